@@ -1,0 +1,5 @@
+"""`python -m klinesync` is the same as the `klinesync` command."""
+
+from klinesync.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The vocabulary: series, timeframes, candles, splice, errors. Pure, standard library only."""

@@ -1,0 +1,85 @@
+"""Candle and its checks; Closed and Forming are different types, so that a forming candle cannot be stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import NamedTuple
+
+from klinesync.core.errors import BadCandle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+
+
+class Candle(NamedTuple):
+    """One K-line. `time` is the open time in UTC seconds; prices in the quote asset, volume in the base asset."""
+
+    time: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A finished candle, proven final by whoever made this value. The only kind that can be stored."""
+
+    series: SeriesId
+    candle: Candle
+
+
+@dataclass(frozen=True, slots=True)
+class Forming:
+    """A candle in progress: shown, never stored."""
+
+    series: SeriesId
+    candle: Candle
+
+
+def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:
+    """The candle itself when it is sound. Raises `BadCandle` that says which value is wrong and why.
+
+    Whether it lies in the future is not checked here: that needs a clock (`check_not_future`).
+    """
+    time, open_, high, low, close, volume = candle
+    # One chain of comparisons is the whole check for a sound candle: NaN fails every comparison, and an infinite
+    # price or volume fails the last term.
+    if (
+        low <= open_ <= high
+        and low <= close <= high
+        and volume >= 0.0
+        and isfinite(high - low + volume)
+        and timeframe.is_open(time)
+    ):
+        return candle
+    raise BadCandle(time, _why(candle, timeframe))
+
+
+def check_not_future(candle: Candle, timeframe: Timeframe, now: int) -> Candle:
+    """The candle itself when it has ended at `now` (UTC seconds of the exchange). Raises `BadCandle`."""
+    close_time = timeframe.next(candle.time)
+    if close_time > now:
+        raise BadCandle(candle.time, f"it closes at {close_time}, which lies after the exchange's now ({now})")
+    return candle
+
+
+def _why(candle: Candle, timeframe: Timeframe) -> str:
+    for name in ("open", "high", "low", "close", "volume"):
+        value: float = getattr(candle, name)
+        if not isfinite(value):
+            return f"{name} is {value}, not a finite number"
+    if candle.volume < 0:
+        return f"volume {candle.volume} is negative"
+    if candle.high < candle.low:
+        return f"high {candle.high} is below low {candle.low}"
+    for name in ("open", "close"):
+        value = getattr(candle, name)
+        if value > candle.high:
+            return f"high {candle.high} is below {name} {value}"
+        if value < candle.low:
+            return f"low {candle.low} is above {name} {value}"
+    if not timeframe.is_open(candle.time):
+        return f"time is not on the {timeframe} grid; the candle it falls into opens at {timeframe.floor(candle.time)}"
+    return "high, low and volume together are not finite"

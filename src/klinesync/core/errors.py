@@ -1,0 +1,91 @@
+"""One tree of errors. Each has a `code` that clients may branch on, and a message that is a sentence.
+
+`Rejected` is the caller's mistake: nothing was changed. `Transient` is somebody else's trouble: it is
+retried, and visible in health. A broken invariant is neither: it is an assertion, and ends its task.
+"""
+
+
+class KlinesyncError(Exception):
+    """The root. `code` is stable; the message is a sentence for people."""
+
+    code = "internal"
+
+
+class Rejected(KlinesyncError):
+    """The caller's mistake. Nothing was changed."""
+
+    code = "bad_request"
+
+
+class BadSeriesId(Rejected):
+    """A series_id that does not name a series."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        self.text = text
+        self.reason = reason
+        super().__init__(
+            f"series_id {text[:120]!r} {reason}; it is written exchange:market:symbol:timeframe, "
+            "for example binance:spot:BTC/USDT:1m"
+        )
+
+
+class BadTimeframe(Rejected):
+    """A timeframe that is not one of those that Binance and klinesync know."""
+
+    def __init__(self, text: str, known: tuple[str, ...]) -> None:
+        self.text = text
+        super().__init__(f"timeframe {text[:40]!r} is not known; use one of {' '.join(known)}")
+
+
+class BadCandle(Rejected):
+    """A candle that must not get in. `reason` says which value and why."""
+
+    code = "bad_candle"
+
+    def __init__(self, candle_time: object, reason: str) -> None:
+        self.candle_time = candle_time
+        self.reason = reason
+        super().__init__(f"candle at {candle_time} refused: {reason}")
+
+
+class UnknownSeries(Rejected):
+    """No such exchange, market or symbol."""
+
+    code = "unknown_series"
+
+    def __init__(self, series_id: str, reason: str) -> None:
+        self.series_id = series_id
+        super().__init__(f"series {series_id} is unknown: {reason}")
+
+
+class BadFlag(Rejected):
+    """A configuration value that stops the start."""
+
+    code = "bad_flag"
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        super().__init__(f"flag {name}: {reason}")
+
+
+class StoreError(KlinesyncError):
+    """The store cannot be opened or written."""
+
+    code = "store_error"
+
+
+class Transient(KlinesyncError):
+    """Trouble that may pass: retried by its owner, visible in health."""
+
+    code = "transient"
+
+
+class UpstreamError(Transient):
+    """The exchange did not answer, or answered with an error. `status` is HTTP's, 0 when there was none."""
+
+    code = "upstream_error"
+
+    def __init__(self, what: str, status: int = 0, retry_after_s: float | None = None) -> None:
+        self.status = status
+        self.retry_after_s = retry_after_s
+        super().__init__(what)

@@ -1,0 +1,67 @@
+"""SeriesId: the name of one stream of candles."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from klinesync.core.errors import BadSeriesId, BadTimeframe
+from klinesync.core.timeframe import Timeframe
+
+MAX_SERIES_ID_CHARS = 100
+_EXCHANGE = re.compile(r"[a-z][a-z0-9_]*")
+_ASSET = r"[^\W_][\w.\-]*"  # letters and digits of any script (Binance lists such), then . - _ as ccxt has them
+_SYMBOL = re.compile(rf"({_ASSET})/({_ASSET})(?::({_ASSET}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesId:
+    """`{exchange}:{market}:{symbol}:{timeframe}`, for example `binance:futures:BTC/USDT:1m`.
+
+    `symbol` is `BASE/QUOTE`; on futures a settlement asset other than the quote follows as `BASE/QUOTE:SETTLE`.
+    A settlement asset that equals the quote is dropped, so both spellings of a linear contract are one series.
+    """
+
+    exchange: str
+    market: str
+    symbol: str
+    timeframe: Timeframe
+
+    @classmethod
+    def parse(cls, text: str) -> SeriesId:
+        """The series of that name. Raises `BadSeriesId` with the reason."""
+        if len(text) > MAX_SERIES_ID_CHARS:
+            raise BadSeriesId(text, f"is longer than {MAX_SERIES_ID_CHARS} characters")
+        parts = text.split(":")
+        if len(parts) not in (4, 5):
+            raise BadSeriesId(text, "does not have four parts")
+        exchange, market, timeframe = parts[0], parts[1], parts[-1]
+        symbol = ":".join(parts[2:-1])
+        if not _EXCHANGE.fullmatch(exchange):
+            raise BadSeriesId(text, "has no exchange in lower case before the first colon")
+        if market not in ("spot", "futures"):
+            raise BadSeriesId(text, f"has market {market!r}; it is spot or futures")
+        match = _SYMBOL.fullmatch(symbol)
+        if match is None:
+            raise BadSeriesId(text, f"has symbol {symbol!r}; it is written BASE/QUOTE")
+        base, quote, settle = match.groups()
+        if settle is not None and market == "spot":
+            raise BadSeriesId(text, "names a settlement asset, which only futures have")
+        if settle == quote:
+            symbol = f"{base}/{quote}"
+        try:
+            frame = Timeframe.parse(timeframe)
+        except BadTimeframe as error:
+            raise BadSeriesId(text, f"has an unknown timeframe: {error}") from None
+        return cls(exchange, market, symbol, frame)
+
+    def __str__(self) -> str:
+        return f"{self.exchange}:{self.market}:{self.symbol}:{self.timeframe.code}"
+
+    def with_timeframe(self, timeframe: Timeframe) -> SeriesId:
+        """The same symbol in another timeframe."""
+        return replace(self, timeframe=timeframe)
+
+    def candle_id(self, candle_time: int) -> str:
+        """`{series_id}:{candle_time}`."""
+        return f"{self}:{candle_time}"

@@ -1,0 +1,114 @@
+"""Timeframe: the grid of open times of a candle series.
+
+All times are UTC seconds since 1970-01-01. A candle is named by its open time; it covers
+`[open, next(open))`. Fixed timeframes sit on `offset + k * step`; months follow the calendar.
+"""
+
+from __future__ import annotations
+
+from calendar import timegm
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from klinesync.core.errors import BadTimeframe
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Timeframe:
+    """One of the fifteen timeframes. Get it with `Timeframe.parse("5m")`; equal codes are equal objects.
+
+    `step_s` is the length in seconds, 0 for the calendar month. `offset_s` shifts the grid: weeks start on
+    Monday (1970-01-05), three-day candles on days = 1 mod 3 since 1970-01-01, as Binance's do.
+    """
+
+    code: str
+    step_s: int
+    offset_s: int = 0
+
+    known: ClassVar[dict[str, Timeframe]] = {}
+
+    @classmethod
+    def parse(cls, text: str) -> Timeframe:
+        """The timeframe of that code. Raises `BadTimeframe`. Codes are case-sensitive: `1m` and `1M` differ."""
+        found = cls.known.get(text)
+        if found is None:
+            raise BadTimeframe(text, tuple(cls.known))
+        return found
+
+    def __str__(self) -> str:
+        return self.code
+
+    @property
+    def seconds(self) -> int:
+        """Nominal length in seconds; a month counts as 30 days. For display and rough sizes only."""
+        return self.step_s or 30 * DAY_S
+
+    def floor(self, time: int) -> int:
+        """The open time of the candle that `time` falls into."""
+        if self.step_s:
+            return time - (time - self.offset_s) % self.step_s
+        return _month_open(_month_of(time))
+
+    def is_open(self, time: int) -> bool:
+        """Whether `time` is on the grid."""
+        return self.floor(time) == time
+
+    def next(self, open_time: int) -> int:
+        """The open time after `open_time`, which is also the close of the candle at `open_time` (exclusive)."""
+        if self.step_s:
+            return open_time + self.step_s
+        return _month_open(_month_of(open_time) + 1)
+
+    def shift(self, open_time: int, count: int) -> int:
+        """The open time `count` candles later; earlier when negative."""
+        if self.step_s:
+            return open_time + count * self.step_s
+        return _month_open(_month_of(open_time) + count)
+
+    def count(self, first: int, end: int) -> int:
+        """How many candles open in `[first, end)`; both on the grid. 0 when `end <= first`."""
+        if end <= first:
+            return 0
+        if self.step_s:
+            return (end - first) // self.step_s
+        return _month_of(end) - _month_of(first)
+
+    def latest_closed(self, now: int) -> int:
+        """The open time of the newest candle that has ended at `now`."""
+        return self.shift(self.floor(now), -1)
+
+
+def _month_of(time: int) -> int:
+    """Months since year 0 of the month that `time` falls into."""
+    moment = datetime.fromtimestamp(time, UTC)
+    return moment.year * 12 + moment.month - 1
+
+
+def _month_open(month: int) -> int:
+    year, zero_based = divmod(month, 12)
+    return timegm((year, zero_based + 1, 1, 0, 0, 0))
+
+
+Timeframe.known.update(
+    (frame.code, frame)
+    for frame in (
+        Timeframe("1m", 60),
+        Timeframe("3m", 180),
+        Timeframe("5m", 300),
+        Timeframe("15m", 900),
+        Timeframe("30m", 1800),
+        Timeframe("1h", 3600),
+        Timeframe("2h", 7200),
+        Timeframe("4h", 14_400),
+        Timeframe("6h", 21_600),
+        Timeframe("8h", 28_800),
+        Timeframe("12h", 43_200),
+        Timeframe("1d", DAY_S),
+        Timeframe("3d", 3 * DAY_S, DAY_S),
+        Timeframe("1w", 7 * DAY_S, 4 * DAY_S),
+        Timeframe("1M", 0),
+    )
+)
