@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import documentation
 import loopback_only
 import pyarrow.feather
 import pytest
@@ -27,32 +27,11 @@ class Freqtrade:
         self.directory = directory
         self.refused = directory / "refused-addresses.txt"
         self.config = directory / "config.json"
-        pointed = {
-            "urls": {
-                "api": {
-                    "public": f"{exchange.http_url}/api/v3",
-                    "fapiPublic": f"{exchange.http_url}/fapi/v1",
-                    "fapiPublicV2": f"{exchange.http_url}/fapi/v2",
-                }
-            },
-            "options": {"fetchMarkets": {"types": ["spot" if market is SPOT else "linear"]}},
-        }
-        settings: dict[str, Any] = {
-            "dry_run": True,
-            "stake_currency": "USDT",
-            "trading_mode": "spot" if market is SPOT else "futures",
-            "exchange": {
-                "name": "binance",
-                # Without this, history older than a day comes from the archive site.
-                "only_from_ccxt": True,
-                "enable_ws": False,
-                "ccxt_config": pointed,
-                "pair_whitelist": PAIRS[market],
-            },
-            "pairlists": [{"method": "StaticPairList"}],
-        }
+        settings = json.loads(documentation.pointed(documentation.blocks("json")[0], exchange))
+        settings["exchange"]["pair_whitelist"] = PAIRS[market]
         if market is USDM:
-            settings["margin_mode"] = "isolated"
+            settings |= {"trading_mode": "futures", "margin_mode": "isolated"}
+            settings["exchange"]["ccxt_config"]["options"]["fetchMarkets"]["types"] = ["linear"]
         self.config.write_text(json.dumps(settings))
 
     def run(self, *arguments: str) -> str:
