@@ -1,0 +1,307 @@
+// CandleChart: draws a SeriesStore. Changes wait for the next frame and go in together: a few bars as updates,
+// many as one setData.
+
+import {
+  type CandlestickData,
+  CandlestickSeries,
+  ColorType,
+  createChart,
+  createSeriesMarkers,
+  CrosshairMode,
+  type HistogramData,
+  HistogramSeries,
+  type IChartApi,
+  type IPriceLine,
+  type ISeriesApi,
+  type ISeriesMarkersPluginApi,
+  LineStyle,
+  type Time,
+  type UTCTimestamp,
+} from "lightweight-charts";
+import { formatPrice, formatTime, priceDecimals } from "./format.ts";
+import { type Bar, type Change, mergeChanges, SeriesStore } from "./store.ts";
+import type { Palette } from "./theme.ts";
+
+/** More changed bars than this are drawn with one setData. */
+const MOST_UPDATES = 100;
+/** More holes than this are marked without their counts. */
+const MOST_LABELS = 40;
+/** Candles whose prices decide how many decimals are shown. */
+const PRECISION_SAMPLE = 500;
+/** Ask for older candles when fewer than this many lie left of the view. */
+const LOAD_AHEAD = 200;
+const NO_CHANGE: Change = { kind: "none" };
+
+export interface ChartEvents {
+  /** The bar under the crosshair; null when it is off the candles. */
+  pointed(time: number | null): void;
+  /** The reader nears the oldest candle. */
+  nearStart(): void;
+  /** Whether the newest candle is in view. */
+  atEnd(atEnd: boolean): void;
+  /** A frame was drawn from the store. */
+  drawn(): void;
+}
+
+export class CandleChart {
+  readonly #chart: IChartApi;
+  readonly #candles: ISeriesApi<"Candlestick">;
+  readonly #volume: ISeriesApi<"Histogram">;
+  readonly #markers: ISeriesMarkersPluginApi<Time>;
+  readonly #lastPrice: IPriceLine;
+
+  #store = new SeriesStore("1m");
+  #pending: Change = NO_CHANGE;
+  #frame = 0;
+  #fresh = true;
+  #drawnLast = Number.NEGATIVE_INFINITY;
+  #gapsShown = "";
+  #decimals = 2;
+  #stale = false;
+  #atEnd = true;
+
+  constructor(
+    element: HTMLElement,
+    private palette: Palette,
+    private readonly events: ChartEvents,
+  ) {
+    this.#chart = createChart(element, {
+      autoSize: true,
+      crosshair: { mode: CrosshairMode.Normal },
+      rightPriceScale: { borderVisible: false, scaleMargins: { top: 0.14, bottom: 0.22 }, minimumWidth: 64 },
+      timeScale: {
+        borderVisible: false,
+        timeVisible: true,
+        secondsVisible: false,
+        rightOffset: 6,
+        barSpacing: 8,
+        minBarSpacing: 0.4,
+      },
+      localization: {
+        locale: "en-GB",
+        priceFormatter: (price: number) => formatPrice(price, this.#decimals),
+        timeFormatter: (time: Time) => formatTime(Number(time), this.#store.timeframe),
+      },
+    });
+    this.#volume = this.#chart.addSeries(HistogramSeries, {
+      priceScaleId: "volume",
+      priceFormat: { type: "volume" },
+      lastValueVisible: false,
+      priceLineVisible: false,
+    });
+    this.#chart.priceScale("volume").applyOptions({ scaleMargins: { top: 0.84, bottom: 0 } });
+    this.#candles = this.#chart.addSeries(CandlestickSeries, { priceLineVisible: false, lastValueVisible: false });
+    this.#lastPrice = this.#candles.createPriceLine({
+      price: 0,
+      lineVisible: false,
+      axisLabelVisible: false,
+      lineWidth: 1,
+      lineStyle: LineStyle.Dotted,
+      title: "",
+    });
+    this.#markers = createSeriesMarkers(this.#candles, []);
+    this.setPalette(palette);
+
+    this.#chart.subscribeCrosshairMove(({ time }) => this.events.pointed(time === undefined ? null : Number(time)));
+    this.#chart.timeScale().subscribeVisibleLogicalRangeChange((range) => {
+      if (range === null) return;
+      if (range.from < LOAD_AHEAD && this.#store.count > 0 && !this.#fresh) this.events.nearStart();
+      const atEnd = range.to >= this.#bars() - 1;
+      if (atEnd !== this.#atEnd) {
+        this.#atEnd = atEnd;
+        this.events.atEnd(atEnd);
+      }
+    });
+  }
+
+  /** Decimals that prices of this series are shown with. */
+  get decimals(): number {
+    return this.#decimals;
+  }
+
+  /** Draw this store from now on, from its newest candle. */
+  show(store: SeriesStore): void {
+    this.#store = store;
+    this.#fresh = true;
+    this.#decimals = 2;
+    this.changed({ kind: "reset" });
+  }
+
+  /** Draw what has changed, with the next frame. */
+  changed(change: Change): void {
+    this.#pending = mergeChanges(this.#pending, change);
+    if (this.#frame === 0) this.#frame = requestAnimationFrame(() => this.#draw());
+  }
+
+  /** Grey what is still forming: it is not being told to us any more. */
+  setStale(stale: boolean): void {
+    if (stale === this.#stale) return;
+    this.#stale = stale;
+    const { last } = this.#store;
+    if (last !== null) this.changed({ kind: "tail", from: last.candle.time });
+  }
+
+  setPalette(palette: Palette): void {
+    this.palette = palette;
+    const rem = Number.parseFloat(getComputedStyle(document.documentElement).fontSize);
+    const line = { color: palette.crosshair, labelBackgroundColor: palette.crosshairLabel, style: LineStyle.Dashed };
+    this.#chart.applyOptions({
+      layout: {
+        background: { type: ColorType.Solid, color: palette.background },
+        textColor: palette.text,
+        fontFamily: getComputedStyle(document.body).fontFamily,
+        fontSize: Math.round(rem * 0.72),
+      },
+      grid: { vertLines: { color: palette.grid }, horzLines: { color: palette.grid } },
+      crosshair: { vertLine: { ...line, width: 1 }, horzLine: { ...line, width: 1 } },
+    });
+    this.#candles.applyOptions({
+      upColor: palette.up,
+      downColor: palette.down,
+      borderUpColor: palette.up,
+      borderDownColor: palette.down,
+      wickUpColor: palette.up,
+      wickDownColor: palette.down,
+    });
+    this.#gapsShown = "";
+    this.changed({ kind: "reset" });
+  }
+
+  goToEnd(): void {
+    this.#chart.timeScale().scrollToRealTime();
+  }
+
+  goToStart(): void {
+    this.goToBar(0);
+  }
+
+  /** Bring the candle at `time` into the middle of the view. */
+  goToTime(time: number): void {
+    this.goToBar(this.#bars() - this.#store.barsFrom(time).length);
+  }
+
+  /** By a part of the visible width; negative is back in time. */
+  scroll(part: number): void {
+    const range = this.#chart.timeScale().getVisibleLogicalRange();
+    if (range === null) return;
+    const by = Math.sign(part) * Math.max(1, Math.abs(part) * (range.to - range.from));
+    this.#chart.timeScale().setVisibleLogicalRange({ from: range.from + by, to: range.to + by });
+  }
+
+  /** The visible width times `factor`; the right edge stays. */
+  zoom(factor: number): void {
+    const range = this.#chart.timeScale().getVisibleLogicalRange();
+    if (range === null) return;
+    const width = Math.max(10, (range.to - range.from) * factor);
+    this.#chart.timeScale().setVisibleLogicalRange({ from: range.to - width, to: range.to });
+  }
+
+  private goToBar(index: number): void {
+    const range = this.#chart.timeScale().getVisibleLogicalRange();
+    if (range === null) return;
+    const half = (range.to - range.from) / 2;
+    this.#chart.timeScale().setVisibleLogicalRange({ from: index - half, to: index + half });
+  }
+
+  #bars(): number {
+    const { lastForming, lastClosed } = this.#store;
+    return this.#store.count + (lastForming === null ? 0 : this.#store.barsFrom((lastClosed ?? -1) + 1).length);
+  }
+
+  #draw(): void {
+    this.#frame = 0;
+    const change = this.#pending;
+    this.#pending = NO_CHANGE;
+    const store = this.#store;
+    if (change.kind === "reset") this.#drawAll(store.barsFrom(0));
+    else if (change.kind === "tail") this.#drawTail(change.from);
+    this.#drawLastPrice();
+    this.#drawGaps();
+    this.events.drawn();
+  }
+
+  #drawAll(bars: Bar[]): void {
+    this.#showPrecision(bars.slice(-PRECISION_SAMPLE));
+    this.#candles.setData(bars.map((bar) => this.#candleOf(bar)));
+    this.#volume.setData(bars.map((bar) => this.#volumeOf(bar)));
+    this.#drawnLast = bars.at(-1)?.candle.time ?? Number.NEGATIVE_INFINITY;
+    if (this.#fresh && bars.length > 0) {
+      this.#chart.timeScale().resetTimeScale();
+      this.#chart.priceScale("right").applyOptions({ autoScale: true });
+      this.#fresh = false;
+    }
+  }
+
+  #drawTail(from: number): void {
+    const bars = this.#store.barsFrom(from);
+    if (bars.length > MOST_UPDATES || this.#fresh) {
+      this.#drawAll(this.#store.barsFrom(0));
+      return;
+    }
+    this.#showPrecision(bars);
+    for (const bar of bars) {
+      const behind = bar.candle.time < this.#drawnLast;
+      this.#candles.update(this.#candleOf(bar), behind);
+      this.#volume.update(this.#volumeOf(bar), behind);
+      if (!behind) this.#drawnLast = bar.candle.time;
+    }
+  }
+
+  /** More decimals when these prices need them; never fewer, so that the scale does not flicker. */
+  #showPrecision(bars: Bar[]): void {
+    const decimals = priceDecimals(bars.map((bar) => bar.candle));
+    if (decimals <= this.#decimals && !this.#fresh) return;
+    this.#decimals = decimals;
+    this.#candles.applyOptions({ priceFormat: { type: "price", precision: decimals, minMove: 10 ** -decimals } });
+  }
+
+  #candleOf({ candle, forming }: Bar): CandlestickData<UTCTimestamp> {
+    const { open, high, low, close } = candle;
+    const point = { time: candle.time as UTCTimestamp, open, high, low, close };
+    if (!forming) return point;
+    const { palette } = this;
+    if (this.#stale) {
+      return { ...point, color: palette.staleBody, borderColor: palette.stale, wickColor: palette.stale };
+    }
+    return { ...point, color: close >= open ? palette.upForming : palette.downForming };
+  }
+
+  #volumeOf({ candle, forming }: Bar): HistogramData<UTCTimestamp> {
+    const { palette } = this;
+    const colour = candle.close >= candle.open ? palette.upVolume : palette.downVolume;
+    return {
+      time: candle.time as UTCTimestamp,
+      value: candle.volume,
+      color: forming && this.#stale ? palette.staleBody : colour,
+    };
+  }
+
+  #drawLastPrice(): void {
+    const { last } = this.#store;
+    if (last === null) {
+      this.#lastPrice.applyOptions({ lineVisible: false, axisLabelVisible: false });
+      return;
+    }
+    const { close, open } = last.candle;
+    const moving = close >= open ? this.palette.up : this.palette.down;
+    const color = this.#stale ? this.palette.stale : moving;
+    this.#lastPrice.applyOptions({ price: close, color, axisLabelColor: color, lineVisible: true, axisLabelVisible: true });
+  }
+
+  #drawGaps(): void {
+    const { gaps } = this.#store;
+    const shown = gaps.map((gap) => `${gap.to}:${gap.missing}:${gap.state}`).join();
+    if (shown === this.#gapsShown) return;
+    this.#gapsShown = shown;
+    this.#markers.setMarkers(
+      gaps.map((gap) => ({
+        time: gap.to as UTCTimestamp,
+        position: "belowBar",
+        shape: "circle",
+        size: 0.5,
+        color: this.palette.gap,
+        text: gaps.length > MOST_LABELS ? "" : `${gap.missing} missing`,
+      })),
+    );
+  }
+}

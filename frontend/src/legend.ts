@@ -1,0 +1,80 @@
+// Legend: the newest price, and the values of the candle under the crosshair (or of the newest one).
+
+import { element } from "./dom.ts";
+import { formatChange, formatCount, formatPrice, formatTime, formatTimeNear, formatVolume } from "./format.ts";
+import { nextOpen } from "./series.ts";
+import type { Gap, SeriesStore } from "./store.ts";
+
+const GAP_STATES: Readonly<Record<Gap["state"], string>> = {
+  unknown: "not yet explained",
+  healing: "being fetched",
+  confirmed_empty: "the exchange has none",
+};
+
+/** `3 candles missing before this one, 14:03 to 14:06: being fetched`. */
+export function describeGap(gap: Gap, timeframe: string): string {
+  const from = formatTime(gap.from, timeframe);
+  const count = gap.missing === 1 ? "1 candle is" : `${formatCount(gap.missing)} candles are`;
+  return `${count} missing from ${from} to ${formatTimeNear(gap.to, timeframe, gap.from)}: ${GAP_STATES[gap.state]}`;
+}
+
+export class Legend {
+  readonly #root = element("legend", HTMLElement);
+  readonly #price = element("price", HTMLSpanElement);
+  readonly #priceChange = element("price-change", HTMLSpanElement);
+  readonly #badge = element("badge", HTMLSpanElement);
+  readonly #time = element("legend-time", HTMLSpanElement);
+  readonly #open = element("value-open", HTMLElement);
+  readonly #high = element("value-high", HTMLElement);
+  readonly #low = element("value-low", HTMLElement);
+  readonly #close = element("value-close", HTMLElement);
+  readonly #volume = element("value-volume", HTMLElement);
+  readonly #change = element("value-change", HTMLElement);
+  readonly #gap = element("legend-gap", HTMLParagraphElement);
+
+  /** `pointed` is the open time under the crosshair, null for none. `stale`: forming values are not being told. */
+  show(store: SeriesStore, pointed: number | null, decimals: number, stale: boolean): void {
+    const { last } = store;
+    this.#root.hidden = last === null;
+    if (last === null) return;
+    const newest = store.barAt(last.candle.time);
+    const shown = (pointed === null ? null : store.barAt(pointed)) ?? newest;
+    if (newest === null || shown === null) return;
+
+    this.#root.dataset["stale"] = String(stale && last.forming);
+    set(this.#price, formatPrice(last.candle.close, decimals));
+    const move = formatChange(newest.previousClose, last.candle.close);
+    set(this.#priceChange, move ?? "");
+    this.#price.dataset["direction"] = direction(newest.previousClose ?? last.candle.open, last.candle.close);
+
+    const { candle, forming } = shown.bar;
+    const { timeframe } = store;
+    const kind = forming ? (stale ? "stale" : "forming") : "closed";
+    set(this.#badge, kind);
+    this.#badge.dataset["kind"] = kind;
+    const closes = nextOpen(timeframe, candle.time);
+    const until = forming ? `, closes ${formatTimeNear(closes, timeframe, candle.time)}` : "";
+    set(this.#time, `${formatTime(candle.time, timeframe)}${until}`);
+    set(this.#open, formatPrice(candle.open, decimals));
+    set(this.#high, formatPrice(candle.high, decimals));
+    set(this.#low, formatPrice(candle.low, decimals));
+    set(this.#close, formatPrice(candle.close, decimals));
+    set(this.#volume, formatVolume(candle.volume));
+    set(this.#change, formatChange(shown.previousClose, candle.close) ?? "");
+    this.#change.dataset["direction"] = direction(shown.previousClose ?? candle.open, candle.close);
+    this.#root.dataset["direction"] = direction(candle.open, candle.close);
+
+    const gap = forming ? null : store.gapBefore(candle.time);
+    this.#gap.hidden = gap === null;
+    if (gap !== null) set(this.#gap, describeGap(gap, timeframe));
+  }
+}
+
+function direction(from: number, to: number): "up" | "down" {
+  return to >= from ? "up" : "down";
+}
+
+/** Touch the page only where the text differs. */
+function set(target: HTMLElement, text: string): void {
+  if (target.textContent !== text) target.textContent = text;
+}
