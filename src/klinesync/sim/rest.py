@@ -1,0 +1,466 @@
+"""What the exchange answers to a REST request: a function of the request and the time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import msgspec
+
+from klinesync.core.errors import BadTimeframe
+from klinesync.core.timeframe import Timeframe
+from klinesync.sim.dice import dice_key, unit
+from klinesync.sim.exchange import Grid, Listing, SimExchange
+from klinesync.sim.exchange_info import ExchangeInfo
+from klinesync.sim.limits import WeightLimit
+from klinesync.sim.tape import MINUTE_S, Market, Row
+from klinesync.sim.wire import error_body, kline_rows, price_rows
+
+_FUNDING_S = 8 * 3600
+_MICRO_FROM = 10**14  # a time argument at or above it is microseconds
+_NUMBER = re.compile(r"[0-9]{1,20}")
+_SPOT_SYMBOL = re.compile(r"(?:(?![a-z])[\w\-.]){1,50}")
+_SYMBOL_RANGE = r"^[\w\-._&&[^a-z]]{1,50}$"
+_SYMBOLS_RANGE = r'^\[("[\w\-._&&[^a-z]]{1,50}"(,"[\w\-._&&[^a-z]]{1,50}"){0,}){0,1}\]$'
+_TIME_ZONE = re.compile(r"([+-]?)(\d\d?)(?::([0-5]\d))?")
+_CONTRACT_TYPES = ("PERPETUAL", "CURRENT_QUARTER", "NEXT_QUARTER", "CURRENT_MONTH", "NEXT_MONTH", "TRADIFI_PERPETUAL")
+
+
+@dataclass(frozen=True, slots=True)
+class RestRequest:
+    """A GET below `/api/v3` or `/fapi/v1`. `path` is what follows that; `micro` when the client asked for
+    microseconds by header."""
+
+    market: Market
+    path: str
+    params: Mapping[str, str]
+    address: str
+    micro: bool = False
+    wants_html: bool = False
+
+
+@dataclass(slots=True)
+class RestAnswer:
+    """What goes back."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class _Refused(Exception):
+    """A request that the exchange answers with an error."""
+
+    def __init__(self, code: int, message: str, status: int = 400) -> None:
+        self.code = code
+        self.status = status
+        self.message = message
+        super().__init__(message)
+
+
+def _missing(name: str) -> NoReturn:
+    raise _Refused(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
+
+
+def _illegal(name: str, legal: str) -> NoReturn:
+    raise _Refused(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{legal}'.")
+
+
+class RestApi:
+    """The REST side of both markets."""
+
+    def __init__(self, exchange: SimExchange) -> None:
+        self._exchange = exchange
+        self._info: dict[Market, ExchangeInfo] = {
+            "spot": ExchangeInfo("spot", exchange.spot),
+            "futures": ExchangeInfo("futures", exchange.futures),
+        }
+        self.weights: dict[Market, WeightLimit] = {"spot": WeightLimit("spot"), "futures": WeightLimit("futures")}
+        self._answered = 0
+        self._uuid = dice_key(exchange.seed, "uuid")
+        self._funding = dice_key(exchange.seed, "funding")
+        spot: dict[str, _Endpoint] = {
+            "ping": _Endpoint(_one, lambda _request, _now_ms: b"{}"),
+            "time": _Endpoint(_one, self._time),
+            "exchangeInfo": _Endpoint(lambda _params: 20, self._exchange_info),
+            "klines": _Endpoint(lambda _params: 2, self._klines),
+            "uiKlines": _Endpoint(lambda _params: 2, self._klines),
+            "ticker/24hr": _Endpoint(_spot_ticker_weight, self._tickers),
+            "ticker/price": _Endpoint(lambda params: 2 if "symbol" in params else 4, self._prices),
+            "ticker/bookTicker": _Endpoint(lambda params: 2 if "symbol" in params else 4, self._books),
+        }
+        futures: dict[str, _Endpoint] = {
+            "ping": _Endpoint(_one, lambda _request, _now_ms: b"{}"),
+            "time": _Endpoint(_one, self._time),
+            "exchangeInfo": _Endpoint(_one, self._exchange_info),
+            "klines": _Endpoint(_futures_kline_weight, self._klines),
+            "continuousKlines": _Endpoint(_futures_kline_weight, self._continuous_klines),
+            "markPriceKlines": _Endpoint(_futures_kline_weight, self._mark_klines),
+            "indexPriceKlines": _Endpoint(_futures_kline_weight, self._index_klines),
+            "fundingRate": _Endpoint(_one, self._funding_rates),
+            "fundingInfo": _Endpoint(lambda _params: 0, self._funding_info),
+            "premiumIndex": _Endpoint(lambda params: 1 if "symbol" in params else 10, self._premium_index),
+            "ticker/24hr": _Endpoint(lambda params: 1 if "symbol" in params else 40, self._tickers),
+            "ticker/price": _Endpoint(lambda params: 1 if "symbol" in params else 2, self._prices),
+            "ticker/bookTicker": _Endpoint(lambda params: 2 if "symbol" in params else 5, self._books),
+        }
+        self._endpoints: dict[Market, dict[str, _Endpoint]] = {"spot": spot, "futures": futures}
+
+    def answer(self, request: RestRequest, now_ms: int) -> RestAnswer:
+        """The answer at `now_ms`, with the weight counted and told."""
+        endpoint = self._endpoints[request.market].get(request.path)
+        if endpoint is None:
+            return _not_found(request)
+        limit = self.weights[request.market]
+        refusal = limit.charge(request.address, endpoint.weight(request.params), now_ms)
+        if refusal is not None:
+            answer = RestAnswer(refusal.status, error_body(-1003, refusal.message))
+            answer.headers["Retry-After"] = str(refusal.retry_after_s)
+        else:
+            try:
+                answer = RestAnswer(200, endpoint.answer(request, now_ms))
+            except _Refused as refused:
+                answer = RestAnswer(refused.status, error_body(refused.code, refused.message))
+        used = str(limit.used(request.address, now_ms))
+        answer.headers["X-MBX-USED-WEIGHT-1M"] = used
+        if request.market == "spot":
+            answer.headers["X-MBX-USED-WEIGHT"] = used
+            answer.headers["x-mbx-uuid"] = self._next_uuid()
+        return answer
+
+    def weight_used(self, now_ms: int) -> int:
+        """Weight used by everybody on both markets in the present minute."""
+        return sum(limit.total(now_ms) for limit in self.weights.values())
+
+    def warm_tickers(self, request: RestRequest, now_ms: int) -> Iterator[None]:
+        """Work out in small steps what an answer about all symbols will need, so that the answer itself is short."""
+        if request.path.startswith("ticker/") and "symbol" not in request.params:
+            for listing in self._exchange.listings(request.market).values():
+                listing.day(now_ms)
+                yield
+
+    def _next_uuid(self) -> str:
+        self._answered += 1
+        text = f"{dice_key(self._uuid, self._answered):016x}{dice_key(self._answered, self._uuid):016x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    # parameters
+
+    def _listing(self, request: RestRequest, name: str = "symbol") -> Listing:
+        text = request.params.get(name, "")
+        if not text:
+            _missing(name)
+        return self._named(request, text, name)
+
+    def _named(self, request: RestRequest, text: str, parameter: str) -> Listing:
+        if request.market == "futures":
+            text = text.upper()
+        listing = self._exchange.listings(request.market).get(text)
+        if listing is None:
+            if request.market == "spot" and _SPOT_SYMBOL.fullmatch(text) is None:
+                _illegal(parameter, _SYMBOL_RANGE)
+            raise _Refused(-1121, "Invalid symbol.")
+        return listing
+
+    def _grid(self, request: RestRequest) -> Grid:
+        text = request.params.get("interval", "")
+        if not text:
+            _missing("interval")
+        try:
+            timeframe = Timeframe.parse(text)
+        except BadTimeframe:
+            raise _Refused(-1120, "Invalid interval.") from None
+        zone = request.params.get("timeZone", "0") if request.market == "spot" else "0"
+        return Grid(timeframe, _zone_s(zone))
+
+    def _span(self, request: RestRequest) -> tuple[int | None, int | None]:
+        """startTime and endTime in milliseconds."""
+        start, end = (_time_ms(request, name) for name in ("startTime", "endTime"))
+        if request.market == "futures" and start is not None and end is not None and start > end:
+            raise _Refused(-1023, "Start time is greater than end time.")
+        return start, end
+
+    # endpoints
+
+    def _time(self, request: RestRequest, now_ms: int) -> bytes:
+        return b'{"serverTime":%d}' % (now_ms * 1000 if request.micro else now_ms)
+
+    def _exchange_info(self, request: RestRequest, now_ms: int) -> bytes:
+        info = self._info[request.market]
+        if request.market == "futures":
+            return info.body(now_ms)
+        names = self._names(request)
+        if "symbolStatus" in request.params and names is None and request.params["symbolStatus"] != "TRADING":
+            names = ()
+        return info.body(now_ms * 1000 if request.micro else now_ms, names)
+
+    def _klines(self, request: RestRequest, now_ms: int) -> bytes:
+        listing = self._listing(request)
+        return self._rows(request, listing, now_ms)
+
+    def _continuous_klines(self, request: RestRequest, now_ms: int) -> bytes:
+        listing = self._listing(request, "pair")
+        contract = request.params.get("contractType", "")
+        if not contract:
+            _missing("contractType")
+        if contract not in _CONTRACT_TYPES:
+            raise _Refused(-4104, "Invalid contract type.")
+        if contract != "PERPETUAL":
+            return b"[]"  # no delivery contracts are listed here
+        return self._rows(request, listing, now_ms)
+
+    def _rows(self, request: RestRequest, listing: Listing, now_ms: int) -> bytes:
+        grid = self._grid(request)
+        start_ms, end_ms = self._span(request)
+        rows = listing.klines(grid, start_ms, end_ms, _limit(request, 500, 1500), now_ms)
+        return kline_rows(listing, grid, rows, micro=request.micro and request.market == "spot")
+
+    def _mark_klines(self, request: RestRequest, now_ms: int) -> bytes:
+        return self._price_rows(request, self._listing(request), now_ms)
+
+    def _index_klines(self, request: RestRequest, now_ms: int) -> bytes:
+        return self._price_rows(request, self._listing(request, "pair"), now_ms)
+
+    def _price_rows(self, request: RestRequest, listing: Listing, now_ms: int) -> bytes:
+        grid = self._grid(request)
+        start_ms, end_ms = self._span(request)
+        return price_rows(listing, grid, listing.klines(grid, start_ms, end_ms, _limit(request, 500, 1500), now_ms))
+
+    def _funding_rates(self, request: RestRequest, now_ms: int) -> bytes:
+        start_ms, end_ms = self._span(request)
+        limit = _limit(request, 100, 1000)
+        if "symbol" in request.params:
+            listings = [self._listing(request)]
+        else:
+            listings = list(self._exchange.futures.values())
+            start_ms, end_ms, limit = None, None, 1
+        now_s = now_ms // 1000
+        found: list[dict[str, object]] = []
+        for listing in listings:
+            first = -(-listing.tape.first_s // _FUNDING_S)
+            last = now_s // _FUNDING_S
+            if end_ms is not None:
+                last = min(last, end_ms // 1000 // _FUNDING_S)
+            if start_ms is not None:
+                first = max(first, -(-start_ms // (_FUNDING_S * 1000)))
+                last = min(last, first + limit - 1)
+            else:
+                first = max(first, last - limit + 1)
+            found.extend(self._funding_at(listing, turn) for turn in range(first, last + 1))
+        return msgspec.json.encode(found)
+
+    def _funding_at(self, listing: Listing, turn: int) -> dict[str, object]:
+        minute = listing.minute(turn * _FUNDING_S - MINUTE_S)
+        return {
+            "symbol": listing.symbol.name,
+            "fundingTime": turn * _FUNDING_S * 1000,
+            "fundingRate": f"{self._rate(listing, turn):.8f}",
+            "markPrice": "" if minute is None else f"{minute.close:.8f}",
+        }
+
+    def _rate(self, listing: Listing, turn: int) -> float:
+        return (unit(dice_key(self._funding, listing.symbol.name), turn) - 0.35) * 0.0003
+
+    def _funding_info(self, _request: RestRequest, _now_ms: int) -> bytes:
+        return b"[]"  # lists only symbols with unusual terms; here are none
+
+    def _premium_index(self, request: RestRequest, now_ms: int) -> bytes:
+        if "symbol" in request.params:
+            return msgspec.json.encode(self._premium_of(self._listing(request), now_ms))
+        return msgspec.json.encode([self._premium_of(one, now_ms) for one in self._exchange.futures.values()])
+
+    def _premium_of(self, listing: Listing, now_ms: int) -> dict[str, object]:
+        day = listing.day(now_ms)
+        price = f"{0.0 if day is None else day.close:.8f}"
+        turn = now_ms // 1000 // _FUNDING_S
+        return {
+            "symbol": listing.symbol.name,
+            "markPrice": price,
+            "indexPrice": price,
+            "estimatedSettlePrice": price,
+            "lastFundingRate": f"{self._rate(listing, turn):.8f}",
+            "interestRate": "0.00010000",
+            "nextFundingTime": (turn + 1) * _FUNDING_S * 1000,
+            "time": now_ms,
+        }
+
+    def _names(self, request: RestRequest) -> tuple[str, ...] | None:
+        """The symbols that `symbol` or `symbols` asks for; None for all."""
+        one, many = request.params.get("symbol"), request.params.get("symbols")
+        if one is not None and many is not None:
+            raise _Refused(-1128, "Combination of optional parameters invalid.")
+        if one is not None:
+            return (self._listing(request).symbol.name,)
+        if many is None:
+            return None
+        try:
+            names = msgspec.json.decode(many, type=list[str])
+        except msgspec.DecodeError:
+            _illegal("symbols", _SYMBOLS_RANGE)
+        return tuple(self._named(request, name, "symbols").symbol.name for name in names)
+
+    def _tickers(self, request: RestRequest, now_ms: int) -> bytes:
+        mini = False
+        if request.market == "spot":
+            kind = request.params.get("type", "FULL")
+            if kind not in ("FULL", "MINI"):
+                raise _Refused(-1108, f"Parameter 'type' was sent as '{kind}'; use FULL or MINI.")
+            mini = kind == "MINI"
+
+        def ticker(listing: Listing) -> dict[str, object] | None:
+            return _ticker(listing, listing.day(now_ms), now_ms, mini=mini, micro=request.micro)
+
+        return self._of_each(request, ticker)
+
+    def _prices(self, request: RestRequest, now_ms: int) -> bytes:
+        def price(listing: Listing) -> dict[str, object] | None:
+            day = listing.day(now_ms)
+            if day is None:
+                return None
+            body: dict[str, object] = {"symbol": listing.symbol.name, "price": listing.price_text(day.close)}
+            return body | ({"time": now_ms} if request.market == "futures" else {})
+
+        return self._of_each(request, price)
+
+    def _books(self, request: RestRequest, now_ms: int) -> bytes:
+        def book(listing: Listing) -> dict[str, object] | None:
+            day = listing.day(now_ms)
+            if day is None:
+                return None
+            body = {"symbol": listing.symbol.name} | _book(listing, day)
+            return body | ({"time": now_ms} if request.market == "futures" else {})
+
+        return self._of_each(request, book)
+
+    def _of_each(self, request: RestRequest, describe: Callable[[Listing], dict[str, object] | None]) -> bytes:
+        """One object for `symbol`, an array otherwise. A symbol without any trade to tell of is left out."""
+        listings = self._exchange.listings(request.market)
+        if "symbol" in request.params and "symbols" not in request.params:
+            body = describe(self._listing(request))
+            return msgspec.json.encode({} if body is None else body)
+        names = self._names(request) if request.market == "spot" else None
+        chosen = listings.values() if names is None else [listings[name] for name in names]
+        return msgspec.json.encode([body for body in map(describe, chosen) if body is not None])
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    weight: Callable[[Mapping[str, str]], int]
+    answer: Callable[[RestRequest, int], bytes]
+
+
+def _one(_params: Mapping[str, str]) -> int:
+    return 1
+
+
+def _spot_ticker_weight(params: Mapping[str, str]) -> int:
+    if "symbol" in params:
+        return 2
+    if "symbols" in params:
+        count = params["symbols"].count(",") + 1
+        return 2 if count <= 20 else 40 if count <= 100 else 80
+    return 80
+
+
+def _futures_kline_weight(params: Mapping[str, str]) -> int:
+    text = params.get("limit", "500")
+    limit = int(text) if _NUMBER.fullmatch(text) else 500
+    if "limit" not in params:
+        return 5
+    return 1 if limit <= 100 else 2 if limit <= 500 else 5 if limit <= 1000 else 10
+
+
+def _limit(request: RestRequest, default: int, futures_most: int) -> int:
+    text = request.params.get("limit")
+    if text is None:
+        return default
+    if _NUMBER.fullmatch(text) is None:
+        _illegal("limit", "^[0-9]{1,20}$")
+    limit = int(text)
+    if limit == 0 or (request.market == "futures" and limit > futures_most):
+        raise _Refused(-1130, "Data sent for parameter 'limit' is not valid.")
+    return min(limit, 1000) if request.market == "spot" else limit
+
+
+def _time_ms(request: RestRequest, name: str) -> int | None:
+    text = request.params.get(name)
+    if text is None:
+        return None
+    if not text:
+        raise _Refused(-1105, f"Parameter '{name}' was empty.")
+    if _NUMBER.fullmatch(text) is None:
+        _illegal(name, "^[0-9]{1,20}$")
+    value = int(text)
+    if request.market == "spot" and value >= _MICRO_FROM:
+        # A start inside a millisecond lies behind that millisecond.
+        value = -(-value // 1000) if name == "startTime" else value // 1000
+    return min(value, 253_402_300_799_000)
+
+
+def _zone_s(text: str) -> int:
+    match = _TIME_ZONE.fullmatch(text)
+    if match is not None:
+        seconds = int(match[2]) * 3600 + int(match[3] or 0) * 60
+        seconds = -seconds if match[1] == "-" else seconds
+        if -12 * 3600 <= seconds <= 14 * 3600:
+            return seconds
+    raise _Refused(-1130, "Data sent for parameter 'timeZone' is not valid.")
+
+
+def _book(listing: Listing, day: Row) -> dict[str, object]:
+    tick = 10.0**-listing.symbol.price_digits
+    price, volume = listing.price_text, listing.volume_text
+    lot = 10.0**-listing.symbol.volume_digits
+    ask = round(day.close + tick, listing.symbol.price_digits)
+    return {
+        "bidPrice": price(day.close),
+        "bidQty": volume(round(lot * 10, 8)),
+        "askPrice": price(ask),
+        "askQty": volume(round(lot * 10, 8)),
+    }
+
+
+def _ticker(listing: Listing, day: Row | None, now_ms: int, *, mini: bool, micro: bool) -> dict[str, object] | None:
+    if day is None:
+        return None
+    price, volume, quote = listing.price_text, listing.volume_text, listing.quote_text
+    spot = listing.symbol.market == "spot"
+    scale = 1000 if micro and spot else 1
+    whole: dict[str, object] = {
+        "openPrice": price(day.open),
+        "highPrice": price(day.high),
+        "lowPrice": price(day.low),
+        "lastPrice": price(day.close),
+        "volume": volume(day.volume),
+        "quoteVolume": quote(day.quote),
+        "openTime": day.time * 1000 * scale,
+        "closeTime": now_ms * scale,
+        "firstId": day.first_id if day.trades else -1,
+        "lastId": day.first_id + day.trades - 1 if day.trades else -1,
+        "count": day.trades,
+    }
+    if mini:
+        return {"symbol": listing.symbol.name} | whole
+    digits = listing.symbol.price_digits
+    change = round(day.close - day.open, digits)
+    mean = day.quote / day.volume if day.volume else day.close
+    full: dict[str, object] = {
+        "symbol": listing.symbol.name,
+        "priceChange": f"{change:.{listing.symbol.price_text_digits}f}",
+        "priceChangePercent": f"{100.0 * change / day.open:.3f}",
+        "weightedAvgPrice": f"{mean:.{listing.symbol.price_text_digits}f}",
+        "lastQty": volume(round(10.0**-listing.symbol.volume_digits, 8)),
+    }
+    if spot:
+        full |= {"prevClosePrice": price(day.open)} | _book(listing, day)
+    return full | whole
+
+
+def _not_found(request: RestRequest) -> RestAnswer:
+    if request.wants_html:
+        return RestAnswer(404, b"<html><head><title>404 Not Found</title></head></html>", "text/html")
+    prefix = "/api/v3/" if request.market == "spot" else "/fapi/v1/"
+    return RestAnswer(404, error_body(-5000, f"Path {prefix}{request.path}, Method GET is invalid"))

@@ -1,0 +1,433 @@
+"""The simulated exchange as a server: REST and WebSocket on one port, a thin shell around what the rest decides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from klinesync.core.errors import Rejected
+from klinesync.sim.clock import ExchangeClock
+from klinesync.sim.exchange import SimExchange, make_exchange
+from klinesync.sim.feed import KlineFeed
+from klinesync.sim.generator import LISTED_DAYS, generated_tapes
+from klinesync.sim.limits import LIFETIME_MS, MESSAGE_LIMIT, MessageLimit
+from klinesync.sim.recorded import RecordedTape, choose_start, load_recordings
+from klinesync.sim.rest import RestAnswer, RestApi, RestRequest
+from klinesync.sim.session import Answer, Session, parse_route
+from klinesync.sim.streams import Listener, Streams
+from klinesync.sim.tape import Market
+
+log = logging.getLogger(__name__)
+
+MAX_SYMBOLS = 10_000
+PUMP_EVENTS = 500  # most events handed out before others get their turn
+TICK_S = 0.005  # least time between two rounds of the pusher: what falls due meanwhile is written together
+IDLE_S = 0.5
+PATIENT_BYTES = 256 * 1024  # a socket with more than this waiting is slow; catching up waits for it a while
+STALLED_S = 1.0  # a slow socket that takes nothing for so long is not waited for
+MAX_BUFFER_BYTES = 16 * 1024 * 1024  # more than this waiting: cut off
+MAX_MESSAGE_BYTES = 64 * 1024
+CLOSE_S = 2.0
+PING_S: dict[Market, tuple[float, float]] = {"spot": (20.0, 60.0), "futures": (180.0, 600.0)}  # every, patience
+
+
+class BadSimConfig(Rejected):
+    """A configuration that no exchange can be made of."""
+
+    code = "bad_sim_config"
+
+
+@dataclass(frozen=True, slots=True)
+class SimConfig:
+    """What to simulate. `start` is in unix seconds: the exchange's now at the start, in recorded time with `data`."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    speed: float = 1.0
+    data: Path | None = None
+    symbols: int = 20
+    start: int | None = None
+    seed: int = 1
+
+
+def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, int]:
+    """The exchange that the configuration describes, and its now at the start in milliseconds. Raises `Rejected`."""
+    if config.data is not None:
+        recordings = load_recordings(config.data, config.seed)
+        shift_s, now_s = choose_start(recordings, host_now_s, config.start)
+        tapes = [(one.symbol, RecordedTape(one.rows, shift_s)) for one in recordings]
+        return make_exchange(tapes, config.seed, shift_s, "recorded"), int(now_s * 1000)
+    if not 1 <= config.symbols <= MAX_SYMBOLS:
+        raise BadSimConfig(f"symbols is {config.symbols}; the generator makes 1 to {MAX_SYMBOLS} on each market")
+    now_s = host_now_s if config.start is None else float(config.start)
+    if not LISTED_DAYS * 86_400 + 86_400 <= now_s <= 32_503_680_000:
+        raise BadSimConfig(f"start is {now_s:.0f}; use a time in unix seconds between 1970-04-02 and the year 3000")
+    first_s = (int(now_s) // 86_400 - LISTED_DAYS) * 86_400
+    generated = [
+        *generated_tapes("spot", config.symbols, config.seed, first_s),
+        *generated_tapes("futures", config.symbols, config.seed, first_s),
+    ]
+    return make_exchange(generated, config.seed, 0, "generator"), int(now_s * 1000)
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """One WebSocket. Times named `_mono_s` are the host's."""
+
+    number: int
+    socket: web.WebSocketResponse
+    transport: asyncio.Transport
+    path: str
+    listener: Listener
+    limit: MessageLimit
+    opened_ms: int
+    heard_mono_s: float
+    pinged_mono_s: float
+    pings: dict[bytes, float] = field(default_factory=dict)
+    pings_received: int = 0
+    buffered: int = 0
+    drained_mono_s: float = 0.0
+    stalled: bool = False
+    closing: bool = False
+
+
+class SimServer:
+    """The running exchange; `async with` starts and stops it.
+
+    `http_url` and `ws_url` are valid inside. Raises `Rejected` for a configuration that cannot be simulated, and
+    OSError when it cannot listen.
+    """
+
+    def __init__(self, config: SimConfig) -> None:
+        self._config = config
+        exchange, now_ms = build_exchange(config, time.time())
+        self.exchange = exchange
+        self._clock = ExchangeClock(now_ms, time.monotonic(), config.speed)
+        self._api = RestApi(exchange)
+        self._streams = Streams(KlineFeed(exchange))
+        self._connections: dict[Listener, _Connection] = {}
+        self._numbers = count(1)
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runner: web.AppRunner | None = None
+        self._sent_closed = 0
+        self.http_url = ""
+        self.ws_url = ""
+
+    def now_ms(self) -> int:
+        """The exchange's time."""
+        return self._clock.now_ms(time.monotonic())
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=64 * 1024)
+        app.router.add_route("GET", "/sim/state", self._get_state)
+        app.router.add_route("POST", "/sim/clock", self._post_clock)
+        app.router.add_route("POST", "/sim/faults", self._no_faults)
+        app.router.add_route("DELETE", "/sim/faults/{id}", self._no_faults)
+        app.router.add_route("*", "/api/v3/{path:.*}", self._rest_of("spot"))
+        app.router.add_route("*", "/fapi/v1/{path:.*}", self._rest_of("futures"))
+        app.router.add_route("*", "/{path:.*}", self._get_other)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_S)
+        await runner.setup()
+        self._runner = runner
+        try:
+            await web.TCPSite(runner, self._config.host, self._config.port, backlog=1024).start()
+        except OSError:
+            await runner.cleanup()
+            raise
+        port = runner.addresses[0][1]
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        self.http_url = f"http://{host}:{port}"
+        self.ws_url = f"ws://{host}:{port}"
+        self._tasks = [
+            asyncio.create_task(self._push(), name="sim-push"),
+            asyncio.create_task(self._keep_alive(), name="sim-keep-alive"),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(
+            *(self._close(connection, WSCloseCode.GOING_AWAY, "") for connection in list(self._connections.values()))
+        )
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    # REST
+
+    def _rest_of(self, market: Market) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def rest(request: web.Request) -> web.Response:
+            asked = RestRequest(
+                market,
+                request.match_info["path"] if request.method == "GET" else f"{request.match_info['path']}?",
+                dict(request.query),
+                request.remote or "",
+                micro=request.headers.get("X-MBX-TIME-UNIT", "").upper() == "MICROSECOND",
+                wants_html="text/html" in request.headers.get("Accept", ""),
+            )
+            for turn, _ in enumerate(self._api.warm_tickers(asked, self.now_ms())):
+                if turn % 10 == 9:
+                    await asyncio.sleep(0)
+            return self._answer(self._api.answer(asked, self.now_ms()))
+
+        return rest
+
+    def _answer(self, answer: RestAnswer) -> web.Response:
+        """The one way by which REST answers leave: faults of REST act here."""
+        return web.Response(
+            status=answer.status, body=answer.body, content_type=answer.content_type, headers=answer.headers
+        )
+
+    # control
+
+    async def _get_state(self, _request: web.Request) -> web.Response:
+        mono_s = time.monotonic()
+        now_ms = self._clock.now_ms(mono_s)
+        exchange = self.exchange
+        return _json(
+            {
+                "now_ms": now_ms,
+                "speed": self._clock.speed,
+                "paused": self._clock.paused,
+                "shift_s": exchange.shift_s,
+                "seed": exchange.seed,
+                "source": exchange.source,
+                "symbols": sorted(set(exchange.spot) | set(exchange.futures)),
+                "markets": {"spot": list(exchange.spot), "futures": list(exchange.futures)},
+                "connections": [
+                    {
+                        "id": one.number,
+                        "path": one.path,
+                        "market": one.listener.session.route.market,
+                        "live": one.listener.session.route.live,
+                        "streams": len(one.listener.session.names),
+                        "sent": one.listener.sent,
+                        "pings_received": one.pings_received,
+                        "opened_ms": one.opened_ms,
+                        "buffered_bytes": one.transport.get_write_buffer_size(),
+                    }
+                    for one in self._connections.values()
+                ],
+                "rest_weight_used": self._api.weight_used(now_ms),
+                "faults_seen": {},
+            }
+        )
+
+    async def _post_clock(self, request: web.Request) -> web.Response:
+        try:
+            change = msgspec.json.decode(await request.read(), type=_ClockChange)
+        except msgspec.MsgspecError as error:
+            return _json({"detail": f"clock: {error}", "code": "bad_request"}, 422)
+        mono_s = time.monotonic()
+        try:
+            if change.speed is not None:
+                self._clock.set_speed(change.speed, mono_s)
+            if change.advance_s is not None:
+                self._clock.advance(change.advance_s, mono_s)
+        except Rejected as error:
+            return _json({"detail": str(error), "code": error.code}, 422)
+        if change.pause is not None:
+            self._clock.pause(change.pause, mono_s)
+        self._wake.set()
+        return _json({"now_ms": self._clock.now_ms(mono_s), "speed": self._clock.speed, "paused": self._clock.paused})
+
+    async def _no_faults(self, _request: web.Request) -> web.Response:
+        return _json({"detail": "faults are not built yet", "code": "not_built"}, 501)
+
+    # WebSocket
+
+    async def _get_other(self, request: web.Request) -> web.StreamResponse:
+        route = parse_route(request.rel_url.raw_path, request.rel_url.raw_query_string)
+        if route is None:
+            return web.Response(status=404, text="404: Not Found")
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            return web.Response(status=400, text="400: this is a WebSocket address")
+        socket = web.WebSocketResponse(
+            autoping=False, compress=False, timeout=CLOSE_S, max_msg_size=MAX_MESSAGE_BYTES, writer_limit=1 << 30
+        )
+        await socket.prepare(request)
+        transport = request.transport
+        if transport is None:
+            return socket
+        mono_s = time.monotonic()
+        session = Session(route, route.combined)
+        connection = _Connection(
+            number=next(self._numbers),
+            socket=socket,
+            transport=transport,
+            path=request.rel_url.raw_path,
+            listener=Listener(session),
+            limit=MessageLimit(MESSAGE_LIMIT[route.market]),
+            opened_ms=self.now_ms(),
+            heard_mono_s=mono_s,
+            pinged_mono_s=mono_s,
+        )
+        self._connections[connection.listener] = connection
+        try:
+            await self._converse(connection)
+        finally:
+            self._connections.pop(connection.listener, None)
+            self._streams.drop(connection.listener)
+        return socket
+
+    async def _converse(self, connection: _Connection) -> None:
+        session = connection.listener.session
+        if await self._carry_out(connection, session.open()):
+            return
+        async for message in connection.socket:
+            mono_s = time.monotonic()
+            if not connection.limit.count(mono_s):
+                await self._close(connection, WSCloseCode.POLICY_VIOLATION, "Too many requests")
+                return
+            if message.type is WSMsgType.PING:
+                connection.pings_received += 1
+                await connection.socket.pong(message.data)
+            elif message.type is WSMsgType.PONG:
+                if connection.pings.pop(bytes(message.data), None) is not None:
+                    connection.heard_mono_s = mono_s
+                    connection.pings.clear()
+            elif message.type is WSMsgType.TEXT:
+                if await self._carry_out(connection, session.receive(message.data)):
+                    return
+            elif message.type is WSMsgType.BINARY:
+                await self._close(connection, WSCloseCode.UNSUPPORTED_DATA, "")
+                return
+
+    async def _carry_out(self, connection: _Connection, answer: Answer) -> bool:
+        """Do what the answer says; True when the connection is closed by it."""
+        self._streams.carry_out(connection.listener, answer, self.now_ms())
+        self._flush(connection)
+        self._wake.set()
+        if answer.close is not None:
+            await self._close(connection, answer.close[0], answer.close[1])
+            return True
+        return False
+
+    async def _close(self, connection: _Connection, code: int, reason: str) -> None:
+        if connection.closing:
+            return
+        connection.closing = True
+        self._streams.drop(connection.listener)
+        with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
+            # A peer that takes nothing any more cannot be told; it is cut off.
+            async with asyncio.timeout(CLOSE_S):
+                await connection.socket.close(code=code, message=reason.encode())
+                return
+        connection.transport.abort()
+
+    def _flush(self, connection: _Connection) -> None:
+        """Write what waits for this connection, all in one go; cut it off when it does not read."""
+        out = connection.listener.out
+        if not out:
+            return
+        if not (connection.closing or connection.transport.is_closing()):
+            connection.transport.write(b"".join(out))
+            if connection.transport.get_write_buffer_size() > MAX_BUFFER_BYTES:
+                log.warning("connection %d reads too slowly: cut off", connection.number)
+                connection.closing = True
+                connection.transport.abort()
+        out.clear()
+
+    async def _push(self) -> None:
+        loop = asyncio.get_running_loop()
+        streams = self._streams
+        while True:
+            now_ms = self.now_ms()
+            for listener in streams.pump(now_ms, PUMP_EVENTS):
+                self._flush(self._connections[listener])
+            due_ms = streams.next_due_ms()
+            if due_ms is not None and due_ms <= now_ms:
+                await self._wait_for_readers()
+                continue
+            due_mono_s = None if due_ms is None else self._clock.mono_s_at(due_ms)
+            delay_s = IDLE_S if due_mono_s is None else min(IDLE_S, due_mono_s - time.monotonic())
+            self._wake.clear()
+            timer = loop.call_later(max(delay_s, TICK_S), self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+
+    async def _wait_for_readers(self) -> None:
+        """While behind: let every socket take what it was given before there is more; one that takes nothing is
+        not waited for."""
+        await asyncio.sleep(0)
+        while True:
+            mono_s = time.monotonic()
+            waiting = False
+            for connection in self._connections.values():
+                buffered = connection.transport.get_write_buffer_size()
+                if buffered <= PATIENT_BYTES:
+                    connection.stalled = False
+                    connection.drained_mono_s = mono_s
+                elif not connection.stalled:
+                    if buffered < connection.buffered:
+                        connection.drained_mono_s = mono_s
+                    connection.stalled = mono_s - connection.drained_mono_s > STALLED_S
+                    waiting = waiting or not connection.stalled
+                connection.buffered = buffered
+            if not waiting:
+                return
+            await asyncio.sleep(TICK_S)
+
+    async def _keep_alive(self) -> None:
+        """Pings, patience and the end of a connection's day. Pings are about real liveness: they run on the host's
+        clock."""
+        while True:
+            await asyncio.sleep(IDLE_S)
+            mono_s = time.monotonic()
+            now_ms = self._clock.now_ms(mono_s)
+            due_ms = self._streams.next_due_ms()
+            behind = due_ms is not None and due_ms <= now_ms
+            for connection in list(self._connections.values()):
+                if connection.closing:
+                    continue
+                every_s, patience_s = PING_S[connection.listener.session.route.market]
+                if now_ms - connection.opened_ms >= LIFETIME_MS and not behind:
+                    _in_background(self._close(connection, WSCloseCode.OK, ""), f"sim-close-{connection.number}")
+                elif connection.pings and mono_s - connection.heard_mono_s > every_s + patience_s:
+                    _in_background(
+                        self._close(connection, WSCloseCode.POLICY_VIOLATION, "Pong timeout"),
+                        f"sim-close-{connection.number}",
+                    )
+                elif mono_s - connection.pinged_mono_s >= every_s:
+                    payload = str(now_ms).encode()
+                    connection.pinged_mono_s = mono_s
+                    connection.pings[payload] = mono_s
+                    with contextlib.suppress(ConnectionError):  # it is going: its own task sees to that
+                        await connection.socket.ping(payload)
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+def _in_background(work: Awaitable[None], name: str) -> None:
+    async def run() -> None:
+        await work
+
+    task = asyncio.create_task(run(), name=name)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):
+    speed: float | None = None
+    pause: bool | None = None
+    advance_s: float | None = None
+
+
+def _json(body: dict[str, object], status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")

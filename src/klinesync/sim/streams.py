@@ -1,0 +1,129 @@
+"""Who listens to what, and the frames that they get: encoded once for all, no sockets here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from klinesync.sim.feed import Event, KlineFeed, KlineStream, StreamKey
+from klinesync.sim.session import Answer, Session
+from klinesync.sim.wire import combined
+
+
+class Form(NamedTuple):
+    """How a connection wants its events."""
+
+    combined: bool
+    micro: bool
+
+
+@dataclass(eq=False, slots=True)
+class Listener:
+    """A connection as the streams see it: `out` are frames that wait to be written, `sent` counts all of them."""
+
+    session: Session
+    out: list[bytes] = field(default_factory=list)
+    sent: int = 0
+
+    @property
+    def form(self) -> Form:
+        return Form(self.session.combined, self.session.route.micro)
+
+
+@dataclass(slots=True)
+class _Audience:
+    stream: KlineStream
+    by_form: dict[Form, dict[Listener, None]] = field(default_factory=dict)
+
+
+class Streams:
+    """Routes what the feed has to say to those who listen."""
+
+    def __init__(self, feed: KlineFeed) -> None:
+        self._feed = feed
+        self._audiences: dict[StreamKey, _Audience] = {}
+
+    def carry_out(self, listener: Listener, answer: Answer, now_ms: int) -> None:
+        """Join and leave streams as the answer says, and put its text on the way."""
+        if answer.unsubscribe:
+            self._leave(listener, answer.unsubscribe)
+        if answer.subscribe:
+            self._join(listener, answer.subscribe, now_ms)
+        if answer.rewrap:
+            for audience in self._audiences.values():
+                if any(members.pop(listener, listener) is None for members in audience.by_form.values()):
+                    audience.by_form.setdefault(listener.form, {})[listener] = None
+        if answer.text is not None:
+            self.outgoing(listener, text_frame(answer.text.encode()))
+
+    def drop(self, listener: Listener) -> None:
+        """The connection is gone."""
+        self._leave(listener, tuple(listener.session.names))
+        listener.session.names.clear()
+
+    def pump(self, now_ms: int, limit: int) -> set[Listener]:
+        """Hand out what is due, about `limit` events; the listeners that have something to write now."""
+        busy: set[Listener] = set()
+        for event in self._feed.collect(now_ms, limit):
+            audience = self._audiences.get(event.stream.key)
+            if audience is None:
+                continue
+            for form, members in audience.by_form.items():
+                if members:
+                    frame = _encode(event, form)
+                    for listener in members:
+                        self.outgoing(listener, frame)
+                    busy.update(members)
+        return busy
+
+    def next_due_ms(self) -> int | None:
+        return self._feed.next_due_ms()
+
+    def outgoing(self, listener: Listener, frame: bytes) -> None:
+        """The one way by which text frames leave: faults of the stream act here."""
+        listener.out.append(frame)
+        listener.sent += 1
+
+    def _join(self, listener: Listener, names: Iterable[str], now_ms: int) -> None:
+        route = listener.session.route
+        if not route.live:
+            return
+        for name in names:
+            key = StreamKey(route.market, name)
+            audience = self._audiences.get(key)
+            if audience is None:
+                stream = self._feed.subscribe(key, now_ms)
+                if stream is None:
+                    continue  # acknowledged, and silent for ever, as on the exchange
+                audience = self._audiences[key] = _Audience(stream)
+            audience.by_form.setdefault(listener.form, {})[listener] = None
+
+    def _leave(self, listener: Listener, names: Iterable[str]) -> None:
+        market = listener.session.route.market
+        for name in names:
+            key = StreamKey(market, name)
+            audience = self._audiences.get(key)
+            if audience is None:
+                continue
+            for members in audience.by_form.values():
+                members.pop(listener, None)
+            if not any(audience.by_form.values()):
+                del self._audiences[key]
+                self._feed.unsubscribe(key)
+
+
+def _encode(event: Event, form: Form) -> bytes:
+    stream = event.stream
+    body = stream.template.event(event.row, closed=event.closed, sent_ms=event.sent_ms, micro=form.micro)
+    return text_frame(combined(stream.key.name, body) if form.combined else body)
+
+
+def text_frame(payload: bytes) -> bytes:
+    """A whole WebSocket text message as a server sends it (RFC 6455, 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return bytes((0x81, size)) + payload
+    if size < 65_536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
