@@ -10,6 +10,9 @@ from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 
+# The last second of the year 9999: the calendar ends there.
+MAX_TIME = 253_402_300_799
+
 
 class Candle(NamedTuple):
     """One K-line. `time` is the open time in UTC seconds; prices in the quote asset, volume in the base asset."""
@@ -51,6 +54,7 @@ def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:
         and low <= close <= high
         and volume >= 0.0
         and isfinite(high - low + volume)
+        and 0 <= time <= MAX_TIME
         and timeframe.is_open(time)
     ):
         return candle
@@ -80,6 +84,8 @@ def _why(candle: Candle, timeframe: Timeframe) -> str:
             return f"high {candle.high} is below {name} {value}"
         if value < candle.low:
             return f"low {candle.low} is above {name} {value}"
+    if not 0 <= candle.time <= MAX_TIME:
+        return f"time lies outside 0 … {MAX_TIME}"
     if not timeframe.is_open(candle.time):
         return f"time is not on the {timeframe} grid; the candle it falls into opens at {timeframe.floor(candle.time)}"
     return "high, low and volume together are not finite"

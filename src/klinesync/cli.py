@@ -1,0 +1,313 @@
+"""The `klinesync` command. Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong use."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from klinesync import __version__
+from klinesync.core.errors import BadFlag, KlinesyncError, Rejected
+from klinesync.runtime.flags import RuntimeFlags, flag_rows, flag_text, load_flags
+
+if TYPE_CHECKING:
+    from klinesync.sim.exchange import SimExchange
+
+# The demo follows that many series of each market when no whitelist is given.
+DEMO_MOST_SERIES_A_MARKET = 20
+MAX_SYMBOLS = 5000
+
+
+class WrongUse(Rejected):
+    """The command line does not say what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit status."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return command(arguments)
+    except WrongUse as error:
+        print(f"klinesync: {error}", file=sys.stderr)
+        return 2
+    except KlinesyncError as error:
+        print(f"klinesync: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="klinesync", description="Candles that charts, strategies and bots can trust.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"klinesync {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="log more")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    serve = _command(commands, "serve", _serve, "the service, against the real exchange")
+    _add_flags(serve)
+
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "the service wired to a local simulated exchange: no network, account or key needed",
+        "Prints the page's address. The store is a temporary file unless --database-url names one.",
+    )
+    _add_exchange(demo)
+    demo.add_argument("--no-browser", action="store_true", help="do not open the page")
+    _add_flags(demo)
+
+    sim = _command(commands, "sim", _sim, "the simulated exchange alone")
+    sim.add_argument("--port", type=_port, default=0, help="port to listen on (default: a free one)")
+    _add_exchange(sim)
+    sim.add_argument("--start", type=_time, metavar="TIME", help="the exchange's time at the start")
+    sim.add_argument("--faults", type=Path, metavar="FILE", help="fault script")
+
+    watch = _command(commands, "watch", _watch, "live candles of a running service in the terminal")
+    watch.add_argument("series_id", metavar="SERIES_ID", help="for example binance:spot:BTC/USDT:1m")
+    watch.add_argument("--url", help="the service's address (default: that of the flags host and port)")
+    watch.add_argument("--json", action="store_true", help="one JSON message a line")
+    _add_flags(watch)
+
+    flags = _command(commands, "flags", _flags, "every flag: default, value in force, where it came from")
+    flags.add_argument("--json", action="store_true", help="machine output")
+    _add_flags(flags)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],  # argparse has no public name for it
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    more: str = "",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}".strip())
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_exchange(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--speed", type=_speed, default=1.0, help="exchange seconds in a second (default 1)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="recorded candles to replay (default: a generator)")
+    parser.add_argument("--symbols", type=_count, default=20, help="generator: symbols on each market (default 20)")
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    """Every flag as an option; given ones are told apart by being present, so none has a default here."""
+    group = parser.add_argument_group("flags", "also as KLINESYNC_<NAME> and in klinesync.toml")
+    for name, field in RuntimeFlags.model_fields.items():
+        option = "--" + name.replace("_", "-")
+        # argparse formats help with %
+        text = (field.description or "").replace("%", "%%")
+        group.add_argument(option, dest=f"flag_{name}", metavar="VALUE", help=text, default=argparse.SUPPRESS)
+
+
+def _given_flags(arguments: argparse.Namespace) -> dict[str, str]:
+    return {name[5:]: value for name, value in vars(arguments).items() if name.startswith("flag_")}
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    flags = load_flags(_given_flags(arguments))
+    return _run(_serve_until_stopped(flags, ready=lambda url: print(f"klinesync serves {url}", flush=True)))
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    given = _given_flags(arguments)
+    for name in given:
+        if name.startswith("binance_") and name.endswith("_url"):
+            raise WrongUse(f"--{name.replace('_', '-')} has no place here: demo brings its own exchange")
+    return _run(_demo_until_stopped(arguments, given))
+
+
+def _sim(arguments: argparse.Namespace) -> int:
+    return _run(_sim_until_stopped(arguments))
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from klinesync.client.watch import watch  # the service does without its packages
+
+    flags = load_flags(_given_flags(arguments))
+    url = arguments.url or f"http://{flags.host}:{flags.port}"
+    return _run(watch(url, arguments.series_id, as_json=arguments.json))
+
+
+def _flags(arguments: argparse.Namespace) -> int:
+    given = _given_flags(arguments)
+    rows = flag_rows(load_flags(given), given)
+    if arguments.json:
+        table = [
+            {
+                "name": row.name,
+                "environment": row.environment,
+                "default": flag_text(row.default),
+                "value": flag_text(row.value),
+                "source": row.source,
+                "meaning": row.meaning,
+            }
+            for row in rows
+        ]
+        print(json.dumps(table, indent=1))
+        return 0
+    for row in rows:
+        changed = "" if row.source == "default" else f"  (default {flag_text(row.default) or 'none'})"
+        print(f"{row.name} = {flag_text(row.value) or 'none'}  [{row.source}]{changed}")
+        print(f"    {row.environment}: {row.meaning}")
+    return 0
+
+
+def _run(command: Coroutine[object, object, int]) -> int:
+    """Run a command on an event loop of its own until it ends, or is interrupted."""
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(command)
+    except* KlinesyncError as group:
+        raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[KlinesyncError]) -> KlinesyncError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, KlinesyncError)
+    return error
+
+
+async def _serve_until_stopped(flags: RuntimeFlags, *, ready: Callable[[str], None]) -> int:
+    """The service until SIGINT or SIGTERM; `ready` gets its address once it answers."""
+    from klinesync.market.app import bind, create_app, create_server
+    from klinesync.market.runtime_builder import build_market_runtime
+
+    listener = bind(flags.host, flags.port)
+    host, port = listener.getsockname()[:2]
+    async with build_market_runtime(flags) as runtime:
+        server = create_server(create_app(runtime), runtime)
+        with _on_signal(server.stop):
+            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+            await server.serve(sockets=[listener])
+    return 0
+
+
+async def _demo_until_stopped(arguments: argparse.Namespace, given: dict[str, str]) -> int:
+    from klinesync.sim.server import SimConfig, SimServer
+
+    def ready(url: str) -> None:
+        print(f"klinesync serves {url}", flush=True)
+        if not arguments.no_browser and os.isatty(1):
+            webbrowser.open(url)
+
+    with tempfile.TemporaryDirectory(prefix="klinesync-demo-") as folder:
+        async with SimServer(
+            SimConfig(speed=arguments.speed, data=arguments.data, symbols=arguments.symbols)
+        ) as exchange:
+            for name in ("binance_spot", "binance_futures"):
+                given |= {f"{name}_rest_url": exchange.http_url, f"{name}_ws_url": exchange.ws_url}
+            sources = {row.name: row.source for row in flag_rows(load_flags(given), given)}
+            if sources["port"] == "default":
+                given["port"] = "0"
+            if sources["database_url"] == "default":
+                given["database_url"] = f"sqlite:///{folder}/klinesync.sqlite"
+            if sources["whitelist"] == sources["whitelist_path"] == "default":
+                given["whitelist"] = ",".join(_demo_whitelist(exchange.exchange))
+            flags = load_flags(given)
+            print(
+                f"the simulated exchange runs at {exchange.http_url} ({arguments.speed:g} times real time)", flush=True
+            )
+            print(f"the store is {flags.database_url}", flush=True)
+            return await _serve_until_stopped(flags, ready=ready)
+
+
+def _demo_whitelist(exchange: SimExchange) -> list[str]:
+    """The first symbols of each market; BTC and ETH are among them where the exchange has them."""
+    symbols = [
+        listing.symbol
+        for listings in (exchange.spot, exchange.futures)
+        for listing in list(listings.values())[:DEMO_MOST_SERIES_A_MARKET]
+    ]
+    return [f"binance:{symbol.market}:{symbol.base}/{symbol.quote}:1m" for symbol in symbols]
+
+
+async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
+    from klinesync.sim.server import SimConfig, SimServer
+
+    if arguments.faults is not None:
+        raise BadFlag("faults", "fault scripts are not built yet")
+    config = SimConfig(
+        port=arguments.port,
+        speed=arguments.speed,
+        data=arguments.data,
+        symbols=arguments.symbols,
+        start=arguments.start,
+    )
+    stop = asyncio.Event()
+    async with SimServer(config) as exchange:
+        with _on_signal(stop.set):
+            print(f"the simulated exchange listens on {exchange.http_url}", flush=True)
+            await stop.wait()
+    return 0
+
+
+@contextlib.contextmanager
+def _on_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at SIGINT or SIGTERM."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not (isfinite(speed) and speed > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return speed
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_SYMBOLS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {MAX_SYMBOLS}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port")
+    return int(text)
+
+
+def _time(text: str) -> int:
+    """ISO 8601 (UTC when no zone is given) or unix seconds."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither ISO 8601 nor unix seconds") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

@@ -1,0 +1,1 @@
+"""What programs that follow a running service import. Imports the vocabulary alone."""

@@ -1,0 +1,1 @@
+"""Factors: deterministic functions of closed candles."""

@@ -1,0 +1,164 @@
+"""IngestFeed: what one followed series does with what the exchange says. Values in, commands out.
+
+The feed is the splice at the edge exchange -> us. Attached: live is held and history asked (`Fetch`). Live that does
+not follow its predecessor: held, and the hole is asked from REST, a bounded number of times; a hole that an answer of
+the exchange shows between its own rows is the exchange's, and is passed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.splice import Jump, Splice
+
+# How often REST is asked for a hole that its answers neither fill nor show, before the hole is passed.
+MAX_HOLE_FETCHES = 5
+MAX_RETRY_DELAY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Ask for history from the open time `start` on; None: as much as a first history takes. After `delay_s`."""
+
+    start: int | None
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write these closed candles, ascending. `jumps` lie before or between them."""
+
+    candles: tuple[Candle, ...]
+    jumps: tuple[Jump, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Broadcast this forming candle."""
+
+    candle: Candle
+
+
+@dataclass(frozen=True, slots=True)
+class ShowLater:
+    """A forming candle waits for its turn: call `due` at that monotonic time."""
+
+    at_s: float
+
+
+Command = Fetch | Persist | Show | ShowLater
+
+
+class IngestFeed:
+    """One followed series. `head` is the newest stored open time when following begins."""
+
+    def __init__(self, series: SeriesId, head: int | None, *, forming_interval_s: float) -> None:
+        self.series = series
+        self.timeframe = series.timeframe
+        self._splice: Splice[Candle] = Splice(series.timeframe, last=head)
+        self._splice.hold()
+        self._fetching = False
+        self._hole_fetches = 0
+        self._failures = 0
+        self._forming_interval_s = forming_interval_s
+        self._shown_at_s = float("-inf")
+        self._pending: Candle | None = None
+
+    @property
+    def head(self) -> int | None:
+        """The newest closed open time that was let through."""
+        return self._splice.last
+
+    @property
+    def fetching(self) -> bool:
+        """Whether a `Fetch` is under way."""
+        return self._fetching
+
+    def attached(self) -> list[Command]:
+        """Live is subscribed (again): hold it, and read what was missed."""
+        self._splice.hold()
+        self._hole_fetches = 0
+        return self._fetch(0.0)
+
+    def restarted(self, head: int | None) -> list[Command]:
+        """What was let through was not stored: begin again from the stored head. An earlier `Fetch` is void."""
+        self._fetching = False
+        held = self._splice.held()
+        self._splice = Splice(self.timeframe, last=head)
+        self._splice.hold()
+        for candle in held:
+            self._splice.live(candle)
+        return self._fetch(0.0)
+
+    def closed(self, candle: Candle) -> list[Command]:
+        """A live candle that the exchange calls final."""
+        if self._pending is not None and self._pending.time <= candle.time:
+            self._pending = None
+        splice = self._splice
+        if not splice.holding and not splice.follows(candle):
+            splice.hold()
+            splice.live(candle)
+            return self._fetch(0.0)
+        return self._persist(splice.live(candle))
+
+    def forming(self, candle: Candle, now_s: float) -> list[Command]:
+        """A live candle in progress. The least interval is kept; of those that wait the latest wins."""
+        last = self._splice.last
+        if last is not None and candle.time <= last:
+            return []
+        due_s = self._shown_at_s + self._forming_interval_s
+        if now_s >= due_s:
+            self._shown_at_s = now_s
+            self._pending = None
+            return [Show(candle)]
+        waiting = self._pending is not None
+        self._pending = candle
+        return [] if waiting else [ShowLater(due_s)]
+
+    def due(self, now_s: float) -> list[Command]:
+        """The time of `ShowLater` has come."""
+        candle, self._pending = self._pending, None
+        last = self._splice.last
+        if candle is None or (last is not None and candle.time <= last):
+            return []
+        self._shown_at_s = now_s
+        return [Show(candle)]
+
+    def history(self, rows: Sequence[Candle]) -> list[Command]:
+        """A page of closed history, read from `Fetch.start` on, ascending."""
+        return self._persist(self._splice.history(rows))
+
+    def history_ended(self) -> list[Command]:
+        """The last page is in: let live through, or ask again when history stops short of it."""
+        self._fetching = False
+        self._failures = 0
+        held = self._splice.held()
+        if held and not self._splice.follows(held[0]) and self._hole_fetches < MAX_HOLE_FETCHES:
+            delay_s = 0.5 * 2**self._hole_fetches
+            self._hole_fetches += 1
+            return self._fetch(delay_s)
+        self._hole_fetches = 0
+        return self._persist(self._splice.release())
+
+    def history_failed(self, retry_after_s: float | None = None) -> list[Command]:
+        """History could not be read: ask again. Live stays held, so that nothing is stored behind a hole."""
+        self._fetching = False
+        delay_s = min(0.5 * 2**self._failures, MAX_RETRY_DELAY_S)
+        self._failures = min(self._failures + 1, 10)
+        return self._fetch(max(delay_s, retry_after_s or 0.0))
+
+    def _fetch(self, delay_s: float) -> list[Command]:
+        if self._fetching:
+            return []
+        self._fetching = True
+        last = self._splice.last
+        return [Fetch(None if last is None else self.timeframe.next(last), delay_s)]
+
+    def _persist(self, through: Sequence[Candle | Jump]) -> list[Command]:
+        candles = tuple(item for item in through if isinstance(item, Candle))
+        if not candles:
+            return []
+        return [Persist(candles, tuple(item for item in through if isinstance(item, Jump)))]

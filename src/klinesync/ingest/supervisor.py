@@ -1,0 +1,207 @@
+"""IngestSupervisor: follows series. It carries out what the feeds decide: connections, history, writes, broadcasts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from klinesync.core.candle import Forming
+from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.binance_rest import BinanceRest
+from klinesync.ingest.binance_ws import PATHS, BinanceConnection, KlineEvent, StreamCallbacks
+from klinesync.ingest.feed import Command, Fetch, IngestFeed, Persist, Show, ShowLater
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.storage.sqlite import Written
+
+log = logging.getLogger(__name__)
+
+# After a failed write: time for the store to recover before the series is read again from REST.
+STORE_RETRY_S = 1.0
+
+
+@dataclass(slots=True)
+class Job:
+    """One followed series: its feed, where its stream stands (wire: stream.state), and its history read."""
+
+    feed: IngestFeed
+    connection: BinanceConnection
+    state: str = "subscribed"
+    history: asyncio.Task[None] | None = None
+    later: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+
+class IngestSupervisor:
+    """Follows series of Binance until told otherwise. `run` carries the connections; nothing else restarts them."""
+
+    def __init__(
+        self,
+        *,
+        session: aiohttp.ClientSession,
+        ws_urls: Mapping[str, str],
+        rest: BinanceRest,
+        clocks: Mapping[str, ExchangeClock],
+        pipeline: IngestPipeline,
+        head: Callable[[SeriesId], Awaitable[int | None]],
+        show: Callable[[Forming], None],
+        first_history_candles: int,
+        forming_interval_s: float,
+        rng: random.Random,
+    ) -> None:
+        self._session = session
+        self._ws_urls = ws_urls
+        self._rest = rest
+        self._clocks = clocks
+        self._pipeline = pipeline
+        self._head = head
+        self._show = show
+        self._first_history_candles = first_history_candles
+        self._forming_interval_s = forming_interval_s
+        self._rng = rng
+        self._jobs: dict[SeriesId, Job] = {}
+        self._connections: dict[str, list[BinanceConnection]] = {market: [] for market in ws_urls}
+        self._group: asyncio.TaskGroup | None = None
+
+    def state(self, series: SeriesId) -> str:
+        """Where the series' stream stands: off, subscribed, live or reconnecting."""
+        job = self._jobs.get(series)
+        return "off" if job is None else job.state
+
+    async def run(self, series: Iterable[SeriesId]) -> None:
+        """Follow `series` until cancelled."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            for one in series:
+                await self.follow(one)
+            await loop.create_future()  # the connections' tasks never end by themselves
+
+    async def follow(self, series: SeriesId) -> None:
+        """Begin to follow `series`; its history is read once its stream is attached."""
+        if series in self._jobs:
+            return
+        head = await self._head(series)
+        connection = self._connection(series.market)
+        feed = IngestFeed(series, head, forming_interval_s=self._forming_interval_s)
+        self._jobs[series] = Job(feed, connection)
+        connection.want(series)
+
+    def _connection(self, market: str) -> BinanceConnection:
+        """A connection of `market` with room for one more stream."""
+        assert self._group is not None, "run is running"
+        for connection in self._connections[market]:
+            if connection.room:
+                return connection
+        connection = BinanceConnection(
+            self._session,
+            self._ws_urls[market] + PATHS[market],
+            StreamCallbacks(attached=self._attached, event=self._event, lost=self._lost),
+            rng=self._rng,
+        )
+        self._connections[market].append(connection)
+        number = len(self._connections[market])
+        self._group.create_task(connection.run(), name=f"connection {market} {number}")
+        return connection
+
+    def _attached(self, series: SeriesId) -> None:
+        job = self._jobs.get(series)
+        if job is not None:
+            job.state = "subscribed"
+            self._carry_out(job, job.feed.attached())
+
+    def _lost(self, series: Iterable[SeriesId]) -> None:
+        for one in series:
+            job = self._jobs.get(one)
+            if job is not None:
+                job.state = "reconnecting"
+
+    def _event(self, event: KlineEvent) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self._clocks[event.series.market].learn(event.event_ms, now_s)
+        job = self._jobs.get(event.series)
+        if job is None:
+            return
+        job.state = "live"
+        if event.closed:
+            self._carry_out(job, job.feed.closed(event.candle))
+        else:
+            self._carry_out(job, job.feed.forming(event.candle, now_s))
+
+    def _carry_out(self, job: Job, commands: Iterable[Command]) -> None:
+        feed = job.feed
+        for command in commands:
+            match command:
+                case Show(candle):
+                    self._show(Forming(feed.series, candle))
+                case ShowLater(at_s):
+                    job.later = asyncio.get_running_loop().call_at(at_s, self._due, job)
+                case Persist():
+                    self._log_jumps(feed, command)
+                    written = self._pipeline.submit_nowait(feed.series, command.candles)
+                    written.add_done_callback(lambda done: self._settled(job, done))
+                case Fetch():
+                    assert self._group is not None, "run is running"
+                    job.history = self._group.create_task(self._read(job, command), name=f"history {feed.series}")
+
+    def _due(self, job: Job) -> None:
+        job.later = None
+        self._carry_out(job, job.feed.due(asyncio.get_running_loop().time()))
+
+    def _settled(self, job: Job, written: asyncio.Future[Written]) -> None:
+        if not written.cancelled() and written.exception() is not None:
+            self._begin_again(job)
+
+    def _begin_again(self, job: Job) -> None:
+        """A write failed: what was let through is not stored, so the series begins again from its stored head."""
+        assert self._group is not None, "run is running"
+        if job.history is not None:
+            job.history.cancel()
+        job.history = self._group.create_task(self._read_again(job), name=f"history {job.feed.series}")
+
+    async def _read_again(self, job: Job) -> None:
+        await asyncio.sleep(STORE_RETRY_S)
+        try:
+            commands = job.feed.restarted(await self._head(job.feed.series))
+        except StoreError as error:
+            log.warning("%s: the store cannot be read: %s", job.feed.series, error)
+            self._begin_again(job)
+        else:
+            self._carry_out(job, commands)
+
+    async def _read(self, job: Job, fetch: Fetch) -> None:
+        """Read history from REST into the pipeline, page by page, and let live through at its end."""
+        feed, series = job.feed, job.feed.series
+        if fetch.delay_s:
+            await asyncio.sleep(fetch.delay_s * self._rng.uniform(1.0, 1.5))
+        try:
+            start = fetch.start
+            if start is None:
+                now_s = await self._rest.now_ms(series.market) // 1000
+                start = series.timeframe.shift(series.timeframe.floor(now_s), -self._first_history_candles)
+            async for page in self._rest.history(series, max(start, 0)):
+                for command in feed.history(page):
+                    if isinstance(command, Persist):
+                        self._log_jumps(feed, command)
+                        await self._pipeline.submit(series, command.candles)
+        except UpstreamError as error:
+            log.warning("%s: history cannot be read: %s", series, error)
+            self._carry_out(job, feed.history_failed(error.retry_after_s))
+        except StoreError:
+            self._begin_again(job)
+        else:
+            self._carry_out(job, feed.history_ended())
+
+    def _log_jumps(self, feed: IngestFeed, command: Persist) -> None:
+        for jump in command.jumps:
+            log.warning(
+                "%s: %d candles are missing from %d on; the exchange does not show them",
+                feed.series,
+                feed.timeframe.count(jump.expected, jump.actual),
+                jump.expected,
+            )

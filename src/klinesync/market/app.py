@@ -1,0 +1,173 @@
+"""The web application: routes, errors, the page; and the server that runs it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from socket import AF_INET, AF_INET6, socket
+from socket import create_server as create_server_socket
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from klinesync import __version__
+from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries
+from klinesync.market import http_routes, meta_routes, ws_routes
+from klinesync.market.runtime import MarketRuntime
+from klinesync.market.schemas import ErrorAnswer
+
+MAX_WS_MESSAGE_BYTES = 64 << 10
+MAX_BODY_BYTES = 8 << 20
+SHUTDOWN_TIMEOUT_S = 10
+BACKLOG = 2048
+SOCKETS_END_TIMEOUT_S = 6.0
+
+PAGE_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+
+def create_app(runtime: MarketRuntime) -> FastAPI:
+    """The application around a running `runtime`."""
+    app = FastAPI(
+        title="klinesync",
+        version=__version__,
+        description="Candles that charts, strategies and bots can trust. WebSocket: `/ws/market`.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        responses={422: {"model": ErrorAnswer}},
+    )
+    app.state.runtime = runtime
+    app.include_router(http_routes.router)
+    app.include_router(meta_routes.router)
+    app.include_router(ws_routes.router)
+    app.add_exception_handler(KlinesyncError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(BodyLimit)
+    _add_page(app, Path(str(resources.files("klinesync"))) / "web")
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which at its shutdown lets the hub end the sockets with 1001 first."""
+
+    def __init__(self, config: uvicorn.Config, runtime: MarketRuntime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """End the clients' connections, then the server's."""
+        await self._runtime.hub.end(SOCKETS_END_TIMEOUT_S)
+        await super().shutdown(sockets)
+
+    def stop(self) -> None:
+        """Shut down; at the second call without waiting for anybody."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the command's: uvicorn would raise them again before the runtime has stopped."""
+        yield
+
+
+def bind(host: str, port: int) -> socket:
+    """A listening socket. Raises `BadFlag` when the address cannot be had."""
+    try:
+        return create_server_socket((host, port), family=AF_INET6 if ":" in host else AF_INET, backlog=BACKLOG)
+    except OSError as error:
+        raise BadFlag("port", f"{host}:{port} cannot be listened on: {error.strerror}") from None
+
+
+def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:
+    """A server for `app`; run it with `serve(sockets=[bind(…)])`."""
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="websockets-sansio",
+        ws_max_size=MAX_WS_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+    )
+    return Server(config, runtime)
+
+
+class BodyLimit:
+    """Refuses a request whose body is longer than `MAX_BODY_BYTES`, declared or not, before it is read whole."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        taken = 0
+
+        async def receive_limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY_BYTES:
+                raise HTTPException(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, receive_limited, send)
+
+
+def _add_page(app: FastAPI, folder: Path) -> None:
+    index = folder / "index.html"
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        if not index.is_file():
+            return PlainTextResponse("klinesync runs. Its page is not built: `make setup` builds it.\n", 503)
+        headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
+        return FileResponse(index, headers=headers)
+
+    if folder.is_dir():
+        app.mount("/", StaticFiles(directory=folder), name="page")
+
+
+def _error(status: int, code: str, detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail, "code": code}, status)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, KlinesyncError)
+    if isinstance(error, UnknownSeries):
+        return _error(404, error.code, str(error))
+    if isinstance(error, Rejected):
+        return _error(422, error.code, str(error))
+    if isinstance(error, StoreError):
+        if request.method == "POST":
+            return _error(500, "ingest_failed:candles", "nothing was stored; the store cannot be written at present")
+        return _error(503, error.code, "the store cannot be read at present")
+    raise error
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    return _error(422, "bad_request", f"{where}: {first['msg']}")
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "bad_request")
+    detail = f"there is nothing at {request.url.path}" if error.status_code == 404 else str(error.detail)
+    response = _error(error.status_code, code, detail)
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,92 @@
+"""HTTP: candles out, closed candles in."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from klinesync.core.candle import MAX_TIME
+from klinesync.core.series_id import SeriesId
+from klinesync.market.runtime import MarketRuntime
+from klinesync.market.schemas import (
+    CandleClosedAnswer,
+    CandleClosedBody,
+    CandlesAnswer,
+    CandlesClosedAnswer,
+    CandlesClosedBody,
+    ErrorAnswer,
+)
+from klinesync.ws.protocol import CandleOut, candle_out
+
+MAX_PAGE_CANDLES = 5000
+DEFAULT_PAGE_CANDLES = 500
+
+router = APIRouter(prefix="/api/market", tags=["candles"])
+_encode = msgspec.json.Encoder().encode
+
+Time = Annotated[int | None, Query(ge=0, le=MAX_TIME)]
+
+
+class CandlesOut(msgspec.Struct):
+    """The answer to GET candles."""
+
+    series_id: str
+    server_head_time: int | None
+    candles: list[CandleOut]
+
+
+def runtime_of(request: Request) -> MarketRuntime:
+    """The runtime that the application was made with."""
+    runtime = request.app.state.runtime
+    assert isinstance(runtime, MarketRuntime)
+    return runtime
+
+
+@router.get(
+    "/candles",
+    responses={200: {"model": CandlesAnswer}, 404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}},
+    response_class=Response,
+)
+async def get_candles(
+    request: Request,
+    series_id: str,
+    since: Time = None,
+    before: Time = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_CANDLES)] = DEFAULT_PAGE_CANDLES,
+) -> Response:
+    """Closed candles, ascending: the oldest `limit` after `since`, or the newest `limit` (before `before`).
+
+    `since` and `before` are open times in UTC seconds, exclusive, and exclude each other.
+    """
+    page = await runtime_of(request).reader.page(SeriesId.parse(series_id), since, before, limit)
+    # Ready bytes: a response model would cost several times the query.
+    body = _encode(CandlesOut(str(page.series), page.head, [candle_out(candle) for candle in page.candles]))
+    return Response(body, media_type="application/json")
+
+
+@router.post("/ingest/candle_closed", responses={500: {"model": ErrorAnswer}})
+async def post_candle_closed(request: Request, body: CandleClosedBody) -> CandleClosedAnswer:
+    """Store one closed candle; answers after the commit."""
+    series = SeriesId.parse(body.series_id)
+    candle = body.candle.candle()
+    await runtime_of(request).ingest.ingest_candles_closed(series, [candle], asyncio.get_running_loop().time())
+    return CandleClosedAnswer(ok=True, series_id=str(series), candle_time=candle.time)
+
+
+@router.post("/ingest/candles_closed", responses={500: {"model": ErrorAnswer}})
+async def post_candles_closed(request: Request, body: CandlesClosedBody) -> CandlesClosedAnswer:
+    """Store closed candles of one series, in any order, all or none; answers after the commit."""
+    series = SeriesId.parse(body.series_id)
+    candles = [item.candle() for item in body.candles]
+    await runtime_of(request).ingest.ingest_candles_closed(series, candles, asyncio.get_running_loop().time())
+    times = [candle.time for candle in candles]
+    return CandlesClosedAnswer(
+        ok=True,
+        series_id=str(series),
+        count=len(times),
+        first_candle_time=min(times),
+        last_candle_time=max(times),
+    )

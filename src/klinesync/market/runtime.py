@@ -1,0 +1,86 @@
+"""MarketRuntime: the running parts. `async with` is the order in which they start, and its reverse the stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+
+import aiohttp
+
+from klinesync.core.errors import StoreError
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.market_data.ingest_service import MarketIngestService
+from klinesync.market_data.read_services import CandleReader
+from klinesync.market_data.ws_services import WsSubscriptionCoordinator
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.ws.hub import CandleHub
+
+
+class MarketRuntime:
+    """What the routes use. One TaskGroup carries every long-lived task; when one breaks, the service stops."""
+
+    def __init__(
+        self,
+        *,
+        database: SqliteDatabase,
+        session: aiohttp.ClientSession,
+        pipeline: IngestPipeline,
+        hub: CandleHub,
+        supervisor: IngestSupervisor,
+        reader: CandleReader,
+        ingest: MarketIngestService,
+        coordinator: WsSubscriptionCoordinator,
+        whitelist: Sequence[SeriesId],
+        followed: Sequence[SeriesId],
+    ) -> None:
+        self.reader = reader
+        self.ingest = ingest
+        self.coordinator = coordinator
+        self.hub = hub
+        self.whitelist = tuple(whitelist)
+        self._database = database
+        self._session = session
+        self._pipeline = pipeline
+        self._supervisor = supervisor
+        self._followed = tuple(followed)
+        self._stack = AsyncExitStack()
+        self._started = False
+
+    async def __aenter__(self) -> MarketRuntime:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._database)
+            await stack.enter_async_context(self._session)
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            stack.push_async_callback(self._pipeline.drain)
+            write = group.create_task(self._pipeline.run(), name="pipeline")
+            stack.push_async_callback(_cancel, write)
+            follow = group.create_task(self._supervisor.run(self._followed), name="supervisor")
+            stack.push_async_callback(_cancel, follow)
+            self._stack = stack.pop_all()
+        self._started = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._started = False
+        return await self._stack.__aexit__(kind, error, trace)
+
+    async def ready(self) -> bool:
+        """Whether the service has started and its store answers."""
+        if not self._started:
+            return False
+        try:
+            await self._database.read(lambda _: None)
+        except StoreError:
+            return False
+        return True
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

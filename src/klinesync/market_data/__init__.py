@@ -1,0 +1,1 @@
+"""Application services: no web framework, no environment."""

@@ -1,0 +1,86 @@
+"""Reading: pages of closed candles for HTTP, and catch-ups for WebSocket."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.storage.sqlite import CandleStore, SqliteDatabase
+from klinesync.ws.session import CATCH_UP_MAX_CANDLES
+
+
+@dataclass(frozen=True, slots=True)
+class CandlePage:
+    """Closed candles, ascending, and the series' head, of one state of the store."""
+
+    series: SeriesId
+    head: int | None
+    candles: list[Candle]
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUp:
+    """What `Subscription.caught_up` takes, of one state of the store."""
+
+    rows: list[Candle]
+    first: int | None
+    newer: int
+    head: int | None
+
+
+class CandleReader:
+    """Reads candles. `knows` asks the exchange whether it lists a series; it may raise `UpstreamError`."""
+
+    def __init__(self, database: SqliteDatabase, knows: Callable[[SeriesId], Awaitable[bool]]) -> None:
+        self._database = database
+        self._knows = knows
+
+    async def page(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> CandlePage:
+        """The oldest `limit` candles after `since`, or the newest `limit` (before `before`).
+
+        Raises `Rejected` when both are given, `UnknownSeries` when nothing is stored and the exchange does not
+        list the series.
+        """
+        if since is not None and before is not None:
+            raise Rejected("since and before exclude each other; give one of them")
+
+        def look(store: CandleStore) -> CandlePage:
+            if since is not None:
+                candles = store.oldest(series, limit, since=since)
+            else:
+                candles = store.newest(series, limit, before=before)
+            return CandlePage(series, store.head(series), candles)
+
+        page = await self._database.read(look)
+        if page.head is None:
+            await self.check_known(series)
+        return page
+
+    async def catch_up(self, series: SeriesId, since: int | None) -> CatchUp:
+        """The newest candles after `since` that one catch-up takes; none without `since`."""
+
+        def look(store: CandleStore) -> CatchUp:
+            head = store.head(series)
+            if since is None:
+                return CatchUp([], None, 0, head)
+            rows = store.newest(series, CATCH_UP_MAX_CANDLES, after=since)
+            newer = store.count_after(series, since, CATCH_UP_MAX_CANDLES + 1)
+            return CatchUp(rows, store.first(series), newer, head)
+
+        return await self._database.read(look)
+
+    async def head(self, series: SeriesId) -> int | None:
+        """The newest stored open time."""
+        return await self._database.read(lambda store: store.head(series))
+
+    async def check_known(self, series: SeriesId) -> None:
+        """Raises `UnknownSeries` when the exchange can be asked, and does not list the series."""
+        try:
+            known = await self._knows(series)
+        except UpstreamError:
+            return  # it cannot be asked: what is stored is served
+        if not known:
+            raise UnknownSeries(str(series), f"{series.exchange} lists no such symbol on its {series.market} market")

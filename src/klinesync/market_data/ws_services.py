@@ -1,0 +1,87 @@
+"""WsSubscriptionCoordinator: what a client's message does. Attach first, then catch up, then live."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from klinesync.core.errors import Rejected, StoreError
+from klinesync.core.series_id import SeriesId
+from klinesync.market_data.read_services import CandleReader
+from klinesync.ws import protocol
+from klinesync.ws.hub import CandleHub, Client
+from klinesync.ws.protocol import BadMessage, Ping, Subscribe, Unsubscribe, WsMessageParser
+from klinesync.ws.session import Subscription
+
+log = logging.getLogger(__name__)
+
+MAX_SUBSCRIPTIONS = 2000
+
+
+class TooManySubscriptions(Rejected):
+    """One connection asks for more series than it may have."""
+
+    code = "too_many_subscriptions"
+
+    def __init__(self) -> None:
+        super().__init__(f"a connection takes {MAX_SUBSCRIPTIONS} subscriptions; open another one")
+
+
+class WsSubscriptionCoordinator:
+    """Subscribe, unsubscribe, disconnect. `stream_state` says where a series' upstream stands."""
+
+    def __init__(self, hub: CandleHub, reader: CandleReader, stream_state: Callable[[SeriesId], str]) -> None:
+        self._hub = hub
+        self._reader = reader
+        self._stream_state = stream_state
+        self._parser = WsMessageParser()
+
+    def connected(self, client: Client) -> None:
+        """A client is there."""
+        self._hub.connected(client)
+
+    def disconnected(self, client: Client) -> None:
+        """A client is gone, in whatever state: everything that it held is given back."""
+        self._hub.disconnected(client)
+
+    async def handle(self, client: Client, text: str | bytes) -> None:
+        """Do what one message asks. Every answer, errors too, goes through the client's outbox."""
+        series_id: str | None = None
+        try:
+            message = self._parser.parse(text)
+            match message:
+                case Subscribe(series):
+                    series_id = str(series)
+                    await self._subscribe(client, message)
+                case Unsubscribe(series):
+                    self._hub.detach(client, series)
+                case Ping():
+                    client.outbox.put([protocol.pong()])
+        except BadMessage as error:
+            client.outbox.put([protocol.error_message(error.code, str(error), error.series_id)])
+        except Rejected as error:
+            client.outbox.put([protocol.error_message(error.code, str(error), series_id)])
+        except StoreError as error:
+            log.error("%s: a subscription failed: %s", series_id, error)
+            sentence = "the store cannot be read at present; subscribe again later"
+            client.outbox.put([protocol.error_message(error.code, sentence, series_id)])
+
+    async def _subscribe(self, client: Client, message: Subscribe) -> None:
+        series = message.series
+        if series not in client.subscriptions and len(client.subscriptions) >= MAX_SUBSCRIPTIONS:
+            raise TooManySubscriptions
+        subscription = Subscription(series, message.since, supports_batch=message.supports_batch)
+        self._hub.attach(client, subscription)
+        try:
+            catch_up = await self._reader.catch_up(series, message.since)
+            if catch_up.head is None:
+                await self._reader.check_known(series)
+        except (Rejected, StoreError):
+            if client.subscriptions.get(series) is subscription:
+                self._hub.detach(client, series)
+            raise
+        if client.subscriptions.get(series) is not subscription:
+            return  # gone meanwhile
+        if message.ack:
+            client.outbox.put([protocol.subscribed(series, catch_up.head, self._stream_state(series))])
+        client.outbox.put(subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer))

@@ -1,0 +1,1 @@
+"""Overlays: drawing instructions made from factor output."""

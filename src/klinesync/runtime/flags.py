@@ -1,0 +1,335 @@
+"""RuntimeFlags: the one place that reads configuration.
+
+Read once at start, in this precedence: command line, environment (`KLINESYNC_<NAME IN CAPITALS>`),
+`klinesync.toml` in the working directory, default. An unknown name or a malformed value stops the start with its
+name in the message. Only the runtime builder reads the result; every other part gets plain values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from platformdirs import user_data_path
+from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from klinesync.core.errors import BadFlag, Rejected
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+
+ENV_PREFIX = "KLINESYNC_"
+CONFIG_FILE = "klinesync.toml"
+# Variables with our prefix that are no flags: they tell the test suite where things are.
+TEST_VARIABLES = frozenset({"KLINESYNC_REAL_DATA", "KLINESYNC_CHROMIUM"})
+MAX_WHITELIST_BYTES = 4 << 20
+
+DEFAULT_WHITELIST = (
+    "binance:spot:BTC/USDT:1m",
+    "binance:spot:ETH/USDT:1m",
+    "binance:futures:BTC/USDT:1m",
+    "binance:futures:ETH/USDT:1m",
+)
+
+
+def split_list(value: object) -> tuple[str, ...]:
+    """A comma-separated text, or a list of texts, as a tuple. Commas inside parentheses do not separate."""
+    if isinstance(value, str):
+        parts, depth, start = [], 0, 0
+        for at, char in enumerate(value):
+            depth += (char == "(") - (char == ")")
+            if char == "," and depth == 0:
+                parts.append(value[start:at])
+                start = at + 1
+        parts.append(value[start:])
+        return tuple(part.strip() for part in parts if part.strip())
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise ValueError("is not a comma-separated list")
+
+
+def _series_list(value: object) -> tuple[SeriesId, ...]:
+    return parse_series_list(split_list(value))
+
+
+def parse_series_list(texts: tuple[str, ...]) -> tuple[SeriesId, ...]:
+    """Each text as a SeriesId, in order, each once. Raises ValueError with the reason."""
+    try:
+        return tuple(dict.fromkeys(SeriesId.parse(text) for text in texts))
+    except Rejected as error:
+        raise ValueError(str(error)) from None
+
+
+def _timeframe_list(value: object) -> tuple[str, ...]:
+    try:
+        return tuple(Timeframe.parse(text).code for text in split_list(value))
+    except Rejected as error:
+        raise ValueError(str(error)) from None
+
+
+def _endpoint(*schemes: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if not isinstance(value, str) or not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise ValueError(f"is not an address that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return value.rstrip("/")
+
+    return BeforeValidator(check)
+
+
+def _default_database_url() -> str:
+    return f"sqlite:///{user_data_path('klinesync', appauthor=False)}/klinesync.sqlite"
+
+
+TextList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+SeriesList = Annotated[tuple[InstanceOf[SeriesId], ...], NoDecode, BeforeValidator(_series_list)]
+TimeframeList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_timeframe_list)]
+RestUrl = Annotated[str, _endpoint("http", "https")]
+WsUrl = Annotated[str, _endpoint("ws", "wss")]
+
+
+class RuntimeFlags(BaseSettings):
+    """Every flag, its default, its meaning and its limits. Frozen: nothing changes it after the start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        toml_file=CONFIG_FILE,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    host: str = Field("127.0.0.1", description="address that the service listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port that the service listens on; 0 takes a free one")
+    database_url: str = Field(
+        default_factory=_default_database_url, description="the store: sqlite:///path or postgresql://…"
+    )
+    broker_url: str | None = Field(
+        None, description="message broker for several processes: nats://…; in-process when unset"
+    )
+    role: Literal["all", "ingest", "serve"] = Field("all", description="what this process does")
+    api_token: str | None = Field(
+        None, min_length=16, description="bearer token for the ingest and debug endpoints; needed beyond loopback"
+    )
+    allowed_origins: TextList = Field((), description="browser origins that may connect, beside the service's own")
+    whitelist: SeriesList = Field(
+        parse_series_list(DEFAULT_WHITELIST), description="series ingested for as long as the service runs"
+    )
+    whitelist_path: Path | None = Field(None, description='the whitelist as a JSON file: {"series_ids": […]}')
+    enable_debug_api: bool = Field(False, description="debug endpoints and forming ingest")
+    enable_whitelist_ingest: bool = Field(True, description="ingest the whitelist from the start")
+    enable_ondemand_ingest: bool = Field(True, description="subscriptions start ingest")
+    ondemand_idle_ttl_s: float = Field(60, ge=0, description="idle time before an on-demand job stops, in seconds")
+    ondemand_max_jobs: int = Field(0, ge=0, description="most on-demand jobs; 0 = no limit")
+    enable_market_auto_tail_backfill: bool = Field(True, description="reads fetch the missing tail")
+    market_auto_tail_backfill_max_candles: int = Field(2000, ge=1, description="most candles one read may fetch")
+    enable_market_gap_backfill: bool = Field(True, description="heal gaps")
+    market_gap_backfill_freqtrade_limit: int = Field(
+        2000, ge=0, description="most candles one gap takes from freqtrade files"
+    )
+    enable_startup_kline_sync: bool = Field(True, description="sweep the whitelist to the latest closed time at start")
+    startup_kline_sync_target_candles: int = Field(2000, ge=1, description="how many candles the sweep reaches back")
+    enable_ccxt_backfill: bool = Field(
+        True, description="REST history (through ccxt for exchanges without our own client)"
+    )
+    enable_ccxt_backfill_on_read: bool | None = Field(
+        None, description="reads may fetch over REST; follows enable_market_auto_tail_backfill when unset"
+    )
+    market_history_source: Literal["none", "freqtrade"] = Field("none", description="files to look in before REST")
+    freqtrade_data_dir: Path | None = Field(None, description="where freqtrade keeps its data files")
+    enable_derived_timeframes: bool = Field(True, description="compute derived timeframes")
+    derived_base_timeframe: str = Field("1m", description="the timeframe that derived ones are computed from")
+    derived_timeframes: TimeframeList = Field(("5m", "15m", "1h", "4h", "1d"), description="the derived timeframes")
+    derived_backfill_base_candles: int = Field(
+        2000, ge=1, description="base candles of a derived series' first backfill"
+    )
+    binance_ws_batch_max: int = Field(200, ge=1, description="most closed candles of one series in one flush")
+    binance_ws_flush_s: float = Field(
+        0.5, ge=0, description="longest wait of a closed candle behind a busy writer, in seconds"
+    )
+    market_forming_min_interval_ms: int = Field(
+        250,
+        ge=0,
+        description="least time between two forming updates of a series, in ms; the latest is always delivered",
+    )
+    enable_kline_health_v2: bool = Field(True, description="serve /api/market/health")
+    kline_health_backfill_recent_seconds: float = Field(120, ge=0, description="how long a backfill counts as recent")
+    kline_health_grace_s: float = Field(
+        5, ge=0, description="exchange time after a close before its candle is expected, in seconds"
+    )
+    stream_stale_s: float = Field(
+        15, gt=0, description="exchange time after which a traded minute that REST shows makes a silent stream stale"
+    )
+    rest_final_margin_s: float = Field(
+        2, ge=0, description="exchange time after its close before a REST row counts as final, in seconds"
+    )
+    ledger_advance_max_candles: int = Field(
+        2000, ge=1, description="longest ledger advance inside a write transaction, in candles"
+    )
+    retention_days: int = Field(0, ge=0, description="closed candles older than this are trimmed; 0 = keep")
+    indicators: TextList = Field(
+        ("SMA(20)", "EMA(21)", "BBANDS(20)", "MACD(12,26,9)", "RSI(14)", "ATR(14)"), description="indicator factors"
+    )
+    factor_pivot_window_major: int = Field(50, ge=1, description="window of major pivots, in candles")
+    factor_pivot_window_minor: int = Field(5, ge=1, description="window of minor pivots, in candles")
+    binance_spot_rest_url: RestUrl = Field("https://api.binance.com", description="endpoint without path")
+    binance_spot_ws_url: WsUrl = Field("wss://stream.binance.com:9443", description="endpoint without path")
+    binance_futures_rest_url: RestUrl = Field("https://fapi.binance.com", description="endpoint without path")
+    binance_futures_ws_url: WsUrl = Field("wss://fstream.binance.com", description="endpoint without path")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+@dataclass(frozen=True, slots=True)
+class FlagRow:
+    """One line of `klinesync flags`."""
+
+    name: str
+    environment: str
+    default: object
+    value: object
+    source: str
+    meaning: str
+
+
+def load_flags(command_line: Mapping[str, str] | None = None) -> RuntimeFlags:
+    """The flags in force. Raises `BadFlag` for the first unknown name, malformed value or unbuilt part."""
+    given = dict(command_line or {})
+    known = RuntimeFlags.model_fields
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(ENV_PREFIX)
+        if name != variable and variable not in TEST_VARIABLES and name.lower() not in known:
+            raise BadFlag(variable, "there is no such flag; `klinesync flags` lists them all")
+    try:
+        flags = RuntimeFlags(**given)  # type: ignore[arg-type]  # texts, which validation turns into values
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "configuration"
+        if first["type"] == "extra_forbidden":
+            raise BadFlag(name, "there is no such flag; `klinesync flags` lists them all") from None
+        raise BadFlag(name, first["msg"].removeprefix("Value error, ")) from None
+    except ValueError as error:  # klinesync.toml is no TOML
+        raise BadFlag(CONFIG_FILE, f"cannot be read: {error}") from None
+    _check_built(flags)
+    return flags
+
+
+def flag_rows(flags: RuntimeFlags, command_line: Mapping[str, str] | None = None) -> list[FlagRow]:
+    """Every flag with its default, the value in force and where that came from."""
+    environment = {variable.lower() for variable in os.environ}
+    from_file = TomlConfigSettingsSource(RuntimeFlags)()
+    rows = []
+    for name, field in RuntimeFlags.model_fields.items():
+        variable = f"{ENV_PREFIX}{name.upper()}"
+        if name in (command_line or {}):
+            source = "command line"
+        elif variable.lower() in environment:
+            source = "environment"
+        elif name in from_file:
+            source = CONFIG_FILE
+        else:
+            source = "default"
+        default = field.get_default(call_default_factory=True, validated_data={})
+        rows.append(FlagRow(name, variable, default, getattr(flags, name), source, field.description or ""))
+    return rows
+
+
+def flag_text(value: object) -> str:
+    """A flag's value as it would be written in the environment."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def sqlite_path(flags: RuntimeFlags) -> Path:
+    """The file of a `sqlite:///` database_url; the path is absolute with three slashes or four."""
+    return Path("/" + flags.database_url.removeprefix("sqlite://").lstrip("/"))
+
+
+def whitelist(flags: RuntimeFlags) -> tuple[SeriesId, ...]:
+    """The whitelist in force: the list, or the file's. Raises `BadFlag`."""
+    path = flags.whitelist_path
+    if path is None:
+        return flags.whitelist
+    if "whitelist" in flags.model_fields_set:
+        raise BadFlag("whitelist_path", "the whitelist flag is set as well; give one of the two")
+    try:
+        if path.stat().st_size > MAX_WHITELIST_BYTES:
+            raise BadFlag("whitelist_path", f"{path} is larger than {MAX_WHITELIST_BYTES} bytes")
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[str, ...]])
+        return parse_series_list(found["series_ids"])
+    except KeyError:
+        raise BadFlag("whitelist_path", f'{path} has no "series_ids"') from None
+    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+        raise BadFlag("whitelist_path", f"{path} cannot be used: {error}") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# A flag whose part is not built yet: it may keep its default, and whatever of the values means "without that part".
+_UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
+    "broker_url": ("a message broker for several processes", ()),
+    "role": ("splitting the service over several processes", ()),
+    "api_token": ("the bearer token", ()),
+    "allowed_origins": ("the check of browser origins", ()),
+    "enable_debug_api": ("the debug API", ()),
+    "market_history_source": ("history from freqtrade's files", ()),
+    "freqtrade_data_dir": ("history from freqtrade's files", ()),
+    "enable_derived_timeframes": ("derived timeframes", (False,)),
+    "derived_base_timeframe": ("derived timeframes", ()),
+    "derived_timeframes": ("derived timeframes", ((),)),
+    "retention_days": ("retention", ()),
+    "indicators": ("indicators", ((),)),
+    "factor_pivot_window_major": ("structure factors", ()),
+    "factor_pivot_window_minor": ("structure factors", ()),
+}
+
+
+def _check_built(flags: RuntimeFlags) -> None:
+    for name, (part, without) in _UNBUILT.items():
+        value = getattr(flags, name)
+        default = RuntimeFlags.model_fields[name].get_default(call_default_factory=True, validated_data={})
+        if value != default and value not in without:
+            raise BadFlag(name, f"{part} is not built yet; leave {name} at its default")
+    if not flags.database_url.startswith("sqlite:///"):
+        reason = (
+            "PostgreSQL is not built yet" if flags.database_url.startswith("postgres") else "it is no sqlite:///path"
+        )
+        raise BadFlag("database_url", f"{reason}; use sqlite:/// and an absolute path")
+    if not is_loopback(flags.host):
+        raise BadFlag("host", f"{flags.host} is not loopback, and the token that guards others is not built yet")

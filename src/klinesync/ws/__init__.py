@@ -1,0 +1,1 @@
+"""To the clients: the WebSocket protocol, sessions, and the hub that fans out."""

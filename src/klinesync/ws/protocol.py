@@ -1,0 +1,173 @@
+"""The messages of `/ws/market`: parsed once when they arrive, encoded once for all who get them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.errors import BadSeriesId, Rejected
+from klinesync.core.series_id import SeriesId
+from klinesync.core.splice import Jump
+
+_encode = msgspec.json.Encoder().encode
+
+
+class CandleOut(msgspec.Struct, gc=False):
+    """A candle as clients see it, in HTTP and WebSocket alike."""
+
+    candle_time: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Candles of `series` after `since` (exclusive), then live; without `since` live only."""
+
+    series: SeriesId
+    since: int | None
+    supports_batch: bool
+    ack: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """No more of `series`."""
+
+    series: SeriesId
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Asks for a pong."""
+
+
+ClientMessage = Subscribe | Unsubscribe | Ping
+
+
+class BadMessage(Rejected):
+    """A message that is not one of the protocol's. The connection stays."""
+
+    def __init__(self, message: str, series_id: str | None = None) -> None:
+        self.series_id = series_id
+        super().__init__(message)
+
+
+class WsMessageParser:
+    """Parses what clients send. All errors of form are `BadMessage`, with the protocol's sentences."""
+
+    def parse(self, text: str | bytes) -> ClientMessage:
+        """The message that `text` is. Raises `BadMessage`."""
+        try:
+            message: object = msgspec.json.decode(text)
+        except ValueError:  # msgspec's errors, and bytes that are no UTF-8
+            raise BadMessage("message is not JSON") from None
+        if not isinstance(message, dict):
+            raise BadMessage("message is not a JSON object")
+        match message.get("type"):
+            case "subscribe":
+                return self._subscribe(message)
+            case "unsubscribe":
+                return Unsubscribe(self._series(message))
+            case "ping":
+                return Ping()
+            case None:
+                raise BadMessage("missing type")
+            case other:
+                raise BadMessage(f"unknown message type: {str(other)[:100]}")
+
+    def _subscribe(self, message: dict[str, object]) -> Subscribe:
+        series = self._series(message)
+        since = message.get("since")
+        # bool is an int to Python, and not to anybody else
+        if since is not None and (isinstance(since, bool) or not isinstance(since, int) or not 0 <= since <= MAX_TIME):
+            raise BadMessage("invalid since", str(series))
+        return Subscribe(
+            series, since, self._flag(message, "supports_batch", series), self._flag(message, "ack", series)
+        )
+
+    def _series(self, message: dict[str, object]) -> SeriesId:
+        text = message.get("series_id")
+        if text is None or text == "":
+            raise BadMessage("missing series_id")
+        if not isinstance(text, str):
+            raise BadMessage("invalid series_id")
+        try:
+            return SeriesId.parse(text)
+        except BadSeriesId as error:
+            raise BadMessage(str(error), text[:100]) from None
+
+    def _flag(self, message: dict[str, object], name: str, series: SeriesId) -> bool:
+        value = message.get(name)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise BadMessage(f"invalid {name}", str(series))
+        return value
+
+
+def _text(message: dict[str, object]) -> str:
+    return _encode(message).decode()
+
+
+def candle_out(candle: Candle) -> CandleOut:
+    """The candle as clients see it."""
+    return CandleOut(*candle)
+
+
+def pong() -> str:
+    """The answer to a ping."""
+    return _text({"type": "pong"})
+
+
+def subscribed(series: SeriesId, head_time: int | None, stream: str) -> str:
+    """The acknowledgement that `ack` asks for."""
+    return _text({"type": "subscribed", "series_id": str(series), "head_time": head_time, "stream": stream})
+
+
+def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> str:
+    """One closed candle; `revised`: in place of, or behind, what was sent before."""
+    message: dict[str, object] = {"type": "candle_closed", "series_id": str(series), "candle": candle_out(candle)}
+    if revised:
+        message["revised"] = True
+    return _text(message)
+
+
+def candles_batch(series: SeriesId, candles: Sequence[Candle]) -> str:
+    """Several closed candles, ascending."""
+    return _text(
+        {"type": "candles_batch", "series_id": str(series), "candles": [candle_out(candle) for candle in candles]}
+    )
+
+
+def candle_forming(series: SeriesId, candle: Candle) -> str:
+    """The candle in progress."""
+    return _text({"type": "candle_forming", "series_id": str(series), "candle": candle_out(candle)})
+
+
+def gap(series: SeriesId, jump: Jump, *, reason: str = "missing", state: str = "unknown") -> str:
+    """A jump, told before the candle behind it. `truncated`: the candles are stored, and can be paged."""
+    return _text(
+        {
+            "type": "gap",
+            "series_id": str(series),
+            "expected_next_time": jump.expected,
+            "actual_time": jump.actual,
+            "reason": reason,
+            "state": state,
+        }
+    )
+
+
+def error_message(code: str, message: str, series_id: str | None = None) -> str:
+    """What went wrong; the connection stays."""
+    body: dict[str, object] = {"type": "error", "code": code, "message": message}
+    if series_id is not None:
+        body["series_id"] = series_id
+    return _text(body)

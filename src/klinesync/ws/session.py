@@ -1,0 +1,142 @@
+"""Subscription: what one client gets of one series. A splice of store catch-up and live; values in, messages out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.splice import Jump, Splice
+from klinesync.ws import protocol
+
+# Candles that one catch-up sends at most; older ones are paged over HTTP.
+CATCH_UP_MAX_CANDLES = 2000
+
+
+class Announcement:
+    """Closed candles of one series that were committed together; encoded when first needed, then shared by all."""
+
+    __slots__ = ("_batch", "_closed", "candles", "contiguous", "revised", "series")
+
+    def __init__(self, series: SeriesId, candles: Sequence[Candle], revised: frozenset[int]) -> None:
+        self.series = series
+        self.candles = candles
+        self.revised = revised
+        frame = series.timeframe
+        self.contiguous = not revised and all(
+            frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1)
+        )
+        self._closed: dict[int, str] = {}
+        self._batch: str | None = None
+
+    def closed(self, candle: Candle) -> str:
+        """`candle_closed` of one of the candles."""
+        text = self._closed.get(candle.time)
+        if text is None:
+            text = self._closed[candle.time] = protocol.candle_closed(
+                self.series, candle, revised=candle.time in self.revised
+            )
+        return text
+
+    def batch(self) -> str:
+        """All of them as one `candles_batch`."""
+        if self._batch is None:
+            self._batch = protocol.candles_batch(self.series, self.candles)
+        return self._batch
+
+
+class Subscription:
+    """One client's stream of one series: attached, then caught up from the store, then live.
+
+    Strictly increasing in open time, each closed candle once, every jump declared; the exception is a revision,
+    which is marked as one.
+    """
+
+    __slots__ = ("_revised", "_since", "_splice", "series", "supports_batch")
+
+    def __init__(self, series: SeriesId, since: int | None, *, supports_batch: bool) -> None:
+        self.series = series
+        self.supports_batch = supports_batch
+        self._since = since
+        self._splice: Splice[Candle] = Splice(series.timeframe, after=since)
+        self._splice.hold()
+        self._revised: dict[int, Candle] = {}
+
+    @property
+    def since(self) -> int | None:
+        """The newest closed open time that the client has, or said that it has."""
+        return self._splice.after
+
+    def caught_up(self, rows: Sequence[Candle], first: int | None, newer: int) -> list[str]:
+        """The catch-up and all that was held: what the client gets now, before anything live.
+
+        `rows`: the newest stored candles after `since`, ascending, at most `CATCH_UP_MAX_CANDLES`; `newer`: how many
+        are stored after `since` in all; `first`: the oldest stored open time. All of one state of the store. Without
+        `since` there are no rows.
+        """
+        frame, since = self.series.timeframe, self._since
+        messages: list[str] = []
+        if since is not None and first is not None:
+            # A since before the first stored candle counts as the time just before that one.
+            last = max(frame.floor(since), frame.shift(first, -1))
+            if newer > len(rows):
+                jump = Jump(frame.next(last), rows[0].time)
+                messages.append(protocol.gap(self.series, jump, reason="truncated"))
+                last = frame.shift(rows[0].time, -1)
+            self._splice.last = last
+        through = self._splice.release(rows)
+        messages += self._messages(through)
+        # Revisions that were published while the store was read: sent unless the catch-up had them already. A client
+        # without since has nothing yet that they could revise.
+        shown = {item.time: item for item in through if isinstance(item, Candle)}
+        revised, self._revised = self._revised, {}
+        if since is not None:
+            messages += [
+                protocol.candle_closed(self.series, candle, revised=True)
+                for time, candle in sorted(revised.items())
+                if shown.get(time) != candle
+            ]
+        return messages
+
+    def announce(self, announcement: Announcement) -> list[str]:
+        """What of newly committed candles the client gets now."""
+        splice = self._splice
+        candles = announcement.candles
+        last = splice.last
+        if (
+            announcement.contiguous
+            and not splice.holding
+            and last is not None
+            and splice.timeframe.next(last) == candles[0].time
+        ):
+            # The usual case: all of them are next, in order, and everybody gets the same bytes.
+            splice.last = splice.after = candles[-1].time
+            if self.supports_batch and len(candles) > 1:
+                return [announcement.batch()]
+            return [announcement.closed(candle) for candle in candles]
+        through: list[Candle | Jump] = []
+        revisions: list[str] = []
+        for candle in candles:
+            if candle.time not in announcement.revised:
+                through += splice.live(candle)
+            elif splice.holding:
+                # The catch-up may have it with these values already, with others, or not at all.
+                self._revised[candle.time] = candle
+            elif splice.after is not None:
+                # After what was sent it cannot lie: a revision lies behind the head, and the head was sent.
+                revisions.append(announcement.closed(candle))
+        return revisions + self._messages(through)
+
+    def wants_forming(self, candle: Candle) -> bool:
+        """Whether a forming candle is newer than all that is closed."""
+        return self._splice.after is None or candle.time > self._splice.after
+
+    def _messages(self, through: Sequence[Candle | Jump]) -> list[str]:
+        candles = [item for item in through if isinstance(item, Candle)]
+        if self.supports_batch and len(candles) > 1:
+            gaps = [protocol.gap(self.series, item) for item in through if isinstance(item, Jump)]
+            return [*gaps, protocol.candles_batch(self.series, candles)]
+        return [
+            protocol.candle_closed(self.series, item) if isinstance(item, Candle) else protocol.gap(self.series, item)
+            for item in through
+        ]

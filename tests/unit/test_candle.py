@@ -1,0 +1,76 @@
+"""What a candle must be to get in."""
+
+from math import inf, nan
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.core.candle import Candle, Closed, Forming, check_candle, check_not_future
+from klinesync.core.errors import BadCandle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+
+MINUTE = Timeframe.parse("1m")
+SOUND = Candle(1700000040, 1.0, 2.0, 0.5, 1.5, 10.0)
+
+
+def test_a_sound_candle_gets_in() -> None:
+    assert check_candle(SOUND, MINUTE) is SOUND
+    flat = Candle(1700000040, 1.0, 1.0, 1.0, 1.0, 0.0)
+    assert check_candle(flat, MINUTE) is flat
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"open": nan}, "open is nan"),
+        ({"high": inf}, "high is inf"),
+        ({"low": -inf}, "low is -inf"),
+        ({"close": nan}, "close is nan"),
+        ({"volume": nan}, "volume is nan"),
+        ({"volume": inf}, "volume is inf"),
+        ({"volume": -1.0}, "volume -1.0 is negative"),
+        ({"high": 0.4}, "high 0.4 is below low 0.5"),
+        ({"open": 2.5}, "high 2.0 is below open 2.5"),
+        ({"close": 2.5}, "high 2.0 is below close 2.5"),
+        ({"open": 0.1}, "low 0.5 is above open 0.1"),
+        ({"close": 0.1}, "low 0.5 is above close 0.1"),
+        ({"time": 1700000041}, "not on the 1m grid; the candle it falls into opens at 1700000040"),
+        ({"time": -60}, "outside"),
+        ({"time": 10**18}, "outside"),
+        ({"high": 1.7e308, "low": -1.7e308}, "together are not finite"),
+    ],
+)
+def test_a_bad_candle_is_refused_with_the_value_and_the_reason(changes: dict[str, float], reason: str) -> None:
+    with pytest.raises(BadCandle, match=reason):
+        check_candle(SOUND._replace(**changes), MINUTE)  # type: ignore[arg-type]  # by name
+
+
+@given(st.tuples(st.integers(0, 100).map(lambda at: at * 60), *[st.floats()] * 5))
+def test_what_gets_in_is_finite_ordered_and_on_the_grid(values: tuple[int, float, float, float, float, float]) -> None:
+    candle = Candle(*values)
+    sound = (
+        all(abs(value) < inf for value in values[1:])
+        and candle.low <= min(candle.open, candle.close)
+        and max(candle.open, candle.close) <= candle.high
+        and candle.volume >= 0
+        and candle.high - candle.low + candle.volume < inf
+    )
+    if sound:
+        assert check_candle(candle, MINUTE) is candle
+    else:
+        with pytest.raises(BadCandle):
+            check_candle(candle, MINUTE)
+
+
+def test_a_candle_that_has_not_ended_is_in_the_future() -> None:
+    assert check_not_future(SOUND, MINUTE, SOUND.time + 60) is SOUND
+    with pytest.raises(BadCandle, match="after the exchange's now"):
+        check_not_future(SOUND, MINUTE, SOUND.time + 59)
+
+
+def test_closed_and_forming_are_never_equal() -> None:
+    series = SeriesId.parse("binance:spot:BTC/USDT:1m")
+    closed: object = Closed(series, SOUND)
+    assert closed != Forming(series, SOUND)
