@@ -15,6 +15,7 @@ from klinesync.sim.tape import MINUTE_S, NO_ROWS, Ints, Market, Row, Rows, Tape,
 
 _HOUR_S = 3600
 _TICKER_HOURS = 23
+_HOLE_CANDLES = 1000
 _MINUTE = Timeframe.parse("1m")
 
 
@@ -131,18 +132,18 @@ class Listing:
         parts: list[Rows] = []
         have = 0
         while first <= last and have < limit:
-            # Longer than what is missing: a hole in the tape costs another turn of the loop.
+            # A hole in the tape costs another turn of the loop, which then looks at many candles at once.
+            wanted = limit - have
+            reach = max(wanted, _HOLE_CANDLES) if parts else wanted
             if start_ms is not None:
-                part_end = min(grid.shift(first, limit - have), grid.next(last))
-                part = self.candles(grid, first, part_end, now_ms)
-                parts.append(part)
+                part_end = min(grid.shift(first, reach), grid.next(last))
+                parts.append(self.candles(grid, first, part_end, now_ms).head(wanted))
                 first = part_end
             else:
-                part_start = max(first, grid.shift(last, 1 - (limit - have)))
-                part = self.candles(grid, part_start, grid.next(last), now_ms)
-                parts.insert(0, part)
+                part_start = max(first, grid.shift(last, 1 - reach))
+                parts.insert(0, self.candles(grid, part_start, grid.next(last), now_ms).tail(wanted))
                 last = grid.shift(part_start, -1)
-            have += len(part)
+            have = sum(len(part) for part in parts)
         return concat(parts) if parts else NO_ROWS
 
     def day(self, now_ms: int) -> Row | None:

@@ -43,13 +43,12 @@ class MinutePath:
     range; high, low, volume and count only ever grow towards the candle; the last step is the candle itself.
     """
 
-    __slots__ = ("_at_ms", "_states", "row")
+    __slots__ = ("_at_ms", "_columns", "row")
 
     def __init__(self, row: Row, key: PathKey, price_digits: int, volume_digits: int) -> None:
         self.row = row
         if row.trades <= 0:
             self._at_ms: list[int] = []
-            self._states: list[Row] = []
             return
         steps = min(row.trades, MAX_STEPS)
         minute = row.time // MINUTE_S
@@ -64,29 +63,22 @@ class MinutePath:
         highs[-1], lows[-1] = row.high, row.low
         share = np.cumsum(dice[2] + 0.05)
         share /= share[-1]
-        counts = _counts(row.trades, steps)
         quote_digits = min(8, price_digits + volume_digits)
-        columns = (
-            highs.tolist(),
-            lows.tolist(),
-            prices.tolist(),
+        self._columns = (
+            highs,
+            lows,
+            prices,
             _grown(row.volume, share, volume_digits),
             _grown(row.quote, share, quote_digits),
-            counts.tolist(),
+            _counts(row.trades, steps),
             _grown(row.taker_volume, share, volume_digits),
             _grown(row.taker_quote, share, quote_digits),
         )
-        time, open_, first_id = row.time, row.open, row.first_id
-        self._states = [
-            Row(time, open_, high, low, close, volume, quote, count, taker_volume, taker_quote, first_id)
-            for high, low, close, volume, quote, count, taker_volume, taker_quote in zip(*columns, strict=True)
-        ]
-        self._states[-1] = row
 
     def at(self, offset_ms: int) -> Row | None:
         """The running candle `offset_ms` into the minute; None before its first trade."""
         steps = bisect_right(self._at_ms, offset_ms)
-        return self._states[steps - 1] if steps else None
+        return self._state(steps - 1) if steps else None
 
     def next_ms(self, offset_ms: int) -> int | None:
         """When the first step after `offset_ms` happens; None when there is no further."""
@@ -95,7 +87,17 @@ class MinutePath:
 
     def states(self) -> list[Row]:
         """Every running candle, in order."""
-        return list(self._states)
+        return [self._state(step) for step in range(len(self._at_ms))]
+
+    def _state(self, step: int) -> Row:
+        if step == len(self._at_ms) - 1:
+            return self.row
+        row = self.row
+        high, low, close, volume, quote, trades, taker_volume, taker_quote = self._columns
+        return Row(
+            row.time, row.open, float(high[step]), float(low[step]), float(close[step]), float(volume[step]),
+            float(quote[step]), int(trades[step]), float(taker_volume[step]), float(taker_quote[step]), row.first_id,
+        )  # fmt: skip
 
 
 def _prices(row: Row, dice: Floats, order: float, digits: int) -> Floats:
@@ -126,6 +128,5 @@ def _counts(count: int, steps: int) -> Ints:
     return (np.arange(1, steps + 1) * count) // steps
 
 
-def _grown(total: float, share: Floats, digits: int) -> list[float]:
-    grown: list[float] = np.minimum(np.round(total * share, digits), total).tolist()
-    return grown
+def _grown(total: float, share: Floats, digits: int) -> Floats:
+    return np.minimum(np.round(total * share, digits), total)

@@ -20,11 +20,11 @@ import pyarrow.parquet as pa_parquet
 
 from klinesync.core.errors import Rejected
 from klinesync.sim.dice import dice_key, units
-from klinesync.sim.symbol import Symbol, split_name
+from klinesync.sim.symbol import Symbol, has_digits, split_name
 from klinesync.sim.tape import MINUTE_S, NO_ROWS, Floats, Ints, Market, Rows
 
 DAY_S = 86_400
-_USUAL_TRADE = 250.0  # in the quote asset: how many trades a minute had is guessed from its turnover
+_USUAL_TRADE = 500.0  # in the quote asset: how many trades a minute had is guessed from its turnover
 _FREQTRADE = re.compile(
     r"(?P<base>[^_]+)_(?P<quote>[^_]+?)(?:_(?P<settle>[^_]+))?-1m(?P<futures>-futures)?"
     r"\.(?P<ending>feather|parquet|json|json\.gz)"
@@ -306,6 +306,6 @@ def _guess(
 def _digits(values: Floats) -> int:
     """How many decimals the numbers have; 8 at most."""
     for digits in range(8):
-        if (np.round(values, digits) == values).all():
+        if has_digits(values, digits):
             return digits
     return 8

@@ -110,7 +110,8 @@ class RestApi:
         self._endpoints: dict[Market, dict[str, _Endpoint]] = {"spot": spot, "futures": futures}
 
     def answer(self, request: RestRequest, now_ms: int) -> RestAnswer:
-        """The answer at `now_ms`, with the weight counted and told."""
+        """The answer at `now_ms`, with the weight counted and told. The one way by which REST answers leave: faults
+        of REST act here."""
         endpoint = self._endpoints[request.market].get(request.path)
         if endpoint is None:
             return _not_found(request)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from klinesync.sim.clock import ExchangeClock
 from klinesync.sim.exchange import SimExchange, make_exchange
 from klinesync.sim.feed import KlineFeed
 from klinesync.sim.generator import LISTED_DAYS, generated_tapes
+from klinesync.sim.heartbeat import Heartbeat
 from klinesync.sim.limits import LIFETIME_MS, MESSAGE_LIMIT, MessageLimit
 from klinesync.sim.recorded import RecordedTape, choose_start, load_recordings
 from klinesync.sim.rest import RestAnswer, RestApi, RestRequest
@@ -39,7 +40,6 @@ STALLED_S = 1.0  # a slow socket that takes nothing for so long is not waited fo
 MAX_BUFFER_BYTES = 16 * 1024 * 1024  # more than this waiting: cut off
 MAX_MESSAGE_BYTES = 64 * 1024
 CLOSE_S = 2.0
-PING_S: dict[Market, tuple[float, float]] = {"spot": (20.0, 60.0), "futures": (180.0, 600.0)}  # every, patience
 
 
 class BadSimConfig(Rejected):
@@ -92,9 +92,7 @@ class _Connection:
     listener: Listener
     limit: MessageLimit
     opened_ms: int
-    heard_mono_s: float
-    pinged_mono_s: float
-    pings: dict[bytes, float] = field(default_factory=dict)
+    heartbeat: Heartbeat
     pings_received: int = 0
     buffered: int = 0
     drained_mono_s: float = 0.0
@@ -121,7 +119,7 @@ class SimServer:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
-        self._sent_closed = 0
+        self._closing: set[asyncio.Task[None]] = set()
         self.http_url = ""
         self.ws_url = ""
 
@@ -154,19 +152,28 @@ class SimServer:
             asyncio.create_task(self._push(), name="sim-push"),
             asyncio.create_task(self._keep_alive(), name="sim-keep-alive"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._broken)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for task in self._tasks:
+            task.remove_done_callback(self._broken)
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._closing, return_exceptions=True)
         await asyncio.gather(
             *(self._close(connection, WSCloseCode.GOING_AWAY, "") for connection in list(self._connections.values()))
         )
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def _broken(self, task: asyncio.Task[None]) -> None:
+        """A defect of ours ended a task that never ends. Whoever listens must not wait for streams that are dead."""
+        log.critical("%s has failed: all connections are cut", task.get_name(), exc_info=task.exception())
+        for connection in self._connections.values():
+            connection.transport.abort()
 
     # REST
 
@@ -188,7 +195,6 @@ class SimServer:
         return rest
 
     def _answer(self, answer: RestAnswer) -> web.Response:
-        """The one way by which REST answers leave: faults of REST act here."""
         return web.Response(
             status=answer.status, body=answer.body, content_type=answer.content_type, headers=answer.headers
         )
@@ -264,7 +270,6 @@ class SimServer:
         transport = request.transport
         if transport is None:
             return socket
-        mono_s = time.monotonic()
         session = Session(route, route.combined)
         connection = _Connection(
             number=next(self._numbers),
@@ -274,8 +279,7 @@ class SimServer:
             listener=Listener(session),
             limit=MessageLimit(MESSAGE_LIMIT[route.market]),
             opened_ms=self.now_ms(),
-            heard_mono_s=mono_s,
-            pinged_mono_s=mono_s,
+            heartbeat=Heartbeat(route.market, time.monotonic()),
         )
         self._connections[connection.listener] = connection
         try:
@@ -290,17 +294,14 @@ class SimServer:
         if await self._carry_out(connection, session.open()):
             return
         async for message in connection.socket:
-            mono_s = time.monotonic()
-            if not connection.limit.count(mono_s):
+            if not connection.limit.count(time.monotonic()):
                 await self._close(connection, WSCloseCode.POLICY_VIOLATION, "Too many requests")
                 return
             if message.type is WSMsgType.PING:
                 connection.pings_received += 1
                 await connection.socket.pong(message.data)
             elif message.type is WSMsgType.PONG:
-                if connection.pings.pop(bytes(message.data), None) is not None:
-                    connection.heard_mono_s = mono_s
-                    connection.pings.clear()
+                connection.heartbeat.pong(bytes(message.data))
             elif message.type is WSMsgType.TEXT:
                 if await self._carry_out(connection, session.receive(message.data)):
                     return
@@ -329,6 +330,12 @@ class SimServer:
                 await connection.socket.close(code=code, message=reason.encode())
                 return
         connection.transport.abort()
+
+    def _close_soon(self, connection: _Connection, code: int, reason: str) -> None:
+        """Close without waiting for the other side: one that does not answer must not hold up the others."""
+        task = asyncio.create_task(self._close(connection, code, reason), name=f"sim-close-{connection.number}")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _flush(self, connection: _Connection) -> None:
         """Write what waits for this connection, all in one go; cut it off when it does not read."""
@@ -395,32 +402,14 @@ class SimServer:
             for connection in list(self._connections.values()):
                 if connection.closing:
                     continue
-                every_s, patience_s = PING_S[connection.listener.session.route.market]
+                ping = connection.heartbeat.ping(mono_s, str(now_ms).encode())
                 if now_ms - connection.opened_ms >= LIFETIME_MS and not behind:
-                    _in_background(self._close(connection, WSCloseCode.OK, ""), f"sim-close-{connection.number}")
-                elif connection.pings and mono_s - connection.heard_mono_s > every_s + patience_s:
-                    _in_background(
-                        self._close(connection, WSCloseCode.POLICY_VIOLATION, "Pong timeout"),
-                        f"sim-close-{connection.number}",
-                    )
-                elif mono_s - connection.pinged_mono_s >= every_s:
-                    payload = str(now_ms).encode()
-                    connection.pinged_mono_s = mono_s
-                    connection.pings[payload] = mono_s
+                    self._close_soon(connection, WSCloseCode.OK, "")
+                elif connection.heartbeat.is_dead(mono_s):
+                    self._close_soon(connection, WSCloseCode.POLICY_VIOLATION, "Pong timeout")
+                elif ping is not None:
                     with contextlib.suppress(ConnectionError):  # it is going: its own task sees to that
-                        await connection.socket.ping(payload)
-
-
-_background: set[asyncio.Task[None]] = set()
-
-
-def _in_background(work: Awaitable[None], name: str) -> None:
-    async def run() -> None:
-        await work
-
-    task = asyncio.create_task(run(), name=name)
-    _background.add(task)
-    task.add_done_callback(_background.discard)
+                        await connection.socket.ping(ping)
 
 
 class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from klinesync.sim.tape import Market
+import numpy as np
+
+from klinesync.sim.tape import Floats, Market
 
 SPOT_DIGITS = 8
 _QUOTES = (
@@ -47,6 +49,13 @@ def split_name(name: str) -> tuple[str, str] | None:
         if name.endswith(quote) and len(name) > len(quote):
             return name[: -len(quote)], quote
     return None
+
+
+def has_digits(values: Floats, digits: int) -> bool:
+    """Whether writing the numbers with that many decimals loses nothing: each reads back as the same double."""
+    scale = 10.0**digits
+    scaled = values * scale
+    return bool((np.abs(scaled) < 2.0**53).all() and (np.rint(scaled) / scale == values).all())
 
 
 def number_text(digits: int) -> Callable[[float], str]:

@@ -69,6 +69,14 @@ class Rows:
             self.taker_volume[first:end], self.taker_quote[first:end], self.first_id[first:end],
         )  # fmt: skip
 
+    def head(self, most: int) -> Rows:
+        """The first `most` rows; a view."""
+        return self.cut(0, most)
+
+    def tail(self, most: int) -> Rows:
+        """The last `most` rows; a view."""
+        return self.cut(max(0, len(self) - most), len(self))
+
     def between(self, start_s: int, end_s: int) -> Rows:
         """The rows whose time lies in `[start_s, end_s)`; a view."""
         first, end = np.searchsorted(self.time, (start_s, end_s))

@@ -5,35 +5,45 @@ from __future__ import annotations
 import msgspec
 
 from klinesync.sim.exchange import Grid, Listing
+from klinesync.sim.symbol import has_digits
 from klinesync.sim.tape import Row, Rows
 
 
 def kline_rows(listing: Listing, grid: Grid, rows: Rows, *, micro: bool = False) -> bytes:
     """The answer of `klines`: twelve values a candle. With `micro`, times are microseconds."""
-    price, volume, quote = listing.price_text, listing.volume_text, listing.quote_text
     scale = 1_000_000 if micro else 1000
     times: list[int] = rows.time.tolist()
     step = grid.timeframe.step_s
     ends = [time + step for time in times] if step else [grid.next(time) for time in times]
-    lines = [
-        f'[{time * scale},"{price(open_)}","{price(high)}","{price(low)}","{price(close)}","{volume(base)}",'
-        f'{end * scale - 1},"{quote(in_quote)}",{count},"{volume(taker)}","{quote(taker_quote)}","0"]'
-        for time, end, open_, high, low, close, base, in_quote, count, taker, taker_quote in zip(
-            times,
-            ends,
-            rows.open.tolist(),
-            rows.high.tolist(),
-            rows.low.tolist(),
-            rows.close.tolist(),
-            rows.volume.tolist(),
-            rows.quote.tolist(),
-            rows.trades.tolist(),
-            rows.taker_volume.tolist(),
-            rows.taker_quote.tolist(),
-            strict=True,
-        )
-    ]
-    return ("[" + ",".join(lines) + "]").encode()
+    symbol = listing.symbol
+    numbers: list[list[float] | list[str]] = []
+    marks: list[str] = []
+    for column, digits, text in (
+        (rows.open, symbol.price_text_digits, listing.price_text),
+        (rows.high, symbol.price_text_digits, listing.price_text),
+        (rows.low, symbol.price_text_digits, listing.price_text),
+        (rows.close, symbol.price_text_digits, listing.price_text),
+        (rows.volume, symbol.volume_text_digits, listing.volume_text),
+        (rows.quote, symbol.quote_text_digits, listing.quote_text),
+        (rows.taker_volume, symbol.volume_text_digits, listing.volume_text),
+        (rows.taker_quote, symbol.quote_text_digits, listing.quote_text),
+    ):
+        # One look at a whole column is cheaper than `number_text` for each of its numbers.
+        exact = has_digits(column, digits)
+        marks.append(f"%.{digits}f" if exact else "%s")
+        numbers.append(column.tolist() if exact else [text(value) for value in column.tolist()])
+    open_, high, low, close, volume, quote, taker, taker_quote = marks
+    template = f'[%d,"{open_}","{high}","{low}","{close}","{volume}",%d,"{quote}",%d,"{taker}","{taker_quote}","0"]'
+    columns = zip(
+        [time * scale for time in times],
+        *numbers[:5],
+        [end * scale - 1 for end in ends],
+        numbers[5],
+        rows.trades.tolist(),
+        *numbers[6:],
+        strict=True,
+    )
+    return ("[" + ",".join([template % values for values in columns]) + "]").encode()
 
 
 def price_rows(listing: Listing, grid: Grid, rows: Rows) -> bytes:
