@@ -1,0 +1,76 @@
+# The commands of the project. Everything is set up inside this directory; nothing needs root.
+#
+#   make demo          the service on a simulated exchange, with its page
+#   make test          all tests (what is missing on this machine skips its tests with a reason)
+#   make lint          style, types, who may import whom
+#   make test-clients  unmodified third-party clients against the simulated exchange
+#   make bench         measurements
+#   make clean         remove what was made
+
+PYTHON ?= python3
+BIN := .venv/bin
+CLIENTS_BIN := .venv-clients/bin
+DEMO_FLAGS ?=
+
+PAGE := src/klinesync/web/index.html
+PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
+
+.PHONY: setup demo test test-python test-page test-clients lint bench clean
+
+setup: .venv/.dev $(PAGE)
+
+# The demo does without the tools for development, so that a new user waits less.
+demo: .venv/.run $(PAGE)
+	$(BIN)/klinesync demo $(DEMO_FLAGS)
+
+test: test-page test-python
+
+test-python: setup
+	$(BIN)/pytest
+
+test-page: frontend/node_modules/.installed
+	cd frontend && npm run --silent test
+
+test-clients: .venv/.run .venv-clients/.installed
+	$(CLIENTS_BIN)/python -m pytest -c tests/clients/pytest.ini tests/clients
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd frontend && npm run --silent lint && npx --no-install tsc --noEmit
+
+bench: setup
+	$(BIN)/python benchmarks/sim_load.py
+
+clean:
+	rm -rf .venv .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf frontend/node_modules src/klinesync/web dist build
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "klinesync needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+
+.venv/.run: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.run
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv-clients/.installed: tests/clients/requirements.txt tests/clients/constraints.txt
+	rm -rf .venv-clients
+	$(PYTHON) -m venv .venv-clients
+	$(CLIENTS_BIN)/pip install --quiet --no-compile --disable-pip-version-check \
+		-r tests/clients/requirements.txt -c tests/clients/constraints.txt
+	@touch $@
+
+frontend/node_modules/.installed: frontend/package.json frontend/package-lock.json
+	cd frontend && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(PAGE): frontend/node_modules/.installed $(PAGE_SOURCES)
+	cd frontend && npm run --silent build
+	@touch $@

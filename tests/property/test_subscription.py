@@ -1,0 +1,185 @@
+"""Subscription against a model: whatever is committed while a client attaches, catches up and follows, what it sees is
+strictly increasing, complete from `since` on, with every jump declared, and its picture equals the store at the end."""
+
+import json
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.ws.session import CATCH_UP_MAX_CANDLES, Announcement, Subscription
+
+SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
+
+
+def candle(minute: int, version: int = 0) -> Candle:
+    return Candle(minute * 60, 1.0, 2.0, 0.5, 1.0, float(version))
+
+
+@dataclass
+class Store:
+    """The model of the store: what a commit changes, and what a catch-up reads."""
+
+    rows: dict[int, Candle] = field(default_factory=dict)
+
+    def commit(self, candles: list[Candle]) -> Announcement | None:
+        head = max(self.rows, default=None)
+        changed = [one for one in candles if self.rows.get(one.time) != one]
+        self.rows.update((one.time, one) for one in changed)
+        if not changed:
+            return None
+        revised = frozenset(one.time for one in changed if head is not None and one.time <= head)
+        return Announcement(SERIES, sorted(changed), revised)
+
+    def catch_up(self, since: int) -> tuple[list[Candle], int | None, int]:
+        newer = [self.rows[time] for time in sorted(self.rows) if time > since]
+        return newer[-CATCH_UP_MAX_CANDLES:], min(self.rows, default=None), len(newer)
+
+
+@dataclass
+class Viewer:
+    """A client: checks the stream, and keeps the picture that it paints."""
+
+    last: int | None
+    picture: dict[int, float] = field(default_factory=dict)
+    declared: tuple[int, int] | None = None
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+
+    def see(self, texts: list[str], *, batches: bool) -> None:
+        for text in texts:
+            message = json.loads(text)
+            match message["type"]:
+                case "gap":
+                    self.gaps.append((message["expected_next_time"], message["actual_time"]))
+                case "candles_batch":
+                    assert batches
+                    assert len(message["candles"]) > 1
+                    for item in message["candles"]:
+                        self.take(item)
+                case "candle_closed" if message.get("revised"):
+                    assert self.last is None or message["candle"]["candle_time"] <= self.last
+                    self.picture[message["candle"]["candle_time"]] = message["candle"]["volume"]
+                case "candle_closed":
+                    self.take(message["candle"])
+        assert not self.gaps, "every gap was followed by its candle"
+
+    def take(self, item: dict[str, float]) -> None:
+        time = int(item["candle_time"])
+        if self.last is not None:
+            assert time > self.last
+            if time != self.last + 60:
+                assert self.gaps.pop(0) == (self.last + 60, time)
+        self.last = time
+        self.picture[time] = item["volume"]
+
+
+COMMITS = st.lists(
+    st.lists(st.tuples(st.integers(1, 25), st.integers(0, 2)), min_size=1, max_size=4), min_size=0, max_size=6
+)
+
+
+def commit(store: Store, entries: list[tuple[int, int]]) -> Announcement | None:
+    return store.commit([candle(minute, version) for minute, version in sorted(dict(entries).items())])
+
+
+@given(
+    before=COMMITS,
+    held_before_read=COMMITS,
+    held_after_read=COMMITS,
+    live=COMMITS,
+    since=st.integers(0, 30),
+    batches=st.booleans(),
+)
+def test_a_client_with_since_ends_up_with_what_is_stored(
+    before: list[list[tuple[int, int]]],
+    held_before_read: list[list[tuple[int, int]]],
+    held_after_read: list[list[tuple[int, int]]],
+    live: list[list[tuple[int, int]]],
+    since: int,
+    batches: bool,
+) -> None:
+    store = Store()
+    for entries in before:
+        commit(store, entries)
+    known = {time: one.volume for time, one in store.rows.items() if time <= since * 60}
+    subscription = Subscription(SERIES, since * 60, supports_batch=batches)
+
+    for entries in held_before_read:
+        announcement = commit(store, entries)
+        assert announcement is None or subscription.announce(announcement) == []
+    catch_up = store.catch_up(since * 60)
+    first_at_read = catch_up[1]
+    for entries in held_after_read:
+        announcement = commit(store, entries)
+        assert announcement is None or subscription.announce(announcement) == []
+
+    # A since before the first stored candle counts as the time just before that one.
+    last = None if first_at_read is None else max(since * 60, first_at_read - 60)
+    viewer = Viewer(last, picture=known)
+    viewer.see(subscription.caught_up(*catch_up), batches=batches)
+    for entries in live:
+        announcement = commit(store, entries)
+        if announcement is not None:
+            viewer.see(subscription.announce(announcement), batches=batches)
+    # What is first stored at or before since is the client's already, by its own word.
+    owed = {time for time in store.rows if time > since * 60 or time in known}
+    assert {time: viewer.picture.get(time) for time in owed} == {time: store.rows[time].volume for time in owed}
+
+
+@given(before=COMMITS, held=COMMITS, live=COMMITS)
+def test_a_client_without_since_sees_only_what_is_newer_than_its_subscription(
+    before: list[list[tuple[int, int]]], held: list[list[tuple[int, int]]], live: list[list[tuple[int, int]]]
+) -> None:
+    store = Store()
+    for entries in before:
+        commit(store, entries)
+    head = max(store.rows, default=0)
+    subscription = Subscription(SERIES, None, supports_batch=False)
+    for entries in held:
+        announcement = commit(store, entries)
+        assert announcement is None or subscription.announce(announcement) == []
+    viewer = Viewer(None)
+    viewer.see(subscription.caught_up([], None, 0), batches=False)
+    for entries in live:
+        announcement = commit(store, entries)
+        if announcement is not None:
+            viewer.see(subscription.announce(announcement), batches=False)
+    if viewer.picture:
+        assert min(viewer.picture) > head or min(viewer.picture) in store.rows
+    newest = max(store.rows, default=0)
+    assert viewer.last == (newest if newest > head else viewer.last)
+
+
+def test_a_long_catch_up_is_cut_to_the_newest_and_says_so() -> None:
+    store = Store()
+    store.commit([candle(minute) for minute in range(1, CATCH_UP_MAX_CANDLES + 11)])
+    subscription = Subscription(SERIES, 0, supports_batch=True)
+    gap, batch = (json.loads(text) for text in subscription.caught_up(*store.catch_up(0)))
+    assert gap["reason"] == "truncated"
+    assert (gap["expected_next_time"], gap["actual_time"]) == (60, 11 * 60)
+    assert [item["candle_time"] for item in batch["candles"]] == [
+        minute * 60 for minute in range(11, CATCH_UP_MAX_CANDLES + 11)
+    ]
+
+
+def test_everybody_who_is_up_to_date_gets_the_very_same_text() -> None:
+    store = Store()
+    store.commit([candle(1)])
+    texts = []
+    for _ in range(2):
+        subscription = Subscription(SERIES, 60, supports_batch=True)
+        subscription.caught_up(*store.catch_up(60))
+        texts.append(subscription)
+    announcement = store.commit([candle(2), candle(3)])
+    assert announcement is not None
+    first, second = (subscription.announce(announcement)[0] for subscription in texts)
+    assert first is second
+
+
+def test_forming_is_wanted_while_it_is_newer_than_what_is_closed() -> None:
+    subscription = Subscription(SERIES, 60, supports_batch=False)
+    subscription.caught_up([candle(2)], 60, 1)
+    assert not subscription.wants_forming(candle(2))
+    assert subscription.wants_forming(candle(3))

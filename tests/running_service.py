@@ -1,0 +1,59 @@
+"""The service and the simulated exchange in this process, over real sockets, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from klinesync.market.app import bind, create_app, create_server
+from klinesync.market.runtime import MarketRuntime
+from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.runtime.flags import load_flags
+from klinesync.sim.server import SimServer
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service: its address, its parts, and a client session."""
+
+    url: str
+    runtime: MarketRuntime
+    http: aiohttp.ClientSession
+
+    async def get(self, path: str, **params: str | int) -> tuple[int, dict[str, object]]:
+        async with self.http.get(self.url + path, params=params) as response:
+            return response.status, await response.json()
+
+    async def post(self, path: str, body: object) -> tuple[int, dict[str, object]]:
+        async with self.http.post(self.url + path, json=body) as response:
+            return response.status, await response.json()
+
+
+@asynccontextmanager
+async def running_service(store: Path, exchange: SimServer | None = None, **flags: str) -> AsyncIterator[Service]:
+    """A service on `store`, following `exchange`; without one nothing is followed and the exchange cannot be asked."""
+    nowhere = "127.0.0.1:9"
+    rest_url = f"http://{nowhere}" if exchange is None else exchange.http_url
+    ws_url = f"ws://{nowhere}" if exchange is None else exchange.ws_url
+    given = {
+        "database_url": f"sqlite:///{store}",
+        "binance_spot_rest_url": rest_url,
+        "binance_futures_rest_url": rest_url,
+        "binance_spot_ws_url": ws_url,
+        "binance_futures_ws_url": ws_url,
+        "enable_whitelist_ingest": "off" if exchange is None else "on",
+    } | flags
+    listener = bind("127.0.0.1", 0)
+    async with build_market_runtime(load_flags(given)) as runtime, aiohttp.ClientSession() as http:
+        server = create_server(create_app(runtime), runtime)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield Service(f"http://127.0.0.1:{listener.getsockname()[1]}", runtime, http)
+        finally:
+            server.stop()
+            await serving

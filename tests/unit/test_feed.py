@@ -1,0 +1,137 @@
+"""IngestFeed: commands out for what comes in."""
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.splice import Jump
+from klinesync.ingest.feed import MAX_HOLE_FETCHES, MAX_RETRY_DELAY_S, Fetch, IngestFeed, Persist, Show, ShowLater
+
+SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
+
+
+def candle(minute: int, close: float = 1.0) -> Candle:
+    return Candle(minute * 60, 1.0, 2.0, 0.5, close, 1.0)
+
+
+def candles(*minutes: int) -> tuple[Candle, ...]:
+    return tuple(candle(minute) for minute in minutes)
+
+
+def feed_after(head: int | None) -> IngestFeed:
+    return IngestFeed(SERIES, None if head is None else head * 60, forming_interval_s=0.25)
+
+
+def live_feed(head: int) -> IngestFeed:
+    feed = feed_after(head)
+    feed.attached()
+    feed.history_ended()
+    return feed
+
+
+def test_an_attached_feed_asks_for_what_follows_its_head() -> None:
+    assert feed_after(7).attached() == [Fetch(8 * 60)]
+    assert feed_after(None).attached() == [Fetch(None)]
+
+
+def test_live_is_held_until_history_has_ended() -> None:
+    feed = feed_after(1)
+    feed.attached()
+    assert feed.closed(candle(5)) == []
+    assert feed.history(candles(2, 3)) == [Persist(candles(2, 3))]
+    assert feed.history(candles(4, 5)) == [Persist(candles(4, 5))]
+    assert feed.closed(candle(6)) == []
+    assert feed.history_ended() == [Persist(candles(6))]
+    assert feed.closed(candle(7)) == [Persist(candles(7))]
+
+
+def test_a_duplicate_or_late_close_is_dropped() -> None:
+    feed = live_feed(5)
+    assert feed.closed(candle(6)) == [Persist(candles(6))]
+    assert feed.closed(candle(6)) == []
+    assert feed.closed(candle(4)) == []
+
+
+def test_a_hole_is_fetched_before_the_close_behind_it_is_stored() -> None:
+    feed = live_feed(5)
+    assert feed.closed(candle(8)) == [Fetch(6 * 60)]
+    assert feed.closed(candle(9)) == []
+    assert feed.history(candles(6, 7, 8)) == [Persist(candles(6, 7, 8))]
+    assert feed.history_ended() == [Persist(candles(9))]
+
+
+def test_a_hole_that_history_neither_fills_nor_shows_is_asked_again_with_growing_delay_and_then_passed() -> None:
+    feed = live_feed(5)
+    assert feed.closed(candle(7)) == [Fetch(6 * 60)]
+    delays = []
+    for _ in range(MAX_HOLE_FETCHES):
+        (again,) = feed.history_ended()
+        assert isinstance(again, Fetch)
+        delays.append(again.delay_s)
+    assert delays == sorted(delays)
+    assert delays[0] > 0
+    assert feed.history_ended() == [Persist(candles(7), (Jump(6 * 60, 7 * 60),))]
+
+
+def test_a_hole_between_rows_of_history_is_the_exchanges_and_passes_at_once() -> None:
+    feed = live_feed(5)
+    feed.closed(candle(9))
+    assert feed.history(candles(6, 8)) == [Persist(candles(6, 8), (Jump(7 * 60, 8 * 60),))]
+    assert feed.history_ended() == [Persist(candles(9))]
+
+
+def test_failing_history_is_asked_for_again_without_end_and_live_stays_held() -> None:
+    feed = feed_after(5)
+    feed.attached()
+    feed.closed(candle(9))
+    delays = []
+    for _ in range(20):
+        (again,) = feed.history_failed()
+        assert isinstance(again, Fetch)
+        delays.append(again.delay_s)
+    assert delays == sorted(delays)
+    assert delays[-1] == MAX_RETRY_DELAY_S
+    assert feed.history_failed(retry_after_s=90.0) == [Fetch(6 * 60, 90.0)]
+
+
+def test_a_reconnect_asks_again_and_one_reading_is_under_way_at_most() -> None:
+    feed = feed_after(5)
+    assert feed.attached() == [Fetch(6 * 60)]
+    assert feed.attached() == []
+    feed.history(candles(6))
+    feed.history_ended()
+    assert feed.attached() == [Fetch(7 * 60)]
+
+
+def test_after_a_failed_write_the_feed_begins_again_from_the_stored_head() -> None:
+    feed = live_feed(5)
+    feed.closed(candle(6))
+    assert feed.restarted(5 * 60) == [Fetch(6 * 60)]
+    assert feed.closed(candle(7)) == []
+    assert feed.history(candles(6)) == [Persist(candles(6))]
+    assert feed.history_ended() == [Persist(candles(7))]
+
+
+def test_forming_keeps_its_interval_and_the_latest_is_shown_when_it_is_due() -> None:
+    feed = live_feed(5)
+    assert feed.forming(candle(6, 1.1), now_s=10.0) == [Show(candle(6, 1.1))]
+    assert feed.forming(candle(6, 1.2), now_s=10.1) == [ShowLater(10.25)]
+    assert feed.forming(candle(6, 1.3), now_s=10.2) == []
+    assert feed.due(10.25) == [Show(candle(6, 1.3))]
+    assert feed.forming(candle(6, 1.4), now_s=10.6) == [Show(candle(6, 1.4))]
+
+
+def test_forming_that_a_close_overtook_is_not_shown() -> None:
+    feed = live_feed(5)
+    feed.forming(candle(6, 1.1), now_s=10.0)
+    feed.forming(candle(6, 1.2), now_s=10.1)
+    feed.closed(candle(6))
+    assert feed.due(10.25) == []
+    assert feed.forming(candle(6), now_s=11.0) == []
+    assert feed.forming(candle(7), now_s=11.0) == [Show(candle(7))]
+
+
+def test_a_newer_forming_candle_waits_on_when_the_one_before_it_closes_late() -> None:
+    feed = live_feed(5)
+    feed.forming(candle(6), now_s=10.0)
+    feed.forming(candle(7), now_s=10.1)
+    feed.closed(candle(6))
+    assert feed.due(10.25) == [Show(candle(7))]
