@@ -125,13 +125,14 @@ def assert_frames_end_in_the_rest_rows(
 ) -> None:
     """Check one symbol's live klines, all frames in order of arrival, at least two of them closing ones.
 
-    Open times never go back; each candle ends in exactly one closed frame, its last; no candle that has been
-    traded is missing (USD-M is silent about a minute without a trade, spot is not); closed values are those of REST.
+    Forming candles are seen too. Open times never go back; each candle ends in exactly one closed frame, its last;
+    no candle that was traded is missing (USD-M is silent about a minute without a trade, spot is not); closed values
+    are those of REST.
     """
     times = [k["t"] for k in klines]
     assert times == sorted(times)
     closes = [k for k in klines if k["x"]]
-    assert len(closes) >= 2
+    assert 2 <= len(closes) < len(klines)
     assert all(k["T"] == k["t"] + MINUTE_MS - 1 for k in klines)
     for earlier, later in itertools.pairwise(klines):
         # The frame that closes a candle is the last of that candle, and a new candle starts only after it.

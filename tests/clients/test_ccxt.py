@@ -167,3 +167,14 @@ async def test_watch_ohlcv_for_symbols_follows_all_of_them_on_one_connection(
     assert len(client.clients) == 1
     for symbol, candles in seen.items():
         assert_watched_equals_rest(exchange, market, symbol, list(candles.values())[:-1])
+
+
+@EACH_MARKET
+async def test_un_watch_ohlcv_ends_one_stream_and_leaves_the_other(client: ccxt.pro.binance, market: Market) -> None:
+    left, kept = SYMBOLS[market]
+    async with asyncio.timeout(60):
+        await client.watch_ohlcv_for_symbols([[left, "1m"], [kept, "1m"]])
+        await client.un_watch_ohlcv_for_symbols([[left, "1m"]])
+        assert len(await watch(client, kept)) >= CLOSES
+    # ccxt forgot the candles when it left, and nothing came to fill its cache again.
+    assert not client.ohlcvs[left]

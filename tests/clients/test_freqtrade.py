@@ -12,7 +12,7 @@ import documentation
 import loopback_only
 import pyarrow.feather
 import pytest
-from simulated_exchange import MINUTE_MS, SPOT, USDM, Market, SimulatedExchange, as_floats
+from simulated_exchange import MINUTE_MS, SPOT, USDM, Market, SimulatedExchange, as_floats, simulated_exchange
 
 DAY_MS = 86_400_000
 COMMAND_TIMEOUT_S = 80
@@ -62,32 +62,53 @@ class Freqtrade:
         return done.stdout
 
 
+def stored(directory: Path, market: Market, pair: str, timeframe: str) -> list[list[float]]:
+    """The candles of a freqtrade data file, as [open time ms, open, high, low, close, volume]."""
+    stem = pair.replace("/", "_").replace(":", "_")
+    name = f"{stem}-{timeframe}.feather" if market is SPOT else f"futures/{stem}-{timeframe}-futures.feather"
+    table = pyarrow.feather.read_table(directory / name)
+    opens_ms = [int(when.timestamp() * 1000) for when in table["date"].to_pylist()]
+    columns = [table[column].to_pylist() for column in ("open", "high", "low", "close", "volume")]
+    return [list(row) for row in zip(opens_ms, *columns, strict=True)]
+
+
 @EACH_MARKET
 def test_download_data_writes_the_rest_rows(calm_exchange: SimulatedExchange, market: Market, tmp_path: Path) -> None:
     freqtrade = Freqtrade(calm_exchange, market, tmp_path)
     before = calm_exchange.now_ms(market)
-    freqtrade.run("download-data", "--timeframes", "1m", "5m", "--days", "1", "--data-format-ohlcv", "feather")
+    freqtrade.run("download-data", "--timeframes", "1m", "5m", "--days", "1")
     for pair in PAIRS[market]:
         for timeframe, step_ms in (("1m", MINUTE_MS), ("5m", 5 * MINUTE_MS)):
-            stem = pair.replace("/", "_").replace(":", "_")
-            name = f"{stem}-{timeframe}.feather" if market is SPOT else f"futures/{stem}-{timeframe}-futures.feather"
-            table = pyarrow.feather.read_table(tmp_path / "data" / "binance" / name)
-            opens_ms = [int(when.timestamp() * 1000) for when in table["date"].to_pylist()]
-            columns = [table[column].to_pylist() for column in ("open", "high", "low", "close", "volume")]
+            candles = stored(tmp_path / "data" / "binance", market, pair, timeframe)
             symbol = pair.split(":")[0].replace("/", "")
-            rows = calm_exchange.rows(market, symbol, timeframe, opens_ms[0], opens_ms[-1])
-            assert [list(row) for row in zip(opens_ms, *columns, strict=True)] == [as_floats(row) for row in rows]
-            # A whole day, up to the last candle that had closed; only the newest, still open, is left out.
-            assert opens_ms[0] <= before - DAY_MS + step_ms
-            assert opens_ms[-1] >= before - 2 * step_ms
+            rows = calm_exchange.rows(market, symbol, timeframe, candles[0][0], candles[-1][0])
+            assert candles == [as_floats(row) for row in rows]
+            # A day and more, up to the last candle that had closed; the newest is left out, as it may be open.
+            assert candles[0][0] <= before - DAY_MS + step_ms
+            assert candles[-1][0] >= before - 3 * step_ms
 
 
-@EACH_MARKET
-def test_list_markets_and_list_pairs_name_every_symbol(
-    calm_exchange: SimulatedExchange, market: Market, tmp_path: Path
+@pytest.mark.parametrize(("market", "recorded"), [(SPOT, "spot"), (USDM, "futures_um")], ids=["spot", "usdm"])
+def test_what_freqtrade_recorded_once_it_downloads_again_bit_for_bit(
+    market: Market, recorded: str, tmp_path: Path
 ) -> None:
-    freqtrade = Freqtrade(calm_exchange, market, tmp_path)
-    for command in ("list-markets", "list-pairs"):
-        printed = freqtrade.run(command, "--print-json")
-        pairs = json.loads(printed.splitlines()[-1])
-        assert {pair.split(":")[0].replace("/", "") for pair in pairs} == set(calm_exchange.symbols(market))
+    if not os.environ.get("KLINESYNC_REAL_DATA"):
+        pytest.skip("KLINESYNC_REAL_DATA is not set: there are no recorded candles to replay")
+    directory = Path(os.environ["KLINESYNC_REAL_DATA"]) / recorded
+    with simulated_exchange("--data", str(directory)) as exchange:
+        shift_ms = exchange.get("/sim/state")["shift_s"] * 1000
+        Freqtrade(exchange, market, tmp_path).run("download-data", "--timeframes", "1m", "--days", "2")
+    for pair in PAIRS[market]:
+        candles = stored(tmp_path / "data" / "binance", market, pair, "1m")
+        assert len(candles) > 2 * DAY_MS / MINUTE_MS
+        truth = {row[0] + shift_ms: row[1:] for row in stored(directory, market, pair, "1m")}
+        assert {row[0]: row[1:] for row in candles} == {
+            time: values for time, values in truth.items() if candles[0][0] <= time <= candles[-1][0]
+        }
+
+
+@pytest.mark.parametrize(("command", "market"), [("list-markets", SPOT), ("list-pairs", USDM)])
+def test_it_lists_every_symbol(calm_exchange: SimulatedExchange, command: str, market: Market, tmp_path: Path) -> None:
+    printed = Freqtrade(calm_exchange, market, tmp_path).run(command, "--print-json")
+    pairs = json.loads(printed.splitlines()[-1])
+    assert {pair.split(":")[0].replace("/", "") for pair in pairs} == set(calm_exchange.symbols(market))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from binance_common.configuration import ConfigurationRestAPI, ConfigurationWebSocketStreams
+from binance_common.constants import TimeUnit
 from binance_common.errors import BadRequestError
 from binance_common.models import ApiResponse
 from binance_sdk_derivatives_trading_usds_futures.derivatives_trading_usds_futures import DerivativesTradingUsdsFutures
@@ -25,7 +26,7 @@ from binance_sdk_derivatives_trading_usds_futures.websocket_streams.models impor
 )
 from binance_sdk_spot.rest_api.models import ExchangeInfoResponse, KlinesIntervalEnum
 from binance_sdk_spot.spot import Spot
-from binance_sdk_spot.websocket_streams.models import KlineIntervalEnum
+from binance_sdk_spot.websocket_streams.models import KlineIntervalEnum, KlineOffsetIntervalEnum
 from simulated_exchange import (
     SPOT,
     USDM,
@@ -108,9 +109,24 @@ def test_exchange_information_parses_into_the_connectors_models(
 
 def test_the_used_weight_is_told_with_each_answer(spot: Spot, usdm: DerivativesTradingUsdsFutures) -> None:
     for answer in (spot.rest_api.time(), usdm.rest_api.check_server_time()):
-        told = {(limit.rate_limit_type, limit.interval_num, limit.interval) for limit in answer.rate_limits}
+        told = {(limit.rateLimitType, limit.intervalNum, limit.interval) for limit in answer.rate_limits}
         assert told == {("REQUEST_WEIGHT", 1, "MINUTE")}
         assert answer.rate_limits[0].count >= 1
+
+
+def test_spot_klines_in_microseconds_are_the_same_candles(exchange: SimulatedExchange, spot: Spot) -> None:
+    micro = Spot(
+        config_rest_api=ConfigurationRestAPI(
+            base_path=exchange.http_url, timeout=REST_TIMEOUT_MS, time_unit=TimeUnit.MICROSECOND.value
+        )
+    )
+    asked = {"symbol": "BTCUSDT", "interval": KlinesIntervalEnum["INTERVAL_1m"], "start_time": 0, "limit": 10}
+    milliseconds, microseconds = spot.rest_api.klines(**asked).data(), micro.rest_api.klines(**asked).data()
+    assert len(milliseconds) == 10
+    for in_ms, in_us in zip(milliseconds, microseconds, strict=True):
+        assert in_us[0] == in_ms[0] * 1000
+        assert in_us[6] == in_ms[6] * 1000 + 999
+        assert in_us[1:6] + in_us[7:] == in_ms[1:6] + in_ms[7:]
 
 
 def test_an_unknown_symbol_is_a_bad_request_with_the_exchanges_code(
@@ -167,6 +183,15 @@ async def test_spot_kline_streams_end_in_the_rest_rows(exchange: SimulatedExchan
     interval = KlineIntervalEnum["INTERVAL_1m"]
     await assert_streams_end_in_the_rest_rows(
         exchange, SPOT, lambda symbol: spot_streams.kline(symbol=symbol.lower(), interval=interval.value)
+    )
+
+
+async def test_spot_kline_streams_of_another_time_zone_are_the_same_minutes(
+    exchange: SimulatedExchange, spot_streams: Any
+) -> None:
+    interval = KlineOffsetIntervalEnum["INTERVAL_1m"]
+    await assert_streams_end_in_the_rest_rows(
+        exchange, SPOT, lambda symbol: spot_streams.kline_offset(symbol=symbol.lower(), interval=interval.value)
     )
 
 

@@ -72,7 +72,7 @@ async def test_continuous_klines_of_the_perpetual_are_its_klines(
     exchange: SimulatedExchange, client: AsyncClient
 ) -> None:
     now = exchange.now_ms(USDM)
-    rows = await client.futures_continous_klines(pair="BTCUSDT", contractType="PERPETUAL", interval="1m", limit=100)
+    rows = await client.futures_continuous_klines(pair="BTCUSDT", contractType="PERPETUAL", interval="1m", limit=100)
     closed = closed_by(rows, now)
     assert len(closed) >= 98
     assert closed == exchange.rows(USDM, "BTCUSDT", "1m", closed[0][0], closed[-1][0])
@@ -84,7 +84,7 @@ async def test_historical_klines_from_time_zero_start_at_the_first_candle_and_mi
 ) -> None:
     first = exchange.first_open_ms(market, "ETHUSDT", "1m")
     end = first + 2_499 * 60_000
-    rows = await client.get_historical_klines("ETHUSDT", "1m", 0, end, limit=1000, klines_type=KIND[market])
+    rows = await client.get_historical_klines("ETHUSDT", "1m", 0, end, klines_type=KIND[market])
     assert rows[0][0] == first
     assert len(rows) == 2_500
     assert rows == exchange.rows(market, "ETHUSDT", "1m", first, end)
