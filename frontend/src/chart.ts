@@ -6,26 +6,23 @@ import {
   CandlestickSeries,
   ColorType,
   createChart,
-  createSeriesMarkers,
   CrosshairMode,
   type HistogramData,
   HistogramSeries,
   type IChartApi,
   type IPriceLine,
   type ISeriesApi,
-  type ISeriesMarkersPluginApi,
   LineStyle,
   type Time,
   type UTCTimestamp,
 } from "lightweight-charts";
+import { GapMarks } from "./gap-marks.ts";
 import { formatPrice, formatTime, priceDecimals } from "./format.ts";
 import { type Bar, type Change, mergeChanges, SeriesStore } from "./store.ts";
-import type { Palette } from "./theme.ts";
+import { type Palette, remPx } from "./theme.ts";
 
 /** More changed bars than this are drawn with one setData. */
 const MOST_UPDATES = 100;
-/** More holes than this are marked without their counts. */
-const MOST_LABELS = 40;
 /** Candles whose prices decide how many decimals are shown. */
 const PRECISION_SAMPLE = 500;
 /** Ask for older candles when fewer than this many lie left of the view. */
@@ -47,7 +44,7 @@ export class CandleChart {
   readonly #chart: IChartApi;
   readonly #candles: ISeriesApi<"Candlestick">;
   readonly #volume: ISeriesApi<"Histogram">;
-  readonly #markers: ISeriesMarkersPluginApi<Time>;
+  readonly #gapMarks = new GapMarks();
   readonly #lastPrice: IPriceLine;
 
   #store = new SeriesStore("1m");
@@ -68,13 +65,13 @@ export class CandleChart {
     this.#chart = createChart(element, {
       autoSize: true,
       crosshair: { mode: CrosshairMode.Normal },
-      rightPriceScale: { borderVisible: false, scaleMargins: { top: 0.14, bottom: 0.22 }, minimumWidth: 64 },
+      rightPriceScale: { borderVisible: false, minimumWidth: 64 },
       timeScale: {
         borderVisible: false,
         timeVisible: true,
         secondsVisible: false,
         rightOffset: 6,
-        barSpacing: 8,
+        barSpacing: Math.round((remPx() * 7) / 16),
         minBarSpacing: 0.4,
       },
       localization: {
@@ -99,7 +96,7 @@ export class CandleChart {
       lineStyle: LineStyle.Dotted,
       title: "",
     });
-    this.#markers = createSeriesMarkers(this.#candles, []);
+    this.#candles.attachPrimitive(this.#gapMarks);
     this.setPalette(palette);
 
     this.#chart.subscribeCrosshairMove(({ time }) => this.events.pointed(time === undefined ? null : Number(time)));
@@ -143,14 +140,15 @@ export class CandleChart {
 
   setPalette(palette: Palette): void {
     this.palette = palette;
-    const rem = Number.parseFloat(getComputedStyle(document.documentElement).fontSize);
+    const fontSize = Math.round(remPx() * 0.72);
+    const { fontFamily } = getComputedStyle(document.body);
     const line = { color: palette.crosshair, labelBackgroundColor: palette.crosshairLabel, style: LineStyle.Dashed };
     this.#chart.applyOptions({
       layout: {
         background: { type: ColorType.Solid, color: palette.background },
         textColor: palette.text,
-        fontFamily: getComputedStyle(document.body).fontFamily,
-        fontSize: Math.round(rem * 0.72),
+        fontFamily,
+        fontSize,
       },
       grid: { vertLines: { color: palette.grid }, horzLines: { color: palette.grid } },
       crosshair: { vertLine: { ...line, width: 1 }, horzLine: { ...line, width: 1 } },
@@ -163,8 +161,13 @@ export class CandleChart {
       wickUpColor: palette.up,
       wickDownColor: palette.down,
     });
-    this.#gapsShown = "";
+    this.#gapMarks.setStyle(palette.gap, palette.background, `${fontSize}px ${fontFamily}`);
     this.changed({ kind: "reset" });
+  }
+
+  /** Keep the top `part` of the height free of candles, for the legend. */
+  setHeadroom(part: number): void {
+    this.#chart.priceScale("right").applyOptions({ scaleMargins: { top: part, bottom: 0.22 } });
   }
 
   goToEnd(): void {
@@ -238,7 +241,7 @@ export class CandleChart {
       this.#drawAll(this.#store.barsFrom(0));
       return;
     }
-    this.#showPrecision(bars);
+    if (bars.some((bar) => !bar.forming)) this.#showPrecision(bars);
     for (const bar of bars) {
       const behind = bar.candle.time < this.#drawnLast;
       this.#candles.update(this.#candleOf(bar), behind);
@@ -249,7 +252,8 @@ export class CandleChart {
 
   /** More decimals when these prices need them; never fewer, so that the scale does not flicker. */
   #showPrecision(bars: Bar[]): void {
-    const decimals = priceDecimals(bars.map((bar) => bar.candle));
+    const closed = bars.filter((bar) => !bar.forming);
+    const decimals = priceDecimals((closed.length > 0 ? closed : bars).map((bar) => bar.candle));
     if (decimals <= this.#decimals && !this.#fresh) return;
     this.#decimals = decimals;
     this.#candles.applyOptions({ priceFormat: { type: "price", precision: decimals, minMove: 10 ** -decimals } });
@@ -293,15 +297,6 @@ export class CandleChart {
     const shown = gaps.map((gap) => `${gap.to}:${gap.missing}:${gap.state}`).join();
     if (shown === this.#gapsShown) return;
     this.#gapsShown = shown;
-    this.#markers.setMarkers(
-      gaps.map((gap) => ({
-        time: gap.to as UTCTimestamp,
-        position: "belowBar",
-        shape: "circle",
-        size: 0.5,
-        color: this.palette.gap,
-        text: gaps.length > MOST_LABELS ? "" : `${gap.missing} missing`,
-      })),
-    );
+    this.#gapMarks.show(gaps);
   }
 }

@@ -20,9 +20,9 @@ export function describeGap(gap: Gap, timeframe: string): string {
 
 export class Legend {
   readonly #root = element("legend", HTMLElement);
-  readonly #price = element("price", HTMLSpanElement);
-  readonly #priceChange = element("price-change", HTMLSpanElement);
+  readonly #price = element("price", HTMLDivElement);
   readonly #badge = element("badge", HTMLSpanElement);
+  readonly #date = element("legend-date", HTMLSpanElement);
   readonly #time = element("legend-time", HTMLSpanElement);
   readonly #open = element("value-open", HTMLElement);
   readonly #high = element("value-high", HTMLElement);
@@ -43,8 +43,6 @@ export class Legend {
 
     this.#root.dataset["stale"] = String(stale && last.forming);
     set(this.#price, formatPrice(last.candle.close, decimals));
-    const move = formatChange(newest.previousClose, last.candle.close);
-    set(this.#priceChange, move ?? "");
     this.#price.dataset["direction"] = direction(newest.previousClose ?? last.candle.open, last.candle.close);
 
     const { candle, forming } = shown.bar;
@@ -54,7 +52,10 @@ export class Legend {
     this.#badge.dataset["kind"] = kind;
     const closes = nextOpen(timeframe, candle.time);
     const until = forming ? `, closes ${formatTimeNear(closes, timeframe, candle.time)}` : "";
-    set(this.#time, `${formatTime(candle.time, timeframe)}${until}`);
+    const time = formatTimeNear(candle.time, timeframe, candle.time);
+    const date = formatTime(candle.time, timeframe).slice(0, -time.length);
+    set(this.#date, date);
+    set(this.#time, `${time}${until}`);
     set(this.#open, formatPrice(candle.open, decimals));
     set(this.#high, formatPrice(candle.high, decimals));
     set(this.#low, formatPrice(candle.low, decimals));

@@ -8,12 +8,11 @@ import { element } from "./dom.ts";
 import { Feed, type HistoryState, type Notice } from "./feed.ts";
 import { formatClock, formatCount, formatPrice, formatTime, plural } from "./format.ts";
 import { describeGap, Legend } from "./legend.ts";
-import licencesUrl from "./licences.txt?url";
 import { exchangeName, marketName, Picker } from "./picker.ts";
 import { readable, timeframesOf } from "./search.ts";
 import { parseSeries, type Series, TIMEFRAMES } from "./series.ts";
 import { SeriesStore } from "./store.ts";
-import { applyStoredTheme, onSystemTheme, readPalette, switchTheme } from "./theme.ts";
+import { applyStoredTheme, onSystemTheme, readPalette, remPx, switchTheme } from "./theme.ts";
 import { parseWhitelist } from "./wire.ts";
 
 /** Offered for every symbol; the service says so when it does not have one. */
@@ -48,8 +47,9 @@ const ui = {
   emptyChoose: element("empty-choose", HTMLButtonElement),
   latest: element("latest", HTMLButtonElement),
   extent: element("extent", HTMLSpanElement),
+  extentSince: element("extent-since", HTMLSpanElement),
   gaps: element("gaps", HTMLButtonElement),
-  licences: element("licences", HTMLAnchorElement),
+  licences: element("licences", HTMLButtonElement),
 };
 
 let connection: Connection = INITIAL;
@@ -112,7 +112,8 @@ function showStore(): void {
   showEmpty();
   const { first, last } = store;
   const { timeframe } = store;
-  ui.extent.textContent = first === null ? "" : `${plural(store.count, "candle")} since ${formatTime(first, timeframe)}`;
+  ui.extent.textContent = first === null ? "" : plural(store.count, "candle");
+  ui.extentSince.textContent = first === null ? "" : ` since ${formatTime(first, timeframe)}`;
   const { gaps } = store;
   const newest = gaps.at(-1);
   ui.gaps.hidden = newest === undefined;
@@ -328,7 +329,21 @@ document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible") feed.seen();
 });
 
-ui.licences.href = licencesUrl;
+ui.licences.addEventListener("click", async () => {
+  const { showLicences } = await import("./licences.ts");
+  showLicences();
+});
+
+// The legend lies over the chart; on a narrow page candles stay below it.
+new ResizeObserver(() => {
+  const { clientWidth, clientHeight } = ui.chart;
+  const legendPart = clientHeight > 0 ? (10.5 * remPx()) / clientHeight : 0;
+  chart.setHeadroom(clientWidth < 40 * remPx() ? Math.min(0.4, legendPart) : 0.12);
+}).observe(ui.chart);
+
+// The chart measures its texts when it draws them: again, once the typeface is there.
+void document.fonts.ready.then(() => chart.setPalette(readPalette()));
+
 showConnection();
 feed.start();
 const initial = seriesOfAddress() ?? remembered();

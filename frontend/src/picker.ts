@@ -103,7 +103,7 @@ export class Picker {
   }
 
   #hintFor(text: string): string {
-    if (this.#offers.some((offer) => !offer.whitelisted)) return "On demand: followed while somebody watches.";
+    if (this.#offers.some((offer) => !offer.whitelisted)) return "A series on demand is followed while somebody watches it.";
     if (this.#offers.length > 0) return "";
     if (text === "") return "The service's whitelist is empty. Type a symbol such as SOL/USDT to follow it on demand.";
     return `Nothing matches “${text}”. A series id reads exchange:market:BASE/QUOTE:timeframe, for example binance:spot:SOL/USDT:1m.`;
@@ -118,10 +118,10 @@ export class Picker {
     const [base = "", ...rest] = series.symbol.split("/");
     row.append(
       part("offer-symbol", [part("offer-base", base), `/${rest.join("/")}`]),
+      part("offer-tag", series.id === this.#current?.id ? "shown" : whitelisted ? "" : "on demand"),
+      part("offer-where", `${marketName(series.market)} · ${exchangeName(series.exchange)}`),
       part("offer-timeframe", series.timeframe),
-      part("offer-where", `${whitelisted ? "" : "On demand · "}${marketName(series.market)} · ${exchangeName(series.exchange)}`),
     );
-    if (series.id === this.#current?.id) row.classList.add("current");
     return row;
   }
 

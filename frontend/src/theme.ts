@@ -76,6 +76,11 @@ export function readPalette(): Palette {
   return palette;
 }
 
+/** One rem in pixels; large screens have a larger one. */
+export function remPx(): number {
+  return Number.parseFloat(getComputedStyle(document.documentElement).fontSize);
+}
+
 function lightPreferred(): MediaQueryList {
   return matchMedia("(prefers-color-scheme: light)");
 }

@@ -1,0 +1,20 @@
+// The licences of what the page is made from; a chunk of its own, loaded when somebody asks.
+
+import inter from "../node_modules/@fontsource-variable/inter/LICENSE?raw";
+import lightweightCharts from "../node_modules/lightweight-charts/LICENSE?raw";
+import { element } from "./dom.ts";
+// The package comes without its licence file.
+import fancyCanvas from "./fancy-canvas-licence.txt?raw";
+
+const WORKS: readonly (readonly [string, string])[] = [
+  ["TradingView Lightweight Charts\nCopyright (c) 2026 TradingView, Inc. https://www.tradingview.com/", lightweightCharts],
+  ["fancy-canvas, part of Lightweight Charts", fancyCanvas],
+  ["Inter, the typeface", inter],
+];
+
+export function showLicences(): void {
+  const text = element("licences-text", HTMLPreElement);
+  text.textContent = WORKS.map(([title, licence]) => `${title}\n\n${licence.trim()}`).join(`\n\n${"-".repeat(72)}\n\n`);
+  element("licences-dialog", HTMLDialogElement).showModal();
+  text.focus();
+}

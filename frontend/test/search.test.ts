@@ -1,0 +1,53 @@
+import { describe, expect, test } from "vitest";
+import { offersFor, readable, timeframesOf } from "../src/search.ts";
+import { parseSeries, TIMEFRAMES } from "../src/series.ts";
+
+const WHITELIST = readable([
+  "binance:spot:ETH/BTC:1m",
+  "binance:spot:BTC/USDT:1m",
+  "binance:futures:BTC/USDT:1m",
+  "binance:spot:BTC/USDT:1h",
+  "not a series",
+]);
+
+function found(text: string): string[] {
+  return offersFor(text, WHITELIST, "5m").map((offer) => `${offer.whitelisted ? "" : "+"}${offer.series.id}`);
+}
+
+describe("the picker", () => {
+  test("offers the whole whitelist for nothing typed", () => {
+    expect(found("")).toHaveLength(4);
+  });
+
+  test("puts symbols that begin with the text first", () => {
+    expect(found("btc").at(-1)).toBe("binance:spot:ETH/BTC:1m");
+    expect(found("btcusdt")).toHaveLength(3);
+  });
+
+  test("takes several words", () => {
+    expect(found("btc futures")).toEqual(["binance:futures:BTC/USDT:1m"]);
+    expect(found("usdt 1h")).toEqual(["binance:spot:BTC/USDT:1h"]);
+  });
+
+  test("offers any whole series id on demand", () => {
+    expect(found("kraken:spot:XBT/EUR:15m")).toEqual(["+kraken:spot:XBT/EUR:15m"]);
+  });
+
+  test("offers a bare symbol on spot and futures in the timeframe in use", () => {
+    expect(found("sol/usdt")).toEqual(["+binance:spot:SOL/USDT:5m", "+binance:futures:SOL/USDT:5m"]);
+  });
+
+  test("does not offer twice what the whitelist has", () => {
+    expect(found("binance:spot:BTC/USDT:1m")).toEqual(["binance:spot:BTC/USDT:1m"]);
+  });
+
+  test("offers nothing for what names nothing", () => {
+    expect(found("???")).toEqual([]);
+  });
+});
+
+test("timeframes are those followed, the usual ones and the one in use, shortest first", () => {
+  const series = parseSeries("binance:spot:BTC/USDT:3d");
+  if (series === null) throw new Error("no series");
+  expect(timeframesOf(series, WHITELIST, ["5m"], TIMEFRAMES).map((other) => other.timeframe)).toEqual(["1m", "5m", "1h", "3d"]);
+});

@@ -1,0 +1,89 @@
+import { describe, expect, test } from "vitest";
+import { parseHistory, parseMessage, parseRefusal, parseWhitelist, subscribeMessage } from "../src/wire.ts";
+
+const SERIES = "binance:spot:BTC/USDT:1m";
+const WIRE_CANDLE = { candle_time: 60, open: 1, high: 3, low: 0.5, close: 2, volume: 10 };
+const CANDLE = { time: 60, open: 1, high: 3, low: 0.5, close: 2, volume: 10 };
+
+function parse(message: unknown) {
+  return parseMessage(JSON.stringify(message));
+}
+
+describe("a message of the service", () => {
+  test("brings closed candles, one or many", () => {
+    expect(parse({ type: "candle_closed", series_id: SERIES, candle: WIRE_CANDLE })).toEqual({
+      type: "candles",
+      series: SERIES,
+      candles: [CANDLE],
+      revised: false,
+    });
+    expect(parse({ type: "candles_batch", series_id: SERIES, candles: [WIRE_CANDLE] })).toMatchObject({ candles: [CANDLE] });
+  });
+
+  test("marks a correction", () => {
+    expect(parse({ type: "candle_closed", series_id: SERIES, candle: WIRE_CANDLE, revised: true })).toMatchObject({ revised: true });
+  });
+
+  test("brings a forming candle", () => {
+    expect(parse({ type: "candle_forming", series_id: SERIES, candle: WIRE_CANDLE, seq: 7 })).toEqual({
+      type: "forming",
+      series: SERIES,
+      candle: CANDLE,
+    });
+  });
+
+  test("declares a gap, whose state may be one that is not known here", () => {
+    const gap = { type: "gap", series_id: SERIES, expected_next_time: 60, actual_time: 240, reason: "missing" };
+    expect(parse({ ...gap, state: "healing" })).toMatchObject({ from: 60, to: 240, state: "healing" });
+    expect(parse({ ...gap, state: "pondering" })).toMatchObject({ state: "unknown" });
+  });
+
+  test("acknowledges a subscription, with nulls for what is not known", () => {
+    expect(parse({ type: "subscribed", series_id: SERIES, head_time: null, stream: null })).toEqual({
+      type: "subscribed",
+      series: SERIES,
+      head: null,
+      stream: null,
+    });
+  });
+
+  test.each(["", "[]", "null", "42", "{", '{"type":"novelty"}', '{"type":"candle_forming","series_id":"x","candle":null}'])(
+    "is passed over when it is %s",
+    (text) => {
+      expect(parseMessage(text)).toEqual({ type: "unknown" });
+    },
+  );
+
+  test("loses only the candles that are not six numbers", () => {
+    const broken = { ...WIRE_CANDLE, close: null };
+    expect(parse({ type: "candles_batch", series_id: SERIES, candles: [broken, WIRE_CANDLE, "x"] })).toMatchObject({ candles: [CANDLE] });
+  });
+});
+
+describe("an answer of the service", () => {
+  test("is history, under the service's name of the series", () => {
+    expect(parseHistory({ series_id: SERIES, server_head_time: null, candles: [WIRE_CANDLE] })).toEqual({ series: SERIES, candles: [CANDLE] });
+    expect(parseHistory(null)).toEqual({ series: null, candles: [] });
+  });
+
+  test("is a whitelist", () => {
+    expect(parseWhitelist({ series_ids: [SERIES, 3] })).toEqual([SERIES]);
+    expect(parseWhitelist({})).toEqual([]);
+  });
+
+  test("is a refusal with its sentence", () => {
+    expect(parseRefusal(404, { detail: "no such symbol", code: "unknown_series" })).toBe("no such symbol");
+    expect(parseRefusal(422, { detail: [{ loc: ["query", "limit"], msg: "too large" }] })).toBe("too large");
+    expect(parseRefusal(502, null)).toBe("the service answered with status 502");
+  });
+});
+
+test("a subscription asks for batches and an acknowledgement", () => {
+  expect(JSON.parse(subscribeMessage(SERIES, 60))).toEqual({
+    type: "subscribe",
+    series_id: SERIES,
+    since: 60,
+    supports_batch: true,
+    ack: true,
+  });
+});
