@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import aiohttp
@@ -30,7 +32,9 @@ class Service:
             return response.status, await response.json()
 
     async def post(self, path: str, body: object) -> tuple[int, dict[str, object]]:
-        async with self.http.post(self.url + path, json=body) as response:
+        raw = BytesIO(json.dumps(body).encode())
+        headers = {"Content-Type": "application/json"}
+        async with self.http.post(self.url + path, data=raw, headers=headers) as response:
             return response.status, await response.json()
 
 

@@ -166,8 +166,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "bad_request")
-    detail = f"there is nothing at {request.url.path}" if error.status_code == 404 else str(error.detail)
-    response = _error(error.status_code, code, detail)
+    # FastAPI says 400 of a body that is no UTF-8, and 422 of one that is no JSON.
+    status = 422 if error.status_code == 400 else error.status_code
+    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status, "bad_request")
+    detail = f"there is nothing at {request.url.path}" if status == 404 else str(error.detail)
+    response = _error(status, code, detail)
     response.headers.update(error.headers or {})
     return response

@@ -1,0 +1,137 @@
+"""The store: what is written is read back, changes are told apart from repeats, nothing half-written stays."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import apsw
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import StoreError
+from klinesync.core.series_id import SeriesId
+from klinesync.storage.sqlite import CandleStore, SqliteDatabase, Written
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+
+
+def candle(minute: int, close: float = 1.0) -> Candle:
+    return Candle(minute * 60, 1.0, 2.0, 0.5, close, 1.0)
+
+
+def candles(*minutes: int) -> list[Candle]:
+    return [candle(minute) for minute in minutes]
+
+
+async def write(database: SqliteDatabase, series: SeriesId, rows: list[Candle]) -> Written:
+    return await database.write(lambda store: store.write(series, rows))
+
+
+async def all_of(database: SqliteDatabase, series: SeriesId) -> list[Candle]:
+    return await database.read(lambda store: store.newest(series, 1_000_000))
+
+
+async def test_pages_are_ascending_and_exclusive_at_both_ends(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        await write(database, BTC, candles(5, 3, 1, 2, 4))
+        await write(database, ETH, candles(9))
+
+        def look(store: CandleStore) -> None:
+            assert store.newest(BTC, 2) == candles(4, 5)
+            assert store.newest(BTC, 2, before=4 * 60) == candles(2, 3)
+            assert store.newest(BTC, 9, after=60, before=4 * 60) == candles(2, 3)
+            assert store.oldest(BTC, 2, since=2 * 60) == candles(3, 4)
+            assert store.oldest(BTC, 2, since=2 * 60 - 1) == candles(2, 3)
+            assert store.oldest(BTC, 2, since=5 * 60) == []
+            assert (store.first(BTC), store.head(BTC)) == (60, 300)
+            assert (store.count_after(BTC, 60, 10), store.count_after(BTC, 60, 3)) == (4, 3)
+
+        await database.read(look)
+
+
+async def test_a_series_that_is_not_stored_is_empty(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+
+        def look(store: CandleStore) -> None:
+            assert (store.first(BTC), store.head(BTC)) == (None, None)
+            assert store.newest(BTC, 5) == store.oldest(BTC, 5, since=0) == []
+            assert store.count_after(BTC, 0, 5) == 0
+
+        await database.read(look)
+
+
+async def test_writing_the_same_again_changes_nothing(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        assert await write(database, BTC, candles(1, 2)) == Written(BTC, (candle(1), candle(2)), frozenset())
+        assert await write(database, BTC, candles(2, 1)) == Written(BTC, (), frozenset())
+        assert await write(database, BTC, []) == Written(BTC, (), frozenset())
+
+
+async def test_other_values_and_late_fills_are_told_as_revised(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        await write(database, BTC, candles(1, 3))
+        rows = [candle(4), candle(1), candle(2), candle(3, close=1.5)]
+        written = await write(database, BTC, rows)
+        assert written == Written(BTC, (candle(2), candle(3, close=1.5), candle(4)), frozenset({120, 180}))
+        assert await all_of(database, BTC) == [candle(1), candle(2), candle(3, close=1.5), candle(4)]
+
+
+async def test_values_come_back_bit_for_bit_after_a_restart(tmp_path: Path) -> None:
+    odd = Candle(60, 0.1 + 0.2, 1e300, 5e-324, 1 / 3, 2**53 + 0.0)
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        await write(database, BTC, [odd])
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        assert await all_of(database, BTC) == [odd]
+
+
+async def test_a_change_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+
+        def change(store: CandleStore) -> None:
+            store.write(BTC, candles(1))
+            raise RuntimeError("in the middle")
+
+        with pytest.raises(RuntimeError, match="in the middle"):
+            await database.write(change)
+        assert await all_of(database, BTC) == []
+        # The number that the series got in the failed change is not remembered.
+        await write(database, BTC, candles(2))
+        assert await all_of(database, BTC) == candles(2)
+
+
+async def test_a_store_of_a_newer_version_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with SqliteDatabase(path):
+        pass
+    connection = apsw.Connection(str(path))
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match=r"schema version 99.*newer klinesync"):
+        await SqliteDatabase(path).__aenter__()
+
+
+async def test_a_file_that_is_no_store_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        await SqliteDatabase(path).__aenter__()
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 3)), max_size=8), max_size=8))
+async def test_the_store_is_a_map_from_time_to_the_last_values(batches: list[list[tuple[int, int]]]) -> None:
+    model: dict[int, Candle] = {}
+    with TemporaryDirectory() as folder:
+        async with SqliteDatabase(Path(folder) / "store.sqlite") as database:
+            for batch in batches:
+                rows = [candle(minute, close=version / 2) for minute, version in batch]
+                head = max(model, default=None)
+                expected = {row.time: row for row in rows}
+                changed = {time: row for time, row in expected.items() if model.get(time) != row}
+                written = await write(database, BTC, rows)
+                assert written.candles == tuple(changed[time] for time in sorted(changed))
+                assert written.revised == {time for time in changed if head is not None and time <= head}
+                model.update(expected)
+                assert await all_of(database, BTC) == [model[time] for time in sorted(model)]
