@@ -44,7 +44,9 @@ def test_an_address_says_market_form_and_streams(path: str, query: str, route: R
     assert parse_route(path, query) == route
 
 
-@pytest.mark.parametrize("path", ["/", "/stream/nonsense", "/market", "/market/nonsense", "/wsx", "/api/v3", "/markets/ws"])
+@pytest.mark.parametrize(
+    "path", ["/", "/stream/nonsense", "/market", "/market/nonsense", "/wsx", "/api/v3", "/markets/ws"]
+)
 def test_an_address_that_the_exchange_does_not_have_is_no_route(path: str) -> None:
     assert parse_route(path, "") is None
 

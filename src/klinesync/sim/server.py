@@ -171,6 +171,8 @@ class SimServer:
 
     def _broken(self, task: asyncio.Task[None]) -> None:
         """A defect of ours ended a task that never ends. Whoever listens must not wait for streams that are dead."""
+        if task.cancelled():
+            return
         log.critical("%s has failed: all connections are cut", task.get_name(), exc_info=task.exception())
         for connection in self._connections.values():
             connection.transport.abort()
