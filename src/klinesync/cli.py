@@ -263,7 +263,11 @@ async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
         start=arguments.start,
     )
     stop = asyncio.Event()
-    async with SimServer(config) as exchange:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            exchange = await stack.enter_async_context(SimServer(config))
+        except OSError as error:
+            raise BadFlag("port", f"{arguments.port} cannot be listened on: {error.strerror}") from None
         with _on_signal(stop.set):
             print(f"the simulated exchange listens on {exchange.http_url}", flush=True)
             await stop.wait()

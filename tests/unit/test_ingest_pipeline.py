@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from klinesync.core.candle import Candle, Closed
+from klinesync.core.candle import Applied, Candle, Closed
 from klinesync.core.errors import BadCandle, StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.engine import FactorEngine
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines import ingest_pipeline
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.storage.sqlite import CandleStore, SqliteDatabase, Written
+from klinesync.storage.sqlite import CandleStore, SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -28,9 +28,9 @@ class Published:
     """What was published, and what the store held at that moment."""
 
     def __init__(self) -> None:
-        self.written: list[Written] = []
+        self.written: list[Applied] = []
 
-    def __call__(self, written: Written) -> None:
+    def __call__(self, written: Applied) -> None:
         self.written.append(written)
 
     def times(self, series: SeriesId) -> list[int]:
@@ -66,7 +66,7 @@ async def test_what_arrives_while_the_writer_is_busy_commits_together(tmp_path: 
     transactions: list[int] = []
 
     class Counting(IngestPipeline):
-        def apply(self, store: CandleStore, batch: object) -> list[Written]:
+        def apply(self, store: CandleStore, batch: object) -> list[Applied]:
             transactions.append(len(batch))  # type: ignore[arg-type]  # a sequence
             return super().apply(store, batch)  # type: ignore[arg-type]  # passed through
 

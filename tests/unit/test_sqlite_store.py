@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.sqlite import CandleStore, SqliteDatabase, Written
+from klinesync.storage.sqlite import CandleStore, SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -25,7 +25,7 @@ def candles(*minutes: int) -> list[Candle]:
     return [candle(minute) for minute in minutes]
 
 
-async def write(database: SqliteDatabase, series: SeriesId, rows: list[Candle]) -> Written:
+async def write(database: SqliteDatabase, series: SeriesId, rows: list[Candle]) -> Applied:
     return await database.write(lambda store: store.write(series, rows))
 
 
@@ -64,9 +64,9 @@ async def test_a_series_that_is_not_stored_is_empty(tmp_path: Path) -> None:
 
 async def test_writing_the_same_again_changes_nothing(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:
-        assert await write(database, BTC, candles(1, 2)) == Written(BTC, (candle(1), candle(2)), frozenset())
-        assert await write(database, BTC, candles(2, 1)) == Written(BTC, (), frozenset())
-        assert await write(database, BTC, []) == Written(BTC, (), frozenset())
+        assert await write(database, BTC, candles(1, 2)) == Applied(BTC, (candle(1), candle(2)), frozenset())
+        assert await write(database, BTC, candles(2, 1)) == Applied(BTC, (), frozenset())
+        assert await write(database, BTC, []) == Applied(BTC, (), frozenset())
 
 
 async def test_other_values_and_late_fills_are_told_as_revised(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ async def test_other_values_and_late_fills_are_told_as_revised(tmp_path: Path) -
         await write(database, BTC, candles(1, 3))
         rows = [candle(4), candle(1), candle(2), candle(3, close=1.5)]
         written = await write(database, BTC, rows)
-        assert written == Written(BTC, (candle(2), candle(3, close=1.5), candle(4)), frozenset({120, 180}))
+        assert written == Applied(BTC, (candle(2), candle(3, close=1.5), candle(4)), frozenset({120, 180}))
         assert await all_of(database, BTC) == [candle(1), candle(2), candle(3, close=1.5), candle(4)]
 
 

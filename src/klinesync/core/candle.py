@@ -41,6 +41,19 @@ class Forming:
     candle: Candle
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a write changed: candles that are new, and candles that had other values before (`revised`), ascending.
+
+    A candle that is new but lies behind the head that the series had is a late fill: it counts as revised too,
+    because whoever followed the series has passed it.
+    """
+
+    series: SeriesId
+    candles: tuple[Candle, ...]
+    revised: frozenset[int]
+
+
 def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:
     """The candle itself when it is sound. Raises `BadCandle` that says which value is wrong and why.
 

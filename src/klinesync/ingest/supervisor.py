@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from klinesync.core.candle import Forming
+from klinesync.core.candle import Applied, Forming
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
@@ -18,7 +18,6 @@ from klinesync.ingest.binance_ws import PATHS, BinanceConnection, KlineEvent, St
 from klinesync.ingest.feed import Command, Fetch, IngestFeed, Persist, Show, ShowLater
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.storage.sqlite import Written
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +152,7 @@ class IngestSupervisor:
         job.later = None
         self._carry_out(job, job.feed.due(asyncio.get_running_loop().time()))
 
-    def _settled(self, job: Job, written: asyncio.Future[Written]) -> None:
+    def _settled(self, job: Job, written: asyncio.Future[Applied]) -> None:
         if not written.cancelled() and written.exception() is not None:
             self._begin_again(job)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from klinesync.core.candle import Candle, check_candle, check_not_future
+from klinesync.core.candle import Applied, Candle, check_candle, check_not_future
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.storage.sqlite import Written
 
 
 class MarketIngestService:
@@ -21,7 +20,7 @@ class MarketIngestService:
         self._pipeline = pipeline
         self._clocks = clocks
 
-    async def ingest_candles_closed(self, series: SeriesId, candles: Sequence[Candle], monotonic_s: float) -> Written:
+    async def ingest_candles_closed(self, series: SeriesId, candles: Sequence[Candle], monotonic_s: float) -> Applied:
         """Store candles of one series, all or nothing; returns after the commit.
 
         Raises `BadCandle` for the first bad one and for two that disagree about one time, `StoreError` when nothing

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from klinesync.core.candle import Candle, Closed, check_candle
+from klinesync.core.candle import Applied, Candle, Closed, check_candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.engine import FactorEngine
 from klinesync.overlay.engine import OverlayEngine
-from klinesync.storage.sqlite import CandleStore, SqliteDatabase, Written
+from klinesync.storage.sqlite import CandleStore, SqliteDatabase
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Submission:
 
     series: SeriesId
     candles: Sequence[Candle]
-    written: asyncio.Future[Written]
+    written: asyncio.Future[Applied]
 
 
 class IngestPipeline:
@@ -44,7 +44,7 @@ class IngestPipeline:
         database: SqliteDatabase,
         factors: FactorEngine,
         overlays: OverlayEngine,
-        publish: Callable[[Written], None],
+        publish: Callable[[Applied], None],
     ) -> None:
         self._database = database
         self._factors = factors
@@ -55,7 +55,7 @@ class IngestPipeline:
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
 
-    def submit_nowait(self, series: SeriesId, candles: Sequence[Candle]) -> asyncio.Future[Written]:
+    def submit_nowait(self, series: SeriesId, candles: Sequence[Candle]) -> asyncio.Future[Applied]:
         """Queue closed candles of `series`; the future ends after their commit and publication.
 
         Candles are checked here: a bad one raises `BadCandle`, and nothing of the submission is queued. The future
@@ -69,7 +69,7 @@ class IngestPipeline:
         self._arrived.set()
         return submission.written
 
-    async def submit(self, series: SeriesId, candles: Sequence[Candle]) -> Written:
+    async def submit(self, series: SeriesId, candles: Sequence[Candle]) -> Applied:
         """Like `submit_nowait`, but waits for room in the queue first, and for the commit."""
         async with self._room:
             await self._room.wait_for(lambda: self._queued_candles < MAX_QUEUED_CANDLES)
@@ -95,7 +95,7 @@ class IngestPipeline:
         while batch := self._take():
             await self._write(batch)
 
-    def apply(self, store: CandleStore, batch: Sequence[Submission]) -> list[Written]:
+    def apply(self, store: CandleStore, batch: Sequence[Submission]) -> list[Applied]:
         """The write transaction of one batch. Runs on the writer thread."""
         written = [store.write(submission.series, submission.candles) for submission in batch]
         closed = [Closed(one.series, candle) for one in written for candle in one.candles]

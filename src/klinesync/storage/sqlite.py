@@ -9,7 +9,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,7 @@ from typing import TypeVar
 
 import apsw
 
-from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 
@@ -28,19 +27,6 @@ BUSY_TIMEOUT_MS = 5000
 # 16 MB of write-ahead log between checkpoints, so that a minute's end seldom pays for one.
 WAL_AUTOCHECKPOINT_PAGES = 4000
 CACHE_KIB = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What a write changed: candles that are new, and candles that had other values before (`revised`), ascending.
-
-    A candle that is new but lies behind the head that the series had is a late fill: it counts as revised too,
-    because whoever followed the series has passed it.
-    """
-
-    series: SeriesId
-    candles: tuple[Candle, ...]
-    revised: frozenset[int]
 
 
 class CandleStore:
@@ -82,14 +68,14 @@ class CandleStore:
         assert isinstance(found, int)
         return found
 
-    def write(self, series: SeriesId, candles: Sequence[Candle]) -> Written:
+    def write(self, series: SeriesId, candles: Sequence[Candle]) -> Applied:
         """Store closed candles, in any order; of two with one time the later one in `candles` counts.
 
         Writing what is stored already changes nothing and is not reported.
         """
         ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
         if not ascending:
-            return Written(series, (), frozenset())
+            return Applied(series, (), frozenset())
         number = self._number(series)
         if number is None:
             self._connection.execute("INSERT INTO series (series_id) VALUES (?)", (str(series),))
@@ -106,7 +92,7 @@ class CandleStore:
             " close = excluded.close, volume = excluded.volume",
             [(number, *candle) for candle in ascending],
         )
-        return Written(series, tuple(ascending), revised)
+        return Applied(series, tuple(ascending), revised)
 
     def _between(self, number: int, first: int, last: int) -> Iterable[Candle]:
         found = self._connection.execute(

@@ -7,9 +7,8 @@ import contextlib
 from collections import deque
 from collections.abc import Sequence
 
-from klinesync.core.candle import Forming
+from klinesync.core.candle import Applied, Forming
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.sqlite import Written
 from klinesync.ws import protocol
 from klinesync.ws.session import Announcement, Subscription
 
@@ -141,7 +140,7 @@ class CandleHub:
             if not watchers:
                 del self._watchers[series]
 
-    def publish(self, written: Written) -> None:
+    def publish(self, written: Applied) -> None:
         """Closed candles, after their commit, in commit order."""
         watchers = self._watchers.get(written.series)
         if not watchers:

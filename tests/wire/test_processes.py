@@ -1,0 +1,252 @@
+"""The commands as users run them: processes, signals, exit status, kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from klinesync.client.follow import ClosedCandle, Disconnected, follow
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+
+SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("KLINESYNC_")}
+    return plain | extra
+
+
+def klinesync(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
+    """A command that ends by itself: exit status, stdout, stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "klinesync", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(**(env or {})),
+        cwd=cwd,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+class Running:
+    """A command that runs until it is told to stop, and the addresses that it printed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.printed = ""
+
+    async def address(self, after: str) -> str:
+        """The first http address in the line that has `after` in it."""
+        assert self.process.stdout is not None
+        while True:
+            line = (await asyncio.wait_for(self.process.stdout.readline(), 30)).decode()
+            assert line, f"it ended after {self.printed!r}"
+            self.printed += line
+            match = re.search(r"http://[^\s/]+", line)
+            if after in line and match:
+                return match.group()
+
+
+@asynccontextmanager
+async def running(*arguments: str, log: Path) -> AsyncIterator[Running]:
+    with log.open("ab") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "klinesync",
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=environment(),
+        )
+    try:
+        yield Running(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def serve_arguments(exchange: str, store: Path) -> list[str]:
+    ws = exchange.replace("http", "ws")
+    return [
+        "serve",
+        "--port=0",
+        f"--database-url=sqlite:///{store}",
+        f"--whitelist={SERIES}",
+        f"--binance-spot-rest-url={exchange}",
+        f"--binance-spot-ws-url={ws}",
+        f"--binance-futures-rest-url={exchange}",
+        f"--binance-futures-ws-url={ws}",
+    ]
+
+
+async def stored(url: str) -> list[Candle]:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(url + "/api/market/candles", params={"series_id": str(SERIES), "limit": "5000"}) as response,
+    ):
+        page = await response.json()
+    return [Candle(*row.values()) for row in page["candles"]]
+
+
+async def test_after_kill_9_no_candle_that_a_client_saw_is_missing_and_the_hole_is_filled(tmp_path: Path) -> None:
+    store, log = tmp_path / "store.sqlite", tmp_path / "log"
+    seen: dict[int, Candle] = {}
+    async with running("sim", "--speed=600", "--symbols=2", log=log) as exchange:
+        address = await exchange.address("exchange")
+        for round_number in range(3):
+            async with running(*serve_arguments(address, store), log=log) as service:
+                url = await service.address("serves")
+                async with aclosing(follow(url, SERIES, max(seen, default=0))) as updates:
+                    count = 0
+                    async for update in updates:
+                        if isinstance(update, ClosedCandle):
+                            seen[update.candle.time] = update.candle
+                            count += 1
+                        # In the middle of the first history, and then in the middle of live.
+                        if count == (700, 1310, 20)[round_number]:
+                            break
+                service.process.kill()
+                assert await service.process.wait() == -signal.SIGKILL
+        async with running(*serve_arguments(address, store), log=log) as service:
+            url = await service.address("serves")
+            async with aclosing(follow(url, SERIES, max(seen))) as updates:
+                async for update in updates:
+                    if isinstance(update, ClosedCandle) and update.candle.time > max(seen) + 600:
+                        break
+            candles = {candle.time: candle for candle in await stored(url)}
+            assert {time: candles.get(time) for time in seen} == seen
+            assert sorted(candles) == list(range(min(candles), max(candles) + 60, 60))
+
+
+async def test_sigterm_ends_serve_cleanly_with_clients_told(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with running("sim", "--speed=60", "--symbols=2", log=log) as exchange:
+        address = await exchange.address("exchange")
+        async with running(*serve_arguments(address, tmp_path / "store.sqlite"), log=log) as service:
+            url = await service.address("serves")
+            async with aiohttp.ClientSession() as http, http.ws_connect(url + "/ws/market") as socket:
+                await socket.send_json({"type": "ping"})
+                assert await socket.receive_json(timeout=10) == {"type": "pong"}
+                service.process.send_signal(signal.SIGTERM)
+                message = await socket.receive(timeout=10)
+                assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+            assert await asyncio.wait_for(service.process.wait(), 20) == 0
+        exchange.process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(exchange.process.wait(), 20) == 0
+    assert "Traceback" not in log.read_text()
+
+
+async def test_demo_serves_a_page_and_moving_candles_on_a_free_port(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with running("demo", "--no-browser", "--speed=600", "--symbols=3", log=log) as demo:
+        exchange = await demo.address("exchange")
+        url = await demo.address("serves")
+        async with aiohttp.ClientSession() as http:
+            async with http.get(url + "/api/market/whitelist") as response:
+                whitelist = (await response.json())["series_ids"]
+            assert len(whitelist) == 6
+            assert str(SERIES) in whitelist
+            async with http.get(exchange + "/sim/state") as response:
+                assert (await response.json())["speed"] == 600
+        async with aclosing(follow(url, SERIES, 0)) as updates:
+            count = 0
+            async for update in updates:
+                assert not isinstance(update, Disconnected)
+                count += isinstance(update, ClosedCandle)
+                if count > 2010:
+                    break
+        demo.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(demo.process.wait(), 20) == 0
+    assert "Traceback" not in log.read_text()
+
+
+async def test_watch_prints_closed_candles_as_they_come(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with running("demo", "--no-browser", "--speed=600", "--symbols=2", log=log) as demo:
+        url = await demo.address("serves")
+        async with aclosing(follow(url, SERIES, 0)) as updates:
+            async for update in updates:
+                if isinstance(update, ClosedCandle):
+                    break
+        async with running("watch", str(SERIES), "--url", url, "--json", log=log) as watch:
+            assert watch.process.stdout is not None
+            times: list[int] = []
+            while len(times) < 20:
+                update_line = json.loads(await asyncio.wait_for(watch.process.stdout.readline(), 30))
+                if update_line["type"] == "closed":
+                    times.append(update_line["time"])
+            assert times == list(range(times[0], times[0] + 20 * 60, 60))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "word"),
+    [
+        ([], 2, "COMMAND"),
+        (["fly"], 2, "invalid choice"),
+        (["sim", "--speed", "0"], 2, "positive"),
+        (["sim", "--speed", "fast"], 2, "--speed"),
+        (["sim", "--port", "99999"], 2, "port"),
+        (["sim", "--start", "yesterday"], 2, "ISO 8601"),
+        (["sim", "--symbols", "0"], 2, "number from 1"),
+        (["demo", "--binance-spot-rest-url", "http://127.0.0.1:1"], 2, "demo brings its own exchange"),
+        (["sim", "--data", "/nonexistent"], 1, "/nonexistent"),
+        (["serve", "--port", "x"], 1, "flag port"),
+        (["serve", "--role", "serve"], 1, "not built yet"),
+        (["serve", "--database-url", "sqlite:////proc/none/x"], 1, "cannot be opened"),
+        (["watch", "BTCUSDT"], 1, "four parts"),
+        (["watch", "binance:spot:BTC/USDT:1m", "--url", "http://127.0.0.1:9"], 1, "is it running"),
+    ],
+)
+def test_wrong_use_and_failure_have_their_status_and_one_sentence(
+    arguments: list[str], status: int, word: str, tmp_path: Path
+) -> None:
+    code, out, errors = klinesync(*arguments, cwd=tmp_path)
+    assert (code, out) == (status, "")
+    assert word in errors
+    assert "Traceback" not in errors
+
+
+async def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path: Path) -> None:
+    async with running("sim", "--symbols=2", log=tmp_path / "log") as exchange:
+        port = (await exchange.address("exchange")).rpartition(":")[2]
+        for arguments in (["sim", "--port", port], ["serve", "--port", port]):
+            code, _, errors = await asyncio.to_thread(klinesync, *arguments, cwd=tmp_path)
+            assert code == 1
+            assert "cannot be listened on" in errors
+            assert "Traceback" not in errors
+
+
+def test_flags_lists_every_flag_with_its_source(tmp_path: Path) -> None:
+    code, out, _ = klinesync("flags", "--json", "--port=8001", env={"KLINESYNC_HOST": "localhost"}, cwd=tmp_path)
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert (rows["port"]["value"], rows["port"]["source"]) == ("8001", "command line")
+    assert (rows["host"]["value"], rows["host"]["source"]) == ("localhost", "environment")
+    assert rows["ondemand_max_jobs"]["environment"] == "KLINESYNC_ONDEMAND_MAX_JOBS"
+    code, out, _ = klinesync("flags", cwd=tmp_path)
+    assert code == 0
+    assert "KLINESYNC_RETENTION_DAYS" in out
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "sim", "watch", "flags"])
+def test_each_command_explains_itself(command: str) -> None:
+    code, out, _ = klinesync(command, "--help")
+    assert code == 0
+    assert "usage: klinesync" in out
