@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 
 from hypothesis import given, settings
@@ -98,7 +99,7 @@ def test_a_stream_that_is_watched_closely_keeps_its_cadence_and_its_timing() -> 
     for key, of_stream in events.items():
         cadence_ms = 2000 if key.market == "spot" else 250
         updates = [event.sent_ms for event in of_stream if not event.closed]
-        assert all(later - earlier >= cadence_ms for earlier, later in zip(updates, updates[1:], strict=False))
+        assert all(later - earlier >= cadence_ms for earlier, later in itertools.pairwise(updates))
         grid, listing = of_stream[0].stream.grid, of_stream[0].stream.listing
         for event in of_stream:
             if not event.closed:
@@ -186,12 +187,20 @@ def test_a_stream_left_by_everybody_costs_nothing_more() -> None:
 
 def test_names_that_the_exchange_does_not_have_are_no_streams() -> None:
     feed = KlineFeed(generated())
-    for market, name in (
-        ("spot", "nope@kline_1m"), ("spot", "BTCUSDT@kline_1m"), ("spot", "btcusdt@kline_7m"), ("spot", "btcusdt@trade"),
-        ("spot", "btcusdt_perpetual@continuousKline_1m"), ("futures", "btcusdt@kline_1m@+08:00"), ("spot", "0"),
-        ("spot", "btcusdt@kline_1m@+15:00"), ("spot", "btcusdt@kline_1M@"), ("futures", "btcusdt_current_quarter@continuousKline_1m"),
-    ):  # fmt: skip
-        assert feed.subscribe(StreamKey("spot" if market == "spot" else "futures", name), NOW_S * 1000) is None
+    nowhere: tuple[tuple[Market, str], ...] = (
+        ("spot", "nope@kline_1m"),
+        ("spot", "BTCUSDT@kline_1m"),
+        ("spot", "btcusdt@kline_7m"),
+        ("spot", "btcusdt@trade"),
+        ("spot", "btcusdt_perpetual@continuousKline_1m"),
+        ("futures", "btcusdt@kline_1m@+08:00"),
+        ("spot", "0"),
+        ("spot", "btcusdt@kline_1m@+15:00"),
+        ("spot", "btcusdt@kline_1M@"),
+        ("futures", "btcusdt_current_quarter@continuousKline_1m"),
+    )
+    for market, name in nowhere:
+        assert feed.subscribe(StreamKey(market, name), NOW_S * 1000) is None
 
 
 def test_zones_are_read_between_minus_12_and_plus_14() -> None:

@@ -74,7 +74,7 @@ def test_generated_candles_are_sound_and_continue_each_other(market: Market, ran
 
 
 def test_busy_symbols_trade_every_minute_and_quiet_ones_often_do_not() -> None:
-    tapes = dict((symbol.name, tape) for symbol, tape in generated_tapes("spot", 20, 1, FIRST_S))
+    tapes = {symbol.name: tape for symbol, tape in generated_tapes("spot", 20, 1, FIRST_S)}
     busy = tapes["BTCUSDT"].minutes(FIRST_S, FIRST_S + 86_400)
     quiet = tapes["TRXUSDT"].minutes(FIRST_S, FIRST_S + 86_400)
     assert (busy.trades > 0).all()

@@ -27,7 +27,11 @@ def said(answer: Answer) -> object:
         ("/ws/a@kline_1m/b@kline_5m", "", Route("spot", True, False, False, ("a@kline_1m", "b@kline_5m"))),
         ("/ws/a%40kline_1m", "", Route("spot", True, False, False, ("a@kline_1m",))),
         ("/stream", "", Route("spot", True, True, False, ())),
-        ("/stream", "streams=a@kline_1m/b@kline_1d@+08:00", Route("spot", True, True, False, ("a@kline_1m", "b@kline_1d@+08:00"))),
+        (
+            "/stream",
+            "streams=a@kline_1m/b@kline_1d@+08:00",
+            Route("spot", True, True, False, ("a@kline_1m", "b@kline_1d@+08:00")),
+        ),
         ("/stream", "timeUnit=MICROSECOND", Route("spot", True, True, True, ())),
         ("/stream", "streams=a&timeUnit=microsecond", Route("spot", True, True, True, ("a",))),
         ("/stream/ws/0", "", Route("spot", True, False, False, ("0",))),
@@ -39,7 +43,7 @@ def said(answer: Answer) -> object:
         ("/futures-legacy/ws/a", "", Route("futures", False, False, False, ("a",))),
         ("/futures-legacy/stream", "streams=a", Route("futures", False, True, False, ("a",))),
     ],
-)  # fmt: skip
+)
 def test_an_address_says_market_form_and_streams(path: str, query: str, route: Route) -> None:
     assert parse_route(path, query) == route
 
@@ -86,13 +90,25 @@ def test_the_combined_property_can_be_read_and_set() -> None:
         ('{"method":"SET_PROPERTY","params":["combined",1],"id":7}', (1, "Invalid value type: expected Boolean"), 7),
         ('{"method":"GET_PROPERTY","params":[1],"id":7}', (2, "Invalid request: property name must be a string"), 7),
         ('{"method":"GET_PROPERTY","params":["combined",1],"id":7}', (2, "Invalid request: too many parameters"), 7),
-        ('{"method":"SUBSCRIBE","params":["a"],"id":1.5}', (2, "Invalid request: request ID must be an unsigned integer"), None),
-        ('{"method":"SUBSCRIBE","params":["a"],"id":true}', (2, "Invalid request: request ID must be an unsigned integer"), None),
+        (
+            '{"method":"SUBSCRIBE","params":["a"],"id":1.5}',
+            (2, "Invalid request: request ID must be an unsigned integer"),
+            None,
+        ),
+        (
+            '{"method":"SUBSCRIBE","params":["a"],"id":true}',
+            (2, "Invalid request: request ID must be an unsigned integer"),
+            None,
+        ),
         ('{"params":["a"],"id":7}', (2, "Invalid request: missing field `method` at line 1 column 1"), 7),
-        ('{"method":"NOPE","id":7}', (2, f"Invalid request: unknown variant `NOPE`, expected one of {METHODS} at line 1 column 1"), 7),
+        (
+            '{"method":"NOPE","id":7}',
+            (2, f"Invalid request: unknown variant `NOPE`, expected one of {METHODS} at line 1 column 1"),
+            7,
+        ),
         ("{nope", (3, "Invalid JSON: expected value at line 1 column 1"), None),
     ],
-)  # fmt: skip
+)
 def test_a_bad_request_is_told_nested_and_changes_nothing(text: str, error: tuple[int, str], echo: object) -> None:
     one = session()
     answer = one.receive(text)
