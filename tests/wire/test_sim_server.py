@@ -336,13 +336,13 @@ async def test_faults_are_not_built_yet_and_unknown_addresses_are_404(
 
 
 async def test_all_tickers_of_many_symbols_do_not_hold_up_the_streams(http: aiohttp.ClientSession) -> None:
-    async with SimServer(SimConfig(symbols=300, start=START_S)) as server:
+    async with SimServer(SimConfig(symbols=600, start=START_S)) as server:
         await clock(http, server, pause=True)
         async with http.ws_connect(f"{server.ws_url}/ws") as socket:
             tickers = asyncio.create_task(rows(http, server, "/fapi/v1/ticker/24hr"))
             assert await ask(socket, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
             assert not tickers.done()
-            assert len(await tickers) == 300
+            assert len(await tickers) == 600
 
 
 async def test_recorded_candles_are_replayed_as_they_were(tmp_path: Path, http: aiohttp.ClientSession) -> None:
