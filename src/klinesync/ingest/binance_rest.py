@@ -150,17 +150,21 @@ class BinanceRest:
                 },
             )
             rows = _decode(_rows, body, "klines")
-            candles = self._closed(series, rows, proven_ms)
+            candles = self._sound(series, rows)
+            still_open = bool(candles) and self._is_open(series, candles[-1], rows[-1], proven_ms)
+            if still_open:
+                del candles[-1]
             if candles:
                 yield candles
-            if len(rows) < routes.page:
+            if len(rows) < routes.page or still_open:
                 return
             resume = series.timeframe.next(series.timeframe.floor(rows[-1][0] // 1000))
             if resume <= start:
                 raise UpstreamError(f"{series}: a page of klines from {start} on ends before it, at {rows[-1][0]} ms")
             start = resume
 
-    def _closed(self, series: SeriesId, rows: list[Row], proven_ms: int) -> list[Candle]:
+    def _sound(self, series: SeriesId, rows: list[Row]) -> list[Candle]:
+        """The rows that are candles; the others are quarantined."""
         candles = []
         for row in rows:
             try:
@@ -170,11 +174,12 @@ class BinanceRest:
             except BadCandle as error:
                 self.quarantined += 1
                 log.warning("%s: a REST row is quarantined: %s", series, error)
-        if candles and candles[-1].time * 1000 == rows[-1][0]:
-            close_ms = series.timeframe.next(candles[-1].time) * 1000
-            if close_ms + self._final_margin_ms > proven_ms:
-                del candles[-1]
         return candles
+
+    def _is_open(self, series: SeriesId, candle: Candle, last_row: Row, proven_ms: int) -> bool:
+        """Whether the newest candle of an answer may still change: it is the last row, and no stamp says otherwise."""
+        close_ms = series.timeframe.next(candle.time) * 1000
+        return candle.time * 1000 == last_row[0] and close_ms + self._final_margin_ms > proven_ms
 
     async def _get(self, market: str, name: str, params: Mapping[str, str]) -> bytes:
         url = self._routes[market].url(name)

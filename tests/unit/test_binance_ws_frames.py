@@ -1,0 +1,127 @@
+"""Frames of the exchange: the recorded ones are understood, bad ones are quarantined with the reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import BadCandle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.binance_ws import Answer, BadFrame, KlineEvent, parse_frame, stream_name
+
+SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
+STREAM = "btcusdt@kline_1m"
+STREAMS = {STREAM: SERIES}
+
+KLINE: dict[str, object] = {
+    "t": 1700000040000,
+    "T": 1700000099999,
+    "s": "BTCUSDT",
+    "i": "1m",
+    "f": 1,
+    "L": 2,
+    "o": "1.00000000",
+    "c": "1.50000000",
+    "h": "2.00000000",
+    "l": "0.50000000",
+    "v": "10.00000000",
+    "n": 2,
+    "x": False,
+    "q": "15.0",
+    "V": "5.0",
+    "Q": "7.5",
+    "B": "0",
+}
+
+
+def frame(*, stream: str = STREAM, **changes: object) -> str:
+    data = {"e": "kline", "E": 1700000050000, "s": "BTCUSDT", "k": KLINE | changes}
+    return json.dumps({"stream": stream, "data": data})
+
+
+def test_a_kline_frame_is_understood() -> None:
+    candle = Candle(1700000040, 1.0, 2.0, 0.5, 1.5, 10.0)
+    assert parse_frame(frame(), STREAMS) == KlineEvent(SERIES, candle, closed=False, event_ms=1700000050000)
+    assert parse_frame(frame(x=True), STREAMS) == KlineEvent(SERIES, candle, closed=True, event_ms=1700000050000)
+    assert stream_name(SERIES) == STREAM
+    assert stream_name(SeriesId.parse("binance:futures:1000PEPE/USDT:1M")) == "1000pepeusdt@kline_1M"
+
+
+def test_a_stream_that_is_not_followed_any_more_is_passed_over() -> None:
+    assert parse_frame(frame(stream="ethusdt@kline_1m"), STREAMS) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ('{"result":null,"id":7}', Answer(7, None)),
+        ('{"error":{"code":2,"msg":"Invalid request"},"id":7}', Answer(7, "2 Invalid request")),
+        ('{"error":{"code":3,"msg":"Invalid JSON"}}', Answer(None, "3 Invalid JSON")),
+    ],
+)
+def test_answers_to_requests_are_understood(text: str, answer: Answer) -> None:
+    assert parse_frame(text, STREAMS) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "truncated"),
+        ("{", "truncated"),
+        ("[]", "array"),
+        ("{}", "neither"),
+        ('{"stream":5}', "int"),
+        (json.dumps({"stream": STREAM, "data": {}}), "missing"),
+        (json.dumps({"stream": STREAM, "data": []}), "array"),
+        (frame(o="one"), "float"),
+        (frame(o=None), "null"),
+        (frame(t="soon"), "int"),
+        (frame(x="false"), "neither true nor false"),
+        (frame(x=0), "neither true nor false"),
+        (frame(x=None), "neither true nor false"),
+        (frame(i="5m"), "interval '5m'"),
+    ],
+)
+def test_a_frame_that_is_not_the_protocols_is_quarantined(text: str, word: str) -> None:
+    with pytest.raises(BadFrame, match=word):
+        parse_frame(text, STREAMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"o": "nan"}, "open is nan"),
+        ({"h": "inf"}, "high is inf"),
+        ({"h": "0.1"}, "below"),
+        ({"v": "-1"}, "negative"),
+        ({"t": 1700000041000}, "grid"),
+        ({"t": 1700000040001}, "whole second"),
+        ({"t": 10**18}, "outside"),
+    ],
+)
+def test_a_candle_that_must_not_get_in_is_quarantined(changes: dict[str, object], word: str) -> None:
+    with pytest.raises(BadCandle, match=word):
+        parse_frame(frame(stream=STREAM, **changes), STREAMS)
+
+
+def test_every_recorded_frame_is_understood(real_data: Path) -> None:
+    count = 0
+    for path in sorted((real_data / "ws").glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            recorded = json.loads(line)["frame"]
+            event = recorded.get("data", recorded)
+            kline = event["k"]
+            if event["e"] != "kline" or kline["i"] not in Timeframe.known:
+                continue
+            series = SERIES.with_timeframe(Timeframe.parse(kline["i"]))
+            text = json.dumps({"stream": STREAM, "data": event})
+            parsed = parse_frame(text, {STREAM: series})
+            assert isinstance(parsed, KlineEvent)
+            assert parsed.closed is kline["x"]
+            assert parsed.candle == Candle(
+                kline["t"] // 1000, *(float(kline[name]) for name in ("o", "h", "l", "c", "v"))
+            )
+            count += 1
+    assert count > 50
