@@ -171,7 +171,9 @@ export class CandleChart {
   }
 
   goToEnd(): void {
-    this.#chart.timeScale().scrollToRealTime();
+    // At once: a new candle during an animation would leave it one candle short.
+    const timeScale = this.#chart.timeScale();
+    timeScale.scrollToPosition(timeScale.options().rightOffset, false);
   }
 
   goToStart(): void {

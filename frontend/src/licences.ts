@@ -12,9 +12,13 @@ const WORKS: readonly (readonly [string, string])[] = [
   ["Inter, the typeface", inter],
 ];
 
+const text = element("licences-text", HTMLPreElement);
+const dialog = element("licences-dialog", HTMLDialogElement);
+
+text.textContent = WORKS.map(([title, licence]) => `${title}\n\n${licence.trimEnd()}`).join(`\n\n\n${"-".repeat(72)}\n\n\n`);
+element("licences-close", HTMLButtonElement).addEventListener("click", () => dialog.close());
+
 export function showLicences(): void {
-  const text = element("licences-text", HTMLPreElement);
-  text.textContent = WORKS.map(([title, licence]) => `${title}\n\n${licence.trim()}`).join(`\n\n${"-".repeat(72)}\n\n`);
-  element("licences-dialog", HTMLDialogElement).showModal();
+  dialog.showModal();
   text.focus();
 }

@@ -10,13 +10,11 @@ import { formatClock, formatCount, formatPrice, formatTime, plural } from "./for
 import { describeGap, Legend } from "./legend.ts";
 import { exchangeName, marketName, Picker } from "./picker.ts";
 import { readable, timeframesOf } from "./search.ts";
-import { parseSeries, type Series, TIMEFRAMES } from "./series.ts";
+import { parseSeries, type Series } from "./series.ts";
 import { SeriesStore } from "./store.ts";
 import { applyStoredTheme, onSystemTheme, readPalette, remPx, switchTheme } from "./theme.ts";
 import { parseWhitelist } from "./wire.ts";
 
-/** Offered for every symbol; the service says so when it does not have one. */
-const USUAL_TIMEFRAMES: readonly string[] = ["1m", "5m", "15m", "1h", "4h", "1d"];
 const LAST_SERIES_KEY = "klinesync.series";
 /** A break shorter than this is shown in the badge alone. */
 const BANNER_AFTER_MS = 800;
@@ -28,6 +26,7 @@ const ui = {
   chart: element("chart", HTMLDivElement),
   choose: element("choose", HTMLButtonElement),
   symbol: element("choose-symbol", HTMLSpanElement),
+  timeframe: element("choose-timeframe", HTMLSpanElement),
   tags: element("choose-tags", HTMLSpanElement),
   timeframes: element("timeframes", HTMLDivElement),
   status: element("status", HTMLDivElement),
@@ -169,8 +168,12 @@ function showSeries(): void {
   ui.tags.textContent = `${marketName(series.market)} · ${exchangeName(series.exchange)}`;
   ui.choose.setAttribute("aria-label", `${series.id}. Choose another series`);
   const current = series;
+  const timeframes = timeframesOf(current, whitelist ?? []);
+  ui.timeframes.hidden = timeframes.length < 2;
+  ui.timeframe.hidden = timeframes.length > 1;
+  ui.timeframe.textContent = current.timeframe;
   ui.timeframes.replaceChildren(
-    ...timeframesOf(current, whitelist ?? [], USUAL_TIMEFRAMES, TIMEFRAMES).map((other) => {
+    ...timeframes.map((other) => {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = other.timeframe;

@@ -1,6 +1,6 @@
 // What the picker offers for a text: the service's series that match, best first, then what the text itself names.
 
-import { parseSeries, type Series, withTimeframe } from "./series.ts";
+import { parseSeries, type Series, TIMEFRAMES, withTimeframe } from "./series.ts";
 
 export interface Offer {
   readonly series: Series;
@@ -57,11 +57,9 @@ function namedBy(text: string, whitelist: readonly Series[], timeframe: string):
   );
 }
 
-/** The timeframes that the service follows this symbol in, and the one in use; shortest first. */
-export function timeframesOf(series: Series, whitelist: readonly Series[], always: readonly string[], order: readonly string[]): Series[] {
-  const followed = whitelist
-    .filter((other) => withTimeframe(other, series.timeframe).id === series.id)
-    .map((other) => other.timeframe);
-  const timeframes = new Set([...followed, ...always, series.timeframe]);
-  return order.filter((timeframe) => timeframes.has(timeframe)).map((timeframe) => withTimeframe(series, timeframe));
+/** This symbol in the timeframes that the service follows it in, and in the one in use; shortest first. */
+export function timeframesOf(series: Series, whitelist: readonly Series[]): Series[] {
+  const followed = whitelist.filter((other) => withTimeframe(other, series.timeframe).id === series.id);
+  const timeframes = new Set([...followed.map((other) => other.timeframe), series.timeframe]);
+  return TIMEFRAMES.filter((timeframe) => timeframes.has(timeframe)).map((timeframe) => withTimeframe(series, timeframe));
 }

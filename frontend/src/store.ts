@@ -6,7 +6,7 @@ import type { GapState } from "./wire.ts";
 
 /**
  * - `none`: nothing to redraw.
- * - `tail`: bars at `from` and later were added or replaced; none was taken away.
+ * - `tail`: bars at `from` and later were replaced, or added behind all others; none was taken away or put between.
  * - `reset`: draw everything again.
  * - `unjoined`: the candle contradicts what is held, so this history belongs to another store: load it again.
  */
@@ -181,8 +181,11 @@ export class SeriesStore {
     if (last === undefined || candle.time > last.time) {
       this.#closed.push(candle);
       if (last !== undefined) this.#noteHole(last.time, candle.time);
+      // One that was not shown forming may come to stand before one that is.
+      const wasShown = this.#forming.some((shown) => shown.time === candle.time);
       // A bar that was shown forming and never closed is taken away by this one.
-      return this.#dropForming() ? RESET : { kind: "tail", from: candle.time };
+      const taken = this.#dropForming();
+      return taken || (!wasShown && this.#forming.length > 0) ? RESET : { kind: "tail", from: candle.time };
     }
     const index = this.#indexFrom(candle.time);
     const held = this.#closed[index];

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { offersFor, readable, timeframesOf } from "../src/search.ts";
-import { parseSeries, TIMEFRAMES } from "../src/series.ts";
+import { parseSeries } from "../src/series.ts";
 
 const WHITELIST = readable([
   "binance:spot:ETH/BTC:1m",
@@ -46,8 +46,8 @@ describe("the picker", () => {
   });
 });
 
-test("timeframes are those followed, the usual ones and the one in use, shortest first", () => {
+test("timeframes are those that the symbol is followed in and the one in use, shortest first", () => {
   const series = parseSeries("binance:spot:BTC/USDT:3d");
   if (series === null) throw new Error("no series");
-  expect(timeframesOf(series, WHITELIST, ["5m"], TIMEFRAMES).map((other) => other.timeframe)).toEqual(["1m", "5m", "1h", "3d"]);
+  expect(timeframesOf(series, WHITELIST).map((other) => other.timeframe)).toEqual(["1m", "1h", "3d"]);
 });

@@ -116,6 +116,13 @@ describe("a forming candle", () => {
     expect(shown(held)).toBe("0 1 3");
   });
 
+  test("of the next minute makes room for a close that was never shown forming", () => {
+    const held = store(...minutes(0, 2));
+    held.form(candle(3));
+    expect(held.close([candle(2)])).toEqual({ kind: "reset" });
+    expect(shown(held)).toBe("0 1 2 3~");
+  });
+
   test("is the first thing shown of a series without history", () => {
     const held = store();
     held.form(candle(7));
@@ -205,13 +212,15 @@ describe("any order of events", () => {
     const next = random(seed);
     const pick = (below: number): number => Math.floor(next() * below);
     const held = new SeriesStore("1m", 40);
-    // The chart: bars by time, redrawn only as the changes tell.
+    // The chart: bars by time, redrawn only as the changes tell. It can replace a bar and add one at its end.
     let chart = new Map<number, string>();
     const follow = (change: Change): void => {
       if (change.kind === "reset") chart = new Map();
       if (change.kind === "none" || change.kind === "unjoined") return;
       for (const bar of held.barsFrom(change.kind === "tail" ? change.from : 0)) {
-        chart.set(bar.candle.time, `${bar.candle.close}${bar.forming}`);
+        const { time } = bar.candle;
+        if (!chart.has(time)) expect(time).toBeGreaterThan(Math.max(...chart.keys()));
+        chart.set(time, `${bar.candle.close}${bar.forming}`);
       }
     };
     follow(held.replace(minutes(50, 50 + pick(20))));

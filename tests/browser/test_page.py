@@ -1,0 +1,324 @@
+"""The page in a real browser, against the real service as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# How long a machine under load may take for anything; nothing waits this long when it works.
+PATIENCE_S = 60
+STEP_S = 60
+BTC = "binance:spot:BTC/USDT:1m"
+ETH = "binance:spot:ETH/USDT:1m"
+
+# Notes every state that the page tells through its root element, in order.
+RECORDER = """
+window.told = [];
+new MutationObserver(() => {
+  const { state, series, candles, first, lastClosed, lastForming, lastPrice, gaps } = document.documentElement.dataset;
+  window.told.push({ state, series, candles: Number(candles), first: Number(first), lastClosed: Number(lastClosed),
+                     lastForming: Number(lastForming), lastPrice: Number(lastPrice), gaps: Number(gaps) });
+}).observe(document, { attributes: true, subtree: true,
+                       attributeFilter: ["data-state", "data-candles", "data-last-closed", "data-last-price"] });
+"""
+
+A_FORMING_CANDLE_MOVED_AND_CLOSED = """
+() => {
+  const prices = new Map();
+  for (const { lastForming, lastPrice } of window.told)
+    if (lastForming) prices.set(lastForming, (prices.get(lastForming) ?? new Set()).add(lastPrice));
+  const lastClosed = Number(document.documentElement.dataset.lastClosed);
+  return [...prices].some(([time, seen]) => seen.size > 1 && time <= lastClosed);
+}
+"""
+
+# Pixels of the chart's canvases that have one of the two colours of candle bodies.
+COUNT_CANDLE_PIXELS = """
+() => {
+  const colour = (name) => {
+    const probe = document.createElement("span");
+    probe.style.color = `var(--${name})`;
+    document.body.append(probe);
+    const channels = getComputedStyle(probe).color.match(/\\d+/g).map(Number);
+    probe.remove();
+    return channels;
+  };
+  const wanted = [colour("up"), colour("down")];
+  const counts = [0, 0];
+  for (const canvas of document.querySelectorAll("#chart canvas")) {
+    if (canvas.width === 0 || canvas.height === 0) continue;
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    for (let at = 0; at < data.length; at += 4)
+      wanted.forEach(([red, green, blue], index) => {
+        if (data[at] === red && data[at + 1] === green && data[at + 2] === blue) counts[index] += 1;
+      });
+  }
+  return counts;
+}
+"""
+
+
+@dataclass
+class Facts:
+    """What the page tells about itself."""
+
+    state: str
+    series: str
+    candles: int
+    first: int
+    last_closed: int
+    gaps: int
+
+    @property
+    def without_hole_or_double(self) -> bool:
+        return self.gaps == 0 and self.candles == (self.last_closed - self.first) // STEP_S + 1
+
+
+@dataclass
+class Visit:
+    """A page with what its console complained about."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, url: str, series: str | None = None) -> None:
+        self.page.goto(url if series is None else f"{url}?series={series}")
+
+    def wait_for(self, condition: str) -> None:
+        """Until the JavaScript expression holds; `told` are the root element's data attributes."""
+        script = f"() => {{ const told = document.documentElement.dataset; return {condition}; }}"
+        self.page.wait_for_function(script)
+
+    def wait_until_live(self, series: str) -> None:
+        self.wait_for(f"told.state === 'live' && told.series === '{series}' && Number(told.candles) > 0")
+
+    def facts(self) -> Facts:
+        told = self.page.evaluate("() => ({...document.documentElement.dataset})")
+        assert isinstance(told, dict)
+        return Facts(
+            state=str(told["state"]),
+            series=str(told["series"]),
+            candles=int(told["candles"]),
+            first=int(told["first"]),
+            last_closed=int(told["lastClosed"]),
+            gaps=int(told["gaps"]),
+        )
+
+
+@dataclass(frozen=True)
+class Running:
+    """A klinesync process and the address it printed."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    @property
+    def port(self) -> str:
+        return self.url.rstrip("/").rsplit(":", 1)[1]
+
+
+@contextmanager
+def klinesync(folder: Path, announced: str, *arguments: str) -> Iterator[Running]:
+    """Run a command of klinesync until the block ends; `announced` stands before the address that it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KLINESYNC_")}
+    with (
+        (folder / f"{arguments[0]}.log").open("a") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "klinesync", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=folder,
+            env=environment,
+        ) as process,
+    ):
+        try:
+            yield Running(process, _announced_url(process, announced, log.name))
+        finally:
+            process.kill()
+
+
+def _announced_url(process: subprocess.Popen[str], announced: str, log: str) -> str:
+    assert process.stdout is not None
+    # A process that never gets so far ends, and with it the wait for its next line.
+    limit = threading.Timer(PATIENCE_S, process.kill)
+    limit.start()
+    try:
+        for line in process.stdout:
+            found = re.search(rf"{announced} (http://\S+)", line)
+            if found:
+                return found[1]
+    finally:
+        limit.cancel()
+    pytest.fail(f"no address was printed; the log says:\n{Path(log).read_text()}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = os.environ.get("KLINESYNC_CHROMIUM") or shutil.which("chromium")
+    if not executable:
+        pytest.skip("no browser: KLINESYNC_CHROMIUM names none, and there is no chromium on the path")
+    if not (Path(str(resources.files("klinesync"))) / "web" / "index.html").exists():
+        pytest.skip("the page is not built: run `npm ci && npm run build` in frontend/")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """A page of its own; the test fails when the console complained and the test did not take the complaint."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="dark")
+    context.set_default_timeout(PATIENCE_S * 1000)
+    page = context.new_page()
+    page.add_init_script(RECORDER)
+    seen = Visit(page)
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            seen.complaints.append(message.text)
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    yield seen
+    context.close()
+    assert seen.complaints == []
+
+
+@pytest.fixture(scope="module")
+def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`klinesync demo`, a minute of the exchange a second."""
+    folder = tmp_path_factory.mktemp("demo")
+    arguments = ("demo", "--no-browser", "--port", "0", "--speed", "60")
+    with klinesync(folder, "klinesync serves", *arguments) as running:
+        yield running
+
+
+def test_history_is_drawn_and_the_last_candle_moves_and_closes(visit: Visit, demo: Running) -> None:
+    visit.open(demo.url, BTC)
+    visit.wait_until_live(BTC)
+    before = visit.facts()
+    visit.page.wait_for_function(A_FORMING_CANDLE_MOVED_AND_CLOSED)
+    visit.wait_for(f"Number(told.lastClosed) >= {before.last_closed + 5 * STEP_S}")
+
+    after = visit.facts()
+    assert after.without_hole_or_double
+    assert after.candles == before.candles + (after.last_closed - before.last_closed) // STEP_S
+    up, down = visit.page.evaluate(COUNT_CANDLE_PIXELS)
+    assert up > 200
+    assert down > 200
+
+    closed = [moment["lastClosed"] for moment in visit.page.evaluate("() => window.told") if moment["lastClosed"]]
+    assert closed == sorted(closed)
+
+
+def test_a_series_is_chosen_by_keyboard_and_stays_in_the_address(visit: Visit, demo: Running) -> None:
+    page = visit.page
+    visit.open(demo.url, BTC)
+    visit.wait_until_live(BTC)
+    page.keyboard.press("/")
+    expect(page.get_by_role("combobox")).to_be_focused()
+    page.keyboard.type("eth spot")
+    expect(page.get_by_role("option", selected=True)).to_contain_text("ETH/USDT")
+    page.keyboard.press("Enter")
+    visit.wait_until_live(ETH)
+    assert page.url == f"{demo.url}?series={ETH}"
+    assert visit.facts().without_hole_or_double
+
+    page.reload()
+    visit.wait_until_live(ETH)
+    page.go_back()
+    visit.wait_until_live(BTC)
+    assert page.url == f"{demo.url}?series={BTC}"
+
+
+def test_scrolling_back_joins_older_candles(visit: Visit, demo: Running) -> None:
+    visit.open(demo.url, BTC)
+    visit.wait_until_live(BTC)
+    before = visit.facts()
+    visit.page.get_by_role("application").focus()
+    visit.page.keyboard.press("Home")
+    visit.wait_for(f"Number(told.first) < {before.first}")
+    assert visit.facts().without_hole_or_double
+    expect(visit.page.get_by_role("button", name="Go to the newest candle")).to_be_visible()
+    visit.page.keyboard.press("End")
+    expect(visit.page.get_by_role("button", name="Go to the newest candle")).to_be_hidden()
+
+
+def test_a_series_that_the_service_refuses_is_explained(visit: Visit, demo: Running) -> None:
+    visit.open(demo.url, "binance:spot:NOSUCH/USDT:1m")
+    expect(visit.page.locator("#empty")).to_contain_text("The service refuses it: ")
+    expect(visit.page.locator("#empty")).to_contain_text("NOSUCH/USDT")
+    # Chromium itself reports the answer that the page shows.
+    assert all("404" in complaint for complaint in visit.complaints)
+    visit.complaints.clear()
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_a_narrow_page_shows_everything_without_scrolling_sideways(visit: Visit, demo: Running, scheme: str) -> None:
+    visit.page.set_viewport_size({"width": 360, "height": 640})
+    visit.page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
+    visit.open(demo.url, BTC)
+    visit.wait_until_live(BTC)
+    assert visit.page.evaluate("() => document.documentElement.scrollWidth") == 360
+    background = visit.page.evaluate("() => getComputedStyle(document.querySelector('.stage')).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    expect(visit.page.locator("#price")).to_be_in_viewport()
+    expect(visit.page.locator("#status")).to_be_in_viewport()
+
+
+def test_a_killed_service_is_said_to_be_gone_and_comes_back_without_a_hole_or_a_double(
+    visit: Visit, tmp_path: Path
+) -> None:
+    page = visit.page
+    # The exchange goes on while the service is gone, so that there is something to miss.
+    with klinesync(tmp_path, "the simulated exchange listens on", "sim", "--speed", "60") as exchange:
+        ws_url = exchange.url.replace("http://", "ws://")
+        flags = ["--whitelist", BTC, "--database-url", f"sqlite:///{tmp_path}/candles.sqlite"]
+        for market in ("spot", "futures"):
+            flags += [f"--binance-{market}-rest-url", exchange.url, f"--binance-{market}-ws-url", ws_url]
+        with klinesync(tmp_path, "klinesync serves", "serve", "--port", "0", *flags) as service:
+            visit.open(service.url, BTC)
+            visit.wait_until_live(BTC)
+            start = visit.facts()
+            visit.wait_for(f"Number(told.lastClosed) >= {start.last_closed + 2 * STEP_S} && told.lastForming")
+            assert visit.complaints == []
+            service.process.kill()
+            visit.wait_for("told.state === 'reconnecting'")
+            expect(page.get_by_role("alert")).to_contain_text("Not connected since")
+            expect(page.locator("#status")).to_have_text("Not connected")
+        gone = visit.facts()
+        with klinesync(tmp_path, "klinesync serves", "serve", "--port", service.port, *flags):
+            visit.wait_for(f"told.state === 'live' && Number(told.lastClosed) >= {gone.last_closed + 5 * STEP_S}")
+            expect(page.get_by_role("alert")).to_be_hidden()
+            back = visit.facts()
+    assert back.first == start.first, "the history was loaded anew instead of resumed"
+    assert back.without_hole_or_double
+    assert all("ERR_CONNECTION_REFUSED" in complaint for complaint in visit.complaints)
+    visit.complaints.clear()
