@@ -70,7 +70,7 @@ def alike(one: Row, other: Row) -> bool:
     return all(isclose(a, b, rel_tol=1e-12, abs_tol=1e-8) for a, b in zip(one, other, strict=True))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(("spot", "futures")),
     minutes(),
@@ -102,6 +102,7 @@ def test_klines_answers_the_oldest_from_the_start_on_or_else_the_newest_up_to_th
     assert all(alike(a, b) for a, b in zip(shown, wanted, strict=True))
 
 
+@settings(deadline=None)
 @given(minutes(), GRIDS)
 def test_a_folded_candle_does_not_depend_on_how_its_minutes_were_added_up(rows: list[Row], grid: Grid) -> None:
     columns = rows_of(rows)
@@ -114,6 +115,7 @@ def test_a_folded_candle_does_not_depend_on_how_its_minutes_were_added_up(rows: 
     assert folded == list(joined.values())
 
 
+@settings(deadline=None)
 @given(minutes(), st.floats(0.0, 1.0))
 def test_the_day_is_what_was_traded_from_an_hour_on_until_now(rows: list[Row], at: float) -> None:
     listing = listing_of("spot", rows)

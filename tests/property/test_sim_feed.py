@@ -89,7 +89,7 @@ def test_every_close_is_sent_once_and_in_order_however_the_clock_jumps(steps_ms:
 def test_a_stream_that_is_watched_closely_keeps_its_cadence_and_its_timing() -> None:
     exchange = generated()
     feed = KlineFeed(exchange)
-    now_ms = NOW_S * 1000
+    now_ms = NOW_S * 1000 + 30_321
     for key in KEYS:
         feed.subscribe(key, now_ms)
     events: defaultdict[StreamKey, list[Event]] = defaultdict(list)
@@ -97,6 +97,7 @@ def test_a_stream_that_is_watched_closely_keeps_its_cadence_and_its_timing() -> 
         for event in feed.collect(due_ms, 1000):
             events[event.stream.key].append(event)
     for key, of_stream in events.items():
+        check_stream(key, exchange, of_stream, now_ms, now_ms + 1_800_000)
         cadence_ms = 2000 if key.market == "spot" else 250
         updates = [event.sent_ms for event in of_stream if not event.closed]
         assert all(later - earlier >= cadence_ms for earlier, later in itertools.pairwise(updates))

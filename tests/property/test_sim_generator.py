@@ -26,6 +26,7 @@ def fresh(market: Market, rank: int, seed: int) -> GeneratedTape:
     return generated_tapes(market, rank + 1, seed, FIRST_S)[rank][1]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**62), min_size=1, max_size=20))
 def test_single_dice_and_dice_in_bulk_are_the_same(key: int, index: list[int]) -> None:
     bulk = units(key, np.array(index, np.int64))
@@ -33,7 +34,7 @@ def test_single_dice_and_dice_in_bulk_are_the_same(key: int, index: list[int]) -
     assert ((bulk >= 0) & (bulk < 1)).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     MARKETS,
     st.integers(0, 40),
@@ -50,7 +51,7 @@ def test_a_minute_is_the_same_however_it_is_asked_for(
         assert same(tape.minutes(start_s, end_s), whole.between(start_s, end_s))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(MARKETS, st.integers(0, 60), st.integers(0, 10**6))
 def test_generated_candles_are_sound_and_continue_each_other(market: Market, rank: int, seed: int) -> None:
     symbol, tape = generated_tapes(market, rank + 1, seed, FIRST_S)[rank]
@@ -62,6 +63,10 @@ def test_generated_candles_are_sound_and_continue_each_other(market: Market, ran
     assert np.array_equal(rows.open[1:], rows.close[:-1])
     assert np.array_equal(rows.first_id[1:], rows.first_id[:-1] + rows.trades[:-1])
     assert rows.first_id[0] > 0
+    few, single = rows.trades < 4, rows.trades < 2
+    assert (rows.open[single] == rows.close[single]).all(), "one trade has one price"
+    assert np.array_equal(rows.high[few], np.maximum(rows.open, rows.close)[few]), "two or three trades: no wicks"
+    assert np.array_equal(rows.low[few], np.minimum(rows.open, rows.close)[few])
     untraded = rows.trades == 0
     assert np.array_equal(untraded, rows.volume == 0)
     assert (rows.high[untraded] == rows.low[untraded]).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klinesync.sim.path import MAX_STEPS, MinutePath, PathKey, first_trade_ms
@@ -39,6 +39,7 @@ def path_of(row: Row) -> MinutePath:
     return MinutePath(row, KEY, SYMBOL.price_digits, SYMBOL.volume_digits)
 
 
+@settings(deadline=None)
 @given(traded_minutes())
 def test_the_last_update_of_a_minute_is_its_candle_in_every_value(row: Row) -> None:
     path = path_of(row)
@@ -46,6 +47,7 @@ def test_the_last_update_of_a_minute_is_its_candle_in_every_value(row: Row) -> N
     assert path.at(59_999) == row
 
 
+@settings(deadline=None)
 @given(traded_minutes())
 def test_updates_stay_inside_the_candle_and_grow_towards_it(row: Row) -> None:
     states = path_of(row).states()
@@ -65,6 +67,7 @@ def test_updates_stay_inside_the_candle_and_grow_towards_it(row: Row) -> None:
         previous = state
 
 
+@settings(deadline=None)
 @given(traded_minutes(), st.lists(st.integers(0, 59_999), max_size=8))
 def test_what_is_seen_at_a_moment_does_not_depend_on_when_else_one_looked(row: Row, moments: list[int]) -> None:
     path = path_of(row)
@@ -73,6 +76,7 @@ def test_what_is_seen_at_a_moment_does_not_depend_on_when_else_one_looked(row: R
     assert [path.at(moment) for moment in moments] == [path_of(row).at(moment) for moment in moments]
 
 
+@settings(deadline=None)
 @given(traded_minutes())
 def test_nothing_is_traded_before_the_first_trade_and_something_from_it_on(row: Row) -> None:
     path = path_of(row)
@@ -83,6 +87,7 @@ def test_nothing_is_traded_before_the_first_trade_and_something_from_it_on(row: 
     assert path.next_ms(first_ms - 1) == first_ms
 
 
+@settings(deadline=None)
 @given(traded_minutes(), st.integers(-1, 59_999))
 def test_the_next_update_is_the_moment_at_which_something_changes(row: Row, moment: int) -> None:
     path = path_of(row)
@@ -92,6 +97,13 @@ def test_the_next_update_is_the_moment_at_which_something_changes(row: Row, mome
     else:
         assert path.at(next_ms - 1) == path.at(moment)
         assert path.at(next_ms) != path.at(moment)
+
+
+@settings(deadline=None)
+@given(traded_minutes(), st.floats(0, 1e9, allow_subnormal=False))
+def test_a_candle_with_odd_decimals_is_met_exactly_too(row: Row, odd: float) -> None:
+    row = row._replace(volume=odd, quote=odd * 0.7, taker_volume=odd * 0.3, taker_quote=odd * 0.2)
+    assert path_of(row).states()[-1] == row
 
 
 def test_an_untraded_minute_has_no_updates() -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klinesync.core.timeframe import Timeframe
@@ -28,6 +28,7 @@ def template(market: Market, interval: str = "1m", *, continuous: bool = False) 
     return KlineTemplate(listing(market), Grid(Timeframe.parse(interval)), continuous=continuous)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 12), st.floats(min_value=0, max_value=1e15, allow_nan=False))
 def test_a_number_written_reads_back_as_the_same_double(digits: int, value: float) -> None:
     text = number_text(digits)(value)
@@ -35,6 +36,7 @@ def test_a_number_written_reads_back_as_the_same_double(digits: int, value: floa
     assert "e" not in text.lower()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 8), st.lists(st.integers(0, 10**14)))
 def test_decimals_are_recognised_and_written_with_so_many_digits(digits: int, ticks: list[int]) -> None:
     values = [tick / 10**digits for tick in ticks]

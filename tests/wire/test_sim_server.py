@@ -289,6 +289,28 @@ async def _leave_one_stuck(http: aiohttp.ClientSession, server: SimServer) -> No
     stuck.close()
 
 
+async def test_an_honest_reader_that_pauses_loses_nothing_of_a_long_advance(
+    monkeypatch: pytest.MonkeyPatch, http: aiohttp.ClientSession
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_BUFFER_BYTES", 600_000)
+    monkeypatch.setattr(server_module, "STALLED_S", 600.0)
+    async with SimServer(SimConfig(symbols=40, start=START_S)) as server:
+        await clock(http, server, pause=True)
+        names = "/".join(f"{name.lower()}@kline_1m" for name in server.exchange.spot)
+        async with http.ws_connect(f"{server.ws_url}/stream?streams={names}", max_msg_size=0) as reader:
+            assert isinstance(await ask(reader, "LIST_SUBSCRIPTIONS"), dict)
+            await clock(http, server, advance_s=15 * 3600)
+            buffered = 0
+            async with asyncio.timeout(PATIENCE_S):
+                while buffered <= server_module.PATIENT_BYTES:
+                    connections = (await state(http, server))["connections"]
+                    assert isinstance(connections, list)
+                    buffered = connections[0]["buffered_bytes"]
+            closes = 0
+            while closes < 15 * 60 * 40:
+                closes += (await event(reader))[1]["k"]["x"]
+
+
 async def test_leaving_the_server_closes_connections_with_1001(http: aiohttp.ClientSession) -> None:
     async with SimServer(SimConfig(symbols=2)) as server:
         socket = await http.ws_connect(f"{server.ws_url}/stream?streams=btcusdt@kline_1m")

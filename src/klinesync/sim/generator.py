@@ -128,9 +128,7 @@ class GeneratedTape:
         dealt = np.cumsum(weights, axis=1)
         dealt /= dealt[:, -1:]
         upto = (dealt * (in_block - 2)[:, None]).astype(np.int64)
-        upto += np.arange(BLOCK) >= np.argmax(weights, axis=1)[:, None]  # two of them go to the heaviest minute
-        upto += np.arange(BLOCK) >= np.argmax(weights, axis=1)[:, None]
-        upto[:, -1] = in_block
+        upto += 2 * (np.arange(BLOCK) >= np.argmax(weights, axis=1)[:, None])  # two go to the heaviest minute
         counts = np.diff(upto, axis=1, prepend=0)
         first_ids = before_block[:-1, None] + upto - counts + 1
         return counts.ravel(), first_ids.ravel()

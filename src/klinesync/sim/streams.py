@@ -65,7 +65,7 @@ class Streams:
     def pump(self, now_ms: int, limit: int) -> set[Listener]:
         """Hand out what is due, about `limit` events; the listeners that have something to write now."""
         busy: set[Listener] = set()
-        for event in self._feed.collect(now_ms, limit):
+        for event in self._due(now_ms, limit):
             audience = self._audiences.get(event.stream.key)
             if audience is None:
                 continue
@@ -80,8 +80,12 @@ class Streams:
     def next_due_ms(self) -> int | None:
         return self._feed.next_due_ms()
 
+    def _due(self, now_ms: int, limit: int) -> list[Event]:
+        """The one way by which events come from the feed: faults that change what is streamed act here."""
+        return self._feed.collect(now_ms, limit)
+
     def outgoing(self, listener: Listener, frame: bytes) -> None:
-        """The one way by which text frames leave: faults of the stream act here."""
+        """The one way by which text frames leave: faults of a connection act here."""
         listener.out.append(frame)
         listener.sent += 1
 
