@@ -65,7 +65,7 @@ export class CandleChart {
     this.#chart = createChart(element, {
       autoSize: true,
       crosshair: { mode: CrosshairMode.Normal },
-      rightPriceScale: { borderVisible: false, minimumWidth: 64 },
+      rightPriceScale: { borderVisible: false, minimumWidth: 64, tickMarkDensity: 4 },
       timeScale: {
         borderVisible: false,
         timeVisible: true,

@@ -37,13 +37,12 @@ export class Legend {
     const { last } = store;
     this.#root.hidden = last === null;
     if (last === null) return;
-    const newest = store.barAt(last.candle.time);
-    const shown = (pointed === null ? null : store.barAt(pointed)) ?? newest;
-    if (newest === null || shown === null) return;
+    const shown = (pointed === null ? null : store.barAt(pointed)) ?? store.barAt(last.candle.time);
+    if (shown === null) return;
 
     this.#root.dataset["stale"] = String(stale && last.forming);
     set(this.#price, formatPrice(last.candle.close, decimals));
-    this.#price.dataset["direction"] = direction(newest.previousClose ?? last.candle.open, last.candle.close);
+    this.#price.dataset["direction"] = direction(last.candle.open, last.candle.close);
 
     const { candle, forming } = shown.bar;
     const { timeframe } = store;

@@ -337,11 +337,12 @@ ui.licences.addEventListener("click", async () => {
   showLicences();
 });
 
-// The legend lies over the chart; on a narrow page candles stay below it.
+// The legend lies over the chart: candles stay below it where there is room, and always on a narrow page.
 new ResizeObserver(() => {
   const { clientWidth, clientHeight } = ui.chart;
-  const legendPart = clientHeight > 0 ? (10.5 * remPx()) / clientHeight : 0;
-  chart.setHeadroom(clientWidth < 40 * remPx() ? Math.min(0.4, legendPart) : 0.12);
+  if (clientHeight === 0) return;
+  const narrow = clientWidth < 40 * remPx();
+  chart.setHeadroom(Math.min(narrow ? 0.4 : 0.3, ((narrow ? 10.5 : 6.8) * remPx()) / clientHeight));
 }).observe(ui.chart);
 
 // The chart measures its texts when it draws them: again, once the typeface is there.
