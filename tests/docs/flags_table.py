@@ -14,7 +14,8 @@ Read once at start, in this precedence: command line (`--name-of-flag VALUE`), e
 `{flags.CONFIG_FILE}` in the working directory, default. An unknown name or a malformed value stops the start with its
 name. `klinesync flags` shows the values in force and where each came from.
 
-Booleans: `on`/`off`, `true`/`false`, `1`/`0`. Lists: comma-separated. `database_url`: `sqlite:///` and an absolute path.
+Booleans: `on`/`off`, `true`/`false`, `1`/`0`. Lists: comma-separated. `database_url`: `sqlite:///` and an absolute
+path.
 
 Flags marked * belong to parts that are not built yet: another value than the default, or than switching the part off,
 stops the start.

@@ -9,7 +9,8 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.binance_ws import Answer, BadFrame, KlineEvent, parse_frame, stream_name
+from klinesync.ingest.binance_ws import Answer, BadFrame, parse_frame, stream_name
+from klinesync.runtime.sources import KlineEvent
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 STREAM = "btcusdt@kline_1m"

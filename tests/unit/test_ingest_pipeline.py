@@ -14,7 +14,8 @@ from klinesync.factor.engine import FactorEngine
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines import ingest_pipeline
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.storage.sqlite import CandleStore, SqliteDatabase
+from klinesync.storage.database import CandleStore
+from klinesync.storage.sqlite import SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -105,7 +106,7 @@ async def test_a_failed_commit_publishes_nothing_and_is_told_to_who_waits(tmp_pa
     async with running(tmp_path, published) as (pipeline, database):
         await pipeline.submit(BTC, [candle(1)])
         # A second writer holds the file longer than the writer waits.
-        database._writer.set_busy_timeout(0)  # type: ignore[union-attr]  # it is open
+        database._file._writer.set_busy_timeout(0)  # type: ignore[union-attr]  # it is open
         import apsw
 
         other = apsw.Connection(str(database.path))

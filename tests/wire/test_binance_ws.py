@@ -17,7 +17,8 @@ from aiohttp import web
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_ws
-from klinesync.ingest.binance_ws import BinanceConnection, KlineEvent, StreamCallbacks
+from klinesync.ingest.binance_ws import BinanceConnection
+from klinesync.runtime.sources import KlineEvent, StreamCallbacks
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import running_service
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -130,7 +130,7 @@ class BinanceRest:
                 self._symbols[series.market] = (self._monotonic(), symbols)
         return series.symbol in symbols
 
-    async def history(self, series: SeriesId, start: int) -> AsyncIterator[list[Candle]]:
+    async def history(self, series: SeriesId, start: int) -> AsyncGenerator[list[Candle], None]:
         """Closed candles from the open time `start` to the newest that is proven final, a page at a time, ascending.
 
         Bad rows are quarantined: left out, counted and logged. Raises `UpstreamError`.

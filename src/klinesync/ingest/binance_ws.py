@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -20,6 +20,7 @@ from klinesync.core.candle import Candle, check_candle
 from klinesync.core.errors import BadCandle, KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import symbol_name
+from klinesync.runtime.sources import KlineEvent, StreamCallbacks
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +75,6 @@ _frame = msgspec.json.Decoder(_Frame)
 _event = msgspec.json.Decoder(_Event, strict=False)
 
 
-@dataclass(frozen=True, slots=True)
-class KlineEvent:
-    """One push: the candle as it stands, and whether the exchange calls it final. `event_ms`: the exchange's time."""
-
-    series: SeriesId
-    candle: Candle
-    closed: bool
-    event_ms: int
-
-
 class BadFrame(ValueError):
     """A frame that is not what the protocol says. The connection lives on."""
 
@@ -133,15 +124,6 @@ def parse_frame(text: str | bytes, streams: Mapping[str, SeriesId]) -> KlineEven
 def stream_name(series: SeriesId) -> str:
     """`btcusdt@kline_1m`."""
     return f"{symbol_name(series).lower()}@kline_{series.timeframe.code}"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamCallbacks:
-    """Whom a connection tells: each runs on the event loop and returns at once."""
-
-    attached: Callable[[SeriesId], None]
-    event: Callable[[KlineEvent], None]
-    lost: Callable[[Iterable[SeriesId]], None]
 
 
 class BinanceConnection:

@@ -8,16 +8,13 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import aiohttp
-
 from klinesync.core.candle import Applied, Forming
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.binance_rest import BinanceRest
-from klinesync.ingest.binance_ws import PATHS, BinanceConnection, KlineEvent, StreamCallbacks
 from klinesync.ingest.feed import Command, Fetch, IngestFeed, Persist, Show, ShowLater
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.sources import Connection, KlineEvent, Source, StreamCallbacks
 
 log = logging.getLogger(__name__)
 
@@ -30,21 +27,19 @@ class Job:
     """One followed series: its feed, where its stream stands (wire: stream.state), and its history read."""
 
     feed: IngestFeed
-    connection: BinanceConnection
+    connection: Connection
     state: str = "subscribed"
     history: asyncio.Task[None] | None = None
     later: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
 class IngestSupervisor:
-    """Follows series of Binance until told otherwise. `run` carries the connections; nothing else restarts them."""
+    """Follows series of one exchange. `run` carries the connections; nothing else restarts them."""
 
     def __init__(
         self,
         *,
-        session: aiohttp.ClientSession,
-        ws_urls: Mapping[str, str],
-        rest: BinanceRest,
+        source: Source,
         clocks: Mapping[str, ExchangeClock],
         pipeline: IngestPipeline,
         head: Callable[[SeriesId], Awaitable[int | None]],
@@ -53,9 +48,7 @@ class IngestSupervisor:
         forming_interval_s: float,
         rng: random.Random,
     ) -> None:
-        self._session = session
-        self._ws_urls = ws_urls
-        self._rest = rest
+        self._source = source
         self._clocks = clocks
         self._pipeline = pipeline
         self._head = head
@@ -64,7 +57,7 @@ class IngestSupervisor:
         self._forming_interval_s = forming_interval_s
         self._rng = rng
         self._jobs: dict[SeriesId, Job] = {}
-        self._connections: dict[str, list[BinanceConnection]] = {market: [] for market in ws_urls}
+        self._connections: dict[str, list[Connection]] = {market: [] for market in clocks}
         self._group: asyncio.TaskGroup | None = None
 
     def state(self, series: SeriesId) -> str:
@@ -91,17 +84,14 @@ class IngestSupervisor:
         self._jobs[series] = Job(feed, connection)
         connection.want(series)
 
-    def _connection(self, market: str) -> BinanceConnection:
+    def _connection(self, market: str) -> Connection:
         """A connection of `market` with room for one more stream."""
         assert self._group is not None, "run is running"
         for connection in self._connections[market]:
             if connection.room:
                 return connection
-        connection = BinanceConnection(
-            self._session,
-            self._ws_urls[market] + PATHS[market],
-            StreamCallbacks(attached=self._attached, event=self._event, lost=self._lost),
-            rng=self._rng,
+        connection = self._source.connection(
+            market, StreamCallbacks(attached=self._attached, event=self._event, lost=self._lost)
         )
         self._connections[market].append(connection)
         number = len(self._connections[market])
@@ -181,9 +171,9 @@ class IngestSupervisor:
         try:
             start = fetch.start
             if start is None:
-                now_s = await self._rest.now_ms(series.market) // 1000
+                now_s = await self._source.now_ms(series.market) // 1000
                 start = series.timeframe.shift(series.timeframe.floor(now_s), -self._first_history_candles)
-            async for page in self._rest.history(series, max(start, 0)):
+            async for page in self._source.history(series, max(start, 0)):
                 for command in feed.history(page):
                     if isinstance(command, Persist):
                         self._log_jumps(feed, command)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
-
-import aiohttp
 
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
@@ -16,18 +14,21 @@ from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
 
 
 class MarketRuntime:
-    """What the routes use. One TaskGroup carries every long-lived task; when one breaks, the service stops."""
+    """What the routes use. One TaskGroup carries every long-lived task; when one breaks, the service stops.
+
+    `resources` are entered after the database, and left after all tasks have ended.
+    """
 
     def __init__(
         self,
         *,
-        database: SqliteDatabase,
-        session: aiohttp.ClientSession,
+        database: Database,
+        resources: Sequence[AbstractAsyncContextManager[object]],
         pipeline: IngestPipeline,
         hub: CandleHub,
         supervisor: IngestSupervisor,
@@ -43,7 +44,7 @@ class MarketRuntime:
         self.hub = hub
         self.whitelist = tuple(whitelist)
         self._database = database
-        self._session = session
+        self._resources = tuple(resources)
         self._pipeline = pipeline
         self._supervisor = supervisor
         self._followed = tuple(followed)
@@ -53,7 +54,8 @@ class MarketRuntime:
     async def __aenter__(self) -> MarketRuntime:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._database)
-            await stack.enter_async_context(self._session)
+            for resource in self._resources:
+                await stack.enter_async_context(resource)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self._pipeline.drain)
             write = group.create_task(self._pipeline.run(), name="pipeline")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 
 from klinesync import __version__
 from klinesync.core.errors import BadFlag
 from klinesync.factor.engine import FactorEngine
+from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.runtime import MarketRuntime
@@ -20,48 +22,54 @@ from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path, whitelist
+from klinesync.runtime.sources import Source
+from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.ws.hub import CandleHub
 
 
-def build_market_runtime(flags: RuntimeFlags) -> MarketRuntime:
-    """The parts of the service, wired. Runs inside the event loop; nothing has started yet. Raises `BadFlag`."""
-    loop = asyncio.get_running_loop()
+def build_market_runtime(
+    flags: RuntimeFlags,
+    *,
+    database: Database | None = None,
+    source: Source | None = None,
+    rng: random.Random | None = None,
+) -> MarketRuntime:
+    """The parts of the service, wired. Runs inside the event loop; nothing has started yet. Raises `BadFlag`.
+
+    The simulation brings its own database, source and jitter; else they are made as the flags say.
+    """
     listed = whitelist(flags)
     for series in listed:
         if series.exchange != EXCHANGE:
             raise BadFlag("whitelist", f"{series}: other exchanges than {EXCHANGE} are not built yet")
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
-    database = SqliteDatabase(sqlite_path(flags))
+    rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
+    resources: list[AbstractAsyncContextManager[object]] = []
+    if source is None:
+        session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+            headers={"User-Agent": f"klinesync/{__version__}"},
+        )
+        resources.append(session)
+        source = _binance(flags, session, clocks, rng)
+    database = database or SqliteDatabase(sqlite_path(flags))
     hub = CandleHub()
     pipeline = IngestPipeline(database, FactorEngine(), OverlayEngine(), hub.publish)
-    session = aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-        headers={"User-Agent": f"klinesync/{__version__}"},
-    )
-    rest = BinanceRest(
-        session,
-        market_routes(flags.binance_spot_rest_url, flags.binance_futures_rest_url),
-        clocks,
-        final_margin_s=flags.rest_final_margin_s,
-        monotonic=loop.time,
-    )
-    reader = CandleReader(database, rest.knows)
+    reader = CandleReader(database, source.knows)
     supervisor = IngestSupervisor(
-        session=session,
-        ws_urls={"spot": flags.binance_spot_ws_url, "futures": flags.binance_futures_ws_url},
-        rest=rest,
+        source=source,
         clocks=clocks,
         pipeline=pipeline,
         head=reader.head,
         show=hub.show,
         first_history_candles=flags.startup_kline_sync_target_candles,
         forming_interval_s=flags.market_forming_min_interval_ms / 1000,
-        rng=random.Random(),  # noqa: S311  # jitter, not a secret
+        rng=rng,
     )
     return MarketRuntime(
         database=database,
-        session=session,
+        resources=resources,
         pipeline=pipeline,
         hub=hub,
         supervisor=supervisor,
@@ -71,3 +79,17 @@ def build_market_runtime(flags: RuntimeFlags) -> MarketRuntime:
         whitelist=listed,
         followed=listed if flags.enable_whitelist_ingest else (),
     )
+
+
+def _binance(
+    flags: RuntimeFlags, session: aiohttp.ClientSession, clocks: dict[str, ExchangeClock], rng: random.Random
+) -> BinanceSource:
+    rest = BinanceRest(
+        session,
+        market_routes(flags.binance_spot_rest_url, flags.binance_futures_rest_url),
+        clocks,
+        final_margin_s=flags.rest_final_margin_s,
+        monotonic=asyncio.get_running_loop().time,
+    )
+    ws_urls = {"spot": flags.binance_spot_ws_url, "futures": flags.binance_futures_ws_url}
+    return BinanceSource(session, rest, ws_urls, rng)

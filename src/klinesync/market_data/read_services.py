@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from klinesync.core.candle import Candle
 from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.sqlite import CandleStore, SqliteDatabase
+from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
 
@@ -34,7 +34,7 @@ class CatchUp:
 class CandleReader:
     """Reads candles. `knows` asks the exchange whether it lists a series; it may raise `UpstreamError`."""
 
-    def __init__(self, database: SqliteDatabase, knows: Callable[[SeriesId], Awaitable[bool]]) -> None:
+    def __init__(self, database: Database, knows: Callable[[SeriesId], Awaitable[bool]]) -> None:
         self._database = database
         self._knows = knows
 

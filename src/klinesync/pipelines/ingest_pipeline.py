@@ -17,7 +17,7 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.engine import FactorEngine
 from klinesync.overlay.engine import OverlayEngine
-from klinesync.storage.sqlite import CandleStore, SqliteDatabase
+from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class IngestPipeline:
 
     def __init__(
         self,
-        database: SqliteDatabase,
+        database: Database,
         factors: FactorEngine,
         overlays: OverlayEngine,
         publish: Callable[[Applied], None],

@@ -1,4 +1,4 @@
-"""The SQLite store: one writer thread, one transaction a batch, WAL, a pool of reader threads.
+"""The SQLite store: one transaction a batch, WAL, readers beside the writer.
 
 Candles are read and written through `CandleStore` alone, so that another layout can take its place.
 """
@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self
 
 import apsw
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
-
-R = TypeVar("R")
+from klinesync.storage.database import CandleStore, R
 
 READER_THREADS = 2
 BUSY_TIMEOUT_MS = 5000
@@ -29,35 +28,30 @@ WAL_AUTOCHECKPOINT_PAGES = 4000
 CACHE_KIB = 65_536
 
 
-class CandleStore:
-    """Closed candles of all series, on one database connection; writes only inside `SqliteDatabase.write`."""
+class SqliteCandleStore:
+    """`CandleStore` on one connection; `numbers` remembers the numbers of series."""
 
     def __init__(self, connection: apsw.Connection, numbers: dict[SeriesId, int]) -> None:
         self._connection = connection
         self._numbers = numbers
 
     def head(self, series: SeriesId) -> int | None:
-        """The newest stored open time; None when nothing is stored."""
         return self._edge("max", series)
 
     def first(self, series: SeriesId) -> int | None:
-        """The oldest stored open time; None when nothing is stored."""
         return self._edge("min", series)
 
     def newest(
         self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
     ) -> list[Candle]:
-        """The newest `limit` candles between `after` and `before` (both exclusive), ascending."""
         rows = self._rows(series, after, before, "DESC", limit)
         rows.reverse()
         return rows
 
     def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
-        """The oldest `limit` candles after `since` (exclusive), ascending."""
         return self._rows(series, since, None, "ASC", limit)
 
     def count_after(self, series: SeriesId, since: int, most: int) -> int:
-        """How many candles follow `since`, counted up to `most`."""
         number = self._number(series)
         if number is None:
             return 0
@@ -69,10 +63,6 @@ class CandleStore:
         return found
 
     def write(self, series: SeriesId, candles: Sequence[Candle]) -> Applied:
-        """Store closed candles, in any order; of two with one time the later one in `candles` counts.
-
-        Writing what is stored already changes nothing and is not reported.
-        """
         ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
         if not ascending:
             return Applied(series, (), frozenset())
@@ -133,40 +123,15 @@ class CandleStore:
         return number
 
 
-class SqliteDatabase:
-    """One SQLite file. `async with` opens it, brings its schema up to date, and closes it.
-
-    `write(fn)` runs `fn(CandleStore)` in a transaction on the one writer thread and returns after the commit is
-    durable; `read(fn)` runs on a reader thread and sees the newest commit. `fn` must not keep the store.
-    """
+class _File:
+    """One SQLite file: a writing connection, and reading ones. Each is used by one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._writer_thread = ThreadPoolExecutor(1, "store-writer")
-        self._reader_threads = ThreadPoolExecutor(READER_THREADS, "store-reader")
-        self._reader_local = threading.local()
-        self._readers: list[apsw.Connection] = []
         self._writer: apsw.Connection | None = None
-        self._writer_numbers: dict[SeriesId, int] = {}
+        self._numbers: dict[SeriesId, int] = {}
 
-    async def __aenter__(self) -> SqliteDatabase:
-        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._open_writer)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self._close)
-
-    async def write(self, change: Callable[[CandleStore], R]) -> R:
-        """What `change` returns, after the commit. When it raises, or the commit does, nothing was changed."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._write, change)
-
-    async def read(self, look: Callable[[CandleStore], R]) -> R:
-        """What `look` returns, of one consistent state."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader_threads, self._read, look)
-
-    def _open_writer(self) -> None:
+    def open(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             writer = apsw.Connection(str(self.path))
@@ -181,50 +146,144 @@ class SqliteDatabase:
             raise StoreError(f"the store {self.path} cannot be opened: {error}") from error
         self._writer = writer
 
-    def _write(self, change: Callable[[CandleStore], R]) -> R:
+    def open_reader(self) -> apsw.Connection:
+        reader = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+        reader.set_busy_timeout(BUSY_TIMEOUT_MS)
+        return reader
+
+    def write(self, change: Callable[[CandleStore], R], before_commit: Callable[[], None] | None = None) -> R:
         assert self._writer is not None, "the store is open"
-        known = len(self._writer_numbers)
+        known = len(self._numbers)
         try:
             # IMMEDIATE, because a transaction that begins by reading cannot become a writing one under contention.
             self._writer.execute("BEGIN IMMEDIATE")
-            result = change(CandleStore(self._writer, self._writer_numbers))
+            result = change(SqliteCandleStore(self._writer, self._numbers))
+            if before_commit is not None:
+                before_commit()
             self._writer.execute("COMMIT")
         except BaseException as error:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
-            if len(self._writer_numbers) != known:
-                self._writer_numbers.clear()
+            if len(self._numbers) != known:
+                self._numbers.clear()
             if isinstance(error, apsw.Error):
                 raise StoreError(f"the store {self.path} cannot be written: {error}") from error
             raise
         return result
 
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class SqliteDatabase:
+    """`Database` on one SQLite file, in threads: one that writes, a few that read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _File(path)
+        self._writer_thread = ThreadPoolExecutor(1, "store-writer")
+        self._reader_threads = ThreadPoolExecutor(READER_THREADS, "store-reader")
+        self._reader_local = threading.local()
+        self._readers: list[apsw.Connection] = []
+
+    async def __aenter__(self) -> Self:
+        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._file.open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._close)
+
+    async def write(self, change: Callable[[CandleStore], R]) -> R:
+        """See `Database.write`."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._file.write, change)
+
+    async def read(self, look: Callable[[CandleStore], R]) -> R:
+        """See `Database.read`."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader_threads, self._read, look)
+
     def _read(self, look: Callable[[CandleStore], R]) -> R:
         try:
             reader: apsw.Connection | None = getattr(self._reader_local, "connection", None)
             if reader is None:
-                reader = self._reader_local.connection = self._open_reader()
-            reader.execute("BEGIN")  # one snapshot for all statements of `look`
-            try:
-                return look(CandleStore(reader, self._reader_local.numbers))
-            finally:
-                reader.execute("ROLLBACK")
+                reader = self._reader_local.connection = self._file.open_reader()
+                self._reader_local.numbers = {}
+                self._readers.append(reader)
+            return _look(reader, self._reader_local.numbers, look)
         except apsw.Error as error:
             raise StoreError(f"the store {self.path} cannot be read: {error}") from error
-
-    def _open_reader(self) -> apsw.Connection:
-        reader = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
-        reader.set_busy_timeout(BUSY_TIMEOUT_MS)
-        self._readers.append(reader)
-        self._reader_local.numbers = {}
-        return reader
 
     def _close(self) -> None:
         self._writer_thread.shutdown()
         self._reader_threads.shutdown()
-        for connection in (*self._readers, self._writer):
-            if connection is not None:
-                connection.close()
+        for reader in self._readers:
+            reader.close()
+        self._file.close()
+
+
+class InThreadSqliteDatabase:
+    """`Database` on one SQLite file, in the caller's thread, for the simulation: same SQL, no threads, no timing.
+
+    `pause` is awaited before and after each transaction, where the threads of `SqliteDatabase` would let others run;
+    `before_commit` is called within each writing one, and may raise, as a full disk would (apsw.FullError).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        pause: Callable[[], Awaitable[None]],
+        before_commit: Callable[[], None] | None = None,
+    ) -> None:
+        self.path = path
+        self._file = _File(path)
+        self._reader: apsw.Connection | None = None
+        self._reader_numbers: dict[SeriesId, int] = {}
+        self._pause = pause
+        self._before_commit = before_commit
+        self._writing = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._file.open()
+        self._reader = self._file.open_reader()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._file.close()
+
+    async def write(self, change: Callable[[CandleStore], R]) -> R:
+        """See `Database.write`."""
+        async with self._writing:
+            await self._pause()
+            result = self._file.write(change, self._before_commit)
+            await self._pause()
+        return result
+
+    async def read(self, look: Callable[[CandleStore], R]) -> R:
+        """See `Database.read`."""
+        assert self._reader is not None, "the store is open"
+        await self._pause()
+        try:
+            result = _look(self._reader, self._reader_numbers, look)
+        except apsw.Error as error:
+            raise StoreError(f"the store {self.path} cannot be read: {error}") from error
+        await self._pause()
+        return result
+
+
+def _look(reader: apsw.Connection, numbers: dict[SeriesId, int], look: Callable[[CandleStore], R]) -> R:
+    reader.execute("BEGIN")  # one snapshot for all statements of `look`
+    try:
+        return look(SqliteCandleStore(reader, numbers))
+    finally:
+        reader.execute("ROLLBACK")
 
 
 def _as_candle(row: Sequence[object]) -> Candle:

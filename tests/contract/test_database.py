@@ -1,5 +1,7 @@
-"""The store: what is written is read back, changes are told apart from repeats, nothing half-written stays."""
+"""The Database port, over each implementation: what is written is read back, changes are told apart from repeats,
+nothing half-written stays."""
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.sqlite import CandleStore, SqliteDatabase
+from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -25,16 +28,35 @@ def candles(*minutes: int) -> list[Candle]:
     return [candle(minute) for minute in minutes]
 
 
-async def write(database: SqliteDatabase, series: SeriesId, rows: list[Candle]) -> Applied:
+async def no_pause() -> None:
+    pass
+
+
+def in_thread(path: Path) -> Database:
+    return InThreadSqliteDatabase(path, pause=no_pause)
+
+
+# Another implementation joins the suite with a line here.
+IMPLEMENTATIONS: list[Callable[[Path], Database]] = [SqliteDatabase, in_thread]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, ids=["threads", "in_thread"])
+def make(request: pytest.FixtureRequest) -> Callable[[Path], Database]:
+    """Makes a database of a file."""
+    implementation: Callable[[Path], Database] = request.param
+    return implementation
+
+
+async def write(database: Database, series: SeriesId, rows: list[Candle]) -> Applied:
     return await database.write(lambda store: store.write(series, rows))
 
 
-async def all_of(database: SqliteDatabase, series: SeriesId) -> list[Candle]:
+async def all_of(database: Database, series: SeriesId) -> list[Candle]:
     return await database.read(lambda store: store.newest(series, 1_000_000))
 
 
-async def test_pages_are_ascending_and_exclusive_at_both_ends(tmp_path: Path) -> None:
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+async def test_pages_are_ascending_and_exclusive_at_both_ends(make: Callable[[Path], Database], tmp_path: Path) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
         await write(database, BTC, candles(5, 3, 1, 2, 4))
         await write(database, ETH, candles(9))
 
@@ -51,8 +73,8 @@ async def test_pages_are_ascending_and_exclusive_at_both_ends(tmp_path: Path) ->
         await database.read(look)
 
 
-async def test_a_series_that_is_not_stored_is_empty(tmp_path: Path) -> None:
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+async def test_a_series_that_is_not_stored_is_empty(make: Callable[[Path], Database], tmp_path: Path) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
 
         def look(store: CandleStore) -> None:
             assert (store.first(BTC), store.head(BTC)) == (None, None)
@@ -62,15 +84,17 @@ async def test_a_series_that_is_not_stored_is_empty(tmp_path: Path) -> None:
         await database.read(look)
 
 
-async def test_writing_the_same_again_changes_nothing(tmp_path: Path) -> None:
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+async def test_writing_the_same_again_changes_nothing(make: Callable[[Path], Database], tmp_path: Path) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
         assert await write(database, BTC, candles(1, 2)) == Applied(BTC, (candle(1), candle(2)), frozenset())
         assert await write(database, BTC, candles(2, 1)) == Applied(BTC, (), frozenset())
         assert await write(database, BTC, []) == Applied(BTC, (), frozenset())
 
 
-async def test_other_values_and_late_fills_are_told_as_revised(tmp_path: Path) -> None:
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+async def test_other_values_and_late_fills_are_told_as_revised(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
         await write(database, BTC, candles(1, 3))
         rows = [candle(4), candle(1), candle(2), candle(3, close=1.5)]
         written = await write(database, BTC, rows)
@@ -78,16 +102,16 @@ async def test_other_values_and_late_fills_are_told_as_revised(tmp_path: Path) -
         assert await all_of(database, BTC) == [candle(1), candle(2), candle(3, close=1.5), candle(4)]
 
 
-async def test_values_come_back_bit_for_bit_after_a_restart(tmp_path: Path) -> None:
+async def test_values_come_back_bit_for_bit_after_a_restart(make: Callable[[Path], Database], tmp_path: Path) -> None:
     odd = Candle(60, 0.1 + 0.2, 1e300, 5e-324, 1 / 3, 2**53 + 0.0)
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+    async with make(tmp_path / "store.sqlite") as database:
         await write(database, BTC, [odd])
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+    async with make(tmp_path / "store.sqlite") as database:
         assert await all_of(database, BTC) == [odd]
 
 
-async def test_a_change_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+async def test_a_change_that_fails_leaves_nothing_behind(make: Callable[[Path], Database], tmp_path: Path) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
 
         def change(store: CandleStore) -> None:
             store.write(BTC, candles(1))
@@ -101,30 +125,39 @@ async def test_a_change_that_fails_leaves_nothing_behind(tmp_path: Path) -> None
         assert await all_of(database, BTC) == candles(2)
 
 
-async def test_a_store_of_a_newer_version_is_refused_with_a_sentence(tmp_path: Path) -> None:
+async def test_a_store_of_a_newer_version_is_refused_with_a_sentence(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
     path = tmp_path / "store.sqlite"
-    async with SqliteDatabase(path):
+    async with make(path):
         pass
     connection = apsw.Connection(str(path))
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(StoreError, match=r"schema version 99.*newer klinesync"):
-        await SqliteDatabase(path).__aenter__()
+        await make(path).__aenter__()
 
 
-async def test_a_file_that_is_no_store_is_refused_with_a_sentence(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_store_is_refused_with_a_sentence(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
     path = tmp_path / "store.sqlite"
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(StoreError, match="cannot be opened"):
-        await SqliteDatabase(path).__aenter__()
+        await make(path).__aenter__()
 
 
 @settings(max_examples=30)
-@given(st.lists(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 3)), max_size=8), max_size=8))
-async def test_the_store_is_a_map_from_time_to_the_last_values(batches: list[list[tuple[int, int]]]) -> None:
+@given(
+    st.sampled_from(IMPLEMENTATIONS),
+    st.lists(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 3)), max_size=8), max_size=8),
+)
+async def test_the_store_is_a_map_from_time_to_the_last_values(
+    make: Callable[[Path], Database], batches: list[list[tuple[int, int]]]
+) -> None:
     model: dict[int, Candle] = {}
     with TemporaryDirectory() as folder:
-        async with SqliteDatabase(Path(folder) / "store.sqlite") as database:
+        async with make(Path(folder) / "store.sqlite") as database:
             for batch in batches:
                 rows = [candle(minute, close=version / 2) for minute, version in batch]
                 head = max(model, default=None)

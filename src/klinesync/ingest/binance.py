@@ -1,0 +1,42 @@
+"""BinanceSource: Binance's REST and stream clients as one Source."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Mapping
+
+import aiohttp
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.binance_rest import BinanceRest
+from klinesync.ingest.binance_ws import PATHS, BinanceConnection
+from klinesync.runtime.sources import StreamCallbacks
+
+
+class BinanceSource:
+    """Spot and USD-M futures. `ws_urls`: by market, without path."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, rest: BinanceRest, ws_urls: Mapping[str, str], rng: random.Random
+    ) -> None:
+        self._session = session
+        self._rest = rest
+        self._ws_urls = ws_urls
+        self._rng = rng
+
+    def connection(self, market: str, callbacks: StreamCallbacks) -> BinanceConnection:
+        """A new connection of that market."""
+        return BinanceConnection(self._session, self._ws_urls[market] + PATHS[market], callbacks, rng=self._rng)
+
+    def history(self, series: SeriesId, start: int) -> AsyncGenerator[list[Candle], None]:
+        """Closed candles from `start` on, page by page. Raises `UpstreamError`."""
+        return self._rest.history(series, start)
+
+    async def now_ms(self, market: str) -> int:
+        """The exchange's time. Raises `UpstreamError`."""
+        return await self._rest.now_ms(market)
+
+    async def knows(self, series: SeriesId) -> bool:
+        """Whether the exchange lists the symbol. Raises `UpstreamError`."""
+        return await self._rest.knows(series)
