@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import sys
 import time
 from dataclasses import dataclass, field
@@ -46,12 +47,12 @@ class Tally:
 
 
 async def serve(symbols: int, speed: float) -> None:
-    """The exchange's process: prints its address, then its CPU seconds for every line that it is sent."""
+    """The exchange's process: prints its address, then CPU seconds and peak megabytes for every line it gets."""
     async with SimServer(SimConfig(symbols=symbols, speed=speed)) as server:
         print(server.http_url, flush=True)
         loop = asyncio.get_running_loop()
         while await loop.run_in_executor(None, sys.stdin.readline):
-            print(time.process_time(), flush=True)
+            print(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
 
 
 async def listen(
@@ -85,9 +86,14 @@ async def run(symbols: int, speed: float, seconds: float, connections: int) -> N
     assert child.stdout is not None
     stdin, stdout = child.stdin, child.stdout
 
-    async def cpu_s() -> float:
+    async def used() -> tuple[float, int]:
+        """CPU seconds and the most megabytes of the exchange's process."""
         stdin.write(b"\n")
-        return float(await stdout.readline())
+        seconds, megabytes = (await stdout.readline()).split()
+        return float(seconds), int(megabytes)
+
+    async def cpu_s() -> float:
+        return (await used())[0]
 
     base = (await stdout.readline()).decode().strip()
     tally = Tally()
@@ -114,6 +120,7 @@ async def run(symbols: int, speed: float, seconds: float, connections: int) -> N
         share = (await cpu_s() - before) / took_s
         print(f"{symbols} symbols on each market, speed {speed:g}, {took_s:.0f} s, {2 * connections} connections")
         print(f"CPU: {share:.3f} seconds per second; the worst second {worst:.3f}")
+        print(f"memory: {(await used())[1]} MB")
         print(f"frames: {(tally.frames - frames) / took_s:.0f} per second, {tally.closes} closes")
         delays = sorted(tally.spot_delays_ms)
         if delays:
