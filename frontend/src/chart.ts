@@ -102,7 +102,7 @@ export class CandleChart {
     this.#chart.subscribeCrosshairMove(({ time }) => this.events.pointed(time === undefined ? null : Number(time)));
     this.#chart.timeScale().subscribeVisibleLogicalRangeChange((range) => {
       if (range === null) return;
-      if (range.from < LOAD_AHEAD && this.#store.count > 0 && !this.#fresh) this.events.nearStart();
+      this.#askForOlder();
       const atEnd = range.to >= this.#bars() - 1;
       if (atEnd !== this.#atEnd) {
         this.#atEnd = atEnd;
@@ -222,7 +222,15 @@ export class CandleChart {
     else if (change.kind === "tail") this.#drawTail(change.from);
     this.#drawLastPrice();
     this.#drawGaps();
+    // Older candles may have come to exist while the reader stands at the beginning.
+    this.#askForOlder();
     this.events.drawn();
+  }
+
+  #askForOlder(): void {
+    const range = this.#chart.timeScale().getVisibleLogicalRange();
+    if (range === null || range.from >= LOAD_AHEAD || this.#fresh || !this.#store.olderExists) return;
+    this.events.nearStart();
   }
 
   #drawAll(bars: Bar[]): void {

@@ -67,6 +67,7 @@ export interface FeedEvents {
 export const PAGE_CANDLES = 1000;
 const SUBSCRIBE_AGAIN_MS = 15_000;
 const RELOAD_AT_MOST_EVERY_MS = 3_000;
+const OLDER_AGAIN_MS = 3_000;
 const PASSING_ERRORS: ReadonlySet<string> = new Set(["capacity", "rate_limited", "too_many_subscriptions"]);
 const STREAM_TROUBLE: Readonly<Record<string, string>> = {
   stale: "The exchange's stream of this series is silent.",
@@ -90,6 +91,8 @@ export class Feed {
   #cancelRetry: () => void = () => undefined;
   #cancelSubscribe: () => void = () => undefined;
   #loadingOlder = false;
+  // After a failure, when older candles may be asked for again.
+  #olderNotBefore = Number.NEGATIVE_INFINITY;
   // After a `truncated` gap the next candles do not join the history held: they begin a new one.
   #startsOver = false;
 
@@ -128,19 +131,23 @@ export class Feed {
   async loadOlder(): Promise<void> {
     const store = this.#store;
     const { first } = store;
-    if (this.#loadingOlder || this.#series === null || first === null || !store.olderExists || store.full) return;
+    if (this.#series === null || first === null || !store.olderExists || store.full) return;
+    if (this.#loadingOlder || this.ports.now() < this.#olderNotBefore) return;
     this.#loadingOlder = true;
+    let answer: Answer | null = null;
     try {
-      const answer = await this.ports.get(`${candlesPath(this.#series)}&before=${first}&limit=${PAGE_CANDLES}`);
-      // The series may have changed meanwhile, or its history may have been replaced.
-      if (answer.status === 200 && store === this.#store && store.first === first) {
-        this.events.changed(store.prepend(parseHistory(answer.body).candles));
-      }
+      answer = await this.ports.get(`${candlesPath(this.#series)}&before=${first}&limit=${PAGE_CANDLES}`);
     } catch {
-      // Not reachable: the connection says so, and the next scroll asks again.
+      // Not reachable: the connection says so.
     } finally {
       this.#loadingOlder = false;
     }
+    if (answer?.status !== 200) {
+      this.#olderNotBefore = this.ports.now() + OLDER_AGAIN_MS;
+    } else if (store === this.#store && store.first === first) {
+      this.events.changed(store.prepend(parseHistory(answer.body).candles));
+    }
+    // Otherwise another series was chosen meanwhile, or its history was replaced.
   }
 
   #show(series: Series): void {

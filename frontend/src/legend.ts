@@ -5,7 +5,8 @@ import { formatChange, formatCount, formatPrice, formatTime, formatTimeNear, for
 import { nextOpen } from "./series.ts";
 import type { Gap, SeriesStore } from "./store.ts";
 
-const GAP_STATES: Readonly<Record<Gap["state"], string>> = {
+/** What is known of why candles are missing. */
+export const GAP_STATES: Readonly<Record<Gap["state"], string>> = {
   unknown: "not yet explained",
   healing: "being fetched",
   confirmed_empty: "the exchange has none",

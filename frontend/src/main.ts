@@ -6,8 +6,8 @@ import { CandleChart } from "./chart.ts";
 import { type Connection, INITIAL } from "./connection.ts";
 import { element } from "./dom.ts";
 import { Feed, type HistoryState, type Notice } from "./feed.ts";
-import { formatClock, formatCount, formatPrice, formatTime, plural } from "./format.ts";
-import { describeGap, Legend } from "./legend.ts";
+import { formatClock, formatPrice, formatTime, plural } from "./format.ts";
+import { describeGap, GAP_STATES, Legend } from "./legend.ts";
 import { exchangeName, marketName, Picker } from "./picker.ts";
 import { readable, timeframesOf } from "./search.ts";
 import { parseSeries, type Series } from "./series.ts";
@@ -118,7 +118,8 @@ function showStore(): void {
   ui.gaps.hidden = newest === undefined;
   if (newest !== undefined) {
     const missing = gaps.reduce((sum, gap) => sum + gap.missing, 0);
-    ui.gaps.textContent = `${plural(gaps.length, "gap")}, ${formatCount(missing)} missing`;
+    const state = gaps.every((gap) => gap.state === newest.state) ? `: ${GAP_STATES[newest.state]}` : "";
+    ui.gaps.textContent = `${plural(gaps.length, "gap")}, ${plural(missing, "candle")} missing${state}`;
     ui.gaps.title = `${describeGap(newest, timeframe)}. Go there.`;
   }
   document.title =
@@ -323,7 +324,10 @@ document.addEventListener("keydown", (event) => {
   openPicker();
 });
 
-window.addEventListener("online", () => feed.retry());
+window.addEventListener("online", () => {
+  feed.retry();
+  feed.seen();
+});
 window.addEventListener("popstate", () => {
   const chosen = seriesOfAddress();
   if (chosen !== null && chosen.id !== series?.id) feed.choose(chosen);

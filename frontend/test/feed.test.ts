@@ -388,10 +388,13 @@ describe("scrolling back", () => {
     expect(times(world.store)).toEqual([100, 101]);
   });
 
-  test("asks again after an attempt that failed", async () => {
+  test("asks again a while after an attempt that failed", async () => {
     await world.shown();
     void world.feed.loadOlder();
     await world.request.fail();
+    void world.feed.loadOlder();
+    expect(world.asked).toHaveLength(2);
+    world.pass(3_000);
     void world.feed.loadOlder();
     expect(world.asked).toHaveLength(3);
   });

@@ -280,6 +280,17 @@ def test_a_series_that_the_service_refuses_is_explained(visit: Visit, demo: Runn
     visit.complaints.clear()
 
 
+def test_a_service_without_a_whitelist_leads_to_the_picker(visit: Visit, demo: Running) -> None:
+    visit.page.route("**/api/market/whitelist", lambda route: route.fulfill(json={"series_ids": []}))
+    visit.open(demo.url)
+    expect(visit.page.locator("#empty")).to_contain_text("The whitelist of this service is empty.")
+    visit.page.locator("#empty").get_by_role("button", name="Choose a series").click()
+    visit.page.keyboard.type("btc/usdt")
+    expect(visit.page.get_by_role("option", selected=True)).to_contain_text("on demand")
+    visit.page.keyboard.press("Enter")
+    visit.wait_until_live(BTC)
+
+
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_a_narrow_page_shows_everything_without_scrolling_sideways(visit: Visit, demo: Running, scheme: str) -> None:
     visit.page.set_viewport_size({"width": 360, "height": 640})
