@@ -235,7 +235,6 @@ class KlineFeed:
                 next_ms = stream.listing.first_trade_ms(minute_s)
                 if next_ms is None:
                     next_ms = 60_000 - 1
-            # A trade may have happened since the last event that this very beat was too early for.
             wanted_ms = max(wanted_ms, minute_s * 1000 + next_ms)
         beat = -((stream.phase_ms - wanted_ms) // stream.cadence_ms)
         return beat * stream.cadence_ms + stream.phase_ms
