@@ -1,5 +1,6 @@
 """HTTP over real sockets: the contract's shapes, limits and errors."""
 
+import re
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
@@ -211,3 +212,31 @@ async def test_openapi_lists_the_routes_with_their_errors(service: Service) -> N
         "/readyz",
     }
     assert set(paths["/api/market/candles"]["get"]["responses"]) == {"200", "404", "422", "503"}
+
+
+async def test_the_documentation_page_brings_all_it_needs(service: Service) -> None:
+    async with service.http.get(service.url + "/docs") as response:
+        assert response.status == 200
+        html = await response.text()
+    addresses = re.findall(r"(?:src|href)=\"([^\"]+)\"", html)
+    assert addresses
+    for address in addresses:
+        assert address.startswith("/"), "nothing is loaded from elsewhere"
+        async with service.http.get(service.url + address) as response:
+            assert response.status == 200
+
+
+async def test_the_page_forbids_what_it_did_not_bring(service: Service) -> None:
+    for method in ("GET", "HEAD"):
+        async with service.http.request(method, service.url + "/") as response:
+            if response.status == 503:
+                pytest.skip("the page is not built: make setup builds it")
+            assert response.status == 200
+            assert "default-src 'self'" in response.headers["Content-Security-Policy"]
+            assert response.headers["Cache-Control"] == "no-cache"
+            html = await response.text()
+        if method == "GET":
+            script = re.findall(r"/assets/[^\"]+\.js", html)[0]
+            async with service.http.get(service.url + script) as response:
+                assert response.status == 200
+                assert "immutable" in response.headers["Cache-Control"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import PathLike
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klinesync import __version__
@@ -37,12 +40,13 @@ PAGE_POLICY = (
 
 def create_app(runtime: MarketRuntime) -> FastAPI:
     """The application around a running `runtime`."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="klinesync",
         version=__version__,
         description="Candles that charts, strategies and bots can trust. WebSocket: `/ws/market`.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses={422: {"model": ErrorAnswer}},
+        redoc_url=None,
     )
     app.state.runtime = runtime
     app.include_router(http_routes.router)
@@ -126,18 +130,29 @@ class BodyLimit:
         await self._app(scope, receive_limited, send)
 
 
+class Assets(StaticFiles):
+    """The page's files. Their names hold a hash of what is in them, so browsers may keep them."""
+
+    def file_response(
+        self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return response
+
+
 def _add_page(app: FastAPI, folder: Path) -> None:
     index = folder / "index.html"
+    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         if not index.is_file():
             return PlainTextResponse("klinesync runs. Its page is not built: `make setup` builds it.\n", 503)
-        headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
         return FileResponse(index, headers=headers)
 
-    if folder.is_dir():
-        app.mount("/", StaticFiles(directory=folder), name="page")
+    if (folder / "assets").is_dir():
+        app.mount("/assets", Assets(directory=folder / "assets"), name="assets")
 
 
 def _error(status: int, code: str, detail: str) -> JSONResponse:
