@@ -1,0 +1,289 @@
+"""Derived candles: the roll-up of closed and forming base candles along a fixed chain.
+
+Floating-point addition depends on its order, so the order is fixed: every derived candle is the left-to-right fold of
+the candles of its parent timeframe, each of which is such a fold itself, down to the base. A link that is not stored is
+folded in memory in the same order; so the bits are a function of the base candles alone, not of which timeframes are
+switched on, of batches or of restarts.
+
+    1m -> 5m -> 15m -> 1h -> 4h -> 1d -> 1w, 1M, 3d        3m <- 1m, 30m <- 15m, 2h 6h <- 1h, 8h 12h <- 4h
+
+A bucket is the span of one derived candle. It is complete when each of its base open times is stored or confirmed
+empty; only then is its candle closed. A bucket that is wholly empty has no candle.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from operator import attrgetter
+from typing import NamedTuple, overload
+
+from klinesync.core.candle import Candle, Forming
+from klinesync.core.errors import Rejected
+from klinesync.core.gaps import Span, missing_spans, without
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import DAY_S, Timeframe
+
+CHAIN = tuple(Timeframe.parse(code) for code in ("1m", "5m", "15m", "1h", "4h", "1d"))
+
+
+class Bucket(NamedTuple):
+    """What is known of one derived candle.
+
+    `missing` counts the base candles that are neither stored nor confirmed empty: 0 means complete. `candle` is the
+    closed derived candle; None while the bucket is incomplete, and for ever when it is wholly empty.
+    """
+
+    time: int
+    missing: int
+    candle: Candle | None
+
+
+# --- the chain
+
+
+def divides(part: Timeframe, whole: Timeframe) -> bool:
+    """Whether every candle of `whole` is made of whole candles of `part`, and of more than one."""
+    if not part.step_s:
+        return False
+    if not whole.step_s:
+        return DAY_S % part.step_s == 0 and part.offset_s % part.step_s == 0
+    return (
+        whole.step_s > part.step_s
+        and whole.step_s % part.step_s == 0
+        and (whole.offset_s - part.offset_s) % part.step_s == 0
+    )
+
+
+@cache
+def parent_of(target: Timeframe, base: Timeframe) -> Timeframe:
+    """The timeframe whose candles are folded into `target`: the longest one of the chain from `base` that divides it.
+
+    Raises `Rejected` when `target` cannot be computed from `base`.
+    """
+    if target == base:
+        raise Rejected(f"{target} is the base timeframe: its candles are ingested, not derived")
+    if not divides(base, target):
+        raise Rejected(f"{target} candles cannot be made of {base} candles, because {base} does not divide {target}")
+    chain = [base, *(link for link in CHAIN if divides(base, link))]
+    return [link for link in chain if divides(link, target)][-1]
+
+
+@cache
+def chain_to(target: Timeframe, base: Timeframe) -> tuple[Timeframe, ...]:
+    """The links from `base`, exclusive, to `target`, inclusive. Raises `Rejected`."""
+    parent = parent_of(target, base)
+    return (target,) if parent == base else (*chain_to(parent, base), target)
+
+
+@cache
+def links_to(targets: tuple[Timeframe, ...], base: Timeframe) -> tuple[Timeframe, ...]:
+    """All links from `base`, exclusive, to all `targets`, each once and after its parent. Raises `Rejected`."""
+    links = {link for target in targets for link in chain_to(target, base)}
+    return tuple(sorted(links, key=lambda link: link.seconds))
+
+
+# --- closed candles
+
+
+def fold(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
+    """One link: ascending candles of `target`'s parent timeframe, one pass, into ascending candles of `target`.
+
+    Open of the first, highest high, lowest low, close of the last, volumes added from left to right (by `+`: the
+    built-in `sum` rounds otherwise from Python 3.12 on). Buckets at both ends hold what `parts` hold of them.
+    """
+    folded: list[Candle] = []
+    floor, next_ = target.floor, target.next
+    bucket, end = 0, -1  # times are not negative: the first part begins a bucket
+    open_ = high = low = close = volume = 0.0
+    for time, part_open, part_high, part_low, part_close, part_volume in parts:
+        if time < end:
+            if part_high > high:
+                high = part_high
+            if part_low < low:
+                low = part_low
+            close = part_close
+            volume += part_volume
+            continue
+        if end >= 0:
+            folded.append(Candle(bucket, open_, high, low, close, volume))
+        bucket = floor(time)
+        end = next_(bucket)
+        open_, high, low, close, volume = part_open, part_high, part_low, part_close, part_volume
+    if end >= 0:
+        folded.append(Candle(bucket, open_, high, low, close, volume))
+    return folded
+
+
+def roll_up(candles: Sequence[Candle], base: Timeframe, targets: Sequence[Timeframe]) -> dict[Timeframe, list[Candle]]:
+    """Ascending base candles, folded in memory into each of `targets`: one pass a link, however many targets share it.
+
+    The result knows nothing of completeness: every bucket with a candle in it is there. Raises `Rejected`.
+    """
+    rolled: dict[Timeframe, Sequence[Candle]] = {base: candles}
+    folded: dict[Timeframe, list[Candle]] = {}
+    for link in links_to(tuple(targets), base):
+        rolled[link] = folded[link] = fold(link, rolled[parent_of(link, base)])
+    return {target: folded[target] for target in targets}
+
+
+def complete(target: Timeframe, folded: Sequence[Candle], unproven: Sequence[Span]) -> list[Candle]:
+    """Those of the `folded` candles of `target` whose buckets are complete, and which may therefore be stored.
+
+    `unproven` are the spans of base open times that are neither stored nor confirmed empty (ascending, disjoint), for
+    all of the buckets: `gaps.unproven` tells them from the ledger, `missing_spans` from the candles.
+    """
+    if not unproven:
+        return list(folded)
+    whole: list[Candle] = []
+    for candle in folded:
+        at = bisect_right(unproven, candle.time, key=_end)
+        if at == len(unproven) or unproven[at].start >= target.next(candle.time):
+            whole.append(candle)
+    return whole
+
+
+def derive(
+    target: Timeframe, base: Timeframe, time: int, candles: Sequence[Candle], empty: Sequence[Span] = ()
+) -> Bucket:
+    """The bucket of `target` at `time`, from its base `candles` and the confirmed `empty` spans; both ascending.
+
+    Raises `Rejected` when `target` cannot be computed from `base`.
+    """
+    stored = [candle.time for candle in candles]
+    unproven = without(missing_spans(base, time, target.next(time), stored), empty)
+    missing = sum(base.count(*span) for span in unproven)
+    whole = complete(target, roll_up(candles, base, (target,))[target], unproven)
+    return Bucket(time, missing, whole[0] if whole else None)
+
+
+def touched(target: Timeframe, times: Iterable[int]) -> list[int]:
+    """The opens of the buckets of `target` that base candles at `times` belong to, ascending, each once."""
+    return sorted(set(map(target.floor, times)))
+
+
+# --- forming candles
+
+
+class FormingBuckets:
+    """The buckets in progress of one base series, and the forming candles that they show.
+
+    `close` takes each closed base candle. `show` merges a forming one in the order of the closed fold, so that the last
+    minute of a bucket, with its final values, shows the bits of the closed candle. Both cost a few operations a link,
+    however long the buckets are. After a restart, a correction or a late candle, `resume` reads the state anew.
+    """
+
+    __slots__ = ("_base", "_head", "_links")
+
+    def __init__(self, series: SeriesId, targets: Sequence[Timeframe]) -> None:
+        """Raises `Rejected` when a target cannot be computed from the timeframe of `series`."""
+        base = series.timeframe
+        links = links_to(tuple(targets), base)
+        order = (*links, base)
+        self._base = base
+        self._head = -1
+        self._links = tuple(
+            _Link(link, order.index(parent_of(link, base)), series.with_timeframe(link) if link in targets else None)
+            for link in links
+        )
+
+    def resume(self, head: int | None, read: Callable[[Timeframe, int, int], Iterable[Candle]]) -> None:
+        """Take up the state after the closed base candle at `head`; None: nothing is stored.
+
+        `read(timeframe, first, end)` gives the closed candles of the base or of a link that open in `[first, end)`,
+        ascending: less than one bucket of its child (a month's days, a day's 4h candles …). What is not stored, be it
+        a link that is switched off or a candle that a hole keeps from being complete, is a `roll_up` of the base.
+        """
+        self._head = -1 if head is None else head
+        for link in self._links:
+            link.parts, link.open, link.end = None, -1, -1
+            if head is None:
+                continue
+            link.enter(head)
+            if link.parent_at == len(self._links):
+                parent, end = self._base, self._base.next(head)
+            else:
+                parent, end = self._links[link.parent_at].timeframe, self._links[link.parent_at].open
+            if link.open < end:
+                for folded in fold(link.timeframe, read(parent, link.open, end)):
+                    link.parts = folded
+
+    def close(self, candle: Candle) -> bool:
+        """A base candle was stored. False when it was corrected or filled in behind the head, and a bucket in progress
+        holds it: then nothing was changed here, and `resume` must follow."""
+        time = candle.time
+        if time <= self._head:
+            return all(time < link.open for link in self._links)
+        self._head = time
+        base = len(self._links)
+        ended: list[Candle | None] = [None] * (base + 1)  # by link: its bucket that this candle ends
+        for at, link in enumerate(self._links):
+            link.parts = _merge(link.parts, ended[link.parent_at])
+            if time >= link.end:
+                ended[at], link.parts = link.parts, None
+                link.enter(time)
+            if link.parent_at == base:
+                link.parts = _merge(link.parts, candle)
+        return True
+
+    def show(self, forming: Candle) -> list[Forming]:
+        """The forming candle of each target, shorter ones first. None at all when `forming` is not newer than the head,
+        for then its minute is closed."""
+        time = forming.time
+        if time <= self._head:
+            return []
+        base = len(self._links)
+        ended: list[Candle | None] = [None] * (base + 1)
+        live = [forming] * (base + 1)  # by link: its bucket in progress, with `forming` in it
+        shown: list[Forming] = []
+        for at, link in enumerate(self._links):
+            open_time, parts = link.open, _merge(link.parts, ended[link.parent_at])
+            if time >= link.end:
+                ended[at], parts = parts, None
+                open_time = link.timeframe.floor(time)
+            live[at] = candle = _merge(parts, live[link.parent_at])
+            if link.series is not None:
+                shown.append(Forming(link.series, Candle(open_time, *candle[1:])))
+        return shown
+
+
+class _Link:
+    """One timeframe's bucket in progress: `[open, end)`, and the fold of those parts of it that have ended."""
+
+    __slots__ = ("end", "open", "parent_at", "parts", "series", "timeframe")
+
+    def __init__(self, timeframe: Timeframe, parent_at: int, series: SeriesId | None) -> None:
+        self.timeframe = timeframe
+        self.parent_at = parent_at  # the parent's place among the links; the base's is behind the last
+        self.series = series  # None: a link that nobody asked for
+        self.open = self.end = -1
+        self.parts: Candle | None = None
+
+    def enter(self, time: int) -> None:
+        """The bucket in progress is the one that holds `time`."""
+        self.open = self.timeframe.floor(time)
+        self.end = self.timeframe.next(self.open)
+
+
+@overload
+def _merge(folded: Candle | None, part: Candle) -> Candle: ...
+@overload
+def _merge(folded: Candle | None, part: Candle | None) -> Candle | None: ...
+def _merge(folded: Candle | None, part: Candle | None) -> Candle | None:
+    """One step of the fold, as in `fold`; `time` stays that of the first part."""
+    if folded is None or part is None:
+        return part if folded is None else folded
+    time, open_, high, low, _, volume = folded
+    _, _, part_high, part_low, part_close, part_volume = part
+    return Candle(
+        time,
+        open_,
+        part_high if part_high > high else high,
+        part_low if part_low < low else low,
+        part_close,
+        volume + part_volume,
+    )
+
+
+_end = attrgetter("end")

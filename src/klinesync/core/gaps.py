@@ -1,0 +1,239 @@
+"""Gaps: the spans of open times that a series lacks, and what is known about each of them.
+
+A span is `[start, end)` in UTC seconds, both on the timeframe's grid. The ledger of a series is its gaps, ascending,
+disjoint, and merged: neighbours of one state (and one proof) are one row. It lives in the store, one row a gap, so
+every operation here is a plain function from the rows that touch its spans to a `GapChange`: the rows to delete and
+the rows to insert. Rows that lie elsewhere may be passed too (the whole ledger, say); they are left alone.
+
+What is not in the ledger and lies between the first and the last stored candle is stored. Only a noted gap can be
+healed or confirmed empty, so a stored candle can never be declared empty by mistake.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from operator import attrgetter
+from typing import NamedTuple
+
+from klinesync.core.timeframe import Timeframe
+
+
+class Span(NamedTuple):
+    """Open times from `start` to `end` (exclusive), in UTC seconds, both on a timeframe's grid."""
+
+    start: int
+    end: int
+
+
+class GapState(StrEnum):
+    """What is known about a gap: nothing yet, that somebody fetches it, or that the exchange has nothing there."""
+
+    UNKNOWN = "unknown"
+    HEALING = "healing"
+    CONFIRMED_EMPTY = "confirmed_empty"
+
+
+class Gap(NamedTuple):
+    """One row of the ledger. `proof` (a text) and `time` (UTC seconds by which all of it was confirmed) are set when,
+    and only when, the gap is confirmed empty."""
+
+    start: int
+    end: int
+    state: GapState
+    proof: str | None = None
+    time: int | None = None
+
+    @property
+    def span(self) -> Span:
+        return Span(self.start, self.end)
+
+    def over(self, span: Span) -> Gap:
+        """The same knowledge about another span."""
+        return self._replace(start=span.start, end=span.end)
+
+
+@dataclass(frozen=True, slots=True)
+class GapChange:
+    """Rows to delete, then rows to insert; both ascending. False when there is nothing to write."""
+
+    delete: tuple[Gap, ...] = ()
+    insert: tuple[Gap, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.delete or self.insert)
+
+    def applied_to(self, gaps: Iterable[Gap]) -> list[Gap]:
+        """The ledger after this change."""
+        return sorted((set(gaps) - set(self.delete)) | set(self.insert))
+
+
+# --- spans
+
+
+def runs(timeframe: Timeframe, times: Sequence[int]) -> list[Span]:
+    """The spans that are covered by `times` (strictly ascending, on the grid)."""
+    if not times:
+        return []
+    step_s = timeframe.step_s
+    if step_s:
+        jumps = [(one, two) for one, two in pairwise(times) if two - one != step_s]
+    else:
+        jumps = [(one, two) for one, two in pairwise(times) if two != timeframe.next(one)]
+    starts = [times[0], *(after for _, after in jumps)]
+    lasts = [*(before for before, _ in jumps), times[-1]]
+    return [Span(start, timeframe.next(last)) for start, last in zip(starts, lasts, strict=True)]
+
+
+def missing_spans(timeframe: Timeframe, first: int, end: int, times: Sequence[int]) -> list[Span]:
+    """The open times in `[first, end)` that are not among `times` (strictly ascending, on the grid)."""
+    return without([Span(first, end)], runs(timeframe, times))
+
+
+def without(spans: Iterable[Span], cuts: Sequence[Span]) -> list[Span]:
+    """What of `spans` lies outside all `cuts`. Both ascending and disjoint; the result is too."""
+    left: list[Span] = []
+    for start, end in spans:
+        at = bisect_right(cuts, start, key=_end)
+        while at < len(cuts) and cuts[at].start < end:
+            if start < cuts[at].start:
+                left.append(Span(start, cuts[at].start))
+            start = cuts[at].end  # what is left of the span begins here
+            at += 1
+        if start < end:
+            left.append(Span(start, end))
+    return left
+
+
+def clipped(spans: Iterable[Span], window: Span) -> list[Span]:
+    """What of `spans` lies inside `window`."""
+    return [
+        Span(max(start, window.start), min(end, window.end))
+        for start, end in spans
+        if start < window.end and window.start < end
+    ]
+
+
+# --- the ledger: what changes it
+
+
+def note(gaps: Sequence[Gap], holes: Sequence[Span]) -> GapChange:
+    """Open times were found missing: what of `holes` is no gap yet becomes an unknown one."""
+    new = without(holes, [gap.span for gap in gaps])
+    return _change(gaps, sorted([*gaps, *(Gap(*span, GapState.UNKNOWN) for span in new)]))
+
+
+def fill(gaps: Sequence[Gap], filled: Sequence[Span]) -> GapChange:
+    """Candles arrived (or their times are of no more interest): `filled` is gap no longer, whatever its state."""
+    return _change(gaps, [gap.over(left) for gap in gaps for left in without([gap.span], filled)])
+
+
+def begin_healing(gaps: Sequence[Gap], spans: Sequence[Span]) -> GapChange:
+    """Somebody fetches `spans`: what of them is unknown is healing now."""
+    return _turn(gaps, spans, (GapState.UNKNOWN,), GapState.HEALING)
+
+
+def end_healing(gaps: Sequence[Gap], spans: Sequence[Span]) -> GapChange:
+    """Nobody fetches `spans` any more (given up, or a restart): what of them is healing is unknown again."""
+    return _turn(gaps, spans, (GapState.HEALING,), GapState.UNKNOWN)
+
+
+def confirm_empty(gaps: Sequence[Gap], spans: Sequence[Span], proof: str, time: int) -> GapChange:
+    """The exchange showed that it has nothing at `spans`. `proof` says how, `time` when (UTC seconds).
+
+    What was confirmed before keeps its proof and time, so that confirming again writes nothing.
+    """
+    assert proof, "a gap is confirmed empty by a proof"
+    return _turn(gaps, spans, (GapState.UNKNOWN, GapState.HEALING), GapState.CONFIRMED_EMPTY, proof, time)
+
+
+def arrived(gaps: Sequence[Gap], timeframe: Timeframe, stored: Span | None, times: Sequence[int]) -> GapChange:
+    """Candles at `times` (strictly ascending) were written to a series that covered `stored` before.
+
+    `stored` is the first stored open time and the end of the last stored candle, None when nothing was stored. The gaps
+    that the candles fill are gone; what lies between them and `stored`, or between two of them outside `stored`, is
+    noted. `gaps` must hold the rows that touch `reach(timeframe, stored, times)`.
+    """
+    if not times:
+        return GapChange()
+    filled = runs(timeframe, times)
+    covered = filled if stored is None else sorted([*without(filled, [stored]), stored])
+    holes = without([Span(covered[0].start, covered[-1].end)], covered)
+    left = fill(gaps, filled).applied_to(gaps)
+    return _change(gaps, note(left, holes).applied_to(left))
+
+
+def reach(timeframe: Timeframe, stored: Span | None, times: Sequence[int]) -> Span:
+    """The span in which `arrived` can change the ledger: `times` (not empty) and what joins them to `stored`."""
+    start, end = times[0], timeframe.next(times[-1])
+    return Span(start, end) if stored is None else Span(min(start, stored.end), max(end, stored.start))
+
+
+# --- the ledger: what it tells
+
+
+def unproven(gaps: Sequence[Gap], stored: Span | None, window: Span) -> list[Span]:
+    """What of `window` is neither stored nor confirmed empty: open gaps, and what lies outside `stored`.
+
+    This is the same as looking for missing candles and leaving out the confirmed spans, without reading a candle.
+    """
+    unsettled = clipped((gap.span for gap in gaps if gap.state is not GapState.CONFIRMED_EMPTY), window)
+    outside = without([window], [] if stored is None else [stored])
+    return sorted(unsettled + without(outside, [gap.span for gap in gaps]))
+
+
+def within(gaps: Sequence[Gap], window: Span, most: int) -> list[Gap]:
+    """The gaps in `window`, cut to it, ascending; only the newest `most` of them."""
+    inside = [gap.over(span) for gap in gaps for span in clipped([gap.span], window)]
+    return inside[max(0, len(inside) - most) :]
+
+
+def missing_candles(timeframe: Timeframe, gaps: Iterable[Gap]) -> dict[GapState, int]:
+    """How many candles are missing, by state; every state is named."""
+    counts = dict.fromkeys(GapState, 0)
+    for gap in gaps:
+        counts[gap.state] += timeframe.count(gap.start, gap.end)
+    return counts
+
+
+def _turn(
+    gaps: Sequence[Gap],
+    spans: Sequence[Span],
+    old: tuple[GapState, ...],
+    new: GapState,
+    proof: str | None = None,
+    time: int | None = None,
+) -> GapChange:
+    """What of `spans` is in an `old` state gets the `new` one."""
+    turned: list[Gap] = []
+    for gap in gaps:
+        if gap.state in old:
+            outside = without([gap.span], spans)
+            turned += (gap.over(span) for span in outside)
+            turned += (Gap(*span, new, proof, time) for span in without([gap.span], outside))
+        else:
+            turned.append(gap)
+    return _change(gaps, sorted(turned))
+
+
+def _change(before: Sequence[Gap], ascending: Iterable[Gap]) -> GapChange:
+    """The rows that differ between `before` and the merged `ascending`."""
+    after: list[Gap] = []
+    for gap in ascending:
+        last = after[-1] if after else None
+        if last is not None and last.end == gap.start and last[2:4] == gap[2:4]:
+            time = gap.time if last.time is None or gap.time is None else max(last.time, gap.time)
+            after[-1] = Gap(last.start, gap.end, gap.state, gap.proof, time)
+        else:
+            after.append(gap)
+    kept = set(before) & set(after)
+    return GapChange(
+        tuple(gap for gap in before if gap not in kept),
+        tuple(gap for gap in after if gap not in kept),
+    )
+
+
+_end = attrgetter("end")
