@@ -15,7 +15,8 @@ from klinesync.sim.tape import Market, Rows
 
 FIRST_S = 1_780_012_800
 MINUTE = Timeframe.parse("1m")
-MARKETS = st.sampled_from(("spot", "futures"))
+MARKET_NAMES: tuple[Market, Market] = ("spot", "futures")
+MARKETS = st.sampled_from(MARKET_NAMES)
 
 
 def same(one: Rows, other: Rows) -> bool:
@@ -92,6 +93,20 @@ def test_another_seed_is_another_market_and_bitcoin_and_ether_are_always_listed(
     assert [symbol.name for symbol, _ in one] == ["BTCUSDT", "ETHUSDT"]
     assert not same(one[0][1].minutes(FIRST_S, FIRST_S + 6000), other[0][1].minutes(FIRST_S, FIRST_S + 6000))
     assert len({symbol.name for symbol, _ in generated_tapes("spot", 1000, 1, FIRST_S)}) == 1000
+
+
+def test_futures_follow_the_prices_of_spot() -> None:
+    spot, futures = (
+        {
+            symbol.name: tape.minutes(FIRST_S, FIRST_S + 86_400)
+            for symbol, tape in generated_tapes(market, 12, 1, FIRST_S)
+        }
+        for market in MARKET_NAMES
+    )
+    for name in ("BTCUSDT", "ETHUSDT", "SOLUSDT", "SUIUSDT"):
+        basis = futures[name].close / spot[name].close - 1
+        assert (np.abs(basis) < 0.005).all()
+        assert not np.array_equal(futures[name].trades, spot[name].trades)
 
 
 def test_nothing_exists_before_the_listing() -> None:

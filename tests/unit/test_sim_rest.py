@@ -128,6 +128,9 @@ def test_ui_continuous_mark_and_index_klines_follow_klines(api: RestApi) -> None
         rows = klines(api, "futures", path, limit=7)
         assert [row[:5] for row in rows] == [row[:5] for row in plain]
         assert {row[5] for row in rows} == {"0"}
+    premium = klines(api, "futures", "premiumIndexKlines", limit=7)
+    assert [row[0] for row in premium] == [row[0] for row in plain]
+    assert {str(value) for row in premium for value in row[1:5]} == {"0.00000000"}
 
 
 @pytest.mark.parametrize(

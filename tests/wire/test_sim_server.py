@@ -16,6 +16,7 @@ from aiohttp import WSMsgType
 import klinesync.sim.server as server_module
 from klinesync.core.errors import Rejected
 from klinesync.sim.server import SimConfig, SimServer
+from klinesync.sim.streams import Listener, Streams
 
 START_S = 1_780_315_200 + 17
 PATIENCE_S = 20.0
@@ -309,6 +310,30 @@ async def test_an_honest_reader_that_pauses_loses_nothing_of_a_long_advance(
             closes = 0
             while closes < 15 * 60 * 40:
                 closes += (await event(reader))[1]["k"]["x"]
+
+
+async def test_a_defect_of_the_exchange_ends_it_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, http: aiohttp.ClientSession
+) -> None:
+    def broken(_self: Streams, _now_ms: int, _limit: int) -> set[Listener]:
+        raise KeyError("defect")
+
+    server = SimServer(SimConfig(symbols=2))
+    opened: list[aiohttp.ClientWebSocketResponse] = []
+
+    async def run_for_ever() -> None:
+        async with server:
+            opened.append(await http.ws_connect(f"{server.ws_url}/ws"))
+            monkeypatch.setattr(Streams, "pump", broken)
+            await opened[0].send_json({"method": "SUBSCRIBE", "params": ["btcusdt@kline_1m"], "id": 1})
+            await asyncio.Event().wait()
+
+    with pytest.raises(RuntimeError, match="the simulated exchange has failed") as caught:
+        await run_for_ever()
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert (await end(opened[0]))[0] in (None, 1006)
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await http.get(f"{server.http_url}/api/v3/ping")
 
 
 async def test_leaving_the_server_closes_connections_with_1001(http: aiohttp.ClientSession) -> None:

@@ -4,8 +4,9 @@ Trades are counted first. Minutes are taken in blocks of 64; how many trades a b
 block, and inside a block they are dealt out by heavy-tailed weights, which makes bursts in busy symbols and minutes
 without any trade in quiet ones. Trade ids count on from candle to candle that way, without adding up history.
 Prices follow value noise in octaves from one minute to half a year, each sqrt(2) as high as the shorter one, which
-looks like a random walk; the close of a minute with fewer than two trades is the close before it. A block always
-has a minute with two trades or more, so the close before a block is found in the block before.
+looks like a random walk; futures follow spot's prices a little above them. The close of a minute with fewer than two
+trades is the close before it. A block always has a minute with two trades or more, so the close before a block is
+found in the block before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ BLOCK = 64
 LISTED_DAYS = 90
 _OCTAVES = 18
 _WINDOW_BLOCKS = 2
+_BASIS = 0.001  # how far futures are above spot at most
+_BASIS_OCTAVE = 7  # the basis changes its direction every 2**7 minutes
 _SPREAD = 0.7  # how much the number of trades differs between blocks
 _RATE_MIN = 0.2  # trades a minute; below it a block might have none
 
@@ -50,7 +53,8 @@ class GeneratedTape:
         name = (seed, character.symbol.market, character.symbol.name)
         self._trades = dice_key(*name, "trades")
         self._deal = dice_key(*name, "deal")
-        self._price = dice_key(*name, "price")
+        self._price = dice_key(seed, character.symbol.name, "price")  # both markets price the same thing
+        self._basis = dice_key(*name, "basis") if character.symbol.market == "futures" else None
         self._shape = dice_key(*name, "shape")
         # Blocks of different symbols begin at different minutes, so that not all are computed in the same moment.
         self._phase = int(unit(self._deal, -1 & 0xFFFF) * BLOCK)
@@ -146,7 +150,11 @@ class GeneratedTape:
             height = noise[at : at + len(node)]
             at += len(node)
             walk += np.interp(minute, node << octave, height) * 2.0 ** (octave / 2)
-        price = character.price * np.exp(walk * character.step)
+        walk *= character.step
+        if self._basis is not None:
+            node = np.arange(first >> _BASIS_OCTAVE, (last >> _BASIS_OCTAVE) + 2, dtype=np.int64)
+            walk += np.interp(minute, node << _BASIS_OCTAVE, units(self._basis, node) * _BASIS)
+        price = character.price * np.exp(walk)
         ticks = np.maximum(np.rint(price * 10.0**character.symbol.price_digits), 1.0).astype(np.int64)
         moved = np.maximum.accumulate(np.where(counts >= 2, np.arange(len(minute)), -1))
         # Before the first move of the extra block the values do not matter: nothing of them is used.
@@ -177,7 +185,7 @@ def generated_tapes(market: Market, count: int, seed: int, first_s: int) -> list
 
 
 def _character(market: Market, rank: int, seed: int) -> Character:
-    key = dice_key(seed, market, "character")
+    key = dice_key(seed, "character")
     if rank < len(_KNOWN):
         base, price = _KNOWN[rank]
     else:
@@ -192,8 +200,6 @@ def _character(market: Market, rank: int, seed: int) -> Character:
     price_digits = min(8, max(0, (7 if rank < 2 else 6) - magnitude))
     volume_digits = min(5, max(0, magnitude))
     if market == "futures":
-        price = price * 1.0004
-        price_digits = max(0, price_digits - (1 if rank == 0 else 0))
         volume_digits = max(0, volume_digits - 2)
         if not quiet:
             rate *= 1.3

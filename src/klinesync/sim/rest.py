@@ -100,6 +100,7 @@ class RestApi:
             "continuousKlines": _Endpoint(_futures_kline_weight, self._continuous_klines),
             "markPriceKlines": _Endpoint(_futures_kline_weight, self._mark_klines),
             "indexPriceKlines": _Endpoint(_futures_kline_weight, self._index_klines),
+            "premiumIndexKlines": _Endpoint(_futures_kline_weight, self._premium_klines),
             "fundingRate": _Endpoint(_one, self._funding_rates),
             "fundingInfo": _Endpoint(lambda _params: 0, self._funding_info),
             "premiumIndex": _Endpoint(lambda params: 1 if "symbol" in params else 10, self._premium_index),
@@ -225,10 +226,14 @@ class RestApi:
     def _index_klines(self, request: RestRequest, now_ms: int) -> bytes:
         return self._price_rows(request, self._listing(request, "pair"), now_ms)
 
-    def _price_rows(self, request: RestRequest, listing: Listing, now_ms: int) -> bytes:
+    def _premium_klines(self, request: RestRequest, now_ms: int) -> bytes:
+        return self._price_rows(request, self._listing(request), now_ms, premium=True)
+
+    def _price_rows(self, request: RestRequest, listing: Listing, now_ms: int, *, premium: bool = False) -> bytes:
         grid = self._grid(request)
         start_ms, end_ms = self._span(request)
-        return price_rows(listing, grid, listing.klines(grid, start_ms, end_ms, _limit(request, 500, 1500), now_ms))
+        rows = listing.klines(grid, start_ms, end_ms, _limit(request, 500, 1500), now_ms)
+        return price_rows(listing, grid, rows, premium=premium)
 
     def _funding_rates(self, request: RestRequest, now_ms: int) -> bytes:
         start_ms, end_ms = self._span(request)

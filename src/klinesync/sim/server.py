@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -103,8 +103,8 @@ class _Connection:
 class SimServer:
     """The running exchange; `async with` starts and stops it.
 
-    `http_url` and `ws_url` are valid inside. Raises `Rejected` for a configuration that cannot be simulated, and
-    OSError when it cannot listen.
+    `http_url` and `ws_url` are valid inside. Raises `Rejected` for a configuration that cannot be simulated, OSError
+    when it cannot listen, and RuntimeError on the way out when a defect of its own has ended it.
     """
 
     def __init__(self, config: SimConfig) -> None:
@@ -119,7 +119,9 @@ class SimServer:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self._owner: asyncio.Task[object] | None = None
+        self._failure: BaseException | None = None
         self.http_url = ""
         self.ws_url = ""
 
@@ -139,8 +141,9 @@ class SimServer:
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_S)
         await runner.setup()
         self._runner = runner
+        self._site = web.TCPSite(runner, self._config.host, self._config.port, backlog=1024)
         try:
-            await web.TCPSite(runner, self._config.host, self._config.port, backlog=1024).start()
+            await self._site.start()
         except OSError:
             await runner.cleanup()
             raise
@@ -148,6 +151,7 @@ class SimServer:
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         self.http_url = f"http://{host}:{port}"
         self.ws_url = f"ws://{host}:{port}"
+        self._owner = asyncio.current_task()
         self._tasks = [
             asyncio.create_task(self._push(), name="sim-push"),
             asyncio.create_task(self._keep_alive(), name="sim-keep-alive"),
@@ -162,20 +166,30 @@ class SimServer:
         for task in self._tasks:
             task.remove_done_callback(self._broken)
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._closing, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
         await asyncio.gather(
             *(self._close(connection, WSCloseCode.GOING_AWAY, "") for connection in list(self._connections.values()))
         )
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._failure is not None:
+            current = asyncio.current_task()
+            if current is not None and current is self._owner:
+                current.uncancel()
+            raise RuntimeError("the simulated exchange has failed") from self._failure
 
     def _broken(self, task: asyncio.Task[None]) -> None:
-        """A defect of ours ended a task that never ends. Whoever listens must not wait for streams that are dead."""
-        if task.cancelled():
+        """A defect of ours ended a task that never ends. Nobody must wait for streams that are dead: connections are
+        cut, no new ones are taken, and the task that holds the server is cancelled and told the reason on its way out."""
+        if task.cancelled() or self._failure is not None:
             return
-        log.critical("%s has failed: all connections are cut", task.get_name(), exc_info=task.exception())
+        self._failure = task.exception()
+        log.critical("%s has failed: the exchange stops", task.get_name(), exc_info=self._failure)
         for connection in self._connections.values():
             connection.transport.abort()
+        self._in_background(self._site.stop(), "sim-stop")
+        if self._owner is not None and not self._owner.done():
+            self._owner.cancel()
 
     # REST
 
@@ -335,9 +349,12 @@ class SimServer:
 
     def _close_soon(self, connection: _Connection, code: int, reason: str) -> None:
         """Close without waiting for the other side: one that does not answer must not hold up the others."""
-        task = asyncio.create_task(self._close(connection, code, reason), name=f"sim-close-{connection.number}")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._in_background(self._close(connection, code, reason), f"sim-close-{connection.number}")
+
+    def _in_background(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _flush(self, connection: _Connection) -> None:
         """Write what waits for this connection, all in one go; cut it off when it does not read."""

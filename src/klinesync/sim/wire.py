@@ -46,9 +46,14 @@ def kline_rows(listing: Listing, grid: Grid, rows: Rows, *, micro: bool = False)
     return ("[" + ",".join([template % values for values in columns]) + "]").encode()
 
 
-def price_rows(listing: Listing, grid: Grid, rows: Rows) -> bytes:
-    """The answer of `markPriceKlines` and its like: prices, and zeros where klines have volumes."""
-    price = listing.price_text
+def price_rows(listing: Listing, grid: Grid, rows: Rows, *, premium: bool = False) -> bytes:
+    """The answer of `markPriceKlines` and its like: prices, and zeros where klines have volumes.
+
+    With `premium`, of `premiumIndexKlines`: nothing but zeros, as mark and index prices are one here."""
+
+    def price(value: float) -> str:
+        return "0.00000000" if premium else listing.price_text(value)
+
     lines = [
         f'[{row.time * 1000},"{price(row.open)}","{price(row.high)}","{price(row.low)}","{price(row.close)}","0",'
         f'{grid.next(row.time) * 1000 - 1},"0",60,"0","0","0"]'
