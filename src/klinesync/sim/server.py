@@ -180,7 +180,7 @@ class SimServer:
 
     def _broken(self, task: asyncio.Task[None]) -> None:
         """A defect of ours ended a task that never ends. Nobody must wait for streams that are dead: connections are
-        cut, no new ones are taken, and the task that holds the server is cancelled and told the reason on its way out."""
+        cut, no new ones are taken, and the task that holds the server is cancelled, to learn why on its way out."""
         if task.cancelled() or self._failure is not None:
             return
         self._failure = task.exception()
