@@ -26,8 +26,8 @@ def nothing_leaves_this_machine() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exchange() -> Iterator[SimulatedExchange]:
-    """An exchange whose minute lasts a second, so that live candles close while a test looks on."""
-    with simulated_exchange("--speed", "60", "--symbols", "8") as running:
+    """An exchange whose minute lasts half a second, so that live candles close while a test looks on."""
+    with simulated_exchange("--speed", "120", "--symbols", "8") as running:
         yield running
 
 

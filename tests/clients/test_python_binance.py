@@ -42,7 +42,7 @@ def sockets(exchange: SimulatedExchange, client: AsyncClient) -> BinanceSocketMa
         STREAM_URL = f"{exchange.ws_url}/"
         FSTREAM_URL = f"{exchange.ws_url}/"
 
-    # The queue holds 100 messages unless told otherwise; at 60 times the speed that is less than a second of futures.
+    # The queue holds 100 messages unless told otherwise; futures at high speed bring that in a moment.
     return Pointed(client, max_queue_size=10_000)
 
 
