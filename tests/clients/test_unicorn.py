@@ -18,7 +18,7 @@ DEADLINE_S = 60
 
 @pytest.mark.parametrize("market", [SPOT, USDM], ids=lambda market: market.name)
 def test_kline_streams_of_every_symbol_end_in_the_rest_rows(exchange: SimulatedExchange, market: Market) -> None:
-    # The last one is quiet. Spot closes minutes without a trade too; USD-M passes over them in silence, too long to wait.
+    # The last one is quiet. Spot closes minutes without a trade too; USD-M is silent about them, at times for long.
     symbols = exchange.symbols(market) if market is SPOT else exchange.symbols(market)[:-1]
     arrived: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     klines: dict[str, list[dict[str, Any]]] = {symbol: [] for symbol in symbols}
