@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 from klinesync.core.candle import Candle, Forming
 from klinesync.core.errors import Rejected
@@ -160,7 +160,14 @@ def derive(
 
 def touched(target: Timeframe, times: Iterable[int]) -> list[int]:
     """The opens of the buckets of `target` that base candles at `times` belong to, ascending, each once."""
-    return sorted(set(map(target.floor, times)))
+    opens: set[int] = set()
+    open_time = end = -1
+    for time in times:
+        if not open_time <= time < end:  # neighbours mostly share a bucket
+            open_time = target.floor(time)
+            end = target.next(open_time)
+            opens.add(open_time)
+    return sorted(opens)
 
 
 # --- forming candles
@@ -216,15 +223,14 @@ class FormingBuckets:
         if time <= self._head:
             return all(time < link.open for link in self._links)
         self._head = time
-        base = len(self._links)
-        ended: list[Candle | None] = [None] * (base + 1)  # by link: its bucket that this candle ends
+        ended: list[Candle | None] = [None] * (len(self._links) + 1)  # by link: its bucket that this candle ends
         for at, link in enumerate(self._links):
-            link.parts = _merge(link.parts, ended[link.parent_at])
+            link.add(ended[link.parent_at])
             if time >= link.end:
                 ended[at], link.parts = link.parts, None
                 link.enter(time)
-            if link.parent_at == base:
-                link.parts = _merge(link.parts, candle)
+            if link.parent_at == len(self._links):
+                link.add(candle)
         return True
 
     def show(self, forming: Candle) -> list[Forming]:
@@ -233,18 +239,21 @@ class FormingBuckets:
         time = forming.time
         if time <= self._head:
             return []
-        base = len(self._links)
-        ended: list[Candle | None] = [None] * (base + 1)
-        live = [forming] * (base + 1)  # by link: its bucket in progress, with `forming` in it
+        ended: list[Candle | None] = [None] * (len(self._links) + 1)
+        live = [forming] * (len(self._links) + 1)  # by link: its bucket in progress, with `forming` in it
         shown: list[Forming] = []
         for at, link in enumerate(self._links):
-            open_time, parts = link.open, _merge(link.parts, ended[link.parent_at])
+            open_time, parts, over = link.open, link.parts, ended[link.parent_at]
+            if over is not None:
+                parts = over if parts is None else _merge(open_time, parts, over)
             if time >= link.end:
                 ended[at], parts = parts, None
                 open_time = link.timeframe.floor(time)
-            live[at] = candle = _merge(parts, live[link.parent_at])
+            part = live[link.parent_at]
+            candle = Candle(open_time, *part[1:]) if parts is None else _merge(open_time, parts, part)
+            live[at] = candle
             if link.series is not None:
-                shown.append(Forming(link.series, Candle(open_time, *candle[1:])))
+                shown.append(Forming(link.series, candle))
         return shown
 
 
@@ -265,25 +274,21 @@ class _Link:
         self.open = self.timeframe.floor(time)
         self.end = self.timeframe.next(self.open)
 
+    def add(self, part: Candle | None) -> None:
+        """A part of the bucket in progress has ended."""
+        if part is not None:
+            self.parts = part if self.parts is None else _merge(self.open, self.parts, part)
 
-@overload
-def _merge(folded: Candle | None, part: Candle) -> Candle: ...
-@overload
-def _merge(folded: Candle | None, part: Candle | None) -> Candle | None: ...
-def _merge(folded: Candle | None, part: Candle | None) -> Candle | None:
-    """One step of the fold, as in `fold`; `time` stays that of the first part."""
-    if folded is None or part is None:
-        return part if folded is None else folded
-    time, open_, high, low, _, volume = folded
-    _, _, part_high, part_low, part_close, part_volume = part
-    return Candle(
-        time,
-        open_,
-        part_high if part_high > high else high,
-        part_low if part_low < low else low,
-        part_close,
-        volume + part_volume,
-    )
+
+def _merge(time: int, folded: Candle, part: Candle) -> Candle:
+    """One step of the fold, as in `fold`, of the bucket at `time`."""
+    _, open_, high, low, _, volume = folded
+    _, _, part_high, part_low, close, part_volume = part
+    if part_high > high:
+        high = part_high
+    if part_low < low:
+        low = part_low
+    return Candle(time, open_, high, low, close, volume + part_volume)
 
 
 _end = attrgetter("end")

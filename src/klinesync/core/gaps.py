@@ -79,6 +79,8 @@ def runs(timeframe: Timeframe, times: Sequence[int]) -> list[Span]:
     if not times:
         return []
     step_s = timeframe.step_s
+    if step_s and times[-1] - times[0] == (len(times) - 1) * step_s:
+        return [Span(times[0], times[-1] + step_s)]  # the usual case: no hole
     if step_s:
         jumps = [(one, two) for one, two in pairwise(times) if two - one != step_s]
     else:
