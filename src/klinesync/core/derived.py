@@ -47,11 +47,10 @@ def divides(part: Timeframe, whole: Timeframe) -> bool:
     """Whether every candle of `whole` is made of whole candles of `part`, and of more than one."""
     if not part.step_s:
         return False
-    if not whole.step_s:
-        return DAY_S % part.step_s == 0 and part.offset_s % part.step_s == 0
+    step_s = whole.step_s or DAY_S  # a month is made of whole days
     return (
-        whole.step_s > part.step_s
-        and whole.step_s % part.step_s == 0
+        whole.seconds > part.step_s
+        and step_s % part.step_s == 0
         and (whole.offset_s - part.offset_s) % part.step_s == 0
     )
 
