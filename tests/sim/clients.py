@@ -1,0 +1,389 @@
+"""Simulated clients of `/ws/market`: fast, slow, and flapping ones. What each sees is checked as it comes, against the
+contract of the protocol: strictly increasing, each closed candle once, every jump declared, revisions marked, and a
+forming candle never behind the last closed one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+from starlette.websockets import WebSocket
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+
+from sim.virtual_loop import VirtualLoop
+
+# What the network takes for a client that does not read, in messages.
+WINDOW = 8
+UNKNOWN = SeriesId.parse("binance:spot:NO/SUCH:1m")
+
+CandleOut = dict[str, float]
+
+
+class Link:
+    """A connection between a client and the service: the service's side is ASGI's."""
+
+    def __init__(self, loop: VirtualLoop, sent: Callable[[dict[str, Any]], None]) -> None:
+        self._loop = loop
+        self._sent = sent
+        self._to_service: deque[dict[str, object]] = deque([{"type": "websocket.connect"}])
+        self._to_client: deque[dict[str, Any]] = deque()
+        self._service_waits: asyncio.Future[None] | None = None
+        self._sender_waits: asyncio.Future[None] | None = None
+        self._client_waits: asyncio.Future[None] | None = None
+        self.gone = False
+        self.code: int | None = None
+
+    def websocket(self, runtime: object) -> WebSocket:
+        """The connection as the service's route gets it."""
+        scope = {"type": "websocket", "app": SimpleNamespace(state=SimpleNamespace(runtime=runtime))}
+        return WebSocket(scope, self._receive, self._send)
+
+    # The client's side.
+
+    def say(self, message: dict[str, object]) -> None:
+        self.say_text(msgspec.json.encode(message).decode())
+
+    def say_text(self, text: str) -> None:
+        if not self.gone:
+            self._to_service.append({"type": "websocket.receive", "text": text})
+            _wake(self._service_waits)
+
+    def leave(self) -> None:
+        """The client goes away."""
+        if not self.gone:
+            self.gone = True
+            self._to_service.append({"type": "websocket.disconnect", "code": 1006})
+            _wake(self._service_waits)
+            _wake(self._sender_waits)
+            _wake(self._client_waits)
+
+    def lose(self) -> None:
+        """The service is gone. What it had sent still arrives."""
+        if self.code is None:
+            self.code = 1006
+            _wake(self._client_waits)
+
+    async def take(self) -> dict[str, Any] | None:
+        """The next message; None when the connection has ended."""
+        while not self._to_client:
+            if self.gone or self.code is not None:
+                return None
+            self._client_waits = self._loop.create_future()
+            await self._client_waits
+        message = self._to_client.popleft()
+        _wake(self._sender_waits)
+        return message
+
+    # The service's side.
+
+    async def _receive(self) -> MutableMapping[str, Any]:
+        while not self._to_service:
+            self._service_waits = self._loop.create_future()
+            await self._service_waits
+        return self._to_service.popleft()
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        match message["type"]:
+            case "websocket.send":
+                while len(self._to_client) >= WINDOW and not self.gone:
+                    self._sender_waits = self._loop.create_future()
+                    await self._sender_waits
+                if self.gone:
+                    raise OSError("the client is gone")
+                decoded = msgspec.json.decode(message["text"])
+                self._sent(decoded)
+                self._to_client.append(decoded)
+                _wake(self._client_waits)
+            case "websocket.close":
+                self.code = message["code"]
+                _wake(self._client_waits)
+
+
+def _wake(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)
+
+
+@dataclass(slots=True)
+class View:
+    """What one subscription has shown to its client.
+
+    `last` is the newest closed open time that the client has, by its own word (`since`) at first. `shown` are the
+    closed candles that it got, the latest values. `passed` are the spans that it was told to read elsewhere.
+    """
+
+    series: SeriesId
+    since: int | None
+    supports_batch: bool
+    first_at_subscribe: int | None
+    number: int
+    last: int | None = None
+    acknowledged: bool = False
+    first: int | None = None
+    shown: dict[int, Candle] = field(default_factory=dict)
+    gaps: list[tuple[int, int, str]] = field(default_factory=list)
+    passed: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How a client behaves. Times in seconds of the loop."""
+
+    flapping: bool = False
+    slow: bool = False
+
+
+Violate = Callable[[str], None]
+
+
+class SimulatedClient:
+    """One client. `connect` gives it a link, or None when nobody answers."""
+
+    def __init__(
+        self,
+        name: str,
+        series: tuple[SeriesId, ...],
+        habits: Habits,
+        *,
+        loop: VirtualLoop,
+        rng: Random,
+        pace_s: float,
+        connect: Callable[[SimulatedClient], Link | None],
+        first_stored: Callable[[SeriesId], int | None],
+        violate: Violate,
+        note: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.habits = habits
+        self.views: dict[SeriesId, View] = {}
+        self.ended_codes: list[int] = []
+        self._series = series
+        self._loop = loop
+        self._rng = rng
+        self._pace_s = pace_s
+        self._connect = connect
+        self._first_stored = first_stored
+        self._violate = violate
+        self._note = note
+        self._link: Link | None = None
+        self._resume: dict[SeriesId, int] = {}
+        self._wanted: dict[SeriesId, tuple[int | None, bool]] = {}
+        self._subscriptions = 0
+        self._unanswered: dict[SeriesId, deque[int]] = {}
+        for one in series:
+            if not habits.flapping or rng.random() < 0.5:
+                self._wanted[one] = (rng.choice((None, 0, 0)), rng.random() < 0.5)
+
+    def last(self, series: SeriesId) -> int | None:
+        """The newest closed open time that it was shown; None when it has no subscription."""
+        view = self.views.get(series)
+        return None if view is None else view.last
+
+    # What it does.
+
+    async def run(self) -> None:
+        """Connect, subscribe, take what comes, and connect again when the connection has ended."""
+        if self.habits.flapping:
+            self._flap_later()
+        while True:
+            link = self._connect(self)
+            if link is None:
+                await asyncio.sleep(self._rng.uniform(0.1, 1.0))
+                continue
+            self._link = link
+            self._unanswered.clear()
+            for series, (since, batches) in self._wanted.items():
+                self._subscribe(series, self._resume.get(series, since), batches)
+            while (message := await link.take()) is not None:
+                self._see(message)
+                if self.habits.slow and self._rng.random() < 0.1:
+                    await asyncio.sleep(self._rng.expovariate(1.0) * 4 * self._pace_s)
+            self._link = None
+            self.views.clear()
+            self._note(f"{self.name} disconnected {link.code}")
+            if link.code is not None:
+                self.ended_codes.append(link.code)
+                link.leave()
+            await asyncio.sleep(self._rng.uniform(0.0, 1.0))
+
+    def settle(self) -> None:
+        """No more habits: follow everything that is wanted, at once and as fast as it comes."""
+        self.habits = Habits()
+        for series in self._series:
+            if series not in self._wanted:
+                self._wanted[series] = (0, False)
+                if self._link is not None:
+                    self._subscribe(series, self._resume.get(series, 0), batches=False)
+
+    def _flap_later(self) -> None:
+        delay_s = self._rng.expovariate(1.0) * self._pace_s
+        self._loop.call_later(delay_s, self._flap, context=self._loop.outside)
+
+    def _flap(self) -> None:
+        if not self.habits.flapping:
+            return
+        rng, link = self._rng, self._link
+        if link is not None:
+            series = rng.choice(self._series)
+            match rng.randrange(8):
+                case 0:
+                    self._note(f"{self.name} leaves")
+                    link.leave()
+                case 1 | 2:
+                    self._wanted.pop(series, None)
+                    view = self.views.pop(series, None)
+                    if view is not None:
+                        link.say({"type": "unsubscribe", "series_id": str(series)})
+                case 3:
+                    link.say_text(rng.choice(("nonsense", "[1]", '{"type":"dance"}', '{"type":"subscribe"}')))
+                case 4:
+                    link.say({"type": "subscribe", "series_id": str(UNKNOWN)})
+                case _:
+                    last = self._resume.get(series)
+                    since = rng.choice((None, 0, last, None if last is None else max(0, last - rng.randint(0, 2000))))
+                    self._wanted[series] = (since, rng.random() < 0.5)
+                    self._subscribe(series, since, self._wanted[series][1])
+        self._flap_later()
+
+    def _subscribe(self, series: SeriesId, since: int | None, batches: bool) -> None:
+        assert self._link is not None
+        self._subscriptions += 1
+        view = View(series, since, batches, self._first_stored(series), self._subscriptions, last=since)
+        self.views[series] = view
+        self._unanswered.setdefault(series, deque()).append(view.number)
+        # Acknowledged always: else what an earlier subscription had under way could not be told from the new one's.
+        self._link.say(
+            {
+                "type": "subscribe",
+                "series_id": str(series),
+                "since": since,
+                "supports_batch": batches,
+                "ack": True,
+            }
+        )
+
+    # What it sees.
+
+    def _see(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        self._note(f"{self.name} {message}")
+        if kind in ("pong",):
+            return
+        series_id = message.get("series_id")
+        if kind == "error":
+            self._error(message)
+            return
+        view = next((one for series, one in self.views.items() if str(series) == series_id), None)
+        if view is None:
+            if kind == "subscribed":
+                self._answered(SeriesId.parse(series_id))
+            return  # under way when it unsubscribed
+        if kind == "subscribed":
+            view.acknowledged = self._answered(view.series) == view.number
+        elif view.acknowledged:
+            getattr(self, f"_see_{kind}")(view, message)
+
+    def _error(self, message: dict[str, Any]) -> None:
+        code, series_id = message["code"], message.get("series_id")
+        if series_id == str(UNKNOWN):
+            if code not in ("unknown_series", "store_error"):
+                self._violate(f"{self.name}: an unknown series was answered with {message}")
+        elif code == "store_error":
+            # The subscription failed: it asks again after a while.
+            series = SeriesId.parse(series_id)
+            number, view = self._answered(series), self.views.get(series)
+            if view is not None and view.number == number:
+                self._loop.call_later(0.5, self._again, view, context=self._loop.outside)
+        elif code != "bad_request":
+            self._violate(f"{self.name}: an error that nothing explains: {message}")
+
+    def _answered(self, series: SeriesId) -> int:
+        """The number of the subscription that is answered now: answers come in the order of the questions."""
+        return self._unanswered[series].popleft()
+
+    def _again(self, view: View) -> None:
+        if self._link is not None and self.views.get(view.series) is view:
+            self._subscribe(view.series, view.since, view.supports_batch)
+
+    def _see_gap(self, view: View, message: dict[str, Any]) -> None:
+        view.gaps.append((message["expected_next_time"], message["actual_time"], message["reason"]))
+
+    def _see_candles_batch(self, view: View, message: dict[str, Any]) -> None:
+        if not view.supports_batch:
+            self._violate(f"{self.name}: a batch, though it supports none: {message}")
+        for candle in message["candles"]:
+            self._closed(view, candle)
+        self._no_gap_left(view, message)
+
+    def _see_candle_closed(self, view: View, message: dict[str, Any]) -> None:
+        if message.get("revised"):
+            self._revised(view, message["candle"])
+        else:
+            self._closed(view, message["candle"])
+            self._no_gap_left(view, message)
+
+    def _see_candle_forming(self, view: View, message: dict[str, Any]) -> None:
+        time = int(message["candle"]["candle_time"])
+        if view.last is not None and time <= view.last:
+            self._violate(f"{self.name}: {view.series}: a forming candle at {time} behind the closed one at {view.last}")
+
+    def _see_system(self, view: View, message: dict[str, Any]) -> None:
+        """Told, and nothing more."""
+
+    def _closed(self, view: View, out: CandleOut) -> None:
+        candle = candle_of(out)
+        time, last, frame = candle.time, view.last, view.series.timeframe
+        if last is not None and time <= last:
+            self._violate(f"{self.name}: {view.series}: closed candle {time} is not behind {last}")
+        if view.gaps and view.gaps[0][1] == time:
+            expected, actual, reason = view.gaps.pop(0)
+            if expected >= actual:
+                self._violate(f"{self.name}: {view.series}: gap {expected} to {actual} before {time}")
+            if view.shown and last is not None and expected != frame.next(last):
+                self._violate(f"{self.name}: {view.series}: gap from {expected} on after {last}")
+            if not view.shown and (view.since is None or expected <= view.since):
+                self._violate(f"{self.name}: {view.series}: gap from {expected} on, since {view.since}")
+            if reason == "truncated":
+                if view.shown:
+                    self._violate(f"{self.name}: {view.series}: truncated in the middle, at {time}")
+                view.passed.append((expected, actual))
+        elif last is not None and time != frame.next(frame.floor(last)) and self._must_declare(view):
+            self._violate(f"{self.name}: {view.series}: an undeclared jump from {last} to {time}")
+        view.last = time
+        if view.first is None:
+            view.first = time
+        view.shown[time] = candle
+        self._resume[view.series] = time
+
+    def _must_declare(self, view: View) -> bool:
+        """Whether a jump before the next candle is one: a since before the first stored candle is none."""
+        if view.shown:
+            return True
+        first = view.first_at_subscribe
+        return first is not None and view.since is not None and view.since >= first
+
+    def _revised(self, view: View, out: CandleOut) -> None:
+        candle = candle_of(out)
+        if view.last is None or candle.time > view.last:
+            self._violate(f"{self.name}: {view.series}: a revision of {candle.time}, ahead of {view.last}")
+        if view.shown.get(candle.time) == candle:
+            self._violate(f"{self.name}: {view.series}: a revision of {candle.time} that changes nothing")
+        view.shown[candle.time] = candle
+
+    def _no_gap_left(self, view: View, message: dict[str, Any]) -> None:
+        if view.gaps:
+            self._violate(f"{self.name}: {view.series}: gaps {view.gaps} that nothing follows, before {message}")
+            view.gaps.clear()
+
+
+def candle_of(out: CandleOut) -> Candle:
+    """The candle of a message."""
+    return Candle(int(out["candle_time"]), out["open"], out["high"], out["low"], out["close"], out["volume"])

@@ -1,0 +1,247 @@
+"""The simulated exchange: which candles are the truth, what its streams push, and what its REST answers.
+
+It speaks Binance's market-data protocol as text, so that the service's own clients read it; the network in front of
+it is in `network.py`. The truth is made ahead of time from the seed; revisions are noted as they happen.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.sim.clock import ExchangeClock
+
+from sim.scenario import EPOCH_S, Scenario
+from sim.virtual_loop import VirtualLoop
+
+MINUTE_S = 60
+# After the close of a minute at most so much later its final event is sent, where the close is not late.
+CLOSE_DELAY_MS = {"spot": (2, 120), "futures": (200, 800)}
+
+
+@dataclass(slots=True)
+class Listing:
+    """One symbol: its minutes by open time. What is not in `final` never existed; `versions` are all the values
+    that the exchange has called final, the valid one last; `untraded` are the flat minutes."""
+
+    series: SeriesId
+    name: str
+    final: dict[int, Candle]
+    untraded: frozenset[int]
+    versions: dict[int, list[Candle]] = field(default_factory=dict)
+    times: list[int] = field(default_factory=list)
+
+    def forming(self, time: int, share: float) -> Candle | None:
+        """The minute when `share` of it has passed: it moves towards the final one, and is never equal to it unless
+        nothing is traded."""
+        final = self.final.get(time)
+        if final is None or time in self.untraded:
+            return final
+        close = round(final.open + (final.close - final.open) * share, 2)
+        return Candle(
+            time,
+            final.open,
+            round(max(final.open, close), 2),
+            round(min(final.open, close), 2),
+            close,
+            round(final.volume * 0.9 * share, 3),
+        )
+
+
+Sink = Callable[[str, str, bool], None]
+"""Takes a stream's name, the frame's text, and whether it is a final one."""
+
+
+class SimulatedExchange:
+    """Both markets. `streams` are the sinks of the connections, by market."""
+
+    def __init__(self, scenario: Scenario, loop: VirtualLoop) -> None:
+        self.scenario = scenario
+        self._loop = loop
+        self._rng = Random(f"exchange {scenario.seed}")
+        self.start_s = EPOCH_S + scenario.skew_s // MINUTE_S * MINUTE_S
+        self.storm_end_s = self.start_s + scenario.storm_minutes * MINUTE_S
+        self.end_s = self.storm_end_s + scenario.settle_minutes * MINUTE_S
+        begin_ms = self.start_s * 1000 + self._rng.randrange(60_000)
+        self.clock = ExchangeClock(begin_ms, loop.time(), scenario.speed)
+        self.listings = {series: self._make(series) for series in scenario.series}
+        self.sinks: dict[str, list[Sink]] = {"spot": [], "futures": []}
+        self.revised: list[tuple[SeriesId, int]] = []
+
+    def begin(self) -> None:
+        """Push from now on."""
+        minute = self.start_s
+        for listing in self.listings.values():
+            self._at(minute * 1000, self._minute, listing, minute)
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms(self._loop.time())
+
+    def mono_s(self, time_s: float) -> float:
+        """When, on the loop's clock, the exchange's shows `time_s`."""
+        at_s = self.clock.mono_s_at(time_s * 1000)
+        assert at_s is not None
+        return at_s
+
+    def known(self, series: SeriesId, candle: Candle) -> bool:
+        """Whether the exchange has called exactly this candle final by now."""
+        listing = self.listings.get(series)
+        if listing is None or (candle.time + MINUTE_S) * 1000 > self.now_ms():
+            return False
+        versions = listing.versions.get(candle.time)
+        return candle in versions if versions is not None else listing.final.get(candle.time) == candle
+
+    def truth(self, series: SeriesId, first: int, end: int) -> dict[int, Candle]:
+        """The valid candles that open in `[first, end)`."""
+        final = self.listings[series].final
+        return {time: final[time] for time in range(first, end, MINUTE_S) if time in final}
+
+    # What REST answers.
+
+    def rest(self, market: str, name: str, params: Mapping[str, str], lag_s: float) -> bytes:
+        """The body of a good answer. `lag_s`: so much of the newest rows is not shown yet (exchange time)."""
+        if name == "time":
+            return b'{"serverTime":%d}' % self.now_ms()
+        if name == "exchangeInfo":
+            return self._info(market)
+        assert name == "klines", name
+        (listing,) = (
+            one for one in self.listings.values() if one.series.market == market and one.name == params["symbol"]
+        )
+        start_s = -(-int(params["startTime"]) // 1000)
+        now_ms = self.now_ms()
+        rows = []
+        at = bisect_left(listing.times, start_s)
+        for time in listing.times[at : at + int(params["limit"])]:
+            close_ms = (time + MINUTE_S) * 1000
+            if close_ms + lag_s * 1000 <= now_ms:
+                rows.append(_row(listing.final[time]))
+            elif time * 1000 <= now_ms and not lag_s and time < self.end_s:
+                share = min(1.0, (now_ms - time * 1000) / 60_000)
+                forming = listing.forming(time, share)
+                if forming is not None and (market == "spot" or time not in listing.untraded):
+                    rows.append(_row(forming if close_ms > now_ms else listing.final[time]))
+            else:
+                break
+        return f"[{','.join(rows)}]".encode()
+
+    def _info(self, market: str) -> bytes:
+        symbols = []
+        for series in self.listings:
+            if series.market == market:
+                base, quote = series.symbol.split("/")
+                contract = ',"contractType":"PERPETUAL"' if market == "futures" else ""
+                symbols.append(
+                    f'{{"symbol":"{base}{quote}","status":"TRADING","baseAsset":"{base}","quoteAsset":"{quote}"{contract}}}'
+                )
+        return f'{{"symbols":[{",".join(symbols)}]}}'.encode()
+
+    # What the streams push.
+
+    def _minute(self, listing: Listing, minute: int) -> None:
+        """Lay out what happens in the minute that opens now, and its close."""
+        if minute >= self.end_s:
+            return
+        rng, scenario = self._rng, self.scenario
+        market = listing.series.market
+        traded = minute in listing.final and (market == "spot" or minute not in listing.untraded)
+        if traded:
+            for share in sorted(rng.random() for _ in range(rng.randint(0, scenario.forming_per_minute))):
+                self._at(minute * 1000 + int(share * 60_000), self._push_forming, listing, minute, share)
+            low, high = CLOSE_DELAY_MS[market]
+            delay_ms = rng.randint(low, high)
+            if self._stormy(minute) and rng.random() < scenario.faults.late_close:
+                delay_ms += int(rng.expovariate(1 / 30_000)) + 1000
+            close_ms = (minute + MINUTE_S) * 1000 + delay_ms
+            self._at(close_ms, self._push_closed, listing, listing.final[minute])
+            if self._stormy(minute) and rng.random() < scenario.faults.revise:
+                self._at(close_ms + rng.randint(60_000, 20 * 60_000), self._revise, listing, minute)
+        self._at((minute + MINUTE_S) * 1000, self._minute, listing, minute + MINUTE_S)
+
+    def _stormy(self, minute: int) -> bool:
+        return minute < self.storm_end_s
+
+    def _revise(self, listing: Listing, minute: int) -> None:
+        if self.now_ms() >= self.storm_end_s * 1000:
+            return
+        old = listing.final[minute]
+        new = old._replace(volume=round(old.volume + self._rng.randint(1, 999) / 1000, 3))
+        listing.final[minute] = new
+        listing.versions.setdefault(minute, [old]).append(new)
+        self.revised.append((listing.series, minute))
+        self._push_closed(listing, new)
+
+    def _push_forming(self, listing: Listing, minute: int, share: float) -> None:
+        candle = listing.forming(minute, share)
+        assert candle is not None
+        self._push(listing, candle, closed=False)
+
+    def _push_closed(self, listing: Listing, candle: Candle) -> None:
+        self._push(listing, candle, closed=True)
+
+    def _push(self, listing: Listing, candle: Candle, *, closed: bool) -> None:
+        time, open_, high, low, close, volume = candle
+        stream = f"{listing.name.lower()}@kline_1m"
+        text = (
+            f'{{"stream":"{stream}","data":{{"e":"kline","E":{self.now_ms()},"s":"{listing.name}","k":{{'
+            f'"t":{time * 1000},"T":{time * 1000 + 59_999},"s":"{listing.name}","i":"1m","f":1,"L":2,'
+            f'"o":"{open_}","c":"{close}","h":"{high}","l":"{low}","v":"{volume}","n":2,'
+            f'"x":{"true" if closed else "false"},"q":"0","V":"0","Q":"0","B":"0"}}}}}}'
+        )
+        for sink in tuple(self.sinks[listing.series.market]):
+            sink(stream, text, closed)
+
+    def _at(self, time_ms: float, callback: Callable[..., None], *args: object) -> None:
+        at_s = self.mono_s(time_ms / 1000)
+        self._loop.call_at(max(at_s, self._loop.time()), callback, *args, context=self._loop.outside)
+
+    # The truth.
+
+    def _make(self, series: SeriesId) -> Listing:
+        scenario = self.scenario
+        rng = Random(f"truth {scenario.seed} {series}")
+        base, quote = series.symbol.split("/")
+        first = self.start_s - scenario.history_minutes * MINUTE_S
+        missing = self._outages(series)
+        quiet = min(0.8, scenario.quiet * (3 if base == "QUIET" else 0.3))
+        final: dict[int, Candle] = {}
+        untraded = set()
+        price = rng.randint(1000, 90_000)
+        for time in range(first, self.end_s, MINUTE_S):
+            if time in missing:
+                continue
+            if rng.random() < quiet and time < self.storm_end_s and time != first:
+                untraded.add(time)
+                flat = price / 100
+                final[time] = Candle(time, flat, flat, flat, flat, 0.0)
+                continue
+            open_ = price
+            price = max(100, price + rng.randint(-50, 50))
+            high = max(open_, price) + rng.randint(0, 20)
+            low = min(open_, price) - rng.randint(0, 20)
+            final[time] = Candle(time, open_ / 100, high / 100, low / 100, price / 100, rng.randint(1000, 10**6) / 1000)
+        return Listing(series, base + quote, final, frozenset(untraded), times=sorted(final))
+
+    def _outages(self, series: SeriesId) -> set[int]:
+        """Minutes that never existed: of the whole market, or of one symbol. Not in the settling."""
+        scenario = self.scenario
+        missing: set[int] = set()
+        for owner in (series.market, str(series)):
+            rng = Random(f"outages {scenario.seed} {owner}")
+            for _ in range(scenario.outages):
+                first = rng.randint(-scenario.history_minutes + 1, scenario.storm_minutes - 1)
+                length = rng.choice((1, 2, 5, 15))
+                end = min(first + length, scenario.storm_minutes)
+                missing.update(self.start_s + minute * MINUTE_S for minute in range(first, end))
+        return missing
+
+
+def _row(candle: Candle) -> str:
+    time, open_, high, low, close, volume = candle
+    return (
+        f'[{time * 1000},"{open_}","{high}","{low}","{close}","{volume}",{time * 1000 + 59_999},"0",2,"0","0","0"]'
+    )

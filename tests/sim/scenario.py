@@ -1,0 +1,144 @@
+"""What one seed stands for: how long, how fast, which symbols, and which faults. A seed has some of the faults, not all:
+what a rare pair of them does shows best when the others are silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from random import Random
+
+from klinesync.core.series_id import SeriesId
+
+# With a multiple of a day as the epoch, minutes count from midnight.
+EPOCH_S = 1_700_006_400
+
+_SYMBOLS = (
+    ("spot", "BTC/USDT"),
+    ("futures", "BTC/USDT"),
+    ("spot", "ETH/USDT"),
+    ("futures", "ETH/USDT"),
+    ("spot", "QUIET/BTC"),
+    ("futures", "QUIET/USDT"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How often what goes wrong, each a probability or a rate; 0 when the seed does without it."""
+
+    # Of a frame from the exchange.
+    lose_closed: float = 0.0
+    lose_forming: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    malformed: float = 0.0
+    # Of a closed candle: final only so much later than its close; or given with other values again, later.
+    late_close: float = 0.0
+    revise: float = 0.0
+    # Of a minute of a connection: cut; and of a cut: nobody can connect for a while.
+    disconnect: float = 0.0
+    refuse: float = 0.0
+    # Of a subscription: not answered, or answered with an error.
+    deaf: float = 0.0
+    # Of a REST request.
+    rest_slow: float = 0.0
+    rest_error: float = 0.0
+    rest_limit: float = 0.0
+    rest_lag: float = 0.0
+    # Of a commit, within spells of a full disk; and of a read of the store.
+    disk_full: float = 0.0
+    disk_read: float = 0.0
+    # Of a transaction: long, so that much piles up behind it.
+    slow_disk: float = 0.0
+    # Crashes and orderly restarts in the whole run.
+    crashes: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One seed's run."""
+
+    seed: int
+    speed: float
+    skew_s: int
+    storm_minutes: int
+    settle_minutes: int
+    history_minutes: int
+    series: tuple[SeriesId, ...]
+    first_history_candles: int
+    rest_page: int
+    forming_per_minute: int
+    outages: int
+    quiet: float
+    fast_clients: int
+    slow_clients: int
+    flapping_clients: int
+    outbox_max_messages: int
+    catch_up_max_candles: int
+    writer_from_outside: bool
+    faults: Faults
+
+    def __str__(self) -> str:
+        faults = " ".join(
+            f"{field.name}={value:.3g}" for field in fields(Faults) if (value := getattr(self.faults, field.name))
+        )
+        return (
+            f"seed {self.seed}: {len(self.series)} series, {self.storm_minutes} minutes at speed {self.speed:g}, "
+            f"clients {self.fast_clients} fast {self.slow_clients} slow {self.flapping_clients} flapping; "
+            f"faults {faults or 'none'}"
+        )
+
+
+def draw_scenario(seed: int) -> Scenario:
+    """The scenario of that seed, the same for ever."""
+    rng = Random(f"scenario {seed}")
+    symbols = sorted(rng.sample(_SYMBOLS, rng.randint(1, 4)))
+
+    def maybe(low: float, high: float, chance: float = 0.4) -> float:
+        value = rng.uniform(low, high)
+        return value if rng.random() < chance else 0.0
+
+    faults = Faults(
+        lose_closed=maybe(0.02, 0.3),
+        lose_forming=maybe(0.1, 0.5),
+        duplicate=maybe(0.02, 0.2),
+        reorder=maybe(0.02, 0.2),
+        malformed=maybe(0.005, 0.03),
+        late_close=maybe(0.05, 0.3),
+        revise=maybe(0.01, 0.06),
+        disconnect=maybe(0.01, 0.1, 0.6),
+        refuse=maybe(0.2, 0.8),
+        deaf=maybe(0.05, 0.3),
+        rest_slow=maybe(0.05, 0.4),
+        rest_error=maybe(0.05, 0.4),
+        rest_limit=maybe(0.02, 0.15),
+        rest_lag=maybe(0.1, 0.8),
+        disk_full=maybe(0.1, 0.9),
+        disk_read=maybe(0.01, 0.1),
+        slow_disk=maybe(0.02, 0.2),
+        crashes=rng.choice((0, 0, 1, 2, 4)),
+        restarts=rng.choice((0, 0, 0, 1)),
+    )
+    catch_up_max_candles = rng.choice((10, 50, 2000))
+    return Scenario(
+        seed=seed,
+        speed=rng.choice((1.0, 1.0, 7.0, 60.0, 300.0)),
+        skew_s=rng.choice((0, 0, -3600, 37, 86_400 * 300)),
+        storm_minutes=rng.randint(40, 110),
+        settle_minutes=6,
+        history_minutes=rng.choice((5, 30, 200)),
+        series=tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols),
+        first_history_candles=rng.choice((1, 5, 60, 150)),
+        rest_page=rng.choice((2, 7, 50, 499)),
+        forming_per_minute=rng.choice((0, 1, 2, 4)),
+        outages=rng.choice((0, 0, 1, 2, 3)),
+        quiet=rng.choice((0.0, 0.0, 0.1, 0.5)),
+        fast_clients=rng.randint(1, 2),
+        slow_clients=rng.choice((0, 1, 2)),
+        flapping_clients=rng.choice((0, 1, 2)),
+        # A catch-up of everything fits, as it does with the real limits; not much more does.
+        outbox_max_messages=min(10_000, (catch_up_max_candles + 2) * len(symbols) + rng.choice((10, 50, 10_000))),
+        catch_up_max_candles=catch_up_max_candles,
+        writer_from_outside=rng.random() < 0.3,
+        faults=faults,
+    )

@@ -1,0 +1,177 @@
+"""The service as one process under virtual time: it starts, is killed between two steps, is stopped in order, and
+starts again on the same store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+import apsw
+from fastapi import WebSocket
+
+from klinesync.core.errors import StoreError
+from klinesync.ingest.binance import BinanceSource
+from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
+from klinesync.market.runtime import MarketRuntime
+from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.market.ws_routes import market_socket
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.flags import RuntimeFlags
+from klinesync.storage.database import CandleStore
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+
+from sim.network import CALM, Network, Session
+from sim.scenario import Scenario
+from sim.virtual_loop import Process, VirtualLoop
+
+R = TypeVar("R")
+SOCKETS_END_S = 10.0
+
+
+class Disk:
+    """What the store's disk does: pauses, and spells in which it is full."""
+
+    def __init__(self, scenario: Scenario, loop: VirtualLoop) -> None:
+        self.faults = scenario.faults
+        self.minute_s = 60.0 / scenario.speed
+        self._loop = loop
+        self._rng = Random(f"disk {scenario.seed}")
+        self._full_until_s = 0.0
+        self.failed_commits = 0
+
+    def calm(self) -> None:
+        self.faults = CALM
+        self._full_until_s = 0.0
+
+    def strike(self) -> None:
+        """Once an exchange minute: perhaps the disk is full for a while."""
+        if self.faults.disk_full and self._rng.random() < 0.05:
+            self._full_until_s = self._loop.time() + self._rng.uniform(0.02, 1) * min(self.minute_s, 20.0)
+
+    async def pause(self) -> None:
+        """Where threads would let others run: nothing, some steps, or a while."""
+        rng = self._rng
+        if rng.random() < self.faults.slow_disk:
+            await asyncio.sleep(rng.uniform(0.001, 2) * min(self.minute_s, 2.0))
+        else:
+            for _ in range(rng.choice((0, 0, 1, 2))):
+                await asyncio.sleep(0)
+
+    def before_commit(self) -> None:
+        if self._loop.time() < self._full_until_s and self._rng.random() < self.faults.disk_full:
+            self.failed_commits += 1
+            raise apsw.FullError("database or disk is full")
+
+    def before_read(self, path: Path) -> None:
+        if self._rng.random() < self.faults.disk_read:
+            raise StoreError(f"the store {path} cannot be read: disk I/O error")
+
+
+class Store(InThreadSqliteDatabase):
+    """The service's store on that disk."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        super().__init__(path, pause=disk.pause, before_commit=disk.before_commit)
+        self.disk = disk
+        self.reads_fail = False
+
+    async def read(self, look: Callable[[CandleStore], R]) -> R:
+        if self.reads_fail:
+            self.disk.before_read(self.path)
+        return await super().read(look)
+
+
+class Service:
+    """One process of the service. `ended` is done when it has ended, with what ended it."""
+
+    def __init__(self, scenario: Scenario, loop: VirtualLoop, network: Network, disk: Disk, path: Path, number: int):
+        self.process = Process(f"service {number}")
+        self.path = path
+        self._scenario = scenario
+        self._loop = loop
+        self._network = network
+        self._disk = disk
+        self._number = number
+        self._stop = loop.create_future()
+        self.runtime: MarketRuntime | None = None
+        self.store: Store | None = None
+        self.main = loop.start(self.process, self._run(), f"service {number}")
+
+    @property
+    def serving(self) -> bool:
+        """Whether clients can connect."""
+        return self.process.alive and self.runtime is not None and not self._stop.done()
+
+    async def _run(self) -> None:
+        store = self.store = Store(self.path, self._disk)
+        clocks: dict[str, ExchangeClock] = {}
+        runtime = build_market_runtime(
+            flags_of(self._scenario, self.path),
+            database=store,
+            source=self._source(clocks),
+            rng=Random(f"service {self._scenario.seed} {self._number}"),
+        )
+        clocks.update((market, clock) for (_, market), clock in runtime.ingest._clocks.items())
+        async with runtime:
+            self.runtime = runtime
+            # TODO(findings 1): a read that fails while the service begins to follow ends it.
+            self._loop.call_later(1.0, setattr, store, "reads_fail", True)
+            await self._stop
+            await runtime.hub.end(SOCKETS_END_S)
+        self.runtime = None
+
+    def _source(self, clocks: dict[str, ExchangeClock]) -> BinanceSource:
+        session = Session(self._network, self.process)
+        page = self._scenario.rest_page
+        routes = {
+            "spot": MarketRoutes("http://exchange", "/api/v3", page),
+            "futures": MarketRoutes("http://exchange", "/fapi/v1", page),
+        }
+        rest = BinanceRest(
+            session,  # type: ignore[arg-type]  # what is used of it
+            routes,
+            clocks,
+            final_margin_s=2.0,
+            monotonic=self._loop.time,
+        )
+        rng = Random(f"connections {self._scenario.seed} {self._number}")
+        urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
+        return BinanceSource(session, rest, urls, rng)  # type: ignore[arg-type]  # what is used of it
+
+    def accept(self, websocket: object, name: str) -> None:
+        """Serve a client's connection, as the web server would."""
+        assert isinstance(websocket, WebSocket)
+        self._loop.start(self.process, market_socket(websocket), name)
+
+    def do(self, work: Coroutine[object, object, R], name: str) -> asyncio.Task[R]:
+        """What an HTTP request makes the service do."""
+        return self._loop.start(self.process, work, name)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._loop.kill(self.process)
+        self._network.process_died(self.process)
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        if not self._stop.done():
+            self._stop.set_result(None)
+
+    def close_files(self) -> None:
+        """Close what a killed process had open; in the end, as it is this process' memory."""
+        if self.store is not None:
+            if self.store._reader is not None:
+                self.store._reader.close()
+            self.store._file.close()
+
+
+def flags_of(scenario: Scenario, path: Path) -> RuntimeFlags:
+    """The service's configuration in that scenario."""
+    return RuntimeFlags(
+        database_url=f"sqlite:///{path}",
+        whitelist=",".join(map(str, scenario.series)),  # type: ignore[arg-type]  # a text, which validation turns into series
+        startup_kline_sync_target_candles=scenario.first_history_candles,
+    )

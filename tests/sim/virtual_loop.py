@@ -1,0 +1,167 @@
+"""An asyncio event loop on virtual time, whose tasks belong to processes that can be killed between any two steps.
+
+When nothing is ready it leaps to the next timer; nothing ever waits for a wall clock, a socket or a thread. A
+process is a mark on the context in which tasks run: killing it keeps every step that it still had coming from being
+taken, as `kill -9` does; no `finally` of it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+START_S = 1000.0
+
+
+class Deadlock(RuntimeError):
+    """Nothing is ready and no timer is set: nothing would ever happen again."""
+
+
+class Runaway(RuntimeError):
+    """The loop took more iterations than it may: something spins without letting time pass."""
+
+
+class Process:
+    """What a group of tasks belongs to. `steps` counts the steps scheduled so far."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.steps = 0
+        self.tasks: list[asyncio.Task[Any]] = []
+        self._fuse: tuple[int, Callable[[], None]] | None = None
+        self._prune_at = 500
+
+    def light_fuse(self, steps: int, burnt: Callable[[], None]) -> None:
+        """Call `burnt` just before the step that comes `steps` steps from now."""
+        self._fuse = (self.steps + steps, burnt)
+
+    def count_step(self) -> Callable[[], None] | None:
+        """One more step is scheduled; what is to be done before it."""
+        self.steps += 1
+        if self._fuse is not None and self.steps >= self._fuse[0]:
+            burnt = self._fuse[1]
+            self._fuse = None
+            return burnt
+        return None
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Remember a task: after the process was killed nobody else may, and its coroutine must not be collected."""
+        self.tasks.append(task)
+        if len(self.tasks) >= self._prune_at:
+            self.tasks = [one for one in self.tasks if not one.done()]
+            self._prune_at = len(self.tasks) + 500
+
+
+PROCESS: ContextVar[Process | None] = ContextVar("PROCESS", default=None)
+
+
+class _Leap:
+    """Stands in for the selector: where that would wait, time passes."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+
+    def select(self, timeout_s: float | None) -> list[object]:
+        self._loop.leap(timeout_s)
+        return []
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """See the module. `max_iterations` bounds the whole run."""
+
+    def __init__(self, *, max_iterations: int = 5_000_000) -> None:
+        super().__init__()
+        self._selector = _Leap(self)
+        self._now_s = START_S
+        self._iterations = 0
+        self._max_iterations = max_iterations
+        self._dead: list[Process] = []
+        self.outside = copy_context()
+        self.outside.run(PROCESS.set, None)
+        self.set_task_factory(_make_task)
+
+    def time(self) -> float:
+        return self._now_s
+
+    def leap(self, timeout_s: float | None) -> None:
+        """Let time pass up to the next timer."""
+        self._iterations += 1
+        if self._iterations > self._max_iterations:
+            raise Runaway(f"more than {self._max_iterations} iterations, at {self._now_s:.3f} s")
+        if timeout_s is None:
+            raise Deadlock(f"nothing is ready and no timer is set, at {self._now_s:.3f} s")
+        if timeout_s > 0:
+            # To the timer itself rather than by the timeout: sums of floats drift.
+            self._now_s = max(self._now_s, self._scheduled[0]._when)
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        if process is not None:
+            if not process.alive:
+                return asyncio.Handle(_nothing, (), self, context)
+            burnt = process.count_step()
+            if burnt is not None:
+                super().call_soon(burnt, context=self.outside)
+        return super().call_soon(callback, *args, context=context)
+
+    def start(self, process: Process, work: Coroutine[Any, Any, R], name: str) -> asyncio.Task[R]:
+        """A task that belongs to `process`, with all that it will create."""
+        context = copy_context()
+        context.run(PROCESS.set, process)
+        return self.create_task(work, name=name, context=context)
+
+    def kill(self, process: Process) -> None:
+        """None of the steps that `process` has coming is taken. Its objects stay as they are until `bury`."""
+        process.alive = False
+        self._dead.append(process)
+        for handle in (*self._ready, *self._scheduled):
+            if handle._context.get(PROCESS) is process:
+                handle.cancel()
+
+    def bury(self) -> None:
+        """Close the loop, and free what killed processes left: their coroutines end here, when nothing matters."""
+        self.close()
+        for process in self._dead:
+            for task in process.tasks:
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # that it is pending is the point
+                    _end(task.get_coro())
+            process.tasks.clear()
+        self._dead.clear()
+
+    def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        raise RuntimeError(f"{func} asks for a thread; there are none under virtual time")
+
+    def _process_events(self, event_list: list[object]) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """Nobody has to be woken: there is one thread. (Forgotten async generators are finalised by this way.)"""
+
+
+def _make_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, R], context: Context | None = None
+) -> asyncio.Task[R]:
+    task = asyncio.Task(coro, loop=loop, context=context)
+    process = PROCESS.get() if context is None else context.get(PROCESS)
+    if process is not None:
+        process.keep(task)
+    return task
+
+
+def _end(coroutine: Any) -> None:
+    """Close a coroutine whatever its `finally` blocks await; there is no loop any more that they could wait for."""
+    for _ in range(20):
+        with contextlib.suppress(BaseException):
+            coroutine.close()
+            return
+
+
+def _nothing() -> None:
+    """What a dead process does."""

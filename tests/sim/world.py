@@ -1,0 +1,413 @@
+"""One seed's world: exchange, network, disk, service and clients in one thread, from a storm of faults to calm.
+
+`python -m sim.world SEED` (with `tests` on the path) prints the transcript of a seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import KlinesyncError
+from klinesync.core.series_id import SeriesId
+
+from sim import checkers
+from sim.checkers import Witness
+from sim.clients import Habits, Link, SimulatedClient, candle_of
+from sim.exchange import MINUTE_S, SimulatedExchange
+from sim.network import Network
+from sim.scenario import Scenario, draw_scenario
+from sim.service import Disk, Service
+from sim.virtual_loop import PROCESS, Deadlock, Runaway, VirtualLoop
+
+# The time that the service gets, after the last fault and the last candle, to bring everything to its end.
+SETTLE_S = 300.0
+TAIL_LINES = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a seed: `wrong` are sentences, none when all promises held."""
+
+    scenario: Scenario
+    wrong: tuple[str, ...]
+    transcript: str
+    tail: tuple[str, ...]
+    facts: dict[str, int]
+
+    def __str__(self) -> str:
+        facts = ", ".join(f"{name} {count}" for name, count in self.facts.items())
+        if not self.wrong:
+            return f"{self.scenario}\npassed: {facts}; transcript {self.transcript}"
+        lines = "\n".join((*self.tail, f"{self.scenario}", facts, *self.wrong))
+        return f"{lines}\nagain: PYTHONPATH=tests python -m sim.world {self.scenario.seed}"
+
+
+class Violated(Exception):
+    """A promise was broken: the run ends."""
+
+
+class World:
+    """Runs one scenario on the store file `path`."""
+
+    def __init__(self, scenario: Scenario, path: Path, *, echo: bool = False) -> None:
+        self.scenario = scenario
+        self.path = path
+        self.loop = VirtualLoop()
+        self.exchange = SimulatedExchange(scenario, self.loop)
+        self.network = Network(self.exchange, self.loop)
+        self.disk = Disk(scenario, self.loop)
+        self.wrong: list[str] = []
+        self._rng = Random(f"world {scenario.seed}")
+        self._echo = echo
+        self._folder = str(path.parent)
+        self._hash = hashlib.blake2b(digest_size=12)
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._services: list[Service] = []
+        self._links: list[Link] = []
+        self._witness: Witness | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._ending = False
+        self._crashes_left = scenario.faults.crashes
+        self._restarts_left = scenario.faults.restarts
+        self._lines = 0
+        self._crashes = 0
+        self.clients = [self._client(number, habits) for number, habits in enumerate(self._habits())]
+
+    def run(self) -> Outcome:
+        """The whole run. Raises nothing that the service does wrong: that is in the outcome."""
+        self.loop.set_exception_handler(self._unhandled)
+        self._main = self.loop.create_task(self._live(), name="world")
+        try:
+            self.loop.run_until_complete(self._main)
+        except Violated as error:
+            assert self.wrong, error
+        except (Deadlock, Runaway) as error:
+            self.wrong.append(str(error))
+        finally:
+            for service in self._services:
+                if service.process.alive:
+                    self.loop.kill(service.process)
+            self._end_clients()
+            self.loop.bury()
+            for service in self._services:
+                service.close_files()
+            if self._witness is not None:
+                self._witness.close()
+        facts = {
+            "crashes": self._crashes,
+            "services": len(self._services),
+            "requests": self.network.requests,
+            "failed commits": self.disk.failed_commits,
+            "lines": self._lines,
+        }
+        return Outcome(self.scenario, tuple(self.wrong), self._hash.hexdigest(), tuple(self._tail), facts)
+
+    def note(self, line: str) -> None:
+        """One line of the transcript."""
+        text = f"{self.loop.time():.4f} {line}".replace(self._folder, "")
+        self._lines += 1
+        self._hash.update(text.encode())
+        self._tail.append(text)
+        if self._echo:
+            print(text)  # noqa: T201  # asked for
+
+    def violate(self, sentence: str) -> None:
+        """A promise was broken."""
+        self.wrong.append(sentence)
+        self.note(f"WRONG {sentence}")
+        if self._main is not None and len(self.wrong) == 1:
+            self.loop.call_soon(self._main.cancel, context=self.loop.outside)
+
+    # The course of things.
+
+    async def _live(self) -> None:
+        try:
+            await self._storm_and_settle()
+        except asyncio.CancelledError:
+            if self.wrong:
+                raise Violated from None
+            raise
+
+    async def _storm_and_settle(self) -> None:
+        loop = self.loop
+        self.exchange.begin()
+        self._start_service()
+        self._tasks = [loop.create_task(client.run(), name=client.name) for client in self.clients]
+        if self.scenario.writer_from_outside:
+            self._tasks.append(loop.create_task(self._write_from_outside(), name="writer from outside"))
+        minute = self.exchange.start_s
+        while minute < self.exchange.storm_end_s:
+            minute += MINUTE_S
+            await self._until(self.exchange.mono_s(minute))
+            self.network.strike()
+            self.disk.strike()
+            self._plan_end()
+            if minute // MINUTE_S % 20 == 0:
+                self._check_stored()
+        self._calm()
+        await self._until(self.exchange.mono_s(self.exchange.end_s))
+        await self._settle()
+        await self._stop_in_order()
+
+    async def _until(self, time_s: float) -> None:
+        await asyncio.sleep(max(0.0, time_s - self.loop.time()))
+
+    def _calm(self) -> None:
+        """The faults stop."""
+        self.note("calm")
+        self.network.calm()
+        self.disk.calm()
+        self._crashes_left = self._restarts_left = 0
+        self._services[-1].process.light_fuse(1 << 60, lambda: None)
+        for client in self.clients:
+            client.settle()
+
+    async def _settle(self) -> None:
+        """Wait until everything has arrived, a bounded time; then everything must be right."""
+        until_s = self.loop.time() + SETTLE_S
+        while self._unsettled() and self.loop.time() < until_s:
+            await asyncio.sleep(1.0)
+        self._check_stored()
+        for sentence in self._unsettled():
+            self.violate(f"after {SETTLE_S:g} s of calm: {sentence}")
+
+    def _unsettled(self) -> list[str]:
+        witness = self._witness
+        if witness is None:
+            return ["there is no store"]
+        return (
+            checkers.check_heads(witness, self.exchange, self.clients)
+            or checkers.check_store_is_truth(witness, self.exchange)
+            or checkers.check_clients(witness, self.clients)
+        )
+
+    async def _stop_in_order(self) -> None:
+        """The last service stops as it should: every client is told, and what is stored stays."""
+        self._ending = True
+        codes = [len(client.ended_codes) for client in self.clients]
+        before = {series: self._witness.candles(series) for series in self.scenario.series} if self._witness else {}
+        self._services[-1].stop()
+        try:
+            async with asyncio.timeout(60):
+                await self._services[-1].main
+        except TimeoutError:
+            self.violate("the service did not stop within 60 s")
+        await asyncio.sleep(1)
+        for client, count in zip(self.clients, codes, strict=True):
+            if client.ended_codes[count:] != [1001]:
+                self.violate(f"{client.name}: the stop was told with {client.ended_codes[count:]}, not 1001")
+        if self._witness and before != {series: self._witness.candles(series) for series in self.scenario.series}:
+            self.violate("the orderly stop changed the store")
+
+    def _end_clients(self) -> None:
+        for task in asyncio.all_tasks(self.loop):
+            if not task.done() and task.get_coro() is not None:
+                task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0.01))
+
+    # The service.
+
+    def _start_service(self) -> None:
+        number = len(self._services) + 1
+        self.note(f"service {number} starts")
+        service = Service(self.scenario, self.loop, self.network, self.disk, self.path, number)
+        self._services.append(service)
+        service.main.add_done_callback(self._service_ended, context=self.loop.outside)
+        self._plan_end()
+
+    def _plan_end(self) -> None:
+        """Perhaps the service dies before one of its next steps, or is told to stop."""
+        service = self._services[-1]
+        if not service.process.alive or self._ending:
+            return
+        if self._crashes_left and self._rng.random() < 4 * self.scenario.faults.crashes / self.scenario.storm_minutes:
+            self._crashes_left -= 1
+            service.process.light_fuse(self._rng.randint(1, 600), lambda: self._crash(service))
+        elif self._restarts_left and self._rng.random() < 2 / self.scenario.storm_minutes:
+            self._restarts_left -= 1
+            self.note("restart")
+            service.stop()
+
+    def _crash(self, service: Service) -> None:
+        if not service.process.alive or service.main.done() or self._ending:
+            return
+        self._crashes += 1
+        self.note("crash")
+        service.kill()
+        for link in self._links:
+            link.lose()
+        self._links.clear()
+        self._check_stored()
+        self._start_later()
+
+    def _start_later(self) -> None:
+        down_s = self._rng.choice((0.0, 0.5, 5.0)) * self._rng.uniform(0.5, 1.5)
+        down_s += self._rng.choice((0, 0, 1, 10)) * self._rng.random() * 60 / self.scenario.speed
+        self.loop.call_later(down_s, self._start_service, context=self.loop.outside)
+
+    def _service_ended(self, main: asyncio.Task[None]) -> None:
+        service = self._services[-1]
+        error = None if main.cancelled() else main.exception()
+        if error is not None or service._stop.done() is False:
+            self.violate(f"the service ended by itself: {error!r}")
+        elif not self._ending:
+            for link in self._links:
+                link.lose()
+            self._links.clear()
+            self._start_later()
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        process = PROCESS.get()
+        if process is None or process.alive:
+            self.violate(f"nobody handles: {context.get('message')} {context.get('exception')!r}")
+
+    # The clients.
+
+    def _habits(self) -> Iterator[Habits]:
+        scenario = self.scenario
+        yield from [Habits()] * scenario.fast_clients
+        yield from [Habits(slow=True)] * scenario.slow_clients
+        yield from [Habits(flapping=True)] * scenario.flapping_clients
+
+    def _client(self, number: int, habits: Habits) -> SimulatedClient:
+        kind = "slow" if habits.slow else "flapping" if habits.flapping else "fast"
+        return SimulatedClient(
+            f"{kind} client {number}",
+            self.scenario.series,
+            habits,
+            loop=self.loop,
+            rng=Random(f"client {self.scenario.seed} {number}"),
+            pace_s=60 / self.scenario.speed,
+            connect=self._connect,
+            first_stored=lambda series: None if self._witness is None else self._witness.first(series),
+            violate=self.violate,
+            note=self.note,
+        )
+
+    def _connect(self, client: SimulatedClient) -> Link | None:
+        service = self._services[-1]
+        if not service.serving:
+            return None
+        link = Link(self.loop, self._sent)
+        self._links.append(link)
+        self.note(f"{client.name} connected")
+        service.accept(link.websocket(service.runtime), f"socket of {client.name}")
+        return link
+
+    def _sent(self, message: dict[str, Any]) -> None:
+        """The service sends a message to a client: what it shows as closed is final, and on the disk."""
+        kind = message["type"]
+        if kind == "candle_closed":
+            shown = [message["candle"]]
+        elif kind == "candles_batch":
+            shown = message["candles"]
+        else:
+            return
+        series = SeriesId.parse(message["series_id"])
+        for out in shown:
+            candle = candle_of(out)
+            if not self.exchange.known(series, candle):
+                self.violate(f"{series}: shown as closed, and the exchange never called it final: {candle}")
+            if not (self._has_store() and self._witness and self._witness.has(series, candle.time)):
+                self.violate(f"{series}: {candle.time} is shown before it is stored")
+
+    def _has_store(self) -> bool:
+        if self._witness is None and self.path.exists():
+            self._witness = Witness(self.path)
+        return self._witness is not None
+
+    def _check_stored(self) -> None:
+        if self._has_store() and self._witness:
+            for sentence in checkers.check_stored_is_final(self._witness, self.exchange):
+                self.violate(sentence)
+
+    # Others.
+
+    async def _write_from_outside(self) -> None:
+        """Somebody posts closed candles of the past over HTTP: true ones, in any order, some of them stored already."""
+        rng, exchange = self._rng, self.exchange
+        while True:
+            await asyncio.sleep(rng.expovariate(1.0) * 600 / self.scenario.speed)
+            service = self._services[-1]
+            if not service.serving or service.runtime is None:
+                continue
+            series = rng.choice(self.scenario.series)
+            now = exchange.now_ms() // 1000
+            listing = exchange.listings[series]
+            head = self._witness.head(series) if self._has_store() and self._witness else None
+            # Not ahead of the head: a hole in front of what is posted would be the poster's.
+            past = [time for time in listing.times if head is not None and time <= head and time + MINUTE_S <= now]
+            if past:
+                first = rng.randrange(len(past))
+                candles = [listing.final[time] for time in past[first : first + rng.randint(1, 5)]]
+                rng.shuffle(candles)
+                service.do(self._post(service, series, candles), "post")
+
+    async def _post(self, service: Service, series: SeriesId, candles: list[Candle]) -> None:
+        assert service.runtime is not None
+        try:
+            await service.runtime.ingest.ingest_candles_closed(series, candles, self.loop.time())
+        except KlinesyncError as error:
+            self.note(f"post refused: {error}")
+
+
+class _Log(logging.Handler):
+    """The service's log, into the transcript."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._world.note(f"log {record.levelname} {record.getMessage()}")
+
+
+@contextmanager
+def _quiet_surroundings(world: World) -> Iterator[None]:
+    """The log goes into the transcript; limits are small, so that they are reached; memory is freed between seeds,
+    so that the order of things does not depend on it."""
+    logger = logging.getLogger("klinesync")
+    handler, propagate = _Log(world), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    scenario = world.scenario
+    gc.disable()
+    try:
+        with (
+            mock.patch("klinesync.ws.hub.OUTBOX_MAX_MESSAGES", scenario.outbox_max_messages),
+            mock.patch("klinesync.ws.session.CATCH_UP_MAX_CANDLES", scenario.catch_up_max_candles),
+            mock.patch("klinesync.market_data.read_services.CATCH_UP_MAX_CANDLES", scenario.catch_up_max_candles),
+        ):
+            yield
+    finally:
+        gc.enable()
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def run_seed(seed: int, *, echo: bool = False) -> Outcome:
+    """Run one seed on a store in a folder of its own."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None, prefix="klinesync-sim-") as folder:
+        world = World(draw_scenario(seed), Path(folder) / "store.sqlite", echo=echo)
+        with _quiet_surroundings(world):
+            return world.run()
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        print(run_seed(int(argument), echo=True))  # noqa: T201  # a program
