@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.database import CandleStore, Database, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -48,7 +48,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[Path], Database]:
 
 
 async def write(database: Database, series: SeriesId, rows: list[Candle]) -> Applied:
-    return await database.write(lambda store: store.write(series, rows))
+    return await database.write(lambda store: store.write(series, rows, Origin("test", 1_700_000_000)))
 
 
 async def all_of(database: Database, series: SeriesId) -> list[Candle]:
@@ -114,7 +114,7 @@ async def test_a_change_that_fails_leaves_nothing_behind(make: Callable[[Path], 
     async with make(tmp_path / "store.sqlite") as database:
 
         def change(store: CandleStore) -> None:
-            store.write(BTC, candles(1))
+            store.write(BTC, candles(1), Origin("test", 0))
             raise RuntimeError("in the middle")
 
         with pytest.raises(RuntimeError, match="in the middle"):

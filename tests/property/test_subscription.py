@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES, Announcement, Subscription
 
@@ -31,7 +31,7 @@ class Store:
         if not changed:
             return None
         revised = frozenset(one.time for one in changed if head is not None and one.time <= head)
-        return Announcement(SERIES, sorted(changed), revised)
+        return Announcement(Applied(SERIES, tuple(sorted(changed)), revised))
 
     def catch_up(self, since: int) -> tuple[list[Candle], int | None, int]:
         newer = [self.rows[time] for time in sorted(self.rows) if time > since]

@@ -1,9 +1,11 @@
 """IngestFeed: commands out for what comes in."""
 
 from klinesync.core.candle import Candle
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump
 from klinesync.ingest.feed import MAX_HOLE_FETCHES, MAX_RETRY_DELAY_S, Fetch, IngestFeed, Persist, Show, ShowLater
+from klinesync.runtime.sources import HistoryPage
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
@@ -14,6 +16,10 @@ def candle(minute: int, close: float = 1.0) -> Candle:
 
 def candles(*minutes: int) -> tuple[Candle, ...]:
     return tuple(candle(minute) for minute in minutes)
+
+
+def page(*minutes: int, empty: tuple[Span, ...] = ()) -> HistoryPage:
+    return HistoryPage(list(candles(*minutes)), list(empty))
 
 
 def feed_after(head: int | None) -> IngestFeed:
@@ -27,8 +33,8 @@ def live_feed(head: int) -> IngestFeed:
     return feed
 
 
-def test_an_attached_feed_asks_for_what_follows_its_head() -> None:
-    assert feed_after(7).attached() == [Fetch(8 * 60)]
+def test_an_attached_feed_asks_from_its_head_on() -> None:
+    assert feed_after(7).attached() == [Fetch(7 * 60)]
     assert feed_after(None).attached() == [Fetch(None)]
 
 
@@ -36,8 +42,8 @@ def test_live_is_held_until_history_has_ended() -> None:
     feed = feed_after(1)
     feed.attached()
     assert feed.closed(candle(5)) == []
-    assert feed.history(candles(2, 3)) == [Persist(candles(2, 3))]
-    assert feed.history(candles(4, 5)) == [Persist(candles(4, 5))]
+    assert feed.history(page(2, 3)) == [Persist(candles(2, 3))]
+    assert feed.history(page(4, 5)) == [Persist(candles(4, 5))]
     assert feed.closed(candle(6)) == []
     assert feed.history_ended() == [Persist(candles(6))]
     assert feed.closed(candle(7)) == [Persist(candles(7))]
@@ -52,15 +58,15 @@ def test_a_duplicate_or_late_close_is_dropped() -> None:
 
 def test_a_hole_is_fetched_before_the_close_behind_it_is_stored() -> None:
     feed = live_feed(5)
-    assert feed.closed(candle(8)) == [Fetch(6 * 60)]
+    assert feed.closed(candle(8)) == [Fetch(5 * 60)]
     assert feed.closed(candle(9)) == []
-    assert feed.history(candles(6, 7, 8)) == [Persist(candles(6, 7, 8))]
+    assert feed.history(page(6, 7, 8)) == [Persist(candles(6, 7, 8))]
     assert feed.history_ended() == [Persist(candles(9))]
 
 
 def test_a_hole_that_history_neither_fills_nor_shows_is_asked_again_with_growing_delay_and_then_passed() -> None:
     feed = live_feed(5)
-    assert feed.closed(candle(7)) == [Fetch(6 * 60)]
+    assert feed.closed(candle(7)) == [Fetch(5 * 60)]
     delays = []
     for _ in range(MAX_HOLE_FETCHES):
         (again,) = feed.history_ended()
@@ -74,7 +80,8 @@ def test_a_hole_that_history_neither_fills_nor_shows_is_asked_again_with_growing
 def test_a_hole_between_rows_of_history_is_the_exchanges_and_passes_at_once() -> None:
     feed = live_feed(5)
     feed.closed(candle(9))
-    assert feed.history(candles(6, 8)) == [Persist(candles(6, 8), (Jump(7 * 60, 8 * 60),))]
+    hole = Span(7 * 60, 8 * 60)
+    assert feed.history(page(5, 6, 8, empty=(hole,))) == [Persist(candles(6, 8), (Jump(*hole),), (hole,))]
     assert feed.history_ended() == [Persist(candles(9))]
 
 
@@ -89,24 +96,24 @@ def test_failing_history_is_asked_for_again_without_end_and_live_stays_held() ->
         delays.append(again.delay_s)
     assert delays == sorted(delays)
     assert delays[-1] == MAX_RETRY_DELAY_S
-    assert feed.history_failed(retry_after_s=90.0) == [Fetch(6 * 60, 90.0)]
+    assert feed.history_failed(retry_after_s=90.0) == [Fetch(5 * 60, 90.0)]
 
 
 def test_a_reconnect_asks_again_and_one_reading_is_under_way_at_most() -> None:
     feed = feed_after(5)
-    assert feed.attached() == [Fetch(6 * 60)]
+    assert feed.attached() == [Fetch(5 * 60)]
     assert feed.attached() == []
-    feed.history(candles(6))
+    feed.history(page(6))
     feed.history_ended()
-    assert feed.attached() == [Fetch(7 * 60)]
+    assert feed.attached() == [Fetch(6 * 60)]
 
 
 def test_after_a_failed_write_the_feed_begins_again_from_the_stored_head() -> None:
     feed = live_feed(5)
     feed.closed(candle(6))
-    assert feed.restarted(5 * 60) == [Fetch(6 * 60)]
+    assert feed.restarted(5 * 60) == [Fetch(5 * 60)]
     assert feed.closed(candle(7)) == []
-    assert feed.history(candles(6)) == [Persist(candles(6))]
+    assert feed.history(page(6)) == [Persist(candles(6))]
     assert feed.history_ended() == [Persist(candles(7))]
 
 

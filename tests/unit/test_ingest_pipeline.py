@@ -13,8 +13,9 @@ from klinesync.core.series_id import SeriesId
 from klinesync.factor.engine import FactorEngine
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines import ingest_pipeline
+from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.storage.database import CandleStore
+from klinesync.storage.database import CandleStore, Database
 from klinesync.storage.sqlite import SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -38,12 +39,21 @@ class Published:
         return [one.time // 60 for written in self.written if written.series == series for one in written.candles]
 
 
+NOTHING_DERIVED = DerivedStep(BTC.timeframe, [])
+
+
+def make_pipeline(database: Database, published: Published, factors: FactorEngine | None = None) -> IngestPipeline:
+    return IngestPipeline(
+        database, NOTHING_DERIVED, factors or FactorEngine(), OverlayEngine(), published, lambda: 1_700_000_000.0
+    )
+
+
 @asynccontextmanager
 async def running(
     path: Path, published: Published, factors: FactorEngine | None = None
 ) -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
     async with SqliteDatabase(path / "store.sqlite") as database:
-        pipeline = IngestPipeline(database, factors or FactorEngine(), OverlayEngine(), published)
+        pipeline = make_pipeline(database, published, factors)
         task = asyncio.create_task(pipeline.run())
         try:
             yield pipeline, database
@@ -56,7 +66,7 @@ async def running(
 async def test_what_is_submitted_is_stored_before_it_is_published_in_order(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
-        futures = [pipeline.submit_nowait(BTC, [candle(minute)]) for minute in range(1, 40)]
+        futures = [pipeline.submit_nowait(BTC, [candle(minute)], "test") for minute in range(1, 40)]
         await asyncio.gather(*futures)
         assert published.times(BTC) == list(range(1, 40))
         stored = await database.read(lambda store: store.newest(BTC, 100))
@@ -67,16 +77,16 @@ async def test_what_arrives_while_the_writer_is_busy_commits_together(tmp_path: 
     transactions: list[int] = []
 
     class Counting(IngestPipeline):
-        def apply(self, store: CandleStore, batch: object) -> list[Applied]:
+        def apply(self, store: CandleStore, batch: object) -> list[list[Applied]]:
             transactions.append(len(batch))  # type: ignore[arg-type]  # a sequence
             return super().apply(store, batch)  # type: ignore[arg-type]  # passed through
 
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:
-        pipeline = Counting(database, FactorEngine(), OverlayEngine(), Published())
+        pipeline = Counting(database, NOTHING_DERIVED, FactorEngine(), OverlayEngine(), Published(), lambda: 0.0)
         task = asyncio.create_task(pipeline.run())
-        first = pipeline.submit_nowait(BTC, [candle(1)])
+        first = pipeline.submit_nowait(BTC, [candle(1)], "test")
         await asyncio.sleep(0)  # the writer takes the first
-        await asyncio.gather(first, *(pipeline.submit_nowait(BTC, [candle(minute)]) for minute in range(2, 30)))
+        await asyncio.gather(first, *(pipeline.submit_nowait(BTC, [candle(minute)], "test") for minute in range(2, 30)))
         task.cancel()
         await asyncio.wait([task])
     assert sum(transactions) == 29
@@ -87,7 +97,7 @@ async def test_a_bad_candle_is_refused_with_all_that_came_with_it(tmp_path: Path
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
         with pytest.raises(BadCandle, match="negative"):
-            pipeline.submit_nowait(BTC, [candle(1), candle(2)._replace(volume=-1.0)])
+            pipeline.submit_nowait(BTC, [candle(1), candle(2)._replace(volume=-1.0)], "test")
         assert await database.read(lambda store: store.head(BTC)) is None
     assert published.written == []
 
@@ -95,30 +105,30 @@ async def test_a_bad_candle_is_refused_with_all_that_came_with_it(tmp_path: Path
 async def test_repeats_are_not_published(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, _):
-        await pipeline.submit(BTC, [candle(1), candle(2)])
-        await pipeline.submit(BTC, [candle(2), candle(3)])
-        await pipeline.submit(BTC, [candle(1)])
+        await pipeline.submit(BTC, [candle(1), candle(2)], "test")
+        await pipeline.submit(BTC, [candle(2), candle(3)], "test")
+        await pipeline.submit(BTC, [candle(1)], "test")
     assert published.times(BTC) == [1, 2, 3]
 
 
 async def test_a_failed_commit_publishes_nothing_and_is_told_to_who_waits(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
-        await pipeline.submit(BTC, [candle(1)])
+        await pipeline.submit(BTC, [candle(1)], "test")
         # A second writer holds the file longer than the writer waits.
         database._file._writer.set_busy_timeout(0)  # type: ignore[union-attr]  # it is open
         import apsw
 
         other = apsw.Connection(str(database.path))
         other.execute("BEGIN IMMEDIATE")
-        futures = [pipeline.submit_nowait(series, [candle(2)]) for series in (BTC, ETH)]
+        futures = [pipeline.submit_nowait(series, [candle(2)], "test") for series in (BTC, ETH)]
         for future in futures:
             with pytest.raises(StoreError, match="cannot be written"):
                 await future
         other.execute("ROLLBACK")
         other.close()
         assert published.times(BTC) == [1]
-        await pipeline.submit(BTC, [candle(2)])
+        await pipeline.submit(BTC, [candle(2)], "test")
         assert published.times(BTC) == [1, 2]
 
 
@@ -127,14 +137,14 @@ async def test_factors_see_the_closed_candles_before_they_are_published(tmp_path
     seen: list[tuple[Closed, int]] = []
     factors = FactorEngine([lambda closed: seen.append((closed, len(published.written)))])
     async with running(tmp_path, published, factors) as (pipeline, _):
-        await pipeline.submit(BTC, [candle(1), candle(2)])
+        await pipeline.submit(BTC, [candle(1), candle(2)], "test")
     assert seen == [(Closed(BTC, candle(1)), 0), (Closed(BTC, candle(2)), 0)]
 
 
 async def test_stopping_stores_what_is_queued(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, _):
-        futures = [pipeline.submit_nowait(BTC, [candle(minute)]) for minute in range(1, 20)]
+        futures = [pipeline.submit_nowait(BTC, [candle(minute)], "test") for minute in range(1, 20)]
     assert all(future.done() for future in futures)
     assert published.times(BTC) == list(range(1, 20))
 
@@ -145,10 +155,10 @@ async def test_a_full_queue_makes_writers_wait_and_lets_them_go_on(
     monkeypatch.setattr(ingest_pipeline, "MAX_QUEUED_CANDLES", 3)
     published = Published()
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:
-        pipeline = IngestPipeline(database, FactorEngine(), OverlayEngine(), published)
+        pipeline = make_pipeline(database, published)
         for minute in (1, 2, 3):
-            pipeline.submit_nowait(BTC, [candle(minute)])
-        waiting = asyncio.create_task(pipeline.submit(BTC, [candle(4)]))
+            pipeline.submit_nowait(BTC, [candle(minute)], "test")
+        waiting = asyncio.create_task(pipeline.submit(BTC, [candle(4)], "test"))
         for _ in range(5):
             await asyncio.sleep(0)
         assert not waiting.done()

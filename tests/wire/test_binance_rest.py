@@ -12,6 +12,7 @@ from aiohttp import web
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest, market_routes
 from klinesync.runtime.clock import ExchangeClock
@@ -99,7 +100,10 @@ async def connected(exchange: Exchange) -> AsyncIterator[tuple[BinanceRest, dict
 
 
 async def history(rest: BinanceRest, series: SeriesId = SERIES, start: int = START) -> list[Candle]:
-    return [one async for page in rest.history(series, start) for one in page]
+    found: dict[int, Candle] = {}
+    async for page in rest.history(series, start):
+        found.update((one.time, one) for one in page.candles)
+    return list(found.values())
 
 
 @pytest.mark.parametrize(
@@ -136,6 +140,26 @@ async def test_history_is_read_page_by_page_to_its_end(series: SeriesId, page: i
     assert len(exchange.asked) == 3
 
 
+@pytest.mark.parametrize("holes", [{5}, {5, 6, 7}, {998, 999, 1000, 1001}, {1000, 1003}])
+async def test_a_hole_is_proven_empty_by_one_answer_also_where_a_page_ends(holes: set[int]) -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in range(1500) if minute not in holes]
+    exchange.now_ms = (START + 60 * 5000) * 1000
+    async with connected(exchange) as (rest, _):
+        empty = {span async for page in rest.history(SERIES, START) for span in page.empty}
+    minutes = {time // 60 for span in empty for time in range(span.start - START, span.end - START, 60)}
+    assert minutes == holes
+
+
+async def test_a_bad_row_is_no_proof_of_emptiness_but_one_off_the_grid_is() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1, high="0.1"), row(2, time=(START + 120) * 1000 + 7), row(3), row(4)]
+    exchange.now_ms = (START + 6000) * 1000
+    async with connected(exchange) as (rest, _):
+        (page,) = [page async for page in rest.history(SERIES, START)]
+    assert page.empty == [Span(START + 120, START + 180)]
+
+
 async def test_bad_rows_are_quarantined_and_counted_and_the_others_kept() -> None:
     exchange = Exchange()
     exchange.rows = [row(0), row(1, high="0.1"), row(2, time=(START + 120) * 1000 + 7), row(3), row(4, volume="nan")]
@@ -145,11 +169,11 @@ async def test_bad_rows_are_quarantined_and_counted_and_the_others_kept() -> Non
         assert rest.quarantined == 3
 
 
-async def test_pages_that_do_not_advance_end_the_reading() -> None:
+async def test_a_page_that_is_not_what_was_asked_for_ends_the_reading() -> None:
     exchange = Exchange()
     exchange.answer = lambda: web.json_response([row(minute - 2000) for minute in range(1000)])
     async with connected(exchange) as (rest, _):
-        with pytest.raises(UpstreamError, match="ends before it"):
+        with pytest.raises(UpstreamError, match="is not in order"):
             await history(rest)
 
 
@@ -183,9 +207,9 @@ async def test_a_candle_that_ends_a_full_page_while_it_is_open_is_not_passed_ove
     exchange.now_ms = (START + 999 * 60 + 30) * 1000
     async with connected(exchange) as (rest, _):
         pages = rest.history(SERIES, START)
-        assert await anext(pages) == [candle(minute) for minute in range(999)]
+        assert (await anext(pages)).candles == [candle(minute) for minute in range(999)]
         exchange.rows.append(row(1000))
-        assert [page async for page in pages] == [], "the next reading begins with it"
+        assert [page.candles async for page in pages] == [[candle(999)]]
 
 
 async def test_an_exchange_that_is_not_there_is_an_error_of_the_exchange() -> None:

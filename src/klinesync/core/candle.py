@@ -7,6 +7,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from klinesync.core.errors import BadCandle
+from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 
@@ -46,12 +47,14 @@ class Applied:
     """What a write changed: candles that are new, and candles that had other values before (`revised`), ascending.
 
     A candle that is new but lies behind the head that the series had is a late fill: it counts as revised too,
-    because whoever followed the series has passed it.
+    because whoever followed the series has passed it. `gaps`: what the gap ledger says of the holes before and between
+    the candles.
     """
 
     series: SeriesId
     candles: tuple[Candle, ...]
     revised: frozenset[int]
+    gaps: tuple[Gap, ...] = ()
 
 
 def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:

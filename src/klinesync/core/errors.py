@@ -58,6 +58,15 @@ class UnknownSeries(Rejected):
         super().__init__(f"series {series_id} is unknown: {reason}")
 
 
+class DerivedSeries(Rejected):
+    """A write to a series that is computed from another one."""
+
+    code = "derived_series"
+
+    def __init__(self, series: object, base: object) -> None:
+        super().__init__(f"series {series} is derived from {base}: write the {base} candles instead")
+
+
 class BadFlag(Rejected):
     """A configuration value that stops the start."""
 

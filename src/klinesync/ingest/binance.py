@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Mapping
 
 import aiohttp
 
-from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import PATHS, BinanceConnection
-from klinesync.runtime.sources import StreamCallbacks
+from klinesync.runtime.sources import HistoryPage, StreamCallbacks
 
 
 class BinanceSource:
@@ -29,7 +28,7 @@ class BinanceSource:
         """A new connection of that market."""
         return BinanceConnection(self._session, self._ws_urls[market] + PATHS[market], callbacks, rng=self._rng)
 
-    def history(self, series: SeriesId, start: int) -> AsyncGenerator[list[Candle], None]:
+    def history(self, series: SeriesId, start: int) -> AsyncGenerator[HistoryPage, None]:
         """Closed candles from `start` on, page by page. Raises `UpstreamError`."""
         return self._rest.history(series, start)
 

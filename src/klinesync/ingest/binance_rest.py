@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import aiohttp
@@ -17,8 +18,10 @@ import msgspec
 
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.errors import BadCandle, UpstreamError
+from klinesync.core.gaps import missing_spans
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.sources import HistoryPage
 
 Decoded = TypeVar("Decoded")
 log = logging.getLogger(__name__)
@@ -130,12 +133,13 @@ class BinanceRest:
                 self._symbols[series.market] = (self._monotonic(), symbols)
         return series.symbol in symbols
 
-    async def history(self, series: SeriesId, start: int) -> AsyncGenerator[list[Candle], None]:
+    async def history(self, series: SeriesId, start: int) -> AsyncGenerator[HistoryPage, None]:
         """Closed candles from the open time `start` to the newest that is proven final, a page at a time, ascending.
 
         Bad rows are quarantined: left out, counted and logged. Raises `UpstreamError`.
         """
         routes = self._routes[series.market]
+        floor = series.timeframe.floor
         while True:
             # The stamp is taken before the request: a row that is read after it, and ended before it, is final.
             proven_ms = await self.now_ms(series.market)
@@ -150,18 +154,22 @@ class BinanceRest:
                 },
             )
             rows = _decode(_rows, body, "klines")
-            candles = self._sound(series, rows)
-            still_open = bool(candles) and self._is_open(series, candles[-1], rows[-1], proven_ms)
-            if still_open:
-                del candles[-1]
-            if candles:
-                yield candles
-            if len(rows) < routes.page or still_open:
+            if not rows:
                 return
-            resume = series.timeframe.next(series.timeframe.floor(rows[-1][0] // 1000))
-            if resume <= start:
-                raise UpstreamError(f"{series}: a page of klines from {start} on ends before it, at {rows[-1][0]} ms")
-            start = resume
+            if rows[0][0] < start * 1000 or not _ascending(rows):
+                raise UpstreamError(f"{series}: a page of klines from {start} on is not in order")
+            candles = self._sound(series, rows)
+            last = rows[-1][0] // 1000
+            # A row that is no candle still says that there is something; one off the grid leaves its minute uncovered.
+            shown = [row[0] // 1000 for row in rows if row[0] % 1000 == 0 and floor(row[0] // 1000) == row[0] // 1000]
+            empty = missing_spans(series.timeframe, shown[0], shown[-1], shown) if shown else []
+            if candles and self._is_open(series, candles[-1], rows[-1], proven_ms):
+                del candles[-1]
+            if candles or empty:
+                yield HistoryPage(candles, empty)
+            if len(rows) < routes.page or floor(last) <= start:
+                return
+            start = floor(last)
 
     def _sound(self, series: SeriesId, rows: list[Row]) -> list[Candle]:
         """The rows that are candles; the others are quarantined."""
@@ -197,6 +205,10 @@ class BinanceRest:
             raise UpstreamError(f"{url} did not answer within {TIMEOUT_S:g} s") from error
         except aiohttp.ClientError as error:
             raise UpstreamError(f"{url} cannot be reached: {error!r}") from error
+
+
+def _ascending(rows: list[Row]) -> bool:
+    return all(one[0] < other[0] for one, other in pairwise(rows))
 
 
 def _decode(decoder: msgspec.json.Decoder[Decoded], body: bytes, name: str) -> Decoded:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from klinesync.core.candle import Candle
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump, Splice
+from klinesync.runtime.sources import HistoryPage
 
 # How often REST is asked for a hole that its answers neither fill nor show, before the hole is passed.
 MAX_HOLE_FETCHES = 5
@@ -21,7 +23,8 @@ MAX_RETRY_DELAY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Ask for history from the open time `start` on; None: as much as a first history takes. After `delay_s`."""
+    """Ask for history after `delay_s`: from the open time `start` on, which is stored, so that a hole behind it lies
+    within one answer; None: as much as a first history takes."""
 
     start: int | None
     delay_s: float = 0.0
@@ -29,10 +32,11 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Write these closed candles, ascending. `jumps` lie before or between them."""
+    """Write these closed candles, ascending. `jumps` lie before or between them; `empty` is empty on the exchange."""
 
     candles: tuple[Candle, ...]
     jumps: tuple[Jump, ...] = ()
+    empty: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +131,9 @@ class IngestFeed:
         self._shown_at_s = now_s
         return [Show(candle)]
 
-    def history(self, rows: Sequence[Candle]) -> list[Command]:
-        """A page of closed history, read from `Fetch.start` on, ascending."""
-        return self._persist(self._splice.history(rows))
+    def history(self, page: HistoryPage) -> list[Command]:
+        """A page of closed history, read from `Fetch.start` on."""
+        return self._persist(self._splice.history(page.candles), page.empty)
 
     def history_ended(self) -> list[Command]:
         """The last page is in: let live through, or ask again when history stops short of it."""
@@ -154,11 +158,10 @@ class IngestFeed:
         if self._fetching:
             return []
         self._fetching = True
-        last = self._splice.last
-        return [Fetch(None if last is None else self.timeframe.next(last), delay_s)]
+        return [Fetch(self._splice.last, delay_s)]
 
-    def _persist(self, through: Sequence[Candle | Jump]) -> list[Command]:
+    def _persist(self, through: Sequence[Candle | Jump], empty: Sequence[Span] = ()) -> list[Command]:
         candles = tuple(item for item in through if isinstance(item, Candle))
-        if not candles:
+        if not candles and not empty:
             return []
-        return [Persist(candles, tuple(item for item in through if isinstance(item, Jump)))]
+        return [Persist(candles, tuple(item for item in through if isinstance(item, Jump)), tuple(empty))]

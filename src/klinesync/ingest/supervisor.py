@@ -12,7 +12,7 @@ from klinesync.core.candle import Applied, Forming
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.feed import Command, Fetch, IngestFeed, Persist, Show, ShowLater
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.sources import Connection, KlineEvent, Source, StreamCallbacks
 
@@ -44,6 +44,7 @@ class IngestSupervisor:
         pipeline: IngestPipeline,
         head: Callable[[SeriesId], Awaitable[int | None]],
         show: Callable[[Forming], None],
+        base_of: Callable[[SeriesId], SeriesId],
         first_history_candles: int,
         forming_interval_s: float,
         rng: random.Random,
@@ -53,6 +54,7 @@ class IngestSupervisor:
         self._pipeline = pipeline
         self._head = head
         self._show = show
+        self._base_of = base_of
         self._first_history_candles = first_history_candles
         self._forming_interval_s = forming_interval_s
         self._rng = rng
@@ -62,7 +64,7 @@ class IngestSupervisor:
 
     def state(self, series: SeriesId) -> str:
         """Where the series' stream stands: off, subscribed, live or reconnecting."""
-        job = self._jobs.get(series)
+        job = self._jobs.get(self._base_of(series))
         return "off" if job is None else job.state
 
     async def run(self, series: Iterable[SeriesId]) -> None:
@@ -70,12 +72,14 @@ class IngestSupervisor:
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             self._group = group
-            for one in series:
+            bases = dict.fromkeys(map(self._base_of, series))
+            for one in bases:
                 await self.follow(one)
+            group.create_task(self._refresh(bases), name="refresh derived")
             await loop.create_future()  # the connections' tasks never end by themselves
 
     async def follow(self, series: SeriesId) -> None:
-        """Begin to follow `series`; its history is read once its stream is attached."""
+        """Begin to follow a base series; its history is read once its stream is attached."""
         if series in self._jobs:
             return
         head = await self._head(series)
@@ -83,6 +87,14 @@ class IngestSupervisor:
         feed = IngestFeed(series, head, forming_interval_s=self._forming_interval_s)
         self._jobs[series] = Job(feed, connection)
         connection.want(series)
+
+    async def _refresh(self, bases: Iterable[SeriesId]) -> None:
+        """Bring derived series up to their bases, where a target was added since the service ran last."""
+        for one in bases:
+            try:
+                await self._pipeline.refresh_series(one)
+            except StoreError as error:
+                log.warning("%s: its derived series cannot be brought up to date: %s", one, error)
 
     def _connection(self, market: str) -> Connection:
         """A connection of `market` with room for one more stream."""
@@ -132,7 +144,7 @@ class IngestSupervisor:
                     job.later = asyncio.get_running_loop().call_at(at_s, self._due, job)
                 case Persist():
                     self._log_jumps(feed, command)
-                    written = self._pipeline.submit_nowait(feed.series, command.candles)
+                    written = self._pipeline.submit_nowait(feed.series, command.candles, "stream")
                     written.add_done_callback(lambda done: self._settled(job, done))
                 case Fetch():
                     assert self._group is not None, "run is running"
@@ -177,7 +189,8 @@ class IngestSupervisor:
                 for command in feed.history(page):
                     if isinstance(command, Persist):
                         self._log_jumps(feed, command)
-                        await self._pipeline.submit(series, command.candles)
+                        empty = Empty(command.empty, "one REST answer has its neighbours and nothing between them")
+                        await self._pipeline.submit(series, command.candles, "rest", empty)
         except UpstreamError as error:
             log.warning("%s: history cannot be read: %s", series, error)
             self._carry_out(job, feed.history_failed(error.retry_after_s))

@@ -10,6 +10,7 @@ from types import TracebackType
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
@@ -30,6 +31,7 @@ class MarketRuntime:
         database: Database,
         resources: Sequence[AbstractAsyncContextManager[object]],
         pipeline: IngestPipeline,
+        forming: DerivedForming,
         hub: CandleHub,
         supervisor: IngestSupervisor,
         reader: CandleReader,
@@ -46,6 +48,7 @@ class MarketRuntime:
         self._database = database
         self._resources = tuple(resources)
         self._pipeline = pipeline
+        self._forming = forming
         self._supervisor = supervisor
         self._followed = tuple(followed)
         self._stack = AsyncExitStack()
@@ -60,6 +63,8 @@ class MarketRuntime:
             stack.push_async_callback(self._pipeline.drain)
             write = group.create_task(self._pipeline.run(), name="pipeline")
             stack.push_async_callback(_cancel, write)
+            form = group.create_task(self._forming.run(), name="derived forming")
+            stack.push_async_callback(_cancel, form)
             follow = group.create_task(self._supervisor.run(self._followed), name="supervisor")
             stack.push_async_callback(_cancel, follow)
             self._stack = stack.pop_all()

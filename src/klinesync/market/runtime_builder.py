@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 
 from klinesync import __version__
-from klinesync.core.errors import BadFlag
+from klinesync.core.errors import BadFlag, Rejected
+from klinesync.core.timeframe import Timeframe
 from klinesync.factor.engine import FactorEngine
 from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.runtime import MarketRuntime
+from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.overlay.engine import OverlayEngine
+from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path, whitelist
@@ -34,10 +39,11 @@ def build_market_runtime(
     database: Database | None = None,
     source: Source | None = None,
     rng: random.Random | None = None,
+    wall_s: Callable[[], float] = time.time,
 ) -> MarketRuntime:
     """The parts of the service, wired. Runs inside the event loop; nothing has started yet. Raises `BadFlag`.
 
-    The simulation brings its own database, source and jitter; else they are made as the flags say.
+    The simulation brings its own database, source, jitter and wall clock; else they are made as the flags say.
     """
     listed = whitelist(flags)
     for series in listed:
@@ -55,14 +61,17 @@ def build_market_runtime(
         source = _binance(flags, session, clocks, rng)
     database = database or SqliteDatabase(sqlite_path(flags))
     hub = CandleHub()
-    pipeline = IngestPipeline(database, FactorEngine(), OverlayEngine(), hub.publish)
+    derived = _derived_step(flags)
+    forming = DerivedForming(hub, database, derived)
+    pipeline = IngestPipeline(database, derived, FactorEngine(), OverlayEngine(), forming.publish, wall_s)
     reader = CandleReader(database, source.knows)
     supervisor = IngestSupervisor(
         source=source,
         clocks=clocks,
         pipeline=pipeline,
         head=reader.head,
-        show=hub.show,
+        show=forming.show,
+        base_of=derived.base_of,
         first_history_candles=flags.startup_kline_sync_target_candles,
         forming_interval_s=flags.market_forming_min_interval_ms / 1000,
         rng=rng,
@@ -71,14 +80,24 @@ def build_market_runtime(
         database=database,
         resources=resources,
         pipeline=pipeline,
+        forming=forming,
         hub=hub,
         supervisor=supervisor,
         reader=reader,
-        ingest=MarketIngestService(pipeline, {(EXCHANGE, market): clock for market, clock in clocks.items()}),
+        ingest=MarketIngestService(pipeline, {(EXCHANGE, market): clock for market, clock in clocks.items()}, wall_s),
         coordinator=WsSubscriptionCoordinator(hub, reader, supervisor.state),
         whitelist=listed,
         followed=listed if flags.enable_whitelist_ingest else (),
     )
+
+
+def _derived_step(flags: RuntimeFlags) -> DerivedStep:
+    base = Timeframe.parse(flags.derived_base_timeframe)
+    targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
+    try:
+        return DerivedStep(base, [Timeframe.parse(code) for code in targets])
+    except Rejected as error:
+        raise BadFlag("derived_timeframes", str(error)) from None
 
 
 def _binance(

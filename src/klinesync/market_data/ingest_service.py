@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from klinesync.core.candle import Applied, Candle, check_candle, check_not_future
 from klinesync.core.errors import BadCandle
@@ -16,9 +15,12 @@ class MarketIngestService:
     """Closed candles by the caller's word. Whether they lie in the future is judged by the exchange's time where it
     is known, else by the system clock."""
 
-    def __init__(self, pipeline: IngestPipeline, clocks: Mapping[tuple[str, str], ExchangeClock]) -> None:
+    def __init__(
+        self, pipeline: IngestPipeline, clocks: Mapping[tuple[str, str], ExchangeClock], wall_s: Callable[[], float]
+    ) -> None:
         self._pipeline = pipeline
         self._clocks = clocks
+        self._wall_s = wall_s
 
     async def ingest_candles_closed(self, series: SeriesId, candles: Sequence[Candle], monotonic_s: float) -> Applied:
         """Store candles of one series, all or nothing; returns after the commit.
@@ -33,9 +35,9 @@ class MarketIngestService:
             check_not_future(candle, series.timeframe, now)
             if seen.setdefault(candle.time, candle) != candle:
                 raise BadCandle(candle.time, "it is given twice, with different values")
-        return await self._pipeline.submit(series, candles)
+        return await self._pipeline.submit(series, candles, "http")
 
     def _now(self, series: SeriesId, monotonic_s: float) -> int:
         clock = self._clocks.get((series.exchange, series.market))
         estimate_ms = None if clock is None else clock.estimate_ms(monotonic_s)
-        return int(time.time()) if estimate_ms is None else estimate_ms // 1000
+        return int(self._wall_s()) if estimate_ms is None else estimate_ms // 1000

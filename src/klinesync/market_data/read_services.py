@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
+from klinesync.core.gaps import Gap, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
@@ -28,6 +29,7 @@ class CatchUp:
     rows: list[Candle]
     first: int | None
     newer: int
+    gaps: list[Gap]
     head: int | None
 
 
@@ -65,10 +67,11 @@ class CandleReader:
         def look(store: CandleStore) -> CatchUp:
             head = store.head(series)
             if since is None:
-                return CatchUp([], None, 0, head)
+                return CatchUp([], None, 0, [], head)
             rows = store.newest(series, CATCH_UP_MAX_CANDLES, after=since)
             newer = store.count_after(series, since, CATCH_UP_MAX_CANDLES + 1)
-            return CatchUp(rows, store.first(series), newer, head)
+            gaps = store.gaps(series, Span(rows[0].time, rows[-1].time)) if rows else []
+            return CatchUp(rows, store.first(series), newer, gaps, head)
 
         return await self._database.read(look)
 

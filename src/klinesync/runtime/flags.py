@@ -71,6 +71,11 @@ def parse_series_list(texts: tuple[str, ...]) -> tuple[SeriesId, ...]:
         raise ValueError(str(error)) from None
 
 
+def _timeframe(value: object) -> str:
+    (code,) = _timeframe_list((value,))
+    return code
+
+
 def _timeframe_list(value: object) -> tuple[str, ...]:
     try:
         return tuple(Timeframe.parse(text).code for text in split_list(value))
@@ -94,6 +99,7 @@ def _default_database_url() -> str:
 TextList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 SeriesList = Annotated[tuple[InstanceOf[SeriesId], ...], NoDecode, BeforeValidator(_series_list)]
 TimeframeList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_timeframe_list)]
+TimeframeCode = Annotated[str, BeforeValidator(_timeframe)]
 RestUrl = Annotated[str, _endpoint("http", "https")]
 WsUrl = Annotated[str, _endpoint("ws", "wss")]
 
@@ -150,7 +156,7 @@ class RuntimeFlags(BaseSettings):
     market_history_source: Literal["none", "freqtrade"] = Field("none", description="files to look in before REST")
     freqtrade_data_dir: Path | None = Field(None, description="where freqtrade keeps its data files")
     enable_derived_timeframes: bool = Field(True, description="compute derived timeframes")
-    derived_base_timeframe: str = Field("1m", description="the timeframe that derived ones are computed from")
+    derived_base_timeframe: TimeframeCode = Field("1m", description="the timeframe that derived ones are computed from")
     derived_timeframes: TimeframeList = Field(("5m", "15m", "1h", "4h", "1d"), description="the derived timeframes")
     derived_backfill_base_candles: int = Field(
         2000, ge=1, description="base candles of a derived series' first backfill"
@@ -319,9 +325,6 @@ _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
     "enable_ccxt_backfill_on_read": ("backfill on read", (False,)),
     "market_history_source": ("history from freqtrade's files", ()),
     "freqtrade_data_dir": ("history from freqtrade's files", ()),
-    "enable_derived_timeframes": ("derived timeframes", (False,)),
-    "derived_base_timeframe": ("derived timeframes", ()),
-    "derived_timeframes": ("derived timeframes", ((),)),
     "derived_backfill_base_candles": ("derived timeframes", ()),
     "binance_ws_batch_max": ("a series' share of a batch", ()),
     "binance_ws_flush_s": ("a bounded wait behind a busy writer", ()),

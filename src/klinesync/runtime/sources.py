@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from klinesync.core.candle import Candle
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 
 
@@ -27,6 +28,14 @@ class StreamCallbacks:
     attached: Callable[[SeriesId], None]
     event: Callable[[KlineEvent], None]
     lost: Callable[[Iterable[SeriesId]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """One answer of the exchange: closed candles, ascending, and the spans between its rows in which it has nothing."""
+
+    candles: list[Candle]
+    empty: list[Span]
 
 
 class Connection(Protocol):
@@ -57,8 +66,11 @@ class Source(Protocol):
         """A new connection of that market; it does nothing until it runs."""
         ...
 
-    def history(self, series: SeriesId, start: int) -> AsyncGenerator[list[Candle], None]:
-        """Closed candles from the open time `start` to the newest that is proven final, page by page, ascending."""
+    def history(self, series: SeriesId, start: int) -> AsyncGenerator[HistoryPage, None]:
+        """Closed candles from the open time `start` to the newest that is proven final, page by page, ascending.
+
+        Pages overlap by a row, so that every hole lies within one answer, which proves it.
+        """
         ...
 
     async def now_ms(self, market: str) -> int:

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from klinesync.core.candle import Applied, Candle
+from klinesync.core.gaps import Gap, GapChange, Span
 from klinesync.core.series_id import SeriesId
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where candles come from: what brought them (`stream`, `rest`, `http`, `derived` …), and when (UTC seconds).
+
+    `base` is the series that they were computed from, None for those that were ingested."""
+
+    source: str
+    at: int
+    base: SeriesId | None = None
+
+
+class Revision(NamedTuple):
+    """A closed candle as it was, before what `source` brought at `revised_at` (UTC seconds) took its place."""
+
+    was: Candle
+    revised_at: int
+    source: str
 
 
 class CandleStore(Protocol):
@@ -37,11 +59,45 @@ class CandleStore(Protocol):
         """How many candles follow `since`, counted up to `most`."""
         ...
 
-    def write(self, series: SeriesId, candles: Sequence[Candle]) -> Applied:
+    def between(self, series: SeriesId, start: int, end: int) -> list[Candle]:
+        """The candles that open in `[start, end)`, ascending."""
+        ...
+
+    def span(self, series: SeriesId) -> Span | None:
+        """From the first stored open time to the close of the head; None when nothing is stored."""
+        ...
+
+    def series(self) -> list[SeriesId]:
+        """Every series that ever was written to."""
+        ...
+
+    def derived_of(self, series: SeriesId) -> list[SeriesId]:
+        """The stored series that are derived from `series`."""
+        ...
+
+    def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
+        """The rows of the gap ledger that touch `window` (None: all), whole, ascending."""
+        ...
+
+    def revisions(self, series: SeriesId) -> list[Revision]:
+        """The revisions of the series' candles, in the order in which they happened."""
+        ...
+
+    def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
         """Store closed candles, in any order; of two with one time the later one in `candles` counts.
 
-        Writing what is stored already changes nothing and is not reported. Only within `Database.write`.
+        Writing what is stored already changes nothing and is not reported; a candle that had other values leaves a
+        revision. Only within `Database.write`.
         """
+        ...
+
+    def savepoint(self) -> AbstractContextManager[object]:
+        """What is written inside is undone when the block raises; the transaction goes on. Only within
+        `Database.write`."""
+        ...
+
+    def change_gaps(self, series: SeriesId, change: GapChange) -> None:
+        """Write a change of the gap ledger. Only within `Database.write`."""
         ...
 
 

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,9 @@ import apsw
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import StoreError
+from klinesync.core.gaps import Gap, GapChange, GapState, Span
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.database import CandleStore, R
+from klinesync.storage.database import CandleStore, Origin, R, Revision
 
 READER_THREADS = 2
 BUSY_TIMEOUT_MS = 5000
@@ -62,20 +64,67 @@ class SqliteCandleStore:
         assert isinstance(found, int)
         return found
 
-    def write(self, series: SeriesId, candles: Sequence[Candle]) -> Applied:
+    def between(self, series: SeriesId, start: int, end: int) -> list[Candle]:
+        number = self._number(series)
+        return [] if number is None else list(self._between(number, start, end))
+
+    def span(self, series: SeriesId) -> Span | None:
+        first, head = self.first(series), self.head(series)
+        if first is None or head is None:
+            return None
+        return Span(first, series.timeframe.next(head))
+
+    def series(self) -> list[SeriesId]:
+        found = self._connection.execute("SELECT series_id FROM series ORDER BY series_no")
+        return [SeriesId.parse(str(text)) for (text,) in found]
+
+    def derived_of(self, series: SeriesId) -> list[SeriesId]:
+        number = self._number(series)
+        found = self._connection.execute("SELECT series_id FROM series WHERE derived_from = ?", (number,))
+        return [SeriesId.parse(str(text)) for (text,) in found]
+
+    def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
+        number = self._number(series)
+        if number is None:
+            return []
+        start, end = window or (-1, MAX_TIME + 1)
+        found = self._connection.execute(
+            "SELECT start_time, end_time, state, proof, confirmed_at FROM gap"
+            " WHERE series_no = ? AND start_time <= ? AND end_time >= ? ORDER BY start_time",
+            (number, end, start),
+        )
+        return [_as_gap(row) for row in found]
+
+    def revisions(self, series: SeriesId) -> list[Revision]:
+        found = self._connection.execute(
+            "SELECT time, open, high, low, close, volume, revised_at, source FROM candle_revision"
+            " WHERE series_no = ? ORDER BY revision_no",
+            (self._number(series),),
+        )
+        return [_as_revision(row) for row in found]
+
+    def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
         ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
         if not ascending:
             return Applied(series, (), frozenset())
         number = self._number(series)
         if number is None:
-            self._connection.execute("INSERT INTO series (series_id) VALUES (?)", (str(series),))
-            number = self._numbers[series] = self._connection.last_insert_rowid()
+            number = self._add_series(series, origin)
         head = self.head(series)
         revised: frozenset[int] = frozenset()
         if head is not None and ascending[0].time <= head:
-            stored = dict.fromkeys(self._between(number, ascending[0].time, ascending[-1].time))
-            ascending = [candle for candle in ascending if candle not in stored]
+            stored = {row.time: row for row in self._between(number, ascending[0].time, ascending[-1].time + 1)}
+            ascending = [candle for candle in ascending if stored.get(candle.time) != candle]
             revised = frozenset(candle.time for candle in ascending if candle.time <= head)
+            self._connection.executemany(
+                "INSERT INTO candle_revision (series_no, time, open, high, low, close, volume, revised_at, source)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (number, *stored[candle.time], origin.at, origin.source)
+                    for candle in ascending
+                    if candle.time in stored
+                ],
+            )
         self._connection.executemany(
             "INSERT INTO candle VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " open = excluded.open, high = excluded.high, low = excluded.low,"
@@ -84,10 +133,31 @@ class SqliteCandleStore:
         )
         return Applied(series, tuple(ascending), revised)
 
-    def _between(self, number: int, first: int, last: int) -> Iterable[Candle]:
+    def savepoint(self) -> AbstractContextManager[object]:
+        return self._connection  # apsw makes a block of a connection a savepoint
+
+    def change_gaps(self, series: SeriesId, change: GapChange) -> None:
+        if not change:
+            return
+        number = self._number(series)
+        self._connection.executemany(
+            "DELETE FROM gap WHERE series_no = ? AND start_time = ?", [(number, gap.start) for gap in change.delete]
+        )
+        self._connection.executemany(
+            "INSERT INTO gap VALUES (?, ?, ?, ?, ?, ?)",
+            [(number, gap.start, gap.end, str(gap.state), gap.proof, gap.time) for gap in change.insert],
+        )
+
+    def _add_series(self, series: SeriesId, origin: Origin) -> int:
+        base = None if origin.base is None else self._number(origin.base)
+        self._connection.execute("INSERT INTO series (series_id, derived_from) VALUES (?, ?)", (str(series), base))
+        number = self._numbers[series] = self._connection.last_insert_rowid()
+        return number
+
+    def _between(self, number: int, start: int, end: int) -> Iterable[Candle]:
         found = self._connection.execute(
-            "SELECT time, open, high, low, close, volume FROM candle WHERE series_no = ? AND time BETWEEN ? AND ?",
-            (number, first, last),
+            "SELECT time, open, high, low, close, volume FROM candle WHERE series_no = ? AND time >= ? AND time < ?",
+            (number, start, end),
         )
         return map(_as_candle, found)
 
@@ -288,6 +358,14 @@ def _look(reader: apsw.Connection, numbers: dict[SeriesId, int], look: Callable[
 
 def _as_candle(row: Sequence[object]) -> Candle:
     return Candle._make(row)
+
+
+def _as_gap(row: Sequence[object]) -> Gap:
+    return Gap._make(row)._replace(state=GapState(str(row[2])))
+
+
+def _as_revision(row: Sequence[object]) -> Revision:
+    return Revision(_as_candle(row[:6]), *row[6:])  # type: ignore[arg-type]  # the table is STRICT
 
 
 def _migrate(connection: apsw.Connection, path: Path) -> None:

@@ -140,17 +140,21 @@ class CandleHub:
             if not watchers:
                 del self._watchers[series]
 
-    def publish(self, written: Applied) -> None:
+    def watched(self, series: SeriesId) -> bool:
+        """Whether anybody watches the series."""
+        return series in self._watchers
+
+    def publish(self, applied: Applied) -> None:
         """Closed candles, after their commit, in commit order."""
-        watchers = self._watchers.get(written.series)
+        watchers = self._watchers.get(applied.series)
         if not watchers:
             return
-        announcement = Announcement(written.series, written.candles, written.revised)
-        newest = written.candles[-1].time
+        announcement = Announcement(applied)
+        newest = applied.candles[-1].time
         for client, subscription in watchers.items():
             messages = subscription.announce(announcement)
             if messages:
-                client.outbox.drop_forming(written.series, newest)
+                client.outbox.drop_forming(applied.series, newest)
                 client.outbox.put(messages)
 
     def show(self, forming: Forming) -> None:

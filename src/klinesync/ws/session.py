@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.gaps import Gap, GapState, Span, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump, Splice
 from klinesync.ws import protocol
@@ -16,14 +17,15 @@ CATCH_UP_MAX_CANDLES = 2000
 class Announcement:
     """Closed candles of one series that were committed together; encoded when first needed, then shared by all."""
 
-    __slots__ = ("_batch", "_closed", "candles", "contiguous", "revised", "series")
+    __slots__ = ("_batch", "_closed", "candles", "contiguous", "gaps", "revised", "series")
 
-    def __init__(self, series: SeriesId, candles: Sequence[Candle], revised: frozenset[int]) -> None:
-        self.series = series
-        self.candles = candles
-        self.revised = revised
-        frame = series.timeframe
-        self.contiguous = not revised and all(
+    def __init__(self, applied: Applied) -> None:
+        self.series = applied.series
+        self.candles = candles = applied.candles
+        self.revised = applied.revised
+        self.gaps = applied.gaps
+        frame = self.series.timeframe
+        self.contiguous = not applied.revised and all(
             frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1)
         )
         self._closed: dict[int, str] = {}
@@ -52,7 +54,7 @@ class Subscription:
     which is marked as one.
     """
 
-    __slots__ = ("_revised", "_since", "_splice", "series", "supports_batch")
+    __slots__ = ("_held_gaps", "_revised", "_since", "_splice", "series", "supports_batch")
 
     def __init__(self, series: SeriesId, since: int | None, *, supports_batch: bool) -> None:
         self.series = series
@@ -61,18 +63,19 @@ class Subscription:
         self._splice: Splice[Candle] = Splice(series.timeframe, after=since)
         self._splice.hold()
         self._revised: dict[int, Candle] = {}
+        self._held_gaps: list[Gap] = []
 
     @property
     def since(self) -> int | None:
         """The newest closed open time that the client has, or said that it has."""
         return self._splice.after
 
-    def caught_up(self, rows: Sequence[Candle], first: int | None, newer: int) -> list[str]:
+    def caught_up(self, rows: Sequence[Candle], first: int | None, newer: int, gaps: Sequence[Gap] = ()) -> list[str]:
         """The catch-up and all that was held: what the client gets now, before anything live.
 
         `rows`: the newest stored candles after `since`, ascending, at most `CATCH_UP_MAX_CANDLES`; `newer`: how many
-        are stored after `since` in all; `first`: the oldest stored open time. All of one state of the store. Without
-        `since` there are no rows.
+        are stored after `since` in all; `first`: the oldest stored open time; `gaps`: what the ledger says of the holes
+        among the rows. All of one state of the store. Without `since` there are no rows.
         """
         frame, since = self.series.timeframe, self._since
         messages: list[str] = []
@@ -85,7 +88,7 @@ class Subscription:
                 last = frame.shift(rows[0].time, -1)
             self._splice.last = last
         through = self._splice.release(rows)
-        messages += self._messages(through)
+        messages += self._messages(through, (*gaps, *self._held_gaps))
         # Revisions that were published while the store was read: sent unless the catch-up had them already. A client
         # without since has nothing yet that they could revise.
         shown = {item.time: item for item in through if isinstance(item, Candle)}
@@ -114,6 +117,8 @@ class Subscription:
             if self.supports_batch and len(candles) > 1:
                 return [announcement.batch()]
             return [announcement.closed(candle) for candle in candles]
+        if splice.holding:
+            self._held_gaps += announcement.gaps
         through: list[Candle | Jump] = []
         revisions: list[str] = []
         for candle in candles:
@@ -125,18 +130,28 @@ class Subscription:
             elif splice.after is not None:
                 # After what was sent it cannot lie: a revision lies behind the head, and the head was sent.
                 revisions.append(announcement.closed(candle))
-        return revisions + self._messages(through)
+        return revisions + self._messages(through, announcement.gaps)
 
     def wants_forming(self, candle: Candle) -> bool:
         """Whether a forming candle is newer than all that is closed."""
         return self._splice.after is None or candle.time > self._splice.after
 
-    def _messages(self, through: Sequence[Candle | Jump]) -> list[str]:
+    def _messages(self, through: Sequence[Candle | Jump], gaps: Sequence[Gap]) -> list[str]:
         candles = [item for item in through if isinstance(item, Candle)]
         if self.supports_batch and len(candles) > 1:
-            gaps = [protocol.gap(self.series, item) for item in through if isinstance(item, Jump)]
-            return [*gaps, protocol.candles_batch(self.series, candles)]
+            jumps = [self._gap(item, gaps) for item in through if isinstance(item, Jump)]
+            return [*jumps, protocol.candles_batch(self.series, candles)]
         return [
-            protocol.candle_closed(self.series, item) if isinstance(item, Candle) else protocol.gap(self.series, item)
+            protocol.candle_closed(self.series, item) if isinstance(item, Candle) else self._gap(item, gaps)
             for item in through
         ]
+
+    def _gap(self, jump: Jump, gaps: Sequence[Gap]) -> str:
+        """A jump, with what is known of it: confirmed empty only when all of it is."""
+        hole = [Span(jump.expected, jump.actual)]
+        states = [
+            state
+            for state in (GapState.CONFIRMED_EMPTY, GapState.HEALING)
+            if not without(hole, sorted({gap.span for gap in gaps if gap.state in (state, GapState.CONFIRMED_EMPTY)}))
+        ]
+        return protocol.gap(self.series, jump, state=states[0] if states else GapState.UNKNOWN)

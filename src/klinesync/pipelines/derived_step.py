@@ -1,0 +1,176 @@
+"""DerivedStep: the derived candles of a batch, inside its transaction, from what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from klinesync.core import gaps
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.derived import complete, fold, parent_of, touched
+from klinesync.core.gaps import GapState, Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.storage.database import CandleStore, Origin
+
+SOURCE = "derived"
+
+
+class DerivedStep:
+    """Computes derived series. `base`: the timeframe that they are computed from; `targets`: those that are kept.
+
+    A derived candle is a function of the stored base candles and the confirmed gaps of its bucket, however they came.
+    Stored derived series that are no target any more go on being corrected, so that nothing stale is ever read.
+    """
+
+    def __init__(self, base: Timeframe, targets: Sequence[Timeframe]) -> None:
+        """Raises `Rejected` when a target cannot be computed from `base`."""
+        for target in targets:
+            parent_of(target, base)
+        self.base = base
+        self.targets = tuple(sorted(targets, key=lambda target: target.seconds))
+
+    def derives(self, series: SeriesId) -> bool:
+        """Whether the series is one of those that are computed here."""
+        return series.timeframe in self.targets
+
+    def base_of(self, series: SeriesId) -> SeriesId:
+        """The series to ingest for `series`: its base when it is derived, itself otherwise."""
+        return series.with_timeframe(self.base) if self.derives(series) else series
+
+    def advance(
+        self, store: CandleStore, series: SeriesId, applied: Applied, emptied: Sequence[Span], at: int
+    ) -> list[Applied]:
+        """What follows from the changed candles of base `series`, and from its `emptied` spans, which were confirmed
+        empty; shorter targets first. `at`: the time of the batch, UTC seconds.
+        """
+        if series.timeframe != self.base or not (applied.candles or emptied):
+            return []
+        stored = store.span(series)
+        if stored is None:
+            return []
+        behind = [candle.time for candle in applied.candles if candle.time in applied.revised]
+        targets = self.targets
+        if behind or emptied:
+            kept = {one.timeframe for one in store.derived_of(series)}
+            targets = tuple(sorted(kept.union(targets), key=lambda target: target.seconds))
+        changes: list[Applied] = []
+        for target in targets:
+            times = [candle.time for candle in applied.candles] if target in self.targets else behind
+            opens = set(touched(target, times))
+            for span in emptied:
+                opens.update(_opens(target, span))
+            # A bucket that the stored candles do not span is incomplete.
+            whole = sorted(open_ for open_ in opens if stored.start <= open_ and target.next(open_) <= stored.end)
+            for run in gaps.runs(target, whole):
+                changes += self._write(store, series, target, run, at)
+        return changes
+
+    def refresh(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> list[Applied]:
+        """The buckets of `target` in `window` (on its grid), computed anew from base `series`."""
+        stored = store.span(series)
+        if stored is None:
+            return []
+        start = target.floor(stored.start)
+        window = Span(
+            max(window.start, start if start == stored.start else target.next(start)),
+            min(window.end, target.floor(stored.end)),
+        )
+        return self._write(store, series, target, window, at) if window.start < window.end else []
+
+    def lacking(self, store: CandleStore, series: SeriesId, target: Timeframe) -> list[Span]:
+        """Spans of complete buckets of `target` that are not stored: it was no target for a while, or never."""
+        stored = store.span(series)
+        if stored is None:
+            return []
+        start = target.floor(stored.start)
+        whole = Span(start if start == stored.start else target.next(start), target.floor(stored.end))
+        if whole.start >= whole.end:
+            return []
+        derived = series.with_timeframe(target)
+        span = store.span(derived)
+        outside = gaps.without([whole], [] if span is None else [span])
+        inside = [gap.span for gap in store.gaps(derived) if gap.state is not GapState.CONFIRMED_EMPTY]
+        return sorted(outside + inside)
+
+    def expected(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span) -> list[Candle]:
+        """The complete candles of `target` in `window`, from base candles alone; for `verify`."""
+        rows = self._fold(store.between(series, *window), target)
+        return complete(target, rows, gaps.unproven(store.gaps(series, window), store.span(series), window))
+
+    def _write(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> list[Applied]:
+        unproven = gaps.unproven(store.gaps(series, window), store.span(series), window)
+        parts = self.closed(store, series, parent_of(target, self.base), window)
+        candles = complete(target, fold(target, parts), unproven)
+        derived = series.with_timeframe(target)
+        before = store.span(derived)
+        applied = write_closed(store, derived, candles, Origin(SOURCE, at, series))
+        start = window.start if before is None else min(window.start, before.end)
+        self._settle_gaps(store, series, target, Span(start, window.end), at)
+        return [applied] if applied.candles else []
+
+    def closed(self, store: CandleStore, series: SeriesId, timeframe: Timeframe, window: Span) -> list[Candle]:
+        """Candles of the base or of a link of the chain in `window`; folded from `series` where not all are stored.
+
+        A stored link stands for the fold of its own parts as long as it is whole: one that was switched on later, or
+        that has holes, is folded from the base instead. The bits are the same.
+        """
+        if timeframe == self.base:
+            return store.between(series, *window)
+        if timeframe in self.targets:
+            stored = store.between(series.with_timeframe(timeframe), *window)
+            if len(stored) == timeframe.count(*window):
+                return stored
+        return self._fold(store.between(series, *window), timeframe)
+
+    def _fold(self, base: Sequence[Candle], target: Timeframe) -> list[Candle]:
+        parent = parent_of(target, self.base)
+        return fold(target, base if parent == self.base else self._fold(base, parent))
+
+    def _settle_gaps(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> None:
+        """A bucket that lies in the base's confirmed gaps is a confirmed gap of the derived series too."""
+        confirmed = [gap.span for gap in store.gaps(series, window) if gap.state is GapState.CONFIRMED_EMPTY]
+        buckets = [
+            Span(start, target.floor(span.end))
+            for span in _joined(confirmed)
+            for start in (target.shift(target.floor(span.start - 1), 1),)
+            if start < target.floor(span.end)
+        ]
+        if buckets:
+            derived = series.with_timeframe(target)
+            ledger = store.gaps(derived, Span(buckets[0].start, buckets[-1].end))
+            store.change_gaps(derived, gaps.confirm_empty(ledger, buckets, "its base is confirmed empty", at))
+
+
+def write_closed(store: CandleStore, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
+    """Write closed candles, and bring the gap ledger up to date with them."""
+    stored = store.span(series)
+    applied = store.write(series, candles, origin)
+    times = [candle.time for candle in applied.candles]
+    if not times or (stored is not None and times[0] == stored.end and _contiguous(series.timeframe, times)):
+        return applied
+    window = gaps.reach(series.timeframe, stored, times)
+    store.change_gaps(series, gaps.arrived(store.gaps(series, window), series.timeframe, stored, times))
+    return applied
+
+
+def _contiguous(timeframe: Timeframe, times: Sequence[int]) -> bool:
+    return len(times) == 1 or timeframe.count(times[0], times[-1]) == len(times) - 1
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Ascending spans that may overlap, as ascending disjoint ones."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined and span.start <= joined[-1].end:
+            joined[-1] = Span(joined[-1].start, max(joined[-1].end, span.end))
+        else:
+            joined.append(span)
+    return joined
+
+
+def _opens(target: Timeframe, span: Span) -> Iterable[int]:
+    """The buckets of `target` that `span` touches."""
+    open_ = target.floor(span.start)
+    while open_ < span.end:
+        yield open_
+        open_ = target.next(open_)

@@ -1,0 +1,195 @@
+"""The write path's derived candles and gap ledger against an oracle: whatever the order, batches, repairs, corrections
+and flags, what is stored is a function of the final base candles and confirmed gaps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.core.candle import Candle
+from klinesync.core.derived import derive, touched
+from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.factor.engine import FactorEngine
+from klinesync.overlay.engine import OverlayEngine
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline, Submission
+from klinesync.storage.database import CandleStore
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+
+SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
+MINUTE = SERIES.timeframe
+TARGETS = [Timeframe.parse(code) for code in ("3m", "5m", "15m", "30m", "1h", "2h")]
+START = 1_700_006_400  # a whole hour, and a whole two hours
+
+
+def candle(minute: int, version: int) -> Candle:
+    base = 1.0 + (minute * 7919 % 101) / 10 + version
+    return Candle(START + minute * 60, base, base + 0.3, base - 0.7, base + 0.1, 0.1 * (minute % 13) + version)
+
+
+Step = tuple[str, list[tuple[int, int]], list[Timeframe]]
+MINUTES = st.integers(0, 260)
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["run", "run", "scatter", "empty", "restart", "switch"]),
+        st.lists(st.tuples(MINUTES, st.integers(1, 40)), min_size=1, max_size=3),
+        st.lists(st.sampled_from(TARGETS), unique=True),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+class World:
+    """A pipeline over a store, fed without its queue; targets may change at a restart."""
+
+    def __init__(self, database: InThreadSqliteDatabase) -> None:
+        self.database = database
+        self.version = 0
+        self.base: dict[int, Candle] = {}
+        self.confirmed: set[int] = set()
+        self.use(TARGETS)
+
+    def use(self, targets: list[Timeframe]) -> None:
+        self.targets = targets
+        self.step = DerivedStep(MINUTE, targets)
+        self.pipeline = IngestPipeline(
+            self.database, self.step, FactorEngine(), OverlayEngine(), lambda _: None, lambda: 1_800_000_000.0
+        )
+
+    async def submit(self, candles: list[Candle], empty: Empty | None = None) -> None:
+        # `written` is nobody's here: apply never touches it.
+        submission = Submission(SERIES, candles, "test", empty, None)  # type: ignore[arg-type]
+        await self.database.write(lambda store: self.pipeline.apply(store, [submission]))
+
+    async def take(self, kind: str, spans: list[tuple[int, int]]) -> None:
+        self.version += 1
+        if kind == "empty":
+            await self.confirm([Span(START + at * 60, START + (at + count) * 60) for at, count in spans])
+            return
+        if kind == "run":
+            minutes = {minute for at, count in spans for minute in range(at, at + count)}
+        else:
+            minutes = {at for at, _ in spans}
+        rows = [candle(minute, self.version if minute % 5 == 0 else 0) for minute in sorted(minutes)]
+        await self.submit(rows)
+        self.base.update((row.time, row) for row in rows)
+        self.confirmed -= {row.time for row in rows}
+
+    async def confirm(self, spans: list[Span]) -> None:
+        """Only what is a hole can be confirmed."""
+        if not self.base:
+            return
+        await self.submit([], Empty(spans[:1], "a test says so"))
+        for span in spans[:1]:
+            for time in range(span.start, span.end, 60):
+                if min(self.base) < time < max(self.base) and time not in self.base:
+                    self.confirmed.add(time)
+
+    def expected(self, target: Timeframe) -> list[Candle]:
+        """The oracle: each bucket by itself, from the model's candles."""
+        found = []
+        for open_ in touched(target, self.base):
+            bucket = [self.base[time] for time in sorted(self.base) if open_ <= time < target.next(open_)]
+            empty = [Span(time, time + 60) for time in sorted(self.confirmed)]
+            derived = derive(target, MINUTE, open_, bucket, empty).candle
+            if derived is not None:
+                found.append(derived)
+        return found
+
+    def missing(self) -> list[int]:
+        return (
+            []
+            if not self.base
+            else [time for time in range(min(self.base), max(self.base), 60) if time not in self.base]
+        )
+
+
+async def no_pause() -> None:
+    pass
+
+
+@given(STEPS)
+async def test_what_is_stored_is_a_function_of_the_final_base_candles(steps: list[Step]) -> None:
+    with TemporaryDirectory() as folder:
+        async with InThreadSqliteDatabase(Path(folder) / "store.sqlite", pause=no_pause) as database:
+            world = World(database)
+            for kind, spans, targets in steps:
+                if kind in ("restart", "switch"):
+                    world.use(targets)
+                    if kind == "restart":  # else live candles are faster than the refresh
+                        await world.pipeline.refresh_series(SERIES)
+                else:
+                    await world.take(kind, spans)
+            await world.pipeline.refresh_series(SERIES)
+
+            def look(store: CandleStore) -> None:
+                for target in world.targets:
+                    stored = store.newest(SERIES.with_timeframe(target), 10_000)
+                    assert stored == world.expected(target), target
+                # Those that are no target any more may lack candles, and are never wrong.
+                for derived in store.derived_of(SERIES):
+                    stale = set(store.newest(derived, 10_000)) - set(world.expected(derived.timeframe))
+                    assert not stale, derived
+                check_ledger(store, world)
+
+            await database.read(look)
+
+
+def check_ledger(store: CandleStore, world: World) -> None:
+    """Every missing minute is in the ledger, in its state, and nothing else is."""
+    ledger: dict[int, GapState] = {}
+    for gap in store.gaps(SERIES):
+        assert (gap.proof is not None) == (gap.state is GapState.CONFIRMED_EMPTY)
+        ledger.update(dict.fromkeys(range(gap.start, gap.end, 60), gap.state))
+    assert ledger == {
+        time: GapState.CONFIRMED_EMPTY if time in world.confirmed else GapState.UNKNOWN for time in world.missing()
+    }
+
+
+async def test_wholly_empty_buckets_are_confirmed_gaps_of_the_derived_series(tmp_path: Path) -> None:
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        world = World(database)
+        await world.submit([candle(minute, 0) for minute in range(12)])
+        hole = Span(START + 12 * 60, START + 33 * 60)
+        await world.submit([candle(minute, 0) for minute in range(33, 60)])
+        await world.submit([], Empty([hole], "a test says so"))
+
+        def look(store: CandleStore) -> None:
+            five = SERIES.with_timeframe(Timeframe.parse("5m"))
+            times = [(one.time - START) // 60 for one in store.newest(five, 100)]
+            assert times == [0, 5, 10, 30, 35, 40, 45, 50, 55]
+            (gap,) = store.gaps(five)
+            assert gap == Gap(
+                START + 15 * 60,
+                START + 30 * 60,
+                GapState.CONFIRMED_EMPTY,
+                "its base is confirmed empty",
+                1_800_000_000,
+            )
+
+        await database.read(look)
+
+
+async def test_a_correction_leaves_a_revision_in_the_base_and_in_what_is_derived(tmp_path: Path) -> None:
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        world = World(database)
+        await world.submit([candle(minute, 0) for minute in range(60)])
+        await world.submit([candle(7, 3)])
+        await world.submit([candle(7, 3)])
+
+        def look(store: CandleStore) -> None:
+            (revision,) = store.revisions(SERIES)
+            assert revision.was == candle(7, 0)
+            assert (revision.revised_at, revision.source) == (1_800_000_000, "test")
+            for target in TARGETS[:-1]:
+                (revision,) = store.revisions(SERIES.with_timeframe(target))
+                assert revision.source == "derived"
+                assert revision.was.time == target.floor(START + 7 * 60)
+
+        await database.read(look)
