@@ -177,6 +177,7 @@ class SimulatedClient:
         self._resume: dict[SeriesId, int] = {}
         self._wanted: dict[SeriesId, tuple[int | None, bool]] = {}
         self._subscriptions = 0
+        self._nap: asyncio.Future[None] | None = None
         self._unanswered: dict[SeriesId, deque[int]] = {}
         for one in series:
             if not habits.flapping or rng.random() < 0.5:
@@ -205,7 +206,7 @@ class SimulatedClient:
             while (message := await link.take()) is not None:
                 self._see(message)
                 if self.habits.slow and self._rng.random() < 0.1:
-                    await asyncio.sleep(self._rng.expovariate(1.0) * 4 * self._pace_s)
+                    await self._sleep(self._rng.expovariate(1.0) * 4 * self._pace_s)
             self._link = None
             self.views.clear()
             self._note(f"{self.name} disconnected {link.code}")
@@ -214,9 +215,15 @@ class SimulatedClient:
                 link.leave()
             await asyncio.sleep(self._rng.uniform(0.0, 1.0))
 
+    async def _sleep(self, duration_s: float) -> None:
+        self._nap = self._loop.create_future()
+        self._loop.call_later(duration_s, _wake, self._nap, context=self._loop.outside)
+        await self._nap
+
     def settle(self) -> None:
         """No more habits: follow everything that is wanted, at once and as fast as it comes."""
         self.habits = Habits()
+        _wake(self._nap)
         for series in self._series:
             if series not in self._wanted:
                 self._wanted[series] = (0, False)

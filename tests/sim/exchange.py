@@ -70,13 +70,17 @@ class SimulatedExchange:
         self.clock = ExchangeClock(begin_ms, loop.time(), scenario.speed)
         self.listings = {series: self._make(series) for series in scenario.series}
         self.sinks: dict[str, list[Sink]] = {"spot": [], "futures": []}
-        self.revised: list[tuple[SeriesId, int]] = []
+        # Revisions that the service must have, whatever it missed before.
+        self.must_be_revised: set[tuple[SeriesId, int]] = set()
+        self.calm_revisions = False
 
     def begin(self) -> None:
         """Push from now on."""
         minute = self.start_s
         for listing in self.listings.values():
             self._at(minute * 1000, self._minute, listing, minute)
+        if self.scenario.faults.revise:
+            self._at((self.end_s - 2 * MINUTE_S) * 1000, self._revise_in_the_calm)
 
     def now_ms(self) -> int:
         return self.clock.now_ms(self._loop.time())
@@ -166,13 +170,23 @@ class SimulatedExchange:
         return minute < self.storm_end_s
 
     def _revise(self, listing: Listing, minute: int) -> None:
-        if self.now_ms() >= self.storm_end_s * 1000:
+        if not self._stormy(self.now_ms() // 1000):
             return
+        self._revise_now(listing, minute)
+
+    def _revise_in_the_calm(self) -> None:
+        """Revisions that nothing keeps from being heard."""
+        self.calm_revisions = True
+        for listing in self.listings.values():
+            self._revise_now(listing, self._rng.choice(listing.times[-30:-3]))
+
+    def _revise_now(self, listing: Listing, minute: int) -> None:
         old = listing.final[minute]
         new = old._replace(volume=round(old.volume + self._rng.randint(1, 999) / 1000, 3))
         listing.final[minute] = new
         listing.versions.setdefault(minute, [old]).append(new)
-        self.revised.append((listing.series, minute))
+        if self.calm_revisions:
+            self.must_be_revised.add((listing.series, minute))
         self._push_closed(listing, new)
 
     def _push_forming(self, listing: Listing, minute: int, share: float) -> None:
@@ -196,8 +210,18 @@ class SimulatedExchange:
             sink(stream, text, closed)
 
     def _at(self, time_ms: float, callback: Callable[..., None], *args: object) -> None:
-        at_s = self.mono_s(time_ms / 1000)
-        self._loop.call_at(max(at_s, self._loop.time()), callback, *args, context=self._loop.outside)
+        at_s = max(self.mono_s(time_ms / 1000), self._loop.time())
+        self._loop.call_at(at_s, self._due, time_ms, callback, args, context=self._loop.outside)
+
+    def _due(self, time_ms: float, callback: Callable[..., None], args: tuple[object, ...]) -> None:
+        if self.now_ms() < int(time_ms):
+            self._at(time_ms, callback, *args)  # the clock has been slowed down meanwhile
+        else:
+            callback(*args)
+
+    def slow_down(self, speed: float) -> None:
+        """At most that speed from now on."""
+        self.clock.set_speed(min(speed, self.clock.speed), self._loop.time())
 
     # The truth.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
@@ -30,8 +30,9 @@ UNNOTICED_CUT = 0.2
 class Network:
     """What goes wrong on the way. `faults` change when the storm is over."""
 
-    def __init__(self, exchange: SimulatedExchange, loop: VirtualLoop) -> None:
+    def __init__(self, exchange: SimulatedExchange, loop: VirtualLoop, note: Callable[[str], None]) -> None:
         self.exchange = exchange
+        self.note = note
         self.loop = loop
         self.faults = exchange.scenario.faults
         self.rng = Random(f"network {exchange.scenario.seed}")
@@ -230,6 +231,10 @@ class Request:
             lagging = rng.random() < faults.rest_lag
             name = self._url.path.rpartition("/")[2]
             self._body = self._network.exchange.rest(market, name, self._params, lag_s if lagging else 0.0)
+        if self._params:
+            rows = self._body.count(b"[") - 1
+            asked = f"{self._params['symbol']} from {int(self._params['startTime']) // 1000}"
+            self._network.note(f"GET {market} {asked}: {self.status}, {rows} rows")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

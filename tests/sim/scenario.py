@@ -4,12 +4,18 @@ what a rare pair of them does shows best when the others are silent."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import ceil
 from random import Random
 
 from klinesync.core.series_id import SeriesId
 
 # With a multiple of a day as the epoch, minutes count from midnight.
 EPOCH_S = 1_700_006_400
+
+# The exchange goes on for at least so long after the last fault, at that speed or its own lower one: longer than
+# the longest wait of the service, a connection that is dead unnoticed and then backs off.
+SETTLING_S = 90.0
+SETTLING_SPEED = 10.0
 
 _SYMBOLS = (
     ("spot", "BTC/USDT"),
@@ -120,12 +126,13 @@ def draw_scenario(seed: int) -> Scenario:
         restarts=rng.choice((0, 0, 0, 1)),
     )
     catch_up_max_candles = rng.choice((10, 50, 2000))
+    speed = rng.choice((1.0, 1.0, 7.0, 60.0, 300.0))
     return Scenario(
         seed=seed,
-        speed=rng.choice((1.0, 1.0, 7.0, 60.0, 300.0)),
+        speed=speed,
         skew_s=rng.choice((0, 0, -3600, 37, 86_400 * 300)),
         storm_minutes=rng.randint(40, 110),
-        settle_minutes=6,
+        settle_minutes=max(6, ceil(SETTLING_S * min(speed, SETTLING_SPEED) / 60)),
         history_minutes=rng.choice((5, 30, 200)),
         series=tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols),
         first_history_candles=rng.choice((1, 5, 60, 150)),

@@ -117,8 +117,7 @@ class Service:
         clocks.update((market, clock) for (_, market), clock in runtime.ingest._clocks.items())
         async with runtime:
             self.runtime = runtime
-            # TODO(findings 1): a read that fails while the service begins to follow ends it.
-            self._loop.call_later(1.0, setattr, store, "reads_fail", True)
+            store.reads_fail = True
             await self._stop
             await runtime.hub.end(SOCKETS_END_S)
         self.runtime = None
@@ -141,10 +140,9 @@ class Service:
         urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
         return BinanceSource(session, rest, urls, rng)  # type: ignore[arg-type]  # what is used of it
 
-    def accept(self, websocket: object, name: str) -> None:
+    def accept(self, websocket: WebSocket, name: str) -> asyncio.Task[None]:
         """Serve a client's connection, as the web server would."""
-        assert isinstance(websocket, WebSocket)
-        self._loop.start(self.process, market_socket(websocket), name)
+        return self._loop.start(self.process, market_socket(websocket), name)
 
     def do(self, work: Coroutine[object, object, R], name: str) -> asyncio.Task[R]:
         """What an HTTP request makes the service do."""

@@ -29,7 +29,7 @@ from sim.checkers import Witness
 from sim.clients import Habits, Link, SimulatedClient, candle_of
 from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.network import Network
-from sim.scenario import Scenario, draw_scenario
+from sim.scenario import SETTLING_SPEED, Scenario, draw_scenario
 from sim.service import Disk, Service
 from sim.virtual_loop import PROCESS, Deadlock, Runaway, VirtualLoop
 
@@ -68,7 +68,7 @@ class World:
         self.path = path
         self.loop = VirtualLoop()
         self.exchange = SimulatedExchange(scenario, self.loop)
-        self.network = Network(self.exchange, self.loop)
+        self.network = Network(self.exchange, self.loop, self.note)
         self.disk = Disk(scenario, self.loop)
         self.wrong: list[str] = []
         self._rng = Random(f"world {scenario.seed}")
@@ -160,6 +160,7 @@ class World:
                 self._check_stored()
         self._calm()
         await self._until(self.exchange.mono_s(self.exchange.end_s))
+        self.exchange.slow_down(1.0)
         await self._settle()
         await self._stop_in_order()
 
@@ -169,6 +170,7 @@ class World:
     def _calm(self) -> None:
         """The faults stop."""
         self.note("calm")
+        self.exchange.slow_down(SETTLING_SPEED)
         self.network.calm()
         self.disk.calm()
         self._crashes_left = self._restarts_left = 0
@@ -305,8 +307,15 @@ class World:
         link = Link(self.loop, self._sent)
         self._links.append(link)
         self.note(f"{client.name} connected")
-        service.accept(link.websocket(service.runtime), f"socket of {client.name}")
+        socket = service.accept(link.websocket(service.runtime), f"socket of {client.name}")
+        socket.add_done_callback(lambda done: self._socket_ended(link, done), context=self.loop.outside)
         return link
+
+    def _socket_ended(self, link: Link, socket: asyncio.Task[None]) -> None:
+        """The web server cuts the connection when the route has returned."""
+        if not socket.cancelled() and socket.exception() is not None:
+            self.violate(f"a client's connection broke: {socket.exception()!r}")
+        link.lose()
 
     def _sent(self, message: dict[str, Any]) -> None:
         """The service sends a message to a client: what it shows as closed is final, and on the disk."""
@@ -348,12 +357,15 @@ class World:
             series = rng.choice(self.scenario.series)
             now = exchange.now_ms() // 1000
             listing = exchange.listings[series]
-            head = self._witness.head(series) if self._has_store() and self._witness else None
-            # Not ahead of the head: a hole in front of what is posted would be the poster's.
-            past = [time for time in listing.times if head is not None and time <= head and time + MINUTE_S <= now]
-            if past:
-                first = rng.randrange(len(past))
-                candles = [listing.final[time] for time in past[first : first + rng.randint(1, 5)]]
+            stored = self._witness.first(series) if self._has_store() and self._witness else None
+            head = self._witness.head(series) if stored is not None and self._witness else None
+            if stored is None or head is None or head >= now:
+                continue
+            # Between what is stored, or directly before it: any other hole would be the poster's.
+            times = [time for time in listing.times if time <= head]
+            past = times[rng.randint(max(0, times.index(stored) - 5), len(times) - 1) :][: rng.randint(1, 8)]
+            if past[-1] >= stored or listing.times.index(stored) == listing.times.index(past[-1]) + 1:
+                candles = [listing.final[time] for time in past]
                 rng.shuffle(candles)
                 service.do(self._post(service, series, candles), "post")
 
