@@ -53,17 +53,17 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.run: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 .venv/.dev: .venv/.run
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 .venv-clients/.installed: tests/clients/requirements.txt tests/clients/constraints.txt
 	rm -rf .venv-clients
 	$(PYTHON) -m venv .venv-clients
-	$(CLIENTS_BIN)/pip install --quiet --no-compile --disable-pip-version-check \
+	$(CLIENTS_BIN)/pip install --quiet --disable-pip-version-check \
 		-r tests/clients/requirements.txt -c tests/clients/constraints.txt
 	@touch $@
 

@@ -64,7 +64,7 @@ class World:
 
     async def submit(self, candles: list[Candle], empty: Empty | None = None) -> None:
         # `written` is nobody's here: apply never touches it.
-        submission = Submission(SERIES, candles, "test", empty, None)  # type: ignore[arg-type]
+        submission = Submission(SERIES, candles, "test", empty, live=False, written=None)  # type: ignore[arg-type]
         await self.database.write(lambda store: self.pipeline.apply(store, [submission]))
 
     async def take(self, kind: str, spans: list[tuple[int, int]]) -> None:

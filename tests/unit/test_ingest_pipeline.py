@@ -1,20 +1,22 @@
 """IngestPipeline: group commit, publish after commit in commit order, nothing published that was not stored."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import apsw
 import pytest
 
 from klinesync.core.candle import Applied, Candle, Closed
-from klinesync.core.errors import BadCandle, StoreError
+from klinesync.core.errors import BadCandle, DerivedSeries, StoreError
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.factor.engine import FactorEngine
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines import ingest_pipeline
 from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
 from klinesync.storage.database import CandleStore, Database
 from klinesync.storage.sqlite import SqliteDatabase
 
@@ -30,13 +32,13 @@ class Published:
     """What was published, and what the store held at that moment."""
 
     def __init__(self) -> None:
-        self.written: list[Applied] = []
+        self.applied: list[Applied] = []
 
-    def __call__(self, written: Applied) -> None:
-        self.written.append(written)
+    def __call__(self, applied: Applied) -> None:
+        self.applied.append(applied)
 
     def times(self, series: SeriesId) -> list[int]:
-        return [one.time // 60 for written in self.written if written.series == series for one in written.candles]
+        return [one.time // 60 for applied in self.applied if applied.series == series for one in applied.candles]
 
 
 NOTHING_DERIVED = DerivedStep(BTC.timeframe, [])
@@ -63,10 +65,45 @@ async def running(
             await pipeline.drain()
 
 
-async def test_what_is_submitted_is_stored_before_it_is_published_in_order(tmp_path: Path) -> None:
+def offered(pipeline: IngestPipeline, series: SeriesId, *candles: Candle) -> asyncio.Future[Applied]:
+    """Live candles that find room."""
+    written = pipeline.offer(series, candles)
+    assert written is not None
+    return written
+
+
+class Counting(IngestPipeline):
+    """Notes the candles of each transaction, by series."""
+
+    transactions: list[list[SeriesId]]
+
+    def apply(self, store: CandleStore, batch: Sequence[Submission]) -> list[list[Applied]]:
+        self.transactions.append([one.series for one in batch for _ in one.candles])
+        return super().apply(store, batch)
+
+
+@asynccontextmanager
+async def counting(path: Path, **limits: float) -> AsyncIterator[Counting]:
+    """A pipeline that is fed before it runs: `async with` runs it at its end."""
+    async with SqliteDatabase(path / "store.sqlite") as database:
+        pipeline = Counting(
+            database,
+            NOTHING_DERIVED,
+            FactorEngine(),
+            OverlayEngine(),
+            Published(),
+            lambda: 0.0,
+            **limits,  # type: ignore[arg-type]
+        )
+        pipeline.transactions = []
+        yield pipeline
+        await pipeline.drain()
+
+
+async def test_what_is_offered_is_stored_before_it_is_published_in_order(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
-        futures = [pipeline.submit_nowait(BTC, [candle(minute)], "test") for minute in range(1, 40)]
+        futures = [offered(pipeline, BTC, candle(minute)) for minute in range(1, 40)]
         await asyncio.gather(*futures)
         assert published.times(BTC) == list(range(1, 40))
         stored = await database.read(lambda store: store.newest(BTC, 100))
@@ -74,32 +111,60 @@ async def test_what_is_submitted_is_stored_before_it_is_published_in_order(tmp_p
 
 
 async def test_what_arrives_while_the_writer_is_busy_commits_together(tmp_path: Path) -> None:
-    transactions: list[int] = []
-
-    class Counting(IngestPipeline):
-        def apply(self, store: CandleStore, batch: object) -> list[list[Applied]]:
-            transactions.append(len(batch))  # type: ignore[arg-type]  # a sequence
-            return super().apply(store, batch)  # type: ignore[arg-type]  # passed through
-
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
-        pipeline = Counting(database, NOTHING_DERIVED, FactorEngine(), OverlayEngine(), Published(), lambda: 0.0)
+    async with counting(tmp_path) as pipeline:
         task = asyncio.create_task(pipeline.run())
-        first = pipeline.submit_nowait(BTC, [candle(1)], "test")
+        first = offered(pipeline, BTC, candle(1))
         await asyncio.sleep(0)  # the writer takes the first
-        await asyncio.gather(first, *(pipeline.submit_nowait(BTC, [candle(minute)], "test") for minute in range(2, 30)))
+        await asyncio.gather(first, *(offered(pipeline, BTC, candle(minute)) for minute in range(2, 30)))
         task.cancel()
         await asyncio.wait([task])
-    assert sum(transactions) == 29
-    assert transactions == [1, 28]
+        assert [len(one) for one in pipeline.transactions] == [1, 28]
+
+
+async def test_one_series_has_its_share_of_a_batch_and_keeps_its_order(tmp_path: Path) -> None:
+    async with counting(tmp_path, batch_max=3) as pipeline:
+        futures = [offered(pipeline, BTC, candle(minute)) for minute in range(1, 8)]
+        futures.append(offered(pipeline, ETH, candle(1)))
+    assert pipeline.transactions == [[BTC, BTC, BTC, ETH], [BTC, BTC, BTC], [BTC]]
+    assert [future.result().candles for future in futures[:7]] == [(candle(minute),) for minute in range(1, 8)]
+
+
+async def test_bulk_waits_for_live_and_takes_no_more_of_a_transaction_than_live_may_wait(tmp_path: Path) -> None:
+    async with counting(tmp_path, flush_s=0.0) as pipeline:
+        bulk = [asyncio.create_task(pipeline.submit(ETH, [candle(minute)], "test")) for minute in (1, 2)]
+        while pipeline._bulk_candles < 2:
+            await asyncio.sleep(0)
+        offered(pipeline, BTC, candle(1))
+        await pipeline.drain()
+        await asyncio.gather(*bulk)
+    assert pipeline.transactions == [[BTC], [ETH], [ETH]]
+    async with counting(tmp_path / "other", flush_s=60.0) as pipeline:
+        bulk = [asyncio.create_task(pipeline.submit(ETH, [candle(minute)], "test")) for minute in (1, 2)]
+        while pipeline._bulk_candles < 2:
+            await asyncio.sleep(0)
+        offered(pipeline, BTC, candle(1))
+        await pipeline.drain()
+        await asyncio.gather(*bulk)
+    assert pipeline.transactions == [[BTC, ETH, ETH]]
 
 
 async def test_a_bad_candle_is_refused_with_all_that_came_with_it(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
         with pytest.raises(BadCandle, match="negative"):
-            pipeline.submit_nowait(BTC, [candle(1), candle(2)._replace(volume=-1.0)], "test")
+            await pipeline.submit(BTC, [candle(1), candle(2)._replace(volume=-1.0)], "test")
         assert await database.read(lambda store: store.head(BTC)) is None
-    assert published.written == []
+    assert published.applied == []
+
+
+async def test_a_derived_series_is_not_written_from_outside(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        five = Timeframe.parse("5m")
+        pipeline = IngestPipeline(
+            database, DerivedStep(BTC.timeframe, [five]), FactorEngine(), OverlayEngine(), Published(), lambda: 0.0
+        )
+        with pytest.raises(DerivedSeries, match="is derived from 1m"):
+            await pipeline.submit(BTC.with_timeframe(five), [Candle(300, 1.0, 2.0, 0.5, 1.0, 1.0)], "test")
 
 
 async def test_repeats_are_not_published(tmp_path: Path) -> None:
@@ -111,59 +176,92 @@ async def test_repeats_are_not_published(tmp_path: Path) -> None:
     assert published.times(BTC) == [1, 2, 3]
 
 
-async def test_a_failed_commit_publishes_nothing_and_is_told_to_who_waits(tmp_path: Path) -> None:
+async def test_a_failed_commit_publishes_nothing_and_lets_nothing_of_its_live_series_in_behind_it(
+    tmp_path: Path,
+) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
         await pipeline.submit(BTC, [candle(1)], "test")
         # A second writer holds the file longer than the writer waits.
         database._file._writer.set_busy_timeout(0)  # type: ignore[union-attr]  # it is open
-        import apsw
-
         other = apsw.Connection(str(database.path))
         other.execute("BEGIN IMMEDIATE")
-        futures = [pipeline.submit_nowait(series, [candle(2)], "test") for series in (BTC, ETH)]
-        for future in futures:
+        failing = [offered(pipeline, BTC, candle(2)), asyncio.ensure_future(pipeline.submit(ETH, [candle(2)], "test"))]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        failing.append(offered(pipeline, BTC, candle(3)))
+        for future in failing:
             with pytest.raises(StoreError, match="cannot be written"):
                 await future
         other.execute("ROLLBACK")
         other.close()
+        assert pipeline.offer(BTC, [candle(4)]) is None, "2 and 3 are missing before it"
         assert published.times(BTC) == [1]
-        await pipeline.submit(BTC, [candle(2)], "test")
-        assert published.times(BTC) == [1, 2]
+        await pipeline.mend(BTC)
+        await offered(pipeline, BTC, candle(2), candle(3))
+        assert published.times(BTC) == [1, 2, 3]
+
+
+async def test_a_series_whose_candles_find_no_room_falls_behind_until_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_pipeline, "MAX_LIVE_CANDLES", 4)
+    async with counting(tmp_path) as pipeline:
+        for minute in (1, 2, 3, 4):
+            offered(pipeline, BTC, candle(minute))
+        assert pipeline.offer(ETH, [candle(1)]) is None
+        assert pipeline.offer(ETH, [candle(2)]) is None
+        mending = asyncio.create_task(pipeline.mend(ETH))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not mending.done()
+        await pipeline.drain()
+        await mending
+        offered(pipeline, ETH, candle(1))
+    assert pipeline.transactions == [[BTC] * 4, [ETH]]
 
 
 async def test_factors_see_the_closed_candles_before_they_are_published(tmp_path: Path) -> None:
     published = Published()
     seen: list[tuple[Closed, int]] = []
-    factors = FactorEngine([lambda closed: seen.append((closed, len(published.written)))])
+    factors = FactorEngine([lambda closed: seen.append((closed, len(published.applied)))])
     async with running(tmp_path, published, factors) as (pipeline, _):
         await pipeline.submit(BTC, [candle(1), candle(2)], "test")
     assert seen == [(Closed(BTC, candle(1)), 0), (Closed(BTC, candle(2)), 0)]
 
 
+async def test_a_factor_that_fails_costs_no_candle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    published = Published()
+
+    def fail(closed: Closed) -> None:
+        raise ZeroDivisionError("a plugin's fault")
+
+    async with running(tmp_path, published, FactorEngine([fail])) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(1)], "test")
+        assert await database.read(lambda store: store.head(BTC)) == 60
+    assert published.times(BTC) == [1]
+    assert "a plugin's fault" in caplog.text
+
+
 async def test_stopping_stores_what_is_queued(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, _):
-        futures = [pipeline.submit_nowait(BTC, [candle(minute)], "test") for minute in range(1, 20)]
+        futures = [offered(pipeline, BTC, candle(minute)) for minute in range(1, 20)]
     assert all(future.done() for future in futures)
     assert published.times(BTC) == list(range(1, 20))
 
 
-async def test_a_full_queue_makes_writers_wait_and_lets_them_go_on(
+async def test_a_full_queue_makes_bulk_writers_wait_and_lets_them_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest_pipeline, "MAX_QUEUED_CANDLES", 3)
-    published = Published()
-    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
-        pipeline = make_pipeline(database, published)
-        for minute in (1, 2, 3):
-            pipeline.submit_nowait(BTC, [candle(minute)], "test")
-        waiting = asyncio.create_task(pipeline.submit(BTC, [candle(4)], "test"))
-        for _ in range(5):
+    monkeypatch.setattr(ingest_pipeline, "MAX_BULK_CANDLES", 3)
+    async with counting(tmp_path) as pipeline:
+        tasks = [asyncio.create_task(pipeline.submit(BTC, [candle(minute)], "test")) for minute in (1, 2, 3, 4)]
+        for _ in range(9):
             await asyncio.sleep(0)
-        assert not waiting.done()
+        assert pipeline._bulk_candles == 3
         task = asyncio.create_task(pipeline.run())
-        await waiting
+        await asyncio.gather(*tasks)
         task.cancel()
         await asyncio.wait([task])
-    assert published.times(BTC) == [1, 2, 3, 4]
+    assert [len(one) for one in pipeline.transactions] == [3, 1]

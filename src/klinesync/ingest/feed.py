@@ -87,6 +87,10 @@ class IngestFeed:
         self._hole_fetches = 0
         return self._fetch(0.0)
 
+    def hold(self) -> None:
+        """Let nothing through until `restarted`."""
+        self._splice.hold()
+
     def restarted(self, head: int | None) -> list[Command]:
         """What was let through was not stored: begin again from the stored head. An earlier `Fetch` is void."""
         self._fetching = False

@@ -30,6 +30,7 @@ class Job:
     connection: Connection
     state: str = "subscribed"
     history: asyncio.Task[None] | None = None
+    beginning_again: bool = False
     later: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
@@ -144,8 +145,11 @@ class IngestSupervisor:
                     job.later = asyncio.get_running_loop().call_at(at_s, self._due, job)
                 case Persist():
                     self._log_jumps(feed, command)
-                    written = self._pipeline.submit_nowait(feed.series, command.candles, "stream")
-                    written.add_done_callback(lambda done: self._settled(job, done))
+                    written = self._pipeline.offer(feed.series, command.candles)
+                    if written is None:
+                        self._begin_again(job)
+                    else:
+                        written.add_done_callback(lambda done: self._settled(job, done))
                 case Fetch():
                     assert self._group is not None, "run is running"
                     job.history = self._group.create_task(self._read(job, command), name=f"history {feed.series}")
@@ -159,21 +163,30 @@ class IngestSupervisor:
             self._begin_again(job)
 
     def _begin_again(self, job: Job) -> None:
-        """A write failed: what was let through is not stored, so the series begins again from its stored head."""
+        """What was let through is not stored (a write failed, or there was no room): live is held, and the series
+        begins again from its stored head."""
         assert self._group is not None, "run is running"
+        if job.beginning_again:
+            return
+        job.beginning_again = True
+        job.feed.hold()
         if job.history is not None:
             job.history.cancel()
         job.history = self._group.create_task(self._read_again(job), name=f"history {job.feed.series}")
 
     async def _read_again(self, job: Job) -> None:
-        await asyncio.sleep(STORE_RETRY_S)
-        try:
-            commands = job.feed.restarted(await self._head(job.feed.series))
-        except StoreError as error:
-            log.warning("%s: the store cannot be read: %s", job.feed.series, error)
-            self._begin_again(job)
-        else:
-            self._carry_out(job, commands)
+        series = job.feed.series
+        while True:
+            await asyncio.sleep(STORE_RETRY_S)
+            try:
+                await self._pipeline.mend(series)
+                head = await self._head(series)
+            except StoreError as error:
+                log.warning("%s: the store cannot be read: %s", series, error)
+            else:
+                break
+        job.beginning_again = False
+        self._carry_out(job, job.feed.restarted(head))
 
     async def _read(self, job: Job, fetch: Fetch) -> None:
         """Read history from REST into the pipeline, page by page, and let live through at its end."""

@@ -63,7 +63,16 @@ def build_market_runtime(
     hub = CandleHub()
     derived = _derived_step(flags)
     forming = DerivedForming(hub, database, derived)
-    pipeline = IngestPipeline(database, derived, FactorEngine(), OverlayEngine(), forming.publish, wall_s)
+    pipeline = IngestPipeline(
+        database,
+        derived,
+        FactorEngine(),
+        OverlayEngine(),
+        forming.publish,
+        wall_s,
+        flush_s=flags.binance_ws_flush_s,
+        batch_max=flags.binance_ws_batch_max,
+    )
     reader = CandleReader(database, source.knows)
     supervisor = IngestSupervisor(
         source=source,

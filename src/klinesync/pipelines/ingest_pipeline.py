@@ -1,7 +1,8 @@
 """IngestPipeline: the only writer of closed candles, in the order candles -> factor -> overlay -> publish.
 
-Group commit: an idle writer commits at once what has arrived; what arrives while it is busy is the next batch.
-Publishing happens after the commit, in commit order, and awaits nobody.
+Group commit: an idle writer commits at once what has arrived; what arrives while it is busy is the next batch. Live
+candles go first; bulk ones (history, HTTP) fill a transaction up to the time that live may wait for it. Publishing
+happens after the commit, in commit order, and awaits nobody.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from klinesync.storage.database import CandleStore, Database, Origin
 
 log = logging.getLogger(__name__)
 
-# Candles that may wait for the writer. Past that, `submit` waits for room.
-MAX_QUEUED_CANDLES = 200_000
+# Live candles that may wait for the writer. A series whose candles do not fit falls behind: REST has them.
+MAX_LIVE_CANDLES = 50_000
+# Bulk candles that may wait. Past that, `submit` waits for room.
+MAX_BULK_CANDLES = 200_000
 # Candles in one transaction; a submission is never split, so one that is larger goes alone.
 MAX_BATCH_CANDLES = 20_000
+# What a candle is taken to cost before the first one is measured.
+ASSUMED_S_PER_CANDLE = 20e-6
 # Base candles of one transaction that brings a derived series up to date.
 MAX_REFRESH_CANDLES = 20_000
 
@@ -49,13 +54,15 @@ class Submission:
     candles: Sequence[Candle]
     source: str
     empty: Empty | None
+    live: bool
     written: asyncio.Future[Applied]
 
 
 class IngestPipeline:
     """Takes checked, closed candles and writes, folds and publishes them. `run` is its one task.
 
-    `wall_s` is the system clock: it dates revisions and confirmations.
+    `wall_s` is the system clock: it dates revisions and confirmations. `flush_s`: how long a live candle may wait
+    behind a busy writer; `batch_max`: one series' share of a batch, in live candles.
     """
 
     def __init__(
@@ -66,6 +73,9 @@ class IngestPipeline:
         overlays: OverlayEngine,
         publish: Callable[[Applied], None],
         wall_s: Callable[[], float],
+        *,
+        flush_s: float = 0.5,
+        batch_max: int = 200,
     ) -> None:
         self._database = database
         self._derived = derived
@@ -73,37 +83,69 @@ class IngestPipeline:
         self._overlays = overlays
         self._publish = publish
         self._wall_s = wall_s
-        self._queue: deque[Submission] = deque()
-        self._queued_candles = 0
+        self._flush_s = flush_s
+        self._batch_max = batch_max
+        self._live: deque[Submission] = deque()
+        self._live_candles = 0
+        self._bulk: deque[Submission] = deque()
+        self._bulk_candles = 0
+        self._broken: set[SeriesId] = set()
+        self._s_per_candle = ASSUMED_S_PER_CANDLE
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
 
-    def submit_nowait(
-        self, series: SeriesId, candles: Sequence[Candle], source: str, empty: Empty | None = None
-    ) -> asyncio.Future[Applied]:
-        """Queue closed candles of `series`; the future ends after their commit and publication.
+    def offer(self, series: SeriesId, candles: Sequence[Candle]) -> asyncio.Future[Applied] | None:
+        """Queue live closed candles; the future ends after their commit and publication. Never waits.
 
-        Candles are checked here: a bad one raises `BadCandle`, and nothing of the submission is queued. `empty` is
-        confirmed in the gap ledger after the candles are in. The future fails with `StoreError` when the commit did;
-        then nothing of the submission was written.
+        None when there is no room, or when an earlier write of the series failed and `mend` was not called since: then
+        nothing was queued, and nothing of the series is until `mend`, so that no hole is written. The future fails with
+        `StoreError` when the commit did.
         """
+        if series in self._broken:
+            return None
+        if self._live_candles + len(candles) > MAX_LIVE_CANDLES:
+            self._broken.add(series)
+            return None
+        written = self._enqueue(self._live, series, candles, "stream", None)
+        self._live_candles += len(candles)
+        return written
+
+    async def mend(self, series: SeriesId) -> None:
+        """Wait for room, and take live candles of the series again. The caller begins again from the stored head."""
+        async with self._room:
+            await self._room.wait_for(lambda: self._live_candles <= MAX_LIVE_CANDLES // 2)
+        self._broken.discard(series)
+
+    async def submit(
+        self, series: SeriesId, candles: Sequence[Candle], source: str, empty: Empty | None = None
+    ) -> Applied:
+        """Write closed candles of `series`, all or none: wait for room, then for the commit.
+
+        Raises `BadCandle`, `DerivedSeries`, and `StoreError` when the commit failed; then nothing was written. `empty`
+        is confirmed in the gap ledger after the candles are in.
+        """
+        async with self._room:
+            await self._room.wait_for(lambda: self._bulk_candles < MAX_BULK_CANDLES)
+        written = self._enqueue(self._bulk, series, candles, source, empty)
+        self._bulk_candles += len(candles)
+        return await written
+
+    def _enqueue(
+        self,
+        queue: deque[Submission],
+        series: SeriesId,
+        candles: Sequence[Candle],
+        source: str,
+        empty: Empty | None,
+    ) -> asyncio.Future[Applied]:
         if self._derived.derives(series):
             raise DerivedSeries(series, self._derived.base)
         for candle in candles:
             check_candle(candle, series.timeframe)
         written: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
-        self._queue.append(Submission(series, candles, source, empty, written))
-        self._queued_candles += len(candles)
+        queue.append(Submission(series, candles, source, empty, queue is self._live, written))
         self._arrived.set()
         return written
-
-    async def submit(
-        self, series: SeriesId, candles: Sequence[Candle], source: str, empty: Empty | None = None
-    ) -> Applied:
-        """Like `submit_nowait`, but waits for room in the queue first, and for the commit."""
-        async with self._room:
-            await self._room.wait_for(lambda: self._queued_candles < MAX_QUEUED_CANDLES)
-        return await self.submit_nowait(series, candles, source, empty)
 
     async def refresh_series(self, series: SeriesId) -> None:
         """Bring what is derived from base `series` up to its head, where it lags: a target that was off for a while,
@@ -180,22 +222,38 @@ class IngestPipeline:
         return [_with_gaps(store, one) for one in changes]
 
     def _take(self) -> list[Submission]:
+        """The next batch: live first, each series up to its share; then bulk, as far as it keeps live waiting no longer
+        than `flush_s`."""
         batch: list[Submission] = []
         size = 0
-        while self._queue and (not batch or size + len(self._queue[0].candles) <= MAX_BATCH_CANDLES):
-            submission = self._queue.popleft()
+        share: dict[SeriesId, int] = {}
+        later: list[Submission] = []
+        while self._live and size < MAX_BATCH_CANDLES:
+            submission = self._live.popleft()
+            taken = share.get(submission.series, 0)
+            if taken and taken + len(submission.candles) > self._batch_max:
+                share[submission.series] = self._batch_max  # what follows of the series waits too: order is kept
+                later.append(submission)
+                continue
+            share[submission.series] = taken + len(submission.candles)
+            size += len(submission.candles)
+            batch.append(submission)
+        self._live.extendleft(reversed(later))
+        most = min(MAX_BATCH_CANDLES, int(self._flush_s / self._s_per_candle))
+        while self._bulk and (not batch or size + len(self._bulk[0].candles) <= most):
+            submission = self._bulk.popleft()
             size += len(submission.candles)
             batch.append(submission)
         return batch
 
     async def _write(self, batch: Sequence[Submission]) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
             results = await self._database.write(lambda store: self.apply(store, batch))
         except StoreError as error:
             log.error("a batch of %d submissions was not stored: %s", len(batch), error)
-            for submission in batch:
-                if not submission.written.done():
-                    submission.written.set_exception(error)
+            self._fail(batch, error)
         else:
             for submission, changes in zip(batch, results, strict=True):
                 for applied in changes:
@@ -204,9 +262,25 @@ class IngestPipeline:
                 if not submission.written.done():
                     submission.written.set_result(changes[0])
         finally:
-            self._queued_candles -= sum(len(submission.candles) for submission in batch)
+            live = sum(len(submission.candles) for submission in batch if submission.live)
+            bulk = sum(len(submission.candles) for submission in batch if not submission.live)
+            self._live_candles -= live
+            self._bulk_candles -= bulk
+            if live + bulk:
+                measured = (loop.time() - began_s) / (live + bulk)
+                self._s_per_candle = max(0.8 * self._s_per_candle + 0.2 * measured, 1e-6)
             async with self._room:
                 self._room.notify_all()
+
+    def _fail(self, batch: Sequence[Submission], error: StoreError) -> None:
+        """Nothing of the batch was written. What waits of its live series must not be either: it would leave a hole."""
+        self._broken.update(submission.series for submission in batch if submission.live)
+        behind = [submission for submission in self._live if submission.series in self._broken]
+        self._live = deque(submission for submission in self._live if submission.series not in self._broken)
+        self._live_candles -= sum(len(submission.candles) for submission in behind)
+        for submission in (*batch, *behind):
+            if not submission.written.done():
+                submission.written.set_exception(error)
 
 
 def _with_gaps(store: CandleStore, applied: Applied) -> Applied:

@@ -326,8 +326,6 @@ _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
     "market_history_source": ("history from freqtrade's files", ()),
     "freqtrade_data_dir": ("history from freqtrade's files", ()),
     "derived_backfill_base_candles": ("derived timeframes", ()),
-    "binance_ws_batch_max": ("a series' share of a batch", ()),
-    "binance_ws_flush_s": ("a bounded wait behind a busy writer", ()),
     "enable_kline_health_v2": ("health", (False,)),
     "kline_health_backfill_recent_seconds": ("health", ()),
     "kline_health_grace_s": ("health", ()),
