@@ -112,3 +112,17 @@ def test_a_piece_of_history_goes_through_while_live_stays_held() -> None:
     assert splice.history(items(2, 1)) == items(1, 2)
     assert splice.held() == items(4)
     assert splice.release() == [Jump(180, 240), *items(4)]
+
+
+def test_a_run_is_let_through_up_to_the_first_hole_and_past_one_when_asked() -> None:
+    splice: Splice[Item] = Splice(MINUTE, last=0)
+    splice.hold()
+    for item in items(1, 2, 4, 6):
+        splice.live(item)
+    assert splice.release_run() == items(1, 2)
+    assert splice.holding
+    assert splice.release_run() == []
+    assert splice.release_run(past_hole=True) == [Jump(180, 240), *items(4)]
+    assert splice.holding
+    assert splice.release_run(past_hole=True) == [Jump(300, 360), *items(6)]
+    assert not splice.holding

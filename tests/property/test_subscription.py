@@ -164,6 +164,19 @@ def test_a_long_catch_up_is_cut_to_the_newest_and_says_so() -> None:
     ]
 
 
+def test_what_was_held_from_before_a_truncated_catch_up_is_truncated_too() -> None:
+    store = Store()
+    subscription = Subscription(SERIES, 0, supports_batch=False)
+    for start in range(1, CATCH_UP_MAX_CANDLES + 500, 500):
+        announcement = store.commit([candle(minute) for minute in range(start, start + 500)])
+        assert announcement is not None
+        subscription.announce(announcement)
+    messages = [json.loads(text) for text in subscription.caught_up(*store.catch_up(0))]
+    times = [message["candle"]["candle_time"] for message in messages if message["type"] == "candle_closed"]
+    assert times == sorted(times)
+    assert [message["type"] for message in messages].count("gap") == 1
+
+
 def test_everybody_who_is_up_to_date_gets_the_very_same_text() -> None:
     store = Store()
     store.commit([candle(1)])

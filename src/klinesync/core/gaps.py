@@ -111,12 +111,9 @@ def without(spans: Iterable[Span], cuts: Sequence[Span]) -> list[Span]:
 
 
 def clipped(spans: Iterable[Span], window: Span) -> list[Span]:
-    """What of `spans` lies inside `window`."""
-    return [
-        Span(max(start, window.start), min(end, window.end))
-        for start, end in spans
-        if start < window.end and window.start < end
-    ]
+    """What of `spans` lies inside `window`, which may be empty."""
+    cut = (Span(max(start, window.start), min(end, window.end)) for start, end in spans)
+    return [span for span in cut if span.start < span.end]
 
 
 # --- the ledger: what changes it

@@ -87,6 +87,23 @@ class Splice(Generic[T]):
         self.holding = False
         return self.history(merged.values())
 
+    def release_run(self, *, past_hole: bool = False) -> list[T | Jump]:
+        """Let through what is held up to the first hole; `past_hole`: that hole and what follows it up to the next.
+
+        Holding ends when nothing is held any more.
+        """
+        through: list[T | Jump] = []
+        for item in self.held():
+            if not self.follows(item):
+                if not past_hole:
+                    return through
+                past_hole = False
+            del self._held[item.time]
+            through += self._let_through(item)
+        self._held = {}
+        self.holding = False
+        return through
+
     def held(self) -> list[T]:
         """The held live items that are still of use, ascending."""
         return [self._held[time] for time in sorted(self._held) if self.after is None or time > self.after]

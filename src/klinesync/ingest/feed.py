@@ -19,6 +19,8 @@ from klinesync.runtime.sources import HistoryPage
 # How often REST is asked for a hole that its answers neither fill nor show, before the hole is passed.
 MAX_HOLE_FETCHES = 5
 MAX_RETRY_DELAY_S = 30.0
+# Closed candles of which it is remembered when the exchange sent them.
+MAX_STAMPS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,14 @@ class IngestFeed:
         self.timeframe = series.timeframe
         self._splice: Splice[Candle] = Splice(series.timeframe, last=head)
         self._splice.hold()
-        self._fetching = False
+        self._fetching = self._stalled = False
         self._hole_fetches = 0
+        self._hole_after: int | None = None
+        # The oldest candle that is known to be let through; 0: the store has older ones.
+        self._first: int | None = None if head is None else 0
+        self._stamps: dict[int, int] = {}
+        self._stalled = False
+        self._late: dict[int, Candle] = {}  # late ones that came while stalled
         self._failures = 0
         self._forming_interval_s = forming_interval_s
         self._shown_at_s = float("-inf")
@@ -87,25 +95,45 @@ class IngestFeed:
         self._hole_fetches = 0
         return self._fetch(0.0)
 
-    def hold(self) -> None:
-        """Let nothing through until `restarted`."""
+    def stalled(self) -> None:
+        """A write failed or found no room: nothing is let through, and nothing fetched, until `restarted`."""
         self._splice.hold()
+        self._stalled = True
 
     def restarted(self, head: int | None) -> list[Command]:
         """What was let through was not stored: begin again from the stored head. An earlier `Fetch` is void."""
-        self._fetching = False
+        self._fetching = self._stalled = False
         held = self._splice.held()
         self._splice = Splice(self.timeframe, last=head)
         self._splice.hold()
         for candle in held:
             self._splice.live(candle)
-        return self._fetch(0.0)
+        late, self._late = self._late, {}
+        return [*(Persist((late[time],)) for time in sorted(late)), *self._fetch(0.0)]
 
-    def closed(self, candle: Candle) -> list[Command]:
-        """A live candle that the exchange calls final."""
+    def closed(self, candle: Candle, event_ms: int) -> list[Command]:
+        """A live candle that the exchange calls final, in a frame that it sent at `event_ms`.
+
+        One at or before what was let through is written too: it is late, or a revision, or the same again, and the
+        write tells which. Of several frames about one candle the one that was sent last counts.
+        """
+        if event_ms <= self._stamps.get(candle.time, -1):
+            return []
+        self._stamps[candle.time] = event_ms
+        if len(self._stamps) > MAX_STAMPS:
+            del self._stamps[min(self._stamps)]
         if self._pending is not None and self._pending.time <= candle.time:
             self._pending = None
         splice = self._splice
+        if splice.last is not None and candle.time <= splice.last:
+            # From before the first candle: nothing is known of what lies between.
+            older = self._first is not None and candle.time < self._first
+            if older:
+                return []
+            if self._stalled:
+                self._late[candle.time] = candle
+                return []
+            return [Persist((candle,))]
         if not splice.holding and not splice.follows(candle):
             splice.hold()
             splice.live(candle)
@@ -140,16 +168,26 @@ class IngestFeed:
         return self._persist(self._splice.history(page.candles), page.empty)
 
     def history_ended(self) -> list[Command]:
-        """The last page is in: let live through, or ask again when history stops short of it."""
+        """The last page is in: let live through up to the first hole, and ask again when there is one.
+
+        A hole that was asked for in vain is passed, and the next one asked for.
+        """
         self._fetching = False
         self._failures = 0
-        held = self._splice.held()
-        if held and not self._splice.follows(held[0]) and self._hole_fetches < MAX_HOLE_FETCHES:
-            delay_s = 0.5 * 2**self._hole_fetches
+        splice = self._splice
+        before = splice.last
+        through = splice.release_run()
+        if splice.last != before or before != self._hole_after:
+            self._hole_fetches = 0
+            self._hole_after = splice.last
+        if splice.holding and self._hole_fetches >= MAX_HOLE_FETCHES:
+            self._hole_fetches = 0
+            through += splice.release_run(past_hole=True)
+        commands = self._persist(through)
+        if splice.holding:
+            commands += self._fetch(0.5 * 2**self._hole_fetches)
             self._hole_fetches += 1
-            return self._fetch(delay_s)
-        self._hole_fetches = 0
-        return self._persist(self._splice.release())
+        return commands
 
     def history_failed(self, retry_after_s: float | None = None) -> list[Command]:
         """History could not be read: ask again. Live stays held, so that nothing is stored behind a hole."""
@@ -159,7 +197,7 @@ class IngestFeed:
         return self._fetch(max(delay_s, retry_after_s or 0.0))
 
     def _fetch(self, delay_s: float) -> list[Command]:
-        if self._fetching:
+        if self._fetching or self._stalled:
             return []
         self._fetching = True
         return [Fetch(self._splice.last, delay_s)]
@@ -168,4 +206,6 @@ class IngestFeed:
         candles = tuple(item for item in through if isinstance(item, Candle))
         if not candles and not empty:
             return []
+        if candles and self._first is None:
+            self._first = candles[0].time
         return [Persist(candles, tuple(item for item in through if isinstance(item, Jump)), tuple(empty))]

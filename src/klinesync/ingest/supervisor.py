@@ -75,9 +75,19 @@ class IngestSupervisor:
             self._group = group
             bases = dict.fromkeys(map(self._base_of, series))
             for one in bases:
-                await self.follow(one)
+                await self._follow_until_it_works(one)
             group.create_task(self._refresh(bases), name="refresh derived")
             await loop.create_future()  # the connections' tasks never end by themselves
+
+    async def _follow_until_it_works(self, series: SeriesId) -> None:
+        while True:
+            try:
+                await self.follow(series)
+            except StoreError as error:
+                log.warning("%s: the store cannot be read: %s", series, error)
+                await asyncio.sleep(STORE_RETRY_S)
+            else:
+                return
 
     async def follow(self, series: SeriesId) -> None:
         """Begin to follow a base series; its history is read once its stream is attached."""
@@ -131,7 +141,7 @@ class IngestSupervisor:
             return
         job.state = "live"
         if event.closed:
-            self._carry_out(job, job.feed.closed(event.candle))
+            self._carry_out(job, job.feed.closed(event.candle, event.event_ms))
         else:
             self._carry_out(job, job.feed.forming(event.candle, now_s))
 
@@ -169,7 +179,7 @@ class IngestSupervisor:
         if job.beginning_again:
             return
         job.beginning_again = True
-        job.feed.hold()
+        job.feed.stalled()
         if job.history is not None:
             job.history.cancel()
         job.history = self._group.create_task(self._read_again(job), name=f"history {job.feed.series}")

@@ -86,7 +86,8 @@ class Subscription:
                 jump = Jump(frame.next(last), rows[0].time)
                 messages.append(protocol.gap(self.series, jump, reason="truncated"))
                 last = frame.shift(rows[0].time, -1)
-            self._splice.last = last
+            # What is held from before the newest rows is truncated too.
+            self._splice.last = self._splice.after = last
         through = self._splice.release(rows)
         messages += self._messages(through, (*gaps, *self._held_gaps))
         # Revisions that were published while the store was read: sent unless the catch-up had them already. A client
