@@ -200,6 +200,10 @@ def test_a_grid_that_is_shifted_against_another_does_not_divide_it(whole: str) -
     assert not divides(Timeframe("1h from half past", 3600, 1800), frame(whole))
 
 
+def test_a_month_is_made_of_whole_days_only() -> None:
+    assert not divides(Timeframe("5d", 5 * DAY_S), frame("1M"))
+
+
 def test_of_equal_prices_the_first_one_counts() -> None:
     """It matters for the sign of a zero alone, but then in the stored bits."""
     nothing = Candle(TURN, 0.0, 0.0, -0.0, 0.0, 0.0)
@@ -348,15 +352,19 @@ def test_each_forming_candle_is_the_closed_fold_as_if_the_minute_ended_now(
         assert buckets.show(candle) == []  # its minute is closed
 
 
-@given(base_candles(most=80), st.sets(st.sampled_from(DERIVED), min_size=1), st.data())
-def test_after_a_restart_the_same_is_shown_as_without(
-    candles: list[Candle], targets: set[Timeframe], data: st.DataObject
+@given(base_candles(most=80), base_candles(most=20), st.sets(st.sampled_from(DERIVED), min_size=1), st.data())
+def test_after_a_resume_the_same_is_shown_as_without_whatever_was_there_before(
+    candles: list[Candle], others: list[Candle], targets: set[Timeframe], data: st.DataObject
 ) -> None:
     through = FormingBuckets(SERIES, tuple(targets))
     for candle in candles:
         through.close(candle)
     restarted = FormingBuckets(SERIES, tuple(targets))
+    for candle in others:
+        restarted.close(candle)
     restarted.resume(candles[-1].time, MinutesStored(candles))
+    assert restarted.show(candles[-1]) == []
+    assert not restarted.close(candles[-1])
     for later in data.draw(base_candles(most=5)):
         forming = later._replace(time=later.time - TURN + candles[-1].time + 3600)
         assert [(one.series, bits([one.candle])) for one in restarted.show(forming)] == [
