@@ -8,11 +8,14 @@ from pathlib import Path
 import apsw
 
 from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.storage.sqlite import SqliteCandleStore
 
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
+from sim.scenario import DERIVED
 
 # A seed that fails says why with the first of what it found, not with all that follows from it.
 MOST_SENTENCES = 5
@@ -36,6 +39,9 @@ class Witness:
 
     def candles(self, series: SeriesId) -> list[Candle]:
         return self._store.newest(series, MAX_TIME)
+
+    def gaps(self, series: SeriesId) -> list[Gap]:
+        return self._store.gaps(series)
 
     def close(self) -> None:
         self._reader.close()
@@ -108,16 +114,79 @@ def _picture(witness: Witness, view: View) -> list[str]:
 
 
 def check_heads(witness: Witness, exchange: SimulatedExchange, clients: Iterable[SimulatedClient]) -> list[str]:
-    """Settled: everything has come to the exchange's newest candle."""
-    wrong = []
-    for series, listing in exchange.listings.items():
-        newest = max(listing.final)
-        if witness.head(series) != newest:
-            wrong.append(f"{series}: the head is {witness.head(series)}, and {newest} is the newest")
-        wrong += [
-            f"{client.name}: {series}: it is at {last}, and {newest} is the newest"
-            for client in clients
-            if (last := client.last(series)) != newest
-        ]
+    """Settled: the store has come to the exchange's newest candle, and every client to the store's."""
+    wrong = [
+        f"{series}: the head is {head}, and {newest} is the newest"
+        for series, listing in exchange.listings.items()
+        if (head := witness.head(series)) != (newest := max(listing.final))
+    ]
+    wrong += [
+        f"{client.name}: {series}: it is at {last}, and the head is {head}"
+        for client in clients
+        for series in client.series
+        if (head := witness.head(series)) is not None
+        and (last := client.last(series)) != head
+        # Live only, and no long candle has closed since.
+        and not (last is None and series not in exchange.listings)
+    ]
     assert all(max(listing.final) == exchange.end_s - MINUTE_S for listing in exchange.listings.values())
     return wrong[:MOST_SENTENCES]
+
+
+def check_gap_ledger(witness: Witness, exchange: SimulatedExchange) -> list[str]:
+    """Settled: each hole is confirmed empty, with a proof, and is a hole of the exchange."""
+    wrong = []
+    for series in exchange.listings:
+        first, head = witness.first(series), witness.head(series)
+        assert first is not None
+        assert head is not None
+        stored = {candle.time for candle in witness.candles(series)}
+        holes = {time for time in range(first, head, MINUTE_S) if time not in stored}
+        gaps = witness.gaps(series)
+        wrong += [f"{series}: {gap} has a state or a proof that it should not" for gap in gaps if not _confirmed(gap)]
+        noted = {time for gap in gaps for time in range(gap.start, gap.end, MINUTE_S)}
+        wrong += [f"{series}: the hole at {time} is not in the ledger" for time in sorted(holes - noted)]
+        wrong += [f"{series}: {time} is a hole in the ledger, and no hole" for time in sorted(noted - holes)]
+    return wrong[:MOST_SENTENCES]
+
+
+def _confirmed(gap: Gap) -> bool:
+    return gap.state is GapState.CONFIRMED_EMPTY and bool(gap.proof)
+
+
+def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
+    """Settled: each derived candle is the roll-up of the stored base candles, bit for bit, and none is lacking."""
+    wrong = []
+    for series in exchange.listings:
+        base = witness.candles(series)
+        first, end = base[0].time, base[-1].time + MINUTE_S
+        parts, part_s = base, MINUTE_S
+        for code in DERIVED:
+            frame = Timeframe.parse(code)
+            assert frame.step_s % part_s == 0
+            parts = _rolled(parts, frame.step_s)
+            part_s = frame.step_s
+            expected = {one.time: one for one in parts if first <= one.time and one.time + frame.step_s <= end}
+            derived = series.with_timeframe(frame)
+            stored = {candle.time: candle for candle in witness.candles(derived)}
+            wrong += [
+                f"{derived}: {stored.get(time)} is stored, and {expected.get(time)} is the roll-up"
+                for time in sorted(expected.keys() | stored.keys())
+                if stored.get(time) != expected.get(time)
+            ]
+    return wrong[:MOST_SENTENCES]
+
+
+def _rolled(parts: list[Candle], step_s: int) -> list[Candle]:
+    """An own, plain roll-up: volumes are added from left to right."""
+    buckets: dict[int, list[Candle]] = {}
+    for part in parts:
+        buckets.setdefault(part.time - part.time % step_s, []).append(part)
+    rolled = []
+    for time, group in buckets.items():
+        volume = group[0].volume
+        for part in group[1:]:
+            volume += part.volume
+        high, low = max(part.high for part in group), min(part.low for part in group)
+        rolled.append(Candle(time, group[0].open, high, low, group[-1].close, volume))
+    return rolled

@@ -165,7 +165,7 @@ class SimulatedClient:
         self.habits = habits
         self.views: dict[SeriesId, View] = {}
         self.ended_codes: list[int] = []
-        self._series = series
+        self.series = series
         self._loop = loop
         self._rng = rng
         self._pace_s = pace_s
@@ -224,7 +224,7 @@ class SimulatedClient:
         """No more habits: follow everything that is wanted, at once and as fast as it comes."""
         self.habits = Habits()
         _wake(self._nap)
-        for series in self._series:
+        for series in self.series:
             if series not in self._wanted:
                 self._wanted[series] = (0, False)
                 if self._link is not None:
@@ -239,7 +239,7 @@ class SimulatedClient:
             return
         rng, link = self._rng, self._link
         if link is not None:
-            series = rng.choice(self._series)
+            series = rng.choice(self.series)
             match rng.randrange(8):
                 case 0:
                     self._note(f"{self.name} leaves")

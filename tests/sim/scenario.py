@@ -8,6 +8,7 @@ from math import ceil
 from random import Random
 
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 
 # With a multiple of a day as the epoch, minutes count from midnight.
 EPOCH_S = 1_700_006_400
@@ -16,6 +17,9 @@ EPOCH_S = 1_700_006_400
 # the longest wait of the service, a connection that is dead unnoticed and then backs off.
 SETTLING_S = 90.0
 SETTLING_SPEED = 10.0
+
+# The derived timeframes that the service keeps.
+DERIVED = ("5m", "15m", "1h")
 
 _SYMBOLS = (
     ("spot", "BTC/USDT"),
@@ -71,6 +75,7 @@ class Scenario:
     settle_minutes: int
     history_minutes: int
     series: tuple[SeriesId, ...]
+    watched: tuple[SeriesId, ...]
     first_history_candles: int
     rest_page: int
     forming_per_minute: int
@@ -126,15 +131,18 @@ def draw_scenario(seed: int) -> Scenario:
         restarts=rng.choice((0, 0, 0, 1)),
     )
     catch_up_max_candles = rng.choice((10, 50, 2000))
+    series = tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols)
+    derived = [one.with_timeframe(Timeframe.parse(code)) for one in series for code in DERIVED]
     speed = rng.choice((1.0, 1.0, 7.0, 60.0, 300.0))
     return Scenario(
         seed=seed,
         speed=speed,
         skew_s=rng.choice((0, 0, -3600, 37, 86_400 * 300)),
-        storm_minutes=rng.randint(40, 110),
+        storm_minutes=rng.randint(30, 90),
         settle_minutes=max(6, ceil(SETTLING_S * min(speed, SETTLING_SPEED) / 60)),
         history_minutes=rng.choice((5, 30, 200)),
-        series=tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols),
+        series=series,
+        watched=(*series, *rng.sample(derived, rng.randint(0, 2))),
         first_history_candles=rng.choice((1, 5, 60, 150)),
         rest_page=rng.choice((2, 7, 50, 499)),
         forming_per_minute=rng.choice((0, 1, 2, 4)),
@@ -144,7 +152,7 @@ def draw_scenario(seed: int) -> Scenario:
         slow_clients=rng.choice((0, 1, 2)),
         flapping_clients=rng.choice((0, 1, 2)),
         # A catch-up of everything fits, as it does with the real limits; not much more does.
-        outbox_max_messages=min(10_000, (catch_up_max_candles + 2) * len(symbols) + rng.choice((10, 50, 10_000))),
+        outbox_max_messages=min(10_000, (catch_up_max_candles + 2) * (len(symbols) + 2) + rng.choice((10, 50, 10_000))),
         catch_up_max_candles=catch_up_max_candles,
         writer_from_outside=rng.random() < 0.3,
         faults=faults,

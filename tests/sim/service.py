@@ -24,7 +24,7 @@ from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
 from sim.network import CALM, Network, Session
-from sim.scenario import Scenario
+from sim.scenario import DERIVED, EPOCH_S, Scenario
 from sim.virtual_loop import Process, VirtualLoop
 
 R = TypeVar("R")
@@ -113,6 +113,7 @@ class Service:
             database=store,
             source=self._source(clocks),
             rng=Random(f"service {self._scenario.seed} {self._number}"),
+            wall_s=lambda: EPOCH_S + self._loop.time(),
         )
         clocks.update((market, clock) for (_, market), clock in runtime.ingest._clocks.items())
         async with runtime:
@@ -171,5 +172,6 @@ def flags_of(scenario: Scenario, path: Path) -> RuntimeFlags:
     return RuntimeFlags(
         database_url=f"sqlite:///{path}",
         whitelist=",".join(map(str, scenario.series)),  # type: ignore[arg-type]  # a text, which validation turns into series
+        derived_timeframes=",".join(DERIVED),  # type: ignore[arg-type]  # likewise
         startup_kline_sync_target_candles=scenario.first_history_candles,
     )
