@@ -201,15 +201,18 @@ async def test_an_answer_that_is_none_is_an_error_of_the_exchange(body: bytes) -
             await history(rest)
 
 
-async def test_a_candle_that_ends_a_full_page_while_it_is_open_is_not_passed_over() -> None:
+async def test_a_candle_that_ends_a_full_page_while_it_is_open_ends_the_reading_and_proves_no_hole() -> None:
     exchange = Exchange()
-    exchange.rows = [row(minute) for minute in range(1000)]
-    exchange.now_ms = (START + 999 * 60 + 30) * 1000
+    exchange.rows = [row(minute) for minute in range(1001) if minute != 998]
+    exchange.now_ms = (START + 1000 * 60 + 30) * 1000
     async with connected(exchange) as (rest, _):
-        pages = rest.history(SERIES, START)
-        assert (await anext(pages)).candles == [candle(minute) for minute in range(999)]
-        exchange.rows.append(row(1000))
-        assert [page.candles async for page in pages] == [[candle(999)]]
+        (page,) = [page async for page in rest.history(SERIES, START)]
+    assert [one.time for one in page.candles] == [START + 60 * minute for minute in range(1000) if minute != 998]
+    assert page.empty == [Span(START + 998 * 60, START + 999 * 60)]
+    exchange.rows = [row(minute) for minute in range(1001) if minute != 999]
+    async with connected(exchange) as (rest, _):
+        (page,) = [page async for page in rest.history(SERIES, START)]
+    assert (page.candles[-1].time, page.empty) == (START + 998 * 60, [])
 
 
 async def test_an_exchange_that_is_not_there_is_an_error_of_the_exchange() -> None:

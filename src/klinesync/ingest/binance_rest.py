@@ -162,12 +162,13 @@ class BinanceRest:
             last = rows[-1][0] // 1000
             # A row that is no candle still says that there is something; one off the grid leaves its minute uncovered.
             shown = [row[0] // 1000 for row in rows if row[0] % 1000 == 0 and floor(row[0] // 1000) == row[0] // 1000]
+            still_open = bool(candles) and self._is_open(series, candles[-1], rows[-1], proven_ms)
+            if still_open:
+                del candles[-1], shown[-1]  # nor does it prove a hole before it yet: it is not stored
             empty = missing_spans(series.timeframe, shown[0], shown[-1], shown) if shown else []
-            if candles and self._is_open(series, candles[-1], rows[-1], proven_ms):
-                del candles[-1]
             if candles or empty:
                 yield HistoryPage(candles, empty)
-            if len(rows) < routes.page or floor(last) <= start:
+            if still_open or len(rows) < routes.page or floor(last) <= start:
                 return
             start = floor(last)
 
