@@ -97,6 +97,16 @@ def test_while_stalled_nothing_is_let_through_and_what_came_late_is_written_afte
     assert feed.history_ended() == [Persist(candles(7))]
 
 
+def test_what_was_late_before_a_failed_write_may_be_live_after_it() -> None:
+    feed = live_feed(5)
+    close(feed, 6)
+    close(feed, 7)
+    feed.stalled()
+    close(feed, 6, event_ms=10**9, value=1.5)
+    assert feed.restarted(5 * 60) == [Fetch(5 * 60)], "behind 5 nothing is stored, so 6 would be no late one"
+    assert feed.history_ended() == [Persist((candle(6, 1.5),))]
+
+
 def test_of_two_holes_each_is_fetched_for_itself() -> None:
     feed = live_feed(5)
     close(feed, 7)

@@ -109,7 +109,13 @@ class IngestFeed:
         for candle in held:
             self._splice.live(candle)
         late, self._late = self._late, {}
-        return [*(Persist((late[time],)) for time in sorted(late)), *self._fetch(0.0)]
+        behind: list[Command] = []
+        for time in sorted(late):
+            if head is not None and time <= head:
+                behind.append(Persist((late[time],)))
+            else:
+                self._splice.live(late[time])  # it is not late any more
+        return [*behind, *self._fetch(0.0)]
 
     def closed(self, candle: Candle, event_ms: int) -> list[Command]:
         """A live candle that the exchange calls final, in a frame that it sent at `event_ms`.
