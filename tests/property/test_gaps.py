@@ -238,11 +238,7 @@ def test_a_window_shows_its_newest_gaps_cut_to_it_and_no_more_than_asked(
     times = grid(MINUTE)
     end = min(LENGTH, first + length)
     rows = ledger(noted)
-    inside = [
-        Gap(max(row.start, times[first]), min(row.end, times[end]), *row[2:])
-        for row in rows
-        if row.start < times[end] and times[first] < row.end
-    ]
+    inside = rows_of({times[at]: known for at, known in noted.items() if first <= at < end}, MINUTE)
     shown = within(rows, Span(times[first], times[end]), most)
     assert shown == (inside[-most:] if most else [])
     assert all(row.start < row.end for row in shown)
