@@ -2,6 +2,7 @@
 #
 #   make demo          the service on a simulated exchange, with its page
 #   make test          all tests (what is missing on this machine skips its tests with a reason)
+#   make sim SEEDS=N   the whole service under virtual time, N seeds
 #   make lint          style, types, who may import whom
 #   make test-clients  unmodified third-party clients against the simulated exchange
 #   make bench         measurements
@@ -11,11 +12,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLIENTS_BIN := .venv-clients/bin
 DEMO_FLAGS ?=
+SEEDS ?= 500
 
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
 
-.PHONY: setup demo test test-python test-page test-clients lint bench clean
+.PHONY: setup demo test test-python test-page test-clients sim lint bench clean
 
 setup: .venv/.dev $(PAGE)
 
@@ -33,6 +35,9 @@ test-page: frontend/node_modules/.installed
 
 test-clients: .venv/.run .venv-clients/.installed
 	$(CLIENTS_BIN)/python -m pytest -c tests/clients/pytest.ini tests/clients
+
+sim: setup
+	$(BIN)/pytest tests/sim --seeds $(SEEDS)
 
 lint: setup
 	$(BIN)/ruff check .
