@@ -1,4 +1,5 @@
-"""What must hold, checked while the world runs and after it has settled. Each checker returns sentences: none is good."""
+"""What must hold, checked while the world runs and after it has settled. A checker returns sentences, none
+when all is well."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.sqlite import SqliteCandleStore
-
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.scenario import DERIVED
@@ -27,6 +27,7 @@ class Witness:
     def __init__(self, path: Path) -> None:
         self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         self._store = SqliteCandleStore(self._reader, {})
+        self._seen: set[tuple[SeriesId, int]] = set()
 
     def first(self, series: SeriesId) -> int | None:
         return self._store.first(series)
@@ -35,7 +36,10 @@ class Witness:
         return self._store.head(series)
 
     def has(self, series: SeriesId, time: int) -> bool:
-        return bool(self._store.newest(series, 1, before=time + 1, after=time - 1))
+        """Whether the candle is stored; what is stored stays."""
+        if (series, time) not in self._seen and self._store.newest(series, 1, before=time + 1, after=time - 1):
+            self._seen.add((series, time))
+        return (series, time) in self._seen
 
     def candles(self, series: SeriesId) -> list[Candle]:
         return self._store.newest(series, MAX_TIME)
@@ -60,7 +64,7 @@ def check_stored_is_final(witness: Witness, exchange: SimulatedExchange) -> list
 
 
 def check_store_is_truth(witness: Witness, exchange: SimulatedExchange) -> list[str]:
-    """Settled: from the first stored candle to the exchange's newest, the store is what the exchange has, bit for bit."""
+    """Settled: from the first stored candle to the exchange's newest, the store is what the exchange has."""
     wrong = []
     for series in exchange.listings:
         stored = {candle.time: candle for candle in witness.candles(series)}
@@ -79,8 +83,8 @@ def check_store_is_truth(witness: Witness, exchange: SimulatedExchange) -> list[
 
 
 def _tolerated(exchange: SimulatedExchange, series: SeriesId, candle: Candle) -> bool:
-    """Whether another candle than the valid one may stand: one that was valid before a revision, as the service may have
-    been away, or the frame lost, when the exchange told of it. Not when the revision was told in the calm."""
+    """Whether another candle than the valid one may stand: one that was valid before a revision, as the service may
+    have been away, or the frame lost, when the exchange told of it. Not when the revision was told in the calm."""
     return (series, candle.time) not in exchange.must_be_revised and exchange.known(series, candle)
 
 
@@ -88,7 +92,9 @@ def check_clients(witness: Witness, clients: Iterable[SimulatedClient]) -> list[
     """Settled: every client's picture equals the store behind its `since`."""
     wrong = []
     for client in clients:
-        wrong += [f"{client.name}: {sentence}" for view in client.views.values() for sentence in _picture(witness, view)]
+        wrong += [
+            f"{client.name}: {sentence}" for view in client.views.values() for sentence in _picture(witness, view)
+        ]
     return wrong[:MOST_SENTENCES]
 
 
@@ -99,11 +105,7 @@ def _picture(witness: Witness, view: View) -> list[str]:
         return [f"{view.series}: gaps {view.gaps} that nothing followed"]
     from_time = view.since + 1 if view.since is not None else view.first if view.first is not None else MAX_TIME
     stored = {candle.time: candle for candle in witness.candles(view.series)}
-    owed = {
-        time
-        for time in stored
-        if time >= from_time and not any(first <= time < end for first, end in view.passed)
-    }
+    owed = {time for time in stored if time >= from_time and not any(first <= time < end for first, end in view.passed)}
     wrong = [f"{view.series}: {time} was never shown (since {view.since})" for time in sorted(owed - view.shown.keys())]
     wrong += [
         f"{view.series}: {candle} is what it saw last, and {stored.get(time)} is stored"

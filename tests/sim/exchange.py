@@ -14,7 +14,6 @@ from random import Random
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.clock import ExchangeClock
-
 from sim.scenario import EPOCH_S, Scenario
 from sim.virtual_loop import VirtualLoop
 
@@ -266,6 +265,4 @@ class SimulatedExchange:
 
 def _row(candle: Candle) -> str:
     time, open_, high, low, close, volume = candle
-    return (
-        f'[{time * 1000},"{open_}","{high}","{low}","{close}","{volume}",{time * 1000 + 59_999},"0",2,"0","0","0"]'
-    )
+    return f'[{time * 1000},"{open_}","{high}","{low}","{close}","{volume}",{time * 1000 + 59_999},"0",2,"0","0","0"]'

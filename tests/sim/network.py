@@ -16,7 +16,6 @@ import msgspec
 
 from klinesync.ingest.binance_rest import TIMEOUT_S
 from klinesync.ingest.binance_ws import HEARTBEAT_S
-
 from sim.exchange import SimulatedExchange
 from sim.scenario import Faults
 from sim.virtual_loop import Process, VirtualLoop

@@ -1,5 +1,7 @@
-"""What one seed stands for: how long, how fast, which symbols, and which faults. A seed has some of the faults, not all:
-what a rare pair of them does shows best when the others are silent."""
+"""What one seed stands for: how long, how fast, which symbols, and which faults.
+
+A seed has some of the faults, not all: what a rare pair of them does shows best when the others are silent.
+"""
 
 from __future__ import annotations
 

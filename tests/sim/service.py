@@ -22,7 +22,6 @@ from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
-
 from sim.network import CALM, Network, Session
 from sim.scenario import DERIVED, EPOCH_S, Scenario
 from sim.virtual_loop import Process, VirtualLoop
@@ -171,7 +170,7 @@ def flags_of(scenario: Scenario, path: Path) -> RuntimeFlags:
     """The service's configuration in that scenario."""
     return RuntimeFlags(
         database_url=f"sqlite:///{path}",
-        whitelist=",".join(map(str, scenario.series)),  # type: ignore[arg-type]  # a text, which validation turns into series
-        derived_timeframes=",".join(DERIVED),  # type: ignore[arg-type]  # likewise
+        whitelist=",".join(map(str, scenario.series)),
+        derived_timeframes=",".join(DERIVED),
         startup_kline_sync_target_candles=scenario.first_history_candles,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
@@ -77,14 +78,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def __init__(self, *, max_iterations: int = 5_000_000) -> None:
         super().__init__()
+        self._ready: deque[asyncio.Handle]
+        self._scheduled: list[asyncio.TimerHandle]
         self._selector = _Leap(self)
         self._now_s = START_S
         self._iterations = 0
         self._max_iterations = max_iterations
         self._dead: list[Process] = []
+        self._tasks_made = 0
         self.outside = copy_context()
         self.outside.run(PROCESS.set, None)
-        self.set_task_factory(_make_task)
+        self.set_task_factory(_make_task)  # type: ignore[arg-type]  # its type cannot be told
 
     def time(self) -> float:
         return self._now_s
@@ -98,9 +102,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise Deadlock(f"nothing is ready and no timer is set, at {self._now_s:.3f} s")
         if timeout_s > 0:
             # To the timer itself rather than by the timeout: sums of floats drift.
-            self._now_s = max(self._now_s, self._scheduled[0]._when)
+            self._now_s = max(self._now_s, self._scheduled[0].when())
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]  # the same, without the types of the arguments
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         process = PROCESS.get() if context is None else context.get(PROCESS)
         if process is not None:
             if not process.alive:
@@ -109,6 +115,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if burnt is not None:
                 super().call_soon(burnt, context=self.outside)
         return super().call_soon(callback, *args, context=context)
+
+    def number_task(self) -> int:
+        self._tasks_made += 1
+        return self._tasks_made
 
     def start(self, process: Process, work: Coroutine[Any, Any, R], name: str) -> asyncio.Task[R]:
         """A task that belongs to `process`, with all that it will create."""
@@ -121,7 +131,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         process.alive = False
         self._dead.append(process)
         for handle in (*self._ready, *self._scheduled):
-            if handle._context.get(PROCESS) is process:
+            if handle._context.get(PROCESS) is process:  # type: ignore[attr-defined]  # what marks it
                 handle.cancel()
 
     def bury(self) -> None:
@@ -135,7 +145,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
             process.tasks.clear()
         self._dead.clear()
 
-    def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]  # likewise
+        self, executor: object, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         raise RuntimeError(f"{func} asks for a thread; there are none under virtual time")
 
     def _process_events(self, event_list: list[object]) -> None:
@@ -145,10 +157,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Nobody has to be woken: there is one thread. (Forgotten async generators are finalised by this way.)"""
 
 
+class NumberedTask(asyncio.Task[Any]):
+    """A task whose hash is its number: asyncio keeps tasks in sets, and their order must not depend on addresses."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], *, loop: VirtualLoop, context: Context | None) -> None:
+        self._number = loop.number_task()
+        super().__init__(coro, loop=loop, context=context)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 def _make_task(
     loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, R], context: Context | None = None
 ) -> asyncio.Task[R]:
-    task = asyncio.Task(coro, loop=loop, context=context)
+    assert isinstance(loop, VirtualLoop)
+    task = NumberedTask(coro, loop=loop, context=context)
     process = PROCESS.get() if context is None else context.get(PROCESS)
     if process is not None:
         process.keep(task)

@@ -1,0 +1,50 @@
+"""Options of the simulation. They are known when pytest is given this folder: `pytest tests/sim --seeds 500`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import SystemRandom
+
+import pytest
+
+from sim.world import Outcome
+
+SEEDS_FILE = Path(__file__).parent / "seeds.txt"
+FRESH_SEEDS = 20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("simulation")
+    group.addoption("--seeds", type=int, default=FRESH_SEEDS, help="how many fresh seeds to simulate")
+    group.addoption("--first-seed", type=int, default=None, help="the first of them; a random one when not given")
+    group.addoption("--keep-seeds", action="store_true", help="write failing seeds into tests/sim/seeds.txt")
+
+
+def kept_seeds() -> list[int]:
+    """The seeds that once failed."""
+    lines = (line.partition("#")[0].strip() for line in SEEDS_FILE.read_text().splitlines())
+    return [int(line) for line in lines if line]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    config = metafunc.config
+    if "kept_seed" in metafunc.fixturenames:
+        metafunc.parametrize("kept_seed", kept_seeds())
+    if "fresh_seed" in metafunc.fixturenames:
+        first = config.getoption("--first-seed", None)
+        if first is None:
+            first = SystemRandom().randrange(10**9)
+        count = config.getoption("--seeds", FRESH_SEEDS)
+        metafunc.parametrize("fresh_seed", range(first, first + count))
+
+
+@pytest.fixture
+def keep(request: pytest.FixtureRequest) -> object:
+    """Remembers a seed that failed, when that is asked for."""
+
+    def kept(outcome: Outcome) -> None:
+        if outcome.wrong and request.config.getoption("--keep-seeds", False):
+            with SEEDS_FILE.open("a") as file:
+                file.write(f"{outcome.scenario.seed}  # {outcome.wrong[0]}\n")
+
+    return kept
