@@ -13,7 +13,7 @@ import { readable, timeframesOf } from "./search.ts";
 import { parseSeries, type Series } from "./series.ts";
 import { SeriesStore } from "./store.ts";
 import { applyStoredTheme, onSystemTheme, readPalette, remPx, switchTheme } from "./theme.ts";
-import { parseWhitelist } from "./wire.ts";
+import { type Derived, parseDerived, parseWhitelist } from "./wire.ts";
 
 const LAST_SERIES_KEY = "klinesync.series";
 /** A break shorter than this is shown in the badge alone. */
@@ -57,6 +57,7 @@ let series: Series | null = null;
 let store = new SeriesStore("1m");
 /** null until the service has told it. */
 let whitelist: Series[] | null = null;
+let derived: Derived = { base: null, timeframes: [] };
 let pointed: number | null = null;
 
 const chart = new CandleChart(ui.chart, readPalette(), {
@@ -169,7 +170,7 @@ function showSeries(): void {
   ui.tags.textContent = `${marketName(series.market)} · ${exchangeName(series.exchange)}`;
   ui.choose.setAttribute("aria-label", `${series.id}. Choose another series`);
   const current = series;
-  const timeframes = timeframesOf(current, whitelist ?? []);
+  const timeframes = timeframesOf(current, whitelist ?? [], derived);
   ui.timeframes.hidden = timeframes.length < 2;
   ui.timeframe.hidden = timeframes.length > 1;
   ui.timeframe.textContent = current.timeframe;
@@ -193,7 +194,7 @@ function emptiness(): { readonly title: string; readonly text: string; readonly 
     if (whitelist === null) return null;
     return {
       title: "No series yet",
-      text: "The whitelist of this service is empty. Choose a symbol, and it is followed for as long as you watch.",
+      text: "The whitelist of this service is empty. Choose a series, and the page shows what is stored of it.",
       choose: true,
     };
   }
@@ -262,6 +263,7 @@ async function loadWhitelist(): Promise<void> {
     const { status, body } = await browserPorts.get("/api/market/whitelist");
     if (status !== 200) return;
     whitelist = readable(parseWhitelist(body));
+    derived = parseDerived(body);
   } catch {
     // Not reachable: asked again when the connection is live.
     return;

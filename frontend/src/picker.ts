@@ -103,9 +103,9 @@ export class Picker {
   }
 
   #hintFor(text: string): string {
-    if (this.#offers.some((offer) => !offer.whitelisted)) return "A series on demand is followed while somebody watches it.";
+    if (this.#offers.some((offer) => !offer.whitelisted)) return "Of a series that is not followed the page shows what is stored.";
     if (this.#offers.length > 0) return "";
-    if (text === "") return "The service's whitelist is empty. Type a symbol such as SOL/USDT to follow it on demand.";
+    if (text === "") return "The service's whitelist is empty. Type a symbol such as SOL/USDT to see what is stored of it.";
     return `Nothing matches “${text}”. A series id reads exchange:market:BASE/QUOTE:timeframe, for example binance:spot:SOL/USDT:1m.`;
   }
 
@@ -118,7 +118,7 @@ export class Picker {
     const [base = "", ...rest] = series.symbol.split("/");
     row.append(
       part("offer-symbol", [part("offer-base", base), `/${rest.join("/")}`]),
-      part("offer-tag", series.id === this.#current?.id ? "shown" : whitelisted ? "" : "on demand"),
+      part("offer-tag", series.id === this.#current?.id ? "shown" : whitelisted ? "" : "not followed"),
       part("offer-where", `${marketName(series.market)} · ${exchangeName(series.exchange)}`),
       part("offer-timeframe", series.timeframe),
     );

@@ -1,10 +1,11 @@
 // What the picker offers for a text: the service's series that match, best first, then what the text itself names.
 
 import { parseSeries, type Series, TIMEFRAMES, withTimeframe } from "./series.ts";
+import type { Derived } from "./wire.ts";
 
 export interface Offer {
   readonly series: Series;
-  /** Followed for as long as the service runs; others are followed while somebody watches. */
+  /** Followed for as long as the service runs; of others the page shows what is stored. */
   readonly whitelisted: boolean;
 }
 
@@ -58,8 +59,9 @@ function namedBy(text: string, whitelist: readonly Series[], timeframe: string):
 }
 
 /** This symbol in the timeframes that the service follows it in, and in the one in use; shortest first. */
-export function timeframesOf(series: Series, whitelist: readonly Series[]): Series[] {
+export function timeframesOf(series: Series, whitelist: readonly Series[], derived: Derived): Series[] {
   const followed = whitelist.filter((other) => withTimeframe(other, series.timeframe).id === series.id);
   const timeframes = new Set([...followed.map((other) => other.timeframe), series.timeframe]);
+  if (derived.base !== null && timeframes.has(derived.base)) for (const one of derived.timeframes) timeframes.add(one);
   return TIMEFRAMES.filter((timeframe) => timeframes.has(timeframe)).map((timeframe) => withTimeframe(series, timeframe));
 }

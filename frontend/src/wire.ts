@@ -90,6 +90,21 @@ export function parseWhitelist(body: unknown): string[] {
   return Array.isArray(ids) ? ids.filter((id): id is string => typeof id === "string") : [];
 }
 
+/** What the service computes from a base timeframe; `base` is null when it computes nothing. */
+export interface Derived {
+  readonly base: string | null;
+  readonly timeframes: readonly string[];
+}
+
+export function parseDerived(body: unknown): Derived {
+  const fields = asFields(body);
+  const timeframes = fields?.["derived_timeframes"];
+  return {
+    base: textOf(fields?.["derived_base_timeframe"]),
+    timeframes: Array.isArray(timeframes) ? timeframes.filter((one): one is string => typeof one === "string") : [],
+  };
+}
+
 /** The sentence of an error answer. FastAPI's own answers hold a list of findings instead of a sentence. */
 export function parseRefusal(status: number, body: unknown): string {
   const detail = asFields(body)?.["detail"];

@@ -29,7 +29,7 @@ describe("the picker", () => {
     expect(found("usdt 1h")).toEqual(["binance:spot:BTC/USDT:1h"]);
   });
 
-  test("offers any whole series id on demand", () => {
+  test("offers any whole series id as one that is not followed", () => {
     expect(found("kraken:spot:XBT/EUR:15m")).toEqual(["+kraken:spot:XBT/EUR:15m"]);
   });
 
@@ -49,5 +49,10 @@ describe("the picker", () => {
 test("timeframes are those that the symbol is followed in and the one in use, shortest first", () => {
   const series = parseSeries("binance:spot:BTC/USDT:3d");
   if (series === null) throw new Error("no series");
-  expect(timeframesOf(series, WHITELIST).map((other) => other.timeframe)).toEqual(["1m", "1h", "3d"]);
+  const nothing = { base: null, timeframes: [] };
+  expect(timeframesOf(series, WHITELIST, nothing).map((other) => other.timeframe)).toEqual(["1m", "1h", "3d"]);
+  const derived = { base: "1m", timeframes: ["5m", "1d"] };
+  expect(timeframesOf(series, WHITELIST, derived).map((other) => other.timeframe)).toEqual(["1m", "5m", "1h", "1d", "3d"]);
+  const other = { base: "5m", timeframes: ["15m"] };
+  expect(timeframesOf(series, WHITELIST, other).map((one) => one.timeframe)).toEqual(["1m", "1h", "3d"]);
 });

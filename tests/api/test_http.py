@@ -186,6 +186,8 @@ async def test_the_whitelist_is_told(service: Service) -> None:
     status, answer = await service.get("/api/market/whitelist")
     assert status == 200
     assert "binance:futures:BTC/USDT:1m" in str(answer["series_ids"])
+    assert answer["derived_base_timeframe"] == "1m"
+    assert answer["derived_timeframes"] == ["5m", "15m", "1h", "4h", "1d"]
 
 
 async def test_without_the_exchange_an_empty_series_is_served_empty(service: Service) -> None:

@@ -286,7 +286,7 @@ def test_a_service_without_a_whitelist_leads_to_the_picker(visit: Visit, demo: R
     expect(visit.page.locator("#empty")).to_contain_text("The whitelist of this service is empty.")
     visit.page.locator("#empty").get_by_role("button", name="Choose a series").click()
     visit.page.keyboard.type("btc/usdt")
-    expect(visit.page.get_by_role("option", selected=True)).to_contain_text("on demand")
+    expect(visit.page.get_by_role("option", selected=True)).to_contain_text("not followed")
     visit.page.keyboard.press("Enter")
     visit.wait_until_live(BTC)
 

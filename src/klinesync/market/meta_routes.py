@@ -13,7 +13,12 @@ router = APIRouter(tags=["service"])
 @router.get("/api/market/whitelist")
 async def get_whitelist(request: Request) -> WhitelistAnswer:
     """The series that are ingested for as long as the service runs."""
-    return WhitelistAnswer(series_ids=[str(series) for series in runtime_of(request).whitelist])
+    runtime = runtime_of(request)
+    return WhitelistAnswer(
+        series_ids=[str(series) for series in runtime.whitelist],
+        derived_base_timeframe=runtime.derived.base.code,
+        derived_timeframes=[target.code for target in runtime.derived.targets],
+    )
 
 
 @router.get("/healthz")

@@ -14,6 +14,7 @@ from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
+from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
@@ -31,6 +32,7 @@ class MarketRuntime:
         database: Database,
         resources: Sequence[AbstractAsyncContextManager[object]],
         pipeline: IngestPipeline,
+        derived: DerivedStep,
         forming: DerivedForming,
         hub: CandleHub,
         supervisor: IngestSupervisor,
@@ -44,6 +46,7 @@ class MarketRuntime:
         self.ingest = ingest
         self.coordinator = coordinator
         self.hub = hub
+        self.derived = derived
         self.whitelist = tuple(whitelist)
         self._database = database
         self._resources = tuple(resources)

@@ -89,6 +89,7 @@ def build_market_runtime(
         database=database,
         resources=resources,
         pipeline=pipeline,
+        derived=derived,
         forming=forming,
         hub=hub,
         supervisor=supervisor,

@@ -82,9 +82,11 @@ class CandlesClosedAnswer(BaseModel):
 
 
 class WhitelistAnswer(BaseModel):
-    """The series that are ingested for as long as the service runs."""
+    """The series that are ingested while the service runs, and what is computed of those in the base timeframe."""
 
     series_ids: list[str]
+    derived_base_timeframe: str
+    derived_timeframes: list[str]
 
 
 class StatusAnswer(BaseModel):
