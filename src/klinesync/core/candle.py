@@ -13,6 +13,8 @@ from klinesync.core.timeframe import Timeframe
 
 # The last second of the year 9999: the calendar ends there.
 MAX_TIME = 253_402_300_799
+# Larger prices and volumes are nobody's, and sums of them would not stay finite.
+MAX_VALUE = 1e100
 
 
 class Candle(NamedTuple):
@@ -63,13 +65,11 @@ def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:
     Whether it lies in the future is not checked here: that needs a clock (`check_not_future`).
     """
     time, open_, high, low, close, volume = candle
-    # One chain of comparisons is the whole check for a sound candle: NaN fails every comparison, and an infinite
-    # price or volume fails the last term.
+    # A few comparisons are the whole check for a sound candle: NaN fails each of them, and infinity the outer ones.
     if (
-        low <= open_ <= high
+        -MAX_VALUE <= low <= open_ <= high <= MAX_VALUE
         and low <= close <= high
-        and volume >= 0.0
-        and isfinite(high - low + volume)
+        and 0.0 <= volume <= MAX_VALUE
         and 0 <= time <= MAX_TIME
         and timeframe.is_open(time)
     ):
@@ -100,8 +100,10 @@ def _why(candle: Candle, timeframe: Timeframe) -> str:
             return f"high {candle.high} is below {name} {value}"
         if value < candle.low:
             return f"low {candle.low} is above {name} {value}"
+    for name in ("high", "low", "volume"):
+        value = getattr(candle, name)
+        if abs(value) > MAX_VALUE:
+            return f"{name} {value} is larger than {MAX_VALUE:g}"
     if not 0 <= candle.time <= MAX_TIME:
         return f"time lies outside 0 … {MAX_TIME}"
-    if not timeframe.is_open(candle.time):
-        return f"time is not on the {timeframe} grid; the candle it falls into opens at {timeframe.floor(candle.time)}"
-    return "high, low and volume together are not finite"
+    return f"time is not on the {timeframe} grid; the candle it falls into opens at {timeframe.floor(candle.time)}"
