@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import webbrowser
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
@@ -19,15 +20,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klinesync import __version__
+from klinesync.core.candle import Candle
 from klinesync.core.errors import BadFlag, KlinesyncError, Rejected
-from klinesync.runtime.flags import RuntimeFlags, flag_rows, flag_text, load_flags
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.runtime.flags import RuntimeFlags, flag_rows, flag_text, load_flags, sqlite_path
 
 if TYPE_CHECKING:
+    from klinesync.market_data.verify import SeriesAudit
     from klinesync.sim.exchange import SimExchange
 
 # The demo follows that many series of each market when no whitelist is given.
 DEMO_MOST_SERIES_A_MARKET = 20
 MAX_SYMBOLS = 5000
+# Long work says how far it is that often when nobody looks at a terminal.
+PROGRESS_LINE_S = 10.0
 
 
 class WrongUse(Rejected):
@@ -90,6 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--json", action="store_true", help="one JSON message a line")
     _add_flags(watch)
 
+    verify = _command(
+        commands,
+        "verify",
+        _verify,
+        "audit the store: gaps by state, derived candles computed anew and compared",
+        "Only reads, also beside a running service. Exit status 1 when something differs.",
+    )
+    verify.add_argument(
+        "series_id", nargs="*", type=_series, metavar="SERIES_ID", help="audit these (default: all that are stored)"
+    )
+    verify.add_argument("--json", action="store_true", help="machine output")
+    _add_flags(verify)
+
     flags = _command(commands, "flags", _flags, "every flag: default, value in force, where it came from")
     flags.add_argument("--json", action="store_true", help="machine output")
     _add_flags(flags)
@@ -151,6 +171,85 @@ def _watch(arguments: argparse.Namespace) -> int:
     flags = load_flags(_given_flags(arguments))
     url = arguments.url or f"http://{flags.host}:{flags.port}"
     return _run(watch(url, arguments.series_id, as_json=arguments.json))
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from klinesync.market_data.verify import verify
+    from klinesync.storage.sqlite import SqliteReader
+
+    flags = load_flags(_given_flags(arguments))
+    targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
+    with SqliteReader(sqlite_path(flags)) as store, _progress() as say:
+        audits = list(
+            verify(
+                store,
+                Timeframe.parse(flags.derived_base_timeframe),
+                [Timeframe.parse(code) for code in targets],
+                arguments.series_id,
+                lambda audit: say(f"{audit.series}: {audit.count} candles read"),
+            )
+        )
+    different = [audit for audit in audits if audit.differences]
+    differences = sum(audit.differences for audit in audits)
+    if arguments.json:
+        found = [_audit_json(audit) for audit in audits]
+        print(json.dumps({"store": str(store.path), "differences": differences, "series": found}, indent=1))
+    else:
+        for audit in audits:
+            _print_audit(audit)
+        print(f"{len(audits)} series, {sum(audit.count for audit in audits)} candles")
+    if different:
+        plural = "difference" if differences == 1 else "differences"
+        print(f"klinesync: {differences} {plural} in {len(different)} of {len(audits)} series", file=sys.stderr)
+    return 1 if different else 0
+
+
+def _print_audit(audit: SeriesAudit) -> None:
+    covers = "" if audit.first is None or audit.head is None else f" from {_iso(audit.first)} to {_iso(audit.head)}"
+    derived = "" if audit.base is None else f", derived from {audit.base.timeframe}"
+    print(f"{audit.series}: {audit.count} candles{covers}{derived}")
+    for state, (spans, candles) in audit.gaps.items():
+        if spans:
+            plural = "gap" if spans == 1 else "gaps"
+            print(f"    {spans} {plural} {state.replace('_', ' ')}: {candles} candles")
+    for kind, count in audit.kinds.items():
+        print(f"    DIFFERS: {count} {kind}")
+    for difference in audit.shown:
+        print(f"        {_iso(difference.time)}: {difference.what}")
+        for name, candle in (("stored", difference.stored), ("expected", difference.expected)):
+            if candle is not None:
+                print(
+                    f"            {name:<8} {' '.join(f'{part}={value!r}' for part, value in _values(candle).items())}"
+                )
+    if audit.differences > len(audit.shown):
+        print(f"        … and {audit.differences - len(audit.shown)} more")
+
+
+def _audit_json(audit: SeriesAudit) -> dict[str, object]:
+    return {
+        "series_id": str(audit.series),
+        "derived_from": None if audit.base is None else str(audit.base),
+        "first_time": audit.first,
+        "head_time": audit.head,
+        "candle_count": audit.count,
+        "gaps": {state: {"spans": spans, "candles": candles} for state, (spans, candles) in audit.gaps.items()},
+        "differences": audit.kinds,
+        "first_differences": [
+            {
+                "kind": difference.kind,
+                "candle_time": difference.time,
+                "what": difference.what,
+                "stored": None if difference.stored is None else _values(difference.stored),
+                "expected": None if difference.expected is None else _values(difference.expected),
+            }
+            for difference in audit.shown
+        ],
+    }
+
+
+def _values(candle: Candle) -> dict[str, float | None]:
+    """Prices and volume; None for what is not finite, which JSON has no number for."""
+    return {name: value if isfinite(value) else None for name, value in candle._asdict().items() if name != "time"}
 
 
 def _flags(arguments: argparse.Namespace) -> int:
@@ -275,6 +374,27 @@ async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """How far long work is, on stderr: one line that changes on a terminal, a line now and then elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status("") as status:
+            yield status.update
+        return
+    said_at_s = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal said_at_s
+        if time.monotonic() - said_at_s >= PROGRESS_LINE_S:
+            said_at_s = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    yield say
+
+
+@contextlib.contextmanager
 def _on_signal(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` at SIGINT or SIGTERM."""
     loop = asyncio.get_running_loop()
@@ -285,6 +405,20 @@ def _on_signal(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _iso(time_s: int) -> str:
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):  # what a damaged store may hold
+        return str(time_s)
+
+
+def _series(text: str) -> SeriesId:
+    try:
+        return SeriesId.parse(text)
+    except Rejected as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _speed(text: str) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -217,9 +218,7 @@ class _File:
         self._writer = writer
 
     def open_reader(self) -> apsw.Connection:
-        reader = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
-        reader.set_busy_timeout(BUSY_TIMEOUT_MS)
-        return reader
+        return _open_reader(self.path)
 
     def write(self, change: Callable[[CandleStore], R], before_commit: Callable[[], None] | None = None) -> R:
         assert self._writer is not None, "the store is open"
@@ -348,6 +347,58 @@ class InThreadSqliteDatabase:
         return result
 
 
+class SqliteReader:
+    """Looks into a store beside the process that writes it, if there is one. `with` opens and closes it; used by one
+    thread. Nothing is changed, the schema neither."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._numbers: dict[SeriesId, int] = {}
+        self._connection: apsw.Connection | None = None
+
+    @property
+    def connection(self) -> apsw.Connection:
+        """The open connection, which can only read."""
+        assert self._connection is not None, "the store is open"
+        return self._connection
+
+    def read(self, look: Callable[[CandleStore], R]) -> R:
+        """What `look` returns, of one consistent state. Raises `StoreError`."""
+        try:
+            return _look(self.connection, self._numbers, look)
+        except apsw.Error as error:
+            raise StoreError(f"the store {self.path} cannot be read: {error}") from error
+
+    def __enter__(self) -> Self:
+        """Raises `StoreError` when there is no store, or one of another version."""
+        if not self.path.is_file():
+            raise StoreError(f"there is no store {self.path}; name another one with --database-url")
+        try:
+            connection = _open_reader(self.path)
+            version, known = _version(connection), len(_scripts())
+        except apsw.Error as error:
+            raise StoreError(f"the store {self.path} cannot be opened: {error}") from error
+        if version != known:
+            connection.close()
+            _refuse_newer(self.path, version, known)
+            what = f"has schema version {version}, and this klinesync reads {known}" if version else "is no store yet"
+            raise StoreError(f"{self.path} {what}; `klinesync serve` brings it up to date")
+        self._connection = connection
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.connection.close()
+        self._connection = None
+
+
+def _open_reader(path: Path) -> apsw.Connection:
+    reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    reader.set_busy_timeout(BUSY_TIMEOUT_MS)
+    return reader
+
+
 def _look(reader: apsw.Connection, numbers: dict[SeriesId, int], look: Callable[[CandleStore], R]) -> R:
     reader.execute("BEGIN")  # one snapshot for all statements of `look`
     try:
@@ -370,18 +421,31 @@ def _as_revision(row: Sequence[object]) -> Revision:
 
 def _migrate(connection: apsw.Connection, path: Path) -> None:
     """Bring the schema up to the newest version, one numbered script a transaction."""
-    scripts = sorted(
-        (item for item in resources.files("klinesync.storage.migrations").iterdir() if item.name.endswith(".sql")),
-        key=lambda item: item.name,
-    )
-    version = connection.execute("PRAGMA user_version").get
-    assert isinstance(version, int)
-    if version > len(scripts):
-        raise StoreError(
-            f"the store {path} has schema version {version}, and this klinesync knows {len(scripts)}: "
-            "it was written by a newer klinesync; use that one"
-        )
+    scripts = _scripts()
+    version = _version(connection)
+    _refuse_newer(path, version, len(scripts))
     for number, script in enumerate(scripts[version:], version + 1):
         with connection:
             connection.execute(script.read_text())
             connection.execute(f"PRAGMA user_version = {number}")
+
+
+def _scripts() -> list[Traversable]:
+    return sorted(
+        (item for item in resources.files("klinesync.storage.migrations").iterdir() if item.name.endswith(".sql")),
+        key=lambda item: item.name,
+    )
+
+
+def _version(connection: apsw.Connection) -> int:
+    version = connection.execute("PRAGMA user_version").get
+    assert isinstance(version, int)
+    return version
+
+
+def _refuse_newer(path: Path, version: int, known: int) -> None:
+    if version > known:
+        raise StoreError(
+            f"the store {path} has schema version {version}, and this klinesync knows {known}: "
+            "it was written by a newer klinesync; use that one"
+        )

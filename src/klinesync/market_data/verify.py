@@ -1,0 +1,248 @@
+"""verify: audit a store. Nothing is written, and a service may go on writing meanwhile.
+
+Each series is read once, a window of candles at a time, each window in one snapshot: are the candles sound, and is the
+gap ledger what lies between them? Each derived series is computed anew from its base, a window of whole buckets at a
+time, and compared bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol, TypeVar
+
+from klinesync.core import gaps
+from klinesync.core.candle import MAX_TIME, Candle, check_candle
+from klinesync.core.errors import BadCandle, UnknownSeries
+from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.storage.database import CandleStore
+
+R = TypeVar("R")
+
+# Candles in memory at a time; a longer bucket (a month of minutes) is read whole.
+WINDOW_CANDLES = 20_000
+# Differences of a series that are shown; all are counted.
+MAX_SHOWN = 5
+
+
+class Reading(Protocol):
+    """A store that can be read."""
+
+    def read(self, look: Callable[[CandleStore], R]) -> R:
+        """What `look` returns, of one consistent state."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is stored at `time` and what should be. `kind` is for machines: bad_candle, hole_not_in_ledger,
+    gap_not_a_hole, bad_gap, derived_wrong, derived_unexpected or derived_missing. `what` is for people.
+    `stored` and `expected` are candles where the kind has them."""
+
+    kind: str
+    time: int
+    what: str
+    stored: Candle | None = None
+    expected: Candle | None = None
+
+
+@dataclass(slots=True)
+class SeriesAudit:
+    """What was found in one series. `base`: the series that it was computed anew from. `gaps`: spans and candles
+    missing, by state. `kinds`: how many differences there are of each kind; `shown`: the first few."""
+
+    series: SeriesId
+    base: SeriesId | None = None
+    first: int | None = None
+    head: int | None = None
+    count: int = 0
+    gaps: dict[GapState, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(GapState, (0, 0)))
+    kinds: dict[str, int] = field(default_factory=dict)
+    shown: list[Difference] = field(default_factory=list)
+
+    @property
+    def differences(self) -> int:
+        """How many there are; 0 is well."""
+        return sum(self.kinds.values())
+
+    def note(self, difference: Difference) -> None:
+        self.kinds[difference.kind] = self.kinds.get(difference.kind, 0) + 1
+        if len(self.shown) < MAX_SHOWN:
+            self.shown.append(difference)
+
+
+def verify(
+    store: Reading,
+    base: Timeframe,
+    targets: Sequence[Timeframe],
+    only: Collection[SeriesId] = (),
+    progress: Callable[[SeriesAudit], None] = lambda _: None,
+) -> Iterator[SeriesAudit]:
+    """Audit the stored series (`only` these, when some are named), one after the other.
+
+    Every derived series that is stored is compared; candles that are missing are told of those `targets` that are
+    kept from `base`, stored or not. `progress` gets the audit at work after each window.
+    Raises `UnknownSeries` for a series that there is no reason to store, `StoreError`.
+    """
+    base_of = store.read(lambda look: _base_of(look, base, targets))
+    unknown = [series for series in only if series not in base_of]
+    if unknown:
+        raise UnknownSeries(str(unknown[0]), "the store has no candles of it")
+    for series, derived_from in base_of.items():
+        if only and series not in only:
+            continue
+        audit = SeriesAudit(series, derived_from)
+        if all(_readable(store, audit, one) for one in (series, derived_from or series)):
+            _audit_ledger(store, audit)
+            _audit_candles(store, audit, progress)
+            if derived_from is not None:
+                kept = derived_from.timeframe == base and series.timeframe in targets
+                _audit_derived(store, audit, derived_from, kept, progress)
+        yield audit
+
+
+def _base_of(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe]) -> dict[SeriesId, SeriesId | None]:
+    """The series to audit, in the order of their names and lengths, each with its base (None: it is ingested)."""
+    base_of: dict[SeriesId, SeriesId | None] = dict.fromkeys(store.series())
+    for series in tuple(base_of):
+        base_of.update(dict.fromkeys(store.derived_of(series), series))
+    for series in [one for one in base_of if one.timeframe == base]:
+        for target in targets:
+            derived = series.with_timeframe(target)
+            base_of[derived] = base_of.get(derived) or series
+    order = sorted(base_of, key=lambda one: (one.exchange, one.market, one.symbol, one.timeframe.seconds))
+    return {series: base_of[series] for series in order}
+
+
+# --- one series by itself
+
+
+def _readable(store: Reading, audit: SeriesAudit, series: SeriesId) -> bool:
+    """Whether the times and the gap ledger of `series` (the one that is audited, or its base) are of this world."""
+    for edge in store.read(lambda look: (look.first(series), look.head(series))):
+        if edge is not None and not 0 <= edge <= MAX_TIME:
+            audit.note(Difference("bad_candle", edge, f"{series}: its time lies outside 0 … {MAX_TIME}"))
+            return False
+    try:
+        store.read(lambda look: look.gaps(series))
+    except ValueError as error:  # a state that does not exist
+        audit.note(Difference("bad_gap", 0, f"{series}: the gap ledger cannot be read: {error}"))
+        return False
+    return True
+
+
+def _audit_ledger(store: Reading, audit: SeriesAudit) -> None:
+    """The rows of the gap ledger, each by itself."""
+    series, timeframe = audit.series, audit.series.timeframe
+    rows, stored = store.read(lambda look: (look.gaps(series), look.span(series)))
+    for row in rows:
+        spans, candles = audit.gaps[row.state]
+        audit.gaps[row.state] = spans + 1, candles + timeframe.count(row.start, row.end)
+        if not (timeframe.is_open(row.start) and timeframe.is_open(row.end) and row.start < row.end):
+            audit.note(Difference("bad_gap", row.start, f"the gap to {row.end} is no span of the {timeframe} grid"))
+        elif (row.proof is not None and row.time is not None) != (row.state is GapState.CONFIRMED_EMPTY):
+            audit.note(Difference("bad_gap", row.start, f"the {row.state} gap has a proof that does not fit its state"))
+        elif stored is None or row.end <= stored.start or row.start >= stored.end:
+            audit.note(Difference("gap_not_a_hole", row.start, "the gap does not lie between stored candles"))
+    for one, two in pairwise(rows):
+        if two.start < one.end:
+            audit.note(Difference("bad_gap", two.start, f"the gap overlaps the one that begins at {one.start}"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A page of candles, what the ledger says of the span that they cover, and the first stored open time."""
+
+    candles: list[Candle]
+    gaps: list[Gap]
+    first: int | None
+
+
+def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[SeriesAudit], None]) -> None:
+    """Every candle, and whether the ledger is what lies between them."""
+    series, timeframe = audit.series, audit.series.timeframe
+    since, expected = -1, None
+    while window := store.read(lambda look, since=since: _page(look, series, since)):  # type: ignore[misc]
+        times: list[int] = []
+        for candle in window.candles:
+            try:
+                check_candle(candle, timeframe)
+            except BadCandle as error:
+                audit.note(Difference("bad_candle", candle.time, error.reason, stored=candle))
+            if timeframe.is_open(candle.time):
+                times.append(candle.time)
+        if times:
+            # Candles behind `expected` may have been trimmed since the last window.
+            start = times[0] if expected is None or window.first is None else max(expected, window.first)
+            _compare_ledger(audit, Span(min(start, times[0]), timeframe.next(times[-1])), times, window.gaps)
+            audit.first = times[0] if audit.first is None else audit.first
+            audit.head, expected = times[-1], timeframe.next(times[-1])
+        audit.count += len(window.candles)
+        since = window.candles[-1].time
+        progress(audit)
+
+
+def _page(store: CandleStore, series: SeriesId, since: int) -> _Window | None:
+    candles = store.oldest(series, WINDOW_CANDLES, since=since)
+    if not candles:
+        return None
+    return _Window(candles, store.gaps(series, Span(since, candles[-1].time)), store.first(series))
+
+
+def _compare_ledger(audit: SeriesAudit, window: Span, times: Sequence[int], ledger: Sequence[Gap]) -> None:
+    timeframe = audit.series.timeframe
+    holes = gaps.missing_spans(timeframe, *window, times)
+    noted = gaps.clipped((gap.span for gap in ledger), window)
+    for start, end in gaps.without(holes, noted):
+        missing = timeframe.count(start, end)
+        audit.note(Difference("hole_not_in_ledger", start, f"{missing} candles are missing and in no gap"))
+    for start, end in gaps.without(noted, holes):
+        stored = timeframe.count(start, end)
+        audit.note(Difference("gap_not_a_hole", start, f"{stored} candles are stored and in a gap"))
+
+
+# --- a derived series against its base
+
+
+def _audit_derived(
+    store: Reading, audit: SeriesAudit, base: SeriesId, kept: bool, progress: Callable[[SeriesAudit], None]
+) -> None:
+    """Compute the series anew. `kept`: it is kept up to date, so that a candle can be missing."""
+    target = audit.series.timeframe
+    step = DerivedStep(base.timeframe, [target])
+    spans = store.read(lambda look: [span for span in (look.span(base), look.span(audit.series)) if span is not None])
+    if not spans:
+        return
+    start, end = target.floor(min(span.start for span in spans)), max(span.end for span in spans)
+    while start < end:
+        window = Span(start, max(target.next(start), target.floor(base.timeframe.shift(start, WINDOW_CANDLES))))
+        stored, expected = store.read(lambda look, window=window: _both(look, step, base, target, window))  # type: ignore[misc]
+        for time in sorted(stored.keys() | expected.keys()):
+            _compare_derived(audit, time, stored.get(time), expected.get(time), kept)
+        start = window.end
+        progress(audit)
+
+
+def _both(
+    store: CandleStore, step: DerivedStep, base: SeriesId, target: Timeframe, window: Span
+) -> tuple[dict[int, Candle], dict[int, Candle]]:
+    """What is stored, and what follows from the base, by time."""
+    stored = store.between(base.with_timeframe(target), *window)
+    expected = step.expected(store, base, target, window)
+    return {candle.time: candle for candle in stored}, {candle.time: candle for candle in expected}
+
+
+def _compare_derived(audit: SeriesAudit, time: int, stored: Candle | None, expected: Candle | None, kept: bool) -> None:
+    if stored == expected:
+        return
+    if expected is None:
+        what = "it is stored, and its base candles do not give it"
+        audit.note(Difference("derived_unexpected", time, what, stored=stored))
+    elif stored is not None:
+        audit.note(Difference("derived_wrong", time, "its base candles give another one", stored, expected))
+    elif kept:
+        audit.note(Difference("derived_missing", time, "its base candles give it", expected=expected))
