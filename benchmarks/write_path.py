@@ -1,0 +1,289 @@
+"""What the write path costs, beside a bare database that is given the same rows in the same transactions.
+
+    python benchmarks/write_path.py --series 1000
+
+Bulk import, one live candle at a time behind a short and a long history, the minute's end of many series, the size of
+the store and the start of a service on it. Derived candles are on (5m 15m 1h 4h 1d), and every commit is durable.
+`ratio` is our time to the bare database's, of one run: the machine drifts, so only that is worth comparing. With
+`--profile` the minute's end alone is run, and what the writer thread does in it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import json
+import pstats
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import aiohttp
+import apsw
+from derived import FIRST, USUAL, minutes
+
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import DAY_S
+from klinesync.factor.engine import FactorEngine
+from klinesync.overlay.engine import OverlayEngine
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.storage.sqlite import CACHE_KIB, WAL_AUTOCHECKPOINT_PAGES, SqliteDatabase
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+BULK_CANDLES = 130_000
+HISTORY = 2000
+ROUNDS = 8
+SINGLES = 250  # in a round
+MINUTES = 20  # the last of a day
+
+Rows = list[tuple[SeriesId, Candle]]
+
+
+class Store:
+    """An open store of ours, and the pipeline that writes to it. `committed`: what was published since `rows`."""
+
+    def __init__(self, pipeline: IngestPipeline, database: SqliteDatabase, committed: list[Applied]) -> None:
+        self.pipeline = pipeline
+        self.database = database
+        self.committed = committed
+
+    def rows(self) -> Rows:
+        """What was committed, and forget it."""
+        rows = [(applied.series, candle) for applied in self.committed for candle in applied.candles]
+        self.committed.clear()
+        return rows
+
+    async def offer(self, batch: Sequence[tuple[SeriesId, Candle]]) -> None:
+        """Live candles that arrive together, until they are durable and published."""
+        offered = [self.pipeline.offer(series, (candle,)) for series, candle in batch]
+        await asyncio.gather(*(written for written in offered if written is not None))
+        assert None not in offered, "there was room for all of them"
+
+    async def on_writer(self, work: Callable[[], object]) -> None:
+        """Run `work` on the writer's thread."""
+        await self.database.write(lambda _: work())
+
+
+@asynccontextmanager
+async def open_store(path: Path) -> AsyncIterator[Store]:
+    committed: list[Applied] = []
+    async with SqliteDatabase(path) as database:
+        pipeline = IngestPipeline(
+            database, DerivedStep(BTC.timeframe, USUAL), FactorEngine(), OverlayEngine(), committed.append, time.time
+        )
+        task = asyncio.create_task(pipeline.run())
+        try:
+            yield Store(pipeline, database, committed)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+class Bare:
+    """The database alone: the same table and pragmas, rows that are ready made, one insert statement."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = connection = apsw.Connection(str(path))
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._numbers = {
+            SeriesId.parse(str(name)): number
+            for name, number in connection.execute("SELECT series_id, series_no FROM series")
+        }
+
+    def insert(self, transactions: Sequence[Rows]) -> float:
+        """Seconds for these transactions."""
+        for series in {series for rows in transactions for series, _ in rows}.difference(self._numbers):
+            self._connection.execute("INSERT INTO series (series_id) VALUES (?)", (str(series),))
+            self._numbers[series] = self._connection.last_insert_rowid()
+        ready = [[(self._numbers[series], *candle) for series, candle in rows] for rows in transactions]
+        begin = time.perf_counter()
+        for rows in ready:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("INSERT INTO candle VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._connection.execute("COMMIT")
+        return time.perf_counter() - begin
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a closed store."""
+    return path.stat().st_size
+
+
+def copy_for_bare(path: Path) -> Bare:
+    """A bare database that begins as the closed store at `path` is."""
+    twin = path.with_suffix(".bare")
+    shutil.copy(path, twin)
+    return Bare(twin)
+
+
+def report(name: str, ours: str, bare: str, ratio: float | None) -> None:
+    print(f"{name:<80} {ours:>16} {bare:>16} {'' if ratio is None else f'{ratio:.1f}':>7}", flush=True)
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.3f} ms"
+
+
+# --- what is measured
+
+
+async def bulk(folder: Path, candles: Sequence[Candle]) -> None:
+    batches = [candles[at : at + 20_000] for at in range(0, len(candles), 20_000)]
+    transactions: list[Rows] = []
+    took_s = 0.0
+    async with open_store(folder / "bulk.sqlite") as store:
+        for batch in batches:
+            begin = time.perf_counter()
+            await store.pipeline.submit(BTC, batch, "file")
+            took_s += time.perf_counter() - begin
+            transactions.append(store.rows())
+    async with SqliteDatabase(folder / "bulk.bare"):
+        pass  # the schema
+    bare = Bare(folder / "bulk.bare")
+    bare_s = bare.insert(transactions)
+    bare.close()
+    count = len(candles)
+    report(
+        f"bulk, {count:,} candles, 20,000 a transaction",
+        f"{count / took_s / 1e3:,.0f} k/s",
+        f"{count / bare_s / 1e3:,.0f} k/s",
+        took_s / bare_s,
+    )
+
+
+async def one_by_one(folder: Path, candles: Sequence[Candle], history: int) -> float:
+    """Seconds of a live candle."""
+    path = folder / f"history_{history}.sqlite"
+    async with open_store(path) as store:
+        await store.pipeline.submit(BTC, candles[:history], "file")
+    bare = copy_for_bare(path)
+    ours_s, bare_s, cpu_s = [], [], []
+    async with open_store(path) as store:
+        for at in range(history, history + ROUNDS * SINGLES, SINGLES):
+            transactions: list[Rows] = []
+            begin, cpu = time.perf_counter(), time.process_time()
+            for candle in candles[at : at + SINGLES]:
+                await store.offer([(BTC, candle)])
+                transactions.append(store.rows())
+            ours_s.append((time.perf_counter() - begin) / SINGLES)
+            cpu_s.append((time.process_time() - cpu) / SINGLES)
+            bare_s.append(bare.insert(transactions) / SINGLES)
+    bare.close()
+    ours, floor = median(ours_s), median(bare_s)
+    report(f"one live candle, behind {history:,} (CPU {ms(median(cpu_s))})", ms(ours), ms(floor), ours / floor)
+    return ours
+
+
+async def minutes_end(path: Path, candles: Sequence[Candle], count: int, profile: bool) -> None:
+    """The last minutes of a day of `count` series; `path` becomes their store."""
+    names = [SeriesId.parse(f"binance:spot:COIN{number}/USDT:1m") for number in range(count)]
+    async with open_store(path) as store:
+        begin = time.perf_counter()
+        await asyncio.gather(
+            *(store.pipeline.submit(series, candles[-HISTORY - MINUTES : -MINUTES], "file") for series in names)
+        )
+        took_s = time.perf_counter() - begin
+        rows = len(store.rows())
+    base = count * HISTORY
+    report(f"filling {count:,} series with {HISTORY:,} candles each", f"{base / took_s / 1e3:,.0f} k/s", "", None)
+    size = size_of(path)
+    report("on disk, per candle stored (base and derived)", f"{size / rows:,.1f} B", "", None)
+    report("on disk, per base candle", f"{size / base:,.1f} B", "", None)
+    bare = copy_for_bare(path)
+    laps: dict[str, list[tuple[float, float, float]]] = {}
+    async with open_store(path) as store:
+        profiler = cProfile.Profile()
+        if profile:
+            await store.on_writer(profiler.enable)
+        for candle in candles[-MINUTES:]:
+            closing = [target.code for target in USUAL if (candle.time + 60) % target.seconds == 0]
+            gc.collect()
+            begin, cpu = time.perf_counter(), time.process_time()
+            await store.offer([(series, candle) for series in names])
+            took_s, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
+            written = store.rows()
+            assert len(written) == count * (1 + len(closing))
+            laps.setdefault("closing " + " ".join(["1m", *closing]), []).append((took_s, cpu_s, bare.insert([written])))
+        if profile:
+            await store.on_writer(profiler.disable)
+            pstats.Stats(profiler).sort_stats("tottime").print_stats(20)
+    bare.close()
+    for closing_names, columns in laps.items():
+        ours, cpu_s, floor = (median(column) for column in zip(*columns, strict=True))
+        name = f"minute's end of {count:,} series, {closing_names} (CPU {cpu_s * 1e3:,.0f} ms)"
+        report(name, ms(ours), ms(floor), ours / floor)
+
+
+async def start(path: Path, series: Sequence[SeriesId]) -> float:
+    """Seconds from the start of the process until it is ready. Its exchange cannot be reached."""
+    listed = path.with_suffix(".json")
+    listed.write_text(json.dumps({"series_ids": [str(one) for one in series]}))
+    nowhere = [
+        f"--binance-{market}-{kind}-url={scheme}://127.0.0.1:9"
+        for market in ("spot", "futures")
+        for kind, scheme in (("rest", "http"), ("ws", "ws"))
+    ]
+    begin = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "klinesync", "serve", "--port=0", f"--database-url=sqlite:///{path}",
+        f"--whitelist-path={listed}", *nowhere,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        url = (await process.stdout.readline()).decode().split()[-1].rstrip("/")
+        async with aiohttp.ClientSession() as session:
+            while (await session.get(f"{url}/readyz")).status != 200:  # noqa: ASYNC110  # another process is waited for
+                await asyncio.sleep(0.01)
+        return time.perf_counter() - begin
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def run(count: int, profile: bool) -> None:
+    candles = minutes(BULK_CANDLES * 60 // DAY_S + 1, 0.0)[:BULK_CANDLES]
+    day = minutes(1 + HISTORY * 60 // DAY_S + 1, 0.0)
+    assert (FIRST + len(day) * 60) % DAY_S == 0
+    with TemporaryDirectory(prefix="klinesync-bench-") as name:
+        folder = Path(name)
+        print(f"{'':<80} {'klinesync':>16} {'bare database':>16} {'ratio':>7}")
+        if not profile:
+            await bulk(folder, candles)
+            short, long = [await one_by_one(folder, candles, history) for history in (1_000, 100_000)]
+            report("... behind 100,000 candles, of that behind 1,000", f"{long / short:.2f}", "", None)
+        store = folder / "minutes.sqlite"
+        await minutes_end(store, day, count, profile)
+        if not profile:
+            empty = await start(folder / "empty.sqlite", [BTC])
+            names = [SeriesId.parse(f"binance:spot:COIN{number}/USDT:1m") for number in range(count)]
+            report("start of a service on an empty store, to ready", f"{empty:.2f} s", "", None)
+            full = await start(store, names)
+            report(f"... on {count:,} series and {len(USUAL)} derived timeframes", f"{full:.2f} s", "", None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=int, default=1000, help="of the minute's end")
+    parser.add_argument("--profile", action="store_true", help="what the writer thread does at the minute's end")
+    chosen = parser.parse_args()
+    asyncio.run(run(chosen.series, chosen.profile))
+
+
+if __name__ == "__main__":
+    main()
