@@ -150,7 +150,7 @@ def _given_flags(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _serve(arguments: argparse.Namespace) -> int:
     flags = load_flags(_given_flags(arguments))
-    return _run(_serve_until_stopped(flags, ready=lambda url: print(f"klinesync serves {url}", flush=True)))
+    return _run(_serve_until_stopped(flags, "serve", ready=lambda url: print(f"klinesync serves {url}", flush=True)))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -295,14 +295,14 @@ def _first(group: BaseExceptionGroup[KlinesyncError]) -> KlinesyncError:
     return error
 
 
-async def _serve_until_stopped(flags: RuntimeFlags, *, ready: Callable[[str], None]) -> int:
+async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Callable[[str], None]) -> int:
     """The service until SIGINT or SIGTERM; `ready` gets its address once it answers."""
     from klinesync.market.app import bind, create_app, create_server
     from klinesync.market.runtime_builder import build_market_runtime
 
     listener = bind(flags.host, flags.port)
     host, port = listener.getsockname()[:2]
-    async with build_market_runtime(flags) as runtime:
+    async with build_market_runtime(flags, command=command) as runtime:
         server = create_server(create_app(runtime), runtime)
         with _on_signal(server.stop):
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
@@ -336,7 +336,7 @@ async def _demo_until_stopped(arguments: argparse.Namespace, given: dict[str, st
                 f"the simulated exchange runs at {exchange.http_url} ({arguments.speed:g} times real time)", flush=True
             )
             print(f"the store is {flags.database_url}", flush=True)
-            return await _serve_until_stopped(flags, ready=ready)
+            return await _serve_until_stopped(flags, "demo", ready=ready)
 
 
 def _demo_whitelist(exchange: SimExchange) -> list[str]:

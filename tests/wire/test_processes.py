@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 
 import aiohttp
@@ -18,82 +13,7 @@ import pytest
 
 from klinesync.client.follow import ClosedCandle, Disconnected, follow
 from klinesync.core.candle import Candle
-from klinesync.core.series_id import SeriesId
-
-SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
-
-
-def environment(**extra: str) -> dict[str, str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("KLINESYNC_")}
-    return plain | extra
-
-
-def klinesync(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
-    """A command that ends by itself: exit status, stdout, stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "klinesync", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(**(env or {})),
-        cwd=cwd,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-class Running:
-    """A command that runs until it is told to stop, and the addresses that it printed."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.printed = ""
-
-    async def address(self, after: str) -> str:
-        """The first http address in the line that has `after` in it."""
-        assert self.process.stdout is not None
-        while True:
-            line = (await asyncio.wait_for(self.process.stdout.readline(), 30)).decode()
-            assert line, f"it ended after {self.printed!r}"
-            self.printed += line
-            match = re.search(r"http://[^\s/]+", line)
-            if after in line and match:
-                return match.group()
-
-
-@asynccontextmanager
-async def running(*arguments: str, log: Path) -> AsyncIterator[Running]:
-    with log.open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "klinesync",
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            env=environment(),
-        )
-    try:
-        yield Running(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-def serve_arguments(exchange: str, store: Path) -> list[str]:
-    ws = exchange.replace("http", "ws")
-    return [
-        "serve",
-        "--port=0",
-        f"--database-url=sqlite:///{store}",
-        f"--whitelist={SERIES}",
-        f"--binance-spot-rest-url={exchange}",
-        f"--binance-spot-ws-url={ws}",
-        f"--binance-futures-rest-url={exchange}",
-        f"--binance-futures-ws-url={ws}",
-    ]
+from processes import SERIES, klinesync, running, serve_arguments
 
 
 async def stored(url: str) -> list[Candle]:

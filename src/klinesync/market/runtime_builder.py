@@ -40,10 +40,12 @@ def build_market_runtime(
     source: Source | None = None,
     rng: random.Random | None = None,
     wall_s: Callable[[], float] = time.time,
+    command: str = "serve",
 ) -> MarketRuntime:
     """The parts of the service, wired. Runs inside the event loop; nothing has started yet. Raises `BadFlag`.
 
     The simulation brings its own database, source, jitter and wall clock; else they are made as the flags say.
+    `command` is what the store's lock tells others of this process.
     """
     listed = whitelist(flags)
     for series in listed:
@@ -59,7 +61,7 @@ def build_market_runtime(
         )
         resources.append(session)
         source = _binance(flags, session, clocks, rng)
-    database = database or SqliteDatabase(sqlite_path(flags))
+    database = database or SqliteDatabase(sqlite_path(flags), command)
     hub = CandleHub()
     derived = _derived_step(flags)
     forming = DerivedForming(hub, database, derived)

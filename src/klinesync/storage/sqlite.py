@@ -23,6 +23,7 @@ from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Gap, GapChange, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.storage.database import CandleStore, Origin, R, Revision
+from klinesync.storage.lock import StoreLock
 
 READER_THREADS = 2
 BUSY_TIMEOUT_MS = 5000
@@ -204,7 +205,6 @@ class _File:
 
     def open(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             writer = apsw.Connection(str(self.path))
             writer.set_busy_timeout(BUSY_TIMEOUT_MS)
             writer.execute("PRAGMA journal_mode = WAL")
@@ -247,10 +247,14 @@ class _File:
 
 
 class SqliteDatabase:
-    """`Database` on one SQLite file, in threads: one that writes, a few that read."""
+    """`Database` on one SQLite file, in threads: one that writes, a few that read.
 
-    def __init__(self, path: Path) -> None:
+    While it is open no other process can write to the file; `command` is what others are told of this one.
+    """
+
+    def __init__(self, path: Path, command: str = "serve") -> None:
         self.path = path
+        self._lock = StoreLock(path, command)
         self._file = _File(path)
         self._writer_thread = ThreadPoolExecutor(1, "store-writer")
         self._reader_threads = ThreadPoolExecutor(READER_THREADS, "store-reader")
@@ -258,7 +262,7 @@ class SqliteDatabase:
         self._readers: list[apsw.Connection] = []
 
     async def __aenter__(self) -> Self:
-        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._file.open)
+        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._open)
         return self
 
     async def __aexit__(
@@ -273,6 +277,18 @@ class SqliteDatabase:
     async def read(self, look: Callable[[CandleStore], R]) -> R:
         """See `Database.read`."""
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, self._read, look)
+
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except OSError as error:
+            raise StoreError(f"the store {self.path} cannot be opened: {error}") from error
+        try:
+            self._file.open()
+        except StoreError:
+            self._lock.release()
+            raise
 
     def _read(self, look: Callable[[CandleStore], R]) -> R:
         try:
@@ -291,6 +307,7 @@ class SqliteDatabase:
         for reader in self._readers:
             reader.close()
         self._file.close()
+        self._lock.release()
 
 
 class InThreadSqliteDatabase:
