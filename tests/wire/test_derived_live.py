@@ -93,9 +93,6 @@ async def stored(store: Path, series: SeriesId) -> list[Candle]:
         return await database.read(lambda rows: rows.between(series, 0, MAX_TIME))
 
 
-@pytest.mark.xfail(
-    reason="a forming candle of a derived series leaves out a minute that is closed and not committed yet", strict=False
-)
 async def test_a_derived_series_is_followed_like_any_other(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(speed=1200, symbols=2)) as exchange,
@@ -116,9 +113,6 @@ async def test_a_derived_series_is_followed_like_any_other(tmp_path: Path) -> No
             check_stream(exchange, frame, seen)
 
 
-@pytest.mark.xfail(
-    reason="a forming candle of a derived series leaves out a minute that is closed and not committed yet", strict=False
-)
 async def test_a_restart_in_mid_bucket_leaves_no_trace_in_a_derived_stream(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with SimServer(SimConfig(speed=600, symbols=2)) as exchange:
@@ -144,7 +138,6 @@ async def test_a_restart_in_mid_bucket_leaves_no_trace_in_a_derived_stream(tmp_p
         assert await stored(store, BTC_FIVE) == truth(exchange, FIVE, 300 * -(-base[0].time // 300), end)
 
 
-@pytest.mark.xfail(reason="until history is in, a bucket is shown as if it began with the present minute", strict=False)
 async def test_forming_after_a_restart_counts_the_minutes_that_closed_before_it(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     start = 1_760_005_800  # half past an hour

@@ -234,10 +234,11 @@ class FormingBuckets:
 
     def show(self, forming: Candle) -> list[Forming]:
         """The forming candle of each target, shorter ones first. None at all when `forming` is not newer than the head,
-        for then its minute is closed."""
+        for then its minute is closed; and none of a target of which a closed minute is still to come."""
         time = forming.time
         if time <= self._head:
             return []
+        due = self._base.next(self._head) if self._head >= 0 else -1
         ended: list[Candle | None] = [None] * (len(self._links) + 1)
         live = [forming] * (len(self._links) + 1)  # by link: its bucket in progress, with `forming` in it
         shown: list[Forming] = []
@@ -251,7 +252,7 @@ class FormingBuckets:
             part = live[link.parent_at]
             candle = Candle(open_time, *part[1:]) if parts is None else _merge(open_time, parts, part)
             live[at] = candle
-            if link.series is not None:
+            if link.series is not None and max(open_time, due) == time:
                 shown.append(Forming(link.series, candle))
         return shown
 

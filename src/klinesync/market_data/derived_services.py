@@ -23,10 +23,11 @@ RETRY_S = 1.0
 
 @dataclass(slots=True)
 class _Progress:
-    """One base series. Until `buckets` is read from the store, closed candles wait."""
+    """One base series, and the latest candle that forms in it. Until `buckets` is read, closed candles wait."""
 
     buckets: FormingBuckets | None = None
     waiting: list[Candle] = field(default_factory=list)
+    latest: Candle | None = None
 
 
 class DerivedForming:
@@ -53,6 +54,8 @@ class DerivedForming:
             progress.waiting += applied.candles
         elif not all(progress.buckets.close(candle) for candle in applied.candles):
             self._read_anew(applied.series)
+        else:
+            self._show(progress)  # what forms may have waited for this
 
     def show(self, forming: Forming) -> None:
         """A forming candle of an ingested series."""
@@ -66,8 +69,13 @@ class DerivedForming:
         progress = self._progress.get(series)
         if progress is None:
             self._read_anew(series)
-        elif progress.buckets is not None:
-            for derived in progress.buckets.show(forming.candle):
+        else:
+            progress.latest = forming.candle
+            self._show(progress)
+
+    def _show(self, progress: _Progress) -> None:
+        if progress.buckets is not None and progress.latest is not None:
+            for derived in progress.buckets.show(progress.latest):
                 self._hub.show(derived)
 
     async def run(self) -> None:
@@ -86,6 +94,7 @@ class DerivedForming:
             waiting, progress.waiting = progress.waiting, []
             if all(buckets.close(candle) for candle in waiting):
                 progress.buckets = buckets
+                self._show(progress)
             else:
                 self._to_read.put_nowait(series)
 

@@ -85,7 +85,7 @@ class IngestPipeline:
         self._wall_s = wall_s
         self._flush_s = flush_s
         self._batch_max = batch_max
-        self._live: deque[Submission] = deque()
+        self._live: dict[SeriesId, deque[Submission]] = {}
         self._live_candles = 0
         self._bulk: deque[Submission] = deque()
         self._bulk_candles = 0
@@ -106,9 +106,10 @@ class IngestPipeline:
         if self._live_candles + len(candles) > MAX_LIVE_CANDLES:
             self._broken.add(series)
             return None
-        written = self._enqueue(self._live, series, candles, "stream", None)
+        submission = self._submission(series, candles, "stream", None, live=True)
+        self._live.setdefault(series, deque()).append(submission)
         self._live_candles += len(candles)
-        return written
+        return submission.written
 
     async def mend(self, series: SeriesId) -> None:
         """Wait for room, and take live candles of the series again. The caller begins again from the stored head."""
@@ -126,26 +127,20 @@ class IngestPipeline:
         """
         async with self._room:
             await self._room.wait_for(lambda: self._bulk_candles < MAX_BULK_CANDLES)
-        written = self._enqueue(self._bulk, series, candles, source, empty)
+        submission = self._submission(series, candles, source, empty, live=False)
+        self._bulk.append(submission)
         self._bulk_candles += len(candles)
-        return await written
+        return await submission.written
 
-    def _enqueue(
-        self,
-        queue: deque[Submission],
-        series: SeriesId,
-        candles: Sequence[Candle],
-        source: str,
-        empty: Empty | None,
-    ) -> asyncio.Future[Applied]:
+    def _submission(
+        self, series: SeriesId, candles: Sequence[Candle], source: str, empty: Empty | None, *, live: bool
+    ) -> Submission:
         if self._derived.derives(series):
             raise DerivedSeries(series, self._derived.base)
         for candle in candles:
             check_candle(candle, series.timeframe)
-        written: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
-        queue.append(Submission(series, candles, source, empty, queue is self._live, written))
         self._arrived.set()
-        return written
+        return Submission(series, candles, source, empty, live, asyncio.get_running_loop().create_future())
 
     async def refresh_series(self, series: SeriesId) -> None:
         """Bring what is derived from base `series` up to its head, where it lags: a target that was off for a while,
@@ -226,19 +221,18 @@ class IngestPipeline:
         than `flush_s`."""
         batch: list[Submission] = []
         size = 0
-        share: dict[SeriesId, int] = {}
-        later: list[Submission] = []
-        while self._live and size < MAX_BATCH_CANDLES:
-            submission = self._live.popleft()
-            taken = share.get(submission.series, 0)
-            if taken and taken + len(submission.candles) > self._batch_max:
-                share[submission.series] = self._batch_max  # what follows of the series waits too: order is kept
-                later.append(submission)
-                continue
-            share[submission.series] = taken + len(submission.candles)
-            size += len(submission.candles)
-            batch.append(submission)
-        self._live.extendleft(reversed(later))
+        for series, waiting in list(self._live.items()):
+            taken = 0
+            while waiting and (not taken or taken + len(waiting[0].candles) <= self._batch_max):
+                submission = waiting.popleft()
+                taken += len(submission.candles)
+                batch.append(submission)
+            del self._live[series]
+            if waiting:
+                self._live[series] = waiting  # last in line now
+            size += taken
+            if size >= MAX_BATCH_CANDLES:
+                break
         most = min(MAX_BATCH_CANDLES, int(self._flush_s / self._s_per_candle))
         while self._bulk and (not batch or size + len(self._bulk[0].candles) <= most):
             submission = self._bulk.popleft()
@@ -275,8 +269,7 @@ class IngestPipeline:
     def _fail(self, batch: Sequence[Submission], error: StoreError) -> None:
         """Nothing of the batch was written. What waits of its live series must not be either: it would leave a hole."""
         self._broken.update(submission.series for submission in batch if submission.live)
-        behind = [submission for submission in self._live if submission.series in self._broken]
-        self._live = deque(submission for submission in self._live if submission.series not in self._broken)
+        behind = [submission for series in self._broken for submission in self._live.pop(series, ())]
         self._live_candles -= sum(len(submission.candles) for submission in behind)
         for submission in (*batch, *behind):
             if not submission.written.done():

@@ -95,20 +95,20 @@ class CandleHub:
 
     def __init__(self) -> None:
         self._watchers: dict[SeriesId, dict[Client, Subscription]] = {}
-        self._clients: set[Client] = set()
+        self._clients: dict[Client, None] = {}  # in order of connecting
         self._empty = asyncio.Event()
         self._ending = False
 
     def connected(self, client: Client) -> None:
         """A client is there."""
-        self._clients.add(client)
+        self._clients[client] = None
         self._empty.clear()
         if self._ending:
             client.outbox.end(CLOSE_GOING_AWAY)
 
     def disconnected(self, client: Client) -> None:
         """A client is gone: it watches nothing any more."""
-        self._clients.discard(client)
+        self._clients.pop(client, None)
         if not self._clients:
             self._empty.set()
         for series in list(client.subscriptions):
