@@ -248,8 +248,10 @@ async def start(path: Path, series: Sequence[SeriesId]) -> float:
     try:
         url = (await process.stdout.readline()).decode().split()[-1].rstrip("/")
         async with aiohttp.ClientSession() as session:
-            while (await session.get(f"{url}/readyz")).status != 200:  # noqa: ASYNC110  # another process is waited for
-                await asyncio.sleep(0.01)
+            ready = False
+            while not ready:
+                async with session.get(f"{url}/readyz") as answer:
+                    ready = answer.status == 200
         return time.perf_counter() - begin
     finally:
         process.terminate()
