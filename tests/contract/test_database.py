@@ -1,6 +1,7 @@
 """The Database port, over each implementation: what is written is read back, changes are told apart from repeats,
 nothing half-written stays."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -168,3 +169,56 @@ async def test_the_store_is_a_map_from_time_to_the_last_values(
                 assert written.revised == {time for time in changed if head is not None and time <= head}
                 model.update(expected)
                 assert await all_of(database, BTC) == [model[time] for time in sorted(model)]
+
+
+async def test_a_full_disk_is_told_until_a_write_or_a_probe_succeeds(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    path = tmp_path / "store.sqlite"
+    async with make(path) as database:
+        await write(database, BTC, candles(1))
+        assert database.write_error is None
+        await limit(database, 1)
+        with pytest.raises(StoreError, match=r"cannot be written: .*full"):
+            await write(database, BTC, candles(*range(2, 2000)))
+        for _ in range(2):
+            with pytest.raises(StoreError, match="cannot be written"):
+                await database.probe()
+            assert database.write_error is not None
+        assert await all_of(database, BTC) == candles(1)
+
+        await limit(database, 1 << 30)
+        await database.probe()
+        assert database.write_error is None
+        await limit(database, 1)
+        with pytest.raises(StoreError):
+            await write(database, BTC, candles(*range(2, 5000)))
+        await limit(database, 1 << 30)
+        await write(database, BTC, candles(2))
+        assert database.write_error is None
+        assert await all_of(database, BTC) == candles(1, 2)
+
+        def broken(store: CandleStore) -> None:
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            await database.write(broken)
+        assert database.write_error is None  # a defect of ours says nothing about the disk
+    connection = apsw.Connection(str(path))
+    assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'probe'").get == 0
+    connection.close()
+
+
+async def limit(database: Database, pages: int) -> None:
+    """Let the store grow to that many pages at most; fewer than it has: not at all."""
+    assert isinstance(database, SqliteDatabase | InThreadSqliteDatabase)
+    writer = database._file._writer
+    assert writer is not None
+    if isinstance(database, SqliteDatabase):
+        await asyncio.wrap_future(database._writer_thread.submit(_limit, writer, pages))
+    else:
+        _limit(writer, pages)
+
+
+def _limit(writer: apsw.Connection, pages: int) -> None:
+    writer.execute(f"PRAGMA max_page_count = {pages}").get  # noqa: B018  # a property that runs it

@@ -29,8 +29,9 @@ async def get_healthz() -> StatusAnswer:
 
 @router.get("/readyz", responses={503: {"model": StatusAnswer}})
 async def get_readyz(request: Request, response: Response) -> StatusAnswer:
-    """The service has started and its store answers."""
-    if await runtime_of(request).ready():
+    """The service has started, and its store can be read and written."""
+    trouble = await runtime_of(request).unready()
+    if trouble is None:
         return StatusAnswer(status="ready")
     response.status_code = 503
-    return StatusAnswer(status="not ready")
+    return StatusAnswer(status=trouble)

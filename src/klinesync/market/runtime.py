@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
@@ -18,6 +19,11 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
+
+log = logging.getLogger(__name__)
+
+# How often a store that could not be written is tried.
+STORE_PROBE_S = 5.0
 
 
 class MarketRuntime:
@@ -70,6 +76,8 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, form)
             follow = group.create_task(self._supervisor.run(self._followed), name="supervisor")
             stack.push_async_callback(_cancel, follow)
+            probe = group.create_task(self._probe_store(), name="store probe")
+            stack.push_async_callback(_cancel, probe)
             self._stack = stack.pop_all()
         self._started = True
         return self
@@ -80,15 +88,28 @@ class MarketRuntime:
         self._started = False
         return await self._stack.__aexit__(kind, error, trace)
 
-    async def ready(self) -> bool:
-        """Whether the service has started and its store answers."""
+    async def unready(self) -> str | None:
+        """What keeps the service from being ready; None when it has started and its store is read and written."""
         if not self._started:
-            return False
+            return "not started"
         try:
             await self._database.read(lambda _: None)
         except StoreError:
-            return False
-        return True
+            return "the store cannot be read"
+        return None if self._database.write_error is None else "the store cannot be written"
+
+    async def _probe_store(self) -> None:
+        """After a failed write, find out when the store can be written again, be there something to write or not."""
+        while True:
+            await asyncio.sleep(STORE_PROBE_S)
+            if self._database.write_error is None:
+                continue
+            try:
+                await self._database.probe()
+            except StoreError as error:
+                log.error("%s", error)
+            else:
+                log.warning("the store can be written again")
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

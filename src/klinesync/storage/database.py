@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self, TypeVar
 
 from klinesync.core.candle import Applied, Candle
+from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Gap, GapChange, Span
 from klinesync.core.series_id import SeriesId
 
@@ -113,6 +114,15 @@ class Database(Protocol):
 
     async def read(self, look: Callable[[CandleStore], R]) -> R:
         """What `look` returns, of one consistent state. Raises `StoreError`."""
+        ...
+
+    @property
+    def write_error(self) -> StoreError | None:
+        """Why the last write failed (a full disk, say); None when it was committed, or there was none yet."""
+        ...
+
+    async def probe(self) -> None:
+        """Write something and remove it, to find out whether the store can be written again. Raises `StoreError`."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -30,6 +30,8 @@ BUSY_TIMEOUT_MS = 5000
 # 16 MB of write-ahead log between checkpoints, so that a minute's end seldom pays for one.
 WAL_AUTOCHECKPOINT_PAGES = 4000
 CACHE_KIB = 65_536
+# As much as a batch of some hundred candles takes: where there is room for less, the store cannot be written.
+PROBE_BYTES = 65_536
 
 
 class SqliteCandleStore:
@@ -200,6 +202,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.write_error: StoreError | None = None
         self._writer: apsw.Connection | None = None
         self._numbers: dict[SeriesId, int] = {}
 
@@ -221,23 +224,40 @@ class _File:
         return _open_reader(self.path)
 
     def write(self, change: Callable[[CandleStore], R], before_commit: Callable[[], None] | None = None) -> R:
-        assert self._writer is not None, "the store is open"
         known = len(self._numbers)
+        try:
+            return self._transaction(
+                lambda writer: change(SqliteCandleStore(writer, self._numbers)), before_commit or _nothing
+            )
+        except BaseException:
+            if len(self._numbers) != known:
+                self._numbers.clear()
+            raise
+
+    def probe(self, before_commit: Callable[[], None] | None = None) -> None:
+        # Committed in between, because pages that are freed before the commit are never written.
+        for statements in (
+            f"DROP TABLE IF EXISTS probe; CREATE TABLE probe AS SELECT zeroblob({PROBE_BYTES})",
+            "DROP TABLE probe",
+        ):
+            self._transaction(lambda writer, todo=statements: writer.execute(todo), before_commit or _nothing)  # type: ignore[misc]
+
+    def _transaction(self, work: Callable[[apsw.Connection], R], before_commit: Callable[[], None]) -> R:
+        assert self._writer is not None, "the store is open"
         try:
             # IMMEDIATE, because a transaction that begins by reading cannot become a writing one under contention.
             self._writer.execute("BEGIN IMMEDIATE")
-            result = change(SqliteCandleStore(self._writer, self._numbers))
-            if before_commit is not None:
-                before_commit()
+            result = work(self._writer)
+            before_commit()
             self._writer.execute("COMMIT")
         except BaseException as error:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
-            if len(self._numbers) != known:
-                self._numbers.clear()
             if isinstance(error, apsw.Error):
-                raise StoreError(f"the store {self.path} cannot be written: {error}") from error
+                self.write_error = StoreError(f"the store {self.path} cannot be written: {error}")
+                raise self.write_error from error
             raise
+        self.write_error = None
         return result
 
     def close(self) -> None:
@@ -273,6 +293,15 @@ class SqliteDatabase:
     async def write(self, change: Callable[[CandleStore], R]) -> R:
         """See `Database.write`."""
         return await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._file.write, change)
+
+    @property
+    def write_error(self) -> StoreError | None:
+        """See `Database.write_error`."""
+        return self._file.write_error
+
+    async def probe(self) -> None:
+        """See `Database.probe`."""
+        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._file.probe)
 
     async def read(self, look: Callable[[CandleStore], R]) -> R:
         """See `Database.read`."""
@@ -352,6 +381,18 @@ class InThreadSqliteDatabase:
             await self._pause()
         return result
 
+    @property
+    def write_error(self) -> StoreError | None:
+        """See `Database.write_error`."""
+        return self._file.write_error
+
+    async def probe(self) -> None:
+        """See `Database.probe`."""
+        async with self._writing:
+            await self._pause()
+            self._file.probe(self._before_commit)
+            await self._pause()
+
     async def read(self, look: Callable[[CandleStore], R]) -> R:
         """See `Database.read`."""
         assert self._reader is not None, "the store is open"
@@ -422,6 +463,10 @@ def _look(reader: apsw.Connection, numbers: dict[SeriesId, int], look: Callable[
         return look(SqliteCandleStore(reader, numbers))
     finally:
         reader.execute("ROLLBACK")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _as_candle(row: Sequence[object]) -> Candle:

@@ -1,0 +1,123 @@
+"""A store that cannot be written turns /readyz red; reads and streams go on, and nothing is missing in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from pathlib import Path
+
+import aiohttp
+import apsw
+import pytest
+
+from klinesync.cli import main
+from klinesync.market import runtime
+from klinesync.storage.sqlite import SqliteDatabase
+from processes import SERIES, running, serve_arguments
+from running_service import Service, running_service
+
+POLL_S = 0.05
+
+
+async def wait_for_status(url: str, path: str, status: int) -> dict[str, object]:
+    async with aiohttp.ClientSession() as http, asyncio.timeout(60):
+        while True:
+            async with http.get(url + path) as response:
+                if response.status == status:
+                    body: dict[str, object] = await response.json()
+                    return body
+            await asyncio.sleep(POLL_S)
+
+
+async def head_of(url: str) -> tuple[int, int]:
+    """The head, and how many of the newest 5000 candles there are, which follow one another without a hole."""
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(url + "/api/market/candles", params={"series_id": str(SERIES), "limit": "5000"}) as response,
+    ):
+        assert response.status == 200
+        times = [row["candle_time"] for row in (await response.json())["candles"]]
+    if times:
+        assert times == list(range(times[0], times[-1] + 60, 60))
+    return max(times, default=0), len(times)
+
+
+async def wait_for_head(url: str, least: int, least_count: int = 0) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            head, count = await head_of(url)
+            if head >= least and count >= least_count:
+                return
+            await asyncio.sleep(POLL_S)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="a running process can be limited on Linux alone")
+async def test_a_file_that_cannot_grow_turns_readyz_red_until_it_can_and_nothing_is_missing(tmp_path: Path) -> None:
+    store, log = tmp_path / "store.sqlite", tmp_path / "log"
+    async with running("sim", "--speed=600", "--symbols=2", log=log) as exchange:
+        address = await exchange.address("exchange")
+        async with running(*serve_arguments(address, store), log=log) as service:
+            url = await service.address("serves")
+            await wait_for_head(url, 0, least_count=2010)
+            room = store.with_name("store.sqlite-wal").stat().st_size
+            resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+
+            assert await wait_for_status(url, "/readyz", 503) == {"status": "the store cannot be written"}
+            await wait_for_status(url, "/healthz", 200)
+            before, _ = await head_of(url)
+            async with aiohttp.ClientSession() as http, http.ws_connect(url + "/ws/market") as socket:
+                await socket.send_json({"type": "subscribe", "series_id": str(SERIES), "since": before - 300})
+                seen: list[int] = []
+                forming = -1
+                while forming < before + 20 * 60:  # the exchange's minutes pass, and are shown, and not stored
+                    message = await socket.receive_json(timeout=30)
+                    if message["type"] == "candle_closed":
+                        seen.append(message["candle"]["candle_time"])
+                    elif message["type"] == "candle_forming":
+                        forming = message["candle"]["candle_time"]
+                assert max(seen) < before + 20 * 60
+                await wait_for_status(url, "/readyz", 503)
+
+                resource.prlimit(
+                    service.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                )
+                assert await wait_for_status(url, "/readyz", 200) == {"status": "ready"}
+                while seen[-1] < forming:
+                    message = await socket.receive_json(timeout=30)
+                    if message["type"] == "candle_closed":
+                        seen.append(message["candle"]["candle_time"])
+                assert seen == list(range(before - 240, seen[-1] + 60, 60))
+            await wait_for_head(url, forming)
+            assert await asyncio.to_thread(main, ["verify", f"--database-url=sqlite:///{store}"]) == 0
+    assert "Traceback" not in log.read_text()
+
+
+async def limit(service: Service, pages: int) -> None:
+    """Let the store grow to that many pages at most; fewer than it has: not at all."""
+    database = service.runtime._database
+    assert isinstance(database, SqliteDatabase)
+    writer = database._file._writer
+    assert isinstance(writer, apsw.Connection)
+    await asyncio.get_running_loop().run_in_executor(
+        database._writer_thread, lambda: writer.execute(f"PRAGMA max_page_count = {pages}").get
+    )
+
+
+async def test_readyz_recovers_by_itself_where_nobody_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "STORE_PROBE_S", 0.01)
+    async with running_service(tmp_path / "store.sqlite") as service:
+        await limit(service, 1)
+        candles = [
+            {"candle_time": minute * 60, "open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0}
+            for minute in range(5000)
+        ]
+        body = {"series_id": str(SERIES), "candles": candles}
+        status, answer = await service.post("/api/market/ingest/candles_closed", body)
+        assert (status, answer["code"]) == (500, "ingest_failed:candles")
+        assert await service.get("/readyz") == (503, {"status": "the store cannot be written"})
+        await limit(service, 1 << 30)
+        assert await wait_for_status(service.url, "/readyz", 200) == {"status": "ready"}
+        status, answer = await service.get("/api/market/candles", series_id=str(SERIES))
+        assert status in (200, 404)
+        status, _ = await service.post("/api/market/ingest/candles_closed", body)
+        assert status == 200
