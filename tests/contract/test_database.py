@@ -87,9 +87,9 @@ async def test_a_series_that_is_not_stored_is_empty(make: Callable[[Path], Datab
 
 async def test_writing_the_same_again_changes_nothing(make: Callable[[Path], Database], tmp_path: Path) -> None:
     async with make(tmp_path / "store.sqlite") as database:
-        assert await write(database, BTC, candles(1, 2)) == Applied(BTC, (candle(1), candle(2)), frozenset())
-        assert await write(database, BTC, candles(2, 1)) == Applied(BTC, (), frozenset())
-        assert await write(database, BTC, []) == Applied(BTC, (), frozenset())
+        assert await write(database, BTC, candles(1, 2)) == Applied(BTC, (candle(1), candle(2)), frozenset(), commit=1)
+        assert await write(database, BTC, candles(2, 1)) == Applied(BTC, (), frozenset(), commit=2)
+        assert await write(database, BTC, []) == Applied(BTC, (), frozenset(), commit=3)
 
 
 async def test_other_values_and_late_fills_are_told_as_revised(
@@ -99,7 +99,7 @@ async def test_other_values_and_late_fills_are_told_as_revised(
         await write(database, BTC, candles(1, 3))
         rows = [candle(4), candle(1), candle(2), candle(3, close=1.5)]
         written = await write(database, BTC, rows)
-        assert written == Applied(BTC, (candle(2), candle(3, close=1.5), candle(4)), frozenset({120, 180}))
+        assert written == Applied(BTC, (candle(2), candle(3, close=1.5), candle(4)), frozenset({120, 180}), commit=2)
         assert await all_of(database, BTC) == [candle(1), candle(2), candle(3, close=1.5), candle(4)]
 
 
@@ -124,6 +124,27 @@ async def test_a_change_that_fails_leaves_nothing_behind(make: Callable[[Path], 
         # The number that the series got in the failed change is not remembered.
         await write(database, BTC, candles(2))
         assert await all_of(database, BTC) == candles(2)
+
+
+async def test_commits_are_counted_and_a_read_knows_what_it_has_seen(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
+        assert await database.read(lambda store: store.commit()) == 0
+        assert (await write(database, BTC, candles(1))).commit == 1
+        with pytest.raises(ZeroDivisionError):
+            await database.write(lambda store: 1 // (store.commit() - 2))
+        assert await database.read(lambda store: store.commit()) == 1
+
+
+async def test_a_batch_of_candles_that_lie_years_apart_tells_each_change(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
+        await write(database, BTC, candles(*range(1, 200)))
+        applied = await write(database, BTC, [candle(1, close=1.5), candle(100), candle(199, close=1.5), candle(200)])
+        assert applied.candles == (candle(1, close=1.5), candle(199, close=1.5), candle(200))
+        assert applied.revised == {60, 199 * 60}
 
 
 async def test_a_store_of_a_newer_version_is_refused_with_a_sentence(

@@ -23,19 +23,21 @@ class Store:
     """The model of the store: what a commit changes, and what a catch-up reads."""
 
     rows: dict[int, Candle] = field(default_factory=dict)
+    commits: int = 0
 
     def commit(self, candles: list[Candle]) -> Announcement | None:
         head = max(self.rows, default=None)
+        self.commits += 1
         changed = [one for one in candles if self.rows.get(one.time) != one]
         self.rows.update((one.time, one) for one in changed)
         if not changed:
             return None
         revised = frozenset(one.time for one in changed if head is not None and one.time <= head)
-        return Announcement(Applied(SERIES, tuple(sorted(changed)), revised))
+        return Announcement(Applied(SERIES, tuple(sorted(changed)), revised, commit=self.commits))
 
-    def catch_up(self, since: int) -> tuple[list[Candle], int | None, int]:
+    def catch_up(self, since: int) -> tuple[list[Candle], int | None, int, int]:
         newer = [self.rows[time] for time in sorted(self.rows) if time > since]
-        return newer[-CATCH_UP_MAX_CANDLES:], min(self.rows, default=None), len(newer)
+        return newer[-CATCH_UP_MAX_CANDLES:], min(self.rows, default=None), len(newer), self.commits
 
 
 @dataclass
@@ -60,7 +62,9 @@ class Viewer:
                         self.take(item)
                 case "candle_closed" if message.get("revised"):
                     assert self.last is None or message["candle"]["candle_time"] <= self.last
-                    self.picture[message["candle"]["candle_time"]] = message["candle"]["volume"]
+                    time, value = message["candle"]["candle_time"], message["candle"]["volume"]
+                    assert self.picture.get(time) != value, "values that the client has are not sent again"
+                    self.picture[time] = value
                 case "candle_closed":
                     self.take(message["candle"])
         assert not self.gaps, "every gap was followed by its candle"
@@ -141,7 +145,7 @@ def test_a_client_without_since_sees_only_what_is_newer_than_its_subscription(
         announcement = commit(store, entries)
         assert announcement is None or subscription.announce(announcement) == []
     viewer = Viewer(None)
-    viewer.see(subscription.caught_up([], None, 0), batches=False)
+    viewer.see(subscription.caught_up([], None, 0, store.commits), batches=False)
     for entries in live:
         announcement = commit(store, entries)
         if announcement is not None:
@@ -193,6 +197,6 @@ def test_everybody_who_is_up_to_date_gets_the_very_same_text() -> None:
 
 def test_forming_is_wanted_while_it_is_newer_than_what_is_closed() -> None:
     subscription = Subscription(SERIES, 60, supports_batch=False)
-    subscription.caught_up([candle(2)], 60, 1)
+    subscription.caught_up([candle(2)], 60, 1, 1)
     assert not subscription.wants_forming(candle(2))
     assert subscription.wants_forming(candle(3))

@@ -50,13 +50,14 @@ class Applied:
 
     A candle that is new but lies behind the head that the series had is a late fill: it counts as revised too,
     because whoever followed the series has passed it. `gaps`: what the gap ledger says of the holes before and between
-    the candles.
+    the candles. `commit`: the number of the transaction.
     """
 
     series: SeriesId
     candles: tuple[Candle, ...]
     revised: frozenset[int]
     gaps: tuple[Gap, ...] = ()
+    commit: int = 0
 
 
 def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:

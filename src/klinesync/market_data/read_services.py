@@ -29,6 +29,7 @@ class CatchUp:
     rows: list[Candle]
     first: int | None
     newer: int
+    commit: int
     gaps: list[Gap]
     head: int | None
 
@@ -67,11 +68,11 @@ class CandleReader:
         def look(store: CandleStore) -> CatchUp:
             head = store.head(series)
             if since is None:
-                return CatchUp([], None, 0, [], head)
+                return CatchUp([], None, 0, store.commit(), [], head)
             rows = store.newest(series, CATCH_UP_MAX_CANDLES, after=since)
             newer = store.count_after(series, since, CATCH_UP_MAX_CANDLES + 1)
             gaps = store.gaps(series, Span(rows[0].time, rows[-1].time)) if rows else []
-            return CatchUp(rows, store.first(series), newer, gaps, head)
+            return CatchUp(rows, store.first(series), newer, store.commit(), gaps, head)
 
         return await self._database.read(look)
 

@@ -84,4 +84,6 @@ class WsSubscriptionCoordinator:
             return  # gone meanwhile
         if message.ack:
             client.outbox.put([protocol.subscribed(series, catch_up.head, self._stream_state(series))])
-        client.outbox.put(subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer, catch_up.gaps))
+        client.outbox.put(
+            subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer, catch_up.commit, catch_up.gaps)
+        )

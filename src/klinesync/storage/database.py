@@ -68,6 +68,10 @@ class CandleStore(Protocol):
         """From the first stored open time to the close of the head; None when nothing is stored."""
         ...
 
+    def commit(self) -> int:
+        """The number of the transaction: in a `write` the one under way, in a `read` the newest that is seen."""
+        ...
+
     def series(self) -> list[SeriesId]:
         """Every series that ever was written to."""
         ...

@@ -20,7 +20,7 @@ import apsw
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Gap, GapChange, GapState, Span
+from klinesync.core.gaps import Gap, GapChange, GapState, Span, runs
 from klinesync.core.series_id import SeriesId
 from klinesync.storage.database import CandleStore, Origin, R, Revision
 from klinesync.storage.lock import StoreLock
@@ -37,9 +37,10 @@ PROBE_BYTES = 65_536
 class SqliteCandleStore:
     """`CandleStore` on one connection; `numbers` remembers the numbers of series."""
 
-    def __init__(self, connection: apsw.Connection, numbers: dict[SeriesId, int]) -> None:
+    def __init__(self, connection: apsw.Connection, numbers: dict[SeriesId, int], commit: int | None = None) -> None:
         self._connection = connection
         self._numbers = numbers
+        self._commit = commit
 
     def head(self, series: SeriesId) -> int | None:
         return self._edge("max", series)
@@ -78,6 +79,13 @@ class SqliteCandleStore:
             return None
         return Span(first, series.timeframe.next(head))
 
+    def commit(self) -> int:
+        if self._commit is None:
+            found = self._connection.execute("SELECT commits FROM commit_count").get
+            assert isinstance(found, int)
+            self._commit = found
+        return self._commit
+
     def series(self) -> list[SeriesId]:
         found = self._connection.execute("SELECT series_id FROM series ORDER BY series_no")
         return [SeriesId.parse(str(text)) for (text,) in found]
@@ -110,14 +118,16 @@ class SqliteCandleStore:
     def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
         ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
         if not ascending:
-            return Applied(series, (), frozenset())
+            return Applied(series, (), frozenset(), commit=self.commit())
         number = self._number(series)
         if number is None:
             number = self._add_series(series, origin)
         head = self.head(series)
         revised: frozenset[int] = frozenset()
         if head is not None and ascending[0].time <= head:
-            stored = {row.time: row for row in self._between(number, ascending[0].time, ascending[-1].time + 1)}
+            # By runs: a batch may hold candles that lie years apart.
+            times = [candle.time for candle in ascending]
+            stored = {row.time: row for span in runs(series.timeframe, times) for row in self._between(number, *span)}
             ascending = [candle for candle in ascending if stored.get(candle.time) != candle]
             revised = frozenset(candle.time for candle in ascending if candle.time <= head)
             self._connection.executemany(
@@ -135,7 +145,7 @@ class SqliteCandleStore:
             " close = excluded.close, volume = excluded.volume",
             [(number, *candle) for candle in ascending],
         )
-        return Applied(series, tuple(ascending), revised)
+        return Applied(series, tuple(ascending), revised, commit=self.commit())
 
     def savepoint(self) -> AbstractContextManager[object]:
         return self._connection  # apsw makes a block of a connection a savepoint
@@ -225,10 +235,14 @@ class _File:
 
     def write(self, change: Callable[[CandleStore], R], before_commit: Callable[[], None] | None = None) -> R:
         known = len(self._numbers)
+
+        def work(writer: apsw.Connection) -> R:
+            commit = writer.execute("UPDATE commit_count SET commits = commits + 1 RETURNING commits").get
+            assert isinstance(commit, int)
+            return change(SqliteCandleStore(writer, self._numbers, commit))
+
         try:
-            return self._transaction(
-                lambda writer: change(SqliteCandleStore(writer, self._numbers)), before_commit or _nothing
-            )
+            return self._transaction(work, before_commit or _nothing)
         except BaseException:
             if len(self._numbers) != known:
                 self._numbers.clear()

@@ -17,13 +17,14 @@ CATCH_UP_MAX_CANDLES = 2000
 class Announcement:
     """Closed candles of one series that were committed together; encoded when first needed, then shared by all."""
 
-    __slots__ = ("_batch", "_closed", "candles", "contiguous", "gaps", "revised", "series")
+    __slots__ = ("_batch", "_closed", "candles", "commit", "contiguous", "gaps", "revised", "series")
 
     def __init__(self, applied: Applied) -> None:
         self.series = applied.series
         self.candles = candles = applied.candles
         self.revised = applied.revised
         self.gaps = applied.gaps
+        self.commit = applied.commit
         frame = self.series.timeframe
         self.contiguous = not applied.revised and all(
             frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1)
@@ -54,7 +55,7 @@ class Subscription:
     which is marked as one.
     """
 
-    __slots__ = ("_held_gaps", "_revised", "_since", "_splice", "series", "supports_batch")
+    __slots__ = ("_commit", "_held_gaps", "_revised", "_since", "_splice", "series", "supports_batch")
 
     def __init__(self, series: SeriesId, since: int | None, *, supports_batch: bool) -> None:
         self.series = series
@@ -62,7 +63,8 @@ class Subscription:
         self._since = since
         self._splice: Splice[Candle] = Splice(series.timeframe, after=since)
         self._splice.hold()
-        self._revised: dict[int, Candle] = {}
+        self._commit = -1
+        self._revised: dict[int, tuple[Candle, int]] = {}
         self._held_gaps: list[Gap] = []
 
     @property
@@ -70,12 +72,15 @@ class Subscription:
         """The newest closed open time that the client has, or said that it has."""
         return self._splice.after
 
-    def caught_up(self, rows: Sequence[Candle], first: int | None, newer: int, gaps: Sequence[Gap] = ()) -> list[str]:
+    def caught_up(
+        self, rows: Sequence[Candle], first: int | None, newer: int, commit: int, gaps: Sequence[Gap] = ()
+    ) -> list[str]:
         """The catch-up and all that was held: what the client gets now, before anything live.
 
         `rows`: the newest stored candles after `since`, ascending, at most `CATCH_UP_MAX_CANDLES`; `newer`: how many
         are stored after `since` in all; `first`: the oldest stored open time; `gaps`: what the ledger says of the holes
-        among the rows. All of one state of the store. Without `since` there are no rows.
+        among the rows; `commit`: the newest transaction that is in them. All of one state of the store. Without `since`
+        there are no rows.
         """
         frame, since = self.series.timeframe, self._since
         messages: list[str] = []
@@ -88,17 +93,18 @@ class Subscription:
                 last = frame.shift(rows[0].time, -1)
             # What is held from before the newest rows is truncated too.
             self._splice.last = self._splice.after = last
-        through = self._splice.release(rows)
+        # A held candle that is among the rows is there as it is now; it may have been revised since it was held.
+        through = [*self._splice.history(rows), *self._splice.release()]
         messages += self._messages(through, (*gaps, *self._held_gaps))
-        # Revisions that were published while the store was read: sent unless the catch-up had them already. A client
-        # without since has nothing yet that they could revise.
-        shown = {item.time: item for item in through if isinstance(item, Candle)}
+        # Revisions that were published while the store was read: those that the read has not seen. A client without
+        # since has nothing yet that they could revise.
+        self._commit = commit
         revised, self._revised = self._revised, {}
         if since is not None:
             messages += [
                 protocol.candle_closed(self.series, candle, revised=True)
-                for time, candle in sorted(revised.items())
-                if shown.get(time) != candle
+                for _, (candle, number) in sorted(revised.items())
+                if number > commit
             ]
         return messages
 
@@ -126,9 +132,9 @@ class Subscription:
             if candle.time not in announcement.revised:
                 through += splice.live(candle)
             elif splice.holding:
-                # The catch-up may have it with these values already, with others, or not at all.
-                self._revised[candle.time] = candle
-            elif splice.after is not None:
+                # The catch-up may have it with these values already, or not.
+                self._revised[candle.time] = (candle, announcement.commit)
+            elif splice.after is not None and announcement.commit > self._commit:
                 # After what was sent it cannot lie: a revision lies behind the head, and the head was sent.
                 revisions.append(announcement.closed(candle))
         return revisions + self._messages(through, announcement.gaps)

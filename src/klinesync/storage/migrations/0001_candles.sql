@@ -42,3 +42,7 @@ CREATE TABLE gap (
     confirmed_at INTEGER,
     PRIMARY KEY (series_no, start_time)
 ) STRICT, WITHOUT ROWID;
+
+-- How many transactions were committed: what a reader has seen of them is known by that number.
+CREATE TABLE commit_count (commits INTEGER NOT NULL) STRICT;
+INSERT INTO commit_count VALUES (0);
