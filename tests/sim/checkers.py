@@ -88,21 +88,23 @@ def _tolerated(exchange: SimulatedExchange, series: SeriesId, candle: Candle) ->
     return (series, candle.time) not in exchange.must_be_revised and exchange.known(series, candle)
 
 
-def check_clients(witness: Witness, clients: Iterable[SimulatedClient]) -> list[str]:
-    """Settled: every client's picture equals the store behind its `since`."""
+def check_clients(witness: Witness, clients: Iterable[SimulatedClient], most: int) -> list[str]:
+    """Settled: every client's picture equals the store behind its `since`. A catch-up sends `most` candles at most."""
     wrong = []
     for client in clients:
         wrong += [
-            f"{client.name}: {sentence}" for view in client.views.values() for sentence in _picture(witness, view)
+            f"{client.name}: {sentence}" for view in client.views.values() for sentence in _picture(witness, view, most)
         ]
     return wrong[:MOST_SENTENCES]
 
 
-def _picture(witness: Witness, view: View) -> list[str]:
+def _picture(witness: Witness, view: View, most: int) -> list[str]:
     if not view.acknowledged:
         return [f"{view.series}: the subscription was never answered"]
     if view.gaps:
         return [f"{view.series}: gaps {view.gaps} that nothing followed"]
+    if view.passed and len(view.shown) < most:
+        return [f"{view.series}: truncated, though only {len(view.shown)} candles came of the {most} that fit"]
     from_time = view.since + 1 if view.since is not None else view.first if view.first is not None else MAX_TIME
     stored = {candle.time: candle for candle in witness.candles(view.series)}
     owed = {time for time in stored if time >= from_time and not any(first <= time < end for first, end in view.passed)}

@@ -130,7 +130,6 @@ class View:
     shown: dict[int, Candle] = field(default_factory=dict)
     gaps: list[tuple[int, int, str]] = field(default_factory=list)
     passed: list[tuple[int, int]] = field(default_factory=list)
-    repeated: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,10 +383,7 @@ class SimulatedClient:
         if view.last is None or candle.time > view.last:
             self._violate(f"{self.name}: {view.series}: a revision of {candle.time}, ahead of {view.last}")
         if view.shown.get(candle.time) == candle:
-            # A catch-up may see a commit before it is published, and the publication repeats it: once, then.
-            if candle.time in view.repeated:
-                self._violate(f"{self.name}: {view.series}: a revision of {candle.time} that changes nothing")
-            view.repeated.add(candle.time)
+            self._violate(f"{self.name}: {view.series}: a revision of {candle.time} that changes nothing")
         view.shown[candle.time] = candle
 
     def _no_gap_left(self, view: View, message: dict[str, Any]) -> None:

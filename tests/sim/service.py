@@ -47,20 +47,25 @@ class Disk:
 
     def strike(self) -> None:
         """Once an exchange minute: perhaps the disk is full for a while."""
-        if self.faults.disk_full and self._rng.random() < 0.05:
-            self._full_until_s = self._loop.time() + self._rng.uniform(0.02, 1) * min(self.minute_s, 20.0)
+        if self.faults.disk_full and self._rng.random() < 0.1:
+            self._full_until_s = self._loop.time() + self._rng.uniform(0.02, 4) * min(self.minute_s, 20.0)
+
+    @property
+    def _full(self) -> bool:
+        return self._loop.time() < self._full_until_s
 
     async def pause(self) -> None:
         """Where threads would let others run: nothing, some steps, or a while."""
         rng = self._rng
-        if rng.random() < self.faults.slow_disk:
+        # A disk that is full is slow besides: then much piles up behind a write that fails.
+        if rng.random() < (0.5 if self._full else self.faults.slow_disk):
             await asyncio.sleep(rng.uniform(0.001, 2) * min(self.minute_s, 2.0))
         else:
             for _ in range(rng.choice((0, 0, 1, 2))):
                 await asyncio.sleep(0)
 
     def before_commit(self) -> None:
-        if self._loop.time() < self._full_until_s and self._rng.random() < self.faults.disk_full:
+        if self._full and self._rng.random() < self.faults.disk_full:
             self.failed_commits += 1
             raise apsw.FullError("database or disk is full")
 

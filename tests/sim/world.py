@@ -196,7 +196,7 @@ class World:
             or checkers.check_store_is_truth(witness, self.exchange)
             or checkers.check_gap_ledger(witness, self.exchange)
             or checkers.check_derived(witness, self.exchange)
-            or checkers.check_clients(witness, self.clients)
+            or checkers.check_clients(witness, self.clients, self.scenario.catch_up_max_candles)
         )
 
     async def _stop_in_order(self) -> None:
@@ -275,6 +275,8 @@ class World:
             self._start_later()
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if self.loop.is_closed():
+            return  # what killed processes left is freed
         process = PROCESS.get()
         if process is None or process.alive:
             self.violate(f"nobody handles: {context.get('message')} {context.get('exception')!r}")

@@ -1,0 +1,385 @@
+"""The checkers see what they are there for: each deliberate break of the service is caught within a few seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from random import Random, SystemRandom
+from typing import Any
+
+import pytest
+
+from klinesync.core import gaps
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.derived import fold
+from klinesync.core.errors import StoreError
+from klinesync.core.series_id import SeriesId
+from klinesync.core.splice import Jump, Splice
+from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.binance_rest import BinanceRest
+from klinesync.ingest.feed import Command, IngestFeed, Show
+from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.market_data.read_services import CandleReader, CatchUp
+from klinesync.pipelines import derived_step
+from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
+from klinesync.runtime.sources import HistoryPage, KlineEvent
+from klinesync.ws import protocol
+from klinesync.ws.hub import CandleHub, Outbox
+from klinesync.ws.session import Announcement, Subscription
+from sim.world import run_seed
+
+# A break that so many seeds do not show is not watched for.
+FEW_SEEDS = 20
+
+
+@dataclass(frozen=True)
+class Break:
+    """A defect in the service, and what the checkers are to say of it (a pattern)."""
+
+    name: str
+    make: Callable[[pytest.MonkeyPatch], None]
+    caught: str
+    seeds: Sequence[int] = range(FEW_SEEDS)
+
+
+def publish_before_commit(patch: pytest.MonkeyPatch) -> None:
+    write = IngestPipeline._write
+
+    async def hasty(self: IngestPipeline, batch: Sequence[Submission]) -> None:
+        publish = self._publish
+        for submission in batch:
+            publish(Applied(submission.series, tuple(submission.candles), frozenset()))
+        self._publish = lambda applied: None
+        try:
+            await write(self, batch)
+        finally:
+            self._publish = publish
+
+    patch.setattr(IngestPipeline, "_write", hasty)
+
+
+def publish_what_was_not_committed(patch: pytest.MonkeyPatch) -> None:
+    def shrug(self: IngestPipeline, batch: Sequence[Submission], error: StoreError) -> None:
+        for submission in batch:
+            applied = Applied(submission.series, tuple(submission.candles), frozenset())
+            self._publish(applied)
+            submission.written.set_result(applied)
+
+    patch.setattr(IngestPipeline, "_fail", shrug)
+
+
+def lose_a_batch_on_a_disk_error(patch: pytest.MonkeyPatch) -> None:
+    def shrug(self: IngestPipeline, batch: Sequence[Submission], error: StoreError) -> None:
+        for submission in batch:
+            submission.written.set_result(Applied(submission.series, (), frozenset()))
+
+    patch.setattr(IngestPipeline, "_fail", shrug)
+
+
+def write_behind_a_lost_batch(patch: pytest.MonkeyPatch) -> None:
+    def fail_the_batch_alone(self: IngestPipeline, batch: Sequence[Submission], error: StoreError) -> None:
+        for submission in batch:
+            submission.written.set_exception(error)
+
+    patch.setattr(IngestPipeline, "_fail", fail_the_batch_alone)
+
+
+def write_out_of_order(patch: pytest.MonkeyPatch) -> None:
+    take = IngestPipeline._take
+    patch.setattr(IngestPipeline, "_take", lambda self: take(self)[::-1])
+    patch.setattr(Splice, "release_run", _released_backwards)
+
+
+def _released_backwards(self: Splice[Any], *, past_hole: bool = False) -> list[Any]:
+    held = self.held()[::-1]
+    self._held = {}
+    self.holding = False
+    through: list[Any] = []
+    for item in held:
+        through += self._let_through(item)
+    return through
+
+
+def forget_what_is_held(patch: pytest.MonkeyPatch) -> None:
+    live = Splice.live
+
+    def forgetful(self: Splice[Any], item: Any) -> list[Any]:
+        return [] if self.holding else live(self, item)
+
+    patch.setattr(Splice, "live", forgetful)
+
+
+def splice_without_hold(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Splice, "hold", lambda self: None)
+
+
+def swallow_a_jump(patch: pytest.MonkeyPatch) -> None:
+    let_through = Splice._let_through
+
+    def silent(self: Splice[Any], item: Any) -> list[Any]:
+        return [one for one in let_through(self, item) if not isinstance(one, Jump)]
+
+    patch.setattr(Splice, "_let_through", silent)
+
+
+def invent_a_jump(patch: pytest.MonkeyPatch) -> None:
+    gap = protocol.gap
+
+    def longer(series: SeriesId, jump: Jump, **how: Any) -> str:
+        return gap(series, Jump(jump.expected - series.timeframe.seconds, jump.actual), **how)
+
+    patch.setattr(protocol, "gap", longer)
+
+
+def store_forming(patch: pytest.MonkeyPatch) -> None:
+    forming = IngestFeed.forming
+
+    def confused(self: IngestFeed, candle: Candle, now_s: float) -> list[Command]:
+        return self.closed(candle, 0) if candle.volume else forming(self, candle, now_s)
+
+    patch.setattr(IngestFeed, "forming", confused)
+
+
+def take_the_open_row_as_closed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BinanceRest, "_is_open", lambda *_: False)
+
+
+def ignore_revisions(patch: pytest.MonkeyPatch) -> None:
+    closed = IngestFeed.closed
+
+    def stubborn(self: IngestFeed, candle: Candle, event_ms: int) -> list[Command]:
+        return [] if self.head is not None and candle.time <= self.head else closed(self, candle, event_ms)
+
+    patch.setattr(IngestFeed, "closed", stubborn)
+
+
+def let_an_older_frame_revert_a_revision(patch: pytest.MonkeyPatch) -> None:
+    closed = IngestFeed.closed
+    first: dict[int, Candle] = {}
+
+    def reverting(self: IngestFeed, candle: Candle, event_ms: int) -> list[Command]:
+        return closed(self, first.setdefault(hash((self.series, candle.time)), candle), event_ms)
+
+    patch.setattr(IngestFeed, "closed", reverting)
+
+
+def do_not_mark_revisions(patch: pytest.MonkeyPatch) -> None:
+    closed = protocol.candle_closed
+    patch.setattr(protocol, "candle_closed", lambda series, candle, revised=False: closed(series, candle))
+
+
+def publish_a_repeat(patch: pytest.MonkeyPatch) -> None:
+    announce = Subscription.announce
+    patch.setattr(Subscription, "announce", lambda self, what: announce(self, what) * 2)
+
+
+def send_what_was_caught_up_again(patch: pytest.MonkeyPatch) -> None:
+    announce = Subscription.announce
+
+    def again(self: Subscription, announcement: Announcement) -> list[str]:
+        return announce(self, announcement) or [announcement.closed(candle) for candle in announcement.candles]
+
+    patch.setattr(Subscription, "announce", again)
+
+
+def catch_up_from_one_too_late(patch: pytest.MonkeyPatch) -> None:
+    catch_up = CandleReader.catch_up
+
+    async def late(self: CandleReader, series: SeriesId, since: int | None) -> CatchUp:
+        found = await catch_up(self, series, since)
+        return replace(found, rows=found.rows[1:], newer=found.newer - 1) if len(found.rows) > 1 else found
+
+    patch.setattr(CandleReader, "catch_up", late)
+
+
+def truncate_what_need_not_be(patch: pytest.MonkeyPatch) -> None:
+    catch_up = CandleReader.catch_up
+
+    async def short(self: CandleReader, series: SeriesId, since: int | None) -> CatchUp:
+        found = await catch_up(self, series, since)
+        return replace(found, rows=found.rows[-3:])
+
+    patch.setattr(CandleReader, "catch_up", short)
+
+
+def drop_closed_candles_of_slow_clients(patch: pytest.MonkeyPatch) -> None:
+    put = Outbox.put
+
+    def lossy(self: Outbox, messages: Sequence[str]) -> None:
+        if len(self._messages) < 3:
+            put(self, messages)
+
+    patch.setattr(Outbox, "put", lossy)
+
+
+def show_forming_behind_closed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Outbox, "drop_forming", lambda *_: None)
+
+
+def show_every_forming(patch: pytest.MonkeyPatch) -> None:
+    forming = IngestFeed.forming
+    patch.setattr(Subscription, "wants_forming", lambda *_: True)
+
+    def eager(self: IngestFeed, candle: Candle, now_s: float) -> list[Command]:
+        earlier = candle._replace(time=candle.time - 2 * self.timeframe.seconds)
+        shown = forming(self, candle, now_s)
+        return [Show(earlier) if isinstance(one, Show) else one for one in shown]
+
+    patch.setattr(IngestFeed, "forming", eager)
+
+
+def send_batches_to_all(patch: pytest.MonkeyPatch) -> None:
+    made = Subscription.__init__
+
+    def generous(self: Subscription, series: SeriesId, since: int | None, *, supports_batch: bool) -> None:
+        made(self, series, since, supports_batch=True)
+
+    patch.setattr(Subscription, "__init__", generous)
+
+
+def roll_up_otherwise(patch: pytest.MonkeyPatch) -> None:
+    def off(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
+        return [candle._replace(volume=candle.volume * (1 + 2**-50)) for candle in fold(target, parts)]
+
+    patch.setattr(derived_step, "fold", off)
+
+
+def store_incomplete_buckets(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(derived_step, "complete", lambda target, folded, unproven: list(folded))
+    patch.setattr(gaps, "unproven", lambda *_: [])
+    advance = derived_step.DerivedStep.advance
+
+    def hasty(self: Any, store: Any, series: SeriesId, applied: Applied, emptied: Any, at: int) -> list[Applied]:
+        changes = advance(self, store, series, applied, emptied, at)
+        if applied.candles and series.timeframe == self.base:
+            target = self.targets[0]
+            open_ = target.floor(applied.candles[-1].time)
+            window = gaps.Span(open_, target.next(open_))
+            changes += self._write(store, series, target, window, at)
+        return changes
+
+    patch.setattr(derived_step.DerivedStep, "advance", hasty)
+
+
+def do_not_redo_derived_candles(patch: pytest.MonkeyPatch) -> None:
+    advance = derived_step.DerivedStep.advance
+
+    def lazy(self: Any, store: Any, series: SeriesId, applied: Applied, emptied: Any, at: int) -> list[Applied]:
+        return [] if applied.revised else advance(self, store, series, applied, emptied, at)
+
+    patch.setattr(derived_step.DerivedStep, "advance", lazy)
+
+
+def never_confirm_a_hole(patch: pytest.MonkeyPatch) -> None:
+    history = BinanceRest.history
+
+    async def blind(self: BinanceRest, series: SeriesId, start: int) -> AsyncGenerator[HistoryPage, None]:
+        async for page in history(self, series, start):
+            yield replace(page, empty=[])
+
+    patch.setattr(BinanceRest, "history", blind)
+
+
+def pass_holes_without_asking(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Splice, "follows", lambda *_: True)
+
+
+def confirm_a_hole_that_is_none(patch: pytest.MonkeyPatch) -> None:
+    def confirmed(self: IngestFeed, candle: Candle, event_ms: int) -> list[Command]:
+        if self.head is not None and candle.time == self.timeframe.shift(self.head, 2):
+            self._splice.last = self._splice.after = self.timeframe.next(self.head)
+        return closed(self, candle, event_ms)
+
+    closed = IngestFeed.closed
+    patch.setattr(IngestFeed, "closed", confirmed)
+
+
+def break_on_an_event(patch: pytest.MonkeyPatch) -> None:
+    event = IngestSupervisor._event
+
+    def fragile(self: IngestSupervisor, what: KlineEvent) -> None:
+        if what.closed and what.candle.time // 60 % 7 == 0:
+            raise RuntimeError("broken on purpose")
+        event(self, what)
+
+    patch.setattr(IngestSupervisor, "_event", fragile)
+
+
+def tell_nobody_of_the_stop(patch: pytest.MonkeyPatch) -> None:
+    async def silent(self: CandleHub, timeout_s: float) -> None:
+        """Nobody is told."""
+
+    patch.setattr(CandleHub, "end", silent)
+
+
+def never_publish(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CandleHub, "publish", lambda *_: None)
+
+
+BREAKS = (
+    Break("published before the commit", publish_before_commit, "shown before it is stored"),
+    Break("published though the commit failed", publish_what_was_not_committed, "shown before it is stored"),
+    Break("a batch lost on a disk error", lose_a_batch_on_a_disk_error, "is missing|not in the ledger|the head is"),
+    Break("written behind a batch that failed", write_behind_a_lost_batch, "is missing", (52,)),
+    Break(
+        "written out of order", write_out_of_order, "is missing|never shown|is at|is not behind|undeclared|should not"
+    ),
+    Break("live is not held", forget_what_is_held, "never shown|undeclared|gap|is at"),
+    Break("spliced without hold", splice_without_hold, "never shown|is missing|is not behind|gap|ahead of"),
+    Break("a jump swallowed", swallow_a_jump, "undeclared jump"),
+    Break("a jump too long declared", invent_a_jump, "gap from|gap .* to"),
+    Break("forming stored", store_forming, "never called it final"),
+    Break("an open REST row taken as closed", take_the_open_row_as_closed, "never called it final"),
+    Break("revisions ignored", ignore_revisions, "is the truth|is missing"),
+    Break("a revision reverted", let_an_older_frame_revert_a_revision, "is the truth"),
+    Break("revisions not marked", do_not_mark_revisions, "is not behind"),
+    Break("published twice", publish_a_repeat, "is not behind"),
+    Break("sent again after the catch-up", send_what_was_caught_up_again, "is not behind|ahead of|undeclared"),
+    Break("caught up from one too late", catch_up_from_one_too_late, "never shown|undeclared|gap"),
+    Break("truncated without need", truncate_what_need_not_be, "truncated"),
+    Break(
+        "closed candles dropped for slow clients",
+        drop_closed_candles_of_slow_clients,
+        "undeclared|shown|is at|answer|ahead of",
+    ),
+    Break("forming behind closed", show_every_forming, "forming candle at"),
+    Break("waiting forming not overtaken", show_forming_behind_closed, "forming candle at"),
+    Break("batches to who supports none", send_batches_to_all, "supports none"),
+    Break("another roll-up", roll_up_otherwise, "is the roll-up"),
+    Break("incomplete buckets stored", store_incomplete_buckets, "is the roll-up|shown"),
+    Break("derived candles not redone", do_not_redo_derived_candles, "is the roll-up"),
+    Break("holes never confirmed", never_confirm_a_hole, "should not"),
+    Break("holes passed without asking", pass_holes_without_asking, "is missing"),
+    Break("a lost candle taken for no hole", confirm_a_hole_that_is_none, "is missing"),
+    Break("a task that breaks", break_on_an_event, "ended by itself"),
+    Break("a stop that nobody is told of", tell_nobody_of_the_stop, "the stop was told|did not stop"),
+    Break("nothing published", never_publish, "is at|shown"),
+)
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.name)
+def test_a_break_is_caught(broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken.make(monkeypatch)
+    for seed in broken.seeds:
+        wrong = run_seed(seed).wrong
+        if wrong:
+            assert re.search(broken.caught, "\n".join(wrong)), f"seed {seed}: {wrong}"
+            return
+    pytest.fail(f"nobody noticed in seeds {list(broken.seeds)}: {broken.name}")
+
+
+def test_chance_that_does_not_come_from_the_seed_changes_the_transcript(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = IngestSupervisor.__init__
+
+    def unseeded(self: IngestSupervisor, *, rng: Random, **parts: Any) -> None:
+        made(self, rng=SystemRandom(), **parts)
+
+    before = [run_seed(seed).transcript for seed in range(6)]
+    monkeypatch.setattr(IngestSupervisor, "__init__", unseeded)
+    assert [run_seed(seed).transcript for seed in range(6)] != before
+
+
+def test_unbroken_the_same_seeds_pass() -> None:
+    for seed in range(FEW_SEEDS):
+        assert run_seed(seed).wrong == ()
