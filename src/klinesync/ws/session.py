@@ -96,16 +96,16 @@ class Subscription:
         # A held candle that is among the rows is there as it is now; it may have been revised since it was held.
         through = [*self._splice.history(rows), *self._splice.release()]
         messages += self._messages(through, (*gaps, *self._held_gaps))
-        # Revisions that were published while the store was read: those that the read has not seen. A client without
-        # since has nothing yet that they could revise.
-        self._commit = commit
-        revised, self._revised = self._revised, {}
+        # Revisions that were published while the store was read: of what the client has, as the read did not see it.
         if since is not None:
-            messages += [
-                protocol.candle_closed(self.series, candle, revised=True)
-                for _, (candle, number) in sorted(revised.items())
-                if number > commit
-            ]
+            self._commit = commit
+        shown = {item.time: item for item in through if isinstance(item, Candle)}
+        revised, self._revised = self._revised, {}
+        messages += [
+            protocol.candle_closed(self.series, candle, revised=True)
+            for time, (candle, number) in sorted(revised.items())
+            if self._has(time, number) and shown.get(time) != candle
+        ]
         return messages
 
     def announce(self, announcement: Announcement) -> list[str]:
@@ -134,10 +134,18 @@ class Subscription:
             elif splice.holding:
                 # The catch-up may have it with these values already, or not.
                 self._revised[candle.time] = (candle, announcement.commit)
-            elif splice.after is not None and announcement.commit > self._commit:
+            elif self._has(candle.time, announcement.commit):
                 # After what was sent it cannot lie: a revision lies behind the head, and the head was sent.
                 revisions.append(announcement.closed(candle))
         return revisions + self._messages(through, announcement.gaps)
+
+    def _has(self, time: int, commit: int) -> bool:
+        """Whether the client has the candle at `time` in a version from before the transaction `commit`: it had it when
+        it came, or got it from before."""
+        if self._since is not None and time <= self._since:
+            return True
+        after = self._splice.after
+        return after is not None and time <= after and commit > self._commit
 
     def wants_forming(self, candle: Candle) -> bool:
         """Whether a forming candle is newer than all that is closed."""
