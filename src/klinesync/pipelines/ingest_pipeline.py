@@ -274,6 +274,7 @@ class IngestPipeline:
         for submission in (*batch, *behind):
             if not submission.written.done():
                 submission.written.set_exception(error)
+                submission.written.exception()  # who waited may be gone; the failure was logged
 
 
 def _with_gaps(store: CandleStore, applied: Applied) -> Applied:
