@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from itertools import pairwise
+from math import isclose
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +16,7 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.derived import roll_up
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.sim.exchange import Grid
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite import SqliteDatabase
 from running_service import Service, running_service
@@ -32,9 +34,18 @@ def minutes(exchange: SimServer, start: int, end: int) -> list[Candle]:
 
 
 def truth(exchange: SimServer, timeframe: Timeframe, start: int, end: int) -> list[Candle]:
-    """The candles of `timeframe` that open in `[start, end)`."""
+    """The candles of `timeframe` that open in `[start, end)`; the exchange folds them too, in an order of its own."""
     base = minutes(exchange, start, end)
-    return base if timeframe == MINUTE else roll_up(base, MINUTE, (timeframe,))[timeframe]
+    if timeframe == MINUTE:
+        return base
+    rolled = roll_up(base, MINUTE, (timeframe,))[timeframe]
+    theirs = exchange.exchange.spot["BTCUSDT"].candles(
+        Grid(timeframe), start, timeframe.next(timeframe.floor(end - 1)), end * 1000
+    )
+    for ours, row in zip(rolled, theirs.rows(), strict=True):
+        assert ours[:5] == row[:5]
+        assert isclose(ours.volume, row.volume, rel_tol=1e-9)
+    return rolled
 
 
 async def until_closed(updates: AsyncIterator[Update], count: int) -> list[Update]:
@@ -222,6 +233,9 @@ async def test_a_correction_reaches_followers_of_the_base_and_of_what_is_derived
                 revised: dict[str, dict[str, float]] = {}
                 while len(revised) < len(watched):
                     message = await socket.receive_json(timeout=10)
+                    if message["type"] == "candle_closed":
+                        known = message["candle"]["candle_time"] <= watched[SeriesId.parse(message["series_id"])]
+                        assert message.get("revised", False) == known, "what is told again is marked as a revision"
                     if message.get("revised"):
                         assert message["series_id"] not in revised, "each correction is told once"
                         revised[message["series_id"]] = message["candle"]
