@@ -12,7 +12,7 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.sqlite import SqliteCandleStore
+from klinesync.storage.sqlite import Known, SqliteCandleStore
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.scenario import DERIVED
@@ -26,7 +26,7 @@ class Witness:
 
     def __init__(self, path: Path) -> None:
         self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        self._store = SqliteCandleStore(self._reader, {})
+        self._store = SqliteCandleStore(self._reader, Known(writes=False))
         self._seen: set[tuple[SeriesId, int]] = set()
 
     def first(self, series: SeriesId) -> int | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from klinesync.core.errors import BadSeriesId, BadTimeframe
 from klinesync.core.timeframe import Timeframe
 
 MAX_SERIES_ID_CHARS = 100
+# Series of which those in other timeframes are remembered, times the timeframes.
+MAX_REMEMBERED = 50_000
 _EXCHANGE = re.compile(r"[a-z][a-z0-9_]*")
 _ASSET = r"[^\W_][\w.\-]*"  # letters and digits of any script (Binance lists such), then . - _ as ccxt has them
 _SYMBOL = re.compile(rf"({_ASSET})/({_ASSET})(?::({_ASSET}))?")
@@ -26,6 +29,14 @@ class SeriesId:
     market: str
     symbol: str
     timeframe: Timeframe
+    # A name is looked up many times a candle: its hash is computed once.
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.exchange, self.market, self.symbol, self.timeframe.code)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def parse(cls, text: str) -> SeriesId:
@@ -60,8 +71,13 @@ class SeriesId:
 
     def with_timeframe(self, timeframe: Timeframe) -> SeriesId:
         """The same symbol in another timeframe."""
-        return replace(self, timeframe=timeframe)
+        return _with_timeframe(self, timeframe)
 
     def candle_id(self, candle_time: int) -> str:
         """`{series_id}:{candle_time}`."""
         return f"{self}:{candle_time}"
+
+
+@lru_cache(MAX_REMEMBERED)
+def _with_timeframe(series: SeriesId, timeframe: Timeframe) -> SeriesId:
+    return SeriesId(series.exchange, series.market, series.symbol, timeframe)

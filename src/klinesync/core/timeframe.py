@@ -41,6 +41,9 @@ class Timeframe:
     def __str__(self) -> str:
         return self.code
 
+    def __hash__(self) -> int:
+        return hash(self.code)
+
     @property
     def seconds(self) -> int:
         """Nominal length in seconds; a month counts as 30 days. For display and rough sizes only."""

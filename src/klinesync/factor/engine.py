@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from klinesync.core.candle import Closed
+from klinesync.core.candle import Applied, Closed
 
 Factor = Callable[[Closed], None]
 
@@ -15,8 +15,9 @@ class FactorEngine:
     def __init__(self, factors: Sequence[Factor] = ()) -> None:
         self._factors = tuple(factors)
 
-    def advance(self, batch: Sequence[Closed]) -> None:
-        """Show each closed candle of `batch` to each factor. Runs inside the write transaction."""
+    def advance(self, changes: Sequence[Applied]) -> None:
+        """Show each changed candle to each factor, in order. Runs inside the write transaction."""
         for factor in self._factors:
-            for closed in batch:
-                factor(closed)
+            for applied in changes:
+                for candle in applied.candles:
+                    factor(Closed(applied.series, candle))

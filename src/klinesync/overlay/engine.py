@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from klinesync.core.candle import Closed
+from klinesync.core.candle import Applied, Closed
 
 Overlay = Callable[[Closed], None]
 
@@ -15,8 +15,9 @@ class OverlayEngine:
     def __init__(self, overlays: Sequence[Overlay] = ()) -> None:
         self._overlays = tuple(overlays)
 
-    def advance(self, batch: Sequence[Closed]) -> None:
-        """Show each closed candle of `batch` to each overlay. Runs inside the write transaction, after the factors."""
+    def advance(self, changes: Sequence[Applied]) -> None:
+        """Show each changed candle to each overlay, in order. Runs inside the write transaction, after the factors."""
         for overlay in self._overlays:
-            for closed in batch:
-                overlay(closed)
+            for applied in changes:
+                for candle in applied.candles:
+                    overlay(Closed(applied.series, candle))

@@ -48,6 +48,8 @@ class DerivedStep:
         stored = store.span(series)
         if stored is None:
             return []
+        if len(applied.candles) == 1 and not applied.revised and not emptied:
+            return self._close_buckets(store, series, stored, applied.candles[0].time, at)
         behind = [candle.time for candle in applied.candles if candle.time in applied.revised]
         targets = self.targets
         if behind or emptied:
@@ -63,6 +65,15 @@ class DerivedStep:
             whole = sorted(open_ for open_ in opens if stored.start <= open_ and target.next(open_) <= stored.end)
             for run in gaps.runs(target, whole):
                 changes += self._write(store, series, target, run, at)
+        return changes
+
+    def _close_buckets(self, store: CandleStore, series: SeriesId, stored: Span, time: int, at: int) -> list[Applied]:
+        """The usual case, one new candle at the head: it can only complete the buckets that end with it."""
+        changes: list[Applied] = []
+        for target in self.targets:
+            open_ = target.floor(time)
+            if open_ >= stored.start and target.next(open_) == stored.end:
+                changes += self._write(store, series, target, Span(open_, stored.end), at)
         return changes
 
     def refresh(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> list[Applied]:

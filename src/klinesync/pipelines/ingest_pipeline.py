@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from klinesync.core import gaps
-from klinesync.core.candle import Applied, Candle, Closed, check_candle
+from klinesync.core.candle import Applied, Candle, check_candle
 from klinesync.core.errors import DerivedSeries, StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
@@ -194,11 +194,11 @@ class IngestPipeline:
         """
         at = int(self._wall_s())
         changes = [self._apply_one(store, submission, at) for submission in batch]
-        closed = [Closed(one.series, candle) for change in changes for one in change for candle in one.candles]
+        flat = [one for change in changes for one in change]
         try:
             with store.savepoint():
-                self._factors.advance(closed)
-                self._overlays.advance(closed)
+                self._factors.advance(flat)
+                self._overlays.advance(flat)
         except Exception:
             # A plugin's fault, of whatever kind, must not cost a candle: the ledgers lag, the candles stay.
             log.exception("factor or overlay failed; the ledgers lag behind the candles")

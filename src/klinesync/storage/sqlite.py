@@ -34,19 +34,40 @@ CACHE_KIB = 65_536
 PROBE_BYTES = 65_536
 
 
-class SqliteCandleStore:
-    """`CandleStore` on one connection; `numbers` remembers the numbers of series."""
+class Known:
+    """What a connection remembers of the store, so as not to ask for it a thousand times a minute.
 
-    def __init__(self, connection: apsw.Connection, numbers: dict[SeriesId, int], commit: int | None = None) -> None:
+    The numbers of series never change. The edges (first and newest open time) and which series have no gap are facts of
+    the one writer: it alone may remember them, and it forgets them when a transaction is rolled back.
+    """
+
+    def __init__(self, *, writes: bool) -> None:
+        self.writes = writes
+        self.numbers: dict[SeriesId, int] = {}
+        self.edges: dict[SeriesId, tuple[int, int]] = {}
+        self.gapless: set[SeriesId] = set()
+
+    def forget(self) -> None:
+        self.numbers.clear()
+        self.edges.clear()
+        self.gapless.clear()
+
+
+class SqliteCandleStore:
+    """`CandleStore` on one connection, in one transaction; `commit` is its number where that is known."""
+
+    def __init__(self, connection: apsw.Connection, known: Known, commit: int | None = None) -> None:
         self._connection = connection
-        self._numbers = numbers
+        self._known = known
         self._commit = commit
 
     def head(self, series: SeriesId) -> int | None:
-        return self._edge("max", series)
+        edges = self._edges(series)
+        return None if edges is None else edges[1]
 
     def first(self, series: SeriesId) -> int | None:
-        return self._edge("min", series)
+        edges = self._edges(series)
+        return None if edges is None else edges[0]
 
     def newest(
         self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
@@ -74,10 +95,8 @@ class SqliteCandleStore:
         return [] if number is None else list(self._between(number, start, end))
 
     def span(self, series: SeriesId) -> Span | None:
-        first, head = self.first(series), self.head(series)
-        if first is None or head is None:
-            return None
-        return Span(first, series.timeframe.next(head))
+        edges = self._edges(series)
+        return None if edges is None else Span(edges[0], series.timeframe.next(edges[1]))
 
     def commit(self) -> int:
         if self._commit is None:
@@ -96,6 +115,8 @@ class SqliteCandleStore:
         return [SeriesId.parse(str(text)) for (text,) in found]
 
     def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
+        if series in self._known.gapless:
+            return []
         number = self._number(series)
         if number is None:
             return []
@@ -105,7 +126,12 @@ class SqliteCandleStore:
             " WHERE series_no = ? AND start_time <= ? AND end_time >= ? ORDER BY start_time",
             (number, end, start),
         )
-        return [_as_gap(row) for row in found]
+        gaps = [_as_gap(row) for row in found]
+        if not gaps and self._known.writes:
+            any_gap = self._connection.execute("SELECT 1 FROM gap WHERE series_no = ? LIMIT 1", (number,)).get
+            if any_gap is None:
+                self._known.gapless.add(series)
+        return gaps
 
     def revisions(self, series: SeriesId) -> list[Revision]:
         found = self._connection.execute(
@@ -122,7 +148,8 @@ class SqliteCandleStore:
         number = self._number(series)
         if number is None:
             number = self._add_series(series, origin)
-        head = self.head(series)
+        edges = self._edges(series)
+        head = None if edges is None else edges[1]
         revised: frozenset[int] = frozenset()
         if head is not None and ascending[0].time <= head:
             # By runs: a batch may hold candles that lie years apart.
@@ -145,6 +172,9 @@ class SqliteCandleStore:
             " close = excluded.close, volume = excluded.volume",
             [(number, *candle) for candle in ascending],
         )
+        if ascending:
+            first, last = ascending[0].time, ascending[-1].time
+            self._known.edges[series] = (first, last) if edges is None else (min(edges[0], first), max(edges[1], last))
         return Applied(series, tuple(ascending), revised, commit=self.commit())
 
     def savepoint(self) -> AbstractContextManager[object]:
@@ -154,6 +184,7 @@ class SqliteCandleStore:
         if not change:
             return
         number = self._number(series)
+        self._known.gapless.discard(series)
         self._connection.executemany(
             "DELETE FROM gap WHERE series_no = ? AND start_time = ?", [(number, gap.start) for gap in change.delete]
         )
@@ -165,7 +196,7 @@ class SqliteCandleStore:
     def _add_series(self, series: SeriesId, origin: Origin) -> int:
         base = None if origin.base is None else self._number(origin.base)
         self._connection.execute("INSERT INTO series (series_id, derived_from) VALUES (?, ?)", (str(series), base))
-        number = self._numbers[series] = self._connection.last_insert_rowid()
+        number = self._known.numbers[series] = self._connection.last_insert_rowid()
         return number
 
     def _between(self, number: int, start: int, end: int) -> Iterable[Candle]:
@@ -186,24 +217,35 @@ class SqliteCandleStore:
         )
         return [_as_candle(row) for row in found]
 
-    def _edge(self, function: str, series: SeriesId) -> int | None:
-        number = self._number(series)
-        if number is None:
-            return None
-        edge = self._connection.execute(
-            f"SELECT {function}(time) FROM candle WHERE series_no = ?",  # noqa: S608  # only our own word is joined in
-            (number,),
-        ).get
-        assert edge is None or isinstance(edge, int)
-        return edge
+    def _edges(self, series: SeriesId) -> tuple[int, int] | None:
+        """The oldest and the newest stored open time."""
+        edges = self._known.edges.get(series)
+        if edges is None:
+            number = self._number(series)
+            if number is None:
+                return None
+            # Two sub-selects, because only a lone min or max is a look at one end of the index.
+            found = self._connection.execute(
+                "SELECT (SELECT min(time) FROM candle WHERE series_no = ?1),"
+                " (SELECT max(time) FROM candle WHERE series_no = ?1)",
+                (number,),
+            ).get
+            assert isinstance(found, tuple)
+            first, head = found
+            if first is None:
+                return None
+            edges = int(first), int(head)
+            if self._known.writes:
+                self._known.edges[series] = edges
+        return edges
 
     def _number(self, series: SeriesId) -> int | None:
-        number = self._numbers.get(series)
+        number = self._known.numbers.get(series)
         if number is None:
             found = self._connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(series),)).get
             if found is not None:
                 assert isinstance(found, int)
-                number = self._numbers[series] = found
+                number = self._known.numbers[series] = found
         return number
 
 
@@ -214,7 +256,7 @@ class _File:
         self.path = path
         self.write_error: StoreError | None = None
         self._writer: apsw.Connection | None = None
-        self._numbers: dict[SeriesId, int] = {}
+        self._known = Known(writes=True)
 
     def open(self) -> None:
         try:
@@ -234,18 +276,15 @@ class _File:
         return _open_reader(self.path)
 
     def write(self, change: Callable[[CandleStore], R], before_commit: Callable[[], None] | None = None) -> R:
-        known = len(self._numbers)
-
         def work(writer: apsw.Connection) -> R:
             commit = writer.execute("UPDATE commit_count SET commits = commits + 1 RETURNING commits").get
             assert isinstance(commit, int)
-            return change(SqliteCandleStore(writer, self._numbers, commit))
+            return change(SqliteCandleStore(writer, self._known, commit))
 
         try:
             return self._transaction(work, before_commit or _nothing)
         except BaseException:
-            if len(self._numbers) != known:
-                self._numbers.clear()
+            self._known.forget()
             raise
 
     def probe(self, before_commit: Callable[[], None] | None = None) -> None:
@@ -338,9 +377,9 @@ class SqliteDatabase:
             reader: apsw.Connection | None = getattr(self._reader_local, "connection", None)
             if reader is None:
                 reader = self._reader_local.connection = self._file.open_reader()
-                self._reader_local.numbers = {}
+                self._reader_local.known = Known(writes=False)
                 self._readers.append(reader)
-            return _look(reader, self._reader_local.numbers, look)
+            return _look(reader, self._reader_local.known, look)
         except apsw.Error as error:
             raise StoreError(f"the store {self.path} cannot be read: {error}") from error
 
@@ -370,7 +409,7 @@ class InThreadSqliteDatabase:
         self.path = path
         self._file = _File(path)
         self._reader: apsw.Connection | None = None
-        self._reader_numbers: dict[SeriesId, int] = {}
+        self._reader_known = Known(writes=False)
         self._pause = pause
         self._before_commit = before_commit
         self._writing = asyncio.Lock()
@@ -412,7 +451,7 @@ class InThreadSqliteDatabase:
         assert self._reader is not None, "the store is open"
         await self._pause()
         try:
-            result = _look(self._reader, self._reader_numbers, look)
+            result = _look(self._reader, self._reader_known, look)
         except apsw.Error as error:
             raise StoreError(f"the store {self.path} cannot be read: {error}") from error
         await self._pause()
@@ -425,7 +464,7 @@ class SqliteReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._numbers: dict[SeriesId, int] = {}
+        self._known = Known(writes=False)
         self._connection: apsw.Connection | None = None
 
     @property
@@ -437,7 +476,7 @@ class SqliteReader:
     def read(self, look: Callable[[CandleStore], R]) -> R:
         """What `look` returns, of one consistent state. Raises `StoreError`."""
         try:
-            return _look(self.connection, self._numbers, look)
+            return _look(self.connection, self._known, look)
         except apsw.Error as error:
             raise StoreError(f"the store {self.path} cannot be read: {error}") from error
 
@@ -471,10 +510,10 @@ def _open_reader(path: Path) -> apsw.Connection:
     return reader
 
 
-def _look(reader: apsw.Connection, numbers: dict[SeriesId, int], look: Callable[[CandleStore], R]) -> R:
+def _look(reader: apsw.Connection, known: Known, look: Callable[[CandleStore], R]) -> R:
     reader.execute("BEGIN")  # one snapshot for all statements of `look`
     try:
-        return look(SqliteCandleStore(reader, numbers))
+        return look(SqliteCandleStore(reader, known))
     finally:
         reader.execute("ROLLBACK")
 
