@@ -110,6 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="machine output")
     _add_flags(verify)
 
+    backup = _command(
+        commands,
+        "backup",
+        _backup,
+        "an online copy of the store",
+        "Works beside a running service. PATH must not exist; it appears when the copy is whole and on disk.",
+    )
+    backup.add_argument("path", type=Path, metavar="PATH", help="the new file")
+    _add_flags(backup)
+
     flags = _command(commands, "flags", _flags, "every flag: default, value in force, where it came from")
     flags.add_argument("--json", action="store_true", help="machine output")
     _add_flags(flags)
@@ -202,6 +212,17 @@ def _verify(arguments: argparse.Namespace) -> int:
         plural = "difference" if differences == 1 else "differences"
         print(f"klinesync: {differences} {plural} in {len(different)} of {len(audits)} series", file=sys.stderr)
     return 1 if different else 0
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from klinesync.storage.backup import backup
+    from klinesync.storage.sqlite import SqliteReader
+
+    flags = load_flags(_given_flags(arguments))
+    with _stoppable(), SqliteReader(sqlite_path(flags)) as store, _progress() as say:
+        backup(store, arguments.path, lambda done, total: say(f"{arguments.path}: {done * 100 // max(total, 1)} %"))
+    print(f"{sqlite_path(flags)} is copied to {arguments.path} ({arguments.path.stat().st_size} bytes)")
+    return 0
 
 
 def _print_audit(audit: SeriesAudit) -> None:
@@ -392,6 +413,16 @@ def _progress() -> Iterator[Callable[[str], None]]:
             print(text, file=sys.stderr, flush=True)
 
     yield say
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops as SIGINT does, with everything put away."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,70 @@
+"""An online copy of a store, made while a service writes to it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+
+from klinesync.core.errors import Rejected, StoreError
+from klinesync.storage.sqlite import SqliteReader
+
+# 4 MB a step: progress is told between two of them.
+PAGES_A_STEP = 1024
+
+
+def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Copy the open `store` to the new file `target`: one snapshot, as of now, complete and on disk, or nothing.
+
+    It grows under another name beside `target`. `progress` gets pages done and pages in all. The writer is not held up;
+    until the copy is made its write-ahead log keeps what it writes meanwhile. Raises `Rejected`, `StoreError`.
+    """
+    target = target.absolute()
+    if os.path.lexists(target):
+        raise Rejected(f"{target} exists already; a backup is written to a new file")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            _copy(store.connection, part, progress)
+            _sync(part)
+            if os.path.lexists(target):
+                raise Rejected(f"{target} was made by somebody else meanwhile; nothing was written to it")
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync(target.parent)
+    except (apsw.Error, OSError) as error:
+        raise StoreError(f"the store {store.path} cannot be copied to {target}: {error}") from error
+
+
+def _copy(source: apsw.Connection, part: Path, progress: Callable[[int, int], None]) -> None:
+    copy = apsw.Connection(str(part), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        # Of a copy that is not whole nothing is kept: no journal, and one fsync at the end.
+        copy.execute("PRAGMA journal_mode = OFF")
+        copy.execute("PRAGMA synchronous = OFF")
+        # One snapshot for all steps: without it the copy begins anew whenever the service has written.
+        source.execute("BEGIN")
+        try:
+            source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            with copy.backup("main", source, "main") as steps:
+                while not steps.done:
+                    steps.step(PAGES_A_STEP)
+                    progress(steps.page_count - steps.remaining, steps.page_count)
+        finally:
+            source.execute("ROLLBACK")
+    finally:
+        copy.close()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
