@@ -65,9 +65,11 @@ async def test_the_tutorials_program_runs(tmp_path: Path) -> None:
         try:
             assert process.stdout is not None
             kinds: set[bytes] = set()
-            while kinds != {b"closed", b"forming"}:
+            while not {b"closed", b"forming"} <= kinds:
                 line = await asyncio.wait_for(process.stdout.readline(), 30)
+                assert line, "it ended"
                 kinds.add(line.split()[0])
+            assert kinds == {b"closed", b"forming"}
         finally:
             process.kill()
             await process.communicate()

@@ -19,6 +19,7 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 15.0
 HEARTBEAT_S = 20.0
 MAX_MESSAGE_BYTES = 4 << 20
+PAGE_CANDLES = 5000
 
 
 class _Candle(msgspec.Struct):
@@ -40,8 +41,14 @@ class _Message(msgspec.Struct):
     revised: bool = False
     expected_next_time: int = 0
     actual_time: int = 0
+    reason: str = ""
+    state: str = ""
     code: str = ""
     message: str = ""
+
+
+class _Page(msgspec.Struct):
+    candles: list[_Candle]
 
 
 _decode = msgspec.json.Decoder(_Message).decode
@@ -72,10 +79,11 @@ class FormingCandle:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Candles from `expected` on are missing before `actual`."""
+    """Candles from `expected` on are missing before `actual`. `state`: unknown, healing or confirmed_empty."""
 
     expected: int
     actual: int
+    state: str = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,24 @@ async def follow(url: str, series: SeriesId, since: int | None = None) -> AsyncG
             failures = min(failures + 1, 10)
 
 
+async def _pages(
+    session: aiohttp.ClientSession, url: str, series: SeriesId, since: int, until: int
+) -> AsyncGenerator[Candle, None]:
+    """Stored candles between `since` and `until`, both exclusive, ascending."""
+    while True:
+        params = {"series_id": str(series), "since": str(since), "limit": str(PAGE_CANDLES)}
+        async with session.get(f"{url.rstrip('/')}/api/market/candles", params=params) as response:
+            response.raise_for_status()
+            page = msgspec.json.decode(await response.read(), type=_Page).candles
+        for item in page:
+            if item.candle_time >= until:
+                return
+            yield item.candle()
+        if len(page) < PAGE_CANDLES:
+            return
+        since = page[-1].candle_time
+
+
 async def _connection(
     session: aiohttp.ClientSession, url: str, series: SeriesId, since: int | None
 ) -> AsyncGenerator[Update]:
@@ -133,8 +159,13 @@ async def _connection(
                         yield ClosedCandle(item.candle())
                 case "candle_forming" if message.candle is not None:
                     yield FormingCandle(message.candle.candle())
+                case "gap" if message.reason == "truncated":
+                    # More was stored than one catch-up sends: it is there, and is read page by page.
+                    before = message.expected_next_time - 1
+                    async for candle in _pages(session, url, series, before, message.actual_time):
+                        yield ClosedCandle(candle)
                 case "gap":
-                    yield Gap(message.expected_next_time, message.actual_time)
+                    yield Gap(message.expected_next_time, message.actual_time, message.state)
                 case "error":
                     raise ServiceError(message.code, message.message)
                 case _:
