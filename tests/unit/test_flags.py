@@ -77,7 +77,6 @@ def test_a_malformed_value_stops_the_start_with_its_name(name: str, value: str) 
         ("database_url", "postgresql://127.0.0.1/x", "PostgreSQL"),
         ("market_history_source", "freqtrade", "freqtrade"),
         ("derived_backfill_base_candles", "5", "derived"),
-        ("retention_days", "30", "retention"),
         ("indicators", "EMA(9)", "indicators"),
         ("host", "0.0.0.0", "not loopback"),
     ],

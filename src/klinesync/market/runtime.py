@@ -14,6 +14,7 @@ from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
+from klinesync.market_data.retention import Retention
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -40,6 +41,7 @@ class MarketRuntime:
         pipeline: IngestPipeline,
         derived: DerivedStep,
         forming: DerivedForming,
+        retention: Retention | None,
         hub: CandleHub,
         supervisor: IngestSupervisor,
         reader: CandleReader,
@@ -58,6 +60,7 @@ class MarketRuntime:
         self._resources = tuple(resources)
         self._pipeline = pipeline
         self._forming = forming
+        self._retention = retention
         self._supervisor = supervisor
         self._followed = tuple(followed)
         self._stack = AsyncExitStack()
@@ -76,6 +79,9 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, form)
             follow = group.create_task(self._supervisor.run(self._followed), name="supervisor")
             stack.push_async_callback(_cancel, follow)
+            if self._retention is not None:
+                trim = group.create_task(self._retention.run(), name="retention")
+                stack.push_async_callback(_cancel, trim)
             probe = group.create_task(self._probe_store(), name="store probe")
             stack.push_async_callback(_cancel, probe)
             self._stack = stack.pop_all()

@@ -21,6 +21,7 @@ from klinesync.market.runtime import MarketRuntime
 from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
+from klinesync.market_data.retention import Retention
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
@@ -93,6 +94,7 @@ def build_market_runtime(
         pipeline=pipeline,
         derived=derived,
         forming=forming,
+        retention=Retention(database, derived.base, derived.targets, days) if (days := flags.retention_days) else None,
         hub=hub,
         supervisor=supervisor,
         reader=reader,

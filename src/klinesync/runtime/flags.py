@@ -331,7 +331,6 @@ _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
     "kline_health_grace_s": ("health", ()),
     "stream_stale_s": ("the watch over single streams", ()),
     "ledger_advance_max_candles": ("the factor ledger", ()),
-    "retention_days": ("retention", ()),
     "indicators": ("indicators", ((),)),
     "factor_pivot_window_major": ("structure factors", ()),
     "factor_pivot_window_minor": ("structure factors", ()),

@@ -96,6 +96,11 @@ class CandleStore(Protocol):
         """
         ...
 
+    def trim(self, series: SeriesId, before: int) -> None:
+        """Delete the candles that open before `before`, and their revisions; the gap ledger is the caller's. Only
+        within `Database.write`."""
+        ...
+
     def savepoint(self) -> AbstractContextManager[object]:
         """What is written inside is undone when the block raises; the transaction goes on. Only within
         `Database.write`."""

@@ -177,6 +177,15 @@ class SqliteCandleStore:
             self._known.edges[series] = (first, last) if edges is None else (min(edges[0], first), max(edges[1], last))
         return Applied(series, tuple(ascending), revised, commit=self.commit())
 
+    def trim(self, series: SeriesId, before: int) -> None:
+        number = self._number(series)
+        self._known.edges.pop(series, None)
+        for table in ("candle", "candle_revision"):
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE series_no = ? AND time < ?",  # noqa: S608  # only our own word is joined in
+                (number, before),
+            )
+
     def savepoint(self) -> AbstractContextManager[object]:
         return self._connection  # apsw makes a block of a connection a savepoint
 

@@ -1,0 +1,46 @@
+"""`retention_days` in a running service: live goes on while old candles go, and the store stays sound."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from klinesync.cli import main
+from klinesync.core.timeframe import DAY_S
+from klinesync.market_data import retention
+from klinesync.sim.server import SimConfig, SimServer
+from processes import SERIES
+from running_service import Service, running_service
+
+POLL_S = 0.05
+
+
+async def edges(service: Service) -> tuple[int, int] | None:
+    """The first and the newest stored open time."""
+    _, body = await service.get("/api/market/candles", series_id=str(SERIES), since=0, limit=1)
+    candles, head = body["candles"], body["server_head_time"]
+    assert isinstance(candles, list)
+    if not candles:
+        return None
+    assert isinstance(head, int)
+    return int(candles[0]["candle_time"]), head
+
+
+async def test_a_service_trims_to_its_days_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "PERIOD_S", 0.05)
+    store = tmp_path / "store.sqlite"
+    flags = {"startup_kline_sync_target_candles": "6000", "retention_days": "1", "whitelist": str(SERIES)}
+    async with (
+        SimServer(SimConfig(speed=600, symbols=2)) as exchange,
+        running_service(store, exchange, **flags) as service,
+        asyncio.timeout(90),
+    ):
+        while (found := await edges(service)) is None or found[1] - found[0] >= 2 * DAY_S or found[0] % DAY_S:
+            await asyncio.sleep(POLL_S)
+        trimmed = found
+        while (found := await edges(service)) is None or found[1] < trimmed[1] + 1200:
+            await asyncio.sleep(POLL_S)
+        assert found[1] - found[0] >= DAY_S
+    assert await asyncio.to_thread(main, ["verify", f"--database-url=sqlite:///{store}"]) == 0
