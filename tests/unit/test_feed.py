@@ -107,6 +107,23 @@ def test_what_was_late_before_a_failed_write_may_be_live_after_it() -> None:
     assert feed.history_ended() == [Persist((candle(6, 1.5),))]
 
 
+def test_a_revision_that_could_not_be_written_is_written_afterwards_unless_a_newer_one_came() -> None:
+    feed = live_feed(5)
+    close(feed, 4, value=1.5)
+    close(feed, 3, value=1.5)
+    feed.stalled([candle(4, 1.5), candle(3, 1.5)])
+    close(feed, 3, event_ms=10**9, value=1.25)
+    assert feed.restarted(5 * 60) == [Persist((candle(3, 1.25),)), Persist((candle(4, 1.5),)), Fetch(5 * 60)]
+
+
+def test_a_late_close_does_not_overtake_a_page_of_history_that_waits_for_its_commit() -> None:
+    feed = feed_after(5)
+    feed.attached()
+    feed.history(page(5, 6, 7))
+    assert close(feed, 7) == []
+    assert feed.history_ended() == [Persist(candles(7))]
+
+
 def test_of_two_holes_each_is_fetched_for_itself() -> None:
     feed = live_feed(5)
     close(feed, 7)

@@ -73,7 +73,7 @@ class IngestFeed:
         self._first: int | None = None if head is None else 0
         self._stamps: dict[int, int] = {}
         self._stalled = False
-        self._late: dict[int, Candle] = {}  # late ones that came while stalled
+        self._late: dict[int, Candle] = {}  # late ones, for when nothing is under way any more
         self._failures = 0
         self._forming_interval_s = forming_interval_s
         self._shown_at_s = float("-inf")
@@ -95,14 +95,20 @@ class IngestFeed:
         self._hole_fetches = 0
         return self._fetch(0.0)
 
-    def stalled(self) -> None:
-        """A write failed or found no room: nothing is let through, and nothing fetched, until `restarted`."""
+    def stalled(self, unwritten: Sequence[Candle] = ()) -> None:
+        """A write failed or found no room: nothing is let through, and nothing fetched, until `restarted`.
+
+        The `unwritten` candles are kept for then: REST has them, save what was late or a revision among them.
+        """
         self._splice.hold()
         self._stalled = True
+        for candle in unwritten:
+            self._keep_late(candle, newer=False)
 
     def restarted(self, head: int | None) -> list[Command]:
         """What was let through was not stored: begin again from the stored head. An earlier `Fetch` is void."""
         self._fetching = self._stalled = False
+        self._first = None if head is None else 0
         held = self._splice.held()
         self._splice = Splice(self.timeframe, last=head)
         self._splice.hold()
@@ -136,8 +142,9 @@ class IngestFeed:
             older = self._first is not None and candle.time < self._first
             if older:
                 return []
-            if self._stalled:
-                self._late[candle.time] = candle
+            if self._stalled or self._fetching:
+                # A page that was let through may still wait for its commit: nothing overtakes it.
+                self._keep_late(candle, newer=True)
                 return []
             return [Persist((candle,))]
         if not splice.holding and not splice.follows(candle):
@@ -189,7 +196,9 @@ class IngestFeed:
         if splice.holding and self._hole_fetches >= MAX_HOLE_FETCHES:
             self._hole_fetches = 0
             through += splice.release_run(past_hole=True)
-        commands = self._persist(through)
+        late, self._late = self._late, {}
+        commands: list[Command] = [Persist((late[time],)) for time in sorted(late)]
+        commands += self._persist(through)
         if splice.holding:
             commands += self._fetch(0.5 * 2**self._hole_fetches)
             self._hole_fetches += 1
@@ -201,6 +210,12 @@ class IngestFeed:
         delay_s = min(0.5 * 2**self._failures, MAX_RETRY_DELAY_S)
         self._failures = min(self._failures + 1, 10)
         return self._fetch(max(delay_s, retry_after_s or 0.0))
+
+    def _keep_late(self, candle: Candle, *, newer: bool) -> None:
+        if newer or candle.time not in self._late:
+            self._late[candle.time] = candle
+        if len(self._late) > MAX_STAMPS:
+            del self._late[min(self._late)]
 
     def _fetch(self, delay_s: float) -> list[Command]:
         if self._fetching or self._stalled:

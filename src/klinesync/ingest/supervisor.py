@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from klinesync.core.candle import Applied, Forming
+from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.feed import Command, Fetch, IngestFeed, Persist, Show, ShowLater
@@ -157,9 +158,9 @@ class IngestSupervisor:
                     self._log_jumps(feed, command)
                     written = self._pipeline.offer(feed.series, command.candles)
                     if written is None:
-                        self._begin_again(job)
+                        self._begin_again(job, command.candles)
                     else:
-                        written.add_done_callback(lambda done: self._settled(job, done))
+                        written.add_done_callback(partial(self._settled, job, command.candles))
                 case Fetch():
                     assert self._group is not None, "run is running"
                     job.history = self._group.create_task(self._read(job, command), name=f"history {feed.series}")
@@ -168,18 +169,18 @@ class IngestSupervisor:
         job.later = None
         self._carry_out(job, job.feed.due(asyncio.get_running_loop().time()))
 
-    def _settled(self, job: Job, written: asyncio.Future[Applied]) -> None:
+    def _settled(self, job: Job, candles: Sequence[Candle], written: asyncio.Future[Applied]) -> None:
         if not written.cancelled() and written.exception() is not None:
-            self._begin_again(job)
+            self._begin_again(job, candles)
 
-    def _begin_again(self, job: Job) -> None:
+    def _begin_again(self, job: Job, unwritten: Sequence[Candle] = ()) -> None:
         """What was let through is not stored (a write failed, or there was no room): live is held, and the series
         begins again from its stored head."""
         assert self._group is not None, "run is running"
+        job.feed.stalled(unwritten)
         if job.beginning_again:
             return
         job.beginning_again = True
-        job.feed.stalled()
         if job.history is not None:
             job.history.cancel()
         job.history = self._group.create_task(self._read_again(job), name=f"history {job.feed.series}")

@@ -271,6 +271,11 @@ class IngestPipeline:
         self._broken.update(submission.series for submission in batch if submission.live)
         behind = [submission for series in self._broken for submission in self._live.pop(series, ())]
         self._live_candles -= sum(len(submission.candles) for submission in behind)
+        # History of theirs was read from behind what is lost.
+        history = [one for one in self._bulk if one.series in self._broken and one.source == "rest"]
+        self._bulk = deque(one for one in self._bulk if one not in history)
+        self._bulk_candles -= sum(len(one.candles) for one in history)
+        behind += history
         for submission in (*batch, *behind):
             if not submission.written.done():
                 submission.written.set_exception(error)
