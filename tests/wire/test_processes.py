@@ -141,6 +141,7 @@ def test_wrong_use_and_failure_have_their_status_and_one_sentence(
     assert (code, out) == (status, "")
     assert word in errors
     assert "Traceback" not in errors
+    assert "Unclosed" not in errors
 
 
 async def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path: Path) -> None:

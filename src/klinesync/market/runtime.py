@@ -30,7 +30,7 @@ STORE_PROBE_S = 5.0
 class MarketRuntime:
     """What the routes use. One TaskGroup carries every long-lived task; when one breaks, the service stops.
 
-    `resources` are entered after the database, and left after all tasks have ended.
+    `resources` are entered first and left last, also when the store cannot be opened.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class MarketRuntime:
 
     async def __aenter__(self) -> MarketRuntime:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._database)
             for resource in self._resources:
                 await stack.enter_async_context(resource)
+            await stack.enter_async_context(self._database)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self._pipeline.drain)
             write = group.create_task(self._pipeline.run(), name="pipeline")

@@ -52,6 +52,7 @@ def build_market_runtime(
     for series in listed:
         if series.exchange != EXCHANGE:
             raise BadFlag("whitelist", f"{series}: other exchanges than {EXCHANGE} are not built yet")
+    derived = _derived_step(flags)
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
     resources: list[AbstractAsyncContextManager[object]] = []
@@ -64,7 +65,6 @@ def build_market_runtime(
         source = _binance(flags, session, clocks, rng)
     database = database or SqliteDatabase(sqlite_path(flags), command)
     hub = CandleHub()
-    derived = _derived_step(flags)
     forming = DerivedForming(hub, database, derived)
     pipeline = IngestPipeline(
         database,
