@@ -80,6 +80,8 @@ class World:
         self._witness: Witness | None = None
         self._main: asyncio.Task[None] | None = None
         self._ending = False
+        self._calmed = False
+        self._down: asyncio.TimerHandle | None = None
         self._crashes_left = scenario.faults.crashes
         self._restarts_left = scenario.faults.restarts
         self._lines = 0
@@ -174,6 +176,10 @@ class World:
         self.network.calm()
         self.disk.calm()
         self._crashes_left = self._restarts_left = 0
+        self._calmed = True
+        if self._down is not None:
+            self._down.cancel()
+            self._start_service()
         self._services[-1].process.light_fuse(1 << 60, lambda: None)
         for client in self.clients:
             client.settle()
@@ -226,6 +232,7 @@ class World:
     # The service.
 
     def _start_service(self) -> None:
+        self._down = None
         number = len(self._services) + 1
         self.note(f"service {number} starts")
         service = Service(self.scenario, self.loop, self.network, self.disk, self.path, number)
@@ -261,7 +268,9 @@ class World:
     def _start_later(self) -> None:
         down_s = self._rng.choice((0.0, 0.5, 5.0)) * self._rng.uniform(0.5, 1.5)
         down_s += self._rng.choice((0, 0, 1, 10)) * self._rng.random() * 60 / self.scenario.speed
-        self.loop.call_later(down_s, self._start_service, context=self.loop.outside)
+        if self._calmed:
+            down_s = 0.0
+        self._down = self.loop.call_later(down_s, self._start_service, context=self.loop.outside)
 
     def _service_ended(self, main: asyncio.Task[None]) -> None:
         service = self._services[-1]
