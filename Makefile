@@ -13,6 +13,7 @@ BIN := .venv/bin
 CLIENTS_BIN := .venv-clients/bin
 DEMO_FLAGS ?=
 SEEDS ?= 500
+FIRST_SEED ?= random
 
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
@@ -37,7 +38,7 @@ test-clients: .venv/.run .venv-clients/.installed
 	$(CLIENTS_BIN)/python -m pytest -c tests/clients/pytest.ini tests/clients
 
 sim: setup
-	$(BIN)/pytest tests/sim --seeds $(SEEDS)
+	$(BIN)/pytest tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
 lint: setup
 	$(BIN)/ruff check .

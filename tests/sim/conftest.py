@@ -16,7 +16,7 @@ FRESH_SEEDS = 20
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("simulation")
     group.addoption("--seeds", type=int, default=FRESH_SEEDS, help="how many fresh seeds to simulate")
-    group.addoption("--first-seed", type=int, default=None, help="the first of them; a random one when not given")
+    group.addoption("--first-seed", default="0", help="the first of them (default 0), or `random`")
     group.addoption("--keep-seeds", action="store_true", help="write failing seeds into tests/sim/seeds.txt")
 
 
@@ -31,9 +31,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kept_seed" in metafunc.fixturenames:
         metafunc.parametrize("kept_seed", kept_seeds())
     if "fresh_seed" in metafunc.fixturenames:
-        first = config.getoption("--first-seed", None)
-        if first is None:
-            first = SystemRandom().randrange(10**9)
+        given = config.getoption("--first-seed", "0")
+        first = SystemRandom().randrange(10**9) if given == "random" else int(given)
         count = config.getoption("--seeds", FRESH_SEEDS)
         metafunc.parametrize("fresh_seed", range(first, first + count))
 

@@ -77,14 +77,6 @@ def test_a_late_close_and_a_revision_are_written_and_an_older_frame_does_not_rev
     assert close(feed, 6, event_ms=1500) == []
 
 
-def test_a_close_from_before_the_first_candle_is_dropped() -> None:
-    feed = feed_after(None)
-    feed.attached()
-    feed.history(page(5, 6))
-    feed.history_ended()
-    assert close(feed, 4) == []
-
-
 def test_while_stalled_nothing_is_let_through_and_what_came_late_is_written_afterwards() -> None:
     feed = live_feed(5)
     close(feed, 6)

@@ -157,6 +157,16 @@ async def test_a_bad_candle_is_refused_with_all_that_came_with_it(tmp_path: Path
     assert published.applied == []
 
 
+async def test_a_live_close_from_before_the_first_candle_is_not_written_but_history_is(tmp_path: Path) -> None:
+    published = Published()
+    async with running(tmp_path, published) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(5)], "rest")
+        await offered(pipeline, BTC, candle(3), candle(6))
+        assert await database.read(lambda store: store.first(BTC)) == 300
+        await pipeline.submit(BTC, [candle(3), candle(4)], "rest")
+        assert await database.read(lambda store: store.first(BTC)) == 180
+
+
 async def test_a_derived_series_is_not_written_from_outside(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:
         five = Timeframe.parse("5m")

@@ -69,8 +69,6 @@ class IngestFeed:
         self._fetching = self._stalled = False
         self._hole_fetches = 0
         self._hole_after: int | None = None
-        # The oldest candle that is known to be let through; 0: the store has older ones.
-        self._first: int | None = None if head is None else 0
         self._stamps: dict[int, int] = {}
         self._stalled = False
         self._late: dict[int, Candle] = {}  # late ones, for when nothing is under way any more
@@ -108,7 +106,6 @@ class IngestFeed:
     def restarted(self, head: int | None) -> list[Command]:
         """What was let through was not stored: begin again from the stored head. An earlier `Fetch` is void."""
         self._fetching = self._stalled = False
-        self._first = None if head is None else 0
         held = self._splice.held()
         self._splice = Splice(self.timeframe, last=head)
         self._splice.hold()
@@ -138,10 +135,6 @@ class IngestFeed:
             self._pending = None
         splice = self._splice
         if splice.last is not None and candle.time <= splice.last:
-            # From before the first candle: nothing is known of what lies between.
-            older = self._first is not None and candle.time < self._first
-            if older:
-                return []
             if self._stalled or self._fetching:
                 # A page that was let through may still wait for its commit: nothing overtakes it.
                 self._keep_late(candle, newer=True)
@@ -227,6 +220,4 @@ class IngestFeed:
         candles = tuple(item for item in through if isinstance(item, Candle))
         if not candles and not empty:
             return []
-        if candles and self._first is None:
-            self._first = candles[0].time
         return [Persist(candles, tuple(item for item in through if isinstance(item, Jump)), tuple(empty))]

@@ -206,7 +206,12 @@ class IngestPipeline:
 
     def _apply_one(self, store: CandleStore, submission: Submission, at: int) -> list[Applied]:
         series, empty = submission.series, submission.empty
-        applied = write_closed(store, series, submission.candles, Origin(submission.source, at))
+        candles = submission.candles
+        first = store.first(series) if submission.live else None
+        if first is not None and candles and candles[0].time < first:
+            # A live one from before the first: nothing is known of what lies between, and nobody asks for it.
+            candles = [candle for candle in candles if candle.time >= first]
+        applied = write_closed(store, series, candles, Origin(submission.source, at))
         spans: Sequence[Span] = ()
         if empty is not None and empty.spans:
             window = Span(empty.spans[0].start, empty.spans[-1].end)
