@@ -321,7 +321,7 @@ BREAKS = (
     Break("published before the commit", publish_before_commit, "shown before it is stored"),
     Break("published though the commit failed", publish_what_was_not_committed, "shown before it is stored"),
     Break("a batch lost on a disk error", lose_a_batch_on_a_disk_error, "is missing|not in the ledger|the head is"),
-    Break("written behind a batch that failed", write_behind_a_lost_batch, "is missing", (52,)),
+    Break("written behind a batch that failed", write_behind_a_lost_batch, "is missing", (50,)),
     Break(
         "written out of order", write_out_of_order, "is missing|never shown|is at|is not behind|undeclared|should not"
     ),
