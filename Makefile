@@ -50,6 +50,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/sim_load.py
 	$(BIN)/python benchmarks/write_path.py
+	$(BIN)/python benchmarks/derived.py
 
 clean:
 	rm -rf .venv .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
