@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import aiohttp
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import PATHS, BinanceConnection
-from klinesync.runtime.sources import HistoryPage, StreamCallbacks
+from klinesync.runtime.sources import Errand, HistoryPage, Listing, StreamCallbacks, Ticker
 
 
 class BinanceSource:
@@ -28,9 +28,11 @@ class BinanceSource:
         """A new connection of that market."""
         return BinanceConnection(self._session, self._ws_urls[market] + PATHS[market], callbacks, rng=self._rng)
 
-    def history(self, series: SeriesId, start: int) -> AsyncGenerator[HistoryPage, None]:
+    def history(
+        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
         """Closed candles from `start` on, page by page. Raises `UpstreamError`."""
-        return self._rest.history(series, start)
+        return self._rest.history(series, start, errand, until)
 
     async def now_ms(self, market: str) -> int:
         """The exchange's time. Raises `UpstreamError`."""
@@ -39,3 +41,11 @@ class BinanceSource:
     async def knows(self, series: SeriesId) -> bool:
         """Whether the exchange lists the symbol. Raises `UpstreamError`."""
         return await self._rest.knows(series)
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        """What that market lists, by our symbol. Raises `UpstreamError`."""
+        return await self._rest.listings(market, max_age_s)
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        """The last 24 hours of every symbol of that market. Raises `UpstreamError`."""
+        return await self._rest.tickers(market)

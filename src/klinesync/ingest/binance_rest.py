@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -21,7 +21,7 @@ from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.gaps import missing_spans
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import HistoryPage
+from klinesync.runtime.sources import Errand, HistoryPage, Listing, Ticker
 
 Decoded = TypeVar("Decoded")
 log = logging.getLogger(__name__)
@@ -133,7 +133,9 @@ class BinanceRest:
                 self._symbols[series.market] = (self._monotonic(), symbols)
         return series.symbol in symbols
 
-    async def history(self, series: SeriesId, start: int) -> AsyncGenerator[HistoryPage, None]:
+    async def history(
+        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
         """Closed candles from the open time `start` to the newest that is proven final, a page at a time, ascending.
 
         Bad rows are quarantined: left out, counted and logged. Raises `UpstreamError`.
@@ -171,6 +173,14 @@ class BinanceRest:
             if still_open or len(rows) < routes.page or floor(last) <= start:
                 return
             start = floor(last)
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        """What the market lists, by our symbol."""
+        raise NotImplementedError
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        """The last 24 hours of every symbol."""
+        raise NotImplementedError
 
     def _sound(self, series: SeriesId, rows: list[Row]) -> list[Candle]:
         """The rows that are candles; the others are quarantined."""

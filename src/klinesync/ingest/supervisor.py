@@ -15,7 +15,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.feed import Command, Fetch, IngestFeed, Persist, Show, ShowLater
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import Connection, KlineEvent, Source, StreamCallbacks
+from klinesync.runtime.sources import Connection, Errand, KlineEvent, Source, StreamCallbacks, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class IngestSupervisor:
             if start is None:
                 now_s = await self._source.now_ms(series.market) // 1000
                 start = series.timeframe.shift(series.timeframe.floor(now_s), -self._first_history_candles)
-            async for page in self._source.history(series, max(start, 0)):
+            async for page in self._source.history(series, max(start, 0), Errand(Urgency.REPAIR)):
                 for command in feed.history(page):
                     if isinstance(command, Persist):
                         self._log_jumps(feed, command)

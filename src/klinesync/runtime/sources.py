@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from klinesync.core.candle import Candle
@@ -30,12 +31,89 @@ class StreamCallbacks:
     lost: Callable[[Iterable[SeriesId]], None]
 
 
+class Urgency(IntEnum):
+    """Whose request goes first where an exchange rations them."""
+
+    REPAIR = 0  # a hole that live candles wait behind
+    READ = 1  # a user waits
+    SWEEP = 2  # start-up
+    FILL = 3  # what a stream did not bring, mostly because nothing was traded
+    DEEP = 4  # old holes, deep history, the audit
+
+
+@dataclass(slots=True)
+class Errand:
+    """Why history is asked for. Its urgency may be raised while it waits; `begun`: a request of it was sent."""
+
+    urgency: Urgency
+    begun: bool = False
+
+
+BOTH_NEIGHBOURS = "one REST answer has its neighbours and nothing between them"
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryPage:
-    """One answer of the exchange: closed candles, ascending, and the spans between its rows in which it has nothing."""
+    """One answer of the exchange: closed candles, ascending, the spans between its rows in which it has nothing, and
+    how it showed that."""
 
     candles: list[Candle]
     empty: list[Span]
+    proof: str = BOTH_NEIGHBOURS
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A symbol as the exchange lists it: `symbol` is ours (`BTC/USDT`), `symbol_id` and `status` the exchange's.
+    `onboard_s`: since when it is listed, in UTC seconds, where the exchange tells."""
+
+    symbol: str
+    symbol_id: str
+    base_asset: str
+    quote_asset: str
+    status: str
+    onboard_s: int | None = None
+
+    @property
+    def trading(self) -> bool:
+        return self.status == "TRADING"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticker:
+    """The last 24 hours of a symbol."""
+
+    symbol_id: str
+    last_price: float
+    quote_volume: float
+    price_change_percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """Where a series' stream stands: off, subscribed, live, stale, rest_fallback, reconnecting or delisted. Times are
+    UTC seconds of the exchange; `detail` is a sentence where there is something to say."""
+
+    state: str
+    since: int | None = None
+    last_frame_at: int | None = None
+    detail: str | None = None
+
+
+class HistoryWatch(Protocol):
+    """Is told how the reading of history goes. Spans are open times in UTC seconds; `candles` counts since `began`."""
+
+    def began(self, series: SeriesId, span: Span, reason: str) -> None:
+        """Somebody reads `span` of `series`."""
+        ...
+
+    def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
+        """All before `upto` is read."""
+        ...
+
+    def ended(self, series: SeriesId, error: str | None = None) -> None:
+        """The reading is over; `error` is what was in the way."""
+        ...
 
 
 class Connection(Protocol):
@@ -66,8 +144,11 @@ class Source(Protocol):
         """A new connection of that market; it does nothing until it runs."""
         ...
 
-    def history(self, series: SeriesId, start: int) -> AsyncGenerator[HistoryPage, None]:
-        """Closed candles from the open time `start` to the newest that is proven final, page by page, ascending.
+    def history(
+        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        """Closed candles from the open time `start` to the newest that is proven final, page by page, ascending; with
+        `until` no further than that open time, which is included.
 
         Pages overlap by a row, so that every hole lies within one answer, which proves it.
         """
@@ -79,4 +160,12 @@ class Source(Protocol):
 
     async def knows(self, series: SeriesId) -> bool:
         """Whether the exchange lists the series' symbol."""
+        ...
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        """What the exchange lists, by our symbol, as it told at most `max_age_s` (monotonic) ago."""
+        ...
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        """The last 24 hours of every symbol, asked now."""
         ...
