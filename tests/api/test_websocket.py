@@ -7,6 +7,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from klinesync.core.series_id import SeriesId
+from klinesync.ws import protocol
 from running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
@@ -172,6 +174,35 @@ async def test_a_series_of_an_unknown_exchange_is_refused_and_leaves_nothing_att
         assert (error["code"], error["series_id"]) == ("unknown_series", "nowhere:spot:BTC/USDT:1m")
         await ingest(service, candle(0), series_id="nowhere:spot:BTC/USDT:1m")
         assert await socket.settle() == []
+
+
+async def test_a_system_message_reaches_all_who_watch_the_series_in_order_and_nobody_else(service: Service) -> None:
+    hub = service.runtime.hub
+    told = protocol.system(SeriesId.parse(BTC), "stream.stale", "no frames for 15 s", {"since": START})
+    message = {
+        "type": "system",
+        "series_id": BTC,
+        "event": "stream.stale",
+        "message": "no frames for 15 s",
+        "data": {"since": START},
+    }
+    async with connected(service) as one, connected(service) as other, connected(service) as elsewhere:
+        for socket in (one, other):
+            await socket.send(type="subscribe", series_id=BTC)
+            assert await socket.settle() == []
+        await elsewhere.send(type="subscribe", series_id=BTC.replace("BTC/", "ETH/").replace("1m", "5m"))
+        await elsewhere.settle()
+        await ingest(service, candle(0))
+        hub.tell(SeriesId.parse(BTC), told)
+        await ingest(service, candle(1))
+        for socket in (one, other):
+            assert [await socket.next() for _ in range(3)] == [closed(0), message, closed(1)]
+        assert await elsewhere.settle() == []
+        await one.send(type="unsubscribe", series_id=BTC)
+        assert await one.settle() == []
+        hub.tell(SeriesId.parse(BTC), told)
+        assert await one.settle() == []
+        assert await other.settle() == [message]
 
 
 async def test_a_message_past_the_limit_ends_the_connection_and_no_other(service: Service) -> None:

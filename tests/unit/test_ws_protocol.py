@@ -103,6 +103,26 @@ def test_a_series_id_that_names_none_is_told_why() -> None:
             },
         ),
         (
+            protocol.system(SERIES, "stream.stale", "no frames for 15 s", {"since": 1700000100}),
+            {
+                "type": "system",
+                "series_id": NAME,
+                "event": "stream.stale",
+                "message": "no frames for 15 s",
+                "data": {"since": 1700000100},
+            },
+        ),
+        (
+            protocol.system(SERIES, "resync", "the series begins again"),
+            {
+                "type": "system",
+                "series_id": NAME,
+                "event": "resync",
+                "message": "the series begins again",
+                "data": {},
+            },
+        ),
+        (
             protocol.error_message("bad_request", "message is not JSON"),
             {"type": "error", "code": "bad_request", "message": "message is not JSON"},
         ),

@@ -8,10 +8,11 @@ import aiohttp
 import pyarrow.feather
 import pytest
 
-from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, Update, follow
+from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, System, Update, follow
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
+from klinesync.ws import protocol
 from running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -173,6 +174,19 @@ async def test_a_follower_that_was_away_for_long_pages_what_one_catch_up_does_no
         async with aclosing(follow(service.url, BTC, start)) as updates:
             seen = await until_closed(updates, 7499)
     assert seen == [ClosedCandle(candle) for candle in candles[1:]]
+
+
+async def test_a_follower_is_told_what_happens_to_its_series(tmp_path: Path) -> None:
+    async with (
+        running_service(tmp_path / "store.sqlite") as service,
+        aclosing(follow(service.url, BTC, 0)) as updates,
+    ):
+        await service.runtime.ingest.ingest_candles_closed(BTC, [Candle(1_700_000_040, 1, 2, 0.5, 1.5, 1)], 0.0)
+        assert isinstance(await anext(updates), ClosedCandle)
+        service.runtime.hub.tell(BTC, protocol.system(BTC, "stream.stale", "no frames", {"since": 5}))
+        service.runtime.hub.tell(BTC, protocol.system(BTC, "resync", ""))
+        assert await anext(updates) == System("stream.stale", "no frames", {"since": 5})
+        assert await anext(updates) == System("resync", "", {})
 
 
 async def test_a_symbol_that_the_exchange_does_not_list_is_unknown(tmp_path: Path) -> None:

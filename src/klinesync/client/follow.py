@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -45,6 +45,8 @@ class _Message(msgspec.Struct):
     state: str = ""
     code: str = ""
     message: str = ""
+    event: str = ""
+    data: dict[str, object] = {}
 
 
 class _Page(msgspec.Struct):
@@ -87,13 +89,23 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class System:
+    """Something that happened to the series (`event`: `stream.stale`, `backfill.progress` …). `message` is a sentence,
+    which may be empty; `data` are the facts."""
+
+    event: str
+    message: str
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnected:
     """The connection is gone; it is made again by itself. `reason` is a sentence."""
 
     reason: str
 
 
-Update = ClosedCandle | FormingCandle | Gap | Disconnected
+Update = ClosedCandle | FormingCandle | Gap | System | Disconnected
 
 
 async def follow(url: str, series: SeriesId, since: int | None = None) -> AsyncGenerator[Update]:
@@ -166,6 +178,8 @@ async def _connection(
                         yield ClosedCandle(candle)
                 case "gap":
                     yield Gap(message.expected_next_time, message.actual_time, message.state)
+                case "system":
+                    yield System(message.event, message.message, message.data)
                 case "error":
                     raise ServiceError(message.code, message.message)
                 case _:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from klinesync.client.follow import ClosedCandle, Disconnected, FormingCandle, Gap, ServiceError, Update, follow
+from klinesync.client.follow import ClosedCandle, Disconnected, FormingCandle, Gap, ServiceError, System, Update, follow
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 
@@ -34,11 +34,17 @@ class Board:
         self.forming: Candle | None = None
         self.state = "connecting"
         self.missing = 0
+        self.notices: dict[str, str] = {}
 
     def take(self, update: Update) -> None:
         """Bring the board up to date."""
         self.state = "live"
         match update:
+            case System():
+                kind = update.event.partition(".")[0]
+                self.notices.pop(kind, None)
+                if update.event not in ("stream.live", "resync") and update.data.get("state") != "succeeded":
+                    self.notices[kind] = _notice(update)  # until the next of its kind
             case ClosedCandle(candle):
                 self.closed[candle.time] = candle
                 while len(self.closed) > SHOWN_CANDLES:
@@ -51,11 +57,13 @@ class Board:
                 self.missing += self.series.timeframe.count(expected, actual)
             case Disconnected(reason):
                 self.state = f"not connected: {reason}"
+                self.notices.clear()
 
     def table(self) -> Table:
         """The board as a table."""
         title = Text(str(self.series), style="bold")
-        caption = self.state + (f" · {self.missing} candles missing" if self.missing else "")
+        missing = f"{self.missing} candles missing" if self.missing else ""
+        caption = " · ".join(part for part in (self.state, missing, *self.notices.values()) if part)
         table = Table(title=title, caption=caption, caption_style="green" if self.state == "live" else "red")
         table.add_column("UTC")
         for name in ("open", "high", "low", "close", "volume"):
@@ -87,6 +95,10 @@ def clock(time: int) -> str:
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
 
 
+def _notice(system: System) -> str:
+    return f"{system.event}: {system.message}" if system.message else system.event
+
+
 def line(update: Update) -> str | None:
     """An update as a line of a log; forming candles have none."""
     match update:
@@ -95,6 +107,8 @@ def line(update: Update) -> str | None:
             return f"{clock(candle.time)} {'revised' if revised else 'closed'} {values}"
         case Gap(expected, actual):
             return f"{clock(expected)} gap until {clock(actual)}"
+        case System():
+            return _notice(update)
         case Disconnected(reason):
             return f"not connected: {reason}"
         case FormingCandle():
@@ -109,6 +123,8 @@ def _as_json(update: Update) -> str:
             body = {"type": "forming", **candle._asdict()}
         case Gap(expected, actual):
             body = {"type": "gap", "expected": expected, "actual": actual}
+        case System(event, message, data):
+            body = {"type": "system", "event": event, "message": message, "data": data}
         case Disconnected(reason):
             body = {"type": "disconnected", "reason": reason}
     return msgspec.json.encode(body).decode()

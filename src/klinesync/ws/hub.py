@@ -166,3 +166,8 @@ class CandleHub:
         for client, subscription in watchers.items():
             if subscription.wants_forming(forming.candle):
                 client.outbox.put_forming(forming.series, forming.candle.time, message)
+
+    def tell(self, series: SeriesId, text: str) -> None:
+        """A `system` message for all who watch the series, behind what waits for them already."""
+        for client in self._watchers.get(series, ()):
+            client.outbox.put([text])

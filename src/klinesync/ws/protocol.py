@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -162,6 +162,13 @@ def gap(series: SeriesId, jump: Jump, *, reason: str = "missing", state: str = "
             "reason": reason,
             "state": state,
         }
+    )
+
+
+def system(series: SeriesId, event: str, message: str, data: Mapping[str, object] | None = None) -> str:
+    """Something that happened to a series: a sentence for people, the facts in `data`."""
+    return _text(
+        {"type": "system", "series_id": str(series), "event": event, "message": message, "data": dict(data or {})}
     )
 
 
