@@ -308,7 +308,7 @@ export class Feed {
         if (message.head !== null && store.lastClosed !== null && message.head < store.lastClosed) this.#reload();
         break;
       case "system":
-        this.#system(message.event, message.message);
+        this.#system(message.event, message.state === "succeeded" ? "" : message.message);
         break;
       case "error":
         this.events.notice({ key: "subscription", text: `The service says: ${message.message} (${message.code})` });

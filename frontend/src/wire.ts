@@ -17,7 +17,14 @@ export type ServerMessage =
       readonly state: GapState;
     }
   | { readonly type: "subscribed"; readonly series: string; readonly head: number | null; readonly stream: string | null }
-  | { readonly type: "system"; readonly series: string | null; readonly event: string; readonly message: string }
+  | {
+      readonly type: "system";
+      readonly series: string | null;
+      readonly event: string;
+      readonly message: string;
+      /** Where what is told stands, `succeeded` say; null where the event has no such thing. */
+      readonly state: string | null;
+    }
   | { readonly type: "error"; readonly series: string | null; readonly code: string; readonly message: string }
   | { readonly type: "pong" }
   | { readonly type: "unknown" };
@@ -63,7 +70,13 @@ export function parseMessage(text: string): ServerMessage {
         ? UNKNOWN
         : { type: "subscribed", series, head: numberOf(fields["head_time"]), stream: textOf(fields["stream"]) };
     case "system":
-      return { type: "system", series, event: textOf(fields["event"]) ?? "", message: textOf(fields["message"]) ?? "" };
+      return {
+        type: "system",
+        series,
+        event: textOf(fields["event"]) ?? "",
+        message: textOf(fields["message"]) ?? "",
+        state: textOf(asFields(fields["data"])?.["state"]),
+      };
     case "error":
       return {
         type: "error",

@@ -266,6 +266,15 @@ describe("live", () => {
     expect(world.notices["stream"]).toBeNull();
   });
 
+  test("says how far history is read, until it is", async () => {
+    await world.shown();
+    const told = { type: "system", series_id: BTC, event: "backfill.progress" };
+    world.socket.say({ ...told, message: "history is read: 40 %", data: { state: "running" } });
+    expect(world.notices["progress"]).toBe("history is read: 40 %");
+    world.socket.say({ ...told, message: "history is read", data: { state: "succeeded" } });
+    expect(world.notices["progress"]).toBeNull();
+  });
+
   test("subscribes again a while after the service had no capacity", async () => {
     await world.shown();
     world.socket.say({ type: "error", series_id: BTC, code: "capacity", message: "ondemand_ingest_capacity" });

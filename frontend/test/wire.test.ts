@@ -47,6 +47,15 @@ describe("a message of the service", () => {
     });
   });
 
+  test("tells what happened to the series, whatever its data", () => {
+    const system = { type: "system", series_id: SERIES, event: "backfill.progress", message: "40 %" };
+    const told = { type: "system", series: SERIES, event: "backfill.progress", message: "40 %" };
+    expect(parse({ ...system, data: { state: "running", progress_pct: 40 } })).toEqual({ ...told, state: "running" });
+    for (const data of [undefined, null, {}, [], "x", { state: 5 }]) {
+      expect(parse({ ...system, data })).toEqual({ ...told, state: null });
+    }
+  });
+
   test.each(["", "[]", "null", "42", "{", '{"type":"novelty"}', '{"type":"candle_forming","series_id":"x","candle":null}'])(
     "is passed over when it is %s",
     (text) => {
