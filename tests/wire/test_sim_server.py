@@ -369,12 +369,7 @@ async def test_the_clock_is_told_read_and_refused_in_sentences(server: SimServer
     assert server.now_ms() == before + 90_500
 
 
-async def test_faults_are_not_built_yet_and_unknown_addresses_are_404(
-    server: SimServer, http: aiohttp.ClientSession
-) -> None:
-    async with http.post(f"{server.http_url}/sim/faults", json={"kind": "silent"}) as answer:
-        assert answer.status == 501
-        assert (await answer.json())["detail"] == "faults are not built yet"
+async def test_unknown_addresses_are_404(server: SimServer, http: aiohttp.ClientSession) -> None:
     for path in ("/", "/api/v3/nope", "/fapi/v1/nope", "/api/v1/klines", "/stream/nonsense"):
         async with http.get(server.http_url + path) as answer:
             assert answer.status == 404, path

@@ -75,6 +75,11 @@ def parse_zone(text: str) -> int | None:
     return seconds if -12 * 3600 <= seconds <= 14 * 3600 and int(match[3]) < 60 else None
 
 
+def symbol_of(name: str) -> str:
+    """The symbol that a stream's name is about, whether or not there is such a stream."""
+    return name.partition("@")[0].removesuffix("_perpetual").upper()
+
+
 class KlineFeed:
     """The calendar of all streams that have a listener.
 

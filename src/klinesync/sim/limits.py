@@ -49,15 +49,15 @@ class WeightLimit:
         """Count a request of that weight, also when it turns out to be a bad one; the refusal when it is too much."""
         client = self._client(address, now_ms)
         if now_ms < client.banned_until_ms:
-            return self._banned(client, now_ms)
+            return banned(client.banned_until_ms, now_ms)
         if client.used + weight > self._limit:
             client.refused += 1
             if client.refused > _REFUSALS_BEFORE_BAN:
                 forgiven = now_ms - client.banned_until_ms > _FORGIVEN_AFTER_MS
                 client.bans = 1 if forgiven else client.bans + 1
                 client.banned_until_ms = now_ms + min(_LONGEST_BAN_MS, _FIRST_BAN_MS << min(client.bans - 1, 16))
-                return self._banned(client, now_ms)
-            return Refusal(429, max(1, 60 - now_ms // 1000 % 60), self._too_much())
+                return banned(client.banned_until_ms, now_ms)
+            return Refusal(429, rest_of_minute_s(now_ms), too_much(self._market))
         client.used += weight
         return None
 
@@ -77,25 +77,34 @@ class WeightLimit:
             client.minute, client.used, client.refused = minute, 0, 0
         return client
 
-    def _too_much(self) -> str:
-        if self._market == "spot":
-            return (
-                f"Too much request weight used; current limit is {self._limit} request weight per 1 MINUTE. "
-                "Please use WebSocket Streams for live updates to avoid polling the API."
-            )
-        return (
-            f"Too many requests; current limit of IP is {self._limit} requests per minute. "
-            "Please use the websocket for live updates to avoid polling the API."
-        )
 
-    def _banned(self, client: _Client, now_ms: int) -> Refusal:
-        until_ms = client.banned_until_ms
-        return Refusal(
-            418,
-            max(1, -(-(until_ms - now_ms) // 1000)),
-            f"Way too much request weight used; IP banned until {until_ms}. "
-            "Please use WebSocket Streams for live updates to avoid bans.",
+def too_much(market: Market) -> str:
+    """What 429 says."""
+    limit = WEIGHT_LIMIT[market]
+    if market == "spot":
+        return (
+            f"Too much request weight used; current limit is {limit} request weight per 1 MINUTE. "
+            "Please use WebSocket Streams for live updates to avoid polling the API."
         )
+    return (
+        f"Too many requests; current limit of IP is {limit} requests per minute. "
+        "Please use the websocket for live updates to avoid polling the API."
+    )
+
+
+def rest_of_minute_s(now_ms: int) -> int:
+    """Whole seconds until the window of the weight ends, one at least."""
+    return max(1, 60 - now_ms // 1000 % 60)
+
+
+def banned(until_ms: int, now_ms: int) -> Refusal:
+    """The refusal of somebody who is banned until then."""
+    return Refusal(
+        418,
+        max(1, -(-(until_ms - now_ms) // 1000)),
+        f"Way too much request weight used; IP banned until {until_ms}. "
+        "Please use WebSocket Streams for live updates to avoid bans.",
+    )
 
 
 class MessageLimit:

@@ -14,8 +14,9 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.sim.dice import dice_key, unit
 from klinesync.sim.exchange import Grid, Listing, SimExchange
 from klinesync.sim.exchange_info import ExchangeInfo
-from klinesync.sim.limits import WeightLimit
-from klinesync.sim.tape import MINUTE_S, Market, Row
+from klinesync.sim.limits import Refusal, WeightLimit
+from klinesync.sim.rest_faults import Failure, RestFaults
+from klinesync.sim.tape import MINUTE_S, Market, Row, Rows
 from klinesync.sim.wire import error_body, kline_rows, price_rows
 
 _FUNDING_S = 8 * 3600
@@ -78,6 +79,7 @@ class RestApi:
             "spot": ExchangeInfo("spot", exchange.spot),
             "futures": ExchangeInfo("futures", exchange.futures),
         }
+        self.faults = RestFaults()
         self.weights: dict[Market, WeightLimit] = {"spot": WeightLimit("spot"), "futures": WeightLimit("futures")}
         self._answered = 0
         self._uuid = dice_key(exchange.seed, "uuid")
@@ -113,19 +115,19 @@ class RestApi:
     def answer(self, request: RestRequest, now_ms: int) -> RestAnswer:
         """The answer at `now_ms`, with the weight counted and told. The one way by which REST answers leave: faults
         of REST act here."""
-        endpoint = self._endpoints[request.market].get(request.path)
-        if endpoint is None:
-            return _not_found(request)
+        refusal: Refusal | Failure | None = None
+        if self.faults.active:
+            refusal = self.faults.refuse(request.market, request.path, request.params, now_ms)
         limit = self.weights[request.market]
-        refusal = limit.charge(request.address, endpoint.weight(request.params), now_ms)
+        if refusal is None:
+            endpoint = self._endpoints[request.market].get(request.path)
+            if endpoint is None:
+                return _not_found(request)
+            refusal = limit.charge(request.address, endpoint.weight(request.params), now_ms)
+            if refusal is None:
+                answer = _asked(endpoint, request, now_ms)
         if refusal is not None:
-            answer = RestAnswer(refusal.status, error_body(-1003, refusal.message))
-            answer.headers["Retry-After"] = str(refusal.retry_after_s)
-        else:
-            try:
-                answer = RestAnswer(200, endpoint.answer(request, now_ms))
-            except _Refused as refused:
-                answer = RestAnswer(refused.status, error_body(refused.code, refused.message))
+            answer = _refused(refusal)
         used = str(limit.used(request.address, now_ms))
         answer.headers["X-MBX-USED-WEIGHT-1M"] = used
         if request.market == "spot":
@@ -216,9 +218,20 @@ class RestApi:
 
     def _rows(self, request: RestRequest, listing: Listing, now_ms: int) -> bytes:
         grid = self._grid(request)
-        start_ms, end_ms = self._span(request)
-        rows = listing.klines(grid, start_ms, end_ms, _limit(request, 500, 1500), now_ms)
+        rows = self._shown_rows(request, listing, grid, now_ms)
         return kline_rows(listing, grid, rows, micro=request.micro and request.market == "spot")
+
+    def _shown_rows(self, request: RestRequest, listing: Listing, grid: Grid, now_ms: int) -> Rows:
+        """The candles that the request asks for, of the moment that is shown to it."""
+        start_ms, end_ms = self._span(request)
+        limit = _limit(request, 500, 1500)
+        shown = self.faults.shown(request.market, request.params, now_ms) if self.faults.active else None
+        if shown is None:
+            return listing.klines(grid, start_ms, end_ms, limit, now_ms)
+        if not shown.open_row:
+            last_ms = grid.floor(shown.at_ms // 1000) * 1000 - 1
+            end_ms = last_ms if end_ms is None else min(end_ms, last_ms)
+        return listing.klines(grid, start_ms, end_ms, limit, shown.at_ms)
 
     def _mark_klines(self, request: RestRequest, now_ms: int) -> bytes:
         return self._price_rows(request, self._listing(request), now_ms)
@@ -231,8 +244,7 @@ class RestApi:
 
     def _price_rows(self, request: RestRequest, listing: Listing, now_ms: int, *, premium: bool = False) -> bytes:
         grid = self._grid(request)
-        start_ms, end_ms = self._span(request)
-        rows = listing.klines(grid, start_ms, end_ms, _limit(request, 500, 1500), now_ms)
+        rows = self._shown_rows(request, listing, grid, now_ms)
         return price_rows(listing, grid, rows, premium=premium)
 
     def _funding_rates(self, request: RestRequest, now_ms: int) -> bytes:
@@ -356,6 +368,24 @@ class RestApi:
 class _Endpoint:
     weight: Callable[[Mapping[str, str]], int]
     answer: Callable[[RestRequest, int], bytes]
+
+
+def _asked(endpoint: _Endpoint, request: RestRequest, now_ms: int) -> RestAnswer:
+    """What was asked for, or the error that the exchange finds in it."""
+    try:
+        return RestAnswer(200, endpoint.answer(request, now_ms))
+    except _Refused as refused:
+        return RestAnswer(refused.status, error_body(refused.code, refused.message))
+
+
+def _refused(refusal: Refusal | Failure) -> RestAnswer:
+    if isinstance(refusal, Refusal):
+        headers = {"Retry-After": str(refusal.retry_after_s)}
+        return RestAnswer(refusal.status, error_body(-1003, refusal.message), headers=headers)
+    if refusal.status >= 500:
+        text = "Internal error; unable to process your request. Please try again."
+        return RestAnswer(refusal.status, error_body(-1001, text))
+    return RestAnswer(refusal.status, error_body(-1000, "An unknown error occurred while processing the request."))
 
 
 def _one(_params: Mapping[str, str]) -> int:

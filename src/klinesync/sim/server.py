@@ -19,6 +19,8 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from klinesync.core.errors import Rejected
 from klinesync.sim.clock import ExchangeClock
 from klinesync.sim.exchange import SimExchange, make_exchange
+from klinesync.sim.fault_board import FaultBoard
+from klinesync.sim.faults import Fault, UnknownFault, decode_fault
 from klinesync.sim.feed import KlineFeed
 from klinesync.sim.generator import LISTED_DAYS, generated_tapes
 from klinesync.sim.heartbeat import Heartbeat
@@ -26,7 +28,7 @@ from klinesync.sim.limits import LIFETIME_MS, MESSAGE_LIMIT, MessageLimit
 from klinesync.sim.recorded import RecordedTape, choose_start, load_recordings
 from klinesync.sim.rest import RestAnswer, RestApi, RestRequest
 from klinesync.sim.session import Answer, Session, parse_route
-from klinesync.sim.streams import Listener, Streams
+from klinesync.sim.streams import Cut, Listener, Streams
 from klinesync.sim.tape import Market
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,8 @@ class BadSimConfig(Rejected):
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """What to simulate. `start` is in unix seconds: the exchange's now at the start, in recorded time with `data`."""
+    """What to simulate. `start` is in unix seconds: the exchange's now at the start, in recorded time with `data`.
+    `faults` are in force from the start."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -59,6 +62,7 @@ class SimConfig:
     symbols: int = 20
     start: int | None = None
     seed: int = 1
+    faults: tuple[Fault, ...] = ()
 
 
 def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, int]:
@@ -100,8 +104,32 @@ class _Connection:
     closing: bool = False
 
 
+class Faults:
+    """The faults of a running exchange, for tests in its own process."""
+
+    def __init__(self, board: FaultBoard, now_ms: Callable[[], int], changed: Callable[[], None]) -> None:
+        self._board = board
+        self._now_ms = now_ms
+        self._changed = changed
+
+    def add(self, fault: Fault) -> int:
+        """Put the fault in force; its id. Raises `BadFault`."""
+        fault_id = self._board.add(fault, self._now_ms())
+        self._changed()
+        return fault_id
+
+    def remove(self, fault_id: int) -> None:
+        """Lift the fault. Raises `UnknownFault`."""
+        self._board.remove(fault_id, self._now_ms())
+        self._changed()
+
+    def seen(self) -> dict[str, int]:
+        """How often the faults of each kind have acted."""
+        return self._board.seen()
+
+
 class SimServer:
-    """The running exchange; `async with` starts and stops it.
+    """The running exchange; `async with` starts and stops it. `faults` makes it fail on purpose.
 
     `http_url` and `ws_url` are valid inside. Raises `Rejected` for a configuration that cannot be simulated, OSError
     when it cannot listen, and RuntimeError on the way out when a defect of its own has ended it.
@@ -117,6 +145,10 @@ class SimServer:
         self._connections: dict[Listener, _Connection] = {}
         self._numbers = count(1)
         self._wake = asyncio.Event()
+        self._board = FaultBoard(exchange, self._streams, self._api.faults)
+        for fault in config.faults:
+            self._board.add(fault, now_ms)
+        self.faults = Faults(self._board, self.now_ms, self._faults_changed)
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -133,8 +165,8 @@ class SimServer:
         app = web.Application(client_max_size=64 * 1024)
         app.router.add_route("GET", "/sim/state", self._get_state)
         app.router.add_route("POST", "/sim/clock", self._post_clock)
-        app.router.add_route("POST", "/sim/faults", self._no_faults)
-        app.router.add_route("DELETE", "/sim/faults/{id}", self._no_faults)
+        app.router.add_route("POST", "/sim/faults", self._post_fault)
+        app.router.add_route("DELETE", "/sim/faults/{id}", self._delete_fault)
         app.router.add_route("*", "/api/v3/{path:.*}", self._rest_of("spot"))
         app.router.add_route("*", "/fapi/v1/{path:.*}", self._rest_of("futures"))
         app.router.add_route("*", "/{path:.*}", self._get_other)
@@ -246,7 +278,8 @@ class SimServer:
                     for one in self._connections.values()
                 ],
                 "rest_weight_used": self._api.weight_used(now_ms),
-                "faults_seen": {},
+                "faults": self._board.in_force(),
+                "faults_seen": self._board.seen(),
             }
         )
 
@@ -268,8 +301,27 @@ class SimServer:
         self._wake.set()
         return _json({"now_ms": self._clock.now_ms(mono_s), "speed": self._clock.speed, "paused": self._clock.paused})
 
-    async def _no_faults(self, _request: web.Request) -> web.Response:
-        return _json({"detail": "faults are not built yet", "code": "not_built"}, 501)
+    async def _post_fault(self, request: web.Request) -> web.Response:
+        try:
+            fault_id = self.faults.add(decode_fault(await request.read()))
+        except Rejected as error:
+            return _json({"detail": str(error), "code": error.code}, 422)
+        return _json({"id": fault_id})
+
+    async def _delete_fault(self, request: web.Request) -> web.Response:
+        text = request.match_info["id"]
+        try:
+            if not (text.isascii() and text.isdecimal() and len(text) < 16):
+                raise UnknownFault(text[:50])
+            self.faults.remove(int(text))
+        except UnknownFault as error:
+            return _json({"detail": str(error), "code": error.code}, 404)
+        return _json({"id": int(text)})
+
+    def _faults_changed(self) -> None:
+        for connection in self._connections.values():
+            self._flush(connection)
+        self._wake.set()
 
     # WebSocket
 
@@ -279,6 +331,11 @@ class SimServer:
             return web.Response(status=404, text="404: Not Found")
         if request.headers.get("Upgrade", "").lower() != "websocket":
             return web.Response(status=400, text="400: this is a WebSocket address")
+        refusal = self._board.refuse_connect(route)
+        if refusal is not None:
+            if refusal.reset and request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=refusal.status, text=f"{refusal.status}: no connections are taken")
         socket = web.WebSocketResponse(
             autoping=False, compress=False, timeout=CLOSE_S, max_msg_size=MAX_MESSAGE_BYTES, writer_limit=1 << 30
         )
@@ -298,6 +355,7 @@ class SimServer:
             heartbeat=Heartbeat(route.market, time.monotonic()),
         )
         self._connections[connection.listener] = connection
+        self._streams.enter(connection.listener)
         try:
             await self._converse(connection)
         finally:
@@ -351,6 +409,15 @@ class SimServer:
         """Close without waiting for the other side: one that does not answer must not hold up the others."""
         self._in_background(self._close(connection, code, reason), f"sim-close-{connection.number}")
 
+    def _cut(self, cut: Cut) -> None:
+        connection = self._connections[cut.listener]
+        self._flush(connection)
+        if cut.code is not None:
+            self._close_soon(connection, cut.code, "")
+        elif not connection.closing:
+            connection.closing = True
+            connection.transport.abort()
+
     def _in_background(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
@@ -380,6 +447,11 @@ class SimServer:
             if due_ms is not None and due_ms <= now_ms:
                 await self._wait_for_readers()
                 continue
+            for cut in streams.take_cuts(now_ms):
+                self._cut(cut)
+            cut_ms = streams.next_cut_ms()
+            if cut_ms is not None:
+                due_ms = cut_ms if due_ms is None else min(due_ms, cut_ms)
             due_mono_s = None if due_ms is None else self._clock.mono_s_at(due_ms)
             delay_s = IDLE_S if due_mono_s is None else min(IDLE_S, due_mono_s - time.monotonic())
             self._wake.clear()

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from klinesync.sim.event_faults import EventFaults
 from klinesync.sim.feed import Event, KlineFeed, KlineStream, StreamKey
 from klinesync.sim.session import Answer, Session
-from klinesync.sim.wire import combined
+from klinesync.sim.wire import combined, shutdown_event
 
 
 class Form(NamedTuple):
@@ -20,9 +21,11 @@ class Form(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Listener:
-    """A connection as the streams see it: `out` are frames that wait to be written, `sent` counts all of them."""
+    """A connection as the streams see it: `out` are frames that wait to be written, `sent` counts all of them.
+    Later connections have higher serials."""
 
     session: Session
+    serial: int = 0
     out: list[bytes] = field(default_factory=list)
     sent: int = 0
 
@@ -37,12 +40,30 @@ class _Audience:
     by_form: dict[Form, dict[Listener, None]] = field(default_factory=dict)
 
 
+class Cut(NamedTuple):
+    """A connection that is to end: closed with `code`, or cut without a close frame when that is None."""
+
+    due_ms: int
+    listener: Listener
+    code: int | None
+
+
 class Streams:
-    """Routes what the feed has to say to those who listen."""
+    """Routes what the feed has to say to those who listen. `listeners` are all connections, the oldest first."""
 
     def __init__(self, feed: KlineFeed) -> None:
         self._feed = feed
+        self.faults = EventFaults()
+        self.listeners: dict[Listener, None] = {}
+        self.next_serial = 1
         self._audiences: dict[StreamKey, _Audience] = {}
+        self._cuts: list[Cut] = []
+
+    def enter(self, listener: Listener) -> None:
+        """A connection has been opened."""
+        listener.serial = self.next_serial
+        self.next_serial += 1
+        self.listeners[listener] = None
 
     def carry_out(self, listener: Listener, answer: Answer, now_ms: int) -> None:
         """Join and leave streams as the answer says, and put its text on the way."""
@@ -59,12 +80,14 @@ class Streams:
 
     def drop(self, listener: Listener) -> None:
         """The connection is gone."""
+        self.listeners.pop(listener, None)
         self._leave(listener, tuple(listener.session.names))
         listener.session.names.clear()
 
     def pump(self, now_ms: int, limit: int) -> set[Listener]:
         """Hand out what is due, about `limit` events; the listeners that have something to write now."""
         busy: set[Listener] = set()
+        silent = self.faults.silent
         for event in self._due(now_ms, limit):
             audience = self._audiences.get(event.stream.key)
             if audience is None:
@@ -73,16 +96,43 @@ class Streams:
                 if members:
                     frame = _encode(event, form)
                     for listener in members:
+                        if silent and self.faults.silences(event, listener.serial):
+                            continue
                         self.outgoing(listener, frame)
                     busy.update(members)
         return busy
 
     def next_due_ms(self) -> int | None:
-        return self._feed.next_due_ms()
+        """When the next event may be due."""
+        due_ms, late_ms = self._feed.next_due_ms(), self.faults.next_due_ms()
+        if late_ms is None or due_ms is None:
+            return due_ms if late_ms is None else late_ms
+        return min(due_ms, late_ms)
+
+    def announce_shutdown(self, listener: Listener, now_ms: int) -> None:
+        """Tell the connection that the server is about to stop."""
+        route = listener.session.route
+        self.outgoing(listener, text_frame(shutdown_event(now_ms, combined=listener.form.combined, micro=route.micro)))
+
+    def cut(self, listener: Listener, due_ms: int, code: int | None) -> None:
+        """End the connection at that time, after what is due before."""
+        self._cuts.append(Cut(due_ms, listener, code))
+        self._cuts.sort(key=lambda cut: cut.due_ms)
+
+    def next_cut_ms(self) -> int | None:
+        """When the next connection is to end; None when none is."""
+        return self._cuts[0].due_ms if self._cuts else None
+
+    def take_cuts(self, now_ms: int) -> list[Cut]:
+        """The connections that are to end now. They are forgotten here: carrying it out is the caller's."""
+        due = [cut for cut in self._cuts if cut.due_ms <= now_ms]
+        self._cuts = self._cuts[len(due) :]
+        return [cut for cut in due if cut.listener in self.listeners]
 
     def _due(self, now_ms: int, limit: int) -> list[Event]:
         """The one way by which events come from the feed: faults that change what is streamed act here."""
-        return self._feed.collect(now_ms, limit)
+        events = self._feed.collect(now_ms, limit)
+        return self.faults.pass_on(events, now_ms) if self.faults.active else events
 
     def outgoing(self, listener: Listener, frame: bytes) -> None:
         """The one way by which text frames leave: faults of a connection act here."""

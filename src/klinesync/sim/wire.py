@@ -100,6 +100,12 @@ def combined(stream: str, event: bytes) -> bytes:
     return b'{"stream":' + msgspec.json.encode(stream) + b',"data":' + event + b"}"
 
 
+def shutdown_event(now_ms: int, *, combined: bool, micro: bool) -> bytes:
+    """What a server says on every connection before it stops."""
+    event = b'{"e":"serverShutdown","E":%d}' % (now_ms * 1000 if micro else now_ms)
+    return b'{"stream":"!serverShutdown","data":' + event + b"}" if combined else event
+
+
 def error_body(code: int, message: str) -> bytes:
     """A REST error."""
     return msgspec.json.encode({"code": code, "msg": message})

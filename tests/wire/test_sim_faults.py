@@ -1,0 +1,420 @@
+"""Each kind of fault over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import TypedDict
+
+import aiohttp
+import pytest
+from aiohttp import WSMsgType
+
+from klinesync.core.errors import Rejected
+from klinesync.sim.faults import (
+    BadFault,
+    Disconnect,
+    DropClosed,
+    Duplicate,
+    LateClosed,
+    RateLimit,
+    RefuseConnect,
+    Reorder,
+    RestError,
+    RestStale,
+    ServerShutdown,
+    Silent,
+    UnknownFault,
+)
+from klinesync.sim.server import SimConfig, SimServer
+
+START_S = 1_780_315_200 + 17
+PATIENCE_S = 20.0
+
+
+class Kline(TypedDict):
+    t: int
+    s: str
+    c: str
+    n: int
+    x: bool
+
+
+class Event(TypedDict):
+    e: str
+    E: int
+    k: Kline
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest.fixture
+async def server(http: aiohttp.ClientSession) -> AsyncIterator[SimServer]:
+    """A generated exchange whose clock stands still until a test moves it."""
+    async with SimServer(SimConfig(symbols=4, start=START_S)) as running:
+        await clock(http, running, pause=True)
+        yield running
+
+
+async def clock(http: aiohttp.ClientSession, server: SimServer, **change: object) -> int:
+    async with http.post(f"{server.http_url}/sim/clock", json=change) as answer:
+        assert answer.status == 200
+        now_ms: int = (await answer.json())["now_ms"]
+        return now_ms
+
+
+async def state(http: aiohttp.ClientSession, server: SimServer) -> dict[str, object]:
+    async with http.get(f"{server.http_url}/sim/state") as answer:
+        found: dict[str, object] = await answer.json()
+        return found
+
+
+async def hear(socket: aiohttp.ClientWebSocketResponse) -> object:
+    async with asyncio.timeout(PATIENCE_S):
+        message = await socket.receive()
+    assert message.type is WSMsgType.TEXT, message
+    heard: object = json.loads(message.data)
+    return heard
+
+
+async def events_until_answer(socket: aiohttp.ClientWebSocketResponse) -> list[tuple[str, Event]]:
+    """The events that lie before the answer to a request: all that was due when it was sent."""
+    await socket.send_json({"method": "LIST_SUBSCRIPTIONS", "id": 99})
+    events: list[tuple[str, Event]] = []
+    while True:
+        heard = await hear(socket)
+        assert isinstance(heard, dict)
+        if heard.get("id") == 99:
+            return events
+        events.append((heard["stream"], heard["data"]))
+
+
+async def closes(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[Kline]:
+    """The next final candles."""
+    found: list[Kline] = []
+    while len(found) < count:
+        heard = await hear(socket)
+        assert isinstance(heard, dict)
+        if heard["data"]["k"]["x"]:
+            found.append(heard["data"]["k"])
+    return found
+
+
+async def end(socket: aiohttp.ClientWebSocketResponse) -> int | None:
+    """Read on until the connection ends; the code of the close frame, None when there was none."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            message = await socket.receive()
+            if message.type is WSMsgType.CLOSE:
+                code: int = message.data
+                return code
+            if message.type in (WSMsgType.CLOSED, WSMsgType.ERROR):
+                return None
+
+
+async def klines(http: aiohttp.ClientSession, server: SimServer, symbol: str, **more: object) -> list[list[object]]:
+    params = {"symbol": symbol, "interval": "1m", **{name: str(value) for name, value in more.items()}}
+    async with http.get(f"{server.http_url}/api/v3/klines", params=params) as answer:
+        assert answer.status == 200, await answer.text()
+        rows: list[list[object]] = await answer.json()
+        return rows
+
+
+async def status(http: aiohttp.ClientSession, server: SimServer, path: str) -> tuple[int, str | None]:
+    """The status of a GET, and its Retry-After."""
+    async with http.get(server.http_url + path) as answer:
+        body = await answer.json()
+        assert answer.status == 200 or {"code", "msg"} == set(body)
+        return answer.status, answer.headers.get("Retry-After")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def stream(server: SimServer, *names: str, market: str = "") -> str:
+    return f"{server.ws_url}{market}/stream?streams=" + "/".join(f"{name}@kline_1m" for name in names)
+
+
+async def test_faults_are_added_counted_and_lifted_over_http(server: SimServer, http: aiohttp.ClientSession) -> None:
+    url = f"{server.http_url}/sim/faults"
+    async with http.post(url, json={"kind": "rest_error", "status": 502, "market": "spot"}) as answer:
+        assert answer.status == 200
+        fault_id = (await answer.json())["id"]
+    assert await status(http, server, "/api/v3/time") == (502, None)
+    assert await status(http, server, "/fapi/v1/time") == (200, None)
+    found = await state(http, server)
+    assert found["faults_seen"] == {"rest_error": 1}
+    (in_force,) = found["faults"] if isinstance(found["faults"], list) else ()
+    assert (in_force["id"], in_force["kind"], in_force["seen"]) == (fault_id, "rest_error", 1)
+    async with http.delete(f"{url}/{fault_id}") as answer:
+        assert (answer.status, await answer.json()) == (200, {"id": fault_id})
+    assert await status(http, server, "/api/v3/time") == (200, None)
+    found = await state(http, server)
+    assert (found["faults"], found["faults_seen"]) == ([], {"rest_error": 1})
+    for unknown in (fault_id, 77, "x", "1" * 50):
+        async with http.delete(f"{url}/{unknown}") as answer:
+            assert answer.status == 404
+            assert (await answer.json())["code"] == "unknown_fault"
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("[]", "Expected `object`"),
+        ("{", "truncated"),
+        ("{}", "missing required field `kind`"),
+        ('{"kind": "nope"}', "'nope'"),
+        ('{"kind": "silent", "symbol": "BTCUSDT"}', "unknown field `symbol`"),
+        ('{"kind": "silent", "symbols": ["NOPE"]}', "symbol 'NOPE' exists on neither market"),
+        ('{"kind": "silent", "symbols": []}', "length >= 1"),
+        ('{"kind": "silent", "market": "options"}', "'options'"),
+        ('{"kind": "late_closed", "delay_s": -1}', "> 0"),
+        ('{"kind": "rest_error", "status": 200}', ">= 400"),
+        ('{"kind": "disconnect", "code": 1006}', "code 1006 is never sent"),
+    ],
+)
+async def test_a_fault_that_cannot_be_is_refused_with_a_sentence(
+    server: SimServer, http: aiohttp.ClientSession, body: str, sentence: str
+) -> None:
+    async with http.post(f"{server.http_url}/sim/faults", data=body) as answer:
+        assert answer.status == 422
+        refused = await answer.json()
+    assert refused["code"] == "bad_fault"
+    assert sentence in refused["detail"]
+    assert (await state(http, server))["faults"] == []
+
+
+def test_values_from_python_are_checked_like_written_ones() -> None:
+    server = SimServer(SimConfig(symbols=2, start=START_S))
+    for bad in (RestError(status=7), LateClosed(delay_s=float("nan")), Silent(symbols=("NOPE",))):
+        with pytest.raises(BadFault):
+            server.faults.add(bad)
+    with pytest.raises(UnknownFault, match="no fault 1"):
+        server.faults.remove(1)
+
+
+async def test_one_silent_stream_of_several_stays_silent_over_a_reconnect_until_it_is_lifted(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    fault = server.faults.add(Silent(symbols=("BTCUSDT",), market="spot"))
+    for _ in range(2):
+        async with http.ws_connect(stream(server, "btcusdt", "ethusdt")) as socket:
+            await clock(http, server, advance_s=60)
+            assert (await closes(socket, 1))[0]["s"] == "ETHUSDT"
+            assert {name for name, _ in await events_until_answer(socket)} <= {"ethusdt@kline_1m"}
+    async with http.ws_connect(stream(server, "btcusdt", market="/market")) as socket:
+        await clock(http, server, advance_s=60)
+        assert (await closes(socket, 1))[0]["s"] == "BTCUSDT", "the other market is not silent"
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        server.faults.remove(fault)
+        await clock(http, server, advance_s=60)
+        await closes(socket, 1)
+    assert server.faults.seen()["silent"] >= 2
+
+
+async def test_only_present_connections_are_silent_so_that_a_new_one_helps(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    async with http.ws_connect(stream(server, "btcusdt")) as before:
+        assert await events_until_answer(before) == []
+        server.faults.add(Silent(connections="present"))
+        async with http.ws_connect(stream(server, "btcusdt")) as after:
+            assert await events_until_answer(after) == []
+            await clock(http, server, advance_s=60)
+            await closes(after, 1)
+        assert await events_until_answer(before) == []
+
+
+async def test_dropped_closes_are_lost_to_the_stream_and_not_to_rest(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    server.faults.add(DropClosed(every=2, symbols=("BTCUSDT",)))
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        await clock(http, server, advance_s=600)
+        opens = [kline["t"] for kline in await closes(socket, 5)]
+        assert [later - earlier for earlier, later in itertools.pairwise(opens)] == [120_000] * 4
+    rows = await klines(http, server, "BTCUSDT", startTime=opens[0], limit=9)
+    assert [row[0] for row in rows] == list(range(opens[0], opens[0] + 540_000, 60_000))
+    assert server.faults.seen() == {"drop_closed": 5}
+
+
+async def test_late_closes_come_after_the_next_candle_has_begun_and_rest_has_them_meanwhile(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    server.faults.add(LateClosed(delay_s=30, count=1))
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        now_ms = await clock(http, server, advance_s=60)
+        minute_ms = now_ms // 60_000 * 60_000 - 60_000
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(event["k"]["t"] > minute_ms for _, event in await events_until_answer(socket)):
+                await clock(http, server, advance_s=2)
+        assert (await klines(http, server, "BTCUSDT", startTime=minute_ms, limit=1))[0][0] == minute_ms
+        now_ms = await clock(http, server, advance_s=30)
+        async with asyncio.timeout(PATIENCE_S):
+            late: list[Event] = []
+            while not late:
+                late = [event for _, event in await events_until_answer(socket) if event["k"]["x"]]
+    assert [event["k"]["t"] for event in late] == [minute_ms]
+    assert late[0]["E"] >= minute_ms + 60_000 + 30_000
+
+
+async def test_lifting_late_closes_loses_none(server: SimServer, http: aiohttp.ClientSession) -> None:
+    fault = server.faults.add(LateClosed(delay_s=3600))
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        await clock(http, server, advance_s=300)
+        await until(lambda: server.faults.seen()["late_closed"] == 5)
+        server.faults.remove(fault)
+        await clock(http, server, advance_s=3600)
+        opens = [kline["t"] for kline in await closes(socket, 65)]
+    assert len(set(opens)) == 65
+    assert sorted(opens)[-1] - sorted(opens)[0] == 64 * 60_000
+
+
+async def test_duplicates_come_twice_and_reordered_closes_change_places(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    first = server.faults.add(Duplicate(events="closed", symbols=("BTCUSDT",)))
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        await clock(http, server, advance_s=120)
+        one, again, two, again_two = await closes(socket, 4)
+        assert (one, two) == (again, again_two)
+        assert two["t"] == one["t"] + 60_000
+        server.faults.remove(first)
+        server.faults.add(Reorder(events="closed"))
+        await clock(http, server, advance_s=240)
+        opens = [kline["t"] for kline in await closes(socket, 4)]
+        begin = two["t"] + 60_000
+        assert opens == [begin + 60_000, begin, begin + 180_000, begin + 120_000]
+
+
+async def test_a_disconnect_cuts_the_connections_that_it_names(server: SimServer, http: aiohttp.ClientSession) -> None:
+    async with (
+        http.ws_connect(stream(server, "btcusdt")) as bitcoin,
+        http.ws_connect(stream(server, "ethusdt")) as ether,
+        http.ws_connect(stream(server, "btcusdt", market="/market")) as futures,
+    ):
+        server.faults.add(Disconnect(symbols=("BTCUSDT",), market="spot"))
+        assert await end(bitcoin) is None
+        server.faults.add(Disconnect(market="futures", code=1012))
+        assert await end(futures) == 1012
+        assert await events_until_answer(ether) == []
+    assert server.faults.seen() == {"disconnect": 2}
+
+
+async def test_a_disconnect_can_cut_some_of_many(server: SimServer, http: aiohttp.ClientSession) -> None:
+    sockets = [await http.ws_connect(stream(server, "btcusdt")) for _ in range(3)]
+    server.faults.add(Disconnect(count=2))
+    assert [await end(socket) for socket in sockets[:2]] == [None, None]
+    assert await events_until_answer(sockets[2]) == []
+    await sockets[2].close()
+
+
+async def test_connections_are_refused_or_reset_while_that_lasts(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    fault = server.faults.add(RefuseConnect(market="spot"))
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+        await http.ws_connect(stream(server, "btcusdt"))
+    async with http.ws_connect(stream(server, "btcusdt", market="/market")) as other:
+        assert await events_until_answer(other) == []
+    server.faults.remove(fault)
+    fault = server.faults.add(RefuseConnect(reset=True))
+    with pytest.raises((aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)):
+        await http.ws_connect(stream(server, "btcusdt"))
+    server.faults.remove(fault)
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        assert await events_until_answer(socket) == []
+    assert server.faults.seen()["refuse_connect"] >= 2, "aiohttp tries once more when a kept connection is reset"
+
+
+async def test_a_shutdown_is_announced_on_every_connection_and_then_carried_out(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    async with (
+        http.ws_connect(stream(server, "btcusdt")) as combined,
+        http.ws_connect(f"{server.ws_url}/ws/btcusdt@kline_1m") as raw,
+        http.ws_connect(f"{server.ws_url}/ws?timeUnit=MICROSECOND") as micro,
+        http.ws_connect(stream(server, "btcusdt", market="/market")) as futures,
+    ):
+        server.faults.add(ServerShutdown(market="spot"))
+        now_ms = await clock(http, server)
+        event = {"e": "serverShutdown", "E": now_ms}
+        assert await hear(combined) == {"stream": "!serverShutdown", "data": event}
+        assert await hear(raw) == event
+        assert await hear(micro) == {"e": "serverShutdown", "E": now_ms * 1000}
+        await clock(http, server, advance_s=9.9)
+        async with http.ws_connect(stream(server, "btcusdt")) as late:
+            assert isinstance(await events_until_answer(combined), list)
+            await clock(http, server, advance_s=0.1)
+            assert [await end(socket) for socket in (combined, raw, micro)] == [1001] * 3
+            assert isinstance(await events_until_answer(late), list), "it was opened after the announcement"
+        assert isinstance(await events_until_answer(futures), list)
+
+
+async def test_rest_errors_are_for_the_symbols_paths_and_times_that_were_asked_for(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    server.faults.add(RestError(symbols=("ETHUSDT",), market="spot", count=2))
+    server.faults.add(RestError(status=404, paths=("exchangeInfo",)))
+    ether, bitcoin = (f"/api/v3/klines?symbol={name}&interval=1m" for name in ("ETHUSDT", "BTCUSDT"))
+    assert [(await status(http, server, path))[0] for path in (bitcoin, ether, ether, ether, bitcoin)] == [
+        200, 500, 500, 200, 200,
+    ]  # fmt: skip
+    assert await status(http, server, "/api/v3/time") == (200, None)
+    assert await status(http, server, "/fapi/v1/exchangeInfo") == (404, None)
+    assert server.faults.seen() == {"rest_error": 3}
+
+
+async def test_a_rate_limit_says_429_then_418_until_the_ban_has_passed(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    server.faults.add(RateLimit(market="spot", after=1, count=2, retry_after_s=7, ban_s=120))
+    answers = [await status(http, server, "/api/v3/ping") for _ in range(4)]
+    assert answers == [(200, None), (429, "7"), (429, "7"), (418, "120")]
+    await clock(http, server, advance_s=100)
+    assert await status(http, server, "/api/v3/exchangeInfo") == (418, "20")
+    assert await status(http, server, "/fapi/v1/ping") == (200, None)
+    await clock(http, server, advance_s=20)
+    assert await status(http, server, "/api/v3/ping") == (200, None)
+    assert server.faults.seen() == {"rate_limit": 4}
+
+
+async def test_stale_rest_shows_candles_as_they_were_and_the_true_time(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    before = await klines(http, server, "BTCUSDT", limit=5)
+    await clock(http, server, advance_s=90)
+    server.faults.add(RestStale(delay_s=90, symbols=("BTCUSDT",)))
+    assert await klines(http, server, "BTCUSDT", limit=5) == before
+    async with http.get(f"{server.http_url}/api/v3/time") as answer:
+        assert (await answer.json())["serverTime"] == server.now_ms()
+    assert len(await klines(http, server, "ETHUSDT", startTime=before[-1][0])) == 2 + (START_S % 60 + 90 >= 120)
+
+
+async def test_stale_rest_can_leave_out_the_candle_that_was_in_progress(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    before = await klines(http, server, "BTCUSDT", limit=5)
+    await clock(http, server, advance_s=90)
+    server.faults.add(RestStale(delay_s=90, open_row=False))
+    assert await klines(http, server, "BTCUSDT", limit=4) == before[:-1]
+    assert await klines(http, server, "BTCUSDT", startTime=before[-1][0]) == []
+
+
+async def test_faults_can_be_in_force_from_the_start(http: aiohttp.ClientSession) -> None:
+    config = SimConfig(symbols=2, start=START_S, faults=(RestError(status=503), RefuseConnect()))
+    async with SimServer(config) as server:
+        assert await status(http, server, "/api/v3/ping") == (503, None)
+        assert sorted(server.faults.seen()) == ["refuse_connect", "rest_error"]
+    with pytest.raises(Rejected, match="NOPE"):
+        SimServer(SimConfig(symbols=2, faults=(Silent(symbols=("NOPE",)),)))
