@@ -254,7 +254,9 @@ class Session:
     def get(self, url: str, params: Mapping[str, str]) -> Request:
         return Request(self._network, url, params)
 
-    async def ws_connect(self, url: str, *, heartbeat: float, max_msg_size: int) -> ExchangeSocket:
+    async def ws_connect(
+        self, url: str, *, heartbeat: float, max_msg_size: int, timeout: aiohttp.ClientWSTimeout
+    ) -> ExchangeSocket:
         network = self._network
         await asyncio.sleep(network.rng.uniform(*LATENCY_S))
         if network.down:

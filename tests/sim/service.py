@@ -143,7 +143,7 @@ class Service:
         )
         rng = Random(f"connections {self._scenario.seed} {self._number}")
         urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
-        return BinanceSource(session, rest, urls, rng)  # type: ignore[arg-type]  # what is used of it
+        return BinanceSource(session, rest, urls, rng, clocks=clocks)  # type: ignore[arg-type]  # what is used of it
 
     def accept(self, websocket: WebSocket, name: str) -> asyncio.Task[None]:
         """Serve a client's connection, as the web server would."""

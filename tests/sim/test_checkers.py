@@ -23,7 +23,7 @@ from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market_data.read_services import CandleReader, CatchUp
 from klinesync.pipelines import derived_step
 from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
-from klinesync.runtime.sources import HistoryPage, KlineEvent
+from klinesync.runtime.sources import Errand, HistoryPage, KlineEvent
 from klinesync.ws import protocol
 from klinesync.ws.hub import CandleHub, Outbox
 from klinesync.ws.session import Announcement, Subscription
@@ -276,8 +276,10 @@ def do_not_redo_derived_candles(patch: pytest.MonkeyPatch) -> None:
 def never_confirm_a_hole(patch: pytest.MonkeyPatch) -> None:
     history = BinanceRest.history
 
-    async def blind(self: BinanceRest, series: SeriesId, start: int) -> AsyncGenerator[HistoryPage, None]:
-        async for page in history(self, series, start):
+    async def blind(
+        self: BinanceRest, series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        async for page in history(self, series, start, errand, until):
             yield replace(page, empty=[])
 
     patch.setattr(BinanceRest, "history", blind)

@@ -9,12 +9,13 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.binance_ws import Answer, BadFrame, parse_frame, stream_name
+from klinesync.ingest import binance_ws
+from klinesync.ingest.binance_ws import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
 from klinesync.runtime.sources import KlineEvent
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 STREAM = "btcusdt@kline_1m"
-STREAMS = {STREAM: SERIES}
+STREAMS = {STREAM: Stream("BTCUSDT", SERIES)}
 
 KLINE: dict[str, object] = {
     "t": 1700000040000,
@@ -37,15 +38,16 @@ KLINE: dict[str, object] = {
 }
 
 
-def frame(*, stream: str = STREAM, **changes: object) -> str:
-    data = {"e": "kline", "E": 1700000050000, "s": "BTCUSDT", "k": KLINE | changes}
+def frame(*, stream: str = STREAM, sent_ms: int = 1700000050000, **changes: object) -> str:
+    data = {"e": "kline", "E": sent_ms, "s": "BTCUSDT", "k": KLINE | changes}
     return json.dumps({"stream": stream, "data": data})
 
 
 def test_a_kline_frame_is_understood() -> None:
     candle = Candle(1700000040, 1.0, 2.0, 0.5, 1.5, 10.0)
     assert parse_frame(frame(), STREAMS) == KlineEvent(SERIES, candle, closed=False, event_ms=1700000050000)
-    assert parse_frame(frame(x=True), STREAMS) == KlineEvent(SERIES, candle, closed=True, event_ms=1700000050000)
+    final = KlineEvent(SERIES, candle, closed=True, event_ms=1700000100005)
+    assert parse_frame(frame(x=True, sent_ms=1700000100005), STREAMS) == final
     assert stream_name(SERIES) == STREAM
     assert stream_name(SeriesId.parse("binance:futures:1000PEPE/USDT:1M")) == "1000pepeusdt@kline_1M"
 
@@ -83,6 +85,10 @@ def test_answers_to_requests_are_understood(text: str, answer: Answer) -> None:
         (frame(x=0), "neither true nor false"),
         (frame(x=None), "neither true nor false"),
         (frame(i="5m"), "interval '5m'"),
+        (frame(s="ETHUSDT"), "symbol 'ETHUSDT'"),
+        (frame(sent_ms=1700000039999), "before its candle opens"),
+        (frame(x=True, sent_ms=1700000098000), "before its end"),
+        (frame(n="9" * binance_ws.MAX_FRAME_CHARS), "characters"),
     ],
 )
 def test_a_frame_that_is_not_the_protocols_is_quarantined(text: str, word: str) -> None:
@@ -107,6 +113,17 @@ def test_a_candle_that_must_not_get_in_is_quarantined(changes: dict[str, object]
         parse_frame(frame(stream=STREAM, **changes), STREAMS)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"e":"serverShutdown","E":1700000050000}',
+        '{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1700000050000}}',
+    ],
+)
+def test_a_shutdown_is_announced_in_raw_and_in_combined_form(text: str) -> None:
+    assert parse_frame(text, STREAMS) == Shutdown()
+
+
 def test_every_recorded_frame_is_understood(real_data: Path) -> None:
     count = 0
     for path in sorted((real_data / "ws").glob("*.jsonl")):
@@ -118,7 +135,7 @@ def test_every_recorded_frame_is_understood(real_data: Path) -> None:
                 continue
             series = SERIES.with_timeframe(Timeframe.parse(kline["i"]))
             text = json.dumps({"stream": STREAM, "data": event})
-            parsed = parse_frame(text, {STREAM: series})
+            parsed = parse_frame(text, {STREAM: Stream(kline["s"], series)})
             assert isinstance(parsed, KlineEvent)
             assert parsed.closed is kline["x"]
             assert parsed.candle == Candle(

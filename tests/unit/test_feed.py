@@ -5,16 +5,18 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump
 from klinesync.ingest.feed import (
+    HOLD_MOST_S,
     MAX_HOLE_FETCHES,
     MAX_RETRY_DELAY_S,
     Command,
     Fetch,
+    Hurry,
     IngestFeed,
     Persist,
     Show,
     ShowLater,
 )
-from klinesync.runtime.sources import HistoryPage
+from klinesync.runtime.sources import BOTH_NEIGHBOURS, HistoryPage, Urgency
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
@@ -48,8 +50,9 @@ def live_feed(head: int) -> IngestFeed:
 
 
 def test_an_attached_feed_asks_from_its_head_on() -> None:
-    assert feed_after(7).attached() == [Fetch(7 * 60)]
-    assert feed_after(None).attached() == [Fetch(None)]
+    assert feed_after(7).attached() == [Fetch(7 * 60, urgency=Urgency.SWEEP)]
+    assert feed_after(None).attached() == [Fetch(None, urgency=Urgency.SWEEP)]
+    assert live_feed(7).attached() == [Fetch(7 * 60, urgency=Urgency.REPAIR)]
 
 
 def test_live_is_held_until_history_has_ended() -> None:
@@ -153,13 +156,14 @@ def test_a_hole_between_rows_of_history_is_the_exchanges_and_passes_at_once() ->
     feed = live_feed(5)
     close(feed, 9)
     hole = Span(7 * 60, 8 * 60)
-    assert feed.history(page(5, 6, 8, empty=(hole,))) == [Persist(candles(6, 8), (Jump(*hole),), (hole,))]
+    assert feed.history(page(5, 6, 8, empty=(hole,))) == [
+        Persist(candles(6, 8), (Jump(*hole),), (hole,), BOTH_NEIGHBOURS)
+    ]
     assert feed.history_ended() == [Persist(candles(9))]
 
 
-def test_failing_history_is_asked_for_again_without_end_and_live_stays_held() -> None:
-    feed = feed_after(5)
-    feed.attached()
+def test_failing_history_is_asked_for_again_without_end() -> None:
+    feed = live_feed(5)
     close(feed, 9)
     delays = []
     for _ in range(20):
@@ -171,8 +175,101 @@ def test_failing_history_is_asked_for_again_without_end_and_live_stays_held() ->
     assert feed.history_failed(retry_after_s=90.0) == [Fetch(5 * 60, 90.0)]
 
 
-def test_a_reconnect_asks_again_and_one_reading_is_under_way_at_most() -> None:
+def test_while_history_fails_live_that_follows_the_head_passes_and_live_behind_a_hole_waits() -> None:
     feed = feed_after(5)
+    feed.attached()
+    close(feed, 6)
+    close(feed, 8)
+    written, again = feed.history_failed()
+    assert written == Persist(candles(6))
+    assert isinstance(again, Fetch)
+    assert close(feed, 9) == []
+
+
+def test_while_a_first_history_fails_nothing_passes_before_it() -> None:
+    feed = feed_after(None)
+    feed.attached()
+    close(feed, 8)
+    (again,) = feed.history_failed()
+    assert isinstance(again, Fetch)
+
+
+def test_live_waits_a_bounded_time_for_history_then_the_hole_is_declared() -> None:
+    feed = live_feed(5)
+    close(feed, 8)
+    close(feed, 11)
+    assert feed.tick(100.0) == []
+    feed.history_failed()
+    assert feed.tick(100.0 + HOLD_MOST_S - 1) == []
+    (written,) = feed.tick(100.0 + HOLD_MOST_S)
+    holes = (Jump(6 * 60, 8 * 60), Jump(9 * 60, 11 * 60))
+    assert written == Persist(candles(8, 11), holes)
+    assert isinstance(written, Persist)
+    assert written.unproven() == [Span(6 * 60, 8 * 60), Span(9 * 60, 11 * 60)]
+    assert close(feed, 12) == [Persist(candles(12))], "it goes on"
+
+
+def test_the_wait_begins_anew_with_every_hole() -> None:
+    feed = live_feed(5)
+    close(feed, 7)
+    feed.tick(0.0)
+    feed.history(page(6, 7))
+    feed.history_ended()
+    assert feed.tick(HOLD_MOST_S) == []
+    close(feed, 9)
+    assert feed.tick(2 * HOLD_MOST_S) == []
+
+
+def test_what_is_overdue_is_asked_for_while_live_passes() -> None:
+    feed = live_feed(5)
+    assert feed.overdue(Urgency.FILL) == [Fetch(5 * 60, urgency=Urgency.FILL)]
+    assert feed.overdue(Urgency.FILL) == []
+    assert close(feed, 6) == [Persist(candles(6))]
+    assert feed.history(page(5, 6)) == []
+    assert feed.history_ended() == []
+
+
+def test_live_does_not_overtake_a_page_that_brought_what_was_overdue() -> None:
+    feed = live_feed(5)
+    feed.overdue(Urgency.FILL)
+    assert feed.history(page(5, 6)) == [Persist(candles(6))]
+    assert close(feed, 7) == []
+    assert feed.history_ended() == [Persist(candles(7))]
+
+
+def test_a_hole_before_live_makes_what_is_fetched_at_leisure_urgent() -> None:
+    feed = live_feed(5)
+    feed.overdue(Urgency.FILL)
+    assert close(feed, 7) == [Hurry(Urgency.REPAIR)]
+    assert close(feed, 8) == []
+    assert feed.history(page(5, 6)) == [Persist(candles(6))]
+    assert feed.history_ended() == [Persist(candles(7, 8))]
+
+
+def test_late_closes_are_written_while_history_only_waits_to_be_read() -> None:
+    feed = live_feed(5)
+    close(feed, 8)
+    feed.history_failed(retry_after_s=3600.0)
+    assert close(feed, 4) == [Persist(candles(4))]
+
+
+def test_nothing_is_asked_of_a_symbol_that_nobody_trades_until_it_is_attached() -> None:
+    feed = live_feed(5)
+    feed.overdue(Urgency.FILL)
+    feed.abandoned()
+    assert not feed.fetching
+    assert feed.attached() == [Fetch(5 * 60)]
+
+
+def test_what_the_stream_has_told_since_is_left_out_of_an_audit() -> None:
+    feed = live_feed(5)
+    close(feed, 6, event_ms=1000)
+    close(feed, 7, event_ms=2000)
+    assert feed.untold_since(candles(5, 6, 7), 1500) == list(candles(5, 6))
+
+
+def test_a_reconnect_asks_again_and_one_reading_is_under_way_at_most() -> None:
+    feed = live_feed(5)
     assert feed.attached() == [Fetch(5 * 60)]
     assert feed.attached() == []
     feed.history(page(6))

@@ -30,9 +30,9 @@ FRAME = {
     "stream": "btcusdt@kline_1m",
     "data": {
         "e": "kline",
-        "E": 1,
+        "E": 60_005,
         "s": "BTCUSDT",
-        "k": {"t": 0, "i": "1m", "o": "1", "c": "1", "h": "1", "l": "1", "v": "1", "x": True},
+        "k": {"t": 0, "s": "BTCUSDT", "i": "1m", "o": "1", "c": "1", "h": "1", "l": "1", "v": "1", "x": True},
     },
 }
 
@@ -159,7 +159,7 @@ async def test_a_frame_that_is_none_is_quarantined_and_the_connection_lives_on()
         await exchange.sockets[0].send_bytes(b"\x00")
         await exchange.sockets[0].send_json(FRAME)
         assert (await soon(heard.events)).closed
-        assert connection.quarantined == 3
+        assert connection.quarantined == 4
         assert connection.reconnects == 0
 
 

@@ -53,6 +53,11 @@ class Splice(Generic[T]):
         self.holding = False
         self._held: dict[int, T] = {}
 
+    @property
+    def waiting(self) -> bool:
+        """Whether any live item is held."""
+        return bool(self._held)
+
     def hold(self) -> None:
         """Keep live items from now on, until `release`."""
         self.holding = True

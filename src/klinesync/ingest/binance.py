@@ -9,24 +9,41 @@ import aiohttp
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
-from klinesync.ingest.binance_ws import PATHS, BinanceConnection
+from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection
+from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.sources import Errand, HistoryPage, Listing, StreamCallbacks, Ticker
 
 
 class BinanceSource:
-    """Spot and USD-M futures. `ws_urls`: by market, without path."""
+    """Spot and USD-M futures. `ws_urls`: by market, without path; `streams_most`: on one connection."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, rest: BinanceRest, ws_urls: Mapping[str, str], rng: random.Random
+        self,
+        session: aiohttp.ClientSession,
+        rest: BinanceRest,
+        ws_urls: Mapping[str, str],
+        rng: random.Random,
+        *,
+        clocks: Mapping[str, ExchangeClock],
+        streams_most: int = STREAMS_PER_CONNECTION,
     ) -> None:
         self._session = session
         self._rest = rest
         self._ws_urls = ws_urls
         self._rng = rng
+        self._clocks = clocks
+        self._streams_most = streams_most
 
     def connection(self, market: str, callbacks: StreamCallbacks) -> BinanceConnection:
         """A new connection of that market."""
-        return BinanceConnection(self._session, self._ws_urls[market] + PATHS[market], callbacks, rng=self._rng)
+        return BinanceConnection(
+            self._session,
+            self._ws_urls[market] + PATHS[market],
+            callbacks,
+            rng=self._rng,
+            clock=self._clocks[market],
+            streams_most=self._streams_most,
+        )
 
     def history(
         self, series: SeriesId, start: int, errand: Errand, until: int | None = None

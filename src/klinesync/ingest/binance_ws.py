@@ -1,8 +1,9 @@
-"""Binance's kline streams: many on one connection, subscribed and dropped while it runs, with a simple reconnect.
+"""Binance's kline streams: many on one connection, subscribed and dropped while it runs.
 
-A connection has a set of *wanted* streams; after every connect, and whenever the set changes, it sends what is
-missing. An acknowledgement makes a stream *attached*: from then on the exchange has been told, and what was missed
-before it is read from REST.
+A connection has a set of *wanted* streams. One socket carries them, a `_Link`; it sends what is missing whenever the
+set changes, in paced messages. An acknowledgement makes a stream *attached*: from then on the exchange has been told,
+and what was missed before it is read from REST. Before the exchange ends a socket (after 24 hours, or with notice) a
+second link takes over, make before break: the first ends when the second carries everything, so nothing is missed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import aiohttp
 import msgspec
@@ -20,6 +22,8 @@ from klinesync.core.candle import Candle, check_candle
 from klinesync.core.errors import BadCandle, KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import symbol_name
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import KlineEvent, StreamCallbacks
 
 log = logging.getLogger(__name__)
@@ -29,20 +33,38 @@ STREAMS_PER_CONNECTION = 200
 # Names in one SUBSCRIBE, and the pace of messages: spot closes a connection that sends more than 5 a second.
 NAMES_PER_MESSAGE = 100
 MESSAGE_PACE_S = 0.35
-MAX_FRAME_BYTES = 1 << 20
+# A kline frame has some 400 bytes. A larger one than this is quarantined; past the second limit the socket is closed,
+# as it would cost memory to read on.
+MAX_FRAME_CHARS = 64 << 10
+MAX_SOCKET_BYTES = 16 << 20
 HEARTBEAT_S = 20.0
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MOST_S = 30.0
 # A connection that lived this long was healthy: the next failure begins the backoff anew.
 HEALTHY_S = 30.0
+# The exchange ends a socket after 24 hours of its time. It is replaced before, each at another moment.
+ROTATE_AFTER_S = (22 * 3600.0, 23 * 3600.0)
+ROTATE_CHECK_S = 5.0
+# Two links overlap until the new one has brought data, at least and at most so long.
+OVERLAP_LEAST_S = 5.0
+OVERLAP_MOST_S = 90.0
+# How often a successor that could not be connected is tried.
+SUCCESSOR_RETRY_S = 10.0
+# A frame that says final may be stamped so much before its candle's end: the exchange's machines do not agree to the ms.
+CLOSED_EARLY_MS = 1000
+# Of quarantined frames one in so long is logged, for each connection.
+QUARANTINE_LOG_EVERY_S = 10.0
 
 PATHS = {"spot": "/stream", "futures": "/market/stream"}
+SHUTDOWN = "serverShutdown"
 
 
 class _Kline(msgspec.Struct, gc=False):
     t: int
+    s: str
     i: str
     o: float
     h: float
@@ -67,6 +89,7 @@ class _Frame(msgspec.Struct, gc=False):
     data: msgspec.Raw = msgspec.Raw()
     id: int | None = None
     error: _Error | None = None
+    e: str = ""
 
 
 # Numbers arrive as text: strict=False reads them. It would read "false" as a flag too, so `x` is left raw.
@@ -85,6 +108,13 @@ class Refused(KlinesyncError):
     code = "refused"
 
 
+class Stream(NamedTuple):
+    """What a stream must carry: the exchange's symbol, and the series that it stands for."""
+
+    symbol_id: str
+    series: SeriesId
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The answer to request `id`: what went wrong, or None."""
@@ -93,31 +123,44 @@ class Answer:
     error: str | None
 
 
-def parse_frame(text: str | bytes, streams: Mapping[str, SeriesId]) -> KlineEvent | Answer | None:
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """The exchange will end this socket soon."""
+
+
+def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent | Answer | Shutdown | None:
     """What a frame says; None for a stream that is not followed (any more). Raises `BadFrame`, `BadCandle`."""
+    if len(text) > MAX_FRAME_CHARS:
+        raise BadFrame(f"it has {len(text)} characters")
     try:
         frame = _frame.decode(text)
-        if not frame.stream:
+        if not frame.stream or frame.stream == f"!{SHUTDOWN}":
+            if frame.e == SHUTDOWN or frame.stream:
+                return Shutdown()
             if frame.id is not None or frame.error is not None:
                 error = None if frame.error is None else f"{frame.error.code} {frame.error.msg}"
                 return Answer(frame.id, error)
             raise BadFrame("it is neither a stream's nor an answer")
-        series = streams.get(frame.stream)
-        if series is None:
+        stream = streams.get(frame.stream)
+        if stream is None:
             return None
         event = _event.decode(frame.data)
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BadFrame(str(problem)) from None
-    kline = event.k
-    if kline.i != series.timeframe.code:
-        raise BadFrame(f"interval {kline.i!r} on stream {frame.stream!r}")
+    kline, series = event.k, stream.series
+    if kline.i != series.timeframe.code or kline.s != stream.symbol_id:
+        raise BadFrame(f"symbol {kline.s[:50]!r}, interval {kline.i[:50]!r} on stream {frame.stream!r}")
     open_s, rest_ms = divmod(kline.t, 1000)
     if rest_ms:
         raise BadCandle(kline.t / 1000, "its time is no whole second")
     candle = check_candle(Candle(open_s, kline.o, kline.h, kline.l, kline.c, kline.v), series.timeframe)
     closed = _FLAG.get(bytes(kline.x))
     if closed is None:
-        raise BadFrame(f"x is {bytes(kline.x)!r}, neither true nor false")
+        raise BadFrame(f"x is {bytes(kline.x)[:50]!r}, neither true nor false")
+    if event.E < kline.t:
+        raise BadFrame(f"it is stamped {event.E}, before its candle opens at {kline.t}")
+    if closed and event.E < series.timeframe.next(open_s) * 1000 - CLOSED_EARLY_MS:
+        raise BadFrame(f"it calls the candle of {open_s} final at {event.E}, before its end")
     return KlineEvent(series, candle, closed, event.E)
 
 
@@ -126,38 +169,103 @@ def stream_name(series: SeriesId) -> str:
     return f"{symbol_name(series).lower()}@kline_{series.timeframe.code}"
 
 
+class _Link:
+    """One socket, and the streams that were asked for on it. `born_ms`: on the exchange's clock, where it is known."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, born_s: float, born_ms: int | None) -> None:
+        self.socket = socket
+        self.born_s = born_s
+        self.born_ms = born_ms
+        self.sent: dict[str, Stream] = {}
+        self.attached: set[str] = set()
+        self.renewed: set[str] = set()
+        self.changed = asyncio.Event()
+        self.changed.set()
+        self.heard = False
+        self.leaving = False  # the exchange has announced its end
+        self.request = 0
+        self.answer: asyncio.Future[str | None] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.task is not None and self.task.done()
+
+    async def end(self) -> None:
+        """Close the socket; returns when the link's task is over. A defect of ours in it is raised."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait([self.task])
+            self.raise_defect()
+
+    def raise_defect(self) -> None:
+        """The exchange's troubles end a link without an error: an error in its task is a defect of ours."""
+        if self.task is not None and not self.task.cancelled():
+            self.task.result()
+
+
 class BinanceConnection:
-    """One WebSocket connection that carries the wanted streams of one market."""
+    """Carries the wanted streams of one market. `clock` tells the exchange's time."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, url: str, callbacks: StreamCallbacks, *, rng: random.Random
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        callbacks: StreamCallbacks,
+        *,
+        rng: random.Random,
+        clock: ExchangeClock | None = None,
+        streams_most: int = STREAMS_PER_CONNECTION,
     ) -> None:
         self._session = session
         self._url = url
         self._callbacks = callbacks
         self._rng = rng
-        self._wanted: dict[str, SeriesId] = {}
-        self._sent: dict[str, SeriesId] = {}
-        self._changed = asyncio.Event()
-        self._request = 0
-        self._answer: asyncio.Future[str | None] | None = None
+        self._clock = clock or ExchangeClock()
+        self._streams_most = streams_most
+        self._wanted: dict[str, Stream] = {}
+        self._links: list[_Link] = []  # the one in charge last; before it, one that is about to end
+        self._event = asyncio.Event()  # something of the links has changed
+        self._log_limit = LogLimit(QUARANTINE_LOG_EVERY_S)
         self.reconnects = 0
+        self.rotations = 0
         self.quarantined = 0
 
     @property
     def room(self) -> int:
         """How many more streams this connection takes."""
-        return STREAMS_PER_CONNECTION - len(self._wanted)
+        return self._streams_most - len(self._wanted)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no stream is wanted."""
+        return not self._wanted
 
     def want(self, series: SeriesId) -> None:
         """Carry the series' stream from now on."""
-        self._wanted[stream_name(series)] = series
-        self._changed.set()
+        self._wanted[stream_name(series)] = Stream(symbol_name(series), series)
+        self._changed()
 
     def unwant(self, series: SeriesId) -> None:
         """Drop the series' stream."""
         self._wanted.pop(stream_name(series), None)
-        self._changed.set()
+        self._changed()
+
+    def renew(self, series: SeriesId) -> None:
+        """Drop the series' stream and subscribe it again."""
+        for link in self._links:
+            link.renewed.add(stream_name(series))
+        self._changed()
+
+    def reconnect(self) -> None:
+        """End the present socket; the usual way leads to the next."""
+        for link in self._links:
+            if link.task is not None:
+                link.task.cancel()
+
+    def _changed(self) -> None:
+        for link in self._links:
+            link.changed.set()
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -165,85 +273,190 @@ class BinanceConnection:
         failures = 0
         while True:
             began_s = loop.time()
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    socket = await self._session.ws_connect(
-                        self._url, heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES
-                    )
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                log.warning("%s cannot be connected: %r", self._url, error)
-            else:
-                await self._carry(socket)
-                log.warning("%s ended with code %s", self._url, socket.close_code)
+            link = await self._connect()
+            if link is not None:
+                try:
+                    await self._stay(link)
+                finally:
+                    await self._end_links()
             self.reconnects += 1
             failures = 0 if loop.time() - began_s > HEALTHY_S else failures + 1
             most_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MOST_S)
             await asyncio.sleep(most_s * self._rng.uniform(0.5, 1.0))
 
-    async def _carry(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        """Receive, and keep subscribed, until the connection ends."""
-        self._changed.set()
-        subscriber = asyncio.create_task(self._keep_subscribed(socket), name=f"subscribe {self._url}")
+    async def _connect(self) -> _Link | None:
+        """A new link, carried by a task of its own; None when it cannot be had."""
+        loop = asyncio.get_running_loop()
         try:
-            async for message in socket:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                socket = await self._session.ws_connect(
+                    self._url,
+                    heartbeat=HEARTBEAT_S,
+                    max_msg_size=MAX_SOCKET_BYTES,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
+                )
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            log.warning("%s cannot be connected: %r", self._url, error)
+            return None
+        link = _Link(socket, loop.time(), self._clock.estimate_ms(loop.time()))
+        self._links.append(link)
+        link.task = asyncio.create_task(self._carry(link), name=f"link {self._url}")
+        link.task.add_done_callback(lambda _: self._event.set())
+        return link
+
+    async def _stay(self, link: _Link) -> None:
+        """Returns when no link is left. Replaces each before the exchange ends it. A defect of ours in one is raised."""
+        loop = asyncio.get_running_loop()
+        rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
+        not_before_s = 0.0
+        while not link.ended:
+            if loop.time() < not_before_s or not self._is_due(link, rotate_s, loop.time()):
+                await self._wait(ROTATE_CHECK_S)
+                continue
+            log.info("%s is replaced before the exchange ends it", self._url)
+            successor = await self._connect()
+            not_before_s = loop.time() + SUCCESSOR_RETRY_S
+            if successor is None:
+                continue
+            await self._overlap(link, successor)
+            if successor.ended:
+                successor.raise_defect()
+                continue
+            await link.end()
+            self.rotations += 1
+            link = successor
+            rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
+            not_before_s = 0.0
+        log.warning("%s ended with code %s", self._url, link.socket.close_code)
+        link.raise_defect()
+
+    def _is_due(self, link: _Link, rotate_s: float, now_s: float) -> bool:
+        if link.leaving or now_s - link.born_s > rotate_s:
+            return True
+        now_ms = self._clock.estimate_ms(now_s)
+        if link.born_ms is None:
+            link.born_ms = now_ms  # the first stamp came after it was made
+        return now_ms is not None and link.born_ms is not None and now_ms - link.born_ms > rotate_s * 1000
+
+    async def _overlap(self, link: _Link, successor: _Link) -> None:
+        """Returns when the successor carries everything and has brought data, or either of the two has ended."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while not (link.ended or successor.ended):
+            passed_s = loop.time() - began_s
+            complete = successor.attached >= self._wanted.keys()
+            if complete and successor.heard and passed_s >= OVERLAP_LEAST_S:
+                return
+            if complete and passed_s >= OVERLAP_MOST_S:
+                return  # nothing was brought by either, or it shows as stale soon
+            await self._wait(1.0)
+
+    async def _wait(self, most_s: float) -> None:
+        """Until something of the links changes, or `most_s` have passed."""
+        self._event.clear()
+        try:
+            async with asyncio.timeout(most_s):
+                await self._event.wait()
+        except TimeoutError:
+            return
+
+    async def _end_links(self) -> None:
+        await asyncio.gather(*(link.end() for link in tuple(self._links)))
+
+    async def _carry(self, link: _Link) -> None:
+        """Receive, and keep subscribed, until the link ends."""
+        subscriber = asyncio.create_task(self._keep_subscribed(link), name=f"subscribe {self._url}")
+        try:
+            async for message in link.socket:
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    self._take(message.data)
+                    self._take(link, message.data)
+                elif message.type is aiohttp.WSMsgType.BINARY:
+                    self._quarantine("it is binary")
         finally:
             subscriber.cancel()
+            self._links.remove(link)
+            self._lose(link)
             await asyncio.gather(subscriber, return_exceptions=True)
-            await socket.close()
-            lost, self._sent = self._sent, {}
-            self._callbacks.lost(lost.values())
+            await link.socket.close()
 
-    async def _keep_subscribed(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def _lose(self, link: _Link) -> None:
+        """Tell of the streams that no other link carries."""
+        carried = set[str]().union(*(other.attached for other in self._links))
+        lost = [stream.series for name, stream in link.sent.items() if name not in carried]
+        if lost:
+            self._callbacks.lost(lost)
+
+    async def _keep_subscribed(self, link: _Link) -> None:
         """Send the difference between what is wanted and what was sent, whenever it changes, at a pace."""
         try:
             while True:
-                await self._changed.wait()
-                self._changed.clear()
-                dropped = [name for name in self._sent if name not in self._wanted]
+                await link.changed.wait()
+                link.changed.clear()
+                renewed, link.renewed = link.renewed, set()
+                dropped = [name for name in link.sent if name not in self._wanted or name in renewed]
                 for names in _portions(dropped):
                     for name in names:
-                        del self._sent[name]
-                    await self._ask(socket, "UNSUBSCRIBE", names)
-                missing = {name: series for name, series in self._wanted.items() if name not in self._sent}
+                        del link.sent[name]
+                        link.attached.discard(name)
+                    await self._ask(link, "UNSUBSCRIBE", names)
+                missing = {name: stream for name, stream in self._wanted.items() if name not in link.sent}
                 for names in _portions(list(missing)):
                     asked = {name: missing[name] for name in names}
                     # Known before the answer: the first push may overtake it.
-                    self._sent.update(asked)
-                    await self._ask(socket, "SUBSCRIBE", names)
-                    for series in asked.values():
-                        self._callbacks.attached(series)
+                    link.sent.update(asked)
+                    await self._ask(link, "SUBSCRIBE", names)
+                    self._attach(link, asked)
         except (ConnectionError, TimeoutError, Refused) as error:
             log.warning("%s: streams cannot be subscribed: %r", self._url, error)
-            await socket.close()
+            await link.socket.close()
 
-    async def _ask(self, socket: aiohttp.ClientWebSocketResponse, method: str, names: Sequence[str]) -> None:
+    def _attach(self, link: _Link, asked: Mapping[str, Stream]) -> None:
+        """The exchange has acknowledged streams. Who is carried by another link meanwhile has missed nothing."""
+        carried = set[str]().union(*(other.attached for other in self._links if other is not link))
+        link.attached.update(asked)
+        self._event.set()
+        for name, stream in asked.items():
+            if name not in carried:
+                self._callbacks.attached(stream.series)
+
+    async def _ask(self, link: _Link, method: str, names: Sequence[str]) -> None:
         """Send one request and wait for its answer. Raises `Refused`, TimeoutError, ConnectionError."""
-        self._request += 1
-        self._answer = asyncio.get_running_loop().create_future()
-        request = msgspec.json.encode({"method": method, "params": names, "id": self._request})
+        link.request += 1
+        link.answer = asyncio.get_running_loop().create_future()
+        request = msgspec.json.encode({"method": method, "params": names, "id": link.request})
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            await socket.send_str(request.decode())
-            error = await self._answer
+            await link.socket.send_str(request.decode())
+            error = await link.answer
         if error is not None:
             raise Refused(f"{method} was answered with {error}")
         await asyncio.sleep(MESSAGE_PACE_S)
 
-    def _take(self, text: str) -> None:
+    def _take(self, link: _Link, text: str) -> None:
         try:
-            message = parse_frame(text, self._sent)
+            message = parse_frame(text, link.sent)
         except (BadFrame, BadCandle) as error:
-            self.quarantined += 1
-            log.warning("%s: a frame is quarantined: %s", self._url, error)
+            self._quarantine(str(error))
             return
         if isinstance(message, KlineEvent):
+            if not link.heard:
+                link.heard = True
+                self._event.set()
             self._callbacks.event(message)
         elif isinstance(message, Answer):
-            waiting = self._answer
+            waiting = link.answer
             # Errors of requests that cannot be read carry no id: there is one request at a time, so it is that one's.
-            if waiting is not None and not waiting.done() and message.id in (self._request, None):
+            if waiting is not None and not waiting.done() and message.id in (link.request, None):
                 waiting.set_result(message.error)
+        elif isinstance(message, Shutdown):
+            link.leaving = True
+            self._event.set()
+
+    def _quarantine(self, reason: str) -> None:
+        """Count a frame that is none, and say so now and then. The connection lives on."""
+        self.quarantined += 1
+        suppressed = self._log_limit.allow("frame", asyncio.get_running_loop().time())
+        if suppressed is not None:
+            log.warning("%s: a frame is quarantined (%d more since the last): %s", self._url, suppressed, reason)
 
 
 def _portions(names: list[str]) -> Iterable[list[str]]:

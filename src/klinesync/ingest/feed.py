@@ -1,8 +1,9 @@
 """IngestFeed: what one followed series does with what the exchange says. Values in, commands out.
 
 The feed is the splice at the edge exchange -> us. Attached: live is held and history asked (`Fetch`). Live that does
-not follow its predecessor: held, and the hole is asked from REST, a bounded number of times; a hole that an answer of
-the exchange shows between its own rows is the exchange's, and is passed at once.
+not follow its predecessor: held, and the hole is asked from REST, a bounded number of times and a bounded time; a hole
+that an answer of the exchange shows between its own rows is the exchange's, and is passed at once. One that is passed
+without such a proof is declared, and left to the healing of gaps.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span
+from klinesync.core.gaps import Span, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump, Splice
-from klinesync.runtime.sources import HistoryPage
+from klinesync.runtime.sources import HistoryPage, Urgency
 
 # How often REST is asked for a hole that its answers neither fill nor show, before the hole is passed.
 MAX_HOLE_FETCHES = 5
 MAX_RETRY_DELAY_S = 30.0
+# How long closed live candles are held for the history before them; then the hole is declared, and they go on.
+HOLD_MOST_S = 60.0
 # Closed candles of which it is remembered when the exchange sent them.
 MAX_STAMPS = 500
 
@@ -30,15 +33,29 @@ class Fetch:
 
     start: int | None
     delay_s: float = 0.0
+    urgency: Urgency = Urgency.REPAIR
+
+
+@dataclass(frozen=True, slots=True)
+class Hurry:
+    """The `Fetch` that is under way is so urgent now."""
+
+    urgency: Urgency
 
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Write these closed candles, ascending. `jumps` lie before or between them; `empty` is empty on the exchange."""
+    """Write these closed candles, ascending. `jumps` lie before or between them; `empty` is empty on the exchange, as
+    `proof` says."""
 
     candles: tuple[Candle, ...]
     jumps: tuple[Jump, ...] = ()
     empty: tuple[Span, ...] = ()
+    proof: str = ""
+
+    def unproven(self) -> list[Span]:
+        """The jumps that are not shown to be empty: holes."""
+        return without([Span(jump.expected, jump.actual) for jump in self.jumps], self.empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +72,7 @@ class ShowLater:
     at_s: float
 
 
-Command = Fetch | Persist | Show | ShowLater
+Command = Fetch | Hurry | Persist | Show | ShowLater
 
 
 class IngestFeed:
@@ -67,11 +84,14 @@ class IngestFeed:
         self._splice: Splice[Candle] = Splice(series.timeframe, last=head)
         self._splice.hold()
         self._fetching = self._stalled = False
+        self._urgency = Urgency.SWEEP  # of what is fetched
+        self._page_out = False
+        self._caught_up = False
+        self._held_since_s: float | None = None
         self._hole_fetches = 0
         self._hole_after: int | None = None
         self._stamps: dict[int, int] = {}
-        self._stalled = False
-        self._late: dict[int, Candle] = {}  # late ones, for when nothing is under way any more
+        self._late: dict[int, Candle] = {}  # late ones, for when no page is under way any more
         self._failures = 0
         self._forming_interval_s = forming_interval_s
         self._shown_at_s = float("-inf")
@@ -87,11 +107,45 @@ class IngestFeed:
         """Whether a `Fetch` is under way."""
         return self._fetching
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether history has been read up to now at least once."""
+        return self._caught_up
+
+    @property
+    def holding(self) -> bool:
+        """Whether closed live candles are held."""
+        return self._splice.holding
+
+    def untold_since(self, candles: Sequence[Candle], since_ms: int) -> list[Candle]:
+        """Without those whose final values the stream has told at or after that time of the exchange."""
+        return [candle for candle in candles if self._stamps.get(candle.time, -1) < since_ms]
+
     def attached(self) -> list[Command]:
         """Live is subscribed (again): hold it, and read what was missed."""
         self._splice.hold()
         self._hole_fetches = 0
         return self._fetch(0.0)
+
+    def overdue(self, urgency: Urgency) -> list[Command]:
+        """Live does not bring what is due: ask REST for it, and let live pass meanwhile."""
+        return [] if self._fetching else self._fetch(0.0, urgency)
+
+    def abandoned(self) -> None:
+        """Nobody will answer the `Fetch` that is under way, nor should be asked again until `attached`."""
+        self._fetching = self._page_out = False
+
+    def tick(self, now_s: float) -> list[Command]:
+        """Time has passed (monotonic): live that was held for too long goes on, and the holes before it are declared."""
+        if self._stalled or not self._splice.waiting:
+            self._held_since_s = None
+            return []
+        if self._held_since_s is None:
+            self._held_since_s = now_s
+        if now_s - self._held_since_s < HOLD_MOST_S or self._page_out:
+            return []
+        self._held_since_s = None
+        return self._persist(self._splice.release())
 
     def stalled(self, unwritten: Sequence[Candle] = ()) -> None:
         """A write failed or found no room: nothing is let through, and nothing fetched, until `restarted`.
@@ -105,7 +159,7 @@ class IngestFeed:
 
     def restarted(self, head: int | None) -> list[Command]:
         """What was let through was not stored: begin again from the stored head. An earlier `Fetch` is void."""
-        self._fetching = self._stalled = False
+        self._fetching = self._stalled = self._page_out = False
         held = self._splice.held()
         self._splice = Splice(self.timeframe, last=head)
         self._splice.hold()
@@ -135,7 +189,7 @@ class IngestFeed:
             self._pending = None
         splice = self._splice
         if splice.last is not None and candle.time <= splice.last:
-            if self._stalled or self._fetching:
+            if self._stalled or self._page_out:
                 # A page that was let through may still wait for its commit: nothing overtakes it.
                 self._keep_late(candle, newer=True)
                 return []
@@ -171,15 +225,18 @@ class IngestFeed:
 
     def history(self, page: HistoryPage) -> list[Command]:
         """A page of closed history, read from `Fetch.start` on."""
-        return self._persist(self._splice.history(page.candles), page.empty)
+        self._page_out = True
+        self._splice.hold()  # the page may wait for its commit: live that follows it must not overtake it
+        return self._persist(self._splice.history(page.candles), page.empty, page.proof)
 
     def history_ended(self) -> list[Command]:
         """The last page is in: let live through up to the first hole, and ask again when there is one.
 
         A hole that was asked for in vain is passed, and the next one asked for.
         """
-        self._fetching = False
+        self._fetching = self._page_out = False
         self._failures = 0
+        self._caught_up = True
         splice = self._splice
         before = splice.last
         through = splice.release_run()
@@ -189,8 +246,7 @@ class IngestFeed:
         if splice.holding and self._hole_fetches >= MAX_HOLE_FETCHES:
             self._hole_fetches = 0
             through += splice.release_run(past_hole=True)
-        late, self._late = self._late, {}
-        commands: list[Command] = [Persist((late[time],)) for time in sorted(late)]
+        commands = self._write_late()
         commands += self._persist(through)
         if splice.holding:
             commands += self._fetch(0.5 * 2**self._hole_fetches)
@@ -198,11 +254,18 @@ class IngestFeed:
         return commands
 
     def history_failed(self, retry_after_s: float | None = None) -> list[Command]:
-        """History could not be read: ask again. Live stays held, so that nothing is stored behind a hole."""
-        self._fetching = False
+        """History could not be read: ask again. Live behind a hole stays held meanwhile, as long as it may."""
+        self._fetching = self._page_out = False
         delay_s = min(0.5 * 2**self._failures, MAX_RETRY_DELAY_S)
         self._failures = min(self._failures + 1, 10)
-        return self._fetch(max(delay_s, retry_after_s or 0.0))
+        commands = self._write_late()
+        if self._splice.last is not None:
+            commands += self._persist(self._splice.release_run())
+        return commands + self._fetch(max(delay_s, retry_after_s or 0.0), self._urgency)
+
+    def _write_late(self) -> list[Command]:
+        late, self._late = self._late, {}
+        return [Persist((late[time],)) for time in sorted(late)]
 
     def _keep_late(self, candle: Candle, *, newer: bool) -> None:
         if newer or candle.time not in self._late:
@@ -210,14 +273,23 @@ class IngestFeed:
         if len(self._late) > MAX_STAMPS:
             del self._late[min(self._late)]
 
-    def _fetch(self, delay_s: float) -> list[Command]:
-        if self._fetching or self._stalled:
+    def _fetch(self, delay_s: float, urgency: Urgency | None = None) -> list[Command]:
+        if self._stalled:
             return []
+        if urgency is None:
+            urgency = Urgency.REPAIR if self._caught_up else Urgency.SWEEP
+        if self._fetching:
+            if urgency >= self._urgency:
+                return []
+            self._urgency = urgency
+            return [Hurry(urgency)]
         self._fetching = True
-        return [Fetch(self._splice.last, delay_s)]
+        self._urgency = urgency
+        return [Fetch(self._splice.last, delay_s, urgency)]
 
-    def _persist(self, through: Sequence[Candle | Jump], empty: Sequence[Span] = ()) -> list[Command]:
+    def _persist(self, through: Sequence[Candle | Jump], empty: Sequence[Span] = (), proof: str = "") -> list[Command]:
         candles = tuple(item for item in through if isinstance(item, Candle))
         if not candles and not empty:
             return []
-        return [Persist(candles, tuple(item for item in through if isinstance(item, Jump)), tuple(empty))]
+        jumps = tuple(item for item in through if isinstance(item, Jump))
+        return [Persist(candles, jumps, tuple(empty), proof if empty else "")]

@@ -1,4 +1,5 @@
-"""IngestSupervisor: follows series. It carries out what the feeds decide: connections, history, writes, broadcasts."""
+"""IngestSupervisor: follows series. It carries out what the feeds decide (connections, history, writes, broadcasts),
+watches over each stream, and lets REST stand in for one that fails. What restarts is restarted here."""
 
 from __future__ import annotations
 
@@ -8,35 +9,81 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.feed import Command, Fetch, IngestFeed, Persist, Show, ShowLater
+from klinesync.ingest.audit import Audit
+from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
+from klinesync.ingest.liveness import StreamWatch
+from klinesync.ingest.stamp_check import StampCheck
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import Connection, Errand, KlineEvent, Source, StreamCallbacks, Urgency
+from klinesync.runtime.sources import (
+    Connection,
+    Errand,
+    HistoryWatch,
+    KlineEvent,
+    Listing,
+    Source,
+    StreamCallbacks,
+    StreamStatus,
+    Urgency,
+)
 
 log = logging.getLogger(__name__)
 
 # After a failed write: time for the store to recover before the series is read again from REST.
 STORE_RETRY_S = 1.0
+# How often the streams are looked after.
+TICK_S = 0.5
+# History does not wait longer than this for a stream that cannot be subscribed.
+ATTACH_WAIT_S = 5.0
+# Exchange time that a stream gets beyond what a REST row takes to be final, before REST is asked for a candle. Futures
+# bring the last of their closed candles 2 s after the close.
+STREAM_FIRST_S = 1.0
+# REST is not asked again at once when it did not have what is due, but after so long, twice as long, and so on.
+FRUITLESS_FIRST_S = 1.0
+FRUITLESS_MOST_S = 300.0
+# So many fruitless answers in a row, and it is asked whether the symbol is traded at all.
+FRUITLESS_SUSPECT = 2
+# How often the lists of symbols are looked at: of themselves, and when a symbol is suspect or gone.
+LISTINGS_AGE_S = 3600.0
+SUSPECT_LISTINGS_AGE_S = 60.0
+LISTINGS_PAUSE_S = 5.0
+# The newest rows of a page that a stream may owe.
+OWED_ROWS = 10
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """One followed series: its feed, where its stream stands (wire: stream.state), and its history read."""
+    """One followed series: its feed, the watch over its stream, and its history read. `begin_by_s`: when history
+    begins without the stream; `due_*`: the candle that is expected next, and since when it is overdue."""
 
     feed: IngestFeed
     connection: Connection
-    state: str = "subscribed"
+    watch: StreamWatch
+    caught_up: asyncio.Future[None]
+    begin_by_s: float
+    errand: Errand | None = None
+    waits_for_rest: bool = False
     history: asyncio.Task[None] | None = None
     beginning_again: bool = False
     later: asyncio.TimerHandle | None = field(default=None, repr=False)
+    overdue_head: int | None = None
+    overdue_seen: bool = False
+    ask_after_s: float = 0.0
+    fruitless: int = 0
 
 
 class IngestSupervisor:
-    """Follows series of one exchange. `run` carries the connections; nothing else restarts them."""
+    """Follows series of one exchange, until `run` is cancelled.
+
+    `notice(series, event, message)` tells clients of a stream's fate; `heal(series, span, reason)` is asked to fill
+    what live could not wait for. `audit_interval_s` 0: no audit.
+    """
 
     def __init__(
         self,
@@ -44,69 +91,126 @@ class IngestSupervisor:
         source: Source,
         clocks: Mapping[str, ExchangeClock],
         pipeline: IngestPipeline,
-        head: Callable[[SeriesId], Awaitable[int | None]],
+        stored: Callable[[SeriesId], Awaitable[Span | None]],
         show: Callable[[Forming], None],
         base_of: Callable[[SeriesId], SeriesId],
+        notice: Callable[[SeriesId, str, str], None],
+        heal: Callable[[SeriesId, Span, str], None] | None,
+        history_watch: HistoryWatch,
         first_history_candles: int,
         forming_interval_s: float,
+        stream_stale_s: float,
+        rest_final_margin_s: float,
+        audit_interval_s: float,
         rng: random.Random,
     ) -> None:
         self._source = source
         self._clocks = clocks
         self._pipeline = pipeline
-        self._head = head
+        self._stored = stored
         self._show = show
         self._base_of = base_of
+        self._notice = notice
+        self._heal = heal
+        self._history_watch = history_watch
         self._first_history_candles = first_history_candles
         self._forming_interval_s = forming_interval_s
+        self._stream_stale_s = stream_stale_s
+        self._final_margin_s = rest_final_margin_s
+        self._audit_interval_s = audit_interval_s
         self._rng = rng
         self._jobs: dict[SeriesId, Job] = {}
-        self._connections: dict[str, list[Connection]] = {market: [] for market in clocks}
+        self._connections: dict[str, dict[Connection, asyncio.Task[None]]] = {market: {} for market in clocks}
+        self._connection_numbers = count(1)
+        self._checks = {
+            market: StampCheck(clock, partial(source.now_ms, market), self._believe) for market, clock in clocks.items()
+        }
+        self._suspected = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
+        self._running = asyncio.Event()
 
-    def state(self, series: SeriesId) -> str:
-        """Where the series' stream stands: off, subscribed, live or reconnecting."""
+    def status(self, series: SeriesId) -> StreamStatus:
+        """Where the stream of the series, or of its base, stands."""
         job = self._jobs.get(self._base_of(series))
-        return "off" if job is None else job.state
+        return StreamStatus("off") if job is None else job.watch.status
 
-    async def run(self, series: Iterable[SeriesId]) -> None:
-        """Follow `series` until cancelled."""
-        loop = asyncio.get_running_loop()
+    def followed(self) -> list[SeriesId]:
+        """The base series that are followed."""
+        return list(self._jobs)
+
+    async def run(self) -> None:
+        """Carry everything until cancelled."""
         async with asyncio.TaskGroup() as group:
             self._group = group
-            bases = dict.fromkeys(map(self._base_of, series))
-            for one in bases:
-                await self._follow_until_it_works(one)
-            group.create_task(self._refresh(bases), name="refresh derived")
-            await loop.create_future()  # the connections' tasks never end by themselves
+            group.create_task(self._tick_on(), name="streams")
+            group.create_task(self._watch_listings(), name="listings")
+            if self._audit_interval_s:
+                group.create_task(self._audit().run(), name="audit")
+            self._running.set()
 
-    async def _follow_until_it_works(self, series: SeriesId) -> None:
-        while True:
-            try:
-                await self.follow(series)
-            except StoreError as error:
-                log.warning("%s: the store cannot be read: %s", series, error)
-                await asyncio.sleep(STORE_RETRY_S)
-            else:
-                return
+    def _audit(self) -> Audit:
+        def untold(series: SeriesId, candles: Sequence[Candle], since_ms: int) -> Sequence[Candle]:
+            job = self._jobs.get(series)
+            return candles if job is None else job.feed.untold_since(candles, since_ms)
+
+        return Audit(
+            self._source,
+            series=lambda: (one for one, job in self._jobs.items() if self._at_rest(job)),
+            stored=self._stored,
+            untold_since=untold,
+            submit=self._pipeline.submit,
+            now_ms=lambda series: self._now_ms(series.market),
+            interval_s=self._audit_interval_s,
+        )
+
+    def _at_rest(self, job: Job) -> bool:
+        """Whether the series is caught up, and nothing of it is being read or recovered."""
+        feed = job.feed
+        return feed.caught_up and not (feed.fetching or job.beginning_again or job.watch.state == "delisted")
+
+    # Following.
 
     async def follow(self, series: SeriesId) -> None:
-        """Begin to follow a base series; its history is read once its stream is attached."""
+        """Begin to follow a base series; its history is read once its stream is attached. Raises `StoreError`."""
+        await self._running.wait()
+        stored = await self._stored(series)
         if series in self._jobs:
             return
-        head = await self._head(series)
+        loop = asyncio.get_running_loop()
+        feed = IngestFeed(series, None if stored is None else stored.end, forming_interval_s=self._forming_interval_s)
         connection = self._connection(series.market)
-        feed = IngestFeed(series, head, forming_interval_s=self._forming_interval_s)
-        self._jobs[series] = Job(feed, connection)
+        self._jobs[series] = Job(
+            feed,
+            connection,
+            StreamWatch(series.timeframe, self._stream_stale_s),
+            loop.create_future(),
+            loop.time() + ATTACH_WAIT_S,
+        )
         connection.want(series)
 
-    async def _refresh(self, bases: Iterable[SeriesId]) -> None:
-        """Bring derived series up to their bases, where a target was added since the service ran last."""
-        for one in bases:
-            try:
-                await self._pipeline.refresh_series(one)
-            except StoreError as error:
-                log.warning("%s: its derived series cannot be brought up to date: %s", one, error)
+    def unfollow(self, series: SeriesId) -> None:
+        """Follow the series no more. What is queued is written all the same."""
+        job = self._jobs.pop(series, None)
+        if job is None:
+            return
+        if job.history is not None:
+            job.history.cancel()
+            self._history_watch.ended(series)
+        if job.later is not None:
+            job.later.cancel()
+        job.caught_up.cancel()
+        job.connection.unwant(series)
+        if job.connection.idle:
+            self._connections[series.market].pop(job.connection).cancel()
+
+    async def caught_up(self, series: SeriesId) -> None:
+        """Returns once the followed series' history has been read up to now, or cannot be as it is not traded."""
+        await asyncio.shield(self._jobs[series].caught_up)
+
+    async def refresh(self, series: SeriesId) -> None:
+        """Bring derived series up to their base, where a target was added since the service ran last. Raises
+        `StoreError`."""
+        await self._pipeline.refresh_series(series)
 
     def _connection(self, market: str) -> Connection:
         """A connection of `market` with room for one more stream."""
@@ -117,34 +221,164 @@ class IngestSupervisor:
         connection = self._source.connection(
             market, StreamCallbacks(attached=self._attached, event=self._event, lost=self._lost)
         )
-        self._connections[market].append(connection)
-        number = len(self._connections[market])
-        self._group.create_task(connection.run(), name=f"connection {market} {number}")
+        number = next(self._connection_numbers)
+        task = self._group.create_task(connection.run(), name=f"connection {number} {market}")
+        self._connections[market][connection] = task
         return connection
+
+    # What the streams say.
+
+    def _now_ms(self, market: str) -> int | None:
+        return self._clocks[market].estimate_ms(asyncio.get_running_loop().time())
 
     def _attached(self, series: SeriesId) -> None:
         job = self._jobs.get(series)
         if job is not None:
-            job.state = "subscribed"
-            self._carry_out(job, job.feed.attached())
+            job.watch.attached(self._now_ms(series.market))
+            if job.watch.state != "delisted":
+                self._carry_out(job, job.feed.attached())
 
     def _lost(self, series: Iterable[SeriesId]) -> None:
         for one in series:
             job = self._jobs.get(one)
             if job is not None:
-                job.state = "reconnecting"
+                job.watch.lost(self._now_ms(one.market))
 
     def _event(self, event: KlineEvent) -> None:
-        now_s = asyncio.get_running_loop().time()
-        self._clocks[event.series.market].learn(event.event_ms, now_s)
+        check = self._checks[event.series.market]
+        if check.check(event, asyncio.get_running_loop().time()):
+            assert self._group is not None, "run is running"
+            self._group.create_task(check.resolve(), name=f"exchange time {event.series.market}")
+
+    def _believe(self, event: KlineEvent, now_s: float) -> None:
         job = self._jobs.get(event.series)
         if job is None:
             return
-        job.state = "live"
+        candle = event.candle
+        if job.watch.state == "delisted":
+            self._suspected.set()  # or is it traded again?
+        if job.watch.frame(candle, event.event_ms, closed=event.closed):
+            self._tell(job, "stream.live", "the stream brings closed candles in time again")
         if event.closed:
-            self._carry_out(job, job.feed.closed(event.candle, event.event_ms))
+            self._carry_out(job, job.feed.closed(candle, event.event_ms))
         else:
-            self._carry_out(job, job.feed.forming(event.candle, now_s))
+            self._carry_out(job, job.feed.forming(candle, now_s))
+
+    # Looking after the streams.
+
+    async def _tick_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = loop.time()
+            for market, clock in self._clocks.items():
+                now_ms = clock.estimate_ms(now_s)
+                for job in [job for one, job in self._jobs.items() if one.market == market]:
+                    self._tick(job, now_s, now_ms)
+
+    def _tick(self, job: Job, now_s: float, now_ms: int | None) -> None:
+        feed, watch = job.feed, job.watch
+        head = feed.head
+        if feed.holding and (commands := feed.tick(now_s)):
+            if head is None:
+                self._give_up_first(job, commands)
+            self._carry_out(job, commands)
+        if watch.state == "delisted" or job.beginning_again:
+            return
+        if not feed.caught_up and not feed.fetching:
+            if now_s >= max(job.begin_by_s, job.ask_after_s):
+                self._carry_out(job, feed.attached())
+            return
+        if now_ms is None:
+            return
+        if watch.check(now_ms, now_s):
+            self._tell(job, "stream.stale", f"the stream is stale, REST stands in for it: {watch.detail}")
+        if watch.retry(now_s):
+            self._retry(job, now_s)
+        if not feed.fetching and now_s >= job.ask_after_s and self._overdue(job, now_ms):
+            self._carry_out(job, feed.overdue(Urgency.FILL if watch.serves else Urgency.REPAIR))
+
+    def _overdue(self, job: Job, now_ms: int) -> bool:
+        """Whether the candle behind the head is due, and was at the last look: what is on its way has arrived by
+        now."""
+        feed = job.feed
+        head, frame = feed.head, feed.timeframe
+        if head is not None:
+            margin_s = self._final_margin_s + (STREAM_FIRST_S if job.watch.serves else 0.0)
+            if now_ms < frame.next(frame.next(head)) * 1000 + int(margin_s * 1000):
+                return False
+        if job.overdue_seen and job.overdue_head == head:
+            return True
+        job.overdue_seen = True
+        job.overdue_head = head
+        return False
+
+    def _retry(self, job: Job, now_s: float) -> None:
+        """Subscribe a stale stream anew; when no stream of its connection brings anything, connect anew."""
+        others = [one for one in self._jobs.values() if one.connection is job.connection and one is not job]
+        if all(one.watch.is_stale for one in others):
+            log.warning("%s: no stream of its connection brings what it owes: connecting anew", job.feed.series)
+            for one in others:
+                one.watch.put_off(now_s)
+            job.connection.reconnect()
+        else:
+            log.warning("%s: subscribing the stale stream anew", job.feed.series)
+            job.connection.renew(job.feed.series)
+
+    def _tell(self, job: Job, event: str, message: str) -> None:
+        log.warning("%s: %s", job.feed.series, message)
+        self._notice(job.feed.series, event, message)
+
+    # Symbols that come and go.
+
+    async def _watch_listings(self) -> None:
+        """Look at the exchange's lists of symbols: now and then, and soon where one is suspect or gone."""
+        while True:
+            gone = any(job.watch.state == "delisted" for job in self._jobs.values())
+            try:
+                async with asyncio.timeout(SUSPECT_LISTINGS_AGE_S if gone else LISTINGS_AGE_S):
+                    await self._suspected.wait()
+            except TimeoutError:
+                pass  # it is time anyway
+            self._suspected.clear()
+            for market in self._clocks:
+                jobs = [job for one, job in self._jobs.items() if one.market == market]
+                if not jobs:
+                    continue
+                try:
+                    listings = await self._source.listings(market, SUSPECT_LISTINGS_AGE_S)
+                except UpstreamError as error:
+                    log.warning("the %s market cannot be asked for its symbols: %s", market, error)
+                    continue
+                for job in jobs:
+                    if self._jobs.get(job.feed.series) is job:
+                        self._judge(job, listings.get(job.feed.series.symbol))
+            await asyncio.sleep(LISTINGS_PAUSE_S)
+
+    def _judge(self, job: Job, listing: Listing | None) -> None:
+        gone = job.watch.state == "delisted"
+        if listing is not None and listing.trading:
+            if gone:
+                since = "" if listing.onboard_s is None else f", since {listing.onboard_s} by its own word"
+                self._listed(job, f"the exchange trades it (again){since}")
+        elif not gone:
+            detail = "the exchange does not list it" if listing is None else f"its status is {listing.status}"
+            job.watch.delisted(self._now_ms(job.feed.series.market), detail)
+            if not job.caught_up.done():
+                job.caught_up.set_result(None)
+            self._tell(job, "stream.stale", f"the symbol is not traded: {detail}; waiting for it to come back")
+
+    def _listed(self, job: Job, why: str) -> None:
+        """The symbol is traded: read what there is between the head and now, and declare what there is not."""
+        series, head = job.feed.series, job.feed.head
+        behind = "" if head is None else f"; the last candle before is of {head}"
+        job.watch.listed(self._now_ms(series.market), f"{why}{behind}")
+        self._tell(job, "stream.live", f"{why}{behind}")
+        job.fruitless = 0
+        job.ask_after_s = 0.0
+        self._carry_out(job, job.feed.attached())
+
+    # Carrying out.
 
     def _carry_out(self, job: Job, commands: Iterable[Command]) -> None:
         feed = job.feed
@@ -155,15 +389,16 @@ class IngestSupervisor:
                 case ShowLater(at_s):
                     job.later = asyncio.get_running_loop().call_at(at_s, self._due, job)
                 case Persist():
-                    self._log_jumps(feed, command)
+                    self._declare(job, command)
                     written = self._pipeline.offer(feed.series, command.candles)
                     if written is None:
                         self._begin_again(job, command.candles)
                     else:
                         written.add_done_callback(partial(self._settled, job, command.candles))
                 case Fetch():
-                    assert self._group is not None, "run is running"
-                    job.history = self._group.create_task(self._read(job, command), name=f"history {feed.series}")
+                    self._read_soon(job, command)
+                case Hurry(urgency):
+                    self._hurry(job, urgency)
 
     def _due(self, job: Job) -> None:
         job.later = None
@@ -178,11 +413,12 @@ class IngestSupervisor:
         begins again from its stored head."""
         assert self._group is not None, "run is running"
         job.feed.stalled(unwritten)
-        if job.beginning_again:
+        if job.beginning_again or self._jobs.get(job.feed.series) is not job:
             return
         job.beginning_again = True
         if job.history is not None:
             job.history.cancel()
+            self._history_watch.ended(job.feed.series, "the store cannot be written")
         job.history = self._group.create_task(self._read_again(job), name=f"history {job.feed.series}")
 
     async def _read_again(self, job: Job) -> None:
@@ -191,43 +427,122 @@ class IngestSupervisor:
             await asyncio.sleep(STORE_RETRY_S)
             try:
                 await self._pipeline.mend(series)
-                head = await self._head(series)
+                stored = await self._stored(series)
             except StoreError as error:
                 log.warning("%s: the store cannot be read: %s", series, error)
             else:
                 break
         job.beginning_again = False
-        self._carry_out(job, job.feed.restarted(head))
+        self._carry_out(job, job.feed.restarted(None if stored is None else stored.end))
 
-    async def _read(self, job: Job, fetch: Fetch) -> None:
+    # History.
+
+    def _read_soon(self, job: Job, fetch: Fetch) -> None:
+        assert self._group is not None, "run is running"
+        job.errand = Errand(fetch.urgency)
+        job.history = self._group.create_task(self._read(job, fetch, job.errand), name=f"history {job.feed.series}")
+
+    def _hurry(self, job: Job, urgency: Urgency) -> None:
+        """Live waits for what is being fetched. One that waits for its turn takes its place among the urgent."""
+        errand = job.errand
+        assert errand is not None, "something is fetched"
+        errand.urgency = urgency
+        if job.waits_for_rest and not errand.begun and job.history is not None:
+            job.history.cancel()
+            self._read_soon(job, Fetch(job.feed.head, 0.0, urgency))
+
+    async def _read(self, job: Job, fetch: Fetch, errand: Errand) -> None:
         """Read history from REST into the pipeline, page by page, and let live through at its end."""
         feed, series = job.feed, job.feed.series
+        job.waits_for_rest = False
         if fetch.delay_s:
             await asyncio.sleep(fetch.delay_s * self._rng.uniform(1.0, 1.5))
+        job.waits_for_rest = True
+        before = feed.head
         try:
             start = fetch.start
-            if start is None:
-                now_s = await self._source.now_ms(series.market) // 1000
-                start = series.timeframe.shift(series.timeframe.floor(now_s), -self._first_history_candles)
-            async for page in self._source.history(series, max(start, 0), Errand(Urgency.REPAIR)):
-                for command in feed.history(page):
-                    if isinstance(command, Persist):
-                        self._log_jumps(feed, command)
-                        empty = Empty(command.empty, "one REST answer has its neighbours and nothing between them")
-                        await self._pipeline.submit(series, command.candles, "rest", empty)
+            if start is None or not feed.caught_up:
+                reach = await self._reach(series, errand)
+                start = reach if start is None else max(start, reach)
+            await self._read_pages(job, start, errand)
         except UpstreamError as error:
-            log.warning("%s: history cannot be read: %s", series, error)
-            self._carry_out(job, feed.history_failed(error.retry_after_s))
-        except StoreError:
+            self._history_watch.ended(series, str(error))
+            self._failed(job, error)
+        except StoreError as error:
+            self._history_watch.ended(series, str(error))
             self._begin_again(job)
         else:
-            self._carry_out(job, feed.history_ended())
+            self._history_watch.ended(series)
+            self._ended(job, before)
 
-    def _log_jumps(self, feed: IngestFeed, command: Persist) -> None:
-        for jump in command.jumps:
-            log.warning(
-                "%s: %d candles are missing from %d on; the exchange does not show them",
-                feed.series,
-                feed.timeframe.count(jump.expected, jump.actual),
-                jump.expected,
-            )
+    async def _reach(self, series: SeriesId, errand: Errand) -> int:
+        """Where a first history begins. Raises `UpstreamError`."""
+        now_ms = self._now_ms(series.market)
+        if now_ms is None:
+            now_ms = await self._source.now_ms(series.market)
+        frame = series.timeframe
+        return max(0, frame.shift(frame.floor(now_ms // 1000), -self._first_history_candles))
+
+    async def _read_pages(self, job: Job, start: int, errand: Errand) -> None:
+        feed, series, frame = job.feed, job.feed.series, job.feed.timeframe
+        now_ms = self._now_ms(series.market)
+        if now_ms is not None:
+            span = Span(start, max(frame.next(start), frame.floor(now_ms // 1000)))
+            self._history_watch.began(series, span, "tail" if feed.caught_up else "startup")
+        candles = 0
+        async for page in self._source.history(series, start, errand):
+            loop = asyncio.get_running_loop()
+            job.watch.shown(page.candles[-OWED_ROWS:], self._now_ms(series.market), loop.time())
+            for command in feed.history(page):
+                if isinstance(command, Persist):
+                    self._declare(job, command)
+                    await self._pipeline.submit(series, command.candles, "rest", Empty(command.empty, command.proof))
+            candles += len(page.candles)
+            if page.candles:
+                self._history_watch.advanced(series, frame.next(page.candles[-1].time), candles)
+
+    def _ended(self, job: Job, before: int | None) -> None:
+        """History was read. REST that had nothing new is asked less often; or is the symbol not traded?"""
+        now_s = asyncio.get_running_loop().time()
+        job.overdue_seen = False
+        if job.feed.head != before:
+            job.fruitless = 0
+            job.ask_after_s = 0.0
+        else:
+            job.ask_after_s = now_s + min(FRUITLESS_FIRST_S * 2**job.fruitless, FRUITLESS_MOST_S)
+            job.fruitless += 1
+            if job.fruitless >= FRUITLESS_SUSPECT:
+                self._suspected.set()
+        self._carry_out(job, job.feed.history_ended())
+        if not job.caught_up.done() and not job.feed.fetching:
+            job.caught_up.set_result(None)
+
+    def _failed(self, job: Job, error: UpstreamError) -> None:
+        log.warning("%s: history cannot be read: %s", job.feed.series, error)
+        if error.status == 400 or job.watch.state == "delisted":
+            # It is the question that is wrong: asking again is of no use before the symbol is traded.
+            self._suspected.set()
+            job.ask_after_s = asyncio.get_running_loop().time() + SUSPECT_LISTINGS_AGE_S
+            job.feed.abandoned()
+            return
+        self._carry_out(job, job.feed.history_failed(error.retry_after_s))
+
+    def _declare(self, job: Job, command: Persist) -> None:
+        """Say which holes are passed that nobody has shown to be empty, and have them healed later."""
+        feed = job.feed
+        for hole in command.unproven():
+            missing = feed.timeframe.count(hole.start, hole.end)
+            log.warning("%s: %d candles are missing from %d on; they are declared", feed.series, missing, hole.start)
+            if self._heal is not None:
+                self._heal(feed.series, hole, "gap")
+
+    def _give_up_first(self, job: Job, commands: Sequence[Command]) -> None:
+        """Live did not wait any longer for a first history: it is left to the healing of gaps."""
+        now_ms = self._now_ms(job.feed.series.market)
+        for command in commands:
+            if isinstance(command, Persist) and self._heal is not None and now_ms is not None:
+                frame, first = job.feed.timeframe, command.candles[0].time
+                reach = frame.shift(frame.floor(now_ms // 1000), -self._first_history_candles)
+                if reach < first:
+                    self._heal(job.feed.series, Span(max(0, reach), first), "startup")
+                return

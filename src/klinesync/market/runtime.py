@@ -77,7 +77,9 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, write)
             form = group.create_task(self._forming.run(), name="derived forming")
             stack.push_async_callback(_cancel, form)
-            follow = group.create_task(self._supervisor.run(self._followed), name="supervisor")
+            supervise = group.create_task(self._supervisor.run(), name="supervisor")
+            stack.push_async_callback(_cancel, supervise)
+            follow = group.create_task(self._follow(), name="follow")
             stack.push_async_callback(_cancel, follow)
             if self._retention is not None:
                 trim = group.create_task(self._retention.run(), name="retention")
@@ -93,6 +95,22 @@ class MarketRuntime:
     ) -> bool | None:
         self._started = False
         return await self._stack.__aexit__(kind, error, trace)
+
+    async def _follow(self) -> None:
+        for series in self._followed:
+            while True:
+                try:
+                    await self._supervisor.follow(series)
+                    break
+                except StoreError:
+                    await asyncio.sleep(1)
+        for series in self._followed:
+            while True:
+                try:
+                    await self._supervisor.refresh(series)
+                    break
+                except StoreError:
+                    await asyncio.sleep(1)
 
     async def unready(self) -> str | None:
         """What keeps the service from being ready; None when it has started and its store is read and written."""

@@ -7,11 +7,14 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import aiohttp
 
 from klinesync import __version__
 from klinesync.core.errors import BadFlag, Rejected
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.engine import FactorEngine
 from klinesync.ingest.binance import BinanceSource
@@ -31,6 +34,7 @@ from klinesync.runtime.flags import RuntimeFlags, sqlite_path, whitelist
 from klinesync.runtime.sources import Source
 from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.ws import protocol
 from klinesync.ws.hub import CandleHub
 
 
@@ -81,11 +85,17 @@ def build_market_runtime(
         source=source,
         clocks=clocks,
         pipeline=pipeline,
-        head=reader.head,
+        stored=reader.stored,
         show=forming.show,
         base_of=derived.base_of,
-        first_history_candles=flags.startup_kline_sync_target_candles,
+        notice=partial(_tell, hub, derived),
+        heal=None,
+        history_watch=_Nobody(),
+        first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
         forming_interval_s=flags.market_forming_min_interval_ms / 1000,
+        stream_stale_s=flags.stream_stale_s,
+        rest_final_margin_s=flags.rest_final_margin_s,
+        audit_interval_s=flags.audit_interval_s,
         rng=rng,
     )
     return MarketRuntime(
@@ -99,10 +109,27 @@ def build_market_runtime(
         supervisor=supervisor,
         reader=reader,
         ingest=MarketIngestService(pipeline, {(EXCHANGE, market): clock for market, clock in clocks.items()}, wall_s),
-        coordinator=WsSubscriptionCoordinator(hub, reader, supervisor.state),
+        coordinator=WsSubscriptionCoordinator(hub, reader, lambda series: supervisor.status(series).state),
         whitelist=listed,
-        followed=listed if flags.enable_whitelist_ingest else (),
+        followed=tuple(dict.fromkeys(map(derived.base_of, listed))) if flags.enable_whitelist_ingest else (),
     )
+
+
+class _Nobody:
+    def began(self, series: SeriesId, span: Span, reason: str) -> None:
+        pass
+
+    def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
+        pass
+
+    def ended(self, series: SeriesId, error: str | None = None) -> None:
+        pass
+
+
+def _tell(hub: CandleHub, derived: DerivedStep, series: SeriesId, event: str, message: str) -> None:
+    """A system event of an ingested series, for those who watch it, or what is derived from it."""
+    for one in (series, *derived.derived_from(series)):
+        hub.tell(one, protocol.system(one, event, message))
 
 
 def _derived_step(flags: RuntimeFlags) -> DerivedStep:
@@ -125,4 +152,6 @@ def _binance(
         monotonic=asyncio.get_running_loop().time,
     )
     ws_urls = {"spot": flags.binance_spot_ws_url, "futures": flags.binance_futures_ws_url}
-    return BinanceSource(session, rest, ws_urls, rng)
+    return BinanceSource(
+        session, rest, ws_urls, rng, clocks=clocks, streams_most=flags.binance_ws_streams_per_connection
+    )

@@ -76,9 +76,14 @@ class CandleReader:
 
         return await self._database.read(look)
 
-    async def head(self, series: SeriesId) -> int | None:
-        """The newest stored open time."""
-        return await self._database.read(lambda store: store.head(series))
+    async def stored(self, series: SeriesId) -> Span | None:
+        """The first and the newest stored open time; None when nothing is stored."""
+
+        def look(store: CandleStore) -> Span | None:
+            first, head = store.first(series), store.head(series)
+            return None if first is None or head is None else Span(first, head)
+
+        return await self._database.read(look)
 
     async def check_known(self, series: SeriesId) -> None:
         """Raises `UnknownSeries` when the exchange can be asked, and does not list the series."""

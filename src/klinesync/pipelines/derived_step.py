@@ -37,6 +37,10 @@ class DerivedStep:
         """The series to ingest for `series`: its base when it is derived, itself otherwise."""
         return series.with_timeframe(self.base) if self.derives(series) else series
 
+    def derived_from(self, series: SeriesId) -> list[SeriesId]:
+        """The series that are computed from `series`; none when it is no base."""
+        return [series.with_timeframe(target) for target in self.targets] if series.timeframe == self.base else []
+
     def advance(
         self, store: CandleStore, series: SeriesId, applied: Applied, emptied: Sequence[Span], at: int
     ) -> list[Applied]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# A stamp so far ahead of the newest one, and the time since, is a clock that jumped, or a lie: the exchange is asked.
+MAX_AHEAD_MS = 60_000
+
 
 class ExchangeClock:
     """The newest time stamp received from one exchange market, in ms.
@@ -17,9 +20,16 @@ class ExchangeClock:
         self.proven_ms: int | None = None
         self._learned_at_s = 0.0
 
+    def plausible(self, stamp_ms: int, monotonic_s: float) -> bool:
+        """Whether a stamp that arrives at `monotonic_s` may be right: not far ahead of what is known. Without anything
+        known no stamp is."""
+        estimate_ms = self.estimate_ms(monotonic_s)
+        return estimate_ms is not None and stamp_ms <= estimate_ms + MAX_AHEAD_MS
+
     def learn(self, stamp_ms: int, monotonic_s: float) -> None:
-        """Take in a stamp that arrived at `monotonic_s`. An older stamp than the newest is ignored."""
-        if self.proven_ms is None or stamp_ms > self.proven_ms:
+        """Take in a stamp that arrived at `monotonic_s`. An older stamp than the newest is ignored; the same again says
+        that the clock stands still."""
+        if self.proven_ms is None or stamp_ms >= self.proven_ms:
             self.proven_ms = stamp_ms
             self._learned_at_s = monotonic_s
 

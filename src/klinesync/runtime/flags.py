@@ -165,6 +165,15 @@ class RuntimeFlags(BaseSettings):
     binance_ws_flush_s: float = Field(
         0.5, ge=0, description="longest wait of a closed candle behind a busy writer, in seconds"
     )
+    binance_ws_streams_per_connection: int = Field(
+        200, ge=1, le=1024, description="streams on one WebSocket connection to the exchange"
+    )
+    binance_rest_weight_share: float = Field(
+        0.8, gt=0, le=1, description="share of the exchange's REST weight limit that this process uses at most"
+    )
+    audit_interval_s: float = Field(
+        1.0, ge=0, description="seconds between two looks of the rolling audit, one series each; 0 = no audit"
+    )
     market_forming_min_interval_ms: int = Field(
         250,
         ge=0,
@@ -319,17 +328,12 @@ _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
     "ondemand_max_jobs": ("on-demand ingest", ()),
     "enable_market_auto_tail_backfill": ("backfill on read", (False,)),
     "market_auto_tail_backfill_max_candles": ("backfill on read", ()),
-    "enable_market_gap_backfill": ("the healing of old gaps", (False,)),
     "market_gap_backfill_freqtrade_limit": ("history from freqtrade's files", ()),
     "enable_ccxt_backfill": ("history through ccxt", ()),
     "enable_ccxt_backfill_on_read": ("backfill on read", (False,)),
     "market_history_source": ("history from freqtrade's files", ()),
     "freqtrade_data_dir": ("history from freqtrade's files", ()),
     "derived_backfill_base_candles": ("derived timeframes", ()),
-    "enable_kline_health_v2": ("health", (False,)),
-    "kline_health_backfill_recent_seconds": ("health", ()),
-    "kline_health_grace_s": ("health", ()),
-    "stream_stale_s": ("the watch over single streams", ()),
     "ledger_advance_max_candles": ("the factor ledger", ()),
     "indicators": ("indicators", ((),)),
     "factor_pivot_window_major": ("structure factors", ()),

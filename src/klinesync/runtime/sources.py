@@ -128,8 +128,21 @@ class Connection(Protocol):
         """Carry the series' stream from now on: `attached` is told once the exchange has been, after every connect."""
         ...
 
+    @property
+    def idle(self) -> bool:
+        """Whether it carries no stream."""
+        ...
+
     def unwant(self, series: SeriesId) -> None:
         """Drop the series' stream."""
+        ...
+
+    def renew(self, series: SeriesId) -> None:
+        """Drop the series' stream and subscribe it again: it is acknowledged, and brings nothing."""
+        ...
+
+    def reconnect(self) -> None:
+        """End what carries the streams now, and connect anew: none of them brings anything."""
         ...
 
     async def run(self) -> None:

@@ -1,0 +1,160 @@
+"""StreamWatch: whether one stream brings what it owes. Values in, states out.
+
+An acknowledged subscription is not data, and a connection that lives proves nothing of its streams. What a stream
+owes is known from REST alone: a closed candle *with trades* that REST shows and the stream did not bring makes it
+stale. Where nothing was traded nothing is owed, so that the idle are never taken for broken.
+
+The states are those of `stream.state`: off, subscribed, live, stale, rest_fallback, reconnecting, delisted. Times
+named `_ms` are the exchange's, those named `_s` monotonic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from klinesync.core.candle import Candle
+from klinesync.core.timeframe import Timeframe
+from klinesync.runtime.sources import StreamStatus
+
+# What REST shows may still be on its way in the stream: so long, on our clock, it is waited for before a verdict.
+IN_FLIGHT_S = 2.0
+# A stale stream is subscribed anew after so long, then twice as long, and so on.
+RETRY_FIRST_S = 15.0
+RETRY_MOST_S = 900.0
+
+STALE = ("stale", "rest_fallback")
+
+
+class StreamWatch:
+    """One stream. `stale_s`: exchange time after its close by which a traded candle must have come."""
+
+    __slots__ = (
+        "_acknowledged", "_attached_ms", "_brought", "_owed", "_owed_since_s", "_retries", "_retry_at_s", "_since_ms", "_stale_ms",
+        "_timeframe", "detail", "last_frame_ms", "state",
+    )  # fmt: skip
+
+    def __init__(self, timeframe: Timeframe, stale_s: float) -> None:
+        self._timeframe = timeframe
+        self._stale_ms = int(stale_s * 1000)
+        self.state = "subscribed"
+        self.detail: str | None = None
+        self.last_frame_ms: int | None = None
+        self._since_ms: int | None = None
+        self._acknowledged = False
+        self._attached_ms: int | None = None
+        self._brought = -1  # the newest open time of which the stream brought the final candle
+        self._owed: int | None = None
+        self._owed_since_s = 0.0
+        self._retries = 0
+        self._retry_at_s = 0.0
+
+    @property
+    def status(self) -> StreamStatus:
+        """What is told of the stream."""
+        return StreamStatus(self.state, _seconds(self._since_ms), _seconds(self.last_frame_ms), self.detail)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether REST stands in for the stream, or should."""
+        return self.state in STALE
+
+    @property
+    def serves(self) -> bool:
+        """Whether the stream is there to bring what closes: it may be waited for."""
+        return self.state in ("subscribed", "live")
+
+    def attached(self, now_ms: int | None) -> None:
+        """The exchange has acknowledged the subscription. That is no data: a stale stream stays stale."""
+        self._acknowledged = True
+        self._attached_ms = now_ms
+        self._owed = None
+        if self.state == "reconnecting":
+            self._turn("subscribed", now_ms)
+
+    def lost(self, now_ms: int | None) -> None:
+        """The connection is gone. A stale stream stays stale: REST goes on to stand in for it."""
+        if self.serves:
+            self._turn("reconnecting", now_ms)
+        self._acknowledged = False
+        self._owed = None
+
+    def delisted(self, now_ms: int | None, detail: str) -> None:
+        """The exchange does not trade the symbol; nothing is owed until `listed`."""
+        self._turn("delisted", now_ms, detail)
+        self._owed = None
+
+    def listed(self, now_ms: int | None, detail: str) -> None:
+        """The exchange trades the symbol (again)."""
+        self._turn("subscribed", now_ms, detail)
+
+    def frame(self, candle: Candle, event_ms: int, *, closed: bool) -> bool:
+        """The stream brought something; True when that makes a stale stream live again: a closed candle, in time."""
+        self.last_frame_ms = event_ms
+        time = candle.time
+        if closed:
+            if time > self._brought:
+                self._brought = time
+            if self._owed is not None and time >= self._owed:
+                self._owed = None
+            if self.is_stale and event_ms <= self._timeframe.next(time) * 1000 + self._stale_ms:
+                self._turn("live", event_ms)
+                self._retries = 0
+                return True
+        if self.state == "subscribed":
+            self._turn("live", event_ms, self.detail)
+        return False
+
+    def shown(self, candles: Iterable[Candle], now_ms: int | None, now_s: float) -> None:
+        """REST has shown closed candles. The oldest traded one that closed while attached, and was not brought, is
+        owed."""
+        if not self._acknowledged or not (self.serves or self.is_stale):
+            return
+        if self._attached_ms is None:
+            self._attached_ms = now_ms  # nothing was known of the exchange's time when it was acknowledged
+            return
+        for candle in candles:
+            if candle.time <= self._brought or not candle.volume:
+                continue
+            if self._timeframe.next(candle.time) * 1000 < self._attached_ms:
+                continue
+            if self.state == "stale":
+                self._turn("rest_fallback", now_ms, self.detail)
+            elif self._owed is None:
+                self._owed = candle.time
+                self._owed_since_s = now_s
+            return
+
+    def check(self, now_ms: int, now_s: float) -> bool:
+        """Whether the stream turns stale now."""
+        owed = self._owed
+        if owed is None or not self.serves or now_s - self._owed_since_s < IN_FLIGHT_S:
+            return False
+        if now_ms < self._timeframe.next(owed) * 1000 + self._stale_ms:
+            return False
+        had = "brings no data" if self.last_frame_ms is None else f"last brought data at {self.last_frame_ms // 1000}"
+        self._turn("stale", now_ms, f"REST shows the candle of {owed} with trades; the stream {had}")
+        self._owed = None
+        self._retry_at_s = now_s + RETRY_FIRST_S
+        return True
+
+    def retry(self, now_s: float) -> bool:
+        """Whether a stale stream is to be subscribed anew now; the next time is later by twice as much."""
+        if not self.is_stale or now_s < self._retry_at_s:
+            return False
+        self._retries += 1
+        self._retry_at_s = now_s + min(RETRY_FIRST_S * 2**self._retries, RETRY_MOST_S)
+        return True
+
+    def put_off(self, now_s: float) -> None:
+        """Something else is tried for the stream: its own next try is later."""
+        self._retry_at_s = max(self._retry_at_s, now_s + RETRY_FIRST_S)
+
+    def _turn(self, state: str, now_ms: int | None, detail: str | None = None) -> None:
+        self.detail = detail
+        if state != self.state:
+            self.state = state
+            self._since_ms = now_ms
+
+
+def _seconds(time_ms: int | None) -> int | None:
+    return None if time_ms is None else time_ms // 1000

@@ -1,0 +1,90 @@
+"""StampCheck: events whose time stamps cannot be right wait until the exchange was asked what time it is.
+
+What time it is on the exchange is learned from its stamps, and a stamp proves that candles are over. One bad frame
+from the future would make every open candle look closed. So a stamp that runs ahead of the known time is doubted: a
+clock may have jumped (a simulated exchange's does; our host may have slept), or the frame lies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from klinesync.core.errors import UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.sources import KlineEvent
+
+log = logging.getLogger(__name__)
+
+# Events that wait for the answer; past that the oldest are given up, and REST makes up for them.
+MAX_WAITING = 10_000
+# A stream that lies all the time makes us ask no more often than this.
+ASK_EVERY_S = 0.2
+# Live does not wait longer for the answer. It may take long where REST is banned, and live goes on then.
+ASK_TIMEOUT_S = 3.0
+LOG_EVERY_S = 10.0
+
+
+class StampCheck:
+    """The check of one market. `ask` asks the exchange's time, which `clock` learns from the answer; `believe` takes
+    an event whose stamp is right. `refused` counts the others."""
+
+    def __init__(
+        self, clock: ExchangeClock, ask: Callable[[], Awaitable[int]], believe: Callable[[KlineEvent, float], None]
+    ) -> None:
+        self._clock = clock
+        self._ask = ask
+        self._believe = believe
+        self._waiting: deque[KlineEvent] = deque(maxlen=MAX_WAITING)
+        self._series: set[SeriesId] = set()  # those that have an event waiting: what follows it waits too
+        self._asked_at_s = float("-inf")
+        self._log_limit = LogLimit(LOG_EVERY_S)
+        self.refused = 0
+
+    def check(self, event: KlineEvent, now_s: float) -> bool:
+        """Take one event. True when the caller must see to it that `resolve` runs."""
+        if event.series not in self._series and self._clock.plausible(event.event_ms, now_s):
+            self._clock.learn(event.event_ms, now_s)
+            self._believe(event, now_s)
+            return False
+        self._waiting.append(event)
+        self._series.add(event.series)
+        return len(self._waiting) == 1
+
+    async def resolve(self) -> None:
+        """Ask the exchange, and settle what waits. When it cannot be asked, and nothing was ever known of its time, the
+        stamps are believed; else they are not."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._asked_at_s + ASK_EVERY_S - loop.time()))
+        self._asked_at_s = loop.time()
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                await self._ask()
+        except (UpstreamError, TimeoutError) as error:
+            log.warning("the exchange cannot be asked for its time: %s", error or type(error).__name__)
+        first = self._clock.proven_ms is None
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._series.clear()
+        for event in waiting:
+            now_s = loop.time()
+            if first or self._clock.plausible(event.event_ms, now_s):
+                self._clock.learn(event.event_ms, now_s)
+                self._believe(event, now_s)
+            else:
+                self._refuse(event, now_s)
+
+    def _refuse(self, event: KlineEvent, now_s: float) -> None:
+        self.refused += 1
+        suppressed = self._log_limit.allow("future", now_s)
+        if suppressed is not None:
+            log.warning(
+                "%s: a frame is quarantined (%d more since the last): it is stamped %d, far in the future",
+                event.series,
+                suppressed,
+                event.event_ms,
+            )
