@@ -14,15 +14,18 @@ from aiohttp import WSMsgType
 
 from klinesync.core.errors import Rejected
 from klinesync.sim.faults import (
+    VARIANTS,
     BadFault,
     Disconnect,
     DropClosed,
     Duplicate,
     LateClosed,
+    Malformed,
     RateLimit,
     RefuseConnect,
     Reorder,
     RestError,
+    RestSlow,
     RestStale,
     ServerShutdown,
     Silent,
@@ -153,7 +156,8 @@ async def test_faults_are_added_counted_and_lifted_over_http(server: SimServer, 
     assert await status(http, server, "/fapi/v1/time") == (200, None)
     found = await state(http, server)
     assert found["faults_seen"] == {"rest_error": 1}
-    (in_force,) = found["faults"] if isinstance(found["faults"], list) else ()
+    assert isinstance(found["faults"], list)
+    (in_force,) = found["faults"]
     assert (in_force["id"], in_force["kind"], in_force["seen"]) == (fault_id, "rest_error", 1)
     async with http.delete(f"{url}/{fault_id}") as answer:
         assert (answer.status, await answer.json()) == (200, {"id": fault_id})
@@ -297,6 +301,42 @@ async def test_duplicates_come_twice_and_reordered_closes_change_places(
         assert opens == [begin + 60_000, begin, begin + 180_000, begin + 120_000]
 
 
+async def test_malformed_frames_of_every_variant_come_in_turn_each_before_the_good_one(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    server.faults.add(Malformed(events="closed", symbols=("BTCUSDT",), market="spot"))
+    async with http.ws_connect(stream(server, "btcusdt"), max_msg_size=0) as socket:
+        await clock(http, server, advance_s=60 * len(VARIANTS))
+        spoilt: list[aiohttp.WSMessage] = []
+        good: list[Event] = []
+        async with asyncio.timeout(PATIENCE_S):
+            while len(good) < len(VARIANTS):
+                spoilt.append(await socket.receive())
+                message = await socket.receive()
+                good.append(json.loads(message.data)["data"])
+    assert [later["k"]["t"] - earlier["k"]["t"] for earlier, later in itertools.pairwise(good)] == [60_000] * 8
+    assert all(one["k"]["x"] is True and one["k"]["s"] == "BTCUSDT" for one in good)
+    types = [WSMsgType.BINARY if variant == "binary" else WSMsgType.TEXT for variant in VARIANTS]
+    assert [message.type for message in spoilt] == types
+    by_variant = dict(zip(VARIANTS, spoilt, strict=True))
+    assert len(by_variant["huge"].data) > 1 << 20
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(by_variant["broken_json"].data)
+    assert json.loads(by_variant["closed_text"].data)["data"]["k"]["x"] == "false"
+    assert server.faults.seen() == {"malformed": len(VARIANTS)}
+
+
+async def test_a_malformed_frame_can_stand_in_place_of_the_good_one(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    server.faults.add(Malformed(variant="wrong_symbol", mode="instead", events="closed", count=1))
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        await clock(http, server, advance_s=120)
+        wrong, right = await closes(socket, 2)
+    assert wrong["s"] in {"ETHUSDT", "BNBUSDT", "SOLUSDT"}
+    assert (right["s"], right["t"]) == ("BTCUSDT", wrong["t"] + 60_000)
+
+
 async def test_a_disconnect_cuts_the_connections_that_it_names(server: SimServer, http: aiohttp.ClientSession) -> None:
     async with (
         http.ws_connect(stream(server, "btcusdt")) as bitcoin,
@@ -373,6 +413,35 @@ async def test_rest_errors_are_for_the_symbols_paths_and_times_that_were_asked_f
     assert await status(http, server, "/api/v3/time") == (200, None)
     assert await status(http, server, "/fapi/v1/exchangeInfo") == (404, None)
     assert server.faults.seen() == {"rest_error": 3}
+
+
+async def test_slow_answers_take_their_time_on_the_exchanges_clock(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    fault = server.faults.add(RestSlow(delay_s=60, paths=("time",)))
+    asked_ms = server.now_ms()
+    slow = asyncio.create_task(http.get(f"{server.http_url}/api/v3/time"))
+    await until(lambda: server.faults.seen()["rest_slow"] == 1)
+    assert await status(http, server, "/api/v3/ping") == (200, None)
+    await clock(http, server, advance_s=59)
+    assert not slow.done()
+    await clock(http, server, advance_s=1)
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await slow
+    assert (await answer.json())["serverTime"] == asked_ms, "it was made when the request came"
+    held = asyncio.create_task(http.get(f"{server.http_url}/fapi/v1/time"))
+    await until(lambda: server.faults.seen()["rest_slow"] == 2)
+    server.faults.remove(fault)
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await held).status == 200
+
+
+async def test_an_answer_that_is_held_back_does_not_hold_up_the_end(http: aiohttp.ClientSession) -> None:
+    async with SimServer(SimConfig(symbols=2, start=START_S, faults=(RestSlow(delay_s=86_400),))) as server:
+        held = asyncio.create_task(http.get(f"{server.http_url}/api/v3/time"))
+        await until(lambda: server.faults.seen()["rest_slow"] == 1)
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await held).status == 200
 
 
 async def test_a_rate_limit_says_429_then_418_until_the_ban_has_passed(

@@ -6,14 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from klinesync.sim.faults import DropClosed, Duplicate, LateClosed, Reorder, Rule, Silent
+from klinesync.sim.dice import dice_key, unit
+from klinesync.sim.exchange import SimExchange
+from klinesync.sim.faults import VARIANTS, DropClosed, Duplicate, LateClosed, Malformed, Reorder, Rule, Silent
 from klinesync.sim.feed import Event, StreamKey
+from klinesync.sim.spoil import Spoilt
+from klinesync.sim.symbol import Symbol
 
 MAX_LATE = 1_000_000  # events that wait; beyond it they come in time, so that memory is bounded
 
-EventFault = DropClosed | LateClosed | Reorder | Duplicate
+EventFault = DropClosed | LateClosed | Reorder | Duplicate | Malformed
 # An event passes the kinds in this order; one that waited goes on behind the kind that made it wait.
-_ORDER: tuple[type[EventFault], ...] = (DropClosed, LateClosed, Reorder, Duplicate)
+_ORDER: tuple[type[EventFault], ...] = (DropClosed, LateClosed, Reorder, Duplicate, Malformed)
 
 
 @dataclass(eq=False, slots=True)
@@ -54,7 +58,9 @@ class EventFaults:
     connections.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exchange: SimExchange) -> None:
+        self._exchange = exchange
+        self._dice = dice_key(exchange.seed, "faults")
         self.active = False
         self.silent: list[Rule[Silent]] = []
         self._hears_from: dict[int, int] = {}
@@ -129,6 +135,11 @@ class EventFaults:
                     return
             elif isinstance(fault, LateClosed) and len(self._late) >= MAX_LATE:
                 continue
+            elif isinstance(fault, Malformed):
+                if event.spoilt is None and acting.acts(event):
+                    out.append(event._replace(spoilt=self._spoilt(event, acting.rule.seen, fault)))
+                    if fault.mode == "instead":
+                        return
             elif acting.acts(event):
                 if isinstance(fault, LateClosed):
                     self._wait(event.sent_ms + int(fault.delay_s * 1000), stage, event)
@@ -137,6 +148,15 @@ class EventFaults:
                     self._pass(event, stage, out)
                 return
         out.append(event)
+
+    def _spoilt(self, event: Event, turn: int, fault: Malformed) -> Spoilt:
+        variant = VARIANTS[(turn - 1) % len(VARIANTS)] if fault.variant is None else fault.variant
+        return Spoilt(variant, self._another(event.stream.listing.symbol, turn))
+
+    def _another(self, symbol: Symbol, turn: int) -> str:
+        """The name of another symbol of that market, or of none when it is the only one."""
+        names = [name for name in self._exchange.listings(symbol.market) if name != symbol.name]
+        return names[int(unit(self._dice, turn) * len(names))] if names else "NOSUCHUSDT"
 
     def _wait(self, due_ms: int, stage: int, event: Event) -> None:
         self._turns += 1

@@ -15,10 +15,12 @@ from klinesync.sim.faults import (
     Duplicate,
     Fault,
     LateClosed,
+    Malformed,
     RateLimit,
     RefuseConnect,
     Reorder,
     RestError,
+    RestSlow,
     RestStale,
     Rule,
     ServerShutdown,
@@ -63,7 +65,7 @@ class FaultBoard:
                 silent = Rule(fault_id, fault)
                 self._streams.faults.silence(silent, self._streams.next_serial)
                 rule: Rule[Fault] = silent
-            case DropClosed() | LateClosed() | Duplicate() | Reorder():
+            case DropClosed() | LateClosed() | Duplicate() | Reorder() | Malformed():
                 acting = Rule(fault_id, fault)
                 self._streams.faults.add(acting)
                 rule = acting
@@ -71,6 +73,10 @@ class FaultBoard:
                 failing = Rule(fault_id, fault)
                 self._rest.fail(failing)
                 rule = failing
+            case RestSlow():
+                slow = Rule(fault_id, fault)
+                self._rest.slow(slow)
+                rule = slow
             case RateLimit():
                 limiting = Rule(fault_id, fault)
                 self._rest.limit(limiting)
@@ -95,6 +101,12 @@ class FaultBoard:
         if rule is None:
             raise UnknownFault(fault_id)
         self._forget(rule)
+
+    def clear(self) -> None:
+        """Lift all faults."""
+        for rule in self._rules.values():
+            self._forget(rule)
+        self._rules.clear()
 
     def refuse_connect(self, route: Route) -> RefuseConnect | None:
         """The fault that keeps that connection from being opened; None when it may be. Counts it."""

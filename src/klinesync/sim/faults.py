@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
@@ -121,6 +121,29 @@ class Reorder(_EventFault, frozen=True, tag="reorder"):
     events: Literal["all", "closed"] = "all"
 
 
+Variant = Literal[
+    "broken_json",  # cut in the middle
+    "wrong_types",  # null, a list, an object, true, a number and a text where the others should be
+    "wrong_symbol",  # another symbol's name, in the event of this one
+    "wrong_interval",
+    "closed_text",  # "x": "false"
+    "nan",  # NaN and Infinity for prices and volume
+    "future",  # E, t and T a year ahead
+    "huge",  # more than a megabyte, nothing else wrong with it
+    "binary",  # the event in a binary frame
+]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+
+class Malformed(_EventFault, frozen=True, tag="malformed"):
+    """A frame that is not what it should be, before the good one or `instead` of it; without `variant` all of them in
+    turn."""
+
+    variant: Variant | None = None
+    mode: Literal["extra", "instead"] = "extra"
+    events: Literal["all", "closed"] = "all"
+
+
 # REST
 
 
@@ -135,6 +158,12 @@ class RestError(_RestFault, frozen=True, tag="rest_error"):
     """Requests are answered with an error."""
 
     status: Annotated[int, Meta(ge=400, le=599)] = 500
+
+
+class RestSlow(_RestFault, frozen=True, tag="rest_slow"):
+    """Answers, made when the request comes, arrive `delay_s` later."""
+
+    delay_s: Duration = 5.0
 
 
 class RateLimit(_Narrowed, frozen=True, tag="rate_limit"):
@@ -157,8 +186,8 @@ class RestStale(_Narrowed, frozen=True, tag="rest_stale"):
 
 Fault = (
     Disconnect | RefuseConnect | ServerShutdown
-    | Silent | DropClosed | LateClosed | Duplicate | Reorder
-    | RestError | RateLimit | RestStale
+    | Silent | DropClosed | LateClosed | Duplicate | Reorder | Malformed
+    | RestError | RestSlow | RateLimit | RestStale
 )  # fmt: skip
 
 _FAULT: msgspec.json.Decoder[Fault] = msgspec.json.Decoder(Fault)

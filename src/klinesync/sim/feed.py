@@ -11,6 +11,7 @@ from klinesync.core.errors import BadTimeframe
 from klinesync.core.timeframe import Timeframe
 from klinesync.sim.dice import dice_key, unit
 from klinesync.sim.exchange import Grid, Listing, SimExchange
+from klinesync.sim.spoil import Spoilt
 from klinesync.sim.tape import MINUTE_S, Market, Row, fold, join
 from klinesync.sim.wire import KlineTemplate
 
@@ -57,12 +58,13 @@ class KlineStream:
 
 
 class Event(NamedTuple):
-    """One kline event that is to be sent now."""
+    """One kline event that is to be sent now; `spoilt` when a fault has made something else of it."""
 
     stream: KlineStream
     row: Row
     closed: bool
     sent_ms: int
+    spoilt: Spoilt | None = None
 
 
 def parse_zone(text: str) -> int | None:
@@ -87,7 +89,7 @@ class KlineFeed:
     """
 
     def __init__(self, exchange: SimExchange, *, quiet_futures: bool = True) -> None:
-        self._exchange = exchange
+        self.exchange = exchange
         self._quiet_futures = quiet_futures
         self._streams: dict[StreamKey, KlineStream] = {}
         self._calendar: list[tuple[int, int, KlineStream]] = []
@@ -144,7 +146,7 @@ class KlineFeed:
             continuous = True
         if match is None:
             return None
-        listing = self._exchange.listings(key.market).get(match["symbol"].upper())
+        listing = self.exchange.listings(key.market).get(match["symbol"].upper())
         try:
             timeframe = Timeframe.parse(match["interval"])
         except BadTimeframe:
@@ -154,7 +156,7 @@ class KlineFeed:
         if listing is None or zone_s is None or (zone_text is not None and key.market == "futures"):
             return None
         grid = Grid(timeframe, zone_s)
-        dice = dice_key(self._exchange.seed, key.market, key.name, "stream")
+        dice = dice_key(self.exchange.seed, key.market, key.name, "stream")
         cadence_ms = SPOT_CADENCE_MS if key.market == "spot" else FUTURES_CADENCE_MS
         template = KlineTemplate(listing, grid, continuous=continuous)
         return KlineStream(key, listing, grid, template, dice, cadence_ms, int(unit(dice, 0) * cadence_ms))

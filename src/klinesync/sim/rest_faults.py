@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from klinesync.sim.faults import RateLimit, RestError, RestStale, Rule
+from klinesync.sim.faults import RateLimit, RestError, RestSlow, RestStale, Rule
 from klinesync.sim.limits import Refusal, banned, rest_of_minute_s, too_much
 from klinesync.sim.tape import Market
 
@@ -43,12 +43,17 @@ class RestFaults:
 
     active: bool = False
     _errors: list[Rule[RestError]] = field(default_factory=list)
+    _slow: list[Rule[RestSlow]] = field(default_factory=list)
     _limits: list[Rule[RateLimit]] = field(default_factory=list)
     _stale: list[Rule[RestStale]] = field(default_factory=list)
     _scripts: dict[tuple[int, Market], _Script] = field(default_factory=dict)
 
     def fail(self, rule: Rule[RestError]) -> None:
         self._errors.append(rule)
+        self.active = True
+
+    def slow(self, rule: Rule[RestSlow]) -> None:
+        self._slow.append(rule)
         self.active = True
 
     def limit(self, rule: Rule[RateLimit]) -> None:
@@ -62,10 +67,11 @@ class RestFaults:
     def remove(self, fault_id: int) -> None:
         """Act no longer."""
         self._errors = [rule for rule in self._errors if rule.id != fault_id]
+        self._slow = [rule for rule in self._slow if rule.id != fault_id]
         self._limits = [rule for rule in self._limits if rule.id != fault_id]
         self._stale = [rule for rule in self._stale if rule.id != fault_id]
         self._scripts = {key: script for key, script in self._scripts.items() if key[0] != fault_id}
-        self.active = bool(self._errors or self._limits or self._stale)
+        self.active = bool(self._errors or self._slow or self._limits or self._stale)
 
     def refuse(self, market: Market, path: str, params: Mapping[str, str], now_ms: int) -> Refusal | Failure | None:
         """What the request gets in place of its answer; None when it is to be answered. Counts it."""
@@ -77,12 +83,23 @@ class RestFaults:
                     limit.seen += 1
                     return refusal
         for error in self._errors:
-            fault = error.fault
-            spent = fault.count is not None and error.seen >= fault.count
-            if not spent and fault.concerns(market, symbols) and (fault.paths is None or path in fault.paths):
+            if _meets(error, market, path, symbols):
                 error.seen += 1
-                return Failure(fault.status)
+                return Failure(error.fault.status)
         return None
+
+    def delay(self, market: Market, path: str, params: Mapping[str, str]) -> Rule[RestSlow] | None:
+        """The fault that makes the answer to the request late; None when it is in time. Counts it."""
+        symbols = _symbols(market, params)
+        for rule in self._slow:
+            if _meets(rule, market, path, symbols):
+                rule.seen += 1
+                return rule
+        return None
+
+    def is_slow(self, rule: Rule[RestSlow]) -> bool:
+        """Whether the fault is still in force."""
+        return rule in self._slow
 
     def shown(self, market: Market, params: Mapping[str, str], now_ms: int) -> Shown | None:
         """Which moment a request for klines is shown; None for the present. Counts it."""
@@ -107,6 +124,13 @@ class RestFaults:
         if script.banned_until_ms is None:
             script.banned_until_ms = now_ms + int(fault.ban_s * 1000)
         return banned(script.banned_until_ms, now_ms) if now_ms < script.banned_until_ms else None
+
+
+def _meets(rule: Rule[RestError] | Rule[RestSlow], market: Market, path: str, symbols: list[str]) -> bool:
+    fault = rule.fault
+    if fault.count is not None and rule.seen >= fault.count:
+        return False
+    return fault.concerns(market, symbols) and (fault.paths is None or path in fault.paths)
 
 
 def _symbols(market: Market, params: Mapping[str, str]) -> list[str]:

@@ -37,6 +37,7 @@ MAX_SYMBOLS = 10_000
 PUMP_EVENTS = 500  # most events handed out before others get their turn
 TICK_S = 0.005  # least time between two rounds of the pusher: what falls due meanwhile is written together
 IDLE_S = 0.5
+SLOW_LOOK_S = 0.05  # how often an answer that is held back looks whether it still has to be
 PATIENT_BYTES = 256 * 1024  # a socket with more than this waiting is slow; catching up waits for it a while
 STALLED_S = 1.0  # a slow socket that takes nothing for so long is not waited for
 MAX_BUFFER_BYTES = 16 * 1024 * 1024  # more than this waiting: cut off
@@ -195,6 +196,7 @@ class SimServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._board.clear()  # an answer that is held back would hold up the end
         for task in self._tasks:
             task.remove_done_callback(self._broken)
             task.cancel()
@@ -238,9 +240,25 @@ class SimServer:
             for turn, _ in enumerate(self._api.warm_tickers(asked, self.now_ms())):
                 if turn % 10 == 9:
                     await asyncio.sleep(0)
-            return self._answer(self._api.answer(asked, self.now_ms()))
+            now_ms = self.now_ms()
+            answer = self._api.answer(asked, now_ms)
+            if self._api.faults.active:
+                await self._slow_down(asked, now_ms)
+            return self._answer(answer)
 
         return rest
+
+    async def _slow_down(self, asked: RestRequest, now_ms: int) -> None:
+        """Hold an answer back as long as a fault says, at most until it is lifted; the clock may change meanwhile."""
+        faults = self._api.faults
+        slow = faults.delay(asked.market, asked.path, asked.params)
+        if slow is None:
+            return
+        due_ms = now_ms + slow.fault.delay_s * 1000
+        while faults.is_slow(slow) and self.now_ms() < due_ms:
+            due_mono_s = self._clock.mono_s_at(due_ms)
+            left_s = SLOW_LOOK_S if due_mono_s is None else due_mono_s - time.monotonic()
+            await asyncio.sleep(min(SLOW_LOOK_S, max(left_s, 0.001)))
 
     def _answer(self, answer: RestAnswer) -> web.Response:
         return web.Response(

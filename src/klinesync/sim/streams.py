@@ -9,6 +9,7 @@ from typing import NamedTuple
 from klinesync.sim.event_faults import EventFaults
 from klinesync.sim.feed import Event, KlineFeed, KlineStream, StreamKey
 from klinesync.sim.session import Answer, Session
+from klinesync.sim.spoil import spoil
 from klinesync.sim.wire import combined, shutdown_event
 
 
@@ -53,7 +54,7 @@ class Streams:
 
     def __init__(self, feed: KlineFeed) -> None:
         self._feed = feed
-        self.faults = EventFaults()
+        self.faults = EventFaults(feed.exchange)
         self.listeners: dict[Listener, None] = {}
         self.next_serial = 1
         self._audiences: dict[StreamKey, _Audience] = {}
@@ -170,14 +171,22 @@ class Streams:
 def _encode(event: Event, form: Form) -> bytes:
     stream = event.stream
     body = stream.template.event(event.row, closed=event.closed, sent_ms=event.sent_ms, micro=form.micro)
+    if event.spoilt is not None:
+        name = stream.key.name if form.combined else None
+        payload, is_binary = spoil(body, event.spoilt, name, micro=form.micro)
+        return _frame(0x82, payload) if is_binary else text_frame(payload)
     return text_frame(combined(stream.key.name, body) if form.combined else body)
 
 
 def text_frame(payload: bytes) -> bytes:
     """A whole WebSocket text message as a server sends it (RFC 6455, 5.2)."""
+    return _frame(0x81, payload)
+
+
+def _frame(head: int, payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:
-        return bytes((0x81, size)) + payload
+        return bytes((head, size)) + payload
     if size < 65_536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+        return bytes((head, 126)) + size.to_bytes(2, "big") + payload
+    return bytes((head, 127)) + size.to_bytes(8, "big") + payload
