@@ -1,0 +1,306 @@
+"""The weight budget: who goes when, and how much may be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.ingest import weight
+from klinesync.ingest.weight import AT_ONCE, KEPT_FREE, PART, WEIGHTS, Now, Turn, WeightBudget
+from klinesync.runtime.sources import Errand, Urgency
+
+MINUTE_MS = 60_000
+T0_MS = 1_700_000_040_000 // MINUTE_MS * MINUTE_MS
+
+
+def at(second: float, since_s: float = 0.0) -> Now:
+    """So many seconds after the start of a minute of the exchange, our clock started with it."""
+    return Now(T0_MS + int(second * 1000), since_s + second)
+
+
+def go(budget: WeightBudget, urgency: Urgency, heavy: int, now: Now, used: int | None = None) -> Turn | None:
+    """Ask for one request; when it may go, it is sent and answered."""
+    turn = budget.join(Errand(urgency), heavy)
+    assert turn is not None
+    if budget.next(now) is not turn:
+        budget.over(turn, now)
+        return None
+    budget.sent(turn)
+    budget.answered(turn, used, now)
+    budget.over(turn, now)
+    return turn
+
+
+@pytest.mark.parametrize("urgency", list(Urgency))
+def test_each_urgency_fills_its_part_of_our_share_and_no_more(urgency: Urgency) -> None:
+    budget = WeightBudget(1000, share=0.8)
+    count = 0
+    while go(budget, urgency, 10, at(1)):
+        count += 1
+    assert count == int(800 * PART[urgency]) // 10
+    assert budget.used(at(1)) == count * 10
+    assert go(budget, urgency, 10, at(60)), "a new minute"
+
+
+def test_the_more_urgent_may_fill_more() -> None:
+    assert list(PART) == sorted(PART) == list(Urgency)
+    assert sorted(PART.values(), reverse=True) == list(PART.values())
+    budget = WeightBudget(1000)
+    while go(budget, Urgency.DEEP, 10, at(1)):
+        pass
+    assert go(budget, Urgency.REPAIR, 10, at(1)), "a live repair finds room at once"
+
+
+def test_what_others_used_of_the_address_counts() -> None:
+    budget = WeightBudget(1000)
+    assert go(budget, Urgency.REPAIR, 2, at(1), used=799)
+    assert go(budget, Urgency.REPAIR, 2, at(1)) is None
+    assert go(budget, Urgency.REPAIR, 1, at(1))
+
+
+def test_an_unused_minute_has_room_for_any_request() -> None:
+    budget = WeightBudget(100, share=0.1)
+    assert go(budget, Urgency.DEEP, 80, at(1))
+    assert go(budget, Urgency.REPAIR, 1, at(1)) is None
+
+
+def test_who_waits_is_served_by_urgency_then_in_order_of_coming_and_urgency_may_be_raised() -> None:
+    budget = WeightBudget(1000)
+    errands = [Errand(urgency) for urgency in (Urgency.DEEP, Urgency.SWEEP, Urgency.FILL, Urgency.SWEEP, Urgency.DEEP)]
+    turns = [budget.join(errand, 1) for errand in errands]
+    errands[4].urgency = Urgency.READ
+    served = []
+    while (turn := budget.next(at(1))) is not None:
+        served.append(turns.index(turn))
+        budget.over(turn, at(1))
+    assert served == [4, 1, 3, 2, 0]
+
+
+def test_places_are_bounded_and_one_is_kept_for_what_somebody_waits_for() -> None:
+    budget = WeightBudget(1000)
+    for urgency in [*[Urgency.DEEP] * AT_ONCE, *[Urgency.REPAIR] * AT_ONCE]:
+        budget.join(Errand(urgency), 1)
+    deep = WeightBudget(1000)
+    for _ in range(AT_ONCE):
+        deep.join(Errand(Urgency.DEEP), 1)
+    assert sum(budget.next(at(1)) is not None for _ in range(9)) == AT_ONCE
+    assert sum(deep.next(at(1)) is not None for _ in range(9)) == AT_ONCE - KEPT_FREE
+    deep.join(Errand(Urgency.READ), 1)
+    first = deep.next(at(1))
+    assert first is not None
+    assert first.errand.urgency is Urgency.READ
+
+
+def test_a_small_request_within_another_takes_weight_but_no_place() -> None:
+    budget = WeightBudget(1000)
+    for _ in range(AT_ONCE):
+        budget.join(Errand(Urgency.REPAIR), 2)
+    turn = budget.next(at(1))
+    assert turn is not None
+    for _ in range(AT_ONCE):
+        budget.at_once(turn.errand, 1, at(1))
+    assert budget.next(at(1)) is not None
+    assert budget.used(at(1)) == 2 + AT_ONCE + 2
+
+
+def test_a_request_that_was_cancelled_before_it_was_sent_weighs_nothing_and_one_sent_weighs_until_it_is_told() -> None:
+    budget = WeightBudget(1000)
+    budget.join(Errand(Urgency.READ), 20)
+    turn = budget.next(at(1))
+    assert turn is not None
+    assert budget.used(at(1)) == 20
+    budget.over(turn, at(1))
+    assert budget.used(at(1)) == 0
+    budget.join(Errand(Urgency.READ), 20)
+    turn = budget.next(at(1))
+    assert turn is not None
+    budget.sent(turn)
+    budget.over(turn, at(1))
+    assert budget.used(at(1)) == 20, "the exchange may have counted it"
+    go(budget, Urgency.READ, 2, at(2), used=22)
+    assert budget.used(at(2)) == 22, "and has"
+
+
+def test_the_minute_is_over_when_the_exchange_counts_anew_whatever_our_estimate_of_its_clock() -> None:
+    budget = WeightBudget(1000)
+    assert go(budget, Urgency.REPAIR, 2, at(58), used=790)
+    assert go(budget, Urgency.REPAIR, 2, at(59), used=2)
+    assert budget.used(at(59)) == 2
+    assert go(budget, Urgency.REPAIR, 2, at(59.5), used=300)
+    assert budget.used(at(60)) == 300, "our clock gets there later: nothing is forgotten"
+    assert budget.used(at(120)) == 0
+
+
+def test_an_answer_about_the_minute_before_does_not_fill_the_new_one() -> None:
+    budget = WeightBudget(1000)
+    assert go(budget, Urgency.REPAIR, 2, at(58), used=790)
+    budget.join(Errand(Urgency.REPAIR), 2)
+    turn = budget.next(at(59.9))
+    assert turn is not None
+    budget.sent(turn)
+    budget.answered(turn, 792, at(60.1))
+    assert budget.used(at(60.1)) == 0
+    assert go(budget, Urgency.REPAIR, 2, at(60.2), used=4)
+    assert budget.used(at(60.2)) == 4
+
+
+def test_before_anything_is_known_of_the_exchanges_clock_minutes_are_ours() -> None:
+    budget = WeightBudget(1000)
+    while go(budget, Urgency.REPAIR, 100, Now(None, 30.0)):
+        pass
+    assert budget.used(Now(None, 59.0)) == 800
+    assert budget.used(Now(None, 60.0)) == 0
+    assert budget.used(at(1, since_s=60.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("exchange_s", "our_s", "free"), [(29.0, 29.0, False), (30.0, 1.0, True), (1.0, 30.0, True), (None, 30.0, True)]
+)
+def test_a_blocked_host_is_free_when_either_clock_has_passed(
+    exchange_s: float | None, our_s: float, free: bool
+) -> None:
+    budget = WeightBudget(1000)
+    budget.block(30.0, Now(T0_MS, 1000.0))
+    budget.join(Errand(Urgency.REPAIR), 1)
+    exchange_ms = None if exchange_s is None else T0_MS + int(exchange_s * 1000)
+    now = Now(exchange_ms, 1000.0 + our_s)
+    assert (budget.blocked_s(now) == 0.0) is free
+    assert (budget.next(now) is not None) is free
+
+
+def test_a_shorter_wish_does_not_undo_a_longer_one_and_none_is_longer_than_a_ban_can_be() -> None:
+    budget = WeightBudget(1000)
+    budget.block(120.0, at(0))
+    budget.block(5.0, at(1))
+    assert budget.blocked_s(at(1)) == 119.0
+    budget.block(1e12, at(1))
+    assert budget.blocked_s(at(1)) == weight.LONGEST_RETRY_AFTER_S
+
+
+def test_who_will_not_wait_for_a_blocked_host_leaves_the_line() -> None:
+    budget = WeightBudget(1000)
+    read, deep = budget.join(Errand(Urgency.READ), 1), budget.join(Errand(Urgency.DEEP), 1)
+    budget.block(60.0, at(0))
+    longest = dict.fromkeys(Urgency, 120.0) | {Urgency.READ: 10.0}
+    assert budget.unwilling(longest, at(0)) == [read]
+    assert budget.unwilling(longest, at(0)) == []
+    assert budget.next(at(60)) is deep
+
+
+def test_a_full_line_gives_up_the_least_urgent_that_came_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight, "MAX_WAITING", 3)
+    budget = WeightBudget(1000)
+    turns = [budget.join(Errand(urgency), 1) for urgency in (Urgency.DEEP, Urgency.DEEP, Urgency.READ)]
+    assert budget.join(Errand(Urgency.DEEP), 1) is None
+    assert budget.crowded_out() is None
+    assert budget.join(Errand(Urgency.REPAIR), 1) is not None
+    assert budget.crowded_out() is turns[1]
+    assert budget.crowded_out() is None
+    assert sum(budget.status(at(1)).waiting.values()) == 3
+
+
+def test_the_status_says_how_it_stands() -> None:
+    budget = WeightBudget(2400, share=0.5)
+    assert go(budget, Urgency.READ, 5, at(1), used=70)
+    budget.join(Errand(Urgency.DEEP), 1)
+    budget.block(30.0, at(1))
+    status = budget.status(at(11))
+    assert (status.used, status.limit, status.share, status.under_way, status.requests) == (70, 2400, 0.5, 0, 1)
+    assert status.waiting == dict.fromkeys(Urgency, 0) | {Urgency.DEEP: 1}
+    assert (status.blocked_s, status.blocked_until_ms) == (20.0, T0_MS + 31_000)
+    assert budget.status(at(31)).blocked_until_ms is None
+
+
+@pytest.mark.parametrize(
+    ("market", "limit", "heavy"),
+    [
+        ("spot", 1, 2),
+        ("spot", 1000, 2),
+        ("futures", 100, 1),
+        ("futures", 101, 2),
+        ("futures", 500, 2),
+        ("futures", 1000, 5),
+        ("futures", 1500, 10),
+    ],
+)
+def test_pages_weigh_what_the_exchange_says(market: str, limit: int, heavy: int) -> None:
+    assert WEIGHTS[market].page(limit) == heavy
+
+
+@pytest.mark.parametrize(
+    ("market", "expected", "best", "size"),
+    [
+        ("spot", 5, 1000, 1000),
+        ("futures", None, 499, 499),
+        ("futures", 5000, 499, 499),
+        ("futures", 100, 499, 499),
+        ("futures", 99, 499, 99),
+        ("futures", 1, 499, 99),
+        ("futures", 1, 7, 7),
+    ],
+)
+def test_a_short_span_is_asked_for_in_a_light_page(market: str, expected: int | None, best: int, size: int) -> None:
+    assert WEIGHTS[market].page_size(expected, best) == size
+
+
+@dataclass
+class CountingExchange:
+    """Counts weight by its own minute."""
+
+    minute: int = 0
+    used: int = 0
+
+    def charge(self, heavy: int, now_ms: int) -> int:
+        if now_ms // MINUTE_MS != self.minute:
+            self.minute, self.used = now_ms // MINUTE_MS, 0
+        self.used += heavy
+        return self.used
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    behind_ms=st.integers(0, 3000),
+    speed=st.sampled_from([1.0, 1.0, 60.0]),
+    others=st.integers(0, 30),
+    losses=st.sampled_from([0.0, 0.2]),
+)
+def test_the_exchanges_count_stays_below_our_share_whatever_comes_late_or_never(
+    seed: int, behind_ms: int, speed: float, others: int, losses: float
+) -> None:
+    """Requests of several weights at any pace, answers late, out of order or lost, others at the same address, and an
+    estimate of the exchange's clock that lags: the count passes our share by what is under way at most."""
+    rng = Random(seed)
+    exchange, budget = CountingExchange(), WeightBudget(1000)
+    true_ms, ours_s = T0_MS + rng.randrange(MINUTE_MS), 5000.0
+    under_way: list[tuple[Turn, int | None]] = []
+    heaviest = 20
+    for _ in range(400):
+        step_s = rng.choice((0.0, 0.01, 0.2, 3.0))
+        true_ms += int(step_s * 1000 * speed)
+        ours_s += step_s
+        now = Now(true_ms - behind_ms, ours_s)
+        if rng.random() < 0.3:
+            exchange.charge(rng.randint(0, others), true_ms)
+        budget.join(Errand(rng.choice(list(Urgency))), rng.choice((1, 2, heaviest)))
+        turn = budget.next(now)
+        if turn is not None:
+            budget.sent(turn)
+            lost = rng.random() < losses
+            used = exchange.charge(turn.weight, true_ms) if not lost or rng.random() < 0.5 else None
+            # Others may pass our share as they like; we add to it only what we could not know of.
+            assert exchange.used <= 800 + AT_ONCE * (heaviest + others)
+            under_way.append((turn, None if lost else used))
+        if under_way and (rng.random() < 0.6 or len(under_way) == AT_ONCE):
+            turn, used = under_way.pop(rng.randrange(len(under_way)))
+            if used is not None:
+                budget.answered(turn, used, now)
+            budget.over(turn, now)
+        assert len(under_way) <= AT_ONCE
+    for turn, _ in under_way:
+        budget.over(turn, now)
+    later = Now(true_ms + 2 * MINUTE_MS, ours_s + 120)
+    assert budget.used(later) == 0, "nothing is owed for ever"
