@@ -53,7 +53,7 @@ OVERLAP_LEAST_S = 5.0
 OVERLAP_MOST_S = 90.0
 # How often a successor that could not be connected is tried.
 SUCCESSOR_RETRY_S = 10.0
-# A frame that says final may be stamped so much before its candle's end: the exchange's machines do not agree to the ms.
+# So much before its candle's end a frame that says final may be stamped: an exchange's machines differ by some ms.
 CLOSED_EARLY_MS = 1000
 # Of quarantined frames one in so long is logged, for each connection.
 QUARANTINE_LOG_EVERY_S = 10.0
@@ -157,11 +157,12 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
     closed = _FLAG.get(bytes(kline.x))
     if closed is None:
         raise BadFrame(f"x is {bytes(kline.x)[:50]!r}, neither true nor false")
-    if event.E < kline.t:
-        raise BadFrame(f"it is stamped {event.E}, before its candle opens at {kline.t}")
-    if closed and event.E < series.timeframe.next(open_s) * 1000 - CLOSED_EARLY_MS:
-        raise BadFrame(f"it calls the candle of {open_s} final at {event.E}, before its end")
-    return KlineEvent(series, candle, closed, event.E)
+    event_ms = event.E
+    if event_ms < kline.t:
+        raise BadFrame(f"it is stamped {event_ms}, before its candle opens at {kline.t}")
+    if closed and event_ms < series.timeframe.next(open_s) * 1000 - CLOSED_EARLY_MS:
+        raise BadFrame(f"it calls the candle of {open_s} final at {event_ms}, before its end")
+    return KlineEvent(series, candle, closed, event_ms)
 
 
 def stream_name(series: SeriesId) -> str:
@@ -305,7 +306,7 @@ class BinanceConnection:
         return link
 
     async def _stay(self, link: _Link) -> None:
-        """Returns when no link is left. Replaces each before the exchange ends it. A defect of ours in one is raised."""
+        """Returns when no link is left; each is replaced before the exchange ends it. Raises a defect of ours in one."""
         loop = asyncio.get_running_loop()
         rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
         not_before_s = 0.0

@@ -136,7 +136,7 @@ class IngestFeed:
         self._fetching = self._page_out = False
 
     def tick(self, now_s: float) -> list[Command]:
-        """Time has passed (monotonic): live that was held for too long goes on, and the holes before it are declared."""
+        """Time has passed (monotonic): live that was held for too long goes on; the holes before it are declared."""
         if self._stalled or not self._splice.waiting:
             self._held_since_s = None
             return []

@@ -29,8 +29,8 @@ class StreamWatch:
     """One stream. `stale_s`: exchange time after its close by which a traded candle must have come."""
 
     __slots__ = (
-        "_acknowledged", "_attached_ms", "_brought", "_owed", "_owed_since_s", "_retries", "_retry_at_s", "_since_ms", "_stale_ms",
-        "_timeframe", "detail", "last_frame_ms", "state",
+        "_acknowledged", "_attached_ms", "_brought", "_owed", "_owed_since_s", "_retries", "_retry_at_s", "_since_ms",
+        "_stale_ms", "_timeframe", "detail", "last_frame_ms", "state",
     )  # fmt: skip
 
     def __init__(self, timeframe: Timeframe, stale_s: float) -> None:

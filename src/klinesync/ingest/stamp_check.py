@@ -65,7 +65,7 @@ class StampCheck:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 await self._ask()
         except (UpstreamError, TimeoutError) as error:
-            log.warning("the exchange cannot be asked for its time: %s", error or type(error).__name__)
+            log.warning("the exchange cannot be asked for its time: %s", str(error) or "no answer in time")
         first = self._clock.proven_ms is None
         waiting = list(self._waiting)
         self._waiting.clear()

@@ -67,8 +67,7 @@ class Job:
     watch: StreamWatch
     caught_up: asyncio.Future[None]
     begin_by_s: float
-    errand: Errand | None = None
-    waits_for_rest: bool = False
+    errand: Errand = field(default_factory=lambda: Errand(Urgency.SWEEP))
     history: asyncio.Task[None] | None = None
     beginning_again: bool = False
     later: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -398,7 +397,7 @@ class IngestSupervisor:
                 case Fetch():
                     self._read_soon(job, command)
                 case Hurry(urgency):
-                    self._hurry(job, urgency)
+                    job.errand.urgency = urgency  # it counts where it waits, and from its next page on
 
     def _due(self, job: Job) -> None:
         job.later = None
@@ -442,22 +441,11 @@ class IngestSupervisor:
         job.errand = Errand(fetch.urgency)
         job.history = self._group.create_task(self._read(job, fetch, job.errand), name=f"history {job.feed.series}")
 
-    def _hurry(self, job: Job, urgency: Urgency) -> None:
-        """Live waits for what is being fetched. One that waits for its turn takes its place among the urgent."""
-        errand = job.errand
-        assert errand is not None, "something is fetched"
-        errand.urgency = urgency
-        if job.waits_for_rest and not errand.begun and job.history is not None:
-            job.history.cancel()
-            self._read_soon(job, Fetch(job.feed.head, 0.0, urgency))
-
     async def _read(self, job: Job, fetch: Fetch, errand: Errand) -> None:
         """Read history from REST into the pipeline, page by page, and let live through at its end."""
         feed, series = job.feed, job.feed.series
-        job.waits_for_rest = False
         if fetch.delay_s:
             await asyncio.sleep(fetch.delay_s * self._rng.uniform(1.0, 1.5))
-        job.waits_for_rest = True
         before = feed.head
         try:
             start = fetch.start

@@ -1,0 +1,178 @@
+"""StreamWatch: what a stream owes, and what becomes of one that does not bring it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.core.candle import Candle
+from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.liveness import IN_FLIGHT_S, RETRY_FIRST_S, RETRY_MOST_S, StreamWatch
+
+MINUTE = Timeframe.parse("1m")
+STALE_S = 15.0
+
+
+def candle(minute: int, volume: float = 1.0) -> Candle:
+    return Candle(minute * 60, 1.0, 2.0, 0.5, 1.5, volume)
+
+
+def ms(minute: int, after_s: float = 0.0) -> int:
+    """`after_s` after the close of that minute."""
+    return (minute + 1) * 60_000 + int(after_s * 1000)
+
+
+def attached(minute: int = 0) -> StreamWatch:
+    watch = StreamWatch(MINUTE, STALE_S)
+    watch.attached(minute * 60_000)
+    return watch
+
+
+def stale_one() -> StreamWatch:
+    watch = attached()
+    watch.shown([candle(1)], ms(1, 3), 100.0)
+    assert watch.check(ms(1, STALE_S), 120.0)
+    return watch
+
+
+def test_an_acknowledgement_is_no_data() -> None:
+    watch = attached()
+    assert watch.state == "subscribed"
+    watch.frame(candle(1), ms(0, 5), closed=False)
+    assert watch.state == "live"
+    assert watch.status.last_frame_at == ms(0, 5) // 1000
+
+
+def test_a_traded_candle_that_rest_shows_and_the_stream_does_not_bring_makes_it_stale() -> None:
+    watch = attached()
+    watch.frame(candle(1), ms(0, 5), closed=False)
+    watch.shown([candle(1)], ms(1, 3), 100.0)
+    assert not watch.check(ms(1, STALE_S) - 1, 200.0), "it has its time"
+    assert watch.check(ms(1, STALE_S), 200.0)
+    assert watch.state == "stale"
+    assert "60" in (watch.status.detail or "")
+    assert not watch.check(ms(1, STALE_S), 201.0), "it is told once"
+
+
+def test_what_may_still_be_on_its_way_is_waited_for() -> None:
+    watch = attached()
+    watch.shown([candle(1)], ms(1, 100), 100.0)
+    assert not watch.check(ms(1, 100), 100.0 + IN_FLIGHT_S / 2)
+    assert watch.check(ms(1, 100), 100.0 + IN_FLIGHT_S)
+
+
+def test_the_close_that_comes_late_but_in_time_settles_it() -> None:
+    watch = attached()
+    watch.shown([candle(1)], ms(1, 3), 100.0)
+    watch.frame(candle(1), ms(1, 5), closed=True)
+    assert not watch.check(ms(1, 60), 200.0)
+    assert watch.state == "live"
+
+
+def test_forming_candles_alone_do_not_pay_for_a_close() -> None:
+    watch = attached()
+    watch.shown([candle(1)], ms(1, 3), 100.0)
+    watch.frame(candle(2), ms(1, 5), closed=False)
+    assert watch.check(ms(1, 60), 200.0)
+
+
+def test_untraded_minutes_are_not_owed() -> None:
+    watch = attached()
+    watch.shown([candle(1, 0.0), candle(2, 0.0)], ms(2, 3), 100.0)
+    assert not watch.check(ms(2, 3600), 4000.0)
+    assert watch.state == "subscribed"
+
+
+def test_what_closed_before_the_stream_was_attached_is_not_owed() -> None:
+    watch = attached(5)
+    watch.shown([candle(1), candle(3)], ms(4, 3), 100.0)
+    assert not watch.check(ms(4, 3600), 4000.0)
+
+
+def test_a_stream_that_was_attached_before_the_time_was_known_owes_what_closes_from_then_on() -> None:
+    watch = StreamWatch(MINUTE, STALE_S)
+    watch.attached(None)
+    watch.shown([candle(1), candle(2)], ms(2, 3), 100.0)
+    assert not watch.check(ms(2, 60), 200.0)
+    watch.shown([candle(3)], ms(3, 3), 260.0)
+    assert watch.check(ms(3, 60), 300.0)
+
+
+def test_rest_stands_in_and_a_close_in_time_makes_it_live_again() -> None:
+    watch = stale_one()
+    watch.shown([candle(2)], ms(2, 3), 200.0)
+    assert watch.state == "rest_fallback"
+    assert not watch.frame(candle(3), ms(3, STALE_S + 1), closed=True), "too late to be relied on"
+    assert not watch.frame(candle(4), ms(3, 20), closed=False)
+    assert watch.is_stale
+    assert watch.frame(candle(4), ms(4, 1), closed=True)
+    assert watch.state == "live"
+    assert watch.status.detail is None
+
+
+def test_a_stale_stream_stays_stale_over_a_reconnect() -> None:
+    watch = stale_one()
+    watch.lost(ms(2))
+    watch.attached(ms(2, 5))
+    assert watch.state == "stale"
+
+
+def test_a_lost_connection_is_named_until_it_is_subscribed_again() -> None:
+    watch = attached()
+    watch.lost(ms(2))
+    assert watch.state == "reconnecting"
+    assert watch.status.since == ms(2) // 1000
+    watch.shown([candle(2)], ms(2, 3), 100.0)
+    assert not watch.check(ms(2, 60), 200.0), "nothing is owed by a stream that is not there"
+    watch.attached(ms(3))
+    assert watch.state == "subscribed"
+
+
+def test_a_symbol_that_is_not_traded_owes_nothing() -> None:
+    watch = attached()
+    watch.shown([candle(1)], ms(1, 3), 100.0)
+    watch.delisted(ms(1, 5), "its status is BREAK")
+    assert not watch.check(ms(1, 60), 200.0)
+    watch.lost(ms(2))
+    watch.attached(ms(2))
+    assert watch.state == "delisted"
+    watch.listed(ms(9), "it is traded again")
+    assert watch.state == "subscribed"
+    assert watch.status.detail == "it is traded again"
+
+
+def test_a_stale_stream_is_retried_ever_more_seldom() -> None:
+    watch = stale_one()
+    now_s, waits = 120.0, []
+    for _ in range(12):
+        before_s = now_s
+        while not watch.retry(now_s):
+            now_s += 1.0
+        waits.append(now_s - before_s)
+    assert waits[0] == RETRY_FIRST_S
+    assert waits == sorted(waits)
+    assert waits[-1] == RETRY_MOST_S
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["closed", "forming", "rest", "untraded", "lost", "attached"]), st.integers(0, 40)),
+        max_size=60,
+    )
+)
+def test_a_stream_that_brings_every_close_in_time_is_never_stale(steps: list[tuple[str, int]]) -> None:
+    """Whatever REST shows, and however often the connection is lost: each minute's close is brought 2 s after it, while
+    attached."""
+    watch = attached()
+    there = True
+    for minute, (step, after_s) in enumerate(steps):
+        if step == "lost":
+            watch.lost(ms(minute, -after_s))
+            there = False
+        elif step == "attached":
+            watch.attached(ms(minute, -after_s))
+            there = True
+        if step == "forming" and there:
+            watch.frame(candle(minute), ms(minute, -1), closed=False)
+        watch.shown([candle(minute, 0.0 if step == "untraded" else 1.0)], ms(minute, 1), minute * 60.0)
+        if there and step != "untraded":
+            watch.frame(candle(minute), ms(minute, 2), closed=True)
+        assert not watch.check(ms(minute, 40), minute * 60.0 + 40)
