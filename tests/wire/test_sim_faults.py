@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypedDict
 
@@ -16,20 +17,25 @@ from klinesync.core.errors import Rejected
 from klinesync.sim.faults import (
     VARIANTS,
     BadFault,
+    ClockSkew,
+    Delist,
     Disconnect,
     DropClosed,
     Duplicate,
     LateClosed,
     Malformed,
+    Outage,
     RateLimit,
     RefuseConnect,
     Reorder,
     RestError,
     RestSlow,
     RestStale,
+    Revise,
     ServerShutdown,
     Silent,
     UnknownFault,
+    Unlisted,
 )
 from klinesync.sim.server import SimConfig, SimServer
 
@@ -184,6 +190,9 @@ async def test_faults_are_added_counted_and_lifted_over_http(server: SimServer, 
         ('{"kind": "late_closed", "delay_s": -1}', "> 0"),
         ('{"kind": "rest_error", "status": 200}', ">= 400"),
         ('{"kind": "disconnect", "code": 1006}', "code 1006 is never sent"),
+        ('{"kind": "clock_skew", "skew_s": 5}', "from the start only"),
+        ('{"kind": "clock_skew", "skew_s": 5, "market": "spot"}', "the exchange as a whole"),
+        ('{"kind": "outage", "minutes": 0}', ">= 1"),
     ],
 )
 async def test_a_fault_that_cannot_be_is_refused_with_a_sentence(
@@ -487,3 +496,170 @@ async def test_faults_can_be_in_force_from_the_start(http: aiohttp.ClientSession
         assert sorted(server.faults.seen()) == ["refuse_connect", "rest_error"]
     with pytest.raises(Rejected, match="NOPE"):
         SimServer(SimConfig(symbols=2, faults=(Silent(symbols=("NOPE",)),)))
+
+
+def opens(rows: list[list[object]]) -> list[int]:
+    return [int(str(row[0])) for row in rows]
+
+
+async def listed(http: aiohttp.ClientSession, server: SimServer, path: str) -> dict[str, dict[str, object]]:
+    """The symbols of exchangeInfo by name."""
+    async with http.get(f"{server.http_url}{path}/exchangeInfo") as answer:
+        return {one["symbol"]: one for one in (await answer.json())["symbols"]}
+
+
+async def test_minutes_of_an_outage_exist_nowhere_and_stay_missing_when_it_is_lifted(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    minute_ms = START_S // 60 * 60_000
+    async with (
+        http.ws_connect(stream(server, "btcusdt")) as socket,
+        http.ws_connect(f"{server.ws_url}/stream?streams=btcusdt@kline_5m") as longer,
+    ):
+        assert await events_until_answer(socket) == await events_until_answer(longer) == []
+        fault = server.faults.add(Outage(minutes=7, market="spot"))
+        await clock(http, server, advance_s=120)
+        server.faults.remove(fault)
+        await clock(http, server, advance_s=15 * 60)
+        streamed = [kline["t"] for kline in await closes(socket, 9)]
+        there = [0, 8, 9, 10, 11, 12, 13, 14, 15]
+        assert streamed == [minute_ms + 60_000 * at for at in there]
+        rows = await klines(http, server, "BTCUSDT", startTime=minute_ms, limit=9)
+        assert opens(rows) == streamed
+        truth = server.exchange.spot["BTCUSDT"].tape.minutes(minute_ms // 1000, minute_ms // 1000 + 16 * 60)
+        assert [time * 1000 for time in truth.time.tolist()] == streamed
+        # START_S lies in the first minute of five: 0, 5 … are longer candles. The one of 0 has a minute, that of 5 two.
+        folded = await klines(http, server, "BTCUSDT", startTime=minute_ms, limit=2, interval="5m")
+        assert [row[8] for row in folded] == [rows[0][8], int(str(rows[1][8])) + int(str(rows[2][8]))]
+        pushed = await closes(longer, 2)
+        assert [kline["n"] for kline in pushed] == [row[8] for row in folded]
+    assert opens(await klines(http, server, "ETHUSDT", startTime=minute_ms, limit=9)) == streamed
+    async with http.get(
+        f"{server.http_url}/fapi/v1/klines?symbol=BTCUSDT&interval=1m&startTime={minute_ms}&limit=9"
+    ) as answer:
+        assert opens(await answer.json()) == [minute_ms + 60_000 * at for at in range(9)]
+
+
+async def test_a_revised_candle_differs_in_rest_and_in_longer_intervals_and_nobody_is_told(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        await clock(http, server, advance_s=60)
+        (sent,) = await closes(socket, 1)
+        before = await klines(http, server, "BTCUSDT", startTime=sent["t"], limit=1)
+        hour = await klines(http, server, "BTCUSDT", limit=1, interval="1h")
+        server.faults.add(Revise(symbols=("BTCUSDT",), market="spot"))
+        after = await klines(http, server, "BTCUSDT", startTime=sent["t"], limit=1)
+        assert after[0][:2] == before[0][:2]
+        assert after[0][4:6] != before[0][4:6]
+        later = await klines(http, server, "BTCUSDT", limit=1, interval="1h")
+        grown = float(str(after[0][5])) - float(str(before[0][5]))
+        assert float(str(later[0][5])) - float(str(hour[0][5])) == pytest.approx(grown)
+        truth = server.exchange.spot["BTCUSDT"].minute(sent["t"] // 1000)
+        assert truth is not None
+        assert truth.close == float(str(after[0][4]))
+        assert not any(event["k"]["x"] for _, event in await events_until_answer(socket))
+    assert server.faults.seen() == {"revise": 1}
+
+
+async def test_a_revision_can_be_pushed_as_a_second_final_event(server: SimServer, http: aiohttp.ClientSession) -> None:
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        await clock(http, server, advance_s=60)
+        (sent,) = await closes(socket, 1)
+        for _ in range(2):
+            server.faults.add(Revise(push=True, market="spot"))
+            (again,) = await closes(socket, 1)
+            assert again["t"] == sent["t"]
+            assert again["c"] != sent["c"]
+            sent = again
+        assert (await klines(http, server, "BTCUSDT", startTime=sent["t"], limit=1))[0][4] == sent["c"]
+
+
+@pytest.mark.parametrize(
+    ("path", "market", "status_text"), [("/api/v3", "spot", "BREAK"), ("/fapi/v1", "futures", "SETTLING")]
+)
+async def test_a_delisted_symbol_is_quiet_until_it_trades_again_and_the_hole_stays(
+    server: SimServer, http: aiohttp.ClientSession, path: str, market: str, status_text: str
+) -> None:
+    minute_ms = START_S // 60 * 60_000
+    async with http.ws_connect(stream(server, "btcusdt", market="/market" if market == "futures" else "")) as socket:
+        assert await events_until_answer(socket) == []
+        fault = server.faults.add(Delist(symbols=("BTCUSDT",), market="futures" if market == "futures" else "spot"))
+        assert (await listed(http, server, path))["BTCUSDT"]["status"] == "TRADING", "this minute it still trades"
+        await clock(http, server, advance_s=300)
+        found = await listed(http, server, path)
+        assert (found["BTCUSDT"]["status"], found["ETHUSDT"]["status"]) == (status_text, "TRADING")
+        assert [kline["t"] for kline in await closes(socket, 1)] == [minute_ms]
+        assert await events_until_answer(socket) == []
+        server.faults.remove(fault)
+        await clock(http, server, advance_s=180)
+        assert [kline["t"] for kline in await closes(socket, 2)] == [minute_ms + 360_000, minute_ms + 420_000]
+        again = (await listed(http, server, path))["BTCUSDT"]
+        assert again["status"] == "TRADING"
+    async with http.get(
+        f"{server.http_url}{path}/klines?symbol=BTCUSDT&interval=1m&startTime={minute_ms}&limit=3"
+    ) as answer:
+        rows = opens(await answer.json())
+    if market == "spot":
+        assert rows == [minute_ms, minute_ms + 360_000, minute_ms + 420_000]
+    else:
+        assert again["onboardDate"] == minute_ms + 360_000
+        assert rows[:2] == [minute_ms + 360_000, minute_ms + 420_000], "what was before is not served any more"
+
+
+async def test_a_symbol_that_is_gone_is_unknown(server: SimServer, http: aiohttp.ClientSession) -> None:
+    server.faults.add(Delist(symbols=("ETHUSDT",), market="spot", gone=True))
+    await clock(http, server, advance_s=60)
+    assert "ETHUSDT" not in await listed(http, server, "/api/v3")
+    assert "ETHUSDT" in await listed(http, server, "/fapi/v1")
+    for path in ("klines?symbol=ETHUSDT&interval=1m", "exchangeInfo?symbol=ETHUSDT", "ticker/24hr?symbol=ETHUSDT"):
+        async with http.get(f"{server.http_url}/api/v3/{path}") as answer:
+            assert (await answer.json())["code"] == -1121
+    async with http.get(f"{server.http_url}/api/v3/ticker/price") as answer:
+        assert [one["symbol"] for one in await answer.json()] == ["BTCUSDT", "BNBUSDT", "SOLUSDT"]
+
+
+async def test_an_unlisted_symbol_exists_from_the_minute_after_it_is_lifted(http: aiohttp.ClientSession) -> None:
+    unlisted = Unlisted(symbols=("BNBUSDT",))
+    async with SimServer(SimConfig(symbols=4, start=START_S, faults=(unlisted,))) as server:
+        await clock(http, server, pause=True)
+        found = await state(http, server)
+        assert found["symbols"] == ["BTCUSDT", "ETHUSDT", "SOLUSDT"]
+        assert "BNBUSDT" not in await listed(http, server, "/fapi/v1")
+        assert await status(http, server, "/api/v3/klines?symbol=BNBUSDT&interval=1m") == (400, None)
+        async with http.ws_connect(stream(server, "bnbusdt")) as socket:
+            await clock(http, server, advance_s=120)
+            assert await events_until_answer(socket) == []
+            server.faults.remove(1)
+            now_ms = await clock(http, server, advance_s=180)
+            first_ms = now_ms // 60_000 * 60_000 - 120_000
+            assert [kline["t"] for kline in await closes(socket, 2)] == [first_ms, first_ms + 60_000]
+        assert opens(await klines(http, server, "BNBUSDT", startTime=0)) == [
+            first_ms, first_ms + 60_000, first_ms + 120_000,
+        ]  # fmt: skip
+        assert (await listed(http, server, "/fapi/v1"))["BNBUSDT"]["onboardDate"] == first_ms
+
+
+async def test_a_skewed_clock_is_off_the_hosts_from_the_start_and_stays_so(http: aiohttp.ClientSession) -> None:
+    async with SimServer(SimConfig(symbols=2, start=START_S, faults=(ClockSkew(skew_s=-7200.5),))) as server:
+        await clock(http, server, pause=True)
+        assert 0 <= server.now_ms() - (START_S * 1000 - 7_200_500) < 60_000
+        async with http.get(f"{server.http_url}/api/v3/time") as answer:
+            assert (await answer.json())["serverTime"] == server.now_ms()
+        async with http.delete(f"{server.http_url}/sim/faults/1") as answer:
+            assert answer.status == 422
+    host_ms = int(time.time()) * 1000
+    skewed = SimServer(SimConfig(symbols=2, faults=(ClockSkew(skew_s=86_400),)))
+    assert skewed.now_ms() - host_ms >= 86_400_000
+
+
+async def test_a_connection_outlives_a_jump_of_less_than_its_day_and_not_one_of_more(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    async with http.ws_connect(stream(server, "btcusdt")) as socket:
+        await clock(http, server, advance_s=23.5 * 3600)
+        await closes(socket, 23 * 60 + 30)
+        assert await events_until_answer(socket) == []
+        await clock(http, server, advance_s=1.5 * 3600)
+        await closes(socket, 90)
+        assert await end(socket) == 1000

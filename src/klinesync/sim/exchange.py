@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from klinesync.core.timeframe import Timeframe
+from klinesync.sim.edits import TRADING, EditedTape
 from klinesync.sim.path import MinutePath, PathKey, first_trade_ms
 from klinesync.sim.symbol import Symbol, number_text
 from klinesync.sim.tape import MINUTE_S, NO_ROWS, Ints, Market, Row, Rows, Tape, concat, fold, join, rows_of
@@ -49,7 +50,8 @@ class Grid:
 
 
 class Listing:
-    """One symbol on one market: its tape, and its candles at a moment."""
+    """One symbol on one market: its tape, and its candles at a moment. `onboard_s` is when trading began, as
+    exchangeInfo tells it."""
 
     def __init__(self, symbol: Symbol, tape: Tape, seed: int) -> None:
         self.symbol = symbol
@@ -57,9 +59,28 @@ class Listing:
         self.price_text = number_text(symbol.price_text_digits)
         self.volume_text = number_text(symbol.volume_text_digits)
         self.quote_text = number_text(symbol.quote_text_digits)
+        self.onboard_s = tape.first_s
+        self.edits: EditedTape | None = None
         self._key = PathKey(seed, symbol)
         self._path: tuple[int, MinutePath | None] = (-1, None)
-        self._day = _Day(0, (), None, 0)
+        self._day = _NO_DAY
+
+    def edit(self) -> EditedTape:
+        """The tape, to be edited; what was worked out from it before is forgotten."""
+        if self.edits is None:
+            self.tape = self.edits = EditedTape(self.tape)
+        self._path = (-1, None)
+        self._day = _NO_DAY
+        return self.edits
+
+    def is_listed(self, now_s: int) -> bool:
+        """Whether the exchange knows the symbol at that time."""
+        return self.edits is None or all(halt.listed for halt in self.edits.halts if halt.holds(now_s))
+
+    def status(self, now_s: int) -> str:
+        """What exchangeInfo calls the symbol at that time."""
+        halts = () if self.edits is None else self.edits.halts
+        return next((halt.status for halt in halts if halt.holds(now_s) and halt.status != TRADING), TRADING)
 
     def minute(self, open_s: int) -> Row | None:
         """The finished minute that opens at `open_s`, as it will be, whatever time it is; None when it is missing."""
@@ -186,6 +207,9 @@ class _Day:
                 total = join(total, row._replace(time=int(minutes.time[0])))
             day = _Day(day.hour_s, day.hours, total, minute_s)
         return day
+
+
+_NO_DAY = _Day(0, (), None, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
+from klinesync.sim.edits import TRADING
 from klinesync.sim.exchange import Listing
 from klinesync.sim.symbol import Symbol
 from klinesync.sim.tape import Market
@@ -24,18 +27,26 @@ _FUTURES_LIMITS = [
 
 
 class ExchangeInfo:
-    """exchangeInfo of one market. What is said of a symbol never changes and is written once."""
+    """exchangeInfo of one market. What is said of a symbol is written once, unless its listing has been edited."""
 
     def __init__(self, market: Market, listings: dict[str, Listing]) -> None:
         self._market = market
-        describe = _spot_symbol if market == "spot" else _futures_symbol
-        self._symbols = {name: msgspec.json.encode(describe(listing)) for name, listing in listings.items()}
+        self._listings = listings
+        self._describe = _spot_symbol if market == "spot" else _futures_symbol
+        self._symbols = {name: self._text(listing, TRADING) for name, listing in listings.items()}
         self._assets = sorted({listing.symbol.quote for listing in listings.values()} | {"BTC"})
 
-    def body(self, now_ms: int, names: tuple[str, ...] | None = None) -> bytes:
-        """The body for those symbols, all when None."""
-        symbols = self._symbols.values() if names is None else [self._symbols[name] for name in names]
-        head: dict[str, object] = {"timezone": "UTC", "serverTime": now_ms}
+    def body(self, now_ms: int, names: Iterable[str] | None = None, *, micro: bool = False) -> bytes:
+        """The body for those symbols, all when None; what is not listed at that time is left out."""
+        now_s = now_ms // 1000
+        symbols: list[bytes] = []
+        for name in self._listings if names is None else names:
+            listing = self._listings[name]
+            if listing.edits is None:
+                symbols.append(self._symbols[name])
+            elif listing.is_listed(now_s):
+                symbols.append(self._text(listing, listing.status(now_s)))
+        head: dict[str, object] = {"timezone": "UTC", "serverTime": now_ms * 1000 if micro else now_ms}
         if self._market == "spot":
             head |= {"rateLimits": _SPOT_LIMITS, "exchangeFilters": []}
         else:
@@ -46,6 +57,9 @@ class ExchangeInfo:
                 "assets": [{"asset": a, "marginAvailable": True, "autoAssetExchange": "-10000"} for a in self._assets],
             }
         return msgspec.json.encode(head)[:-1] + b',"symbols":[' + b",".join(symbols) + b"]}"
+
+    def _text(self, listing: Listing, status: str) -> bytes:
+        return msgspec.json.encode(self._describe(listing) | {"status": status})
 
 
 def _step(digits: int, text_digits: int) -> str:
@@ -108,7 +122,7 @@ def _futures_symbol(listing: Listing) -> dict[str, object]:
         "pair": symbol.name,
         "contractType": "PERPETUAL",
         "deliveryDate": _PERPETUAL_DELIVERY_MS,
-        "onboardDate": listing.tape.first_s * 1000,
+        "onboardDate": listing.onboard_s * 1000,
         "status": "TRADING",
         "maintMarginPercent": "2.5000",
         "requiredMarginPercent": "5.0000",

@@ -10,26 +10,32 @@ import msgspec
 from klinesync.sim.exchange import SimExchange
 from klinesync.sim.faults import (
     BadFault,
+    ClockSkew,
+    Delist,
     Disconnect,
     DropClosed,
     Duplicate,
     Fault,
     LateClosed,
     Malformed,
+    Outage,
     RateLimit,
     RefuseConnect,
     Reorder,
     RestError,
     RestSlow,
     RestStale,
+    Revise,
     Rule,
     ServerShutdown,
     Silent,
     UnknownFault,
+    Unlisted,
     checked,
     kind_of,
 )
 from klinesync.sim.feed import symbol_of
+from klinesync.sim.market_faults import MarketFaults
 from klinesync.sim.rest_faults import RestFaults
 from klinesync.sim.session import Route
 from klinesync.sim.streams import Listener, Streams
@@ -47,16 +53,19 @@ class FaultBoard:
         self._exchange = exchange
         self._streams = streams
         self._rest = rest
+        self._market = MarketFaults(exchange, streams)
         self._rules: dict[int, Rule[Fault]] = {}
         self._spent: set[int] = set()
         self._seen_before: Counter[str] = Counter()
         self._refusing: list[Rule[RefuseConnect]] = []
         self._last_id = 0
 
-    def add(self, fault: Fault, now_ms: int) -> int:
+    def add(self, fault: Fault, now_ms: int, *, at_start: bool = False) -> int:
         """Put the fault in force; its id. Raises `BadFault`."""
         fault = checked(fault)
         self._check_symbols(fault)
+        if isinstance(fault, ClockSkew) and not at_start:
+            raise BadFault("the fault is refused: clock_skew can be in force from the start only")
         self._make_room()
         self._last_id += 1
         fault_id = self._last_id
@@ -89,6 +98,13 @@ class FaultBoard:
                 refusing = Rule(fault_id, fault)
                 self._refusing.append(refusing)
                 rule = refusing
+            case Outage() | Delist() | Unlisted():
+                rule = Rule(fault_id, fault, self._market.halt(fault_id, fault, now_ms))
+            case ClockSkew():
+                rule = Rule(fault_id, fault, 1)  # whoever made the clock has seen to it
+            case Revise():
+                rule = Rule(fault_id, fault, self._market.revise(fault, now_ms))
+                self._spent.add(fault_id)
             case Disconnect() | ServerShutdown():
                 rule = Rule(fault_id, fault, self._end_connections(fault, now_ms))
                 self._spent.add(fault_id)
@@ -96,17 +112,21 @@ class FaultBoard:
         return fault_id
 
     def remove(self, fault_id: int, now_ms: int) -> None:
-        """Lift the fault. Raises `UnknownFault`."""
-        rule = self._rules.pop(fault_id, None)
+        """Lift the fault. Raises `UnknownFault`, and `BadFault` for one that cannot be lifted."""
+        rule = self._rules.get(fault_id)
         if rule is None:
             raise UnknownFault(fault_id)
+        if isinstance(rule.fault, ClockSkew):
+            raise BadFault("clock_skew cannot be lifted: a clock does not go back")
+        del self._rules[fault_id]
+        if isinstance(rule.fault, Delist | Unlisted):
+            self._market.lift(fault_id, rule.fault, now_ms)
         self._forget(rule)
 
-    def clear(self) -> None:
-        """Lift all faults."""
+    def let_go(self) -> None:
+        """Hold nothing back any more: the exchange ends."""
         for rule in self._rules.values():
-            self._forget(rule)
-        self._rules.clear()
+            self._rest.remove(rule.id)
 
     def refuse_connect(self, route: Route) -> RefuseConnect | None:
         """The fault that keeps that connection from being opened; None when it may be. Counts it."""

@@ -184,10 +184,52 @@ class RestStale(_Narrowed, frozen=True, tag="rest_stale"):
     open_row: bool = True
 
 
+# The market
+
+
+class Outage(_Narrowed, frozen=True, tag="outage"):
+    """`minutes`, from the next one on, never happen: not in REST, not in streams, not in longer intervals."""
+
+    minutes: Annotated[int, Meta(ge=1, le=MAX_FAULT_S // 60)] = 5
+
+
+class Revise(_Narrowed, frozen=True, tag="revise"):
+    """Once: the newest closed candle gets other values. Only REST shows them, unless `push` sends the final event
+    anew."""
+
+    push: bool = False
+
+
+class Delist(_Narrowed, frozen=True, tag="delist"):
+    """Trading ends with the present minute and begins again, after the fault is lifted, with the next one.
+
+    exchangeInfo says `status` meanwhile (none: BREAK on spot, SETTLING on futures), or nothing when the symbol is
+    `gone`. With `forget` (none: on futures) what was before is not served after it."""
+
+    status: Annotated[str, Meta(pattern="^[A-Z_]{1,32}$")] | None = None
+    gone: bool = False
+    forget: bool | None = None
+
+
+class Unlisted(_Narrowed, frozen=True, tag="unlisted"):
+    """The symbol does not exist yet; lifting the fault lists it, from the next minute on."""
+
+
+class ClockSkew(_Narrowed, frozen=True, tag="clock_skew"):
+    """From the start only: the exchange's clock is `skew_s` ahead of the host's, or behind it."""
+
+    skew_s: Annotated[float, Meta(ge=-MAX_FAULT_S, le=MAX_FAULT_S)]
+
+    def __post_init__(self) -> None:
+        if self.symbols is not None or self.market is not None:
+            raise ValueError("a clock skew concerns the exchange as a whole; leave symbols and market away")
+
+
 Fault = (
     Disconnect | RefuseConnect | ServerShutdown
     | Silent | DropClosed | LateClosed | Duplicate | Reorder | Malformed
     | RestError | RestSlow | RateLimit | RestStale
+    | Outage | Revise | Delist | Unlisted | ClockSkew
 )  # fmt: skip
 
 _FAULT: msgspec.json.Decoder[Fault] = msgspec.json.Decoder(Fault)

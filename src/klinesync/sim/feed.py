@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -138,6 +139,24 @@ class KlineFeed:
             self._schedule(stream, now_ms)
         return events
 
+    def refresh(self, listings: Collection[Listing], now_ms: int) -> None:
+        """Look at those listings anew: their tapes have been edited."""
+        for stream in self._streams.values():
+            if stream.listing in listings:
+                stream.done, stream.done_s = None, stream.open_s
+                self._schedule(stream, now_ms)
+
+    def closed_again(self, listing: Listing, minute_s: int, now_ms: int) -> list[Event]:
+        """The final events of the candles, already closed, that the minute is part of, as they are now."""
+        events: list[Event] = []
+        for stream in self._streams.values():
+            open_s = stream.grid.floor(minute_s)
+            if stream.listing is listing and open_s < stream.open_s:
+                row = _closed(stream, open_s, stream.grid.next(open_s))
+                if row is not None:
+                    events.append(Event(stream, row, True, now_ms))
+        return events
+
     def _make(self, key: StreamKey) -> KlineStream | None:
         match = _KLINE.fullmatch(key.name)
         continuous = False
@@ -183,7 +202,7 @@ class KlineFeed:
         if now_ms >= stream.end_s * 1000:
             if now_ms < self._close_due_ms(stream):
                 return None
-            row = self._final(stream)
+            row = _closed(stream, stream.open_s, stream.end_s)
             self._enter(stream, stream.end_s)
             if row is None or (row.trades == 0 and self._quiet_futures and stream.key.market == "futures"):
                 return None
@@ -207,12 +226,6 @@ class KlineFeed:
         if running is None or (running.trades == 0 and stream.done is not None):
             return stream.done
         return join(stream.done, running if stream.grid.is_minute else running._replace(time=stream.open_s))
-
-    def _final(self, stream: KlineStream) -> Row | None:
-        rows = stream.listing.tape.minutes(stream.open_s, stream.end_s)
-        if not len(rows):
-            return None
-        return rows.row(0) if stream.grid.is_minute else fold(rows, rows.time * 0 + stream.open_s).row(0)
 
     def _schedule(self, stream: KlineStream, now_ms: int) -> None:
         end_s = stream.listing.tape.end_s
@@ -258,3 +271,11 @@ class KlineFeed:
         idle_ms = FUTURES_IDLE_CLOSE_MS + (chance < 0.5)
         delay_ms = idle_ms if traded_ms is None else min(idle_ms, max(delay_ms, traded_ms + 4))
         return stream.end_s * 1000 + delay_ms
+
+
+def _closed(stream: KlineStream, open_s: int, end_s: int) -> Row | None:
+    """The stream's candle that reaches from `open_s` to `end_s`."""
+    rows = stream.listing.tape.minutes(open_s, end_s)
+    if not len(rows):
+        return None
+    return rows.row(0) if stream.grid.is_minute else fold(rows, rows.time * 0 + open_s).row(0)

@@ -153,17 +153,21 @@ class RestApi:
 
     # parameters
 
-    def _listing(self, request: RestRequest, name: str = "symbol") -> Listing:
+    def _listing(self, request: RestRequest, now_ms: int, name: str = "symbol") -> Listing:
         text = request.params.get(name, "")
         if not text:
             _missing(name)
-        return self._named(request, text, name)
+        return self._named(request, text, name, now_ms)
 
-    def _named(self, request: RestRequest, text: str, parameter: str) -> Listing:
+    def _listed(self, market: Market, now_ms: int) -> list[Listing]:
+        """All symbols that the exchange knows at that time."""
+        return [listing for listing in self._exchange.listings(market).values() if listing.is_listed(now_ms // 1000)]
+
+    def _named(self, request: RestRequest, text: str, parameter: str, now_ms: int) -> Listing:
         if request.market == "futures":
             text = text.upper()
         listing = self._exchange.listings(request.market).get(text)
-        if listing is None:
+        if listing is None or not listing.is_listed(now_ms // 1000):
             if request.market == "spot" and _SPOT_SYMBOL.fullmatch(text) is None:
                 _illegal(parameter, _SYMBOL_RANGE)
             raise _Refused(-1121, "Invalid symbol.")
@@ -196,17 +200,18 @@ class RestApi:
         info = self._info[request.market]
         if request.market == "futures":
             return info.body(now_ms)
-        names = self._names(request)
-        if "symbolStatus" in request.params and names is None and request.params["symbolStatus"] != "TRADING":
-            names = ()
-        return info.body(now_ms * 1000 if request.micro else now_ms, names)
+        names = self._names(request, now_ms)
+        status = request.params.get("symbolStatus")
+        if status is not None and names is None:
+            names = tuple(name for name, one in self._exchange.spot.items() if one.status(now_ms // 1000) == status)
+        return info.body(now_ms, names, micro=request.micro)
 
     def _klines(self, request: RestRequest, now_ms: int) -> bytes:
-        listing = self._listing(request)
+        listing = self._listing(request, now_ms)
         return self._rows(request, listing, now_ms)
 
     def _continuous_klines(self, request: RestRequest, now_ms: int) -> bytes:
-        listing = self._listing(request, "pair")
+        listing = self._listing(request, now_ms, "pair")
         contract = request.params.get("contractType", "")
         if not contract:
             _missing("contractType")
@@ -234,13 +239,13 @@ class RestApi:
         return listing.klines(grid, start_ms, end_ms, limit, shown.at_ms)
 
     def _mark_klines(self, request: RestRequest, now_ms: int) -> bytes:
-        return self._price_rows(request, self._listing(request), now_ms)
+        return self._price_rows(request, self._listing(request, now_ms), now_ms)
 
     def _index_klines(self, request: RestRequest, now_ms: int) -> bytes:
-        return self._price_rows(request, self._listing(request, "pair"), now_ms)
+        return self._price_rows(request, self._listing(request, now_ms, "pair"), now_ms)
 
     def _premium_klines(self, request: RestRequest, now_ms: int) -> bytes:
-        return self._price_rows(request, self._listing(request), now_ms, premium=True)
+        return self._price_rows(request, self._listing(request, now_ms), now_ms, premium=True)
 
     def _price_rows(self, request: RestRequest, listing: Listing, now_ms: int, *, premium: bool = False) -> bytes:
         grid = self._grid(request)
@@ -251,9 +256,9 @@ class RestApi:
         start_ms, end_ms = self._span(request)
         limit = _limit(request, 100, 1000)
         if "symbol" in request.params:
-            listings = [self._listing(request)]
+            listings = [self._listing(request, now_ms)]
         else:
-            listings = list(self._exchange.futures.values())
+            listings = self._listed("futures", now_ms)
             start_ms, end_ms, limit = None, None, 1
         now_s = now_ms // 1000
         found: list[dict[str, object]] = []
@@ -287,8 +292,8 @@ class RestApi:
 
     def _premium_index(self, request: RestRequest, now_ms: int) -> bytes:
         if "symbol" in request.params:
-            return msgspec.json.encode(self._premium_of(self._listing(request), now_ms))
-        return msgspec.json.encode([self._premium_of(one, now_ms) for one in self._exchange.futures.values()])
+            return msgspec.json.encode(self._premium_of(self._listing(request, now_ms), now_ms))
+        return msgspec.json.encode([self._premium_of(one, now_ms) for one in self._listed("futures", now_ms)])
 
     def _premium_of(self, listing: Listing, now_ms: int) -> dict[str, object]:
         day = listing.day(now_ms)
@@ -305,20 +310,20 @@ class RestApi:
             "time": now_ms,
         }
 
-    def _names(self, request: RestRequest) -> tuple[str, ...] | None:
+    def _names(self, request: RestRequest, now_ms: int) -> tuple[str, ...] | None:
         """The symbols that `symbol` or `symbols` asks for; None for all."""
         one, many = request.params.get("symbol"), request.params.get("symbols")
         if one is not None and many is not None:
             raise _Refused(-1128, "Combination of optional parameters invalid.")
         if one is not None:
-            return (self._listing(request).symbol.name,)
+            return (self._listing(request, now_ms).symbol.name,)
         if many is None:
             return None
         try:
             names = msgspec.json.decode(many, type=list[str])
         except msgspec.DecodeError:
             _illegal("symbols", _SYMBOLS_RANGE)
-        return tuple(self._named(request, name, "symbols").symbol.name for name in names)
+        return tuple(self._named(request, name, "symbols", now_ms).symbol.name for name in names)
 
     def _tickers(self, request: RestRequest, now_ms: int) -> bytes:
         mini = False
@@ -331,7 +336,7 @@ class RestApi:
         def ticker(listing: Listing) -> dict[str, object] | None:
             return _ticker(listing, listing.day(now_ms), now_ms, mini=mini, micro=request.micro)
 
-        return self._of_each(request, ticker)
+        return self._of_each(request, now_ms, ticker)
 
     def _prices(self, request: RestRequest, now_ms: int) -> bytes:
         def price(listing: Listing) -> dict[str, object] | None:
@@ -341,7 +346,7 @@ class RestApi:
             body: dict[str, object] = {"symbol": listing.symbol.name, "price": listing.price_text(day.close)}
             return body | ({"time": now_ms} if request.market == "futures" else {})
 
-        return self._of_each(request, price)
+        return self._of_each(request, now_ms, price)
 
     def _books(self, request: RestRequest, now_ms: int) -> bytes:
         def book(listing: Listing) -> dict[str, object] | None:
@@ -351,16 +356,18 @@ class RestApi:
             body = {"symbol": listing.symbol.name} | _book(listing, day)
             return body | ({"time": now_ms} if request.market == "futures" else {})
 
-        return self._of_each(request, book)
+        return self._of_each(request, now_ms, book)
 
-    def _of_each(self, request: RestRequest, describe: Callable[[Listing], dict[str, object] | None]) -> bytes:
+    def _of_each(
+        self, request: RestRequest, now_ms: int, describe: Callable[[Listing], dict[str, object] | None]
+    ) -> bytes:
         """One object for `symbol`, an array otherwise. A symbol without any trade to tell of is left out."""
-        listings = self._exchange.listings(request.market)
         if "symbol" in request.params and "symbols" not in request.params:
-            body = describe(self._listing(request))
+            body = describe(self._listing(request, now_ms))
             return msgspec.json.encode({} if body is None else body)
-        names = self._names(request) if request.market == "spot" else None
-        chosen = listings.values() if names is None else [listings[name] for name in names]
+        names = self._names(request, now_ms) if request.market == "spot" else None
+        listings = self._exchange.listings(request.market)
+        chosen = self._listed(request.market, now_ms) if names is None else [listings[name] for name in names]
         return msgspec.json.encode([body for body in map(describe, chosen) if body is not None])
 
 

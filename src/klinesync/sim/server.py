@@ -20,7 +20,7 @@ from klinesync.core.errors import Rejected
 from klinesync.sim.clock import ExchangeClock
 from klinesync.sim.exchange import SimExchange, make_exchange
 from klinesync.sim.fault_board import FaultBoard
-from klinesync.sim.faults import Fault, UnknownFault, decode_fault
+from klinesync.sim.faults import ClockSkew, Fault, UnknownFault, decode_fault
 from klinesync.sim.feed import KlineFeed
 from klinesync.sim.generator import LISTED_DAYS, generated_tapes
 from klinesync.sim.heartbeat import Heartbeat
@@ -68,14 +68,17 @@ class SimConfig:
 
 def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, int]:
     """The exchange that the configuration describes, and its now at the start in milliseconds. Raises `Rejected`."""
+    skew_s = sum(fault.skew_s for fault in config.faults if isinstance(fault, ClockSkew))
+    host_now_s += skew_s
     if config.data is not None:
         recordings = load_recordings(config.data, config.seed)
         shift_s, now_s = choose_start(recordings, host_now_s, config.start)
+        now_s += 0.0 if config.start is None else skew_s
         tapes = [(one.symbol, RecordedTape(one.rows, shift_s)) for one in recordings]
         return make_exchange(tapes, config.seed, shift_s, "recorded"), int(now_s * 1000)
     if not 1 <= config.symbols <= MAX_SYMBOLS:
         raise BadSimConfig(f"symbols is {config.symbols}; the generator makes 1 to {MAX_SYMBOLS} on each market")
-    now_s = host_now_s if config.start is None else float(config.start)
+    now_s = host_now_s if config.start is None else config.start + skew_s
     if not LISTED_DAYS * 86_400 + 86_400 <= now_s <= 32_503_680_000:
         raise BadSimConfig(f"start is {now_s:.0f}; use a time in unix seconds between 1970-04-02 and the year 3000")
     first_s = (int(now_s) // 86_400 - LISTED_DAYS) * 86_400
@@ -120,7 +123,7 @@ class Faults:
         return fault_id
 
     def remove(self, fault_id: int) -> None:
-        """Lift the fault. Raises `UnknownFault`."""
+        """Lift the fault. Raises `UnknownFault`, and `BadFault` for one that cannot be lifted."""
         self._board.remove(fault_id, self._now_ms())
         self._changed()
 
@@ -148,7 +151,7 @@ class SimServer:
         self._wake = asyncio.Event()
         self._board = FaultBoard(exchange, self._streams, self._api.faults)
         for fault in config.faults:
-            self._board.add(fault, now_ms)
+            self._board.add(fault, now_ms, at_start=True)
         self.faults = Faults(self._board, self.now_ms, self._faults_changed)
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
@@ -196,7 +199,7 @@ class SimServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._board.clear()  # an answer that is held back would hold up the end
+        self._board.let_go()
         for task in self._tasks:
             task.remove_done_callback(self._broken)
             task.cancel()
@@ -271,6 +274,10 @@ class SimServer:
         mono_s = time.monotonic()
         now_ms = self._clock.now_ms(mono_s)
         exchange = self.exchange
+        spot, futures = (
+            [name for name, one in listings.items() if one.is_listed(now_ms // 1000)]
+            for listings in (exchange.spot, exchange.futures)
+        )
         return _json(
             {
                 "now_ms": now_ms,
@@ -279,8 +286,8 @@ class SimServer:
                 "shift_s": exchange.shift_s,
                 "seed": exchange.seed,
                 "source": exchange.source,
-                "symbols": sorted(set(exchange.spot) | set(exchange.futures)),
-                "markets": {"spot": list(exchange.spot), "futures": list(exchange.futures)},
+                "symbols": sorted({*spot, *futures}),
+                "markets": {"spot": spot, "futures": futures},
                 "connections": [
                     {
                         "id": one.number,
@@ -332,8 +339,9 @@ class SimServer:
             if not (text.isascii() and text.isdecimal() and len(text) < 16):
                 raise UnknownFault(text[:50])
             self.faults.remove(int(text))
-        except UnknownFault as error:
-            return _json({"detail": str(error), "code": error.code}, 404)
+        except Rejected as error:
+            status = 404 if isinstance(error, UnknownFault) else 422
+            return _json({"detail": str(error), "code": error.code}, status)
         return _json({"id": int(text)})
 
     def _faults_changed(self) -> None:

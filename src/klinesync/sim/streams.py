@@ -53,12 +53,13 @@ class Streams:
     """Routes what the feed has to say to those who listen. `listeners` are all connections, the oldest first."""
 
     def __init__(self, feed: KlineFeed) -> None:
-        self._feed = feed
+        self.feed = feed
         self.faults = EventFaults(feed.exchange)
         self.listeners: dict[Listener, None] = {}
         self.next_serial = 1
         self._audiences: dict[StreamKey, _Audience] = {}
         self._cuts: list[Cut] = []
+        self._unasked: list[Event] = []
 
     def enter(self, listener: Listener) -> None:
         """A connection has been opened."""
@@ -105,10 +106,16 @@ class Streams:
 
     def next_due_ms(self) -> int | None:
         """When the next event may be due."""
-        due_ms, late_ms = self._feed.next_due_ms(), self.faults.next_due_ms()
+        if self._unasked:
+            return self._unasked[0].sent_ms
+        due_ms, late_ms = self.feed.next_due_ms(), self.faults.next_due_ms()
         if late_ms is None or due_ms is None:
             return due_ms if late_ms is None else late_ms
         return min(due_ms, late_ms)
+
+    def send(self, events: Iterable[Event]) -> None:
+        """Hand out events that are not in the feed's calendar, with what is due next."""
+        self._unasked.extend(events)
 
     def announce_shutdown(self, listener: Listener, now_ms: int) -> None:
         """Tell the connection that the server is about to stop."""
@@ -132,7 +139,10 @@ class Streams:
 
     def _due(self, now_ms: int, limit: int) -> list[Event]:
         """The one way by which events come from the feed: faults that change what is streamed act here."""
-        events = self._feed.collect(now_ms, limit)
+        events = self.feed.collect(now_ms, limit)
+        if self._unasked:
+            events = self._unasked + events
+            self._unasked = []
         return self.faults.pass_on(events, now_ms) if self.faults.active else events
 
     def outgoing(self, listener: Listener, frame: bytes) -> None:
@@ -148,7 +158,7 @@ class Streams:
             key = StreamKey(route.market, name)
             audience = self._audiences.get(key)
             if audience is None:
-                stream = self._feed.subscribe(key, now_ms)
+                stream = self.feed.subscribe(key, now_ms)
                 if stream is None:
                     continue  # acknowledged, and silent for ever, as on the exchange
                 audience = self._audiences[key] = _Audience(stream)
@@ -165,7 +175,7 @@ class Streams:
                 members.pop(listener, None)
             if not any(audience.by_form.values()):
                 del self._audiences[key]
-                self._feed.unsubscribe(key)
+                self.feed.unsubscribe(key)
 
 
 def _encode(event: Event, form: Form) -> bytes:
