@@ -29,6 +29,7 @@ from klinesync.runtime.flags import RuntimeFlags, flag_rows, flag_text, load_fla
 if TYPE_CHECKING:
     from klinesync.market_data.verify import SeriesAudit
     from klinesync.sim.exchange import SimExchange
+    from klinesync.sim.faults import Fault
 
 # The demo follows that many series of each market when no whitelist is given.
 DEMO_MOST_SERIES_A_MARKET = 20
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     sim.add_argument("--port", type=_port, default=0, help="port to listen on (default: a free one)")
     _add_exchange(sim)
     sim.add_argument("--start", type=_time, metavar="TIME", help="the exchange's time at the start")
-    sim.add_argument("--faults", type=Path, metavar="FILE", help="fault script")
+    sim.add_argument("--faults", type=Path, metavar="FILE", help="faults in force from the start: a JSON list")
 
     watch = _command(commands, "watch", _watch, "live candles of a running service in the terminal")
     watch.add_argument("series_id", metavar="SERIES_ID", help="for example binance:spot:BTC/USDT:1m")
@@ -373,14 +374,13 @@ def _demo_whitelist(exchange: SimExchange) -> list[str]:
 async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
     from klinesync.sim.server import SimConfig, SimServer
 
-    if arguments.faults is not None:
-        raise BadFlag("faults", "fault scripts are not built yet")
     config = SimConfig(
         port=arguments.port,
         speed=arguments.speed,
         data=arguments.data,
         symbols=arguments.symbols,
         start=arguments.start,
+        faults=() if arguments.faults is None else _fault_script(arguments.faults),
     )
     stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
@@ -392,6 +392,17 @@ async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
             print(f"the simulated exchange listens on {exchange.http_url}", flush=True)
             await stop.wait()
     return 0
+
+
+def _fault_script(path: Path) -> tuple[Fault, ...]:
+    from klinesync.sim.faults import BadFault, decode_script
+
+    try:
+        return decode_script(path.read_bytes())
+    except OSError as error:
+        raise BadFlag("faults", f"{path} cannot be read: {error.strerror}") from None
+    except BadFault as error:
+        raise BadFlag("faults", f"{path} cannot be used: {error}") from None
 
 
 @contextlib.contextmanager

@@ -22,7 +22,10 @@ def candle(time: int) -> Row:
     return Row(time, price, price + 1, price - 1, price + 0.5, 3.0, 300.0, 4, 1.0, 100.0, 1)
 
 
-halts = st.tuples(minutes, st.one_of(st.none(), minutes)).map(lambda span: Halt(*span))
+lengths_s = st.one_of(st.none(), st.integers(1, MINUTES).map(lambda length: 60 * length))
+halts = st.builds(
+    lambda start_s, length_s: Halt(start_s, None if length_s is None else start_s + length_s), minutes, lengths_s
+)
 
 
 @given(st.lists(halts, max_size=4), st.lists(minutes, max_size=4), minutes, minutes, st.sets(st.integers(0, MINUTES)))
