@@ -42,18 +42,24 @@ class StampCheck:
         self._waiting: deque[KlineEvent] = deque(maxlen=MAX_WAITING)
         self._series: set[SeriesId] = set()  # those that have an event waiting: what follows it waits too
         self._asked_at_s = float("-inf")
+        self._resolving = False
         self._log_limit = LogLimit(LOG_EVERY_S)
         self.refused = 0
 
     def check(self, event: KlineEvent, now_s: float) -> bool:
-        """Take one event. True when the caller must see to it that `resolve` runs."""
+        """Take one event. False when it is doubted: then somebody must `resolve`."""
         if event.series not in self._series and self._clock.plausible(event.event_ms, now_s):
             self._clock.learn(event.event_ms, now_s)
             self._believe(event, now_s)
-            return False
+            return True
         self._waiting.append(event)
         self._series.add(event.series)
-        return len(self._waiting) == 1
+        return False
+
+    def begin(self) -> bool:
+        """Whether the caller shall see to it that `resolve` runs: nobody does yet."""
+        begun, self._resolving = self._resolving, True
+        return not begun
 
     async def resolve(self) -> None:
         """Ask the exchange, and settle what waits. When it cannot be asked, and nothing was ever known of its time, the
@@ -65,7 +71,10 @@ class StampCheck:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 await self._ask()
         except (UpstreamError, TimeoutError) as error:
-            log.warning("the exchange cannot be asked for its time: %s", str(error) or "no answer in time")
+            if self._log_limit.allow("time", loop.time()) is not None:
+                log.warning("the exchange cannot be asked for its time: %s", str(error) or "no answer in time")
+        finally:
+            self._resolving = False
         first = self._clock.proven_ms is None
         waiting = list(self._waiting)
         self._waiting.clear()

@@ -21,6 +21,7 @@ from klinesync.ingest.liveness import StreamWatch
 from klinesync.ingest.stamp_check import StampCheck
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import (
     Connection,
     Errand,
@@ -39,6 +40,10 @@ log = logging.getLogger(__name__)
 STORE_RETRY_S = 1.0
 # How often the streams are looked after.
 TICK_S = 0.5
+# Where no stream has told the exchange's time for so long, the exchange is asked for it.
+CLOCK_AGE_S = 5.0
+# Of histories that cannot be read one in so long is logged, for each market.
+FAILED_LOG_EVERY_S = 5.0
 # History does not wait longer than this for a stream that cannot be subscribed.
 ATTACH_WAIT_S = 5.0
 # Exchange time that a stream gets beyond what a REST row takes to be final, before REST is asked for a candle. Futures
@@ -124,6 +129,7 @@ class IngestSupervisor:
         self._checks = {
             market: StampCheck(clock, partial(source.now_ms, market), self._believe) for market, clock in clocks.items()
         }
+        self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
         self._suspected = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._running = asyncio.Event()
@@ -244,10 +250,8 @@ class IngestSupervisor:
                 job.watch.lost(self._now_ms(one.market))
 
     def _event(self, event: KlineEvent) -> None:
-        check = self._checks[event.series.market]
-        if check.check(event, asyncio.get_running_loop().time()):
-            assert self._group is not None, "run is running"
-            self._group.create_task(check.resolve(), name=f"exchange time {event.series.market}")
+        if not self._checks[event.series.market].check(event, asyncio.get_running_loop().time()):
+            self._ask_time(event.series.market)
 
     def _believe(self, event: KlineEvent, now_s: float) -> None:
         job = self._jobs.get(event.series)
@@ -272,8 +276,16 @@ class IngestSupervisor:
             now_s = loop.time()
             for market, clock in self._clocks.items():
                 now_ms = clock.estimate_ms(now_s)
-                for job in [job for one, job in self._jobs.items() if one.market == market]:
+                jobs = [job for one, job in self._jobs.items() if one.market == market]
+                for job in jobs:
                     self._tick(job, now_s, now_ms)
+                if jobs and clock.age_s(now_s) > CLOCK_AGE_S:
+                    self._ask_time(market)
+
+    def _ask_time(self, market: str) -> None:
+        assert self._group is not None, "run is running"
+        if (check := self._checks[market]).begin():
+            self._group.create_task(check.resolve(), name=f"exchange time {market}")
 
     def _tick(self, job: Job, now_s: float, now_ms: int | None) -> None:
         feed, watch = job.feed, job.watch
@@ -506,7 +518,10 @@ class IngestSupervisor:
             job.caught_up.set_result(None)
 
     def _failed(self, job: Job, error: UpstreamError) -> None:
-        log.warning("%s: history cannot be read: %s", job.feed.series, error)
+        market = job.feed.series.market
+        suppressed = self._log_limit.allow(market, asyncio.get_running_loop().time())
+        if suppressed is not None:
+            log.warning("%s: history cannot be read (%d more since the last): %s", job.feed.series, suppressed, error)
         if error.status == 400 or job.watch.state == "delisted":
             # It is the question that is wrong: asking again is of no use before the symbol is traded.
             self._suspected.set()

@@ -61,7 +61,7 @@ class MarketRuntime:
         self._pipeline = pipeline
         self._forming = forming
         self._retention = retention
-        self._supervisor = supervisor
+        self.supervisor = supervisor
         self._followed = tuple(followed)
         self._stack = AsyncExitStack()
         self._started = False
@@ -77,7 +77,7 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, write)
             form = group.create_task(self._forming.run(), name="derived forming")
             stack.push_async_callback(_cancel, form)
-            supervise = group.create_task(self._supervisor.run(), name="supervisor")
+            supervise = group.create_task(self.supervisor.run(), name="supervisor")
             stack.push_async_callback(_cancel, supervise)
             follow = group.create_task(self._follow(), name="follow")
             stack.push_async_callback(_cancel, follow)
@@ -100,14 +100,14 @@ class MarketRuntime:
         for series in self._followed:
             while True:
                 try:
-                    await self._supervisor.follow(series)
+                    await self.supervisor.follow(series)
                     break
                 except StoreError:
                     await asyncio.sleep(1)
         for series in self._followed:
             while True:
                 try:
-                    await self._supervisor.refresh(series)
+                    await self.supervisor.refresh(series)
                     break
                 except StoreError:
                     await asyncio.sleep(1)

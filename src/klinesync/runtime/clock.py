@@ -33,6 +33,10 @@ class ExchangeClock:
             self.proven_ms = stamp_ms
             self._learned_at_s = monotonic_s
 
+    def age_s(self, monotonic_s: float) -> float:
+        """How long ago the newest stamp arrived; endless before the first."""
+        return float("inf") if self.proven_ms is None else monotonic_s - self._learned_at_s
+
     def estimate_ms(self, monotonic_s: float) -> int | None:
         """The newest stamp plus the time since it arrived; None before the first."""
         if self.proven_ms is None:

@@ -1,0 +1,359 @@
+"""The exchange fails in every way that it is known to, over real sockets: in the end the store is what it traded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from klinesync.client.follow import ClosedCandle, Gap, System, Update, follow
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest import audit, binance_ws, liveness, supervisor
+from klinesync.sim.faults import (
+    Disconnect,
+    DropClosed,
+    Duplicate,
+    LateClosed,
+    Malformed,
+    RateLimit,
+    RefuseConnect,
+    Reorder,
+    RestError,
+    RestStale,
+    ServerShutdown,
+    Silent,
+)
+from klinesync.sim.server import SimConfig, SimServer
+from running_service import Service, running_service
+from upstream import complete, passed, stored, truth, until
+
+SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
+SPOT_ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")
+FUTURES_ETH = SeriesId.parse("binance:futures:ETH/USDT:1m")
+ALL = (SPOT, SPOT_ETH, FUTURES, FUTURES_ETH)
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exchange runs fast here: what waits on our clock waits less."""
+    monkeypatch.setattr(supervisor, "CLOCK_AGE_S", 0.5)
+    monkeypatch.setattr(supervisor, "ATTACH_WAIT_S", 1.0)
+    monkeypatch.setattr(liveness, "IN_FLIGHT_S", 0.5)
+    monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.2)
+    monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.5)
+
+
+@asynccontextmanager
+async def following(
+    tmp_path: Path, *followed: SeriesId, speed: float = 60.0, symbols: int = 2, **flags: str
+) -> AsyncIterator[tuple[SimServer, Service]]:
+    """The service has followed those series for a while: all is caught up, and every stream is live."""
+    given = {"startup_kline_sync_target_candles": "20", "audit_interval_s": "0"} | flags
+    async with (
+        SimServer(SimConfig(speed=speed, symbols=symbols)) as exchange,
+        running_service(
+            tmp_path / "store.sqlite", exchange, whitelist=",".join(map(str, followed)), **given
+        ) as service,
+    ):
+        await until(lambda: all(state(service, one) == "live" for one in followed), "all streams live")
+        yield exchange, service
+
+
+def state(service: Service, series: SeriesId) -> str:
+    return service.runtime.supervisor.status(series).state
+
+
+class Listener:
+    """A client that notes all it gets of one series."""
+
+    def __init__(self, service: Service, series: SeriesId) -> None:
+        self.updates: list[Update] = []
+        self._task = asyncio.create_task(self._listen(service, series))
+
+    async def _listen(self, service: Service, series: SeriesId) -> None:
+        async with aclosing(follow(service.url, series, 0)) as updates:
+            async for update in updates:
+                self.updates.append(update)
+
+    @property
+    def closed(self) -> list[int]:
+        return [one.candle.time for one in self.updates if isinstance(one, ClosedCandle) and not one.revised]
+
+    def events(self) -> list[str]:
+        return [one.event for one in self.updates if isinstance(one, System)]
+
+    def gaps(self) -> list[Gap]:
+        return [one for one in self.updates if isinstance(one, Gap)]
+
+    async def end(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+@asynccontextmanager
+async def listening(service: Service, series: SeriesId) -> AsyncIterator[Listener]:
+    listener = Listener(service, series)
+    try:
+        await until(lambda: bool(listener.closed), "a first candle")
+        yield listener
+    finally:
+        await listener.end()
+
+
+def every_minute(closed: list[int]) -> bool:
+    return closed == list(range(closed[0], closed[-1] + 60, 60))
+
+
+async def test_streams_that_are_acknowledged_and_silent_are_found_named_and_stood_in_for_by_rest(
+    tmp_path: Path,
+) -> None:
+    async with following(tmp_path, *ALL) as (exchange, service), listening(service, SPOT) as client:
+        fault = exchange.faults.add(Silent())
+        await until(lambda: all(state(service, one) == "rest_fallback" for one in (SPOT, FUTURES)), "REST stands in")
+        assert client.events() == ["stream.stale"]
+        detail = service.runtime.supervisor.status(SPOT).detail
+        assert detail is not None
+        assert "REST shows" in detail
+        await passed(exchange, 240)
+        await complete(service, exchange, *ALL)
+        exchange.faults.remove(fault)
+        await until(lambda: all(state(service, one) == "live" for one in (SPOT, FUTURES)), "live again")
+        await until(lambda: client.events() == ["stream.stale", "stream.live"], "the client is told")
+        await complete(service, exchange, *ALL)
+        assert every_minute(client.closed)
+        assert not client.gaps()
+
+
+async def test_one_silent_stream_of_three_hundred_is_found_and_the_others_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "RETRY_FIRST_S", 1.0)
+    async with SimServer(SimConfig(speed=30, symbols=300)) as exchange:
+        names = [f"binance:spot:{one.symbol.base}/{one.symbol.quote}:1m" for one in exchange.exchange.spot.values()]
+        exchange.faults.add(Silent(symbols=("ETHUSDT",), market="spot"))
+        async with running_service(
+            tmp_path / "store.sqlite", exchange, whitelist=",".join(names), startup_kline_sync_target_candles="5"
+        ) as service:
+            await until(lambda: state(service, SPOT_ETH) == "rest_fallback", "the silent one is found")
+            others = {state(service, SeriesId.parse(name)) for name in names if name != str(SPOT_ETH)}
+            assert others <= {"live", "subscribed"}
+            await passed(exchange, 60)
+            await complete(service, exchange, SPOT, SPOT_ETH)
+            before = len(service.runtime.supervisor.followed())
+            await passed(exchange, 60)
+            others = {state(service, SeriesId.parse(name)) for name in names if name != str(SPOT_ETH)}
+            assert before == 300
+            assert others == {"live"}, "subscribing one anew costs the others nothing"
+
+
+async def test_a_connection_on_which_all_is_silent_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "RETRY_FIRST_S", 0.5)
+    async with following(tmp_path, SPOT, SPOT_ETH) as (exchange, service), listening(service, SPOT) as client:
+        exchange.faults.add(Silent(connections="present"))
+        await until(lambda: "stream.stale" in client.events(), "stale")
+        await until(lambda: state(service, SPOT) == "live", "live on a new connection")
+        await complete(service, exchange, SPOT, SPOT_ETH)
+        assert every_minute(client.closed)
+
+
+async def test_a_cut_over_the_minutes_end_loses_nothing(tmp_path: Path) -> None:
+    """From :59.8 to :01.2 of the exchange's minute nothing is heard: the final frame of that minute never comes."""
+    async with following(tmp_path, *ALL, speed=10) as (exchange, service), listening(service, SPOT) as client:
+        for _ in range(2):
+            await until(lambda: exchange.now_ms() % 60_000 >= 59_800, "the end of a minute")
+            minute = exchange.now_ms() // 60_000 * 60
+            fault = exchange.faults.add(RefuseConnect())
+            exchange.faults.add(Disconnect())
+            await until(lambda minute=minute: exchange.now_ms() >= (minute + 61) * 1000 + 200, "the cut ends")  # type: ignore[misc]
+            exchange.faults.remove(fault)
+            await passed(exchange, 45)
+        await complete(service, exchange, *ALL)
+        await until(lambda: client.closed[-1] >= minute, "the client has it too")
+        assert every_minute(client.closed)
+        assert not client.gaps()
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["with a subscriber", "without"])
+async def test_three_minutes_without_the_exchange_are_made_up_for(tmp_path: Path, watched: bool) -> None:
+    async with following(tmp_path, *ALL, speed=60) as (exchange, service):
+        client = Listener(service, SPOT) if watched else None
+        if client is not None:
+            await until(lambda: bool(client.closed), "a first candle")
+        faults = [exchange.faults.add(fault) for fault in (RefuseConnect(reset=True), RestError(status=503))]
+        exchange.faults.add(Disconnect())
+        await passed(exchange, 180)
+        assert state(service, SPOT) == "reconnecting"
+        for fault in faults:
+            exchange.faults.remove(fault)
+        await until(lambda: all(state(service, one) == "live" for one in ALL), "live again")
+        await complete(service, exchange, *ALL)
+        if client is not None:
+            assert every_minute(client.closed)
+            await client.end()
+
+
+async def test_when_streams_cannot_be_had_at_all_rest_brings_what_closes(tmp_path: Path) -> None:
+    async with SimServer(SimConfig(speed=60, symbols=2, faults=(RefuseConnect(),))) as exchange:
+        names = ",".join(map(str, ALL))
+        async with running_service(
+            tmp_path / "store.sqlite", exchange, whitelist=names, startup_kline_sync_target_candles="5"
+        ) as service:
+            await until(lambda: service.runtime.supervisor.followed() == list(ALL), "followed")
+            await passed(exchange, 300)
+            await complete(service, exchange, *ALL)
+
+
+@pytest.mark.parametrize("market", ["spot", "futures"])
+async def test_after_a_server_shutdown_another_connection_has_taken_over_before_the_first_ends(
+    market: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached: list[SeriesId] = []
+    original = supervisor.IngestSupervisor._attached
+    monkeypatch.setattr(
+        supervisor.IngestSupervisor, "_attached", lambda self, series: (attached.append(series), original(self, series))
+    )
+    series = SPOT if market == "spot" else FUTURES
+    async with following(tmp_path, series, speed=20) as (exchange, service), listening(service, series) as client:
+        (before,) = connections(exchange)
+        exchange.faults.add(ServerShutdown(delay_s=60.0))
+        await until(lambda: before not in connections(exchange), "the first has ended")
+        (after,) = connections(exchange)
+        assert after != before
+        await passed(exchange, 70)
+        await complete(service, exchange, series)
+        assert every_minute(client.closed)
+        assert attached == [series], "it was never without its stream"
+        assert state(service, series) == "live"
+
+
+def connections(exchange: SimServer) -> list[int]:
+    return [one.number for one in exchange._connections.values() if not one.closing]
+
+
+async def test_a_connection_is_replaced_before_its_day_is_over(tmp_path: Path) -> None:
+    async with following(tmp_path, SPOT, FUTURES, speed=20) as (exchange, service), listening(service, SPOT) as client:
+        before = set(connections(exchange))
+        exchange._clock.advance(23.2 * 3600, time.monotonic())
+        exchange._wake.set()
+        await until(lambda: not before & set(connections(exchange)), "both are replaced")
+        assert len(connections(exchange)) == 2
+        await complete(service, exchange, SPOT, FUTURES)
+        after = set(connections(exchange))
+        exchange._clock.advance(1.5 * 3600, time.monotonic())
+        exchange._wake.set()
+        await passed(exchange, 30)
+        await complete(service, exchange, SPOT, FUTURES)
+        assert set(connections(exchange)) == after, "the day of the new ones has just begun"
+        assert every_minute(client.closed)
+
+
+async def test_a_final_frame_two_seconds_late_is_waited_for_though_rest_has_the_row(tmp_path: Path) -> None:
+    async with following(tmp_path, FUTURES, speed=20) as (exchange, service), listening(service, FUTURES) as client:
+        exchange.faults.add(LateClosed(delay_s=2.0, market="futures"))
+        await passed(exchange, 150)
+        await complete(service, exchange, FUTURES)
+        assert every_minute(client.closed)
+        assert client.events() == []
+        assert not [one for one in client.updates if isinstance(one, ClosedCandle) and one.revised]
+
+
+async def test_final_frames_that_are_lost_come_from_rest(tmp_path: Path) -> None:
+    async with following(tmp_path, SPOT, FUTURES, speed=60) as (exchange, service), listening(service, SPOT) as client:
+        exchange.faults.add(DropClosed(every=2))
+        await passed(exchange, 300)
+        await complete(service, exchange, SPOT, FUTURES)
+        assert every_minute(client.closed)
+        assert not client.gaps()
+
+
+async def test_rows_that_rest_shows_too_early_are_corrected_by_the_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REST lags by more than the margin, and the stream loses its final frames: what is stored then is not final."""
+    monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
+    async with following(tmp_path, SPOT, speed=30, audit_interval_s="0.1") as (exchange, service):
+        faults = [exchange.faults.add(RestStale(delay_s=45.0)), exchange.faults.add(DropClosed())]
+        await passed(exchange, 240)
+        wrong = await stored(service, SPOT)
+        assert wrong != truth(exchange, SPOT, [candle.time for candle in wrong]), "or this tests nothing"
+        for fault in faults:
+            exchange.faults.remove(fault)
+        await passed(exchange, 180)
+        await complete(service, exchange, SPOT)
+
+
+async def test_a_ban_in_the_middle_of_a_start_of_five_hundred_series_is_sat_out_and_the_streams_go_on(
+    tmp_path: Path,
+) -> None:
+    async with SimServer(SimConfig(speed=20, symbols=500)) as exchange:
+        names = [f"binance:spot:{one.symbol.base}/{one.symbol.quote}:1m" for one in exchange.exchange.spot.values()]
+        exchange.faults.add(RateLimit(after=150, count=1, retry_after_s=10, ban_s=60.0))
+        async with running_service(
+            tmp_path / "store.sqlite", exchange, whitelist=",".join(names), startup_kline_sync_target_candles="30"
+        ) as service:
+            followed = [SeriesId.parse(name) for name in names]
+            await until(lambda: len(service.runtime.supervisor.followed()) == 500, "followed")
+            await until(lambda: exchange.faults.seen().get("rate_limit", 0) >= 1, "the limit is met")
+            await passed(exchange, 30)
+            met = exchange.faults.seen()["rate_limit"]
+            assert met <= 8, "nothing is asked before Retry-After has passed, save what was under way"
+            assert sum(state(service, one) == "live" for one in followed) > 400, "streams do not mind"
+            await complete(service, exchange, *followed[:3], *followed[-3:])
+
+
+async def test_duplicates_swaps_and_frames_that_are_none_change_nothing(tmp_path: Path) -> None:
+    async with following(tmp_path, *ALL, speed=40) as (exchange, service), listening(service, SPOT) as client:
+        for fault in (Duplicate(every=3), Reorder(every=5), Malformed(every=2)):
+            exchange.faults.add(fault)
+        await passed(exchange, 300)
+        seen = exchange.faults.seen()
+        assert min(seen[kind] for kind in ("duplicate", "reorder", "malformed")) > 10
+        await complete(service, exchange, *ALL)
+        assert every_minute(client.closed)
+        assert all(state(service, one) == "live" for one in ALL)
+        links = [one for market in service.runtime.supervisor._connections.values() for one in market]
+        assert sum(one.quarantined for one in links) > 10
+        assert all(one.reconnects == 0 for one in links), "the connections live on"
+
+
+async def test_a_stall_in_mid_candle_promotes_nothing_when_our_clock_passes_the_boundary(tmp_path: Path) -> None:
+    async with following(tmp_path, SPOT, speed=30) as (exchange, service), listening(service, SPOT) as client:
+        await until(lambda: 20_000 < exchange.now_ms() % 60_000 < 40_000, "the middle of a minute")
+        exchange._clock.pause(True, time.monotonic())
+        await complete(service, exchange, SPOT)
+        open_ = exchange.now_ms() // 60_000 * 60
+        # Our clock alone would make it several of the exchange's minutes at this speed.
+        clock = service.runtime.ingest._clocks["binance", "spot"]
+        loop = asyncio.get_running_loop()
+        asked = exchange._api.weight_used(exchange.now_ms())
+        until_s = loop.time() + 6.0
+        await until(lambda: loop.time() > until_s, "six seconds")
+        assert exchange._api.weight_used(exchange.now_ms()) - asked < 40, "REST is asked ever less often"
+        assert clock.proven_ms is not None
+        assert clock.proven_ms <= exchange.now_ms()
+        assert client.closed[-1] < open_
+        assert (await stored(service, SPOT))[-1].time < open_
+        exchange._clock.pause(False, time.monotonic())
+        exchange._wake.set()
+        await passed(exchange, 120)
+        await complete(service, exchange, SPOT)
+        assert every_minute(client.closed)
+
+
+async def test_the_hosts_time_zone_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/St_Johns")
+    time.tzset()
+    try:
+        async with following(tmp_path, SPOT, FUTURES) as (exchange, service):
+            await passed(exchange, 180)
+            await complete(service, exchange, SPOT, FUTURES)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
