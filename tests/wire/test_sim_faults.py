@@ -410,6 +410,21 @@ async def test_a_shutdown_is_announced_on_every_connection_and_then_carried_out(
         assert isinstance(await events_until_answer(futures), list)
 
 
+async def test_a_connection_that_leaves_before_its_shutdown_disturbs_nobody(
+    server: SimServer, http: aiohttp.ClientSession
+) -> None:
+    async with http.ws_connect(stream(server, "btcusdt")) as stays:
+        async with http.ws_connect(stream(server, "btcusdt")) as leaves:
+            server.faults.add(ServerShutdown())
+            assert isinstance(await hear(leaves), dict)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(str((await state(http, server))["connections"]).split("opened_ms")) != 2:
+                await asyncio.sleep(0.005)
+        await clock(http, server, advance_s=10)
+        assert await end(stays) == 1001
+    assert await status(http, server, "/api/v3/ping") == (200, None)
+
+
 async def test_rest_errors_are_for_the_symbols_paths_and_times_that_were_asked_for(
     server: SimServer, http: aiohttp.ClientSession
 ) -> None:
