@@ -14,19 +14,25 @@ from klinesync.client.follow import ClosedCandle, Gap, System, Update, follow
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import audit, binance_ws, liveness, supervisor
 from klinesync.sim.faults import (
+    ClockSkew,
+    Delist,
     Disconnect,
     DropClosed,
     Duplicate,
     LateClosed,
     Malformed,
+    Outage,
     RateLimit,
     RefuseConnect,
     Reorder,
     RestError,
     RestStale,
+    Revise,
     ServerShutdown,
     Silent,
+    Unlisted,
 )
+from klinesync.sim.rest import RestAnswer, RestRequest
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
 from upstream import complete, passed, stored, truth, until
@@ -44,6 +50,9 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "CLOCK_AGE_S", 0.5)
     monkeypatch.setattr(supervisor, "ATTACH_WAIT_S", 1.0)
     monkeypatch.setattr(liveness, "IN_FLIGHT_S", 0.5)
+    monkeypatch.setattr(supervisor, "SUSPECT_LISTINGS_AGE_S", 1.0)
+    monkeypatch.setattr(supervisor, "LISTINGS_PAUSE_S", 0.2)
+    monkeypatch.setattr(supervisor, "FRUITLESS_FIRST_S", 0.2)
     monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.2)
     monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.5)
 
@@ -357,3 +366,117 @@ async def test_the_hosts_time_zone_does_not_matter(tmp_path: Path, monkeypatch: 
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize("skew_s", [90.0, -90.0])
+async def test_an_exchange_whose_clock_is_not_ours_is_followed_by_its_own(skew_s: float, tmp_path: Path) -> None:
+    async with SimServer(SimConfig(speed=60, symbols=2, faults=(ClockSkew(skew_s=skew_s),))) as exchange:
+        names = ",".join(map(str, ALL))
+        async with running_service(
+            tmp_path / "store.sqlite", exchange, whitelist=names, startup_kline_sync_target_candles="5"
+        ) as service:
+            await until(lambda: all(state(service, one) == "live" for one in ALL), "all streams live")
+            await passed(exchange, 180)
+            await complete(service, exchange, *ALL)
+            status, health = await service.get("/api/market/health", series_id=str(SPOT))
+            assert status == 200
+            assert abs(int(str(health["now_time"])) - exchange.now_ms() // 1000) <= 60
+
+
+async def test_an_outage_of_the_exchange_is_a_confirmed_hole(tmp_path: Path) -> None:
+    async with following(tmp_path, *ALL) as (exchange, service), listening(service, FUTURES) as client:
+        exchange.faults.add(Outage(minutes=5))
+        await passed(exchange, 540)
+        await complete(service, exchange, *ALL)
+        await until(lambda: len(client.gaps()) == 1, "the client is told of the hole")
+        (gap,) = client.gaps()
+        assert gap.actual - gap.expected == 300
+        assert gap.state == "confirmed_empty"
+
+
+async def test_a_revision_that_the_exchange_does_not_tell_is_found_by_the_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
+    flags = {"audit_interval_s": "0.1"}
+    async with (
+        following(tmp_path, SPOT, FUTURES, **flags) as (exchange, service),
+        listening(service, FUTURES) as client,
+    ):
+        before = await complete(service, exchange, FUTURES)
+        exchange.faults.add(Revise(market="futures"))
+        await until(lambda: any(isinstance(one, ClosedCandle) and one.revised for one in client.updates), "told")
+        await complete(service, exchange, SPOT, FUTURES)
+        (revised,) = [one.candle for one in client.updates if isinstance(one, ClosedCandle) and one.revised]
+        assert [revised] == truth(exchange, FUTURES, [revised.time])
+        assert revised not in before[FUTURES]
+
+
+def klines_asked(exchange: SimServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The symbols of which klines are asked from now on."""
+    asked: list[str] = []
+    answer = exchange._api.answer
+
+    def counted(request: RestRequest, now_ms: int) -> RestAnswer:
+        if request.path == "klines":
+            asked.append(request.params["symbol"])
+        return answer(request, now_ms)
+
+    monkeypatch.setattr(exchange._api, "answer", counted)
+    return asked
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["halted", "not listed any more"])
+@pytest.mark.parametrize("series", [SPOT_ETH, FUTURES_ETH], ids=["spot", "futures"])
+async def test_a_symbol_that_is_delisted_while_followed_is_named_left_alone_and_taken_up_again(
+    series: SeriesId, gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(tmp_path, *ALL) as (exchange, service), listening(service, series) as client:
+        asked = klines_asked(exchange, monkeypatch)
+        market = "spot" if series is SPOT_ETH else "futures"
+        fault = exchange.faults.add(Delist(symbols=("ETHUSDT",), market=market, gone=gone))
+        await until(lambda: state(service, series) == "delisted", "its end is noticed")
+        detail = service.runtime.supervisor.status(series).detail or ""
+        assert ("not list" in detail) if gone else ("BREAK" in detail or "SETTLING" in detail)
+        asked.clear()
+        await passed(exchange, 300)
+        other = sum(name == "ETHUSDT" for name in asked)
+        assert other <= 5 + 3, "five minutes of the other market's symbol, and hardly anything in vain"
+        await complete(service, exchange, *(one for one in ALL if one != series))
+        before = await stored(service, series)
+        assert before == truth(exchange, series, [candle.time for candle in before])
+        exchange.faults.remove(fault)
+        await until(lambda: state(service, series) == "live", "it is followed again")
+        assert "last candle before" in (service.runtime.supervisor.status(series).detail or "")
+        await passed(exchange, 120)
+        await until(lambda: len(client.gaps()) == 1, "the client is told of the span between")
+        assert client.gaps()[0].state == "confirmed_empty"
+        # Futures are listed anew: what was before is not served any more, and we still have it.
+        after = [candle for candle in await stored(service, series) if candle not in before]
+        assert after == truth(exchange, series, range(after[0].time, after[-1].time + 60, 60))
+        assert after[-1].time >= exchange.now_ms() // 1000 - 180
+        assert [candle for candle in await stored(service, series) if candle.time <= before[-1].time] == before
+        assert client.events() == ["stream.stale", "stream.live"]
+
+
+async def test_a_symbol_that_is_not_listed_yet_is_followed_from_its_first_candle_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SimServer(SimConfig(speed=60, symbols=2)) as exchange:
+        fault = exchange.faults.add(Unlisted(symbols=("ETHUSDT",)))
+        asked = klines_asked(exchange, monkeypatch)
+        names = ",".join(map(str, ALL))
+        async with running_service(
+            tmp_path / "store.sqlite", exchange, whitelist=names, startup_kline_sync_target_candles="5"
+        ) as service:
+            unlisted = (SPOT_ETH, FUTURES_ETH)
+            await until(lambda: all(state(service, one) == "delisted" for one in unlisted), "they are named")
+            await passed(exchange, 240)
+            assert asked.count("ETHUSDT") <= 6
+            exchange.faults.remove(fault)
+            await until(lambda: all(state(service, one) == "live" for one in unlisted), "they are followed")
+            await passed(exchange, 180)
+            whole = await complete(service, exchange, *ALL)
+            for series in unlisted:
+                listings = exchange.exchange.spot if series.market == "spot" else exchange.exchange.futures
+                assert whole[series][0].time == listings["ETHUSDT"].tape.first_s

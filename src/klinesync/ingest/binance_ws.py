@@ -306,7 +306,7 @@ class BinanceConnection:
         return link
 
     async def _stay(self, link: _Link) -> None:
-        """Returns when no link is left; each is replaced before the exchange ends it. Raises a defect of ours in one."""
+        """Returns when no link is left; each is replaced before the exchange ends it. Raises what is our defect."""
         loop = asyncio.get_running_loop()
         rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
         not_before_s = 0.0
