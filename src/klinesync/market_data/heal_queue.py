@@ -1,0 +1,309 @@
+"""HealQueue: which holes are asked for, in what order, and when again. Pure: values in, values out.
+
+A need is a span of open times that may be missing. Series take turns; of a series the newest need comes first, short
+ones that lie near each other together, and of a long one a piece at a time: its oldest page when all of it may be
+empty (one answer shows that, however long it is), else its newest part.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from klinesync.core.candle import MAX_TIME
+from klinesync.core.gaps import Gap, Span, clipped, unproven, without
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+
+# Needs of one series, and of all. What finds no room stays declared in the store, and is looked up again later.
+MAX_NEEDS_OF_SERIES = 1000
+MAX_NEEDS = 100_000
+# Candles of one piece of a long need, before another series gets its turn: a few pages.
+PIECE_CANDLES = 5000
+# Short needs that one page may span are read together.
+PAGE_CANDLES = 500
+# A need that was asked for in vain is asked for again: after the first interval, which then doubles.
+FIRST_RETRY_S = 30.0
+MOST_RETRY_S = 6 * 3600.0
+# After so many answers in vain nobody is said to be at work on it, though it is still asked for now and then.
+PATIENCE = 3
+
+_EVERYTHING = Span(0, MAX_TIME + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A span to be read. `front`: whether its oldest page comes first (None: when it lies between stored candles).
+    `vain`: how often it was asked for without an answer that settles it; `due_s`: not before that monotonic time."""
+
+    span: Span
+    reason: str
+    front: bool | None = None
+    vain: int = 0
+    due_s: float = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Read from the store which gaps of the series are declared."""
+
+    series: SeriesId
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read these needs, ascending; several only where they are short and near each other."""
+
+    series: SeriesId
+    needs: tuple[Need, ...]
+
+    @property
+    def span(self) -> Span:
+        return Span(self.needs[0].span.start, self.needs[-1].span.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is left to ask of a fetch: the `stored` span, the `needs` as far as they are missing behind the head, grown
+    to all that is missing of the holes that they touch, and the open times `start` and `until` of the stored candles
+    around those."""
+
+    stored: Span | None
+    needs: tuple[Need, ...]
+    start: int
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is asked for at once: `span`, or only its oldest page. Asked from `start` to `until` (included), which are
+    stored candles, so that one answer shows what is empty; where older needs were `cut` off, `start` may be missing."""
+
+    span: Span
+    start: int
+    until: int
+    one_page: bool = False
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a piece: all before `reached` was asked for; the open time of the `first` row; and what the store
+    holds now: its stored span, and all rows of its gap ledger."""
+
+    reached: int
+    first: int | None
+    stored: Span | None
+    ledger: Sequence[Gap]
+
+
+@dataclass(slots=True)
+class _Line:
+    """What waits of one series. `look`: there may be more in the store."""
+
+    needs: list[Need] = field(default_factory=list)
+    look: bool = False
+    work: Look | Fetch | None = None
+
+    def spans(self) -> list[Span]:
+        under_way = self.work.needs if isinstance(self.work, Fetch) else ()
+        return sorted(need.span for need in (*self.needs, *under_way))
+
+
+class HealQueue:
+    """What is to be read, series by series; of each series one piece of work is out at a time."""
+
+    def __init__(self) -> None:
+        self._lines: OrderedDict[SeriesId, _Line] = OrderedDict()
+        self._size = 0
+
+    def request(self, series: SeriesId, span: Span, reason: str) -> bool:
+        """Add what of `span` is not asked for already. False when there was no room for all of it."""
+        line = self._lines.setdefault(series, _Line())
+        new = without([span], _joined(line.spans()))
+        room = max(0, min(MAX_NEEDS_OF_SERIES - len(line.needs), MAX_NEEDS - self._size))
+        kept = new[max(0, len(new) - room) :]
+        line.needs += (Need(part, reason) for part in kept)
+        self._size += len(kept)
+        line.look = line.look or len(kept) < len(new)
+        self._forget_if_idle(series)
+        return len(kept) == len(new)
+
+    def look(self, series: SeriesId) -> None:
+        """The store may have declared gaps of the series."""
+        self._lines.setdefault(series, _Line()).look = True
+
+    def take(self, now_s: float) -> Look | Fetch | None:
+        """The next piece of work; None when nothing is due."""
+        for series, line in self._lines.items():
+            work = None if line.work is not None else self._work_of(series, line, now_s)
+            if work is not None:
+                line.work = work
+                self._lines.move_to_end(series)
+                return work
+        return None
+
+    def _work_of(self, series: SeriesId, line: _Line, now_s: float) -> Look | Fetch | None:
+        if line.look and len(line.needs) <= MAX_NEEDS_OF_SERIES // 2 and self._size <= MAX_NEEDS // 2:
+            line.look = False
+            return Look(series)
+        due = sorted((need for need in line.needs if need.due_s <= now_s), key=lambda need: need.span)
+        if not due:
+            return None
+        count = series.timeframe.count
+        taken = [due.pop()]
+        while (
+            due
+            and count(due[-1].span.start, taken[-1].span.end) <= PAGE_CANDLES
+            and count(due[-1].span.start, taken[0].span.end) <= PIECE_CANDLES
+        ):
+            taken.append(due.pop())
+        line.needs = [need for need in line.needs if need not in taken]
+        self._size -= len(taken)
+        return Fetch(series, tuple(reversed(taken)))
+
+    def settle(self, work: Look | Fetch, left: Sequence[Need]) -> None:
+        """Work that was taken is done; what is `left` of it waits again."""
+        line = self._lines[work.series]
+        assert line.work is work, "one piece of work of a series is out at a time"
+        line.work = None
+        line.needs += left
+        self._size += len(left)
+        self._forget_if_idle(work.series)
+
+    def _forget_if_idle(self, series: SeriesId) -> None:
+        line = self._lines[series]
+        if not line.needs and not line.look and line.work is None:
+            del self._lines[series]
+
+    def next_due_s(self) -> float | None:
+        """When `take` has something that it has not now; None when that needs another call first."""
+        waiting = (need.due_s for line in self._lines.values() if line.work is None for need in line.needs)
+        return min(waiting, default=None)
+
+    def at_work(self, series: SeriesId) -> list[Span]:
+        """The spans that are being read, or soon will be; not those that were asked for in vain again and again."""
+        line = self._lines.get(series)
+        if line is None:
+            return []
+        if line.look or isinstance(line.work, Look):
+            return [_EVERYTHING]
+        under_way = line.work.needs if isinstance(line.work, Fetch) else ()
+        return _joined(sorted(need.span for need in (*line.needs, *under_way) if need.vain < PATIENCE))
+
+
+def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standing:
+    """How `fetch` stands with what the store holds: its stored span and all rows of its gap ledger."""
+    if stored is None:
+        return Standing(stored, (), *fetch.span)
+    # A hole is read whole, with what of it is confirmed: only a stored candle at either end can prove that it is empty.
+    holes = _joined(gap.span for gap in ledger)
+    if fetch.span.start < stored.start:
+        # History before the first stored candle is read up to it, so that no hole comes to be.
+        holes.insert(0, Span(fetch.span.start, stored.start))
+    needs: list[Need] = []
+    start, until = fetch.span
+    for need in fetch.needs:
+        touched = [hole for hole in holes if hole.start < need.span.end and need.span.start < hole.end]
+        missing = [part for hole in touched for part in _unsettled(hole, stored, ledger)]
+        if not clipped(missing, need.span):
+            continue
+        span = Span(missing[0].start, missing[-1].end)
+        if needs and span.start <= needs[-1].span.end:
+            last = needs[-1]
+            front = last.front or need.front if last.front is not None else need.front
+            needs[-1] = replace(last, span=Span(last.span.start, max(span.end, last.span.end)), front=front)
+        else:
+            start = start if needs else touched[0].start
+            needs.append(replace(need, span=span))
+        until = touched[-1].end
+    if start > stored.start:  # before the first stored candle there is no neighbour
+        start = fetch.series.timeframe.shift(start, -1)
+    return Standing(stored, tuple(needs), start, until)
+
+
+def piece_of(timeframe: Timeframe, now: Standing) -> Piece:
+    """What of the needs that stand is asked for at once."""
+    assert now.stored is not None, "a hole lies behind stored candles"
+    span = Span(now.needs[0].span.start, now.needs[-1].span.end)
+    if timeframe.count(*span) <= PIECE_CANDLES:
+        return Piece(span, now.start, now.until)
+    front = now.needs[0].front
+    if front is None:
+        front = span.start > now.stored.start
+    if front:
+        return Piece(span, now.start, now.until, one_page=True)
+    start = timeframe.shift(span.end, -PIECE_CANDLES)
+    return Piece(Span(start, span.end), timeframe.shift(start, -1), now.until, cut=True)
+
+
+def left_over(
+    fetch: Fetch, asked: Standing, piece: Piece, answer: Answer, now_s: float, rng: random.Random
+) -> list[Need]:
+    """What of `fetch`, of which `asked` stood, waits again after `piece` was read with that answer."""
+    left = too_early(fetch, answer.stored, answer.ledger, now_s, rng)
+    for need in asked.needs:
+        for span in _unsettled(need.span, answer.stored, answer.ledger):
+            if _early(span, answer.stored):
+                continue
+            if span.end <= piece.span.start:
+                left.append(replace(need, span=span, front=False, vain=0, due_s=now_s))
+            elif piece.cut and (answer.first is None or span.end <= answer.first):
+                # The piece begins with nothing; so may the older part end.
+                left.append(replace(need, span=span, front=True, vain=0, due_s=now_s))
+            else:
+                left += _asked(need, span, answer, now_s, rng)
+    return left
+
+
+def too_early(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap], now_s: float, rng: random.Random) -> list[Need]:
+    """What of `fetch` lies behind no stored candle yet: it is no hole, and live candles may bring it."""
+    return [
+        replace(need, span=span, due_s=now_s + _delay_s(1, rng))
+        for need in fetch.needs
+        for span in _unsettled(need.span, stored, ledger)
+        if _early(span, stored)
+    ]
+
+
+def _early(span: Span, stored: Span | None) -> bool:
+    return stored is None or span.end > stored.end
+
+
+def _asked(need: Need, span: Span, answer: Answer, now_s: float, rng: random.Random) -> Iterator[Need]:
+    """What waits again of a missing `span` that was asked for, at least in part."""
+    if span.end > answer.reached:
+        yield replace(need, span=Span(max(span.start, answer.reached), span.end), front=False, vain=0, due_s=now_s)
+        span = Span(span.start, answer.reached)
+    if span.start >= span.end:
+        return
+    if answer.first is not None and answer.stored is not None and span.end <= answer.stored.start:
+        return  # it was asked for, and the first row came later: the series begins there
+    yield in_vain(replace(need, span=span), now_s, rng)
+
+
+def in_vain(need: Need, now_s: float, rng: random.Random, at_least_s: float = 0.0) -> Need:
+    """The need, to be asked for again after the next of its intervals."""
+    vain = need.vain + 1
+    return replace(need, vain=vain, due_s=now_s + max(at_least_s, _delay_s(vain, rng)))
+
+
+def _delay_s(vain: int, rng: random.Random) -> float:
+    return min(FIRST_RETRY_S * 2.0 ** min(vain - 1, 30), MOST_RETRY_S) * rng.uniform(0.75, 1.0)
+
+
+def _unsettled(span: Span, stored: Span | None, ledger: Sequence[Gap]) -> list[Span]:
+    return _joined(unproven(ledger, stored, span))
+
+
+def _joined(ascending: Iterable[Span]) -> list[Span]:
+    """Ascending spans that may touch or overlap, as disjoint ones."""
+    joined: list[Span] = []
+    for span in ascending:
+        if joined and span.start <= joined[-1].end:
+            joined[-1] = Span(joined[-1].start, max(joined[-1].end, span.end))
+        else:
+            joined.append(span)
+    return joined

@@ -1,0 +1,367 @@
+"""HealQueue and what decides with it, against an exchange and a store that are sets of minutes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.core import gaps
+from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.series_id import SeriesId
+from klinesync.market_data import heal_queue
+from klinesync.market_data.heal_queue import (
+    FIRST_RETRY_S,
+    MOST_RETRY_S,
+    PATIENCE,
+    Answer,
+    Fetch,
+    HealQueue,
+    Look,
+    Need,
+    Piece,
+    in_vain,
+    left_over,
+    piece_of,
+    standing,
+    too_early,
+)
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+MINUTE = BTC.timeframe
+PAGE = 10
+PIECE = 25
+LENGTH = 200
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_pieces() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heal_queue, "PIECE_CANDLES", PIECE)
+        patch.setattr(heal_queue, "PAGE_CANDLES", PAGE)
+        yield
+
+
+def span(first: int, end: int) -> Span:
+    return Span(60 * first, 60 * end)
+
+
+@dataclass
+class World:
+    """What the exchange has, what is stored, and what is known of the holes; minutes, not seconds, in the sets."""
+
+    exchange: set[int]
+    stored: set[int]
+    ledger: list[Gap] = field(default_factory=list)
+    requests: int = 0
+    reads: list[Piece] = field(default_factory=list)
+    mute: set[int] = field(default_factory=set)  # rows that the exchange has and does not show
+
+    def __post_init__(self) -> None:
+        kept, self.stored = self.stored, set()
+        self.write(sorted(kept))
+
+    def span(self) -> Span | None:
+        return span(min(self.stored), max(self.stored) + 1) if self.stored else None
+
+    def write(self, minutes: Sequence[int], empty: Sequence[Span] = ()) -> None:
+        times = [60 * minute for minute in minutes if minute not in self.stored]
+        self.ledger = gaps.arrived(self.ledger, MINUTE, self.span(), times).applied_to(self.ledger)
+        self.stored.update(minutes)
+        self.ledger = gaps.confirm_empty(self.ledger, empty, "a test says so", 1).applied_to(self.ledger)
+
+    def pages(self, start: int, until: int) -> Iterator[tuple[list[int], list[Span]]]:
+        """Pages of the exchange's answer: rows, and the spans between them."""
+        rows = sorted(self.exchange - self.mute)
+        while True:
+            page = [minute for minute in rows if start <= 60 * minute <= until][:PAGE]
+            self.requests += 1
+            if not page:
+                return
+            yield page, gaps.missing_spans(MINUTE, 60 * page[0], 60 * page[-1], [60 * minute for minute in page])
+            if len(page) < PAGE or 60 * page[-1] <= start:
+                return
+            start = 60 * page[-1]
+
+    def carry_out(self, fetch: Fetch, now_s: float, rng: random.Random) -> list[Need]:
+        """What the service does, with sets for a store and an exchange."""
+        now = standing(fetch, self.span(), self.ledger)
+        if not now.needs:
+            return too_early(fetch, self.span(), self.ledger, now_s, rng)
+        piece = piece_of(MINUTE, now)
+        self.reads.append(piece)
+        reached, first = piece.span.start, None
+        for page, empty in self.pages(piece.start, piece.until):
+            self.write(page, empty)
+            reached, first = max(reached, 60 * page[-1] + 60), 60 * page[0] if first is None else first
+            if piece.one_page and reached > piece.span.start:
+                break
+        else:
+            reached = piece.span.end
+        return left_over(fetch, now, piece, Answer(reached, first, self.span(), self.ledger), now_s, rng)
+
+    def heal(self, queue: HealQueue, now_s: float = 0.0, most: int = 1000) -> None:
+        """All that is due now."""
+        rng = random.Random(1)
+        for _ in range(most):
+            work = queue.take(now_s)
+            if work is None:
+                return
+            assert isinstance(work, Fetch)
+            queue.settle(work, self.carry_out(work, now_s, rng))
+        raise AssertionError("it does not come to an end")
+
+
+MINUTES = st.sets(st.integers(0, LENGTH - 1))
+HOLES = st.lists(st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 120)), max_size=4)
+
+
+def with_holes(holes: list[tuple[int, int]]) -> set[int]:
+    return set(range(LENGTH)) - {minute for first, count in holes for minute in range(first, first + count)}
+
+
+@given(outages=HOLES, lost=HOLES, confirmed=st.booleans(), asked=HOLES, first=st.integers(0, LENGTH // 2))
+def test_all_that_is_asked_for_is_filled_or_shown_to_be_empty_and_asked_for_once(
+    outages: list[tuple[int, int]],
+    lost: list[tuple[int, int]],
+    confirmed: bool,
+    asked: list[tuple[int, int]],
+    first: int,
+) -> None:
+    exchange = with_holes(outages)
+    world = World(exchange, {minute for minute in exchange & with_holes(lost) if minute >= first})
+    if confirmed:
+        # Some of the outages are known already, in rows of the ledger beside those that are not.
+        for start, count in outages[::2]:
+            world.write([], [span(start, start + count)])
+    queue = HealQueue()
+    for start, count in asked:
+        assert queue.request(BTC, span(start, start + count), "a test")
+    for gap in world.ledger:
+        if gap.state is GapState.UNKNOWN:
+            assert queue.request(BTC, gap.span, "a test")
+    before = world.span()
+    world.heal(queue)
+    # What lies beyond the stored head waits, the rest is settled; nothing stored was lost on the way.
+    wanted = {minute for start, count in asked for minute in range(start, start + count)}
+    if before is None:
+        assert not world.requests
+        return
+    assert all(need.start >= before.end for need in queue.at_work(BTC))
+    assert {minute for minute in exchange & wanted if 60 * minute < before.end} <= world.stored
+    assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
+    empty = {minute for gap in world.ledger for minute in range(gap.start // 60, gap.end // 60)}
+    assert empty == set(range(min(world.stored), max(world.stored))) - world.stored
+    assert not empty & exchange
+    # Again: nothing is left to ask.
+    requests = world.requests
+    for start, count in asked:
+        if 60 * (start + count) <= before.end and start >= min(world.stored):
+            queue.request(BTC, span(start, start + count), "a test")
+    world.heal(queue)
+    assert world.requests == requests
+
+
+@pytest.mark.parametrize(
+    ("outages", "confirmed", "lost"),
+    [
+        ([(2, 11)], [(3, 1)], []),  # each of two unknown rows has a hole for a neighbour
+        ([(12, 26)], [(12, 26)], [(1, 11)]),  # most of a long hole is confirmed
+        ([(11, 54), (10, 62)], [(11, 54)], [(1, 89)]),  # the newest part begins with nothing
+    ],
+)
+def test_a_hole_of_several_states_comes_to_an_end(
+    outages: list[tuple[int, int]], confirmed: list[tuple[int, int]], lost: list[tuple[int, int]]
+) -> None:
+    exchange = with_holes(outages)
+    world = World(exchange, exchange & with_holes(lost))
+    world.write([], [span(start, start + count) for start, count in confirmed])
+    queue = HealQueue()
+    for gap in world.ledger:
+        queue.request(BTC, gap.span, "a test")
+    world.heal(queue)
+    assert world.stored == exchange
+    assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
+
+
+@given(outages=HOLES, lost=HOLES, mute=MINUTES, asked=HOLES)
+def test_an_exchange_that_hides_rows_is_asked_again_later_and_not_now(
+    outages: list[tuple[int, int]], lost: list[tuple[int, int]], mute: set[int], asked: list[tuple[int, int]]
+) -> None:
+    """Even the neighbours of a hole may be missing from its answers."""
+    exchange = with_holes(outages)
+    world = World(exchange, exchange & with_holes(lost), mute=mute)
+    queue = HealQueue()
+    for gap in world.ledger:
+        queue.request(BTC, gap.span, "a test")
+    for start, count in asked:
+        queue.request(BTC, span(start, start + count), "a test")
+    world.heal(queue)
+    assert queue.take(0.0) is None
+    due_s = queue.next_due_s()
+    assert due_s is None or due_s >= FIRST_RETRY_S * 0.75
+    # What is asked for in vain waits; once the exchange shows all, all is settled.
+    world.mute = set()
+    world.heal(queue, now_s=10 * MOST_RETRY_S)
+    for gap in world.ledger:
+        if gap.state is GapState.UNKNOWN:
+            queue.request(BTC, gap.span, "a test")  # a hidden row between shown ones was taken for empty: not these
+    world.heal(queue, now_s=20 * MOST_RETRY_S)
+    assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
+
+
+def needs_of(queue: HealQueue, now_s: float = 0.0) -> list[Span]:
+    work = queue.take(now_s)
+    assert isinstance(work, Fetch)
+    return [need.span for need in work.needs]
+
+
+def test_a_long_empty_hole_costs_one_request() -> None:
+    world = World({0, *range(150, 200)}, {0, *range(150, 200)})
+    queue = HealQueue()
+    queue.request(BTC, span(1, 150), "a test")
+    world.heal(queue)
+    assert world.requests == 1
+    assert [gap.state for gap in world.ledger] == [GapState.CONFIRMED_EMPTY]
+
+
+def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> None:
+    world = World(set(range(200)), {0, 199})
+    queue = HealQueue()
+    queue.request(BTC, span(1, 199), "a test")
+    world.heal(queue)
+    assert world.stored == set(range(200))
+    first, *others = world.reads
+    assert first == Piece(span(1, 199), 0, 60 * 199, one_page=True)
+    ends = [piece.span.end for piece in others]
+    assert ends == sorted(ends, reverse=True)
+    assert all(MINUTE.count(*piece.span) <= PIECE for piece in others)
+
+
+def test_history_before_the_first_candle_grows_backwards_without_a_hole_and_ends_where_the_exchange_begins() -> None:
+    world = World(set(range(70, 200)), set(range(190, 200)))
+    queue = HealQueue()
+    queue.request(BTC, span(0, 190), "first history")
+    rng = random.Random(1)
+    for _ in range(100):
+        work = queue.take(0.0)
+        if work is None:
+            break
+        assert isinstance(work, Fetch)
+        queue.settle(work, world.carry_out(work, 0.0, rng))
+        assert not world.ledger
+    assert world.stored == set(range(70, 200))
+    assert not queue.at_work(BTC)
+
+
+def test_two_series_take_turns() -> None:
+    queue = HealQueue()
+    for series in (BTC, ETH):
+        queue.request(series, span(0, 5), "a test")
+        queue.request(series, span(100, 105), "a test")
+    taken = []
+    while (work := queue.take(0.0)) is not None:
+        assert isinstance(work, Fetch)
+        taken.append((work.series, work.span))
+        queue.settle(work, [])
+    assert taken == [(BTC, span(100, 105)), (ETH, span(100, 105)), (BTC, span(0, 5)), (ETH, span(0, 5))]
+
+
+def test_a_series_is_read_once_at_a_time_and_what_is_asked_for_meanwhile_joins() -> None:
+    queue = HealQueue()
+    queue.request(BTC, span(10, 20), "a test")
+    work = queue.take(0.0)
+    assert isinstance(work, Fetch)
+    queue.request(BTC, span(5, 25), "a test")
+    assert queue.take(0.0) is None
+    queue.settle(work, [])
+    assert needs_of(queue) == [span(20, 25)]
+
+
+def test_short_needs_on_one_page_are_read_together() -> None:
+    queue = HealQueue()
+    for first in (0, 4, 8, 40):
+        queue.request(BTC, span(first, first + 1), "a test")
+    assert needs_of(queue) == [span(40, 41)]
+    queue = HealQueue()
+    for first in (0, 4, 8, 12, 16, 20, 24, 28, 32):
+        queue.request(BTC, span(first, first + 1), "a test")
+    assert needs_of(queue) == [span(first, first + 1) for first in (8, 12, 16, 20, 24, 28, 32)]
+
+
+def test_what_was_asked_for_in_vain_waits_twice_as_long_each_time_up_to_a_limit() -> None:
+    rng = random.Random(1)
+    need, waits = Need(span(0, 1), "a test"), []
+    for _ in range(20):
+        need = in_vain(need, 100.0, rng)
+        waits.append(need.due_s - 100.0)
+    most = [min(FIRST_RETRY_S * 2**turn, MOST_RETRY_S) for turn in range(20)]
+    assert all(0.75 * limit <= wait <= limit for wait, limit in zip(waits, most, strict=True))
+    assert in_vain(Need(span(0, 1), "a test"), 100.0, rng, at_least_s=500.0).due_s == 600.0
+
+
+def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() -> None:
+    queue = HealQueue()
+    queue.request(BTC, span(10, 20), "a test")
+    rng, now_s = random.Random(1), 0.0
+    for turn in range(PATIENCE + 2):
+        assert queue.at_work(BTC) == ([span(10, 20)] if turn < PATIENCE else [])
+        work = queue.take(now_s)
+        assert isinstance(work, Fetch)
+        assert queue.at_work(BTC) == ([span(10, 20)] if turn < PATIENCE else [])
+        queue.settle(work, [in_vain(need, now_s, rng) for need in work.needs])
+        now_s = queue.next_due_s() or 0.0
+
+
+def test_the_queue_is_bounded_and_looks_again_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heal_queue, "MAX_NEEDS_OF_SERIES", 4)
+    queue = HealQueue()
+    for first in range(0, 400, 100):
+        assert queue.request(BTC, span(first, first + 1), "a test")
+    assert not queue.request(BTC, span(500, 501), "a test")
+    assert queue.request(ETH, span(0, 1), "a test")
+    assert needs_of(queue) == [span(300, 301)]
+    assert needs_of(queue) == [span(0, 1)]  # the other series'
+    queue = HealQueue()
+    for first in range(0, 500, 100):
+        queue.request(BTC, span(first, first + 1), "a test")
+    seen: list[Fetch | Look] = []
+    while (work := queue.take(0.0)) is not None:
+        seen.append(work)
+        queue.settle(work, [])
+    assert [type(work) for work in seen] == [Fetch, Fetch, Look, Fetch, Fetch]
+    monkeypatch.setattr(heal_queue, "MAX_NEEDS", 2)
+    queue = HealQueue()
+    assert not queue.request(BTC, span(0, 1), "a test") or queue.request(BTC, span(100, 101), "a test")
+    assert not queue.request(ETH, span(0, 1), "a test")
+
+
+def test_while_the_store_is_to_be_looked_at_somebody_is_at_work_on_all_of_it() -> None:
+    queue = HealQueue()
+    assert queue.at_work(BTC) == []
+    queue.look(BTC)
+    (everything,) = queue.at_work(BTC)
+    assert everything.start == 0
+    work = queue.take(0.0)
+    assert work == Look(BTC)
+    assert queue.at_work(BTC) == [everything]
+    queue.settle(work, [])
+    assert queue.at_work(BTC) == []
+
+
+def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
+    world = World(set(range(200)), set())
+    queue = HealQueue()
+    queue.request(BTC, span(10, 20), "a test")
+    world.heal(queue)
+    world.write([25])
+    world.heal(queue, now_s=5.0)
+    assert not world.requests
+    world.heal(queue, now_s=FIRST_RETRY_S)
+    assert world.stored == {*range(10, 21), 25} | world.stored
+    assert set(range(10, 20)) <= world.stored

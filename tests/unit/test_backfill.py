@@ -1,0 +1,322 @@
+"""BackfillService on a real store and pipeline, with an exchange that answers as a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+
+from klinesync.core import gaps
+from klinesync.core.candle import Candle
+from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.series_id import SeriesId
+from klinesync.factor.engine import FactorEngine
+from klinesync.market_data import backfill, heal_queue
+from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill_board import BackfillBoard
+from klinesync.overlay.engine import OverlayEngine
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.sources import Errand, HistoryPage, Urgency
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+PAGE = 10
+TIMEOUT_S = 10.0
+
+
+def candle(minute: int) -> Candle:
+    return Candle(60 * minute, 1.0, 2.0, 0.5, 1.5, float(minute))
+
+
+def span(first: int, end: int) -> Span:
+    return Span(60 * first, 60 * end)
+
+
+class Exchange:
+    """Has the minutes that it is given, and notes what it is asked for. `trouble` is raised before the next pages;
+    while `closed` is set its answers wait."""
+
+    def __init__(self, minutes: Iterable[int]) -> None:
+        self.minutes = set(minutes)
+        self.asked: list[tuple[SeriesId, int, int]] = []
+        self.urgencies: set[Urgency] = set()
+        self.trouble: list[UpstreamError] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.at_once = self.most_at_once = 0
+
+    async def history(
+        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        assert until is not None
+        self.asked.append((series, start // 60, until // 60))
+        self.urgencies.add(errand.urgency)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            while True:
+                await self.open.wait()
+                await asyncio.sleep(0)
+                if self.trouble:
+                    raise self.trouble.pop(0)
+                page = [minute for minute in sorted(self.minutes) if start <= 60 * minute <= until][:PAGE]
+                if not page:
+                    return
+                times = [60 * minute for minute in page]
+                yield HistoryPage(
+                    [candle(minute) for minute in page],
+                    gaps.missing_spans(series.timeframe, times[0], times[-1], times),
+                )
+                if len(page) < PAGE or times[-1] <= start:
+                    return
+                start = times[-1]
+        finally:
+            self.at_once -= 1
+
+
+class World:
+    """A store, what writes to it, and the healing beside it. `fail`: writes do."""
+
+    def __init__(self, database: InThreadSqliteDatabase, exchange: Exchange) -> None:
+        self.database = database
+        self.exchange = exchange
+        self.board = BackfillBoard(lambda: 1_700_000_000.0)
+        nothing = DerivedStep(BTC.timeframe, [])
+        self.pipeline = IngestPipeline(
+            database, nothing, FactorEngine(), OverlayEngine(), lambda _: None, lambda: 1_700_000_000.0
+        )
+        self.healing = BackfillService(
+            history=exchange.history,
+            pipeline=self.pipeline,
+            database=database,
+            watch=self.board,
+            rng=random.Random(1),
+        )
+
+    async def write(self, series: SeriesId, minutes: Iterable[int], empty: Sequence[Span] = ()) -> None:
+        await self.pipeline.submit(series, [candle(minute) for minute in minutes], "http", Empty(empty, "a test"))
+
+    async def ledger(self, series: SeriesId) -> list[Gap]:
+        return await self.database.read(lambda store: store.gaps(series))
+
+    async def minutes(self, series: SeriesId) -> list[int]:
+        stored = await self.database.read(lambda store: store.oldest(series, 1 << 30, since=-1))
+        return [one.time // 60 for one in stored]
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Waits for a condition."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not true():
+                await asyncio.sleep(0.001)
+
+    async def settled(self, *series: SeriesId) -> None:
+        """Nothing of them is being read or waits for it."""
+        await self.until(lambda: not any(self.healing.working_on(one) for one in series))
+
+
+@asynccontextmanager
+async def world_on(path: Path, exchange: Exchange, fail: Callable[[], None] | None = None) -> AsyncIterator[World]:
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
+        world = World(database, exchange)
+        tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.healing.run())]
+        try:
+            yield world
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                assert task.cancelled(), task
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heal_queue, "PIECE_CANDLES", 25)
+    monkeypatch.setattr(heal_queue, "PAGE_CANDLES", PAGE)
+    monkeypatch.setattr(heal_queue, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(backfill, "STORE_RETRY_S", 0.02)
+
+
+async def test_declared_gaps_are_filled_or_confirmed_and_a_restart_does_not_ask_for_them_again(tmp_path: Path) -> None:
+    exchange = Exchange([*range(20), *range(60, 100)])  # an outage from 20 to 60
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [*range(5), *range(8, 12), *range(90, 100)])
+        world.healing.request_declared(BTC)
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == sorted(exchange.minutes)
+        (hole,) = await world.ledger(BTC)
+        assert (hole.span, hole.state) == (span(20, 60), GapState.CONFIRMED_EMPTY)
+        assert hole.proof == "one REST answer has its neighbours and nothing between them"
+        assert world.exchange.urgencies == {Urgency.DEEP}
+    exchange.asked.clear()
+    async with world_on(tmp_path, exchange) as world:
+        world.healing.request_declared(BTC)
+        world.healing.request(BTC, span(0, 100), "a test")
+        await world.settled(BTC)
+    assert exchange.asked == []
+
+
+async def test_an_answer_that_lacks_a_neighbour_proves_nothing_and_the_hole_is_asked_for_again(tmp_path: Path) -> None:
+    exchange = Exchange([*range(10), 15, *range(16, 20)])
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [*range(10), *range(15, 20)])
+        exchange.minutes -= {9, 15}  # the exchange shows the hole, and not its ends
+        world.healing.request_declared(BTC)
+        await world.until(lambda: len(exchange.asked) >= 2)
+        assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN]
+        report = world.board.report(BTC, 120)
+        assert report.state in ("failed", "running")
+        assert set(exchange.asked) == {(BTC, 9, 15)}
+        exchange.minutes |= set(range(20))
+        async with asyncio.timeout(TIMEOUT_S):
+            while await world.ledger(BTC):  # the store tells nobody
+                await asyncio.sleep(0.001)
+        assert await world.minutes(BTC) == list(range(20))
+
+
+async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    in_vain = heal_queue.in_vain
+
+    def noted(need: heal_queue.Need, now_s: float, rng: random.Random, at_least_s: float = 0.0) -> heal_queue.Need:
+        waits.append(at_least_s)
+        return in_vain(need, now_s, rng, at_least_s / 1000)
+
+    monkeypatch.setattr(heal_queue, "in_vain", noted)
+    exchange = Exchange(range(100))
+    exchange.trouble = [UpstreamError("banned", 418, retry_after_s=90.0), UpstreamError("no answer")]
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [0, 99])
+        world.healing.request_declared(BTC)
+        await world.until(lambda: bool(waits))
+        report = world.board.report(BTC, 120)
+        assert (report.state, report.error) == ("failed", "banned")
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(100))
+    assert waits == [90.0, 0.0]
+
+
+async def test_a_store_that_cannot_be_written_is_waited_for(tmp_path: Path) -> None:
+    exchange = Exchange(range(40))
+    full = False
+
+    def fail() -> None:
+        if full:
+            raise apsw.FullError("database or disk is full")
+
+    async with world_on(tmp_path, exchange, fail) as world:
+        await world.write(BTC, [0, 39])
+        full = True
+        world.healing.request_declared(BTC)
+        await world.until(lambda: len(exchange.asked) >= 2)
+        report = world.board.report(BTC, 120)
+        assert report.state in ("failed", "running")
+        assert await world.minutes(BTC) == [0, 39]
+        full = False
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(40))
+
+
+async def test_gaps_that_cannot_be_looked_up_are_looked_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = Exchange(range(40))
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [0, 39])
+        failures = [StoreError("the store cannot be read")] * 3
+        read = world.database.read
+
+        async def failing(look):  # type: ignore[no-untyped-def]
+            if failures:
+                raise failures.pop()
+            return await read(look)
+
+        monkeypatch.setattr(world.database, "read", failing)
+        world.healing.request_declared(BTC)
+        await world.settled(BTC)
+        assert not failures
+        assert await world.minutes(BTC) == list(range(40))
+
+
+async def test_two_thousand_requests_for_one_hole_are_one_reading(tmp_path: Path) -> None:
+    exchange = Exchange(range(12))
+    exchange.open.clear()
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [0, 11])
+        for turn in range(2000):
+            world.healing.request(BTC, span(1, 5 + turn % 7), "a test")
+            if turn == 1000:
+                await world.until(lambda: bool(exchange.asked))
+        exchange.open.set()
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(12))
+    assert exchange.asked == [(BTC, 0, 11)]
+
+
+async def test_only_so_many_series_are_read_at_once_and_one_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
+    others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(10)]
+    exchange = Exchange(range(12))
+
+    hanging = asyncio.Event()
+    answer = exchange.history
+
+    async def history(
+        series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        if series == BTC:
+            hanging.set()
+            await asyncio.get_running_loop().create_future()
+        async for page in answer(series, start, errand, until):
+            yield page
+
+    exchange.history = history  # type: ignore[method-assign]
+    async with world_on(tmp_path, exchange) as world:
+        for series in (BTC, *others):
+            await world.write(series, [0, 11])
+            world.healing.request_declared(series)
+        await hanging.wait()
+        await world.settled(*others)
+        assert world.healing.working_on(BTC) == [span(1, 11)]
+        assert 2 <= exchange.most_at_once <= backfill.MAX_AT_ONCE
+        assert world.board.report(BTC, 0).state == "running"
+    assert world.board.report(BTC, 0).error == "the reading was broken off"
+
+
+async def test_progress_is_told_and_ends(tmp_path: Path) -> None:
+    exchange = Exchange(range(40))
+    exchange.open.clear()
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [0, 15, 39])
+        world.healing.request(BTC, span(1, 15), "a user asked")
+        await world.until(lambda: world.board.report(BTC, 0).state == "running")
+        report = world.board.report(BTC, 0)
+        assert (report.reason, report.start_missing_candles) == ("a user asked", 14)
+        exchange.open.set()
+        await world.settled(BTC)
+        report = world.board.report(BTC, 120)
+        assert (report.state, report.progress_pct, report.error) == ("succeeded", 100.0, None)
+        assert await world.minutes(BTC) == [*range(16), 39]
+
+
+async def test_history_before_the_first_candle_is_read_on_request(tmp_path: Path) -> None:
+    exchange = Exchange(range(7, 100))  # listed at 7
+    async with world_on(tmp_path, exchange) as world:
+        world.healing.request(BTC, span(0, 90), "first history")
+        await world.until(lambda: world.healing.working_on(BTC) != [])
+        await world.write(BTC, range(90, 95))
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(7, 95))
+        assert await world.ledger(BTC) == []
