@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from random import Random
 
 import aiohttp
 import pytest
@@ -14,8 +16,10 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.binance_rest import BinanceRest, market_routes
+from klinesync.ingest import binance_rest
+from klinesync.ingest.binance_rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.sources import BOTH_NEIGHBOURS, Errand, HistoryPage, Listing, Ticker, Urgency
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")
@@ -39,31 +43,54 @@ def candle(minute: int) -> Candle:
 
 
 class Exchange:
-    """Answers with what a test puts in."""
+    """Answers with what a test puts in. `failures` are answered first, one by one."""
 
     def __init__(self) -> None:
         self.now_ms = START * 1000
         self.rows: list[list[object]] = []
-        self.answer: Callable[[], web.Response] | None = None
+        self.answer: Callable[[], web.StreamResponse] | None = None
+        self.failures: list[Callable[[], web.StreamResponse]] = []
+        self.headers: dict[str, str] = {}
+        self.onboard_s = START
+        self.tickers: object = []
         self.asked: list[dict[str, str]] = []
+        self.asked_time = 0
+
+    def _failure(self) -> web.StreamResponse | None:
+        return self.failures.pop(0)() if self.failures else None
 
     async def time(self, request: web.Request) -> web.Response:
+        self.asked_time += 1
         return web.json_response({"serverTime": self.now_ms})
 
-    async def klines(self, request: web.Request) -> web.Response:
+    async def klines(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(dict(request.query))
-        if self.answer is not None:
-            return self.answer()
+        failure = self._failure() or (self.answer and self.answer())
+        if failure:
+            return failure
         start, limit = int(request.query["startTime"]), int(request.query["limit"])
-        found = [item for item in self.rows if isinstance(item[0], int) and item[0] >= start]
-        return web.json_response(found[:limit])
+        end = int(request.query.get("endTime", 10**15))
+        found = [item for item in self.rows if isinstance(item[0], int) and start <= item[0] <= end]
+        return web.json_response(found[:limit], headers=self.headers)
 
-    async def info(self, request: web.Request) -> web.Response:
+    async def day(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append({"tickers": request.path})
+        return self._failure() or web.json_response(self.tickers)
+
+    async def info(self, request: web.Request) -> web.StreamResponse:
         self.asked.append({"info": request.path})
-        symbol = {"symbol": "BTCUSDT", "status": "TRADING", "baseAsset": "BTC", "quoteAsset": "USDT"}
+        failure = self._failure()
+        if failure:
+            return failure
+        symbol: dict[str, object] = {
+            "symbol": "BTCUSDT",
+            "status": "TRADING",
+            "baseAsset": "BTC",
+            "quoteAsset": "USDT",
+        }
         if request.path.startswith("/fapi"):
             symbols = [
-                symbol | {"contractType": "PERPETUAL"},
+                symbol | {"contractType": "PERPETUAL", "onboardDate": self.onboard_s * 1000},
                 symbol | {"symbol": "ETHUSDT_261225", "baseAsset": "ETH", "contractType": "CURRENT_QUARTER"},
             ]
         else:
@@ -72,26 +99,30 @@ class Exchange:
 
 
 @asynccontextmanager
-async def connected(exchange: Exchange) -> AsyncIterator[tuple[BinanceRest, dict[str, ExchangeClock]]]:
+async def connected(
+    exchange: Exchange, monotonic: Callable[[], float] | None = None, timeout_s: float = 60.0
+) -> AsyncIterator[tuple[BinanceRest, dict[str, ExchangeClock]]]:
     app = web.Application()
     for prefix in ("/api/v3", "/fapi/v1"):
         app.router.add_get(prefix + "/time", exchange.time)
         app.router.add_get(prefix + "/klines", exchange.klines)
         app.router.add_get(prefix + "/exchangeInfo", exchange.info)
+        app.router.add_get(prefix + "/ticker/24hr", exchange.day)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     try:
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
             yield (
                 BinanceRest(
                     session,
                     market_routes(url, url),
                     clocks,
                     final_margin_s=2,
-                    monotonic=asyncio.get_running_loop().time,
+                    monotonic=monotonic or asyncio.get_running_loop().time,
+                    rng=Random(1),
                 ),
                 clocks,
             )
@@ -99,11 +130,29 @@ async def connected(exchange: Exchange) -> AsyncIterator[tuple[BinanceRest, dict
         await runner.cleanup()
 
 
+async def pages(
+    rest: BinanceRest,
+    series: SeriesId = SERIES,
+    start: int = START,
+    until: int | None = None,
+    urgency: Urgency = Urgency.REPAIR,
+) -> list[HistoryPage]:
+    return [page async for page in rest.history(series, start, Errand(urgency), until)]
+
+
 async def history(rest: BinanceRest, series: SeriesId = SERIES, start: int = START) -> list[Candle]:
-    found: dict[int, Candle] = {}
-    async for page in rest.history(series, start):
-        found.update((one.time, one) for one in page.candles)
-    return list(found.values())
+    return list({one.time: one for page in await pages(rest, series, start) for one in page.candles}.values())
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is repeated is repeated at once."""
+    monkeypatch.setattr(binance_rest, "RETRY_FIRST_S", 0.0)
+
+
+def failure(status: int, **headers: str) -> Callable[[], web.Response]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda: web.json_response({"code": -1003, "msg": "Too much"}, status=status, headers=named)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +195,7 @@ async def test_a_hole_is_proven_empty_by_one_answer_also_where_a_page_ends(holes
     exchange.rows = [row(minute) for minute in range(1500) if minute not in holes]
     exchange.now_ms = (START + 60 * 5000) * 1000
     async with connected(exchange) as (rest, _):
-        empty = {span async for page in rest.history(SERIES, START) for span in page.empty}
+        empty = {span for page in await pages(rest) for span in page.empty}
     minutes = {time // 60 for span in empty for time in range(span.start - START, span.end - START, 60)}
     assert minutes == holes
 
@@ -156,7 +205,7 @@ async def test_a_bad_row_is_no_proof_of_emptiness_but_one_off_the_grid_is() -> N
     exchange.rows = [row(0), row(1, high="0.1"), row(2, time=(START + 120) * 1000 + 7), row(3), row(4)]
     exchange.now_ms = (START + 6000) * 1000
     async with connected(exchange) as (rest, _):
-        (page,) = [page async for page in rest.history(SERIES, START)]
+        (page,) = await pages(rest)
     assert page.empty == [Span(START + 120, START + 180)]
 
 
@@ -179,17 +228,127 @@ async def test_a_page_that_is_not_what_was_asked_for_ends_the_reading() -> None:
 
 @pytest.mark.parametrize(
     ("status", "headers", "retry_after_s"),
-    [(429, {"Retry-After": "7"}, 7.0), (418, {"Retry-After": "120"}, 120.0), (429, {}, 60.0), (503, {}, None)],
+    [
+        (429, {"Retry_After": "47"}, 47.0),
+        (418, {"Retry_After": "120"}, 120.0),
+        (429, {}, 60.0),
+        (503, {}, None),
+        (400, {}, None),
+    ],
 )
 async def test_an_error_is_told_with_the_exchanges_words_and_its_wish_to_be_left_alone(
     status: int, headers: dict[str, str], retry_after_s: float | None
 ) -> None:
     exchange = Exchange()
-    exchange.answer = lambda: web.json_response({"code": -1003, "msg": "Too much"}, status=status, headers=headers)
+    exchange.answer = failure(status, **headers)
     async with connected(exchange) as (rest, _):
         with pytest.raises(UpstreamError, match=f"{status}: -1003 Too much") as caught:
-            await history(rest)
+            await pages(rest, urgency=Urgency.READ)
         assert (caught.value.status, caught.value.retry_after_s) == (status, retry_after_s)
+        assert rest.status()["spot"].errors == {status: 3 if status == 503 else 1}
+
+
+@pytest.mark.parametrize("fault", [failure(500), failure(503), failure(502)])
+async def test_an_error_of_the_server_is_passing_and_the_page_is_asked_for_again(
+    fault: Callable[[], web.Response],
+) -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1)]
+    exchange.failures = [fault, fault]
+    async with connected(exchange) as (rest, _):
+        assert await history(rest) == [candle(0)]
+    assert len(exchange.asked) == 3
+
+
+async def test_a_connection_that_breaks_within_an_answer_is_passing_too() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1)]
+    whole = exchange.klines
+    asked = 0
+
+    async def broken_once(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            return await whole(request)
+        response = web.StreamResponse()
+        response.content_length = 1000
+        await response.prepare(request)
+        await response.write(b"[[1700")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    exchange.klines = broken_once  # type: ignore[method-assign]
+    async with connected(exchange) as (rest, _):
+        assert await history(rest) == [candle(0)]
+        assert rest.status()["spot"].errors == {0: 1}
+
+
+async def test_an_exchange_that_does_not_answer_in_time_is_asked_a_bounded_number_of_times() -> None:
+    exchange, over = Exchange(), asyncio.Event()
+    asked = 0
+
+    async def never(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        await over.wait()
+        return web.Response()
+
+    exchange.time = never  # type: ignore[method-assign]
+    async with connected(exchange, timeout_s=0.05) as (rest, _):
+        with pytest.raises(UpstreamError, match="did not answer"):
+            await history(rest)
+        assert asked == 1 + binance_rest.RETRIES
+        status = rest.status()["spot"]
+        assert (status.requests, status.errors, status.under_way) == (3, {0: 3}, 0)
+        assert status.used == 3, "the exchange may have counted them"
+        over.set()
+
+
+async def test_a_repair_waits_out_a_429_by_the_exchanges_clock_and_goes_on() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1)]
+    exchange.failures = [failure(429, Retry_After="40")]
+    async with connected(exchange) as (rest, clocks):
+        reading = asyncio.create_task(history(rest))
+        async with asyncio.timeout(10):
+            while not exchange.asked or not rest.status()["spot"].blocked_s:
+                await asyncio.sleep(0.005)
+        loop = asyncio.get_running_loop()
+        clocks["spot"].learn(exchange.now_ms + 39_000, loop.time())
+        assert 0 < rest.status()["spot"].blocked_s <= 1.0, "not yet"
+        clocks["spot"].learn(exchange.now_ms + 40_000, loop.time())
+        async with asyncio.timeout(10):
+            assert await reading == [candle(0)]
+
+
+async def test_the_errand_has_begun_when_its_first_page_is_asked_for() -> None:
+    exchange, errand = Exchange(), Errand(Urgency.DEEP)
+    exchange.rows = [row(0), row(1)]
+    seen: list[bool] = []
+
+    def look() -> web.Response:
+        seen.append(errand.begun)
+        return failure(500)()
+
+    exchange.failures = [look]
+    async with connected(exchange) as (rest, _):
+        reading = rest.history(SERIES, START, errand)
+        assert not errand.begun
+        await anext(reading)
+        await reading.aclose()
+    assert seen == [True]
+
+
+async def test_the_weight_that_the_exchange_tells_of_is_known() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1)]
+    exchange.headers = {"X-MBX-USED-WEIGHT-1M": "321"}
+    async with connected(exchange) as (rest, _):
+        await history(rest)
+        status = rest.status()["spot"]
+        assert (status.used, status.limit, status.requests, status.errors) == (321, 6000, 2, {})
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b"[[1]]", b'[["x"]]', b"\xff"])
@@ -206,12 +365,12 @@ async def test_a_candle_that_ends_a_full_page_while_it_is_open_ends_the_reading_
     exchange.rows = [row(minute) for minute in range(1001) if minute != 998]
     exchange.now_ms = (START + 1000 * 60 + 30) * 1000
     async with connected(exchange) as (rest, _):
-        (page,) = [page async for page in rest.history(SERIES, START)]
+        (page,) = await pages(rest)
     assert [one.time for one in page.candles] == [START + 60 * minute for minute in range(1000) if minute != 998]
     assert page.empty == [Span(START + 998 * 60, START + 999 * 60)]
     exchange.rows = [row(minute) for minute in range(1001) if minute != 999]
     async with connected(exchange) as (rest, _):
-        (page,) = [page async for page in rest.history(SERIES, START)]
+        (page,) = await pages(rest)
     assert (page.candles[-1].time, page.empty) == (START + 998 * 60, [])
 
 
@@ -238,3 +397,286 @@ async def test_listed_symbols_are_known_and_the_list_is_asked_once() -> None:
         assert not await rest.knows(SeriesId.parse("binance:futures:ETH/USDT:1m")), "a quarterly is no perpetual"
         assert not await rest.knows(SeriesId.parse("okx:spot:BTC/USDT:1m"))
     assert exchange.asked == [{"info": "/api/v3/exchangeInfo"}, {"info": "/fapi/v1/exchangeInfo"}]
+
+
+async def test_the_time_is_not_asked_where_a_stamp_that_came_before_shows_all_that_has_ended() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1), row(2)]
+    now_s = 0.0
+    async with connected(exchange, lambda: now_s) as (rest, clocks):
+        clocks["spot"].learn((START + 122) * 1000, now_s)
+        assert await history(rest) == [candle(0), candle(1)]
+        exchange.rows.pop()
+        assert await history(rest) == [candle(0), candle(1)], "its margin is over by the stamp"
+        assert exchange.asked_time == 0
+        now_s = binance_rest.STAMP_FRESH_S + 0.1
+        exchange.now_ms = (START + 123) * 1000
+        assert await history(rest) == [candle(0), candle(1)]
+        assert exchange.asked_time == 1, "the stamp was old"
+
+
+async def test_our_own_clock_passing_a_close_proves_nothing_and_the_time_is_asked() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1)]
+    now_s = 0.0
+    async with connected(exchange, lambda: now_s) as (rest, clocks):
+        clocks["spot"].learn((START + 121) * 1000 + 900, now_s)
+        now_s = 0.2  # by our estimate the margin is over
+        exchange.now_ms = (START + 121) * 1000 + 950
+        assert await history(rest) == [candle(0)], "the exchange says that it is not"
+        assert exchange.asked_time == 1
+
+
+async def test_a_span_that_is_over_is_read_without_asking_the_time_however_old_the_stamp() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in range(50)]
+    now_s = 0.0
+    async with connected(exchange, lambda: now_s) as (rest, clocks):
+        clocks["futures"].learn((START + 6000) * 1000, now_s)
+        now_s = 50.0
+        (page,) = await pages(rest, FUTURES, until=START + 20 * 60)
+    assert [one.time for one in page.candles] == [START + 60 * minute for minute in range(21)]
+    assert exchange.asked_time == 0
+    assert exchange.asked == [
+        {
+            "symbol": "BTCUSDT",
+            "interval": "1m",
+            "startTime": str(START * 1000),
+            "endTime": str((START + 1200) * 1000),
+            "limit": "99",
+        }
+    ]
+
+
+@pytest.mark.parametrize(("ms_after_close", "closed"), [(1_999, False), (2_000, True)])
+async def test_with_an_end_the_last_row_needs_a_stamp_as_no_row_follows_it(ms_after_close: int, closed: bool) -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1), row(2)]
+    exchange.now_ms = (START + 120) * 1000 + ms_after_close
+    async with connected(exchange) as (rest, _):
+        (page,) = await pages(rest, until=START + 60)
+    assert page.candles == [candle(0), candle(1)][: 1 + closed]
+
+
+@pytest.mark.parametrize("until", [998, 999, 1000, 1500])
+async def test_a_reading_with_an_end_stops_there_also_at_the_end_of_a_page(until: int) -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in range(2000)]
+    exchange.now_ms = (START + 60 * 5000) * 1000
+    async with connected(exchange) as (rest, _):
+        found = {one.time for page in await pages(rest, until=START + 60 * until) for one in page.candles}
+        assert await pages(rest, until=START - 60) == []
+    assert found == {START + 60 * minute for minute in range(until + 1)}
+    assert len(exchange.asked) == 1 + (until >= 1000)
+
+
+async def test_deep_pages_ask_no_time_and_where_holes_bring_them_up_to_now_their_last_row_is_proven_after_all() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in (*range(900), *range(3000, 3100))]
+    exchange.now_ms = (START + 60 * 3100) * 1000 + 2000
+    now_s = 0.0
+    async with connected(exchange, lambda: now_s) as (rest, clocks):
+        clocks["spot"].learn((START + 60 * 3090) * 1000, now_s)
+        now_s = 30.0
+        found = await history(rest)
+    assert [len(exchange.asked), exchange.asked_time] == [2, 1]
+    assert found == [candle(minute) for minute in (*range(900), *range(3000, 3100))]
+
+
+async def test_a_hole_before_a_last_row_that_an_old_stamp_does_not_prove_is_proven_by_the_next_answer() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in (*range(899), *range(3000, 3101))]
+    exchange.now_ms = (START + 60 * 3101) * 1000 + 2000
+    del exchange.rows[-2]
+    exchange.rows.insert(0, row(-1))
+    now_s = 0.0
+    async with connected(exchange, lambda: now_s) as (rest, clocks):
+        clocks["spot"].learn((START + 60 * 3090) * 1000, now_s)
+        now_s = 30.0
+        found = await pages(rest, start=START - 60)
+    empty = {span for page in found for span in page.empty}
+    assert empty == {Span(START + 899 * 60, START + 3000 * 60), Span(START + 3099 * 60, START + 3100 * 60)}
+    assert exchange.asked_time == 1
+
+
+async def test_a_short_span_of_futures_is_asked_for_in_a_page_of_weight_one() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in range(3)]
+    exchange.now_ms = (START + 150) * 1000
+    async with connected(exchange) as (rest, _):
+        await history(rest, FUTURES)
+        await history(rest, FUTURES)
+    assert [asked["limit"] for asked in exchange.asked] == ["499", "99"], "at first nothing was known of the time"
+
+
+async def test_a_short_page_that_turns_out_to_be_full_is_followed_by_another() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in range(300)]
+    exchange.now_ms = (START + 60 * 299) * 1000
+    async with connected(exchange) as (rest, clocks):
+        clocks["futures"].learn((START + 60) * 1000, asyncio.get_running_loop().time())
+        assert await history(rest, FUTURES) == [candle(minute) for minute in range(299)]
+
+
+async def test_before_a_futures_symbol_was_listed_again_there_is_nothing_and_the_listing_proves_it() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(100), row(102), row(103)]
+    exchange.onboard_s = START + 100 * 60 + 17
+    async with connected(exchange) as (rest, _):
+        unlisted, page = await pages(rest, FUTURES)
+        assert (unlisted.empty, unlisted.proof) == ([Span(START + 60, START + 6000)], NOT_LISTED_BEFORE)
+        assert unlisted.candles == [candle(100)], "what is behind it comes with it"
+        assert (page.candles, page.proof) == ([candle(100), candle(102)], BOTH_NEIGHBOURS)
+        assert page.empty == [Span(START + 6060, START + 6120)]
+        exchange.rows.insert(0, row(0))
+        assert [one.proof for one in await pages(rest, FUTURES)] == [BOTH_NEIGHBOURS], "it was listed at the start"
+
+
+@pytest.mark.parametrize(("series", "onboard_minute"), [(SERIES, 100), (FUTURES, 0), (FUTURES, 101)])
+async def test_a_first_row_that_is_late_proves_nothing_without_a_listing_that_begins_with_it(
+    series: SeriesId, onboard_minute: int
+) -> None:
+    exchange = Exchange()
+    exchange.rows = [row(100), row(101), row(102)]
+    exchange.onboard_s = START + onboard_minute * 60
+    async with connected(exchange) as (rest, _):
+        assert [page.empty for page in await pages(rest, series)] == [[]]
+
+
+async def test_a_listing_that_cannot_be_asked_for_proves_nothing_and_hinders_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def forbidden(request: web.Request) -> web.StreamResponse:
+        return failure(403)()
+
+    exchange = Exchange()
+    exchange.rows = [row(100), row(101)]
+    exchange.onboard_s = START + 6000
+    exchange.info = forbidden  # type: ignore[method-assign]
+    async with connected(exchange) as (rest, _):
+        assert [page.empty for page in await pages(rest, FUTURES)] == [[]]
+    assert "since when it is listed cannot be asked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([row(0), row(2000_000)], "lies in the future"),
+        ([row(minute) for minute in range(1001)], "more than was asked for"),
+        ([row(1), row(0)], "not in order"),
+        ([row(0), row(0)], "not in order"),
+        ([row(-1), row(0)], "not in order"),
+        ([row(0), row(11)], "more than was asked for"),
+    ],
+)
+async def test_a_page_that_no_exchange_would_send_is_refused_whole(rows: list[list[object]], match: str) -> None:
+    exchange = Exchange()
+    exchange.answer = lambda: web.json_response(rows)
+    async with connected(exchange) as (rest, _):
+        with pytest.raises(UpstreamError, match=match):
+            await pages(rest, until=START + 600 if match == "more than was asked for" and len(rows) < 9 else None)
+        assert rest.status()["spot"].errors == {200: 1}
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_no_more_of_a_huge_body_is_read_than_a_page_can_have(declared: bool) -> None:
+    exchange = Exchange()
+    written = 0
+
+    async def huge(request: web.Request) -> web.StreamResponse:
+        nonlocal written
+        response = web.StreamResponse()
+        if declared:
+            response.content_length = 1 << 30
+        await response.prepare(request)
+        try:
+            while written < 1 << 30:
+                await response.write(b"[" * 65_536)
+                written += 65_536
+        except ConnectionError:
+            pass  # it had enough
+        return response
+
+    exchange.klines = huge  # type: ignore[method-assign]
+    async with connected(exchange) as (rest, _):
+        with pytest.raises(UpstreamError, match="longer than"):
+            await history(rest)
+    assert written < 20 * binance_rest.MAX_PAGE_BYTES
+
+
+async def test_many_bad_rows_of_a_series_are_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute, high="0.1") for minute in range(500)]
+    with caplog.at_level(logging.WARNING):
+        async with connected(exchange) as (rest, _):
+            await history(rest)
+            assert rest.quarantined == 500
+    assert caplog.text.count("is quarantined") == 1
+
+
+async def test_the_list_of_symbols_is_kept_as_long_as_the_caller_likes_and_asked_for_once_at_a_time() -> None:
+    exchange = Exchange()
+    exchange.onboard_s = START + 7
+    now_s = 0.0
+    async with connected(exchange, lambda: now_s) as (rest, _):
+        first, *others = await asyncio.gather(*(rest.listings("futures", 60.0) for _ in range(5)))
+        assert first == {
+            "BTC/USDT": Listing("BTC/USDT", "BTCUSDT", "BTC", "USDT", "TRADING", START + 7),
+        }
+        assert others == [first] * 4
+        now_s = 59.0
+        assert await rest.listings("futures", 60.0) is first
+        assert len(exchange.asked) == 1
+        assert await rest.listings("futures", 10.0) == first
+        assert len(exchange.asked) == 2
+        assert (await rest.listings("spot", 60.0))["BTC/USDT"].onboard_s is None
+
+
+async def test_listings_that_cannot_be_had_are_an_error_and_not_asked_for_again_at_once() -> None:
+    exchange = Exchange()
+    now_s = 0.0
+    async with connected(exchange, lambda: now_s) as (rest, _):
+        await rest.listings("spot", 60.0)
+        now_s = 100.0
+        exchange.failures = [failure(403)]
+        for _ in range(2):
+            with pytest.raises(UpstreamError, match="403"):
+                await rest.listings("spot", 60.0)
+        assert len(exchange.asked) == 2
+        now_s += binance_rest.LISTINGS_PAUSE_S
+        assert await rest.listings("spot", 60.0)
+
+
+async def test_knows_falls_back_on_an_older_list_and_looks_again_for_what_a_list_does_not_have() -> None:
+    exchange = Exchange()
+    now_s = 0.0
+    other = SeriesId.parse("binance:spot:ETH/USDT:1m")
+    async with connected(exchange, lambda: now_s) as (rest, _):
+        exchange.failures = [failure(403)]
+        with pytest.raises(UpstreamError):
+            await rest.knows(SERIES)
+        now_s += binance_rest.LISTINGS_PAUSE_S
+        assert await rest.knows(SERIES)
+        assert not await rest.knows(other)
+        assert len(exchange.asked) == 2
+        now_s += binance_rest.UNLISTED_TTL_S + 1
+        assert await rest.knows(SERIES)
+        assert len(exchange.asked) == 2
+        assert not await rest.knows(other)
+        assert len(exchange.asked) == 3
+        now_s += binance_rest.LISTINGS_TTL_S + 1
+        exchange.failures = [failure(403)]
+        assert await rest.knows(SERIES)
+        assert len(exchange.asked) == 4
+
+
+async def test_tickers_are_told_as_numbers_and_those_that_are_none_left_out() -> None:
+    exchange = Exchange()
+    ticker = {"symbol": "BTCUSDT", "lastPrice": "65000.10", "quoteVolume": "1e9", "priceChangePercent": "-1.250"}
+    exchange.tickers = [ticker, ticker | {"symbol": "ODD", "quoteVolume": "NaN"}, ticker | {"lastPrice": "inf"}]
+    async with connected(exchange) as (rest, _):
+        assert await rest.tickers("futures") == [Ticker("BTCUSDT", 65000.10, 1e9, -1.25)]
+        exchange.tickers = [ticker | {"lastPrice": None}]
+        with pytest.raises(UpstreamError, match="cannot be understood"):
+            await rest.tickers("spot")
+    assert exchange.asked == [{"tickers": "/fapi/v1/ticker/24hr"}, {"tickers": "/api/v3/ticker/24hr"}]

@@ -1,16 +1,20 @@
-"""Binance's REST market data: klines, the exchange's time, the list of symbols. Spot and USD-M futures.
+"""Binance's REST market data: klines, the exchange's time, its lists of symbols and tickers. Spot and USD-M futures.
 
 Only a time stamp *received* from the exchange before a row was asked for, or a later row in the same answer, proves
-that the row is final; the still-open last row is never taken as closed.
+that the row is final; the still-open last row is never taken as closed. Requests go through one gate for each host,
+which rations their weight (`weight.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise
+from math import isfinite
 from typing import TypeVar
 
 import aiohttp
@@ -18,19 +22,43 @@ import msgspec
 
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.errors import BadCandle, UpstreamError
-from klinesync.core.gaps import missing_spans
+from klinesync.core.gaps import Span, missing_spans
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest.rest_gate import RestGate
+from klinesync.ingest.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import Errand, HistoryPage, Listing, Ticker
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.single_flight import SingleFlight
+from klinesync.runtime.sources import Errand, HistoryPage, Listing, Ticker, Urgency
 
 Decoded = TypeVar("Decoded")
+Found = TypeVar("Found")
 log = logging.getLogger(__name__)
 
 EXCHANGE = "binance"
 TIMEOUT_S = 10.0
-SYMBOLS_TTL_S = 3600.0
-MAX_REQUESTS_AT_ONCE = 4
-DEFAULT_RETRY_AFTER_S = 60.0
+# A request that was not answered, or with the server's error, is repeated so often, after so long, then twice as long.
+RETRIES = 2
+RETRY_FIRST_S = 0.25
+# A stamp that is older (on our clock) is not relied upon to show what has closed since: the exchange is asked.
+STAMP_FRESH_S = 1.0
+# How long a list of symbols is kept; and how old it may be when it does not have a symbol, or when a symbol's history
+# does not begin where it was looked for.
+LISTINGS_TTL_S = 3600.0
+UNLISTED_TTL_S = 60.0
+# After a failure the list is not asked for again before so long: who asks gets the same error.
+LISTINGS_PAUSE_S = 5.0
+# Rows that open so much later than the newest stamp are no candles of this exchange.
+LONGEST_AHEAD_MS = 86_400_000
+# The longest bodies that are read. Spot's list of symbols has grown past 10 MB.
+MAX_PAGE_BYTES = 4 << 20
+MAX_LIST_BYTES = 64 << 20
+MAX_PROBLEM_BYTES = 4 << 10
+READ_CHUNK_BYTES = 64 << 10
+# Bad rows are logged so often for one series.
+LOG_EVERY_S = 60.0
+
+NOT_LISTED_BEFORE = "the exchange lists the symbol only since then, and its first row is not before it"
 
 # [open time, open, high, low, close, volume, close time, quote volume, trades, taker base, taker quote, ignored]
 Row = tuple[int, float, float, float, float, float, int, float, int, float, float, str]
@@ -47,10 +75,18 @@ class _Symbol(msgspec.Struct):
     baseAsset: str  # noqa: N815  # the exchange's name
     quoteAsset: str  # noqa: N815  # the exchange's name
     contractType: str = ""  # noqa: N815  # the exchange's name
+    onboardDate: int | None = None  # noqa: N815  # the exchange's name
 
 
 class _Info(msgspec.Struct):
     symbols: list[_Symbol]
+
+
+class _Ticker(msgspec.Struct):
+    symbol: str
+    lastPrice: float  # noqa: N815  # the exchange's name
+    quoteVolume: float  # noqa: N815  # the exchange's name
+    priceChangePercent: float  # noqa: N815  # the exchange's name
 
 
 class _Problem(msgspec.Struct):
@@ -60,6 +96,7 @@ class _Problem(msgspec.Struct):
 
 _time = msgspec.json.Decoder(_Time)
 _info = msgspec.json.Decoder(_Info)
+_tickers = msgspec.json.Decoder(list[_Ticker], strict=False)
 _problem = msgspec.json.Decoder(_Problem)
 
 
@@ -88,8 +125,36 @@ def symbol_name(series: SeriesId) -> str:
     return series.symbol.partition(":")[0].replace("/", "")
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One answer to klines, at most `limit` rows. `proven_ms` is the newest stamp before it was asked for; `asked`: it
+    was asked for just then; `exact`: by our estimate a newer one would prove no more."""
+
+    rows: list[Row]
+    limit: int
+    proven_ms: int
+    asked: bool
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A list of symbols, by ours, and when it came (monotonic)."""
+
+    at_s: float
+    symbols: Mapping[str, Listing]
+
+
+class _Passing(UpstreamError):
+    """What the next request may not meet again: no answer, an error of the server, too many requests."""
+
+
 class BinanceRest:
-    """The REST client of both markets. `clocks` learns the exchange's time from it."""
+    """The REST client of both markets. `clocks` learns the exchange's time from it.
+
+    `share`: how much of an address' weight we use at most; `rng` spreads what is repeated, by default the same way
+    every time. `quarantined` counts the rows that are no candles.
+    """
 
     def __init__(
         self,
@@ -99,88 +164,201 @@ class BinanceRest:
         *,
         final_margin_s: float,
         monotonic: Callable[[], float],
+        share: float = SHARE,
+        rng: random.Random | None = None,
     ) -> None:
         self._session = session
         self._routes = routes
         self._clocks = clocks
         self._final_margin_ms = int(final_margin_s * 1000)
         self._monotonic = monotonic
-        self._at_once = asyncio.Semaphore(MAX_REQUESTS_AT_ONCE)
-        self._symbols: dict[str, tuple[float, frozenset[str]]] = {}
-        self._symbols_lock = asyncio.Lock()
+        self._share = share
+        self._rng = rng or random.Random(EXCHANGE)  # noqa: S311  # jitter, not a secret
+        self._gates: dict[str, RestGate] = {}
+        self._listed: dict[str, _Listed] = {}
+        self._listing: dict[str, SingleFlight[_Listed]] = {market: SingleFlight() for market in routes}
+        self._not_listed: dict[str, tuple[float, UpstreamError]] = {}
+        self._log_limit = LogLimit(LOG_EVERY_S)
         self.quarantined = 0
+
+    def status(self) -> dict[str, RestStatus]:
+        """How the REST of each market stands that was asked anything."""
+        return {market: gate.status for market, gate in self._gates.items()}
 
     async def now_ms(self, market: str) -> int:
         """The exchange's time, asked now. Raises `UpstreamError`."""
-        body = await self._get(market, "time", {})
-        stamp_ms = _decode(_time, body, "time").serverTime
-        self._clocks[market].learn(stamp_ms, self._monotonic())
-        return stamp_ms
+        errand = Errand(Urgency.READ)
+        gate = self._gate(market)
+
+        async def ask() -> int:
+            async with gate.turn(errand, WEIGHTS[market].time) as turn:
+                return await self._learn_time(market, turn)
+
+        return await self._repeat(gate, errand, ask)
 
     async def knows(self, series: SeriesId) -> bool:
-        """Whether the exchange lists the series' symbol. The list is kept for an hour. Raises `UpstreamError`."""
-        if series.exchange != EXCHANGE or series.market not in self._routes:
+        """Whether the exchange lists the series' symbol. Raises `UpstreamError` when it never told its list.
+
+        A list is good for an hour, one without the symbol for a minute; an older one when the exchange cannot be
+        asked.
+        """
+        market = series.market
+        if series.exchange != EXCHANGE or market not in self._routes:
             return False
-        async with self._symbols_lock:
-            kept_at_s, symbols = self._symbols.get(series.market, (float("-inf"), frozenset()))
-            if self._monotonic() - kept_at_s > SYMBOLS_TTL_S:
-                info = _decode(_info, await self._get(series.market, "exchangeInfo", {}), "exchangeInfo")
-                symbols = frozenset(
-                    f"{item.baseAsset}/{item.quoteAsset}"
-                    for item in info.symbols
-                    if item.contractType in ("", "PERPETUAL")
-                )
-                self._symbols[series.market] = (self._monotonic(), symbols)
+        try:
+            symbols = await self.listings(market, LISTINGS_TTL_S)
+            if series.symbol not in symbols:
+                symbols = await self.listings(market, UNLISTED_TTL_S)
+        except UpstreamError as error:
+            listed = self._listed.get(market)
+            if listed is None:
+                raise
+            self._warn(market, f"the {market} market cannot be asked for its symbols, an older list is used: {error}")
+            symbols = listed.symbols
         return series.symbol in symbols
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        """What the market lists, by our symbol, as it told at most `max_age_s` ago; of futures the perpetual ones.
+        Raises `UpstreamError`."""
+        listed = self._listed.get(market)
+        if listed is None or self._monotonic() - listed.at_s > max_age_s:
+            listed = await self._listing[market].get(partial(self._ask_listings, market))
+        return listed.symbols
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        """The last 24 hours of every symbol, asked now. Those that are no finite numbers are left out. Raises
+        `UpstreamError`."""
+        body = await self._ask(market, "ticker/24hr", WEIGHTS[market].tickers, MAX_LIST_BYTES)
+        return [
+            Ticker(one.symbol, one.lastPrice, one.quoteVolume, one.priceChangePercent)
+            for one in self._decode(market, _tickers, body, "ticker/24hr")
+            if isfinite(one.lastPrice) and isfinite(one.quoteVolume) and isfinite(one.priceChangePercent)
+        ]
 
     async def history(
         self, series: SeriesId, start: int, errand: Errand, until: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        """Closed candles from the open time `start` to the newest that is proven final, a page at a time, ascending.
+        """Closed candles from the open time `start` to the newest that is proven final, but not after `until`, a page
+        at a time, ascending.
 
-        Bad rows are quarantined: left out, counted and logged. Raises `UpstreamError`.
+        Bad rows are quarantined: left out, counted and logged. Raises `UpstreamError`; nothing of a page that cannot
+        be what was asked for is yielded.
         """
-        routes = self._routes[series.market]
-        floor = series.timeframe.floor
-        while True:
-            # The stamp is taken before the request: a row that is read after it, and ended before it, is final.
-            proven_ms = await self.now_ms(series.market)
-            body = await self._get(
-                series.market,
-                "klines",
-                {
-                    "symbol": symbol_name(series),
-                    "interval": series.timeframe.code,
-                    "startTime": str(start * 1000),
-                    "limit": str(routes.page),
-                },
-            )
-            rows = _decode(_rows, body, "klines")
+        frame = series.timeframe
+        first, ask_time = True, False
+        while until is None or start <= until:
+            page = await self._page(series, start, until, errand, ask_time)
+            rows = page.rows
             if not rows:
                 return
-            if rows[0][0] < start * 1000 or not _ascending(rows):
-                raise UpstreamError(f"{series}: a page of klines from {start} on is not in order")
             candles = self._sound(series, rows)
-            last = rows[-1][0] // 1000
+            last = frame.floor(rows[-1][0] // 1000)
             # A row that is no candle still says that there is something; one off the grid leaves its minute uncovered.
-            shown = [row[0] // 1000 for row in rows if row[0] % 1000 == 0 and floor(row[0] // 1000) == row[0] // 1000]
-            still_open = bool(candles) and self._is_open(series, candles[-1], rows[-1], proven_ms)
+            shown = [row[0] // 1000 for row in rows if row[0] % 1000 == 0 and frame.is_open(row[0] // 1000)]
+            still_open = bool(candles) and self._is_open(series, candles[-1], rows[-1], page.proven_ms)
             if still_open:
                 del candles[-1], shown[-1]  # nor does it prove a hole before it yet: it is not stored
-            empty = missing_spans(series.timeframe, shown[0], shown[-1], shown) if shown else []
+            if first and series.market == "futures" and frame.floor(rows[0][0] // 1000) > start:
+                unlisted = await self._before_listing(series, start, rows[0][0] // 1000)
+                if unlisted is not None:
+                    # With the candle behind it, so that what is written is a hole with its proof.
+                    yield HistoryPage(candles[:1], [unlisted], NOT_LISTED_BEFORE)
+            empty = missing_spans(frame, shown[0], shown[-1], shown) if shown else []
             if candles or empty:
                 yield HistoryPage(candles, empty)
-            if still_open or len(rows) < routes.page or floor(last) <= start:
+            first, full = False, len(rows) >= page.limit
+            ask_time = still_open and not page.asked and (full or not page.exact)
+            if ask_time:
+                # A newer stamp may prove the last row, and the hole before it: again from the newest proven one.
+                start = shown[-1] if shown else start
+            elif still_open or not full or last <= start or last == until:
                 return
-            start = floor(last)
+            else:
+                start = last
 
-    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What the market lists, by our symbol."""
-        raise NotImplementedError
+    # Pages of klines.
 
-    async def tickers(self, market: str) -> Sequence[Ticker]:
-        """The last 24 hours of every symbol."""
-        raise NotImplementedError
+    async def _page(self, series: SeriesId, start: int, until: int | None, errand: Errand, ask_time: bool) -> _Page:
+        """One page of rows from `start` on. With `ask_time` the exchange is asked for its time first in any case."""
+        market, gate = series.market, self._gate(series.market)
+        weights = WEIGHTS[market]
+        limit = weights.page_size(self._expected(series, start, until), self._routes[market].page)
+        params = {
+            "symbol": symbol_name(series),
+            "interval": series.timeframe.code,
+            "startTime": str(start * 1000),
+            "limit": str(limit),
+        }
+        if until is not None:
+            params["endTime"] = str(until * 1000)
+
+        async def ask() -> _Page:
+            async with gate.turn(errand, weights.page(limit)) as turn:
+                proven_ms, exact = self._proven(series, start, until, limit)
+                asked = ask_time or proven_ms is None
+                if ask_time or proven_ms is None:
+                    async with gate.within(turn, weights.time) as small:
+                        proven_ms = await self._learn_time(market, small)
+                errand.begun = True
+                body = await self._send(turn, market, "klines", params, MAX_PAGE_BYTES)
+            return _Page(self._decode(market, _rows, body, "klines"), limit, proven_ms, asked, exact)
+
+        page = await self._repeat(gate, errand, ask)
+        self._check_page(series, page, start, until)
+        return page
+
+    def _expected(self, series: SeriesId, start: int, until: int | None) -> int | None:
+        """How many rows there may be from `start` on, as far as can be known."""
+        frame = series.timeframe
+        if until is not None:
+            return frame.count(start, frame.next(until))
+        now_ms = self._clocks[series.market].estimate_ms(self._monotonic())
+        return None if now_ms is None else frame.count(start, frame.floor(now_ms // 1000)) + 2
+
+    def _proven(self, series: SeriesId, start: int, until: int | None, limit: int) -> tuple[int | None, bool]:
+        """The newest stamp, when it will do for a page from `start` on, and whether none would prove more; None when
+        the exchange must be asked."""
+        clock, frame, now_s = self._clocks[series.market], series.timeframe, self._monotonic()
+        proven_ms, estimate_ms = clock.proven_ms, clock.estimate_ms(now_s)
+        if proven_ms is None or estimate_ms is None:
+            return None, False
+        final_ms = proven_ms - self._final_margin_ms
+        last = frame.shift(start, limit - 1) if until is None else until
+        if frame.next(last) * 1000 <= final_ms:
+            return proven_ms, until is not None
+        # What has ended since the stamp, by our estimate, it does not prove.
+        ended_ms = frame.floor((estimate_ms - self._final_margin_ms) // 1000) * 1000
+        if estimate_ms - proven_ms <= STAMP_FRESH_S * 1000 and ended_ms <= final_ms:
+            return proven_ms, True
+        return None, False
+
+    def _check_page(self, series: SeriesId, page: _Page, start: int, until: int | None) -> None:
+        """Raises `UpstreamError` when the rows cannot be what was asked for."""
+        rows = page.rows
+        if not rows:
+            return
+        if rows[0][0] < start * 1000 or not _ascending(rows):
+            raise self._nonsense(series.market, f"{series}: a page of klines from {start} on is not in order")
+        if len(rows) > page.limit or (until is not None and rows[-1][0] > until * 1000):
+            raise self._nonsense(
+                series.market, f"{series}: a page of klines from {start} on is more than was asked for"
+            )
+        known_ms = max(page.proven_ms, self._clocks[series.market].proven_ms or 0)
+        if rows[-1][0] > known_ms + LONGEST_AHEAD_MS:
+            raise self._nonsense(series.market, f"{series}: a page of klines from {start} on lies in the future")
+
+    async def _before_listing(self, series: SeriesId, start: int, first: int) -> Span | None:
+        """What is empty behind `start` as the symbol was not listed then, when its first row opens at `first`."""
+        try:
+            listing = (await self.listings(series.market, UNLISTED_TTL_S)).get(series.symbol)
+        except UpstreamError as error:
+            self._warn(series.market, f"{series}: since when it is listed cannot be asked: {error}")
+            return None
+        if listing is None or listing.onboard_s is None:
+            return None
+        frame = series.timeframe
+        span = Span(frame.next(start), frame.floor(listing.onboard_s))
+        return span if span.start < span.end <= first else None
 
     def _sound(self, series: SeriesId, rows: list[Row]) -> list[Candle]:
         """The rows that are candles; the others are quarantined."""
@@ -192,7 +370,7 @@ class BinanceRest:
                 candles.append(check_candle(Candle(row[0] // 1000, *row[1:6]), series.timeframe))
             except BadCandle as error:
                 self.quarantined += 1
-                log.warning("%s: a REST row is quarantined: %s", series, error)
+                self._warn(series, f"{series}: a REST row is quarantined: {error}")
         return candles
 
     def _is_open(self, series: SeriesId, candle: Candle, last_row: Row, proven_ms: int) -> bool:
@@ -200,33 +378,121 @@ class BinanceRest:
         close_ms = series.timeframe.next(candle.time) * 1000
         return candle.time * 1000 == last_row[0] and close_ms + self._final_margin_ms > proven_ms
 
-    async def _get(self, market: str, name: str, params: Mapping[str, str]) -> bytes:
-        url = self._routes[market].url(name)
+    # Lists.
+
+    async def _ask_listings(self, market: str) -> _Listed:
+        failed_at_s, failure = self._not_listed.get(market, (float("-inf"), None))
+        if failure is not None and self._monotonic() - failed_at_s < LISTINGS_PAUSE_S:
+            raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
         try:
-            async with self._at_once, self._session.get(url, params=params) as response:
-                body = await response.read()
-                if response.status == 200:
-                    return body
-                raise UpstreamError(
-                    f"{url} answered {response.status}: {_problem_text(body)}",
-                    response.status,
-                    _retry_after_s(response),
-                )
+            body = await self._ask(market, "exchangeInfo", WEIGHTS[market].exchange_info, MAX_LIST_BYTES)
+            info = self._decode(market, _info, body, "exchangeInfo")
+        except UpstreamError as error:
+            self._not_listed[market] = (self._monotonic(), error)
+            raise
+        listings = (_listing(item) for item in info.symbols if item.contractType in ("", "PERPETUAL"))
+        listed = self._listed[market] = _Listed(self._monotonic(), {one.symbol: one for one in listings})
+        return listed
+
+    # Requests.
+
+    def _gate(self, market: str) -> RestGate:
+        gate = self._gates.get(market)
+        if gate is None:
+            name = f"{EXCHANGE} {market} ({self._routes[market].base_url})"
+            budget = WeightBudget(WEIGHTS[market].limit, self._share)
+            gate = self._gates[market] = RestGate(name, budget, self._clocks[market], self._monotonic)
+        return gate
+
+    async def _ask(self, market: str, name: str, weight: int, most_bytes: int) -> bytes:
+        """What a user waits for."""
+        gate, errand = self._gate(market), Errand(Urgency.READ)
+
+        async def ask() -> bytes:
+            async with gate.turn(errand, weight) as turn:
+                return await self._send(turn, market, name, {}, most_bytes)
+
+        return await self._repeat(gate, errand, ask)
+
+    async def _learn_time(self, market: str, turn: Turn) -> int:
+        body = await self._send(turn, market, "time", {}, MAX_PAGE_BYTES)
+        stamp_ms = self._decode(market, _time, body, "time").serverTime
+        self._clocks[market].learn(stamp_ms, self._monotonic())
+        return stamp_ms
+
+    async def _repeat(self, gate: RestGate, errand: Errand, ask: Callable[[], Awaitable[Found]]) -> Found:
+        """Ask again what was not answered, a bounded number of times."""
+        for attempt in count():
+            try:
+                return await ask()
+            except _Passing as error:
+                blocked = error.retry_after_s is not None
+                if attempt >= RETRIES or (blocked and not gate.waits(errand)):
+                    raise
+            if not blocked:  # else the gate knows when the host wants to be asked again
+                await asyncio.sleep(RETRY_FIRST_S * 2**attempt * self._rng.uniform(1.0, 2.0))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _send(self, turn: Turn, market: str, name: str, params: Mapping[str, str], most_bytes: int) -> bytes:
+        """The body of one answer, which is no longer than `most_bytes`."""
+        gate, url = self._gate(market), self._routes[market].url(name)
+        gate.sent(turn)
+        try:
+            async with self._session.get(url, params=params) as response:
+                status = response.status
+                retry_after_s = gate.answered(turn, status, response.headers)
+                body = await _read(response, most_bytes if status == 200 else MAX_PROBLEM_BYTES)
         except TimeoutError as error:
-            raise UpstreamError(f"{url} did not answer within {TIMEOUT_S:g} s") from error
+            gate.count_error(0)
+            raise _Passing(f"{url} did not answer within {TIMEOUT_S:g} s") from error
         except aiohttp.ClientError as error:
-            raise UpstreamError(f"{url} cannot be reached: {error!r}") from error
+            gate.count_error(0)
+            raise _Passing(f"{url} cannot be reached: {error!r}") from error
+        if status == 200:
+            if len(body) > most_bytes:
+                raise self._nonsense(market, f"the answer to {name} is longer than {most_bytes} bytes")
+            return body
+        gate.count_error(status)
+        kind = _Passing if status >= 500 or retry_after_s is not None else UpstreamError
+        raise kind(f"{url} answered {status}: {_problem_text(body)}", status, retry_after_s)
+
+    def _decode(self, market: str, decoder: msgspec.json.Decoder[Decoded], body: bytes, name: str) -> Decoded:
+        try:
+            return decoder.decode(body)
+        except ValueError as error:  # msgspec's errors, and bytes that are no UTF-8
+            raise self._nonsense(market, f"the answer to {name} cannot be understood: {error}") from error
+
+    def _nonsense(self, market: str, what: str) -> UpstreamError:
+        self._gate(market).count_error(200)
+        return UpstreamError(what)
+
+    def _warn(self, key: object, sentence: str) -> None:
+        suppressed = self._log_limit.allow(key, self._monotonic())
+        if suppressed is not None:
+            log.warning("%s%s", sentence, f" (and {suppressed} times more before)" if suppressed else "")
 
 
 def _ascending(rows: list[Row]) -> bool:
     return all(one[0] < other[0] for one, other in pairwise(rows))
 
 
-def _decode(decoder: msgspec.json.Decoder[Decoded], body: bytes, name: str) -> Decoded:
-    try:
-        return decoder.decode(body)
-    except ValueError as error:  # msgspec's errors, and bytes that are no UTF-8
-        raise UpstreamError(f"the answer to {name} cannot be understood: {error}") from error
+def _listing(item: _Symbol) -> Listing:
+    onboard_s = None if item.onboardDate is None else item.onboardDate // 1000
+    symbol = f"{item.baseAsset}/{item.quoteAsset}"
+    return Listing(symbol, item.symbol, item.baseAsset, item.quoteAsset, item.status, onboard_s)
+
+
+async def _read(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """The body, as far as it is read when it turns out to be longer than `most_bytes`."""
+    if not isinstance(response, aiohttp.ClientResponse):
+        return await response.read()  # what stands in for it in the simulation, which has the body whole
+    parts, size = [], 0
+    async for part in response.content.iter_chunked(READ_CHUNK_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > most_bytes:
+            break
+    return b"".join(parts)
 
 
 def _problem_text(body: bytes) -> str:
@@ -235,10 +501,3 @@ def _problem_text(body: bytes) -> str:
     except ValueError:
         return repr(body[:200])
     return f"{problem.code} {problem.msg}"
-
-
-def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
-    if response.status not in (418, 429):
-        return None
-    text = response.headers.get("Retry-After", "")
-    return float(text) if text.isdecimal() else DEFAULT_RETRY_AFTER_S

@@ -90,7 +90,7 @@ class Turn:
     queued: bool = True
     sent: bool = False
     answered: bool = False
-    # What was known when it began, see `WeightBudget`.
+    # What was known when it was sent, see `WeightBudget`.
     epoch: int = 0
     told: int = 0
     lost: int = 0
@@ -161,22 +161,18 @@ class WeightBudget:
         if not self._has_room(turn, now):
             return None
         del self._line[turn]
-        self._begin(turn)
+        self._under_way.add(turn)
         return turn
 
     def at_once(self, errand: Errand, weight: int, now: Now) -> Turn:
         """A small request in the place of one that is under way; it does not wait for room."""
         self._keep_time(now)
         turn = Turn(errand, weight, queued=False)
-        self._begin(turn)
+        self._under_way.add(turn)
         return turn
 
     def _last(self) -> Turn:
         return max(reversed(self._line), key=_urgency)
-
-    def _begin(self, turn: Turn) -> None:
-        turn.epoch, turn.told, turn.lost = self._epoch, self._told, self._lost
-        self._under_way.add(turn)
 
     def _has_room(self, turn: Turn, now: Now) -> bool:
         urgency = turn.errand.urgency
@@ -194,6 +190,7 @@ class WeightBudget:
     def sent(self, turn: Turn) -> None:
         """The request leaves."""
         turn.sent = True
+        turn.epoch, turn.told, turn.lost = self._epoch, self._told, self._lost
         self.requests += 1
 
     def answered(self, turn: Turn, used: int | None, now: Now) -> None:

@@ -1,0 +1,149 @@
+"""RestGate: the one way to a host's REST. Requests wait here for their turn, and the host's wishes are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from klinesync.core.errors import UpstreamError
+from klinesync.ingest.weight import LONGEST_RETRY_AFTER_S, Now, RestStatus, Turn, WeightBudget
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.sources import Errand, Urgency
+
+USED_HEADER = "X-MBX-USED-WEIGHT-1M"
+DEFAULT_RETRY_AFTER_S = 60.0
+# Who waits looks so often whether the exchange's minute, or its wish to be left alone, is over: its clock may jump.
+POLL_S = 0.25
+# How long a user's request waits for its turn.
+READ_PATIENCE_S = 10.0
+# A host that wants to be left alone for longer is not waited for: the request fails at once, and its owner is told
+# how long. Nothing can be done for a repair elsewhere meanwhile, so that it waits as the others do.
+LONGEST_BLOCK_S: Mapping[Urgency, float] = dict.fromkeys(Urgency, 120.0) | {Urgency.READ: READ_PATIENCE_S}
+
+
+class RestGate:
+    """The gate of one host. `name` is how it is told of in errors."""
+
+    def __init__(self, name: str, budget: WeightBudget, clock: ExchangeClock, monotonic: Callable[[], float]) -> None:
+        self._name = name
+        self._budget = budget
+        self._clock = clock
+        self._monotonic = monotonic
+        self._waiting: dict[Turn, asyncio.Future[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def status(self) -> RestStatus:
+        """How it stands."""
+        return self._budget.status(self._now())
+
+    def waits(self, errand: Errand) -> bool:
+        """Whether a request of that urgency would wait for the host, if it is blocked, rather than fail."""
+        return self._budget.blocked_s(self._now()) <= LONGEST_BLOCK_S[errand.urgency]
+
+    @asynccontextmanager
+    async def turn(self, errand: Errand, weight: int) -> AsyncIterator[Turn]:
+        """One request's turn. Raises `UpstreamError` when it does not come. Cancelled, it gives everything back."""
+        turn = await self._wait(errand, weight)
+        try:
+            yield turn
+        finally:
+            self._end(turn)
+
+    @asynccontextmanager
+    async def within(self, turn: Turn, weight: int) -> AsyncIterator[Turn]:
+        """A small request in the course of another one's turn, before it."""
+        small = self._budget.at_once(turn.errand, weight, self._now())
+        try:
+            yield small
+        finally:
+            self._end(small)
+
+    def sent(self, turn: Turn) -> None:
+        """The request of that turn leaves now."""
+        self._budget.sent(turn)
+
+    def answered(self, turn: Turn, status: int, headers: Mapping[str, str]) -> float | None:
+        """The answer's head is here. In how many seconds the host wants to be asked again, when it says so."""
+        now = self._now()
+        self._budget.answered(turn, _number(headers.get(USED_HEADER)), now)
+        if status not in (418, 429):
+            return None
+        told_s = _number(headers.get("Retry-After"))
+        retry_after_s = DEFAULT_RETRY_AFTER_S if told_s is None else min(float(told_s), LONGEST_RETRY_AFTER_S)
+        self._budget.block(retry_after_s, now)
+        for unwilling in self._budget.unwilling(LONGEST_BLOCK_S, now):
+            self._refuse(unwilling, self._blocked_error(now))
+        return retry_after_s
+
+    def count_error(self, status: int) -> None:
+        """A request failed: HTTP's status, 0 without an answer, 200 when it could not be understood."""
+        self._budget.errors[status] += 1
+
+    async def _wait(self, errand: Errand, weight: int) -> Turn:
+        now = self._now()
+        if not self.waits(errand):
+            raise self._blocked_error(now)
+        turn = self._budget.join(errand, weight)
+        if turn is None:
+            raise self._crowded_error()
+        crowded_out = self._budget.crowded_out()
+        if crowded_out is not None:
+            self._refuse(crowded_out, self._crowded_error())
+        admitted = self._waiting[turn] = asyncio.get_running_loop().create_future()
+        self._pump()
+        try:
+            async with asyncio.timeout(READ_PATIENCE_S if errand.urgency is Urgency.READ else None):
+                await admitted
+        except TimeoutError:
+            self._end(turn)
+            raise UpstreamError(f"{self._name}: no room for a request within {READ_PATIENCE_S:g} s") from None
+        except BaseException:
+            self._end(turn)
+            raise
+        return turn
+
+    def _end(self, turn: Turn) -> None:
+        self._waiting.pop(turn, None)
+        self._budget.over(turn, self._now())
+        self._pump()
+
+    def _pump(self) -> None:
+        """Let go who may go."""
+        now = self._now()
+        while (turn := self._budget.next(now)) is not None:
+            admitted = self._waiting.pop(turn)
+            if admitted.done():  # cancelled, and does not know it yet
+                self._budget.over(turn, now)
+            else:
+                admitted.set_result(None)
+        if self._budget.waiting and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll)
+        elif not self._budget.waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _poll(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _refuse(self, turn: Turn, error: UpstreamError) -> None:
+        admitted = self._waiting.pop(turn)
+        if not admitted.done():
+            admitted.set_exception(error)
+
+    def _now(self) -> Now:
+        monotonic_s = self._monotonic()
+        return Now(self._clock.estimate_ms(monotonic_s), monotonic_s)
+
+    def _blocked_error(self, now: Now) -> UpstreamError:
+        left_s = self._budget.blocked_s(now)
+        return UpstreamError(f"{self._name} wants to be left alone for {left_s:.0f} s more", 429, left_s)
+
+    def _crowded_error(self) -> UpstreamError:
+        return UpstreamError(f"{self._name}: too many requests wait for their turn")
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() and len(text) < 12 else None
