@@ -1,0 +1,167 @@
+"""The healing of declared gaps over real sockets: the simulated exchange with an outage, its REST client, a store."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from klinesync.core.candle import Candle
+from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.series_id import SeriesId
+from klinesync.factor.engine import FactorEngine
+from klinesync.ingest.binance_rest import BinanceRest, market_routes
+from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill_board import BackfillBoard
+from klinesync.overlay.engine import OverlayEngine
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.sim.faults import Outage
+from klinesync.sim.server import SimConfig, SimServer
+from klinesync.sim.tape import Market
+from klinesync.storage.sqlite import SqliteDatabase
+
+SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
+FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")
+START = 1_700_000_040
+OUTAGE = Span(START + 3000 * 60, START + 3090 * 60)
+NOW = START + 6000 * 60
+TIMEOUT_S = 20.0
+
+
+class Exchange(SimServer):
+    """The simulated exchange; counts the klines that it is asked for."""
+
+    asked = 0
+
+    def _rest_of(self, market: Market) -> Callable[[web.Request], Awaitable[web.Response]]:
+        answer = super()._rest_of(market)
+
+        async def rest(request: web.Request) -> web.Response:
+            self.asked += request.match_info["path"] == "klines"
+            return await answer(request)
+
+        return rest
+
+    def truth(self, series: SeriesId, first: int, end: int) -> list[Candle]:
+        """What was traded."""
+        listings = self.exchange.spot if series.market == "spot" else self.exchange.futures
+        rows = (listings["BTCUSDT"].minute(time) for time in range(first, end, 60))
+        return [Candle(row.time, row.open, row.high, row.low, row.close, row.volume) for row in rows if row]
+
+
+@asynccontextmanager
+async def exchange_with_outage() -> AsyncIterator[Exchange]:
+    """Its now is well behind an hour and a half that never were."""
+    async with Exchange(SimConfig(symbols=2, start=OUTAGE.start - 30)) as exchange, aiohttp.ClientSession() as http:
+        exchange.faults.add(Outage(minutes=90))
+        body = {"advance_s": NOW - OUTAGE.start}
+        async with http.post(exchange.http_url + "/sim/clock", json=body) as response:
+            assert response.status == 200
+        yield exchange
+
+
+@asynccontextmanager
+async def healing(
+    store: Path, exchange: Exchange
+) -> AsyncIterator[tuple[BackfillService, IngestPipeline, SqliteDatabase]]:
+    loop = asyncio.get_running_loop()
+    clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
+    routes = market_routes(exchange.http_url, exchange.http_url)
+    async with aiohttp.ClientSession() as http, SqliteDatabase(store) as database:
+        pipeline = IngestPipeline(
+            database,
+            DerivedStep(SPOT.timeframe, []),
+            FactorEngine(),
+            OverlayEngine(),
+            lambda _: None,
+            lambda: 1_800_000_000.0,
+        )
+        service = BackfillService(
+            history=BinanceRest(http, routes, clocks, final_margin_s=2, monotonic=loop.time).history,
+            pipeline=pipeline,
+            database=database,
+            watch=BackfillBoard(lambda: 1_800_000_000.0),
+            rng=random.Random(1),
+        )
+        tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(service.run())]
+        try:
+            yield service, pipeline, database
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            assert all(task.cancelled() for task in tasks)
+
+
+async def settled(service: BackfillService, series: SeriesId) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while service.working_on(series):
+            await asyncio.sleep(0.01)
+
+
+async def stored(database: SqliteDatabase, series: SeriesId) -> tuple[list[Candle], list[Gap]]:
+    return await database.read(lambda store: (store.oldest(series, 1 << 30, since=-1), store.gaps(series)))
+
+
+@pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
+async def test_a_declared_hole_is_filled_and_an_outage_in_it_confirmed_and_never_asked_for_again(
+    series: SeriesId, tmp_path: Path
+) -> None:
+    store = tmp_path / "store.sqlite"
+    async with exchange_with_outage() as exchange:
+        truth = exchange.truth(series, START, NOW - 600)
+        assert [candle.time for candle in truth if OUTAGE.start <= candle.time < OUTAGE.end] == []
+        async with healing(store, exchange) as (service, pipeline, database):
+            # Short holes, and one of more than a page with the outage in it.
+            lost = {*range(10, 13), *range(700, 701), *range(2800, 4500)}
+            kept = [candle for candle in truth if (candle.time - START) // 60 not in lost]
+            await pipeline.submit(series, kept, "file")
+            _, ledger = await stored(database, series)
+            assert [gap.state for gap in ledger] == [GapState.UNKNOWN] * 3
+            service.request_declared(series)
+            await settled(service, series)
+            candles, ledger = await stored(database, series)
+            assert candles == truth
+            assert [(gap.span, gap.state) for gap in ledger] == [(OUTAGE, GapState.CONFIRMED_EMPTY)]
+            assert all(gap.proof for gap in ledger)
+        assert exchange.asked
+        exchange.asked = 0
+        async with healing(store, exchange) as (service, _, database):
+            service.request_declared(series)
+            service.request(series, Span(OUTAGE.start - 600, OUTAGE.end + 600), "a test")
+            await settled(service, series)
+            assert await stored(database, series) == (candles, ledger)
+        assert exchange.asked == 0
+
+
+@pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
+async def test_a_hole_that_is_all_outage_costs_one_request(series: SeriesId, tmp_path: Path) -> None:
+    async with exchange_with_outage() as exchange:
+        truth = exchange.truth(series, OUTAGE.start - 6000, OUTAGE.end + 6000)
+        async with healing(tmp_path / "store.sqlite", exchange) as (service, pipeline, database):
+            await pipeline.submit(series, truth, "file")
+            service.request_declared(series)
+            await settled(service, series)
+            candles, ledger = await stored(database, series)
+    assert candles == truth
+    assert [(gap.span, gap.state) for gap in ledger] == [(OUTAGE, GapState.CONFIRMED_EMPTY)]
+    assert exchange.asked == 1
+
+
+async def test_history_before_the_first_stored_candle_comes_on_request(tmp_path: Path) -> None:
+    async with exchange_with_outage() as exchange, healing(tmp_path / "store.sqlite", exchange) as parts:
+        service, pipeline, database = parts
+        await pipeline.submit(SPOT, exchange.truth(SPOT, NOW - 6000, NOW - 600), "file")
+        service.request(SPOT, Span(OUTAGE.start - 600, NOW - 6000), "startup")
+        await settled(service, SPOT)
+        candles, ledger = await stored(database, SPOT)
+        assert candles == exchange.truth(SPOT, OUTAGE.start - 600, NOW - 600)
+        assert [(gap.span, gap.state) for gap in ledger] == [(OUTAGE, GapState.CONFIRMED_EMPTY)]
