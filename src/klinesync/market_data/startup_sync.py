@@ -1,0 +1,118 @@
+"""StartupSync: begins to follow the whitelist, and knows how much of it is up to date. Serving does not wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from klinesync.core.errors import KlinesyncError, Rejected
+from klinesync.core.series_id import SeriesId
+from klinesync.runtime.log_limit import LogLimit
+
+log = logging.getLogger(__name__)
+
+# How often progress is logged at most.
+LOG_EVERY_S = 5.0
+# A series that cannot be followed is tried again: after the first interval, which then doubles.
+FIRST_RETRY_S = 1.0
+MOST_RETRY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """How many series of `total` are up to date (`done`), and how many were refused. Times are monotonic seconds."""
+
+    total: int
+    done: int
+    refused: int
+    started_s: float | None
+    ended_s: float | None
+
+
+class StartupSync:
+    """Sweeps `series` once. `run` is its one task, and ends with the sweep.
+
+    `follow` begins to follow a series, and `caught_up` returns when it is up to date, however long that takes; both may
+    raise what passes, and are tried again. `request_declared` then has its older gaps healed. All series are followed
+    at once: what they read is rationed by the exchange's budget.
+    """
+
+    def __init__(
+        self,
+        *,
+        series: Iterable[SeriesId],
+        follow: Callable[[SeriesId], Awaitable[None]],
+        caught_up: Callable[[SeriesId], Awaitable[None]],
+        monotonic: Callable[[], float],
+        request_declared: Callable[[SeriesId], None] | None = None,
+    ) -> None:
+        self._series = tuple(dict.fromkeys(series))
+        self._follow = follow
+        self._caught_up = caught_up
+        self._request_declared = request_declared
+        self._monotonic = monotonic
+        self._waiting: set[SeriesId] = set(self._series)
+        self._refused = 0
+        self._started_s: float | None = None
+        self._ended_s: float | None = None
+        self._logged_s = 0.0
+        self._troubles = LogLimit(LOG_EVERY_S)
+
+    def progress(self) -> SweepProgress:
+        """How far the sweep is."""
+        total = len(self._series)
+        done = total - len(self._waiting) - self._refused
+        return SweepProgress(total, done, self._refused, self._started_s, self._ended_s)
+
+    def waiting(self, series: SeriesId) -> bool:
+        """Whether the sweep has still to bring the series up to date."""
+        return series in self._waiting
+
+    async def run(self) -> None:
+        """Sweep. One series that fails or hangs holds up no other."""
+        self._started_s = self._logged_s = self._monotonic()
+        if self._series:
+            async with asyncio.TaskGroup() as group:
+                for series in self._series:
+                    group.create_task(self._bring_up_to_date(series), name=f"start-up {series}")
+        self._ended_s = self._monotonic()
+
+    async def _bring_up_to_date(self, series: SeriesId) -> None:
+        retry_s = FIRST_RETRY_S
+        while True:
+            try:
+                await self._follow(series)
+                await self._caught_up(series)
+                break
+            except Rejected as error:
+                log.warning("start-up sweep: %s is left out: %s", series, error)
+                self._refused += 1
+                self._waiting.discard(series)
+                self._log()
+                return
+            except KlinesyncError as error:
+                suppressed = self._troubles.allow(type(error), self._monotonic())
+                if suppressed is not None:
+                    more = f" (so it went for {suppressed} others)" if suppressed else ""
+                    log.warning("start-up sweep: %s is tried again in %g s: %s%s", series, retry_s, error, more)
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, MOST_RETRY_S)
+        if self._request_declared is not None:
+            self._request_declared(series)
+        self._waiting.discard(series)
+        self._log()
+
+    def _log(self) -> None:
+        now_s = self._monotonic()
+        if self._waiting and now_s - self._logged_s < LOG_EVERY_S:
+            return
+        self._logged_s = now_s
+        progress = self.progress()
+        log.info(
+            "start-up sweep: %d of %d series up to date, after %.1f s",
+            progress.done,
+            progress.total,
+            now_s - (self._started_s or now_s),
+        )
