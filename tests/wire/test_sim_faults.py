@@ -267,7 +267,6 @@ async def test_late_closes_come_after_the_next_candle_has_begun_and_rest_has_the
     async with http.ws_connect(stream(server, "btcusdt")) as socket:
         now_ms = await clock(http, server, advance_s=60)
         minute_ms = now_ms // 60_000 * 60_000 - 60_000
-        await asyncio.sleep(0)
         async with asyncio.timeout(PATIENCE_S):
             while not any(event["k"]["t"] > minute_ms for _, event in await events_until_answer(socket)):
                 await clock(http, server, advance_s=2)
