@@ -58,6 +58,8 @@ FRUITLESS_SUSPECT = 2
 LISTINGS_AGE_S = 3600.0
 SUSPECT_LISTINGS_AGE_S = 60.0
 LISTINGS_PAUSE_S = 5.0
+# First histories that are read at once: what is read waits in memory until it is written.
+SWEEPS_AT_ONCE = 16
 # The newest rows of a page that a stream may owe.
 OWED_ROWS = 10
 
@@ -131,6 +133,7 @@ class IngestSupervisor:
         }
         self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
         self._suspected = asyncio.Event()
+        self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
         self._group: asyncio.TaskGroup | None = None
         self._running = asyncio.Event()
 
@@ -460,11 +463,12 @@ class IngestSupervisor:
             await asyncio.sleep(fetch.delay_s * self._rng.uniform(1.0, 1.5))
         before = feed.head
         try:
-            start = fetch.start
-            if start is None or not feed.caught_up:
-                reach = await self._reach(series, errand)
-                start = reach if start is None else max(start, reach)
-            await self._read_pages(job, start, errand)
+            if feed.caught_up and fetch.start is not None:
+                await self._read_pages(job, fetch.start, errand)
+            else:
+                async with self._sweeps:
+                    reach = await self._reach(series)
+                    await self._read_pages(job, max(reach, fetch.start or 0), errand)
         except UpstreamError as error:
             self._history_watch.ended(series, str(error))
             self._failed(job, error)
@@ -475,7 +479,7 @@ class IngestSupervisor:
             self._history_watch.ended(series)
             self._ended(job, before)
 
-    async def _reach(self, series: SeriesId, errand: Errand) -> int:
+    async def _reach(self, series: SeriesId) -> int:
         """Where a first history begins. Raises `UpstreamError`."""
         now_ms = self._now_ms(series.market)
         if now_ms is None:
