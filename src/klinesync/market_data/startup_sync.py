@@ -93,7 +93,7 @@ class StartupSync:
                 self._log()
                 return
             except KlinesyncError as error:
-                suppressed = self._troubles.allow(type(error), self._monotonic())
+                suppressed = self._troubles.allow(error.code, self._monotonic())
                 if suppressed is not None:
                     more = f" (so it went for {suppressed} others)" if suppressed else ""
                     log.warning("start-up sweep: %s is tried again in %g s: %s%s", series, retry_s, error, more)

@@ -1,0 +1,156 @@
+"""How well a series is. Pure: what is known of it in, one status with one reason out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from klinesync.core.gaps import Gap, GapState, Span, without
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.market_data.backfill_board import BackfillReport
+from klinesync.runtime.sources import StreamStatus
+
+Status = Literal["green", "yellow", "red"]
+Reason = Literal[
+    "up_to_date",
+    "backfill_running",
+    "backfill_recent",
+    "head_ahead_of_closed_window",
+    "gap_healing",
+    "interior_gap",
+    "missing_head",
+    "lagging_no_recent_backfill",
+]
+STATUS: dict[Reason, Status] = {
+    "up_to_date": "green",
+    "backfill_running": "yellow",
+    "backfill_recent": "yellow",
+    "head_ahead_of_closed_window": "yellow",
+    "gap_healing": "yellow",
+    "interior_gap": "red",
+    "missing_head": "red",
+    "lagging_no_recent_backfill": "red",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a series. `now_time`: UTC seconds of the exchange; `stored`: from the first stored open time to
+    the close of the head; `gaps`: the whole ledger; `at_work`: the spans that somebody heals, or soon will, ascending
+    and disjoint; `sweeping`: the start-up sweep has still to read the series up to now."""
+
+    series: SeriesId
+    now_time: int
+    stored: Span | None
+    gaps: Sequence[Gap]
+    at_work: Sequence[Span]
+    sweeping: bool
+    backfill: BackfillReport
+    stream: StreamStatus
+
+
+@dataclass(frozen=True, slots=True)
+class MissingCandles:
+    """How many candles are missing behind the head: of which nothing is known, which somebody is at work on, and which
+    the exchange has shown that it does not have."""
+
+    unknown: int
+    healing: int
+    confirmed_empty: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The answer. `lag_seconds`: since the head closed. `missing_*`: what is expected after the head, and is not there.
+    Both are None when nothing is stored."""
+
+    series_id: str
+    timeframe_seconds: int
+    now_time: int
+    expected_latest_closed_time: int
+    head_time: int | None
+    lag_seconds: int | None
+    missing_seconds: int | None
+    missing_candles: int | None
+    status: Status
+    status_reason: Reason
+    backfill: BackfillReport
+    stream: StreamStatus
+    gaps: MissingCandles
+
+
+def assess(facts: Facts, grace_s: float) -> Health:
+    """The health of a series. A candle is expected `grace_s` (of exchange time) after its close."""
+    timeframe, now = facts.series.timeframe, facts.now_time
+    expected = timeframe.latest_closed(int(now - grace_s))
+    head = None if facts.stored is None else timeframe.shift(facts.stored.end, -1)
+    if head is not None and facts.stream.state == "delisted" and facts.backfill.state != "running":
+        expected = min(expected, head)  # nothing follows any more
+    tail = [] if facts.stored is None else _tail(timeframe, facts.stored.end, expected, facts.gaps)
+    missing = [gap.span for gap in facts.gaps if gap.state is not GapState.CONFIRMED_EMPTY]
+    unknown = without(missing, facts.at_work)
+    reason = _reason(facts, tail, missing, unknown)
+    return Health(
+        series_id=str(facts.series),
+        timeframe_seconds=timeframe.seconds,
+        now_time=now,
+        expected_latest_closed_time=expected,
+        head_time=head,
+        lag_seconds=None if facts.stored is None else max(0, now - facts.stored.end),
+        missing_seconds=None if head is None else sum(span.end - span.start for span in tail),
+        missing_candles=None if head is None else _count(timeframe, tail),
+        status=STATUS[reason],
+        status_reason=reason,
+        backfill=facts.backfill,
+        stream=facts.stream,
+        gaps=MissingCandles(
+            unknown=_count(timeframe, unknown),
+            healing=_count(timeframe, missing) - _count(timeframe, unknown),
+            confirmed_empty=_count(timeframe, [gap.span for gap in facts.gaps]) - _count(timeframe, missing),
+        ),
+    )
+
+
+def _reason(facts: Facts, tail: Sequence[Span], missing: Sequence[Span], unknown: Sequence[Span]) -> Reason:
+    """The worst that is the case."""
+    running = facts.sweeping or facts.backfill.state == "running"
+    if facts.stored is None:
+        if running or facts.at_work:
+            return "backfill_running"
+        return "backfill_recent" if facts.backfill.recent else "missing_head"
+    running = running or not without(tail, facts.at_work)
+    if tail and not running and not facts.backfill.recent:
+        return "lagging_no_recent_backfill"
+    if unknown:
+        return "interior_gap"
+    if tail:
+        return "backfill_running" if running else "backfill_recent"
+    if facts.stored.end > facts.now_time:
+        return "head_ahead_of_closed_window"
+    return "gap_healing" if missing else "up_to_date"
+
+
+def _tail(timeframe: Timeframe, head_close: int, expected: int, gaps: Sequence[Gap]) -> list[Span]:
+    """What is expected after the head, save what the exchange is known not to have."""
+    expected_close = timeframe.next(expected)
+    if expected_close <= head_close:
+        return []
+    return without([Span(head_close, expected_close)], [gap.span for gap in gaps])
+
+
+def _count(timeframe: Timeframe, spans: Sequence[Span]) -> int:
+    return sum(timeframe.count(*span) for span in spans)
+
+
+def on_grid(timeframe: Timeframe, spans: Sequence[Span]) -> list[Span]:
+    """Spans of open times, of this or a shorter timeframe, as the spans of this one that hold them: disjoint."""
+    wide: list[Span] = []
+    for span in spans:
+        start, end = timeframe.floor(span.start), timeframe.next(timeframe.floor(span.end - 1))
+        if wide and start <= wide[-1].end:
+            wide[-1] = Span(wide[-1].start, max(end, wide[-1].end))
+        else:
+            wide.append(Span(start, end))
+    return wide

@@ -1,0 +1,95 @@
+"""HealthService: gathers what is known of a series, and has it judged."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from klinesync.core.gaps import Gap, Span, clipped
+from klinesync.core.series_id import SeriesId
+from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
+from klinesync.market_data.health import Facts, Health, assess, on_grid
+from klinesync.market_data.startup_sync import StartupSync
+from klinesync.runtime.sources import StreamStatus
+from klinesync.storage.database import CandleStore, Database
+
+
+class HealthService:
+    """Judges series, ingested and derived ones: these are read, streamed and healed by way of their base.
+
+    `exchange_s`: what time it is on the exchange of a series, in UTC seconds; None where that is not known, then
+    `wall_s` counts. `check_known` raises `UnknownSeries` when the exchange does not list a series. `backfill` and
+    `startup` are None where nobody heals gaps or sweeps. `recent_s`: how long a backfill counts as recent.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        base_of: Callable[[SeriesId], SeriesId],
+        check_known: Callable[[SeriesId], Awaitable[None]],
+        exchange_s: Callable[[SeriesId], float | None],
+        wall_s: Callable[[], float],
+        stream: Callable[[SeriesId], StreamStatus],
+        board: BackfillBoard,
+        backfill: BackfillService | None,
+        startup: StartupSync | None,
+        grace_s: float,
+        recent_s: float,
+    ) -> None:
+        self._database = database
+        self._base_of = base_of
+        self._check_known = check_known
+        self._exchange_s = exchange_s
+        self._wall_s = wall_s
+        self._stream = stream
+        self._board = board
+        self._backfill = backfill
+        self._startup = startup
+        self._grace_s = grace_s
+        self._recent_s = recent_s
+
+    async def health(self, series: SeriesId) -> Health:
+        """How `series` is. Raises `UnknownSeries` for one that is neither stored nor listed, and `StoreError`."""
+
+        base = self._base_of(series)
+
+        def look(store: CandleStore) -> tuple[Span | None, list[Gap], Span | None]:
+            return store.span(series), store.gaps(series), store.span(base)
+
+        stored, ledger, base_stored = await self._database.read(look)
+        if stored is None:
+            await self._check_known(series)
+        exchange_s = self._exchange_s(base)
+        now_time = int(self._wall_s() if exchange_s is None else exchange_s)
+        sweeping = self._startup is not None and self._startup.waiting(base)
+        at_work = on_grid(series.timeframe, self._healed(base, base_stored, sweeping=sweeping))
+        facts = Facts(
+            series=series,
+            now_time=now_time,
+            stored=stored,
+            gaps=ledger,
+            at_work=at_work,
+            sweeping=sweeping,
+            backfill=self._report(base, sweeping=sweeping),
+            stream=self._stream(base),
+        )
+        return assess(facts, self._grace_s)
+
+    def _healed(self, base: SeriesId, stored: Span | None, *, sweeping: bool) -> list[Span]:
+        """What of the ingested series is being healed, or soon will be: only what lies behind its head is."""
+        if self._backfill is None or stored is None:
+            return []
+        behind = Span(0, stored.end)
+        # Once the sweep has read a series up to now, all its declared gaps are asked for.
+        return [behind] if sweeping else clipped(self._backfill.working_on(base), behind)
+
+    def _report(self, base: SeriesId, *, sweeping: bool) -> BackfillReport:
+        report = self._board.report(base, self._recent_s)
+        if report.state != "idle" or not sweeping or self._startup is None:
+            return report
+        progress = self._startup.progress()
+        return replace(
+            report, note=f"waits in the start-up sweep: {progress.done} of {progress.total} series are up to date"
+        )
