@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -494,16 +495,18 @@ class IngestSupervisor:
             span = Span(start, max(frame.next(start), frame.floor(now_ms // 1000)))
             self._history_watch.began(series, span, "tail" if feed.caught_up else "startup")
         candles = 0
-        async for page in self._source.history(series, start, errand):
-            loop = asyncio.get_running_loop()
-            job.watch.shown(page.candles[-OWED_ROWS:], self._now_ms(series.market), loop.time())
-            for command in feed.history(page):
-                if isinstance(command, Persist):
-                    self._declare(job, command)
-                    await self._pipeline.submit(series, command.candles, "rest", Empty(command.empty, command.proof))
-            candles += len(page.candles)
-            if page.candles:
-                self._history_watch.advanced(series, frame.next(page.candles[-1].time), candles)
+        async with aclosing(self._source.history(series, start, errand)) as pages:
+            async for page in pages:
+                loop = asyncio.get_running_loop()
+                job.watch.shown(page.candles[-OWED_ROWS:], self._now_ms(series.market), loop.time())
+                for command in feed.history(page):
+                    if isinstance(command, Persist):
+                        self._declare(job, command)
+                        empty = Empty(command.empty, command.proof)
+                        await self._pipeline.submit(series, command.candles, "rest", empty)
+                candles += len(page.candles)
+                if page.candles:
+                    self._history_watch.advanced(series, frame.next(page.candles[-1].time), candles)
 
     def _ended(self, job: Job, before: int | None) -> None:
         """History was read. REST that had nothing new is asked less often; or is the symbol not traded?"""

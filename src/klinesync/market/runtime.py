@@ -11,6 +11,7 @@ from types import TracebackType
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
@@ -44,6 +45,7 @@ class MarketRuntime:
         retention: Retention | None,
         hub: CandleHub,
         supervisor: IngestSupervisor,
+        backfill: BackfillService | None,
         reader: CandleReader,
         ingest: MarketIngestService,
         coordinator: WsSubscriptionCoordinator,
@@ -62,6 +64,7 @@ class MarketRuntime:
         self._forming = forming
         self._retention = retention
         self.supervisor = supervisor
+        self._backfill = backfill
         self._followed = tuple(followed)
         self._stack = AsyncExitStack()
         self._started = False
@@ -81,6 +84,9 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, supervise)
             follow = group.create_task(self._follow(), name="follow")
             stack.push_async_callback(_cancel, follow)
+            if self._backfill is not None:
+                heal = group.create_task(self._backfill.run(), name="backfill")
+                stack.push_async_callback(_cancel, heal)
             if self._retention is not None:
                 trim = group.create_task(self._retention.run(), name="retention")
                 stack.push_async_callback(_cancel, trim)
@@ -108,6 +114,8 @@ class MarketRuntime:
             while True:
                 try:
                     await self.supervisor.refresh(series)
+                    if self._backfill is not None:
+                        self._backfill.request_declared(series)
                     break
                 except StoreError:
                     await asyncio.sleep(1)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 
 import aiohttp
 
 from klinesync import __version__
 from klinesync.core.errors import BadFlag, Rejected
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.engine import FactorEngine
@@ -21,6 +19,8 @@ from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.runtime import MarketRuntime
+from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
@@ -81,6 +81,13 @@ def build_market_runtime(
         batch_max=flags.binance_ws_batch_max,
     )
     reader = CandleReader(database, source.knows)
+    teller = _Teller(hub, derived)
+    board = BackfillBoard(wall_s, teller.backfill)
+    backfill = None
+    if flags.enable_market_gap_backfill:
+        backfill = BackfillService(
+            history=source.history, pipeline=pipeline, database=database, watch=board.watch(), rng=rng
+        )
     supervisor = IngestSupervisor(
         source=source,
         clocks=clocks,
@@ -88,9 +95,9 @@ def build_market_runtime(
         stored=reader.stored,
         show=forming.show,
         base_of=derived.base_of,
-        notice=partial(_tell, hub, derived),
-        heal=None,
-        history_watch=_Nobody(),
+        notice=teller.stream,
+        heal=None if backfill is None else backfill.request,
+        history_watch=board.watch(),
         first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
         forming_interval_s=flags.market_forming_min_interval_ms / 1000,
         stream_stale_s=flags.stream_stale_s,
@@ -107,6 +114,7 @@ def build_market_runtime(
         retention=Retention(database, derived.base, derived.targets, days) if (days := flags.retention_days) else None,
         hub=hub,
         supervisor=supervisor,
+        backfill=backfill,
         reader=reader,
         ingest=MarketIngestService(pipeline, {(EXCHANGE, market): clock for market, clock in clocks.items()}, wall_s),
         coordinator=WsSubscriptionCoordinator(hub, reader, lambda series: supervisor.status(series).state),
@@ -115,21 +123,25 @@ def build_market_runtime(
     )
 
 
-class _Nobody:
-    def began(self, series: SeriesId, span: Span, reason: str) -> None:
-        pass
+class _Teller:
+    """Passes on what happens to an ingested series to those who watch it, or what is derived from it."""
 
-    def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
-        pass
+    def __init__(self, hub: CandleHub, derived: DerivedStep) -> None:
+        self._hub = hub
+        self._derived = derived
 
-    def ended(self, series: SeriesId, error: str | None = None) -> None:
-        pass
+    def stream(self, series: SeriesId, event: str, message: str) -> None:
+        """The fate of its stream."""
+        self._tell(series, event, message, None)
 
+    def backfill(self, series: SeriesId, message: str, facts: Mapping[str, object]) -> None:
+        """How the reading of its history goes."""
+        self._tell(series, "backfill.progress", message, facts)
 
-def _tell(hub: CandleHub, derived: DerivedStep, series: SeriesId, event: str, message: str) -> None:
-    """A system event of an ingested series, for those who watch it, or what is derived from it."""
-    for one in (series, *derived.derived_from(series)):
-        hub.tell(one, protocol.system(one, event, message))
+    def _tell(self, series: SeriesId, event: str, message: str, facts: Mapping[str, object] | None) -> None:
+        for one in (series, *self._derived.derived_from(series)):
+            if self._hub.watched(one):
+                self._hub.tell(one, protocol.system(one, event, message, facts))
 
 
 def _derived_step(flags: RuntimeFlags) -> DerivedStep:
