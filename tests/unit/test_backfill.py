@@ -97,7 +97,7 @@ class World:
             history=exchange.history,
             pipeline=self.pipeline,
             database=database,
-            watch=self.board,
+            watch=self.board.watch(),
             rng=random.Random(1),
         )
 

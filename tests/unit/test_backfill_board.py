@@ -44,26 +44,28 @@ def wall() -> Wall:
 
 def test_of_a_series_that_nobody_read_it_knows_nothing(wall: Wall) -> None:
     board = BackfillBoard(wall)
-    board.advanced(BTC, 600, 5)
-    board.ended(BTC)
+    tail = board.watch()
+    tail.advanced(BTC, 600, 5)
+    tail.ended(BTC)
     assert board.report(BTC, 120) == BackfillReport()
 
 
 def test_a_reading_runs_comes_nearer_and_ends(wall: Wall) -> None:
     board = BackfillBoard(wall)
-    board.began(BTC, Span(600, 6600), "tail")
+    tail = board.watch()
+    tail.began(BTC, Span(600, 6600), "tail")
     report = board.report(BTC, 120)
     assert (report.state, report.progress_pct, report.reason, report.recent) == ("running", 0.0, "tail", True)
     assert (report.started_at, report.updated_at) == (1_700_000_000, 1_700_000_000)
     assert (report.start_missing_seconds, report.start_missing_candles) == (6000, 100)
     assert (report.current_missing_seconds, report.current_missing_candles) == (6000, 100)
     wall.now_s += 10
-    board.advanced(BTC, 2100, 24)
+    tail.advanced(BTC, 2100, 24)
     report = board.report(BTC, 120)
     assert (report.progress_pct, report.updated_at, report.note) == (25.0, 1_700_000_010, "24 candles came")
     assert (report.current_missing_seconds, report.current_missing_candles) == (4500, 75)
     wall.now_s += 10
-    board.ended(BTC)
+    tail.ended(BTC)
     report = board.report(BTC, 120)
     assert (report.state, report.progress_pct, report.error, report.recent) == ("succeeded", 100.0, None, True)
     assert (report.start_missing_candles, report.current_missing_candles) == (100, 0)
@@ -76,9 +78,10 @@ def test_a_reading_runs_comes_nearer_and_ends(wall: Wall) -> None:
 
 def test_a_reading_that_fails_says_why_and_what_is_missing_still(wall: Wall) -> None:
     board = BackfillBoard(wall)
-    board.began(BTC, Span(0, 600), "tail")
-    board.advanced(BTC, 300, 5)
-    board.ended(BTC, "the exchange does not answer")
+    tail = board.watch()
+    tail.began(BTC, Span(0, 600), "tail")
+    tail.advanced(BTC, 300, 5)
+    tail.ended(BTC, "the exchange does not answer")
     report = board.report(BTC, 120)
     assert (report.state, report.error) == ("failed", "the exchange does not answer")
     assert (report.progress_pct, report.current_missing_candles) == (50.0, 5)
@@ -86,38 +89,42 @@ def test_a_reading_that_fails_says_why_and_what_is_missing_still(wall: Wall) -> 
 
 def test_progress_never_goes_back_nor_beyond_the_end(wall: Wall) -> None:
     board = BackfillBoard(wall)
-    board.began(BTC, Span(600, 1200), "tail")
+    tail = board.watch()
+    tail.began(BTC, Span(600, 1200), "tail")
     for upto, progress in ((0, 0.0), (930, 50.0), (660, 50.0), (6000, 100.0)):
-        board.advanced(BTC, upto, 0)
+        tail.advanced(BTC, upto, 0)
         assert board.report(BTC, 0).progress_pct == progress
 
 
 def test_an_empty_span_is_no_division_by_zero(wall: Wall) -> None:
     board = BackfillBoard(wall)
-    board.began(BTC, Span(600, 540), "tail")
+    tail = board.watch()
+    tail.began(BTC, Span(600, 540), "tail")
     report = board.report(BTC, 120)
     assert (report.progress_pct, report.start_missing_seconds, report.current_missing_candles) == (100.0, 0, 0)
 
 
 def test_months_are_counted_by_the_calendar(wall: Wall) -> None:
     board = BackfillBoard(wall)
-    board.began(MONTHS, Span(1_704_067_200, 1_735_689_600), "tail")  # 2024
-    board.advanced(MONTHS, 1_711_929_600, 3)  # to April
+    tail = board.watch()
+    tail.began(MONTHS, Span(1_704_067_200, 1_735_689_600), "tail")  # 2024
+    tail.advanced(MONTHS, 1_711_929_600, 3)  # to April
     report = board.report(MONTHS, 120)
     assert (report.start_missing_candles, report.current_missing_candles, report.progress_pct) == (12, 9, 25.0)
 
 
 def test_two_readers_of_one_series_do_not_disturb_each_other(wall: Wall) -> None:
     board = BackfillBoard(wall)
+    tail = board.watch()
     gaps: HistoryWatch = board.watch()
-    board.began(BTC, Span(6000, 12000), "tail")
+    tail.began(BTC, Span(6000, 12000), "tail")
     gaps.began(BTC, Span(0, 600), "declared gap")
     gaps.advanced(BTC, 300, 5)
     assert board.report(BTC, 120).progress_pct == 50.0
     gaps.ended(BTC, "no answer")
     report = board.report(BTC, 120)
     assert (report.state, report.reason, report.progress_pct) == ("running", "tail", 0.0)
-    board.ended(BTC)
+    tail.ended(BTC)
     assert board.report(BTC, 120).reason == "declared gap", "of those that are over the one that began last"
 
 
@@ -126,11 +133,12 @@ def test_the_oldest_of_many_finished_readings_are_forgotten_and_those_that_run_a
 ) -> None:
     monkeypatch.setattr(backfill_board, "MAX_FINISHED", 3)
     board = BackfillBoard(wall)
-    board.began(BTC, Span(0, 600), "tail")
+    tail = board.watch()
+    tail.began(BTC, Span(0, 600), "tail")
     others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(5)]
     for series in (*others, others[2]):
-        board.began(series, Span(0, 600), "tail")
-        board.ended(series)
+        tail.began(series, Span(0, 600), "tail")
+        tail.ended(series)
     assert [board.report(series, 120).state for series in others] == ["idle", "idle", *["succeeded"] * 3]
     assert board.report(BTC, 120).state == "running"
 
@@ -138,16 +146,17 @@ def test_the_oldest_of_many_finished_readings_are_forgotten_and_those_that_run_a
 def test_a_short_reading_is_told_to_nobody_and_a_long_one_now_and_then_and_at_its_end(wall: Wall) -> None:
     told = Told()
     board = BackfillBoard(wall, told)
-    board.began(BTC, Span(0, 60_000), "tail")
+    tail = board.watch()
+    tail.began(BTC, Span(0, 60_000), "tail")
     wall.now_s += 1
-    board.advanced(BTC, 6000, 100)
-    board.ended(BTC)
+    tail.advanced(BTC, 6000, 100)
+    tail.ended(BTC)
     assert told.said == []
-    board.began(BTC, Span(0, 60_000), "tail")
+    tail.began(BTC, Span(0, 60_000), "tail")
     for _ in range(10):
         wall.now_s += 0.5
-        board.advanced(BTC, int((wall.now_s - 1_700_000_001) * 6000), int((wall.now_s - 1_700_000_001) * 90))
-    board.ended(BTC)
+        tail.advanced(BTC, int((wall.now_s - 1_700_000_001) * 6000), int((wall.now_s - 1_700_000_001) * 90))
+    tail.ended(BTC)
     series, message, data = told.said[0]
     assert (series, message) == (BTC, "history is read: 20 %, about 8 s left")
     assert data == {
@@ -161,8 +170,8 @@ def test_a_short_reading_is_told_to_nobody_and_a_long_one_now_and_then_and_at_it
     }
     assert [data["progress_pct"] for _, _, data in told.said] == [20.0, 40.0, 100.0]
     assert [data["state"] for _, _, data in told.said] == ["running", "running", "succeeded"]
-    board.began(BTC, Span(0, 60_000), "tail")
+    tail.began(BTC, Span(0, 60_000), "tail")
     wall.now_s += 3
-    board.advanced(BTC, 600, 10)
-    board.ended(BTC, "the exchange does not answer")
+    tail.advanced(BTC, 600, 10)
+    tail.ended(BTC, "the exchange does not answer")
     assert told.said[-1][1] == "history cannot be read: the exchange does not answer"

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klinesync import __version__
 from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries
-from klinesync.market import http_routes, meta_routes, ws_routes
+from klinesync.market import health_routes, http_routes, meta_routes, ws_routes
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import ErrorAnswer
 
@@ -51,6 +51,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.state.runtime = runtime
     app.include_router(http_routes.router)
     app.include_router(meta_routes.router)
+    app.include_router(health_routes.router)
     app.include_router(ws_routes.router)
     app.add_exception_handler(KlinesyncError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

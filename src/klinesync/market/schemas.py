@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from klinesync.core.candle import Candle
+from klinesync.market_data.health import Reason, Status
 
 MAX_INGEST_CANDLES = 20_000
 
@@ -87,6 +88,58 @@ class WhitelistAnswer(BaseModel):
     series_ids: list[str]
     derived_base_timeframe: str
     derived_timeframes: list[str]
+
+
+class BackfillAnswer(BaseModel):
+    """How the reading of a series' history stands. Times are UTC seconds of the service's clock."""
+
+    state: Literal["idle", "running", "succeeded", "failed"]
+    progress_pct: float | None
+    started_at: int | None
+    updated_at: int | None
+    reason: str | None
+    note: str | None
+    error: str | None
+    recent: bool
+    start_missing_seconds: int | None
+    start_missing_candles: int | None
+    current_missing_seconds: int | None
+    current_missing_candles: int | None
+
+
+class StreamAnswer(BaseModel):
+    """Where a series' stream stands. Times are UTC seconds of the exchange."""
+
+    state: str
+    since: int | None
+    last_frame_at: int | None
+    detail: str | None
+
+
+class GapsAnswer(BaseModel):
+    """How many candles are missing behind the head, by what is known of them."""
+
+    unknown: int
+    healing: int
+    confirmed_empty: int
+
+
+class HealthAnswer(BaseModel):
+    """The health of a series: one status, one reason, and what they follow from."""
+
+    series_id: str
+    timeframe_seconds: int
+    now_time: int
+    expected_latest_closed_time: int
+    head_time: int | None
+    lag_seconds: int | None
+    missing_seconds: int | None
+    missing_candles: int | None
+    status: Status
+    status_reason: Reason
+    backfill: BackfillAnswer
+    stream: StreamAnswer
+    gaps: GapsAnswer
 
 
 class StatusAnswer(BaseModel):

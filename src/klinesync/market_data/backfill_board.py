@@ -154,8 +154,8 @@ class _Watch:
 
 
 class BackfillBoard:
-    """Remembers who reads history of which series, and how far. A `HistoryWatch` for one reader; others that may read
-    the same series at the same time have one of their own from `watch`. Times are the wall clock's.
+    """Remembers who reads history of which series, and how far: each reader tells it through a watch of its own. Times
+    are the wall clock's.
 
     `tell` passes a sentence and its facts on to those who watch the series, while a reading goes on that takes long.
     """
@@ -164,26 +164,13 @@ class BackfillBoard:
         self._wall_s = wall_s
         self._tell = tell
         self._numbers = count(1)
-        self._first = _Watch(wall_s, tell, self._numbers)
-        self._watches = [self._first]
+        self._watches: list[_Watch] = []
 
     def watch(self) -> HistoryWatch:
-        """A watch for another reader."""
+        """A watch for one more reader. What it is told of a series before `began`, or after `ended`, is passed over."""
         watch = _Watch(self._wall_s, self._tell, self._numbers)
         self._watches.append(watch)
         return watch
-
-    def began(self, series: SeriesId, span: Span, reason: str) -> None:
-        """See `HistoryWatch.began`. An earlier reading of the series is over."""
-        self._first.began(series, span, reason)
-
-    def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
-        """See `HistoryWatch.advanced`. Of a series that nobody reads it says nothing."""
-        self._first.advanced(series, upto, candles)
-
-    def ended(self, series: SeriesId, error: str | None = None) -> None:
-        """See `HistoryWatch.ended`. Of a series that nobody reads it says nothing."""
-        self._first.ended(series, error)
 
     def report(self, series: SeriesId, recent_s: float) -> BackfillReport:
         """Of the readings of `series` that run the one that began last; when none runs, of those that are over.

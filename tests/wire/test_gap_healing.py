@@ -88,7 +88,7 @@ async def healing(
             history=BinanceRest(http, routes, clocks, final_margin_s=2, monotonic=loop.time).history,
             pipeline=pipeline,
             database=database,
-            watch=BackfillBoard(lambda: 1_800_000_000.0),
+            watch=BackfillBoard(lambda: 1_800_000_000.0).watch(),
             rng=random.Random(1),
         )
         tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(service.run())]

@@ -1,0 +1,20 @@
+"""HTTP: how well a series is."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, HTTPException, Request
+
+from klinesync.core.series_id import SeriesId
+from klinesync.market.http_routes import runtime_of
+from klinesync.market.schemas import ErrorAnswer, HealthAnswer
+
+router = APIRouter(prefix="/api/market", tags=["health"])
+
+
+@router.get("/health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
+async def get_health(request: Request, series_id: str) -> HealthAnswer:
+    """Status, reason and facts of an ingested or derived series."""
+    service = runtime_of(request).health
+    if service is None:
+        raise HTTPException(404)  # it is switched off
+    return HealthAnswer.model_validate(await service.health(SeriesId.parse(series_id)), from_attributes=True)
