@@ -216,11 +216,6 @@ class IngestSupervisor:
         """Returns once the followed series' history has been read up to now, or cannot be as it is not traded."""
         await asyncio.shield(self._jobs[series].caught_up)
 
-    async def refresh(self, series: SeriesId) -> None:
-        """Bring derived series up to their base, where a target was added since the service ran last. Raises
-        `StoreError`."""
-        await self._pipeline.refresh_series(series)
-
     def _connection(self, market: str) -> Connection:
         """A connection of `market` with room for one more stream."""
         assert self._group is not None, "run is running"

@@ -13,9 +13,12 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.derived_services import DerivedForming
+from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention
+from klinesync.market_data.startup_sync import StartupSync
+from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -46,11 +49,13 @@ class MarketRuntime:
         hub: CandleHub,
         supervisor: IngestSupervisor,
         backfill: BackfillService | None,
+        startup: StartupSync,
+        health: HealthService | None,
+        top_markets: TopMarkets,
         reader: CandleReader,
         ingest: MarketIngestService,
         coordinator: WsSubscriptionCoordinator,
         whitelist: Sequence[SeriesId],
-        followed: Sequence[SeriesId],
     ) -> None:
         self.reader = reader
         self.ingest = ingest
@@ -64,8 +69,10 @@ class MarketRuntime:
         self._forming = forming
         self._retention = retention
         self.supervisor = supervisor
+        self.health = health
+        self.top_markets = top_markets
         self._backfill = backfill
-        self._followed = tuple(followed)
+        self._startup = startup
         self._stack = AsyncExitStack()
         self._started = False
 
@@ -82,7 +89,7 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, form)
             supervise = group.create_task(self.supervisor.run(), name="supervisor")
             stack.push_async_callback(_cancel, supervise)
-            follow = group.create_task(self._follow(), name="follow")
+            follow = group.create_task(self._startup.run(), name="start-up sweep")
             stack.push_async_callback(_cancel, follow)
             if self._backfill is not None:
                 heal = group.create_task(self._backfill.run(), name="backfill")
@@ -101,24 +108,6 @@ class MarketRuntime:
     ) -> bool | None:
         self._started = False
         return await self._stack.__aexit__(kind, error, trace)
-
-    async def _follow(self) -> None:
-        for series in self._followed:
-            while True:
-                try:
-                    await self.supervisor.follow(series)
-                    break
-                except StoreError:
-                    await asyncio.sleep(1)
-        for series in self._followed:
-            while True:
-                try:
-                    await self.supervisor.refresh(series)
-                    if self._backfill is not None:
-                        self._backfill.request_declared(series)
-                    break
-                except StoreError:
-                    await asyncio.sleep(1)
 
     async def unready(self) -> str | None:
         """What keeps the service from being ready; None when it has started and its store is read and written."""

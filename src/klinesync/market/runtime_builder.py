@@ -22,9 +22,12 @@ from klinesync.market.runtime import MarketRuntime
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.derived_services import DerivedForming
+from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention
+from klinesync.market_data.startup_sync import StartupSync
+from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
@@ -105,6 +108,35 @@ def build_market_runtime(
         audit_interval_s=flags.audit_interval_s,
         rng=rng,
     )
+    followed = dict.fromkeys(map(derived.base_of, listed)) if flags.enable_whitelist_ingest else ()
+    monotonic = asyncio.get_running_loop().time
+
+    async def caught_up(series: SeriesId) -> None:
+        await supervisor.caught_up(series)
+        await pipeline.refresh_series(series)
+
+    startup = StartupSync(
+        series=followed,
+        follow=supervisor.follow,
+        caught_up=caught_up,
+        monotonic=monotonic,
+        request_declared=None if backfill is None else backfill.request_declared,
+    )
+    health = None
+    if flags.enable_kline_health_v2:
+        health = HealthService(
+            database=database,
+            base_of=derived.base_of,
+            check_known=reader.check_known,
+            exchange_s=lambda series: _exchange_s(clocks, series, monotonic()),
+            wall_s=wall_s,
+            stream=supervisor.status,
+            board=board,
+            backfill=backfill,
+            startup=startup,
+            grace_s=flags.kline_health_grace_s,
+            recent_s=flags.kline_health_backfill_recent_seconds,
+        )
     return MarketRuntime(
         database=database,
         resources=resources,
@@ -115,11 +147,20 @@ def build_market_runtime(
         hub=hub,
         supervisor=supervisor,
         backfill=backfill,
+        startup=startup,
+        health=health,
+        top_markets=TopMarkets(
+            listings=source.listings,
+            tickers=source.tickers,
+            now_ms=lambda: int(wall_s() * 1000),
+            monotonic=monotonic,
+            exchange=EXCHANGE,
+            markets=tuple(clocks),
+        ),
         reader=reader,
         ingest=MarketIngestService(pipeline, {(EXCHANGE, market): clock for market, clock in clocks.items()}, wall_s),
         coordinator=WsSubscriptionCoordinator(hub, reader, lambda series: supervisor.status(series).state),
         whitelist=listed,
-        followed=tuple(dict.fromkeys(map(derived.base_of, listed))) if flags.enable_whitelist_ingest else (),
     )
 
 
@@ -144,6 +185,12 @@ class _Teller:
                 self._hub.tell(one, protocol.system(one, event, message, facts))
 
 
+def _exchange_s(clocks: Mapping[str, ExchangeClock], series: SeriesId, monotonic_s: float) -> float | None:
+    clock = clocks.get(series.market) if series.exchange == EXCHANGE else None
+    now_ms = None if clock is None else clock.estimate_ms(monotonic_s)
+    return None if now_ms is None else now_ms / 1000
+
+
 def _derived_step(flags: RuntimeFlags) -> DerivedStep:
     base = Timeframe.parse(flags.derived_base_timeframe)
     targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
@@ -162,6 +209,8 @@ def _binance(
         clocks,
         final_margin_s=flags.rest_final_margin_s,
         monotonic=asyncio.get_running_loop().time,
+        share=flags.binance_rest_weight_share,
+        rng=rng,
     )
     ws_urls = {"spot": flags.binance_spot_ws_url, "futures": flags.binance_futures_ws_url}
     return BinanceSource(
