@@ -207,8 +207,11 @@ async def test_openapi_lists_the_routes_with_their_errors(service: Service) -> N
     assert isinstance(paths, dict)
     assert set(paths) == {
         "/api/market/candles",
+        "/api/market/health",
         "/api/market/ingest/candle_closed",
         "/api/market/ingest/candles_closed",
+        "/api/market/top_markets",
+        "/api/market/top_markets/stream",
         "/api/market/whitelist",
         "/healthz",
         "/readyz",

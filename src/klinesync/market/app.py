@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from importlib import resources
+from math import ceil
 from pathlib import Path
 from socket import AF_INET, AF_INET6, socket
 from socket import create_server as create_server_socket
@@ -21,10 +22,11 @@ from starlette.staticfiles import PathLike
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klinesync import __version__
-from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries
-from klinesync.market import health_routes, http_routes, meta_routes, ws_routes
+from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.market import health_routes, http_routes, meta_routes, top_markets_routes, ws_routes
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import ErrorAnswer
+from klinesync.market_data.top_markets import RateLimited
 
 MAX_WS_MESSAGE_BYTES = 64 << 10
 MAX_BODY_BYTES = 8 << 20
@@ -52,6 +54,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.include_router(http_routes.router)
     app.include_router(meta_routes.router)
     app.include_router(health_routes.router)
+    app.include_router(top_markets_routes.router)
     app.include_router(ws_routes.router)
     app.add_exception_handler(KlinesyncError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -164,8 +167,14 @@ async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KlinesyncError)
     if isinstance(error, UnknownSeries):
         return _error(404, error.code, str(error))
+    if isinstance(error, RateLimited):
+        response = _error(429, error.code, str(error))
+        response.headers["Retry-After"] = str(ceil(error.retry_after_s))
+        return response
     if isinstance(error, Rejected):
         return _error(422, error.code, str(error))
+    if isinstance(error, UpstreamError):
+        return _error(502, error.code, str(error))
     if isinstance(error, StoreError):
         if request.method == "POST":
             return _error(500, "ingest_failed:candles", "nothing was stored; the store cannot be written at present")

@@ -142,6 +142,34 @@ class HealthAnswer(BaseModel):
     gaps: GapsAnswer
 
 
+class TopMarketBody(BaseModel):
+    """One symbol, over the last 24 hours; `last_price` and `quote_volume` in the quote asset."""
+
+    exchange: str
+    market: str
+    symbol: str
+    symbol_id: str
+    base_asset: str
+    quote_asset: str
+    last_price: float
+    quote_volume: float
+    price_change_percent: float
+
+
+class TopMarketsAnswer(BaseModel):
+    """The symbols that are traded most, by quote volume. `cached`: not asked for this time; `stale`: and the exchange
+    cannot be asked."""
+
+    exchange: str
+    market: str
+    quote_asset: str
+    limit: int
+    generated_at_ms: int
+    cached: bool
+    stale: bool
+    items: list[TopMarketBody]
+
+
 class StatusAnswer(BaseModel):
     """Of /healthz and /readyz."""
 

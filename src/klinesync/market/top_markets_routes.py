@@ -1,0 +1,120 @@
+"""HTTP: the symbols that are traded most, once, or followed as server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from klinesync.core.errors import UpstreamError
+from klinesync.market.schemas import ErrorAnswer, TopMarketsAnswer
+from klinesync.market_data.top_markets import (
+    DEFAULT_LIMIT,
+    MAX_LIMIT,
+    TICKERS_TTL_S,
+    TopAnswer,
+    TopMarkets,
+    TopQuery,
+)
+
+LONGEST_INTERVAL_S = 3600.0
+SHORTEST_INTERVAL_S = 1.0
+MOST_EVENTS = 1_000_000
+
+router = APIRouter(prefix="/api/market/top_markets", tags=["markets"])
+_encode = msgspec.json.Encoder().encode
+
+Exchange = Annotated[str, Query(description="`binance`")]
+Market = Annotated[str, Query(description="`spot` or `futures`")]
+QuoteAsset = Annotated[str, Query(min_length=1, max_length=20, description="in any case")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events: an answer as `top_markets`, trouble as `error`, a comment when there is nothing to say."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, top_markets: TopMarkets, query: TopQuery, interval_s: float, max_events: int | None) -> None:
+        self._top_markets = top_markets
+        self._events = top_markets.follow(query, interval_s, max_events)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(self._texts(), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Carry the events until they end or the client is gone. Raises `RateLimited` before the first byte."""
+        with self._top_markets.streaming():
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
+
+    async def _texts(self) -> AsyncGenerator[bytes, None]:
+        async for event in self._events:
+            match event:
+                case TopAnswer():
+                    yield b"event: top_markets\nid: %d\ndata: %b\n\n" % (event.generated_at_ms, _encode(event))
+                case UpstreamError():
+                    yield b"event: error\ndata: %b\n\n" % _encode({"detail": str(event), "code": event.code})
+                case None:
+                    yield b": nothing new\n\n"
+
+
+@router.get(
+    "",
+    responses={200: {"model": TopMarketsAnswer}, 429: {"model": ErrorAnswer}, 502: {"model": ErrorAnswer}},
+    response_class=Response,
+)
+async def get_top_markets(
+    request: Request,
+    exchange: Exchange = "binance",
+    market: Market = "spot",
+    quote_asset: QuoteAsset = "USDT",
+    limit: Limit = DEFAULT_LIMIT,
+    force: bool = False,
+) -> Response:
+    """The symbols with the greatest quote volume of the last 24 hours, of those that are traded now.
+
+    An answer serves everybody for some seconds; `force` asks the exchange anew, a few times a minute. When the
+    exchange cannot be asked, the last answer is served with `"stale": true`.
+    """
+    query = TopQuery(exchange, market, quote_asset.upper(), limit)
+    answer = await _top_markets_of(request).top(query, force=force)
+    return Response(_encode(answer), media_type="application/json")
+
+
+@router.get(
+    "/stream",
+    status_code=200,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "events `top_markets` and `error`"},
+        429: {"model": ErrorAnswer},
+    },
+    response_class=EventStream,
+)
+async def stream_top_markets(
+    request: Request,
+    exchange: Exchange = "binance",
+    market: Market = "spot",
+    quote_asset: QuoteAsset = "USDT",
+    limit: Limit = DEFAULT_LIMIT,
+    interval_s: Annotated[
+        float, Query(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S, allow_inf_nan=False)
+    ] = TICKERS_TTL_S,
+    max_events: Annotated[int | None, Query(ge=1, le=MOST_EVENTS)] = None,
+) -> EventStream:
+    """The same as server-sent events: at once, and then when the items have changed, looked at every `interval_s`
+    seconds; ends after `max_events` of them."""
+    top_markets = _top_markets_of(request)
+    query = TopQuery(exchange, market, quote_asset.upper(), limit)
+    top_markets.check(query)
+    return EventStream(top_markets, query, interval_s, max_events)
+
+
+def _top_markets_of(request: Request) -> TopMarkets:
+    found = request.app.state.runtime.top_markets
+    assert isinstance(found, TopMarkets)
+    return found

@@ -1,0 +1,283 @@
+"""TopMarkets: the symbols of a market that are traded most, by the quote volume of the last 24 hours.
+
+The exchange is asked for all symbols at once, which is dear, so that one answer serves everybody for a while. When it
+cannot be asked, the last answer is served and says that it is stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from klinesync.core.errors import Rejected, UpstreamError
+from klinesync.runtime.single_flight import SingleFlight
+from klinesync.runtime.sources import Listing, Ticker
+
+DEFAULT_LIMIT = 20
+MAX_LIMIT = 500
+# How long the list of symbols and the tickers are good for.
+LISTINGS_TTL_S = 3600.0
+TICKERS_TTL_S = 10.0
+# Nobody waits longer for the exchange; and after a failure it is left alone for so long.
+ASK_TIMEOUT_S = 10.0
+FAILED_PAUSE_S = 5.0
+# How old an answer may be that is served when the exchange cannot be asked.
+STALE_MOST_S = 3600.0
+# Tickers asked for by force, in one process: so many in so long. All symbols of spot weigh 80 of 6000 a minute.
+FORCED_MOST = 6
+FORCED_PER_S = 60.0
+# Streams open at once, in one process.
+MAX_STREAMS = 100
+# A stream that has nothing to say says so in such intervals, so that proxies keep it.
+KEEP_ALIVE_S = 15.0
+
+
+class RateLimited(Rejected):
+    """Too many requests of a kind. `retry_after_s`: when the next one may be let in."""
+
+    code = "rate_limited"
+
+    def __init__(self, what: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(what)
+
+
+@dataclass(frozen=True, slots=True)
+class TopQuery:
+    """What is asked for: the first `limit` symbols with that quote asset."""
+
+    exchange: str
+    market: str
+    quote_asset: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopMarket:
+    """One symbol. Prices and volume in the quote asset; the change is that of 24 hours, in percent."""
+
+    exchange: str
+    market: str
+    symbol: str
+    symbol_id: str
+    base_asset: str
+    quote_asset: str
+    last_price: float
+    quote_volume: float
+    price_change_percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class TopAnswer:
+    """The symbols as the exchange told at `generated_at_ms` (our clock). `cached`: not asked for this time; `stale`:
+    and older than it should be, as the exchange cannot be asked."""
+
+    exchange: str
+    market: str
+    quote_asset: str
+    limit: int
+    generated_at_ms: int
+    cached: bool
+    stale: bool
+    items: tuple[TopMarket, ...]
+
+
+def ranked(
+    exchange: str, market: str, listings: Mapping[str, Listing], tickers: Sequence[Ticker]
+) -> dict[str, tuple[TopMarket, ...]]:
+    """The symbols that are traded now, by quote asset, those with the greatest quote volume first. One that has no
+    ticker is left out."""
+    tickers_by_id = {ticker.symbol_id: ticker for ticker in tickers}
+    found: dict[str, list[TopMarket]] = {}
+    for listing in listings.values():
+        ticker = tickers_by_id.get(listing.symbol_id)
+        if ticker is not None and listing.trading:
+            found.setdefault(listing.quote_asset, []).append(
+                TopMarket(
+                    exchange,
+                    market,
+                    listing.symbol,
+                    listing.symbol_id,
+                    listing.base_asset,
+                    listing.quote_asset,
+                    ticker.last_price,
+                    ticker.quote_volume,
+                    ticker.price_change_percent,
+                )
+            )
+    return {quote: tuple(sorted(items, key=_rank)) for quote, items in found.items()}
+
+
+def _rank(item: TopMarket) -> tuple[float, str]:
+    return -item.quote_volume, item.symbol
+
+
+@dataclass(frozen=True, slots=True)
+class _Board:
+    """One answer of the exchange. `at_s` monotonic."""
+
+    at_s: float
+    at_ms: int
+    by_quote: Mapping[str, tuple[TopMarket, ...]]
+
+
+class TopMarkets:
+    """Asks, keeps and follows. `listings(market, max_age_s)` and `tickers(market)` ask the exchange and raise
+    `UpstreamError`; `now_ms` is the wall clock, `monotonic` seconds."""
+
+    def __init__(
+        self,
+        *,
+        listings: Callable[[str, float], Awaitable[Mapping[str, Listing]]],
+        tickers: Callable[[str], Awaitable[Sequence[Ticker]]],
+        now_ms: Callable[[], int],
+        monotonic: Callable[[], float],
+        exchange: str = "binance",
+        markets: Sequence[str] = ("spot", "futures"),
+    ) -> None:
+        self._listings = listings
+        self._tickers = tickers
+        self._now_ms = now_ms
+        self._monotonic = monotonic
+        self._exchange = exchange
+        self._markets = tuple(markets)
+        self._boards: dict[str, _Board] = {}
+        self._failures: dict[str, tuple[float, UpstreamError]] = {}
+        self._flights: dict[str, SingleFlight[_Board]] = {market: SingleFlight() for market in markets}
+        self._asking: set[asyncio.Timeout] = set()
+        self._forced_at_s: deque[float] = deque(maxlen=FORCED_MOST)
+        self._streams = 0
+        self._ended = asyncio.Event()
+
+    def check(self, query: TopQuery) -> None:
+        """Raises `Rejected` for an exchange or a market that there is not."""
+        if query.exchange != self._exchange:
+            raise Rejected(f"exchange {query.exchange[:40]!r} is not known; use {self._exchange}")
+        if query.market not in self._markets:
+            raise Rejected(f"market {query.market[:40]!r} is not known; use one of {' '.join(self._markets)}")
+
+    async def top(self, query: TopQuery, *, force: bool = False) -> TopAnswer:
+        """The answer of the last seconds, or a new one, or an older one when the exchange cannot be asked.
+
+        `force`: a new one. Raises `Rejected`, `RateLimited` (of `force`), and `UpstreamError` when there is no answer.
+        """
+        self.check(query)
+        if force:
+            self._count_forced()
+        else:
+            board = self._kept(query.market, TICKERS_TTL_S)
+            if board is not None:
+                return _answer(query, board, cached=True, stale=False)
+        try:
+            board = await self._flights[query.market].get(partial(self._ask, query.market, force=force))
+        except UpstreamError:
+            board = self._kept(query.market, STALE_MOST_S)
+            if board is None:
+                raise
+            return _answer(query, board, cached=True, stale=True)
+        return _answer(query, board, cached=False, stale=False)
+
+    async def follow(
+        self, query: TopQuery, interval_s: float, max_events: int | None = None
+    ) -> AsyncGenerator[TopAnswer | UpstreamError | None, None]:
+        """An answer whenever its items have changed, looked at every `interval_s`; an error when trouble begins; None
+        when there was nothing to say for a while. Ends after `max_events` answers, or with `end`. Raises `Rejected`."""
+        items: tuple[TopMarket, ...] | None = None
+        trouble: UpstreamError | None = None
+        events = 0
+        while not self._ended.is_set():
+            before = trouble
+            try:
+                answer = await self.top(query)
+            except UpstreamError as error:
+                trouble = error
+            else:
+                trouble = self._failures.get(query.market, (0.0, None))[1] if answer.stale else None
+                if answer.items != items:
+                    items = answer.items
+                    yield answer
+                    events += 1
+                    if events == max_events:
+                        return
+            if trouble is not None and before is None and not self._ended.is_set():
+                yield trouble
+            until_s = self._monotonic() + interval_s
+            while (left_s := until_s - self._monotonic()) > 0 and not self._ended.is_set():
+                await self._rest(min(left_s, KEEP_ALIVE_S))
+                if left_s > KEEP_ALIVE_S and not self._ended.is_set():
+                    yield None
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Takes one of the places for streams. Raises `RateLimited` when there is none."""
+        if self._streams >= MAX_STREAMS:
+            raise RateLimited(f"{MAX_STREAMS} streams of top markets are open, which is the most", KEEP_ALIVE_S)
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    def end(self) -> None:
+        """The service stops: every stream ends, and nobody waits for the exchange any more."""
+        self._ended.set()
+        for timeout in self._asking:
+            if not timeout.expired():
+                timeout.reschedule(0.0)
+
+    def _kept(self, market: str, most_s: float) -> _Board | None:
+        board = self._boards.get(market)
+        return None if board is None or self._monotonic() - board.at_s > most_s else board
+
+    async def _ask(self, market: str, *, force: bool) -> _Board:
+        failed_at_s, failure = self._failures.get(market, (float("-inf"), None))
+        if failure is not None and not force and self._monotonic() - failed_at_s < FAILED_PAUSE_S:
+            raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
+        try:
+            listings, tickers = await self._ask_in_time(market)
+        except UpstreamError as error:
+            self._failures[market] = (self._monotonic(), error)
+            raise
+        by_quote = ranked(self._exchange, market, listings, tickers)
+        board = self._boards[market] = _Board(self._monotonic(), self._now_ms(), by_quote)
+        self._failures.pop(market, None)
+        return board
+
+    async def _ask_in_time(self, market: str) -> tuple[Mapping[str, Listing], Sequence[Ticker]]:
+        timeout = asyncio.timeout(0.0 if self._ended.is_set() else ASK_TIMEOUT_S)
+        try:
+            async with timeout:
+                self._asking.add(timeout)
+                return await self._listings(market, LISTINGS_TTL_S), await self._tickers(market)
+        except TimeoutError:
+            reason = "the service stops" if self._ended.is_set() else f"no answer within {ASK_TIMEOUT_S:g} s"
+            raise UpstreamError(f"{self._exchange} {market} cannot be asked for its tickers: {reason}") from None
+        finally:
+            self._asking.discard(timeout)
+
+    def _count_forced(self) -> None:
+        now_s, forced = self._monotonic(), self._forced_at_s
+        if len(forced) == FORCED_MOST and now_s - forced[0] < FORCED_PER_S:
+            raise RateLimited(
+                f"force is for {FORCED_MOST} requests in {FORCED_PER_S:g} s; without it tickers are at most "
+                f"{TICKERS_TTL_S:g} s old",
+                FORCED_PER_S - (now_s - forced[0]),
+            )
+        forced.append(now_s)
+
+    async def _rest(self, longest_s: float) -> None:
+        """Sleep, but not beyond the end."""
+        try:
+            async with asyncio.timeout(longest_s):
+                await self._ended.wait()
+        except TimeoutError:
+            pass  # it is time
+
+
+def _answer(query: TopQuery, board: _Board, *, cached: bool, stale: bool) -> TopAnswer:
+    items = board.by_quote.get(query.quote_asset, ())[: query.limit]
+    return TopAnswer(query.exchange, query.market, query.quote_asset, query.limit, board.at_ms, cached, stale, items)

@@ -1,0 +1,274 @@
+"""GET top_markets and its stream over real sockets: the contract's shapes, limits and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from klinesync.core.errors import UpstreamError
+from klinesync.ingest.binance_rest import BinanceRest, market_routes
+from klinesync.market_data import top_markets
+from klinesync.market_data.top_markets import FORCED_MOST, TopMarkets
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.sources import Listing, Ticker
+from klinesync.sim.server import SimConfig, SimServer
+from running_service import Service, running_service
+
+PATH = "/api/market/top_markets"
+
+
+class Exchange:
+    """What the exchange tells."""
+
+    def __init__(self) -> None:
+        self.volume = 1.0
+        self.error: UpstreamError | None = None
+        self.asked = 0
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        quote = "USDT" if market == "spot" else "USDC"
+        return {
+            f"{base}/{quote}": Listing(f"{base}/{quote}", base + quote, base, quote, "TRADING")
+            for base in ("BTC", "ETH")
+        }
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return [
+            Ticker(base + quote, 64_000.5, self.volume, -1.25) for base in ("ETH", "BTC") for quote in ("USDT", "USDC")
+        ]
+
+
+@asynccontextmanager
+async def service_with(store: Path, exchange: Exchange) -> AsyncIterator[tuple[Service, TopMarkets]]:
+    async with running_service(store) as service:
+        top = TopMarkets(
+            listings=exchange.listings,
+            tickers=exchange.tickers,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            monotonic=asyncio.get_running_loop().time,
+        )
+        setattr(service.runtime, "top_markets", top)  # noqa: B010  # in place of the one that asks
+        yield service, top
+        top.end()
+
+
+@pytest.fixture
+async def exchange() -> Exchange:
+    return Exchange()
+
+
+@pytest.fixture
+async def service(tmp_path: Path, exchange: Exchange) -> AsyncIterator[Service]:
+    async with service_with(tmp_path / "store.sqlite", exchange) as (running, _):
+        yield running
+
+
+class Events:
+    """Reads server-sent events: (event, id, data), a comment as ("", "", text)."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+
+    async def next(self) -> tuple[str, str, dict[str, object]] | None:
+        """The next event; None at the end of the stream."""
+        async with asyncio.timeout(10):
+            while True:
+                fields: dict[str, str] = {}
+                while (line := (await self.response.content.readline()).decode()) not in ("\n", ""):
+                    assert line.endswith("\n")
+                    name, _, value = line.rstrip("\n").partition(": ")
+                    fields[name] = value
+                if not line:
+                    assert not fields, "no event is cut off"
+                    return None
+                if "event" in fields:
+                    return fields["event"], fields.get("id", ""), json.loads(fields["data"])
+                assert list(fields) == [""], "a comment"
+
+
+@asynccontextmanager
+async def stream(service: Service, **params: str | float) -> AsyncIterator[Events]:
+    async with service.http.get(service.url + PATH + "/stream", params=params) as response:
+        assert response.status == 200, await response.text()
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        assert response.headers["Cache-Control"] == "no-store"
+        yield Events(response)
+
+
+async def test_the_answer_has_the_contracts_shape(service: Service, exchange: Exchange) -> None:
+    status, answer = await service.get(PATH, exchange="binance", market="spot", quote_asset="USDT", limit=1)
+    assert status == 200
+    generated_at_ms = answer.pop("generated_at_ms")
+    assert isinstance(generated_at_ms, int)
+    assert abs(generated_at_ms / 1000 - time.time()) < 60
+    assert answer == {
+        "exchange": "binance",
+        "market": "spot",
+        "quote_asset": "USDT",
+        "limit": 1,
+        "cached": False,
+        "stale": False,
+        "items": [
+            {
+                "exchange": "binance",
+                "market": "spot",
+                "symbol": "BTC/USDT",
+                "symbol_id": "BTCUSDT",
+                "base_asset": "BTC",
+                "quote_asset": "USDT",
+                "last_price": 64_000.5,
+                "quote_volume": 1.0,
+                "price_change_percent": -1.25,
+            }
+        ],
+    }
+    status, answer = await service.get(PATH)
+    items = answer["items"]
+    assert isinstance(items, list)
+    assert (status, answer["cached"], answer["limit"], len(items)) == (200, True, 20, 2)
+    status, answer = await service.get(PATH, market="futures", quote_asset="usdc")
+    assert (status, answer["quote_asset"], answer["cached"]) == (200, "USDC", False)
+    assert exchange.asked == 2
+
+
+async def test_force_asks_anew_and_is_429_when_it_is_too_much(service: Service, exchange: Exchange) -> None:
+    for _ in range(FORCED_MOST):
+        status, answer = await service.get(PATH, force="true")
+        assert (status, answer["cached"]) == (200, False)
+    async with service.http.get(service.url + PATH, params={"force": "1"}) as response:
+        assert response.status == 429
+        assert (await response.json())["code"] == "rate_limited"
+        assert 0 < int(response.headers["Retry-After"]) <= 60
+    assert exchange.asked == FORCED_MOST
+
+
+async def test_an_exchange_that_cannot_be_asked_is_502_without_an_answer_and_stale_with_one(
+    service: Service, exchange: Exchange
+) -> None:
+    exchange.error = UpstreamError("the exchange is down", 503)
+    status, answer = await service.get(PATH)
+    assert (status, answer) == (502, {"code": "upstream_error", "detail": "the exchange is down"})
+    exchange.error = None
+    assert (await service.get(PATH, force="true"))[0] == 200
+    exchange.error = UpstreamError("the exchange is down", 503)
+    status, answer = await service.get(PATH, force="true")
+    assert (status, answer["cached"], answer["stale"]) == (200, True, True)
+
+
+@pytest.mark.parametrize("path", [PATH, PATH + "/stream"])
+@pytest.mark.parametrize(
+    ("params", "word"),
+    [
+        ({"exchange": "okx"}, "exchange 'okx' is not known"),
+        ({"market": "options"}, "market 'options' is not known"),
+        ({"limit": 0}, "limit"),
+        ({"limit": 501}, "limit"),
+        ({"quote_asset": ""}, "quote_asset"),
+        ({"quote_asset": "U" * 21}, "quote_asset"),
+    ],
+)
+async def test_a_malformed_request_is_422(
+    service: Service, exchange: Exchange, path: str, params: dict[str, str | int], word: str
+) -> None:
+    status, answer = await service.get(path, **params)
+    assert (status, answer["code"]) == (422, "bad_request")
+    assert word in str(answer["detail"])
+    assert exchange.asked == 0
+
+
+@pytest.mark.parametrize(
+    "params", [{"interval_s": "0.5"}, {"interval_s": "nan"}, {"interval_s": 3601}, {"max_events": 0}]
+)
+async def test_a_stream_of_nonsense_is_422(service: Service, params: dict[str, str | int]) -> None:
+    status, answer = await service.get(PATH + "/stream", **params)
+    assert (status, answer["code"]) == (422, "bad_request")
+    assert next(iter(params)) in str(answer["detail"])
+
+
+async def test_the_stream_sends_answers_when_items_change_and_ends_after_so_many(
+    service: Service, exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_markets, "TICKERS_TTL_S", 0.0)
+    async with stream(service, interval_s=1, max_events=2, limit=1) as events:
+        first = await events.next()
+        assert first is not None
+        assert first[0] == "top_markets"
+        assert first[1] == str(first[2]["generated_at_ms"])
+        assert set(first[2]) == set((await service.get(PATH))[1])
+        exchange.volume = 2.0
+        second = await events.next()
+        assert second is not None
+        assert second[2]["items"] != first[2]["items"]
+        assert int(second[1]) > int(first[1])
+        assert await events.next() is None
+
+
+async def test_trouble_is_an_event_of_the_stream_which_goes_on(
+    service: Service, exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_markets, "FAILED_PAUSE_S", 0.0)
+    exchange.error = UpstreamError("the exchange is down", 503)
+    async with stream(service, interval_s=1) as events:
+        assert await events.next() == ("error", "", {"detail": "the exchange is down", "code": "upstream_error"})
+        exchange.error = None
+        after = await events.next()
+        assert after is not None
+        assert after[0] == "top_markets"
+
+
+async def test_streams_are_bounded_and_a_client_that_leaves_makes_room(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_markets, "MAX_STREAMS", 1)
+    async with stream(service, interval_s=3600) as events:
+        assert await events.next() is not None
+        status, answer = await service.get(PATH + "/stream")
+        assert (status, answer["code"]) == (429, "rate_limited")
+        events.response.close()
+    async with asyncio.timeout(10):
+        while True:
+            async with service.http.get(service.url + PATH + "/stream", params={"max_events": 1}) as response:
+                if response.status == 200:
+                    break
+            await asyncio.sleep(0.01)
+
+
+async def test_the_end_of_the_service_ends_streams_cleanly(tmp_path: Path, exchange: Exchange) -> None:
+    async with (
+        service_with(tmp_path / "store.sqlite", exchange) as (service, top),
+        stream(service, interval_s=3600) as events,
+    ):
+        assert await events.next() is not None
+        top.end()
+        assert await events.next() is None
+
+
+async def test_the_simulated_exchange_is_ranked_through_the_rest_client() -> None:
+    async with SimServer(SimConfig(symbols=8)) as simulated, aiohttp.ClientSession() as session:
+        rest = BinanceRest(
+            session,
+            market_routes(simulated.http_url, simulated.http_url),
+            {"spot": ExchangeClock(), "futures": ExchangeClock()},
+            final_margin_s=2.0,
+            monotonic=asyncio.get_running_loop().time,
+        )
+        top = TopMarkets(
+            listings=rest.listings, tickers=rest.tickers, now_ms=lambda: 5, monotonic=asyncio.get_running_loop().time
+        )
+        for market in ("spot", "futures"):
+            answer = await top.top(top_markets.TopQuery("binance", market, "USDT", 500))
+            volumes = [item.quote_volume for item in answer.items]
+            assert volumes == sorted(volumes, reverse=True)
+            assert {"BTC/USDT", "ETH/USDT"} <= {item.symbol for item in answer.items}
+            status = rest.status()[market]
+            assert (status.used, status.errors) == ({"spot": 100, "futures": 41}[market], {})

@@ -1,0 +1,241 @@
+"""TopMarkets: what is ranked, kept, shared, refused and followed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from klinesync.core.errors import Rejected, UpstreamError
+from klinesync.market_data import top_markets
+from klinesync.market_data.top_markets import (
+    FORCED_MOST,
+    FORCED_PER_S,
+    TICKERS_TTL_S,
+    RateLimited,
+    TopAnswer,
+    TopMarkets,
+    TopQuery,
+    ranked,
+)
+from klinesync.runtime.sources import Listing, Ticker
+
+QUERY = TopQuery("binance", "spot", "USDT", 2)
+
+
+def listing(base: str, quote: str = "USDT", status: str = "TRADING") -> Listing:
+    return Listing(f"{base}/{quote}", base + quote, base, quote, status)
+
+
+def ticker(symbol_id: str, volume: float, price: float = 2.0) -> Ticker:
+    return Ticker(symbol_id, price, volume, -1.5)
+
+
+class Exchange:
+    """What the exchange tells, on clocks that the test moves."""
+
+    def __init__(self) -> None:
+        self.listed = {one.symbol: one for one in (listing("A"), listing("B"), listing("C"), listing("A", "BTC"))}
+        self.day = [ticker("AUSDT", 1.0), ticker("BUSDT", 3.0), ticker("CUSDT", 2.0), ticker("ABTC", 9.0)]
+        self.asked = 0
+        self.error: UpstreamError | None = None
+        self.silent = asyncio.Event()
+        self.silent.set()
+        self.now_s = 100.0
+        self.top = TopMarkets(
+            listings=self.listings,
+            tickers=self.tickers,
+            now_ms=lambda: int(self.now_s * 1000),
+            monotonic=lambda: self.now_s,
+        )
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        return self.listed
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        self.asked += 1
+        await self.silent.wait()
+        if self.error is not None:
+            raise self.error
+        return self.day
+
+
+def symbols(answer: TopAnswer) -> list[str]:
+    return [item.symbol for item in answer.items]
+
+
+def test_symbols_are_ranked_by_quote_volume_for_each_quote_asset() -> None:
+    listed = {
+        one.symbol: one
+        for one in (
+            listing("A"),
+            listing("B"),
+            listing("C"),
+            listing("GONE", status="BREAK"),
+            listing("QUIET"),
+            listing("A", "BTC"),
+        )
+    }
+    day = [ticker("CUSDT", 5.0), ticker("AUSDT", 5.0), ticker("BUSDT", 7.0), ticker("GONEUSDT", 9.0), ticker("X", 1.0)]
+    found = ranked("binance", "spot", listed, [*day, ticker("ABTC", 0.0)])
+    assert [item.symbol for item in found["USDT"]] == ["B/USDT", "A/USDT", "C/USDT"]
+    assert [item.symbol for item in found["BTC"]] == ["A/BTC"]
+    assert found["USDT"][0] == top_markets.TopMarket(
+        "binance", "spot", "B/USDT", "BUSDT", "B", "USDT", last_price=2.0, quote_volume=7.0, price_change_percent=-1.5
+    )
+
+
+async def test_an_answer_serves_everybody_for_a_while() -> None:
+    exchange = Exchange()
+    exchange.silent.clear()
+    tasks = [asyncio.create_task(exchange.top.top(QUERY)) for _ in range(5)]
+    while not exchange.asked:
+        await asyncio.sleep(0)
+    exchange.silent.set()
+    first, *others = await asyncio.gather(*tasks)
+    assert (symbols(first), first.cached, first.stale, first.generated_at_ms) == (
+        ["B/USDT", "C/USDT"],
+        False,
+        False,
+        100_000,
+    )
+    assert others == [first] * 4
+    exchange.now_s += TICKERS_TTL_S
+    again = await exchange.top.top(TopQuery("binance", "spot", "BTC", 20))
+    assert (symbols(again), again.cached, again.generated_at_ms, exchange.asked) == (["A/BTC"], True, 100_000, 1)
+    exchange.now_s += 0.1
+    assert not (await exchange.top.top(QUERY)).cached
+    assert (await exchange.top.top(TopQuery("binance", "futures", "NONE", 20))).items == ()
+    assert exchange.asked == 3
+
+
+async def test_force_asks_anew_and_is_rationed() -> None:
+    exchange = Exchange()
+    for count in range(FORCED_MOST):
+        answer = await exchange.top.top(QUERY, force=True)
+        assert not answer.cached
+        assert exchange.asked == count + 1
+    exchange.now_s += 1.0
+    with pytest.raises(RateLimited, match="force is for") as caught:
+        await exchange.top.top(QUERY, force=True)
+    assert caught.value.retry_after_s == FORCED_PER_S - 1.0
+    assert (await exchange.top.top(QUERY)).cached
+    exchange.now_s += FORCED_PER_S - 1.0
+    assert not (await exchange.top.top(QUERY, force=True)).cached
+
+
+async def test_when_the_exchange_cannot_be_asked_the_last_answer_is_served_and_says_so() -> None:
+    exchange = Exchange()
+    exchange.error = UpstreamError("it is down", 503)
+    with pytest.raises(UpstreamError, match="it is down"):
+        await exchange.top.top(QUERY)
+    with pytest.raises(UpstreamError, match="it is down"):
+        await exchange.top.top(QUERY)
+    assert exchange.asked == 1, "after a failure it is left alone"
+    exchange.error = None
+    exchange.now_s += top_markets.FAILED_PAUSE_S
+    fresh = await exchange.top.top(QUERY)
+    exchange.error = UpstreamError("it is down again", 503)
+    exchange.now_s += TICKERS_TTL_S + 1.0
+    stale = await exchange.top.top(QUERY)
+    assert (stale.items, stale.cached, stale.stale) == (fresh.items, True, True)
+    assert stale.generated_at_ms == fresh.generated_at_ms
+    exchange.now_s += top_markets.STALE_MOST_S
+    with pytest.raises(UpstreamError, match="it is down again"):
+        await exchange.top.top(QUERY)
+
+
+async def test_nobody_waits_long_for_an_exchange_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top_markets, "ASK_TIMEOUT_S", 0.01)
+    exchange = Exchange()
+    exchange.silent.clear()
+    answers = await asyncio.gather(*(exchange.top.top(QUERY) for _ in range(3)), return_exceptions=True)
+    assert [str(answer) for answer in answers] == [
+        "binance spot cannot be asked for its tickers: no answer within 0.01 s"
+    ] * 3
+    assert exchange.asked == 1
+
+
+@pytest.mark.parametrize("query", [TopQuery("okx", "spot", "USDT", 1), TopQuery("binance", "options", "USDT", 1)])
+async def test_an_unknown_exchange_or_market_is_refused(query: TopQuery) -> None:
+    exchange = Exchange()
+    with pytest.raises(Rejected, match="is not known"):
+        await exchange.top.top(query)
+    assert exchange.asked == 0
+
+
+async def test_a_follower_is_told_what_changes_and_when_trouble_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top_markets, "KEEP_ALIVE_S", 0.02)
+    exchange = Exchange()
+    loop = asyncio.get_running_loop()
+    exchange.now_s = loop.time()
+    real = TopMarkets(listings=exchange.listings, tickers=exchange.tickers, now_ms=lambda: 5, monotonic=loop.time)
+    monkeypatch.setattr(top_markets, "TICKERS_TTL_S", 0.0)
+    monkeypatch.setattr(top_markets, "FAILED_PAUSE_S", 0.0)
+    following = real.follow(QUERY, 0.05)
+
+    async def said() -> TopAnswer | UpstreamError:
+        async with asyncio.timeout(10):
+            while (event := await anext(following)) is None:
+                pass
+            return event
+
+    first = await said()
+    assert isinstance(first, TopAnswer)
+    assert symbols(first) == ["B/USDT", "C/USDT"]
+    assert await anext(following) is None, "nothing has changed"
+    exchange.error = UpstreamError("it is down")
+    trouble = await said()
+    assert isinstance(trouble, UpstreamError)
+    asked = exchange.asked
+    async with asyncio.timeout(10):
+        while exchange.asked < asked + 3:
+            assert await anext(following) is None, "trouble is told once"
+    exchange.error = None
+    exchange.day = [ticker("AUSDT", 10.0)]
+    second = await said()
+    assert isinstance(second, TopAnswer)
+    assert symbols(second) == ["A/USDT"]
+    exchange.error = UpstreamError("it is down again")
+    assert isinstance(await said(), UpstreamError), "the next trouble is told again"
+    real.end()
+    async with asyncio.timeout(10):
+        assert [event async for event in following if event is not None] == []
+
+
+async def test_a_follower_that_wants_so_many_answers_gets_them_and_the_end() -> None:
+    exchange = Exchange()
+    (only,) = [event async for event in exchange.top.follow(QUERY, 1.0, max_events=1)]
+    assert only == replace(await exchange.top.top(QUERY), cached=False)
+
+
+async def test_the_end_comes_at_once_also_to_those_who_wait_for_the_exchange_or_between_two_looks() -> None:
+    exchange = Exchange()
+    resting = exchange.top.follow(QUERY, 3600.0)
+    await anext(resting)
+    exchange.silent.clear()
+    exchange.now_s += 60.0
+    asking = asyncio.create_task(exchange.top.top(QUERY, force=True))
+    looking = asyncio.create_task(anext(resting, None))
+    first = asyncio.create_task(anext(exchange.top.follow(TopQuery("binance", "futures", "USDT", 1), 1.0), None))
+    while exchange.asked < 3:
+        await asyncio.sleep(0)
+    exchange.top.end()
+    async with asyncio.timeout(10):
+        assert (await asking).stale
+        assert await looking is None
+        assert await first is None
+    with pytest.raises(UpstreamError, match="the service stops"):
+        await exchange.top.top(TopQuery("binance", "futures", "USDT", 1), force=True)
+
+
+async def test_streams_are_bounded_and_give_their_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top_markets, "MAX_STREAMS", 2)
+    top = Exchange().top
+    with top.streaming():
+        with top.streaming(), pytest.raises(RateLimited, match="2 streams"), top.streaming():
+            pytest.fail("a third place")
+        with top.streaming():
+            pass
