@@ -237,7 +237,14 @@ async def test_a_series_that_waits_in_the_sweep_is_not_alarming(tmp_path: Path) 
         backfill = answer["backfill"]
         assert isinstance(backfill, dict)
         assert backfill["note"] == "waits in the start-up sweep: 0 of 1 series are up to date"
+        made.tail.began(BTC, Span(START, START + 1200), "startup")
+        made.tail.ended(BTC, "the exchange does not answer")
+        made.wall_s += 121
+        assert await made.judged() == ("red", "lagging_no_recent_backfill"), "its turn came, and it failed"
+        made.tail.began(BTC, Span(START, START + 1200), "startup")
+        made.tail.ended(BTC)
         await made.startup.run()
+        made.wall_s += 121
         assert await made.judged() == ("red", "lagging_no_recent_backfill")
 
 

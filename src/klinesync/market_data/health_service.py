@@ -63,7 +63,9 @@ class HealthService:
             await self._check_known(series)
         exchange_s = self._exchange_s(base)
         now_time = int(self._wall_s() if exchange_s is None else exchange_s)
-        sweeping = self._startup is not None and self._startup.waiting(base)
+        report = self._board.report(base, self._recent_s)
+        # One whose first reading failed is not waiting for its turn any more: that reading counts.
+        sweeping = self._startup is not None and self._startup.waiting(base) and report.state != "failed"
         at_work = on_grid(series.timeframe, self._healed(base, base_stored, sweeping=sweeping))
         facts = Facts(
             series=series,
@@ -72,7 +74,7 @@ class HealthService:
             gaps=ledger,
             at_work=at_work,
             sweeping=sweeping,
-            backfill=self._report(base, sweeping=sweeping),
+            backfill=self._with_turn(report) if sweeping else report,
             stream=self._stream(base),
         )
         return assess(facts, self._grace_s)
@@ -85,11 +87,10 @@ class HealthService:
         # Once the sweep has read a series up to now, all its declared gaps are asked for.
         return [behind] if sweeping else clipped(self._backfill.working_on(base), behind)
 
-    def _report(self, base: SeriesId, *, sweeping: bool) -> BackfillReport:
-        report = self._board.report(base, self._recent_s)
-        if report.state != "idle" or not sweeping or self._startup is None:
+    def _with_turn(self, report: BackfillReport) -> BackfillReport:
+        """The report of a series that waits in the start-up sweep says so."""
+        if report.state != "idle" or self._startup is None:
             return report
         progress = self._startup.progress()
-        return replace(
-            report, note=f"waits in the start-up sweep: {progress.done} of {progress.total} series are up to date"
-        )
+        note = f"waits in the start-up sweep: {progress.done} of {progress.total} series are up to date"
+        return replace(report, note=note)
