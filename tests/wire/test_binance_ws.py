@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,11 @@ from aiohttp import web
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_ws
 from klinesync.ingest.binance_ws import BinanceConnection
+from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.sources import KlineEvent, StreamCallbacks
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import running_service
+from upstream import until
 
 T = TypeVar("T")
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -42,11 +44,16 @@ class Exchange:
     """A scripted exchange: notes requests, answers them, says what a test wants it to."""
 
     answers: bool = True
+    refuses: int = 0
+    task: asyncio.Task[None] | None = None
     error: dict[str, object] | None = None
     requests: asyncio.Queue[dict[str, object]] = field(default_factory=asyncio.Queue)
     sockets: list[web.WebSocketResponse] = field(default_factory=list)
 
-    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        if self.refuses:
+            self.refuses -= 1
+            return web.Response(status=503)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self.sockets.append(socket)
@@ -71,15 +78,20 @@ class Heard:
     events: asyncio.Queue[KlineEvent] = field(default_factory=asyncio.Queue)
     lost: asyncio.Queue[list[SeriesId]] = field(default_factory=asyncio.Queue)
 
-    def callbacks(self) -> StreamCallbacks:
+    def callbacks(self, event: Callable[[KlineEvent], None] | None) -> StreamCallbacks:
         def lost(series: Iterable[SeriesId]) -> None:
             self.lost.put_nowait(list(series))
 
-        return StreamCallbacks(self.attached.put_nowait, self.events.put_nowait, lost)
+        return StreamCallbacks(self.attached.put_nowait, event or self.events.put_nowait, lost)
 
 
 @asynccontextmanager
-async def connected(exchange: Exchange, *wanted: SeriesId) -> AsyncIterator[tuple[BinanceConnection, Heard]]:
+async def connected(
+    exchange: Exchange,
+    *wanted: SeriesId,
+    clock: ExchangeClock | None = None,
+    event: Callable[[KlineEvent], None] | None = None,
+) -> AsyncIterator[tuple[BinanceConnection, Heard]]:
     app = web.Application()
     app.router.add_get("/stream", exchange.serve)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -88,10 +100,10 @@ async def connected(exchange: Exchange, *wanted: SeriesId) -> AsyncIterator[tupl
     heard = Heard()
     async with aiohttp.ClientSession() as session:
         url = f"ws://127.0.0.1:{runner.addresses[0][1]}/stream"
-        connection = BinanceConnection(session, url, heard.callbacks(), rng=random.Random(1))
+        connection = BinanceConnection(session, url, heard.callbacks(event), rng=random.Random(1), clock=clock)
         for series in wanted:
             connection.want(series)
-        task = asyncio.create_task(connection.run())
+        task = exchange.task = asyncio.create_task(connection.run())
         try:
             yield connection, heard
         finally:
@@ -160,6 +172,143 @@ async def test_a_frame_that_is_none_is_quarantined_and_the_connection_lives_on()
         await exchange.sockets[0].send_json(FRAME)
         assert (await soon(heard.events)).closed
         assert connection.quarantined == 4
+        assert connection.reconnects == 0
+
+
+async def test_a_stream_that_is_renewed_is_dropped_and_subscribed_again() -> None:
+    exchange = Exchange()
+    async with connected(exchange, BTC, ETH) as (connection, heard):
+        await exchange.asked()
+        assert {await soon(heard.attached), await soon(heard.attached)} == {BTC, ETH}
+        connection.renew(ETH)
+        assert await exchange.asked() == ("UNSUBSCRIBE", ["ethusdt@kline_1m"])
+        assert await exchange.asked() == ("SUBSCRIBE", ["ethusdt@kline_1m"])
+        assert await soon(heard.attached) == ETH
+        assert heard.lost.empty(), "the other one is left alone"
+
+
+async def test_a_connection_that_is_to_be_made_anew_is_and_its_streams_are_lost_meanwhile() -> None:
+    exchange = Exchange()
+    async with connected(exchange, BTC) as (connection, heard):
+        await soon(heard.attached)
+        connection.reconnect()
+        assert await soon(heard.lost) == [BTC]
+        assert await soon(heard.attached) == BTC
+        assert len(exchange.sockets) == 2
+
+
+SHUTDOWN = {"stream": "!serverShutdown", "data": {"e": "serverShutdown", "E": 1}}
+
+
+async def test_a_successor_takes_over_before_the_first_socket_ends_and_nothing_is_attached_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.1)
+    exchange = Exchange()
+    async with connected(exchange, BTC, ETH) as (connection, heard):
+        await soon(heard.attached)
+        await soon(heard.attached)
+        await exchange.asked()
+        first = exchange.sockets[0]
+        await first.send_json(SHUTDOWN)
+        assert await exchange.asked() == ("SUBSCRIBE", ["btcusdt@kline_1m", "ethusdt@kline_1m"])
+        assert not first.closed
+        await first.send_json(FRAME)
+        await soon(heard.events)
+        await exchange.sockets[1].send_json(FRAME)  # only now has the second one shown that it works
+        await soon(heard.events)
+        await until(lambda: first.closed, "the first has ended")
+        assert connection.rotations == 1
+        assert connection.reconnects == 0
+        assert heard.attached.empty()
+        assert heard.lost.empty()
+        await exchange.sockets[1].send_json(FRAME)
+        await soon(heard.events)
+
+
+async def test_a_first_socket_that_ends_before_its_successor_is_ready_loses_its_streams_until_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binance_ws, "ANSWER_TIMEOUT_S", 0.2)
+    exchange = Exchange()
+    async with connected(exchange, BTC) as (_, heard):
+        await soon(heard.attached)
+        await exchange.asked()
+        exchange.answers = False
+        await exchange.sockets[0].send_json(SHUTDOWN)
+        await exchange.asked()
+        await exchange.sockets[0].close()
+        assert await soon(heard.lost) == [BTC]
+        exchange.answers = True
+        assert await soon(heard.attached) == BTC
+
+
+async def test_a_successor_that_cannot_be_had_is_tried_again_while_the_first_carries_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binance_ws, "SUCCESSOR_RETRY_S", 0.1)
+    monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.05)
+    monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.0)
+    exchange = Exchange()
+    async with connected(exchange, BTC) as (connection, heard):
+        await soon(heard.attached)
+        await exchange.asked()
+        exchange.refuses = 2
+        await exchange.sockets[0].send_json(SHUTDOWN)
+        await until(lambda: exchange.refuses == 0, "it was tried")
+        await exchange.sockets[0].send_json(FRAME)
+        await soon(heard.events)
+        await exchange.asked()
+        await exchange.sockets[1].send_json(FRAME)
+        await until(lambda: connection.rotations == 1, "it worked in the end")
+        assert heard.lost.empty()
+
+
+async def test_a_socket_is_replaced_when_the_exchanges_clock_says_that_its_day_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.05)
+    monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.0)
+    clock = ExchangeClock()
+    now_s = asyncio.get_running_loop().time
+    clock.learn(1_700_000_000_000, now_s())
+    exchange = Exchange()
+    async with connected(exchange, BTC, clock=clock) as (connection, heard):
+        await soon(heard.attached)
+        await exchange.asked()
+        clock.learn(1_700_000_000_000 + 21 * 3_600_000, now_s())
+        looked = now_s() + 0.2
+        await until(lambda: now_s() > looked, "some looks at the clock")
+        assert len(exchange.sockets) == 1
+        clock.learn(1_700_000_000_000 + 23 * 3_600_000, now_s())
+        await exchange.asked()
+        await exchange.sockets[1].send_json(FRAME)
+        await until(lambda: connection.rotations == 1, "it is replaced")
+
+
+async def test_a_defect_of_ours_is_not_taken_for_the_exchanges() -> None:
+    def broken(_: KlineEvent) -> None:
+        raise RuntimeError("broken on purpose")
+
+    exchange = Exchange()
+    async with connected(exchange, BTC, event=broken) as (connection, heard):
+        await soon(heard.attached)
+        await exchange.sockets[0].send_json(FRAME)
+        await until(lambda: exchange.task is not None and exchange.task.done(), "it ends")
+        assert exchange.task is not None
+        with pytest.raises(RuntimeError, match="on purpose"):
+            exchange.task.result()
+        assert connection.reconnects == 0
+
+
+async def test_frames_that_are_too_large_are_quarantined_and_the_connection_lives_on() -> None:
+    exchange = Exchange()
+    async with connected(exchange, BTC) as (connection, heard):
+        await soon(heard.attached)
+        await exchange.sockets[0].send_json(FRAME | {"padding": "x" * (2 << 20)})
+        await exchange.sockets[0].send_json(FRAME)
+        await soon(heard.events)
+        assert connection.quarantined == 1
         assert connection.reconnects == 0
 
 
