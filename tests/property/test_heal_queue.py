@@ -92,7 +92,7 @@ class World:
         """What the service does, with sets for a store and an exchange."""
         now = standing(fetch, self.span(), self.ledger)
         if not now.needs:
-            return too_early(fetch, self.span(), self.ledger, now_s, rng)
+            return too_early(fetch, self.span(), now_s, rng)
         piece = piece_of(MINUTE, now)
         self.reads.append(piece)
         reached, first = piece.span.start, None
@@ -365,3 +365,22 @@ def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
     world.heal(queue, now_s=FIRST_RETRY_S)
     assert world.stored == {*range(10, 21), 25} | world.stored
     assert set(range(10, 20)) <= world.stored
+
+
+def test_a_hole_that_retention_has_reached_is_forgotten_and_what_it_trimmed_is_not_read_again() -> None:
+    world = World(set(range(200)), {*range(20), *range(40, 60), *range(70, 200)}, mute={19, 40, 59, 70})
+    queue = HealQueue()
+    for gap in world.ledger:
+        queue.request(BTC, gap.span, "a test")
+    world.mute |= set(range(20, 70))
+    world.heal(queue)  # in vain: the holes' neighbours are hidden
+    assert [gap.state for gap in world.ledger] == [GapState.UNKNOWN] * 2
+    # All before minute 70 is trimmed, both holes with it.
+    world.stored = set(range(70, 200))
+    world.ledger = gaps.fill(world.ledger, [span(0, 70)]).applied_to(world.ledger)
+    world.mute = set()
+    world.requests = 0
+    world.heal(queue, now_s=MOST_RETRY_S)
+    assert world.requests == 0
+    assert min(world.stored) == 70
+    assert queue.at_work(BTC) == []

@@ -311,6 +311,17 @@ async def test_progress_is_told_and_ends(tmp_path: Path) -> None:
         assert await world.minutes(BTC) == [*range(16), 39]
 
 
+async def test_a_long_hole_is_read_a_piece_at_a_time_the_newest_first_after_its_oldest_page(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [0, 99])
+        world.healing.request_declared(BTC)
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(100))
+    # The oldest page brings 1 to 9.
+    assert exchange.asked == [(BTC, 0, 99), (BTC, 73, 99), (BTC, 47, 73), (BTC, 21, 47), (BTC, 9, 21)]
+
+
 async def test_history_before_the_first_candle_is_read_on_request(tmp_path: Path) -> None:
     exchange = Exchange(range(7, 100))  # listed at 7
     async with world_on(tmp_path, exchange) as world:

@@ -114,7 +114,7 @@ class BackfillService:
             case Fetch(series):
                 now = heal_queue.standing(work, stored, ledger)
                 if not now.needs:
-                    return heal_queue.too_early(work, stored, ledger, _now_s(), self._rng)
+                    return heal_queue.too_early(work, stored, _now_s(), self._rng)
                 return await self._fetch(work, now)
 
     async def _fetch(self, fetch: Fetch, now: Standing) -> Sequence[Need]:
@@ -133,8 +133,9 @@ class BackfillService:
             trouble = str(error)
             self._warn(series, "%s: its gaps cannot be read: %s", series, error)
             again_s = error.retry_after_s or 0.0
-            begun_anew = [replace(need, vain=0) if reading.rows else need for need in fetch.needs]
-            left = [heal_queue.in_vain(need, _now_s(), self._rng, again_s) for need in begun_anew]
+            asked = [replace(need, vain=0) if reading.rows else need for need in now.needs]
+            left = [heal_queue.in_vain(need, _now_s(), self._rng, again_s) for need in asked]
+            left += heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)
         except StoreError as error:
             trouble = str(error)
             raise

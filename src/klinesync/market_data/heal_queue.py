@@ -35,11 +35,13 @@ _EVERYTHING = Span(0, MAX_TIME + 1)
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A span to be read. `front`: whether its oldest page comes first (None: when it lies between stored candles).
-    `vain`: how often it was asked for without an answer that settles it; `due_s`: not before that monotonic time."""
+    """A span to be read. `inside`: it was found to lie between stored candles; should retention reach it, it is
+    forgotten. `front`: whether its oldest page comes first (None: when it lies between stored candles). `vain`: how
+    often it was asked for without an answer that settles it; `due_s`: not before that monotonic time."""
 
     span: Span
     reason: str
+    inside: bool = False
     front: bool | None = None
     vain: int = 0
     due_s: float = float("-inf")
@@ -200,12 +202,14 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
         return Standing(stored, (), *fetch.span)
     # A hole is read whole, with what of it is confirmed: only a stored candle at either end can prove that it is empty.
     holes = _joined(gap.span for gap in ledger)
-    if fetch.span.start < stored.start:
+    wanted = [need for need in fetch.needs if not need.inside or need.span.end > stored.start]
+    older = [need for need in wanted if not need.inside and need.span.start < stored.start]
+    if older:
         # History before the first stored candle is read up to it, so that no hole comes to be.
-        holes.insert(0, Span(fetch.span.start, stored.start))
+        holes.insert(0, Span(older[0].span.start, stored.start))
     needs: list[Need] = []
     start, until = fetch.span
-    for need in fetch.needs:
+    for need in wanted:
         touched = [hole for hole in holes if hole.start < need.span.end and need.span.start < hole.end]
         missing = [part for hole in touched for part in _unsettled(hole, stored, ledger)]
         if not clipped(missing, need.span):
@@ -217,7 +221,7 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
             needs[-1] = replace(last, span=Span(last.span.start, max(span.end, last.span.end)), front=front)
         else:
             start = start if needs else touched[0].start
-            needs.append(replace(need, span=span))
+            needs.append(replace(need, span=span, inside=span.start >= stored.start))
         until = touched[-1].end
     if start > stored.start:  # before the first stored candle there is no neighbour
         start = fetch.series.timeframe.shift(start, -1)
@@ -230,10 +234,8 @@ def piece_of(timeframe: Timeframe, now: Standing) -> Piece:
     span = Span(now.needs[0].span.start, now.needs[-1].span.end)
     if timeframe.count(*span) <= PIECE_CANDLES:
         return Piece(span, now.start, now.until)
-    front = now.needs[0].front
-    if front is None:
-        front = span.start > now.stored.start
-    if front:
+    first = now.needs[0]
+    if first.inside if first.front is None else first.front:
         return Piece(span, now.start, now.until, one_page=True)
     start = timeframe.shift(span.end, -PIECE_CANDLES)
     return Piece(Span(start, span.end), timeframe.shift(start, -1), now.until, cut=True)
@@ -243,7 +245,7 @@ def left_over(
     fetch: Fetch, asked: Standing, piece: Piece, answer: Answer, now_s: float, rng: random.Random
 ) -> list[Need]:
     """What of `fetch`, of which `asked` stood, waits again after `piece` was read with that answer."""
-    left = too_early(fetch, answer.stored, answer.ledger, now_s, rng)
+    left = too_early(fetch, answer.stored, now_s, rng)
     for need in asked.needs:
         for span in _unsettled(need.span, answer.stored, answer.ledger):
             if _early(span, answer.stored):
@@ -258,13 +260,13 @@ def left_over(
     return left
 
 
-def too_early(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap], now_s: float, rng: random.Random) -> list[Need]:
+def too_early(fetch: Fetch, stored: Span | None, now_s: float, rng: random.Random) -> list[Need]:
     """What of `fetch` lies behind no stored candle yet: it is no hole, and live candles may bring it."""
+    begin = 0 if stored is None else stored.end
     return [
-        replace(need, span=span, due_s=now_s + _delay_s(1, rng))
+        replace(need, span=Span(max(need.span.start, begin), need.span.end), due_s=now_s + _delay_s(1, rng))
         for need in fetch.needs
-        for span in _unsettled(need.span, stored, ledger)
-        if _early(span, stored)
+        if need.span.end > begin
     ]
 
 
