@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python benchmarks/sim_load.py
 	$(BIN)/python benchmarks/write_path.py
 	$(BIN)/python benchmarks/derived.py
+	$(BIN)/python benchmarks/follow_exchange.py
 
 clean:
 	rm -rf .venv .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
