@@ -49,17 +49,15 @@ class Exchange:
 
 
 @asynccontextmanager
-async def service_with(store: Path, exchange: Exchange) -> AsyncIterator[tuple[Service, TopMarkets]]:
+async def service_with(store: Path, exchange: Exchange) -> AsyncIterator[Service]:
     async with running_service(store) as service:
-        top = TopMarkets(
+        service.runtime.top_markets = TopMarkets(
             listings=exchange.listings,
             tickers=exchange.tickers,
             now_ms=lambda: time.time_ns() // 1_000_000,
             monotonic=asyncio.get_running_loop().time,
         )
-        setattr(service.runtime, "top_markets", top)  # noqa: B010  # in place of the one that asks
-        yield service, top
-        top.end()
+        yield service
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ async def exchange() -> Exchange:
 
 @pytest.fixture
 async def service(tmp_path: Path, exchange: Exchange) -> AsyncIterator[Service]:
-    async with service_with(tmp_path / "store.sqlite", exchange) as (running, _):
+    async with service_with(tmp_path / "store.sqlite", exchange) as running:
         yield running
 
 
@@ -232,7 +230,8 @@ async def test_streams_are_bounded_and_a_client_that_leaves_makes_room(
     monkeypatch.setattr(top_markets, "MAX_STREAMS", 1)
     async with stream(service, interval_s=3600) as events:
         assert await events.next() is not None
-        status, answer = await service.get(PATH + "/stream")
+        async with asyncio.timeout(10):
+            status, answer = await service.get(PATH + "/stream")
         assert (status, answer["code"]) == (429, "rate_limited")
         events.response.close()
     async with asyncio.timeout(10):
@@ -243,13 +242,12 @@ async def test_streams_are_bounded_and_a_client_that_leaves_makes_room(
             await asyncio.sleep(0.01)
 
 
-async def test_the_end_of_the_service_ends_streams_cleanly(tmp_path: Path, exchange: Exchange) -> None:
-    async with (
-        service_with(tmp_path / "store.sqlite", exchange) as (service, top),
-        stream(service, interval_s=3600) as events,
-    ):
-        assert await events.next() is not None
-        top.end()
+async def test_a_service_that_stops_ends_its_streams_cleanly(tmp_path: Path, exchange: Exchange) -> None:
+    async with aiohttp.ClientSession() as http:
+        async with service_with(tmp_path / "store.sqlite", exchange) as service:
+            response = await http.get(service.url + PATH + "/stream", params={"interval_s": 3600})
+            events = Events(response)
+            assert await events.next() is not None
         assert await events.next() is None
 
 

@@ -83,8 +83,8 @@ async def test_a_request_that_is_cancelled_while_it_waits_or_just_when_its_turn_
     host = Host()
     tasks = [host.ask(f"{number}", Urgency.REPAIR) for number in range(AT_ONCE + 2)]
     await settled()
+    host.end("0")  # the next one's turn comes just after its cancellation, before it knows of it
     tasks[AT_ONCE].cancel()
-    host.end("0")  # the next one's turn comes in the same step as its cancellation
     await settled()
     tasks[AT_ONCE + 1].cancel()
     await settled()

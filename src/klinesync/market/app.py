@@ -65,7 +65,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which at its shutdown lets the hub end the sockets with 1001 first."""
+    """uvicorn, which at its shutdown lets event streams end, and the hub end the sockets with 1001, first."""
 
     def __init__(self, config: uvicorn.Config, runtime: MarketRuntime) -> None:
         super().__init__(config)
@@ -73,6 +73,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """End the clients' connections, then the server's."""
+        self._runtime.top_markets.end()
         await self._runtime.hub.end(SOCKETS_END_TIMEOUT_S)
         await super().shutdown(sockets)
 

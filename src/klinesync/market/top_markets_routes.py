@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from klinesync.core.errors import UpstreamError
+from klinesync.market.http_routes import runtime_of
 from klinesync.market.schemas import ErrorAnswer, TopMarketsAnswer
 from klinesync.market_data.top_markets import (
     DEFAULT_LIMIT,
@@ -82,7 +83,7 @@ async def get_top_markets(
     exchange cannot be asked, the last answer is served with `"stale": true`.
     """
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
-    answer = await _top_markets_of(request).top(query, force=force)
+    answer = await runtime_of(request).top_markets.top(query, force=force)
     return Response(_encode(answer), media_type="application/json")
 
 
@@ -108,13 +109,7 @@ async def stream_top_markets(
 ) -> EventStream:
     """The same as server-sent events: at once, and then when the items have changed, looked at every `interval_s`
     seconds; ends after `max_events` of them."""
-    top_markets = _top_markets_of(request)
+    top_markets = runtime_of(request).top_markets
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
     top_markets.check(query)
     return EventStream(top_markets, query, interval_s, max_events)
-
-
-def _top_markets_of(request: Request) -> TopMarkets:
-    found = request.app.state.runtime.top_markets
-    assert isinstance(found, TopMarkets)
-    return found
