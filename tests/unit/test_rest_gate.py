@@ -90,7 +90,8 @@ async def test_a_request_that_is_cancelled_while_it_waits_or_just_when_its_turn_
     await settled()
     assert host.gate.status.waiting[Urgency.REPAIR] == 0
     host.end(*"123")
-    await asyncio.wait(tasks)
+    await asyncio.gather(*tasks[:AT_ONCE])
+    assert [task.cancelled() for task in tasks] == [False] * AT_ONCE + [True] * 2
     status = host.gate.status
     assert (status.under_way, status.used) == (0, status.requests)
     last = host.ask("last", Urgency.DEEP)
