@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.gaps import Gap, Span, clipped, unproven, without
@@ -103,11 +103,16 @@ class Answer:
 
 @dataclass(slots=True)
 class _Line:
-    """What waits of one series. `look`: there may be more in the store."""
+    """What waits of one series, and when the first of it is due. `look`: there may be more in the store."""
 
-    needs: list[Need] = field(default_factory=list)
+    needs: tuple[Need, ...] = ()
+    due_s: float = float("inf")
     look: bool = False
     work: Look | Fetch | None = None
+
+    def wait(self, needs: Iterable[Need]) -> None:
+        self.needs = tuple(needs)
+        self.due_s = min((need.due_s for need in self.needs), default=float("inf"))
 
     def spans(self) -> list[Span]:
         under_way = self.work.needs if isinstance(self.work, Fetch) else ()
@@ -127,7 +132,8 @@ class HealQueue:
         new = without([span], _joined(line.spans()))
         room = max(0, min(MAX_NEEDS_OF_SERIES - len(line.needs), MAX_NEEDS - self._size))
         kept = new[max(0, len(new) - room) :]
-        line.needs += (Need(part, reason) for part in kept)
+        if kept:
+            line.wait((*line.needs, *(Need(part, reason) for part in kept)))
         self._size += len(kept)
         line.look = line.look or len(kept) < len(new)
         self._forget_if_idle(series)
@@ -151,9 +157,9 @@ class HealQueue:
         if line.look and len(line.needs) <= MAX_NEEDS_OF_SERIES // 2 and self._size <= MAX_NEEDS // 2:
             line.look = False
             return Look(series)
-        due = sorted((need for need in line.needs if need.due_s <= now_s), key=lambda need: need.span)
-        if not due:
+        if line.due_s > now_s:
             return None
+        due = sorted((need for need in line.needs if need.due_s <= now_s), key=lambda need: need.span)
         count = series.timeframe.count
         taken = [due.pop()]
         while (
@@ -162,7 +168,7 @@ class HealQueue:
             and count(due[-1].span.start, taken[0].span.end) <= PIECE_CANDLES
         ):
             taken.append(due.pop())
-        line.needs = [need for need in line.needs if need not in taken]
+        line.wait(need for need in line.needs if need not in taken)
         self._size -= len(taken)
         return Fetch(series, tuple(reversed(taken)))
 
@@ -171,7 +177,7 @@ class HealQueue:
         line = self._lines[work.series]
         assert line.work is work, "one piece of work of a series is out at a time"
         line.work = None
-        line.needs += left
+        line.wait((*line.needs, *left))
         self._size += len(left)
         self._forget_if_idle(work.series)
 
@@ -182,8 +188,7 @@ class HealQueue:
 
     def next_due_s(self) -> float | None:
         """When `take` has something that it has not now; None when that needs another call first."""
-        waiting = (need.due_s for line in self._lines.values() if line.work is None for need in line.needs)
-        return min(waiting, default=None)
+        return min((line.due_s for line in self._lines.values() if line.work is None and line.needs), default=None)
 
     def at_work(self, series: SeriesId) -> list[Span]:
         """The spans that are being read, or soon will be; not those that were asked for in vain again and again."""
