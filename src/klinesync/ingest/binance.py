@@ -41,6 +41,7 @@ class BinanceSource:
             self._ws_urls[market] + PATHS[market],
             callbacks,
             rng=self._rng,
+            market=market,
             clock=self._clocks[market],
             streams_most=self._streams_most,
         )

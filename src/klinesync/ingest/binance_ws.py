@@ -24,7 +24,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import symbol_name
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import KlineEvent, StreamCallbacks
+from klinesync.runtime.sources import ConnectionStatus, KlineEvent, StreamCallbacks
 
 log = logging.getLogger(__name__)
 
@@ -215,10 +215,12 @@ class BinanceConnection:
         callbacks: StreamCallbacks,
         *,
         rng: random.Random,
+        market: str = "spot",
         clock: ExchangeClock | None = None,
         streams_most: int = STREAMS_PER_CONNECTION,
     ) -> None:
         self._session = session
+        self._market = market
         self._url = url
         self._callbacks = callbacks
         self._rng = rng
@@ -231,6 +233,13 @@ class BinanceConnection:
         self.reconnects = 0
         self.rotations = 0
         self.quarantined = 0
+
+    @property
+    def status(self) -> ConnectionStatus:
+        """How it stands."""
+        return ConnectionStatus(
+            self._market, len(self._wanted), bool(self._links), self.reconnects, self.rotations, self.quarantined
+        )
 
     @property
     def room(self) -> int:

@@ -18,6 +18,7 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
+from klinesync.ingest.jobs import JobCommand, JobTable, Start, Stop
 from klinesync.ingest.liveness import StreamWatch
 from klinesync.ingest.stamp_check import StampCheck
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
@@ -25,6 +26,7 @@ from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import (
     Connection,
+    ConnectionStatus,
     Errand,
     HistoryWatch,
     KlineEvent,
@@ -63,6 +65,19 @@ LISTINGS_PAUSE_S = 5.0
 SWEEPS_AT_ONCE = 16
 # The newest rows of a page that a stream may owe.
 OWED_ROWS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """One job as the debug page shows it. Times are UTC seconds of the exchange."""
+
+    series_id: str
+    kind: str
+    refcount: int
+    state: str
+    idle_since: int | None
+    last_frame_at: int | None
+    reconnects: int
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +124,8 @@ class IngestSupervisor:
         stream_stale_s: float,
         rest_final_margin_s: float,
         audit_interval_s: float,
+        ondemand_idle_ttl_s: float,
+        ondemand_max_jobs: int,
         rng: random.Random,
     ) -> None:
         self._source = source
@@ -126,6 +143,7 @@ class IngestSupervisor:
         self._final_margin_s = rest_final_margin_s
         self._audit_interval_s = audit_interval_s
         self._rng = rng
+        self._table = JobTable(ondemand_idle_ttl_s, ondemand_max_jobs)
         self._jobs: dict[SeriesId, Job] = {}
         self._connections: dict[str, dict[Connection, asyncio.Task[None]]] = {market: {} for market in clocks}
         self._connection_numbers = count(1)
@@ -147,6 +165,34 @@ class IngestSupervisor:
         """The base series that are followed."""
         return list(self._jobs)
 
+    def jobs_state(self) -> list[JobState]:
+        """All jobs, as the debug page shows them."""
+        now_s = asyncio.get_running_loop().time()
+        states = []
+        for entry in self._table.entries():
+            job, now_ms = self._jobs.get(entry.series), self._now_ms(entry.series.market)
+            idle_since = None
+            if entry.idle_since_s is not None and now_ms is not None:
+                idle_since = int(now_ms / 1000 - (now_s - entry.idle_since_s))
+            status = StreamStatus("subscribed") if job is None else job.watch.status
+            reconnects = 0 if job is None else job.connection.status.reconnects
+            states.append(
+                JobState(
+                    str(entry.series),
+                    entry.kind,
+                    entry.references,
+                    status.state,
+                    idle_since,
+                    status.last_frame_at,
+                    reconnects,
+                )
+            )
+        return states
+
+    def connections_state(self) -> list[ConnectionStatus]:
+        """All connections to the exchange."""
+        return [connection.status for market in self._connections.values() for connection in market]
+
     async def run(self) -> None:
         """Carry everything until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -156,6 +202,7 @@ class IngestSupervisor:
             if self._audit_interval_s:
                 group.create_task(self._audit().run(), name="audit")
             self._running.set()
+            self._apply([Start(entry.series) for entry in self._table.entries()])
 
     def _audit(self) -> Audit:
         def untold(series: SeriesId, candles: Sequence[Candle], since_ms: int) -> Sequence[Candle]:
@@ -180,10 +227,42 @@ class IngestSupervisor:
     # Following.
 
     async def follow(self, series: SeriesId) -> None:
-        """Begin to follow a base series; its history is read once its stream is attached. Raises `StoreError`."""
+        """Follow a base series from now on, for as long as `run` does. Raises `StoreError`; then call it again."""
         await self._running.wait()
+        self._table.pin(series)
+        await self._follow(series)
+
+    def acquire(self, series: SeriesId) -> None:
+        """Follow a series, or its base, at least until `release`. Raises `NoCapacity`, and then nothing has changed."""
+        self._apply(self._table.acquire(self._base_of(series)))
+
+    def release(self, series: SeriesId) -> None:
+        """Give back what `acquire` took. The series is followed a while longer, in case somebody comes back."""
+        self._table.release(self._base_of(series), asyncio.get_running_loop().time())
+
+    def _apply(self, commands: Iterable[JobCommand]) -> None:
+        for command in commands:
+            match command:
+                case Start(series):
+                    if self._group is not None:  # else `run` begins with it
+                        self._group.create_task(self._follow_until_it_works(series), name=f"follow {series}")
+                case Stop(series):
+                    self._unfollow(series)
+
+    async def _follow_until_it_works(self, series: SeriesId) -> None:
+        while series in self._table:
+            try:
+                await self._follow(series)
+            except StoreError as error:
+                log.warning("%s: the store cannot be read: %s", series, error)
+                await asyncio.sleep(STORE_RETRY_S)
+            else:
+                return
+
+    async def _follow(self, series: SeriesId) -> None:
+        """Subscribe; history is read once the stream is attached. Raises `StoreError`."""
         stored = await self._stored(series)
-        if series in self._jobs:
+        if series in self._jobs or series not in self._table:
             return
         loop = asyncio.get_running_loop()
         feed = IngestFeed(series, None if stored is None else stored.end, forming_interval_s=self._forming_interval_s)
@@ -197,7 +276,7 @@ class IngestSupervisor:
         )
         connection.want(series)
 
-    def unfollow(self, series: SeriesId) -> None:
+    def _unfollow(self, series: SeriesId) -> None:
         """Follow the series no more. What is queued is written all the same."""
         job = self._jobs.pop(series, None)
         if job is None:
@@ -273,6 +352,7 @@ class IngestSupervisor:
         while True:
             await asyncio.sleep(TICK_S)
             now_s = loop.time()
+            self._apply(self._table.expire(now_s))
             for market, clock in self._clocks.items():
                 now_ms = clock.estimate_ms(now_s)
                 jobs = [job for one, job in self._jobs.items() if one.market == market]

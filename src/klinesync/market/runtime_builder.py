@@ -28,7 +28,7 @@ from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention
 from klinesync.market_data.startup_sync import StartupSync
 from klinesync.market_data.top_markets import TopMarkets
-from klinesync.market_data.ws_services import WsSubscriptionCoordinator
+from klinesync.market_data.ws_services import Ingest, WsSubscriptionCoordinator
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -106,6 +106,8 @@ def build_market_runtime(
         stream_stale_s=flags.stream_stale_s,
         rest_final_margin_s=flags.rest_final_margin_s,
         audit_interval_s=flags.audit_interval_s,
+        ondemand_idle_ttl_s=flags.ondemand_idle_ttl_s,
+        ondemand_max_jobs=flags.ondemand_max_jobs,
         rng=rng,
     )
     followed = dict.fromkeys(map(derived.base_of, listed)) if flags.enable_whitelist_ingest else ()
@@ -122,6 +124,13 @@ def build_market_runtime(
         monotonic=monotonic,
         request_declared=None if backfill is None else backfill.request_declared,
     )
+    ingest = None
+    if flags.enable_ondemand_ingest:
+        ingest = Ingest(
+            lambda series: series.exchange == EXCHANGE and series.market in clocks,
+            supervisor.acquire,
+            supervisor.release,
+        )
     health = None
     if flags.enable_kline_health_v2:
         health = HealthService(
@@ -159,7 +168,12 @@ def build_market_runtime(
         ),
         reader=reader,
         ingest=MarketIngestService(pipeline, {(EXCHANGE, market): clock for market, clock in clocks.items()}, wall_s),
-        coordinator=WsSubscriptionCoordinator(hub, reader, lambda series: supervisor.status(series).state),
+        coordinator=WsSubscriptionCoordinator(
+            hub,
+            reader,
+            lambda series: supervisor.status(series).state,
+            ingest,
+        ),
         whitelist=listed,
     )
 

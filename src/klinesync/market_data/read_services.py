@@ -85,6 +85,11 @@ class CandleReader:
 
         return await self._database.read(look)
 
+    async def check_known_or_stored(self, series: SeriesId) -> None:
+        """Raises `UnknownSeries` when nothing is stored of the series, and the exchange does not list it."""
+        if await self._database.read(lambda store: store.head(series)) is None:
+            await self.check_known(series)
+
     async def check_known(self, series: SeriesId) -> None:
         """Raises `UnknownSeries` when the exchange can be asked, and does not list the series."""
         try:

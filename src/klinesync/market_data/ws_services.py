@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.series_id import SeriesId
@@ -27,22 +28,40 @@ class TooManySubscriptions(Rejected):
         super().__init__(f"a connection takes {MAX_SUBSCRIPTIONS} subscriptions; open another one")
 
 
-class WsSubscriptionCoordinator:
-    """Subscribe, unsubscribe, disconnect. `stream_state` says where a series' upstream stands."""
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """Ingest on demand: each subscription holds a reference. `acquire` raises `Rejected` when there is no capacity;
+    what is not covered (a series that only comes from outside) is served from the store."""
 
-    def __init__(self, hub: CandleHub, reader: CandleReader, stream_state: Callable[[SeriesId], str]) -> None:
+    covers: Callable[[SeriesId], bool]
+    acquire: Callable[[SeriesId], None]
+    release: Callable[[SeriesId], None]
+
+
+class WsSubscriptionCoordinator:
+    """Subscribe, unsubscribe, disconnect. `stream_state` says where a series' upstream stands; `ingest` is None where
+    subscriptions start nothing."""
+
+    def __init__(
+        self, hub: CandleHub, reader: CandleReader, stream_state: Callable[[SeriesId], str], ingest: Ingest | None
+    ) -> None:
         self._hub = hub
         self._reader = reader
         self._stream_state = stream_state
+        self._ingest = ingest
         self._parser = WsMessageParser()
+        self._held: dict[Client, set[SeriesId]] = {}  # by connected client: what it holds a reference to
 
     def connected(self, client: Client) -> None:
         """A client is there."""
+        self._held[client] = set()
         self._hub.connected(client)
 
     def disconnected(self, client: Client) -> None:
         """A client is gone, in whatever state: everything that it held is given back."""
         self._hub.disconnected(client)
+        for series in self._held.pop(client, ()):
+            self._release(series)
 
     async def handle(self, client: Client, text: str | bytes) -> None:
         """Do what one message asks. Every answer, errors too, goes through the client's outbox."""
@@ -54,7 +73,7 @@ class WsSubscriptionCoordinator:
                     series_id = str(series)
                     await self._subscribe(client, message)
                 case Unsubscribe(series):
-                    self._hub.detach(client, series)
+                    self._unsubscribe(client, series)
                 case Ping():
                     client.outbox.put([protocol.pong()])
         except BadMessage as error:
@@ -68,17 +87,23 @@ class WsSubscriptionCoordinator:
 
     async def _subscribe(self, client: Client, message: Subscribe) -> None:
         series = message.series
-        if series not in client.subscriptions and len(client.subscriptions) >= MAX_SUBSCRIPTIONS:
-            raise TooManySubscriptions
+        if series not in client.subscriptions:
+            if len(client.subscriptions) >= MAX_SUBSCRIPTIONS:
+                raise TooManySubscriptions
+            await self._reader.check_known_or_stored(series)
+        held = self._held.get(client)
+        if held is None:
+            return  # gone meanwhile
+        if series not in held and self._ingest is not None and self._ingest.covers(series):
+            self._ingest.acquire(series)
+            held.add(series)
         subscription = Subscription(series, message.since, supports_batch=message.supports_batch)
         self._hub.attach(client, subscription)
         try:
             catch_up = await self._reader.catch_up(series, message.since)
-            if catch_up.head is None:
-                await self._reader.check_known(series)
-        except (Rejected, StoreError):
+        except StoreError:
             if client.subscriptions.get(series) is subscription:
-                self._hub.detach(client, series)
+                self._unsubscribe(client, series)
             raise
         if client.subscriptions.get(series) is not subscription:
             return  # gone meanwhile
@@ -87,3 +112,14 @@ class WsSubscriptionCoordinator:
         client.outbox.put(
             subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer, catch_up.commit, catch_up.gaps)
         )
+
+    def _unsubscribe(self, client: Client, series: SeriesId) -> None:
+        self._hub.detach(client, series)
+        held = self._held.get(client)
+        if held is not None and series in held:
+            held.remove(series)
+            self._release(series)
+
+    def _release(self, series: SeriesId) -> None:
+        if self._ingest is not None:
+            self._ingest.release(series)

@@ -116,8 +116,25 @@ class HistoryWatch(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """One connection: the streams that it carries, and what it has been through."""
+
+    market: str
+    streams: int
+    connected: bool
+    reconnects: int
+    rotations: int
+    quarantined: int
+
+
 class Connection(Protocol):
     """Carries the live streams of several series of one market."""
+
+    @property
+    def status(self) -> ConnectionStatus:
+        """How it stands."""
+        ...
 
     @property
     def room(self) -> int:
