@@ -78,7 +78,7 @@ async def test_catch_up_then_live(service: Service) -> None:
             "type": "subscribed",
             "series_id": BTC,
             "head_time": START + 120,
-            "stream": "off",
+            "stream": "reconnecting",
         }
         assert await socket.next() == closed(1)
         assert await socket.next() == closed(2)

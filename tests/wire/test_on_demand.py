@@ -88,14 +88,16 @@ def streams(exchange: SimServer) -> int:
 
 
 async def test_a_derived_series_is_ingested_by_way_of_its_base(tmp_path: Path) -> None:
-    async with serving(tmp_path, startup_kline_sync_target_candles="30") as (_, service):
-        async with service.http.ws_connect(service.url + "/ws/market") as socket:
-            await ask(socket, ETH_5M)
-            await ask(socket, ETH)
+    async with (
+        serving(tmp_path, startup_kline_sync_target_candles="30") as (_, service),
+        service.http.ws_connect(service.url + "/ws/market") as socket,
+    ):
+        await ask(socket, ETH_5M)
+        await ask(socket, ETH)
+        closed = await heard(socket, "candle_closed")
+        while closed["series_id"] != str(ETH_5M):
             closed = await heard(socket, "candle_closed")
-            while closed["series_id"] != str(ETH_5M):
-                closed = await heard(socket, "candle_closed")
-            assert jobs(service)[str(ETH)] == 2
+        assert jobs(service)[str(ETH)] == 2
 
 
 async def test_someone_who_comes_back_in_time_finds_it_running(tmp_path: Path) -> None:
@@ -112,30 +114,34 @@ async def test_someone_who_comes_back_in_time_finds_it_running(tmp_path: Path) -
 
 
 async def test_at_capacity_the_longest_idle_job_makes_room_else_it_is_refused(tmp_path: Path) -> None:
-    async with serving(tmp_path, ondemand_max_jobs="1", ondemand_idle_ttl_s="300") as (_, service):
-        async with service.http.ws_connect(service.url + "/ws/market") as socket:
-            await ask(socket, ETH)
-            await heard(socket, "subscribed")
-            await ask(socket, FUTURES)
-            refused = await heard(socket, "error")
-            assert (refused["code"], refused["message"]) == ("capacity", "ondemand_ingest_capacity")
-            assert refused["series_id"] == str(FUTURES)
-            await ask(socket, BTC)
-            await heard(socket, "subscribed")  # the whitelist needs no room
-            await ask(socket, ETH, "unsubscribe")
-            await ask(socket, FUTURES)
-            assert (await heard(socket, "subscribed"))["series_id"] == str(FUTURES)
-            assert jobs(service) == {str(BTC): 1, str(FUTURES): 1}
+    async with (
+        serving(tmp_path, ondemand_max_jobs="1", ondemand_idle_ttl_s="300") as (_, service),
+        service.http.ws_connect(service.url + "/ws/market") as socket,
+    ):
+        await ask(socket, ETH)
+        await heard(socket, "subscribed")
+        await ask(socket, FUTURES)
+        refused = await heard(socket, "error")
+        assert (refused["code"], refused["message"]) == ("capacity", "ondemand_ingest_capacity")
+        assert refused["series_id"] == str(FUTURES)
+        await ask(socket, BTC)
+        await heard(socket, "subscribed")  # the whitelist needs no room
+        await ask(socket, ETH, "unsubscribe")
+        await ask(socket, FUTURES)
+        assert (await heard(socket, "subscribed"))["series_id"] == str(FUTURES)
+        assert jobs(service) == {str(BTC): 1, str(FUTURES): 1}
 
 
 @pytest.mark.parametrize("name", ["binance:spot:NO/SUCH:1m", "binance:margin:BTC/USDT:1m", "kraken:spot:BTC/USD:1m"])
 async def test_what_no_exchange_lists_is_refused_by_name_and_starts_nothing(name: str, tmp_path: Path) -> None:
-    async with serving(tmp_path, ondemand_max_jobs="1") as (_, service):
-        async with service.http.ws_connect(service.url + "/ws/market") as socket:
-            await socket.send_json({"type": "subscribe", "series_id": name})
-            refused = await heard(socket, "error")
-            assert refused["code"] in ("unknown_series", "bad_request")
-            assert jobs(service) == {str(BTC): 0}
+    async with (
+        serving(tmp_path, ondemand_max_jobs="1") as (_, service),
+        service.http.ws_connect(service.url + "/ws/market") as socket,
+    ):
+        await socket.send_json({"type": "subscribe", "series_id": name})
+        refused = await heard(socket, "error")
+        assert refused["code"] in ("unknown_series", "bad_request")
+        assert jobs(service) == {str(BTC): 0}
 
 
 async def test_a_thousand_flaps_at_capacity_leave_no_reference_and_no_job(tmp_path: Path) -> None:
@@ -171,11 +177,13 @@ async def test_a_thousand_flaps_at_capacity_leave_no_reference_and_no_job(tmp_pa
 
 
 async def test_switched_off_subscriptions_start_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path, enable_ondemand_ingest="off") as (_, service):
-        async with service.http.ws_connect(service.url + "/ws/market") as socket:
-            await ask(socket, ETH)
-            assert (await heard(socket, "subscribed"))["stream"] == "off"
-            assert jobs(service) == {str(BTC): 0}
+    async with (
+        serving(tmp_path, enable_ondemand_ingest="off") as (_, service),
+        service.http.ws_connect(service.url + "/ws/market") as socket,
+    ):
+        await ask(socket, ETH)
+        assert (await heard(socket, "subscribed"))["stream"] == "off"
+        assert jobs(service) == {str(BTC): 0}
 
 
 async def test_a_timeframe_that_is_neither_base_nor_derived_has_a_stream_of_its_own(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class StreamWatch:
     def __init__(self, timeframe: Timeframe, stale_s: float) -> None:
         self._timeframe = timeframe
         self._stale_ms = int(stale_s * 1000)
-        self.state = "subscribed"
+        self.state = "reconnecting"  # until it is acknowledged
         self.detail: str | None = None
         self.last_frame_ms: int | None = None
         self._since_ms: int | None = None
@@ -85,7 +85,7 @@ class StreamWatch:
 
     def listed(self, now_ms: int | None, detail: str) -> None:
         """The exchange trades the symbol (again)."""
-        self._turn("subscribed", now_ms, detail)
+        self._turn("subscribed" if self._acknowledged else "reconnecting", now_ms, detail)
 
     def frame(self, candle: Candle, event_ms: int, *, closed: bool) -> bool:
         """The stream brought something; True when that makes a stale stream live again: a closed candle, in time."""
@@ -100,7 +100,7 @@ class StreamWatch:
                 self._turn("live", event_ms)
                 self._retries = 0
                 return True
-        if self.state == "subscribed":
+        if self.state in ("subscribed", "reconnecting"):  # the first frame may overtake the acknowledgement
             self._turn("live", event_ms, self.detail)
         return False
 

@@ -158,8 +158,11 @@ class IngestSupervisor:
 
     def status(self, series: SeriesId) -> StreamStatus:
         """Where the stream of the series, or of its base, stands."""
-        job = self._jobs.get(self._base_of(series))
-        return StreamStatus("off") if job is None else job.watch.status
+        base = self._base_of(series)
+        job = self._jobs.get(base)
+        if job is None:
+            return StreamStatus("reconnecting" if base in self._table else "off")
+        return job.watch.status
 
     def followed(self) -> list[SeriesId]:
         """The base series that are followed."""
@@ -174,7 +177,7 @@ class IngestSupervisor:
             idle_since = None
             if entry.idle_since_s is not None and now_ms is not None:
                 idle_since = int(now_ms / 1000 - (now_s - entry.idle_since_s))
-            status = StreamStatus("subscribed") if job is None else job.watch.status
+            status = self.status(entry.series)
             reconnects = 0 if job is None else job.connection.status.reconnects
             states.append(
                 JobState(
