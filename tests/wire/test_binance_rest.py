@@ -92,6 +92,7 @@ class Exchange:
             symbols = [
                 symbol | {"contractType": "PERPETUAL", "onboardDate": self.onboard_s * 1000},
                 symbol | {"symbol": "ETHUSDT_261225", "baseAsset": "ETH", "contractType": "CURRENT_QUARTER"},
+                symbol | {"symbol": "BTCUSDT_260925", "status": "PENDING_TRADING", "contractType": ""},
             ]
         else:
             symbols = [symbol]

@@ -82,7 +82,7 @@ async def test_a_ban_is_waited_out_in_the_exchanges_seconds_and_history_is_whole
 
 async def test_a_user_is_told_of_a_ban_at_once() -> None:
     async with connected() as edge:
-        edge.exchange.faults.add(RateLimit(market="spot", ban_s=3000))
+        edge.exchange.faults.add(RateLimit(market="spot", retry_after_s=3000))
         with pytest.raises(UpstreamError) as caught:
             await edge.rest.tickers("spot")
         assert caught.value.status == 429

@@ -390,7 +390,9 @@ class BinanceRest:
         except UpstreamError as error:
             self._not_listed[market] = (self._monotonic(), error)
             raise
-        listings = (_listing(item) for item in info.symbols if item.contractType in ("", "PERPETUAL"))
+        # Spot has no contracts; a futures contract without a type is one that is over, or not traded yet.
+        contract = "PERPETUAL" if market == "futures" else ""
+        listings = (_listing(item) for item in info.symbols if item.contractType == contract)
         listed = self._listed[market] = _Listed(self._monotonic(), {one.symbol: one for one in listings})
         return listed
 
