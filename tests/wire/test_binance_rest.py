@@ -93,6 +93,7 @@ class Exchange:
                 symbol | {"contractType": "PERPETUAL", "onboardDate": self.onboard_s * 1000},
                 symbol | {"symbol": "ETHUSDT_261225", "baseAsset": "ETH", "contractType": "CURRENT_QUARTER"},
                 symbol | {"symbol": "BTCUSDT_260925", "status": "PENDING_TRADING", "contractType": ""},
+                symbol | {"symbol": "OLDUSDT", "baseAsset": "OLD", "status": "PENDING_TRADING", "contractType": ""},
             ]
         else:
             symbols = [symbol]
@@ -623,6 +624,7 @@ async def test_the_list_of_symbols_is_kept_as_long_as_the_caller_likes_and_asked
         first, *others = await asyncio.gather(*(rest.listings("futures", 60.0) for _ in range(5)))
         assert first == {
             "BTC/USDT": Listing("BTC/USDT", "BTCUSDT", "BTC", "USDT", "TRADING", START + 7),
+            "OLD/USDT": Listing("OLD/USDT", "OLDUSDT", "OLD", "USDT", "PENDING_TRADING", None),
         }
         assert others == [first] * 4
         now_s = 59.0

@@ -390,9 +390,7 @@ class BinanceRest:
         except UpstreamError as error:
             self._not_listed[market] = (self._monotonic(), error)
             raise
-        # Spot has no contracts; a futures contract without a type is one that is over, or not traded yet.
-        contract = "PERPETUAL" if market == "futures" else ""
-        listings = (_listing(item) for item in info.symbols if item.contractType == contract)
+        listings = (_listing(item) for item in info.symbols if _perpetual(item))
         listed = self._listed[market] = _Listed(self._monotonic(), {one.symbol: one for one in listings})
         return listed
 
@@ -476,6 +474,14 @@ class BinanceRest:
 
 def _ascending(rows: list[Row]) -> bool:
     return all(one[0] < other[0] for one, other in pairwise(rows))
+
+
+def _perpetual(item: _Symbol) -> bool:
+    """Whether a symbol has no delivery date. Spot's have no contract type, nor have futures that are suspended; what is
+    delivered has a date in its name."""
+    return item.contractType == "PERPETUAL" or (
+        not item.contractType and item.symbol == item.baseAsset + item.quoteAsset
+    )
 
 
 def _listing(item: _Symbol) -> Listing:
