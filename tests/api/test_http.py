@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from klinesync.market.app import MAX_BODY_BYTES
+from klinesync.market.http_limits import MAX_BODY_BYTES
 from running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
@@ -139,6 +139,8 @@ async def test_one_time_with_two_values_is_refused(service: Service) -> None:
         b'{"series_id": "binance:spot:BTC/USDT:1m"}',
         b'{"series_id": "binance:spot:BTC/USDT:1m", "candle": {"candle_time": 0}}',
         CANDLE % b'{"candle_time":0,"open":NaN,"high":1,"low":1,"close":1,"volume":1}',
+        CANDLE % b'{"candle_time":0,"open":1,"high":1,"low":1,"close":1,"volume":1,"trades":NaN}',
+        CANDLE % (b"[" * 100_000),
         CANDLE % b'{"candle_time":0,"open":"1","high":1,"low":1,"close":1,"volume":1}',
         CANDLE % b'{"candle_time":0.5,"open":1,"high":1,"low":1,"close":1,"volume":1}',
         CANDLE % b'{"candle_time":0,"open":1e999,"high":1,"low":1,"close":1,"volume":1}',

@@ -18,18 +18,20 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import PathLike
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from klinesync import __version__
 from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.market import health_routes, http_routes, meta_routes, top_markets_routes, ws_routes
+from klinesync.market.http_limits import BodyLimit, BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import ErrorAnswer
+from klinesync.market.security import LOOPBACK, Guard, GuardedApp
 from klinesync.market_data.top_markets import RateLimited
 
 MAX_WS_MESSAGE_BYTES = 64 << 10
-MAX_BODY_BYTES = 8 << 20
 SHUTDOWN_TIMEOUT_S = 10
 BACKLOG = 2048
 SOCKETS_END_TIMEOUT_S = 6.0
@@ -40,8 +42,8 @@ PAGE_POLICY = (
 )
 
 
-def create_app(runtime: MarketRuntime) -> FastAPI:
-    """The application around a running `runtime`."""
+def create_app(runtime: MarketRuntime, guard: Guard = LOOPBACK) -> FastAPI:
+    """The application around a running `runtime`, behind `guard`."""
     app = FastAPIOffline(
         title="klinesync",
         version=__version__,
@@ -59,7 +61,17 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_exception_handler(KlinesyncError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_defect)
     app.add_middleware(BodyLimit)
+    app.add_middleware(GuardedApp, guard=guard)
+    if guard.origins:
+        # Outside of the guard, so that a page elsewhere can read why it is refused.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[str(origin) for origin in guard.origins],
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     _add_page(app, Path(str(resources.files("klinesync"))) / "web")
     return app
 
@@ -101,6 +113,7 @@ def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:
     config = uvicorn.Config(
         app,
         lifespan="off",
+        http=BoundedHttp,
         ws="websockets-sansio",
         ws_max_size=MAX_WS_MESSAGE_BYTES,
         ws_per_message_deflate=False,
@@ -110,29 +123,6 @@ def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
     return Server(config, runtime)
-
-
-class BodyLimit:
-    """Refuses a request whose body is longer than `MAX_BODY_BYTES`, declared or not, before it is read whole."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        taken = 0
-
-        async def receive_limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
-            return message
-
-        await self._app(scope, receive_limited, send)
 
 
 class Assets(StaticFiles):
@@ -188,6 +178,11 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or "body"
     return _error(422, "bad_request", f"{where}: {first['msg']}")
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    # The server logs it, with its trace, which is nobody's outside.
+    return _error(500, "internal", "something went wrong in the service; its log says what")
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -19,12 +19,13 @@ from klinesync.market.schemas import (
     CandlesClosedBody,
     ErrorAnswer,
 )
+from klinesync.market.strict_json import StrictJsonRoute
 from klinesync.ws.protocol import CandleOut, candle_out
 
 MAX_PAGE_CANDLES = 5000
 DEFAULT_PAGE_CANDLES = 500
 
-router = APIRouter(prefix="/api/market", tags=["candles"])
+router = APIRouter(prefix="/api/market", tags=["candles"], route_class=StrictJsonRoute)
 _encode = msgspec.json.Encoder().encode
 
 Time = Annotated[int | None, Query(ge=0, le=MAX_TIME)]

@@ -1,0 +1,152 @@
+"""What of HTTP one client may take: bytes and lines of a request's head, time to send it, connections.
+
+uvicorn's parser takes heads of any length, and waits for them without an end. The limits of a WebSocket's handshake are
+the same: it begins as an HTTP request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+# Our longest URL has some 300 bytes. A browser's cookies for the name `localhost` may be many.
+MAX_URL_BYTES = 8 << 10
+MAX_HEADERS = 100
+# The request line and all headers.
+MAX_HEAD_BYTES = 32 << 10
+# How long a connection may take for a head, from its beginning on, or from its connecting.
+HEAD_TIMEOUT_S = 20.0
+# Connections at once, WebSockets included. Each costs some memory and a file descriptor.
+MAX_CONNECTIONS = 20_000
+MAX_BODY_BYTES = 8 << 20
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """uvicorn's HTTP, with limits. What is past them is answered, where there is something to answer, and cut off."""
+
+    _refusal: tuple[HTTPStatus, str, str] | None = None
+    _head_done = False
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections", "come back later")
+            self.send_400_response("")
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_await()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        if _is_over(self.cycle):
+            self._await_head()  # whatever this is, it is to become a request
+        super().data_received(data)
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            self._end_await()  # refused, or a WebSocket now
+        elif not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(*HEAD_TOO_LONG)
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        self._head_done = False
+        self._head_bytes = 0
+        self._await_head()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if len(self.url) + len(url) > MAX_URL_BYTES:
+            self._refuse(HTTPStatus.REQUEST_URI_TOO_LONG, "too_large", f"the URL is longer than {MAX_URL_BYTES} bytes")
+            raise ValueError("the URL is too long")
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) >= MAX_HEADERS:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", f"more than {MAX_HEADERS} headers")
+            raise ValueError("too many headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_done = True
+        self._end_await()
+        # As sent: a name, a colon, a space, a value and the line's end.
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse(*HEAD_TOO_LONG)
+            raise ValueError("the head is too long")
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be passed on in our own shape, and close."""
+        self._end_await()
+        if not _is_over(self.cycle):
+            self.transport.close()  # an answer is under way: there is no place for another
+            return
+        status, code, detail = self._refusal or (HTTPStatus.BAD_REQUEST, "bad_request", "this is no HTTP request")
+        body = msgspec.json.encode({"detail": detail, "code": code})
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _refuse(self, status: HTTPStatus, code: str, detail: str) -> None:
+        self._refusal = (status, code, detail)
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self._too_slow)
+
+    def _end_await(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "too_slow", f"no whole request within {HEAD_TIMEOUT_S:g} s")
+        self.send_400_response("")
+
+
+def _is_over(cycle: RequestResponseCycle | None) -> bool:
+    """Whether the last request is answered; there may have been none."""
+    return cycle is None or cycle.response_complete
+
+
+HEAD_TOO_LONG = (
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "too_large",
+    f"the request's head is longer than {MAX_HEAD_BYTES} bytes",
+)
+
+
+class BodyLimit:
+    """Refuses a request whose body is longer than `MAX_BODY_BYTES`, declared or not, before it is read whole."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        taken = 0
+
+        async def receive_limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY_BYTES:
+                raise HTTPException(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, receive_limited, send)

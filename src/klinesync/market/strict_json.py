@@ -1,0 +1,33 @@
+"""Bodies are JSON as the standard has it: Python's own reader takes NaN and Infinity, and the last of two numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+
+import msgspec
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+
+
+class StrictJsonRequest(Request):
+    """Reads its body strictly."""
+
+    async def json(self) -> object:
+        """The body's value. Raises 422 for what is no JSON."""
+        try:
+            return msgspec.json.decode(await self.body())
+        except (ValueError, RecursionError) as error:  # msgspec's errors, and bytes that are no UTF-8
+            raise HTTPException(422, f"body: {error}") from None
+
+
+class StrictJsonRoute(APIRoute):
+    """A route whose body is strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
+        """The route's handler, behind the strict reader."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictJsonRequest(request.scope, request.receive))
+
+        return handle_strictly

@@ -1,0 +1,274 @@
+"""The front door over real sockets: who may come in, and how much of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from klinesync.market import http_limits
+from klinesync.market.app import bind, create_app, create_server
+from klinesync.market.security import Guard
+from running_service import Service, running_service
+from upstream import until
+
+TOKEN = "a-token-of-some-length"
+BTC = "binance:spot:BTC/USDT:1m"
+CANDLE = {"candle_time": 1_700_000_040, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 10.0}
+
+
+@asynccontextmanager
+async def guarded_service(store: Path, guard: Guard) -> AsyncIterator[Service]:
+    """A service behind `guard`."""
+    async with running_service(store) as service:
+        listener = bind("127.0.0.1", 0)
+        server = create_server(create_app(service.runtime, guard), service.runtime)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield Service(f"http://127.0.0.1:{listener.getsockname()[1]}", service.runtime, service.http)
+        finally:
+            server.stop()
+            await serving
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with running_service(tmp_path / "store.sqlite") as running:
+        yield running
+
+
+@pytest.fixture
+async def with_token(tmp_path: Path) -> AsyncIterator[Service]:
+    async with guarded_service(
+        tmp_path / "store.sqlite", Guard.of("127.0.0.1", ["https://charts.example"], TOKEN)
+    ) as running:
+        yield running
+
+
+async def raw(service: Service, request: bytes, *more: bytes) -> tuple[int, dict[str, object]]:
+    """The status and body of what is answered to bytes, until the service closes."""
+    port = int(service.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in (request, *more):
+            writer.write(part)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            answer = await reader.read()
+    finally:
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+async def handshake(service: Service, **headers: str) -> int:
+    """The status that a WebSocket's handshake is answered with."""
+    try:
+        async with service.http.ws_connect(service.url + "/ws/market", headers=headers):
+            return 101
+    except aiohttp.WSServerHandshakeError as refused:
+        return refused.status
+
+
+async def test_a_rebound_name_reads_nothing_and_opens_no_socket(service: Service) -> None:
+    for path in ("/api/market/whitelist", "/", "/openapi.json", "/healthz"):
+        async with service.http.get(service.url + path, headers={"Host": "evil.example:8000"}) as response:
+            assert response.status == 403
+            assert (await response.json())["code"] == "forbidden"
+    assert await handshake(service, Host="evil.example") == 403
+    assert await handshake(service) == 101
+
+
+async def test_a_foreign_page_writes_nothing_and_opens_no_socket(service: Service) -> None:
+    body = {"series_id": BTC, "candle": CANDLE}
+    for origin in ("http://evil.example", "null"):
+        async with service.http.post(
+            service.url + "/api/market/ingest/candle_closed", json=body, headers={"Origin": origin}
+        ) as response:
+            assert (response.status, (await response.json())["code"]) == (403, "forbidden")
+        assert await handshake(service, Origin=origin) == 403
+    _, page = await service.get("/api/market/candles", series_id=BTC)
+    assert page["candles"] == []
+    assert await handshake(service, Origin=service.url) == 101
+
+
+async def test_what_a_foreign_page_reads_its_browser_keeps_from_it(service: Service) -> None:
+    async with service.http.get(
+        service.url + "/api/market/whitelist", headers={"Origin": "http://evil.example"}
+    ) as response:
+        assert response.status == 200
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_an_allowed_origin_reads_and_writes_and_is_told_why_not(with_token: Service) -> None:
+    origin = {"Origin": "https://charts.example"}
+    url = with_token.url + "/api/market/ingest/candle_closed"
+    async with with_token.http.options(
+        url,
+        headers=origin | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "Authorization"},
+    ) as response:
+        assert response.status == 200
+        assert response.headers["Access-Control-Allow-Origin"] == origin["Origin"]
+    body = {"series_id": BTC, "candle": CANDLE}
+    async with with_token.http.post(url, json=body, headers=origin) as response:
+        assert response.status == 401
+        assert response.headers["Access-Control-Allow-Origin"] == origin["Origin"]
+    async with with_token.http.post(url, json=body, headers=origin | {"Authorization": f"Bearer {TOKEN}"}) as response:
+        assert response.status == 200
+    assert await handshake(with_token, **origin) == 101
+
+
+async def test_ingest_needs_the_token_and_says_how(with_token: Service) -> None:
+    url = with_token.url + "/api/market/ingest/candle_closed"
+    body = {"series_id": BTC, "candle": CANDLE}
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+        async with with_token.http.post(url, json=body, headers=headers) as response:
+            assert response.status == 401
+            assert response.headers["WWW-Authenticate"] == "Bearer"
+            assert (await response.json())["code"] == "unauthorized"
+    _, page = await with_token.get("/api/market/candles", series_id=BTC)
+    assert page["candles"] == []
+    async with with_token.http.post(url, json=body, headers={"Authorization": f"Bearer {TOKEN}"}) as response:
+        assert response.status == 200
+    assert (await with_token.get("/healthz"))[0] == 200
+    assert (await with_token.get("/readyz"))[0] == 200
+
+
+async def test_a_body_is_not_read_before_the_token(with_token: Service) -> None:
+    request = (
+        b"POST /api/market/ingest/candles_closed HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"Content-Length: 9000000\r\n\r\n"
+    )
+    assert (await raw(with_token, request))[0] == 401
+
+
+async def test_a_request_without_a_host_is_refused(service: Service) -> None:
+    status, answer = await raw(service, b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert (status, answer["code"]) == (400, "bad_request")
+
+
+async def test_what_is_no_http_is_refused_in_our_shape(service: Service) -> None:
+    for request in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+        status, answer = await raw(service, request)
+        assert (status, answer["code"]) == (400, "bad_request")
+
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /healthz?" + b"x" * 8000 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
+        (b"GET /healthz?" + b"x" * 8300 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
+        (GET + b"".join(b"X-%d: y\r\n" % number for number in range(98)) + b"\r\n", 200),
+        (GET + b"".join(b"X-%d: y\r\n" % number for number in range(99)) + b"\r\n", 431),
+        (GET + b"X: " + b"y" * 32_000 + b"\r\n\r\n", 200),
+        (GET + b"X: " + b"y" * 32_768 + b"\r\n\r\n", 431),
+    ],
+)
+async def test_heads_are_bounded(service: Service, request_: bytes, status: int) -> None:
+    answered, answer = await raw(service, request_)
+    assert answered == status
+    assert answer == {"status": "ok"} if status == 200 else answer["code"] == "too_large"
+
+
+@pytest.mark.parametrize("piece", [b"x" * 1000, b"X: y\r\n" * 200])
+@pytest.mark.parametrize("begin", [b"GET /", GET, GET + b"X: "])
+async def test_a_head_that_never_ends_is_cut_off(service: Service, begin: bytes, piece: bytes) -> None:
+    port = int(service.url.rpartition(":")[2])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(begin)
+
+    async def go_on() -> None:
+        async with asyncio.timeout(30):
+            while True:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+
+    with pytest.raises(ConnectionError):
+        await go_on()
+    writer.close()
+
+
+async def test_a_handshakes_head_is_bounded_too(service: Service) -> None:
+    request = (
+        b"GET /ws/market HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nX: "
+    )
+    assert (await raw(service, request, b"y" * 50_000, b"\r\n\r\n"))[0] == 431
+
+
+async def test_bodies_and_pipelined_requests_do_not_count_as_heads(service: Service) -> None:
+    body = json.dumps({"series_id": BTC, "candles": [CANDLE] * 1000}).encode()
+    assert len(body) > http_limits.MAX_HEAD_BYTES
+    post = (
+        b"POST /api/market/ingest/candles_closed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body)
+    )
+    port = int(service.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(post + body + post + body)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 999 + GET + b"\r\n")
+    async with asyncio.timeout(30):
+        answer = await reader.read()
+    writer.close()
+    assert answer.count(b"HTTP/1.1 200 OK") == 1002
+
+
+async def test_who_does_not_finish_a_request_is_cut_off(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.05)
+    for begin in (b"", b"GET / HTTP/1.1\r\nHost:", b"\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET"):
+        port = int(service.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begin)
+        async with asyncio.timeout(30):
+            assert b" 408 " in await reader.read()
+        writer.close()
+
+
+async def test_a_socket_is_not_cut_off_for_a_request_that_it_finished(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.05)
+    async with service.http.ws_connect(service.url + "/ws/market") as socket:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await socket.receive(timeout=0.05)
+        await socket.send_json({"type": "ping"})
+        assert await socket.receive_json(timeout=10) == {"type": "pong"}
+
+
+async def test_connections_are_bounded_and_one_that_ends_makes_room(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_limits, "MAX_CONNECTIONS", 2)
+    async with aiohttp.ClientSession() as http:
+        first = await http.ws_connect(service.url + "/ws/market")
+        async with http.ws_connect(service.url + "/ws/market"):
+            status, answer = await raw(service, GET + b"\r\n")
+            assert (status, answer["code"]) == (503, "too_many_connections")
+            await first.close()
+            await until(lambda: len(service.runtime.hub._clients) == 1, "the first is gone")
+            async with asyncio.timeout(30):
+                while (await raw(service, GET + b"\r\n"))[0] != 200:
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_defect_of_ours_tells_nothing_of_the_inside(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(series_id: str) -> None:
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr("klinesync.market.http_routes.SeriesId.parse", break_down)
+    async with service.http.get(service.url + "/api/market/candles", params={"series_id": BTC}) as response:
+        assert response.status == 500
+        text = await response.text()
+    assert json.loads(text)["code"] == "internal"
+    assert "secret" not in text
+    assert "Traceback" not in text
