@@ -110,7 +110,7 @@ def test_a_frame_that_is_not_the_protocols_is_quarantined(text: str, word: str) 
 )
 def test_a_candle_that_must_not_get_in_is_quarantined(changes: dict[str, object], word: str) -> None:
     with pytest.raises(BadCandle, match=word):
-        parse_frame(frame(stream=STREAM, **changes), STREAMS)
+        parse_frame(json.dumps({"stream": STREAM, "data": {"E": 1700000050000, "k": KLINE | changes}}), STREAMS)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from klinesync.sim.faults import (
 )
 from klinesync.sim.rest import RestAnswer, RestRequest
 from klinesync.sim.server import SimConfig, SimServer
+from klinesync.sim.tape import Market
 from running_service import Service, running_service
 from upstream import complete, passed, stored, truth, until
 
@@ -214,7 +215,7 @@ async def test_when_streams_cannot_be_had_at_all_rest_brings_what_closes(tmp_pat
         async with running_service(
             tmp_path / "store.sqlite", exchange, whitelist=names, startup_kline_sync_target_candles="5"
         ) as service:
-            await until(lambda: service.runtime.supervisor.followed() == list(ALL), "followed")
+            await until(lambda: set(service.runtime.supervisor.followed()) == set(ALL), "followed")
             await passed(exchange, 300)
             await complete(service, exchange, *ALL)
 
@@ -225,9 +226,12 @@ async def test_after_a_server_shutdown_another_connection_has_taken_over_before_
 ) -> None:
     attached: list[SeriesId] = []
     original = supervisor.IngestSupervisor._attached
-    monkeypatch.setattr(
-        supervisor.IngestSupervisor, "_attached", lambda self, series: (attached.append(series), original(self, series))
-    )
+
+    def noted(self: supervisor.IngestSupervisor, series: SeriesId) -> None:
+        attached.append(series)
+        original(self, series)
+
+    monkeypatch.setattr(supervisor.IngestSupervisor, "_attached", noted)
     series = SPOT if market == "spot" else FUTURES
     async with following(tmp_path, series, speed=20) as (exchange, service), listening(service, series) as client:
         (before,) = connections(exchange)
@@ -327,7 +331,7 @@ async def test_duplicates_swaps_and_frames_that_are_none_change_nothing(tmp_path
         await complete(service, exchange, *ALL)
         assert every_minute(client.closed)
         assert all(state(service, one) == "live" for one in ALL)
-        links = [one for market in service.runtime.supervisor._connections.values() for one in market]
+        links = service.runtime.supervisor.connections_state()
         assert sum(one.quarantined for one in links) > 10
         assert all(one.reconnects == 0 for one in links), "the connections live on"
 
@@ -398,9 +402,8 @@ async def test_a_revision_that_the_exchange_does_not_tell_is_found_by_the_audit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
-    flags = {"audit_interval_s": "0.1"}
     async with (
-        following(tmp_path, SPOT, FUTURES, **flags) as (exchange, service),
+        following(tmp_path, SPOT, FUTURES, audit_interval_s="0.1") as (exchange, service),
         listening(service, FUTURES) as client,
     ):
         before = await complete(service, exchange, FUTURES)
@@ -433,7 +436,7 @@ async def test_a_symbol_that_is_delisted_while_followed_is_named_left_alone_and_
 ) -> None:
     async with following(tmp_path, *ALL) as (exchange, service), listening(service, series) as client:
         asked = klines_asked(exchange, monkeypatch)
-        market = "spot" if series is SPOT_ETH else "futures"
+        market: Market = "spot" if series is SPOT_ETH else "futures"
         fault = exchange.faults.add(Delist(symbols=("ETHUSDT",), market=market, gone=gone))
         await until(lambda: state(service, series) == "delisted", "its end is noticed")
         detail = service.runtime.supervisor.status(series).detail or ""
