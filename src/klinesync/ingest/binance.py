@@ -9,7 +9,8 @@ import aiohttp
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
-from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection
+from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
+from klinesync.ingest.weight import RestStatus
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.sources import Errand, HistoryPage, Listing, StreamCallbacks, Ticker
 
@@ -33,6 +34,11 @@ class BinanceSource:
         self._rng = rng
         self._clocks = clocks
         self._streams_most = streams_most
+        self.stream_counts: Mapping[str, StreamCounts] = {market: StreamCounts() for market in ws_urls}
+
+    def rest_status(self) -> dict[str, RestStatus]:
+        """How the REST of each market stands that was asked anything."""
+        return self._rest.status()
 
     def connection(self, market: str, callbacks: StreamCallbacks) -> BinanceConnection:
         """A new connection of that market."""
@@ -43,6 +49,7 @@ class BinanceSource:
             rng=self._rng,
             market=market,
             clock=self._clocks[market],
+            counts=self.stream_counts[market],
             streams_most=self._streams_most,
         )
 

@@ -98,6 +98,17 @@ _frame = msgspec.json.Decoder(_Frame)
 _event = msgspec.json.Decoder(_Event, strict=False)
 
 
+@dataclass(slots=True)
+class StreamCounts:
+    """What happened on the connections of one market since the start, also on those that are gone. `frames`: the
+    candles that they brought."""
+
+    frames: int = 0
+    quarantined: int = 0
+    reconnects: int = 0
+    rotations: int = 0
+
+
 class BadFrame(ValueError):
     """A frame that is not what the protocol says. The connection lives on."""
 
@@ -206,7 +217,7 @@ class _Link:
 
 
 class BinanceConnection:
-    """Carries the wanted streams of one market. `clock` tells the exchange's time."""
+    """Carries the wanted streams of one market. `clock` tells the exchange's time; `counts` are the market's."""
 
     def __init__(
         self,
@@ -217,10 +228,12 @@ class BinanceConnection:
         rng: random.Random,
         market: str = "spot",
         clock: ExchangeClock | None = None,
+        counts: StreamCounts | None = None,
         streams_most: int = STREAMS_PER_CONNECTION,
     ) -> None:
         self._session = session
         self._market = market
+        self._counts = counts or StreamCounts()
         self._url = url
         self._callbacks = callbacks
         self._rng = rng
@@ -290,6 +303,7 @@ class BinanceConnection:
                 finally:
                     await self._end_links()
             self.reconnects += 1
+            self._counts.reconnects += 1
             failures = 0 if loop.time() - began_s > HEALTHY_S else failures + 1
             most_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MOST_S)
             await asyncio.sleep(most_s * self._rng.uniform(0.5, 1.0))
@@ -334,6 +348,7 @@ class BinanceConnection:
                 continue
             await link.end()
             self.rotations += 1
+            self._counts.rotations += 1
             link = successor
             rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
             not_before_s = 0.0
@@ -448,6 +463,7 @@ class BinanceConnection:
             self._quarantine(str(error))
             return
         if isinstance(message, KlineEvent):
+            self._counts.frames += 1
             if not link.heard:
                 link.heard = True
                 self._event.set()
@@ -464,6 +480,7 @@ class BinanceConnection:
     def _quarantine(self, reason: str) -> None:
         """Count a frame that is none, and say so now and then. The connection lives on."""
         self.quarantined += 1
+        self._counts.quarantined += 1
         suppressed = self._log_limit.allow("frame", asyncio.get_running_loop().time())
         if suppressed is not None:
             log.warning("%s: a frame is quarantined (%d more since the last): %s", self._url, suppressed, reason)

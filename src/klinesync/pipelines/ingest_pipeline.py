@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.factor.engine import FactorEngine
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep, write_closed
+from klinesync.runtime.metrics import Durations
 from klinesync.storage.database import CandleStore, Database, Origin
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,23 @@ class IngestPipeline:
         self._s_per_candle = ASSUMED_S_PER_CANDLE
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
+        # Counted since the start: transactions, the candles that they changed by where these came from, and of those
+        # the ones that were revised.
+        self.batches = 0
+        self.batches_failed = 0
+        self.batch_s = Durations()
+        self.written: Counter[str] = Counter()
+        self.revised = 0
+
+    @property
+    def live_candles(self) -> int:
+        """Live candles that wait for the writer, or are being written."""
+        return self._live_candles
+
+    @property
+    def bulk_candles(self) -> int:
+        """Candles of histories and from outside that wait for the writer, or are being written."""
+        return self._bulk_candles
 
     def offer(self, series: SeriesId, candles: Sequence[Candle]) -> asyncio.Future[Applied] | None:
         """Queue live closed candles; the future ends after their commit and publication. Never waits.
@@ -252,15 +270,21 @@ class IngestPipeline:
             results = await self._database.write(lambda store: self.apply(store, batch))
         except StoreError as error:
             log.error("a batch of %d submissions was not stored: %s", len(batch), error)
+            self.batches_failed += 1
             self._fail(batch, error)
         else:
+            self.batches += 1
             for submission, changes in zip(batch, results, strict=True):
                 for applied in changes:
                     if applied.candles:
+                        source = submission.source if applied.series == submission.series else "derived"
+                        self.written[source] += len(applied.candles)
+                        self.revised += len(applied.revised)
                         self._publish(applied)
                 if not submission.written.done():
                     submission.written.set_result(changes[0])
         finally:
+            self.batch_s.observe(loop.time() - began_s)
             live = sum(len(submission.candles) for submission in batch if submission.live)
             bulk = sum(len(submission.candles) for submission in batch if not submission.live)
             self._live_candles -= live
