@@ -72,7 +72,9 @@ def check_store_is_truth(witness: Witness, exchange: SimulatedExchange) -> list[
             wrong.append(f"{series}: nothing is stored")
             continue
         truth = exchange.truth(series, min(stored), exchange.end_s)
-        wrong += [f"{series}: {time} is missing" for time in truth if time not in stored]
+        wrong += [
+            f"{series}: {time} is missing" for time in truth if time not in stored and not exchange.forgot(series, time)
+        ]
         wrong += [f"{series}: {time} is stored, and does not exist" for time in stored if time not in truth]
         wrong += [
             f"{series}: {stored[time]} is stored, and {candle} is the truth"
@@ -84,8 +86,10 @@ def check_store_is_truth(witness: Witness, exchange: SimulatedExchange) -> list[
 
 def _tolerated(exchange: SimulatedExchange, series: SeriesId, candle: Candle) -> bool:
     """Whether another candle than the valid one may stand: one that was valid before a revision, as the service may
-    have been away, or the frame lost, when the exchange told of it. Not when the revision was told in the calm."""
-    return (series, candle.time) not in exchange.must_be_revised and exchange.known(series, candle)
+    have been away, or the frame lost, when the exchange told of it. Not when the revision was told in the calm, nor
+    when the audit looks at it after the last of them."""
+    revised = (series, candle.time) in exchange.must_be_revised or exchange.is_audited(series, candle.time)
+    return not revised and exchange.known(series, candle)
 
 
 def check_clients(witness: Witness, clients: Iterable[SimulatedClient], most: int) -> list[str]:

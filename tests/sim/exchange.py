@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
+
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest.audit import AUDIT_AGE_S
 from klinesync.sim.clock import ExchangeClock
 from sim.scenario import EPOCH_S, Scenario
 from sim.virtual_loop import VirtualLoop
@@ -22,17 +25,43 @@ MINUTE_S = 60
 CLOSE_DELAY_MS = {"spot": (2, 120), "futures": (200, 800)}
 
 
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """A symbol is not traded in `[start, end)`. `unlisted`: nor in the list meanwhile. `forgets`: it comes back as a
+    new one, whose history begins then."""
+
+    start: int
+    end: int
+    unlisted: bool
+    forgets: bool
+
+
 @dataclass(slots=True)
 class Listing:
     """One symbol: its minutes by open time. What is not in `final` never existed; `versions` are all the values
-    that the exchange has called final, the valid one last; `untraded` are the flat minutes."""
+    that the exchange has called final, the valid one last; `untraded` are the flat minutes; `told` are the forming
+    candles that were pushed."""
 
     series: SeriesId
     name: str
     final: dict[int, Candle]
     untraded: frozenset[int]
+    halt: Halt | None = None
     versions: dict[int, list[Candle]] = field(default_factory=dict)
     times: list[int] = field(default_factory=list)
+    told: set[Candle] = field(default_factory=set)
+
+    @property
+    def stream(self) -> str:
+        return f"{self.name.lower()}@kline_1m"
+
+    def halted(self, now_s: float) -> bool:
+        return self.halt is not None and self.halt.start <= now_s < self.halt.end
+
+    def begins(self, now_s: float) -> int:
+        """The first open time that the exchange remembers."""
+        halt = self.halt
+        return halt.end if halt is not None and halt.forgets and now_s >= halt.end else self.times[0]
 
     def forming(self, time: int, share: float) -> Candle | None:
         """The minute when `share` of it has passed: it moves towards the final one, and is never equal to it unless
@@ -51,8 +80,8 @@ class Listing:
         )
 
 
-Sink = Callable[[str, str, bool], None]
-"""Takes a stream's name, the frame's text, and whether it is a final one."""
+Sink = Callable[[Listing, str, bool], None]
+"""Takes whose stream it is, the frame's text, and whether it is a final one."""
 
 
 class SimulatedExchange:
@@ -69,7 +98,7 @@ class SimulatedExchange:
         self.clock = ExchangeClock(begin_ms, loop.time(), scenario.speed)
         self.listings = {series: self._make(series) for series in scenario.series}
         self.sinks: dict[str, list[Sink]] = {"spot": [], "futures": []}
-        # Revisions that the service must have, whatever it missed before.
+        # Revisions that the streams told when nothing kept them from being heard.
         self.must_be_revised: set[tuple[SeriesId, int]] = set()
         self.calm_revisions = False
 
@@ -77,9 +106,9 @@ class SimulatedExchange:
         """Push from now on."""
         minute = self.start_s
         for listing in self.listings.values():
-            self._at(minute * 1000, self._minute, listing, minute)
+            self.at(minute * 1000, self._minute, listing, minute)
         if self.scenario.faults.revise:
-            self._at((self.end_s - 2 * MINUTE_S) * 1000, self._revise_in_the_calm)
+            self.at((self.end_s - 2 * MINUTE_S) * 1000, self._revise_in_the_calm)
 
     def now_ms(self) -> int:
         return self.clock.now_ms(self._loop.time())
@@ -98,6 +127,18 @@ class SimulatedExchange:
         versions = listing.versions.get(candle.time)
         return candle in versions if versions is not None else listing.final.get(candle.time) == candle
 
+    def is_audited(self, series: SeriesId, time: int) -> bool:
+        """Whether each look of the service's audit, from the end on until all must be right, has the candle of that
+        time before it."""
+        scenario = self.scenario
+        oldest = self.end_s - scenario.audit_candles * MINUTE_S
+        newest = self.end_s - AUDIT_AGE_S - 2 * MINUTE_S
+        return bool(scenario.audit_interval_s) and oldest <= time <= newest and not self.forgot(series, time)
+
+    def forgot(self, series: SeriesId, time: int) -> bool:
+        """Whether REST shows the candle of that time no more, as the symbol has been listed anew since."""
+        return time < self.listings[series].begins(self.now_ms() / 1000)
+
     def truth(self, series: SeriesId, first: int, end: int) -> dict[int, Candle]:
         """The valid candles that open in `[first, end)`."""
         final = self.listings[series].final
@@ -112,15 +153,17 @@ class SimulatedExchange:
         if name == "exchangeInfo":
             return self._info(market)
         assert name == "klines", name
-        (listing,) = (
-            one for one in self.listings.values() if one.series.market == market and one.name == params["symbol"]
-        )
-        start_s = -(-int(params["startTime"]) // 1000)
+        listing = self.listing(market, params["symbol"])
+        assert listing is not None, params
         now_ms = self.now_ms()
+        start_s = max(-(-int(params["startTime"]) // 1000), listing.begins(now_ms / 1000))
+        until_s = int(params.get("endTime", now_ms)) // 1000
         rows = []
         at = bisect_left(listing.times, start_s)
         for time in listing.times[at : at + int(params["limit"])]:
             close_ms = (time + MINUTE_S) * 1000
+            if time > until_s:
+                break
             if close_ms + lag_s * 1000 <= now_ms:
                 rows.append(_row(listing.final[time]))
             elif time * 1000 <= now_ms and not lag_s and time < self.end_s:
@@ -132,16 +175,32 @@ class SimulatedExchange:
                 break
         return f"[{','.join(rows)}]".encode()
 
+    def listing(self, market: str, name: str) -> Listing | None:
+        """The symbol of that market by the exchange's name, when it is in the exchange's list at present."""
+        return next((one for one in self.of_market(market) if one.name == name and self.lists(one)), None)
+
+    def of_market(self, market: str) -> list[Listing]:
+        return [one for one in self.listings.values() if one.series.market == market]
+
+    def lists(self, listing: Listing) -> bool:
+        """Whether the symbol is in the exchange's list at present."""
+        return listing.halt is None or not (listing.halt.unlisted and listing.halted(self.now_ms() / 1000))
+
     def _info(self, market: str) -> bytes:
         symbols = []
-        for series in self.listings:
-            if series.market == market:
-                base, quote = series.symbol.split("/")
-                contract = ',"contractType":"PERPETUAL"' if market == "futures" else ""
-                symbols.append(
-                    f'{{"symbol":"{base}{quote}","status":"TRADING","baseAsset":"{base}","quoteAsset":"{quote}"{contract}}}'
-                )
-        return f'{{"symbols":[{",".join(symbols)}]}}'.encode()
+        now_s = self.now_ms() / 1000
+        for listing in filter(self.lists, self.of_market(market)):
+            base, quote = listing.series.symbol.split("/")
+            symbol: dict[str, object] = {
+                "symbol": listing.name,
+                "status": "BREAK" if listing.halted(now_s) else "TRADING",
+                "baseAsset": base,
+                "quoteAsset": quote,
+            }
+            if market == "futures":
+                symbol |= {"contractType": "PERPETUAL", "onboardDate": listing.begins(now_s) * 1000}
+            symbols.append(symbol)
+        return msgspec.json.encode({"symbols": symbols})
 
     # What the streams push.
 
@@ -154,16 +213,16 @@ class SimulatedExchange:
         traded = minute in listing.final and (market == "spot" or minute not in listing.untraded)
         if traded:
             for share in sorted(rng.random() for _ in range(rng.randint(0, scenario.forming_per_minute))):
-                self._at(minute * 1000 + int(share * 60_000), self._push_forming, listing, minute, share)
+                self.at(minute * 1000 + int(share * 60_000), self._push_forming, listing, minute, share)
             low, high = CLOSE_DELAY_MS[market]
             delay_ms = rng.randint(low, high)
             if self._stormy(minute) and rng.random() < scenario.faults.late_close:
                 delay_ms += int(rng.expovariate(1 / 30_000)) + 1000
             close_ms = (minute + MINUTE_S) * 1000 + delay_ms
-            self._at(close_ms, self._push_closed, listing, listing.final[minute])
+            self.at(close_ms, self._push_closed, listing, listing.final[minute])
             if self._stormy(minute) and rng.random() < scenario.faults.revise:
-                self._at(close_ms + rng.randint(60_000, 20 * 60_000), self._revise, listing, minute)
-        self._at((minute + MINUTE_S) * 1000, self._minute, listing, minute + MINUTE_S)
+                self.at(close_ms + rng.randint(60_000, 20 * 60_000), self._revise, listing, minute)
+        self.at((minute + MINUTE_S) * 1000, self._minute, listing, minute + MINUTE_S)
 
     def _stormy(self, minute: int) -> bool:
         return minute < self.storm_end_s
@@ -177,44 +236,45 @@ class SimulatedExchange:
         """Revisions that nothing keeps from being heard."""
         self.calm_revisions = True
         for listing in self.listings.values():
-            self._revise_now(listing, self._rng.choice(listing.times[-30:-3]))
+            minutes = listing.times[-30:-3]
+            remembered = [time for time in minutes if time >= listing.begins(self.end_s)]
+            self._revise_now(listing, self._rng.choice(remembered))
 
     def _revise_now(self, listing: Listing, minute: int) -> None:
+        now_s = self.now_ms() / 1000
+        if minute < listing.begins(now_s):
+            return
         old = listing.final[minute]
         new = old._replace(volume=round(old.volume + self._rng.randint(1, 999) / 1000, 3))
         listing.final[minute] = new
         listing.versions.setdefault(minute, [old]).append(new)
         if self.calm_revisions:
             self.must_be_revised.add((listing.series, minute))
-        self._push_closed(listing, new)
+        if not listing.halted(now_s):
+            self._push_closed(listing, new)
 
     def _push_forming(self, listing: Listing, minute: int, share: float) -> None:
         candle = listing.forming(minute, share)
         assert candle is not None
+        listing.told.add(candle)
         self._push(listing, candle, closed=False)
 
     def _push_closed(self, listing: Listing, candle: Candle) -> None:
         self._push(listing, candle, closed=True)
 
     def _push(self, listing: Listing, candle: Candle, *, closed: bool) -> None:
-        time, open_, high, low, close, volume = candle
-        stream = f"{listing.name.lower()}@kline_1m"
-        text = (
-            f'{{"stream":"{stream}","data":{{"e":"kline","E":{self.now_ms()},"s":"{listing.name}","k":{{'
-            f'"t":{time * 1000},"T":{time * 1000 + 59_999},"s":"{listing.name}","i":"1m","f":1,"L":2,'
-            f'"o":"{open_}","c":"{close}","h":"{high}","l":"{low}","v":"{volume}","n":2,'
-            f'"x":{"true" if closed else "false"},"q":"0","V":"0","Q":"0","B":"0"}}}}}}'
-        )
+        text = kline_frame(listing, candle, closed=closed, event_ms=self.now_ms())
         for sink in tuple(self.sinks[listing.series.market]):
-            sink(stream, text, closed)
+            sink(listing, text, closed)
 
-    def _at(self, time_ms: float, callback: Callable[..., None], *args: object) -> None:
+    def at(self, time_ms: float, callback: Callable[..., None], *args: object) -> None:
+        """Call when the exchange's clock shows that time."""
         at_s = max(self.mono_s(time_ms / 1000), self._loop.time())
         self._loop.call_at(at_s, self._due, time_ms, callback, args, context=self._loop.outside)
 
     def _due(self, time_ms: float, callback: Callable[..., None], args: tuple[object, ...]) -> None:
         if self.now_ms() < int(time_ms):
-            self._at(time_ms, callback, *args)  # the clock has been slowed down meanwhile
+            self.at(time_ms, callback, *args)  # the clock has been slowed down meanwhile
         else:
             callback(*args)
 
@@ -229,7 +289,13 @@ class SimulatedExchange:
         rng = Random(f"truth {scenario.seed} {series}")
         base, quote = series.symbol.split("/")
         first = self.start_s - scenario.history_minutes * MINUTE_S
+        halt = self._halt(series)
         missing = self._outages(series)
+        kept = {first}
+        if halt is not None:
+            missing.update(range(halt.start, halt.end, MINUTE_S))
+            missing.discard(halt.end)
+            kept.add(halt.end)  # it is traded from the moment of its listing on
         quiet = min(0.8, scenario.quiet * (3 if base == "QUIET" else 0.3))
         final: dict[int, Candle] = {}
         untraded = set()
@@ -237,7 +303,7 @@ class SimulatedExchange:
         for time in range(first, self.end_s, MINUTE_S):
             if time in missing:
                 continue
-            if rng.random() < quiet and time < self.storm_end_s and time != first:
+            if rng.random() < quiet and time < self.storm_end_s and time not in kept:
                 untraded.add(time)
                 flat = price / 100
                 final[time] = Candle(time, flat, flat, flat, flat, 0.0)
@@ -247,7 +313,18 @@ class SimulatedExchange:
             high = max(open_, price) + rng.randint(0, 20)
             low = min(open_, price) - rng.randint(0, 20)
             final[time] = Candle(time, open_ / 100, high / 100, low / 100, price / 100, rng.randint(1000, 10**6) / 1000)
-        return Listing(series, base + quote, final, frozenset(untraded), times=sorted(final))
+        return Listing(series, base + quote, final, frozenset(untraded), halt, times=sorted(final))
+
+    def _halt(self, series: SeriesId) -> Halt | None:
+        scenario = self.scenario
+        rng = Random(f"halt {scenario.seed} {series}")
+        if rng.random() >= scenario.faults.delist:
+            return None
+        start = rng.randint(3, scenario.storm_minutes - 8)
+        end = rng.randint(start + 2, min(start + 20, scenario.storm_minutes - 3))
+        start_s, end_s = (self.start_s + minute * MINUTE_S for minute in (start, end))
+        forgets = series.market == "futures" and rng.random() < 0.7
+        return Halt(start_s, end_s, unlisted=rng.random() < 0.5, forgets=forgets)
 
     def _outages(self, series: SeriesId) -> set[int]:
         """Minutes that never existed: of the whole market, or of one symbol. Not in the settling."""
@@ -261,6 +338,17 @@ class SimulatedExchange:
                 end = min(first + length, scenario.storm_minutes)
                 missing.update(self.start_s + minute * MINUTE_S for minute in range(first, end))
         return missing
+
+
+def kline_frame(listing: Listing, candle: Candle, *, closed: bool, event_ms: int) -> str:
+    """A push, as it goes over a combined connection."""
+    time, open_, high, low, close, volume = candle
+    return (
+        f'{{"stream":"{listing.stream}","data":{{"e":"kline","E":{event_ms},"s":"{listing.name}","k":{{'
+        f'"t":{time * 1000},"T":{time * 1000 + 59_999},"s":"{listing.name}","i":"1m","f":1,"L":2,'
+        f'"o":"{open_}","c":"{close}","h":"{high}","l":"{low}","v":"{volume}","n":2,'
+        f'"x":{"true" if closed else "false"},"q":"0","V":"0","Q":"0","B":"0"}}}}}}'
+    )
 
 
 def _row(candle: Candle) -> str:

@@ -4,7 +4,7 @@ refused, slow; frames that are lost, doubled, out of order, broken. It stands in
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -15,8 +15,10 @@ import aiohttp
 import msgspec
 
 from klinesync.ingest.binance_rest import TIMEOUT_S
-from klinesync.ingest.binance_ws import HEARTBEAT_S
-from sim.exchange import SimulatedExchange
+from klinesync.ingest.binance_ws import CONNECT_TIMEOUT_S, HEARTBEAT_S
+from sim.exchange import MINUTE_S, Listing, SimulatedExchange
+from sim.hostile import hostile_frame
+from sim.rest_host import RestHost
 from sim.scenario import Faults
 from sim.virtual_loop import Process, VirtualLoop
 
@@ -24,27 +26,60 @@ CALM = Faults()
 LATENCY_S = (0.002, 0.05)
 # A cut that nobody tells: the service learns of it when its heartbeat is not answered.
 UNNOTICED_CUT = 0.2
+# So long after it is announced, in exchange time, a connection ends.
+NOTICE_S = 10
+# A service that nothing has kept from connecting for so long has its connections in order, on its own clock.
+UNDISTURBED_S = 15.0
+# What it takes then to let a new connection take over: it looks every 5 s whether one is due.
+TAKEOVER_S = 8.0
+# How long nothing comes of a stream wherever it is subscribed, and how long nothing at all gets through, in exchange
+# minutes; the latter at most so long on the service's clock.
+SILENT_MINUTES = (1, 8)
+BLACKOUT_MINUTES = (1, 5)
+BLACKOUT_MOST_S = 240.0
 
 
 class Network:
-    """What goes wrong on the way. `faults` change when the storm is over."""
+    """What goes wrong on the way. `faults` change when the storm is over.
 
-    def __init__(self, exchange: SimulatedExchange, loop: VirtualLoop, note: Callable[[str], None]) -> None:
+    `violate` is told what the service does that it must not. `left` says whether a connection may be given up by the
+    service, though no other carries these streams; `clock_ms` what time it is on the exchange, as a process knows it.
+    """
+
+    def __init__(
+        self,
+        exchange: SimulatedExchange,
+        loop: VirtualLoop,
+        note: Callable[[str], None],
+        violate: Callable[[str], None],
+        left: Callable[[ExchangeSocket, list[str]], bool],
+        clock_ms: Callable[[Process | None, str], int | None],
+    ) -> None:
         self.exchange = exchange
         self.note = note
+        self.violate = violate
+        self.left = left
         self.loop = loop
         self.faults = exchange.scenario.faults
         self.rng = Random(f"network {exchange.scenario.seed}")
+        self.edge = Random(f"edge of the network {exchange.scenario.seed}")
         self.minute_s = 60.0 / exchange.scenario.speed
         self.down_until_s = 0.0
+        self.black_until_s = 0.0
+        self.disturbed_at_s = loop.time()
         self.sockets: list[ExchangeSocket] = []
+        self.hosts = {market: RestHost(exchange, loop, market, violate) for market in exchange.sinks}
         self.requests = 0
         self.refused = 0
+        self.happened: Counter[str] = Counter()
+        self.clock_ms = clock_ms
+        self._blackouts_left = self.faults.blackouts
+        self._silent_until_s: dict[str, float] = {}
 
     @property
     def down(self) -> bool:
         """Nobody can connect at present."""
-        return self.loop.time() < self.down_until_s
+        return self.loop.time() < max(self.down_until_s, self.black_until_s)
 
     def strike(self) -> None:
         """Once an exchange minute: cut connections, and perhaps refuse new ones for a while."""
@@ -53,11 +88,56 @@ class Network:
                 socket.cut(noticed=self.rng.random() > UNNOTICED_CUT)
                 if self.rng.random() < self.faults.refuse:
                     self.down_until_s = self.loop.time() + self.rng.uniform(0.5, 8) * min(self.minute_s, 5.0)
+            elif self.edge.random() < self.faults.shutdown:
+                socket.announce_end()
+        for listing in self.exchange.listings.values():
+            if self.edge.random() < 0.1 * self.faults.silent:
+                minutes = self.edge.uniform(*SILENT_MINUTES)
+                self._silent_until_s[_key(listing)] = self.loop.time() + minutes * self.minute_s
+        if self._blackouts_left and self.edge.random() < 3 / self.exchange.scenario.storm_minutes:
+            self._blackouts_left -= 1
+            self._go_black()
+
+    def _go_black(self) -> None:
+        """Nothing gets through for a while, in either direction."""
+        duration_s = min(self.edge.uniform(*BLACKOUT_MINUTES) * self.minute_s, BLACKOUT_MOST_S)
+        self.note(f"blackout for {duration_s:.1f} s")
+        self.happened["blackouts"] += 1
+        self.black_until_s = self.loop.time() + duration_s
+        for socket in tuple(self.sockets):
+            socket.cut(noticed=self.edge.random() > 0.5)
 
     def calm(self) -> None:
-        """The faults stop."""
+        """The faults stop. What is silent on a connection stays so: nobody else will find that."""
         self.faults = CALM
-        self.down_until_s = 0.0
+        self.down_until_s = self.black_until_s = 0.0
+        self._silent_until_s.clear()
+
+    def silent(self, listing: Listing) -> bool:
+        """Whether nothing comes of that stream at present, on whatever connection."""
+        return self.loop.time() < self._silent_until_s.get(_key(listing), 0.0)
+
+    def carried(self, owner: Process | None, stream: str, market: str) -> bool:
+        """Whether a connection of that process has the stream, as far as both sides know."""
+        return any(
+            socket.carries(stream) for socket in self.sockets if socket.owner is owner and socket.market == market
+        )
+
+    def undisturbed_since(self, time_s: float) -> bool:
+        """Whether nothing has kept the service from connecting and subscribing since a while before that time."""
+        return self.disturbed_at_s < time_s - UNDISTURBED_S
+
+    def disturb(self) -> None:
+        """Something keeps the service from connecting or subscribing, or has cut it off."""
+        self.disturbed_at_s = self.loop.time()
+
+    async def refuse(self, patience_s: float) -> None:
+        """Nobody answers: that is told at once, or never."""
+        if self.loop.time() < self.black_until_s and self.edge.random() < 0.3:
+            await asyncio.sleep(patience_s)
+            raise TimeoutError
+        await asyncio.sleep(self.rng.uniform(*LATENCY_S))
+        raise aiohttp.ClientConnectionError("Cannot connect to host")
 
     def process_died(self, process: Process) -> None:
         """The operating system closes the sockets of a killed process."""
@@ -79,25 +159,40 @@ class ExchangeSocket:
 
     def __init__(self, network: Network, market: str, owner: Process | None) -> None:
         self.owner = owner
+        self.market = market
         self.close_code: int | None = None
         self._network = network
         self._loop = network.loop
-        self._market = market
         self._names: set[str] = set()
+        self._known: set[str] = set()  # of these the service has been told that they are subscribed
+        self._silent: set[str] = set()
+        self._deaf = False
         self._arrived: deque[Frame] = deque()
         self._waiting: asyncio.Future[None] | None = None
         self._in_order_s = 0.0
         self._linked = True
         network.sockets.append(self)
         network.exchange.sinks[market].append(self._sent)
+        if network.faults.lifetime:
+            exchange = network.exchange
+            exchange.at(exchange.now_ms() + network.faults.lifetime * MINUTE_S * 1000, self._die_of_age)
+
+    def carries(self, stream: str) -> bool:
+        """Whether both sides know that it is subscribed."""
+        return self._linked and self.close_code is None and stream in self._known
 
     # The exchange's side.
 
-    def _sent(self, stream: str, text: str, final: bool) -> None:
+    def _sent(self, listing: Listing, text: str, final: bool) -> None:
         """The exchange pushes a frame; the network has its way with it."""
-        if stream not in self._names:
+        stream = listing.stream
+        if stream not in self._names or stream in self._silent or self._network.silent(listing):
             return
         faults, rng = self._network.faults, self._network.rng
+        if self._network.edge.random() < faults.hostile:
+            lie = hostile_frame(text, self._network.edge)
+            self._network.happened["lies"] += 1
+            self._loop.call_later(self._network.edge.random(), self._arrive, lie, context=self._loop.outside)
         if rng.random() < (faults.lose_closed if final else faults.lose_forming):
             return
         if rng.random() < faults.malformed:
@@ -117,6 +212,46 @@ class ExchangeSocket:
             self._arrived.append(Frame(text))
             self._wake()
 
+    def announce_end(self) -> None:
+        """The exchange says that it will end the connection, and does."""
+        network, exchange = self._network, self._network.exchange
+        network.note(f"an end is announced on a connection of {self.market}")
+        network.happened["shutdowns"] += 1
+        notice = f'{{"stream":"!serverShutdown","data":{{"e":"serverShutdown","E":{exchange.now_ms()}}}}}'
+        self._arrive(notice)
+        exchange.at(exchange.now_ms() + NOTICE_S * 1000, self._end_as_announced, self._loop.time())
+
+    def _end_as_announced(self, announced_s: float) -> None:
+        self._end_of_itself(announced_s)
+
+    def _die_of_age(self) -> None:
+        """The exchange ends what is too old."""
+        if self._network.faults.lifetime and self._linked:
+            self._network.happened["deaths"] += 1
+            # The service had the last third of that time to replace it.
+            self._end_of_itself(self._loop.time() - self._network.faults.lifetime * self._network.minute_s / 3)
+
+    def _end_of_itself(self, foreseen_s: float) -> None:
+        """The exchange ends the connection, which the service could foresee from then on: by now another carries what
+        it carried, and nobody notices."""
+        if not self._linked or self.close_code is not None:
+            return
+        network, now_s = self._network, self._loop.time()
+        carried = sorted(self._known)
+        # The service waits by its own clock where it hears nothing of the exchange's: they must go at the same pace.
+        at_pace = network.exchange.scenario.speed == 1.0
+        foreseen = at_pace and now_s - foreseen_s >= TAKEOVER_S and network.undisturbed_since(foreseen_s)
+        self.leave()
+        self._end(1001)
+        if foreseen and self._names == self._known:
+            for stream in carried:
+                if not network.carried(self.owner, stream, self.market):
+                    network.violate(
+                        f"{self.market}: {stream} is carried by no connection when the old one ends as foreseen"
+                    )
+        else:
+            network.disturb()
+
     def cut(self, *, noticed: bool) -> None:
         """The connection is lost; unnoticed by the service until its heartbeat fails, or at once."""
         if self._linked:
@@ -129,11 +264,13 @@ class ExchangeSocket:
         if self._linked:
             self._linked = False
             self._network.sockets.remove(self)
-            self._network.exchange.sinks[self._market].remove(self._sent)
+            self._network.exchange.sinks[self.market].remove(self._sent)
 
     def _end(self, code: int) -> None:
         if self.close_code is None:
             self.close_code = code
+            if code == 1006:
+                self._network.disturb()
             self._wake()
 
     def _wake(self) -> None:
@@ -143,20 +280,33 @@ class ExchangeSocket:
     def _answer(self, request: dict[str, object]) -> None:
         if not self._linked:
             return
-        faults, rng = self._network.faults, self._network.rng
+        network = self._network
+        faults, rng, edge = network.faults, network.rng, network.edge
         names = request["params"]
         assert isinstance(names, list)
         answer = f'{{"result":null,"id":{request["id"]}}}'
+        known = self._known - set(names)
         if rng.random() < faults.deaf:
+            self._deaf = True
+            network.disturb()
             if rng.random() < 0.5:
                 return
             answer = f'{{"error":{{"code":2,"msg":"Invalid request"}},"id":{request["id"]}}}'
         elif request["method"] == "SUBSCRIBE":
             self._names.update(names)
+            known.update(names)
+            silent = {name for name in names if edge.random() < faults.silent}
+            network.happened["silent"] += len(silent)
+            self._silent.update(silent)
         else:
             self._names.difference_update(names)
+            self._silent.difference_update(names)
         # Pushes may overtake the answer.
-        self._loop.call_later(rng.uniform(*LATENCY_S), self._arrive, answer, context=self._loop.outside)
+        self._loop.call_later(rng.uniform(*LATENCY_S), self._arrive_answer, answer, known, context=self._loop.outside)
+
+    def _arrive_answer(self, answer: str, known: set[str]) -> None:
+        self._known = known
+        self._arrive(answer)
 
     # The service's side.
 
@@ -180,16 +330,26 @@ class ExchangeSocket:
         return self._arrived.popleft()
 
     async def close(self) -> None:
+        sound = self._linked and self.close_code is None and not self._deaf
         self.leave()
         self._end(1000)
+        if not sound or self.owner is None or not self.owner.alive:
+            return
+        network = self._network
+        lost = [name for name in sorted(self._known) if not network.carried(self.owner, name, self.market)]
+        if lost and not network.left(self, lost):
+            network.violate(f"{self.market}: a connection is given up, and no other carries {', '.join(lost)}")
 
 
 class Request:
     """One GET, as `aiohttp.ClientSession.get` shows it."""
 
-    def __init__(self, network: Network, url: str, params: Mapping[str, str]) -> None:
+    def __init__(self, network: Network, owner: Process | None, url: str, params: Mapping[str, str]) -> None:
         self._network = network
-        self._url = urlsplit(url)
+        self._owner = owner
+        path = urlsplit(url).path
+        self._market = "futures" if path.startswith("/fapi/") else "spot"
+        self._name = path.rpartition("/")[2]
         self._params = params
         self.status = 200
         self.headers: dict[str, str] = {}
@@ -199,41 +359,36 @@ class Request:
         network = self._network
         faults, rng = network.faults, network.rng
         network.requests += 1
+        host, asker, asked_s = network.hosts[self._market], _name(self._owner), network.loop.time()
+        host.check_wish(asker, self._name)
         if network.down:
-            await asyncio.sleep(rng.uniform(*LATENCY_S))
-            raise aiohttp.ClientConnectionError("Cannot connect to host")
+            await network.refuse(TIMEOUT_S)
         slow = rng.random() < faults.rest_slow
         there_s, back_s = (rng.uniform(0.1, 7) if slow else rng.uniform(*LATENCY_S) for _ in range(2))
         if there_s + back_s > TIMEOUT_S:
             await asyncio.sleep(TIMEOUT_S)
             raise TimeoutError
         await asyncio.sleep(there_s)
-        self._respond(faults, rng)
+        answer = host.answer(asker, self._name, self._params, faults, rng)
+        self.status, self._body, self.headers = answer.status, answer.body, answer.headers
+        self._note(f"{self.status} after {there_s + back_s:.1f} s")
         await asyncio.sleep(back_s)
         if self.status == 0:
             raise aiohttp.ServerDisconnectedError
+        if answer.retry_after_s is not None:
+            host.told_to_wait(asker, answer.retry_after_s, network.clock_ms(self._owner, self._market))
+        elif self._name == "time":
+            host.time_is_read(asker, asked_s)
         return self
 
-    def _respond(self, faults: Faults, rng: Random) -> None:
-        market = "futures" if self._url.path.startswith("/fapi/") else "spot"
-        if rng.random() < faults.rest_limit:
-            self.status = 429
-            self.headers = {"Retry-After": str(rng.randint(1, 5))}
-            self._body = b'{"code":-1003,"msg":"Too much request weight used."}'
-        elif rng.random() < faults.rest_error:
-            self.status, self._body = rng.choice(
-                ((500, b"oops"), (503, b'{"code":-1000,"msg":"busy"}'), (200, b'[[1,"1'), (200, b"<html>"), (0, b""))
-            )
-        else:
-            # A cache somewhere: whole rows come late. Less than it takes for a hole to be given up.
-            lag_s = rng.uniform(0.5, 8) * min(60.0, self._network.exchange.scenario.speed)
-            lagging = rng.random() < faults.rest_lag
-            name = self._url.path.rpartition("/")[2]
-            self._body = self._network.exchange.rest(market, name, self._params, lag_s if lagging else 0.0)
-        if self._params:
-            rows = self._body.count(b"[") - 1
+    def _note(self, came: str) -> None:
+        asked = self._name
+        if asked == "klines":
             asked = f"{self._params['symbol']} from {int(self._params['startTime']) // 1000}"
-            self._network.note(f"GET {market} {asked}: {self.status}, {rows} rows")
+            if "endTime" in self._params:
+                asked += f" to {int(self._params['endTime']) // 1000}"
+            came += f", {self._body.count(b'[') - 1} rows"
+        self._network.note(f"GET {self._market} {asked}: {came}")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -252,7 +407,7 @@ class Session:
         self._owner = owner
 
     def get(self, url: str, params: Mapping[str, str]) -> Request:
-        return Request(self._network, url, params)
+        return Request(self._network, self._owner, url, params)
 
     async def ws_connect(
         self, url: str, *, heartbeat: float, max_msg_size: int, timeout: aiohttp.ClientWSTimeout
@@ -261,5 +416,14 @@ class Session:
         await asyncio.sleep(network.rng.uniform(*LATENCY_S))
         if network.down:
             network.refused += 1
-            raise aiohttp.ClientConnectionError("Cannot connect to host")
+            network.disturb()
+            await network.refuse(CONNECT_TIMEOUT_S)
         return ExchangeSocket(network, "futures" if "/market/" in url else "spot", self._owner)
+
+
+def _key(listing: Listing) -> str:
+    return f"{listing.series.market} {listing.stream}"
+
+
+def _name(owner: Process | None) -> str:
+    return "" if owner is None else owner.name

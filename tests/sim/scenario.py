@@ -11,6 +11,7 @@ from random import Random
 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.audit import AUDIT_CANDLES
 
 # With a multiple of a day as the epoch, minutes count from midnight.
 EPOCH_S = 1_700_006_400
@@ -19,6 +20,9 @@ EPOCH_S = 1_700_006_400
 # the longest wait of the service, a connection that is dead unnoticed and then backs off.
 SETTLING_S = 90.0
 SETTLING_SPEED = 10.0
+
+# How many of the seeds have a fault of the exchange's edge.
+SELDOM = 0.25
 
 # The derived timeframes that the service keeps.
 DERIVED = ("5m", "15m", "1h")
@@ -64,6 +68,19 @@ class Faults:
     # Crashes and orderly restarts in the whole run.
     crashes: int = 0
     restarts: int = 0
+    # Of a subscription: acknowledged, and nothing comes; and of a minute of a stream: nothing comes of it anywhere.
+    silent: float = 0.0
+    # Of a minute of a connection: its end is announced, and comes soon. And how many minutes one lives at most.
+    shutdown: float = 0.0
+    lifetime: int = 0
+    # Of a frame: followed by one that lies.
+    hostile: float = 0.0
+    # Of a REST request: nothing is answered for minutes. And the weight that a minute may use, where it is scarce.
+    ban: float = 0.0
+    weight: int = 0
+    # Of a symbol: not traded for some minutes. And how often streams and REST are both away for minutes.
+    delist: float = 0.0
+    blackouts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +106,13 @@ class Scenario:
     outbox_max_messages: int
     catch_up_max_candles: int
     writer_from_outside: bool
+    audit_interval_s: float
     faults: Faults
+
+    @property
+    def audit_candles(self) -> int:
+        """How far one look of the audit reaches back: a few pages."""
+        return min(AUDIT_CANDLES, 8 * self.rest_page)
 
     def __str__(self) -> str:
         faults = " ".join(
@@ -105,11 +128,20 @@ class Scenario:
 def draw_scenario(seed: int) -> Scenario:
     """The scenario of that seed, the same for ever."""
     rng = Random(f"scenario {seed}")
+    edge = Random(f"edge {seed}")
     symbols = sorted(rng.sample(_SYMBOLS, rng.randint(1, 4)))
 
     def maybe(low: float, high: float, chance: float = 0.4) -> float:
         value = rng.uniform(low, high)
         return value if rng.random() < chance else 0.0
+
+    def seldom(low: float, high: float) -> float:
+        value = edge.uniform(low, high)
+        return value if edge.random() < SELDOM else 0.0
+
+    def count(*counts: int) -> int:
+        value = edge.choice(counts)
+        return value if edge.random() < SELDOM else 0
 
     faults = Faults(
         lose_closed=maybe(0.02, 0.3),
@@ -131,6 +163,14 @@ def draw_scenario(seed: int) -> Scenario:
         slow_disk=maybe(0.02, 0.2),
         crashes=rng.choice((0, 0, 1, 2, 4)),
         restarts=rng.choice((0, 0, 0, 1)),
+        silent=seldom(0.1, 0.6),
+        shutdown=seldom(0.02, 0.2),
+        lifetime=count(5, 10, 25),
+        hostile=seldom(0.02, 0.2),
+        ban=seldom(0.005, 0.05),
+        weight=count(60, 120, 240),
+        delist=seldom(0.3, 1.0),
+        blackouts=count(1, 2),
     )
     catch_up_max_candles = rng.choice((10, 50, 2000))
     series = tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols)
@@ -146,7 +186,8 @@ def draw_scenario(seed: int) -> Scenario:
         series=series,
         watched=(*series, *rng.sample(derived, rng.randint(0, 2))),
         first_history_candles=rng.choice((1, 5, 60, 150)),
-        rest_page=rng.choice((2, 7, 50, 499)),
+        # Where weight is scarce a first history in pages of two rows would take hours.
+        rest_page=max(rng.choice((2, 7, 50, 499)), 7 if faults.weight else 0),
         forming_per_minute=rng.choice((0, 1, 2, 4)),
         outages=rng.choice((0, 0, 1, 2, 3)),
         quiet=rng.choice((0.0, 0.0, 0.1, 0.5)),
@@ -157,5 +198,6 @@ def draw_scenario(seed: int) -> Scenario:
         outbox_max_messages=min(10_000, (catch_up_max_candles + 2) * (len(symbols) + 2) + rng.choice((10, 50, 10_000))),
         catch_up_max_candles=catch_up_max_candles,
         writer_from_outside=rng.random() < 0.3,
+        audit_interval_s=edge.choice((0.0, 5.0, 30.0)),
         faults=faults,
     )

@@ -101,8 +101,14 @@ class Service:
         self._number = number
         self._stop = loop.create_future()
         self.runtime: MarketRuntime | None = None
+        self.clocks: dict[str, ExchangeClock] = {}
         self.store: Store | None = None
         self.main = loop.start(self.process, self._run(), f"service {number}")
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.done()
 
     @property
     def serving(self) -> bool:
@@ -111,15 +117,14 @@ class Service:
 
     async def _run(self) -> None:
         store = self.store = Store(self.path, self._disk)
-        clocks: dict[str, ExchangeClock] = {}
         runtime = build_market_runtime(
             flags_of(self._scenario, self.path),
             database=store,
-            source=self._source(clocks),
+            source=self._source(self.clocks),
             rng=Random(f"service {self._scenario.seed} {self._number}"),
             wall_s=lambda: EPOCH_S + self._loop.time(),
         )
-        clocks.update((market, clock) for (_, market), clock in runtime.ingest._clocks.items())
+        self.clocks.update((market, clock) for (_, market), clock in runtime.ingest._clocks.items())
         async with runtime:
             self.runtime = runtime
             store.reads_fail = True
@@ -178,4 +183,5 @@ def flags_of(scenario: Scenario, path: Path) -> RuntimeFlags:
         whitelist=",".join(map(str, scenario.series)),
         derived_timeframes=",".join(DERIVED),
         startup_kline_sync_target_candles=scenario.first_history_candles,
+        audit_interval_s=scenario.audit_interval_s,
     )

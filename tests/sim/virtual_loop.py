@@ -12,6 +12,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
+from heapq import heappop, heappush
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -62,26 +63,17 @@ class Process:
 PROCESS: ContextVar[Process | None] = ContextVar("PROCESS", default=None)
 
 
-class _Leap:
-    """Stands in for the selector: where that would wait, time passes."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout_s: float | None) -> list[object]:
-        self._loop.leap(timeout_s)
-        return []
-
-
 class VirtualLoop(asyncio.BaseEventLoop):
     """See the module. `max_iterations` bounds the whole run."""
 
     def __init__(self, *, max_iterations: int = 5_000_000) -> None:
         super().__init__()
         self._ready: deque[asyncio.Handle]
-        self._scheduled: list[asyncio.TimerHandle]
-        self._selector = _Leap(self)
+        self._stopping: bool
         self._now_s = START_S
+        # By time, and of one time in the order of setting.
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers_set = 0
         self._iterations = 0
         self._max_iterations = max_iterations
         self._dead: list[Process] = []
@@ -93,28 +85,53 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now_s
 
-    def leap(self, timeout_s: float | None) -> None:
-        """Let time pass up to the next timer."""
+    def _run_once(self) -> None:
+        """One iteration: what is ready, or where nothing is, the next timers. (asyncio's own, without its selector.)"""
         self._iterations += 1
         if self._iterations > self._max_iterations:
             raise Runaway(f"more than {self._max_iterations} iterations, at {self._now_s:.3f} s")
-        if timeout_s is None:
-            raise Deadlock(f"nothing is ready and no timer is set, at {self._now_s:.3f} s")
-        if timeout_s > 0:
-            # To the timer itself rather than by the timeout: sums of floats drift.
-            self._now_s = max(self._now_s, self._scheduled[0].when())
+        ready, timers = self._ready, self._timers
+        while timers and timers[0][2].cancelled():
+            heappop(timers)
+        if not ready and not self._stopping:
+            if not timers:
+                raise Deadlock(f"nothing is ready and no timer is set, at {self._now_s:.3f} s")
+            self._now_s = max(self._now_s, timers[0][0])
+        while timers and timers[0][0] <= self._now_s:
+            ready.append(heappop(timers)[2])
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()
 
     def call_soon(  # type: ignore[override]  # the same, without the types of the arguments
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
+        if self.is_closed():
+            raise RuntimeError("the loop is closed")
         process = PROCESS.get() if context is None else context.get(PROCESS)
+        handle = asyncio.Handle(callback, args, self, context)
         if process is not None:
             if not process.alive:
-                return asyncio.Handle(_nothing, (), self, context)
+                return handle
             burnt = process.count_step()
             if burnt is not None:
-                super().call_soon(burnt, context=self.outside)
-        return super().call_soon(callback, *args, context=context)
+                self._ready.append(asyncio.Handle(burnt, (), self, self.outside))
+        self._ready.append(handle)
+        return handle
+
+    def call_at(  # type: ignore[override]  # likewise
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        if self.is_closed():
+            raise RuntimeError("the loop is closed")
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers_set += 1
+        heappush(self._timers, (when, self._timers_set, timer))
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is dropped when its time comes."""
 
     def number_task(self) -> int:
         self._tasks_made += 1
@@ -130,7 +147,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """None of the steps that `process` has coming is taken. Its objects stay as they are until `bury`."""
         process.alive = False
         self._dead.append(process)
-        for handle in (*self._ready, *self._scheduled):
+        for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
             if handle._context.get(PROCESS) is process:  # type: ignore[attr-defined]  # what marks it
                 handle.cancel()
 
@@ -149,9 +166,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, executor: object, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
         raise RuntimeError(f"{func} asks for a thread; there are none under virtual time")
-
-    def _process_events(self, event_list: list[object]) -> None:
-        """There are none."""
 
     def _write_to_self(self) -> None:
         """Nobody has to be woken: there is one thread. (Forgotten async generators are finalised by this way.)"""
@@ -188,7 +202,3 @@ def _end(coroutine: Any) -> None:
         with contextlib.suppress(BaseException):
             coroutine.close()
             return
-
-
-def _nothing() -> None:
-    """What a dead process does."""

@@ -13,8 +13,8 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,18 +23,23 @@ from unittest import mock
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest import weight
+from klinesync.ingest.binance_ws import HEALTHY_S
+from klinesync.ingest.liveness import STALE
 from sim import checkers
 from sim.checkers import Witness
 from sim.clients import Habits, Link, SimulatedClient, candle_of
 from sim.exchange import MINUTE_S, SimulatedExchange
-from sim.network import Network
+from sim.network import ExchangeSocket, Network
 from sim.scenario import SETTLING_SPEED, Scenario, draw_scenario
 from sim.service import Disk, Service
-from sim.virtual_loop import PROCESS, Deadlock, Runaway, VirtualLoop
+from sim.virtual_loop import PROCESS, Deadlock, Process, Runaway, VirtualLoop
 
 # The time that the service gets, after the last fault and the last candle, to bring everything to its end.
 SETTLE_S = 300.0
 TAIL_LINES = 150
+# The longest pause of the service between two tries of the same.
+MOST_WAIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class World:
         self.path = path
         self.loop = VirtualLoop()
         self.exchange = SimulatedExchange(scenario, self.loop)
-        self.network = Network(self.exchange, self.loop, self.note)
+        self.network = Network(self.exchange, self.loop, self.note, self.violate, self._may_leave, self._clock_ms)
         self.disk = Disk(scenario, self.loop)
         self.wrong: list[str] = []
         self._rng = Random(f"world {scenario.seed}")
@@ -290,6 +295,23 @@ class World:
         if process is None or process.alive:
             self.violate(f"nobody handles: {context.get('message')} {context.get('exception')!r}")
 
+    def _may_leave(self, socket: ExchangeSocket, streams: list[str]) -> bool:
+        """Whether the service may close a connection to the exchange that alone carries these streams: it stops, or
+        they are all stale, so that it connects anew."""
+        service = self._services[-1]
+        if service.process is not socket.owner or service.stopping or service.runtime is None:
+            return True
+        status = service.runtime.supervisor.status
+        followed = {one.stream: one.series for one in self.exchange.of_market(socket.market)}
+        return all(status(followed[stream]).state in STALE for stream in streams if stream in followed)
+
+    def _clock_ms(self, process: Process | None, market: str) -> int | None:
+        """What time it is on the exchange, as the service knows it."""
+        service = self._services[-1]
+        if service.process is not process:
+            return None
+        return service.clocks[market].estimate_ms(self.loop.time())
+
     # The clients.
 
     def _habits(self) -> Iterator[Habits]:
@@ -333,6 +355,9 @@ class World:
     def _sent(self, message: dict[str, Any]) -> None:
         """The service sends a message to a client: what it shows as closed is final, and on the disk."""
         kind = message["type"]
+        if kind == "candle_forming":
+            self._check_forming(message)
+            return
         if kind == "candle_closed":
             shown = [message["candle"]]
         elif kind == "candles_batch":
@@ -346,6 +371,12 @@ class World:
                 self.violate(f"{series}: shown as closed, and the exchange never called it final: {candle}")
             if not (self._has_store() and self._witness and self._witness.has(series, candle.time)):
                 self.violate(f"{series}: {candle.time} is shown before it is stored")
+
+    def _check_forming(self, message: dict[str, Any]) -> None:
+        series, candle = SeriesId.parse(message["series_id"]), candle_of(message["candle"])
+        listing = self.exchange.listings.get(series)
+        if listing is not None and candle not in listing.told:
+            self.violate(f"{series}: shown as forming, and the exchange never told it: {candle}")
 
     def _has_store(self) -> bool:
         if self._witness is None and self.path.exists():
@@ -411,19 +442,39 @@ def _quiet_surroundings(world: World) -> Iterator[None]:
     handler, propagate = _Log(world), logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
-    scenario = world.scenario
     gc.disable()
     try:
-        with (
-            mock.patch("klinesync.ws.hub.OUTBOX_MAX_MESSAGES", scenario.outbox_max_messages),
-            mock.patch("klinesync.ws.session.CATCH_UP_MAX_CANDLES", scenario.catch_up_max_candles),
-            mock.patch("klinesync.market_data.read_services.CATCH_UP_MAX_CANDLES", scenario.catch_up_max_candles),
-        ):
+        with ExitStack() as stack:
+            for name, value in _limits(world.scenario).items():
+                stack.enter_context(mock.patch(f"klinesync.{name}", value))
             yield
     finally:
         gc.enable()
         logger.removeHandler(handler)
         logger.propagate = propagate
+
+
+def _limits(scenario: Scenario) -> dict[str, object]:
+    """The service's limits in that scenario."""
+    limits: dict[str, object] = {
+        "ws.hub.OUTBOX_MAX_MESSAGES": scenario.outbox_max_messages,
+        "ws.session.CATCH_UP_MAX_CANDLES": scenario.catch_up_max_candles,
+        "market_data.read_services.CATCH_UP_MAX_CANDLES": scenario.catch_up_max_candles,
+        "ingest.audit.AUDIT_CANDLES": scenario.audit_candles,
+        # What was tried in vain again and again is tried once more before the calm is over.
+        # (More often, and a connection would never be there long enough to bring anything.)
+        "ingest.liveness.RETRY_MOST_S": 1.5 * HEALTHY_S,
+        "ingest.supervisor.FRUITLESS_MOST_S": MOST_WAIT_S,
+        "market_data.heal_queue.MOST_RETRY_S": MOST_WAIT_S,
+    }
+    if scenario.faults.lifetime:
+        lifetime_s = scenario.faults.lifetime * MINUTE_S
+        limits["ingest.binance_ws.ROTATE_AFTER_S"] = (0.4 * lifetime_s, 0.6 * lifetime_s)
+    if scenario.faults.weight:
+        limits["ingest.binance_rest.WEIGHTS"] = {
+            market: replace(weights, limit=scenario.faults.weight) for market, weights in weight.WEIGHTS.items()
+        }
+    return limits
 
 
 def run_seed(seed: int, *, echo: bool = False) -> Outcome:
