@@ -26,10 +26,12 @@ from klinesync.market_data.heal_queue import (
     Piece,
     in_vain,
     left_over,
+    nothing_before_first,
     piece_of,
     standing,
     too_early,
 )
+from klinesync.runtime.sources import Urgency
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -281,6 +283,120 @@ def test_a_series_is_read_once_at_a_time_and_what_is_asked_for_meanwhile_joins()
     assert queue.take(0.0) is None
     queue.settle(work, [])
     assert needs_of(queue) == [span(20, 25)]
+
+
+def test_what_is_urgent_comes_before_other_series_and_before_newer_needs_of_its_own() -> None:
+    queue = HealQueue()
+    queue.request(ETH, span(100, 105), "a gap")
+    queue.request(BTC, span(100, 105), "a gap")
+    queue.request(BTC, span(0, 5), "read", Urgency.READ)
+    assert queue.next_due_s(urgent_only=True) == float("-inf")
+    work = queue.take(0.0)
+    assert isinstance(work, Fetch)
+    assert (work.series, work.span, work.urgency) == (BTC, span(0, 5), Urgency.READ)
+    assert queue.take(0.0, urgent_only=True) is None
+    assert queue.next_due_s(urgent_only=True) is None
+    assert needs_of(queue) == [span(100, 105)]  # the other series'
+    assert queue.take(0.0) is None
+    queue.settle(work, [])
+    assert needs_of(queue) == [span(100, 105)]
+
+
+def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_until_it_was_asked_for() -> None:
+    queue, rng = HealQueue(), random.Random(1)
+    queue.request(BTC, span(10, 20), "a gap")
+    work = queue.take(0.0)
+    assert isinstance(work, Fetch)
+    assert work.urgency is Urgency.DEEP
+    queue.settle(work, [in_vain(need, 0.0, rng) for need in work.needs])
+    queue.request(BTC, span(15, 18), "read", Urgency.READ)
+    queue.request(BTC, span(15, 18), "a gap")
+    assert queue.take(0.0) is None
+    due_s = queue.next_due_s(urgent_only=True)
+    assert due_s is not None
+    assert FIRST_RETRY_S * 0.75 <= due_s <= FIRST_RETRY_S
+    work = queue.take(due_s, urgent_only=True)
+    assert isinstance(work, Fetch)
+    assert [(need.span, need.reason, need.vain) for need in work.needs] == [(span(10, 20), "read", 1)]
+    queue.settle(work, [in_vain(need, due_s, rng) for need in work.needs])
+    assert queue.next_due_s(urgent_only=True) is None
+    assert queue.take(due_s + MOST_RETRY_S, urgent_only=True) is None
+    assert needs_of(queue, due_s + MOST_RETRY_S) == [span(10, 20)]
+
+
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.sampled_from([BTC, ETH]),
+            st.integers(0, LENGTH),
+            st.integers(1, 30),
+            st.sampled_from([Urgency.READ, Urgency.DEEP]),
+        ),
+        max_size=8,
+    ),
+    settles=st.lists(st.booleans(), max_size=8),
+)
+def test_nothing_that_is_urgent_and_due_is_passed_over_and_nothing_is_lost(
+    asked: list[tuple[SeriesId, int, int, Urgency]], settles: list[bool]
+) -> None:
+    queue = HealQueue()
+    out: dict[SeriesId, Fetch] = {}
+    urgent: dict[SeriesId, set[int]] = {BTC: set(), ETH: set()}
+    wanted: dict[SeriesId, set[int]] = {BTC: set(), ETH: set()}
+    done: dict[SeriesId, set[int]] = {BTC: set(), ETH: set()}
+
+    def minutes(one: Span) -> set[int]:
+        return set(range(one.start // 60, one.end // 60))
+
+    def take() -> bool:
+        work = queue.take(0.0)
+        if work is None:
+            assert queue.next_due_s(urgent_only=True) is None
+            return False
+        assert isinstance(work, Fetch)
+        free = [series for series, waiting in urgent.items() if waiting and series not in out]
+        assert (work.series in free and work.urgency is Urgency.READ) if free else work.urgency is Urgency.DEEP
+        for need in work.needs:
+            urgent[work.series] -= minutes(need.span)
+        out[work.series] = work
+        return True
+
+    def settle() -> None:
+        series, work = out.popitem()
+        for need in work.needs:
+            done[series] |= minutes(need.span)
+        queue.settle(work, [])
+
+    for number, (series, first, count, urgency) in enumerate(asked):
+        queue.request(series, span(first, first + count), "a test", urgency)
+        wanted[series] |= set(range(first, first + count))
+        under_way = {one for need in (out[series].needs if series in out else ()) for one in minutes(need.span)}
+        done[series] -= set(range(first, first + count)) - under_way
+        if urgency is Urgency.READ:
+            urgent[series] |= set(range(first, first + count)) - under_way
+        if number < len(settles) and settles[number]:
+            take()
+        elif out:
+            settle()
+    while take() or out:
+        if out:
+            settle()
+    assert done == wanted
+    assert queue.next_due_s() is None
+
+
+def test_a_first_row_that_is_the_first_stored_candle_shows_that_there_is_nothing_right_before() -> None:
+    piece = Piece(span(10, 50), 60 * 9, 60 * 50)
+
+    def shown(first: int | None, stored: Span | None) -> Span | None:
+        return nothing_before_first(piece, Answer(60 * 50, None if first is None else 60 * first, stored, []))
+
+    assert shown(50, span(50, 90)) == span(10, 50)
+    assert shown(30, span(30, 90)) == span(10, 30)
+    assert shown(9, span(9, 90)) is None
+    assert shown(30, span(20, 90)) is None, "somebody else wrote what this answer does not show"
+    assert shown(None, span(50, 90)) is None
+    assert shown(50, None) is None
 
 
 def test_short_needs_on_one_page_are_read_together() -> None:

@@ -331,3 +331,68 @@ async def test_history_before_the_first_candle_is_read_on_request(tmp_path: Path
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(7, 95))
         assert await world.ledger(BTC) == []
+
+
+async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_places_taken(tmp_path: Path) -> None:
+    others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(backfill.MAX_AT_ONCE + 3)]
+    exchange = Exchange(range(40))
+    hanging: list[Errand] = []
+    answer = exchange.history
+
+    async def history(
+        series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        if series != BTC:
+            hanging.append(errand)
+            await asyncio.get_running_loop().create_future()
+        async for page in answer(series, start, errand, until):
+            yield page
+
+    exchange.history = history  # type: ignore[method-assign]
+    async with world_on(tmp_path, exchange) as world:
+        for series in (*others, BTC):
+            await world.write(series, [20, 39])
+            world.healing.request_declared(series)
+        await world.until(lambda: len(hanging) == backfill.MAX_AT_ONCE)
+        assert {errand.urgency for errand in hanging} == {Urgency.DEEP}
+        world.healing.request(BTC, span(10, 20), "read", Urgency.READ)
+        await world.until(lambda: bool(exchange.asked))
+        async with asyncio.timeout(TIMEOUT_S):
+            while (await world.minutes(BTC))[0] != 10:
+                await asyncio.sleep(0.001)
+        assert exchange.urgencies == {Urgency.READ}
+        # One that is under way is joined, and goes on as what somebody waits for.
+        world.healing.request(others[0], span(25, 30), "read", Urgency.READ)
+        assert sorted(errand.urgency for errand in hanging)[:2] == [Urgency.READ, Urgency.DEEP]
+
+
+async def test_that_there_is_nothing_before_the_first_candle_is_remembered_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = Exchange(range(7, 100))
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, range(15, 95))
+        assert world.healing.nothing_before(BTC) is None
+        world.healing.request(BTC, span(10, 15), "read", Urgency.READ)
+        await world.settled(BTC)
+        assert world.healing.nothing_before(BTC) is None
+        world.healing.request(BTC, span(2, 10), "read", Urgency.READ)
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(7, 95))
+        assert world.healing.nothing_before(BTC) == span(2, 7)
+        monkeypatch.setattr(backfill, "NOTHING_BEFORE_TTL_S", 0.0)
+        assert world.healing.nothing_before(BTC) is None
+
+
+async def test_the_beginnings_of_only_so_many_series_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "MAX_NOTHING_BEFORE", 1)
+    exchange = Exchange(range(7, 100))
+    async with world_on(tmp_path, exchange) as world:
+        for series in (BTC, ETH):
+            await world.write(series, range(7, 20))
+            world.healing.request(series, span(2, 7), "read", Urgency.READ)
+            await world.settled(series)
+        assert world.healing.nothing_before(BTC) is None
+        assert world.healing.nothing_before(ETH) == span(2, 7)

@@ -1,4 +1,4 @@
-"""BackfillService: heals declared gaps. `HealQueue` decides, here it is carried out."""
+"""BackfillService: heals declared gaps, and reads what users ask for. `HealQueue` decides, here it is carried out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -24,15 +25,21 @@ log = logging.getLogger(__name__)
 
 # Readings of the healing at a time; the exchange's budget rations them further.
 MAX_AT_ONCE = 4
+# And readings that only what is urgent may take, so that a user need not wait for those of the healing to end.
+MAX_URGENT_AT_ONCE = 2
 # After a failed read or write of the store.
 STORE_RETRY_S = 10.0
 # About one series the same trouble is logged this often at most.
 LOG_EVERY_S = 600.0
+# For how long, and of how many series, it is remembered that the exchange has nothing before the first stored candle.
+# What an exchange has does change now and then: old history that is brought back, a symbol that is listed again.
+NOTHING_BEFORE_TTL_S = 6 * 3600.0
+MAX_NOTHING_BEFORE = 10_000
 
 
 class BackfillService:
     """Heals declared gaps: asks the exchange for them, one reading of a series at a time, until each is filled or
-    confirmed empty. `run` is its one task.
+    confirmed empty; what is requested with more urgency comes before. `run` is its one task.
 
     `history` is the exchange's (`Source.history`); `watch` is told of each reading; `rng` spreads what is asked for
     again.
@@ -53,16 +60,22 @@ class BackfillService:
         self._watch = watch
         self._rng = rng
         self._queue = HealQueue()
+        self._errands: dict[SeriesId, Errand] = {}  # of the readings under way
+        self._nothing_before: OrderedDict[SeriesId, tuple[Span, float]] = OrderedDict()  # and since when (monotonic)
         self._changed = asyncio.Event()
         self._logged = LogLimit(LOG_EVERY_S)
 
-    def request(self, series: SeriesId, span: Span, reason: str) -> None:
+    def request(self, series: SeriesId, span: Span, reason: str, urgency: Urgency = Urgency.DEEP) -> None:
         """Have `span` of an ingested series read, as far as it is neither stored nor confirmed empty; returns at once.
 
-        It may lie before the first stored candle. `reason` is told in health. What finds no room in the queue and is a
-        declared gap is looked up in the store later.
+        It may lie before the first stored candle. `reason` is told in health. `urgency` counts until it was asked for
+        once; what waits already, or is being read, is raised to it. What finds no room in the queue and is a declared
+        gap is looked up in the store later.
         """
-        if not self._queue.request(series, span, reason):
+        under_way = self._errands.get(series)
+        if under_way is not None:
+            under_way.urgency = min(under_way.urgency, urgency)  # it is joined, or waited for
+        if not self._queue.request(series, span, reason, urgency):
             self._warn(series, "%s: no room to ask for all that is missing; the rest comes later", series)
         self._changed.set()
 
@@ -76,19 +89,26 @@ class BackfillService:
         not among them, though it is asked for again now and then."""
         return self._queue.at_work(series)
 
+    def nothing_before(self, series: SeriesId) -> Span | None:
+        """A span right before the first stored candle in which the exchange has nothing, as it showed not long ago."""
+        span, since_s = self._nothing_before.get(series, (None, 0.0))
+        return span if _now_s() - since_s < NOTHING_BEFORE_TTL_S else None
+
     async def run(self) -> None:
         """Read what is requested, until cancelled."""
         async with asyncio.TaskGroup() as group:
             for number in range(1, MAX_AT_ONCE + 1):
                 group.create_task(self._work(), name=f"backfill {number}")
+            for number in range(1, MAX_URGENT_AT_ONCE + 1):
+                group.create_task(self._work(urgent_only=True), name=f"urgent backfill {number}")
 
-    async def _work(self) -> None:
+    async def _work(self, *, urgent_only: bool = False) -> None:
         while True:
-            work = self._queue.take(_now_s())
+            work = self._queue.take(_now_s(), urgent_only=urgent_only)
             if work is None:
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(self._queue.next_due_s()):
+                    async with asyncio.timeout_at(self._queue.next_due_s(urgent_only=urgent_only)):
                         await self._changed.wait()
                 continue
             try:
@@ -122,11 +142,13 @@ class BackfillService:
         piece = heal_queue.piece_of(series.timeframe, now)
         trouble: str | None = "the reading was broken off"
         reading = _Progress(piece.span.start)
+        errand = self._errands[series] = Errand(fetch.urgency)
         self._watch.began(series, piece.span, fetch.needs[-1].reason)
         try:
-            await self._read(series, piece, reading)
+            await self._read(series, piece, reading, errand)
             stored, ledger = await self._stored(series)
             answer = Answer(reading.reached, reading.first, stored, ledger)
+            self._remember(series, heal_queue.nothing_before_first(piece, answer))
             left = heal_queue.left_over(fetch, now, piece, answer, _now_s(), self._rng)
             trouble = self._in_vain(series, left)
         except UpstreamError as error:
@@ -140,12 +162,12 @@ class BackfillService:
             trouble = str(error)
             raise
         finally:
+            del self._errands[series]
             self._watch.ended(series, trouble)
         return left
 
-    async def _read(self, series: SeriesId, piece: Piece, reading: _Progress) -> None:
+    async def _read(self, series: SeriesId, piece: Piece, reading: _Progress, errand: Errand) -> None:
         """Read a piece into the pipeline, page by page. Raises `UpstreamError`, `StoreError`."""
-        errand = Errand(Urgency.DEEP)
         async with aclosing(self._history(series, piece.start, errand, piece.until)) as pages:
             async for page in pages:
                 await self._pipeline.submit(series, page.candles, "rest", Empty(page.empty, page.proof))
@@ -154,6 +176,14 @@ class BackfillService:
                 if piece.one_page and reading.reached > piece.span.start:
                     return
         reading.reached = piece.span.end
+
+    def _remember(self, series: SeriesId, nothing: Span | None) -> None:
+        if nothing is None:
+            return
+        self._nothing_before[series] = (nothing, _now_s())
+        self._nothing_before.move_to_end(series)
+        if len(self._nothing_before) > MAX_NOTHING_BEFORE:
+            self._nothing_before.popitem(last=False)
 
     async def _stored(self, series: SeriesId) -> tuple[Span | None, list[Gap]]:
         return await self._database.read(lambda store: (store.span(series), store.gaps(series)))

@@ -1,8 +1,8 @@
 """HealQueue: which holes are asked for, in what order, and when again. Pure: values in, values out.
 
-A need is a span of open times that may be missing. Series take turns; of a series the newest need comes first, short
-ones that lie near each other together, and of a long one a piece at a time: its oldest page when all of it may be
-empty (one answer shows that, however long it is), else its newest part.
+A need is a span of open times that may be missing. What a user waits for comes first. Else series take turns; of a
+series the newest need comes first, short ones that lie near each other together, and of a long one a piece at a time:
+its oldest page when all of it may be empty (one answer shows that, however long it is), else its newest part.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from klinesync.core.candle import MAX_TIME
 from klinesync.core.gaps import Gap, Span, clipped, unproven, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.runtime.sources import Urgency
 
 # Needs of one series, and of all. What finds no room stays declared in the store, and is looked up again later.
 MAX_NEEDS_OF_SERIES = 1000
@@ -37,7 +38,8 @@ _EVERYTHING = Span(0, MAX_TIME + 1)
 class Need:
     """A span to be read. `inside`: it was found to lie between stored candles; should retention reach it, it is
     forgotten. `front`: whether its oldest page comes first (None: when it lies between stored candles). `vain`: how
-    often it was asked for without an answer that settles it; `due_s`: not before that monotonic time."""
+    often it was asked for without an answer that settles it; `due_s`: not before that monotonic time. `urgency`:
+    `DEEP`, or more urgent until it was asked for once."""
 
     span: Span
     reason: str
@@ -45,6 +47,11 @@ class Need:
     front: bool | None = None
     vain: int = 0
     due_s: float = float("-inf")
+    urgency: Urgency = Urgency.DEEP
+
+    @property
+    def urgent(self) -> bool:
+        return self.urgency < Urgency.DEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,11 @@ class Fetch:
     @property
     def span(self) -> Span:
         return Span(self.needs[0].span.start, self.needs[-1].span.end)
+
+    @property
+    def urgency(self) -> Urgency:
+        """That of the most urgent of its needs."""
+        return min(need.urgency for need in self.needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +115,19 @@ class Answer:
 
 @dataclass(slots=True)
 class _Line:
-    """What waits of one series, and when the first of it is due. `look`: there may be more in the store."""
+    """What waits of one series, and when the first of it is due, and of what is urgent. `look`: there may be more in
+    the store."""
 
     needs: tuple[Need, ...] = ()
     due_s: float = float("inf")
+    urgent_due_s: float = float("inf")
     look: bool = False
     work: Look | Fetch | None = None
 
     def wait(self, needs: Iterable[Need]) -> None:
         self.needs = tuple(needs)
         self.due_s = min((need.due_s for need in self.needs), default=float("inf"))
+        self.urgent_due_s = min((need.due_s for need in self.needs if need.urgent), default=float("inf"))
 
     def spans(self) -> list[Span]:
         under_way = self.work.needs if isinstance(self.work, Fetch) else ()
@@ -124,17 +139,21 @@ class HealQueue:
 
     def __init__(self) -> None:
         self._lines: OrderedDict[SeriesId, _Line] = OrderedDict()
+        # Series of which something urgent waits: few, so that these are found without looking at all.
+        self._urgent: OrderedDict[SeriesId, None] = OrderedDict()
         self._size = 0
 
-    def request(self, series: SeriesId, span: Span, reason: str) -> bool:
-        """Add what of `span` is not asked for already. False when there was no room for all of it."""
+    def request(self, series: SeriesId, span: Span, reason: str, urgency: Urgency = Urgency.DEEP) -> bool:
+        """Add what of `span` is not asked for already; what of it waits is from now on as urgent as this. False when
+        there was no room for all of it."""
         line = self._lines.setdefault(series, _Line())
+        if urgency < Urgency.DEEP:
+            self._wait(series, [_raised(need, span, reason, urgency) for need in line.needs])
         new = without([span], _joined(line.spans()))
         room = max(0, min(MAX_NEEDS_OF_SERIES - len(line.needs), MAX_NEEDS - self._size))
         kept = new[max(0, len(new) - room) :]
         if kept:
-            line.wait((*line.needs, *(Need(part, reason) for part in kept)))
-        self._size += len(kept)
+            self._wait(series, (*line.needs, *(Need(part, reason, urgency=urgency) for part in kept)))
         line.look = line.look or len(kept) < len(new)
         self._forget_if_idle(series)
         return len(kept) == len(new)
@@ -143,23 +162,38 @@ class HealQueue:
         """The store may have declared gaps of the series."""
         self._lines.setdefault(series, _Line()).look = True
 
-    def take(self, now_s: float) -> Look | Fetch | None:
-        """The next piece of work; None when nothing is due."""
+    def take(self, now_s: float, *, urgent_only: bool = False) -> Look | Fetch | None:
+        """The next piece of work, what is urgent first; None when nothing is due."""
+        for series in self._urgent:
+            line = self._lines[series]
+            if line.work is None and line.urgent_due_s <= now_s:
+                return self._out(series, line, self._fetch_of(series, line, now_s))
+        if urgent_only:
+            return None
         for series, line in self._lines.items():
             work = None if line.work is not None else self._work_of(series, line, now_s)
             if work is not None:
-                line.work = work
-                self._lines.move_to_end(series)
-                return work
+                return self._out(series, line, work)
         return None
+
+    def _out(self, series: SeriesId, line: _Line, work: Look | Fetch) -> Look | Fetch:
+        line.work = work
+        self._lines.move_to_end(series)
+        if series in self._urgent:
+            self._urgent.move_to_end(series)
+        return work
 
     def _work_of(self, series: SeriesId, line: _Line, now_s: float) -> Look | Fetch | None:
         if line.look and len(line.needs) <= MAX_NEEDS_OF_SERIES // 2 and self._size <= MAX_NEEDS // 2:
             line.look = False
             return Look(series)
-        if line.due_s > now_s:
-            return None
+        return self._fetch_of(series, line, now_s) if line.due_s <= now_s else None
+
+    def _fetch_of(self, series: SeriesId, line: _Line, now_s: float) -> Fetch:
         due = sorted((need for need in line.needs if need.due_s <= now_s), key=lambda need: need.span)
+        first = min(need.urgency for need in due)
+        while due[-1].urgency > first:
+            due.pop()
         count = series.timeframe.count
         taken = [due.pop()]
         while (
@@ -168,17 +202,25 @@ class HealQueue:
             and count(due[-1].span.start, taken[0].span.end) <= PIECE_CANDLES
         ):
             taken.append(due.pop())
-        line.wait(need for need in line.needs if need not in taken)
-        self._size -= len(taken)
+        self._wait(series, [need for need in line.needs if need not in taken])
         return Fetch(series, tuple(reversed(taken)))
 
+    def _wait(self, series: SeriesId, needs: Sequence[Need]) -> None:
+        """From now on these wait of the series."""
+        line = self._lines[series]
+        self._size += len(needs) - len(line.needs)
+        line.wait(needs)
+        if line.urgent_due_s < float("inf"):
+            self._urgent[series] = None
+        else:
+            self._urgent.pop(series, None)
+
     def settle(self, work: Look | Fetch, left: Sequence[Need]) -> None:
-        """Work that was taken is done; what is `left` of it waits again."""
+        """Work that was taken is done; what is `left` of it waits again, and is urgent no more."""
         line = self._lines[work.series]
         assert line.work is work, "one piece of work of a series is out at a time"
         line.work = None
-        line.wait((*line.needs, *left))
-        self._size += len(left)
+        self._wait(work.series, (*line.needs, *(replace(need, urgency=Urgency.DEEP) for need in left)))
         self._forget_if_idle(work.series)
 
     def _forget_if_idle(self, series: SeriesId) -> None:
@@ -186,8 +228,11 @@ class HealQueue:
         if not line.needs and not line.look and line.work is None:
             del self._lines[series]
 
-    def next_due_s(self) -> float | None:
+    def next_due_s(self, *, urgent_only: bool = False) -> float | None:
         """When `take` has something that it has not now; None when that needs another call first."""
+        if urgent_only:
+            urgent = (self._lines[series] for series in self._urgent)
+            return min((line.urgent_due_s for line in urgent if line.work is None), default=None)
         return min((line.due_s for line in self._lines.values() if line.work is None and line.needs), default=None)
 
     def at_work(self, series: SeriesId) -> list[Span]:
@@ -223,7 +268,8 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
         if needs and span.start <= needs[-1].span.end:
             last = needs[-1]
             front = last.front or need.front if last.front is not None else need.front
-            needs[-1] = replace(last, span=Span(last.span.start, max(span.end, last.span.end)), front=front)
+            joined = Span(last.span.start, max(span.end, last.span.end))
+            needs[-1] = replace(last, span=joined, front=front, urgency=min(last.urgency, need.urgency))
         else:
             start = start if needs else touched[0].start
             needs.append(replace(need, span=span, inside=span.start >= stored.start))
@@ -265,6 +311,14 @@ def left_over(
     return left
 
 
+def nothing_before_first(piece: Piece, answer: Answer) -> Span | None:
+    """The span right before the first stored candle in which the exchange has nothing, as the answer to `piece` shows:
+    that candle was the first row of all that was asked for."""
+    if answer.stored is None or answer.first != answer.stored.start or piece.span.start >= answer.first:
+        return None
+    return Span(piece.span.start, answer.first)
+
+
 def too_early(fetch: Fetch, stored: Span | None, now_s: float, rng: random.Random) -> list[Need]:
     """What of `fetch` lies behind no stored candle yet: it is no hole, and live candles may bring it."""
     begin = 0 if stored is None else stored.end
@@ -299,6 +353,12 @@ def in_vain(need: Need, now_s: float, rng: random.Random, at_least_s: float = 0.
 
 def _delay_s(vain: int, rng: random.Random) -> float:
     return min(FIRST_RETRY_S * 2.0 ** min(vain - 1, 30), MOST_RETRY_S) * rng.uniform(0.75, 1.0)
+
+
+def _raised(need: Need, span: Span, reason: str, urgency: Urgency) -> Need:
+    """The need, as urgent as a request of `span` that joins it."""
+    joins = need.span.start < span.end and span.start < need.span.end
+    return replace(need, urgency=urgency, reason=reason) if joins and urgency < need.urgency else need
 
 
 def _unsettled(span: Span, stored: Span | None, ledger: Sequence[Gap]) -> list[Span]:
