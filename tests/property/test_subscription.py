@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.ws.frames import payload_of
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES, Announcement, Subscription
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -49,9 +50,9 @@ class Viewer:
     before: frozenset[int] = frozenset()
     gaps: list[tuple[int, int]] = field(default_factory=list)
 
-    def see(self, texts: list[str], *, batches: bool) -> None:
-        for text in texts:
-            message = json.loads(text)
+    def see(self, frames: list[bytes], *, batches: bool) -> None:
+        for frame in frames:
+            message = json.loads(payload_of(frame))
             match message["type"]:
                 case "gap":
                     self.gaps.append((message["expected_next_time"], message["actual_time"]))
@@ -161,7 +162,7 @@ def test_a_long_catch_up_is_cut_to_the_newest_and_says_so() -> None:
     store = Store()
     store.commit([candle(minute) for minute in range(1, CATCH_UP_MAX_CANDLES + 11)])
     subscription = Subscription(SERIES, 0, supports_batch=True)
-    gap, batch = (json.loads(text) for text in subscription.caught_up(*store.catch_up(0)))
+    gap, batch = (json.loads(payload_of(frame)) for frame in subscription.caught_up(*store.catch_up(0)))
     assert gap["reason"] == "truncated"
     assert (gap["expected_next_time"], gap["actual_time"]) == (60, 11 * 60)
     assert [item["candle_time"] for item in batch["candles"]] == [
@@ -176,7 +177,7 @@ def test_what_was_held_from_before_a_truncated_catch_up_is_truncated_too() -> No
         announcement = store.commit([candle(minute) for minute in range(start, start + 500)])
         assert announcement is not None
         subscription.announce(announcement)
-    messages = [json.loads(text) for text in subscription.caught_up(*store.catch_up(0))]
+    messages = [json.loads(payload_of(frame)) for frame in subscription.caught_up(*store.catch_up(0))]
     times = [message["candle"]["candle_time"] for message in messages if message["type"] == "candle_closed"]
     assert times == sorted(times)
     assert [message["type"] for message in messages].count("gap") == 1

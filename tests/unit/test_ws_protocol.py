@@ -8,6 +8,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump
 from klinesync.ws import protocol
+from klinesync.ws.frames import payload_of
 from klinesync.ws.protocol import BadMessage, Ping, Subscribe, Unsubscribe, WsMessageParser
 
 NAME = "binance:spot:BTC/USDT:1m"
@@ -68,7 +69,7 @@ def test_a_series_id_that_names_none_is_told_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("frame", "expected"),
     [
         (protocol.pong(), {"type": "pong"}),
         (
@@ -132,5 +133,5 @@ def test_a_series_id_that_names_none_is_told_why() -> None:
         ),
     ],
 )
-def test_messages_to_clients_have_the_contracts_shape(text: str, expected: dict[str, object]) -> None:
-    assert json.loads(text) == expected
+def test_messages_to_clients_have_the_contracts_shape(frame: bytes, expected: dict[str, object]) -> None:
+    assert json.loads(payload_of(frame)) == expected

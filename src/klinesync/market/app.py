@@ -29,9 +29,9 @@ from klinesync.market.http_limits import BodyLimit, BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import ErrorAnswer
 from klinesync.market.security import LOOPBACK, Guard, GuardedApp
+from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
 from klinesync.market_data.top_markets import RateLimited
 
-MAX_WS_MESSAGE_BYTES = 64 << 10
 SHUTDOWN_TIMEOUT_S = 10
 BACKLOG = 2048
 SOCKETS_END_TIMEOUT_S = 6.0
@@ -114,9 +114,11 @@ def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:
         app,
         lifespan="off",
         http=BoundedHttp,
-        ws="websockets-sansio",
-        ws_max_size=MAX_WS_MESSAGE_BYTES,
-        ws_per_message_deflate=False,
+        ws=MarketSocket,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=PING_TIMEOUT_S,
+        ws_per_message_deflate=False,  # what is compressed for each client is not shared by all
         log_config=None,
         access_log=False,
         server_header=False,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from klinesync.core.candle import Applied, Forming
 from klinesync.core.series_id import SeriesId
@@ -14,43 +14,70 @@ from klinesync.ws.session import Announcement, Subscription
 
 # What may wait for one client. A client that lets more pile up is closed with 1013 and resumes with `since`.
 OUTBOX_MAX_MESSAGES = 10_000
-OUTBOX_MAX_CHARS = 16 << 20
-
+OUTBOX_MAX_BYTES = 16 << 20
+# What is handed to a wire in one write, so that what a slow client has not read stays here, where it is counted.
+WRITE_BYTES = 64 << 10
 
 CLOSE_GOING_AWAY = 1001
+CLOSE_POLICY_VIOLATION = 1008
 CLOSE_TRY_AGAIN_LATER = 1013
 
 
-class Outbox:
-    """What waits for one client: messages in order, none dropped, and of each series the latest forming candle.
+class Wire(Protocol):
+    """The way to one client. Only its outbox writes to it, and it tells its outbox to `pause` and to `resume`."""
 
-    `ended` is the code to close the connection with, once set; from then on nothing is taken in.
+    @property
+    def write(self) -> Callable[[Sequence[bytes]], None]:
+        """Takes whole frames, which go out together, in order."""
+
+    def ending(self) -> None:
+        """The connection is to be closed behind what waits: cut it off when that takes too long."""
+
+    def close(self, code: int) -> None:
+        """Close the connection with `code`, behind what was written. Nothing is written after that."""
+
+
+class Outbox:
+    """What waits for one client: frames in order, none dropped, and of each series the latest forming candle.
+
+    While the wire takes what comes nothing waits, and frames go straight to it. `ended` is the code to close the
+    connection with, once set; from then on nothing is taken in.
     """
 
-    def __init__(self) -> None:
-        self._messages: deque[str] = deque()
-        self._chars = 0
-        self._forming: dict[SeriesId, tuple[int, str]] = {}
-        self._waiting = asyncio.Event()
-        self._ended = asyncio.Event()
+    __slots__ = ("_bytes", "_forming", "_messages", "_paused", "_wire", "_write", "ended")
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._write = wire.write
+        self._messages: list[bytes] = []
+        self._bytes = 0
+        self._forming: dict[SeriesId, tuple[int, bytes]] = {}
+        self._paused = False
         self.ended: int | None = None
 
-    def put(self, messages: Sequence[str]) -> None:
-        """Queue messages that must arrive. Past the limits the outbox ends with 1013, and forgets what waits."""
+    def put(self, messages: Sequence[bytes]) -> None:
+        """Send messages that must arrive. When more wait than may, the outbox ends with 1013, and forgets them."""
         if self.ended is not None:
             return
-        self._messages.extend(messages)
-        self._chars += sum(map(len, messages))
-        if len(self._messages) > OUTBOX_MAX_MESSAGES or self._chars > OUTBOX_MAX_CHARS:
-            self._messages.clear()
+        if not self._paused and len(messages) == 1:
+            self._write(messages)
+            return
+        self._messages += messages
+        self._bytes += sum(map(len, messages))
+        if len(self._messages) > OUTBOX_MAX_MESSAGES or self._bytes > OUTBOX_MAX_BYTES:
+            self._forget()
             self.end(CLOSE_TRY_AGAIN_LATER)
-        self._waiting.set()
+        else:
+            self._flush()
 
-    def put_forming(self, series: SeriesId, candle_time: int, message: str) -> None:
-        """Queue a forming candle in place of the series' earlier one."""
-        if self.ended is None:
-            self._forming[series] = (candle_time, message)
-            self._waiting.set()
+    def put_forming(self, series: SeriesId, candle_time: int, messages: Sequence[bytes]) -> None:
+        """Send a forming candle, one message; while it waits, a later one of the series takes its place."""
+        if self.ended is not None:
+            return
+        if self._paused:
+            self._forming[series] = (candle_time, messages[0])
+        else:
+            self._write(messages)
 
     def drop_forming(self, series: SeriesId, until: int | None) -> None:
         """Forget a waiting forming candle at or before `until` (None: any): a newer closed one overtakes it."""
@@ -63,30 +90,59 @@ class Outbox:
         if self.ended is None:
             self.ended = code
             self._forming.clear()
-            self._waiting.set()
-            self._ended.set()
+            self._wire.ending()
+            if not self._messages:
+                self._wire.close(code)
 
-    async def wait_ended(self) -> None:
-        """Returns once the connection is to be closed."""
-        await self._ended.wait()
+    def abandon(self) -> None:
+        """The client is gone: nothing is sent any more."""
+        self.ended = self.ended or CLOSE_GOING_AWAY
+        self._forget()
+        self._paused = True
 
-    async def take(self) -> list[str]:
-        """All that waits: first what must arrive, in order, then the forming candles. Empty only when ended."""
-        while not (self._messages or self._forming or self.ended):
-            self._waiting.clear()
-            await self._waiting.wait()
-        taken = [*self._messages, *(message for _, message in self._forming.values())]
+    def pause(self) -> None:
+        """The wire wants no more for now."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """The wire takes more again."""
+        self._paused = False
+        self._flush()
+
+    def _flush(self) -> None:
+        """What must arrive, in order, then the forming candles, until the wire wants no more."""
+        while self._messages and not self._paused:
+            count = size = 0
+            for message in self._messages:
+                count, size = count + 1, size + len(message)
+                if size >= WRITE_BYTES:
+                    break
+            taken = self._messages[:count]
+            del self._messages[:count]
+            self._bytes -= size
+            self._write(taken)
+        if self._messages:
+            return
+        if self.ended is not None:
+            self._wire.close(self.ended)
+        elif self._forming and not self._paused:
+            forming = [message for _, message in self._forming.values()]
+            self._forming.clear()
+            self._write(forming)
+
+    def _forget(self) -> None:
         self._messages.clear()
         self._forming.clear()
-        self._chars = 0
-        return taken
+        self._bytes = 0
 
 
 class Client:
-    """One connection: its subscriptions and its outbox."""
+    """One connection: its subscriptions, and its outbox onto `wire`."""
 
-    def __init__(self) -> None:
-        self.outbox = Outbox()
+    __slots__ = ("outbox", "subscriptions")
+
+    def __init__(self, wire: Wire) -> None:
+        self.outbox = Outbox(wire)
         self.subscriptions: dict[SeriesId, Subscription] = {}
 
 
@@ -98,6 +154,11 @@ class CandleHub:
         self._clients: dict[Client, None] = {}  # in order of connecting
         self._empty = asyncio.Event()
         self._ending = False
+
+    @property
+    def clients(self) -> int:
+        """How many clients there are."""
+        return len(self._clients)
 
     def connected(self, client: Client) -> None:
         """A client is there."""
@@ -113,12 +174,13 @@ class CandleHub:
             self._empty.set()
         for series in list(client.subscriptions):
             self.detach(client, series)
+        client.outbox.abandon()
 
     async def end(self, timeout_s: float) -> None:
         """The service stops: end every connection with 1001, also those to come; wait until all are gone, or
         `timeout_s`."""
         self._ending = True
-        for client in self._clients:
+        for client in list(self._clients):
             client.outbox.end(CLOSE_GOING_AWAY)
         if self._clients:
             with contextlib.suppress(TimeoutError):
@@ -162,12 +224,12 @@ class CandleHub:
         watchers = self._watchers.get(forming.series)
         if not watchers:
             return
-        message = protocol.candle_forming(forming.series, forming.candle)
+        messages = [protocol.candle_forming(forming.series, forming.candle)]
         for client, subscription in watchers.items():
             if subscription.wants_forming(forming.candle):
-                client.outbox.put_forming(forming.series, forming.candle.time, message)
+                client.outbox.put_forming(forming.series, forming.candle.time, messages)
 
-    def tell(self, series: SeriesId, text: str) -> None:
+    def tell(self, series: SeriesId, message: bytes) -> None:
         """A `system` message for all who watch the series, behind what waits for them already."""
         for client in self._watchers.get(series, ()):
-            client.outbox.put([text])
+            client.outbox.put([message])

@@ -1,4 +1,7 @@
-"""The messages of `/ws/market`: parsed once when they arrive, encoded once for all who get them. Pure."""
+"""The messages of `/ws/market`: parsed once when they arrive, encoded once for all who get them. Pure.
+
+What goes to clients is made into a whole WebSocket text frame at once, so that a thousand clients share its bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import BadSeriesId, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump
+from klinesync.ws.frames import text_frame
 
 _encode = msgspec.json.Encoder().encode
 
@@ -112,8 +116,8 @@ class WsMessageParser:
         return value
 
 
-def _text(message: dict[str, object]) -> str:
-    return _encode(message).decode()
+def _frame(message: dict[str, object]) -> bytes:
+    return text_frame(_encode(message))
 
 
 def candle_out(candle: Candle) -> CandleOut:
@@ -121,39 +125,39 @@ def candle_out(candle: Candle) -> CandleOut:
     return CandleOut(*candle)
 
 
-def pong() -> str:
+def pong() -> bytes:
     """The answer to a ping."""
-    return _text({"type": "pong"})
+    return _frame({"type": "pong"})
 
 
-def subscribed(series: SeriesId, head_time: int | None, stream: str) -> str:
+def subscribed(series: SeriesId, head_time: int | None, stream: str) -> bytes:
     """The acknowledgement that `ack` asks for."""
-    return _text({"type": "subscribed", "series_id": str(series), "head_time": head_time, "stream": stream})
+    return _frame({"type": "subscribed", "series_id": str(series), "head_time": head_time, "stream": stream})
 
 
-def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> str:
+def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> bytes:
     """One closed candle; `revised`: in place of, or behind, what was sent before."""
     message: dict[str, object] = {"type": "candle_closed", "series_id": str(series), "candle": candle_out(candle)}
     if revised:
         message["revised"] = True
-    return _text(message)
+    return _frame(message)
 
 
-def candles_batch(series: SeriesId, candles: Sequence[Candle]) -> str:
+def candles_batch(series: SeriesId, candles: Sequence[Candle]) -> bytes:
     """Several closed candles, ascending."""
-    return _text(
+    return _frame(
         {"type": "candles_batch", "series_id": str(series), "candles": [candle_out(candle) for candle in candles]}
     )
 
 
-def candle_forming(series: SeriesId, candle: Candle) -> str:
+def candle_forming(series: SeriesId, candle: Candle) -> bytes:
     """The candle in progress."""
-    return _text({"type": "candle_forming", "series_id": str(series), "candle": candle_out(candle)})
+    return _frame({"type": "candle_forming", "series_id": str(series), "candle": candle_out(candle)})
 
 
-def gap(series: SeriesId, jump: Jump, *, reason: str = "missing", state: str = "unknown") -> str:
+def gap(series: SeriesId, jump: Jump, *, reason: str = "missing", state: str = "unknown") -> bytes:
     """A jump, told before the candle behind it. `truncated`: the candles are stored, and can be paged."""
-    return _text(
+    return _frame(
         {
             "type": "gap",
             "series_id": str(series),
@@ -165,16 +169,16 @@ def gap(series: SeriesId, jump: Jump, *, reason: str = "missing", state: str = "
     )
 
 
-def system(series: SeriesId, event: str, message: str, data: Mapping[str, object] | None = None) -> str:
+def system(series: SeriesId, event: str, message: str, data: Mapping[str, object] | None = None) -> bytes:
     """Something that happened to a series: a sentence for people, the facts in `data`."""
-    return _text(
+    return _frame(
         {"type": "system", "series_id": str(series), "event": event, "message": message, "data": dict(data or {})}
     )
 
 
-def error_message(code: str, message: str, series_id: str | None = None) -> str:
+def error_message(code: str, message: str, series_id: str | None = None) -> bytes:
     """What went wrong; the connection stays."""
     body: dict[str, object] = {"type": "error", "code": code, "message": message}
     if series_id is not None:
         body["series_id"] = series_id
-    return _text(body)
+    return _frame(body)

@@ -29,19 +29,19 @@ class Announcement:
         self.contiguous = not applied.revised and all(
             frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1)
         )
-        self._closed: dict[int, str] = {}
-        self._batch: str | None = None
+        self._closed: dict[int, bytes] = {}
+        self._batch: bytes | None = None
 
-    def closed(self, candle: Candle) -> str:
+    def closed(self, candle: Candle) -> bytes:
         """`candle_closed` of one of the candles."""
-        text = self._closed.get(candle.time)
-        if text is None:
-            text = self._closed[candle.time] = protocol.candle_closed(
+        frame = self._closed.get(candle.time)
+        if frame is None:
+            frame = self._closed[candle.time] = protocol.candle_closed(
                 self.series, candle, revised=candle.time in self.revised
             )
-        return text
+        return frame
 
-    def batch(self) -> str:
+    def batch(self) -> bytes:
         """All of them as one `candles_batch`."""
         if self._batch is None:
             self._batch = protocol.candles_batch(self.series, self.candles)
@@ -74,7 +74,7 @@ class Subscription:
 
     def caught_up(
         self, rows: Sequence[Candle], first: int | None, newer: int, commit: int, gaps: Sequence[Gap] = ()
-    ) -> list[str]:
+    ) -> list[bytes]:
         """The catch-up and all that was held: what the client gets now, before anything live.
 
         `rows`: the newest stored candles after `since`, ascending, at most `CATCH_UP_MAX_CANDLES`; `newer`: how many
@@ -83,7 +83,7 @@ class Subscription:
         there are no rows.
         """
         frame, since = self.series.timeframe, self._since
-        messages: list[str] = []
+        messages: list[bytes] = []
         if since is not None and first is not None:
             # A since before the first stored candle counts as the time just before that one.
             last = max(frame.floor(since), frame.shift(first, -1))
@@ -108,7 +108,7 @@ class Subscription:
         ]
         return messages
 
-    def announce(self, announcement: Announcement) -> list[str]:
+    def announce(self, announcement: Announcement) -> list[bytes]:
         """What of newly committed candles the client gets now."""
         splice = self._splice
         candles = announcement.candles
@@ -127,7 +127,7 @@ class Subscription:
         if splice.holding:
             self._held_gaps += announcement.gaps
         through: list[Candle | Jump] = []
-        revisions: list[str] = []
+        revisions: list[bytes] = []
         for candle in candles:
             if candle.time not in announcement.revised:
                 through += splice.live(candle)
@@ -151,7 +151,7 @@ class Subscription:
         """Whether a forming candle is newer than all that is closed."""
         return self._splice.after is None or candle.time > self._splice.after
 
-    def _messages(self, through: Sequence[Candle | Jump], gaps: Sequence[Gap]) -> list[str]:
+    def _messages(self, through: Sequence[Candle | Jump], gaps: Sequence[Gap]) -> list[bytes]:
         candles = [item for item in through if isinstance(item, Candle)]
         if self.supports_batch and len(candles) > 1:
             jumps = [self._gap(item, gaps) for item in through if isinstance(item, Jump)]
@@ -161,7 +161,7 @@ class Subscription:
             for item in through
         ]
 
-    def _gap(self, jump: Jump, gaps: Sequence[Gap]) -> str:
+    def _gap(self, jump: Jump, gaps: Sequence[Gap]) -> bytes:
         """A jump, with what is known of it: confirmed empty only when all of it is."""
         hole = [Span(jump.expected, jump.actual)]
         states = [

@@ -1,0 +1,352 @@
+"""The sockets of `/ws/market`: what comes is read and handled, what goes is written by the client's outbox.
+
+`MarketSocket` is uvicorn's WebSocket protocol. The handshake goes through the application like any request. Then the
+route hands the connection over, and nothing of ASGI is left: no task, no queue and no scope while a client idles, and
+frames go from the outbox straight to the transport. `AsgiSocket` does the same over ASGI's `receive` and `send`, for
+other servers and for simulations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn._types import ASGIReceiveEvent
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+from websockets.protocol import State
+
+from klinesync.market_data.ws_services import WsSubscriptionCoordinator
+from klinesync.ws import protocol
+from klinesync.ws.frames import payload_of
+from klinesync.ws.hub import CLOSE_POLICY_VIOLATION, Client
+from klinesync.ws.rate import RATE_PER_S, MessageRate, Verdict
+
+log = logging.getLogger(__name__)
+
+# Below the limit of connections: HTTP has some left when all of these are taken.
+MAX_CLIENTS = 10_000
+MAX_MESSAGE_BYTES = 64 << 10
+# A message of few bytes may come in many fragments, which cost more than they hold.
+MAX_FRAGMENTS = 1000
+# Messages that wait for their turn before no more is read from the socket.
+INBOX_MAX_MESSAGES = 16
+# How long a connection may take to accept its end before it is cut off.
+CLOSE_TIMEOUT_S = 5.0
+# A connection is asked whether it is there; one that does not answer is half open. The answer comes behind what the
+# client has not read yet, so a slow one needs some time.
+PING_INTERVAL_S = 20.0
+PING_TIMEOUT_S = 40.0
+
+CLOSE_NOT_UTF8 = 1007
+CLOSE_TOO_BIG = 1009
+CLOSE_DEFECT = 1011
+
+EXTENSION = "klinesync.socket"
+
+
+async def serve_socket(websocket: WebSocket, coordinator: WsSubscriptionCoordinator, clients: int) -> None:
+    """Accept a connection and serve it; `clients` is how many there are. Refused with 503 when there are too many."""
+    extensions = websocket.scope.get("extensions", {})
+    if clients >= MAX_CLIENTS:
+        detail = "there are too many connections; come back later"
+        answer = {"detail": detail, "code": "too_many_connections"}
+        await websocket.send_denial_response(JSONResponse(answer, HTTPStatus.SERVICE_UNAVAILABLE))
+        return
+    await websocket.accept()
+    if EXTENSION in extensions:
+        extensions[EXTENSION]["socket"].serve(coordinator)
+    else:
+        await AsgiSocket(websocket).serve(coordinator)
+
+
+async def handle(coordinator: WsSubscriptionCoordinator, client: Client, rate: MessageRate, text: str | bytes) -> None:
+    """What one message does, if the client has not sent too many."""
+    match rate.judge(asyncio.get_running_loop().time()):
+        case Verdict.TAKEN:
+            await coordinator.handle(client, text)
+        case Verdict.REFUSED:
+            sentence = f"too many messages, this one was not read; send at most {RATE_PER_S:g} a second"
+            client.outbox.put([protocol.error_message("rate_limited", sentence)])
+        case Verdict.ABUSE:
+            client.outbox.end(CLOSE_POLICY_VIOLATION)
+
+
+class Nobody(asyncio.Queue[ASGIReceiveEvent]):
+    """What an application would be told, when there is none any more."""
+
+    def put_nowait(self, item: ASGIReceiveEvent) -> None:
+        """Forget it."""
+
+
+NOBODY = Nobody()
+
+
+class MarketSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol; once `serve` was called, a client's wire.
+
+    The client is given back exactly once, as soon as its connection is past use: at its close frame, at a protocol
+    error, when its side of the connection ends, when it is lost.
+    """
+
+    write: Callable[[Sequence[bytes]], None]
+    _client: Client | None = None
+    _coordinator: WsSubscriptionCoordinator
+    _rate: MessageRate
+    _inbox: deque[str | bytes] | None = None
+    _handling: asyncio.Task[None] | None = None
+    _write_paused = False
+
+    # --- from the handshake to the client
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # Joins what it is given. Bound once: this is called for every message to every client.
+        self.write = self.transport.writelines
+
+    async def run_asgi(self) -> None:
+        self.scope["extensions"] = {**(self.scope["extensions"] or {}), EXTENSION: {"socket": self}}
+        try:
+            await self.app(self.scope, self.receive, self.send)
+        except ClientDisconnected:
+            pass
+        except Exception:
+            log.exception("a WebSocket's handshake failed")
+            self.send_500_response()
+        if self._client is None and self.close_timer is None:
+            self.transport.close()
+
+    def serve(self, coordinator: WsSubscriptionCoordinator) -> None:
+        """The handshake is done: from now on the connection is a client's."""
+        client = Client(self)
+        self._coordinator = coordinator
+        self._rate = MessageRate(self.loop.time())
+        coordinator.connected(client)
+        self._client = client
+        if self.disconnected or self.transport.is_closing():
+            self._leave()
+        early, self.queue = self.queue, NOBODY
+        while not early.empty():
+            event = early.get_nowait()
+            if event["type"] == "websocket.receive":
+                self._take(event.get("text") or event.get("bytes") or b"")
+        self._read_on()
+        # Nobody asks for these any more.
+        del self.scope, self.request, self.response
+
+    def _leave(self) -> None:
+        """Give the client back."""
+        client, self._client = self._client, None
+        if client is not None:
+            self._inbox = None
+            self._coordinator.disconnected(client)
+            if self._handling is not None:
+                self._handling.cancel()
+
+    # --- the client's wire
+
+    def ending(self) -> None:
+        """See `Wire`."""
+        if self.close_timer is None:
+            self.close_timer = self.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
+
+    def close(self, code: int) -> None:
+        """See `Wire`."""
+        if self.conn.state is State.OPEN and not self.transport.is_closing():
+            self.stop_keepalive()
+            self.conn.send_close(code)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+            self.ending()
+            self._read_on()  # the answer to it
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_paused = True
+        if self._client is not None:
+            self._client.outbox.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._write_paused = False
+        if self._client is not None:
+            self._client.outbox.resume()
+
+    # --- what comes
+
+    def send_receive_event_to_app(self) -> None:
+        if self._client is None:
+            super().send_receive_event_to_app()
+            return
+        data = b"".join(self.frames)
+        self.frames = []
+        if self._client.outbox.ended is not None:
+            return  # what it says now comes too late
+        if self.curr_msg_data_type == "bytes":
+            self._take(data)
+            return
+        try:
+            self._take(data.decode())
+        except UnicodeDecodeError:
+            self._fail(CLOSE_NOT_UTF8)
+
+    def _take(self, message: str | bytes) -> None:
+        if self._client is None:
+            return
+        if self._inbox is None:
+            self._inbox = deque()
+        self._inbox.append(message)
+        if self._handling is None:
+            self._handling = self.loop.create_task(self._handle(self._client), name="socket messages")
+        if len(self._inbox) >= INBOX_MAX_MESSAGES and not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    async def _handle(self, client: Client) -> None:
+        """One message after the other, until there is none."""
+        try:
+            while self._inbox:
+                await handle(self._coordinator, client, self._rate, self._inbox.popleft())
+        except Exception:
+            log.exception("a client's message broke something")
+            self._fail(CLOSE_DEFECT)
+        finally:
+            self._handling = self._inbox = None
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self.read_paused and not self.transport.is_closing():
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self._fail(CLOSE_TOO_BIG)
+            return
+        super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        if self._write_paused:
+            self.conn.data_to_send()  # who asks and does not read gets no answer
+        else:
+            super().handle_ping()
+
+    def keepalive_timeout(self) -> None:
+        if self.read_paused:
+            # The answer may be there: it is we who do not read.
+            self.pong_timer = self.loop.call_later(PING_TIMEOUT_S, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
+        self._leave()
+        self.ending()
+
+    # --- the end
+
+    def _fail(self, code: int) -> None:
+        """Close the connection at once, whatever waits."""
+        self.conn.fail(code)
+        self.handle_parser_exception()
+
+    def handle_parser_exception(self) -> None:
+        self._leave()
+        super().handle_parser_exception()
+        self.ending()
+
+    def handle_close(self, event: Frame) -> None:
+        self._leave()
+        super().handle_close(event)
+        self.ending()
+
+    def eof_received(self) -> None:
+        self._leave()
+        self.ending()
+
+    def shutdown(self) -> None:
+        self._leave()
+        super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._leave()
+
+
+class AsgiSocket:
+    """A client's wire over ASGI: one task reads, one writes."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self._frames: list[bytes] = []
+        self._code: int | None = None
+        self._due = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._client = Client(self)
+
+    async def serve(self, coordinator: WsSubscriptionCoordinator) -> None:
+        """Until the connection ends."""
+        coordinator.connected(self._client)
+        tasks = [
+            asyncio.create_task(work, name=name)
+            for work, name in (
+                (self._write(), "socket writer"),
+                (self._read(coordinator), "socket reader"),
+                (self._wait_ending(), "socket end"),
+            )
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._ending.is_set():
+                # The writer closes after what waits; a client that takes nothing any more is cut off.
+                await asyncio.wait(tasks[:1], timeout=CLOSE_TIMEOUT_S)
+        finally:
+            coordinator.disconnected(self._client)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def write(self, frames: Sequence[bytes]) -> None:
+        """See `Wire`."""
+        self._frames += frames
+        self._client.outbox.pause()
+        self._due.set()
+
+    def ending(self) -> None:
+        """See `Wire`."""
+        self._ending.set()
+
+    def close(self, code: int) -> None:
+        """See `Wire`."""
+        self._code = code
+        self._due.set()
+
+    async def _wait_ending(self) -> None:
+        await self._ending.wait()
+
+    async def _read(self, coordinator: WsSubscriptionCoordinator) -> None:
+        rate = MessageRate(asyncio.get_running_loop().time())
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text")
+            await handle(coordinator, self._client, rate, message["bytes"] if text is None else text)
+
+    async def _write(self) -> None:
+        # A client may go away at any time; the reader, or the next write, then ends the connection.
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            while True:
+                await self._due.wait()
+                self._due.clear()
+                frames, self._frames = self._frames, []
+                for frame in frames:
+                    await self._websocket.send_text(payload_of(frame).decode())
+                if self._code is not None and not self._frames:
+                    await self._websocket.close(self._code)
+                    return
+                self._client.outbox.resume()
