@@ -325,6 +325,39 @@ async def test_a_repair_waits_out_a_429_by_the_exchanges_clock_and_goes_on() -> 
             assert await reading == [candle(0)]
 
 
+async def test_the_second_request_of_a_turn_waits_too_when_another_has_met_a_429_meanwhile() -> None:
+    now_s = 1000.0
+    limited = asyncio.Event()
+
+    class Limiting(Exchange):
+        async def time(self, request: web.Request) -> web.Response:
+            await limited.wait()
+            return await super().time(request)
+
+        async def day(self, request: web.Request) -> web.StreamResponse:
+            answer = await super().day(request)
+            limited.set()
+            return answer
+
+    exchange = Limiting()
+    exchange.rows = [row(0), row(1)]
+    exchange.now_ms = (START + 600) * 1000
+    exchange.failures = [failure(429, Retry_After="5")]
+    async with connected(exchange, lambda: now_s) as (rest, _):
+        reading = asyncio.create_task(history(rest))
+        while not exchange.asked:
+            other = asyncio.create_task(rest.tickers("spot"))
+            await asyncio.wait([other, asyncio.create_task(limited.wait())], return_when=asyncio.FIRST_COMPLETED)
+        while not exchange.asked_time:
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        assert [one for one in exchange.asked if "symbol" in one] == [], "klines are not asked for meanwhile"
+        now_s += 5.1
+        assert await asyncio.wait_for(reading, 10) == [candle(0), candle(1)]
+        other.cancel()
+
+
 async def test_the_errand_has_begun_when_its_first_page_is_asked_for() -> None:
     exchange, errand = Exchange(), Errand(Urgency.DEEP)
     exchange.rows = [row(0), row(1)]

@@ -436,6 +436,8 @@ class BinanceRest:
     async def _send(self, turn: Turn, market: str, name: str, params: Mapping[str, str], most_bytes: int) -> bytes:
         """The body of one answer, which is no longer than `most_bytes`."""
         gate, url = self._gate(market), self._routes[market].url(name)
+        if (left_s := gate.blocked_s) > 0.0:  # since this turn began: it is the second request of it
+            raise _Passing(f"{url}: the host wants to be left alone for {left_s:.0f} s more", 429, left_s)
         gate.sent(turn)
         try:
             async with self._session.get(url, params=params) as response:

@@ -38,6 +38,11 @@ class RestGate:
         """How it stands."""
         return self._budget.status(self._now())
 
+    @property
+    def blocked_s(self) -> float:
+        """For how long the host wants to be left alone from now on; 0 when it does not mind."""
+        return self._budget.blocked_s(self._now())
+
     def waits(self, errand: Errand) -> bool:
         """Whether a request of that urgency would wait for the host, if it is blocked, rather than fail."""
         return self._budget.blocked_s(self._now()) <= LONGEST_BLOCK_S[errand.urgency]
