@@ -9,6 +9,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
 from klinesync.core.gaps import Gap, Span
 from klinesync.core.series_id import SeriesId
+from klinesync.market_data.coverage import Coverage, full_page_start
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
@@ -35,14 +36,19 @@ class CatchUp:
 
 
 class CandleReader:
-    """Reads candles. `knows` asks the exchange whether it lists a series; it may raise `UpstreamError`."""
+    """Reads candles. `knows` asks the exchange whether it lists a series; it may raise `UpstreamError`. `coverage`
+    fetches what pages lack; without one nothing is fetched."""
 
-    def __init__(self, database: Database, knows: Callable[[SeriesId], Awaitable[bool]]) -> None:
+    def __init__(
+        self, database: Database, knows: Callable[[SeriesId], Awaitable[bool]], coverage: Coverage | None = None
+    ) -> None:
         self._database = database
         self._knows = knows
+        self._coverage = coverage
 
     async def page(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> CandlePage:
-        """The oldest `limit` candles after `since`, or the newest `limit` (before `before`).
+        """The oldest `limit` candles after `since`, or the newest `limit` (before `before`), as far as they are stored.
+        What is not may be fetched, for a later read.
 
         Raises `Rejected` when both are given, `UnknownSeries` when nothing is stored and the exchange does not
         list the series.
@@ -50,16 +56,25 @@ class CandleReader:
         if since is not None and before is not None:
             raise Rejected("since and before exclude each other; give one of them")
 
-        def look(store: CandleStore) -> CandlePage:
+        coverage = self._coverage
+        base = None if coverage is None else coverage.base_of(series)
+
+        def look(store: CandleStore) -> tuple[CandlePage, Span | None]:
             if since is not None:
                 candles = store.oldest(series, limit, since=since)
             else:
                 candles = store.newest(series, limit, before=before)
-            return CandlePage(series, store.head(series), candles)
+            page = CandlePage(series, store.head(series), candles)
+            return page, None if base is None else store.span(base)
 
-        page = await self._database.read(look)
+        page, base_stored = await self._database.read(look)
         if page.head is None:
             await self.check_known(series)
+        if coverage is not None and base is not None:
+            page_start = None
+            if since is None and base_stored is not None:
+                page_start = full_page_start(series.timeframe, page.candles, before, limit, base_stored)
+            coverage.ensure(series, base, base_stored, page_start)
         return page
 
     async def catch_up(self, series: SeriesId, since: int | None) -> CatchUp:

@@ -1,0 +1,309 @@
+"""Coverage: what a read of candles lacks is fetched, so that a later one has it. The read itself waits for nothing.
+
+Two things may be lacking: the tail of a series that nobody follows, and history before the first stored candle. What of
+them is to be fetched, and when again, is decided by plain functions and tables; `Coverage` carries it out: tails by
+itself, older history through the `BackfillService`, which keeps it from tearing holes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.market_data.backfill import BackfillService
+from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.sources import Errand, HistoryWatch, Source, Urgency
+from klinesync.storage.database import Database
+
+log = logging.getLogger(__name__)
+
+# What health calls it.
+REASON = "read"
+# Tails that are read at once; the exchange's budget rations them further.
+TAILS_AT_ONCE = 4
+# Series whose tails wait to be read. What finds no room is asked for by a later read.
+MAX_WAITING = 1000
+# After an attempt a series' tail is left alone for so long; twice as long after each one that brought nothing.
+COOL_DOWN_S = 15.0
+MOST_COOL_DOWN_S = 300.0
+# Series of which such is remembered; the ones that were attempted longest ago are forgotten first.
+MAX_COOLING = 10_000
+# Older history is asked for in spans of at least a page, so that the next few reads that scroll back find theirs.
+LEAST_OLDER_CANDLES = 1000
+# About one series the same trouble is logged this often at most.
+LOG_EVERY_S = 600.0
+
+
+def full_page_start(
+    frame: Timeframe, candles: Sequence[Candle], before: int | None, limit: int, stored: Span
+) -> int | None:
+    """Where a page of the newest `limit` candles of `frame` (before `before`) would begin, were it full; None when it
+    is. `stored`: what is stored of the ingested series."""
+    if len(candles) >= limit:
+        return None
+    end = frame.floor(stored.end)
+    if candles:
+        end = candles[0].time
+    elif before is not None:
+        end = min(end, _ceil(frame, before))
+    return _back(frame, end, limit - len(candles))
+
+
+def missing_tail(frame: Timeframe, stored: Span | None, now_s: float, most: int, kept_from: int = 0) -> Span | None:
+    """What is missing behind the stored head up to `now_s` (the exchange's time), but only the newest `most` candles,
+    and none that opens before `kept_from`. None when there is nothing to fetch."""
+    end = frame.floor(int(now_s))
+    start = max(_back(frame, end, most), _ceil(frame, kept_from), 0 if stored is None else stored.end)
+    return Span(start, end) if start < end else None
+
+
+def missing_older(
+    frame: Timeframe,
+    base: Timeframe,
+    stored: Span,
+    page_start: int,
+    most: int,
+    kept_from: int = 0,
+    nothing: Span | None = None,
+) -> Span | None:
+    """What of the ingested series (timeframe `base`, of which `stored` is stored) is to be fetched, so that a page of
+    `frame` that would begin at `page_start` is full.
+
+    It ends with the first stored candle, so that no hole comes to be; is at least a page and at most `most` candles;
+    begins with a whole bucket of `frame` if it can; and not before `kept_from`. None when there is nothing to fetch:
+    in `nothing`, which lies right before the first stored candle, the exchange has nothing.
+    """
+    start = min(page_start, _back(base, stored.start, LEAST_OLDER_CANDLES))
+    start = max(start, _back(base, stored.start, most), _ceil(base, kept_from))
+    whole = _ceil(frame, start)
+    if whole < stored.start:
+        start = whole
+    if start >= stored.start or (nothing is not None and nothing.end == stored.start and nothing.start <= start):
+        return None
+    return Span(start, stored.start)
+
+
+def _ceil(frame: Timeframe, time: int) -> int:
+    """The first open time that is not before `time`."""
+    return frame.next(frame.floor(time - 1))
+
+
+def _back(frame: Timeframe, open_time: int, count: int) -> int:
+    """The open time `count` candles earlier, or the first one since 1970."""
+    first = _ceil(frame, 0)
+    return first if count * frame.seconds >= open_time - first else max(first, frame.shift(open_time, -count))
+
+
+class CoolDowns:
+    """When a series may be attempted again. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[SeriesId, tuple[float, int]] = OrderedDict()  # and how often it was in vain
+
+    def over(self, series: SeriesId, now_s: float) -> bool:
+        """Whether it may be attempted now."""
+        until_s, _ = self._until.get(series, (now_s, 0))
+        return until_s <= now_s
+
+    def begin(self, series: SeriesId, now_s: float, *, in_vain: bool, at_least_s: float = 0.0) -> None:
+        """An attempt is over. `in_vain`: it failed, or brought nothing that was expected; `at_least_s`: how long the
+        exchange wants to be left alone."""
+        vain = self._until.get(series, (0.0, 0))[1] + 1 if in_vain else 0
+        pause_s = min(COOL_DOWN_S * 2.0 ** min(vain, 30), MOST_COOL_DOWN_S)
+        self._until[series] = (now_s + max(pause_s, at_least_s), vain)
+        self._until.move_to_end(series)
+        if len(self._until) > MAX_COOLING:
+            self._until.popitem(last=False)
+
+
+class OlderAsked:
+    """How far back older history was asked for not long ago, series by series. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._asked: OrderedDict[SeriesId, tuple[int, float]] = OrderedDict()
+
+    def admits(self, series: SeriesId, start: int, now_s: float) -> bool:
+        """Whether what begins at `start` may be asked for; then it counts as asked."""
+        asked = self._asked.get(series)
+        if asked is not None and asked[0] <= start and now_s - asked[1] < COOL_DOWN_S:
+            return False
+        self._asked[series] = (start, now_s)
+        self._asked.move_to_end(series)
+        if len(self._asked) > MAX_COOLING:
+            self._asked.popitem(last=False)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How the reading of a tail went. `again_s`: how long the exchange wants to be left alone."""
+
+    in_vain: bool
+    again_s: float = 0.0
+
+
+class Coverage:
+    """Fetches what reads lack, once however many they are. `run` is its one task.
+
+    `covers`: whether a base series is of an exchange that can be asked; `followed`: whether somebody else keeps it up
+    to date; `exchange_s`: what time it is on its exchange, in UTC seconds, None where that is not known (then it is
+    asked for); `final_margin_s`: how long after its close a candle is final there; `kept_from`: before what open time a
+    series with that head is trimmed (0: never); `heal` looks after the declared gaps of a series, where that is wanted.
+    `max_candles`: most that one read may fetch. `watch` is told of the tails that are read.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        pipeline: IngestPipeline,
+        database: Database,
+        backfill: BackfillService,
+        heal: Callable[[SeriesId], None] | None,
+        base_of: Callable[[SeriesId], SeriesId],
+        covers: Callable[[SeriesId], bool],
+        followed: Callable[[SeriesId], bool],
+        exchange_s: Callable[[SeriesId], float | None],
+        final_margin_s: float,
+        kept_from: Callable[[SeriesId, int], int],
+        max_candles: int,
+        watch: HistoryWatch,
+    ) -> None:
+        self._source = source
+        self._pipeline = pipeline
+        self._database = database
+        self._backfill = backfill
+        self._heal = heal
+        self._base_of = base_of
+        self._covers = covers
+        self._followed = followed
+        self._exchange_s = exchange_s
+        self._final_margin_s = final_margin_s
+        self._kept_from = kept_from
+        self._max_candles = max_candles
+        self._watch = watch
+        self._waiting: asyncio.Queue[SeriesId] = asyncio.Queue(MAX_WAITING)
+        self._asked: set[SeriesId] = set()  # waits, or is being read
+        self._cool_downs = CoolDowns()
+        self._older_asked = OlderAsked()
+        self._logged = LogLimit(LOG_EVERY_S)
+
+    def base_of(self, series: SeriesId) -> SeriesId | None:
+        """The series whose candles are fetched for a read of `series`; None when none are."""
+        base = self._base_of(series)
+        return base if self._covers(base) else None
+
+    def ensure(self, series: SeriesId, base: SeriesId, stored: Span | None, page_start: int | None) -> None:
+        """Have fetched what a read of `series` lacks; returns at once.
+
+        `stored` is what was stored of its `base`; `page_start` where the page would begin, were it full (None: it is).
+        """
+        now_s = _now_s()
+        if not self._followed(base) and base not in self._asked and self._cool_downs.over(base, now_s):
+            self._ensure_tail(base, stored)
+        if page_start is not None and stored is not None:
+            self._ensure_older(series, base, stored, page_start, now_s)
+
+    def _ensure_tail(self, base: SeriesId, stored: Span | None) -> None:
+        exchange_s = self._exchange_s(base)
+        if exchange_s is not None and self._tail(base, stored, exchange_s) is None:
+            return
+        if self._waiting.full():
+            self._warn(base, "%s: %d series wait for their tails; a later read asks again", base, MAX_WAITING)
+            return
+        self._asked.add(base)
+        self._waiting.put_nowait(base)
+
+    def _ensure_older(self, series: SeriesId, base: SeriesId, stored: Span, page_start: int, now_s: float) -> None:
+        kept_from = self._kept_from(base, base.timeframe.shift(stored.end, -1))
+        nothing = self._backfill.nothing_before(base)
+        span = missing_older(
+            series.timeframe, base.timeframe, stored, page_start, self._max_candles, kept_from, nothing
+        )
+        if span is not None and self._older_asked.admits(base, span.start, now_s):
+            self._backfill.request(base, span, REASON, Urgency.READ)
+
+    def _tail(self, series: SeriesId, stored: Span | None, exchange_s: float) -> Span | None:
+        final_s = exchange_s - self._final_margin_s
+        newest = series.timeframe.latest_closed(int(final_s))
+        return missing_tail(series.timeframe, stored, final_s, self._max_candles, self._kept_from(series, newest))
+
+    async def run(self) -> None:
+        """Read the tails that are asked for, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(1, TAILS_AT_ONCE + 1):
+                group.create_task(self._work(), name=f"tail {number}")
+
+    async def _work(self) -> None:
+        while True:
+            series = await self._waiting.get()
+            try:
+                attempt = await self._attempt(series)
+            except UpstreamError as error:
+                self._warn(series, "%s: its tail cannot be read: %s", series, error)
+                attempt = Attempt(in_vain=True, again_s=error.retry_after_s or 0.0)
+            except StoreError as error:
+                self._warn(series, "%s: its tail cannot be stored: %s", series, error)
+                attempt = Attempt(in_vain=True)
+            finally:
+                self._asked.remove(series)
+            self._cool_downs.begin(series, _now_s(), in_vain=attempt.in_vain, at_least_s=attempt.again_s)
+
+    async def _attempt(self, series: SeriesId) -> Attempt:
+        """Raises `UpstreamError`, `StoreError`."""
+        if not await self._source.knows(series):
+            return Attempt(in_vain=True, again_s=MOST_COOL_DOWN_S)
+        exchange_s = self._exchange_s(series)
+        if exchange_s is None:
+            exchange_s = await self._source.now_ms(series.market) / 1000
+        stored = await self._stored(series)
+        span = self._tail(series, stored, exchange_s)
+        if span is None or self._followed(series):
+            return Attempt(in_vain=False)
+        await self._read(series, stored, span)
+        return Attempt(in_vain=await self._stored(series) == stored)
+
+    async def _read(self, series: SeriesId, stored: Span | None, span: Span) -> None:
+        """Read a tail into the pipeline, page by page. Raises `UpstreamError`, `StoreError`."""
+        frame, start = series.timeframe, span.start
+        if stored is not None and stored.end == start:
+            start = frame.shift(start, -1)  # with the head, so that one answer shows a hole behind it
+        trouble: str | None = "the reading was broken off"
+        candles = 0
+        self._watch.began(series, span, REASON)
+        try:
+            async with aclosing(self._source.history(series, start, Errand(Urgency.READ))) as pages:
+                async for page in pages:
+                    await self._pipeline.submit(series, page.candles, "rest", Empty(page.empty, page.proof))
+                    candles += len(page.candles)
+                    if page.candles:
+                        self._watch.advanced(series, frame.next(page.candles[-1].time), candles)
+            trouble = None
+        except (UpstreamError, StoreError) as error:
+            trouble = str(error)
+            raise
+        finally:
+            self._watch.ended(series, trouble)
+            if candles and self._heal is not None:
+                self._heal(series)  # what was out of reach is a hole now, and so may be what was broken off
+
+    async def _stored(self, series: SeriesId) -> Span | None:
+        return await self._database.read(lambda store: store.span(series))
+
+    def _warn(self, series: SeriesId, text: str, *values: object) -> None:
+        if self._logged.allow((series, text), _now_s()) is not None:
+            log.warning(text, *values)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,210 @@
+"""What a read lacks, and when it may be asked for again: plain functions and tables."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.market_data import coverage
+from klinesync.market_data.coverage import (
+    COOL_DOWN_S,
+    LEAST_OLDER_CANDLES,
+    MOST_COOL_DOWN_S,
+    CoolDowns,
+    OlderAsked,
+    full_page_start,
+    missing_older,
+    missing_tail,
+)
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+SOL = SeriesId.parse("binance:spot:SOL/USDT:1m")
+MINUTE = BTC.timeframe
+NOW = 1_700_000_070  # in the middle of a minute
+FRAMES = st.sampled_from([Timeframe.parse(code) for code in ("1m", "5m", "1h", "1d", "3d", "1w", "1M")])
+TIMES = st.integers(0, 2_000_000_000)
+COUNTS = st.one_of(st.integers(1, 5000), st.integers(1, 10**12))
+
+
+def span(first: int, count: int) -> Span:
+    return Span(first, first + 60 * count)
+
+
+# --- tails
+
+
+@given(frame=FRAMES, now=TIMES, most=COUNTS, head=st.none() | TIMES, kept=st.just(0) | TIMES)
+def test_a_tail_joins_the_stored_head_or_is_as_long_as_allowed_and_ends_with_what_is_closed(
+    frame: Timeframe, now: int, most: int, head: int | None, kept: int
+) -> None:
+    stored = None if head is None else Span(0, frame.next(frame.floor(head)))
+    tail = missing_tail(frame, stored, now, most, kept)
+    end = frame.floor(now)
+    if tail is None:
+        assert (stored is not None and stored.end >= end) or kept > frame.shift(end, -1) or end <= 0 or now < 8 * 86_400
+        return
+    assert tail.end == end
+    assert frame.is_open(tail.start)
+    assert 0 <= tail.start < tail.end
+    assert frame.count(*tail) <= most
+    assert tail.start >= kept
+    if stored is not None:
+        assert tail.start >= stored.end
+    if frame.count(*tail) < most and kept == 0 and frame.shift(tail.start, -1) >= 0:
+        assert stored is not None
+        assert tail.start == stored.end
+
+
+def test_a_head_further_back_than_allowed_leaves_a_hole_behind_the_newest_candles() -> None:
+    assert missing_tail(MINUTE, span(NOW - 30 - 6000 * 60, 10), NOW, 2000) == span(NOW - 30 - 2000 * 60, 2000)
+    assert missing_tail(MINUTE, span(NOW - 30 - 600, 7), NOW, 2000) == span(NOW - 30 - 180, 3)
+    assert missing_tail(MINUTE, span(NOW - 30 - 600, 10), NOW, 2000) is None
+    assert missing_tail(MINUTE, None, NOW, 2000, kept_from=NOW - 100) == span(NOW - 90, 1)
+
+
+# --- pages and older history
+
+
+def candles(first: int, count: int) -> list[Candle]:
+    return [Candle(first + 60 * number, 1.0, 1.0, 1.0, 1.0, 0.0) for number in range(count)]
+
+
+def test_a_full_page_lacks_nothing_and_one_that_is_not_begins_earlier() -> None:
+    first = NOW - 30
+    stored = span(first, 10)
+    assert full_page_start(MINUTE, candles(first, 10), None, 10, stored) is None
+    assert full_page_start(MINUTE, candles(first, 4), None, 10, stored) == first - 360
+    assert full_page_start(MINUTE, [], first, 10, stored) == first - 600
+    assert full_page_start(MINUTE, [], first - 59, 10, stored) == first - 600, "the candle at first - 60 opens before"
+    assert full_page_start(MINUTE, [], first - 60, 10, stored) == first - 660
+    # Of an hour of which a few minutes are stored.
+    hour = Timeframe.parse("1h")
+    assert full_page_start(hour, [], None, 2, stored) == hour.floor(stored.end) - 7200
+    assert full_page_start(hour, [], MAX_TIME, 2, stored) == hour.floor(stored.end) - 7200
+
+
+@given(
+    frame=FRAMES,
+    first=TIMES,
+    page_start=TIMES,
+    most=COUNTS,
+    kept=st.just(0) | TIMES,
+    nothing=st.integers(0, 5000),
+)
+def test_older_history_ends_with_the_first_candle_and_is_no_more_than_allowed(
+    frame: Timeframe, first: int, page_start: int, most: int, kept: int, nothing: int
+) -> None:
+    first = MINUTE.floor(first)
+    stored = span(first, 10)
+    empty = Span(max(0, first - 60 * nothing), first) if nothing else None
+    older = missing_older(frame, MINUTE, stored, frame.floor(page_start), most, kept, empty)
+    if older is None:
+        lower = max(first - 60 * most, 0, kept)
+        assert lower > first - 60 or (empty is not None and empty.start <= first - 60)
+        return
+    assert older.end == first
+    assert MINUTE.is_open(older.start)
+    assert 1 <= MINUTE.count(*older) <= most
+    assert older.start >= kept
+    assert older.start >= 0
+    assert empty is None or older.start < empty.start, "what is asked for is not all known to be empty"
+    if frame == MINUTE and kept == 0 and older.start > 0:
+        assert MINUTE.count(*older) >= min(LEAST_OLDER_CANDLES, most)
+        wanted = MINUTE.count(frame.floor(page_start), first)
+        assert MINUTE.count(*older) >= min(wanted, most)
+    if frame.next(frame.floor(older.start - 1)) < first:
+        assert frame.is_open(older.start), "it begins with a whole bucket"
+
+
+@given(most=st.integers(1, 3000), limit=st.integers(1, 1500), depth=st.integers(0, 4000))
+def test_who_scrolls_back_comes_to_the_listing_and_then_nothing_is_asked_any_more(
+    most: int, limit: int, depth: int
+) -> None:
+    """The exchange has `depth` candles before the first stored one; each answer is remembered as the service does."""
+    listing = 1_600_000_020
+    stored = span(listing + 60 * depth, 10)
+    nothing: Span | None = None
+    requests = 0
+    before = stored.start
+    while True:
+        start = full_page_start(MINUTE, [], before, limit, stored)
+        assert start is not None
+        older = missing_older(MINUTE, MINUTE, stored, start, most, 0, nothing)
+        if older is None:
+            break
+        requests += 1
+        stored = Span(max(older.start, listing), stored.end)
+        nothing = Span(older.start, listing) if older.start < listing else None
+        before = stored.start
+    assert stored.start == listing
+    least = min(max(limit, LEAST_OLDER_CANDLES), most)
+    assert requests <= depth // least + 2
+
+
+# --- when again
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1000), st.floats(0, 1000)), max_size=20))
+def test_a_tail_is_left_alone_for_longer_after_each_attempt_in_vain(attempts: list[tuple[bool, float, float]]) -> None:
+    table, now_s, vain = CoolDowns(), 100.0, 0
+    assert table.over(BTC, now_s)
+    for in_vain, at_least_s, passes_s in attempts:
+        table.begin(BTC, now_s, in_vain=in_vain, at_least_s=at_least_s)
+        vain = vain + 1 if in_vain else 0
+        pause_s = max(min(COOL_DOWN_S * 2**vain, MOST_COOL_DOWN_S), at_least_s)
+        assert not table.over(BTC, now_s + pause_s * 0.99)
+        assert table.over(BTC, now_s + pause_s * 1.01)
+        assert table.over(ETH, now_s)
+        now_s += passes_s
+
+
+def test_what_is_remembered_of_attempts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "MAX_COOLING", 2)
+    table, asked = CoolDowns(), OlderAsked()
+    for series in (BTC, ETH, BTC, SOL):
+        table.begin(series, 0.0, in_vain=True)
+        asked.admits(series, 10, 0.0)
+    assert [table.over(series, 1.0) for series in (BTC, ETH, SOL)] == [False, True, False]
+    assert not asked.admits(SOL, 10, 1.0)
+    assert asked.admits(BTC, 10, 1.0), "it was asked for first, and asking again while it cools does not count"
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.floats(0, 20)), max_size=20))
+def test_older_history_is_asked_for_again_further_back_or_after_a_while(asks: list[tuple[int, float]]) -> None:
+    asked, now_s = OlderAsked(), 0.0
+    granted: tuple[int, float] | None = None
+    for start, passes_s in asks:
+        now_s += passes_s
+        free = granted is None or start < granted[0] or now_s - granted[1] >= COOL_DOWN_S
+        assert asked.admits(BTC, start, now_s) is free
+        if free:
+            granted = (start, now_s)
+
+
+def test_a_series_whose_candles_are_all_trimmed_soon_has_no_older_ones_fetched() -> None:
+    stored = span(NOW - 30, 10)
+    assert missing_older(MINUTE, MINUTE, stored, 0, 2000, kept_from=stored.start) is None
+    assert missing_older(MINUTE, MINUTE, stored, 0, 2000, kept_from=stored.start - 90) == Span(
+        stored.start - 60, stored.start
+    )
+
+
+@given(first=TIMES, most=st.integers(1, 3000))
+def test_for_a_derived_page_the_base_grows_until_its_buckets_are_whole(first: int, most: int) -> None:
+    day = Timeframe.parse("1d")
+    assume(first > 20 * 86_400)
+    stored = span(MINUTE.floor(first), 10)
+    page_start = day.floor(stored.end) - 2 * 86_400
+    for _ in range(2 * 2 * 1440 // most + 3):
+        if stored.start <= page_start:
+            break
+        older = missing_older(day, MINUTE, stored, page_start, most)
+        assert older is not None
+        stored = Span(older.start, stored.end)
+    assert stored.start <= page_start
