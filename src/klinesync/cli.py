@@ -180,8 +180,9 @@ def _watch(arguments: argparse.Namespace) -> int:
     from klinesync.client.watch import watch  # the service does without its packages
 
     flags = load_flags(_given_flags(arguments))
-    url = arguments.url or f"http://{flags.host}:{flags.port}"
-    return _run(watch(url, arguments.series_id, as_json=arguments.json))
+    host = f"[{flags.host}]" if ":" in flags.host else flags.host
+    url = arguments.url or f"http://{host}:{flags.port}"
+    return _run(_until_interrupted(watch(url, arguments.series_id, as_json_lines=arguments.json)))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -307,6 +308,21 @@ def _run(command: Coroutine[object, object, int]) -> int:
             return runner.run(command)
     except* KlinesyncError as group:
         raise _first(group) from None
+
+
+async def _until_interrupted(command: Coroutine[object, object, int]) -> int:
+    """Run a command that is meant to be ended with SIGINT or SIGTERM: 0 then. A second one acts at once."""
+    task = asyncio.create_task(command, name="command")
+    stopping = contextlib.ExitStack()
+
+    def stop() -> None:
+        stopping.close()
+        task.cancel()
+
+    with stopping:
+        stopping.enter_context(_on_signal(stop))
+        await asyncio.wait([task])
+    return 0 if task.cancelled() else task.result()
 
 
 def _first(group: BaseExceptionGroup[KlinesyncError]) -> KlinesyncError:

@@ -1,21 +1,55 @@
 """What `klinesync watch` shows of each update: the board on a terminal, lines elsewhere, JSON on request."""
 
 import json
+import subprocess
+import sys
 
-from klinesync.client.follow import ClosedCandle, Disconnected, System
-from klinesync.client.watch import Board, _as_json, line
-from klinesync.core.candle import Candle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.client.board import (
+    HELD_CANDLES,
+    Board,
+    Column,
+    Health,
+    change,
+    fitting,
+    number,
+    places,
+    plain,
+    sparkline,
+)
+from klinesync.client.follow import ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
+from klinesync.client.watch import as_json, line
+from klinesync.core.candle import MAX_VALUE, Candle
 from klinesync.core.series_id import SeriesId
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
-CLOSED = ClosedCandle(Candle(1_700_000_040, 1.0, 2.0, 0.5, 1.5, 10.0))
+START = 1_700_000_040
+CLOSED = ClosedCandle(Candle(START, 1.0, 2.0, 0.5, 1.5, 10.0))
 STALE = System("stream.stale", "no frames for 15 s", {"since": 1_700_000_100})
+
+
+def candle(at: int, close: float = 1.5) -> Candle:
+    return Candle(START + 60 * at, 1.0, 2.0, 0.5, close, 10.0)
+
+
+def shown(board: Board, width: int = 120, height: int = 40) -> list[str]:
+    return [text.plain for text in board.lines(width, height)]
+
+
+def taken(*updates: Update) -> Board:
+    board = Board(SERIES)
+    for update in updates:
+        board.take(update)
+    return board
 
 
 def test_a_system_message_is_a_line_with_its_sentence() -> None:
     assert line(STALE) == "stream.stale: no frames for 15 s"
     assert line(System("resync", "", {})) == "resync"
-    assert json.loads(_as_json(STALE)) == {
+    assert json.loads(as_json(STALE)) == {
         "type": "system",
         "event": "stream.stale",
         "message": "no frames for 15 s",
@@ -23,17 +57,198 @@ def test_a_system_message_is_a_line_with_its_sentence() -> None:
     }
 
 
+def test_each_update_is_a_json_object_in_one_line() -> None:
+    happened: list[Update] = [
+        Connected(START, "live"),
+        CLOSED,
+        FormingCandle(candle(1)),
+        Gap(START, START + 60, "healing"),
+        STALE,
+        Disconnected("two\nlines"),
+    ]
+    texts = [as_json(update) for update in happened]
+    assert not [text for text in texts if "\n" in text]
+    assert [json.loads(text)["type"] for text in texts] == [
+        "connected",
+        "closed",
+        "forming",
+        "gap",
+        "system",
+        "disconnected",
+    ]
+
+
+def test_the_forming_candle_is_on_top_and_marked_until_it_closes() -> None:
+    board = taken(Connected(None, "live"), CLOSED, FormingCandle(candle(1, close=1.25)))
+    names, first, second = shown(board)[-3:]
+    assert names.split() == ["UTC", "open", "high", "low", "close", "volume", "change"]
+    assert first.split() == [">", "2023-11-14", "22:15", "1.00", "2.00", "0.50", "1.25", "10", "+25.00%", "forming"]
+    assert second.split() == ["2023-11-14", "22:14", "1.00", "2.00", "0.50", "1.50", "10", "+50.00%"]
+    board.take(ClosedCandle(candle(1)))
+    assert "forming" not in "".join(shown(board))
+    board.take(FormingCandle(candle(1)))  # from before it closed
+    assert "forming" not in "".join(shown(board))
+
+
+def test_a_correction_replaces_the_candle_and_is_marked() -> None:
+    board = taken(CLOSED, ClosedCandle(candle(1)), ClosedCandle(candle(0, close=1.75), revised=True))
+    rows = shown(board)[-2:]
+    assert "revised" not in rows[0]
+    assert rows[1].split()[-4:] == ["1.75", "10", "+75.00%", "revised"]
+
+
+def test_a_hole_is_a_line_between_its_neighbours_until_it_is_filled() -> None:
+    board = taken(CLOSED, Gap(START + 60, START + 180, "confirmed_empty"), ClosedCandle(candle(3)))
+    assert shown(board)[-2].strip() == "2 candles missing (confirmed empty)"
+    board.take(ClosedCandle(candle(1), revised=True))
+    board.take(ClosedCandle(candle(2), revised=True))
+    assert "missing" not in "".join(shown(board))
+
+
 def test_the_board_says_what_is_the_matter_until_it_is_over() -> None:
-    board = Board(SERIES)
     progress = System("backfill.progress", "40 %", {"state": "running"})
-    for update in (CLOSED, STALE, progress):
-        board.take(update)
-    assert board.table().caption == "live · stream.stale: no frames for 15 s · backfill.progress: 40 %"
+    board = taken(Connected(START, "live"), CLOSED, STALE, progress)
+    assert shown(board)[:3] == [
+        f"{SERIES}  connected",
+        "stream.stale: no frames for 15 s",
+        "backfill.progress: 40 %",
+    ]
     board.take(System("stream.live", "frames again", {}))
-    board.take(CLOSED)
-    assert board.table().caption == "live · backfill.progress: 40 %"
-    board.take(System("backfill.progress", "100 %", {"state": "succeeded"}))
-    assert board.table().caption == "live"
+    assert shown(board)[:3] == [f"{SERIES}  connected", "backfill.progress: 40 %", ""]
+    board.take(System("backfill.progress", "gave up", {"state": "failed"}))
+    assert shown(board)[:2] == [f"{SERIES}  connected", ""]
     board.take(STALE)
-    board.take(Disconnected("the service ended the connection"))
-    assert board.table().caption == "not connected: the service ended the connection"
+    board.take(Disconnected("the service shuts down"))
+    assert shown(board)[:3] == [f"{SERIES}  not connected, trying again", "the service shuts down", ""]
+    board.take(Connected(START, "live"))
+    assert shown(board)[:2] == [f"{SERIES}  connected", ""]
+
+
+@pytest.mark.parametrize("status", ["green", "yellow", "red"])
+def test_health_has_its_colour_and_its_reason(status: str) -> None:
+    board = taken(Connected(START, "live"), CLOSED)
+    board.health = Health(status, "lagging_no_recent_backfill", "rest_fallback", "no frames", 40.0)
+    title, health, detail = board.lines(100, 40)[:3]
+    assert title.plain == f"{SERIES}  connected"
+    assert health.plain == f"● {status}: lagging no recent backfill, 40 %  stream rest fallback"
+    assert health.style == status
+    assert detail.plain == "no frames"
+    board.take(Disconnected("gone"))
+    assert "stream" not in "".join(shown(board))
+
+
+def test_a_service_that_does_not_judge_leaves_no_trace_of_it() -> None:
+    board = taken(Connected(START, "live"), CLOSED, ClosedCandle(candle(1)))
+    assert shown(board)[0] == f"{SERIES}  connected"
+    assert shown(board)[1].endswith("1.5 to 1.5")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1 + 0.2, "0.3"),
+        (1e-05, "0.00001"),
+        (0.00001234, "0.00001234"),
+        (111603.68, "111603.68"),
+        (123456.12345678, "123456.12345678"),
+        (sum([0.1] * 1440), "144"),
+        (123456789.3 + 0.1 + 0.2, "123456789.6"),
+        (1e16, "10000000000000000"),
+        (0.0, "0"),
+        (-0.5, "-0.5"),
+        (5.0, "5"),
+    ],
+)
+def test_numbers_are_shown_as_they_were_quoted(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@given(st.integers(-(10**13), 10**13), st.integers(0, 8))
+def test_a_quoted_number_is_shown_exactly(digits: int, point: int) -> None:
+    value = digits / 10**point
+    assert float(number(value)) == value
+    assert places(value) <= point
+
+
+def test_all_prices_have_the_places_of_the_finest() -> None:
+    board = taken(
+        ClosedCandle(Candle(START, 3, 3, 3, 3, 7)), ClosedCandle(Candle(START + 60, 3, 0.1 + 0.2 + 3, 3, 3, 7.5))
+    )
+    assert shown(board)[-1].split()[2:] == ["3.0", "3.0", "3.0", "3.0", "7.0", "0.00%"]
+
+
+def test_change_is_from_open_to_close() -> None:
+    assert change(candle(0, close=0.5)) == "-50.00%"
+    assert change(candle(0, close=0.9999999)) == "0.00%"
+    assert change(Candle(START, 0.0, 1.0, 0.0, 1.0, 1.0)) == ""
+
+
+def test_the_sparkline_runs_from_the_oldest_to_the_newest() -> None:
+    assert sparkline([1, 2, 3, 4, 5, 6, 7, 8]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([5.0, 5.0]) == "▅▅"
+    board = taken(ClosedCandle(candle(0, close=1.0)), ClosedCandle(candle(1, close=2.0)), FormingCandle(candle(2)))
+    assert shown(board)[1] == "▁█▅  1.0 to 2.0"
+    assert "▁" not in "".join(text.plain for text in board.lines(100, 40, ascii_only=True))
+
+
+def test_what_a_message_says_does_not_move_the_cursor() -> None:
+    assert plain("a\x1b[2Jb\nc\x07") == "a [2Jb c "
+    text = line(System("stream.stale", "a\x1b[2J\nb", {}))
+    assert text == "stream.stale: a [2J b"
+    assert line(Disconnected("\x1b[2J")) == "not connected:  [2J"
+    board = taken(Disconnected("\x1b[31m\nred"))
+    assert not [letter for text in shown(board) for letter in text if not letter.isprintable()]
+
+
+def test_narrow_terminals_keep_time_and_close_and_drop_high_and_low_together() -> None:
+    columns = [
+        Column("", [">"]),
+        Column("UTC", ["2023-11-14 22:14"], short=["22:14"]),
+        *(Column(name, ["111111.11"]) for name in ("open", "high", "low", "close", "volume", "change")),
+        Column("", ["forming"], left=True),
+    ]
+    names = {width: [column.name for column in fitting(columns, width)] for width in range(20, 120)}
+    assert names[119] == ["", "UTC", "open", "high", "low", "close", "volume", "change", ""]
+    assert names[20] == ["", "UTC", "close"]
+    assert all(("high" in kept) == ("low" in kept) for kept in names.values())
+    assert all(len(names[width]) <= len(names[width + 1]) for width in range(20, 119))
+
+
+def test_the_board_holds_a_bounded_number_of_candles() -> None:
+    board = Board(SERIES)
+    for at in range(3 * HELD_CANDLES):
+        board.take(Gap(START, START + 60 * at, "unknown"))
+        board.take(ClosedCandle(candle(at), revised=at % 2 == 0))
+    assert len(board.closed) == HELD_CANDLES
+    assert len(board.revised) == HELD_CANDLES // 2
+    assert len(board._gaps) == HELD_CANDLES
+
+
+values = st.floats(0, MAX_VALUE) | st.integers(0, 10**9).map(lambda cents: cents / 100)
+candles = st.builds(Candle, st.integers(0, 90).map(lambda at: START + 60 * at), values, values, values, values, values)
+texts = st.text(max_size=300)
+updates = st.one_of(
+    st.builds(Connected, st.none() | st.just(START), texts),
+    st.builds(ClosedCandle, candles, st.booleans()),
+    st.builds(FormingCandle, candles),
+    st.builds(Gap, st.just(START), st.integers(0, 90).map(lambda at: START + 60 * at), st.just("unknown")),
+    st.builds(System, st.sampled_from(["stream.stale", "factor.rebuild", "new.kind"]), texts, st.just({})),
+    st.builds(Disconnected, texts),
+)
+
+
+@given(st.lists(updates, max_size=60), st.integers(1, 200), st.integers(1, 60), st.booleans())
+def test_whatever_happens_the_board_fits_the_terminal(
+    happened: list[Update], width: int, height: int, ascii_only: bool
+) -> None:
+    board = taken(*happened)
+    board.health = Health("red", "missing_head", "off", "a detail")
+    lines = board.lines(width, height, ascii_only=ascii_only)
+    assert len(lines) <= height
+    assert max((text.cell_len for text in lines), default=0) <= width
+    assert not [letter for text in lines for letter in text.plain if not letter.isprintable()]
+
+
+def test_strategies_do_not_import_what_draws() -> None:
+    code = "import sys, klinesync.client.follow; print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -8,7 +8,7 @@ import aiohttp
 import pyarrow.feather
 import pytest
 
-from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, System, Update, follow
+from klinesync.client.follow import ClosedCandle, Connected, FormingCandle, Gap, System, Update, follow
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
@@ -173,7 +173,21 @@ async def test_a_follower_that_was_away_for_long_pages_what_one_catch_up_does_no
         await service.runtime.ingest.ingest_candles_closed(BTC, candles[4000:], 0.0)
         async with aclosing(follow(service.url, BTC, start)) as updates:
             seen = await until_closed(updates, 7499)
-    assert seen == [ClosedCandle(candle) for candle in candles[1:]]
+    assert isinstance(seen[0], Connected)
+    assert seen[0].head == candles[-1].time
+    assert seen[1:] == [ClosedCandle(candle) for candle in candles[1:]]
+
+
+async def test_holes_in_what_is_paged_are_told(tmp_path: Path) -> None:
+    async with running_service(tmp_path / "store.sqlite") as service:
+        start = 1_700_000_040
+        candles = [Candle(start + 60 * at, 1.0, 2.0, 0.5, 1.5, float(at)) for at in range(8000) if at not in (7, 8)]
+        await service.runtime.ingest.ingest_candles_closed(BTC, candles, 0.0)
+        async with aclosing(follow(service.url, BTC, start)) as updates:
+            seen = await until_closed(updates, 7997)
+    assert [update for update in seen if isinstance(update, Gap)] == [Gap(start + 7 * 60, start + 9 * 60)]
+    at = seen.index(Gap(start + 7 * 60, start + 9 * 60))
+    assert seen[at - 1 : at + 2 : 2] == [ClosedCandle(candles[6]), ClosedCandle(candles[7])]
 
 
 async def test_a_follower_is_told_what_happens_to_its_series(tmp_path: Path) -> None:
@@ -182,6 +196,7 @@ async def test_a_follower_is_told_what_happens_to_its_series(tmp_path: Path) -> 
         aclosing(follow(service.url, BTC, 0)) as updates,
     ):
         await service.runtime.ingest.ingest_candles_closed(BTC, [Candle(1_700_000_040, 1, 2, 0.5, 1.5, 1)], 0.0)
+        assert isinstance(await anext(updates), Connected)
         assert isinstance(await anext(updates), ClosedCandle)
         service.runtime.hub.tell(BTC, protocol.system(BTC, "stream.stale", "no frames", {"since": 5}))
         service.runtime.hub.tell(BTC, protocol.system(BTC, "resync", ""))

@@ -2,105 +2,70 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from contextlib import aclosing
-from datetime import UTC, datetime
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import TypeVar
 
 import aiohttp
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from klinesync.client.follow import ClosedCandle, Disconnected, FormingCandle, Gap, ServiceError, System, Update, follow
-from klinesync.core.candle import Candle
+from klinesync.client.board import HELD_CANDLES, Board, Health, clock, notice, number, plain
+from klinesync.client.follow import (
+    ClosedCandle,
+    Connected,
+    Disconnected,
+    FormingCandle,
+    Gap,
+    ServiceError,
+    System,
+    Update,
+    follow,
+)
 from klinesync.core.series_id import SeriesId
 
+# Candles from before the start that are shown where there is no board.
 SHOWN_CANDLES = 15
 FETCH_TIMEOUT_S = 10.0
+HEALTH_INTERVAL_S = 3.0
+# However many updates come, the eye gets that many boards a second.
+DRAW_INTERVAL_S = 0.1
+
+T = TypeVar("T")
 
 
 class _Page(msgspec.Struct):
     server_head_time: int | None
 
 
-class Board:
-    """What is on the screen: the newest closed candles, the forming one, and the state of the connection."""
-
-    def __init__(self, series: SeriesId) -> None:
-        self.series = series
-        self.closed: OrderedDict[int, Candle] = OrderedDict()
-        self.forming: Candle | None = None
-        self.state = "connecting"
-        self.missing = 0
-        self.notices: dict[str, str] = {}
-
-    def take(self, update: Update) -> None:
-        """Bring the board up to date."""
-        self.state = "live"
-        match update:
-            case System():
-                kind = update.event.partition(".")[0]
-                self.notices.pop(kind, None)
-                if update.event not in ("stream.live", "resync") and update.data.get("state") != "succeeded":
-                    self.notices[kind] = _notice(update)  # until the next of its kind
-            case ClosedCandle(candle):
-                self.closed[candle.time] = candle
-                while len(self.closed) > SHOWN_CANDLES:
-                    del self.closed[min(self.closed)]
-                if self.forming is not None and self.forming.time <= candle.time:
-                    self.forming = None
-            case FormingCandle(candle):
-                self.forming = candle
-            case Gap(expected, actual):
-                self.missing += self.series.timeframe.count(expected, actual)
-            case Disconnected(reason):
-                self.state = f"not connected: {reason}"
-                self.notices.clear()
-
-    def table(self) -> Table:
-        """The board as a table."""
-        title = Text(str(self.series), style="bold")
-        missing = f"{self.missing} candles missing" if self.missing else ""
-        caption = " · ".join(part for part in (self.state, missing, *self.notices.values()) if part)
-        table = Table(title=title, caption=caption, caption_style="green" if self.state == "live" else "red")
-        table.add_column("UTC")
-        for name in ("open", "high", "low", "close", "volume"):
-            table.add_column(name, justify="right")
-        table.add_column("")
-        for time in sorted(self.closed):
-            _add_row(table, self.closed[time], "closed")
-        if self.forming is not None:
-            _add_row(table, self.forming, "forming")
-        return table
+class _Backfill(msgspec.Struct):
+    state: str
+    progress_pct: float | None = None
 
 
-def _add_row(table: Table, candle: Candle, kind: str) -> None:
-    rising = candle.close >= candle.open
-    style = "dim" if kind == "forming" else ""
-    close = Text(number(candle.close), style="green" if rising else "red")
-    values = [number(value) for value in (candle.open, candle.high, candle.low)]
-    table.add_row(clock(candle.time), *values, close, number(candle.volume), kind, style=style)
+class _Stream(msgspec.Struct):
+    state: str
+    detail: str | None = None
 
 
-def number(value: float) -> str:
-    """Without exponent, without needless zeros: 1e-05 is 0.00001."""
-    text = f"{value:.8f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+class _Health(msgspec.Struct):
+    status: str
+    status_reason: str
+    backfill: _Backfill
+    stream: _Stream
 
 
-def clock(time: int) -> str:
-    """`2026-11-22 18:04`."""
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _notice(system: System) -> str:
-    return f"{system.event}: {system.message}" if system.message else system.event
+class _Refusal(msgspec.Struct):
+    detail: str
 
 
 def line(update: Update) -> str | None:
-    """An update as a line of a log; forming candles have none."""
+    """An update as a line of a log; forming candles have none, nor has a connection that stands."""
     match update:
         case ClosedCandle(candle, revised):
             values = " ".join(number(value) for value in candle[1:])
@@ -108,60 +73,157 @@ def line(update: Update) -> str | None:
         case Gap(expected, actual):
             return f"{clock(expected)} gap until {clock(actual)}"
         case System():
-            return _notice(update)
+            return notice(update)
         case Disconnected(reason):
-            return f"not connected: {reason}"
-        case FormingCandle():
+            return f"not connected: {plain(reason)}"
+        case FormingCandle() | Connected():
             return None
 
 
-def _as_json(update: Update) -> str:
+def as_json(update: Update) -> str:
+    """An update as a JSON object in one line."""
     match update:
         case ClosedCandle(candle, revised):
             body: object = {"type": "closed", "revised": revised, **candle._asdict()}
         case FormingCandle(candle):
             body = {"type": "forming", **candle._asdict()}
-        case Gap(expected, actual):
-            body = {"type": "gap", "expected": expected, "actual": actual}
+        case Gap(expected, actual, state):
+            body = {"type": "gap", "expected": expected, "actual": actual, "state": state}
         case System(event, message, data):
             body = {"type": "system", "event": event, "message": message, "data": data}
+        case Connected(head, stream):
+            body = {"type": "connected", "head_time": head, "stream": stream}
         case Disconnected(reason):
             body = {"type": "disconnected", "reason": reason}
     return msgspec.json.encode(body).decode()
 
 
-async def watch(url: str, series_id: str, *, as_json: bool) -> int:
-    """Show a series of the service at `url` until interrupted. Raises `ServiceError`, `BadSeriesId`."""
+async def watch(url: str, series_id: str, *, as_json_lines: bool) -> int:
+    """Show a series of the service at `url` until cancelled, or until nobody reads the lines any more. A terminal gets
+    a board, anything else a line an event. Raises `ServiceError`, `BadSeriesId`."""
     series = SeriesId.parse(series_id)
-    since = await _since(url, series)
     console = Console()
-    async with aclosing(follow(url, series, since)) as updates:
-        if console.is_terminal and not as_json:
-            board = Board(series)
-            with Live(board.table(), console=console, auto_refresh=False) as live:
-                async for update in updates:
-                    board.take(update)
-                    live.update(board.table(), refresh=True)
-        async for update in updates:
-            text = _as_json(update) if as_json else line(update)
-            if text is not None:
-                print(text, flush=True)
+    # Rich takes some variables of the environment for a terminal; a board in a file is nobody's wish.
+    board = None
+    if not as_json_lines and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
+        board = Board(series)
+    timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        since = await _since(session, url, series, SHOWN_CANDLES if board is None else HELD_CANDLES)
+        async with aclosing(follow(url, series, since, wait_out_refusals=True)) as updates:
+            if board is None:
+                await _print(updates, as_json if as_json_lines else line)
+            else:
+                with Live(console=console, screen=True, auto_refresh=False) as live:
+                    await _show(board, updates, lambda: _health(session, url, series), live)
     return 0
 
 
-async def _since(url: str, series: SeriesId) -> int | None:
-    """The time behind which the newest `SHOWN_CANDLES` lie. Raises `ServiceError`."""
-    params = {"series_id": str(series), "limit": "1"}
-    timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
+async def _print(updates: AsyncGenerator[Update], text_of: Callable[[Update], str | None]) -> None:
+    async for update in updates:
+        text = text_of(update)
+        if text is None:
+            continue
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            # Whoever read has seen enough. What Python would still flush at its end goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+
+
+async def _show(
+    board: Board, updates: AsyncGenerator[Update], ask: Callable[[], Awaitable[Health | None]], live: Live
+) -> None:
+    changed = asyncio.Event()
+    changed.set()
+
+    async def receive() -> None:
+        async for update in updates:
+            board.take(update)
+            changed.set()
+
+    async def ask_for_health() -> None:
+        while True:
+            board.health = await ask()
+            changed.set()
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    async def draw() -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            width, height = live.console.size
+            ascii_only = live.console.options.ascii_only
+            live.update(Group(*board.lines(width, height, ascii_only=ascii_only)), refresh=True)
+            await asyncio.sleep(DRAW_INTERVAL_S)
+
+    with _on_new_size(changed.set):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(receive(), name="follow")
+            tasks.create_task(ask_for_health(), name="health")
+            tasks.create_task(draw(), name="draw")
+
+
+@contextmanager
+def _on_new_size(call: Callable[[], None]) -> Iterator[None]:
+    """Call when the terminal has another size, or is ours again."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGWINCH, signal.SIGCONT)
+    for number_ in numbers:
+        loop.add_signal_handler(number_, call)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"{url.rstrip('/')}/api/market/candles", params=params) as response,
-        ):
-            body = await response.read()
-    except (aiohttp.ClientError, OSError, TimeoutError):
+        yield
+    finally:
+        for number_ in numbers:
+            loop.remove_signal_handler(number_)
+
+
+async def _health(session: aiohttp.ClientSession, url: str, series: SeriesId) -> Health | None:
+    """How the service judges the series; None where it does not, or cannot be asked at present."""
+    try:
+        status, body = await _get(session, f"{url.rstrip('/')}/api/market/health", {"series_id": str(series)})
+        if status != 200:
+            return None
+        found = msgspec.json.decode(body, type=_Health)
+    except (aiohttp.ClientError, OSError, msgspec.MsgspecError):
+        return None
+    running = found.backfill.state == "running"
+    return Health(
+        plain(found.status),
+        plain(found.status_reason),
+        plain(found.stream.state),
+        plain(found.stream.detail or ""),
+        found.backfill.progress_pct if running else None,
+    )
+
+
+async def _since(session: aiohttp.ClientSession, url: str, series: SeriesId, shown: int) -> int | None:
+    """The time behind which the newest `shown` candles lie; None where nothing is stored. Raises `ServiceError`."""
+    try:
+        status, body = await _get(
+            session, f"{url.rstrip('/')}/api/market/candles", {"series_id": str(series), "limit": "1"}
+        )
+    except (aiohttp.ClientError, OSError):
         raise ServiceError("unreachable", f"no klinesync answers at {url}; is it running?") from None
-    if response.status != 200:
-        raise ServiceError(str(response.status), body.decode(errors="replace")[:500])
-    head = msgspec.json.decode(body, type=_Page).server_head_time
-    return None if head is None else series.timeframe.shift(head, -SHOWN_CANDLES)
+    if status != 200:
+        refusal = _decoded(body, _Refusal)
+        reason = f"what answers at {url} answers {status}; is it klinesync?" if refusal is None else refusal.detail
+        raise ServiceError(str(status), plain(reason))
+    page = _decoded(body, _Page)
+    if page is None:
+        raise ServiceError("bad_message", f"what answers at {url} is no klinesync")
+    head = page.server_head_time
+    return None if head is None else max(series.timeframe.shift(head, -shown), 0)
+
+
+def _decoded(body: bytes, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+async def _get(session: aiohttp.ClientSession, address: str, params: dict[str, str]) -> tuple[int, bytes]:
+    async with session.get(address, params=params) as response:
+        return response.status, await response.read()

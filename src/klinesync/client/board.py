@@ -1,0 +1,328 @@
+"""What `klinesync watch` shows on a terminal: updates in, lines of text out. Pure: the size is an argument."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from rich.text import Text
+
+from klinesync.client.follow import ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import DAY_S
+
+# Enough for the sparkline of a wide terminal, and the rows of a tall one.
+HELD_CANDLES = 240
+# Fewer rows than that are no table: the sparkline makes room for more.
+FEWEST_ROWS = 4
+# Lines that one message may take.
+MESSAGE_LINES = 2
+# A double holds this many decimal digits faithfully, and no exchange quotes more places.
+FAITHFUL_DIGITS = 15
+MOST_PLACES = 12
+# What is left of a number that was computed, when the dust of binary fractions is wiped off.
+COMPUTED_DIGITS = 12
+BLOCKS = "▁▂▃▄▅▆▇█"
+COLOURS = {"green": "green", "yellow": "yellow", "red": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the service says of the series: one status with one reason, its stream, and how far a backfill is."""
+
+    status: str
+    reason: str
+    stream: str
+    detail: str = ""
+    backfill_pct: float | None = None
+
+
+class Board:
+    """What is known of a series: the newest closed candles, the forming one, the connection, and what the service
+    says."""
+
+    def __init__(self, series: SeriesId) -> None:
+        self.series = series
+        self.closed: dict[int, Candle] = {}
+        self.revised: set[int] = set()
+        self.forming: Candle | None = None
+        self.connected = False
+        self.trouble = ""
+        self.health: Health | None = None
+        self.notices: dict[str, str] = {}
+        self._gaps: dict[int, str] = {}  # what was told of the hole before a candle
+        # They only grow, so that columns do not jump.
+        self._price_places = 0
+        self._volume_places = 0
+
+    def take(self, update: Update) -> None:
+        """Bring the board up to date."""
+        if isinstance(update, Disconnected):
+            self.connected, self.trouble = False, plain(update.reason)
+            self.health = None
+            self.notices.clear()
+            return
+        self.connected, self.trouble = True, ""
+        match update:
+            case Connected():
+                pass
+            case ClosedCandle(candle, revised):
+                self._close(candle, revised=revised)
+            case FormingCandle(candle):
+                if candle.time > max(self.closed, default=-1):
+                    self.forming = candle
+                    self._measure(candle)
+            case Gap(_, actual, state):
+                self._gaps[actual] = plain(state)
+            case System(event, _, data):
+                kind = event.partition(".")[0]
+                self.notices.pop(kind, None)
+                if event not in ("stream.live", "resync") and data.get("state", "running") == "running":
+                    self.notices[kind] = notice(update)  # until the next of its kind
+
+    def _close(self, candle: Candle, *, revised: bool) -> None:
+        self.closed[candle.time] = candle
+        if revised:
+            self.revised.add(candle.time)
+        self._measure(candle)
+        while len(self.closed) > HELD_CANDLES:
+            oldest = min(self.closed)
+            del self.closed[oldest]
+            self.revised.discard(oldest)
+        if self._gaps:
+            oldest = min(self.closed)
+            self._gaps = {time: state for time, state in self._gaps.items() if time >= oldest}
+        if self.forming is not None and self.forming.time <= candle.time:
+            self.forming = None
+
+    def _measure(self, candle: Candle) -> None:
+        self._price_places = max(self._price_places, *(places(price) for price in candle[1:5]))
+        self._volume_places = max(self._volume_places, places(candle.volume))
+
+    def lines(self, width: int, height: int, *, ascii_only: bool = False) -> list[Text]:
+        """At most `height` lines of at most `width` cells."""
+        head = [self._title(), *self._said(width, ascii_only=ascii_only)]
+        between = [*([] if ascii_only else self._sparkline(width)), Text()]
+        room = height - len(head) - len(between) - 1  # the names of the columns
+        if room < FEWEST_ROWS:
+            room += len(between)
+            between = []
+        shown = [*head, *between, *self._table(width, max(room, 0))][:height]
+        for line in shown:
+            line.no_wrap, line.overflow = True, "crop"
+            line.truncate(width, overflow="crop")
+        return shown
+
+    def _title(self) -> Text:
+        title = Text(str(self.series), style="bold")
+        if self.connected:
+            title.append("  connected", "not bold green")
+        elif self.trouble:
+            title.append("  not connected, trying again", "not bold red")
+        else:
+            title.append("  connecting", "not bold yellow")
+        return title
+
+    def _said(self, width: int, *, ascii_only: bool) -> list[Text]:
+        """What is the matter, and how the service judges the series."""
+        lines = _wrapped(self.trouble, width, "red")
+        health = self.health
+        if health is not None:
+            colour = COLOURS.get(health.status, "")
+            line = Text("* " if ascii_only else "● ", style=colour)
+            line.append(f"{health.status}: {health.reason.replace('_', ' ')}")
+            if health.backfill_pct is not None:
+                line.append(f", {health.backfill_pct:.0f} %")
+            line.append(f"  stream {health.stream.replace('_', ' ')}", "default")
+            lines.append(line)
+            if health.detail and "stream" not in self.notices:
+                lines += _wrapped(health.detail, width, "dim")
+        for text in self.notices.values():
+            lines += _wrapped(text, width, "yellow")
+        return lines
+
+    def _sparkline(self, width: int) -> list[Text]:
+        closes = [candle.close for candle in self._newest_first()]
+        if len(closes) < 2:
+            return []
+        room = width - len(self._range(closes))
+        if room < len(BLOCKS):
+            return [Text(sparkline(closes[:width][::-1]), style="cyan")]
+        shown = closes[:room][::-1]
+        return [Text.assemble((sparkline(shown), "cyan"), (self._range(shown), "dim"))]
+
+    def _range(self, closes: Sequence[float]) -> str:
+        return f"  {self._price(min(closes))} to {self._price(max(closes))}"
+
+    def _newest_first(self) -> list[Candle]:
+        closed = [self.closed[time] for time in sorted(self.closed, reverse=True)]
+        return closed if self.forming is None else [self.forming, *closed]
+
+    def _price(self, value: float) -> str:
+        return f"{value:.{self._price_places}f}"
+
+    def _table(self, width: int, most: int) -> list[Text]:
+        candles = self._newest_first()[:most]
+        columns = fitting(self._columns(candles), width)
+        lines = [_row(columns, 0, "bold dim")]
+        for row, candle in enumerate(candles):
+            lines.append(_row(columns, row + 1, "italic" if candle is self.forming else ""))
+            hole = self._hole_before(candle, candles[row + 1 :])
+            if hole:
+                lines.append(Text(hole, style="yellow"))
+        return lines[: most + 1]
+
+    def _hole_before(self, candle: Candle, older: Sequence[Candle]) -> str:
+        if not older:
+            return ""
+        frame = self.series.timeframe
+        missing = frame.count(frame.next(older[0].time), candle.time)
+        if not missing:
+            return ""
+        state = self._gaps.get(candle.time, "").replace("_", " ")
+        return f"  {missing} {'candle' if missing == 1 else 'candles'} missing" + (f" ({state})" if state else "")
+
+    def _columns(self, candles: Sequence[Candle]) -> list[Column]:
+        prices = [[self._price(candle[at]) for candle in candles] for at in (1, 2, 3, 4)]
+        volumes = [f"{candle.volume:.{self._volume_places}f}" for candle in candles]
+        colours = ["green" if candle.close >= candle.open else "red" for candle in candles]
+        times = [moment(candle.time, self.series) for candle in candles]
+        kinds = [self._kind(candle) for candle in candles]
+        # The marker says the same as the last column, which may have to go.
+        return [
+            Column("", [">" if kind == "forming" else " " for kind in kinds]),
+            Column("UTC", times, short=[text[-5:] for text in times]),
+            *(Column(name, cells) for name, cells in zip(("open", "high", "low"), prices[:3], strict=True)),
+            Column("close", prices[3], colours),
+            Column("volume", volumes),
+            Column("change", [change(candle) for candle in candles], colours),
+            Column("", kinds, left=True),
+        ]
+
+    def _kind(self, candle: Candle) -> str:
+        if candle is self.forming:
+            return "forming"
+        return "revised" if candle.time in self.revised else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Cells below a name. `short`: what they shrink to where there is little room."""
+
+    name: str
+    cells: Sequence[str]
+    styles: Sequence[str] = ()
+    short: Sequence[str] = ()
+    left: bool = False
+
+    @property
+    def width(self) -> int:
+        return max(len(text) for text in (self.name, *self.cells))
+
+
+# What goes first where a terminal is narrow. The date goes before all; marker, time and close stay.
+EXPENDABLE = ((8,), (2,), (6,), (3, 4), (7,))
+
+
+def fitting(columns: Sequence[Column], width: int) -> list[Column]:
+    """Those of the table's columns that fit beside each other."""
+    kept = dict(enumerate(columns))
+    if _total(kept.values()) > width and columns[1].short:
+        kept[1] = Column(columns[1].name, columns[1].short)
+    for group in EXPENDABLE:
+        if _total(kept.values()) > width:
+            for at in group:
+                del kept[at]
+    return list(kept.values())
+
+
+def _total(columns: Iterable[Column]) -> int:
+    widths = [column.width for column in columns if column.width]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _row(columns: Sequence[Column], row: int, style: str) -> Text:
+    """The names of the columns (0), or one of the rows below."""
+    line = Text(style=style)
+    first = True
+    for column in columns:
+        width = column.width
+        if not width:
+            continue
+        text = column.cells[row - 1] if row else column.name
+        line.append("" if first else "  ")
+        line.append(
+            text.ljust(width) if column.left else text.rjust(width),
+            column.styles[row - 1] if row and column.styles else None,
+        )
+        first = False
+    line.rstrip()
+    return line
+
+
+def _wrapped(text: str, width: int, style: str) -> list[Text]:
+    lines = textwrap.wrap(text, max(width, 1), max_lines=MESSAGE_LINES, placeholder="...") if width > 3 else []
+    return [Text(line, style=style) for line in lines]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One block a value, from the lowest to the highest; the middle one where all are the same."""
+    lowest, highest = min(values), max(values)
+    spread = highest - lowest
+    if not spread:
+        return BLOCKS[len(BLOCKS) // 2] * len(values)
+    return "".join(BLOCKS[min(int((value - lowest) / spread * len(BLOCKS)), len(BLOCKS) - 1)] for value in values)
+
+
+def places(value: float) -> int:
+    """Decimal places that show a number as it was quoted: 0.30000000000000004 has one."""
+    digits, exponent = _digits(value)
+    if digits > FAITHFUL_DIGITS or -exponent > MOST_PLACES:
+        whole = digits + exponent  # digits before the point; negative for zeros behind it
+        _, exponent = _digits(round(value, min(COMPUTED_DIGITS - whole, MOST_PLACES)))
+    return max(-exponent, 0)
+
+
+def _digits(value: float) -> tuple[int, int]:
+    """How many significant digits the shortest text of a finite number has, and the exponent of the last one."""
+    _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    return len(digits), exponent
+
+
+def number(value: float) -> str:
+    """As it was quoted, without exponent: 1e-05 is 0.00001."""
+    return f"{value:.{places(value)}f}"
+
+
+def change(candle: Candle) -> str:
+    """`+0.12%` from open to close; empty without an open price."""
+    if not candle.open:
+        return ""
+    percent = round((candle.close / candle.open - 1) * 100, 2)
+    return f"{percent + 0.0:+.2f}%" if percent else "0.00%"
+
+
+def clock(time: int) -> str:
+    """`2026-11-22 18:04`."""
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def moment(time: int, series: SeriesId) -> str:
+    """The open time of a candle: the date alone for timeframes of a day or more."""
+    text = clock(time)
+    return text[:10] if series.timeframe.seconds >= DAY_S else text
+
+
+def plain(text: str) -> str:
+    """One line without anything that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def notice(system: System) -> str:
+    """What happened, with its sentence."""
+    return plain(f"{system.event}: {system.message}" if system.message else system.event)
