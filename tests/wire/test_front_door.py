@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from fronted_service import fronted_service
 from klinesync.market import http_limits
-from klinesync.market.app import bind, create_app, create_server
 from klinesync.market.security import Guard
 from running_service import Service, running_service
 from upstream import until
@@ -20,20 +19,6 @@ from upstream import until
 TOKEN = "a-token-of-some-length"
 BTC = "binance:spot:BTC/USDT:1m"
 CANDLE = {"candle_time": 1_700_000_040, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 10.0}
-
-
-@asynccontextmanager
-async def guarded_service(store: Path, guard: Guard) -> AsyncIterator[Service]:
-    """A service behind `guard`."""
-    async with running_service(store) as service:
-        listener = bind("127.0.0.1", 0)
-        server = create_server(create_app(service.runtime, guard), service.runtime)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            yield Service(f"http://127.0.0.1:{listener.getsockname()[1]}", service.runtime, service.http)
-        finally:
-            server.stop()
-            await serving
 
 
 @pytest.fixture
@@ -44,9 +29,8 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def with_token(tmp_path: Path) -> AsyncIterator[Service]:
-    async with guarded_service(
-        tmp_path / "store.sqlite", Guard.of("127.0.0.1", ["https://charts.example"], TOKEN)
-    ) as running:
+    guard = Guard.of("127.0.0.1", ["https://charts.example"], TOKEN)
+    async with fronted_service(tmp_path / "store.sqlite", guard=guard) as running:
         yield running
 
 
@@ -137,6 +121,16 @@ async def test_ingest_needs_the_token_and_says_how(with_token: Service) -> None:
         assert response.status == 200
     assert (await with_token.get("/healthz"))[0] == 200
     assert (await with_token.get("/readyz"))[0] == 200
+
+
+async def test_metrics_and_the_debug_api_need_the_token(with_token: Service) -> None:
+    for path in ("/metrics", "/api/market/debug/ingest_state", "/api/market/debug/series_health"):
+        async with with_token.http.get(with_token.url + path) as response:
+            assert (response.status, (await response.json())["code"]) == (401, "unauthorized"), path
+        async with with_token.http.get(
+            with_token.url + path, params={"series_id": BTC}, headers={"Authorization": f"Bearer {TOKEN}"}
+        ) as response:
+            assert response.status == 200, path
 
 
 async def test_a_body_is_not_read_before_the_token(with_token: Service) -> None:
@@ -255,7 +249,7 @@ async def test_connections_are_bounded_and_one_that_ends_makes_room(
             status, answer = await raw(service, GET + b"\r\n")
             assert (status, answer["code"]) == (503, "too_many_connections")
             await first.close()
-            await until(lambda: len(service.runtime.hub._clients) == 1, "the first is gone")
+            await until(lambda: service.runtime.hub.clients == 1, "the first is gone")
             async with asyncio.timeout(30):
                 while (await raw(service, GET + b"\r\n"))[0] != 200:
                     await asyncio.sleep(0.01)

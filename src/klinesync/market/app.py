@@ -24,11 +24,20 @@ from starlette.types import ASGIApp, Scope
 
 from klinesync import __version__
 from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
-from klinesync.market import health_routes, http_routes, meta_routes, top_markets_routes, ws_routes
+from klinesync.market import (
+    debug_routes,
+    health_routes,
+    http_routes,
+    meta_routes,
+    metrics_routes,
+    top_markets_routes,
+    ws_routes,
+)
+from klinesync.market.front import Front
 from klinesync.market.http_limits import BodyLimit, BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import ErrorAnswer
-from klinesync.market.security import LOOPBACK, Guard, GuardedApp
+from klinesync.market.security import LOOPBACK, GuardedApp
 from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
 from klinesync.market_data.top_markets import RateLimited
 
@@ -42,8 +51,10 @@ PAGE_POLICY = (
 )
 
 
-def create_app(runtime: MarketRuntime, guard: Guard = LOOPBACK) -> FastAPI:
-    """The application around a running `runtime`, behind `guard`."""
+def create_app(runtime: MarketRuntime, front: Front | None = None) -> FastAPI:
+    """The application around a running `runtime`. Without a `front` it is guarded as one on loopback, and has neither
+    metrics nor debug API."""
+    guard = LOOPBACK if front is None else front.guard
     app = FastAPIOffline(
         title="klinesync",
         version=__version__,
@@ -53,10 +64,15 @@ def create_app(runtime: MarketRuntime, guard: Guard = LOOPBACK) -> FastAPI:
         redoc_url=None,
     )
     app.state.runtime = runtime
+    app.state.front = front
     app.include_router(http_routes.router)
     app.include_router(meta_routes.router)
     app.include_router(health_routes.router)
     app.include_router(top_markets_routes.router)
+    if front is not None:
+        app.include_router(metrics_routes.router)
+        if front.debug is not None:
+            app.include_router(debug_routes.router)
     app.include_router(ws_routes.router)
     app.add_exception_handler(KlinesyncError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from klinesync.core.candle import Candle
+from klinesync.core.gaps import GapState
 from klinesync.market_data.health import Reason, Status
 
 MAX_INGEST_CANDLES = 20_000
@@ -56,12 +57,27 @@ class CandlesClosedBody(BaseModel):
     candles: Annotated[list[CandleBody], Field(min_length=1, max_length=MAX_INGEST_CANDLES)]
 
 
+class CandleFormingBody(BaseModel):
+    """A candle of a series that is in progress."""
+
+    series_id: str
+    candle: CandleBody
+
+
 class CandlesAnswer(BaseModel):
     """Closed candles, ascending."""
 
     series_id: str
     server_head_time: int | None
     candles: list[CandleBody]
+
+
+class CandleFormingAnswer(BaseModel):
+    """The candle is shown to those who watch the series."""
+
+    ok: bool
+    series_id: str
+    candle_time: int
 
 
 class CandleClosedAnswer(BaseModel):
@@ -168,6 +184,101 @@ class TopMarketsAnswer(BaseModel):
     cached: bool
     stale: bool
     items: list[TopMarketBody]
+
+
+class JobAnswer(BaseModel):
+    """One series that is ingested, and for whom. `refcount`: subscriptions that hold it; `idle_since`: since when there
+    is none. Times are UTC seconds of the exchange."""
+
+    series_id: str
+    kind: Literal["whitelist", "ondemand"]
+    refcount: int
+    state: str
+    idle_since: int | None
+    last_frame_at: int | None
+    reconnects: int
+
+
+class ConnectionAnswer(BaseModel):
+    """One connection to the exchange, the streams that it carries, and what it has been through."""
+
+    market: str
+    streams: int
+    connected: bool
+    reconnects: int
+    rotations: int
+    quarantined: int
+
+
+class QueuesAnswer(BaseModel):
+    """What waits: candles for the writer (or are being written), gaps to be healed, messages for slow clients."""
+
+    live_candles: int
+    bulk_candles: int
+    healing_gaps: int
+    outbox_messages: int
+    outbox_bytes: int
+
+
+class RestAnswer(BaseModel):
+    """How the REST of one market stands. `used` and `limit` are weight of the exchange's minute, of which we use at
+    most the `share`. `waiting`: requests by urgency; `blocked_until_ms` (UTC) while the exchange wants to be left
+    alone; `errors` by HTTP status: 0 where there was no answer, 200 where it could not be understood."""
+
+    used: int
+    limit: int
+    share: float
+    under_way: int
+    waiting: dict[str, int]
+    blocked_s: float
+    blocked_until_ms: int | None
+    requests: int
+    errors: dict[str, int]
+
+
+class IngestStateAnswer(BaseModel):
+    """What is ingested, by what, and what waits; `rest` by market."""
+
+    jobs: list[JobAnswer]
+    connections: list[ConnectionAnswer]
+    queues: QueuesAnswer
+    rest: dict[str, RestAnswer]
+
+
+class HoleAnswer(BaseModel):
+    """Missing candles between two stored ones."""
+
+    prev_time: int
+    next_time: int
+    delta_seconds: int
+    missing_candles: int
+    state: GapState
+
+
+class BucketAnswer(BaseModel):
+    """How much of a derived candle's base is stored."""
+
+    bucket_open_time: int
+    expected_minutes: int
+    actual_minutes: int
+    missing_minutes: int
+
+
+class SeriesHealthAnswer(BaseModel):
+    """One series in detail. Times are UTC seconds."""
+
+    series_id: str
+    timeframe_seconds: int
+    now_time: int
+    first_time: int | None
+    head_time: int | None
+    lag_seconds: int | None
+    candle_count: int
+    gap_count: int
+    max_gap_seconds: int
+    recent_gaps: list[HoleAnswer]
+    base_series_id: str
+    base_bucket_completeness: list[BucketAnswer]
 
 
 class StatusAnswer(BaseModel):

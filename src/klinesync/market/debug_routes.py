@@ -1,0 +1,87 @@
+"""HTTP: the inside, for whoever looks into a trouble. These routes are there when `enable_debug_api` is on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from klinesync.core.series_id import SeriesId
+from klinesync.market.front import DebugApi, front_of
+from klinesync.market.schemas import (
+    CandleFormingAnswer,
+    CandleFormingBody,
+    ConnectionAnswer,
+    ErrorAnswer,
+    IngestStateAnswer,
+    JobAnswer,
+    QueuesAnswer,
+    RestAnswer,
+    SeriesHealthAnswer,
+)
+from klinesync.market.security import TOKEN
+from klinesync.market.strict_json import StrictJsonRoute
+
+MAX_RECENT_GAPS = 1000
+DEFAULT_RECENT_GAPS = 20
+MAX_BASE_BUCKETS = 1000
+DEFAULT_BASE_BUCKETS = 10
+
+router = APIRouter(
+    prefix="/api/market",
+    tags=["debug"],
+    dependencies=TOKEN,
+    route_class=StrictJsonRoute,
+    responses={401: {"model": ErrorAnswer}},
+)
+
+
+def debug_of(request: Request) -> DebugApi:
+    """What the debug API needs; these routes are there only with it."""
+    debug = front_of(request).debug
+    assert debug is not None
+    return debug
+
+
+@router.get("/debug/ingest_state")
+async def get_ingest_state(request: Request) -> IngestStateAnswer:
+    """What is ingested and for whom, the connections to the exchange, what waits, and how REST stands."""
+    inspection = front_of(request).inspection
+    return IngestStateAnswer(
+        jobs=[JobAnswer.model_validate(job, from_attributes=True) for job in inspection.jobs()],
+        connections=[ConnectionAnswer.model_validate(one, from_attributes=True) for one in inspection.connections()],
+        queues=QueuesAnswer(**inspection.queues()),
+        rest={
+            market: RestAnswer.model_validate(
+                asdict(rest)
+                | {
+                    "waiting": {urgency.name.lower(): count for urgency, count in rest.waiting.items()},
+                    "errors": {str(status): count for status, count in rest.errors.items()},
+                }
+            )
+            for market, rest in inspection.rest().items()
+        },
+    )
+
+
+@router.get("/debug/series_health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
+async def get_series_health(
+    request: Request,
+    series_id: str,
+    max_recent_gaps: Annotated[int, Query(ge=0, le=MAX_RECENT_GAPS)] = DEFAULT_RECENT_GAPS,
+    recent_base_buckets: Annotated[int, Query(ge=0, le=MAX_BASE_BUCKETS)] = DEFAULT_BASE_BUCKETS,
+) -> SeriesHealthAnswer:
+    """What the store holds of a series: its span, its newest holes, and of a derived one how much of the base is there
+    in its newest closed buckets."""
+    series = SeriesId.parse(series_id)
+    health = await debug_of(request).series_health.look(series, max_recent_gaps, recent_base_buckets)
+    return SeriesHealthAnswer.model_validate(health, from_attributes=True)
+
+
+@router.post("/ingest/candle_forming")
+async def post_candle_forming(request: Request, body: CandleFormingBody) -> CandleFormingAnswer:
+    """Show a candle in progress to those who watch the series. It is not stored."""
+    series, candle = SeriesId.parse(body.series_id), body.candle.candle()
+    debug_of(request).forming.ingest_candle_forming(series, candle)
+    return CandleFormingAnswer(ok=True, series_id=str(series), candle_time=candle.time)

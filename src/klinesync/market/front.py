@@ -1,0 +1,85 @@
+"""Front: what the application has beside the market's data: who may come in, and what is told of the inside."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from klinesync.core.candle import Candle, Forming, check_candle
+from klinesync.core.errors import BadCandle, DerivedSeries
+from klinesync.core.series_id import SeriesId
+from klinesync.market.inspection import Inspection, Parts
+from klinesync.market.security import Guard
+from klinesync.market_data.series_health import SeriesHealthService
+from klinesync.pipelines.derived_step import DerivedStep
+
+
+class FormingIngest:
+    """Shows forming candles from outside, as the stream's are: nothing of them is stored. `now_s`: what time it is on
+    the exchange of a series, in UTC seconds."""
+
+    def __init__(
+        self, show: Callable[[Forming], None], derived: DerivedStep, now_s: Callable[[SeriesId], float]
+    ) -> None:
+        self._show = show
+        self._derived = derived
+        self._now_s = now_s
+
+    def ingest_candle_forming(self, series: SeriesId, candle: Candle) -> None:
+        """Broadcast a candle in progress. Raises `BadCandle`, also for one that has not begun, and `DerivedSeries`."""
+        if self._derived.derives(series):
+            raise DerivedSeries(series, self._derived.base)
+        check_candle(candle, series.timeframe)
+        now = int(self._now_s(series))
+        if candle.time > now:
+            raise BadCandle(candle.time, f"it opens after the exchange's now ({now})")
+        self._show(Forming(series, candle))
+
+
+@dataclass(frozen=True, slots=True)
+class DebugApi:
+    """What only the debug API needs."""
+
+    series_health: SeriesHealthService
+    forming: FormingIngest
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """`debug` is None where the debug API is off."""
+
+    guard: Guard
+    inspection: Inspection
+    debug: DebugApi | None
+
+
+def compose_front(
+    guard: Guard,
+    parts: Parts,
+    *,
+    debug: bool,
+    derived: DerivedStep,
+    check_known: Callable[[SeriesId], Awaitable[None]],
+    show: Callable[[Forming], None],
+) -> Front:
+    """The front of a service with these `parts`. `check_known` raises `UnknownSeries`; `show` broadcasts."""
+    api = None
+    if debug:
+        health = SeriesHealthService(
+            database=parts.database,
+            base_of=derived.base_of,
+            check_known=check_known,
+            now_s=parts.now_s,
+            at_work=parts.healing,
+        )
+        api = DebugApi(health, FormingIngest(show, derived, parts.now_s))
+    return Front(guard, Inspection(parts), api)
+
+
+def front_of(request: Request) -> Front:
+    """The front that the application was made with."""
+    front = request.app.state.front
+    assert isinstance(front, Front)
+    return front

@@ -1,0 +1,249 @@
+"""Inspection: what is read of the running parts for `/metrics` and the debug API, when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from klinesync import __version__
+from klinesync.core.gaps import GapState, Span, missing_candles
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.supervisor import JobState
+from klinesync.ingest.weight import RestStatus
+from klinesync.market_data.startup_sync import SweepProgress
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.metrics import MetricsPage, Reading
+from klinesync.runtime.single_flight import SingleFlight
+from klinesync.runtime.sources import ConnectionStatus
+from klinesync.storage.database import CandleStore, Database
+
+# What is read from the store for a scrape serves the others for so long (monotonic): it takes a look at every series.
+STORE_FACTS_TTL_S = 10.0
+
+
+class StreamCounts(Protocol):
+    """What happened on the connections of one market since the start."""
+
+    @property
+    def frames(self) -> int: ...
+    @property
+    def quarantined(self) -> int: ...
+    @property
+    def reconnects(self) -> int: ...
+    @property
+    def rotations(self) -> int: ...
+
+
+class AuditCounts(Protocol):
+    """How many series the audit has read, and how many candles it found to differ."""
+
+    @property
+    def looked(self) -> int: ...
+    @property
+    def revised(self) -> int: ...
+
+
+class HubStatus(Protocol):
+    """How the hub stands: what waits for clients now, and since the start the messages and the clients too slow."""
+
+    @property
+    def clients(self) -> int: ...
+    @property
+    def subscriptions(self) -> int: ...
+    @property
+    def waiting_messages(self) -> int: ...
+    @property
+    def waiting_bytes(self) -> int: ...
+    @property
+    def messages(self) -> int: ...
+    @property
+    def slow_clients(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where it is read. All of them return at once.
+
+    `now_s`: what time it is on the exchange of a series, in UTC seconds. `healing`: the spans of a base series that
+    somebody heals, or soon will. `doubted`: by market, the frames that were left out for their stamps. `audit`: None
+    where nobody audits. `grace_s`: exchange time after a close before its candle is expected.
+    """
+
+    database: Database
+    pipeline: IngestPipeline
+    jobs: Callable[[], Sequence[JobState]]
+    connections: Callable[[], Sequence[ConnectionStatus]]
+    stream_counts: Mapping[str, StreamCounts]
+    doubted: Callable[[], Mapping[str, int]]
+    audit: Callable[[], AuditCounts | None]
+    rest: Callable[[], Mapping[str, RestStatus]]
+    healing: Callable[[SeriesId], Sequence[Span]]
+    sweep: Callable[[], SweepProgress]
+    hub: Callable[[], HubStatus]
+    now_s: Callable[[SeriesId], float]
+    monotonic: Callable[[], float]
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """What of the store is measured: how many `series` it holds; of the followed ones how many are `behind`, and how
+    long ago the head closed of the one that lags most (None: nothing is stored of any); gaps, and candles missing in
+    them, by state."""
+
+    series: int = 0
+    behind: int = 0
+    lag_s: float | None = None
+    gaps: Mapping[GapState, int] = field(default_factory=lambda: dict.fromkeys(GapState, 0))
+    gap_candles: Mapping[GapState, int] = field(default_factory=lambda: dict.fromkeys(GapState, 0))
+
+
+class Inspection:
+    """Reads the parts."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._facts = StoreFacts()
+        self._read_at_s = float("-inf")
+        self._reading: SingleFlight[StoreFacts] = SingleFlight()
+        self._page = MetricsPage(self._readings)
+
+    async def metrics(self) -> bytes:
+        """The page of metrics. Raises `StoreError`."""
+        if self._parts.monotonic() - self._read_at_s >= STORE_FACTS_TTL_S:
+            self._facts = await self._reading.get(self._look_into_store)
+            self._read_at_s = self._parts.monotonic()
+        return self._page.text()
+
+    def jobs(self) -> Sequence[JobState]:
+        """What is ingested, and for whom."""
+        return self._parts.jobs()
+
+    def connections(self) -> Sequence[ConnectionStatus]:
+        """The connections to the exchange."""
+        return self._parts.connections()
+
+    def rest(self) -> Mapping[str, RestStatus]:
+        """How the REST of each market stands that was asked anything."""
+        return self._parts.rest()
+
+    def queues(self) -> dict[str, int]:
+        """What waits where: candles for the writer, gaps for the exchange, messages for clients."""
+        hub, pipeline = self._parts.hub(), self._parts.pipeline
+        return {
+            "live_candles": pipeline.live_candles,
+            "bulk_candles": pipeline.bulk_candles,
+            "healing_gaps": sum(map(len, self._healed())),
+            "outbox_messages": hub.waiting_messages,
+            "outbox_bytes": hub.waiting_bytes,
+        }
+
+    def _healed(self) -> list[Sequence[Span]]:
+        """Of each followed series with any, the gaps that somebody is at work on."""
+        followed = (SeriesId.parse(job.series_id) for job in self._parts.jobs())
+        return [spans for series in followed if (spans := self._parts.healing(series))]
+
+    async def _look_into_store(self) -> StoreFacts:
+        parts = self._parts
+        # One that is not traded brings nothing any more, and is not behind.
+        followed = [SeriesId.parse(job.series_id) for job in parts.jobs() if job.state != "delisted"]
+        now = [(series, parts.now_s(series)) for series in followed]
+
+        def look(store: CandleStore) -> StoreFacts:
+            stored = store.series()
+            gaps, candles = dict.fromkeys(GapState, 0), dict.fromkeys(GapState, 0)
+            for series in stored:
+                ledger = store.gaps(series)
+                for gap in ledger:
+                    gaps[gap.state] += 1
+                for state, count in missing_candles(series.timeframe, ledger).items():
+                    candles[state] += count
+            behind, lags = 0, []
+            for series, now_s in now:
+                frame, head = series.timeframe, store.head(series)
+                behind += head is None or head < frame.latest_closed(int(now_s - parts.grace_s))
+                if head is not None:
+                    lags.append(max(0.0, now_s - frame.next(head)))
+            return StoreFacts(len(stored), behind, max(lags, default=None), gaps, candles)
+
+        return await parts.database.read(look)
+
+    def _readings(self) -> Iterable[Reading]:
+        yield Reading("klinesync_info", 1, (__version__,))
+        yield from self._of_streams()
+        yield from self._of_rest()
+        yield from self._of_histories()
+        yield from self._of_writing()
+        yield from self._of_store()
+        yield from self._of_hub()
+
+    def _of_streams(self) -> Iterable[Reading]:
+        states: dict[str, int] = {}
+        for job in self._parts.jobs():
+            states[job.state] = states.get(job.state, 0) + 1
+        for state, count in states.items():
+            yield Reading("klinesync_streams", count, (state,))
+        for market, counts in self._parts.stream_counts.items():
+            yield Reading("klinesync_stream_frames_total", counts.frames, (market,))
+            yield Reading("klinesync_stream_frames_quarantined_total", counts.quarantined, (market,))
+            yield Reading("klinesync_stream_reconnects_total", counts.reconnects, (market,))
+            yield Reading("klinesync_stream_rotations_total", counts.rotations, (market,))
+        for market, count in self._parts.doubted().items():
+            yield Reading("klinesync_stream_frames_doubted_total", count, (market,))
+
+    def _of_rest(self) -> Iterable[Reading]:
+        for market, rest in self._parts.rest().items():
+            yield Reading("klinesync_rest_requests_total", rest.requests, (market,))
+            for status, count in rest.errors.items():
+                yield Reading("klinesync_rest_errors_total", count, (market, str(status)))
+            yield Reading("klinesync_rest_weight_used", rest.used, (market,))
+            yield Reading("klinesync_rest_weight_limit", rest.limit, (market,))
+            yield Reading("klinesync_rest_under_way", rest.under_way, (market,))
+            for urgency, count in rest.waiting.items():
+                yield Reading("klinesync_rest_waiting", count, (market, urgency.name.lower()))
+            yield Reading("klinesync_rest_blocked_seconds", rest.blocked_s, (market,))
+
+    def _of_histories(self) -> Iterable[Reading]:
+        sweep = self._parts.sweep()
+        waiting = sweep.total - sweep.done - sweep.refused
+        for state, count in (("waiting", waiting), ("done", sweep.done), ("refused", sweep.refused)):
+            yield Reading("klinesync_startup_series", count, (state,))
+        healed = self._healed()
+        yield Reading("klinesync_backfill_series", len(healed))
+        yield Reading("klinesync_backfill_gaps", sum(map(len, healed)))
+        audit = self._parts.audit()
+        if audit is not None:
+            yield Reading("klinesync_audit_looks_total", audit.looked)
+            yield Reading("klinesync_audit_revisions_total", audit.revised)
+
+    def _of_writing(self) -> Iterable[Reading]:
+        pipeline = self._parts.pipeline
+        yield Reading("klinesync_pipeline_waiting_candles", pipeline.live_candles, ("live",))
+        yield Reading("klinesync_pipeline_waiting_candles", pipeline.bulk_candles, ("bulk",))
+        yield Reading("klinesync_pipeline_batches_total", pipeline.batches, ("written",))
+        yield Reading("klinesync_pipeline_batches_total", pipeline.batches_failed, ("failed",))
+        yield Reading("klinesync_pipeline_batch_seconds", pipeline.batch_s)
+        for source, count in pipeline.written.items():
+            yield Reading("klinesync_pipeline_candles_written_total", count, (source,))
+        yield Reading("klinesync_pipeline_candles_revised_total", pipeline.revised)
+        yield Reading("klinesync_store_writable", int(self._parts.database.write_error is None))
+
+    def _of_store(self) -> Iterable[Reading]:
+        facts = self._facts
+        yield Reading("klinesync_series_stored", facts.series)
+        yield Reading("klinesync_series_behind", facts.behind)
+        if facts.lag_s is not None:
+            yield Reading("klinesync_series_lag_seconds", facts.lag_s)
+        for state in GapState:
+            yield Reading("klinesync_gaps", facts.gaps[state], (state.value,))
+            yield Reading("klinesync_gap_candles", facts.gap_candles[state], (state.value,))
+
+    def _of_hub(self) -> Iterable[Reading]:
+        hub = self._parts.hub()
+        yield Reading("klinesync_ws_clients", hub.clients)
+        yield Reading("klinesync_ws_subscriptions", hub.subscriptions)
+        yield Reading("klinesync_ws_outbox_messages", hub.waiting_messages)
+        yield Reading("klinesync_ws_outbox_bytes", hub.waiting_bytes)
+        yield Reading("klinesync_ws_messages_total", hub.messages)
+        yield Reading("klinesync_ws_slow_clients_total", hub.slow_clients)

@@ -1,0 +1,26 @@
+"""HTTP: what is measured, for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from klinesync.market.front import front_of
+from klinesync.market.schemas import ErrorAnswer
+from klinesync.market.security import TOKEN
+
+router = APIRouter(tags=["service"], dependencies=TOKEN)
+
+
+@router.get(
+    "/metrics",
+    responses={
+        200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}},
+        401: {"model": ErrorAnswer},
+        503: {"model": ErrorAnswer},
+    },
+    response_class=Response,
+)
+async def get_metrics(request: Request) -> Response:
+    """All metrics, as Prometheus' text. What is read from the store is up to 10 s old."""
+    return Response(await front_of(request).inspection.metrics(), media_type=CONTENT_TYPE_LATEST)
