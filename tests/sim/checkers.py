@@ -12,13 +12,25 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.feed import HOLD_MOST_S
+from klinesync.ingest.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
+from klinesync.ingest.supervisor import TICK_S
 from klinesync.storage.sqlite import Known, SqliteCandleStore
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.scenario import DERIVED
+from sim.service import Service
 
 # A seed that fails says why with the first of what it found, not with all that follows from it.
 MOST_SENTENCES = 5
+
+
+# How long the service may keep a closed candle from its stream: for what is missing before it, and until it has found
+# out what time it is; then it looks up, and writes. A store that is slow or fails comes on top.
+WAIT_MOST_S = HOLD_MOST_S + ASK_EVERY_S + ASK_TIMEOUT_S + 2 * TICK_S + 2.0
+# Tasks of a service at rest: its own, and for each connection to it.
+TASKS_MOST = 60
+TASKS_PER_CLIENT = 6
 
 
 class Witness:
@@ -183,6 +195,40 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
                 if stored.get(time) != expected.get(time)
             ]
     return wrong[:MOST_SENTENCES]
+
+
+def check_streams(service: Service, exchange: SimulatedExchange) -> list[str]:
+    """Settled: the stream of every symbol brings what it owes."""
+    if service.runtime is None:
+        return ["the service does not run"]
+    status = {series: service.runtime.supervisor.status(series) for series in exchange.listings}
+    return [f"{series}: its stream is {one}" for series, one in status.items() if one.state != "live"][:MOST_SENTENCES]
+
+
+def check_idle(service: Service, clients: int) -> list[str]:
+    """Settled: nothing waits anywhere, and nothing is left of what was."""
+    runtime, rest = service.runtime, service.rest
+    assert runtime is not None
+    assert rest is not None
+    assert runtime._backfill is not None
+    pipeline, supervisor = runtime._pipeline, runtime.supervisor
+    tasks = [task.get_name() for task in service.process.tasks if not task.done()]
+    sockets = [link for one in supervisor._connections.values() for held in one for link in held._links]  # type: ignore[attr-defined]
+    waiting = {
+        "live candles": pipeline._live_candles + sum(map(len, pipeline._live.values())),
+        "candles of history": pipeline._bulk_candles + len(pipeline._bulk),
+        "series with a failed write": len(pipeline._broken),
+        "doubted events": sum(len(check._waiting) for check in supervisor._checks.values()),
+        "requests": sum(sum(one.waiting.values()) + one.under_way for one in rest.status().values()),
+        "holes to heal": len(runtime._backfill._queue._lines),
+        "messages to clients": sum(len(client.outbox._messages) for client in runtime.hub._clients),
+        "clients more than there are": max(0, runtime.hub.clients - clients),
+        "connections more than one a market": len(sockets) - len({id(link) for link in sockets[:2]}),
+        "tasks more than there should be": max(0, len(tasks) - TASKS_MOST - TASKS_PER_CLIENT * clients),
+    }
+    for series, job in supervisor._jobs.items():
+        waiting[f"candles of {series}"] = len(job.feed._splice.held()) + len(job.feed._late)
+    return [f"{count} {what} wait or are left" for what, count in waiting.items() if count][:MOST_SENTENCES]
 
 
 def _rolled(parts: list[Candle], step_s: int) -> list[Candle]:

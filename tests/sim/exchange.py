@@ -80,8 +80,8 @@ class Listing:
         )
 
 
-Sink = Callable[[Listing, str, bool], None]
-"""Takes whose stream it is, the frame's text, and whether it is a final one."""
+Sink = Callable[[Listing, Candle, bool, str], None]
+"""Takes whose stream it is, the candle that is pushed, whether it is a final one, and the frame's text."""
 
 
 class SimulatedExchange:
@@ -260,12 +260,13 @@ class SimulatedExchange:
         self._push(listing, candle, closed=False)
 
     def _push_closed(self, listing: Listing, candle: Candle) -> None:
-        self._push(listing, candle, closed=True)
+        if candle.time >= listing.begins(self.now_ms() / 1000):
+            self._push(listing, candle, closed=True)
 
     def _push(self, listing: Listing, candle: Candle, *, closed: bool) -> None:
         text = kline_frame(listing, candle, closed=closed, event_ms=self.now_ms())
         for sink in tuple(self.sinks[listing.series.market]):
-            sink(listing, text, closed)
+            sink(listing, candle, closed, text)
 
     def at(self, time_ms: float, callback: Callable[..., None], *args: object) -> None:
         """Call when the exchange's clock shows that time."""

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from klinesync.core.candle import Candle
 from klinesync.ingest.binance_rest import TIMEOUT_S
 from klinesync.ingest.binance_ws import CONNECT_TIMEOUT_S, HEARTBEAT_S
 from sim.exchange import MINUTE_S, Listing, SimulatedExchange
@@ -43,7 +44,8 @@ class Network:
     """What goes wrong on the way. `faults` change when the storm is over.
 
     `violate` is told what the service does that it must not. `left` says whether a connection may be given up by the
-    service, though no other carries these streams; `clock_ms` what time it is on the exchange, as a process knows it.
+    service, though no other carries these streams; `clock_ms` what time it is on the exchange, as a process knows it;
+    `closed_told` is told of every final candle that a process is handed.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Network:
         exchange: SimulatedExchange,
         loop: VirtualLoop,
         note: Callable[[str], None],
+        *,
         violate: Callable[[str], None],
         left: Callable[[ExchangeSocket, list[str]], bool],
         clock_ms: Callable[[Process | None, str], int | None],
+        closed_told: Callable[[Process, Listing, Candle], None],
     ) -> None:
         self.exchange = exchange
         self.note = note
@@ -73,6 +77,7 @@ class Network:
         self.refused = 0
         self.happened: Counter[str] = Counter()
         self.clock_ms = clock_ms
+        self.closed_told = closed_told
         self._blackouts_left = self.faults.blackouts
         self._silent_until_s: dict[str, float] = {}
 
@@ -183,7 +188,7 @@ class ExchangeSocket:
 
     # The exchange's side.
 
-    def _sent(self, listing: Listing, text: str, final: bool) -> None:
+    def _sent(self, listing: Listing, candle: Candle, final: bool, text: str) -> None:
         """The exchange pushes a frame; the network has its way with it."""
         stream = listing.stream
         if stream not in self._names or stream in self._silent or self._network.silent(listing):
@@ -195,22 +200,25 @@ class ExchangeSocket:
             self._loop.call_later(self._network.edge.random(), self._arrive, lie, context=self._loop.outside)
         if rng.random() < (faults.lose_closed if final else faults.lose_forming):
             return
+        told = (listing, candle) if final else None
         if rng.random() < faults.malformed:
-            text = rng.choice((text[:-9], text.replace('"x":true', '"x":"true"'), "nonsense", text + "}"))
+            text, told = rng.choice((text[:-9], text.replace('"x":true', '"x":"true"'), "nonsense", text + "}")), None
         delay_s = rng.uniform(*LATENCY_S)
         if rng.random() < faults.reorder:
             delay_s += rng.random() * min(3.0, 0.4 * self._network.minute_s)
-            self._loop.call_later(delay_s, self._arrive, text, context=self._loop.outside)
+            self._loop.call_later(delay_s, self._arrive, text, told, context=self._loop.outside)
             return
         self._in_order_s = max(self._in_order_s, self._loop.time() + delay_s)
-        self._loop.call_at(self._in_order_s, self._arrive, text, context=self._loop.outside)
+        self._loop.call_at(self._in_order_s, self._arrive, text, told, context=self._loop.outside)
         if rng.random() < faults.duplicate:
             self._loop.call_later(delay_s + rng.random(), self._arrive, text, context=self._loop.outside)
 
-    def _arrive(self, text: str) -> None:
+    def _arrive(self, text: str, told: tuple[Listing, Candle] | None = None) -> None:
         if self._linked and self.close_code is None:
             self._arrived.append(Frame(text))
             self._wake()
+            if told is not None and self.owner is not None:
+                self._network.closed_told(self.owner, *told)
 
     def announce_end(self) -> None:
         """The exchange says that it will end the connection, and does."""

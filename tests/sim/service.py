@@ -40,6 +40,8 @@ class Disk:
         self._rng = Random(f"disk {scenario.seed}")
         self._full_until_s = 0.0
         self.failed_commits = 0
+        # When it last made the service wait, or fail.
+        self.troubled_at_s = float("-inf")
 
     def calm(self) -> None:
         self.faults = CALM
@@ -60,6 +62,7 @@ class Disk:
         # A disk that is full is slow besides: then much piles up behind a write that fails.
         if rng.random() < (0.5 if self._full else self.faults.slow_disk):
             await asyncio.sleep(rng.uniform(0.001, 2) * min(self.minute_s, 2.0))
+            self.troubled_at_s = self._loop.time()
         else:
             for _ in range(rng.choice((0, 0, 1, 2))):
                 await asyncio.sleep(0)
@@ -67,10 +70,12 @@ class Disk:
     def before_commit(self) -> None:
         if self._full and self._rng.random() < self.faults.disk_full:
             self.failed_commits += 1
+            self.troubled_at_s = self._loop.time()
             raise apsw.FullError("database or disk is full")
 
     def before_read(self, path: Path) -> None:
         if self._rng.random() < self.faults.disk_read:
+            self.troubled_at_s = self._loop.time()
             raise StoreError(f"the store {path} cannot be read: disk I/O error")
 
 
@@ -102,6 +107,7 @@ class Service:
         self._stop = loop.create_future()
         self.runtime: MarketRuntime | None = None
         self.clocks: dict[str, ExchangeClock] = {}
+        self.rest: BinanceRest | None = None
         self.store: Store | None = None
         self.main = loop.start(self.process, self._run(), f"service {number}")
 
@@ -139,7 +145,7 @@ class Service:
             "spot": MarketRoutes("http://exchange", "/api/v3", page),
             "futures": MarketRoutes("http://exchange", "/fapi/v1", page),
         }
-        rest = BinanceRest(
+        self.rest = BinanceRest(
             session,  # type: ignore[arg-type]  # what is used of it
             routes,
             clocks,
@@ -148,7 +154,7 @@ class Service:
         )
         rng = Random(f"connections {self._scenario.seed} {self._number}")
         urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
-        return BinanceSource(session, rest, urls, rng, clocks=clocks)  # type: ignore[arg-type]  # what is used of it
+        return BinanceSource(session, self.rest, urls, rng, clocks=clocks)  # type: ignore[arg-type]  # what is used of it
 
     def accept(self, websocket: WebSocket, name: str) -> asyncio.Task[None]:
         """Serve a client's connection, as the web server would."""

@@ -26,10 +26,11 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest import weight
 from klinesync.ingest.binance_ws import HEALTHY_S
 from klinesync.ingest.liveness import STALE
+from klinesync.runtime.clock import MAX_AHEAD_MS
 from sim import checkers
 from sim.checkers import Witness
 from sim.clients import Habits, Link, SimulatedClient, candle_of
-from sim.exchange import MINUTE_S, SimulatedExchange
+from sim.exchange import MINUTE_S, Listing, SimulatedExchange
 from sim.network import ExchangeSocket, Network
 from sim.scenario import SETTLING_SPEED, Scenario, draw_scenario
 from sim.service import Disk, Service
@@ -72,7 +73,9 @@ class World:
         self.path = path
         self.loop = VirtualLoop()
         self.exchange = SimulatedExchange(scenario, self.loop)
-        self.network = Network(self.exchange, self.loop, self.note, self.violate, self._may_leave, self._clock_ms)
+        self.network = Network(
+            self.exchange, self.loop, self.note, self.violate, self._may_leave, self._clock_ms, self._closed_told
+        )
         self.disk = Disk(scenario, self.loop)
         self.wrong: list[str] = []
         self._rng = Random(f"world {scenario.seed}")
@@ -208,6 +211,8 @@ class World:
             or checkers.check_gap_ledger(witness, self.exchange)
             or checkers.check_derived(witness, self.exchange)
             or checkers.check_clients(witness, self.clients, self.scenario.catch_up_max_candles)
+            or checkers.check_streams(self._services[-1], self.exchange)
+            or checkers.check_idle(self._services[-1], len(self.clients))
         )
 
     async def _stop_in_order(self) -> None:
@@ -311,6 +316,28 @@ class World:
         if service.process is not process:
             return None
         return service.clocks[market].estimate_ms(self.loop.time())
+
+    def _closed_told(self, process: Process, listing: Listing, candle: Candle) -> None:
+        """The service is handed a final candle: it must not keep it for longer than it may wait for what is before."""
+        known_ms = self._clock_ms(process, listing.series.market)
+        if known_ms is not None and self.exchange.now_ms() <= known_ms + MAX_AHEAD_MS:  # else it may not believe it
+            due_s = self.loop.time() + checkers.WAIT_MOST_S
+            self.loop.call_at(due_s, self._check_written, process, listing, candle, context=self.loop.outside)
+
+    def _check_written(self, process: Process, listing: Listing, candle: Candle) -> None:
+        service, witness, series = self._services[-1], self._witness, listing.series
+        if service.process is not process or not process.alive or service.stopping or self._ending:
+            return
+        due_s = self.disk.troubled_at_s + checkers.WAIT_MOST_S
+        if due_s > self.loop.time():
+            self.loop.call_at(due_s, self._check_written, process, listing, candle, context=self.loop.outside)
+            return
+        first = None if witness is None else witness.first(series)
+        if first is not None and candle.time < first:
+            return  # from before the first stored one: nobody goes after what lies between
+        if witness is None or not witness.has(series, candle.time):
+            waited_s = checkers.WAIT_MOST_S
+            self.violate(f"{series}: the stream told the closed candle of {candle.time} {waited_s:g} s ago: not stored")
 
     # The clients.
 

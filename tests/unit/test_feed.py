@@ -119,6 +119,27 @@ def test_a_late_close_does_not_overtake_a_page_of_history_that_waits_for_its_com
     assert feed.history_ended() == [Persist(candles(7))]
 
 
+def test_between_pages_live_waits_no_longer_than_it_may_and_late_closes_not_at_all() -> None:
+    feed = feed_after(5)
+    feed.attached()
+    feed.history(page(5, 6, 7))
+    close(feed, 7)
+    close(feed, 20)
+    assert feed.tick(0.0) == []
+    assert feed.tick(HOLD_MOST_S) == [], "the page may still wait for its commit"
+    assert feed.page_written() == [Persist(candles(7))]
+    assert feed.tick(HOLD_MOST_S) == [Persist(candles(20), (Jump(8 * 60, 20 * 60),))]
+
+
+def test_a_page_that_is_written_while_the_store_fails_lets_nothing_through() -> None:
+    feed = feed_after(5)
+    feed.attached()
+    feed.history(page(5, 6, 7))
+    close(feed, 7)
+    feed.stalled()
+    assert feed.page_written() == []
+
+
 def test_of_two_holes_each_is_fetched_for_itself() -> None:
     feed = live_feed(5)
     close(feed, 7)
@@ -172,7 +193,6 @@ def test_failing_history_is_asked_for_again_without_end() -> None:
         delays.append(again.delay_s)
     assert delays == sorted(delays)
     assert delays[-1] == MAX_RETRY_DELAY_S
-    assert feed.history_failed(retry_after_s=90.0) == [Fetch(5 * 60, 90.0)]
 
 
 def test_while_history_fails_live_that_follows_the_head_passes_and_live_behind_a_hole_waits() -> None:
@@ -249,7 +269,7 @@ def test_a_hole_before_live_makes_what_is_fetched_at_leisure_urgent() -> None:
 def test_late_closes_are_written_while_history_only_waits_to_be_read() -> None:
     feed = live_feed(5)
     close(feed, 8)
-    feed.history_failed(retry_after_s=3600.0)
+    feed.history_failed()
     assert close(feed, 4) == [Persist(candles(4))]
 
 

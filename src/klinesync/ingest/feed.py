@@ -229,6 +229,14 @@ class IngestFeed:
         self._splice.hold()  # the page may wait for its commit: live that follows it must not overtake it
         return self._persist(self._splice.history(page.candles), page.empty, page.proof)
 
+    def page_written(self) -> list[Command]:
+        """What the page let through is stored. The next one may be long in coming: live waits for it no longer than for
+        any history."""
+        if self._stalled:
+            return []
+        self._page_out = False
+        return self._write_late()
+
     def history_ended(self) -> list[Command]:
         """The last page is in: let live through up to the first hole, and ask again when there is one.
 
@@ -253,15 +261,18 @@ class IngestFeed:
             self._hole_fetches += 1
         return commands
 
-    def history_failed(self, retry_after_s: float | None = None) -> list[Command]:
-        """History could not be read: ask again. Live behind a hole stays held meanwhile, as long as it may."""
+    def history_failed(self) -> list[Command]:
+        """History could not be read: ask again. Live behind a hole stays held meanwhile, as long as it may.
+
+        How long the exchange wants to be left alone is kept where its requests wait for their turn.
+        """
         self._fetching = self._page_out = False
         delay_s = min(0.5 * 2**self._failures, MAX_RETRY_DELAY_S)
         self._failures = min(self._failures + 1, 10)
         commands = self._write_late()
         if self._splice.last is not None:
             commands += self._persist(self._splice.release_run())
-        return commands + self._fetch(max(delay_s, retry_after_s or 0.0), self._urgency)
+        return commands + self._fetch(delay_s, self._urgency)
 
     def _write_late(self) -> list[Command]:
         late, self._late = self._late, {}

@@ -582,6 +582,7 @@ class IngestSupervisor:
                         self._declare(job, command)
                         empty = Empty(command.empty, command.proof)
                         await self._pipeline.submit(series, command.candles, "rest", empty)
+                self._carry_out(job, feed.page_written())
                 candles += len(page.candles)
                 if page.candles:
                     self._history_watch.advanced(series, frame.next(page.candles[-1].time), candles)
@@ -613,7 +614,7 @@ class IngestSupervisor:
             job.ask_after_s = asyncio.get_running_loop().time() + SUSPECT_LISTINGS_AGE_S
             job.feed.abandoned()
             return
-        self._carry_out(job, job.feed.history_failed(error.retry_after_s))
+        self._carry_out(job, job.feed.history_failed())
 
     def _declare(self, job: Job, command: Persist) -> None:
         """Say which holes are passed that nobody has shown to be empty, and have them healed later."""
