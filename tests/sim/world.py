@@ -74,7 +74,13 @@ class World:
         self.loop = VirtualLoop()
         self.exchange = SimulatedExchange(scenario, self.loop)
         self.network = Network(
-            self.exchange, self.loop, self.note, self.violate, self._may_leave, self._clock_ms, self._closed_told
+            self.exchange,
+            self.loop,
+            self.note,
+            violate=self.violate,
+            left=self._may_leave,
+            clock_ms=self._clock_ms,
+            closed_told=self._closed_told,
         )
         self.disk = Disk(scenario, self.loop)
         self.wrong: list[str] = []
