@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from klinesync.core.errors import BadFlag, KlinesyncError, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.flags import RuntimeFlags, flag_rows, flag_text, load_flags, sqlite_path
+from klinesync.runtime.logs import set_up_logs
 
 if TYPE_CHECKING:
     from klinesync.market_data.verify import SeriesAudit
@@ -46,11 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    set_up_logs("console", "debug" if arguments.verbose else "info")
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return command(arguments)
