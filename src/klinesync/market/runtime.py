@@ -72,7 +72,7 @@ class MarketRuntime:
         self.health = health
         self.top_markets = top_markets
         self._backfill = backfill
-        self._startup = startup
+        self.startup = startup
         self._stack = AsyncExitStack()
         self._started = False
 
@@ -89,7 +89,7 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, form)
             supervise = group.create_task(self.supervisor.run(), name="supervisor")
             stack.push_async_callback(_cancel, supervise)
-            follow = group.create_task(self._startup.run(), name="start-up sweep")
+            follow = group.create_task(self.startup.run(), name="start-up sweep")
             stack.push_async_callback(_cancel, follow)
             if self._backfill is not None:
                 heal = group.create_task(self._backfill.run(), name="backfill")
