@@ -212,11 +212,10 @@ class CandleHub:
         if not watchers:
             return
         announcement = Announcement(applied)
-        newest = applied.candles[-1].time
         for client, subscription in watchers.items():
             messages = subscription.announce(announcement)
             if messages:
-                client.outbox.drop_forming(applied.series, newest)
+                client.outbox.drop_forming(applied.series, announcement.newest)
                 client.outbox.put(messages)
 
     def show(self, forming: Forming) -> None:

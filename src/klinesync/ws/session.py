@@ -17,7 +17,7 @@ CATCH_UP_MAX_CANDLES = 2000
 class Announcement:
     """Closed candles of one series that were committed together; encoded when first needed, then shared by all."""
 
-    __slots__ = ("_batch", "_closed", "candles", "commit", "contiguous", "gaps", "revised", "series")
+    __slots__ = ("_all", "_batch", "_closed", "before", "candles", "commit", "gaps", "newest", "revised", "series")
 
     def __init__(self, applied: Applied) -> None:
         self.series = applied.series
@@ -25,12 +25,17 @@ class Announcement:
         self.revised = applied.revised
         self.gaps = applied.gaps
         self.commit = applied.commit
+        self.newest = candles[-1].time
         frame = self.series.timeframe
-        self.contiguous = not applied.revised and all(
+        # Whoever has the candle at this time gets all of them, and they are all that is to be said. None: it depends.
+        self.before: int | None = None
+        if not applied.revised and all(
             frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1)
-        )
+        ):
+            self.before = frame.shift(candles[0].time, -1)
         self._closed: dict[int, bytes] = {}
-        self._batch: bytes | None = None
+        self._all: list[bytes] | None = None
+        self._batch: list[bytes] | None = None
 
     def closed(self, candle: Candle) -> bytes:
         """`candle_closed` of one of the candles."""
@@ -41,11 +46,15 @@ class Announcement:
             )
         return frame
 
-    def batch(self) -> bytes:
-        """All of them as one `candles_batch`."""
-        if self._batch is None:
-            self._batch = protocol.candles_batch(self.series, self.candles)
-        return self._batch
+    def messages(self, *, batch: bool) -> list[bytes]:
+        """All of them, as a `candles_batch` where there are several and `batch` is wanted. To be read only: shared."""
+        if batch and len(self.candles) > 1:
+            if self._batch is None:
+                self._batch = [protocol.candles_batch(self.series, self.candles)]
+            return self._batch
+        if self._all is None:
+            self._all = [self.closed(candle) for candle in self.candles]
+        return self._all
 
 
 class Subscription:
@@ -111,24 +120,15 @@ class Subscription:
     def announce(self, announcement: Announcement) -> list[bytes]:
         """What of newly committed candles the client gets now."""
         splice = self._splice
-        candles = announcement.candles
-        last = splice.last
-        if (
-            announcement.contiguous
-            and not splice.holding
-            and last is not None
-            and splice.timeframe.next(last) == candles[0].time
-        ):
+        if splice.last is not None and splice.last == announcement.before and not splice.holding:
             # The usual case: all of them are next, in order, and everybody gets the same bytes.
-            splice.last = splice.after = candles[-1].time
-            if self.supports_batch and len(candles) > 1:
-                return [announcement.batch()]
-            return [announcement.closed(candle) for candle in candles]
+            splice.last = splice.after = announcement.newest
+            return announcement.messages(batch=self.supports_batch)
         if splice.holding:
             self._held_gaps += announcement.gaps
         through: list[Candle | Jump] = []
         revisions: list[bytes] = []
-        for candle in candles:
+        for candle in announcement.candles:
             if candle.time not in announcement.revised:
                 through += splice.live(candle)
             elif splice.holding:
