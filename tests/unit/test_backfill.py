@@ -396,3 +396,48 @@ async def test_the_beginnings_of_only_so_many_series_are_remembered(
             await world.settled(series)
         assert world.healing.nothing_before(BTC) is None
         assert world.healing.nothing_before(ETH) == span(2, 7)
+
+
+async def test_older_history_of_several_pages_joins_what_is_stored_at_every_moment(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    seen: list[list[int]] = []
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, range(60, 70))
+        submit = world.pipeline.submit
+
+        async def looking(*submission: object) -> object:
+            applied = await submit(*submission)  # type: ignore[arg-type]
+            seen.append(await world.minutes(BTC))
+            return applied
+
+        world.pipeline.submit = looking  # type: ignore[method-assign,assignment]
+        world.healing.request(BTC, span(36, 60), "read", Urgency.READ)
+        await world.settled(BTC)
+    assert len(seen) == 3
+    assert seen[-1] == list(range(36, 70))
+    assert all(minutes == list(range(minutes[0], 70)) for minutes in seen)
+
+
+async def test_older_history_that_is_broken_off_leaves_no_hole(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    answer = exchange.history
+    broken: list[int] = []
+
+    async def history(
+        series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        async for page in answer(series, start, errand, until):
+            yield page
+            if not broken:
+                broken.append(page.candles[0].time)
+                raise UpstreamError("banned", 418, retry_after_s=0.0)
+
+    exchange.history = history  # type: ignore[method-assign]
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, range(60, 70))
+        world.healing.request(BTC, span(36, 60), "read", Urgency.READ)
+        await world.until(lambda: bool(broken))
+        await world.until(lambda: world.board.report(BTC, 0).state == "failed")
+        assert await world.ledger(BTC) == []
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(36, 70))

@@ -145,7 +145,8 @@ class BackfillService:
         errand = self._errands[series] = Errand(fetch.urgency)
         self._watch.began(series, piece.span, fetch.needs[-1].reason)
         try:
-            await self._read(series, piece, reading, errand)
+            older = now.stored is not None and piece.span.end == now.stored.start
+            await self._read(series, piece, reading, errand, newest_first=older and not piece.one_page)
             stored, ledger = await self._stored(series)
             answer = Answer(reading.reached, reading.first, stored, ledger)
             self._remember(series, heal_queue.nothing_before_first(piece, answer))
@@ -166,16 +167,30 @@ class BackfillService:
             self._watch.ended(series, trouble)
         return left
 
-    async def _read(self, series: SeriesId, piece: Piece, reading: _Progress, errand: Errand) -> None:
-        """Read a piece into the pipeline, page by page. Raises `UpstreamError`, `StoreError`."""
+    async def _read(
+        self, series: SeriesId, piece: Piece, reading: _Progress, errand: Errand, *, newest_first: bool
+    ) -> None:
+        """Read a piece into the pipeline, page by page. With `newest_first`, which is for what ends with the first
+        stored candle, the pages wait for the last one: each joins what is stored then, and nobody ever reads a hole.
+        Raises `UpstreamError`, `StoreError`.
+        """
+        held: list[HistoryPage] = []
         async with aclosing(self._history(series, piece.start, errand, piece.until)) as pages:
             async for page in pages:
-                await self._pipeline.submit(series, page.candles, "rest", Empty(page.empty, page.proof))
+                if newest_first:
+                    held.append(page)
+                else:
+                    await self._submit(series, page)
                 reading.take(series, page)
                 self._watch.advanced(series, reading.reached, reading.rows)
                 if piece.one_page and reading.reached > piece.span.start:
                     return
+        for page in reversed(held):
+            await self._submit(series, page)
         reading.reached = piece.span.end
+
+    async def _submit(self, series: SeriesId, page: HistoryPage) -> None:
+        await self._pipeline.submit(series, page.candles, "rest", Empty(page.empty, page.proof))
 
     def _remember(self, series: SeriesId, nothing: Span | None) -> None:
         if nothing is None:

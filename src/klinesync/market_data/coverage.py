@@ -203,15 +203,19 @@ class Coverage:
         base = self._base_of(series)
         return base if self._covers(base) else None
 
-    def ensure(self, series: SeriesId, base: SeriesId, stored: Span | None, page_start: int | None) -> None:
+    def ensure(
+        self, series: SeriesId, base: SeriesId, stored: Span | None, page_start: int | None, *, newest: bool
+    ) -> None:
         """Have fetched what a read of `series` lacks; returns at once.
 
         `stored` is what was stored of its `base`; `page_start` where the page would begin, were it full (None: it is).
+        `newest`: the page goes up to the head.
         """
         now_s = _now_s()
         if not self._followed(base) and base not in self._asked and self._cool_downs.over(base, now_s):
             self._ensure_tail(base, stored)
-        if page_start is not None and stored is not None:
+        filling = newest and base in self._asked  # what it lacks may come with the tail
+        if page_start is not None and stored is not None and not filling:
             self._ensure_older(series, base, stored, page_start, now_s)
 
     def _ensure_tail(self, base: SeriesId, stored: Span | None) -> None:

@@ -74,7 +74,7 @@ class CandleReader:
             page_start = None
             if since is None and base_stored is not None:
                 page_start = full_page_start(series.timeframe, page.candles, before, limit, base_stored)
-            coverage.ensure(series, base, base_stored, page_start)
+            coverage.ensure(series, base, base_stored, page_start, newest=before is None)
         return page
 
     async def catch_up(self, series: SeriesId, since: int | None) -> CatchUp:

@@ -1,0 +1,416 @@
+"""Reads have fetched what they lack: the service and the simulated exchange, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from klinesync.core.candle import Candle
+from klinesync.core.derived import fold
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.ingest import rest_gate
+from klinesync.ingest.binance_rest import EXCHANGE
+from klinesync.market_data import coverage
+from klinesync.market_data.coverage import Coverage
+from klinesync.market_data.read_services import CandleReader
+from klinesync.runtime.sources import Urgency
+from klinesync.sim import server
+from klinesync.sim.faults import Fault, RateLimit
+from klinesync.sim.server import SimConfig, SimServer
+from klinesync.sim.tape import Market
+from running_service import Service, running_service
+from upstream import complete, truth, until
+
+SPOT = SeriesId.parse("binance:spot:ETH/USDT:1m")
+FUTURES = SeriesId.parse("binance:futures:ETH/USDT:1m")
+SPOT_5M = SeriesId.parse("binance:spot:ETH/USDT:5m")
+SPOT_1H = SeriesId.parse("binance:spot:ETH/USDT:1h")
+START = 1_700_000_130
+NEWEST = START // 60 * 60 - 60  # the last that is closed at the start, for long enough to be final
+PATIENCE_S = 30.0
+# An exchange whose clock is advanced at a jump tells nobody: it is asked anew so soon.
+CLOCK_AGE_S = 0.2
+
+
+class Exchange(SimServer):
+    """The simulated exchange; notes from when on klines are asked for, by market, and answers them while `open`."""
+
+    def __init__(self, config: SimConfig) -> None:
+        super().__init__(config)
+        self.asked: list[tuple[str, int]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    def _rest_of(self, market: Market) -> Callable[[web.Request], Awaitable[web.Response]]:
+        answer = super()._rest_of(market)
+
+        async def rest(request: web.Request) -> web.Response:
+            if request.match_info["path"] == "klines":
+                self.asked.append((market, int(request.query["startTime"]) // 1000))
+                await self.open.wait()
+            return await answer(request)
+
+        return rest
+
+    async def advance(self, seconds: int) -> None:
+        """Let so many seconds pass at once."""
+        async with aiohttp.ClientSession() as http:
+            body = {"advance_s": seconds}
+            async with http.post(self.http_url + "/sim/clock", json=body) as response:
+                assert response.status == 200
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A service whose reads are covered, and its exchange."""
+
+    service: Service
+    exchange: Exchange
+
+    async def page(self, series: SeriesId, **params: int) -> list[Candle]:
+        status, answer = await self.service.get("/api/market/candles", series_id=str(series), **params)
+        assert status == 200, answer
+        rows = answer["candles"]
+        assert isinstance(rows, list)
+        return [Candle(*row.values()) for row in rows]
+
+    async def until_page(self, holds: Callable[[list[Candle]], bool], series: SeriesId, **params: int) -> list[Candle]:
+        """The page, once it is right; it is asked for again and again."""
+        candles: list[Candle] = []
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while not holds(candles := await self.page(series, **params)):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            edges = (candles[0].time, candles[-1].time) if candles else ()
+            raise AssertionError(f"{len(candles)} candles {edges}; asked: {self.exchange.asked[-5:]}") from None
+        return candles
+
+    async def settled(self, series: SeriesId) -> None:
+        """Nothing of it is read, or waits to be."""
+        backfill = self.service.runtime._backfill
+        assert backfill is not None
+        await until(lambda: not backfill.working_on(series), "nobody is at work")
+
+    async def health(self, series: SeriesId) -> dict[str, object]:
+        status, answer = await self.service.get("/api/market/health", series_id=str(series))
+        assert status == 200, answer
+        return answer
+
+    def truth(self, series: SeriesId, first: int, end: int) -> list[Candle]:
+        return truth(self.exchange, series, range(first, end, 60))
+
+
+@asynccontextmanager
+async def covered(
+    store: Path, exchange: SimServer | None, *, max_candles: int = 2000, **flags: str
+) -> AsyncIterator[Service]:
+    """A service whose reads are covered; it follows what is subscribed, and nothing else."""
+    given = {"enable_whitelist_ingest": "off", "audit_interval_s": "0"} | flags
+    async with running_service(store, exchange, **given) as service:
+        runtime = service.runtime
+        supervisor, backfill, health = runtime.supervisor, runtime._backfill, runtime.health
+        assert backfill is not None
+        assert health is not None
+        clocks = supervisor._clocks
+        monotonic = asyncio.get_running_loop().time
+
+        def followed(series: SeriesId) -> bool:
+            job = supervisor._jobs.get(series)
+            return job is not None and job.caught_up.done()
+
+        def exchange_s(series: SeriesId) -> float | None:
+            clock = clocks[series.market]
+            now_ms = clock.estimate_ms(monotonic()) if clock.age_s(monotonic()) <= CLOCK_AGE_S else None
+            return None if now_ms is None else now_ms / 1000
+
+        covering = Coverage(
+            source=supervisor._source,
+            pipeline=runtime._pipeline,
+            database=runtime._database,
+            backfill=backfill,
+            heal=backfill.request_declared,
+            base_of=runtime.derived.base_of,
+            covers=lambda series: series.exchange == EXCHANGE and series.market in clocks,
+            followed=followed,
+            exchange_s=exchange_s,
+            final_margin_s=2.0,
+            kept_from=lambda series, head: 0,
+            max_candles=max_candles,
+            watch=health._board.watch(),
+        )
+        runtime.reader = CandleReader(runtime._database, supervisor._source.knows, covering)
+        task = asyncio.create_task(covering.run())
+        try:
+            yield service
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+
+@asynccontextmanager
+async def reading(
+    tmp_path: Path, *, max_candles: int = 2000, speed: float = 1.0, start: int = START, **flags: str
+) -> AsyncIterator[Reading]:
+    async with (
+        Exchange(SimConfig(symbols=3, start=start, speed=speed)) as exchange,
+        covered(tmp_path / "store.sqlite", exchange, max_candles=max_candles, **flags) as service,
+    ):
+        yield Reading(service, exchange)
+
+
+@pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
+async def test_the_tail_of_a_series_that_nobody_follows_is_there_for_the_next_read(
+    series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.2)
+    async with reading(tmp_path) as world:
+        assert await world.page(series) == [], "it does not wait"
+        first = NEWEST + 60 - 2000 * 60
+        candles = await world.until_page(lambda page: page[-1:] == world.truth(series, NEWEST, NEWEST + 60), series)
+        assert candles == world.truth(series, NEWEST + 60 - 500 * 60, NEWEST + 60)
+        health = await world.health(series)
+        assert health["status"] == "green", health
+        backfill = health["backfill"]
+        assert isinstance(backfill, dict)
+        assert (backfill["reason"], backfill["start_missing_candles"]) == ("read", 2000)
+        # Later there is more; who asks then has it fetched from the stored head on.
+        world.exchange.asked.clear()
+        await world.exchange.advance(7200)
+        await world.until_page(lambda page: page[-1].time == NEWEST + 7200, series)
+        whole = await world.page(series, since=0, limit=5000)
+        assert whole == world.truth(series, first, NEWEST + 7260)
+        assert world.exchange.asked == [(series.market, NEWEST)]
+        assert world.service.runtime.supervisor.jobs_state() == [], "nothing is followed for it"
+
+
+async def test_what_is_up_to_date_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    async with reading(tmp_path, max_candles=50) as world:
+        await world.until_page(lambda page: len(page) == 50, SPOT, limit=50)
+        asked = len(world.exchange.asked)
+        for _ in range(20):
+            await world.page(SPOT, limit=50)
+            await world.page(SPOT, since=0, limit=50)
+        assert len(world.exchange.asked) == asked
+
+
+async def test_two_thousand_users_who_ask_for_the_same_tail_make_one_request(tmp_path: Path) -> None:
+    async with reading(tmp_path, max_candles=500) as world:
+        exchange, service = world.exchange, world.service
+        exchange.open.clear()
+        connector = aiohttp.TCPConnector(limit=500)
+        async with aiohttp.ClientSession(connector=connector) as users:
+            url = service.url + "/api/market/candles"
+
+            async def read(series: SeriesId) -> int:
+                async with users.get(url, params={"series_id": str(series), "limit": 5}) as response:
+                    return len((await response.json())["candles"])
+
+            # All of them are answered while the exchange is being asked.
+            pages = await asyncio.gather(*(read((SPOT, SPOT_5M)[number % 2]) for number in range(2000)))
+            assert set(pages) == {0}
+            await until(lambda: bool(exchange.asked), "the exchange is asked")
+            exchange.open.set()
+            await world.until_page(lambda page: len(page) == 500, SPOT)
+            pages = await asyncio.gather(*(read(SPOT) for _ in range(200)))
+            assert set(pages) == {5}
+        assert exchange.asked == [("spot", NEWEST + 60 - 500 * 60)]
+
+
+async def test_a_head_that_is_further_back_than_one_read_may_fetch_leaves_a_hole_that_is_healed(tmp_path: Path) -> None:
+    store = tmp_path / "store.sqlite"
+    async with Exchange(SimConfig(symbols=3, start=START)) as exchange:
+        old = truth(exchange, SPOT, range(NEWEST - 6000 * 60, NEWEST - 5000 * 60, 60))
+        async with covered(store, exchange, max_candles=300) as service:
+            await service.runtime.ingest.ingest_candles_closed(SPOT, old, 0.0)
+            world = Reading(service, exchange)
+            assert await world.page(SPOT, limit=5) == old[-5:]
+            await world.until_page(lambda page: page[-1].time == NEWEST, SPOT, limit=300)
+            assert exchange.asked[0] == ("spot", NEWEST + 60 - 300 * 60)
+            await world.settled(SPOT)
+            whole = await world.page(SPOT, since=old[0].time - 60, limit=5000)
+            whole += await world.page(SPOT, since=whole[-1].time, limit=5000)
+            assert whole == world.truth(SPOT, old[0].time, NEWEST + 60)
+            assert (await world.health(SPOT))["status"] == "green"
+
+
+@pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
+async def test_who_scrolls_back_comes_to_the_listing_and_then_the_exchange_is_left_alone(
+    series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.2)
+    monkeypatch.setattr(server, "LISTED_DAYS", 3)
+    listing = (START // 86_400 - 3) * 86_400
+    async with reading(tmp_path, max_candles=1500) as world:
+        page = await world.until_page(lambda page: page[-1:] == world.truth(series, NEWEST, NEWEST + 60), series)
+        candles = page
+        while page:
+            before = page[0].time
+            due = min(500, (before - listing) // 60)
+            page = await world.until_page(lambda page, due=due: len(page) == due, series, before=before)  # type: ignore[misc]
+            candles = page + candles
+        assert candles == world.truth(series, listing, NEWEST + 60)
+        assert len(candles) > 5000
+        await world.settled(series)
+        asked = len(world.exchange.asked)
+        assert asked <= 20, "a page or two for each request"
+        for _ in range(10):
+            assert await world.page(series, before=listing) == []
+            assert await world.page(series, before=listing + 600, limit=100) == candles[:10]
+            assert len(await world.page(series, before=NEWEST - 3600, limit=5000)) == 5000
+            await asyncio.sleep(0.05)  # longer than the cool-down, all in all
+        await world.settled(series)
+        assert len(world.exchange.asked) == asked
+
+
+async def test_a_derived_series_is_covered_by_way_of_its_base(tmp_path: Path) -> None:
+    async with reading(tmp_path, max_candles=700) as world:
+        assert await world.page(SPOT_1H, limit=30) == []
+
+        def right(page: list[Candle]) -> bool:
+            return len(page) == 30
+
+        candles = await world.until_page(right, SPOT_1H, limit=30)
+        end = NEWEST // 3600 * 3600
+        first = end - 30 * 3600
+        hour, five = Timeframe.parse("1h"), Timeframe.parse("5m")
+        base = world.truth(SPOT, first, end)
+        quarters = fold(Timeframe.parse("15m"), fold(five, base))
+        assert candles == fold(hour, quarters)
+        assert await world.page(SPOT, since=first - 60, limit=2000) == world.truth(SPOT, first, NEWEST + 60)
+        older = await world.until_page(lambda page: len(page) == 24, SPOT_1H, before=first, limit=24)
+        assert [candle.time for candle in older] == list(range(first - 24 * 3600, first, 3600))
+
+
+async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reading(tmp_path, max_candles=100) as world:
+        await world.until_page(lambda page: len(page) == 100, SPOT, limit=100)
+        await world.exchange.advance(600)
+        asked = len(world.exchange.asked)
+        for _ in range(50):
+            assert (await world.page(SPOT, limit=100))[-1].time == NEWEST
+        assert len(world.exchange.asked) == asked
+        monotonic = asyncio.get_running_loop().time
+        monkeypatch.setattr(coverage, "_now_s", lambda: monotonic() + coverage.COOL_DOWN_S)
+        await world.until_page(lambda page: page[-1].time == NEWEST + 600, SPOT, limit=100)
+        assert len(world.exchange.asked) == asked + 1
+
+
+async def test_a_ban_in_the_middle_leaves_what_came_before_and_the_rest_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.05)
+    monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.READ, 0.1)
+    async with reading(tmp_path, max_candles=2500) as world:
+        # Its symbols, its time and the first page; then 429, and the one who comes back is banned.
+        fault: Fault = RateLimit(after=3, count=1, retry_after_s=1, ban_s=2.0)
+        world.exchange.faults.add(fault)
+        first = NEWEST + 60 - 2500 * 60
+        second = first + 999 * 60  # the last of the first page
+        right = [world.truth(SPOT, first, second + 60), world.truth(SPOT, first, NEWEST + 60)]
+        seen = []
+
+        def over(page: list[Candle]) -> bool:
+            if page not in seen:
+                seen.append(page)
+            return page == right[-1]
+
+        await world.until_page(over, SPOT, since=0, limit=5000)
+        assert seen[:2] == [[], right[0]], "what came before is served meanwhile"
+        assert all(page == right[-1][: len(page)] for page in seen), "and no page has a hole"
+        # Who reads all the time, with next to no cool-down, does not ask before the ban is over.
+        starts = [time for _, time in world.exchange.asked]
+        assert sorted(set(starts)) == [first, second, second + 999 * 60]
+        assert len(starts) <= 5
+
+
+async def test_while_the_exchange_is_away_what_is_stored_is_served_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store.sqlite"
+    async with Exchange(SimConfig(symbols=3, start=START)) as exchange:
+        candles = truth(exchange, SPOT, range(NEWEST - 6000, NEWEST, 60))
+    async with covered(store, None) as service:
+        world = Reading(service, exchange)
+        await service.runtime.ingest.ingest_candles_closed(SPOT, candles, 0.0)
+        for _ in range(20):
+            assert await world.page(SPOT, limit=1000) == candles
+            assert await world.page(SPOT, before=candles[0].time) == []
+            assert await world.page(FUTURES) == []
+        await until(lambda: "its tail cannot be read" in caplog.text, "it is said why nothing comes")
+        assert await world.page(SPOT, limit=1000) == candles
+
+
+async def test_what_the_exchange_does_not_list_and_other_exchanges_are_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    async with reading(tmp_path) as world:
+        gone = SeriesId.parse("binance:spot:GONE/USDT:1m")
+        other = SeriesId.parse("kraken:spot:BTC/USD:1m")
+        minute = [Candle(NEWEST - 600, 1.0, 2.0, 0.5, 1.5, 1.0)]
+        for series in (gone, other):
+            await world.service.runtime.ingest.ingest_candles_closed(series, minute, 0.0)
+            for _ in range(10):
+                assert await world.page(series) == minute
+        status, _ = await world.service.get("/api/market/candles", series_id="binance:spot:NO/SUCH:1m")
+        assert status == 404
+        # What is asked for afterwards comes, and nothing else was.
+        await world.until_page(lambda page: page != [], SPOT)
+        assert {time for _, time in world.exchange.asked} >= {NEWEST + 60 - 2000 * 60}
+        assert not any(time > NEWEST - 700 and time <= NEWEST - 600 for _, time in world.exchange.asked)
+
+
+@dataclass(slots=True)
+class Follower:
+    """What a WebSocket client was told of a series."""
+
+    closed: list[Candle] = field(default_factory=list)
+    gaps: int = 0
+
+    async def follow(self, service: Service, series: SeriesId) -> None:
+        async with service.http.ws_connect(service.url + "/ws/market") as socket:
+            await socket.send_json({"type": "subscribe", "series_id": str(series), "since": 0})
+            async for message in socket:
+                said = message.json()
+                if said["type"] == "candle_closed" and not said.get("revised"):
+                    self.closed.append(Candle(*said["candle"].values()))
+                self.gaps += said["type"] == "gap"
+
+
+@pytest.mark.parametrize("head_start", [0, 1, 3], ids=["with the follow", "soon after it", "later"])
+async def test_a_read_and_a_follow_that_start_at_the_same_moment_give_no_double_and_no_hole(
+    head_start: int, tmp_path: Path
+) -> None:
+    async with reading(tmp_path, speed=60, max_candles=2000, startup_kline_sync_target_candles="2000") as world:
+        world.exchange.open.clear()
+        follower = Follower()
+        following = asyncio.create_task(follower.follow(world.service, SPOT))
+        try:
+            for _ in range(head_start):
+                await world.service.get("/api/market/whitelist")
+            await asyncio.gather(*(world.page(SPOT) for _ in range(20)))
+            await until(lambda: SPOT in world.service.runtime.supervisor.followed(), "it is followed")
+            world.exchange.open.set()
+            await until(lambda: len(follower.closed) > 2002, "live candles come")
+            whole = (await complete(world.service, world.exchange, SPOT))[SPOT]
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+        times = [candle.time for candle in follower.closed]
+        assert times == sorted(set(times)), "each once, ascending"
+        assert times == list(range(times[0], times[-1] + 60, 60)), "no hole"
+        assert follower.gaps == 0
+        assert len(whole) >= 2000
+        health = await world.health(SPOT)
+        assert health["gaps"] == {"unknown": 0, "healing": 0, "confirmed_empty": 0}
