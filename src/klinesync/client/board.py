@@ -131,7 +131,7 @@ class Board:
         """What is the matter, and how the service judges the series."""
         lines = _wrapped(self.trouble, width, "red")
         health = self.health
-        if health is not None:
+        if health is not None and self.connected:
             colour = COLOURS.get(health.status, "")
             line = Text("* " if ascii_only else "● ", style=colour)
             line.append(f"{health.status}: {health.reason.replace('_', ' ')}")

@@ -145,8 +145,10 @@ async def _show(
 
     async def ask_for_health() -> None:
         while True:
-            board.health = await ask()
-            changed.set()
+            health = await ask()
+            if health != board.health:
+                board.health = health
+                changed.set()
             await asyncio.sleep(HEALTH_INTERVAL_S)
 
     async def draw() -> None:
