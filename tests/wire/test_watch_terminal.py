@@ -191,6 +191,25 @@ async def test_a_service_without_health_is_shown_without_a_colour_and_without_a_
         assert await screen.ended() == 0
 
 
+async def test_a_service_that_is_full_says_so_and_is_waited_for(tmp_path: Path) -> None:
+    flags = {"whitelist": "", "ondemand_max_jobs": "1", "ondemand_idle_ttl_s": "0.1"}
+    other = {"type": "subscribe", "series_id": "binance:spot:ETH/USDT:1m", "ack": True}
+    async with (
+        SimServer(SimConfig(speed=60, symbols=2)) as exchange,
+        running_service(tmp_path / "store.sqlite", exchange, **flags) as service,
+        service.http.ws_connect(service.url + "/ws/market") as socket,
+    ):
+        await socket.send_json(other)
+        assert (await socket.receive_json(timeout=30))["type"] == "subscribed"
+        async with terminal("watch", str(SERIES), "--url", service.url) as screen:
+            full = await screen.shows("as many series on demand as it may", 24)
+            assert full[0] == f"{SERIES}  not connected, trying again"
+            await socket.close()
+            assert (await screen.shows("forming", 24))[0] == f"{SERIES}  connected"
+            screen.type(CTRL_C)
+            assert await screen.ended() == 0
+
+
 async def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite") as service:
         await service.runtime.ingest.ingest_candles_closed(SERIES, [Candle(START, 1.0, 2.0, 0.5, 0.1 + 0.5, 1)], 0.0)
