@@ -51,7 +51,7 @@ def front_for(runtime: MarketRuntime, guard: Guard = LOOPBACK, *, debug: bool = 
         audit=lambda: None,
         rest=source.rest_status,
         healing=(lambda _: []) if backfill is None else backfill.working_on,
-        sweep=runtime._startup.progress,
+        sweep=runtime.startup.progress,
         hub=lambda: HubNumbers(clients=runtime.hub.clients),
         now_s=now_s,
         monotonic=monotonic,

@@ -233,7 +233,7 @@ async def test_a_service_that_follows_an_exchange_measures_everything(tmp_path: 
         SimServer(SimConfig(speed=60, symbols=2)) as exchange,
         fronted_service(tmp_path / "store.sqlite", exchange, whitelist=BTC) as service,
     ):
-        await until(lambda: service.runtime._startup.progress().done == 1, "the sweep is done")
+        await until(lambda: service.runtime.startup.progress().done == 1, "the sweep is done")
         await until(lambda: service.runtime.supervisor.status(SeriesId.parse(BTC)).state == "live", "live")
         found = await measured(service)
     assert found["klinesync_streams", "live"] == 1

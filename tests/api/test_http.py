@@ -218,7 +218,7 @@ async def test_openapi_lists_the_routes_with_their_errors(service: Service) -> N
         "/healthz",
         "/readyz",
     }
-    assert set(paths["/api/market/candles"]["get"]["responses"]) == {"200", "404", "422", "503"}
+    assert set(paths["/api/market/candles"]["get"]["responses"]) == {"200", "403", "404", "422", "503"}
 
 
 async def test_the_documentation_page_brings_all_it_needs(service: Service) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fronted_service import fronted_service
 from klinesync.market import http_limits
-from klinesync.market.security import Guard
+from klinesync.market.security import Guard, guarded
 from running_service import Service, running_service
 from upstream import until
 
@@ -131,6 +131,19 @@ async def test_metrics_and_the_debug_api_need_the_token(with_token: Service) -> 
             with_token.url + path, params={"series_id": BTC}, headers={"Authorization": f"Bearer {TOKEN}"}
         ) as response:
             assert response.status == 200, path
+
+
+async def test_the_document_says_of_the_same_routes_that_they_take_the_token(
+    service: Service, with_token: Service
+) -> None:
+    _, document = await with_token.get("/openapi.json")
+    paths = document["paths"]
+    assert isinstance(paths, dict)
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            assert ("security" in operation) == ("401" in operation["responses"]) == guarded(path), f"{method} {path}"
+    _, document = await service.get("/openapi.json")
+    assert "HTTPBearer" not in json.dumps(document), "without a token none is taken"
 
 
 async def test_a_body_is_not_read_before_the_token(with_token: Service) -> None:

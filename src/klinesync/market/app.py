@@ -36,8 +36,8 @@ from klinesync.market import (
 from klinesync.market.front import Front
 from klinesync.market.http_limits import BodyLimit, BoundedHttp
 from klinesync.market.runtime import MarketRuntime
-from klinesync.market.schemas import ErrorAnswer
-from klinesync.market.security import LOOPBACK, GuardedApp
+from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
+from klinesync.market.security import LOOPBACK, TOKEN, GuardedApp
 from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
 from klinesync.market_data.top_markets import RateLimited
 
@@ -60,7 +60,7 @@ def create_app(runtime: MarketRuntime, front: Front | None = None) -> FastAPI:
         version=__version__,
         description="Candles that charts, strategies and bots can trust. WebSocket: `/ws/market`.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        responses={422: {"model": ErrorAnswer}},
+        responses=REFUSED,
         redoc_url=None,
     )
     app.state.runtime = runtime
@@ -69,10 +69,16 @@ def create_app(runtime: MarketRuntime, front: Front | None = None) -> FastAPI:
     app.include_router(meta_routes.router)
     app.include_router(health_routes.router)
     app.include_router(top_markets_routes.router)
+    guarded = [http_routes.ingest_router]
     if front is not None:
-        app.include_router(metrics_routes.router)
+        guarded.append(metrics_routes.router)
         if front.debug is not None:
-            app.include_router(debug_routes.router)
+            guarded.append(debug_routes.router)
+    for router in guarded:
+        if guard.token is None:
+            app.include_router(router)
+        else:
+            app.include_router(router, dependencies=TOKEN, responses=REFUSED_WITHOUT_TOKEN)
     app.include_router(ws_routes.router)
     app.add_exception_handler(KlinesyncError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from klinesync.core.series_id import SeriesId
 from klinesync.market.front import DebugApi, front_of
 from klinesync.market.schemas import (
+    TOO_LARGE,
     CandleFormingAnswer,
     CandleFormingBody,
     ConnectionAnswer,
@@ -19,8 +20,8 @@ from klinesync.market.schemas import (
     QueuesAnswer,
     RestAnswer,
     SeriesHealthAnswer,
+    SeriesIdQuery,
 )
-from klinesync.market.security import TOKEN
 from klinesync.market.strict_json import StrictJsonRoute
 
 MAX_RECENT_GAPS = 1000
@@ -31,9 +32,7 @@ DEFAULT_BASE_BUCKETS = 10
 router = APIRouter(
     prefix="/api/market",
     tags=["debug"],
-    dependencies=TOKEN,
     route_class=StrictJsonRoute,
-    responses={401: {"model": ErrorAnswer}},
 )
 
 
@@ -68,7 +67,7 @@ async def get_ingest_state(request: Request) -> IngestStateAnswer:
 @router.get("/debug/series_health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
 async def get_series_health(
     request: Request,
-    series_id: str,
+    series_id: SeriesIdQuery,
     max_recent_gaps: Annotated[int, Query(ge=0, le=MAX_RECENT_GAPS)] = DEFAULT_RECENT_GAPS,
     recent_base_buckets: Annotated[int, Query(ge=0, le=MAX_BASE_BUCKETS)] = DEFAULT_BASE_BUCKETS,
 ) -> SeriesHealthAnswer:
@@ -79,7 +78,7 @@ async def get_series_health(
     return SeriesHealthAnswer.model_validate(health, from_attributes=True)
 
 
-@router.post("/ingest/candle_forming")
+@router.post("/ingest/candle_forming", responses=TOO_LARGE)
 async def post_candle_forming(request: Request, body: CandleFormingBody) -> CandleFormingAnswer:
     """Show a candle in progress to those who watch the series. It is not stored."""
     series, candle = SeriesId.parse(body.series_id), body.candle.candle()

@@ -6,13 +6,13 @@ from fastapi import APIRouter, HTTPException, Request
 
 from klinesync.core.series_id import SeriesId
 from klinesync.market.http_routes import runtime_of
-from klinesync.market.schemas import ErrorAnswer, HealthAnswer
+from klinesync.market.schemas import ErrorAnswer, HealthAnswer, SeriesIdQuery
 
 router = APIRouter(prefix="/api/market", tags=["health"])
 
 
 @router.get("/health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
-async def get_health(request: Request, series_id: str) -> HealthAnswer:
+async def get_health(request: Request, series_id: SeriesIdQuery) -> HealthAnswer:
     """Status, reason and facts of an ingested or derived series."""
     service = runtime_of(request).health
     if service is None:

@@ -12,12 +12,14 @@ from klinesync.core.candle import MAX_TIME
 from klinesync.core.series_id import SeriesId
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import (
+    TOO_LARGE,
     CandleClosedAnswer,
     CandleClosedBody,
     CandlesAnswer,
     CandlesClosedAnswer,
     CandlesClosedBody,
     ErrorAnswer,
+    SeriesIdQuery,
 )
 from klinesync.market.strict_json import StrictJsonRoute
 from klinesync.ws.protocol import CandleOut, candle_out
@@ -25,8 +27,11 @@ from klinesync.ws.protocol import CandleOut, candle_out
 MAX_PAGE_CANDLES = 5000
 DEFAULT_PAGE_CANDLES = 500
 
-router = APIRouter(prefix="/api/market", tags=["candles"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/api/market", tags=["candles"])
+ingest_router = APIRouter(prefix="/api/market/ingest", tags=["candles"], route_class=StrictJsonRoute)
 _encode = msgspec.json.Encoder().encode
+
+INGEST_ANSWERS = TOO_LARGE | {500: {"model": ErrorAnswer, "description": "nothing was stored"}}
 
 Time = Annotated[int | None, Query(ge=0, le=MAX_TIME)]
 
@@ -53,7 +58,7 @@ def runtime_of(request: Request) -> MarketRuntime:
 )
 async def get_candles(
     request: Request,
-    series_id: str,
+    series_id: SeriesIdQuery,
     since: Time = None,
     before: Time = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_CANDLES)] = DEFAULT_PAGE_CANDLES,
@@ -68,7 +73,7 @@ async def get_candles(
     return Response(body, media_type="application/json")
 
 
-@router.post("/ingest/candle_closed", responses={500: {"model": ErrorAnswer}})
+@ingest_router.post("/candle_closed", responses=INGEST_ANSWERS)
 async def post_candle_closed(request: Request, body: CandleClosedBody) -> CandleClosedAnswer:
     """Store one closed candle; answers after the commit."""
     series = SeriesId.parse(body.series_id)
@@ -77,7 +82,7 @@ async def post_candle_closed(request: Request, body: CandleClosedBody) -> Candle
     return CandleClosedAnswer(ok=True, series_id=str(series), candle_time=candle.time)
 
 
-@router.post("/ingest/candles_closed", responses={500: {"model": ErrorAnswer}})
+@ingest_router.post("/candles_closed", responses=INGEST_ANSWERS)
 async def post_candles_closed(request: Request, body: CandlesClosedBody) -> CandlesClosedAnswer:
     """Store closed candles of one series, in any order, all or none; answers after the commit."""
     series = SeriesId.parse(body.series_id)

@@ -7,16 +7,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from klinesync.market.front import front_of
 from klinesync.market.schemas import ErrorAnswer
-from klinesync.market.security import TOKEN
 
-router = APIRouter(tags=["service"], dependencies=TOKEN)
+router = APIRouter(tags=["service"])
 
 
 @router.get(
     "/metrics",
     responses={
         200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}},
-        401: {"model": ErrorAnswer},
         503: {"model": ErrorAnswer},
     },
     response_class=Response,

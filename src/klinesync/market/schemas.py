@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import GapState
+from klinesync.core.series_id import MAX_SERIES_ID_CHARS
 from klinesync.market_data.health import Reason, Status
 
 MAX_INGEST_CANDLES = 20_000
+
+# For the OpenAPI document: what `SeriesId.parse` takes, roughly. It says better what is wrong with one that is none.
+SERIES_ID_SCHEMA: dict[str, JsonValue] = {
+    "maxLength": MAX_SERIES_ID_CHARS,
+    "pattern": "^[a-z][a-z0-9_]*:(spot|futures):[^:/]+/[^:/]+(:[^:/]+)?:[0-9]+[smhdwM]$",
+    "examples": ["binance:spot:BTC/USDT:1m"],
+}
+SeriesIdText = Annotated[str, Field(json_schema_extra=SERIES_ID_SCHEMA)]
+SeriesIdQuery = Annotated[str, Query(json_schema_extra=SERIES_ID_SCHEMA)]
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -46,21 +57,21 @@ class CandleBody(BaseModel):
 class CandleClosedBody(BaseModel):
     """A closed candle of a series."""
 
-    series_id: str
+    series_id: SeriesIdText
     candle: CandleBody
 
 
 class CandlesClosedBody(BaseModel):
     """Closed candles of one series, stored all or not at all."""
 
-    series_id: str
+    series_id: SeriesIdText
     candles: Annotated[list[CandleBody], Field(min_length=1, max_length=MAX_INGEST_CANDLES)]
 
 
 class CandleFormingBody(BaseModel):
     """A candle of a series that is in progress."""
 
-    series_id: str
+    series_id: SeriesIdText
     candle: CandleBody
 
 
@@ -292,3 +303,14 @@ class ErrorAnswer(BaseModel):
 
     detail: str
     code: str
+
+
+# Answers that several routes share, as FastAPI takes them.
+REFUSED: dict[int | str, dict[str, object]] = {
+    403: {"model": ErrorAnswer, "description": "Host, or the Origin of a write, is not one of this service"},
+    422: {"model": ErrorAnswer, "description": "the request is malformed, or asks for what cannot be"},
+}
+REFUSED_WITHOUT_TOKEN: dict[int | str, dict[str, object]] = {
+    401: {"model": ErrorAnswer, "description": "the token is missing or wrong"},
+}
+TOO_LARGE: dict[int | str, dict[str, object]] = {413: {"model": ErrorAnswer, "description": "the body is too long"}}

@@ -30,6 +30,17 @@ MOST_EVENTS = 1_000_000
 router = APIRouter(prefix="/api/market/top_markets", tags=["markets"])
 _encode = msgspec.json.Encoder().encode
 
+# One event of the stream; `data` is JSON.
+EVENT_SCHEMA: dict[str, object] = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["top_markets", "error"]},
+        "id": {"type": "string", "description": "`generated_at_ms`"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+
 Exchange = Annotated[str, Query(description="`binance`")]
 Market = Annotated[str, Query(description="`spot` or `futures`")]
 QuoteAsset = Annotated[str, Query(min_length=1, max_length=20, description="in any case")]
@@ -91,10 +102,10 @@ async def get_top_markets(
     "/stream",
     status_code=200,
     responses={
-        200: {"content": {"text/event-stream": {}}, "description": "events `top_markets` and `error`"},
+        200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA}}, "description": "server-sent events"},
         429: {"model": ErrorAnswer},
     },
-    response_class=EventStream,
+    response_class=Response,
 )
 async def stream_top_markets(
     request: Request,

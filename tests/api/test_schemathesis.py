@@ -1,0 +1,116 @@
+"""The OpenAPI document against a running service: whatever is sent, the answer is one of those that are documented.
+
+Requests are drawn from the document, good ones and bad ones, the same in every run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import CheckFunction
+from schemathesis.core.result import Ok
+from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from fronted_service import fronted_service
+from klinesync.market.security import Guard
+from klinesync.sim.server import SimConfig, SimServer
+
+TOKEN = "a-token-of-some-length"
+BTC = "binance:spot:BTC/USDT:1m"
+OPERATIONS = 13
+EXAMPLES = 25
+EXAMPLES_WITH_TOKEN = 5
+TIMEOUT_S = 30.0
+
+Case = schemathesis.Case[Any]
+Operation = schemathesis.APIOperation[Any, Any, Any, Any]
+
+
+@pytest.fixture(scope="module", params=[None, TOKEN], ids=["open", "token"])
+def guard(request: pytest.FixtureRequest) -> Guard:
+    return Guard(token=request.param)
+
+
+@pytest.fixture(scope="module")
+def service_url(guard: Guard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with all its routes that follows a simulated exchange; in a thread of its own, since the requests are
+    made by a library that blocks."""
+    started: Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Queue()
+
+    async def serve(store: Path) -> None:
+        stop = asyncio.Event()
+        async with (
+            SimServer(SimConfig(speed=60, symbols=2)) as exchange,
+            fronted_service(store, exchange, guard, whitelist=BTC) as service,
+        ):
+            started.put((service.url, asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    store = tmp_path_factory.mktemp("schemathesis") / "store.sqlite"
+    thread = threading.Thread(target=lambda: asyncio.run(serve(store)), name="service")
+    thread.start()
+    url, loop, stop = started.get(timeout=TIMEOUT_S)
+    yield url
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def document(service_url: str) -> BaseSchema:
+    return schemathesis.openapi.from_url(f"{service_url}/openapi.json", timeout=TIMEOUT_S)
+
+
+def test_every_answer_is_documented(document: BaseSchema, guard: Guard, subtests: pytest.Subtests) -> None:
+    answered: dict[str, set[int]] = defaultdict(set)
+    operations = [result.ok() for result in document.get_all_operations() if isinstance(result, Ok)]
+    assert len(operations) == OPERATIONS
+    for operation in operations:
+        with subtests.test(operation.label):
+            hold_against_the_document(operation, guard, answered[operation.label])
+    if guard.token is None:
+        for label, statuses in answered.items():
+            assert 200 in statuses, f"{label} was never asked for anything that is there"
+
+
+def hold_against_the_document(operation: Operation, guard: Guard, answered: set[int]) -> None:
+    """Send what is drawn for one operation, in and out of its documented form."""
+    # What a request that the document allows may still be refused for, in a sentence, is more than it can say.
+    excluded: list[CheckFunction] = [positive_data_acceptance]
+    headers = {} if guard.token is None else {"Authorization": f"Bearer {guard.token}"}
+    modes = [GenerationMode.POSITIVE]
+    if {"parameters", "requestBody"} & set(operation.definition.raw):
+        modes.append(GenerationMode.NEGATIVE)
+
+    @settings(
+        max_examples=EXAMPLES if guard.token is None else EXAMPLES_WITH_TOKEN,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases=st.tuples(*(operation.as_strategy(mode) for mode in modes)))
+    def send(cases: tuple[Case, ...]) -> None:
+        # A name that is drawn names no series.
+        for part in (cases[0].query, cases[0].body):
+            if isinstance(part, dict) and "series_id" in part:
+                part["series_id"] = BTC
+        for case in cases:
+            if operation.path.endswith("/stream") and isinstance(case.query.get("max_events", 2), int):
+                case.query["max_events"] = 1  # else it has no end
+            answer = case.call_and_validate(headers=headers, timeout=TIMEOUT_S, excluded_checks=excluded)
+            answered.add(answer.status_code)
+
+    send()
