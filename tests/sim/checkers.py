@@ -163,7 +163,12 @@ def check_gap_ledger(witness: Witness, exchange: SimulatedExchange) -> list[str]
         stored = {candle.time for candle in witness.candles(series)}
         holes = {time for time in range(first, head, MINUTE_S) if time not in stored}
         gaps = witness.gaps(series)
-        wrong += [f"{series}: {gap} has a state or a proof that it should not" for gap in gaps if not _confirmed(gap)]
+        wrong += [
+            f"{series}: {gap} has a state or a proof that it should not"
+            for gap in gaps
+            # What the exchange has forgotten it neither shows nor shows to be empty.
+            if not (_confirmed(gap) or (gap.state is GapState.UNKNOWN and exchange.forgot(series, gap.end - 1)))
+        ]
         noted = {time for gap in gaps for time in range(gap.start, gap.end, MINUTE_S)}
         wrong += [f"{series}: the hole at {time} is not in the ledger" for time in sorted(holes - noted)]
         wrong += [f"{series}: {time} is a hole in the ledger, and no hole" for time in sorted(noted - holes)]
@@ -175,18 +180,25 @@ def _confirmed(gap: Gap) -> bool:
 
 
 def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
-    """Settled: each derived candle is the roll-up of the stored base candles, bit for bit, and none is lacking."""
+    """Settled: each derived candle is the roll-up of the stored base candles, bit for bit, and none is lacking. Where
+    nobody can tell any more what is missing, there is none."""
     wrong = []
     for series in exchange.listings:
         base = witness.candles(series)
         first, end = base[0].time, base[-1].time + MINUTE_S
         parts, part_s = base, MINUTE_S
+        unknown = [gap for gap in witness.gaps(series) if not _confirmed(gap)]
         for code in DERIVED:
             frame = Timeframe.parse(code)
             assert frame.step_s % part_s == 0
             parts = _rolled(parts, frame.step_s)
             part_s = frame.step_s
-            expected = {one.time: one for one in parts if first <= one.time and one.time + frame.step_s <= end}
+            expected = {
+                one.time: one
+                for one in parts
+                if first <= one.time and one.time + frame.step_s <= end
+                if not any(gap.start < one.time + frame.step_s and one.time < gap.end for gap in unknown)
+            }
             derived = series.with_timeframe(frame)
             stored = {candle.time: candle for candle in witness.candles(derived)}
             wrong += [
@@ -205,7 +217,7 @@ def check_streams(service: Service, exchange: SimulatedExchange) -> list[str]:
     return [f"{series}: its stream is {one}" for series, one in status.items() if one.state != "live"][:MOST_SENTENCES]
 
 
-def check_idle(service: Service, clients: int) -> list[str]:
+def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> list[str]:
     """Settled: nothing waits anywhere, and nothing is left of what was."""
     runtime, rest = service.runtime, service.rest
     assert runtime is not None
@@ -220,7 +232,7 @@ def check_idle(service: Service, clients: int) -> list[str]:
         "series with a failed write": len(pipeline._broken),
         "doubted events": sum(len(check._waiting) for check in supervisor._checks.values()),
         "requests": sum(sum(one.waiting.values()) + one.under_way for one in rest.status().values()),
-        "holes to heal": len(runtime._backfill._queue._lines),
+        "series with holes to heal": sum(not exchange.is_listed_anew(one) for one in runtime._backfill._queue._lines),
         "messages to clients": sum(len(client.outbox._messages) for client in runtime.hub._clients),
         "clients more than there are": max(0, runtime.hub.clients - clients),
         "connections more than one a market": len(sockets) - len({id(link) for link in sockets[:2]}),

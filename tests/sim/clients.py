@@ -157,6 +157,7 @@ class SimulatedClient:
         pace_s: float,
         connect: Callable[[SimulatedClient], Link | None],
         first_stored: Callable[[SeriesId], int | None],
+        may_be_unknown: Callable[[SeriesId], bool],
         violate: Violate,
         note: Callable[[str], None],
     ) -> None:
@@ -170,6 +171,7 @@ class SimulatedClient:
         self._pace_s = pace_s
         self._connect = connect
         self._first_stored = first_stored
+        self._may_be_unknown = may_be_unknown
         self._violate = violate
         self._note = note
         self._link: Link | None = None
@@ -302,7 +304,7 @@ class SimulatedClient:
         if series_id == str(UNKNOWN):
             if code not in ("unknown_series", "store_error"):
                 self._violate(f"{self.name}: an unknown series was answered with {message}")
-        elif code == "store_error":
+        elif code == "store_error" or (code == "unknown_series" and self._may_be_unknown(SeriesId.parse(series_id))):
             # The subscription failed: it asks again after a while.
             series = SeriesId.parse(series_id)
             number, view = self._answered(series), self.views.get(series)

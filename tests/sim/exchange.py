@@ -15,11 +15,13 @@ import msgspec
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.audit import AUDIT_AGE_S
 from klinesync.sim.clock import ExchangeClock
 from sim.scenario import EPOCH_S, Scenario
 from sim.virtual_loop import VirtualLoop
 
+BASE = Timeframe.parse("1m")
 MINUTE_S = 60
 # After the close of a minute at most so much later its final event is sent, where the close is not late.
 CLOSE_DELAY_MS = {"spot": (2, 120), "futures": (200, 800)}
@@ -139,6 +141,10 @@ class SimulatedExchange:
         """Whether REST shows the candle of that time no more, as the symbol has been listed anew since."""
         return time < self.listings[series].begins(self.now_ms() / 1000)
 
+    def is_listed_anew(self, series: SeriesId) -> bool:
+        """Whether the exchange has forgotten part of the series' history."""
+        return self.forgot(series, self.listings[series].times[0])
+
     def truth(self, series: SeriesId, first: int, end: int) -> dict[int, Candle]:
         """The valid candles that open in `[first, end)`."""
         final = self.listings[series].final
@@ -181,6 +187,11 @@ class SimulatedExchange:
 
     def of_market(self, market: str) -> list[Listing]:
         return [one for one in self.listings.values() if one.series.market == market]
+
+    def is_unlisted_at_times(self, series: SeriesId) -> bool:
+        """Whether the symbol of the series, or of its base, is not in the exchange's list for a while."""
+        halt = self.listings[series.with_timeframe(BASE)].halt
+        return halt is not None and halt.unlisted
 
     def lists(self, listing: Listing) -> bool:
         """Whether the symbol is in the exchange's list at present."""

@@ -72,6 +72,8 @@ class Network:
         self.black_until_s = 0.0
         self.disturbed_at_s = loop.time()
         self.sockets: list[ExchangeSocket] = []
+        # Those that the service holds for good; some may have been cut without its notice.
+        self.held: list[ExchangeSocket] = []
         self.hosts = {market: RestHost(exchange, loop, market, violate) for market in exchange.sinks}
         self.requests = 0
         self.refused = 0
@@ -123,10 +125,8 @@ class Network:
         return self.loop.time() < self._silent_until_s.get(_key(listing), 0.0)
 
     def carried(self, owner: Process | None, stream: str, market: str) -> bool:
-        """Whether a connection of that process has the stream, as far as both sides know."""
-        return any(
-            socket.carries(stream) for socket in self.sockets if socket.owner is owner and socket.market == market
-        )
+        """Whether a connection of that process has the stream, as far as the process knows."""
+        return any(socket.carries(stream) for socket in self.held if socket.owner is owner and socket.market == market)
 
     def undisturbed_since(self, time_s: float) -> bool:
         """Whether nothing has kept the service from connecting and subscribing since a while before that time."""
@@ -177,14 +177,15 @@ class ExchangeSocket:
         self._in_order_s = 0.0
         self._linked = True
         network.sockets.append(self)
+        network.held.append(self)
         network.exchange.sinks[market].append(self._sent)
         if network.faults.lifetime:
             exchange = network.exchange
             exchange.at(exchange.now_ms() + network.faults.lifetime * MINUTE_S * 1000, self._die_of_age)
 
     def carries(self, stream: str) -> bool:
-        """Whether both sides know that it is subscribed."""
-        return self._linked and self.close_code is None and stream in self._known
+        """Whether the service has been told that it is subscribed, and of no end of the connection."""
+        return stream in self._known
 
     # The exchange's side.
 
@@ -277,6 +278,7 @@ class ExchangeSocket:
     def _end(self, code: int) -> None:
         if self.close_code is None:
             self.close_code = code
+            self._network.held.remove(self)
             if code == 1006:
                 self._network.disturb()
             self._wake()

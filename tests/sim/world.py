@@ -218,7 +218,7 @@ class World:
             or checkers.check_derived(witness, self.exchange)
             or checkers.check_clients(witness, self.clients, self.scenario.catch_up_max_candles)
             or checkers.check_streams(self._services[-1], self.exchange)
-            or checkers.check_idle(self._services[-1], len(self.clients))
+            or checkers.check_idle(self._services[-1], self.exchange, len(self.clients))
         )
 
     async def _stop_in_order(self) -> None:
@@ -341,6 +341,8 @@ class World:
         first = None if witness is None else witness.first(series)
         if first is not None and candle.time < first:
             return  # from before the first stored one: nobody goes after what lies between
+        if witness is not None and any(gap.start <= candle.time < gap.end for gap in witness.gaps(series)):
+            return  # passed by history that begins later, and declared
         if witness is None or not witness.has(series, candle.time):
             waited_s = checkers.WAIT_MOST_S
             self.violate(f"{series}: the stream told the closed candle of {candle.time} {waited_s:g} s ago: not stored")
@@ -364,6 +366,7 @@ class World:
             pace_s=60 / self.scenario.speed,
             connect=self._connect,
             first_stored=lambda series: None if self._witness is None else self._witness.first(series),
+            may_be_unknown=self.exchange.is_unlisted_at_times,
             violate=self.violate,
             note=self.note,
         )

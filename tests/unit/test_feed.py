@@ -131,6 +131,16 @@ def test_between_pages_live_waits_no_longer_than_it_may_and_late_closes_not_at_a
     assert feed.tick(HOLD_MOST_S) == [Persist(candles(20), (Jump(8 * 60, 20 * 60),))]
 
 
+def test_what_the_stream_told_of_a_page_that_could_not_be_written_is_held_afterwards() -> None:
+    feed = live_feed(5)
+    close(feed, 7)
+    feed.history(page(5, 6, 7))
+    feed.stalled()
+    assert feed.restarted(5 * 60) == [Fetch(5 * 60)]
+    assert feed.tick(0.0) == []
+    assert feed.tick(HOLD_MOST_S) == [Persist(candles(7), (Jump(6 * 60, 7 * 60),))]
+
+
 def test_a_page_that_is_written_while_the_store_fails_lets_nothing_through() -> None:
     feed = feed_after(5)
     feed.attached()

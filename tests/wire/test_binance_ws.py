@@ -187,6 +187,18 @@ async def test_a_stream_that_is_renewed_is_dropped_and_subscribed_again() -> Non
         assert heard.lost.empty(), "the other one is left alone"
 
 
+async def test_what_comes_of_a_stream_while_it_is_renewed_is_taken() -> None:
+    exchange = Exchange()
+    async with connected(exchange, BTC) as (connection, heard):
+        await exchange.asked()
+        await soon(heard.attached)
+        exchange.answers = False
+        connection.renew(BTC)
+        assert await exchange.asked() == ("UNSUBSCRIBE", ["btcusdt@kline_1m"])
+        await exchange.sockets[0].send_json(FRAME)
+        assert (await soon(heard.events)).series == BTC
+
+
 async def test_a_connection_that_is_to_be_made_anew_is_and_its_streams_are_lost_meanwhile() -> None:
     exchange = Exchange()
     async with connected(exchange, BTC) as (connection, heard):
@@ -224,6 +236,21 @@ async def test_a_successor_takes_over_before_the_first_socket_ends_and_nothing_i
         assert heard.lost.empty()
         await exchange.sockets[1].send_json(FRAME)
         await soon(heard.events)
+
+
+async def test_a_successor_that_is_to_end_too_is_followed_by_another_one_at_once() -> None:
+    exchange = Exchange()
+    async with connected(exchange, BTC) as (connection, heard):
+        await soon(heard.attached)
+        await exchange.asked()
+        await exchange.sockets[0].send_json(SHUTDOWN)
+        await exchange.asked()
+        await exchange.sockets[1].send_json(SHUTDOWN)
+        assert await exchange.asked() == ("SUBSCRIBE", ["btcusdt@kline_1m"])
+        await exchange.sockets[2].send_json(FRAME)
+        await soon(heard.events)
+        assert heard.lost.empty()
+        assert connection.reconnects == 0
 
 
 async def test_a_first_socket_that_ends_before_its_successor_is_ready_loses_its_streams_until_it_is(

@@ -370,6 +370,8 @@ class BinanceConnection:
         while not (link.ended or successor.ended):
             passed_s = loop.time() - began_s
             complete = successor.attached >= self._wanted.keys()
+            if complete and successor.leaving:
+                return  # it will not get older: the next one takes over from it
             if complete and successor.heard and passed_s >= OVERLAP_LEAST_S:
                 return
             if complete and passed_s >= OVERLAP_MOST_S:
@@ -417,14 +419,17 @@ class BinanceConnection:
             while True:
                 await link.changed.wait()
                 link.changed.clear()
-                renewed, link.renewed = link.renewed, set()
+                renewed, link.renewed = link.renewed & link.sent.keys(), set()
                 dropped = [name for name in link.sent if name not in self._wanted or name in renewed]
                 for names in _portions(dropped):
                     for name in names:
-                        del link.sent[name]
                         link.attached.discard(name)
+                        if name not in renewed:  # of one that is renewed, what is under way is still taken
+                            del link.sent[name]
                     await self._ask(link, "UNSUBSCRIBE", names)
-                missing = {name: stream for name, stream in self._wanted.items() if name not in link.sent}
+                missing = {
+                    name: stream for name, stream in self._wanted.items() if name not in link.sent or name in renewed
+                }
                 for names in _portions(list(missing)):
                     asked = {name: missing[name] for name in names}
                     # Known before the answer: the first push may overtake it.

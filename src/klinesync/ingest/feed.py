@@ -85,7 +85,8 @@ class IngestFeed:
         self._splice.hold()
         self._fetching = self._stalled = False
         self._urgency = Urgency.SWEEP  # of what is fetched
-        self._page_out = False
+        # What the stream had told of the page that was let through, while that may wait for its commit.
+        self._page: tuple[Candle, ...] | None = None
         self._caught_up = False
         self._held_since_s: float | None = None
         self._hole_fetches = 0
@@ -133,7 +134,8 @@ class IngestFeed:
 
     def abandoned(self) -> None:
         """Nobody will answer the `Fetch` that is under way, nor should be asked again until `attached`."""
-        self._fetching = self._page_out = False
+        self._fetching = False
+        self._page = None
 
     def tick(self, now_s: float) -> list[Command]:
         """Time has passed (monotonic): live that was held for too long goes on; the holes before it are declared."""
@@ -142,7 +144,7 @@ class IngestFeed:
             return []
         if self._held_since_s is None:
             self._held_since_s = now_s
-        if now_s - self._held_since_s < HOLD_MOST_S or self._page_out:
+        if now_s - self._held_since_s < HOLD_MOST_S or self._page is not None:
             return []
         self._held_since_s = None
         return self._persist(self._splice.release())
@@ -150,16 +152,19 @@ class IngestFeed:
     def stalled(self, unwritten: Sequence[Candle] = ()) -> None:
         """A write failed or found no room: nothing is let through, and nothing fetched, until `restarted`.
 
-        The `unwritten` candles are kept for then: REST has them, save what was late or a revision among them.
+        The `unwritten` candles, and what the stream had told of an unwritten page, are kept for then: REST may be away,
+        and has not what was late or a revision among them.
         """
         self._splice.hold()
         self._stalled = True
-        for candle in unwritten:
+        for candle in (*(self._page or ()), *unwritten):
             self._keep_late(candle, newer=False)
+        self._page = None
 
     def restarted(self, head: int | None) -> list[Command]:
         """What was let through was not stored: begin again from the stored head. An earlier `Fetch` is void."""
-        self._fetching = self._stalled = self._page_out = False
+        self._fetching = self._stalled = False
+        self._page = None
         held = self._splice.held()
         self._splice = Splice(self.timeframe, last=head)
         self._splice.hold()
@@ -189,7 +194,7 @@ class IngestFeed:
             self._pending = None
         splice = self._splice
         if splice.last is not None and candle.time <= splice.last:
-            if self._stalled or self._page_out:
+            if self._stalled or self._page is not None:
                 # A page that was let through may still wait for its commit: nothing overtakes it.
                 self._keep_late(candle, newer=True)
                 return []
@@ -225,7 +230,7 @@ class IngestFeed:
 
     def history(self, page: HistoryPage) -> list[Command]:
         """A page of closed history, read from `Fetch.start` on."""
-        self._page_out = True
+        self._page = tuple(candle for candle in page.candles if candle.time in self._stamps)
         self._splice.hold()  # the page may wait for its commit: live that follows it must not overtake it
         return self._persist(self._splice.history(page.candles), page.empty, page.proof)
 
@@ -234,7 +239,7 @@ class IngestFeed:
         any history."""
         if self._stalled:
             return []
-        self._page_out = False
+        self._page = None
         return self._write_late()
 
     def history_ended(self) -> list[Command]:
@@ -242,7 +247,8 @@ class IngestFeed:
 
         A hole that was asked for in vain is passed, and the next one asked for.
         """
-        self._fetching = self._page_out = False
+        self._fetching = False
+        self._page = None
         self._failures = 0
         self._caught_up = True
         splice = self._splice
@@ -266,7 +272,8 @@ class IngestFeed:
 
         How long the exchange wants to be left alone is kept where its requests wait for their turn.
         """
-        self._fetching = self._page_out = False
+        self._fetching = False
+        self._page = None
         delay_s = min(0.5 * 2**self._failures, MAX_RETRY_DELAY_S)
         self._failures = min(self._failures + 1, 10)
         commands = self._write_late()

@@ -143,6 +143,7 @@ class IngestSupervisor:
         self._final_margin_s = rest_final_margin_s
         self._audit_interval_s = audit_interval_s
         self._rng = rng
+        self.audit: Audit | None = None
         self._table = JobTable(ondemand_idle_ttl_s, ondemand_max_jobs)
         self._jobs: dict[SeriesId, Job] = {}
         self._connections: dict[str, dict[Connection, asyncio.Task[None]]] = {market: {} for market in clocks}
@@ -163,6 +164,15 @@ class IngestSupervisor:
         if job is None:
             return StreamStatus("reconnecting" if base in self._table else "off")
         return job.watch.status
+
+    def keeps_up(self, series: SeriesId) -> bool:
+        """Whether the base series is followed, and its history is in."""
+        job = self._jobs.get(series)
+        return job is not None and job.feed.caught_up
+
+    def doubted(self) -> dict[str, int]:
+        """By market: frames that were left out, as their stamps lie in the future."""
+        return {market: check.refused for market, check in self._checks.items()}
 
     def followed(self) -> list[SeriesId]:
         """The base series that are followed."""
@@ -203,11 +213,12 @@ class IngestSupervisor:
             group.create_task(self._tick_on(), name="streams")
             group.create_task(self._watch_listings(), name="listings")
             if self._audit_interval_s:
-                group.create_task(self._audit().run(), name="audit")
+                self.audit = self._make_audit()
+                group.create_task(self.audit.run(), name="audit")
             self._running.set()
             self._apply([Start(entry.series) for entry in self._table.entries()])
 
-    def _audit(self) -> Audit:
+    def _make_audit(self) -> Audit:
         def untold(series: SeriesId, candles: Sequence[Candle], since_ms: int) -> Sequence[Candle]:
             job = self._jobs.get(series)
             return candles if job is None else job.feed.untold_since(candles, since_ms)
@@ -489,7 +500,8 @@ class IngestSupervisor:
                     else:
                         written.add_done_callback(partial(self._settled, job, command.candles))
                 case Fetch():
-                    self._read_soon(job, command)
+                    if not job.beginning_again:  # a write before it in the line may have found no room
+                        self._read_soon(job, command)
                 case Hurry(urgency):
                     job.errand.urgency = urgency  # it counts where it waits, and from its next page on
 
