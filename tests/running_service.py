@@ -54,7 +54,7 @@ async def running_service(store: Path, exchange: SimServer | None = None, **flag
     } | flags
     listener = bind("127.0.0.1", 0)
     async with build_market_runtime(load_flags(given)) as runtime, aiohttp.ClientSession() as http:
-        server = create_server(create_app(runtime), runtime)
+        server = create_server(create_app(runtime, runtime.front), runtime)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield Service(f"http://127.0.0.1:{listener.getsockname()[1]}", runtime, http)

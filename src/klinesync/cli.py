@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -334,10 +335,12 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Call
     from klinesync.market.app import bind, create_app, create_server
     from klinesync.market.runtime_builder import build_market_runtime
 
+    verbose = logging.getLogger().isEnabledFor(logging.DEBUG)  # --verbose
+    set_up_logs(flags.log_format, "debug" if verbose else flags.log_level)
     listener = bind(flags.host, flags.port)
     host, port = listener.getsockname()[:2]
     async with build_market_runtime(flags, command=command) as runtime:
-        server = create_server(create_app(runtime), runtime)
+        server = create_server(create_app(runtime, runtime.front), runtime)
         with _on_signal(server.stop):
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
             await server.serve(sockets=[listener])

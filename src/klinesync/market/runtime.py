@@ -11,7 +11,9 @@ from types import TracebackType
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.market.front import Front
 from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.coverage import Coverage
 from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.ingest_service import MarketIngestService
@@ -48,7 +50,9 @@ class MarketRuntime:
         retention: Retention | None,
         hub: CandleHub,
         supervisor: IngestSupervisor,
-        backfill: BackfillService | None,
+        backfill: BackfillService,
+        coverage: Coverage | None,
+        front: Front,
         startup: StartupSync,
         health: HealthService | None,
         top_markets: TopMarkets,
@@ -71,7 +75,9 @@ class MarketRuntime:
         self.supervisor = supervisor
         self.health = health
         self.top_markets = top_markets
+        self.front = front
         self._backfill = backfill
+        self._coverage = coverage
         self.startup = startup
         self._stack = AsyncExitStack()
         self._started = False
@@ -91,9 +97,11 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, supervise)
             follow = group.create_task(self.startup.run(), name="start-up sweep")
             stack.push_async_callback(_cancel, follow)
-            if self._backfill is not None:
-                heal = group.create_task(self._backfill.run(), name="backfill")
-                stack.push_async_callback(_cancel, heal)
+            heal = group.create_task(self._backfill.run(), name="backfill")
+            stack.push_async_callback(_cancel, heal)
+            if self._coverage is not None:
+                cover = group.create_task(self._coverage.run(), name="coverage")
+                stack.push_async_callback(_cancel, cover)
             if self._retention is not None:
                 trim = group.create_task(self._retention.run(), name="retention")
                 stack.push_async_callback(_cancel, trim)

@@ -18,14 +18,18 @@ from klinesync.factor.engine import FactorEngine
 from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.market.front import compose_front
+from klinesync.market.inspection import Parts
 from klinesync.market.runtime import MarketRuntime
+from klinesync.market.security import Guard
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
+from klinesync.market_data.coverage import Coverage
 from klinesync.market_data.derived_services import DerivedForming
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
-from klinesync.market_data.retention import Retention
+from klinesync.market_data.retention import Retention, cut_of
 from klinesync.market_data.startup_sync import StartupSync
 from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import Ingest, WsSubscriptionCoordinator
@@ -83,14 +87,40 @@ def build_market_runtime(
         flush_s=flags.binance_ws_flush_s,
         batch_max=flags.binance_ws_batch_max,
     )
-    reader = CandleReader(database, source.knows)
     teller = _Teller(hub, derived)
     board = BackfillBoard(wall_s, teller.backfill)
-    backfill = None
-    if flags.enable_market_gap_backfill:
-        backfill = BackfillService(
-            history=source.history, pipeline=pipeline, database=database, watch=board.watch(), rng=rng
+    monotonic = asyncio.get_running_loop().time
+
+    def exchange_s(series: SeriesId) -> float | None:
+        clock = clocks.get(series.market) if series.exchange == EXCHANGE else None
+        now_ms = None if clock is None else clock.estimate_ms(monotonic())
+        return None if now_ms is None else now_ms / 1000
+
+    def covers(series: SeriesId) -> bool:
+        return series.exchange == EXCHANGE and series.market in clocks
+
+    backfill = BackfillService(
+        history=source.history, pipeline=pipeline, database=database, watch=board.watch(), rng=rng
+    )
+    heals = flags.enable_market_gap_backfill
+    coverage = None
+    if flags.enable_market_auto_tail_backfill and flags.enable_ccxt_backfill_on_read is not False:
+        coverage = Coverage(
+            source=source,
+            pipeline=pipeline,
+            database=database,
+            backfill=backfill,
+            heal=backfill.request_declared if heals else None,
+            base_of=derived.base_of,
+            covers=covers,
+            followed=lambda series: supervisor.keeps_up(series),
+            exchange_s=exchange_s,
+            final_margin_s=flags.rest_final_margin_s,
+            kept_from=lambda series, head: _kept_from(flags.retention_days, derived, series, head),
+            max_candles=flags.market_auto_tail_backfill_max_candles,
+            watch=board.watch(),
         )
+    reader = CandleReader(database, source.knows, coverage)
     supervisor = IngestSupervisor(
         source=source,
         clocks=clocks,
@@ -99,7 +129,7 @@ def build_market_runtime(
         show=forming.show,
         base_of=derived.base_of,
         notice=teller.stream,
-        heal=None if backfill is None else backfill.request,
+        heal=backfill.request if heals else None,
         history_watch=board.watch(),
         first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
         forming_interval_s=flags.market_forming_min_interval_ms / 1000,
@@ -111,7 +141,6 @@ def build_market_runtime(
         rng=rng,
     )
     followed = dict.fromkeys(map(derived.base_of, listed)) if flags.enable_whitelist_ingest else ()
-    monotonic = asyncio.get_running_loop().time
 
     async def caught_up(series: SeriesId) -> None:
         await supervisor.caught_up(series)
@@ -122,12 +151,12 @@ def build_market_runtime(
         follow=supervisor.follow,
         caught_up=caught_up,
         monotonic=monotonic,
-        request_declared=None if backfill is None else backfill.request_declared,
+        request_declared=backfill.request_declared if heals else None,
     )
     ingest = None
     if flags.enable_ondemand_ingest:
         ingest = Ingest(
-            lambda series: series.exchange == EXCHANGE and series.market in clocks,
+            covers,
             supervisor.acquire,
             supervisor.release,
         )
@@ -137,16 +166,41 @@ def build_market_runtime(
             database=database,
             base_of=derived.base_of,
             check_known=reader.check_known,
-            exchange_s=lambda series: _exchange_s(clocks, series, monotonic()),
+            exchange_s=exchange_s,
             wall_s=wall_s,
             stream=supervisor.status,
             board=board,
-            backfill=backfill,
+            backfill=backfill if heals else None,
             startup=startup,
             grace_s=flags.kline_health_grace_s,
             recent_s=flags.kline_health_backfill_recent_seconds,
         )
+    front = compose_front(
+        Guard.of(flags.host, flags.allowed_origins, flags.api_token),
+        Parts(
+            database=database,
+            pipeline=pipeline,
+            jobs=supervisor.jobs_state,
+            connections=supervisor.connections_state,
+            stream_counts=source.stream_counts if isinstance(source, BinanceSource) else {},
+            doubted=supervisor.doubted,
+            audit=lambda: supervisor.audit,
+            rest=source.rest_status if isinstance(source, BinanceSource) else dict,
+            healing=backfill.working_on,
+            sweep=startup.progress,
+            hub=lambda: hub.status,
+            now_s=lambda series: exchange_s(series) or wall_s(),
+            monotonic=monotonic,
+            grace_s=flags.kline_health_grace_s,
+        ),
+        debug=flags.enable_debug_api,
+        derived=derived,
+        check_known=reader.check_known,
+        show=forming.show,
+    )
     return MarketRuntime(
+        front=front,
+        coverage=coverage,
         database=database,
         resources=resources,
         pipeline=pipeline,
@@ -199,10 +253,10 @@ class _Teller:
                 self._hub.tell(one, protocol.system(one, event, message, facts))
 
 
-def _exchange_s(clocks: Mapping[str, ExchangeClock], series: SeriesId, monotonic_s: float) -> float | None:
-    clock = clocks.get(series.market) if series.exchange == EXCHANGE else None
-    now_ms = None if clock is None else clock.estimate_ms(monotonic_s)
-    return None if now_ms is None else now_ms / 1000
+def _kept_from(days: int, derived: DerivedStep, series: SeriesId, head: int) -> int:
+    """Before what open time a series with that head is trimmed; 0: never."""
+    targets = derived.targets if series.timeframe == derived.base else ()
+    return cut_of(head, days, targets) if days else 0
 
 
 def _derived_step(flags: RuntimeFlags) -> DerivedStep:

@@ -130,6 +130,8 @@ class RuntimeFlags(BaseSettings):
         None, min_length=16, description="bearer token for the ingest and debug endpoints; needed beyond loopback"
     )
     allowed_origins: TextList = Field((), description="browser origins that may connect, beside the service's own")
+    log_format: Literal["console", "json"] = Field("console", description="logs for people, or one JSON object a line")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     whitelist: SeriesList = Field(
         parse_series_list(DEFAULT_WHITELIST), description="series ingested for as long as the service runs"
     )
@@ -320,14 +322,8 @@ def is_loopback(host: str) -> bool:
 _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
     "broker_url": ("a message broker for several processes", ()),
     "role": ("splitting the service over several processes", ()),
-    "api_token": ("the bearer token", ()),
-    "allowed_origins": ("the check of browser origins", ()),
-    "enable_debug_api": ("the debug API", ()),
-    "enable_market_auto_tail_backfill": ("backfill on read", (False,)),
-    "market_auto_tail_backfill_max_candles": ("backfill on read", ()),
     "market_gap_backfill_freqtrade_limit": ("history from freqtrade's files", ()),
     "enable_ccxt_backfill": ("history through ccxt", ()),
-    "enable_ccxt_backfill_on_read": ("backfill on read", (False,)),
     "market_history_source": ("history from freqtrade's files", ()),
     "freqtrade_data_dir": ("history from freqtrade's files", ()),
     "derived_backfill_base_candles": ("derived timeframes", ()),
@@ -349,5 +345,3 @@ def _check_built(flags: RuntimeFlags) -> None:
             "PostgreSQL is not built yet" if flags.database_url.startswith("postgres") else "it is no sqlite:///path"
         )
         raise BadFlag("database_url", f"{reason}; use sqlite:/// and an absolute path")
-    if not is_loopback(flags.host):
-        raise BadFlag("host", f"{flags.host} is not loopback, and the token that guards others is not built yet")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from klinesync.core.candle import Applied, Forming
@@ -54,6 +55,11 @@ class Outbox:
         self._forming: dict[SeriesId, tuple[int, bytes]] = {}
         self._paused = False
         self.ended: int | None = None
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Messages that wait, and bytes of those that must arrive."""
+        return len(self._messages) + len(self._forming), self._bytes
 
     def put(self, messages: Sequence[bytes]) -> None:
         """Send messages that must arrive. When more wait than may, the outbox ends with 1013, and forgets them."""
@@ -146,10 +152,24 @@ class Client:
         self.subscriptions: dict[SeriesId, Subscription] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class HubStatus:
+    """What waits for clients now, and since the start the messages and the clients that were too slow (1013)."""
+
+    clients: int
+    subscriptions: int
+    waiting_messages: int
+    waiting_bytes: int
+    messages: int
+    slow_clients: int
+
+
 class CandleHub:
     """Who watches what."""
 
     def __init__(self) -> None:
+        self._messages = 0  # live ones: catch-ups go from the coordinator straight to the client
+        self._slow_clients = 0
         self._watchers: dict[SeriesId, dict[Client, Subscription]] = {}
         self._clients: dict[Client, None] = {}  # in order of connecting
         self._empty = asyncio.Event()
@@ -159,6 +179,19 @@ class CandleHub:
     def clients(self) -> int:
         """How many clients there are."""
         return len(self._clients)
+
+    @property
+    def status(self) -> HubStatus:
+        """How it stands; looks at every client."""
+        waiting = [client.outbox.waiting for client in self._clients]
+        return HubStatus(
+            clients=len(self._clients),
+            subscriptions=sum(map(len, self._watchers.values())),
+            waiting_messages=sum(messages for messages, _ in waiting),
+            waiting_bytes=sum(size for _, size in waiting),
+            messages=self._messages,
+            slow_clients=self._slow_clients,
+        )
 
     def connected(self, client: Client) -> None:
         """A client is there."""
@@ -170,6 +203,7 @@ class CandleHub:
     def disconnected(self, client: Client) -> None:
         """A client is gone: it watches nothing any more."""
         self._clients.pop(client, None)
+        self._slow_clients += client.outbox.ended == CLOSE_TRY_AGAIN_LATER
         if not self._clients:
             self._empty.set()
         for series in list(client.subscriptions):
@@ -215,6 +249,7 @@ class CandleHub:
         for client, subscription in watchers.items():
             messages = subscription.announce(announcement)
             if messages:
+                self._messages += len(messages)
                 client.outbox.drop_forming(applied.series, announcement.newest)
                 client.outbox.put(messages)
 
@@ -224,11 +259,15 @@ class CandleHub:
         if not watchers:
             return
         messages = [protocol.candle_forming(forming.series, forming.candle)]
+        self._messages += len(watchers)
         for client, subscription in watchers.items():
             if subscription.wants_forming(forming.candle):
                 client.outbox.put_forming(forming.series, forming.candle.time, messages)
 
     def tell(self, series: SeriesId, message: bytes) -> None:
         """A `system` message for all who watch the series, behind what waits for them already."""
-        for client in self._watchers.get(series, ()):
-            client.outbox.put([message])
+        watchers = self._watchers.get(series, {})
+        self._messages += len(watchers)
+        for client, subscription in watchers.items():
+            if not subscription.holding:  # `subscribed` comes first, and says how the stream stands
+                client.outbox.put([message])

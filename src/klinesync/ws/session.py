@@ -117,6 +117,11 @@ class Subscription:
         ]
         return messages
 
+    @property
+    def holding(self) -> bool:
+        """Whether the catch-up is still being read: nothing goes out before it."""
+        return self._splice.holding
+
     def announce(self, announcement: Announcement) -> list[bytes]:
         """What of newly committed candles the client gets now."""
         splice = self._splice
@@ -148,7 +153,9 @@ class Subscription:
         return after is not None and time <= after and commit > self._commit
 
     def wants_forming(self, candle: Candle) -> bool:
-        """Whether a forming candle is newer than all that is closed."""
+        """Whether a forming candle is newer than all that is closed, and the catch-up is out."""
+        if self._splice.holding:
+            return False
         return self._splice.after is None or candle.time > self._splice.after
 
     def _messages(self, through: Sequence[Candle | Jump], gaps: Sequence[Gap]) -> list[bytes]:
