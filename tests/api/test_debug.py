@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fronted_service import fronted_service
 from klinesync.core.series_id import SeriesId
 from klinesync.market import inspection
 from klinesync.runtime.metrics import METRICS
@@ -32,7 +31,7 @@ def candle(minute: int, **changes: float) -> dict[str, float]:
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with fronted_service(tmp_path / "store.sqlite") as running:
+    async with running_service(tmp_path / "store.sqlite", enable_debug_api="on") as running:
         yield running
 
 
@@ -64,7 +63,7 @@ async def measured(service: Service) -> dict[tuple[str, ...], float]:
     ],
 )
 async def test_without_the_debug_api_there_is_nothing(tmp_path: Path, method: str, path: str) -> None:
-    async with fronted_service(tmp_path / "store.sqlite", debug=False) as service:
+    async with running_service(tmp_path / "store.sqlite") as service:
         body = {"series_id": BTC, "candle": candle(0)}
         async with service.http.request(method, service.url + path, json=body) as response:
             assert response.status == 404
@@ -74,7 +73,7 @@ async def test_without_the_debug_api_there_is_nothing(tmp_path: Path, method: st
 async def test_ingest_state_tells_what_is_ingested_by_what_and_what_waits(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(speed=60, symbols=2)) as exchange,
-        fronted_service(tmp_path / "store.sqlite", exchange, whitelist=BTC) as service,
+        running_service(tmp_path / "store.sqlite", exchange, whitelist=BTC, enable_debug_api="on") as service,
     ):
         series = SeriesId.parse(BTC)
         await until(lambda: service.runtime.supervisor.status(series).state == "live", "the stream is live")
@@ -231,7 +230,7 @@ async def test_what_is_read_from_the_store_serves_several_scrapes(service: Servi
 async def test_a_service_that_follows_an_exchange_measures_everything(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(speed=60, symbols=2)) as exchange,
-        fronted_service(tmp_path / "store.sqlite", exchange, whitelist=BTC) as service,
+        running_service(tmp_path / "store.sqlite", exchange, whitelist=BTC, enable_debug_api="on") as service,
     ):
         await until(lambda: service.runtime.startup.progress().done == 1, "the sweep is done")
         await until(lambda: service.runtime.supervisor.status(SeriesId.parse(BTC)).state == "live", "live")
@@ -246,16 +245,6 @@ async def test_a_service_that_follows_an_exchange_measures_everything(tmp_path: 
     assert found["klinesync_pipeline_candles_written_total", "derived"] > 0
     assert found["klinesync_series_lag_seconds",] >= 0
     assert found["klinesync_series_behind",] in (0, 1)
-    # Only what has not happened is not told; and what the audit does, which is off in this front.
+    # Only what has not happened is not told.
     named = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name, *_ in found}
-    assert {metric.name for metric in METRICS} - named <= {
-        "klinesync_rest_errors_total",
-        "klinesync_audit_looks_total",
-        "klinesync_audit_revisions_total",
-    }
-
-
-async def test_without_a_front_there_are_no_metrics(tmp_path: Path) -> None:
-    async with running_service(tmp_path / "store.sqlite") as service:
-        status, _ = await service.get("/metrics")
-        assert status == 404
+    assert {metric.name for metric in METRICS} - named <= {"klinesync_rest_errors_total"}

@@ -216,6 +216,7 @@ async def test_openapi_lists_the_routes_with_their_errors(service: Service) -> N
         "/api/market/top_markets/stream",
         "/api/market/whitelist",
         "/healthz",
+        "/metrics",
         "/readyz",
     }
     assert set(paths["/api/market/candles"]["get"]["responses"]) == {"200", "403", "404", "422", "503"}

@@ -23,9 +23,8 @@ from schemathesis.core.result import Ok
 from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from fronted_service import fronted_service
-from klinesync.market.security import Guard
 from klinesync.sim.server import SimConfig, SimServer
+from running_service import running_service
 
 TOKEN = "a-token-of-some-length"
 BTC = "binance:spot:BTC/USDT:1m"
@@ -39,21 +38,24 @@ Operation = schemathesis.APIOperation[Any, Any, Any, Any]
 
 
 @pytest.fixture(scope="module", params=[None, TOKEN], ids=["open", "token"])
-def guard(request: pytest.FixtureRequest) -> Guard:
-    return Guard(token=request.param)
+def token(request: pytest.FixtureRequest) -> str | None:
+    found: str | None = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def service_url(guard: Guard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service_url(token: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service with all its routes that follows a simulated exchange; in a thread of its own, since the requests are
     made by a library that blocks."""
     started: Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Queue()
+
+    flags = {"whitelist": BTC, "enable_debug_api": "on"} | ({} if token is None else {"api_token": token})
 
     async def serve(store: Path) -> None:
         stop = asyncio.Event()
         async with (
             SimServer(SimConfig(speed=60, symbols=2)) as exchange,
-            fronted_service(store, exchange, guard, whitelist=BTC) as service,
+            running_service(store, exchange, **flags) as service,
         ):
             started.put((service.url, asyncio.get_running_loop(), stop))
             await stop.wait()
@@ -72,29 +74,29 @@ def document(service_url: str) -> BaseSchema:
     return schemathesis.openapi.from_url(f"{service_url}/openapi.json", timeout=TIMEOUT_S)
 
 
-def test_every_answer_is_documented(document: BaseSchema, guard: Guard, subtests: pytest.Subtests) -> None:
+def test_every_answer_is_documented(document: BaseSchema, token: str | None, subtests: pytest.Subtests) -> None:
     answered: dict[str, set[int]] = defaultdict(set)
     operations = [result.ok() for result in document.get_all_operations() if isinstance(result, Ok)]
     assert len(operations) == OPERATIONS
     for operation in operations:
         with subtests.test(operation.label):
-            hold_against_the_document(operation, guard, answered[operation.label])
-    if guard.token is None:
+            hold_against_the_document(operation, token, answered[operation.label])
+    if token is None:
         for label, statuses in answered.items():
             assert 200 in statuses, f"{label} was never asked for anything that is there"
 
 
-def hold_against_the_document(operation: Operation, guard: Guard, answered: set[int]) -> None:
+def hold_against_the_document(operation: Operation, token: str | None, answered: set[int]) -> None:
     """Send what is drawn for one operation, in and out of its documented form."""
     # What a request that the document allows may still be refused for, in a sentence, is more than it can say.
     excluded: list[CheckFunction] = [positive_data_acceptance]
-    headers = {} if guard.token is None else {"Authorization": f"Bearer {guard.token}"}
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     modes = [GenerationMode.POSITIVE]
     if {"parameters", "requestBody"} & set(operation.definition.raw):
         modes.append(GenerationMode.NEGATIVE)
 
     @settings(
-        max_examples=EXAMPLES if guard.token is None else EXAMPLES_WITH_TOKEN,
+        max_examples=EXAMPLES if token is None else EXAMPLES_WITH_TOKEN,
         derandomize=True,
         deadline=None,
         database=None,

@@ -10,9 +10,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from fronted_service import fronted_service
 from klinesync.market import http_limits
-from klinesync.market.security import Guard, guarded
+from klinesync.market.security import guarded
+from processes import klinesync, serve_arguments
 from running_service import Service, running_service
 from upstream import until
 
@@ -29,8 +29,12 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def with_token(tmp_path: Path) -> AsyncIterator[Service]:
-    guard = Guard.of("127.0.0.1", ["https://charts.example"], TOKEN)
-    async with fronted_service(tmp_path / "store.sqlite", guard=guard) as running:
+    async with running_service(
+        tmp_path / "guarded.sqlite",
+        api_token=TOKEN,
+        allowed_origins="https://charts.example",
+        enable_debug_api="on",
+    ) as running:
         yield running
 
 
@@ -57,6 +61,18 @@ async def handshake(service: Service, **headers: str) -> int:
             return 101
     except aiohttp.WSServerHandshakeError as refused:
         return refused.status
+
+
+async def test_a_service_that_others_could_reach_does_not_start_without_a_token(tmp_path: Path) -> None:
+    store = tmp_path / "store.sqlite"
+    arguments = serve_arguments("http://127.0.0.1:9", store)
+    status, out, err = await asyncio.to_thread(klinesync, *arguments, "--host=0.0.0.0", cwd=tmp_path)
+    assert (status, out) == (1, "")
+    assert "flag api_token: is needed to listen on 0.0.0.0, which is not loopback" in err
+    assert "Traceback" not in err
+    assert not store.exists()
+    async with running_service(store, host="0.0.0.0", api_token=TOKEN) as service:
+        assert (await service.get("/readyz"))[0] == 200
 
 
 async def test_a_rebound_name_reads_nothing_and_opens_no_socket(service: Service) -> None:
