@@ -22,7 +22,7 @@ from klinesync.market.schemas import (
     SeriesIdQuery,
 )
 from klinesync.market.strict_json import StrictJsonRoute
-from klinesync.ws.protocol import CandleOut, candle_out
+from klinesync.ws.protocol import CandleOut, candles_out
 
 MAX_PAGE_CANDLES = 5000
 DEFAULT_PAGE_CANDLES = 500
@@ -69,7 +69,7 @@ async def get_candles(
     """
     page = await runtime_of(request).reader.page(SeriesId.parse(series_id), since, before, limit)
     # Ready bytes: a response model would cost several times the query.
-    body = _encode(CandlesOut(str(page.series), page.head, [candle_out(candle) for candle in page.candles]))
+    body = _encode(CandlesOut(str(page.series), page.head, candles_out(page.candles)))
     return Response(body, media_type="application/json")
 
 

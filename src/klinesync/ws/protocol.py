@@ -5,8 +5,9 @@ What goes to clients is made into a whole WebSocket text frame at once, so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 import msgspec
 
@@ -125,6 +126,11 @@ def candle_out(candle: Candle) -> CandleOut:
     return CandleOut(*candle)
 
 
+def candles_out(candles: Iterable[Candle]) -> list[CandleOut]:
+    """The candles as clients see them: the same, several times as fast for thousands."""
+    return list(starmap(CandleOut, candles))
+
+
 def pong() -> bytes:
     """The answer to a ping."""
     return _frame({"type": "pong"})
@@ -145,9 +151,7 @@ def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) ->
 
 def candles_batch(series: SeriesId, candles: Sequence[Candle]) -> bytes:
     """Several closed candles, ascending."""
-    return _frame(
-        {"type": "candles_batch", "series_id": str(series), "candles": [candle_out(candle) for candle in candles]}
-    )
+    return _frame({"type": "candles_batch", "series_id": str(series), "candles": candles_out(candles)})
 
 
 def candle_forming(series: SeriesId, candle: Candle) -> bytes:
