@@ -52,6 +52,8 @@ bench: setup
 	$(BIN)/python benchmarks/write_path.py
 	$(BIN)/python benchmarks/derived.py
 	$(BIN)/python benchmarks/follow_exchange.py
+	$(BIN)/python benchmarks/fanout.py
+	$(BIN)/python benchmarks/reads.py
 
 clean:
 	rm -rf .venv .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -37,9 +37,9 @@ from klinesync.runtime.flags import load_flags
 
 SERIES = SeriesId.parse("binance:futures:BTC/USDT:1m")
 FIRST = 1_700_000_040
-ROUNDS = 5
-# Messages of one round to all clients together, so that a round takes about a second.
-ROUND_MESSAGES = 100_000
+ROUNDS = 4
+# Messages of one round to all clients together, so that a round takes about half a second.
+ROUND_MESSAGES = 50_000
 # A service that follows nothing, with an exchange that cannot be asked.
 SWITCHES = ("whitelist_ingest", "ondemand_ingest", "market_gap_backfill", "market_auto_tail_backfill")
 ALONE = {f"enable_{switch}": "off" for switch in SWITCHES} | {
