@@ -1,0 +1,354 @@
+"""Coverage on a real store and pipeline, with an exchange that answers as a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import UpstreamError
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.factor.engine import FactorEngine
+from klinesync.market_data import coverage
+from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill_board import BackfillBoard
+from klinesync.market_data.coverage import Coverage
+from klinesync.overlay.engine import OverlayEngine
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.sources import Connection, Errand, HistoryPage, Listing, StreamCallbacks, Ticker, Urgency
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+SOL = SeriesId.parse("binance:spot:SOL/USDT:1m")
+OTHER = SeriesId.parse("kraken:spot:BTC/USD:1m")
+NOW_S = 60.0 * 1000 + 30
+PAGE = 10
+TIMEOUT_S = 10.0
+
+
+def candle(minute: int) -> Candle:
+    return Candle(60 * minute, 1.0, 2.0, 0.5, 1.5, float(minute))
+
+
+class Exchange:
+    """Lists all but `gone` and has the minutes up to now; notes what it is asked for. `trouble` is raised before the
+    next pages; while `open` is not set its answers wait."""
+
+    def __init__(self) -> None:
+        self.minutes = set(range(1000))
+        self.gone: set[SeriesId] = set()
+        self.asked: list[tuple[SeriesId, int]] = []
+        self.urgencies: set[Urgency] = set()
+        self.asked_time = 0
+        self.looked_up = 0
+        self.trouble: list[UpstreamError] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def history(
+        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        self.asked.append((series, start // 60))
+        self.urgencies.add(errand.urgency)
+        last = 10**9 if until is None else until // 60
+        while True:
+            await self.open.wait()
+            if self.trouble:
+                raise self.trouble.pop()
+            page = [minute for minute in sorted(self.minutes) if start // 60 <= minute <= last][:PAGE]
+            if not page:
+                return
+            yield HistoryPage([candle(minute) for minute in page], [])
+            if len(page) < PAGE or page[-1] * 60 == start:
+                return
+            start = page[-1] * 60
+
+    async def now_ms(self, market: str) -> int:
+        self.asked_time += 1
+        return int(NOW_S * 1000)
+
+    async def knows(self, series: SeriesId) -> bool:
+        self.looked_up += 1
+        return series not in self.gone
+
+    def connection(self, market: str, callbacks: StreamCallbacks) -> Connection:
+        raise NotImplementedError
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        raise NotImplementedError
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        raise NotImplementedError
+
+
+class World:
+    """A store, what writes to it, and the coverage beside it."""
+
+    def __init__(self, database: InThreadSqliteDatabase, exchange: Exchange) -> None:
+        self.database = database
+        self.exchange = exchange
+        self.exchange_s: float | None = NOW_S
+        self.kept_from = 0
+        self.followed: set[SeriesId] = set()
+        self.board = BackfillBoard(lambda: 1_700_000_000.0)
+        self.pipeline = IngestPipeline(
+            database,
+            DerivedStep(BTC.timeframe, []),
+            FactorEngine(),
+            OverlayEngine(),
+            lambda _: None,
+            lambda: 1_700_000_000.0,
+        )
+        self.backfill = BackfillService(
+            history=exchange.history,
+            pipeline=self.pipeline,
+            database=database,
+            watch=self.board.watch(),
+            rng=random.Random(1),
+        )
+        self.coverage = Coverage(
+            source=exchange,
+            pipeline=self.pipeline,
+            database=database,
+            backfill=self.backfill,
+            heal=self.backfill.request_declared,
+            base_of=lambda series: series,
+            covers=lambda series: series.exchange == "binance",
+            followed=lambda series: series in self.followed,
+            exchange_s=lambda series: self.exchange_s,
+            final_margin_s=2.0,
+            kept_from=lambda series, head: self.kept_from,
+            max_candles=50,
+            watch=self.board.watch(),
+        )
+
+    async def write(self, series: SeriesId, minutes: Iterable[int]) -> None:
+        await self.pipeline.submit(series, [candle(minute) for minute in minutes], "http")
+
+    async def minutes(self, series: SeriesId) -> list[int]:
+        stored = await self.database.read(lambda store: store.oldest(series, 1 << 30, since=-1))
+        return [one.time // 60 for one in stored]
+
+    async def read(self, series: SeriesId, page_start: int | None = None, *, newest: bool = True) -> None:
+        """What a read of the series sets going."""
+        stored = await self.database.read(lambda store: store.span(series))
+        self.coverage.ensure(series, series, stored, None if page_start is None else 60 * page_start, newest=newest)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Waits for a condition."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not true():
+                await asyncio.sleep(0.001)
+
+    async def ended(self, series: SeriesId, state: str) -> None:
+        """The reading of the series is over, and went so."""
+        await self.until(lambda: self.board.report(series, 0).state == state)
+
+
+@asynccontextmanager
+async def world_on(path: Path, fail: Callable[[], None] | None = None) -> AsyncIterator[World]:
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
+        world = World(database, Exchange())
+        parts = (world.pipeline, world.backfill, world.coverage)
+        tasks = [asyncio.create_task(part.run()) for part in parts]
+        try:
+            yield world
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                assert task.cancelled(), task
+
+
+async def test_a_tail_is_read_from_the_stored_head_with_the_urgency_of_a_user(tmp_path: Path) -> None:
+    async with world_on(tmp_path) as world:
+        await world.write(BTC, range(970, 980))
+        await world.read(BTC)
+        await world.ended(BTC, "succeeded")
+        assert await world.minutes(BTC) == list(range(970, 1000))
+        assert world.exchange.asked == [(BTC, 979)]
+        assert world.exchange.urgencies == {Urgency.READ}
+        assert world.exchange.asked_time == 0
+        report = world.board.report(BTC, 0)
+        assert (report.reason, report.start_missing_candles, report.error) == ("read", 20, None)
+
+
+async def test_what_somebody_follows_or_is_up_to_date_or_of_another_exchange_is_left_alone(tmp_path: Path) -> None:
+    async with world_on(tmp_path) as world:
+        world.followed.add(BTC)
+        await world.write(ETH, range(980, 1000))
+        assert world.coverage.base_of(OTHER) is None
+        assert world.coverage.base_of(BTC) == BTC
+        await world.read(BTC)
+        await world.read(ETH)
+        await world.read(SOL)
+        await world.ended(SOL, "succeeded")
+        assert world.exchange.asked == [(SOL, 950)]
+        assert world.exchange.looked_up == 1
+
+
+async def test_a_series_that_is_followed_while_its_tail_waits_is_left_to_the_one_who_follows(tmp_path: Path) -> None:
+    async with world_on(tmp_path) as world:
+        await world.read(BTC)
+        world.followed.add(BTC)
+        await world.until(lambda: world.exchange.looked_up == 1)
+        await world.read(ETH)
+        await world.ended(ETH, "succeeded")
+        assert world.exchange.asked == [(ETH, 950)]
+
+
+async def test_where_the_time_is_not_known_the_exchange_is_asked_for_it_once_a_cool_down(tmp_path: Path) -> None:
+    async with world_on(tmp_path) as world:
+        world.exchange_s = None
+        await world.write(BTC, range(980, 1000))
+        for _ in range(20):
+            await world.read(BTC)
+        await world.until(lambda: world.exchange.asked_time == 1)
+        await world.read(ETH)
+        await world.ended(ETH, "succeeded")
+        for _ in range(20):
+            await world.read(BTC)
+        assert world.exchange.asked_time == 2
+        assert world.exchange.asked == [(ETH, 950)]
+
+
+async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    async with world_on(tmp_path) as world:
+        world.exchange.trouble = [UpstreamError("banned", 418, retry_after_s=3600.0)]
+        await world.read(BTC)
+        await world.ended(BTC, "failed")
+        assert world.board.report(BTC, 0).error == "banned"
+        for _ in range(20):
+            await world.read(BTC)
+        await world.read(ETH)
+        await world.ended(ETH, "succeeded")
+        assert [series for series, _ in world.exchange.asked] == [BTC, ETH]
+        assert world.exchange.looked_up == 2
+
+
+async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_the_list_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    async with world_on(tmp_path) as world:
+        world.exchange.gone.add(BTC)
+        await world.write(BTC, range(900, 905))
+        await world.read(BTC)
+        await world.until(lambda: world.exchange.looked_up == 1)
+        await world.read(ETH)
+        await world.ended(ETH, "succeeded")
+        for _ in range(20):
+            await world.read(BTC)
+        await world.read(SOL)
+        await world.ended(SOL, "succeeded")
+        assert world.exchange.looked_up == 3
+        assert BTC not in [series for series, _ in world.exchange.asked]
+
+
+async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_reach_is_healed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    async with world_on(tmp_path) as world:
+        await world.write(BTC, range(900, 905))
+        answer = world.exchange.history
+
+        async def history(
+            series: SeriesId, start: int, errand: Errand, until: int | None = None
+        ) -> AsyncGenerator[HistoryPage, None]:
+            async for page in answer(series, start, errand, until):
+                yield page
+                if until is None and len(world.exchange.asked) == 1:
+                    raise UpstreamError("no answer")
+
+        world.exchange.history = history  # type: ignore[method-assign]
+        await world.read(BTC)
+        async with asyncio.timeout(TIMEOUT_S):
+            while await world.minutes(BTC) != list(range(900, 960)):
+                await asyncio.sleep(0.001)
+        await world.read(BTC)
+        async with asyncio.timeout(TIMEOUT_S):
+            while await world.minutes(BTC) != list(range(900, 1000)):
+                await asyncio.sleep(0.001)
+
+
+async def test_a_store_that_cannot_be_written_is_tried_by_a_later_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    full = True
+
+    def fail() -> None:
+        if full:
+            raise apsw.FullError("database or disk is full")
+
+    async with world_on(tmp_path, fail) as world:
+        await world.read(BTC)
+        await world.ended(BTC, "failed")
+        full = False
+        await world.read(BTC)
+        await world.ended(BTC, "succeeded")
+        assert await world.minutes(BTC) == list(range(950, 1000))
+
+
+async def test_only_so_many_tails_wait_and_one_that_found_no_room_comes_with_a_later_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "MAX_WAITING", 3)
+    names = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(coverage.TAILS_AT_ONCE + 5)]
+    async with world_on(tmp_path) as world:
+        world.exchange.open.clear()
+        for series in names[: coverage.TAILS_AT_ONCE]:
+            await world.read(series)
+        await world.until(lambda: len(world.exchange.asked) == coverage.TAILS_AT_ONCE)
+        for series in names[coverage.TAILS_AT_ONCE :]:
+            await world.read(series)
+        world.exchange.open.set()
+        for series in names[: coverage.TAILS_AT_ONCE + 3]:
+            await world.ended(series, "succeeded")
+        assert len(world.exchange.asked) == coverage.TAILS_AT_ONCE + 3
+        await world.read(names[-1])
+        await world.ended(names[-1], "succeeded")
+
+
+async def test_older_history_is_not_asked_for_while_the_tail_may_bring_what_the_newest_page_lacks(
+    tmp_path: Path,
+) -> None:
+    async with world_on(tmp_path) as world:
+        await world.write(BTC, range(970, 980))
+        world.exchange.open.clear()
+        await world.read(BTC, 950)
+        await world.until(lambda: world.exchange.asked == [(BTC, 979)])
+        await world.read(BTC, 950)
+        assert world.backfill.working_on(BTC) == []
+        await world.read(BTC, 965, newest=False)  # who scrolls back waits for no tail
+        assert world.backfill.working_on(BTC) == [Span(60 * 920, 60 * 970)]
+        world.exchange.open.set()
+        await world.until(lambda: not world.backfill.working_on(BTC))
+        assert (await world.minutes(BTC))[0] == 920
+
+
+async def test_what_retention_would_trim_is_not_fetched(tmp_path: Path) -> None:
+    async with world_on(tmp_path) as world:
+        world.kept_from = 60 * 990
+        await world.read(BTC)
+        await world.ended(BTC, "succeeded")
+        assert await world.minutes(BTC) == list(range(990, 1000))
+        await world.read(BTC, 900)
+        assert world.backfill.working_on(BTC) == []
