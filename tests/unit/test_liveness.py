@@ -152,6 +152,17 @@ def test_a_stale_stream_is_retried_ever_more_seldom() -> None:
     assert waits[-1] == RETRY_MOST_S
 
 
+def test_a_stream_that_was_made_anew_with_its_connection_has_had_its_try() -> None:
+    watch = stale_one()
+    watch.retried(120.0)
+    assert not watch.retry(120.0 + RETRY_FIRST_S)
+    assert watch.retry(120.0 + 2 * RETRY_FIRST_S)
+    for _ in range(2000):
+        watch.retried(200.0)
+    assert not watch.retry(200.0 + RETRY_MOST_S - 1)
+    assert watch.retry(200.0 + RETRY_MOST_S), "after weeks too"
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["closed", "forming", "rest", "untraded", "lost", "attached"]), st.integers(0, 40)),

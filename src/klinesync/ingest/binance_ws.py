@@ -43,6 +43,7 @@ ANSWER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MOST_S = 30.0
+BACKOFF_DOUBLINGS = 10
 # A connection that lived this long was healthy: the next failure begins the backoff anew.
 HEALTHY_S = 30.0
 # The exchange ends a socket after 24 hours of its time. It is replaced before, each at another moment.
@@ -304,7 +305,7 @@ class BinanceConnection:
                     await self._end_links()
             self.reconnects += 1
             self._counts.reconnects += 1
-            failures = 0 if loop.time() - began_s > HEALTHY_S else failures + 1
+            failures = 0 if loop.time() - began_s > HEALTHY_S else min(failures + 1, BACKOFF_DOUBLINGS)
             most_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MOST_S)
             await asyncio.sleep(most_s * self._rng.uniform(0.5, 1.0))
 

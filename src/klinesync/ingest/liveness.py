@@ -21,6 +21,7 @@ IN_FLIGHT_S = 2.0
 # A stale stream is subscribed anew after so long, then twice as long, and so on.
 RETRY_FIRST_S = 15.0
 RETRY_MOST_S = 900.0
+RETRY_DOUBLINGS = 10
 
 STALE = ("stale", "rest_fallback")
 
@@ -141,13 +142,14 @@ class StreamWatch:
         """Whether a stale stream is to be subscribed anew now; the next time is later by twice as much."""
         if not self.is_stale or now_s < self._retry_at_s:
             return False
-        self._retries += 1
-        self._retry_at_s = now_s + min(RETRY_FIRST_S * 2**self._retries, RETRY_MOST_S)
+        self.retried(now_s)
         return True
 
-    def put_off(self, now_s: float) -> None:
-        """Something else is tried for the stream: its own next try is later."""
-        self._retry_at_s = max(self._retry_at_s, now_s + RETRY_FIRST_S)
+    def retried(self, now_s: float) -> None:
+        """The stream is subscribed anew, for itself or with its whole connection. (Did each stream of a connection keep
+        its own time, they would make it anew in turns, again and again, and it would bring nothing.)"""
+        self._retries = min(self._retries + 1, RETRY_DOUBLINGS)
+        self._retry_at_s = now_s + min(RETRY_FIRST_S * 2**self._retries, RETRY_MOST_S)
 
     def _turn(self, state: str, now_ms: int | None, detail: str | None = None) -> None:
         self.detail = detail

@@ -55,6 +55,7 @@ STREAM_FIRST_S = 1.0
 # REST is not asked again at once when it did not have what is due, but after so long, twice as long, and so on.
 FRUITLESS_FIRST_S = 1.0
 FRUITLESS_MOST_S = 300.0
+FRUITLESS_DOUBLINGS = 10
 # So many fruitless answers in a row, and it is asked whether the symbol is traded at all.
 FRUITLESS_SUSPECT = 2
 # How often the lists of symbols are looked at: of themselves, and when a symbol is suspect or gone.
@@ -423,7 +424,7 @@ class IngestSupervisor:
         if all(one.watch.is_stale for one in others):
             log.warning("%s: no stream of its connection brings what it owes: connecting anew", job.feed.series)
             for one in others:
-                one.watch.put_off(now_s)
+                one.watch.retried(now_s)
             job.connection.reconnect()
         else:
             log.warning("%s: subscribing the stale stream anew", job.feed.series)
@@ -608,7 +609,7 @@ class IngestSupervisor:
             job.ask_after_s = 0.0
         else:
             job.ask_after_s = now_s + min(FRUITLESS_FIRST_S * 2**job.fruitless, FRUITLESS_MOST_S)
-            job.fruitless += 1
+            job.fruitless = min(job.fruitless + 1, FRUITLESS_DOUBLINGS)
             if job.fruitless >= FRUITLESS_SUSPECT:
                 self._suspected.set()
         self._carry_out(job, job.feed.history_ended())

@@ -1,0 +1,113 @@
+"""Troubles that last for days: what grows with every try in vain stays within its bounds, and the service lives on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from types import TracebackType
+
+import aiohttp
+import pytest
+
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest import binance_ws, supervisor
+from klinesync.ingest.binance import BinanceSource
+from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
+from klinesync.market import runtime
+from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.flags import RuntimeFlags
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+from sim.scenario import EPOCH_S
+from sim.virtual_loop import VirtualLoop
+
+SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
+# More than a thousand tries, one or two minutes apart: enough for a power of two that no float holds.
+LONG_S = 1.4 * 86_400.0
+
+
+class Answer:
+    """A good answer without anything in it."""
+
+    status = 200
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is kept."""
+
+    async def read(self) -> bytes:
+        return self._body
+
+
+class IdleExchange:
+    """An exchange whose streams cannot be connected, and that has nothing to tell but the time."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self.connects = self.pages = 0
+
+    def get(self, url: str, params: Mapping[str, str]) -> Answer:
+        if url.endswith("/time"):
+            return Answer(b'{"serverTime":%d}' % int((EPOCH_S + self._loop.time()) * 1000))
+        if url.endswith("/klines"):
+            self.pages += 1
+            return Answer(b"[]")
+        raise aiohttp.ClientConnectionError("Cannot connect to host")
+
+    async def ws_connect(self, url: str, **_: object) -> object:
+        self.connects += 1
+        raise aiohttp.ClientConnectionError("Cannot connect to host")
+
+
+def test_days_without_streams_and_without_candles_do_not_end_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module, name in (
+        (supervisor, "FRUITLESS_MOST_S"),
+        (binance_ws, "BACKOFF_MOST_S"),
+        (runtime, "STORE_PROBE_S"),
+        (supervisor, "TICK_S"),
+    ):
+        monkeypatch.setattr(module, name, 45.0)
+    caplog.set_level(logging.CRITICAL, "klinesync")  # it says so each time
+    loop = VirtualLoop()
+    exchange = IdleExchange(loop)
+
+    async def live() -> None:
+        clocks: dict[str, ExchangeClock] = {}
+        rest = BinanceRest(
+            exchange,  # type: ignore[arg-type]  # what is used of it
+            {"spot": MarketRoutes("http://exchange", "/api/v3", 1000)},
+            clocks,
+            final_margin_s=2.0,
+            monotonic=loop.time,
+        )
+        urls = {"spot": "ws://exchange"}
+        service = build_market_runtime(
+            RuntimeFlags(database_url=f"sqlite:///{tmp_path}/store.sqlite", whitelist=str(SERIES), audit_interval_s=0),
+            database=InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=lambda: asyncio.sleep(0)),
+            source=BinanceSource(exchange, rest, urls, Random(1), clocks=clocks),  # type: ignore[arg-type]  # likewise
+            rng=Random(1),
+            wall_s=lambda: EPOCH_S + loop.time(),
+        )
+        clocks.update((market, clock) for (_, market), clock in service.ingest._clocks.items())
+        async with service:
+            await asyncio.sleep(LONG_S)
+
+    try:
+        loop.run_until_complete(live())
+    finally:
+        loop.bury()
+    assert exchange.connects > 1024
+    assert exchange.pages > 1024
