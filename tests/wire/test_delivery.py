@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import socket
+import struct
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -296,6 +297,36 @@ async def test_many_clients_connect_and_vanish_in_every_state_and_nothing_is_lef
     assert len(disconnected) >= 120
 
 
+async def test_a_connection_that_is_reset_is_given_back(service: Service) -> None:
+    async with raw_client(service) as client:
+        client.say(type="subscribe", series_id=NAME, ack=True)
+        await client.next()
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await until(lambda: held(service) == 0, "it is given back")
+
+
+async def test_who_ends_its_side_and_reads_nothing_is_given_back_and_cut_off(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ws_transport, "CLOSE_TIMEOUT_S", 0.2)
+    async with raw_client(service, window=4096, limit=1024) as slow:
+        slow.say(type="subscribe", series_id=NAME, ack=True)
+        await slow.next()
+        [client] = service.runtime.hub._clients
+        wire = client.outbox._wire
+        assert isinstance(wire, ws_transport.MarketSocket)
+        minute = 0
+        while not client.outbox._messages:
+            service.runtime.hub.publish(Applied(BTC, (candle(minute),), frozenset()))
+            minute += 1
+            assert minute < 200_000
+            await asyncio.sleep(0)
+        slow.writer.write_eof()
+        # What it does not read will never be flushed: nobody waits for that.
+        await until(lambda: held(service) == 0, "it is given back")
+        await until(lambda: wire.disconnected, "it is cut off")
+
+
 async def test_a_connection_that_does_not_answer_is_half_open_and_ends(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,6 +484,7 @@ async def test_an_idle_client_has_no_task(service: Service) -> None:
         test_many_clients_connect_and_vanish_in_every_state_and_nothing_is_left,
         test_who_pings_and_does_not_read_makes_nothing_pile_up,
         test_an_idle_client_has_no_task,
+        test_a_connection_that_is_reset_is_given_back,
     ],
 )
 def test_the_same_on_the_loop_of_the_service(scenario: Callable[[Service], Awaitable[None]], tmp_path: Path) -> None:
