@@ -260,10 +260,12 @@ async def test_many_clients_connect_and_vanish_in_every_state_and_nothing_is_lef
     subscribe = frame(TEXT, json.dumps({"type": "subscribe", "series_id": NAME, "since": 0}).encode())
     disconnected: list[hub.Client] = []
     given_back = service.runtime.coordinator.disconnected
-    service.runtime.coordinator.disconnected = lambda client: (  # type: ignore[method-assign]  # counted
-        disconnected.append(client),
-        given_back(client),
-    )[1]
+
+    def counted(client: hub.Client) -> None:
+        disconnected.append(client)
+        given_back(client)
+
+    service.runtime.coordinator.disconnected = counted  # type: ignore[method-assign]
     for number in range(200):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         match number % 5:
