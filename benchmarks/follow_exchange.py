@@ -109,9 +109,8 @@ async def run(symbols: int, seconds: float, history: int, market: str) -> None:
             async with aiohttp.ClientSession(await address(service)) as session, asyncio.timeout(PATIENCE_S):
                 await up_to_date(session, names)
                 print(f"{symbols} {market} symbols, {history} candles of history each, derived timeframes on")
-                print(
-                    f"sweep: up to date {time.monotonic() - began_s:.1f} s after the start, {cpu_s(service):.1f} s of CPU"
-                )
+                sweep_s = time.monotonic() - began_s
+                print(f"sweep: up to date {sweep_s:.1f} s after the start, {cpu_s(service):.1f} s of CPU")
                 delays_ms: dict[int, list[float]] = {}
                 watching = asyncio.create_task(watch(session, names, delays_ms))
                 await asyncio.sleep(5.0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from klinesync.runtime.logs import HANDLER
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("klinesync", deadline=None)
@@ -29,3 +33,12 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("KLINESYNC_REAL_DATA names no folder of recorded market data")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _logs_end_with_the_test() -> Iterator[None]:
+    """A command that runs in this process sets up logs on the stderr that pytest has put in place for one test."""
+    yield
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if one.name == HANDLER]:
+        root.removeHandler(handler)

@@ -52,9 +52,12 @@ async def running_service(store: Path, exchange: SimServer | None = None, **flag
         "binance_futures_ws_url": ws_url,
         "enable_whitelist_ingest": "off" if exchange is None else "on",
     } | flags
-    listener = bind("127.0.0.1", 0)
-    async with build_market_runtime(load_flags(given)) as runtime, aiohttp.ClientSession() as http:
-        server = create_server(create_app(runtime, runtime.front), runtime)
+    async with (
+        build_market_runtime(load_flags(given)) as runtime,
+        aiohttp.ClientSession() as http,
+    ):
+        listener = bind("127.0.0.1", 0)
+        server = create_server(create_app(runtime), runtime)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield Service(f"http://127.0.0.1:{listener.getsockname()[1]}", runtime, http)

@@ -340,7 +340,7 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Call
     listener = bind(flags.host, flags.port)
     host, port = listener.getsockname()[:2]
     async with build_market_runtime(flags, command=command) as runtime:
-        server = create_server(create_app(runtime, runtime.front), runtime)
+        server = create_server(create_app(runtime), runtime)
         with _on_signal(server.stop):
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
             await server.serve(sockets=[listener])

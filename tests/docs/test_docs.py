@@ -40,7 +40,7 @@ def test_every_command_is_documented() -> None:
 
 async def test_every_route_is_documented(tmp_path: Path) -> None:
     text = (ROOT / "docs/reference/http.md").read_text()
-    async with running_service(tmp_path / "store.sqlite") as service:
+    async with running_service(tmp_path / "store.sqlite", enable_debug_api="on") as service:
         for path, methods in create_app(service.runtime).openapi()["paths"].items():
             for method in methods:
                 assert re.search(rf"`{method.upper()} {re.escape(path)}[`?]", text), f"{method} {path}"

@@ -128,7 +128,7 @@ def swallow_a_jump(patch: pytest.MonkeyPatch) -> None:
 def invent_a_jump(patch: pytest.MonkeyPatch) -> None:
     gap = protocol.gap
 
-    def longer(series: SeriesId, jump: Jump, **how: Any) -> str:
+    def longer(series: SeriesId, jump: Jump, **how: Any) -> bytes:
         return gap(series, Jump(jump.expected - series.timeframe.seconds, jump.actual), **how)
 
     patch.setattr(protocol, "gap", longer)
@@ -179,7 +179,7 @@ def publish_a_repeat(patch: pytest.MonkeyPatch) -> None:
 def send_what_was_caught_up_again(patch: pytest.MonkeyPatch) -> None:
     announce = Subscription.announce
 
-    def again(self: Subscription, announcement: Announcement) -> list[str]:
+    def again(self: Subscription, announcement: Announcement) -> list[bytes]:
         return announce(self, announcement) or [announcement.closed(candle) for candle in announcement.candles]
 
     patch.setattr(Subscription, "announce", again)
@@ -208,7 +208,7 @@ def truncate_what_need_not_be(patch: pytest.MonkeyPatch) -> None:
 def drop_closed_candles_of_slow_clients(patch: pytest.MonkeyPatch) -> None:
     put = Outbox.put
 
-    def lossy(self: Outbox, messages: Sequence[str]) -> None:
+    def lossy(self: Outbox, messages: Sequence[bytes]) -> None:
         if len(self._messages) < 3:
             put(self, messages)
 

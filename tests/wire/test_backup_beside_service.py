@@ -15,7 +15,7 @@ async def test_a_backup_of_a_running_service_is_a_sound_store(tmp_path: Path) ->
     copy = f"--database-url=sqlite:///{tmp_path / 'copy.sqlite'}"
     async with (
         SimServer(SimConfig(speed=600, symbols=2)) as exchange,
-        running_service(tmp_path / "store.sqlite", exchange) as service,
+        running_service(tmp_path / "store.sqlite", exchange, enable_market_auto_tail_backfill="off") as service,
         asyncio.timeout(90),
     ):
         count = 0

@@ -457,7 +457,6 @@ async def test_the_bytes_are_read_by_another_library(service: Service) -> None:
 
 
 async def test_an_idle_client_has_no_task(service: Service) -> None:
-    before = len(asyncio.all_tasks())
     clients = []
     for _ in range(20):
         client = raw_client(service)
@@ -465,8 +464,12 @@ async def test_an_idle_client_has_no_task(service: Service) -> None:
         idle = await client.__aenter__()
         idle.say(type="subscribe", series_id=NAME, ack=True)
         await idle.next()
-    # The service's own may come and go.
-    await until(lambda: len(asyncio.all_tasks()) < before + 10, "what handled the messages has ended")
+    # The service's own come and go.
+    await until(
+        lambda: not [task for task in asyncio.all_tasks() if "socket" in task.get_name()],
+        "what handled the messages has ended",
+    )
+    assert sum("Task" in task.get_name() for task in asyncio.all_tasks()) < 20, "nor has a client one without a name"
     watched = [weakref.ref(one.outbox._wire) for one in service.runtime.hub._clients]
     for client in clients:
         await client.__aexit__(None, None, None)

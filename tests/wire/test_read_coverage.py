@@ -17,10 +17,8 @@ from klinesync.core.derived import fold
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest import rest_gate
-from klinesync.ingest.binance_rest import EXCHANGE
+from klinesync.market import runtime_builder
 from klinesync.market_data import coverage
-from klinesync.market_data.coverage import Coverage
-from klinesync.market_data.read_services import CandleReader
 from klinesync.runtime.sources import Urgency
 from klinesync.sim import server
 from klinesync.sim.faults import Fault, RateLimit
@@ -36,8 +34,6 @@ SPOT_1H = SeriesId.parse("binance:spot:ETH/USDT:1h")
 START = 1_700_000_130
 NEWEST = START // 60 * 60 - 60  # the last that is closed at the start, for long enough to be final
 PATIENCE_S = 30.0
-# An exchange whose clock is advanced at a jump tells nobody: it is asked anew so soon.
-CLOCK_AGE_S = 0.2
 
 
 class Exchange(SimServer):
@@ -66,6 +62,12 @@ class Exchange(SimServer):
             body = {"advance_s": seconds}
             async with http.post(self.http_url + "/sim/clock", json=body) as response:
                 assert response.status == 200
+
+
+@pytest.fixture(autouse=True)
+def _clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange whose clock is advanced at a jump tells nobody: it is asked anew soon."""
+    monkeypatch.setattr(runtime_builder, "CLOCK_AGE_S", 0.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,46 +117,9 @@ async def covered(
 ) -> AsyncIterator[Service]:
     """A service whose reads are covered; it follows what is subscribed, and nothing else."""
     given = {"enable_whitelist_ingest": "off", "audit_interval_s": "0"} | flags
+    given["market_auto_tail_backfill_max_candles"] = str(max_candles)
     async with running_service(store, exchange, **given) as service:
-        runtime = service.runtime
-        supervisor, backfill, health = runtime.supervisor, runtime._backfill, runtime.health
-        assert backfill is not None
-        assert health is not None
-        clocks = supervisor._clocks
-        monotonic = asyncio.get_running_loop().time
-
-        def followed(series: SeriesId) -> bool:
-            job = supervisor._jobs.get(series)
-            return job is not None and job.caught_up.done()
-
-        def exchange_s(series: SeriesId) -> float | None:
-            clock = clocks[series.market]
-            now_ms = clock.estimate_ms(monotonic()) if clock.age_s(monotonic()) <= CLOCK_AGE_S else None
-            return None if now_ms is None else now_ms / 1000
-
-        covering = Coverage(
-            source=supervisor._source,
-            pipeline=runtime._pipeline,
-            database=runtime._database,
-            backfill=backfill,
-            heal=backfill.request_declared,
-            base_of=runtime.derived.base_of,
-            covers=lambda series: series.exchange == EXCHANGE and series.market in clocks,
-            followed=followed,
-            exchange_s=exchange_s,
-            final_margin_s=2.0,
-            kept_from=lambda series, head: 0,
-            max_candles=max_candles,
-            watch=health._board.watch(),
-        )
-        runtime.reader = CandleReader(runtime._database, supervisor._source.knows, covering)
-        task = asyncio.create_task(covering.run())
-        try:
-            yield service
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled()
+        yield service
 
 
 @asynccontextmanager

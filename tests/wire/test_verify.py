@@ -233,7 +233,9 @@ async def test_it_works_beside_a_running_service(tmp_path: Path, verified: Calla
     store = tmp_path / "store.sqlite"
     async with (
         SimServer(SimConfig(speed=600, symbols=2)) as exchange,
-        running_service(store, exchange, derived_timeframes=",".join(TARGETS)) as service,
+        running_service(
+            store, exchange, derived_timeframes=",".join(TARGETS), enable_market_auto_tail_backfill="off"
+        ) as service,
     ):
         count = 0
         while count < 2100:

@@ -33,11 +33,10 @@ from klinesync.market import (
     top_markets_routes,
     ws_routes,
 )
-from klinesync.market.front import Front
 from klinesync.market.http_limits import BodyLimit, BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
-from klinesync.market.security import LOOPBACK, TOKEN, GuardedApp
+from klinesync.market.security import TOKEN, GuardedApp
 from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
 from klinesync.market_data.top_markets import RateLimited
 
@@ -51,10 +50,10 @@ PAGE_POLICY = (
 )
 
 
-def create_app(runtime: MarketRuntime, front: Front | None = None) -> FastAPI:
-    """The application around a running `runtime`. Without a `front` it is guarded as one on loopback, and has neither
-    metrics nor debug API."""
-    guard = LOOPBACK if front is None else front.guard
+def create_app(runtime: MarketRuntime) -> FastAPI:
+    """The application around a running `runtime`."""
+    front = runtime.front
+    guard = front.guard
     app = FastAPIOffline(
         title="klinesync",
         version=__version__,
@@ -69,11 +68,9 @@ def create_app(runtime: MarketRuntime, front: Front | None = None) -> FastAPI:
     app.include_router(meta_routes.router)
     app.include_router(health_routes.router)
     app.include_router(top_markets_routes.router)
-    guarded = [http_routes.ingest_router]
-    if front is not None:
-        guarded.append(metrics_routes.router)
-        if front.debug is not None:
-            guarded.append(debug_routes.router)
+    guarded = [http_routes.ingest_router, metrics_routes.router]
+    if front.debug is not None:
+        guarded.append(debug_routes.router)
     for router in guarded:
         if guard.token is None:
             app.include_router(router)

@@ -17,7 +17,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.factor.engine import FactorEngine
 from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
-from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.ingest.supervisor import CLOCK_AGE_S, IngestSupervisor
 from klinesync.market.front import compose_front
 from klinesync.market.inspection import Parts
 from klinesync.market.runtime import MarketRuntime
@@ -59,6 +59,7 @@ def build_market_runtime(
     The simulation brings its own database, source, jitter and wall clock; else they are made as the flags say.
     `command` is what the store's lock tells others of this process.
     """
+    guard = Guard.of(flags.host, flags.allowed_origins, flags.api_token)
     listed = whitelist(flags)
     for series in listed:
         if series.exchange != EXCHANGE:
@@ -96,6 +97,11 @@ def build_market_runtime(
         now_ms = None if clock is None else clock.estimate_ms(monotonic())
         return None if now_ms is None else now_ms / 1000
 
+    def fresh_exchange_s(series: SeriesId) -> float | None:
+        # Where nothing is followed no stream tells the time: an old stamp lags an exchange that runs faster than we
+        # do, or went on while this machine slept, and a tail would never seem to be missing.
+        return exchange_s(series) if clocks[series.market].age_s(monotonic()) <= CLOCK_AGE_S else None
+
     def covers(series: SeriesId) -> bool:
         return series.exchange == EXCHANGE and series.market in clocks
 
@@ -114,7 +120,7 @@ def build_market_runtime(
             base_of=derived.base_of,
             covers=covers,
             followed=lambda series: supervisor.keeps_up(series),
-            exchange_s=exchange_s,
+            exchange_s=fresh_exchange_s,
             final_margin_s=flags.rest_final_margin_s,
             kept_from=lambda series, head: _kept_from(flags.retention_days, derived, series, head),
             max_candles=flags.market_auto_tail_backfill_max_candles,
@@ -176,7 +182,7 @@ def build_market_runtime(
             recent_s=flags.kline_health_backfill_recent_seconds,
         )
     front = compose_front(
-        Guard.of(flags.host, flags.allowed_origins, flags.api_token),
+        guard,
         Parts(
             database=database,
             pipeline=pipeline,

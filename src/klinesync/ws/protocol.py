@@ -71,7 +71,7 @@ class WsMessageParser:
         """The message that `text` is. Raises `BadMessage`."""
         try:
             message: object = msgspec.json.decode(text)
-        except ValueError:  # msgspec's errors, and bytes that are no UTF-8
+        except (ValueError, RecursionError):  # msgspec's errors, bytes that are no UTF-8, and nesting without end
             raise BadMessage("message is not JSON") from None
         if not isinstance(message, dict):
             raise BadMessage("message is not a JSON object")
