@@ -1,0 +1,178 @@
+"""Who watches and for how long, under virtual time and without faults: jobs on demand, and a client that was away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.market.runtime import MarketRuntime
+from klinesync.ws.frames import payload_of
+from klinesync.ws.hub import Client
+from sim import service as services
+from sim.exchange import SimulatedExchange
+from sim.scenario import Faults, Scenario, draw_scenario
+from sim.world import World
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+IDLE_TTL_S = 60.0
+HOUR_S = 3600.0
+
+
+class Notebook:
+    """A client's wire: notes every message."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, object]] = []
+
+    def write(self, frames: Sequence[bytes]) -> None:
+        self.messages += [msgspec.json.decode(payload_of(frame)) for frame in frames]
+
+    def ending(self) -> None:
+        """Nothing waits."""
+
+    def close(self, code: int) -> None:
+        """Nothing is to be closed."""
+
+    def closed(self) -> list[Candle]:
+        """All closed candles, in the order in which they came."""
+        found: list[Candle] = []
+        for message in self.messages:
+            assert message["type"] != "gap", message
+            if message["type"] in ("candle_closed", "candles_batch"):
+                rows = message["candles"] if message["type"] == "candles_batch" else [message["candle"]]
+                assert isinstance(rows, list)
+                found += [Candle(*row.values()) for row in rows]
+        return found
+
+
+class Watcher:
+    """A client, and what it says."""
+
+    def __init__(self, runtime: MarketRuntime) -> None:
+        self._runtime = runtime
+        self.notes = Notebook()
+        self._client = Client(self.notes)
+        runtime.coordinator.connected(self._client)
+
+    async def say(self, kind: str, series: SeriesId, since: int | None = None) -> None:
+        message = {"type": kind, "series_id": str(series), "since": since, "supports_batch": True}
+        await self._runtime.coordinator.handle(self._client, msgspec.json.encode(message))
+
+    def leave(self) -> None:
+        self._runtime.coordinator.disconnected(self._client)
+
+
+Story = Callable[[MarketRuntime, SimulatedExchange], Awaitable[None]]
+
+
+@pytest.fixture
+def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
+    """Runs a story with a service whose whitelist is BTC alone, on an exchange without faults."""
+    flags_of = services.flags_of
+
+    def flags(scenario: Scenario, path: Path) -> object:
+        changed = {"whitelist": (BTC,), "ondemand_idle_ttl_s": IDLE_TTL_S, "audit_interval_s": 0.0}
+        return flags_of(scenario, path).model_copy(update=changed)
+
+    monkeypatch.setattr(services, "flags_of", flags)
+    scenario = replace(
+        draw_scenario(1), speed=1.0, storm_minutes=200, series=(BTC, ETH), watched=(), faults=Faults(), outages=0,
+        quiet=0.0, fast_clients=0, slow_clients=0, flapping_clients=0, writer_from_outside=False, rest_page=499,
+        first_history_candles=200, forming_per_minute=2, catch_up_max_candles=2000,
+    )  # fmt: skip
+
+    def run(story: Story) -> None:
+        world = World(scenario, tmp_path / "store.sqlite")
+
+        async def live() -> None:
+            world.exchange.begin()
+            world._start_service()
+            one = world._services[-1]
+            while one.runtime is None:
+                await asyncio.sleep(1.0)
+            await one.do(story(one.runtime, world.exchange), "story")  # type: ignore[arg-type]  # a coroutine
+            world._ending = True
+            one.stop()
+            await one.main
+
+        try:
+            world.loop.run_until_complete(live())
+        finally:
+            world.loop.bury()
+            for one in world._services:
+                one.close_files()
+
+    return run
+
+
+def test_the_first_subscriber_starts_a_job_and_it_stops_a_while_after_the_last_has_left(
+    tell: Callable[[Story], None],
+) -> None:
+    async def story(runtime: MarketRuntime, exchange: SimulatedExchange) -> None:
+        followed = runtime.supervisor.followed
+        await asyncio.sleep(30)
+        assert followed() == [BTC]
+        one, two = Watcher(runtime), Watcher(runtime)
+        await one.say("subscribe", ETH)
+        await two.say("subscribe", ETH)
+        await asyncio.sleep(3 * IDLE_TTL_S)
+        assert followed() == [BTC, ETH]
+        assert len(one.notes.closed()) >= 2
+        await one.say("unsubscribe", ETH)
+        await asyncio.sleep(3 * IDLE_TTL_S)
+        assert followed() == [BTC, ETH], "somebody watches still"
+        two.leave()
+        await asyncio.sleep(IDLE_TTL_S - 2)
+        assert followed() == [BTC, ETH], "in case somebody comes back"
+        await asyncio.sleep(4)
+        assert followed() == [BTC]
+        await asyncio.sleep(2 * HOUR_S)
+        assert followed() == [BTC], "the whitelist never stops"
+
+    tell(story)
+
+
+def test_a_client_that_comes_back_within_the_idle_time_keeps_the_job(tell: Callable[[Story], None]) -> None:
+    async def story(runtime: MarketRuntime, exchange: SimulatedExchange) -> None:
+        await asyncio.sleep(5)
+        for _ in range(5):
+            watcher = Watcher(runtime)
+            await watcher.say("subscribe", ETH)
+            await asyncio.sleep(5)
+            watcher.leave()
+            await asyncio.sleep(IDLE_TTL_S - 5)
+            assert runtime.supervisor.followed() == [BTC, ETH]
+
+    tell(story)
+
+
+@pytest.mark.parametrize("series", [BTC, ETH], ids=["whitelist", "on demand"])
+def test_a_client_that_was_away_for_two_hours_gets_exactly_what_it_missed(
+    series: SeriesId, tell: Callable[[Story], None]
+) -> None:
+    async def story(runtime: MarketRuntime, exchange: SimulatedExchange) -> None:
+        first = Watcher(runtime)
+        await first.say("subscribe", series, 0)
+        await asyncio.sleep(600)
+        first.leave()
+        had = first.notes.closed()
+        assert len(had) >= 9
+        await asyncio.sleep(2 * HOUR_S)
+        again = Watcher(runtime)
+        await again.say("subscribe", series, had[-1].time)
+        await asyncio.sleep(300)
+        missed = again.notes.closed()
+        whole = exchange.truth(series, had[0].time, missed[-1].time + 60)
+        assert had + missed == list(whole.values())
+        assert len(missed) >= 120
+        again.leave()
+
+    tell(story)
