@@ -389,7 +389,12 @@ class BinanceConnection:
             return
 
     async def _end_links(self) -> None:
-        await asyncio.gather(*(link.end() for link in tuple(self._links)))
+        links = tuple(self._links)
+        for link in links:
+            if link.task is not None:
+                link.task.cancel()
+        for link in links:
+            await link.end()
 
     async def _carry(self, link: _Link) -> None:
         """Receive, and keep subscribed, until the link ends."""
