@@ -84,12 +84,29 @@ async def test_other_series_do_not_wait_for_one_that_lies() -> None:
     assert market.believed == [event(100, ETH)]
 
 
-async def test_where_nothing_is_known_and_nobody_answers_the_first_stamp_is_believed() -> None:
+async def test_where_nothing_is_known_and_nobody_answers_stamps_that_agree_are_believed() -> None:
     market = Market(None, known_ms=None)
-    assert market.take(event(0))
+    lie, another = event(10 * MAX_AHEAD_MS), event(1000 * MAX_AHEAD_MS, ETH)
+    for doubted in (lie, event(0), event(0, ETH), another):
+        assert market.take(doubted)
+    await market.check.resolve()
+    assert market.believed == [], "one stamp is none, told twice or not"
+    assert market.clock.proven_ms is None
+    assert market.take(event(250)), "it makes two"
+    await market.check.resolve()
+    assert market.believed == [event(0), event(0, ETH), event(250)]
+    assert market.check.refused == 2
+    assert market.clock.proven_ms == NOW_MS + 250
+
+
+async def test_a_lone_stamp_waits_until_the_exchange_answers() -> None:
+    market = Market(None, known_ms=None)
+    market.take(event(0))
+    await market.check.resolve()
+    market.now_ms = NOW_MS + 100
     await market.check.resolve()
     assert market.believed == [event(0)]
-    assert market.clock.proven_ms == NOW_MS
+    assert market.clock.proven_ms == NOW_MS + 100
 
 
 async def test_where_time_is_known_and_nobody_answers_a_stamp_from_the_future_is_refused() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.clock import MAX_AHEAD_MS, ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import KlineEvent
 
@@ -39,7 +39,7 @@ class StampCheck:
         self._clock = clock
         self._ask = ask
         self._believe = believe
-        self._waiting: deque[KlineEvent] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[tuple[KlineEvent, float]] = deque(maxlen=MAX_WAITING)  # with its arrival
         self._series: set[SeriesId] = set()  # those that have an event waiting: what follows it waits too
         self._asked_at_s = float("-inf")
         self._resolving = False
@@ -52,7 +52,7 @@ class StampCheck:
             self._clock.learn(event.event_ms, now_s)
             self._believe(event, now_s)
             return True
-        self._waiting.append(event)
+        self._waiting.append((event, now_s))
         self._series.add(event.series)
         return False
 
@@ -62,8 +62,8 @@ class StampCheck:
         return not begun
 
     async def resolve(self) -> None:
-        """Ask the exchange, and settle what waits. When it cannot be asked, and nothing was ever known of its time, the
-        stamps are believed; else they are not."""
+        """Ask the exchange, and settle what waits. When it cannot be asked, and nothing was ever known of its time,
+        stamps that agree are believed; while no two do, they wait for more."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, self._asked_at_s + ASK_EVERY_S - loop.time()))
         self._asked_at_s = loop.time()
@@ -75,17 +75,36 @@ class StampCheck:
                 log.warning("the exchange cannot be asked for its time: %s", str(error) or "no answer in time")
         finally:
             self._resolving = False
-        first = self._clock.proven_ms is None
-        waiting = list(self._waiting)
+        if self._clock.proven_ms is None and not self._learn_from_agreement():
+            return
+        waiting = [event for event, _ in self._waiting]
         self._waiting.clear()
         self._series.clear()
         for event in waiting:
             now_s = loop.time()
-            if first or self._clock.plausible(event.event_ms, now_s):
+            if self._clock.plausible(event.event_ms, now_s):
                 self._clock.learn(event.event_ms, now_s)
                 self._believe(event, now_s)
             else:
                 self._refuse(event, now_s)
+
+    def _learn_from_agreement(self) -> bool:
+        """Learn the time from those that wait, when the stamps of several are as far apart as their arrivals, or
+        nearly: one alone may lie."""
+        # What the exchange's clock shows when ours shows 0, by each of them.
+        zeros = sorted((event.event_ms - int(came_s * 1000), event.event_ms, came_s) for event, came_s in self._waiting)
+        agreeing: list[tuple[int, int, float]] = []
+        first = 0
+        for last, (zero_ms, _, _) in enumerate(zeros):
+            while zero_ms - zeros[first][0] > MAX_AHEAD_MS:
+                first += 1
+            if last + 1 - first > len(agreeing):
+                agreeing = zeros[first : last + 1]
+        if len({stamp_ms for _, stamp_ms, _ in agreeing}) < 2:
+            return False
+        _, stamp_ms, came_s = agreeing[0]
+        self._clock.learn(stamp_ms, came_s)
+        return True
 
     def _refuse(self, event: KlineEvent, now_s: float) -> None:
         self.refused += 1
