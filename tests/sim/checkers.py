@@ -18,6 +18,7 @@ from klinesync.ingest.supervisor import TICK_S
 from klinesync.storage.sqlite import Known, SqliteCandleStore
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
+from sim.network import Network
 from sim.scenario import DERIVED
 from sim.service import Service
 
@@ -209,12 +210,18 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
     return wrong[:MOST_SENTENCES]
 
 
-def check_streams(service: Service, exchange: SimulatedExchange) -> list[str]:
-    """Settled: the stream of every symbol brings what it owes."""
+def check_streams(service: Service, exchange: SimulatedExchange, network: Network) -> list[str]:
+    """Settled: the stream of every symbol brings what it owes, and the service says so."""
     if service.runtime is None:
         return ["the service does not run"]
-    status = {series: service.runtime.supervisor.status(series) for series in exchange.listings}
-    return [f"{series}: its stream is {one}" for series, one in status.items() if one.state != "live"][:MOST_SENTENCES]
+    wrong = []
+    for series, listing in exchange.listings.items():
+        status = service.runtime.supervisor.status(series)
+        if not network.delivers(service.process, listing):
+            wrong.append(f"{series}: its stream brings nothing, and the service says {status}")
+        elif status.state != "live":
+            wrong.append(f"{series}: its stream is {status}")
+    return wrong[:MOST_SENTENCES]
 
 
 def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> list[str]:

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -289,10 +290,11 @@ class SimulatedClient:
         if kind == "error":
             self._error(message)
             return
-        view = next((one for series, one in self.views.items() if str(series) == series_id), None)
+        series = series_of(series_id)
+        view = self.views.get(series)
         if view is None:
             if kind == "subscribed":
-                self._answered(SeriesId.parse(series_id))
+                self._answered(series)
             return  # under way when it unsubscribed
         if kind == "subscribed":
             view.acknowledged = self._answered(view.series) == view.number
@@ -304,9 +306,9 @@ class SimulatedClient:
         if series_id == str(UNKNOWN):
             if code not in ("unknown_series", "store_error"):
                 self._violate(f"{self.name}: an unknown series was answered with {message}")
-        elif code == "store_error" or (code == "unknown_series" and self._may_be_unknown(SeriesId.parse(series_id))):
+        elif code == "store_error" or (code == "unknown_series" and self._may_be_unknown(series_of(series_id))):
             # The subscription failed: it asks again after a while.
-            series = SeriesId.parse(series_id)
+            series = series_of(series_id)
             number, view = self._answered(series), self.views.get(series)
             if view is not None and view.number == number:
                 self._loop.call_later(0.5, self._again, view, context=self._loop.outside)
@@ -392,6 +394,10 @@ class SimulatedClient:
         if view.gaps:
             self._violate(f"{self.name}: {view.series}: gaps {view.gaps} that nothing follows, before {message}")
             view.gaps.clear()
+
+
+series_of = cache(SeriesId.parse)
+"""The series of a message. There are few, and many messages."""
 
 
 def candle_of(out: CandleOut) -> Candle:

@@ -128,6 +128,11 @@ class Network:
         """Whether a connection of that process has the stream, as far as the process knows."""
         return any(socket.carries(stream) for socket in self.held if socket.owner is owner and socket.market == market)
 
+    def delivers(self, owner: Process, listing: Listing) -> bool:
+        """Whether what the exchange pushes of that stream reaches the process."""
+        sockets = [one for one in self.sockets if one.owner is owner and one.market == listing.series.market]
+        return any(one.delivers(listing) for one in sockets)
+
     def undisturbed_since(self, time_s: float) -> bool:
         """Whether nothing has kept the service from connecting and subscribing since a while before that time."""
         return self.disturbed_at_s < time_s - UNDISTURBED_S
@@ -187,12 +192,16 @@ class ExchangeSocket:
         """Whether the service has been told that it is subscribed, and of no end of the connection."""
         return stream in self._known
 
+    def delivers(self, listing: Listing) -> bool:
+        """Whether what is pushed of the stream is sent on this connection."""
+        stream = listing.stream
+        return stream in self._names and stream not in self._silent and not self._network.silent(listing)
+
     # The exchange's side.
 
     def _sent(self, listing: Listing, candle: Candle, final: bool, text: str) -> None:
         """The exchange pushes a frame; the network has its way with it."""
-        stream = listing.stream
-        if stream not in self._names or stream in self._silent or self._network.silent(listing):
+        if not self.delivers(listing):
             return
         faults, rng = self._network.faults, self._network.rng
         if self._network.edge.random() < faults.hostile:
