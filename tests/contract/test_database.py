@@ -2,18 +2,19 @@
 nothing half-written stays."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import apsw
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
+from klinesync.storage import chunks
 from klinesync.storage.database import CandleStore, Database, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 
@@ -169,27 +170,107 @@ async def test_a_file_that_is_no_store_is_refused_with_a_sentence(
         await make(path).__aenter__()
 
 
-@settings(max_examples=30)
+MINUTES = st.integers(1, 40)
+
+
+@pytest.fixture(params=[1, 4, 256], ids=lambda size: f"chunks_of_{size}")
+def chunk_candles(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many candles are packed together: with few, most of what is stored is packed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK_CANDLES", request.param)
+        yield request.param
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from(IMPLEMENTATIONS),
-    st.lists(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 3)), max_size=8), max_size=8),
+    implementation=st.sampled_from(IMPLEMENTATIONS),
+    steps=st.lists(
+        st.lists(st.tuples(MINUTES, st.integers(1, 3)), max_size=12) | MINUTES,
+        max_size=8,
+    ),
+    looks=st.lists(st.tuples(MINUTES, MINUTES, st.integers(1, 12)), min_size=4, max_size=4),
 )
 async def test_the_store_is_a_map_from_time_to_the_last_values(
-    make: Callable[[Path], Database], batches: list[list[tuple[int, int]]]
+    chunk_candles: int,
+    implementation: Callable[[Path], Database],
+    steps: list[list[tuple[int, int]] | int],
+    looks: list[tuple[int, int, int]],
 ) -> None:
+    """A step writes candles, or trims what is older than a minute."""
     model: dict[int, Candle] = {}
     with TemporaryDirectory() as folder:
-        async with make(Path(folder) / "store.sqlite") as database:
-            for batch in batches:
-                rows = [candle(minute, close=version / 2) for minute, version in batch]
-                head = max(model, default=None)
-                expected = {row.time: row for row in rows}
-                changed = {time: row for time, row in expected.items() if model.get(time) != row}
-                written = await write(database, BTC, rows)
-                assert written.candles == tuple(changed[time] for time in sorted(changed))
-                assert written.revised == {time for time in changed if head is not None and time <= head}
-                model.update(expected)
-                assert await all_of(database, BTC) == [model[time] for time in sorted(model)]
+        async with implementation(Path(folder) / "store.sqlite") as database:
+            await write(database, ETH, candles(7))
+            for step in steps:
+                if isinstance(step, int):
+                    before = step * 60
+                    await database.write(lambda store, before=before: store.trim(BTC, before))  # type: ignore[misc]
+                    model = {time: row for time, row in model.items() if time >= before}
+                else:
+                    rows = [candle(minute, close=version / 2) for minute, version in step]
+                    head = max(model, default=None)
+                    expected = {row.time: row for row in rows}
+                    changed = {time: row for time, row in expected.items() if model.get(time) != row}
+                    written = await write(database, BTC, rows)
+                    assert written.candles == tuple(changed[time] for time in sorted(changed))
+                    assert written.revised == {time for time in changed if head is not None and time <= head}
+                    model.update(expected)
+                stored = [model[time] for time in sorted(model)]
+                for read in (database.read, database.write):
+                    await read(lambda store, stored=stored: check(store, stored, looks))  # type: ignore[misc]
+            assert await all_of(database, ETH) == candles(7)
+
+
+def check(store: CandleStore, stored: list[Candle], looks: list[tuple[int, int, int]]) -> None:
+    """Each way to read finds what is stored."""
+    assert store.first(BTC) == (stored[0].time if stored else None)
+    assert store.head(BTC) == (stored[-1].time if stored else None)
+    assert store.newest(BTC, 1_000_000) == stored
+    for one, other, limit in looks:
+        start, end = 60 * min(one, other), 60 * max(one, other)
+        within = [row for row in stored if start < row.time < end]
+        after = [row for row in stored if row.time > start]
+        assert store.newest(BTC, limit, after=start, before=end) == within[-limit:]
+        assert store.newest(BTC, limit, before=end) == [row for row in stored if row.time < end][-limit:]
+        assert store.oldest(BTC, limit, since=start) == after[:limit]
+        assert store.count_after(BTC, start, limit) == min(limit, len(after))
+        assert store.between(BTC, start, end) == [row for row in stored if start <= row.time < end]
+
+
+async def test_what_an_older_version_kept_as_rows_is_read_and_packed_when_the_head_moves_on(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    path = tmp_path / "store.sqlite"
+    async with make(path) as database:
+        await write(database, BTC, candles(1))
+    rows = candles(*range(1, 700), *range(800, 1500))
+    connection = apsw.Connection(str(path))
+    connection.executemany("INSERT OR IGNORE INTO candle VALUES (1, ?, ?, ?, ?, ?, ?)", rows)
+    connection.close()
+
+    async with make(path) as database:
+        assert await all_of(database, BTC) == rows
+        await write(database, BTC, [candle(3, close=1.5), candle(750)])
+        rows = sorted({*rows, candle(3, close=1.5), candle(750)} - {candle(3)})
+        assert await all_of(database, BTC) == rows
+        rows += candles(*range(1500, 1800))
+        await write(database, BTC, rows[-300:])
+        assert await all_of(database, BTC) == rows
+    connection = apsw.Connection(str(path))
+    assert int(str(connection.execute("SELECT count(*) FROM candle").get)) <= chunks.CHUNK_CANDLES
+    connection.close()
+
+
+async def test_a_damaged_chunk_is_told_and_not_read(make: Callable[[Path], Database], tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with make(path) as database:
+        await write(database, BTC, candles(*range(1, 600)))
+    connection = apsw.Connection(str(path))
+    connection.execute("UPDATE candle_chunk SET candles = substr(candles, 2)")
+    connection.close()
+    async with make(path) as database:
+        with pytest.raises(StoreError, match="damaged"):
+            await all_of(database, BTC)
 
 
 async def test_a_full_disk_is_told_until_a_write_or_a_probe_succeeds(

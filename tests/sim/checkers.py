@@ -15,7 +15,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.feed import HOLD_MOST_S
 from klinesync.ingest.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
 from klinesync.ingest.supervisor import TICK_S
-from klinesync.storage.sqlite import Known, SqliteCandleStore
+from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.network import Network

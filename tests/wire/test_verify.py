@@ -25,6 +25,7 @@ from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.sim.server import SimConfig, SimServer
+from klinesync.storage.chunks import unpack
 from klinesync.storage.sqlite import SqliteDatabase
 from running_service import running_service
 
@@ -95,8 +96,15 @@ def store(tmp_path: Path) -> Path:
 
 
 def damage(store: Path, *statements: str) -> None:
+    """Every candle is made a row first, so that a statement finds it."""
     connection = apsw.Connection(str(store))
     connection.execute("PRAGMA foreign_keys = OFF")
+    for chunk_id, packed in connection.execute("SELECT chunk_id, candles FROM candle_chunk").fetchall():
+        assert isinstance(chunk_id, int)
+        assert isinstance(packed, bytes)
+        rows = [(chunk_id >> 32, *candle) for candle in unpack(packed)]
+        connection.executemany("INSERT INTO candle VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    connection.execute("DELETE FROM candle_chunk")
     for statement in statements:
         connection.execute(statement)
     connection.close()

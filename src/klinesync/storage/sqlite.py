@@ -1,16 +1,11 @@
-"""The SQLite store: one transaction a batch, WAL, readers beside the writer.
-
-Candles are read and written through `CandleStore` alone, so that another layout can take its place.
-"""
+"""The SQLite store: one transaction a batch, WAL, readers beside the writer."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -19,12 +14,10 @@ from typing import Self
 
 import apsw
 
-from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Gap, GapChange, GapState, Span, runs
-from klinesync.core.series_id import SeriesId
-from klinesync.storage.database import CandleStore, Origin, R, Revision
+from klinesync.storage.database import CandleStore, R
 from klinesync.storage.lock import StoreLock
+from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
 
 READER_THREADS = 2
 BUSY_TIMEOUT_MS = 5000
@@ -33,230 +26,6 @@ WAL_AUTOCHECKPOINT_PAGES = 4000
 CACHE_KIB = 65_536
 # As much as a batch of some hundred candles takes: where there is room for less, the store cannot be written.
 PROBE_BYTES = 65_536
-
-
-class Known:
-    """What a connection remembers of the store, so as not to ask for it a thousand times a minute.
-
-    The numbers of series never change. The edges (first and newest open time) and which series have no gap are facts of
-    the one writer: it alone may remember them, and it forgets them when a transaction is rolled back.
-    """
-
-    def __init__(self, *, writes: bool) -> None:
-        self.writes = writes
-        self.numbers: dict[SeriesId, int] = {}
-        self.edges: dict[SeriesId, tuple[int, int]] = {}
-        self.gapless: set[SeriesId] = set()
-
-    def forget(self) -> None:
-        self.numbers.clear()
-        self.edges.clear()
-        self.gapless.clear()
-
-
-class SqliteCandleStore:
-    """`CandleStore` on one connection, in one transaction; `commit` is its number where that is known."""
-
-    def __init__(self, connection: apsw.Connection, known: Known, commit: int | None = None) -> None:
-        self._connection = connection
-        self._known = known
-        self._commit = commit
-
-    def head(self, series: SeriesId) -> int | None:
-        edges = self._edges(series)
-        return None if edges is None else edges[1]
-
-    def first(self, series: SeriesId) -> int | None:
-        edges = self._edges(series)
-        return None if edges is None else edges[0]
-
-    def newest(
-        self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
-    ) -> list[Candle]:
-        rows = self._rows(series, after, before, "DESC", limit)
-        rows.reverse()
-        return rows
-
-    def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
-        return self._rows(series, since, None, "ASC", limit)
-
-    def count_after(self, series: SeriesId, since: int, most: int) -> int:
-        number = self._number(series)
-        if number is None:
-            return 0
-        found = self._connection.execute(
-            "SELECT count(*) FROM (SELECT 1 FROM candle WHERE series_no = ? AND time > ? LIMIT ?)",
-            (number, since, most),
-        ).get
-        assert isinstance(found, int)
-        return found
-
-    def between(self, series: SeriesId, start: int, end: int) -> list[Candle]:
-        number = self._number(series)
-        return [] if number is None else list(self._between(number, start, end))
-
-    def span(self, series: SeriesId) -> Span | None:
-        edges = self._edges(series)
-        return None if edges is None else Span(edges[0], series.timeframe.next(edges[1]))
-
-    def commit(self) -> int:
-        if self._commit is None:
-            found = self._connection.execute("SELECT commits FROM commit_count").get
-            assert isinstance(found, int)
-            self._commit = found
-        return self._commit
-
-    def series(self) -> list[SeriesId]:
-        found = self._connection.execute("SELECT series_id FROM series ORDER BY series_no")
-        return [SeriesId.parse(str(text)) for (text,) in found]
-
-    def derived_of(self, series: SeriesId) -> list[SeriesId]:
-        number = self._number(series)
-        found = self._connection.execute("SELECT series_id FROM series WHERE derived_from = ?", (number,))
-        return [SeriesId.parse(str(text)) for (text,) in found]
-
-    def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
-        if series in self._known.gapless:
-            return []
-        number = self._number(series)
-        if number is None:
-            return []
-        start, end = window or (-1, MAX_TIME + 1)
-        found = self._connection.execute(
-            "SELECT start_time, end_time, state, proof, confirmed_at FROM gap"
-            " WHERE series_no = ? AND start_time <= ? AND end_time >= ? ORDER BY start_time",
-            (number, end, start),
-        )
-        gaps = [_as_gap(row) for row in found]
-        if not gaps and self._known.writes:
-            any_gap = self._connection.execute("SELECT 1 FROM gap WHERE series_no = ? LIMIT 1", (number,)).get
-            if any_gap is None:
-                self._known.gapless.add(series)
-        return gaps
-
-    def revisions(self, series: SeriesId) -> list[Revision]:
-        found = self._connection.execute(
-            "SELECT time, open, high, low, close, volume, revised_at, source FROM candle_revision"
-            " WHERE series_no = ? ORDER BY revision_no",
-            (self._number(series),),
-        )
-        return [_as_revision(row) for row in found]
-
-    def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
-        ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
-        if not ascending:
-            return Applied(series, (), frozenset(), commit=self.commit())
-        number = self._number(series)
-        if number is None:
-            number = self._add_series(series, origin)
-        edges = self._edges(series)
-        head = None if edges is None else edges[1]
-        revised: frozenset[int] = frozenset()
-        if head is not None and ascending[0].time <= head:
-            # By runs: a batch may hold candles that lie years apart.
-            times = [candle.time for candle in ascending]
-            stored = {row.time: row for span in runs(series.timeframe, times) for row in self._between(number, *span)}
-            ascending = [candle for candle in ascending if stored.get(candle.time) != candle]
-            revised = frozenset(candle.time for candle in ascending if candle.time <= head)
-            self._connection.executemany(
-                "INSERT INTO candle_revision (series_no, time, open, high, low, close, volume, revised_at, source)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (number, *stored[candle.time], origin.at, origin.source)
-                    for candle in ascending
-                    if candle.time in stored
-                ],
-            )
-        self._connection.executemany(
-            "INSERT INTO candle VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-            " open = excluded.open, high = excluded.high, low = excluded.low,"
-            " close = excluded.close, volume = excluded.volume",
-            [(number, *candle) for candle in ascending],
-        )
-        if ascending:
-            first, last = ascending[0].time, ascending[-1].time
-            self._known.edges[series] = (first, last) if edges is None else (min(edges[0], first), max(edges[1], last))
-        return Applied(series, tuple(ascending), revised, commit=self.commit())
-
-    def trim(self, series: SeriesId, before: int) -> None:
-        number = self._number(series)
-        self._known.edges.pop(series, None)
-        for table in ("candle", "candle_revision"):
-            self._connection.execute(
-                f"DELETE FROM {table} WHERE series_no = ? AND time < ?",  # noqa: S608  # only our own word is joined in
-                (number, before),
-            )
-
-    def savepoint(self) -> AbstractContextManager[object]:
-        return self._connection  # apsw makes a block of a connection a savepoint
-
-    def change_gaps(self, series: SeriesId, change: GapChange) -> None:
-        if not change:
-            return
-        number = self._number(series)
-        self._known.gapless.discard(series)
-        self._connection.executemany(
-            "DELETE FROM gap WHERE series_no = ? AND start_time = ?", [(number, gap.start) for gap in change.delete]
-        )
-        self._connection.executemany(
-            "INSERT INTO gap VALUES (?, ?, ?, ?, ?, ?)",
-            [(number, gap.start, gap.end, str(gap.state), gap.proof, gap.time) for gap in change.insert],
-        )
-
-    def _add_series(self, series: SeriesId, origin: Origin) -> int:
-        base = None if origin.base is None else self._number(origin.base)
-        self._connection.execute("INSERT INTO series (series_id, derived_from) VALUES (?, ?)", (str(series), base))
-        number = self._known.numbers[series] = self._connection.last_insert_rowid()
-        return number
-
-    def _between(self, number: int, start: int, end: int) -> Iterable[Candle]:
-        found = self._connection.execute(
-            "SELECT time, open, high, low, close, volume FROM candle WHERE series_no = ? AND time >= ? AND time < ?",
-            (number, start, end),
-        )
-        return map(_candle, found)
-
-    def _rows(self, series: SeriesId, after: int | None, before: int | None, order: str, limit: int) -> list[Candle]:
-        number = self._number(series)
-        if number is None:
-            return []
-        found = self._connection.execute(
-            "SELECT time, open, high, low, close, volume FROM candle"  # noqa: S608  # only our own word is joined in
-            f" WHERE series_no = ? AND time > ? AND time < ? ORDER BY time {order} LIMIT ?",
-            (number, -1 if after is None else after, MAX_TIME + 1 if before is None else before, limit),
-        )
-        return list(map(_candle, found))
-
-    def _edges(self, series: SeriesId) -> tuple[int, int] | None:
-        """The oldest and the newest stored open time."""
-        edges = self._known.edges.get(series)
-        if edges is None:
-            number = self._number(series)
-            if number is None:
-                return None
-            # Two sub-selects, because only a lone min or max is a look at one end of the index.
-            found = self._connection.execute(
-                "SELECT (SELECT min(time) FROM candle WHERE series_no = ?1),"
-                " (SELECT max(time) FROM candle WHERE series_no = ?1)",
-                (number,),
-            ).get
-            assert isinstance(found, tuple)
-            first, head = found
-            if first is None:
-                return None
-            edges = int(first), int(head)
-            if self._known.writes:
-                self._known.edges[series] = edges
-        return edges
-
-    def _number(self, series: SeriesId) -> int | None:
-        number = self._known.numbers.get(series)
-        if number is None:
-            found = self._connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(series),)).get
-            if found is not None:
-                assert isinstance(found, int)
-                number = self._known.numbers[series] = found
-        return number
 
 
 class _File:
@@ -530,18 +299,6 @@ def _look(reader: apsw.Connection, known: Known, look: Callable[[CandleStore], R
 
 def _nothing() -> None:
     pass
-
-
-# Pages are made of thousands: all of it happens in C.
-_candle: Callable[[Iterable[object]], Candle] = partial(tuple.__new__, Candle)
-
-
-def _as_gap(row: Sequence[object]) -> Gap:
-    return Gap._make(row)._replace(state=GapState(str(row[2])))
-
-
-def _as_revision(row: Sequence[object]) -> Revision:
-    return Revision(_candle(row[:6]), *row[6:])  # type: ignore[arg-type]  # the table is STRICT
 
 
 def _migrate(connection: apsw.Connection, path: Path) -> None:

@@ -1,0 +1,413 @@
+"""Candles, gaps and revisions in SQLite: `CandleStore` on one connection.
+
+The newest candles of a series are rows, which are cheap to add; those before them are chunks, which are cheap to read
+and to keep. A series' chunks all lie before its rows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from operator import itemgetter
+
+import apsw
+
+from klinesync.core.candle import MAX_TIME, Applied, Candle
+from klinesync.core.errors import StoreError
+from klinesync.core.gaps import Gap, GapChange, GapState, Span, runs
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.storage.chunks import CANDLE_BYTES, as_candle, chunk_of, chunk_start, pack, unpack
+from klinesync.storage.database import Origin, Revision
+
+
+class Known:
+    """What a connection remembers of the store, so as not to ask for it a thousand times a minute.
+
+    The numbers of series never change. The edges (first and newest open time), the chunk in which a series' rows begin,
+    and which series have no gap are facts of the one writer: it alone may remember them, and it forgets them when a
+    transaction is rolled back.
+    """
+
+    def __init__(self, *, writes: bool) -> None:
+        self.writes = writes
+        self.numbers: dict[SeriesId, int] = {}
+        self.edges: dict[SeriesId, tuple[int, int]] = {}
+        self.row_chunks: dict[SeriesId, int] = {}
+        self.gapless: set[SeriesId] = set()
+
+    def forget(self) -> None:
+        self.numbers.clear()
+        self.edges.clear()
+        self.row_chunks.clear()
+        self.gapless.clear()
+
+
+class SqliteCandleStore:
+    """`CandleStore` on one connection, in one transaction; `commit` is its number where that is known."""
+
+    def __init__(self, connection: apsw.Connection, known: Known, commit: int | None = None) -> None:
+        self._connection = connection
+        self._known = known
+        self._commit = commit
+
+    def head(self, series: SeriesId) -> int | None:
+        edges = self._edges(series)
+        return None if edges is None else edges[1]
+
+    def first(self, series: SeriesId) -> int | None:
+        edges = self._edges(series)
+        return None if edges is None else edges[0]
+
+    def newest(
+        self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
+    ) -> list[Candle]:
+        number = self._number(series)
+        if number is None:
+            return []
+        start, end = 0 if after is None else after + 1, MAX_TIME + 1 if before is None else before
+        rows = self._rows(number, start, end, limit, newest=True)
+        rows.reverse()
+        if len(rows) >= limit:
+            return rows
+        parts = [rows]
+        lacking = limit - len(rows)
+        for candles in self._chunks(series, number, start, end, newest=True):
+            parts.append(candles[-lacking:])
+            lacking -= len(parts[-1])
+            if not lacking:
+                break
+        return [candle for part in reversed(parts) for candle in part]
+
+    def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
+        number = self._number(series)
+        if number is None:
+            return []
+        found: list[Candle] = []
+        for candles in self._chunks(series, number, since + 1, MAX_TIME + 1):
+            found += candles
+            if len(found) >= limit:
+                return found[:limit]
+        return found + self._rows(number, since + 1, MAX_TIME + 1, limit - len(found))
+
+    def count_after(self, series: SeriesId, since: int, most: int) -> int:
+        number = self._number(series)
+        if number is None:
+            return 0
+        found = self._connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM candle WHERE series_no = ? AND time > ? LIMIT ?)",
+            (number, since, most),
+        ).get
+        assert isinstance(found, int)
+        if found < most:
+            chunk = chunk_of(number, series.timeframe, max(since, 0))
+            found += sum(1 for one in self._chunk(number, chunk) if one.time > since)
+        if found < most:
+            limits = (_chunk_id(number, chunk + 1), _chunk_id(number + 1, 0), most - found)
+            # The length of a blob is told without reading it.
+            packed = self._connection.execute(
+                "SELECT sum(bytes) FROM (SELECT length(candles) AS bytes FROM candle_chunk"
+                " WHERE chunk_id >= ? AND chunk_id < ? ORDER BY chunk_id LIMIT ?)",
+                limits,
+            ).get
+            assert packed is None or isinstance(packed, int)
+            found += (packed or 0) // CANDLE_BYTES
+        return min(found, most)
+
+    def between(self, series: SeriesId, start: int, end: int) -> list[Candle]:
+        number = self._number(series)
+        return [] if number is None else self._between(series, number, start, end)
+
+    def span(self, series: SeriesId) -> Span | None:
+        edges = self._edges(series)
+        return None if edges is None else Span(edges[0], series.timeframe.next(edges[1]))
+
+    def commit(self) -> int:
+        if self._commit is None:
+            found = self._connection.execute("SELECT commits FROM commit_count").get
+            assert isinstance(found, int)
+            self._commit = found
+        return self._commit
+
+    def series(self) -> list[SeriesId]:
+        found = self._connection.execute("SELECT series_id FROM series ORDER BY series_no")
+        return [SeriesId.parse(str(text)) for (text,) in found]
+
+    def derived_of(self, series: SeriesId) -> list[SeriesId]:
+        number = self._number(series)
+        found = self._connection.execute("SELECT series_id FROM series WHERE derived_from = ?", (number,))
+        return [SeriesId.parse(str(text)) for (text,) in found]
+
+    def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
+        if series in self._known.gapless:
+            return []
+        number = self._number(series)
+        if number is None:
+            return []
+        start, end = window or (-1, MAX_TIME + 1)
+        found = self._connection.execute(
+            "SELECT start_time, end_time, state, proof, confirmed_at FROM gap"
+            " WHERE series_no = ? AND start_time <= ? AND end_time >= ? ORDER BY start_time",
+            (number, end, start),
+        )
+        gaps = [_as_gap(row) for row in found]
+        if not gaps and self._known.writes:
+            any_gap = self._connection.execute("SELECT 1 FROM gap WHERE series_no = ? LIMIT 1", (number,)).get
+            if any_gap is None:
+                self._known.gapless.add(series)
+        return gaps
+
+    def revisions(self, series: SeriesId) -> list[Revision]:
+        found = self._connection.execute(
+            "SELECT time, open, high, low, close, volume, revised_at, source FROM candle_revision"
+            " WHERE series_no = ? ORDER BY revision_no",
+            (self._number(series),),
+        )
+        return [_as_revision(row) for row in found]
+
+    def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
+        ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
+        if not ascending:
+            return Applied(series, (), frozenset(), commit=self.commit())
+        number = self._number(series)
+        if number is None:
+            number = self._add_series(series, origin)
+        edges = self._edges(series)
+        head = None if edges is None else edges[1]
+        revised: frozenset[int] = frozenset()
+        if head is not None and ascending[0].time <= head:
+            # By runs: a batch may hold candles that lie years apart.
+            times = [candle.time for candle in ascending]
+            spans = runs(series.timeframe, times)
+            stored = {row.time: row for span in spans for row in self._between(series, number, *span)}
+            ascending = [candle for candle in ascending if stored.get(candle.time) != candle]
+            revised = frozenset(candle.time for candle in ascending if candle.time <= head)
+            self._connection.executemany(
+                "INSERT INTO candle_revision (series_no, time, open, high, low, close, volume, revised_at, source)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (number, *stored[candle.time], origin.at, origin.source)
+                    for candle in ascending
+                    if candle.time in stored
+                ],
+            )
+        if ascending:
+            first, last = ascending[0].time, ascending[-1].time
+            edges = (first, last) if edges is None else (min(edges[0], first), max(edges[1], last))
+            self._place(series, number, ascending, edges[1])
+            self._known.edges[series] = edges
+        return Applied(series, tuple(ascending), revised, commit=self.commit())
+
+    def trim(self, series: SeriesId, before: int) -> None:
+        number = self._number(series)
+        if number is None:
+            return
+        self._known.edges.pop(series, None)
+        self._known.row_chunks.pop(series, None)
+        chunk = chunk_of(number, series.timeframe, max(before, 0))
+        self._connection.execute(
+            "DELETE FROM candle_chunk WHERE chunk_id >= ? AND chunk_id < ?",
+            (_chunk_id(number, 0), _chunk_id(number, chunk)),
+        )
+        candles = self._chunk(number, chunk)
+        if candles and candles[0].time < before:
+            self._put_chunk(number, chunk, [candle for candle in candles if candle.time >= before])
+        for table in ("candle", "candle_revision"):
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE series_no = ? AND time < ?",  # noqa: S608  # only our own word is joined in
+                (number, before),
+            )
+
+    def savepoint(self) -> AbstractContextManager[object]:
+        return self._connection  # apsw makes a block of a connection a savepoint
+
+    def change_gaps(self, series: SeriesId, change: GapChange) -> None:
+        if not change:
+            return
+        number = self._number(series)
+        self._known.gapless.discard(series)
+        self._connection.executemany(
+            "DELETE FROM gap WHERE series_no = ? AND start_time = ?", [(number, gap.start) for gap in change.delete]
+        )
+        self._connection.executemany(
+            "INSERT INTO gap VALUES (?, ?, ?, ?, ?, ?)",
+            [(number, gap.start, gap.end, str(gap.state), gap.proof, gap.time) for gap in change.insert],
+        )
+
+    def _add_series(self, series: SeriesId, origin: Origin) -> int:
+        base = None if origin.base is None else self._number(origin.base)
+        self._connection.execute("INSERT INTO series (series_id, derived_from) VALUES (?, ?)", (str(series), base))
+        number = self._known.numbers[series] = self._connection.last_insert_rowid()
+        return number
+
+    def _between(self, series: SeriesId, number: int, start: int, end: int) -> list[Candle]:
+        rows = self._rows(number, start, end)
+        row_chunk = self._known.row_chunks.get(series)
+        if row_chunk is not None and chunk_of(number, series.timeframe, start) >= row_chunk:
+            return rows
+        found = [candle for candles in self._chunks(series, number, start, end) for candle in candles]
+        return found + rows if found else rows
+
+    def _rows(self, number: int, start: int, end: int, limit: int = -1, *, newest: bool = False) -> list[Candle]:
+        """The oldest (or newest, newest first) `limit` candles among the rows that open in `[start, end)`."""
+        found = self._connection.execute(
+            "SELECT time, open, high, low, close, volume FROM candle"  # noqa: S608  # only our own word is joined in
+            f" WHERE series_no = ? AND time >= ? AND time < ? ORDER BY time {'DESC' if newest else 'ASC'} LIMIT ?",
+            (number, start, end, limit),
+        )
+        return list(map(as_candle, found.fetchall()))
+
+    def _chunks(
+        self, series: SeriesId, number: int, start: int, end: int, *, newest: bool = False
+    ) -> Iterator[list[Candle]]:
+        """The packed candles that open in `[start, end)`, chunk by chunk; the newest chunk first where that is asked.
+        Each is ascending, and none is empty."""
+        first = chunk_of(number, series.timeframe, max(start, 0))
+        last = chunk_of(number, series.timeframe, min(max(end, 0), MAX_TIME))
+        found = self._connection.execute(
+            "SELECT candles FROM candle_chunk WHERE chunk_id BETWEEN ? AND ?"  # noqa: S608  # only our own word
+            f" ORDER BY chunk_id {'DESC' if newest else 'ASC'}",
+            (_chunk_id(number, first), _chunk_id(number, last)),
+        )
+        for (packed,) in found:
+            candles = _unpacked(packed)
+            if candles[0].time < start or candles[-1].time >= end:
+                candles = [candle for candle in candles if start <= candle.time < end]
+            if candles:
+                yield candles
+
+    def _chunk(self, number: int, chunk: int) -> list[Candle]:
+        """The candles of one chunk; none when there is no such chunk."""
+        found = self._connection.execute(
+            "SELECT candles FROM candle_chunk WHERE chunk_id = ?", (_chunk_id(number, chunk),)
+        ).get
+        return [] if found is None else _unpacked(found)
+
+    def _put_chunk(self, number: int, chunk: int, candles: Sequence[Candle]) -> None:
+        if candles:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO candle_chunk VALUES (?, ?)", (_chunk_id(number, chunk), pack(candles))
+            )
+        else:
+            self._connection.execute("DELETE FROM candle_chunk WHERE chunk_id = ?", (_chunk_id(number, chunk),))
+
+    def _place(self, series: SeriesId, number: int, candles: Sequence[Candle], head: int) -> None:
+        """Put candles where they belong: those in the chunk of the new head are rows, all others are packed, and so
+        are the rows that the head has left behind."""
+        frame = series.timeframe
+        newest = chunk_of(number, frame, head)
+        row_chunk = self._known.row_chunks.get(series)
+        if row_chunk is None:
+            oldest = self._oldest_row(number)
+            row_chunk = newest if oldest is None else chunk_of(number, frame, oldest)
+        if row_chunk == newest == chunk_of(number, frame, candles[0].time):
+            by_chunk = {newest: candles}
+        else:
+            by_chunk = _by_chunk(number, frame, candles)
+            if row_chunk < newest:
+                self._pack_rows(series, number, newest, by_chunk)
+        for chunk, few in by_chunk.items():
+            if chunk != newest:
+                self._put_chunk(number, chunk, _merged(self._chunk(number, chunk), few))
+                continue
+            self._connection.executemany(
+                "INSERT INTO candle VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " open = excluded.open, high = excluded.high, low = excluded.low,"
+                " close = excluded.close, volume = excluded.volume",
+                [(number, *candle) for candle in few],
+            )
+        self._known.row_chunks[series] = newest
+
+    def _pack_rows(self, series: SeriesId, number: int, before: int, arriving: dict[int, Sequence[Candle]]) -> None:
+        """Pack the rows of all chunks before `before`, a chunk at a time, with what arrives of these."""
+        while (oldest := self._oldest_row(number)) is not None:
+            chunk = chunk_of(number, series.timeframe, oldest)
+            if chunk >= before:
+                return
+            end = chunk_start(number, series.timeframe, chunk + 1)
+            rows = self._rows(number, oldest, end)
+            self._connection.execute("DELETE FROM candle WHERE series_no = ? AND time < ?", (number, end))
+            arriving[chunk] = _merged(rows, arriving.get(chunk, ()))
+
+    def _oldest_row(self, number: int) -> int | None:
+        found = self._connection.execute("SELECT min(time) FROM candle WHERE series_no = ?", (number,)).get
+        assert found is None or isinstance(found, int)
+        return found
+
+    def _edges(self, series: SeriesId) -> tuple[int, int] | None:
+        """The oldest and the newest stored open time."""
+        edges = self._known.edges.get(series)
+        if edges is None:
+            number = self._number(series)
+            if number is None:
+                return None
+            # Two sub-selects, because only a lone min or max is a look at one end of the index.
+            found = self._connection.execute(
+                "SELECT (SELECT min(time) FROM candle WHERE series_no = ?1),"
+                " (SELECT max(time) FROM candle WHERE series_no = ?1)",
+                (number,),
+            ).get
+            assert isinstance(found, tuple)
+            first, head = found
+            if first is None:
+                return None
+            packed = self._connection.execute(
+                "SELECT candles FROM candle_chunk WHERE chunk_id >= ? AND chunk_id < ? ORDER BY chunk_id LIMIT 1",
+                (_chunk_id(number, 0), _chunk_id(number + 1, 0)),
+            ).get
+            edges = int(first) if packed is None else _unpacked(packed)[0].time, int(head)
+            if self._known.writes:
+                self._known.edges[series] = edges
+        return edges
+
+    def _number(self, series: SeriesId) -> int | None:
+        number = self._known.numbers.get(series)
+        if number is None:
+            found = self._connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(series),)).get
+            if found is not None:
+                assert isinstance(found, int)
+                number = self._known.numbers[series] = found
+        return number
+
+
+def _chunk_id(number: int, chunk: int) -> int:
+    return (number << 32) + chunk
+
+
+def _unpacked(packed: object) -> list[Candle]:
+    """Raises `StoreError` when the bytes are damaged."""
+    assert isinstance(packed, bytes)
+    if not packed or len(packed) % CANDLE_BYTES:
+        raise StoreError(f"the store is damaged: a chunk of {len(packed)} bytes is no run of whole candles")
+    return unpack(packed)
+
+
+def _by_chunk(number: int, timeframe: Timeframe, ascending: Sequence[Candle]) -> dict[int, Sequence[Candle]]:
+    found: dict[int, Sequence[Candle]] = {}
+    first = 0
+    while first < len(ascending):
+        chunk = chunk_of(number, timeframe, ascending[first].time)
+        end = chunk_start(number, timeframe, chunk + 1)
+        last = bisect_left(ascending, end, first, key=_time_of)
+        found[chunk] = ascending[first:last]
+        first = last
+    return found
+
+
+_time_of = itemgetter(0)
+
+
+def _merged(stored: Sequence[Candle], arriving: Sequence[Candle]) -> Sequence[Candle]:
+    """Both, ascending; of two of one time the arriving one."""
+    if not stored or not arriving or stored[-1].time < arriving[0].time:
+        return [*stored, *arriving]
+    return [one for _, one in sorted(({one.time: one for one in stored} | {one.time: one for one in arriving}).items())]
+
+
+def _as_gap(row: Sequence[object]) -> Gap:
+    return Gap._make(row)._replace(state=GapState(str(row[2])))
+
+
+def _as_revision(row: Sequence[object]) -> Revision:
+    return Revision(as_candle(row[:6]), *row[6:])  # type: ignore[arg-type]  # the table is STRICT
