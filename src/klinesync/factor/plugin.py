@@ -1,0 +1,145 @@
+"""The contract of a factor: what somebody who writes one fills in, and what the graph relies on.
+
+A factor is a fold. It has a state, and for each closed candle, in order, it says what the state is afterwards and which
+events became knowable. Nothing else reaches it: no clock, no store, no later candle. So what it said depends on the
+candles alone, and it can be stopped, stored, restarted and rewound at any candle.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
+
+from klinesync.core.candle import Candle
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+# A plain JSON object. Its `visible_time` is the time of the candle at which it became knowable: the one it is said at.
+Event: TypeAlias = "Mapping[str, Json]"
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Feature(NamedTuple):
+    """One thing of a factor that can be shown or hidden: `key` as in drawings (`pivot.major`), `label` for people."""
+
+    key: str
+    label: str
+    default_visible: bool = True
+
+
+class Seen(NamedTuple):
+    """What a factor sees of one that it depends on: its state after this candle, and what it said at it.
+
+    The state of an indicator are its values at the candle.
+    """
+
+    state: object
+    events: Sequence[Event]
+
+
+Upstream: TypeAlias = Mapping[str, Seen]
+
+
+class AnyFactor(ABC):
+    """A factor, whatever its type of state: how the graph sees it. Write a `Factor`, not one of these."""
+
+    # Unique among the factors of a service; the name in `depends_on`, in slices and in the ledger.
+    name: str
+    # Counts up when the same parameters and candles give other states or events: the ledger is then computed anew.
+    version: int = 1
+    # What else the results depend on. Plain values: they are part of the fingerprint.
+    parameters: Mapping[str, int | float | str] = MappingProxyType({})
+    # Names of factors and indicators whose results `advance` wants to see; no others are shown to it.
+    depends_on: tuple[str, ...] = ()
+    # For people.
+    label: str
+    features: Sequence[Feature] = ()
+
+    @abstractmethod
+    def first(self) -> object:
+        """`seed`, whatever its type."""
+
+    @abstractmethod
+    def step(self, state: object, candle: Candle, upstream: Upstream) -> tuple[object, Sequence[Event]]:
+        """`advance` for a state of any type. Raises `TypeError` when it is not this factor's."""
+
+    @abstractmethod
+    def head_of(self, state: object, candle: Candle) -> dict[str, Json]:
+        """`head` for a state of any type. Raises `TypeError` when it is not this factor's."""
+
+    @abstractmethod
+    def type_of_state(self) -> type[object]:
+        """What states are decoded to."""
+
+    @abstractmethod
+    def history(self, events: Sequence[Event]) -> dict[str, list[Json]]:
+        """A slice's `history`: the events of its window under the names that readers know them by."""
+
+
+class Factor(AnyFactor, Generic[S]):
+    """A factor with states of type `S`.
+
+    A state is a value (a frozen `msgspec.Struct`, say): made anew, never changed after it was returned. msgspec can
+    encode and decode it, to the last bit, and its size does not grow with the number of candles.
+    """
+
+    state_type: type[S]
+
+    @abstractmethod
+    def seed(self) -> S:
+        """The state before the first candle of a series."""
+
+    @abstractmethod
+    def advance(self, state: S, candle: Candle, upstream: Upstream) -> tuple[S, Sequence[Event]]:
+        """The state after the next closed candle, and what became knowable at it.
+
+        Candles come in ascending time; there may be holes between them. `upstream` has a `Seen` for each name in
+        `depends_on`. Every event is a plain JSON object without NaN or infinities, with `visible_time == candle.time`.
+        """
+
+    def head(self, state: S, candle: Candle) -> dict[str, Json]:
+        """A slice's `head`: what is known after `candle`, the last one in `state`, and may be redrawn later."""
+        return {}
+
+    def history(self, events: Sequence[Event]) -> dict[str, list[Json]]:
+        """A slice's `history`. The events, in order, unless a factor says otherwise."""
+        return {"events": list(events)}
+
+    def first(self) -> object:
+        return self.seed()
+
+    def step(self, state: object, candle: Candle, upstream: Upstream) -> tuple[object, Sequence[Event]]:
+        if not isinstance(state, self.state_type):
+            raise TypeError(_foreign(self.name, state, self.state_type))
+        return self.advance(state, candle, upstream)
+
+    def head_of(self, state: object, candle: Candle) -> dict[str, Json]:
+        if not isinstance(state, self.state_type):
+            raise TypeError(_foreign(self.name, state, self.state_type))
+        return self.head(state, candle)
+
+    def type_of_state(self) -> type[object]:
+        return self.state_type
+
+
+def state_of(upstream: Upstream, name: str, state_type: type[T]) -> T:
+    """The state of the factor `name`. Raises `KeyError` when it is not in `depends_on`, `TypeError` on another type."""
+    state = upstream[name].state
+    if not isinstance(state, state_type):
+        raise TypeError(_foreign(name, state, state_type))
+    return state
+
+
+def _foreign(name: str, state: object, expected: type[object]) -> str:
+    return f"a state of {name} is a {type(state).__name__}, where {expected.__name__} is expected"
+
+
+class FactorSettings(NamedTuple):
+    """The configuration that factors are made from. Windows are in candles, indicators as the flag has them."""
+
+    pivot_window_major: int = 50
+    pivot_window_minor: int = 5
+    indicators: tuple[str, ...] = ()
