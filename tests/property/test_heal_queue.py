@@ -97,11 +97,12 @@ class World:
             return too_early(fetch, self.span(), now_s, rng)
         piece = piece_of(MINUTE, now)
         self.reads.append(piece)
-        reached, first = piece.span.start, None
+        reached, first, rows = piece.span.start, None, 0
         for page, empty in self.pages(piece.start, piece.until):
             self.write(page, empty)
+            rows += len(page)
             reached, first = max(reached, 60 * page[-1] + 60), 60 * page[0] if first is None else first
-            if piece.one_page and reached > piece.span.start:
+            if piece.most is not None and reached > piece.span.start and rows >= piece.most:
                 break
         else:
             reached = piece.span.end
@@ -239,7 +240,7 @@ def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> No
     world.heal(queue)
     assert world.stored == set(range(200))
     first, *others = world.reads
-    assert first == Piece(span(1, 199), 0, 60 * 199, one_page=True)
+    assert first == Piece(span(1, 199), 0, 60 * 199, most=1)
     ends = [piece.span.end for piece in others]
     assert ends == sorted(ends, reverse=True)
     assert all(MINUTE.count(*piece.span) <= PIECE for piece in others)

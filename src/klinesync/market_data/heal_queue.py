@@ -2,7 +2,9 @@
 
 A need is a span of open times that may be missing. What a user waits for comes first. Else series take turns; of a
 series the newest need comes first, short ones that lie near each other together, and of a long one a piece at a time:
-its oldest page when all of it may be empty (one answer shows that, however long it is), else its newest part.
+its oldest page when all of it may be empty (one answer shows that, however long it is), else its newest part. What was
+asked for at length (an explicit backfill) comes after the rest, and oldest part first: then the store declares what is
+left of it, which so survives a restart, and what follows from the candles is redone once.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Need:
     """A span to be read. `inside`: it was found to lie between stored candles; should retention reach it, it is
     forgotten. `front`: whether its oldest page comes first (None: when it lies between stored candles). `vain`: how
     often it was asked for without an answer that settles it; `due_s`: not before that monotonic time. `urgency`:
-    `DEEP`, or more urgent until it was asked for once."""
+    `DEEP`, or more urgent until it was asked for once. `oldest_first`: it was asked for at length, and may lie behind
+    the stored head too; `filed`: the files were looked into."""
 
     span: Span
     reason: str
@@ -48,6 +51,8 @@ class Need:
     vain: int = 0
     due_s: float = float("-inf")
     urgency: Urgency = Urgency.DEEP
+    oldest_first: bool = False
+    filed: bool = False
 
     @property
     def urgent(self) -> bool:
@@ -92,13 +97,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is asked for at once: `span`, or only its oldest page. Asked from `start` to `until` (included), which are
-    stored candles, so that one answer shows what is empty; where older needs were `cut` off, `start` may be missing."""
+    """What is asked for at once: `span`, or its oldest pages until `most` rows came. Asked from `start` to `until`
+    (included), which are stored candles, so that one answer shows what is empty; where older needs were `cut` off,
+    `start` may be missing."""
 
     span: Span
     start: int
     until: int
-    one_page: bool = False
+    most: int | None = None
     cut: bool = False
 
 
@@ -143,17 +149,28 @@ class HealQueue:
         self._urgent: OrderedDict[SeriesId, None] = OrderedDict()
         self._size = 0
 
-    def request(self, series: SeriesId, span: Span, reason: str, urgency: Urgency = Urgency.DEEP) -> bool:
-        """Add what of `span` is not asked for already; what of it waits is from now on as urgent as this. False when
-        there was no room for all of it."""
+    def request(
+        self,
+        series: SeriesId,
+        span: Span,
+        reason: str,
+        urgency: Urgency = Urgency.DEEP,
+        *,
+        oldest_first: bool = False,
+    ) -> bool:
+        """Add what of `span` is not asked for already; what of it waits is from now on as urgent as this, and comes
+        oldest part first if this does. False when there was no room for all of it."""
         line = self._lines.setdefault(series, _Line())
         if urgency < Urgency.DEEP:
             self._wait(series, [_raised(need, span, reason, urgency) for need in line.needs])
+        if oldest_first:
+            self._wait(series, [_turned(need, span, reason) for need in line.needs])
         new = without([span], _joined(line.spans()))
         room = max(0, min(MAX_NEEDS_OF_SERIES - len(line.needs), MAX_NEEDS - self._size))
         kept = new[max(0, len(new) - room) :]
         if kept:
-            self._wait(series, (*line.needs, *(Need(part, reason, urgency=urgency) for part in kept)))
+            added = (Need(part, reason, urgency=urgency, oldest_first=oldest_first) for part in kept)
+            self._wait(series, (*line.needs, *added))
         line.look = line.look or len(kept) < len(new)
         self._forget_if_idle(series)
         return len(kept) == len(new)
@@ -192,18 +209,11 @@ class HealQueue:
     def _fetch_of(self, series: SeriesId, line: _Line, now_s: float) -> Fetch:
         due = sorted((need for need in line.needs if need.due_s <= now_s), key=lambda need: need.span)
         first = min(need.urgency for need in due)
-        while due[-1].urgency > first:
-            due.pop()
-        count = series.timeframe.count
-        taken = [due.pop()]
-        while (
-            due
-            and count(due[-1].span.start, taken[-1].span.end) <= PAGE_CANDLES
-            and count(due[-1].span.start, taken[0].span.end) <= PIECE_CANDLES
-        ):
-            taken.append(due.pop())
+        due = [need for need in due if need.urgency == first]
+        short = [need for need in due if not need.oldest_first]
+        taken = _together(series.timeframe, short[::-1]) if short else _together(series.timeframe, due)
         self._wait(series, [need for need in line.needs if need not in taken])
-        return Fetch(series, tuple(reversed(taken)))
+        return Fetch(series, tuple(sorted(taken, key=lambda need: need.span)))
 
     def _wait(self, series: SeriesId, needs: Sequence[Need]) -> None:
         """From now on these wait of the series."""
@@ -235,6 +245,15 @@ class HealQueue:
             return min((line.urgent_due_s for line in urgent if line.work is None), default=None)
         return min((line.due_s for line in self._lines.values() if line.work is None and line.needs), default=None)
 
+    def waiting(self, series: SeriesId, span: Span) -> list[Need]:
+        """What waits of `span`, or is being read, ascending."""
+        line = self._lines.get(series)
+        if line is None:
+            return []
+        under_way = line.work.needs if isinstance(line.work, Fetch) else ()
+        touching = (need for need in (*line.needs, *under_way) if clipped([need.span], span))
+        return sorted(touching, key=lambda need: need.span)
+
     def at_work(self, series: SeriesId) -> list[Span]:
         """The spans that are being read, or soon will be; not those that were asked for in vain again and again."""
         line = self._lines.get(series)
@@ -248,8 +267,13 @@ class HealQueue:
 
 def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standing:
     """How `fetch` stands with what the store holds: its stored span and all rows of its gap ledger."""
+    shift = fetch.series.timeframe.shift
     if stored is None:
-        return Standing(stored, (), *fetch.span)
+        asked = [need for need in fetch.needs if need.oldest_first]
+        if not asked:
+            return Standing(stored, (), *fetch.span)
+        whole = replace(asked[0], span=Span(asked[0].span.start, asked[-1].span.end))
+        return Standing(stored, (whole,), whole.span.start, shift(whole.span.end, -1))
     # A hole is read whole, with what of it is confirmed: only a stored candle at either end can prove that it is empty.
     holes = _joined(gap.span for gap in ledger)
     wanted = [need for need in fetch.needs if not need.inside or need.span.end > stored.start]
@@ -257,6 +281,9 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
     if older:
         # History before the first stored candle is read up to it, so that no hole comes to be.
         holes.insert(0, Span(older[0].span.start, stored.start))
+    newer = [need.span.end for need in wanted if need.oldest_first and need.span.end > stored.end]
+    if newer:
+        holes.append(Span(stored.end, newer[-1]))
     needs: list[Need] = []
     start, until = fetch.span
     for need in wanted:
@@ -274,20 +301,23 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
             start = start if needs else touched[0].start
             needs.append(replace(need, span=span, inside=span.start >= stored.start))
         until = touched[-1].end
+    if until > stored.end:  # nor is there one behind the head
+        until = shift(until, -1)
     if start > stored.start:  # before the first stored candle there is no neighbour
-        start = fetch.series.timeframe.shift(start, -1)
+        start = shift(start, -1)
     return Standing(stored, tuple(needs), start, until)
 
 
 def piece_of(timeframe: Timeframe, now: Standing) -> Piece:
     """What of the needs that stand is asked for at once."""
-    assert now.stored is not None, "a hole lies behind stored candles"
     span = Span(now.needs[0].span.start, now.needs[-1].span.end)
     if timeframe.count(*span) <= PIECE_CANDLES:
         return Piece(span, now.start, now.until)
     first = now.needs[0]
+    if first.oldest_first:
+        return Piece(span, now.start, now.until, most=PIECE_CANDLES)
     if first.inside if first.front is None else first.front:
-        return Piece(span, now.start, now.until, one_page=True)
+        return Piece(span, now.start, now.until, most=1)
     start = timeframe.shift(span.end, -PIECE_CANDLES)
     return Piece(Span(start, span.end), timeframe.shift(start, -1), now.until, cut=True)
 
@@ -299,7 +329,7 @@ def left_over(
     left = too_early(fetch, answer.stored, now_s, rng)
     for need in asked.needs:
         for span in _unsettled(need.span, answer.stored, answer.ledger):
-            if _early(span, answer.stored):
+            if not need.oldest_first and _early(span, answer.stored):
                 continue
             if span.end <= piece.span.start:
                 left.append(replace(need, span=span, front=False, vain=0, due_s=now_s))
@@ -325,7 +355,7 @@ def too_early(fetch: Fetch, stored: Span | None, now_s: float, rng: random.Rando
     return [
         replace(need, span=Span(max(need.span.start, begin), need.span.end), due_s=now_s + _delay_s(1, rng))
         for need in fetch.needs
-        if need.span.end > begin
+        if need.span.end > begin and not need.oldest_first
     ]
 
 
@@ -338,6 +368,8 @@ def _asked(need: Need, span: Span, answer: Answer, now_s: float, rng: random.Ran
     if span.end > answer.reached:
         yield replace(need, span=Span(max(span.start, answer.reached), span.end), front=False, vain=0, due_s=now_s)
         span = Span(span.start, answer.reached)
+    if need.oldest_first:  # what is newer than all that came is no hole
+        span = Span(span.start, min(span.end, span.start if answer.stored is None else answer.stored.end))
     if span.start >= span.end:
         return
     if answer.first is not None and answer.stored is not None and span.end <= answer.stored.start:
@@ -359,6 +391,25 @@ def _raised(need: Need, span: Span, reason: str, urgency: Urgency) -> Need:
     """The need, as urgent as a request of `span` that joins it."""
     joins = need.span.start < span.end and span.start < need.span.end
     return replace(need, urgency=urgency, reason=reason) if joins and urgency < need.urgency else need
+
+
+def _turned(need: Need, span: Span, reason: str) -> Need:
+    """The need, oldest part first as a request of `span` that joins it."""
+    joins = need.span.start < span.end and span.start < need.span.end
+    return replace(need, oldest_first=True, reason=reason) if joins else need
+
+
+def _together(timeframe: Timeframe, due: Sequence[Need]) -> list[Need]:
+    """The first of the `due` needs (ascending, or descending), and those that follow it so closely that one page may
+    span both."""
+    taken = [due[0]]
+    for need in due[1:]:
+        low, high = min(need.span.start, taken[-1].span.start), max(need.span.end, taken[-1].span.end)
+        all_low, all_high = min(need.span.start, taken[0].span.start), max(need.span.end, taken[0].span.end)
+        if timeframe.count(low, high) > PAGE_CANDLES or timeframe.count(all_low, all_high) > PIECE_CANDLES:
+            break
+        taken.append(need)
+    return taken
 
 
 def _unsettled(span: Span, stored: Span | None, ledger: Sequence[Gap]) -> list[Span]:
