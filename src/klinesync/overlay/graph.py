@@ -1,0 +1,146 @@
+"""OverlayGraph: the registered overlays, asked in one order, their drawings checked. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+
+import msgspec
+
+from klinesync.factor.plugin import Event
+from klinesync.overlay.instruction import BadDrawing, Drawing, checked
+from klinesync.overlay.plugin import BadOverlay, Overlay, OverlayFault, View
+
+# An event that draws more than this is a mistake, and one that would fill the store.
+MAX_DRAWINGS_OF_AN_EVENT = 64
+# The minor pivots of the largest window, and much more.
+MAX_DRAWINGS_OF_A_VIEW = 20_000
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_FEATURE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
+
+
+class OverlayGraph:
+    """Overlays by name. What it draws does not depend on the order in which they were registered.
+
+    `factors` are the names of the factors that run. Raises `BadOverlay` for a name or a feature that two claim, and
+    for a factor that does not run.
+    """
+
+    def __init__(self, overlays: Iterable[Overlay], factors: Collection[str]) -> None:
+        self._factors = frozenset(factors)
+        self._overlays: dict[str, Overlay] = {}
+        owners: dict[str, str] = {}
+        for overlay in sorted(overlays, key=lambda one: one.name):
+            self._check(overlay)
+            self._overlays[overlay.name] = overlay
+            for feature in overlay.features:
+                if feature in owners:
+                    other = owners[feature]
+                    raise BadOverlay(overlay.name, f"draws {feature}, which overlay {other} draws: rename one of them")
+                owners[feature] = overlay.name
+        self._by_factor: dict[str, list[Overlay]] = {}
+        for overlay in self._overlays.values():
+            for factor in dict.fromkeys(overlay.depends_on):
+                self._by_factor.setdefault(factor, []).append(overlay)
+
+    def _check(self, overlay: Overlay) -> None:
+        name = overlay.name
+        if not _NAME.fullmatch(name):
+            raise BadOverlay(repr(name), "is named in lower-case letters, digits and _, a letter first")
+        if name in self._overlays:
+            raise BadOverlay(name, "is registered twice: rename one, or uninstall the package of the other")
+        for feature in overlay.features:
+            if not _FEATURE.fullmatch(feature):
+                raise BadOverlay(name, f"has the feature {feature!r}; one is written like pen.confirmed")
+        for factor in overlay.depends_on:
+            if factor not in self._factors:
+                running = ", ".join(sorted(self._factors)) or "none"
+                raise BadOverlay(name, f"reads factor {factor}, which does not run (running: {running})")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The overlays, in the order in which they are asked."""
+        return tuple(self._overlays)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """All that is drawn."""
+        return tuple(feature for overlay in self._overlays.values() for feature in overlay.features)
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that is equal when stored drawings are, given equal factors."""
+        parts = [(one.name, one.version, list(one.depends_on), list(one.features)) for one in self._overlays.values()]
+        return msgspec.json.encode(parts).decode()
+
+    def without(self, *overlays: str) -> OverlayGraph:
+        """The same without these overlays: they are suspended."""
+        return OverlayGraph([one for name, one in self._overlays.items() if name not in overlays], self._factors)
+
+    def without_factors(self, *factors: str) -> OverlayGraph:
+        """The same without these factors and all overlays that read them."""
+        left = self._factors.difference(factors)
+        return OverlayGraph([one for one in self._overlays.values() if left.issuperset(one.depends_on)], left)
+
+    def draw(self, events: Iterable[tuple[str, Event]]) -> list[Drawing]:
+        """What is to be stored for these events, in their order: pairs of a factor's name and what it said.
+
+        One event at a time decides, so that drawings and their order do not depend on how events are cut into calls.
+        Raises `OverlayFault`.
+        """
+        drawings: list[Drawing] = []
+        for factor, event in events:
+            for overlay in self._by_factor.get(factor, ()):
+                drawings += _drawn(overlay, factor, event)
+        return drawings
+
+    def render(self, view: View) -> list[Drawing]:
+        """What is drawn at this read and stored nowhere. Raises `OverlayFault`."""
+        drawings: list[Drawing] = []
+        for overlay in self._overlays.values():
+            found = _asked(overlay, view.at_time, MAX_DRAWINGS_OF_A_VIEW, partial(overlay.render, view))
+            for drawing in found:
+                if drawing.visible_time > view.at_time:
+                    late = f"{drawing.instruction_id} has visible_time {drawing.visible_time}, after the window's end"
+                    raise OverlayFault(overlay.name, view.at_time, late)
+            drawings += found
+        return drawings
+
+
+def _drawn(overlay: Overlay, factor: str, event: Event) -> list[Drawing]:
+    time = event["visible_time"]
+    assert isinstance(time, int), "the factors' events were checked when they were made"
+    found = _asked(overlay, time, MAX_DRAWINGS_OF_AN_EVENT, partial(overlay.draw, factor, event))
+    for drawing in found:
+        if drawing.visible_time != time:
+            other = f"{drawing.instruction_id} has visible_time {drawing.visible_time}, its event {time}"
+            raise OverlayFault(overlay.name, time, other)
+    return found
+
+
+def _asked(overlay: Overlay, time: int, most: int, ask: Callable[[], Sequence[Drawing]]) -> list[Drawing]:
+    """The answer, checked. A plugin may raise anything: that is its fault, and ours to name."""
+    try:
+        found = list(ask())
+        if len(found) > most:
+            raise BadDrawing(f"{len(found)} drawings at once; the most are {most}")
+        found = checked(found)
+        _check_names(overlay, found)
+    except Exception as error:
+        raise OverlayFault(overlay.name, time, error) from error
+    return found
+
+
+def _check_names(overlay: Overlay, drawings: Sequence[Drawing]) -> None:
+    seen: set[str] = set()
+    for drawing in drawings:
+        name, feature = drawing.instruction_id, drawing.definition.feature
+        if feature not in overlay.features:
+            raise BadDrawing(f"{name} is of the feature {feature}, which is not among {', '.join(overlay.features)}")
+        if name != feature and not name.startswith(f"{feature}:"):
+            raise BadDrawing(f"{name} is no id of the feature {feature}: it is {feature} or {feature}:…")
+        if name in seen:
+            raise BadDrawing(f"{name} is drawn twice at once")
+        seen.add(name)

@@ -1,0 +1,158 @@
+"""Instruction: what to draw, in the words of the wire. Pure.
+
+A `Drawing` is what an overlay makes: a marker at a candle, or a polyline over candles, with the time at which it
+became knowable. An `Instruction` is a drawing with its number in a series' ledger, as clients get it. Times are UTC
+seconds of a candle's open; values are prices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from klinesync.core.candle import MAX_TIME, MAX_VALUE
+
+# An id names a feature and a few times; a longer one is a mistake.
+MAX_ID_CHARS = 200
+# A marker's text stands beside a candle.
+MAX_TEXT_CHARS = 60
+# A CSS colour: hex, a name, or a function with numbers.
+MAX_COLOR_CHARS = 60
+# A polyline over the largest window has fewer corners than this.
+MAX_POINTS = 20_000
+MAX_LINE_WIDTH = 8
+MAX_MARKER_SIZE = 8
+
+Time = Annotated[int, Meta(ge=0, le=MAX_TIME)]
+Value = Annotated[float, Meta(ge=-MAX_VALUE, le=MAX_VALUE)]
+Color = Annotated[str, Meta(pattern=r"^[#a-zA-Z0-9(),.%/ -]+\Z", max_length=MAX_COLOR_CHARS)]
+Feature = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*\Z", max_length=MAX_ID_CHARS)]
+InstructionId = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)]
+
+
+class Point(msgspec.Struct, frozen=True, gc=False):
+    """A value at a candle."""
+
+    time: Time
+    value: Value
+
+
+class Marker(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="marker"):
+    """A sign above or below the candle at `time`. `size` is relative to the chart's usual one, 1."""
+
+    feature: Feature
+    time: Time
+    position: Literal["aboveBar", "belowBar"]
+    color: Color
+    shape: Literal["circle", "arrowUp", "arrowDown"]
+    text: Annotated[str, Meta(max_length=MAX_TEXT_CHARS)] = ""
+    size: Annotated[float, Meta(gt=0, le=MAX_MARKER_SIZE)] = 1.0
+
+
+class Polyline(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="polyline", rename="camel"):
+    """Straight lines from point to point; closed when the last point is the first. `line_width` in pixels."""
+
+    feature: Feature
+    points: Annotated[tuple[Point, ...], Meta(min_length=2, max_length=MAX_POINTS)]
+    color: Color
+    line_width: Annotated[int, Meta(ge=1, le=MAX_LINE_WIDTH)] = 1
+    line_style: Literal["solid", "dashed", "dotted"] | UnsetType = UNSET
+
+
+Definition = Marker | Polyline
+Kind = Literal["marker", "polyline"]
+
+
+class Drawing(msgspec.Struct, frozen=True, gc=False):
+    """What an overlay makes. The id is the same whenever the same thing is drawn.
+
+    `visible_time` is the candle at which the drawing became knowable; it shows nothing later than that.
+    """
+
+    instruction_id: InstructionId
+    visible_time: Time
+    definition: Definition
+
+    @property
+    def kind(self) -> Kind:
+        """The wire's `kind`: the definition's type."""
+        return kind_of(self.definition)
+
+
+class Instruction(msgspec.Struct, frozen=True, gc=False):
+    """An entry of the wire's `instruction_catalog_patch`: a drawing with the number that its series' ledger gave it."""
+
+    version_id: int
+    instruction_id: str
+    kind: Kind
+    visible_time: int
+    definition: Definition
+
+    @classmethod
+    def numbered(cls, version_id: int, drawing: Drawing) -> Instruction:
+        """The drawing as number `version_id` of its series."""
+        return cls(version_id, drawing.instruction_id, drawing.kind, drawing.visible_time, drawing.definition)
+
+
+class BadDrawing(ValueError):
+    """A drawing that is not of the wire's shape. The message says what is wrong with which."""
+
+
+def kind_of(definition: Definition) -> Kind:
+    """`marker` or `polyline`."""
+    return "marker" if isinstance(definition, Marker) else "polyline"
+
+
+def extent(definition: Definition) -> tuple[int, int]:
+    """The first and the last candle time that it touches."""
+    if isinstance(definition, Marker):
+        return definition.time, definition.time
+    times = [point.time for point in definition.points]
+    return min(times), max(times)
+
+
+def within(definition: Definition, start_time: int, at_time: int) -> bool:
+    """Whether it touches the window of candles from `start_time` to `at_time`, both included."""
+    first, last = extent(definition)
+    return first <= at_time and last >= start_time
+
+
+def checked(drawings: Sequence[Drawing]) -> list[Drawing]:
+    """Values of their own that equal the drawings. Raises `BadDrawing` for what the wire does not have.
+
+    They go through the wire's own text, so that what passes can be stored, sent and read back: that text has no NaN
+    and no infinity (they become null), and nobody else holds the values that come out of it.
+    """
+    try:
+        found = _drawings.decode(_encoder.encode(drawings))
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadDrawing(f"{error} (NaN and infinities count as null)") from error
+    for drawing in found:
+        _, last = extent(drawing.definition)
+        if last > drawing.visible_time:
+            raise BadDrawing(
+                f"{drawing.instruction_id} touches the candle at {last}, which lies after its visible_time "
+                f"{drawing.visible_time}"
+            )
+    return found
+
+
+def encode_definition(definition: Definition) -> bytes:
+    """JSON, as the wire has it and as a store keeps it."""
+    return _encoder.encode(definition)
+
+
+def decode_definition(text: bytes | str) -> Definition:
+    """What `encode_definition` wrote. Raises `BadDrawing` when it is something else."""
+    try:
+        return _definition.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadDrawing(f"a stored definition cannot be read: {error}") from error
+
+
+_encoder = msgspec.json.Encoder()
+_drawings = msgspec.json.Decoder(list[Drawing])
+_definition: msgspec.json.Decoder[Definition] = msgspec.json.Decoder(Definition)

@@ -1,0 +1,252 @@
+"""The drawings of the structure chain: pivot -> pen -> zhongshu -> anchor. Pure.
+
+A line's ends are pivots: an upward pen goes from its first candle's low to its last candle's high. Colours are chosen
+so that each stands out from the page's dark and its light ground (a test computes the contrast).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from klinesync.factor.plugin import Event
+from klinesync.overlay.instruction import Drawing, Marker, Point, Polyline
+from klinesync.overlay.plugin import View
+
+RESISTANCE_COLOR = "#d9622b"
+SUPPORT_COLOR = "#2b8fa8"
+PEN_COLOR = "#3f83f0"
+CANDIDATE_COLOR = "#7686a0"
+ZONE_COLOR = "#8d74e8"
+LIVING_ZONE_COLOR = "#b45fe0"
+ANCHOR_COLOR = "#b5830f"
+
+COLORS = (
+    RESISTANCE_COLOR,
+    SUPPORT_COLOR,
+    PEN_COLOR,
+    CANDIDATE_COLOR,
+    ZONE_COLOR,
+    LIVING_ZONE_COLOR,
+    ANCHOR_COLOR,
+)
+
+T = TypeVar("T")
+
+
+class _Pivot(msgspec.Struct, frozen=True):
+    pivot_time: int
+    direction: Literal["resistance", "support"]
+    visible_time: int
+    window: int
+
+
+class _Pen(msgspec.Struct, frozen=True):
+    start_time: int
+    end_time: int
+    start_price: float
+    end_price: float
+
+
+class _Zone(msgspec.Struct, frozen=True):
+    start_time: int
+    end_time: int
+    zg: float
+    zd: float
+
+
+class _Anchor(msgspec.Struct, frozen=True):
+    start_time: int
+    end_time: int
+    direction: Literal[1, -1]
+
+
+class _Switch(msgspec.Struct, frozen=True):
+    switch_time: int
+    reason: str
+    new_anchor: _Anchor
+
+
+class PivotOverlay:
+    """Circles: major pivots as they are confirmed, minor ones of the head."""
+
+    name = "pivot"
+    version = 1
+    depends_on = ("pivot",)
+    features = ("pivot.major", "pivot.minor")
+
+    def draw(self, factor: str, event: Event) -> Sequence[Drawing]:
+        """A major pivot, stored."""
+        return [_pivot("pivot.major", _read(event, _Pivot), size=1.0)]
+
+    def render(self, view: View) -> Sequence[Drawing]:
+        """The minor pivots of the head."""
+        minor = _all(view.head("pivot").get("minor"), _Pivot)
+        return [_pivot("pivot.minor", pivot, size=0.5) for pivot in minor]
+
+
+class PenOverlay:
+    """One line through the confirmed pens of the window, and what may become of it."""
+
+    name = "pen"
+    version = 1
+    depends_on = ("pen",)
+    features = ("pen.confirmed", "pen.extending", "pen.candidate")
+
+    def draw(self, factor: str, event: Event) -> Sequence[Drawing]:
+        """Nothing: a pen alone is a piece of the line that `render` makes."""
+        return ()
+
+    def render(self, view: View) -> Sequence[Drawing]:
+        """The confirmed line; the extending pen and the candidate, dashed."""
+        drawings: list[Drawing] = []
+        pens = [pen for pen in _all(view.events_of("pen"), _Pen) if pen.end_time >= view.start_time]
+        if pens:
+            corners = [Point(pens[0].start_time, pens[0].start_price)]
+            corners += [Point(pen.end_time, pen.end_price) for pen in pens]
+            drawings.append(_line("pen.confirmed", view, corners, PEN_COLOR, width=2))
+        for key, color in (("extending", PEN_COLOR), ("candidate", CANDIDATE_COLOR)):
+            for pen in _all(view.head("pen").get(key), _Pen):
+                corners = [Point(pen.start_time, pen.start_price), Point(pen.end_time, pen.end_price)]
+                drawings.append(_line(f"pen.{key}", view, corners, color, width=2, style="dashed"))
+        return drawings
+
+
+class ZhongshuOverlay:
+    """Zones as closed rectangles: dead ones stored, the living one with the head."""
+
+    name = "zhongshu"
+    version = 1
+    depends_on = ("zhongshu",)
+    features = ("zhongshu.dead", "zhongshu.alive")
+
+    def draw(self, factor: str, event: Event) -> Sequence[Drawing]:
+        """A zone that has died, stored."""
+        zone = _read(event, _Zone)
+        visible_time = _read(event["visible_time"], int)
+        shape = Polyline("zhongshu.dead", _rectangle(zone), ZONE_COLOR, line_width=1)
+        return [Drawing(f"zhongshu.dead:{zone.start_time}", visible_time, shape)]
+
+    def render(self, view: View) -> Sequence[Drawing]:
+        """The living zone, none or one."""
+        alive = _all(view.head("zhongshu").get("alive"), _Zone)
+        return [_line("zhongshu.alive", view, _rectangle(zone), LIVING_ZONE_COLOR, width=2) for zone in alive[-1:]]
+
+
+class AnchorOverlay:
+    """The pen that the anchor points at, those it pointed at before, and an arrow at each switch."""
+
+    name = "anchor"
+    version = 1
+    depends_on = ("anchor", "pen")
+    features = ("anchor.current", "anchor.history", "anchor.switch")
+
+    def draw(self, factor: str, event: Event) -> Sequence[Drawing]:
+        """A switch, stored. Its anchor's line needs prices, which are not in the event: `render` draws that."""
+        if factor != "anchor":
+            return ()
+        switch = _read(event, _Switch)
+        up = switch.new_anchor.direction == 1
+        arrow = Marker(
+            "anchor.switch",
+            switch.switch_time,
+            "belowBar" if up else "aboveBar",
+            ANCHOR_COLOR,
+            "arrowUp" if up else "arrowDown",
+            switch.reason.replace("_", " "),
+        )
+        name = f"anchor.switch:{switch.switch_time}:{switch.new_anchor.direction}:{switch.reason}"
+        return [Drawing(name, switch.switch_time, arrow)]
+
+    def render(self, view: View) -> Sequence[Drawing]:
+        """The anchors of the window's switches as they were then, and the present one as it is now."""
+        prices = _Prices(view)
+        drawings: list[Drawing] = []
+        for switch in _all(view.events_of("anchor"), _Switch):
+            corners = prices.line(switch.new_anchor)
+            if corners:
+                shape = Polyline("anchor.history", corners, ANCHOR_COLOR, line_width=1, line_style="dotted")
+                drawings.append(Drawing(f"anchor.history:{switch.switch_time}", switch.switch_time, shape))
+        for anchor in _all(view.head("anchor").get("current_anchor_ref"), _Anchor):
+            corners = prices.line(anchor)
+            if corners:
+                drawings.append(_line("anchor.current", view, corners, ANCHOR_COLOR, width=3))
+        return drawings
+
+
+class _Prices:
+    """What the ends of a pen are worth: by the window's candles, or by a pen that reaches into the window."""
+
+    def __init__(self, view: View) -> None:
+        self._candles = view.candles
+        self._starts = {pen.start_time: pen.start_price for pen in _all(view.events_of("pen"), _Pen)}
+
+    def line(self, anchor: _Anchor) -> tuple[Point, ...]:
+        """From the anchor's start to its end; empty when an end lies where nothing is known."""
+        up = anchor.direction == 1
+        start = self._extreme(anchor.start_time, high=not up)
+        if start is None:
+            start = self._starts.get(anchor.start_time)
+        end = self._extreme(anchor.end_time, high=up)
+        if start is None or end is None:
+            return ()
+        return Point(anchor.start_time, start), Point(anchor.end_time, end)
+
+    def _extreme(self, time: int, *, high: bool) -> float | None:
+        index = bisect_left(self._candles, time, key=lambda candle: candle.time)
+        if index == len(self._candles) or self._candles[index].time != time:
+            return None
+        return self._candles[index].high if high else self._candles[index].low
+
+
+def _pivot(feature: str, pivot: _Pivot, size: float) -> Drawing:
+    above = pivot.direction == "resistance"
+    sign = Marker(
+        feature,
+        pivot.pivot_time,
+        "aboveBar" if above else "belowBar",
+        RESISTANCE_COLOR if above else SUPPORT_COLOR,
+        "circle",
+        size=size,
+    )
+    return Drawing(f"{feature}:{pivot.pivot_time}:{pivot.direction}:{pivot.window}", pivot.visible_time, sign)
+
+
+def _line(
+    feature: str,
+    view: View,
+    points: Iterable[Point],
+    color: str,
+    width: int,
+    style: Literal["solid", "dashed", "dotted"] | UnsetType = UNSET,
+) -> Drawing:
+    """The one drawing of a feature that is made at read: it is what can be said at the window's end."""
+    return Drawing(feature, view.at_time, Polyline(feature, tuple(points), color, line_width=width, line_style=style))
+
+
+def _rectangle(zone: _Zone) -> tuple[Point, ...]:
+    corners = (
+        Point(zone.start_time, zone.zg),
+        Point(zone.end_time, zone.zg),
+        Point(zone.end_time, zone.zd),
+        Point(zone.start_time, zone.zd),
+    )
+    return (*corners, corners[0])
+
+
+def _read(value: object, kind: type[T]) -> T:
+    """The value as that type. Raises `msgspec.ValidationError`, which says what is missing or wrong."""
+    return msgspec.convert(value, kind)
+
+
+def _all(value: object, kind: type[T]) -> list[T]:
+    """One, many or none: a head says null or leaves the key out when there is nothing."""
+    if value is None:
+        return []
+    if isinstance(value, Sequence):
+        return [_read(one, kind) for one in value]
+    return [_read(value, kind)]
