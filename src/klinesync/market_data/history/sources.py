@@ -6,13 +6,53 @@ in the log, and so is a bad row.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Protocol
 
-from klinesync.core.candle import Candle
+import aiohttp
+
+from klinesync import __version__
+from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import DAY_S
+from klinesync.market_data.history import rows
+from klinesync.market_data.history.files import MAX_CHECKSUM_BYTES, BadFile, batches, check_sha256, verify_checksum
+from klinesync.market_data.history.names import (
+    ARCHIVE_EXCHANGE,
+    CHECKSUM,
+    FREQTRADE_ENDINGS,
+    ArchiveFile,
+    freqtrade_path,
+    months,
+)
+from klinesync.runtime.log_limit import LogLimit
+
+log = logging.getLogger(__name__)
+
+# Candles in a page: two days of minutes and more, and some milliseconds of the writer's time.
+PAGE_CANDLES = 4000
+# About one file the same trouble is logged this often at most.
+LOG_EVERY_S = 600.0
+# For how long a file that cannot be used is left alone: archives are issued anew now and then.
+QUARANTINE_S = 6 * 3600.0
+# So many such files are remembered; of more, the oldest are tried again.
+MAX_QUARANTINED = 1000
+# From so much of a month on, its file is worth fetching; less comes from daily files.
+MONTHLY_FROM_S = 3 * DAY_S
+# A month of one-second candles has less than a fifth of it.
+MAX_ZIP_BYTES = 512 << 20
+CHUNK_BYTES = 1 << 20
+CONNECT_TIMEOUT_S = 10.0
+# Between two pieces of an answer; a file as a whole may take as long as it takes.
+READ_TIMEOUT_S = 30.0
 
 
 class HistoryFiles(Protocol):
@@ -20,29 +60,276 @@ class HistoryFiles(Protocol):
 
     def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
         """The sound candles that open in `span`, strictly ascending, in pages that are never empty. Nothing at all
-        where there is no file. Raises `UpstreamError` when a server does not answer; blocking work is in a thread."""
+        where there is no file. Raises `UpstreamError` when a server does not answer; blocking work is in a thread.
+
+        Whether a candle lies in the future is not judged: the caller's span ends before that.
+        """
         ...
 
 
 class FreqtradeFiles:
-    """The data folder of freqtrade for one exchange: spot files in it, futures files in `futures` below."""
+    """The data folder of freqtrade: that of one `exchange` itself, or one with a folder for each exchange."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, exchange: str = ARCHIVE_EXCHANGE) -> None:
         self._folder = folder
+        self._exchange = exchange
+        self._logged = LogLimit(LOG_EVERY_S)
 
     async def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
-        """See `HistoryFiles`."""
-        raise NotImplementedError
-        yield []
+        """See `HistoryFiles`. Of several formats the first counts that is there: feather, parquet, JSON."""
+        path = await asyncio.to_thread(self._find, series)
+        if path is None:
+            return
+        reading = _Reading(path, series, span)
+        try:
+            async with aclosing(reading.pages()) as pages:
+                async for page in pages:
+                    yield page
+        except BadFile as error:
+            _warn(self._logged, error.path, str(error))
+        reading.tell(self._logged)
+
+    def _find(self, series: SeriesId) -> Path | None:
+        folders = [self._folder / series.exchange]
+        if series.exchange == self._exchange:
+            folders.append(self._folder)
+        places = (folder / freqtrade_path(series, ending) for folder in folders for ending in FREQTRADE_ENDINGS)
+        return next((path for path in places if path.is_file()), None)
 
 
 class ExchangeArchive:
-    """An exchange's archive: a folder or an `http://` address below which `data/spot/monthly/klines/…` lies."""
+    """An exchange's archive: a folder or an `http://` address below which `data/spot/monthly/klines/…` lies.
 
-    def __init__(self, location: Path | str) -> None:
-        self._location = location
+    A file counts only with its checksum. One that is truncated, or is not what its checksum says, is left alone for
+    `QUARANTINE_S`; a month's days are tried in its place.
+    """
+
+    def __init__(self, location: Path | str, exchange: str = ARCHIVE_EXCHANGE) -> None:
+        self._location = location if isinstance(location, Path) else location.rstrip("/")
+        self._exchange = exchange
+        self._quarantined: dict[str, tuple[str, float]] = {}  # why, and until when (monotonic)
+        self._logged = LogLimit(LOG_EVERY_S)
+
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """The files that are left alone, from `data/` on, and why."""
+        return {path: why for path, (why, until_s) in self._quarantined.items() if time.monotonic() < until_s}
 
     async def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
-        """See `HistoryFiles`. Monthly files where they exist, else daily ones; only of the exchange whose it is."""
-        raise NotImplementedError
-        yield []
+        """See `HistoryFiles`. Monthly files where they exist and most of the month is wanted, else daily ones."""
+        if series.exchange != self._exchange or span.start >= span.end:
+            return
+        async with _shelf(self._location) as shelf, aclosing(self._files(shelf, series, span)) as found:
+            async for file, path in found:
+                reading = _Reading(path, series, Span(max(span.start, file.span.start), min(span.end, file.span.end)))
+                try:
+                    async with aclosing(reading.pages()) as pages:
+                        async for page in pages:
+                            yield page
+                except BadFile as error:
+                    self._quarantine(file, error)
+                reading.tell(self._logged)
+
+    async def _files(
+        self, shelf: _Shelf, series: SeriesId, span: Span
+    ) -> AsyncGenerator[tuple[ArchiveFile, Path], None]:
+        """The files that cover `span`, ascending, each checked; one lies there until the next is asked for."""
+        for month in months(series, span):
+            wanted = Span(max(span.start, month.span.start), min(span.end, month.span.end))
+            if wanted.end - wanted.start >= min(MONTHLY_FROM_S, month.span.end - month.span.start):
+                path = await self._get(shelf, month)
+                if path is not None:
+                    yield month, path
+                    continue
+            days = [day for day in month.days() if day.span.start < wanted.end and wanted.start < day.span.end]
+            if not await shelf.worth_a_look(days):
+                continue
+            for day in days:
+                path = await self._get(shelf, day)
+                if path is not None:
+                    yield day, path
+
+    async def _get(self, shelf: _Shelf, file: ArchiveFile) -> Path | None:
+        if file.path in self.quarantined:
+            return None
+        try:
+            return await shelf.get(file)
+        except BadFile as error:
+            self._quarantine(file, error)
+            return None
+
+    def _quarantine(self, file: ArchiveFile, error: BadFile) -> None:
+        self._quarantined.pop(file.path, None)
+        if len(self._quarantined) >= MAX_QUARANTINED:
+            del self._quarantined[next(iter(self._quarantined))]
+        self._quarantined[file.path] = error.reason, time.monotonic() + QUARANTINE_S
+        _warn(self._logged, file.path, f"archive file {file.path} is left out: {error.reason}")
+
+
+class _Shelf(Protocol):
+    """Where an archive's files are taken from."""
+
+    async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
+        """Whether to ask for each of a month's days. Raises `UpstreamError`."""
+        ...
+
+    async def get(self, file: ArchiveFile) -> Path | None:
+        """The file, which is what its checksum says; None when it is not there. It may be gone when the next one is
+        asked for. Raises `BadFile`, `UpstreamError`."""
+        ...
+
+    async def __aenter__(self) -> _Shelf: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+def _shelf(location: Path | str) -> _Shelf:
+    return _Folder(location) if isinstance(location, Path) else _Server(location)
+
+
+class _Folder:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
+        return True
+
+    async def get(self, file: ArchiveFile) -> Path | None:
+        path = self._folder / file.path
+        if not await asyncio.to_thread(path.is_file):
+            return None
+        if not await asyncio.to_thread(verify_checksum, path):
+            raise BadFile(path, f"no {CHECKSUM} file lies beside it")
+        return path
+
+    async def __aenter__(self) -> _Folder:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+
+class _Server:
+    """Files come one at a time, into a temporary folder."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stack = AsyncExitStack()
+        self._checksums: dict[str, bytes | None] = {}  # of the days that were looked for ahead
+
+    async def __aenter__(self) -> _Server:
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        headers = {"User-Agent": f"klinesync/{__version__}"}
+        self._session = await self._stack.enter_async_context(
+            aiohttp.ClientSession(timeout=timeout, headers=headers, auto_decompress=False)
+        )
+        self._place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="klinesync-archive-")))
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
+        # Where the first, the middle and the last day are all missing the symbol was not listed, as a rule. Years of
+        # that must not cost thirty requests a month.
+        probes = {0, len(days) // 2, len(days) - 1}
+        if len(days) <= len(probes):
+            return True
+        for at in sorted(probes):
+            self._checksums[days[at].path] = await self._checksum(days[at])
+        return any(self._checksums[days[at].path] is not None for at in probes)
+
+    async def get(self, file: ArchiveFile) -> Path | None:
+        checksum = self._checksums.pop(file.path) if file.path in self._checksums else await self._checksum(file)
+        path = self._place / "candles.zip"
+        if checksum is None or not await self._fetch(file.path, path, MAX_ZIP_BYTES):
+            return None
+        try:
+            await asyncio.to_thread(check_sha256, path, checksum)
+        except BadFile as error:
+            raise BadFile(file.path, error.reason) from None
+        return path
+
+    async def _checksum(self, file: ArchiveFile) -> bytes | None:
+        path = self._place / "checksum"
+        if not await self._fetch(file.path + CHECKSUM, path, MAX_CHECKSUM_BYTES):
+            return None
+        return await asyncio.to_thread(path.read_bytes)
+
+    async def _fetch(self, name: str, path: Path, most: int) -> bool:
+        """Download a file to `path`; False when there is none. Raises `BadFile`, `UpstreamError`."""
+        url = f"{self._url}/{name}"
+        try:
+            async with self._session.get(url, allow_redirects=False) as answer:
+                if answer.status == 404:
+                    return False
+                if answer.status != 200:
+                    retry = answer.headers.get("Retry-After", "")
+                    raise UpstreamError(
+                        f"the archive answered {answer.status} for {url}",
+                        answer.status,
+                        float(retry) if retry.isdecimal() else None,
+                    )
+                size = 0
+                with await asyncio.to_thread(path.open, "wb") as target:
+                    async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+                        size += len(chunk)
+                        if size > most:
+                            raise BadFile(name, f"it is larger than {most} bytes")
+                        await asyncio.to_thread(target.write, chunk)
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamError(f"the archive does not send {url}: {str(error) or type(error).__name__}") from error
+        return True
+
+
+class _Reading:
+    """One file's rows within a span."""
+
+    def __init__(self, path: Path, series: SeriesId, span: Span) -> None:
+        self._path = path
+        self._span = span
+        self._series = series
+        self._judge = rows.Judge(series.timeframe, MAX_TIME)
+
+    def _candles(self) -> Generator[list[Candle], None, None]:
+        for page in rows.pages(self._sound(), PAGE_CANDLES):
+            yield page.candles()
+
+    def _sound(self) -> Generator[rows.Columns, None, None]:
+        for batch in batches(self._path, self._judge.broken):
+            sound = self._judge.sound(batch)
+            part = rows.within(sound, self._span)
+            if len(part):
+                yield part
+            if len(sound) and sound.time[-1] >= self._span.end:
+                return
+
+    async def pages(self) -> AsyncGenerator[list[Candle], None]:
+        """Its candles, read in a thread. Raises `BadFile`."""
+        candles = self._candles()
+        step: asyncio.Task[list[Candle] | None] | None = None
+        try:
+            while True:
+                step = asyncio.create_task(asyncio.to_thread(next, candles, None), name=f"reading {self._path.name}")
+                page = await asyncio.shield(step)
+                if page is None:
+                    return
+                yield page
+        finally:
+            if step is not None and not step.done():
+                await asyncio.wait([step])  # a generator that runs cannot be closed
+            candles.close()
+
+    def tell(self, logged: LogLimit) -> None:
+        """Log what was left out."""
+        if self._judge.bad:
+            _warn(
+                logged,
+                self._path,
+                f"{self._path}: {self._judge.bad} bad rows of {self._series} are left out; {self._judge.told[0]}",
+            )
+
+
+def _warn(logged: LogLimit, what: Path | str, sentence: str) -> None:
+    if logged.allow(str(what), time.monotonic()) is not None:
+        log.warning("%s", sentence)

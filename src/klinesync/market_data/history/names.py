@@ -1,0 +1,133 @@
+"""Names of history files: which series a file holds, and where a series' files lie. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import PurePath
+
+from klinesync.core.errors import Rejected
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import DAY_S
+
+FREQTRADE_ENDINGS = (".feather", ".parquet", ".json", ".json.gz")
+ARCHIVE_EXCHANGE = "binance"
+CHECKSUM = ".CHECKSUM"
+
+_FREQTRADE = re.compile(
+    r"(?P<base>[^_-]+)_(?P<quote>[^_-]+)(?:_(?P<settle>[^_-]+))?-(?P<timeframe>\d+(?:Mo|[mhdw]))(?P<futures>-futures)?"
+    r"(?:\.feather|\.parquet|\.json|\.json\.gz)"
+)
+_ARCHIVE = re.compile(
+    r"(?P<symbol>[^\W_]+)-(?P<timeframe>\d+(?:mo|[mhdw]))-(?P<year>\d{4})-(?P<month>\d\d)(?:-(?P<day>\d\d))?\.zip"
+)
+# The months' names: ours, freqtrade's, the archive's.
+_MONTH, _FREQTRADE_MONTH, _ARCHIVE_MONTH = "1M", "1Mo", "1mo"
+# Of an archive's symbol (`BTCUSDT`) the end that is one of these is the quote asset; the first that fits counts.
+_QUOTES = (
+    "USDT", "USDC", "FDUSD", "BUSD", "TUSD", "USDP", "USDS", "USD1", "USDE", "PAX", "DAI", "UST",
+    "BTC", "ETH", "BNB", "TRX", "XRP", "DOGE", "SOL", "DOT", "VAI", "EURI",
+    "TRY", "EUR", "GBP", "AUD", "BRL", "RUB", "UAH", "NGN", "ZAR", "PLN", "RON", "ARS", "JPY", "MXN", "COP", "CZK",
+    "IDRT", "BIDR", "BKRW", "BVND",
+)  # fmt: skip
+
+
+def freqtrade_series(name: str, exchange: str) -> SeriesId | None:
+    """The series of a freqtrade file of that name (`BTC_USDT-1m.feather`); None when it is no candle file's name."""
+    match = _FREQTRADE.fullmatch(name)
+    if match is None or bool(match["settle"]) != bool(match["futures"]):
+        return None
+    market = "futures" if match["futures"] else "spot"
+    settle = f":{match['settle']}" if match["settle"] else ""
+    return _series(exchange, market, f"{match['base']}/{match['quote']}{settle}", match["timeframe"])
+
+
+def freqtrade_path(series: SeriesId, ending: str) -> PurePath:
+    """Where freqtrade keeps the series, below its folder for the exchange. `ending`: `.feather` …"""
+    pair = series.symbol
+    if series.market == "futures" and ":" not in pair:
+        pair = f"{pair}:{pair.split('/')[1]}"
+    stem = re.sub(r"[/ .@$+:]", "_", pair)
+    timeframe = _FREQTRADE_MONTH if series.timeframe.code == _MONTH else series.timeframe.code
+    if series.market == "futures":
+        return PurePath("futures", f"{stem}-{timeframe}-futures{ending}")
+    return PurePath(f"{stem}-{timeframe}{ending}")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFile:
+    """One zip of an archive: the candles of a month, or of one of its days when `day` is set."""
+
+    series: SeriesId
+    first: date
+    daily: bool
+
+    @property
+    def span(self) -> Span:
+        """The time that it covers, in UTC seconds."""
+        return Span(_midnight(self.first), _midnight(self.first + timedelta(1) if self.daily else _next(self.first)))
+
+    @property
+    def path(self) -> str:
+        """Where it lies in the archive, from `data/` on."""
+        series = self.series
+        market = "futures/um" if series.market == "futures" else "spot"
+        symbol = series.symbol.split(":")[0].replace("/", "")
+        timeframe = _ARCHIVE_MONTH if series.timeframe.code == _MONTH else series.timeframe.code
+        day = self.first.strftime("%Y-%m-%d" if self.daily else "%Y-%m")
+        kind = "daily" if self.daily else "monthly"
+        return f"data/{market}/{kind}/klines/{symbol}/{timeframe}/{symbol}-{timeframe}-{day}.zip"
+
+    def days(self) -> Iterator[ArchiveFile]:
+        """The daily files of a month."""
+        day = self.first
+        while day < _next(self.first):
+            yield ArchiveFile(self.series, day, daily=True)
+            day += timedelta(1)
+
+
+def months(series: SeriesId, span: Span) -> Iterator[ArchiveFile]:
+    """The monthly files that `span` touches, ascending."""
+    moment = datetime.fromtimestamp(span.start, UTC).date().replace(day=1)
+    while _midnight(moment) < span.end:
+        yield ArchiveFile(series, moment, daily=False)
+        moment = _next(moment)
+
+
+def archive_file(path: PurePath) -> ArchiveFile | None:
+    """What an archive's zip holds, by its name and, for the market, the folders that it lies in (spot when none of
+    them says `futures`); None when it is no such zip. USD-M futures only."""
+    match = _ARCHIVE.fullmatch(path.name)
+    folders = {part.lower() for part in path.parts[:-1]}
+    if match is None or "cm" in folders:
+        return None
+    quote = next((quote for quote in _QUOTES if match["symbol"].endswith(quote) and match["symbol"] != quote), None)
+    market = "futures" if folders & {"futures", "um"} else "spot"
+    if quote is None:
+        return None
+    symbol = f"{match['symbol'].removesuffix(quote)}/{quote}"
+    series = _series(ARCHIVE_EXCHANGE, market, symbol, match["timeframe"])
+    try:
+        first = date(int(match["year"]), int(match["month"]), int(match["day"] or 1))
+    except ValueError:
+        return None
+    return None if series is None else ArchiveFile(series, first, daily=match["day"] is not None)
+
+
+def _series(exchange: str, market: str, symbol: str, timeframe: str) -> SeriesId | None:
+    code = _MONTH if timeframe in (_FREQTRADE_MONTH, _ARCHIVE_MONTH) else timeframe
+    try:
+        return SeriesId.parse(f"{exchange}:{market}:{symbol}:{code}")
+    except Rejected:  # a timeframe or a symbol that we do not have
+        return None
+
+
+def _midnight(day: date) -> int:
+    return (day - date(1970, 1, 1)).days * DAY_S
+
+
+def _next(month: date) -> date:
+    return date(month.year + month.month // 12, month.month % 12 + 1, 1)
