@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
+import msgspec
+
 from klinesync.core.candle import Candle
+from klinesync.core.errors import KlinesyncError, Rejected
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 # A plain JSON object. Its `visible_time` is the time of the candle at which it became knowable: the one it is said at.
@@ -30,14 +33,14 @@ class Feature(NamedTuple):
     default_visible: bool = True
 
 
-class Seen(NamedTuple):
+class Seen(msgspec.Struct, frozen=True, gc=False):
     """What a factor sees of one that it depends on: its state after this candle, and what it said at it.
 
     The state of an indicator are its values at the candle.
     """
 
     state: object
-    events: Sequence[Event]
+    events: Sequence[Event] = ()
 
 
 Upstream: TypeAlias = Mapping[str, Seen]
@@ -143,3 +146,32 @@ class FactorSettings(NamedTuple):
     pivot_window_major: int = 50
     pivot_window_minor: int = 5
     indicators: tuple[str, ...] = ()
+
+
+class BadFactor(Rejected):
+    """A factor that stops the start: it cannot be loaded, or does not fit the others."""
+
+    code = "bad_factor"
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        super().__init__(f"factor {name}: {reason}")
+
+
+class FactorFault(KlinesyncError):
+    """A factor raised, or gave what its contract does not allow, at a candle. No state was changed."""
+
+    code = "factor_fault"
+
+    def __init__(self, factor: str, candle_time: int, error: object) -> None:
+        self.factor = factor
+        self.candle_time = candle_time
+        self.error = error
+        what = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+        super().__init__(f"factor {factor} failed at the candle at {candle_time}: {what}")
+
+
+class ForeignStates(KlinesyncError):
+    """Stored states that cannot be gone on from: other factors, versions or parameters made them, or a fault."""
+
+    code = "foreign_states"

@@ -1,0 +1,313 @@
+"""FactorGraph: factors in the order of what they depend on, advanced together over the closed candles of one series."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
+from heapq import heapify, heappop, heappush
+from itertools import repeat
+from math import isfinite
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from klinesync.core.candle import Candle
+from klinesync.factor.plugin import (
+    AnyFactor,
+    BadFactor,
+    Event,
+    FactorFault,
+    ForeignStates,
+    Json,
+    Seen,
+    Upstream,
+)
+
+# The state of each factor, by name. A value: advancing makes a new one.
+States: TypeAlias = Mapping[str, object]
+
+# Readers of events keep numbers as 64-bit floats, which hold no larger integers.
+INTEGER_MAX = 2**53
+# A state is stored with every checkpoint of every series. One that is larger than this grows with its history.
+STATE_BYTES_MAX = 1_000_000
+
+
+class Said(NamedTuple):
+    """An event and the factor that said it."""
+
+    factor: str
+    event: Event
+
+
+class FactorGraph:
+    """Factors and what they depend on. Holds no state of a series: states are passed in and handed back.
+
+    `outside` are names that factors may depend on and that somebody else computes: the indicators.
+    """
+
+    def __init__(self, factors: Iterable[AnyFactor], outside: Collection[str] = ()) -> None:
+        """Raises `BadFactor`: a name used twice, a dependency that nobody has, dependencies in a circle, a bad seed."""
+        self._factors = _ordered(list(factors), outside)
+        self._outside = frozenset(outside)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoders = {factor.name: msgspec.msgpack.Decoder(factor.type_of_state()) for factor in self._factors}
+        lines = {factor.name: _line(factor) for factor in self._factors}
+        self._fingerprint = "\n".join(lines[name] for name in sorted(lines))
+        self._digest = sha256(self._fingerprint.encode()).hexdigest()
+        self._fingerprints: dict[str, str] = {}
+        for factor in self._factors:
+            above = (self._fingerprints.get(name, name) for name in factor.depends_on)
+            self._fingerprints[factor.name] = sha256("\n".join((lines[factor.name], *above)).encode()).hexdigest()
+        self._seed: States = {factor.name: self._first(factor) for factor in self._factors}
+
+    def _first(self, factor: AnyFactor) -> object:
+        try:
+            first = factor.first()
+            if self._decoders[factor.name].decode(self._encoder.encode(first)) != first:
+                raise ValueError("its seed is another one when it was encoded and decoded")
+        except Exception as error:
+            raise BadFactor(factor.name, f"its state cannot be stored: {type(error).__name__}: {error}") from error
+        return first
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The factors: each after those that it depends on, otherwise in the order of their names."""
+        return tuple(factor.name for factor in self._factors)
+
+    @property
+    def outside(self) -> frozenset[str]:
+        """What the factors need that is not in the graph."""
+        return self._outside.intersection(name for factor in self._factors for name in factor.depends_on)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name, version, parameters and dependencies of all factors, a line each. Another one needs another ledger."""
+        return self._fingerprint
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """A digest by factor, of all that its results depend on: itself and what is above it."""
+        return self._fingerprints
+
+    def seed(self) -> States:
+        """The states before the first candle of a series."""
+        return self._seed
+
+    def advance(
+        self, states: States, candle: Candle, outside: Upstream | None = None
+    ) -> tuple[States, dict[str, list[Event]]]:
+        """The states after one more closed candle, and the events by factor: of those that said something.
+
+        `outside` has what somebody else computed at this candle. Raises `FactorFault`; `states` are as they were.
+        """
+        states, said = self.advance_many(states, (candle,), None if outside is None else (outside,))
+        events: dict[str, list[Event]] = {}
+        for factor, event in said:
+            events.setdefault(factor, []).append(event)
+        return states, events
+
+    def advance_many(
+        self, states: States, candles: Sequence[Candle], outside: Sequence[Upstream] | None = None
+    ) -> tuple[States, list[Said]]:
+        """The states after all the candles, and the events in order: by candle, and within one in the order of `names`.
+
+        The same as one by one. `outside` has one entry a candle. Raises `FactorFault` for the first candle that a
+        factor cannot take; `states` are as they were, and the candles before that one can be advanced over.
+        """
+        runs = self._runs(states)
+        said: list[Said] = []
+        beside: Iterable[Upstream] = repeat(_NOTHING, len(candles)) if outside is None else outside
+        for candle, beyond in zip(candles, beside, strict=True):
+            for run in runs:
+                try:
+                    upstream = {name: above.seen for name, above in run.above}
+                    for name in run.beyond:
+                        upstream[name] = beyond[name]
+                    state, events = run.factor.step(run.state, candle, upstream)
+                    if events:
+                        events = [_checked(event, candle.time) for event in events]
+                        said += [Said(run.name, event) for event in events]
+                    else:
+                        if state is run.state and not run.seen.events:
+                            continue
+                        events = ()
+                    if not isinstance(state, run.state_type):
+                        raise TypeError(f"its state became a {type(state).__name__}")
+                except Exception as error:
+                    raise FactorFault(run.name, candle.time, error) from error
+                run.state = state
+                run.seen = Seen(state, events)
+        return {run.name: run.state for run in runs}, said
+
+    def _runs(self, states: States) -> list[_Run]:
+        runs: dict[str, _Run] = {}
+        for factor in self._factors:
+            above = [(name, runs[name]) for name in factor.depends_on if name in runs]
+            beyond = [name for name in factor.depends_on if name not in runs]
+            runs[factor.name] = _Run(factor, states[factor.name], above, beyond)
+        return list(runs.values())
+
+    def encode(self, states: States, candle_time: int = 0) -> bytes:
+        """The states for the store, exact to the last bit. `candle_time` is that of the last candle in them.
+
+        Raises `FactorFault` for a state that msgspec cannot encode or that is larger than `STATE_BYTES_MAX`.
+        """
+        parts = {}
+        for name in self.names:
+            try:
+                part = self._encoder.encode(states[name])
+            except Exception as error:
+                raise FactorFault(name, candle_time, error) from error
+            if len(part) > STATE_BYTES_MAX:
+                raise FactorFault(name, candle_time, f"its state takes {len(part)} bytes of {STATE_BYTES_MAX}")
+            parts[name] = msgspec.Raw(part)
+        return self._encoder.encode((self._digest, parts))
+
+    def decode(self, encoded: bytes) -> States:
+        """The states that `encode` was given. Raises `ForeignStates` when another fingerprint's graph encoded them."""
+        try:
+            digest, parts = msgspec.msgpack.decode(encoded, type=tuple[str, dict[str, msgspec.Raw]])
+            if digest != self._digest:
+                raise ForeignStates("the stored states are those of other factors, versions or parameters")
+            return {name: self._decoders[name].decode(parts[name]) for name in self.names}
+        except (msgspec.MsgspecError, KeyError) as error:
+            raise ForeignStates(f"the stored states cannot be read: {error}") from error
+
+    def heads(self, states: States, candle: Candle) -> dict[str, dict[str, Json]]:
+        """Each factor's `head` after `candle`, the last one in `states`. Raises `FactorFault`."""
+        heads = {}
+        for factor in self._factors:
+            try:
+                heads[factor.name] = _plain_object(factor.head_of(states[factor.name], candle))
+            except Exception as error:
+                raise FactorFault(factor.name, candle.time, error) from error
+        return heads
+
+    def histories(self, events: Mapping[str, Sequence[Event]], at_time: int) -> dict[str, dict[str, Json]]:
+        """Each factor's `history` of its events in a window that ends at `at_time`. Raises `FactorFault`."""
+        histories = {}
+        for factor in self._factors:
+            try:
+                histories[factor.name] = _plain_object(factor.history(events.get(factor.name, ())))
+            except Exception as error:
+                raise FactorFault(factor.name, at_time, error) from error
+        return histories
+
+    def catalog(self) -> list[dict[str, Json]]:
+        """The factors and their features for people, as `GET /api/factor/catalog` answers."""
+        return [
+            {
+                "key": factor.name,
+                "label": factor.label,
+                "default_visible": any(feature.default_visible for feature in factor.features),
+                "sub_features": [feature._asdict() for feature in factor.features],
+            }
+            for factor in self._factors
+        ]
+
+    def without(self, name: str) -> FactorGraph:
+        """The graph without a factor and all that depend on it. States of this graph can be advanced by it."""
+        gone = {name}
+        for factor in self._factors:
+            if gone.intersection(factor.depends_on):
+                gone.add(factor.name)
+        return FactorGraph((factor for factor in self._factors if factor.name not in gone), self._outside)
+
+
+class _Run:
+    """A factor on its way over candles."""
+
+    __slots__ = ("above", "beyond", "factor", "name", "seen", "state", "state_type")
+
+    def __init__(self, factor: AnyFactor, state: object, above: list[tuple[str, _Run]], beyond: list[str]) -> None:
+        self.factor = factor
+        self.name = factor.name
+        self.state = state
+        self.state_type = factor.type_of_state()
+        self.seen = Seen(state)
+        self.above = above
+        self.beyond = beyond
+
+
+_NOTHING: Upstream = {}
+
+
+def _ordered(factors: Sequence[AnyFactor], outside: Collection[str]) -> list[AnyFactor]:
+    """Each after those that it depends on; otherwise by name, so that the order in which they were found is nothing."""
+    by_name: dict[str, AnyFactor] = {}
+    for factor in factors:
+        if factor.name in by_name or factor.name in outside:
+            raise BadFactor(factor.name, "two factors have this name; rename one, or uninstall what brings it")
+        by_name[factor.name] = factor
+    waiting: dict[str, set[str]] = {}
+    for factor in factors:
+        for name in factor.depends_on:
+            if name not in by_name and name not in outside:
+                known = ", ".join(sorted({*by_name, *outside}))
+                raise BadFactor(factor.name, f"it depends on {name}, which is not there; there are {known}")
+        waiting[factor.name] = {name for name in factor.depends_on if name in by_name}
+    ready = [name for name, above in waiting.items() if not above]
+    heapify(ready)
+    order = []
+    while ready:
+        name = heappop(ready)
+        order.append(by_name[name])
+        for other, above in waiting.items():
+            if name in above:
+                above.remove(name)
+                if not above:
+                    heappush(ready, other)
+    if len(order) < len(factors):
+        circle = sorted(set(by_name) - {factor.name for factor in order})
+        raise BadFactor(circle[0], f"dependencies go in a circle, among or above {', '.join(circle)}")
+    return order
+
+
+def _line(factor: AnyFactor) -> str:
+    try:
+        identity = (factor.name, factor.version, _plain_object(factor.parameters), list(factor.depends_on))
+        return msgspec.json.encode(identity, order="sorted").decode()
+    except (TypeError, ValueError) as error:
+        raise BadFactor(factor.name, f"its parameters are not plain values: {error}") from error
+
+
+def _checked(event: object, time: int) -> Event:
+    """A copy of the event. Raises `TypeError` or `ValueError` when it is not one of the candle at `time`."""
+    plain = _plain_object(event)
+    visible_time = plain.get("visible_time")
+    if type(visible_time) is not int or visible_time != time:
+        raise ValueError(f"an event said at this candle has visible_time {visible_time!r}")
+    return plain
+
+
+def _plain_object(value: object) -> dict[str, Json]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"a {type(value).__name__} is no JSON object")
+    plain: dict[str, Json] = {}
+    for key, item in value.items():
+        if type(key) is not str:
+            raise TypeError(f"{key!r} is no key of a JSON object")
+        plain[key] = _plain(item)
+    return plain
+
+
+def _plain(value: object) -> Json:
+    """A copy of a JSON value, for what a plugin keeps it may change. Raises `TypeError` or `ValueError`."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        if not isfinite(value):
+            raise ValueError(f"{value} is no JSON number")
+        return float(value)
+    if isinstance(value, int):
+        if abs(value) > INTEGER_MAX:
+            raise ValueError(f"{value} is larger than 2**53, the largest integer that all readers keep exactly")
+        return int(value)
+    if type(value) is str:
+        value.encode()
+        return value
+    if isinstance(value, Mapping):
+        return _plain_object(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    raise TypeError(f"a {type(value).__name__} is no JSON value")

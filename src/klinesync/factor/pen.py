@@ -1,0 +1,188 @@
+"""Pens (笔): the lines between major pivots of alternating direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from klinesync.core.candle import Candle
+from klinesync.factor.pivot import Pivot, PivotState
+from klinesync.factor.plugin import Event, Factor, Feature, Json, Upstream, state_of
+
+
+class Pen(msgspec.Struct, frozen=True, gc=False):
+    """A pen as events and heads say it. `direction` is that of its end: 1 to a resistance, -1 to a support."""
+
+    start_time: int
+    end_time: int
+    start_price: float
+    end_price: float
+    direction: int
+    visible_time: int
+
+    @property
+    def high(self) -> float:
+        """Its higher end."""
+        return max(self.start_price, self.end_price)
+
+    @property
+    def low(self) -> float:
+        """Its lower end."""
+        return min(self.start_price, self.end_price)
+
+    @property
+    def length(self) -> float:
+        """In price."""
+        return self.high - self.low
+
+    def said(self) -> dict[str, Json]:
+        """The event."""
+        return {
+            "start_time": self.start_time,
+            "end_time": self.end_time,
+            "start_price": self.start_price,
+            "end_price": self.end_price,
+            "direction": self.direction,
+            "visible_time": self.visible_time,
+        }
+
+
+class Mark(NamedTuple):
+    """A high or a low, and the time of its candle."""
+
+    time: int
+    price: float
+
+
+class Leg(NamedTuple):
+    """What prices did after a pivot: `end`, the extreme in one direction (`up`: the highest high), and `back`, the
+    extreme in the other one after `end`. Of equals the earlier one counts. None where there is no candle yet.
+    """
+
+    up: bool
+    end: Mark | None = None
+    back: Mark | None = None
+
+    def extended(self, time: int, high: float, low: float) -> Leg:
+        """The leg with one more candle."""
+        up, end, back = self
+        if up:
+            if end is None or high > end.price:
+                return Leg(up, Mark(time, high))
+            if back is None or low < back.price:
+                return Leg(up, end, Mark(time, low))
+        else:
+            if end is None or low < end.price:
+                return Leg(up, Mark(time, low))
+            if back is None or high > back.price:
+                return Leg(up, end, Mark(time, high))
+        return self
+
+
+class PenState(msgspec.Struct, frozen=True, gc=False):
+    """The last two effective pivots and what prices did after each.
+
+    `leg` runs from `start` (the last but one) in the direction of `turn` (the last one), `next_leg` from `turn` in the
+    other direction: it becomes the leg when the next pivot is effective, so that no candle is needed twice.
+    """
+
+    start: Pivot | None = None
+    turn: Pivot | None = None
+    leg: Leg | None = None
+    next_leg: Leg | None = None
+
+    def extending(self, time: int) -> Pen | None:
+        """From the last but one effective pivot to the extreme since then, as known at the candle at `time`."""
+        if self.start is None or self.leg is None:
+            return None
+        return _pen(Mark(self.start.pivot_time, self.start.pivot_price), self.leg.end, self.leg.up, time)
+
+    def candidate(self, time: int) -> Pen | None:
+        """From the end of `extending` to the opposite extreme after it, as known at the candle at `time`."""
+        return None if self.leg is None else _pen(self.leg.end, self.leg.back, not self.leg.up, time)
+
+
+def _pen(start: Mark | None, end: Mark | None, up: bool, time: int) -> Pen | None:
+    """None when it has no length in time or in price."""
+    if start is None or end is None or end.time == start.time or end.price == start.price:
+        return None
+    return Pen(start.time, end.time, start.price, end.price, 1 if up else -1, time)
+
+
+class PenFactor(Factor[PenState]):
+    """Confirmed pens as events; the head has the one that extends and the one that may follow it."""
+
+    name = "pen"
+    label = "Pens"
+    depends_on = ("pivot",)
+    features: Sequence[Feature] = (
+        Feature("pen.confirmed", "Confirmed pens"),
+        Feature("pen.extending", "Extending pen"),
+        Feature("pen.candidate", "Candidate pen"),
+    )
+    state_type = PenState
+
+    def seed(self) -> PenState:
+        return PenState()
+
+    def advance(self, state: PenState, candle: Candle, upstream: Upstream) -> tuple[PenState, Sequence[Event]]:
+        leg = state.leg
+        next_leg = state.next_leg
+        if next_leg is not None:
+            time, high, low = candle.time, candle.high, candle.low
+            next_leg = next_leg.extended(time, high, low)
+            if leg is not None:
+                leg = leg.extended(time, high, low)
+        pivots = upstream["pivot"].events
+        if not pivots:
+            if leg is state.leg and next_leg is state.next_leg:
+                return state, ()
+            return PenState(state.start, state.turn, leg, next_leg), ()
+
+        recent = state_of(upstream, "pivot", PivotState)
+        start, turn = state.start, state.turn
+        confirmed = []
+        for event in pivots:
+            pivot = msgspec.convert(event, Pivot)
+            if turn is not None and pivot.direction == turn.direction:
+                if not _more_extreme(pivot, turn):
+                    continue
+            else:
+                if start is not None and turn is not None:
+                    confirmed.append(_between(start, turn, candle.time).said())
+                start, leg = turn, next_leg
+            turn = pivot
+            next_leg = _leg_after(pivot, recent.after(pivot.pivot_time))
+        return PenState(start, turn, leg, next_leg), confirmed
+
+    def head(self, state: PenState, candle: Candle) -> dict[str, Json]:
+        extending = state.extending(candle.time)
+        candidate = state.candidate(candle.time)
+        return {
+            "extending": None if extending is None else extending.said(),
+            "candidate": None if candidate is None else candidate.said(),
+        }
+
+    def history(self, events: Sequence[Event]) -> dict[str, list[Json]]:
+        return {"confirmed": list(events)}
+
+
+def _more_extreme(pivot: Pivot, other: Pivot) -> bool:
+    if pivot.direction == "resistance":
+        return pivot.pivot_price > other.pivot_price
+    return pivot.pivot_price < other.pivot_price
+
+
+def _between(start: Pivot, end: Pivot, time: int) -> Pen:
+    direction = 1 if end.direction == "resistance" else -1
+    return Pen(start.pivot_time, end.pivot_time, start.pivot_price, end.pivot_price, direction, time)
+
+
+def _leg_after(pivot: Pivot, candles: Iterable[tuple[int, float, float]]) -> Leg:
+    """What prices did after a pivot, in the direction of the next one. All candles after it are still kept."""
+    leg = Leg(up=pivot.direction == "support")
+    for time, high, low in candles:
+        leg = leg.extended(time, high, low)
+    return leg
