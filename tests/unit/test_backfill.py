@@ -13,12 +13,12 @@ import pytest
 
 from klinesync.core import gaps
 from klinesync.core.candle import Candle
-from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.errors import BadCandle, StoreError, UpstreamError
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.engine import FactorEngine
 from klinesync.market_data import backfill, heal_queue
-from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill import BackfillProgress, BackfillService, Shelf
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
@@ -85,7 +85,7 @@ class Exchange:
 class World:
     """A store, what writes to it, and the healing beside it. `fail`: writes do."""
 
-    def __init__(self, database: InThreadSqliteDatabase, exchange: Exchange) -> None:
+    def __init__(self, database: InThreadSqliteDatabase, exchange: Exchange, shelves: Sequence[Shelf] = ()) -> None:
         self.database = database
         self.exchange = exchange
         self.board = BackfillBoard(lambda: 1_700_000_000.0)
@@ -98,6 +98,8 @@ class World:
             pipeline=self.pipeline,
             database=database,
             watch=self.board.watch(),
+            deep_watch=self.board.watch(),
+            shelves=shelves,
             rng=random.Random(1),
         )
 
@@ -123,12 +125,14 @@ class World:
 
 
 @asynccontextmanager
-async def world_on(path: Path, exchange: Exchange, fail: Callable[[], None] | None = None) -> AsyncIterator[World]:
+async def world_on(
+    path: Path, exchange: Exchange, fail: Callable[[], None] | None = None, shelves: Sequence[Shelf] = ()
+) -> AsyncIterator[World]:
     async def pause() -> None:
         await asyncio.sleep(0)
 
     async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
-        world = World(database, exchange)
+        world = World(database, exchange, shelves)
         tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.healing.run())]
         try:
             yield world
@@ -441,3 +445,304 @@ async def test_older_history_that_is_broken_off_leaves_no_hole(tmp_path: Path) -
         assert await world.ledger(BTC) == []
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(36, 70))
+
+
+# --- explicit backfills
+
+
+async def test_what_is_asked_for_at_length_comes_oldest_part_first_and_its_rest_is_declared_as_being_healed(
+    tmp_path: Path,
+) -> None:
+    exchange = Exchange(range(100))
+    seen: list[BackfillProgress] = []
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, range(90, 95))
+        asked = asyncio.create_task(world.healing.backfill(BTC, span(5, 90), seen.append))
+        await world.until(lambda: any(one.missing < 80 for one in seen))
+        report = world.board.report(BTC, 0)
+        assert (report.state, report.reason) == ("running", "backfill")
+        (hole,) = await world.ledger(BTC)
+        assert (hole.state, hole.end) == (GapState.HEALING, 60 * 90)
+        over = await asked
+        assert await world.minutes(BTC) == list(range(5, 95))
+        assert await world.ledger(BTC) == []
+        report = world.board.report(BTC, 120)
+        assert (report.state, report.progress_pct) == ("succeeded", 100.0)
+    assert (over.total, over.missing, over.trouble) == (85, 0, None)
+    assert over.candles >= 85
+    missing = [one.missing for one in seen]
+    assert missing == sorted(missing, reverse=True)
+    # From the first one on to the stored one behind it; each piece joins the one before.
+    starts = [start for _, start, _ in exchange.asked]
+    assert starts == sorted(starts)
+    assert exchange.asked[0] == (BTC, 5, 90)
+    assert exchange.urgencies == {Urgency.DEEP}
+
+
+async def test_a_backfill_that_was_broken_off_goes_on_after_a_restart_where_it_was(tmp_path: Path) -> None:
+    exchange = Exchange(range(200))
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, range(190, 195))
+        seen: list[BackfillProgress] = []
+        asked = asyncio.create_task(world.healing.backfill(BTC, span(0, 190), seen.append))
+        await world.until(lambda: any(one.missing < 150 for one in seen))
+        exchange.open.clear()
+        asked.cancel()
+        await asyncio.wait([asked])
+    exchange.open.set()
+    exchange.asked.clear()
+    async with world_on(tmp_path, exchange) as world:
+        before = len(await world.minutes(BTC))
+        assert 40 < before < 195
+        await world.until(lambda: bool(exchange.asked))
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(195))
+        assert exchange.asked[0][1] >= 40, "what is stored is not read again"
+        assert world.board.report(BTC, 120).state == "succeeded"
+
+
+async def test_a_series_of_which_nothing_is_stored_is_backfilled_up_to_what_the_exchange_has(tmp_path: Path) -> None:
+    exchange = Exchange(range(7, 80))
+    async with world_on(tmp_path, exchange) as world:
+        over = await world.healing.backfill(BTC, span(0, 100))
+        assert await world.minutes(BTC) == list(range(7, 80))
+        assert await world.ledger(BTC) == []
+        assert (over.total, over.missing, over.trouble) == (100, 27, None)
+        exchange.minutes |= set(range(80, 120))
+        over = await world.healing.backfill(BTC, span(50, 110))
+        assert await world.minutes(BTC) == list(range(7, 110))
+        assert (over.total, over.missing) == (30, 0)
+        exchange.asked.clear()
+        assert (await world.healing.backfill(BTC, span(7, 110))).total == 0
+        assert exchange.asked == []
+
+
+async def test_holes_and_outages_are_backfilled_from_the_oldest_on(tmp_path: Path) -> None:
+    outage = set(range(55, 100))  # longer than a piece
+    exchange = Exchange(set(range(200)) - outage)
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [*range(10, 20), *range(50, 52), *range(150, 160)])
+        over = await world.healing.backfill(BTC, span(0, 160))
+        assert await world.minutes(BTC) == sorted(set(range(160)) - outage)
+        (hole,) = await world.ledger(BTC)
+        assert (hole.span, hole.state) == (span(55, 100), GapState.CONFIRMED_EMPTY)
+        assert over.missing == 0
+        starts = [start for _, start, _ in exchange.asked]
+        assert starts == sorted(starts)
+
+
+async def test_overlapping_backfills_are_read_once_and_each_is_told_of_its_own(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    exchange.open.clear()
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, range(90, 95))
+        asks = [
+            asyncio.create_task(world.healing.backfill(BTC, span(first, 90)))
+            for first in (60, 70, 60, 50)
+            for _ in "12"
+        ]
+        await world.until(lambda: bool(exchange.asked))
+        exchange.open.set()
+        overs = await asyncio.gather(*asks)
+        assert [over.total for over in overs] == [30, 30, 20, 20, 30, 30, 40, 40]
+        assert all(over.missing == 0 for over in overs)
+        assert await world.minutes(BTC) == list(range(50, 95))
+    rows = [minute for _, start, until in exchange.asked for minute in range(start, until + 1)]
+    assert len(rows) <= 90, "the whole of it about once"
+
+
+async def test_what_the_exchange_hides_again_and_again_is_reported_as_missing_and_is_not_being_healed_any_more(
+    tmp_path: Path,
+) -> None:
+    exchange = Exchange({*range(10), *range(15, 30)})
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [*range(10), *range(15, 30)])
+        exchange.minutes -= {9, 15}
+        over = await world.healing.backfill(BTC, span(0, 30))
+        assert (over.total, over.missing) == (5, 5)
+        assert over.trouble is not None
+        assert "neither brings 5 candles" in over.trouble
+        assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN]
+        assert len(exchange.asked) == heal_queue.PATIENCE
+        assert world.board.report(BTC, 120).state == "failed"
+
+
+async def test_a_ban_in_the_middle_of_a_backfill_is_waited_out(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, range(90, 95))
+
+        def ban(progress: BackfillProgress) -> None:
+            if progress.missing < 60 and not banned:
+                banned.append(progress)
+                exchange.trouble = [UpstreamError("banned", 418, retry_after_s=0.05)] * 2
+
+        banned: list[BackfillProgress] = []
+        over = await world.healing.backfill(BTC, span(0, 90), ban)
+        assert banned
+        assert (over.missing, over.trouble) == (0, None)
+        assert await world.minutes(BTC) == list(range(95))
+
+
+async def test_live_candles_that_arrive_meanwhile_are_written_and_nothing_is_lost(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, range(90, 95))
+        lives = iter(range(95, 120))
+
+        def live(_: BackfillProgress) -> None:
+            if (minute := next(lives, None)) is not None:
+                written = world.pipeline.offer(BTC, [candle(minute)])
+                assert written is not None
+
+        await world.healing.backfill(BTC, span(0, 90), live)
+        async with asyncio.timeout(TIMEOUT_S):
+            while (minutes := await world.minutes(BTC))[-1] < next(lives, 120) - 1:
+                await asyncio.sleep(0.001)
+        assert minutes == list(range(minutes[-1] + 1))
+        assert minutes[-1] > 95
+        assert await world.ledger(BTC) == []
+
+
+async def test_a_store_that_cannot_be_written_ends_a_backfill_with_its_error(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    full = False
+
+    def fail() -> None:
+        if full:
+            raise apsw.FullError("database or disk is full")
+
+    def fill(_: BackfillProgress) -> None:
+        nonlocal full
+        full = True
+
+    async with world_on(tmp_path, exchange, fail) as world:
+        await world.write(BTC, range(90, 95))
+        with pytest.raises(StoreError, match="full"):
+            await world.healing.backfill(BTC, span(0, 90), fill)
+        full = False
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(95)), "it goes on all the same"
+
+
+# --- files
+
+
+class Files:
+    """Files that have the minutes that they are given, and note what they are asked for."""
+
+    def __init__(self, minutes: Iterable[int], trouble: Exception | None = None) -> None:
+        self.minutes = set(minutes)
+        self.trouble = trouble
+        self.asked: list[tuple[int, int]] = []
+
+    async def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
+        self.asked.append((span.start // 60, span.end // 60))
+        rows = [minute for minute in sorted(self.minutes) if span.start <= 60 * minute < span.end]
+        for first in range(0, len(rows), PAGE):
+            await asyncio.sleep(0)
+            yield [candle(minute) for minute in rows[first : first + PAGE]]
+            if self.trouble is not None:
+                raise self.trouble
+
+
+async def test_files_then_the_archive_then_the_exchange_are_each_asked_only_for_what_is_missing_still(
+    tmp_path: Path,
+) -> None:
+    exchange = Exchange(range(300))
+    files, archive = Files(range(150, 180)), Files([*range(20, 150), *range(210, 230)])
+    shelves = [Shelf("freqtrade", files, gap_most=10), Shelf("archive", archive, least_candles=100)]
+    async with world_on(tmp_path, exchange, shelves=shelves) as world:
+        await world.write(BTC, range(250, 260))
+        over = await world.healing.backfill(BTC, span(0, 250))
+        assert over.missing == 0
+        assert await world.minutes(BTC) == list(range(260))
+        assert files.asked == [(0, 250)]
+        assert archive.asked == [(0, 150)], "180 to 250 is too short for it"
+        rest = {minute for _, start, until in exchange.asked for minute in range(start, until + 1)}
+        assert not rest & set(range(40, 140)), "what the files brought"
+        assert dict(world.pipeline.written) == {"http": 10, "freqtrade": 30, "archive": 130, "rest": 90}
+
+
+async def test_a_gap_takes_only_so_many_candles_from_freqtrades_files_and_once(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    files = Files([*range(40, 60), 61])
+    async with world_on(tmp_path, exchange, shelves=[Shelf("freqtrade", files, gap_most=15)]) as world:
+        await world.write(BTC, [*range(10), 80])
+        world.healing.request_declared(BTC)
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(81))
+        assert files.asked == [(65, 80)]
+    no_files = Files(range(100))
+    async with world_on(tmp_path, exchange, shelves=[Shelf("freqtrade", no_files, gap_most=0)]) as world:
+        await world.write(ETH, [0, 80])
+        world.healing.request_declared(ETH)
+        await world.settled(ETH)
+        assert no_files.asked == []
+
+
+async def test_files_never_prove_that_there_is_nothing(tmp_path: Path) -> None:
+    exchange = Exchange(range(50))
+    files = Files([9, 10, 12, 19, 20])  # it has both neighbours of every hole
+    async with world_on(tmp_path, exchange, shelves=[Shelf("freqtrade", files)]) as world:
+        await world.write(BTC, [9, 30])
+        exchange.trouble = [UpstreamError("away")] * 1000
+        world.healing.request_declared(BTC)
+        await world.until(lambda: world.board.report(BTC, 0).state == "failed")
+        assert {gap.state for gap in await world.ledger(BTC)} == {GapState.UNKNOWN}
+        assert await world.minutes(BTC) == [9, 10, 12, 19, 20, 30]
+        exchange.trouble.clear()
+        async with asyncio.timeout(TIMEOUT_S):
+            while await world.ledger(BTC):
+                await asyncio.sleep(0.001)
+        assert await world.minutes(BTC) == list(range(9, 31))
+
+
+@pytest.mark.parametrize("trouble", [UpstreamError("the archive is away"), BadCandle(0, "a test says so")], ids=str)
+async def test_files_that_cannot_be_used_leave_the_rest_to_the_exchange(tmp_path: Path, trouble: Exception) -> None:
+    exchange = Exchange(range(100))
+    async with world_on(tmp_path, exchange, shelves=[Shelf("archive", Files(range(100), trouble))]) as world:
+        await world.write(BTC, range(90, 95))
+        over = await world.healing.backfill(BTC, span(0, 90))
+        assert over.missing == 0
+        assert await world.minutes(BTC) == list(range(95))
+        assert world.pipeline.written["archive"] == PAGE
+
+
+async def test_older_history_from_files_joins_what_is_stored_at_every_moment(tmp_path: Path) -> None:
+    exchange = Exchange(range(100))
+    async with world_on(tmp_path, exchange, shelves=[Shelf("freqtrade", Files(range(30, 100)))]) as world:
+        await world.write(BTC, range(60, 70))
+        submit = world.pipeline.submit
+        seen: list[list[int]] = []
+
+        async def looking(*submission: object) -> object:
+            applied = await submit(*submission)  # type: ignore[arg-type]
+            seen.append(await world.minutes(BTC))
+            return applied
+
+        world.pipeline.submit = looking  # type: ignore[method-assign,assignment]
+        world.healing.request(BTC, span(40, 60), "read", Urgency.READ)
+        await world.settled(BTC)
+        assert seen[-1] == list(range(40, 70))
+        assert all(minutes == list(range(minutes[0], 70)) for minutes in seen)
+    assert exchange.asked == []
+
+
+async def test_what_a_user_waits_for_interrupts_the_files(tmp_path: Path) -> None:
+    exchange = Exchange(range(1000))
+    archive = Files(range(500))
+    async with world_on(tmp_path, exchange, shelves=[Shelf("archive", archive, least_candles=100)]) as world:
+        await world.write(BTC, [*range(900, 910)])
+        seen: list[int] = []
+
+        def scroll_back(progress: BackfillProgress) -> None:
+            if not seen and progress.candles >= 5 * PAGE:
+                seen.append(progress.candles)
+                world.healing.request(BTC, span(880, 900), "read", Urgency.READ)
+
+        over = await world.healing.backfill(BTC, span(0, 900), scroll_back)
+        assert over.missing == 0
+        assert await world.minutes(BTC) == list(range(910))
+        assert len(archive.asked) == 2, "it went on where it was interrupted"
+        assert archive.asked[1][0] >= 5 * PAGE

@@ -1,4 +1,8 @@
-"""BackfillService: heals declared gaps, and reads what users ask for. `HealQueue` decides, here it is carried out."""
+"""BackfillService: heals declared gaps, and reads what users ask for. `HealQueue` decides, here it is carried out.
+
+Files come before the exchange, each asked only for what is still missing. What is asked for at length (`backfill`) is
+read oldest part first; its holes are `healing` in the gap ledger, and so are taken up again after a restart.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,20 @@ import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core import gaps
+from klinesync.core.candle import Candle
+from klinesync.core.errors import Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import heal_queue
-from klinesync.market_data.heal_queue import Answer, Fetch, HealQueue, Look, Need, Piece, Standing
+from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue, Look, Need, Piece, Standing, unsettled
+from klinesync.market_data.history.sources import HistoryFiles
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Urgency
-from klinesync.storage.database import Database
+from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +42,59 @@ LOG_EVERY_S = 600.0
 # What an exchange has does change now and then: old history that is brought back, a symbol that is listed again.
 NOTHING_BEFORE_TTL_S = 6 * 3600.0
 MAX_NOTHING_BEFORE = 10_000
+# What health calls an explicit backfill.
+BACKFILL = "backfill"
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Files that are looked into before the exchange is asked. Their rows are stored as brought by `name`; what they
+    lack they do not prove empty. Nothing shorter than `least_candles` is looked for, and of a gap that nobody asked to
+    be backfilled only the newest `gap_most` candles (None: all)."""
+
+    name: str
+    files: HistoryFiles
+    least_candles: int = 1
+    gap_most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillProgress:
+    """How an explicit backfill of `span` stands: of the `total` candles that it lacked when it began, `elapsed_s` ago,
+    so many are still `missing`; so many `candles` were brought. `trouble`: what is in the way, if anything is."""
+
+    series: SeriesId
+    span: Span
+    total: int
+    missing: int
+    candles: int
+    elapsed_s: float
+    trouble: str | None = None
+
+    @property
+    def progress_pct(self) -> float:
+        """0 … 100."""
+        return round(100.0 * (self.total - self.missing) / self.total, 1) if self.total else 100.0
+
+    @property
+    def candles_per_s(self) -> float:
+        """How fast they came so far."""
+        return round(self.candles / max(self.elapsed_s, 1e-3), 1)
+
+    @property
+    def left_s(self) -> int | None:
+        """About how many seconds it will take; None when that cannot be known."""
+        done = self.total - self.missing
+        return round(self.elapsed_s * self.missing / done) if done else None
 
 
 class BackfillService:
     """Heals declared gaps: asks the exchange for them, one reading of a series at a time, until each is filled or
     confirmed empty; what is requested with more urgency comes before. `run` is its one task.
 
-    `history` is the exchange's (`Source.history`); `watch` is told of each reading; `rng` spreads what is asked for
-    again.
+    `history` is the exchange's (`Source.history`), which `covers` a series or not; `shelves` come before it, in that
+    order. `watch` is told of each reading, `deep_watch` of explicit backfills; `kept_from`: before what open time a
+    series with that head is trimmed (0: never); `rng` spreads what is asked for again.
     """
 
     def __init__(
@@ -53,11 +105,20 @@ class BackfillService:
         database: Database,
         watch: HistoryWatch,
         rng: random.Random,
+        deep_watch: HistoryWatch | None = None,
+        shelves: Sequence[Shelf] = (),
+        covers: Callable[[SeriesId], bool] = lambda _: True,
+        kept_from: Callable[[SeriesId, int], int] = lambda _series, _head: 0,
     ) -> None:
         self._history = history
         self._pipeline = pipeline
         self._database = database
         self._watch = watch
+        self._deep_watch = deep_watch or watch
+        self._shelves = tuple(shelves)
+        self._covers = covers
+        self._kept_from = kept_from
+        self._deep: dict[SeriesId, _Deep] = {}
         self._rng = rng
         self._queue = HealQueue()
         self._errands: dict[SeriesId, Errand] = {}  # of the readings under way
@@ -84,6 +145,54 @@ class BackfillService:
         self._queue.look(series)
         self._changed.set()
 
+    async def backfill(
+        self, series: SeriesId, span: Span, on_progress: Callable[[BackfillProgress], None] = lambda _: None
+    ) -> BackfillProgress:
+        """Read all of `span` of an ingested series that is neither stored nor confirmed empty, oldest part first; how
+        that went. What the exchange has not (yet), or what it was asked for in vain several times, is still `missing`
+        then. Whoever does not want to wait any longer may be cancelled: it goes on.
+
+        `on_progress` is called after every page. Overlapping ones are read once. What is left of it is in the store,
+        and is taken up again after a restart, save what is newer than the stored head.
+        Raises `UnknownSeries` for a series of an exchange that cannot be asked, `StoreError`.
+        """
+        if not self._covers(series):
+            raise UnknownSeries(str(series), f"{series.exchange} {series.market} cannot be asked for history")
+        frame = series.timeframe
+        stored, ledger = await self._stored(series)
+        kept_from = 0 if stored is None else self._kept_from(series, frame.shift(stored.end, -1))
+        first = frame.next(frame.floor(max(span.start, kept_from, 0) - 1))
+        span = Span(first, max(first, frame.next(frame.floor(span.end - 1))))
+        left = unsettled(span, stored, ledger) if span.start < span.end else []
+        if not left:
+            return BackfillProgress(series, span, 0, 0, 0, 0.0)
+        await self._mark(series, left)
+        ask = self._begin(series, span, left, on_progress)
+        try:
+            return await asyncio.shield(ask.done)
+        finally:
+            if (deep := self._deep.get(series)) is not None and ask in deep.asks:
+                deep.asks.remove(ask)
+                self._end_if_over(series, deep)
+
+    def _begin(
+        self, series: SeriesId, span: Span, left: list[Span], on_progress: Callable[[BackfillProgress], None]
+    ) -> _Ask:
+        deep = self._deep.setdefault(series, _Deep())
+        total = sum(series.timeframe.count(*part) for part in left)
+        done: asyncio.Future[BackfillProgress] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda over: over.cancelled() or over.exception())  # nobody may be waiting for it
+        ask = _Ask(span, left, total, on_progress, _now_s(), deep.candles, done)
+        deep.asks.append(ask)
+        whole = Span(min(one.left[0].start for one in deep.asks), max(one.left[-1].end for one in deep.asks))
+        if whole != deep.whole:
+            deep.whole = whole
+            self._deep_watch.began(series, whole, BACKFILL)
+        for part in left:
+            self._queue.request(series, part, BACKFILL, oldest_first=True)
+        self._changed.set()
+        return ask
+
     def working_on(self, series: SeriesId) -> list[Span]:
         """The spans that are being read or wait for it, ascending. A hole that was asked for in vain several times is
         not among them, though it is asked for again now and then."""
@@ -97,10 +206,25 @@ class BackfillService:
     async def run(self) -> None:
         """Read what is requested, until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._resume(), name="backfill resumed")
             for number in range(1, MAX_AT_ONCE + 1):
                 group.create_task(self._work(), name=f"backfill {number}")
             for number in range(1, MAX_URGENT_AT_ONCE + 1):
                 group.create_task(self._work(urgent_only=True), name=f"urgent backfill {number}")
+
+    async def _resume(self) -> None:
+        """Take up again what was being backfilled when the service ended."""
+        while True:
+            try:
+                marked = await self._database.read(_marked)
+                break
+            except StoreError as error:
+                log.warning("what was being backfilled cannot be looked up: %s", error)
+                await asyncio.sleep(STORE_RETRY_S * self._rng.uniform(0.75, 1.0))
+        for series, spans in marked.items():
+            if self._covers(series) and series not in self._deep:
+                log.info("%s: its backfill goes on, from %d on", series, spans[0].start)
+                self._begin(series, Span(spans[0].start, spans[-1].end), spans, lambda _: None)
 
     async def _work(self, *, urgent_only: bool = False) -> None:
         while True:
@@ -119,8 +243,14 @@ class BackfillService:
                 left = work.needs if isinstance(work, Fetch) else ()
                 if isinstance(work, Look):
                     self._queue.look(work.series)
+                self._fail(work.series, error)
             self._queue.settle(work, left)
             self._changed.set()
+            if work.series in self._deep:
+                try:
+                    await self._judge(work.series)
+                except StoreError as error:
+                    self._fail(work.series, error)
 
     async def _carry_out(self, work: Look | Fetch) -> Sequence[Need]:
         """Do it; what is left of it. Raises `StoreError`."""
@@ -129,7 +259,9 @@ class BackfillService:
             case Look(series):
                 for gap in reversed(ledger):  # the newest find room first
                     if gap.state is not GapState.CONFIRMED_EMPTY:
-                        self._queue.request(series, gap.span, "declared gap")
+                        marked = gap.state is GapState.HEALING
+                        reason = BACKFILL if marked else "declared gap"
+                        self._queue.request(series, gap.span, reason, oldest_first=marked)
                 return ()
             case Fetch(series):
                 now = heal_queue.standing(work, stored, ledger)
@@ -139,14 +271,34 @@ class BackfillService:
 
     async def _fetch(self, fetch: Fetch, now: Standing) -> Sequence[Need]:
         series = fetch.series
-        piece = heal_queue.piece_of(series.timeframe, now)
+        deep = self._deep.get(series) if all(need.oldest_first for need in fetch.needs) else None
         trouble: str | None = "the reading was broken off"
-        reading = _Progress(piece.span.start)
         errand = self._errands[series] = Errand(fetch.urgency)
-        self._watch.began(series, piece.span, fetch.needs[-1].reason)
+        reading = _Progress(now.needs[0].span.start)
+        later: list[Need] = []  # what is not asked for now
+        if deep is None:
+            self._watch.began(series, heal_queue.piece_of(series.timeframe, now).span, fetch.needs[-1].reason)
         try:
+            if self._shelves and not all(need.filed for need in now.needs):
+                if not await self._look_into_files(fetch, now, errand, reading):
+                    trouble = None
+                    due = [replace(need, due_s=_now_s()) for need in now.needs]
+                    return [*due, *heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)]
+                stored, ledger = await self._stored(series)
+                early = heal_queue.too_early(fetch, stored, _now_s(), self._rng)
+                fetch, others = heal_queue.after_files(fetch, now, stored, ledger)
+                later = [*early, *others]
+                if fetch.needs:
+                    now = heal_queue.standing(fetch, stored, ledger)
+                if not fetch.needs or not now.needs:
+                    trouble = None
+                    return later
+            piece = heal_queue.piece_of(series.timeframe, now)
+            reading.reached = piece.span.start
             older = now.stored is not None and piece.span.end == now.stored.start
-            await self._read(series, piece, reading, errand, newest_first=older and not piece.one_page)
+            first = now.needs[0] if now.needs[0].oldest_first else None
+            newest_first = older and piece.most is None
+            await self._read(series, piece, reading, errand, newest_first=newest_first, deep=first)
             stored, ledger = await self._stored(series)
             answer = Answer(reading.reached, reading.first, stored, ledger)
             self._remember(series, heal_queue.nothing_before_first(piece, answer))
@@ -164,11 +316,68 @@ class BackfillService:
             raise
         finally:
             del self._errands[series]
-            self._watch.ended(series, trouble)
-        return left
+            if deep is None:
+                self._watch.ended(series, trouble)
+            else:
+                deep.trouble = trouble
+        return [*left, *later]
+
+    async def _look_into_files(self, fetch: Fetch, now: Standing, errand: Errand, reading: _Progress) -> bool:
+        """Read from the files what they have of the needs that stand. False when something urgent is waiting for the
+        series: then the rest comes later. Raises `StoreError`."""
+        series = fetch.series
+        for shelf in self._shelves:
+            stored, ledger = await self._stored(series)
+            for need in now.needs:
+                for span in unsettled(need.span, stored, ledger):
+                    part = _of_shelf(shelf, series, need, span, stored)
+                    if part is None:
+                        continue
+                    older = stored is not None and part.end == stored.start and not need.oldest_first
+                    try:
+                        whole = await self._read_files(shelf, series, need, part, errand, reading, newest_first=older)
+                    except (UpstreamError, Rejected) as error:
+                        self._warn(series, "%s: files (%s) are left out: %s", series, shelf.name, error)
+                        continue
+                    if not whole:
+                        return False
+        return True
+
+    async def _read_files(
+        self,
+        shelf: Shelf,
+        series: SeriesId,
+        need: Need,
+        span: Span,
+        errand: Errand,
+        reading: _Progress,
+        *,
+        newest_first: bool,
+    ) -> bool:
+        held: list[list[Candle]] = []
+        async with aclosing(shelf.files.pages(series, span)) as pages:
+            async for page in pages:
+                if newest_first:
+                    held.append(page)
+                else:
+                    await self._pipeline.submit(series, page, shelf.name)
+                    await self._mark_rest(series, need)
+                self._tell(series, need.oldest_first, series.timeframe.next(page[-1].time), len(page), reading)
+                if errand.urgency < need.urgency:
+                    return False
+        for page in reversed(held):
+            await self._pipeline.submit(series, page, shelf.name)
+        return True
 
     async def _read(
-        self, series: SeriesId, piece: Piece, reading: _Progress, errand: Errand, *, newest_first: bool
+        self,
+        series: SeriesId,
+        piece: Piece,
+        reading: _Progress,
+        errand: Errand,
+        *,
+        newest_first: bool,
+        deep: Need | None,
     ) -> None:
         """Read a piece into the pipeline, page by page. With `newest_first`, which is for what ends with the first
         stored candle, the pages wait for the last one: each joins what is stored then, and nobody ever reads a hole.
@@ -181,9 +390,11 @@ class BackfillService:
                     held.append(page)
                 else:
                     await self._submit(series, page)
+                    if deep is not None:
+                        await self._mark_rest(series, deep)
                 reading.take(series, page)
-                self._watch.advanced(series, reading.reached, reading.rows)
-                if piece.one_page and reading.reached > piece.span.start:
+                self._tell(series, deep is not None, reading.reached, len(page.candles), reading)
+                if piece.most is not None and reading.reached > piece.span.start and reading.rows >= piece.most:
                     return
         for page in reversed(held):
             await self._submit(series, page)
@@ -191,6 +402,74 @@ class BackfillService:
 
     async def _submit(self, series: SeriesId, page: HistoryPage) -> None:
         await self._pipeline.submit(series, page.candles, "rest", Empty(page.empty, page.proof))
+
+    def _tell(self, series: SeriesId, oldest_first: bool, upto: int, rows: int, reading: _Progress) -> None:
+        """A page is in."""
+        reading.brought += rows
+        deep = self._deep.get(series) if oldest_first else None
+        if deep is None:
+            self._watch.advanced(series, upto, reading.brought)
+            return
+        deep.candles += rows
+        self._deep_watch.advanced(series, upto, deep.candles)
+        for ask in deep.asks:
+            ask.tell(series, deep, upto)
+
+    # Explicit backfills.
+
+    async def _mark(self, series: SeriesId, spans: Sequence[Span]) -> None:
+        """Note in the ledger that somebody is at work on the holes in `spans`. Raises `StoreError`."""
+
+        def mark(store: CandleStore) -> None:
+            window = Span(spans[0].start, spans[-1].end)
+            store.change_gaps(series, gaps.begin_healing(store.gaps(series, window), spans))
+
+        await self._database.write(mark)
+
+    async def _mark_rest(self, series: SeriesId, need: Need) -> None:
+        """What was written has made a hole of the rest of a need from before the first stored candle."""
+        deep = self._deep.get(series)
+        if need.oldest_first and not need.inside and deep is not None and need.span not in deep.marked:
+            deep.marked.add(need.span)
+            await self._mark(series, [need.span])
+
+    async def _judge(self, series: SeriesId) -> None:
+        """Something of the series was read: which of its backfills are over? Raises `StoreError`."""
+        deep = self._deep[series]
+        stored, ledger = await self._stored(series)
+        for ask in list(deep.asks):
+            ask.left = unsettled(ask.span, stored, ledger)
+            waiting = [need for part in ask.left for need in self._queue.waiting(series, part)]
+            if self._queue.looks(series) or any(need.vain < PATIENCE for need in waiting):
+                ask.tell(series, deep, ask.span.start)
+                continue
+            holes = gaps.clipped(ask.left, stored) if stored is not None else []
+            if holes:  # nobody is at work on them any more
+                await self._database.write(
+                    lambda store, holes=holes: store.change_gaps(  # type: ignore[misc]
+                        series, gaps.end_healing(store.gaps(series, Span(holes[0].start, holes[-1].end)), holes)
+                    )
+                )
+            deep.asks.remove(ask)
+            if not ask.done.done():
+                ask.done.set_result(ask.progress(series, deep, ask.span.start))
+        self._end_if_over(series, deep)
+
+    def _fail(self, series: SeriesId, error: StoreError) -> None:
+        deep = self._deep.get(series)
+        if deep is None:
+            return
+        asks, deep.asks = deep.asks, []
+        for ask in asks:
+            if not ask.done.done():
+                ask.done.set_exception(error)
+        deep.trouble = str(error)
+        self._end_if_over(series, deep)
+
+    def _end_if_over(self, series: SeriesId, deep: _Deep) -> None:
+        if not deep.asks and self._deep.get(series) is deep:
+            del self._deep[series]
+            self._deep_watch.ended(series, deep.trouble)
 
     def _remember(self, series: SeriesId, nothing: Span | None) -> None:
         if nothing is None:
@@ -227,6 +506,7 @@ class _Progress:
     reached: int
     rows: int = 0
     first: int | None = None
+    brought: int = 0  # from files, too
 
     def take(self, series: SeriesId, page: HistoryPage) -> None:
         if self.first is None and page.candles:
@@ -236,6 +516,63 @@ class _Progress:
             self.reached = max(self.reached, series.timeframe.next(page.candles[-1].time))
         if page.empty:
             self.reached = max(self.reached, page.empty[-1].end)
+
+
+@dataclass(slots=True, eq=False)
+class _Ask:
+    """One call of `backfill`: what it asked for, what of it was `left` at the last look, and who waits for it."""
+
+    span: Span
+    left: list[Span]
+    total: int
+    on_progress: Callable[[BackfillProgress], None]
+    began_s: float
+    candles_before: int
+    done: asyncio.Future[BackfillProgress]
+
+    def progress(self, series: SeriesId, deep: _Deep, upto: int) -> BackfillProgress:
+        """How it stands when all before `upto` was read since the last look."""
+        missing = sum(series.timeframe.count(max(start, upto), end) for start, end in self.left if end > upto)
+        candles = deep.candles - self.candles_before
+        elapsed_s = _now_s() - self.began_s
+        return BackfillProgress(series, self.span, self.total, missing, candles, elapsed_s, deep.trouble)
+
+    def tell(self, series: SeriesId, deep: _Deep, upto: int) -> None:
+        self.on_progress(self.progress(series, deep, upto))
+
+
+@dataclass(slots=True, eq=False)
+class _Deep:
+    """The explicit backfills of one series: what they lack from first to last, how many candles came, which needs were
+    marked in the ledger."""
+
+    asks: list[_Ask] = field(default_factory=list)
+    whole: Span | None = None
+    candles: int = 0
+    marked: set[Span] = field(default_factory=set)
+    trouble: str | None = None
+
+
+def _of_shelf(shelf: Shelf, series: SeriesId, need: Need, span: Span, stored: Span | None) -> Span | None:
+    """What of the missing `span` is looked for in these files."""
+    frame = series.timeframe
+    most = count = frame.count(*span)
+    if not need.oldest_first:
+        if shelf.gap_most is not None:
+            most = min(most, shelf.gap_most)
+        if stored is not None and span.end == stored.start:
+            most = min(most, heal_queue.PIECE_CANDLES)  # it is held until all of it is there
+    if count < shelf.least_candles or most <= 0:
+        return None
+    return span if most == count else Span(frame.shift(span.end, -most), span.end)
+
+
+def _marked(store: CandleStore) -> dict[SeriesId, list[Span]]:
+    """The holes that somebody was at work on, by series."""
+    healing = {
+        series: [gap.span for gap in store.gaps(series) if gap.state is GapState.HEALING] for series in store.series()
+    }
+    return {series: spans for series, spans in healing.items() if spans}
 
 
 def _now_s() -> float:

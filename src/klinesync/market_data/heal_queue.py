@@ -245,6 +245,11 @@ class HealQueue:
             return min((line.urgent_due_s for line in urgent if line.work is None), default=None)
         return min((line.due_s for line in self._lines.values() if line.work is None and line.needs), default=None)
 
+    def looks(self, series: SeriesId) -> bool:
+        """Whether the store is yet to be asked for declared gaps of the series."""
+        line = self._lines.get(series)
+        return line is not None and (line.look or isinstance(line.work, Look))
+
     def waiting(self, series: SeriesId, span: Span) -> list[Need]:
         """What waits of `span`, or is being read, ascending."""
         line = self._lines.get(series)
@@ -288,7 +293,7 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
     start, until = fetch.span
     for need in wanted:
         touched = [hole for hole in holes if hole.start < need.span.end and need.span.start < hole.end]
-        missing = [part for hole in touched for part in _unsettled(hole, stored, ledger)]
+        missing = [part for hole in touched for part in unsettled(hole, stored, ledger)]
         if not clipped(missing, need.span):
             continue
         span = Span(missing[0].start, missing[-1].end)
@@ -306,6 +311,19 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
     if start > stored.start:  # before the first stored candle there is no neighbour
         start = shift(start, -1)
     return Standing(stored, tuple(needs), start, until)
+
+
+def after_files(fetch: Fetch, asked: Standing, stored: Span | None, ledger: Sequence[Gap]) -> tuple[Fetch, list[Need]]:
+    """What of `asked` the files left, to be asked of the exchange: now, and (the second) on other occasions."""
+    parts = [
+        replace(need, span=part, filed=True) for need in asked.needs for part in unsettled(need.span, stored, ledger)
+    ]
+    if not parts:
+        return replace(fetch, needs=()), []
+    taken = _together(fetch.series.timeframe, parts if parts[0].oldest_first else parts[::-1])
+    return Fetch(fetch.series, tuple(sorted(taken, key=lambda need: need.span))), [
+        need for need in parts if need not in taken
+    ]
 
 
 def piece_of(timeframe: Timeframe, now: Standing) -> Piece:
@@ -328,7 +346,7 @@ def left_over(
     """What of `fetch`, of which `asked` stood, waits again after `piece` was read with that answer."""
     left = too_early(fetch, answer.stored, now_s, rng)
     for need in asked.needs:
-        for span in _unsettled(need.span, answer.stored, answer.ledger):
+        for span in unsettled(need.span, answer.stored, answer.ledger):
             if not need.oldest_first and _early(span, answer.stored):
                 continue
             if span.end <= piece.span.start:
@@ -412,7 +430,8 @@ def _together(timeframe: Timeframe, due: Sequence[Need]) -> list[Need]:
     return taken
 
 
-def _unsettled(span: Span, stored: Span | None, ledger: Sequence[Gap]) -> list[Span]:
+def unsettled(span: Span, stored: Span | None, ledger: Sequence[Gap]) -> list[Span]:
+    """What of `span` is neither stored nor confirmed empty: ascending, disjoint."""
     return _joined(unproven(ledger, stored, span))
 
 
