@@ -21,6 +21,7 @@ import select
 import socket
 import sys
 import time
+from itertools import starmap
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -35,9 +36,11 @@ from fanout import ALONE, HANDSHAKE, masked, pin
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.market.app import bind, create_app, create_server
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.flags import load_flags
+from klinesync.storage.chunks import chunk_of, unpack
 from klinesync.ws.protocol import CandleOut
 
 SERIES = [SeriesId.parse(f"binance:spot:COIN{number}/USDT:1m") for number in range(20)]
@@ -78,12 +81,21 @@ def bare_application(path: Path) -> Any:
         name, before, limit = asked["series_id"][0], int(asked["before"][0]), int(asked["limit"][0])
         number = store.execute("SELECT series_no FROM series WHERE series_id = ?", (name,)).get
         head = store.execute("SELECT max(time) FROM candle WHERE series_no = ?", (number,)).get
+        limits = (number << 32, (number << 32) + chunk_of(number, Timeframe.parse("1m"), before))
         rows = store.execute(
             "SELECT time, open, high, low, close, volume FROM candle"
             " WHERE series_no = ? AND time < ? ORDER BY time DESC LIMIT ?",
             (number, before, limit),
         ).fetchall()
-        candles = [CandleOut(*row) for row in reversed(rows)]
+        rows.reverse()
+        chunks = store.execute(
+            "SELECT candles FROM candle_chunk WHERE chunk_id BETWEEN ? AND ? ORDER BY chunk_id DESC", limits
+        )
+        for (packed,) in chunks:
+            rows = [row for row in unpack(packed) if row[0] < before] + rows
+            if len(rows) >= limit:
+                break
+        candles = list(starmap(CandleOut, rows[-limit:]))
         body = encode({"series_id": name, "server_head_time": head, "candles": candles})
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

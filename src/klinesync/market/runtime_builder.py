@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 import aiohttp
 
 from klinesync import __version__
+from klinesync.core.candle import Applied
 from klinesync.core.errors import BadFlag, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -78,12 +79,17 @@ def build_market_runtime(
     database = database or SqliteDatabase(sqlite_path(flags), command)
     hub = CandleHub()
     forming = DerivedForming(hub, database, derived)
+
+    def publish(applied: Applied) -> None:
+        reader.changed(applied)
+        forming.publish(applied)
+
     pipeline = IngestPipeline(
         database,
         derived,
         FactorEngine(),
         OverlayEngine(),
-        forming.publish,
+        publish,
         wall_s,
         flush_s=flags.binance_ws_flush_s,
         batch_max=flags.binance_ws_batch_max,

@@ -2,25 +2,100 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from klinesync.core.candle import Candle
+import msgspec
+
+from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
 from klinesync.core.gaps import Gap, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.coverage import Coverage, full_page_start
 from klinesync.storage.database import CandleStore, Database
+from klinesync.ws.protocol import CandleOut, candles_out
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
+_encode = msgspec.json.Encoder().encode
 
-@dataclass(frozen=True, slots=True)
-class CandlePage:
-    """Closed candles, ascending, and the series' head, of one state of the store."""
+# Encoded pages that are kept for who asks for the same: some hundred pages of 2,000 candles.
+MAX_PAGES_BYTES = 32 << 20
+# Of so many series it is remembered which transaction was the last to change them.
+MAX_CHANGED_SERIES = 50_000
+
+
+class CandlesOut(msgspec.Struct):
+    """A page as clients see it: closed candles, ascending, and the series' head, of one state of the store."""
+
+    series_id: str
+    server_head_time: int | None
+    candles: list[CandleOut]
+
+
+class Page(NamedTuple):
+    """One page as it is sent: `body`, of the state that the transaction `commit` left. `base_stored`: what was stored
+    of the series that is ingested for it; `start`: where the page would begin were it full, None when it is."""
+
+    body: bytes
+    commit: int
+    head: int | None
+    base_stored: Span | None
+    start: int | None
+
+
+class PageKey(NamedTuple):
+    """Which page: `base` is the series that is ingested for it."""
 
     series: SeriesId
-    head: int | None
-    candles: list[Candle]
+    base: SeriesId
+    since: int | None
+    before: int | None
+    limit: int
+
+
+class PageCache:
+    """Pages as they were sent, for as long as nothing of their series, and of its base, has changed; the ones that
+    nobody asked for the longest are forgotten first."""
+
+    def __init__(self, max_bytes: int = MAX_PAGES_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._pages: OrderedDict[PageKey, Page] = OrderedDict()
+        self._changed: OrderedDict[SeriesId, int] = OrderedDict()
+        self._forgotten = 0  # nothing that is older is kept
+        self.size = 0
+
+    def changed(self, series: SeriesId, commit: int) -> None:
+        """The transaction `commit` has changed the series."""
+        self._changed[series] = commit
+        self._changed.move_to_end(series)
+        if len(self._changed) > MAX_CHANGED_SERIES:
+            _, self._forgotten = self._changed.popitem(last=False)
+
+    def get(self, key: PageKey) -> Page | None:
+        """The page, when it is still what the store would give."""
+        page = self._pages.get(key)
+        if page is None:
+            return None
+        if page.commit < max(self._changed.get(series, self._forgotten) for series in (key.series, key.base)):
+            self._drop(key)
+            return None
+        self._pages.move_to_end(key)
+        return page
+
+    def put(self, key: PageKey, page: Page) -> None:
+        """Keep a page; one that alone is too large is not."""
+        self._drop(key)
+        self._pages[key] = page
+        self.size += len(page.body)
+        while self.size > self._max_bytes:
+            self._drop(next(iter(self._pages)))
+
+    def _drop(self, key: PageKey) -> None:
+        page = self._pages.pop(key, None)
+        if page is not None:
+            self.size -= len(page.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,42 +115,56 @@ class CandleReader:
     fetches what pages lack; without one nothing is fetched."""
 
     def __init__(
-        self, database: Database, knows: Callable[[SeriesId], Awaitable[bool]], coverage: Coverage | None = None
+        self,
+        database: Database,
+        knows: Callable[[SeriesId], Awaitable[bool]],
+        coverage: Coverage | None = None,
     ) -> None:
         self._database = database
         self._knows = knows
         self._coverage = coverage
+        self._pages = PageCache()
 
-    async def page(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> CandlePage:
-        """The oldest `limit` candles after `since`, or the newest `limit` (before `before`), as far as they are stored.
-        What is not may be fetched, for a later read.
+    def changed(self, applied: Applied) -> None:
+        """A write has changed a series: to be told after its commit, and before who waits for it is answered."""
+        self._pages.changed(applied.series, applied.commit)
+
+    async def page(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> bytes:
+        """The oldest `limit` candles after `since`, or the newest `limit` (before `before`), as far as they are stored;
+        encoded. What is not may be fetched, for a later read.
 
         Raises `Rejected` when both are given, `UnknownSeries` when nothing is stored and the exchange does not
         list the series.
         """
         if since is not None and before is not None:
             raise Rejected("since and before exclude each other; give one of them")
-
         coverage = self._coverage
         base = None if coverage is None else coverage.base_of(series)
 
-        def look(store: CandleStore) -> tuple[CandlePage, Span | None]:
+        def look(store: CandleStore) -> Page:
             if since is not None:
                 candles = store.oldest(series, limit, since=since)
             else:
                 candles = store.newest(series, limit, before=before)
-            page = CandlePage(series, store.head(series), candles)
-            return page, None if base is None else store.span(base)
+            head = store.head(series)
+            stored = None if base is None else store.span(base)
+            start = None
+            if since is None and stored is not None:
+                start = full_page_start(series.timeframe, candles, before, limit, stored)
+            body = _encode(CandlesOut(str(series), head, candles_out(candles)))
+            return Page(body, store.commit(), head, stored, start)
 
-        page, base_stored = await self._database.read(look)
-        if page.head is None:
-            await self.check_known(series)
+        key = PageKey(series, base or series, since, before, limit)
+        page = self._pages.get(key)
+        if page is None:
+            page = await self._database.read(look)
+            if page.head is None:
+                await self.check_known(series)
+            else:
+                self._pages.put(key, page)
         if coverage is not None and base is not None:
-            page_start = None
-            if since is None and base_stored is not None:
-                page_start = full_page_start(series.timeframe, page.candles, before, limit, base_stored)
-            coverage.ensure(series, base, base_stored, page_start, newest=before is None)
-        return page
+            coverage.ensure(series, base, page.base_stored, page.start, newest=before is None)
+        return page.body
 
     async def catch_up(self, series: SeriesId, since: int | None) -> CatchUp:
         """The newest candles after `since` that one catch-up takes; none without `since`."""

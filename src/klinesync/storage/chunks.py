@@ -26,7 +26,7 @@ def pack(candles: Sequence[Candle]) -> bytes:
     """The candles, column by column: open times as 64-bit integers, then five columns of doubles; little-endian."""
     count = len(candles)
     times, *columns = zip(*candles, strict=True)
-    return struct.pack(f"<{count}q{5 * count}d", *times, *(value for column in columns for value in column))
+    return struct.pack(f"<{count}q", *times) + b"".join(struct.pack(f"<{count}d", *column) for column in columns)
 
 
 def unpack(packed: bytes) -> list[Candle]:
