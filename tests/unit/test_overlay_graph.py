@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
-from types import MappingProxyType
+from pathlib import Path
+from types import MappingProxyType, ModuleType
 
 import msgspec
 import pytest
@@ -271,3 +273,20 @@ def test_an_entry_point_that_is_no_overlay_stops_the_start_with_its_name(value: 
 def test_events_need_not_be_dicts() -> None:
     seen = MappingProxyType({"visible_time": 600})
     assert OverlayGraph([Toy(draws=lambda _: [drawing()])], ["pen"]).draw([("pen", seen)]) == [drawing()]
+
+
+def test_the_overlay_of_the_how_to_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "write-an-overlay.md").read_text()
+    program = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert program is not None
+    module = ModuleType("level")
+    monkeypatch.setitem(sys.modules, "level", module)
+    exec(program[1], module.__dict__)
+    (overlay,) = load_overlays([entry("level:LevelOverlay")])
+    graph = OverlayGraph([overlay], ["pivot"])
+    pivot: Event = {"pivot_time": 540, "pivot_price": 2.5, "direction": "support", "visible_time": 600, "window": 1}
+    (known,) = graph.draw([("pivot", pivot)])
+    assert known.instruction_id == "level.known:540:support"
+    (level,) = graph.render(View(SERIES, 0, 600, events={"pivot": [pivot]}))
+    assert isinstance(level.definition, Polyline)
+    assert level.definition.points == (Point(0, 2.5), Point(600, 2.5))
