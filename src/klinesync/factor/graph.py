@@ -120,10 +120,12 @@ class FactorGraph:
         for candle, beyond in zip(candles, beside, strict=True):
             for run in runs:
                 try:
-                    upstream = {name: above.seen for name, above in run.above}
+                    upstream = {}
+                    for name, above in run.above:
+                        upstream[name] = above.seen
                     for name in run.beyond:
                         upstream[name] = beyond[name]
-                    state, events = run.factor.step(run.state, candle, upstream)
+                    state, events = run.step(run.state, candle, upstream)
                     if events:
                         events = [_checked(event, candle.time) for event in events]
                         said += [Said(run.name, event) for event in events]
@@ -217,10 +219,10 @@ class FactorGraph:
 class _Run:
     """A factor on its way over candles."""
 
-    __slots__ = ("above", "beyond", "factor", "name", "seen", "state", "state_type")
+    __slots__ = ("above", "beyond", "name", "seen", "state", "state_type", "step")
 
     def __init__(self, factor: AnyFactor, state: object, above: list[tuple[str, _Run]], beyond: list[str]) -> None:
-        self.factor = factor
+        self.step = factor.step
         self.name = factor.name
         self.state = state
         self.state_type = factor.type_of_state()

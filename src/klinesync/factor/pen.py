@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -49,14 +48,14 @@ class Pen(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-class Mark(NamedTuple):
+class Mark(msgspec.Struct, frozen=True, gc=False):
     """A high or a low, and the time of its candle."""
 
     time: int
     price: float
 
 
-class Leg(NamedTuple):
+class Leg(msgspec.Struct, frozen=True, gc=False):
     """What prices did after a pivot: `end`, the extreme in one direction (`up`: the highest high), and `back`, the
     extreme in the other one after `end`. Of equals the earlier one counts. None where there is no candle yet.
     """
@@ -67,17 +66,18 @@ class Leg(NamedTuple):
 
     def extended(self, time: int, high: float, low: float) -> Leg:
         """The leg with one more candle."""
-        up, end, back = self
-        if up:
+        end = self.end
+        back = self.back
+        if self.up:
             if end is None or high > end.price:
-                return Leg(up, Mark(time, high))
+                return Leg(True, Mark(time, high))
             if back is None or low < back.price:
-                return Leg(up, end, Mark(time, low))
+                return Leg(True, end, Mark(time, low))
         else:
             if end is None or low < end.price:
-                return Leg(up, Mark(time, low))
+                return Leg(False, Mark(time, low))
             if back is None or high > back.price:
-                return Leg(up, end, Mark(time, high))
+                return Leg(False, end, Mark(time, high))
         return self
 
 
@@ -131,7 +131,7 @@ class PenFactor(Factor[PenState]):
         leg = state.leg
         next_leg = state.next_leg
         if next_leg is not None:
-            time, high, low = candle.time, candle.high, candle.low
+            time, _, high, low, _, _ = candle
             next_leg = next_leg.extended(time, high, low)
             if leg is not None:
                 leg = leg.extended(time, high, low)

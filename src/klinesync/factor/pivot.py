@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -59,9 +60,9 @@ class PivotState(msgspec.Struct, frozen=True, gc=False):
     times: tuple[int, ...] = ()
     highs: tuple[float, ...] = ()
     lows: tuple[float, ...] = ()
-    top: float = 0.0
+    top: float = -inf
     top_age: int = 0
-    bottom: float = 0.0
+    bottom: float = inf
     bottom_age: int = 0
     # Of the last major pivot; before the first one, a time before all.
     major_time: int = -1
@@ -100,31 +101,31 @@ class PivotFactor(Factor[PivotState]):
         time = candle.time
         high = candle.high
         low = candle.low
-        if len(state.times) < kept:
-            times, highs, lows = (*state.times, time), (*state.highs, high), (*state.lows, low)
-        else:
-            times, highs, lows = (*state.times[1:], time), (*state.highs[1:], high), (*state.lows[1:], low)
+        times, highs, lows = state.times, state.highs, state.lows
+        if len(times) == kept:
+            times, highs, lows = times[1:], highs[1:], lows[1:]
+        # `+` and not `*`: Python unpacks into a list first.
+        times, highs, lows = times + (time,), highs + (high,), lows + (low,)  # noqa: RUF005
+        count = len(times)
 
         # The extreme of a sliding window is looked for anew only when the last one has slid out of it.
-        if len(times) == 1 or high > state.top:
+        top, top_age = state.top, state.top_age + 1
+        if high > top:
             top, top_age = high, 0
-        else:
-            top, top_age = state.top, state.top_age + 1
-            if top_age == kept:
-                top = max(highs)
-                top_age = kept - 1 - highs.index(top)
-        if len(times) == 1 or low < state.bottom:
+        elif top_age == kept:
+            top = max(highs)
+            top_age = kept - 1 - highs.index(top)
+        bottom, bottom_age = state.bottom, state.bottom_age + 1
+        if low < bottom:
             bottom, bottom_age = low, 0
-        else:
-            bottom, bottom_age = state.bottom, state.bottom_age + 1
-            if bottom_age == kept:
-                bottom = min(lows)
-                bottom_age = kept - 1 - lows.index(bottom)
+        elif bottom_age == kept:
+            bottom = min(lows)
+            bottom_age = kept - 1 - lows.index(bottom)
 
         major_time = state.major_time
         minors = state.minors
         events: Sequence[Event] = ()
-        if len(times) == kept and (top_age == major or bottom_age == major):
+        if count == kept and (top_age == major or bottom_age == major):
             major_time = times[major]
             found = []
             if top_age == major:
@@ -136,7 +137,7 @@ class PivotFactor(Factor[PivotState]):
 
         minor = self._minor
         span = 2 * minor + 1
-        if len(times) >= span and times[-span] >= major_time:
+        if count >= span and times[-span] >= major_time:
             middle = -1 - minor
             peak = highs[middle]
             # Its neighbours rule out most candles before the whole window is looked at.
