@@ -1,0 +1,417 @@
+"""CcxtClient: one exchange through ccxt, in a thread of its own; what it says comes back as plain values.
+
+ccxt takes seconds and 100 MB to import, and reads lists of thousands of symbols in one go: none of that may hold up the
+event loop of the service, so all exchanges of ccxt live on the loop of one thread. Only what is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from klinesync.core.errors import UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.ccxt_rows import Row, ccxt_symbol, date_ms, header, own_symbol, upstream_error
+from klinesync.runtime.sources import Errand, Listing, Ticker, Urgency
+
+Found = TypeVar("Found")
+log = logging.getLogger(__name__)
+
+# ccxt gives up a request after so long, in ms.
+TIMEOUT_MS = 10_000
+# Requests of one exchange that are under way at once; ccxt's own limiter sets their pace. Those that wait are taken by
+# urgency.
+AT_ONCE = 8
+# An exchange that wants to be left alone and does not say how long: so long, then twice as long, and so on.
+BLOCK_FIRST_S = 5.0
+BLOCK_MOST_S = 300.0
+# At the end ccxt gets so long to close its connections.
+CLOSE_TIMEOUT_S = 5.0
+
+NOT_INSTALLED = "ccxt is not installed, which other exchanges than binance need: pip install 'klinesync[ccxt]'"
+
+
+class Ccxt(Protocol):
+    """The part of a `ccxt.pro` exchange that is used. Symbols are ccxt's, times ms."""
+
+    has: Mapping[str, object]
+    timeframes: Mapping[str, object] | None
+    rateLimit: float  # noqa: N815  # ccxt's name
+    last_response_headers: Mapping[str, str] | None
+
+    async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
+        """Every symbol of the exchange."""
+        ...
+
+    def feature_value(self, symbol: str, method: str, parameter: str) -> object:
+        """What is known of a method's limits."""
+        ...
+
+    async def fetch_time(self) -> int | None:
+        """The exchange's time."""
+        ...
+
+    async def fetch_ohlcv(
+        self, symbol: str, timeframe: str, since: int | None = None, limit: int | None = None
+    ) -> Sequence[Row]:
+        """Rows, ascending."""
+        ...
+
+    async def fetch_tickers(self, symbols: list[str]) -> Mapping[str, Mapping[str, object]]:
+        """The last 24 hours."""
+        ...
+
+    async def watch_ohlcv(self, symbol: str, timeframe: str) -> Sequence[Row]:
+        """The rows that are new since the last call, once there are any."""
+        ...
+
+    async def un_watch_ohlcv(self, symbol: str, timeframe: str) -> object:
+        """Unsubscribe."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+def offers_exchange(name: str) -> bool | None:
+    """Whether the installed ccxt has an exchange of that name; None when ccxt is not installed. Imports nothing."""
+    spec = find_spec("ccxt")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return any((Path(folder) / "async_support" / f"{name}.py").is_file() for folder in spec.submodule_search_locations)
+
+
+def ccxt_exchange(name: str) -> Ccxt:
+    """A new exchange object of ccxt, with its stream methods where there are any. Takes seconds for the first one."""
+    module = import_module("ccxt.pro")
+    make = getattr(module, name, None) or getattr(import_module("ccxt.async_support"), name)
+    exchange: Ccxt = make({"enableRateLimit": True, "timeout": TIMEOUT_MS})
+    return exchange
+
+
+class CcxtThread:
+    """The thread of all ccxt exchanges. It starts with the first call; `stop` ends it."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    async def call(self, work: Coroutine[object, object, Found]) -> Found:
+        """Run `work` on the thread's loop. Cancelled with the caller."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            loop = self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=loop.run_forever, name="ccxt", daemon=True)
+            self._thread.start()
+        return self._loop
+
+    async def stop(self) -> None:
+        """End the thread; returns when it is over. What still runs there is cancelled."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        self._loop = self._thread = None
+
+        async def cancel_all() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.get_running_loop().shutdown_asyncgens()
+
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(cancel_all(), loop))
+        loop.call_soon_threadsafe(loop.stop)
+        await asyncio.to_thread(thread.join)
+        loop.close()
+
+
+@dataclass(slots=True)
+class _Waiter:
+    errand: Errand
+    number: int
+    granted: asyncio.Future[None]
+
+
+class Turns:
+    """Whose request goes next: at most `most` at once, the most urgent first, of those the one that came first.
+    Nobody goes while the exchange wants to be left alone."""
+
+    def __init__(self, name: str, most: int, monotonic: Callable[[], float]) -> None:
+        self._name = name
+        self._free = most
+        self._monotonic = monotonic
+        self._waiting: list[_Waiter] = []
+        self._count = 0
+        self._blocked_until_s = 0.0
+        self._block_s = 0.0
+
+    @property
+    def blocked_s(self) -> float:
+        """For how long nobody may go."""
+        return max(0.0, self._blocked_until_s - self._monotonic())
+
+    def block(self, retry_after_s: float | None) -> float:
+        """The exchange wants to be left alone: for how long, in seconds."""
+        if self.blocked_s == 0.0:
+            self._block_s = min(max(BLOCK_FIRST_S, 2 * self._block_s), BLOCK_MOST_S)
+        wait_s = self._block_s if retry_after_s is None else retry_after_s
+        self._blocked_until_s = max(self._blocked_until_s, self._monotonic() + wait_s)
+        return self.blocked_s
+
+    def served(self) -> None:
+        """It answers again."""
+        self._block_s = 0.0
+
+    @asynccontextmanager
+    async def turn(self, errand: Errand) -> AsyncIterator[None]:
+        """A request may be sent within. Raises `UpstreamError` for a user's while the exchange is left alone."""
+        self._check(errand)
+        if self._free:
+            self._free -= 1
+        else:
+            self._count += 1
+            waiter = _Waiter(errand, self._count, asyncio.get_running_loop().create_future())
+            self._waiting.append(waiter)
+            try:
+                await waiter.granted
+            except asyncio.CancelledError:
+                if waiter.granted.done() and not waiter.granted.cancelled():
+                    self._pass_on()
+                else:
+                    self._waiting.remove(waiter)
+                raise
+        try:
+            while (left_s := self.blocked_s) > 0.0:
+                self._check(errand)
+                await asyncio.sleep(left_s)
+            yield
+        finally:
+            self._pass_on()
+
+    def _check(self, errand: Errand) -> None:
+        if errand.urgency is Urgency.READ and (left_s := self.blocked_s) > 0.0:
+            raise UpstreamError(f"{self._name} wants to be left alone for {left_s:.0f} s more", 429, left_s)
+
+    def _pass_on(self) -> None:
+        if not self._waiting:
+            self._free += 1
+            return
+        chosen = min(self._waiting, key=lambda one: (one.errand.urgency, one.number))
+        self._waiting.remove(chosen)
+        chosen.granted.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rows, and when the exchange's server sent an answer last (`Date`), in ms."""
+
+    rows: list[Row]
+    date_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What ccxt says of an exchange. `rate_limit_s`: the least time between two requests."""
+
+    history: bool
+    time: bool
+    watch: bool
+    unwatch: bool
+    tickers: bool
+    timeframes: frozenset[str] | None
+    rate_limit_s: float
+
+
+class CcxtClient:
+    """One exchange of ccxt. `make` makes its object, on the thread. Every method raises `UpstreamError`, and nothing
+    else of ccxt's."""
+
+    def __init__(
+        self,
+        name: str,
+        thread: CcxtThread,
+        *,
+        monotonic: Callable[[], float],
+        make: Callable[[str], Ccxt] = ccxt_exchange,
+    ) -> None:
+        self.name = name
+        self._thread = thread
+        self._make = make
+        self._exchange: Ccxt | None = None
+        self._closed = False
+        self.turns = Turns(name, AT_ONCE, monotonic)
+
+    async def abilities(self) -> Abilities:
+        """What the exchange can do. Imports ccxt."""
+
+        async def look(exchange: Ccxt) -> Abilities:
+            has, frames = exchange.has, exchange.timeframes
+            return Abilities(
+                history=has.get("fetchOHLCV") is True,
+                time=has.get("fetchTime") is True,
+                watch=has.get("watchOHLCV") is True,
+                unwatch=has.get("unWatchOHLCV") is True,
+                tickers=has.get("fetchTickers") is True,
+                timeframes=None if frames is None else frozenset(frames),
+                rate_limit_s=exchange.rateLimit / 1000,
+            )
+
+        return await self._call("its abilities", look)
+
+    async def now_ms(self, errand: Errand) -> int:
+        """The exchange's time, asked now."""
+
+        async def ask(exchange: Ccxt) -> int:
+            stamp_ms = await exchange.fetch_time()
+            if stamp_ms is None or stamp_ms <= 0:
+                raise UpstreamError(f"{self.name}: the answer to fetchTime has no time")
+            return int(stamp_ms)
+
+        return await self._request("fetchTime", errand, ask)
+
+    async def listings(self, market: str, errand: Errand, *, again: bool) -> dict[str, Listing]:
+        """What it lists on `market`, by our symbol: pairs on spot, swaps on futures."""
+
+        async def ask(exchange: Ccxt) -> dict[str, Listing]:
+            markets = await exchange.load_markets(again)
+            found = (_listing(item, market) for item in markets.values())
+            return {one.symbol: one for one in found if one is not None}
+
+        return await self._request("loadMarkets", errand, ask)
+
+    async def most_rows(self, series: SeriesId) -> int | None:
+        """How many rows one answer holds at most; None when ccxt does not know."""
+
+        async def look(exchange: Ccxt) -> int | None:
+            most = exchange.feature_value(ccxt_symbol(series), "fetchOHLCV", "limit")
+            return most if isinstance(most, int) and most > 1 else None
+
+        return await self._call("its limits", look)
+
+    async def rows(self, series: SeriesId, start: int | None, limit: int | None, errand: Errand) -> Answer:
+        """Rows from the open time `start` (UTC seconds) on; None: the newest."""
+
+        async def ask(exchange: Ccxt) -> Answer:
+            since_ms = None if start is None else start * 1000
+            rows = await exchange.fetch_ohlcv(ccxt_symbol(series), series.timeframe.code, since_ms, limit)
+            # Another answer may have come since: then its date is even later, and the exchange's all the same.
+            return Answer([tuple(row) for row in rows], date_ms(header(exchange.last_response_headers, "date")))
+
+        return await self._request(f"fetchOHLCV of {series}", errand, ask)
+
+    async def tickers(self, symbols: Mapping[str, str], errand: Errand) -> list[Ticker]:
+        """The last 24 hours; `symbols` are the exchange's by ccxt's."""
+
+        async def ask(exchange: Ccxt) -> list[Ticker]:
+            told = await exchange.fetch_tickers(list(symbols))
+            found = []
+            for symbol, ticker in told.items():
+                numbers = [ticker.get(name) for name in ("last", "quoteVolume", "percentage")]
+                values = [float(one) for one in numbers if isinstance(one, int | float)]
+                if symbol in symbols and len(values) == len(numbers):
+                    found.append(Ticker(symbols[symbol], *values))
+            return found
+
+        return await self._request("fetchTickers", errand, ask)
+
+    async def watch(self, series: SeriesId) -> list[Row]:
+        """The next rows that the exchange pushes."""
+
+        async def ask(exchange: Ccxt) -> list[Row]:
+            return [tuple(row) for row in await exchange.watch_ohlcv(ccxt_symbol(series), series.timeframe.code)]
+
+        return await self._call(f"watchOHLCV of {series}", ask)
+
+    async def unwatch(self, series: SeriesId) -> None:
+        """Unsubscribe what `watch` has subscribed."""
+
+        async def ask(exchange: Ccxt) -> None:
+            await exchange.un_watch_ohlcv(ccxt_symbol(series), series.timeframe.code)
+
+        await self._call(f"unWatchOHLCV of {series}", ask)
+
+    async def close(self) -> None:
+        """Close its connections; whatever still waits for an answer gets an `UpstreamError`."""
+        self._closed = True
+        exchange = self._exchange
+        if exchange is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._thread.call(self._guarded("close", exchange.close()))
+        except (UpstreamError, TimeoutError) as error:
+            log.warning("%s: its connections could not be closed: %s", self.name, str(error) or "no end in time")
+
+    async def _request(self, what: str, errand: Errand, ask: Callable[[Ccxt], Awaitable[Found]]) -> Found:
+        async with self.turns.turn(errand):
+            errand.begun = True
+            try:
+                found = await self._call(what, ask)
+            except UpstreamError as error:
+                if error.status == 429 or error.retry_after_s is not None:
+                    left_s = self.turns.block(error.retry_after_s)
+                    raise UpstreamError(str(error), error.status, left_s) from error
+                raise
+        self.turns.served()
+        return found
+
+    async def _call(self, what: str, ask: Callable[[Ccxt], Awaitable[Found]]) -> Found:
+        async def work() -> Found:
+            if self._closed:
+                raise UpstreamError(f"{self.name}: {what}: the exchange is closed")
+            return await ask(self._exchange or self._made())
+
+        return await self._thread.call(self._guarded(what, work()))
+
+    def _made(self) -> Ccxt:
+        if self._make is ccxt_exchange and not offers_exchange(self.name):
+            installed = offers_exchange(self.name) is not None
+            raise UpstreamError(f"ccxt has no exchange {self.name}" if installed else NOT_INSTALLED, 400)
+        exchange = self._make(self.name)
+        if self._closed:  # meanwhile: the import takes seconds
+            raise UpstreamError(f"{self.name}: the exchange is closed")
+        self._exchange = exchange
+        return exchange
+
+    async def _guarded(self, what: str, answer: Awaitable[Found]) -> Found:
+        """The answer of ccxt, on its thread; whatever it raises as an `UpstreamError`."""
+        try:
+            return await answer
+        except UpstreamError:
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # ccxt ends a connection by cancelling what waits for it.
+            raise UpstreamError(f"{self.name}: {what}: the connection was ended") from None
+        except Exception as error:  # ccxt reads answers it does not expect with whatever error comes of it
+            headers = None if self._exchange is None else self._exchange.last_response_headers
+            raise upstream_error(f"{self.name}: {what}", error, header(headers, "retry-after")) from error
+
+
+def _listing(item: Mapping[str, object], market: str) -> Listing | None:
+    spot, swap = item.get("spot") is True, item.get("swap") is True
+    base, quote, settle, symbol_id = (item.get(name) for name in ("base", "quote", "settle", "id"))
+    if not (spot if market == "spot" else swap) or not isinstance(base, str) or not isinstance(quote, str):
+        return None
+    created_ms = item.get("created")
+    return Listing(
+        own_symbol(base, quote, settle if swap and isinstance(settle, str) else None),
+        str(symbol_id),
+        base,
+        quote,
+        "inactive" if item.get("active") is False else "TRADING",
+        created_ms // 1000 if isinstance(created_ms, int) else None,
+    )

@@ -1,0 +1,267 @@
+"""What the OHLCV rows of a ccxt exchange tell: which are candles, which of those are final, where to read on.
+
+Pure. A row is `[open time in ms, open, high, low, close, volume]`. It is final when a later row exists in the same
+answer, or when a time stamp received before the answer was asked for says so; the newest row is never final by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from math import isfinite
+
+from klinesync.core.candle import Candle, check_candle
+from klinesync.core.errors import BadCandle, UpstreamError
+from klinesync.core.gaps import Span, missing_spans
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+
+Row = Sequence[float | None]
+
+# Rows that open so much later than what is known of the exchange's time are no candles of it.
+LONGEST_AHEAD_MS = 86_400_000
+# Where an exchange does not say how many rows an answer holds, it is taken to cover so many candles at least.
+UNTOLD_WINDOW = 100
+# A live series that is so many candles behind begins again at the newest ones; history brings what lies between.
+MOST_BEHIND = 20
+# Live begins this many candles before the one that is open: the one before it may not have been stored yet.
+LIVE_BACK = 2
+# ccxt's errors by the name of their class, and the HTTP status that says the same.
+STATUS_OF_ERROR = {
+    "RateLimitExceeded": 429,
+    "DDoSProtection": 429,
+    "OnMaintenance": 503,
+    "ExchangeNotAvailable": 503,
+    "BadRequest": 400,  # BadSymbol is one
+    "NotSupported": 400,
+    "ArgumentsRequired": 400,
+}
+
+
+def ccxt_symbol(series: SeriesId) -> str:
+    """ccxt's name of the series' symbol: `BTC/USDT` on futures is the linear swap `BTC/USDT:USDT`."""
+    if series.market == "spot" or ":" in series.symbol:
+        return series.symbol
+    return f"{series.symbol}:{series.symbol.partition('/')[2]}"
+
+
+def own_symbol(base: str, quote: str, settle: str | None) -> str:
+    """Our name of a spot pair (`settle` None) or a swap: one that is settled in its quote asset is `BASE/QUOTE`."""
+    return f"{base}/{quote}" if settle is None or settle == quote else f"{base}/{quote}:{settle}"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer, from the open time that it was asked for on.
+
+    `candles` are final, ascending; `empty` lies between two of the answer's rows; `forming` is the newest row when it
+    may still change (`still_open`); `bad` are rows that are no candles. `newest` is the newest open time of all.
+    """
+
+    candles: list[Candle] = field(default_factory=list)
+    empty: list[Span] = field(default_factory=list)
+    forming: Candle | None = None
+    bad: list[BadCandle] = field(default_factory=list)
+    newest: int | None = None
+    still_open: bool = False
+
+
+def read_page(
+    frame: Timeframe,
+    rows: Sequence[Row],
+    start: int,
+    until: int | None,
+    *,
+    proven_ms: int | None,
+    known_ms: int | None,
+    margin_ms: int,
+) -> Page:
+    """Read the answer to "rows from `start` on" (open time in UTC seconds; `until` is included).
+
+    `proven_ms`: the newest stamp of the exchange from before it was asked; `known_ms`: what time it is there, as far as
+    is known. Rows before `start` are passed over, the last of several of one time counts. Raises `UpstreamError` when
+    rows lie in the future.
+    """
+    by_time: dict[int, Row] = {}
+    bad: list[BadCandle] = []
+    for row in rows:
+        if len(row) < 6 or row[0] is None or not isfinite(row[0]) or row[0] % 1000:
+            bad.append(BadCandle(row[0] if row else None, "it is no row with an open time in whole seconds"))
+        elif row[0] >= start * 1000:
+            by_time[int(row[0]) // 1000] = row
+    times = sorted(by_time)
+    if not times:
+        return Page(bad=bad)
+    if known_ms is not None and times[-1] * 1000 > known_ms + LONGEST_AHEAD_MS:
+        raise UpstreamError(f"rows from {start} on reach to {times[-1]}, which lies in the future")
+    newest = times[-1]
+    still_open = proven_ms is None or _end_ms(frame, newest) + margin_ms > proven_ms
+    candles: list[Candle] = []
+    forming = None
+    for time in times:
+        try:
+            candle = _candle(by_time[time], frame)
+        except BadCandle as error:
+            bad.append(error)
+            continue
+        if still_open and time == newest:
+            forming = candle
+        elif until is None or time <= until:
+            candles.append(candle)
+    # A row that is no candle still says that there is something; one off the grid leaves its span uncovered.
+    shown = [
+        time
+        for time in times
+        if frame.is_open(time) and not (still_open and time == newest) and (until is None or time <= until)
+    ]
+    empty = missing_spans(frame, shown[0], shown[-1], shown) if shown else []
+    return Page(candles, empty, forming, bad, newest, still_open)
+
+
+def next_start(
+    frame: Timeframe, start: int, page: Page, until: int | None, limit: int | None, now_s: int | None
+) -> int | None:
+    """Where the next page begins, so that it overlaps this one by a row; None when this was the last one.
+
+    Many exchanges answer with what lies in a window of `limit` candles behind `start`, so that an answer without
+    anything new is the end only when the window reaches up to now (`now_s`, by the exchange's clock).
+    """
+    newest = page.newest
+    if page.still_open or (until is not None and newest is not None and newest >= until):
+        return None
+    if newest is not None and frame.floor(newest) > start:
+        return frame.floor(newest)
+    window_end = frame.shift(start, (UNTOLD_WINDOW if limit is None else max(limit, 2)) - 1)
+    if now_s is None or window_end >= frame.floor(now_s) or (until is not None and window_end >= until):
+        return None
+    return window_end
+
+
+class LiveCandles:
+    """What the rows of one live series newly tell: final candles, ascending, each once, and the one in progress.
+
+    A final candle is told when a page holds it and its end is `margin_ms` past, by what time it seems to be on the
+    exchange: values that change right after the boundary are not shown as final.
+    """
+
+    def __init__(self, frame: Timeframe, margin_ms: int) -> None:
+        self._frame = frame
+        self._margin_ms = margin_ms
+        self._told: Candle | None = None
+        self._forming: Candle | None = None
+        self._awaited: int | None = None  # the oldest open time that was shown and not told
+
+    @property
+    def told(self) -> int | None:
+        """The newest open time that was told as final."""
+        return None if self._told is None else self._told.time
+
+    def since(self, now_ms: int) -> int:
+        """From what open time on rows are to be asked for. One far behind begins again at the newest."""
+        frame = self._frame
+        newest = frame.floor(now_ms // 1000)
+        if self._told is None or frame.count(self._told.time, newest) > MOST_BEHIND:
+            self._told = self._forming = self._awaited = None
+            return max(0, frame.shift(newest, -LIVE_BACK))
+        return self._told.time
+
+    def due_ms(self, now_ms: int) -> int:
+        """When the next candle is final, in the exchange's time: the oldest that was shown and not told, or the one
+        that is open."""
+        awaited = self._awaited
+        if awaited is None:
+            awaited = self._frame.floor(now_ms // 1000)
+            if self._told is not None:
+                awaited = max(awaited, self._frame.next(self._told.time))
+        return _end_ms(self._frame, awaited) + self._margin_ms
+
+    def take(self, page: Page, now_ms: int) -> list[tuple[Candle, bool]]:
+        """What a page brings: (candle, whether it is final), to be told in that order. One that was told as final is
+        told again when its values are others now."""
+        news: list[tuple[Candle, bool]] = []
+        for candle in page.candles:
+            if self._told is not None and (candle.time < self._told.time or candle == self._told):
+                continue
+            if _end_ms(self._frame, candle.time) + self._margin_ms > now_ms:
+                break  # so that they stay in order
+            self._told = candle
+            news.append((candle, True))
+        if self._told is not None and self._awaited is not None and self._awaited <= self._told.time:
+            forming = self._forming
+            self._awaited = forming.time if forming is not None and forming.time > self._told.time else None
+        newest = page.forming
+        if newest is None and page.candles and self._told != page.candles[-1]:
+            newest = page.candles[-1]
+        return news + self._show(newest)
+
+    def pushed(self, rows: Sequence[Row], now_ms: int) -> list[tuple[Candle, bool]]:
+        """What a stream brings, which is the candle in progress at most. Raises `BadCandle`."""
+        if not rows:
+            return []
+        row = max(rows, key=lambda one: one[0] or 0.0)
+        candle = _candle(row, self._frame)
+        if candle.time * 1000 > now_ms + LONGEST_AHEAD_MS:
+            raise BadCandle(candle.time, "it lies in the future")
+        return self._show(candle)
+
+    def _show(self, candle: Candle | None) -> list[tuple[Candle, bool]]:
+        if candle is None or candle == self._forming:
+            return []
+        for other in (self._told, self._forming):
+            if other is not None and candle.time < other.time + (other is self._told):
+                return []
+        self._forming = candle
+        if self._awaited is None:
+            self._awaited = candle.time
+        return [(candle, False)]
+
+
+def upstream_error(what: str, error: Exception, retry_after: str | None = None) -> UpstreamError:
+    """The error of an exchange, or of ccxt, as ours. `retry_after` is the header of that name, in seconds."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    status = next((STATUS_OF_ERROR[name] for name in names if name in STATUS_OF_ERROR), 0)
+    known = "BaseError" in names or isinstance(error, OSError | TimeoutError)
+    text = " ".join(str(error).split())[:200]
+    trouble = f"{names[0]} {text}" if known else f"the answer cannot be understood ({names[0]} {text})"
+    retry_after_s = None
+    if status == 429 and retry_after is not None:
+        try:
+            retry_after_s = float(retry_after)
+        except ValueError:
+            retry_after_s = None  # a date: the usual pause does
+        if retry_after_s is not None and not (isfinite(retry_after_s) and retry_after_s >= 0.0):
+            retry_after_s = None
+    return UpstreamError(f"{what}: {trouble}", status, retry_after_s)
+
+
+def header(headers: Mapping[str, str] | None, name: str) -> str | None:
+    """The header of that name, however it is spelled."""
+    return next((value for key, value in (headers or {}).items() if key.lower() == name), None)
+
+
+def date_ms(text: str | None) -> int | None:
+    """A `Date` header in ms; None when there is none, or no date in it."""
+    if text is None:
+        return None
+    try:
+        return int(parsedate_to_datetime(text).timestamp()) * 1000
+    except ValueError:
+        return None
+
+
+def _end_ms(frame: Timeframe, open_time: int) -> int:
+    return frame.next(frame.floor(open_time)) * 1000
+
+
+def _candle(row: Row, frame: Timeframe) -> Candle:
+    """Raises `BadCandle`."""
+    values = [value for value in row[:6] if value is not None]
+    if len(values) < 6:
+        raise BadCandle(row[0] if row else None, "a value is missing")
+    time_ms, open_, high, low, close, volume = values
+    if not isfinite(time_ms) or time_ms % 1000:
+        raise BadCandle(time_ms, "its time is no whole second")
+    return check_candle(
+        Candle(int(time_ms) // 1000, float(open_), float(high), float(low), float(close), float(volume)), frame
+    )

@@ -1,0 +1,482 @@
+"""CcxtSource: any exchange that ccxt knows, as a Source. Live candles are proven by REST, whoever brings them first.
+
+`watch_ohlcv`, where the exchange offers it, and polls elsewhere show the candle in progress. A candle is told as closed
+when REST has shown it some time after its end: what streams push last is not always what the exchange keeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import BadCandle, UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.ccxt_client import Abilities, Answer, CcxtClient
+from klinesync.ingest.ccxt_rows import LONGEST_AHEAD_MS, LiveCandles, Page, Row, ccxt_symbol, next_start, read_page
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.single_flight import SingleFlight
+from klinesync.runtime.sources import (
+    ConnectionStatus,
+    Errand,
+    HistoryPage,
+    KlineEvent,
+    Listing,
+    StreamCallbacks,
+    Ticker,
+    Urgency,
+)
+
+log = logging.getLogger(__name__)
+
+# Series of one connection, which is no more than a group of them here.
+SERIES_PER_CONNECTION = 200
+# A stamp that is older (on our clock) is not relied upon to show what has closed since: the exchange is asked.
+STAMP_FRESH_S = 1.0
+# How long a list of symbols is kept, and how old it may be when it does not have a symbol. ccxt's lists are large.
+LISTINGS_TTL_S = 3600.0
+UNLISTED_TTL_S = 300.0
+# A candle in progress is polled so many times in its length, but not more often, nor more seldom, than this.
+POLLS_PER_CANDLE = 20
+POLL_LEAST_S = 2.0
+POLL_MOST_S = 60.0
+# All polls together take at most this share of the requests that the exchange allows.
+POLL_SHARE = 0.5
+# A poll for what is due comes no sooner than this behind the one before.
+POLL_AGAIN_S = 0.25
+# A stream that pushes nothing while so many traded candles close is no good: the series is polled for so long.
+SILENT_CANDLES = 2
+SILENT_PAUSE_S = 300.0
+# After a failure a live series begins again after so long, then twice as long, and so on.
+AGAIN_FIRST_S = 0.5
+AGAIN_MOST_S = 30.0
+AGAIN_DOUBLINGS = 10
+# Bad rows and troubles are logged so often for one series.
+LOG_EVERY_S = 60.0
+_ANY_FRAME = Timeframe.parse("1m")
+
+
+class CcxtSource:
+    """One exchange. `clocks`, by market, learn its time; `final_margin_s`: how long after its end a row is final.
+
+    `poll_least_s`: the shortest time between two polls of one series. Whoever makes it closes it.
+    """
+
+    def __init__(
+        self,
+        client: CcxtClient,
+        *,
+        clocks: Mapping[str, ExchangeClock],
+        final_margin_s: float,
+        monotonic: Callable[[], float],
+        rng: random.Random,
+        poll_least_s: float = POLL_LEAST_S,
+    ) -> None:
+        self.client = client
+        self.clocks = clocks
+        self.margin_ms = int(final_margin_s * 1000)
+        self.monotonic = monotonic
+        self.rng = rng
+        self.poll_least_s = poll_least_s
+        self.polled = 0  # series that are polled, of all connections
+        self.quarantined = 0
+        self._abilities: Abilities | None = None
+        self._asking_abilities: SingleFlight[Abilities] = SingleFlight()
+        self._listed: dict[str, tuple[float, Mapping[str, Listing]]] = {}
+        self._listing: dict[str, SingleFlight[Mapping[str, Listing]]] = {market: SingleFlight() for market in clocks}
+        self._most_rows: dict[str, int | None] = {}
+        self._log_limit = LogLimit(LOG_EVERY_S)
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        await self.client.close()
+
+    def connection(self, market: str, callbacks: StreamCallbacks) -> CcxtConnection:
+        """A new connection of that market."""
+        return CcxtConnection(self, market, callbacks)
+
+    async def abilities(self) -> Abilities:
+        """What the exchange can do. Raises `UpstreamError`: with status 400 when there is no such exchange."""
+        if self._abilities is None:
+            self._abilities = await self._asking_abilities.get(self.client.abilities)
+        return self._abilities
+
+    async def now_ms(self, market: str) -> int:
+        """The exchange's time: asked, or the newest `Date` of its server (or the newest open time, failing that) where
+        it cannot be asked. Raises `UpstreamError`."""
+        return await self._ask_time(market, Errand(Urgency.READ))
+
+    async def knows(self, series: SeriesId) -> bool:
+        """Whether the series can be had. Raises `UpstreamError`."""
+        return await self.refusal(series) is None
+
+    async def refusal(self, series: SeriesId) -> str | None:
+        """Why the series cannot be had, as a sentence. Raises `UpstreamError`."""
+        try:
+            can = await self.abilities()
+        except UpstreamError as error:
+            if error.status == 400:
+                return str(error)
+            raise
+        frame = series.timeframe.code
+        if not can.history:
+            return f"ccxt has no OHLCV of {self.client.name}"
+        if can.timeframes is not None and frame not in can.timeframes:
+            return f"{self.client.name} has no {frame}; it has {' '.join(sorted(can.timeframes))}"
+        if series.market not in self.clocks:
+            return f"{self.client.name} has no market {series.market}"
+        listings = await self.listings(series.market, LISTINGS_TTL_S)
+        if series.symbol not in listings:
+            listings = await self.listings(series.market, UNLISTED_TTL_S)
+        if series.symbol not in listings:
+            return f"{self.client.name} lists no {ccxt_symbol(series)} on its {series.market} market"
+        return None
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        """What the market lists, by our symbol; not asked again before `UNLISTED_TTL_S`. Raises `UpstreamError`."""
+        listed = self._listed.get(market)
+        if listed is not None and self.monotonic() - listed[0] <= max(max_age_s, UNLISTED_TTL_S):
+            return listed[1]
+
+        async def ask() -> Mapping[str, Listing]:
+            symbols = await self.client.listings(market, Errand(Urgency.READ), again=listed is not None)
+            self._listed[market] = (self.monotonic(), symbols)
+            return symbols
+
+        return await self._listing[market].get(ask)
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        """The last 24 hours of every symbol. Raises `UpstreamError`, also where the exchange has no such list."""
+        if not (await self.abilities()).tickers:
+            raise UpstreamError(f"{self.client.name} has no list of tickers", 400)
+        listings = await self.listings(market, LISTINGS_TTL_S)
+        symbols = {
+            ccxt_symbol(SeriesId(self.client.name, market, one.symbol, _ANY_FRAME)): one.symbol_id
+            for one in listings.values()
+        }
+        return await self.client.tickers(symbols, Errand(Urgency.READ))
+
+    async def history(
+        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        """Closed candles from the open time `start` on, a page at a time. Raises `UpstreamError`."""
+        frame, clock = series.timeframe, self.clocks[series.market]
+        at: int | None = start
+        while at is not None and (until is None or at <= until):
+            limit = await self.limit(series, at, until)
+            page = await self.page(series, at, until, limit, errand, prove=True)
+            if page.candles or page.empty:
+                yield HistoryPage(page.candles, page.empty)
+            now_ms = clock.estimate_ms(self.monotonic())
+            at = next_start(frame, at, page, until, limit, None if now_ms is None else now_ms // 1000)
+
+    # What the connections use.
+
+    async def page(
+        self, series: SeriesId, start: int, until: int | None, limit: int | None, errand: Errand, *, prove: bool
+    ) -> Page:
+        """One answer of at most `limit` rows. `prove`: ask the exchange's time before, where it can be asked and may prove more than what is
+        known. Bad rows are counted and logged. Raises `UpstreamError`."""
+        can, clock = await self.abilities(), self.clocks[series.market]
+        frame, asked_s = series.timeframe, self.monotonic()
+        if prove and can.time and self._may_prove(series, start, until, limit):
+            await self._ask_time(series.market, errand)
+        proven_ms = clock.proven_ms
+        answer = await self.client.rows(series, start, limit, errand)
+        self._learn(series, answer, can)
+        page = read_page(
+            frame,
+            answer.rows,
+            start,
+            until,
+            proven_ms=proven_ms,
+            known_ms=clock.estimate_ms(asked_s),
+            margin_ms=self.margin_ms,
+        )
+        for bad in page.bad:
+            self.quarantine(series, bad)
+        return page
+
+    def quarantine(self, series: SeriesId, bad: BadCandle) -> None:
+        """Count a row that is no candle, and say so now and then."""
+        self.quarantined += 1
+        suppressed = self._log_limit.allow(series, self.monotonic())
+        if suppressed is not None:
+            log.warning("%s: a row is quarantined (%d more since the last): %s", series, suppressed, bad)
+
+    def pause_s(self, series: SeriesId, can: Abilities) -> float:
+        """How long to wait between two polls of a series, the share of the others considered."""
+        length_s = series.timeframe.seconds / POLLS_PER_CANDLE
+        fair_s = self.polled * can.rate_limit_s / POLL_SHARE
+        return max(self.poll_least_s, min(length_s, POLL_MOST_S), fair_s) * self.rng.uniform(0.9, 1.1)
+
+    def leave(self, series: SeriesId, can: Abilities) -> None:
+        """Unsubscribe the series' stream, where the exchange takes that, without waiting for it."""
+        if can.unwatch:
+            task = asyncio.create_task(self._unwatch(series), name=f"unwatch {series}")
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def _unwatch(self, series: SeriesId) -> None:
+        try:
+            await self.client.unwatch(series)
+        except UpstreamError as error:
+            log.info("%s: its stream stays subscribed: %s", series, error)
+
+    async def limit(self, series: SeriesId, start: int, until: int | None) -> int | None:
+        """How many rows to ask for; None when the exchange does not say how many an answer holds. Raises
+        `UpstreamError`, with status 400 for a series that cannot be had."""
+        market = series.market
+        listed = series.symbol in self._listed.get(market, (0.0, {}))[1]
+        if not listed or series.timeframe.code not in ((await self.abilities()).timeframes or Timeframe.known):
+            why = await self.refusal(series)  # which also has ccxt load its list of symbols
+            if why is not None:
+                raise UpstreamError(f"{series}: {why}", 400)
+        if market not in self._most_rows:
+            self._most_rows[market] = await self.client.most_rows(series)
+        most = self._most_rows[market]
+        if most is None or until is None:
+            return most
+        # And one behind them, which shows that they are final.
+        return max(2, min(most, series.timeframe.count(start, series.timeframe.next(until)) + 1))
+
+    def _may_prove(self, series: SeriesId, start: int, until: int | None, limit: int | None) -> bool:
+        """Whether a newer stamp might prove rows to be final that the newest one does not."""
+        clock, frame = self.clocks[series.market], series.timeframe
+        if clock.proven_ms is None:
+            return True
+        ends = [] if until is None else [until]
+        if limit is not None:
+            ends.append(frame.shift(start, limit - 1))
+        if ends and frame.next(min(ends)) * 1000 + self.margin_ms <= clock.proven_ms:
+            return False
+        return clock.age_s(self.monotonic()) > STAMP_FRESH_S
+
+    async def _ask_time(self, market: str, errand: Errand) -> int:
+        clock = self.clocks[market]
+        can = await self.abilities()
+        if can.time:
+            stamp_ms = await self.client.now_ms(errand)
+            clock.learn(stamp_ms, self.monotonic())
+            return stamp_ms
+        symbols = await self.listings(market, LISTINGS_TTL_S)
+        trading = next((one for one in symbols.values() if one.trading), None)
+        if trading is None:
+            raise UpstreamError(f"{self.client.name} lists nothing on its {market} market to tell the time by", 400)
+        frames = (frame for frame in Timeframe.known.values() if can.timeframes is None or frame.code in can.timeframes)
+        series = SeriesId(self.client.name, market, trading.symbol, next(frames, _ANY_FRAME))
+        answer = await self.client.rows(series, None, None, errand)
+        self._learn(series, answer, can)
+        if clock.proven_ms is None:
+            raise UpstreamError(f"{self.client.name} does not tell the time")
+        return clock.proven_ms
+
+    def _learn(self, series: SeriesId, answer: Answer, can: Abilities) -> None:
+        """Where the exchange cannot be asked for its time: what its server's `Date` shows, or else its newest row."""
+        if can.time:
+            return
+        clock, stamp_ms = self.clocks[series.market], answer.date_ms
+        if stamp_ms is None:
+            stamp_ms = max((int(row[0]) for row in answer.rows if row and row[0] is not None), default=0)
+            if clock.proven_ms is not None and stamp_ms > clock.proven_ms + LONGEST_AHEAD_MS:
+                return  # no row of this exchange
+        if stamp_ms > (clock.proven_ms or 0):
+            clock.learn(stamp_ms, self.monotonic())
+
+
+class CcxtConnection:
+    """Live candles of some series of one market, each followed by a task of its own."""
+
+    def __init__(self, source: CcxtSource, market: str, callbacks: StreamCallbacks) -> None:
+        self._source = source
+        self._market = market
+        self._clock = source.clocks[market]
+        self._callbacks = callbacks
+        self._wanted: dict[SeriesId, None] = {}
+        self._tasks: dict[SeriesId, asyncio.Task[None]] = {}
+        self._restart: set[SeriesId] = set()
+        self._attached: set[SeriesId] = set()
+        self._changed = asyncio.Event()
+        self._log_limit = LogLimit(LOG_EVERY_S)
+        self.reconnects = 0
+
+    @property
+    def status(self) -> ConnectionStatus:
+        """How it stands. It is connected while at least one series is carried."""
+        return ConnectionStatus(
+            self._market, len(self._wanted), bool(self._attached), self.reconnects, 0, self._source.quarantined
+        )
+
+    @property
+    def room(self) -> int:
+        """How many more series it takes."""
+        return SERIES_PER_CONNECTION - len(self._wanted)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it carries none."""
+        return not self._wanted
+
+    def want(self, series: SeriesId) -> None:
+        """Follow the series from now on."""
+        self._wanted[series] = None
+        self._changed.set()
+
+    def unwant(self, series: SeriesId) -> None:
+        """Follow it no more."""
+        self._wanted.pop(series, None)
+        self._changed.set()
+
+    def renew(self, series: SeriesId) -> None:
+        """Begin anew with the series."""
+        self._restart.add(series)
+        self._changed.set()
+
+    def reconnect(self) -> None:
+        """Begin anew with all of them."""
+        self._restart.update(self._wanted)
+        self.reconnects += 1
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                restart, self._restart = self._restart, set()
+                ended = [one for one in self._tasks if one not in self._wanted or one in restart]
+                for one in ended:
+                    self._tasks.pop(one).cancel()
+                for one in self._wanted:
+                    if one not in self._tasks:
+                        self._tasks[one] = group.create_task(self._carry(one), name=f"live {one}")
+                await self._changed.wait()
+                self._changed.clear()
+
+    async def _carry(self, series: SeriesId) -> None:
+        failures = 0
+        while True:
+            began_s = self._source.monotonic()
+            try:
+                await self._follow(series)
+            except UpstreamError as error:
+                self._log(series.market, f"{series}: it cannot be followed: {error}")
+            finally:
+                if series in self._attached:
+                    self._attached.discard(series)
+                    self._callbacks.lost([series])
+            self.reconnects += 1
+            failures = 0 if self._source.monotonic() - began_s > AGAIN_MOST_S else failures + 1
+            most_s = min(AGAIN_FIRST_S * 2 ** min(failures, AGAIN_DOUBLINGS), AGAIN_MOST_S)
+            await asyncio.sleep(most_s * self._source.rng.uniform(0.5, 1.0))
+
+    async def _follow(self, series: SeriesId) -> None:
+        """Raises `UpstreamError`; does not return."""
+        source = self._source
+        can = await source.abilities()
+        if self._clock.proven_ms is None:
+            await source.now_ms(series.market)
+        live = LiveCandles(series.timeframe, source.margin_ms)
+        page = await self._ask(series, live, Urgency.SWEEP)
+        self._attached.add(series)
+        self._callbacks.attached(series)
+        self._tell(series, live.take(page, self._now_ms()), page.newest)
+        while True:
+            if can.watch:
+                await self._watch(series, live, can)
+                self._log("silent", f"{series}: its stream brings nothing; it is polled meanwhile")
+                await self._poll(series, live, can, source.monotonic() + SILENT_PAUSE_S)
+            else:
+                await self._poll(series, live, can, float("inf"))
+
+    async def _poll(self, series: SeriesId, live: LiveCandles, can: Abilities, until_s: float) -> None:
+        """Ask REST again and again, until that monotonic time. Raises `UpstreamError`."""
+        source = self._source
+        source.polled += 1
+        try:
+            while source.monotonic() < until_s:
+                pause_s, due_s = source.pause_s(series, can), self._due_s(live)
+                await asyncio.sleep(min(pause_s, max(due_s, POLL_AGAIN_S)) if due_s > 0.0 else pause_s)
+                await self._look(series, live)
+        finally:
+            source.polled -= 1
+
+    async def _watch(self, series: SeriesId, live: LiveCandles, can: Abilities) -> None:
+        """Take what the stream pushes, and ask REST for what is due. Returns when the stream is silent and REST is not.
+        Raises `UpstreamError`."""
+        source, silent, asked_s = self._source, 0, float("-inf")
+        pushes: asyncio.Task[list[Row]] | None = None
+        try:
+            while silent < SILENT_CANDLES:
+                if pushes is None:
+                    pushes = asyncio.create_task(source.client.watch(series), name=f"watch {series}")
+                due_s, next_s = self._due_s(live), asked_s + source.pause_s(series, can)
+                wait_s = due_s if due_s > 0.0 else max(0.0, next_s - source.monotonic())
+                done, _ = await asyncio.wait([pushes], timeout=wait_s)
+                if done:
+                    rows, pushes, silent = pushes.result(), None, 0
+                    self._take_pushed(series, live, rows)
+                if self._due_s(live) <= 0.0 and source.monotonic() >= next_s:
+                    asked_s = source.monotonic()
+                    silent += await self._look(series, live)
+        finally:
+            if pushes is not None:
+                pushes.cancel()
+                await asyncio.wait([pushes])
+            source.leave(series, can)
+
+    async def _look(self, series: SeriesId, live: LiveCandles) -> bool:
+        """Ask REST, and tell what is new; whether a candle with trades was told as closed. Raises `UpstreamError`."""
+        due = self._due_s(live) <= 0.0
+        page = await self._ask(series, live, Urgency.REPAIR if due else Urgency.FILL)
+        if due and page.still_open and page.forming is not None:
+            end_ms = series.timeframe.next(page.forming.time) * 1000
+            if end_ms + self._source.margin_ms <= self._now_ms():  # a stamp proves it where no row follows
+                page = await self._ask(series, live, Urgency.REPAIR, prove=True)
+        news = live.take(page, self._now_ms())
+        self._tell(series, news, page.newest)
+        return any(closed and candle.volume for candle, closed in news)
+
+    async def _ask(self, series: SeriesId, live: LiveCandles, urgency: Urgency, *, prove: bool = False) -> Page:
+        start = live.since(self._now_ms())
+        limit = await self._source.limit(series, start, None)
+        return await self._source.page(series, start, None, limit, Errand(urgency), prove=prove)
+
+    def _take_pushed(self, series: SeriesId, live: LiveCandles, rows: Sequence[Row]) -> None:
+        try:
+            news = live.pushed(rows, self._now_ms())
+        except BadCandle as bad:
+            self._source.quarantine(series, bad)
+            return
+        self._tell(series, news, news[-1][0].time if news else None)
+
+    def _tell(self, series: SeriesId, news: Iterable[tuple[Candle, bool]], newest: int | None) -> None:
+        """Pass on what is new. ccxt's rows have no stamp: that one opens at `newest` says that it is that late at
+        least; else they are stamped a millisecond before the newest stamp, so as not to tell that the clock stands."""
+        known_ms = self._clock.proven_ms or 0
+        newest_ms = 0 if newest is None else newest * 1000
+        event_ms = newest_ms if newest_ms > known_ms else known_ms - 1
+        for candle, closed in news:
+            self._callbacks.event(KlineEvent(series, candle, closed, event_ms))
+
+    def _now_ms(self) -> int:
+        now_ms = self._clock.estimate_ms(self._source.monotonic())
+        assert now_ms is not None, "the time was asked before"
+        return now_ms
+
+    def _due_s(self, live: LiveCandles) -> float:
+        """In how many seconds the next candle can be told as closed; below 0: it could have been."""
+        now_ms = self._now_ms()
+        return (live.due_ms(now_ms) - now_ms) / 1000
+
+    def _log(self, key: object, sentence: str) -> None:
+        suppressed = self._log_limit.allow(key, self._source.monotonic())
+        if suppressed is not None:
+            log.warning("%s%s", sentence, f" (and {suppressed} times more before)" if suppressed else "")

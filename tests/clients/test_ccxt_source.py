@@ -1,0 +1,281 @@
+"""CcxtSource over unmodified ccxt: its binance class, pointed at the simulated exchange, as an exchange of another name."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import random
+import time
+import urllib.request
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import ccxt.pro
+import pytest
+from klinesync.core.candle import Candle
+from klinesync.core.errors import UpstreamError
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.ccxt_client import Ccxt, CcxtClient, CcxtThread
+from klinesync.ingest.ccxt_source import CcxtSource
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.sources import Errand, KlineEvent, StreamCallbacks, Urgency
+from simulated_exchange import SPOT, USDM, Market, SimulatedExchange, closed_by, simulated_exchange
+
+EACH_MARKET = pytest.mark.parametrize("market", [SPOT, USDM], ids=lambda market: market.name)
+OURS = {SPOT: "spot", USDM: "futures"}
+WAIT_S = 60
+# A minute of the simulated exchange lasts half a second of ours: so must everything that waits for its end.
+MARGIN_S = 0.5
+POLL_S = 0.1
+
+
+def series_of(market: Market, symbol: str = "BTC/USDT", timeframe: str = "1m") -> SeriesId:
+    return SeriesId.parse(f"simex:{OURS[market]}:{symbol}:{timeframe}")
+
+
+def candles_of(rows: Iterable[list[object]]) -> list[Candle]:
+    """REST rows, as the exchange sent them, as candles."""
+    return [Candle(int(row[0]) // 1000, *(float(value) for value in row[1:6])) for row in rows]
+
+
+@dataclass
+class Told:
+    """What a connection tells, in order."""
+
+    clocks: dict[str, ExchangeClock]
+    events: list[KlineEvent] = field(default_factory=list)
+    attached: list[SeriesId] = field(default_factory=list)
+    lost: list[SeriesId] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def callbacks(self) -> StreamCallbacks:
+        return StreamCallbacks(self._attached, self._event, self._lost)
+
+    def _attached(self, series: SeriesId) -> None:
+        self.attached.append(series)
+        self.changed.set()
+
+    def _event(self, event: KlineEvent) -> None:
+        # As the supervisor does: a stamp tells what time it is on the exchange.
+        self.clocks[event.series.market].learn(event.event_ms, time.monotonic())
+        self.events.append(event)
+        self.changed.set()
+
+    def _lost(self, series: Iterable[SeriesId]) -> None:
+        self.lost += series
+        self.changed.set()
+
+    def closed(self, series: SeriesId) -> list[Candle]:
+        return [event.candle for event in self.events if event.closed and event.series == series]
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not holds():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+def pointed(exchange: SimulatedExchange, **abilities: bool | None) -> Callable[[str], Ccxt]:
+    """ccxt's binance class against the simulated exchange; `abilities` take some of its methods away."""
+
+    def make(name: str) -> Ccxt:
+        http, ws = exchange.http_url, exchange.ws_url
+        made = ccxt.pro.binance(
+            {
+                "enableRateLimit": True,
+                "timeout": 5000,
+                "urls": {
+                    "api": {
+                        "public": f"{http}/api/v3",
+                        "fapiPublic": f"{http}/fapi/v1",
+                        "ws": {"spot": f"{ws}/stream/ws", "linear": f"{ws}/ws"},
+                    }
+                },
+                "options": {"fetchMarkets": {"types": ["spot", "linear"]}},
+            }
+        )
+        made.has.update(abilities)
+        return made
+
+    return make
+
+
+@dataclass
+class Rig:
+    source: CcxtSource
+    told: Told
+
+
+@asynccontextmanager
+async def rig(exchange: SimulatedExchange, **abilities: bool | None) -> AsyncIterator[Rig]:
+    """A source of its own, in a thread of its own, until the end."""
+    clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
+    thread = CcxtThread()
+    source = CcxtSource(
+        CcxtClient("simex", thread, monotonic=time.monotonic, make=pointed(exchange, **abilities)),
+        clocks=clocks,
+        final_margin_s=MARGIN_S,
+        monotonic=time.monotonic,
+        rng=random.Random(1),
+        poll_least_s=POLL_S,
+    )
+    try:
+        yield Rig(source, Told(clocks))
+    finally:
+        await source.close()
+        await thread.stop()
+
+
+@asynccontextmanager
+async def following(one: Rig, *wanted: SeriesId) -> AsyncIterator[None]:
+    connection = one.source.connection(wanted[0].market, one.told.callbacks())
+    for series in wanted:
+        connection.want(series)
+    task = asyncio.create_task(connection.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@asynccontextmanager
+async def faults(exchange: SimulatedExchange, *rules: dict[str, object]) -> AsyncIterator[None]:
+    def ask(method: str, path: str, body: object = None) -> bytes:
+        request = urllib.request.Request(f"{exchange.http_url}{path}", method=method)
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            return answer.read()
+
+    await asyncio.to_thread(ask, "POST", "/sim/faults", list(rules))
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(ask, "DELETE", "/sim/faults")
+
+
+async def read(
+    source: CcxtSource, series: SeriesId, start: int, until: int | None = None
+) -> tuple[list[Candle], list[Span]]:
+    candles: list[Candle] = []
+    empty: list[Span] = []
+    async for page in source.history(series, start, Errand(Urgency.SWEEP), until):
+        if candles and page.candles and page.candles[0].time == candles[-1].time:
+            assert page.candles[0] == candles.pop()  # pages overlap by a row
+        candles += page.candles
+        empty += page.empty
+    return candles, empty
+
+
+@EACH_MARKET
+async def test_history_equals_the_exchanges_rows_page_by_page(exchange: SimulatedExchange, market: Market) -> None:
+    series = series_of(market)
+    async with rig(exchange) as one:
+        now_ms = await one.source.now_ms(series.market)
+        start = now_ms // 60_000 * 60 - 3000 * 60
+        candles, empty = await read(one.source, series, start)
+    truth = exchange.rows(market, "BTCUSDT", "1m", start * 1000, candles[-1].time * 1000)
+    assert candles == candles_of(truth)
+    assert len(candles) >= 3000
+    assert empty == []
+
+
+@EACH_MARKET
+async def test_history_up_to_a_time_ends_with_it(exchange: SimulatedExchange, market: Market) -> None:
+    series = series_of(market, "ETH/USDT", "1h")
+    async with rig(exchange) as one:
+        now_ms = await one.source.now_ms(series.market)
+        until = now_ms // 3_600_000 * 3600 - 100 * 3600
+        candles, _ = await read(one.source, series, until - 9 * 3600, until)
+    assert candles == candles_of(exchange.rows(market, "ETHUSDT", "1h", (until - 9 * 3600) * 1000, until * 1000))
+    assert len(candles) == 10
+
+
+async def test_a_candle_that_is_open_is_no_history(exchange: SimulatedExchange) -> None:
+    series = series_of(SPOT)
+    async with rig(exchange) as one:
+        start = await one.source.now_ms("spot") // 60_000 * 60 - 60
+        before_ms = exchange.now_ms(SPOT)
+        candles, _ = await read(one.source, series, start)
+        after_ms = exchange.now_ms(SPOT)
+    assert all((candle.time + 60) * 1000 <= after_ms for candle in candles)
+    truth = candles_of(closed_by(exchange.rows(SPOT, "BTCUSDT", "1m", start * 1000, before_ms), before_ms))
+    assert candles[: len(truth)] == truth
+
+
+@EACH_MARKET
+@pytest.mark.parametrize("watch", [True, None], ids=["watched", "polled"])
+async def test_live_candles_are_closed_in_order_with_the_exchanges_values(
+    exchange: SimulatedExchange, market: Market, watch: bool | None
+) -> None:
+    both = [series_of(market), series_of(market, "ETH/USDT")]
+    async with rig(exchange, watchOHLCV=watch) as one:
+        async with following(one, *both):
+            await one.told.until(lambda: all(len(one.told.closed(series)) >= 6 for series in both))
+        assert sorted(one.told.attached, key=str) == both
+        for series in both:
+            closed = one.told.closed(series)
+            assert [candle.time for candle in closed] == [closed[0].time + 60 * n for n in range(len(closed))]
+            symbol = series.symbol.replace("/", "")
+            rows = exchange.rows(market, symbol, "1m", closed[0].time * 1000, closed[-1].time * 1000)
+            assert closed == candles_of(rows)
+            forming = [event.candle for event in one.told.events if not event.closed and event.series == series]
+            assert forming
+            last = -1
+            for event in one.told.events:
+                if event.series == series:
+                    assert event.candle.time > last, "nothing is told of a candle that was closed"
+                    last = event.candle.time if event.closed else last
+
+
+async def test_the_exchanges_time_can_be_that_of_its_servers_answers(calm_exchange: SimulatedExchange) -> None:
+    async with rig(calm_exchange, fetchTime=None) as one:
+        now_ms = await one.source.now_ms("spot")
+        assert abs(now_ms - calm_exchange.now_ms(SPOT)) < 30_000
+        start = now_ms // 60_000 * 60 - 10 * 60
+        candles, _ = await read(one.source, series_of(SPOT), start)
+    assert candles == candles_of(calm_exchange.rows(SPOT, "BTCUSDT", "1m", start * 1000, candles[-1].time * 1000))
+    assert len(candles) >= 9
+
+
+async def test_an_unknown_symbol_or_timeframe_is_refused_with_a_sentence(exchange: SimulatedExchange) -> None:
+    async with rig(exchange) as one:
+        assert await one.source.knows(series_of(SPOT))
+        assert await one.source.knows(series_of(USDM))
+        nope = series_of(USDM, "NOPE/USDT")
+        assert await one.source.refusal(nope) == "simex lists no NOPE/USDT:USDT on its futures market"
+        with pytest.raises(UpstreamError, match="lists no") as caught:
+            await read(one.source, nope, 0)
+        assert caught.value.status == 400
+
+
+@EACH_MARKET
+async def test_what_the_exchange_lists_and_its_tickers_have_our_names(
+    exchange: SimulatedExchange, market: Market
+) -> None:
+    async with rig(exchange) as one:
+        listings = await one.source.listings(OURS[market], 60.0)
+        tickers = await one.source.tickers(OURS[market])
+    assert {listing.symbol_id for listing in listings.values()} == set(exchange.symbols(market))
+    assert listings["BTC/USDT"].trading
+    assert {ticker.symbol_id for ticker in tickers} == set(exchange.symbols(market))
+
+
+def test_no_session_is_left_open(exchange: SimulatedExchange, caplog: pytest.LogCaptureFixture) -> None:
+    async def use() -> None:
+        async with rig(exchange) as one, following(one, series_of(SPOT)):
+            await one.told.until(lambda: len(one.told.closed(series_of(SPOT))) >= 1)
+
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.WARNING):
+        warnings.simplefilter("always", ResourceWarning)
+        asyncio.run(use())
+        gc.collect()
+    assert [str(one.message) for one in caught if issubclass(one.category, ResourceWarning)] == []
+    assert [record.getMessage() for record in caplog.records] == []
