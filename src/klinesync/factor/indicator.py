@@ -1,0 +1,102 @@
+"""Indicator: a TA-Lib function with parameters, computed from an anchor.
+
+The value at a candle is a function of the stored candles up to it, and of nothing else: not of how many were asked for,
+of what a process has seen, of restarts or rewinds. To have that at a bounded cost, time is cut into chunks of `chunk`
+candles (`ChunkGrid`), and all values of a chunk are computed from the chunk's anchor: far enough back that the function
+has forgotten what came before, and the same one for everybody. In bulk that is one C call a chunk (`compute`), live a
+TA-Lib handle that began at the anchor (`Handle`); both give the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from klinesync.core.timeframe import Timeframe
+from klinesync.factor.columns import Columns, Floats
+from klinesync.factor.indicator_grid import ChunkGrid
+from klinesync.factor.indicator_handle import Handle
+from klinesync.factor.indicator_talib import VERSION, Function, Number, Price, Style
+
+# A chunk is at least this many times as long as what the function looks back on. Wilder's averages, which forget
+# slowest of those admitted, keep e**-24 of an old candle after that many periods, 4e-11.
+CHUNK_PERIODS = 24
+# Shorter chunks would make short periods cheaper to start, and all of them dearer in bulk: a call for each chunk.
+MIN_CHUNK = 256
+# Three chunks are read to open a handle: with this one 98,304 candles, 4.7 MB. Periods up to 1,365 fit.
+MAX_CHUNK = 32_768
+
+Pane = Literal["price", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One line of an indicator. `key` names it in `series_points` and in exports: `macd_12_26_9.macdsignal`."""
+
+    key: str
+    label: str
+    style: Style
+
+
+@dataclass(frozen=True, slots=True)
+class Indicator:
+    """A TA-Lib function with its parameters. Made by `parse_indicators`.
+
+    `name` is `macd_12_26_9`, with the parameters that were given; `label` is `MACD(12,26,9)`, `title` the function's
+    name in words. `parameters` are all of the function's, in its order, defaults filled in. `pane` is `price` where the
+    outputs share the scale of prices. `lookback` candles precede the first value; `chunk` is in candles.
+    """
+
+    name: str
+    label: str
+    title: str
+    function: Function
+    inputs: tuple[Price, ...]
+    parameters: tuple[Number, ...]
+    outputs: tuple[Output, ...]
+    pane: Pane
+    lookback: int
+    chunk: int
+
+    @property
+    def warm_up(self) -> int:
+        """How many stored candles before the first one of interest have to be there; fewer only where no more exist."""
+        return 3 * self.chunk
+
+    @property
+    def fingerprint(self) -> str:
+        """What the values are a function of besides the candles, as text."""
+        return f"{self.function.name}({','.join(map(repr, self.parameters))})/{self.chunk}@ta-lib-{VERSION}"
+
+    def compute(self, timeframe: Timeframe, columns: Columns, start: int = 0) -> dict[str, Floats]:
+        """Each output, by its key, at the candles from the position `start` on.
+
+        Before `start` there have to be `warm_up` candles, or all that are stored. NaN where there is no value: in the
+        lookback behind the first candle, and where the function gives none or an infinite one.
+        """
+        count = max(len(columns) - start, 0)
+        filled = [np.full(count, np.nan) for _ in self.outputs]
+        for anchor, first, end in ChunkGrid(timeframe, self.chunk).stretches(columns.time, start):
+            values = self.function.over(columns.part(anchor, end), self.inputs, self.parameters)
+            from_lookback = max(first, anchor + self.lookback)
+            for array, given in zip(filled, values, strict=True):
+                array[from_lookback - start : end - start] = given[from_lookback - anchor :]
+        for array in filled:
+            array[~np.isfinite(array)] = np.nan
+        return {output.key: array for output, array in zip(self.outputs, filled, strict=True)}
+
+    def open(self, timeframe: Timeframe, columns: Columns) -> Handle:
+        """A handle behind the last of the candles: the newest `warm_up` ones, or all that are stored; none is fine."""
+        return Handle(
+            self.function, self.inputs, self.parameters, self.lookback, ChunkGrid(timeframe, self.chunk), columns
+        )
+
+
+def chunk_for(longest: int) -> int | None:
+    """The chunk of a function that looks at `longest` candles; None when it would be above `MAX_CHUNK`."""
+    chunk = MIN_CHUNK
+    while chunk < CHUNK_PERIODS * longest:
+        chunk *= 2
+    return chunk if chunk <= MAX_CHUNK else None

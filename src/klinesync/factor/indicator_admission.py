@@ -1,0 +1,61 @@
+"""Which TA-Lib functions are indicators here, and why the others are not.
+
+A function is admitted when its values are a matter of the last candles: computed from an anchor some thousand candles
+back they agree with those over the full history within `TOLERANCE` of the output's scale. `tests/property` measures
+that for every function of the installed TA-Lib, on recorded minutes and on made ones, for those below as well: a
+function that is not named here agrees, and each that is refused for its values does not.
+"""
+
+from __future__ import annotations
+
+# Largest difference between anchored and full history, as a part of the output's largest absolute value.
+TOLERANCE = 1e-9
+
+_CUMULATIVE = "it adds up the whole history, so its level depends on where the stored candles begin"
+_POSITION = "it counts positions in an array, not candles"
+_NEVER_FORGETS = "which way it points can depend on candles of any age: nothing bounds how long a reversal takes"
+_CYCLE = "its filters feed their own period back, and need not forget an old candle in any fixed time"
+_NOISE = "where nothing was traded its sums leave rounding noise that depends on the whole history"
+
+# Function -> why its values are refused. Each is found to disagree with the full history by a test.
+REFUSED: dict[str, str] = {
+    "AD": _CUMULATIVE,
+    "CUMSUM": _CUMULATIVE,
+    "NVI": _CUMULATIVE,
+    "OBV": _CUMULATIVE,
+    "PVI": _CUMULATIVE,
+    "PVT": _CUMULATIVE,
+    "VWAP": _CUMULATIVE,
+    "WAD": _CUMULATIVE,
+    "MAXINDEX": _POSITION,
+    "MININDEX": _POSITION,
+    "MINMAXINDEX": _POSITION,
+    "SAR": _NEVER_FORGETS,
+    "SAREXT": _NEVER_FORGETS,
+    "SUPERTREND": _NEVER_FORGETS,
+    "KAMA": "in a market without direction it hardly moves, and remembers thousands of candles, whatever its period",
+    "HT_DCPERIOD": _CYCLE,
+    "HT_DCPHASE": _CYCLE,
+    "HT_PHASOR": _CYCLE,
+    "HT_SINE": _CYCLE,
+    "HT_TRENDLINE": _CYCLE,
+    "HT_TRENDMODE": _CYCLE,
+    "MAMA": _CYCLE,
+    "CMF": _NOISE,
+    "RVOL": _NOISE,
+    "VWMA": _NOISE,
+    "LINEARREG_ANGLE": "of prices it is close to 90 or -90 degrees or magnifies rounding; use LINEARREG_SLOPE",
+}
+
+# Function -> why it cannot be asked for, whatever its values.
+UNUSABLE: dict[str, str] = {
+    "MAVP": "it needs a column of periods besides the prices",
+}
+
+# The moving averages that parameters named `*matype` choose by number, without those that are refused by themselves.
+REFUSED_AVERAGES: dict[int, str] = {6: "KAMA", 7: "MAMA"}
+
+
+def why_refused(function: str) -> str | None:
+    """Why the function is no indicator here, as the end of a sentence; None when it is one."""
+    return UNUSABLE.get(function) or REFUSED.get(function)

@@ -1,0 +1,71 @@
+"""Chunks of time on an absolute grid, and where the computation of a chunk begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from klinesync.core.timeframe import Timeframe
+from klinesync.factor.columns import Times
+
+
+class Stretch(NamedTuple):
+    """Candles `[first, end)` of one chunk, computed from the candle `anchor` on; all are positions in columns."""
+
+    anchor: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkGrid:
+    """Time cut into chunks of `size` open times, stored or not, counted from the first open time since 1970.
+
+    The anchor of a chunk is the newest chunk start with at least `size` *stored* candles between it and the chunk;
+    where there is none, the first candle. Of the candles between there are fewer than `2 * size`: one chunk more would
+    have been enough otherwise. So `3 * size` candles up to any one always hold what its value is computed from.
+    """
+
+    timeframe: Timeframe
+    size: int
+
+    def number(self, time: int) -> int:
+        """The number of the chunk that `time` (an open time) lies in."""
+        timeframe = self.timeframe
+        if timeframe.step_s:
+            return (time - timeframe.offset_s) // (timeframe.step_s * self.size)
+        return timeframe.count(0, time) // self.size
+
+    def numbers(self, times: Times) -> NDArray[np.int64]:
+        """`number` of each."""
+        timeframe = self.timeframe
+        if timeframe.step_s:
+            return (times - timeframe.offset_s) // (timeframe.step_s * self.size)
+        return times.astype("datetime64[s]").astype("datetime64[M]").astype(np.int64) // self.size
+
+    def start(self, number: int) -> int:
+        """The open time that the chunk begins with."""
+        return self.timeframe.shift(self.timeframe.offset_s, number * self.size)
+
+    def starts(self, times: Times) -> NDArray[np.intp]:
+        """The positions at which a chunk begins, 0 included; empty without candles."""
+        if not len(times):
+            return np.empty(0, np.intp)
+        return np.concatenate(([0], np.flatnonzero(np.diff(self.numbers(times))) + 1))
+
+    def anchor(self, starts: NDArray[np.intp], first: int) -> int:
+        """The anchor of the chunk beginning at the position `first`, as an index into `starts`."""
+        return max(int(np.searchsorted(starts, first - self.size, side="right")) - 1, 0)
+
+    def stretches(self, times: Times, start: int) -> Iterator[Stretch]:
+        """What to compute for the candles from the position `start` on, chunk by chunk."""
+        starts = self.starts(times)
+        ends = np.append(starts[1:], len(times))
+        for index in range(max(int(np.searchsorted(starts, start, side="right")) - 1, 0), len(starts)):
+            first, end = int(starts[index]), int(ends[index])
+            if end > start:
+                yield Stretch(int(starts[self.anchor(starts, first)]), max(first, start), end)

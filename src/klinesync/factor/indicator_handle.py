@@ -1,0 +1,209 @@
+"""Handle: an indicator carried forward one closed candle at a time, with the bits that the bulk computation gives.
+
+At the start of a chunk the anchor moves, so besides the TA-Lib handle that began at the present anchor, one runs along
+for each chunk start that may be the next anchor: one, where no candles are missing. A start costs nothing then, also
+when a thousand series reach theirs in the same minute, and nothing need be kept but the handles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import isfinite, nan
+from operator import itemgetter
+
+from klinesync.core.candle import Candle
+from klinesync.factor.columns import Columns
+from klinesync.factor.indicator_grid import ChunkGrid
+from klinesync.factor.indicator_talib import Answer, Function, InsufficientHistory, Number, Price, Stream
+
+# TA-Lib handles that run at once. Two do where no candles are missing; an outage needs one more for a while. In a
+# series with nearly all candles missing there would be one for each candle: the other chunk starts then wait for their
+# turn, and the candles since the oldest of them are kept, at most two chunks.
+MAX_RUNNING = 4
+
+
+class _Run:
+    """A computation that began at the candle with the ordinal `start`, the first one of the chunk `number`."""
+
+    __slots__ = ("number", "start", "stream")
+
+    def __init__(self, start: int, number: int) -> None:
+        self.start = start
+        self.number = number
+        # None while there are too few candles for one, or too many other runs.
+        self.stream: Stream | None = None
+
+
+class Handle:
+    """Made by `Indicator.open`. Not to be used further after an exception: open a new one.
+
+    `time` is the open time of the last candle (UTC seconds), None before the first.
+    """
+
+    __slots__ = (
+        "_function", "_grid", "_inputs", "_kept", "_kept_from", "_lookback", "_number", "_parameters", "_pick",
+        "_reach", "_runs", "_seen", "_waiting", "time",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        function: Function,
+        inputs: Sequence[Price],
+        parameters: Sequence[Number],
+        lookback: int,
+        grid: ChunkGrid,
+        columns: Columns,
+    ) -> None:
+        self._function = function
+        self._inputs = tuple(inputs)
+        self._parameters = tuple(parameters)
+        self._lookback = lookback
+        self._grid = grid
+        self._pick = _picker(inputs)
+        self.time: int | None = None
+        # Candles are counted from the first one that the handle was opened on.
+        self._seen = 0
+        self._number = -1
+        # The oldest time that the values depend on.
+        self._reach = 0
+        # Ascending in `start`: the first is the present anchor's, the others may be the next anchors'.
+        self._runs: list[_Run] = []
+        # Whether a run has no stream. The candles from the oldest such run's start on are kept, and no others.
+        self._waiting = False
+        self._kept: list[Candle] = []
+        self._kept_from = 0
+        if len(columns):
+            self._begin_behind(columns)
+
+    def update(self, candle: Candle) -> tuple[float, ...]:
+        """The values at the next closed candle, in the order of the indicator's outputs; NaN where there is none."""
+        assert self.time is None or candle.time > self.time, f"{candle.time} does not come after {self.time}"
+        number = self._grid.number(candle.time)
+        if number != self._number:
+            self._turn(number)
+        self.time = candle.time
+        self._seen += 1
+        prices = self._pick(candle)
+        if self._waiting:
+            return self._update_waiting(candle, prices)
+        answer: Answer = nan
+        for run in reversed(self._runs):  # the present anchor's comes last
+            assert run.stream is not None
+            answer = run.stream.update(*prices)
+        return _finite(answer)
+
+    def peek(self, candle: Candle) -> tuple[float, ...]:
+        """What `update` would say of the candle, committing nothing: for a forming one."""
+        assert self.time is None or candle.time > self.time, f"{candle.time} does not come after {self.time}"
+        if not self._runs:
+            return self._over([candle])
+        run = self._runs[0 if self._grid.number(candle.time) == self._number else self._next_anchor()]
+        if run.stream is not None:
+            return _finite(run.stream.peek(*self._pick(candle)))
+        return self._over([*self._kept[run.start - self._kept_from :], candle])
+
+    def touched_by(self, time: int) -> bool:
+        """Whether a candle that is changed, filled in or taken away at `time` can change what is said from now on.
+
+        The handle has to be opened anew then.
+        """
+        return time >= self._reach
+
+    def _begin_behind(self, columns: Columns) -> None:
+        """Take up each run that the candles hold the beginning of, from the present anchor's on."""
+        starts = self._grid.starts(columns.time)
+        anchor = self._grid.anchor(starts, int(starts[-1]))
+        numbers = self._grid.numbers(columns.time[starts])
+        self._runs = [
+            _Run(start, number)
+            for start, number in zip(starts[anchor:].tolist(), numbers[anchor:].tolist(), strict=True)
+        ]
+        self._seen = len(columns)
+        self._number = self._runs[-1].number
+        self.time = int(columns.time[-1])
+        self._set_reach(self._runs[-1].start)
+        for run in self._runs[:MAX_RUNNING]:
+            self._try_to_open(run, columns.part(run.start))
+        waiting = next((run.start for run in self._runs if run.stream is None), None)
+        if waiting is not None:
+            self._waiting, self._kept_from = True, waiting
+            self._kept = columns.part(waiting).candles()
+
+    def _turn(self, number: int) -> None:
+        """Move the anchor for a chunk whose first candle comes next, and begin a run there."""
+        if self._runs:
+            del self._runs[: self._next_anchor()]
+        self._runs.append(_Run(self._seen, number))
+        self._number = number
+        self._set_reach(self._seen)
+        if not self._waiting:
+            self._waiting, self._kept_from = True, self._seen
+
+    def _next_anchor(self) -> int:
+        """The anchor of a chunk that begins now, as a position in `_runs`: the newest with enough candles behind it."""
+        for position in range(len(self._runs) - 1, 0, -1):
+            if self._seen - self._runs[position].start >= self._grid.size:
+                return position
+        return 0
+
+    def _set_reach(self, first: int) -> None:
+        """Note what the values depend on in a chunk that begins at the ordinal `first`."""
+        anchor = self._runs[0]
+        by_first_candle = first - anchor.start < self._grid.size
+        self._reach = 0 if by_first_candle else self._grid.start(anchor.number)
+
+    def _update_waiting(self, candle: Candle, prices: tuple[float, ...]) -> tuple[float, ...]:
+        """The values at the candle, while some runs have no stream: it is kept, and those that may be opened are."""
+        self._kept.append(candle)
+        running = sum(run.stream is not None for run in self._runs)
+        answer: Answer | None = None
+        for run in reversed(self._runs):
+            present = run is self._runs[0]
+            if run.stream is not None:
+                answer = run.stream.update(*prices)
+            elif (present or running < MAX_RUNNING) and self._seen - run.start > self._lookback:
+                self._try_to_open(run, Columns.of(self._kept[run.start - self._kept_from :]))
+                if run.stream is not None:
+                    running += 1
+                    answer = run.stream.value
+            if present and run.stream is None:
+                answer = None
+        values = self._over(self._kept[self._runs[0].start - self._kept_from :]) if answer is None else _finite(answer)
+        self._forget()
+        return values
+
+    def _forget(self) -> None:
+        """Drop the kept candles that no waiting run needs."""
+        oldest = next((run.start for run in self._runs if run.stream is None), None)
+        self._waiting = oldest is not None
+        del self._kept[: self._seen if oldest is None else oldest - self._kept_from]
+        self._kept_from = self._seen if oldest is None else oldest
+
+    def _try_to_open(self, run: _Run, columns: Columns) -> None:
+        if len(columns) > self._lookback:
+            # Some functions want a few candles more than their lookback: the next candle tries again.
+            with suppress(InsufficientHistory):
+                run.stream = self._function.open(columns, self._inputs, self._parameters)
+
+    def _over(self, candles: Sequence[Candle]) -> tuple[float, ...]:
+        """The values at the last of the candles, the first of which the computation begins with."""
+        if len(candles) <= self._lookback:
+            return (nan,) * len(self._function.outputs)
+        arrays = self._function.over(Columns.of(candles), self._inputs, self._parameters)
+        return _finite(tuple(array[-1].item() for array in arrays))
+
+
+def _finite(answer: Answer) -> tuple[float, ...]:
+    """The values as floats; what is infinite or no number is NaN."""
+    if isinstance(answer, tuple):
+        return tuple([float(value) if isfinite(value) else nan for value in answer])
+    return (float(answer) if isfinite(answer) else nan,)
+
+
+def _picker(inputs: Sequence[Price]) -> Callable[[Candle], tuple[float, ...]]:
+    """The prices of a candle that the function takes, in its order."""
+    positions = [Candle._fields.index(price) for price in inputs]
+    if len(positions) == 1:
+        return itemgetter(slice(positions[0], positions[0] + 1))
+    return itemgetter(*positions)
