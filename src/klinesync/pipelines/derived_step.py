@@ -1,8 +1,15 @@
-"""DerivedStep: the derived candles of a batch, inside its transaction, from what is stored."""
+"""DerivedStep: the derived candles of a batch, inside its transaction, from what is stored.
+
+A bucket whose base candles are not all there may hold the exchange's own candle, a native one, so that a chart of days
+begins before the first stored minute. No column marks it: a stored derived candle whose bucket is not whole in the
+stored base cannot be anything else. Base history that arrives later takes its place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import isclose
 
 from klinesync.core import gaps
 from klinesync.core.candle import Applied, Candle
@@ -13,6 +20,10 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.storage.database import CandleStore, Origin
 
 SOURCE = "derived"
+NATIVE = "native"
+# The exchange adds its volumes in another order than we do: a candle that differs by no more (relative) is the same to
+# whoever has it already.
+SAME = 1e-9
 
 
 class DerivedStep:
@@ -112,13 +123,55 @@ class DerivedStep:
         rows = self._fold(store.between(series, *window), target)
         return complete(target, rows, gaps.unproven(store.gaps(series, window), store.span(series), window))
 
+    def native(self, store: CandleStore, series: SeriesId, window: Span) -> list[Span]:
+        """What of `window`, on the grid of the derived `series`, is made of buckets that may hold a native candle: ones
+        that are not whole in the stored base, and end no later than it."""
+        target, base = series.timeframe, series.with_timeframe(self.base)
+        stored = store.span(base)
+        if stored is None:
+            return []
+        unproven = gaps.unproven(store.gaps(base, window), stored, window)
+        buckets = (Span(target.floor(span.start), target.next(target.floor(span.end - 1))) for span in unproven)
+        return gaps.clipped(_joined(list(buckets)), Span(window.start, min(window.end, target.floor(stored.end))))
+
+    def write_native(
+        self,
+        store: CandleStore,
+        series: SeriesId,
+        candles: Sequence[Candle],
+        empty: Sequence[Span],
+        proof: str,
+        at: int,
+    ) -> Applied:
+        """Write the exchange's own candles of the derived `series`, where the base cannot give them. In its `empty`
+        spans the exchange has none, as `proof` says."""
+        base = series.with_timeframe(self.base)
+        taken: list[Candle] = []
+        if candles:
+            window = Span(candles[0].time, series.timeframe.next(candles[-1].time))
+            places = self.native(store, series, window)
+            taken = [candle for candle in candles if gaps.clipped(places, Span(candle.time, candle.time + 1))]
+        applied = write_closed(store, series, taken, Origin(NATIVE, at, base))
+        stored = store.span(series)
+        if empty and stored is not None:
+            window = Span(empty[0].start, empty[-1].end)
+            spans = [part for place in self.native(store, series, window) for part in gaps.clipped(empty, place)]
+            store.change_gaps(series, gaps.confirm_empty(store.gaps(series, window), spans, proof, at))
+        return applied
+
     def _write(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> list[Applied]:
         unproven = gaps.unproven(store.gaps(series, window), store.span(series), window)
         parts = self.closed(store, series, parent_of(target, self.base), window)
         candles = complete(target, fold(target, parts), unproven)
         derived = series.with_timeframe(target)
         before = store.span(derived)
+        same: frozenset[int] = frozenset()
+        if before is not None and window.start < before.end:
+            was = {candle.time: candle for candle in store.between(derived, *window)}
+            same = frozenset(candle.time for candle in candles if _same(was.get(candle.time), candle))
         applied = write_closed(store, derived, candles, Origin(SOURCE, at, series))
+        if same and applied.revised:
+            applied = replace(applied, revised=applied.revised - same)
         start = window.start if before is None else min(window.start, before.end)
         self._settle_gaps(store, series, target, Span(start, window.end), at)
         return [applied] if applied.candles else []
@@ -154,6 +207,11 @@ class DerivedStep:
             derived = series.with_timeframe(target)
             ledger = store.gaps(derived, Span(buckets[0].start, buckets[-1].end))
             store.change_gaps(derived, gaps.confirm_empty(ledger, buckets, "its base is confirmed empty", at))
+
+
+def _same(one: Candle | None, other: Candle) -> bool:
+    """Whether two candles are the same but for how their volumes were rounded."""
+    return one is not None and all(isclose(*pair, rel_tol=SAME) for pair in zip(one[1:], other[1:], strict=True))
 
 
 def write_closed(store: CandleStore, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:

@@ -21,7 +21,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.engine import FactorEngine
 from klinesync.overlay.engine import OverlayEngine
-from klinesync.pipelines.derived_step import DerivedStep, write_closed
+from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
 from klinesync.runtime.metrics import Durations
 from klinesync.storage.database import CandleStore, Database, Origin
 
@@ -57,6 +57,7 @@ class Submission:
     empty: Empty | None
     live: bool
     written: asyncio.Future[Applied]
+    native: bool = False
 
 
 class IngestPipeline:
@@ -150,15 +151,33 @@ class IngestPipeline:
         self._bulk_candles += len(candles)
         return await submission.written
 
+    async def submit_native(self, series: SeriesId, candles: Sequence[Candle], empty: Empty) -> Applied:
+        """Write the exchange's own candles of a derived series, ascending, those that its base cannot give; as
+        `submit`. Raises `BadCandle`, `StoreError`."""
+        async with self._room:
+            await self._room.wait_for(lambda: self._bulk_candles < MAX_BULK_CANDLES)
+        submission = self._submission(series, candles, NATIVE, empty, live=False, native=True)
+        self._bulk.append(submission)
+        self._bulk_candles += len(candles)
+        return await submission.written
+
     def _submission(
-        self, series: SeriesId, candles: Sequence[Candle], source: str, empty: Empty | None, *, live: bool
+        self,
+        series: SeriesId,
+        candles: Sequence[Candle],
+        source: str,
+        empty: Empty | None,
+        *,
+        live: bool,
+        native: bool = False,
     ) -> Submission:
-        if self._derived.derives(series):
+        if self._derived.derives(series) and not native:
             raise DerivedSeries(series, self._derived.base)
         for candle in candles:
             check_candle(candle, series.timeframe)
         self._arrived.set()
-        return Submission(series, candles, source, empty, live, asyncio.get_running_loop().create_future())
+        written: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
+        return Submission(series, candles, source, empty, live, written, native)
 
     async def refresh_series(self, series: SeriesId) -> None:
         """Bring what is derived from base `series` up to its head, where it lags: a target that was off for a while,
@@ -225,12 +244,17 @@ class IngestPipeline:
     def _apply_one(self, store: CandleStore, submission: Submission, at: int) -> list[Applied]:
         series, empty = submission.series, submission.empty
         candles = submission.candles
+        spans: Sequence[Span]
+        if submission.native:
+            spans, proof = (empty.spans, empty.proof) if empty is not None else ((), "")
+            native = self._derived.write_native(store, series, candles, spans, proof, at)
+            return [_with_gaps(store, native)]
         first = store.first(series) if submission.live else None
         if first is not None and candles and candles[0].time < first:
             # A live one from before the first: nothing is known of what lies between, and nobody asks for it.
             candles = [candle for candle in candles if candle.time >= first]
         applied = write_closed(store, series, candles, Origin(submission.source, at))
-        spans: Sequence[Span] = ()
+        spans = ()
         if empty is not None and empty.spans:
             window = Span(empty.spans[0].start, empty.spans[-1].end)
             change = gaps.confirm_empty(store.gaps(series, window), empty.spans, empty.proof, at)
