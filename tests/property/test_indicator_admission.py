@@ -70,13 +70,13 @@ def markets() -> dict[str, Columns]:
 def standing_still() -> Columns:
     """A market in which, now and then, 400 minutes pass without a trade: most of the usual chunk."""
     columns = walk(6, 100, 0.01, 0.0)
-    prices = [columns.open.copy(), columns.high.copy(), columns.low.copy(), columns.close.copy()]
+    open_, high, low, close = columns.open.copy(), columns.high.copy(), columns.low.copy(), columns.close.copy()
     volume = columns.volume.copy()
     for first in range(1_500, LENGTH - 500, 3_000):
-        for price in prices:
+        for price in (open_, high, low, close):
             price[first : first + 400] = columns.close[first - 1]
         volume[first : first + 400] = 0
-    return Columns(columns.time, *prices, volume)
+    return Columns(columns.time, open_, high, low, close, volume)
 
 
 def recorded(folder: Path) -> dict[str, Columns]:
