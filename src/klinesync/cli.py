@@ -37,6 +37,8 @@ DEMO_MOST_SERIES_A_MARKET = 20
 MAX_SYMBOLS = 5000
 # Long work says how far it is that often when nobody looks at a terminal.
 PROGRESS_LINE_S = 10.0
+# The exit status of work that a signal broke off, as shells have it.
+INTERRUPTED = 130
 
 
 class WrongUse(Rejected):
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"klinesync: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +96,57 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--url", help="the service's address (default: that of the flags host and port)")
     watch.add_argument("--json", action="store_true", help="one JSON message a line")
     _add_flags(watch)
+
+    backfill = _command(
+        commands,
+        "backfill",
+        _backfill,
+        "fetch history into the store",
+        "Asks only for what is missing. May be interrupted, and run again to go on.",
+    )
+    backfill.add_argument("series_id", type=_series, metavar="SERIES_ID", help="of a derived series, its base's")
+    _add_span(backfill, needs_from=True)
+    backfill.add_argument("--source", choices=("rest", "freqtrade"), help="take it from there alone")
+    _add_url(backfill)
+    backfill.add_argument("--json", action="store_true", help="machine output")
+    _add_flags(backfill)
+
+    import_ = _command(
+        commands,
+        "import",
+        _import,
+        "candles from files: freqtrade's, an exchange's archive, CSV",
+        "The name says which series a file holds, or --series. Of a folder the files count whose names do. A file that "
+        "is unreadable, truncated or fails its checksum is refused as a whole; single bad rows are left out and "
+        "counted. May be interrupted, and run again to go on.",
+    )
+    import_.add_argument("path", nargs="+", type=Path, metavar="PATH", help="files, or folders of them")
+    import_.add_argument(
+        "--series", type=_series, metavar="SERIES_ID", help="what the files hold, whatever their names"
+    )
+    import_.add_argument("--exchange", default="binance", metavar="NAME", help="whose freqtrade files are (binance)")
+    import_.add_argument("--strict", action="store_true", help="refuse a file that has a bad row")
+    _add_url(import_)
+    import_.add_argument("--json", action="store_true", help="machine output")
+    _add_flags(import_)
+
+    export = _command(
+        commands,
+        "export",
+        _export,
+        "closed candles of a series into a file",
+        "Only reads, also beside a running service. A file that is there is replaced when the new one is whole.",
+    )
+    export.add_argument("series_id", type=_series, metavar="SERIES_ID", help="for example binance:spot:BTC/USDT:1h")
+    export.add_argument("--format", choices=("parquet", "feather", "csv"), required=True, help="the file's format")
+    export.add_argument(
+        "--output", type=Path, required=True, metavar="PATH", help="the file; with --freqtrade a folder"
+    )
+    _add_span(export)
+    export.add_argument("--factors", action="store_true", help="with the factors' columns (not built yet)")
+    export.add_argument("--freqtrade", action="store_true", help="freqtrade's name and columns, for its data folder")
+    export.add_argument("--json", action="store_true", help="machine output")
+    _add_flags(export)
 
     verify = _command(
         commands,
@@ -140,6 +193,17 @@ def _add_exchange(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speed", type=_speed, default=1.0, help="exchange seconds in a second (default 1)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="recorded candles to replay (default: a generator)")
     parser.add_argument("--symbols", type=_count, default=20, help="generator: symbols on each market (default 20)")
+
+
+def _add_span(parser: argparse.ArgumentParser, *, needs_from: bool = False) -> None:
+    parser.add_argument(
+        "--from", dest="from_", type=_time, required=needs_from, metavar="TIME", help="first open time (the oldest)"
+    )
+    parser.add_argument("--to", type=_time, metavar="TIME", help="open times before this one (all)")
+
+
+def _add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", type=_url, help="send the candles through the running service at this address")
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +286,31 @@ def _backup(arguments: argparse.Namespace) -> int:
         backup(store, arguments.path, lambda done, total: say(f"{arguments.path}: {done * 100 // max(total, 1)} %"))
     print(f"{sqlite_path(flags)} is copied to {arguments.path} ({arguments.path.stat().st_size} bytes)")
     return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from klinesync.history_commands import import_files
+
+    flags = load_flags(_given_flags(arguments))
+    return _run(_until_interrupted(import_files(flags, arguments), interrupted=INTERRUPTED))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from klinesync.history_commands import export_series
+
+    if arguments.factors:
+        raise WrongUse("--factors is not built yet: export writes candles alone")
+    if arguments.freqtrade and arguments.format == "csv":
+        raise WrongUse("freqtrade reads no CSV; use --format feather or parquet")
+    with _stoppable():
+        return export_series(load_flags(_given_flags(arguments)), arguments)
+
+
+def _backfill(arguments: argparse.Namespace) -> int:
+    from klinesync.history_commands import backfill
+
+    flags = load_flags(_given_flags(arguments))
+    return _run(_until_interrupted(backfill(flags, arguments), interrupted=INTERRUPTED))
 
 
 def _print_audit(audit: SeriesAudit) -> None:
@@ -307,8 +396,9 @@ def _run(command: Coroutine[object, object, int]) -> int:
         raise _first(group) from None
 
 
-async def _until_interrupted(command: Coroutine[object, object, int]) -> int:
-    """Run a command that is meant to be ended with SIGINT or SIGTERM: 0 then. A second one acts at once."""
+async def _until_interrupted(command: Coroutine[object, object, int], interrupted: int = 0) -> int:
+    """Run a command until it ends, or SIGINT or SIGTERM do it: then the status is `interrupted`, which is 0 for one
+    that is meant to be ended so. A second one acts at once."""
     task = asyncio.create_task(command, name="command")
     stopping = contextlib.ExitStack()
 
@@ -319,7 +409,11 @@ async def _until_interrupted(command: Coroutine[object, object, int]) -> int:
     with stopping:
         stopping.enter_context(_on_signal(stop))
         await asyncio.wait([task])
-    return 0 if task.cancelled() else task.result()
+    if not task.cancelled():
+        return task.result()
+    if interrupted:
+        print("klinesync: interrupted; what is written stays, and running it again goes on", file=sys.stderr)
+    return interrupted
 
 
 def _first(group: BaseExceptionGroup[KlinesyncError]) -> KlinesyncError:
@@ -476,6 +570,12 @@ def _series(text: str) -> SeriesId:
         return SeriesId.parse(text)
     except Rejected as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text} is no http:// address")
+    return text.rstrip("/")
 
 
 def _speed(text: str) -> float:

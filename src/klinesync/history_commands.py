@@ -1,0 +1,412 @@
+"""The commands that move history: import, export, backfill. Each gives an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+import aiohttp
+import msgspec
+
+from klinesync import __version__
+from klinesync.core.candle import MAX_TIME, Applied, Candle
+from klinesync.core.errors import BadFlag, Rejected, Transient
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.factor.engine import FactorEngine
+from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
+from klinesync.market_data.backfill import BackfillProgress, BackfillService, Shelf
+from klinesync.market_data.history.exporting import EVER, export
+from klinesync.market_data.history.importing import Imported, ImportFile, Put, import_file, plan, sentence
+from klinesync.market_data.history.sources import FreqtradeFiles
+from klinesync.overlay.engine import OverlayEngine
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.flags import RuntimeFlags, sqlite_path
+from klinesync.runtime.sources import Errand, Urgency
+from klinesync.storage.lock import StoreLocked
+from klinesync.storage.sqlite import SqliteDatabase, SqliteReader
+
+# What revisions say of candles that a file brought.
+SOURCE = "file"
+# Long work says how far it is that often when nobody looks at a terminal.
+PROGRESS_LINE_S = 10.0
+# Candles of one request to a running service. It takes more; but live ones wait while it reads a request.
+POST_CANDLES = 5000
+POST_TIMEOUT_S = 120.0
+
+# Says what is being done, and what share of it is.
+Say = Callable[[str, float], None]
+
+
+class ServiceError(Transient):
+    """A running service that does not take what it is sent."""
+
+    code = "service_error"
+
+
+async def import_files(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
+    """`klinesync import`: 1 when a file was refused."""
+    files, done = plan(arguments.path, arguments.series, arguments.exchange)
+    derived = _derived_step(flags)
+    # What lies in the future a running service judges, by the exchange's time; here it is the system's clock.
+    now = MAX_TIME if arguments.url else int(time.time())
+    began_s = time.monotonic()
+    async with _writer(flags, derived, arguments.url, "import") as put:
+        with _bar() as say:
+            for number, file in enumerate(files):
+                if derived.derives(file.series):
+                    done.append(_derived(file, derived, named=file.path in arguments.path))
+                    continue
+                told = _progress_of(say, file, number, len(files))
+                done.append(await import_file(file, put, now, strict=arguments.strict, progress=told))
+    _report(done, time.monotonic() - began_s, as_json=arguments.json)
+    refused = [one.refused for one in done if one.refused is not None]
+    if refused:
+        print(f"klinesync: {len(refused)} of {len(done)} files refused: {refused[0]}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _derived(file: ImportFile, derived: DerivedStep, *, named: bool) -> Imported:
+    """A file with candles that are computed here: refused when it was named, passed over when it lies in a folder."""
+    why = f"{file.series} is derived from {derived.base}: import the {derived.base} candles instead"
+    if named:
+        return Imported(file.path, file.series, refused=f"{file.path} is refused: {why}")
+    return Imported(file.path, file.series, note=f"passed over: {why}")
+
+
+def _progress_of(say: Say, file: ImportFile, number: int, of: int) -> Callable[[int, int], None]:
+    which = f"{file.path.name} ({number + 1} of {of})"
+    say(which, number / of)
+    return lambda stored, candles: say(f"{which}: {stored} candles", (number + stored / max(candles, 1)) / of)
+
+
+def _report(done: Sequence[Imported], took_s: float, *, as_json: bool) -> None:
+    candles = sum(one.stored for one in done)
+    if as_json:
+        found = [
+            {
+                "path": str(one.path),
+                "series_id": None if one.series is None else str(one.series),
+                "rows": one.rows,
+                "candles": one.stored,
+                "new": one.new,
+                "quarantined": one.quarantined,
+                "first_bad_rows": one.told,
+                "first_time": one.first,
+                "last_time": one.last,
+                "refused": one.refused,
+                "note": one.note,
+            }
+            for one in done
+        ]
+        print(json.dumps({"files": found, "candles": candles, "seconds": round(took_s, 3)}, indent=1))
+        return
+    for one in done:
+        print(sentence(one))
+        for text in one.told if one.refused is None else ():
+            print(f"    {text}")
+    print(f"{len(done)} files, {candles} candles in {took_s:.1f} s ({candles / max(took_s, 1e-3):,.0f} candles/s)")
+
+
+def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
+    """`klinesync export`."""
+    span = _span(arguments, EVER)
+    with SqliteReader(sqlite_path(flags)) as store, _bar() as say:
+        stored = store.read(lambda look: look.span(arguments.series_id))
+        begin, end = (0, 1) if stored is None else (max(stored.start, span.start), min(stored.end, span.end))
+
+        def told(upto: int, count: int) -> None:
+            say(f"{arguments.series_id}: {count} candles", (upto - begin) / max(end - begin, 1))
+
+        path, count = export(
+            store,
+            arguments.series_id,
+            span,
+            arguments.output,
+            arguments.format,
+            freqtrade=arguments.freqtrade,
+            progress=told,
+        )
+    if arguments.json:
+        found = {"path": str(path), "series_id": str(arguments.series_id), "candles": count}
+        print(json.dumps(found | {"bytes": path.stat().st_size}, indent=1))
+    else:
+        print(f"{path}: {count} candles of {arguments.series_id} ({path.stat().st_size} bytes)")
+    return 0
+
+
+async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
+    """`klinesync backfill`: 1 when something is still missing that is not known to be empty."""
+    series = _derived_step(flags).base_of(arguments.series_id)
+    frame = series.timeframe
+    span = _span(arguments, Span(0, frame.shift(frame.latest_closed(int(time.time())), 1)))
+    began_s = time.monotonic()
+    with _bar() as say:
+        if arguments.url is None and arguments.source in (None, "rest"):
+            found = await _backfill_store(flags, series, span, say, files=arguments.source is None)
+        else:
+            found = await _backfill_pages(flags, series, span, say, arguments.source, arguments.url)
+    seconds = round(time.monotonic() - began_s, 3)
+    if arguments.json:
+        facts = {
+            "series_id": str(series),
+            "from": found.span.start,
+            "to": found.span.end,
+            "candles": found.candles,
+            "missing": found.missing,
+            "seconds": seconds,
+        }
+        print(json.dumps(facts, indent=1))
+    else:
+        print(f"{series}: {found.candles} candles brought, {found.missing} still missing, in {seconds:.1f} s")
+    if found.missing:
+        why = found.trouble or "what its source has is stored; run it again later"
+        print(f"klinesync: {found.missing} candles of {series} are still missing: {why}", file=sys.stderr)
+    return 1 if found.missing else 0
+
+
+async def _backfill_store(
+    flags: RuntimeFlags, series: SeriesId, span: Span, say: Say, *, files: bool
+) -> BackfillProgress:
+    """Into the store, by the service's own backfill: what is there already is not asked for, and what the exchange
+    shows to be empty is noted. With `files`, those that the flags name are looked into first."""
+
+    def told(how: BackfillProgress) -> None:
+        say(f"{series}: {how.candles} candles, {how.missing} missing", how.progress_pct / 100)
+
+    async with (
+        _open_store(flags, _derived_step(flags), "backfill") as (database, pipeline),
+        _rest(flags) as rest,
+        asyncio.TaskGroup() as group,
+    ):
+        service = BackfillService(
+            history=rest.history,
+            pipeline=pipeline,
+            database=database,
+            watch=_NobodyWatches(),
+            rng=random.Random(),  # noqa: S311  # jitter, not a secret
+            shelves=_shelves(flags) if files else (),
+            covers=lambda one: one.exchange == EXCHANGE,
+        )
+        running = group.create_task(service.run(), name="backfill")
+        try:
+            return await service.backfill(series, span, told)
+        finally:
+            running.cancel()
+
+
+class _NobodyWatches:
+    """A `HistoryWatch` where no health is told."""
+
+    def began(self, series: SeriesId, span: Span, reason: str) -> None:
+        return
+
+    def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
+        return
+
+    def ended(self, series: SeriesId, error: str | None = None) -> None:
+        return
+
+
+def _shelves(flags: RuntimeFlags) -> list[Shelf]:
+    """The files that the flags name."""
+    shelves = []
+    if flags.market_history_source == "freqtrade":
+        shelves.append(Shelf("freqtrade", _freqtrade_files(flags)))
+    return shelves
+
+
+async def _backfill_pages(
+    flags: RuntimeFlags, series: SeriesId, span: Span, say: Say, source: str | None, url: str | None
+) -> BackfillProgress:
+    """All of the span from one source, whatever is stored."""
+    began_s = time.monotonic()
+    total = series.timeframe.count(*span)
+    found = BackfillProgress(series, span, total, total, 0, 0.0)
+    async with (
+        _writer(flags, _derived_step(flags), url, "backfill") as put,
+        aclosing(_pages(flags, series, span, source)) as pages,
+    ):
+        async for page in pages:
+            await put(series, page)
+            brought = found.candles + len(page)
+            took_s = time.monotonic() - began_s
+            found = replace(found, candles=brought, missing=total - brought, elapsed_s=took_s)
+            say(f"{series}: {brought} candles", (page[-1].time - span.start) / (span.end - span.start))
+    return found
+
+
+def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None) -> AsyncGenerator[list[Candle], None]:
+    if source == "freqtrade":
+        return _freqtrade_files(flags).pages(series, span)
+    return _rest_pages(flags, series, span)
+
+
+def _freqtrade_files(flags: RuntimeFlags) -> FreqtradeFiles:
+    if flags.freqtrade_data_dir is None:
+        raise BadFlag("freqtrade_data_dir", "say where freqtrade keeps its data files")
+    return FreqtradeFiles(flags.freqtrade_data_dir)
+
+
+async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
+    last = series.timeframe.shift(span.end, -1)
+    async with (
+        _rest(flags) as rest,
+        aclosing(rest.history(series, span.start, Errand(Urgency.DEEP), last)) as pages,
+    ):
+        newest = span.start - 1
+        async for page in pages:  # they overlap by a row
+            candles = [candle for candle in page.candles if newest < candle.time <= last]
+            if candles:
+                newest = candles[-1].time
+                yield candles
+
+
+@contextlib.asynccontextmanager
+async def _rest(flags: RuntimeFlags) -> AsyncIterator[BinanceRest]:
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), headers={"User-Agent": f"klinesync/{__version__}"}
+    ) as session:
+        yield BinanceRest(
+            session,
+            market_routes(flags.binance_spot_rest_url, flags.binance_futures_rest_url),
+            {"spot": ExchangeClock(), "futures": ExchangeClock()},
+            final_margin_s=flags.rest_final_margin_s,
+            monotonic=asyncio.get_running_loop().time,
+            share=flags.binance_rest_weight_share,
+            rng=random.Random(),  # noqa: S311  # jitter, not a secret
+        )
+
+
+# --- where candles go
+
+
+@contextlib.asynccontextmanager
+async def _writer(flags: RuntimeFlags, derived: DerivedStep, url: str | None, command: str) -> AsyncIterator[Put]:
+    """Into the store, under its lock; or to the running service at `url`."""
+    if url is None:
+        async with _open_store(flags, derived, command) as (_, pipeline):
+            yield lambda series, candles: _submit(pipeline, series, candles)
+        return
+    headers = {"User-Agent": f"klinesync/{__version__}", "Content-Type": "application/json"}
+    if flags.api_token is not None:
+        headers["Authorization"] = f"Bearer {flags.api_token}"
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=POST_TIMEOUT_S)) as session:
+        yield lambda series, candles: _post(session, url, series, candles)
+
+
+@contextlib.asynccontextmanager
+async def _open_store(
+    flags: RuntimeFlags, derived: DerivedStep, command: str
+) -> AsyncIterator[tuple[SqliteDatabase, IngestPipeline]]:
+    """The store, locked, and the running pipeline. Transactions that have begun are finished on the way out."""
+    database = SqliteDatabase(sqlite_path(flags), command)
+    try:
+        await database.__aenter__()
+    except StoreLocked as error:
+        raise StoreLocked(f"{error}; --url sends the candles through the running service") from None
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_exit(database)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        pipeline = IngestPipeline(database, derived, FactorEngine(), OverlayEngine(), _nobody_follows, time.time)
+        running = group.create_task(pipeline.run(), name="pipeline")
+        stack.callback(running.cancel)
+        yield database, pipeline
+
+
+async def _submit(pipeline: IngestPipeline, series: SeriesId, candles: Sequence[Candle]) -> int:
+    return len((await pipeline.submit(series, candles, SOURCE)).candles)
+
+
+def _nobody_follows(_applied: Applied) -> None:
+    return
+
+
+async def _post(session: aiohttp.ClientSession, url: str, series: SeriesId, candles: Sequence[Candle]) -> None:
+    for start in range(0, len(candles), POST_CANDLES):
+        part = candles[start : start + POST_CANDLES]
+        body = {"series_id": str(series), "candles": [_as_json(candle) for candle in part]}
+        try:
+            async with session.post(
+                f"{url.rstrip('/')}/api/market/ingest/candles_closed", data=msgspec.json.encode(body)
+            ) as answer:
+                text = await answer.text()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            why = str(error) or type(error).__name__
+            raise ServiceError(f"the service at {url} does not take candles: {why}") from error
+        if answer.status == 422:
+            raise Rejected(_detail(text))
+        if answer.status != 200:
+            raise ServiceError(f"the service at {url} answers {answer.status}: {_detail(text)}")
+
+
+def _as_json(candle: Candle) -> Mapping[str, float]:
+    time_s, open_, high, low, close, volume = candle
+    return {"candle_time": time_s, "open": open_, "high": high, "low": low, "close": close, "volume": volume}
+
+
+class _Refusal(msgspec.Struct):
+    detail: str
+
+
+def _detail(text: str) -> str:
+    try:
+        return msgspec.json.decode(text, type=_Refusal).detail
+    except msgspec.DecodeError:
+        return text[:200]
+
+
+# --- the rest
+
+
+def _derived_step(flags: RuntimeFlags) -> DerivedStep:
+    targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
+    try:
+        return DerivedStep(
+            Timeframe.parse(flags.derived_base_timeframe), [Timeframe.parse(target) for target in targets]
+        )
+    except Rejected as error:
+        raise BadFlag("derived_timeframes", str(error)) from None
+
+
+def _span(arguments: argparse.Namespace, otherwise: Span) -> Span:
+    start = otherwise.start if arguments.from_ is None else arguments.from_
+    end = otherwise.end if arguments.to is None else arguments.to
+    if start >= end:
+        raise Rejected(f"--from {start} does not lie before --to {end}")
+    return Span(start, end)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Say]:
+    """How far long work is, on stderr: a bar on a terminal, a line now and then elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("", total=1.0)
+            yield lambda text, share: progress.update(task, description=text, completed=share)
+        return
+    said_at_s = time.monotonic()
+
+    def say(text: str, share: float) -> None:
+        nonlocal said_at_s
+        if time.monotonic() - said_at_s >= PROGRESS_LINE_S:
+            said_at_s = time.monotonic()
+            print(f"{text} ({share:.0%})", file=sys.stderr, flush=True)
+
+    yield say
