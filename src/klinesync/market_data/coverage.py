@@ -15,11 +15,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from klinesync.core.candle import Candle
-from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.errors import Rejected, StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill import BackfillService, Shelf
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import Errand, HistoryWatch, Source, Urgency
@@ -55,15 +55,15 @@ def full_page_start(
     if candles:
         end = candles[0].time
     elif before is not None:
-        end = min(end, _ceil(frame, before))
-    return _back(frame, end, limit - len(candles))
+        end = min(end, ceil(frame, before))
+    return back(frame, end, limit - len(candles))
 
 
 def missing_tail(frame: Timeframe, stored: Span | None, now_s: float, most: int, kept_from: int = 0) -> Span | None:
     """What is missing behind the stored head up to `now_s` (the exchange's time), but only the newest `most` candles,
     and none that opens before `kept_from`. None when there is nothing to fetch."""
     end = frame.floor(int(now_s))
-    start = max(_back(frame, end, most), _ceil(frame, kept_from), 0 if stored is None else stored.end)
+    start = max(back(frame, end, most), ceil(frame, kept_from), 0 if stored is None else stored.end)
     return Span(start, end) if start < end else None
 
 
@@ -83,9 +83,9 @@ def missing_older(
     begins with a whole bucket of `frame` if it can; and not before `kept_from`. None when there is nothing to fetch:
     in `nothing`, which lies right before the first stored candle, the exchange has nothing.
     """
-    start = min(page_start, _back(base, stored.start, LEAST_OLDER_CANDLES))
-    start = max(start, _back(base, stored.start, most), _ceil(base, kept_from))
-    whole = _ceil(frame, start)
+    start = min(page_start, back(base, stored.start, LEAST_OLDER_CANDLES))
+    start = max(start, back(base, stored.start, most), ceil(base, kept_from))
+    whole = ceil(frame, start)
     if whole < stored.start:
         start = whole
     if start >= stored.start or (nothing is not None and nothing.end == stored.start and nothing.start <= start):
@@ -93,14 +93,14 @@ def missing_older(
     return Span(start, stored.start)
 
 
-def _ceil(frame: Timeframe, time: int) -> int:
+def ceil(frame: Timeframe, time: int) -> int:
     """The first open time that is not before `time`."""
     return frame.next(frame.floor(time - 1))
 
 
-def _back(frame: Timeframe, open_time: int, count: int) -> int:
+def back(frame: Timeframe, open_time: int, count: int) -> int:
     """The open time `count` candles earlier, or the first one since 1970."""
-    first = _ceil(frame, 0)
+    first = ceil(frame, 0)
     return first if count * frame.seconds >= open_time - first else max(first, frame.shift(open_time, -count))
 
 
@@ -159,7 +159,9 @@ class Coverage:
     to date; `exchange_s`: what time it is on its exchange, in UTC seconds, None where that is not known (then it is
     asked for); `final_margin_s`: how long after its close a candle is final there; `kept_from`: before what open time a
     series with that head is trimmed (0: never); `heal` looks after the declared gaps of a series, where that is wanted.
-    `max_candles`: most that one read may fetch. `watch` is told of the tails that are read.
+    `max_candles`: most that one read may fetch. `derived` is told of derived series that are read, and where the page
+    would begin, were it full; it says whether older history is its affair. `shelf`: files that are looked into for a
+    tail before the exchange is asked. `watch` is told of the tails that are read.
     """
 
     def __init__(
@@ -178,6 +180,8 @@ class Coverage:
         kept_from: Callable[[SeriesId, int], int],
         max_candles: int,
         watch: HistoryWatch,
+        derived: Callable[[SeriesId, int | None], bool] = lambda _series, _start: False,
+        shelf: Shelf | None = None,
     ) -> None:
         self._source = source
         self._pipeline = pipeline
@@ -192,6 +196,8 @@ class Coverage:
         self._kept_from = kept_from
         self._max_candles = max_candles
         self._watch = watch
+        self._derived = derived
+        self._shelf = shelf
         self._waiting: asyncio.Queue[SeriesId] = asyncio.Queue(MAX_WAITING)
         self._asked: set[SeriesId] = set()  # waits, or is being read
         self._cool_downs = CoolDowns()
@@ -215,6 +221,8 @@ class Coverage:
         if not self._followed(base) and base not in self._asked and self._cool_downs.over(base, now_s):
             self._ensure_tail(base, stored)
         filling = newest and base in self._asked  # what it lacks may come with the tail
+        if series != base and self._derived(series, None if filling else page_start):
+            return
         if page_start is not None and stored is not None and not filling:
             self._ensure_older(series, base, stored, page_start, now_s)
 
@@ -274,7 +282,11 @@ class Coverage:
         span = self._tail(series, stored, exchange_s)
         if span is None or self._followed(series):
             return Attempt(in_vain=False)
-        await self._read(series, stored, span)
+        if self._shelf is not None and await self._read_files(self._shelf, series, span):
+            stored = await self._stored(series)
+            span = self._tail(series, stored, exchange_s)
+        if span is not None:
+            await self._read(series, stored, span)
         return Attempt(in_vain=await self._stored(series) == stored)
 
     async def _read(self, series: SeriesId, stored: Span | None, span: Span) -> None:
@@ -300,6 +312,20 @@ class Coverage:
             self._watch.ended(series, trouble)
             if candles and self._heal is not None:
                 self._heal(series)  # what was out of reach is a hole now, and so may be what was broken off
+
+    async def _read_files(self, shelf: Shelf, series: SeriesId, span: Span) -> bool:
+        """Read what the files have of a tail; whether that is anything. Raises `StoreError`."""
+        candles = 0
+        try:
+            async with aclosing(shelf.files.pages(series, span)) as pages:
+                async for page in pages:
+                    await self._pipeline.submit(series, page, shelf.name)
+                    candles += len(page)
+        except (UpstreamError, Rejected) as error:
+            self._warn(series, "%s: files (%s) are left out: %s", series, shelf.name, error)
+        if candles and self._heal is not None:
+            self._heal(series)  # what they lack in between
+        return candles > 0
 
     async def _stored(self, series: SeriesId) -> Span | None:
         return await self._database.read(lambda store: store.span(series))

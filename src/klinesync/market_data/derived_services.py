@@ -1,24 +1,47 @@
-"""DerivedForming: the forming candles of derived series, from what forms and closes in their base series."""
+"""What derived series need beside the roll-up in the write transaction.
+
+DerivedForming: their forming candles, from what forms and closes in their base series. DerivedHistory: their first
+history, when somebody reads or watches one: enough of the base, and before it the exchange's own (native) candles.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.derived import FormingBuckets
-from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Span
+from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.gaps import GapState, Span, clipped, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.market_data.backfill import NOTHING_BEFORE_TTL_S, BackfillService
+from klinesync.market_data.coverage import LOG_EVERY_S, CoolDowns, OlderAsked, back, ceil
 from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Urgency
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.hub import CandleHub
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+# Derived series whose first history is looked after at once, and those that wait for it. What finds no room comes with
+# a later read.
+HISTORIES_AT_ONCE = 2
+MAX_WAITING = 1000
+# Native candles that one read has fetched at most.
+MAX_NATIVE = 5000
+# Series of which it is remembered where the exchange's native candles begin, and for which candles of their base they
+# wait.
+MAX_REMEMBERED = 10_000
+# What health calls it.
+NATIVE_REASON = "native candles"
 
 
 @dataclass(slots=True)
@@ -107,3 +130,245 @@ class DerivedForming:
             return self._derived.closed(store, series, timeframe, Span(first, end))
 
         buckets.resume(store.head(series), read)
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What a derived series lacks: base candles in `base`, native ones in `native`; and at which close of the base
+    there will be more to fetch (`again_at`). None where it is nothing."""
+
+    base: Span | None = None
+    native: Span | None = None
+    again_at: int | None = None
+
+
+def lack(
+    series: SeriesId,
+    base: Timeframe,
+    base_stored: Span,
+    stored: Span | None,
+    holes: list[Span],
+    page_start: int | None,
+    *,
+    base_candles: int = 0,
+    native_candles: int = 0,
+    kept_from: int = 0,
+    begins: int = 0,
+) -> Lack:
+    """What is to be fetched for the derived `series`, of which `stored` is stored with `holes` in it, and `base_stored`
+    of its base.
+
+    So many `base_candles` are wanted. Native ones: `native_candles` before the first bucket
+    that the base gives, unless the newest so many candles are there; and where a page from `page_start` on is read, all
+    of it. None before `kept_from`, nor before `begins`, where the exchange's own begin.
+    """
+    frame = series.timeframe
+    start = max(back(base, base_stored.end, base_candles), ceil(base, kept_from))
+    wanted = Span(start, base_stored.start) if start < base_stored.start else None
+    end = ceil(frame, base_stored.start)
+    newest = frame.floor(base_stored.end)
+    if not native_candles:
+        return Lack(wanted)
+    start = end
+    if stored is None or stored.start > back(frame, newest, native_candles):
+        start = back(frame, end, native_candles)
+    if page_start is not None and page_start < end and (stored is None or page_start < stored.start):
+        edge = end if stored is None else min(stored.start, end)
+        start = min(start, max(min(page_start, back(frame, edge, native_candles)), back(frame, edge, MAX_NATIVE)))
+    start = max(start, ceil(frame, max(kept_from, begins)))
+    again_at = end if end > newest else None  # the bucket that the base begins in is still open
+    window = Span(start, min(end, newest))
+    if window.start >= window.end:
+        return Lack(wanted, None, again_at)
+    missing = without([window], [] if stored is None else [stored]) + clipped(holes, window)
+    if not missing:
+        return Lack(wanted, None, again_at)
+    return Lack(wanted, Span(min(missing)[0], max(span.end for span in missing)), again_at)
+
+
+class DerivedHistory:
+    """Looks after the history of derived series that are read or watched: brings targets up to date that were off for a
+    while, has the base backfilled, fetches native candles. `run` is its one task.
+
+    `history` is the exchange's, which `covers` a base series or not. `base_candles`, `native_candles`: see `lack`; 0
+    native ones: none. `kept_from`: before what open time a base series with that head is trimmed (0: never). `watch` is
+    told of what is read of derived series.
+    """
+
+    def __init__(
+        self,
+        *,
+        history: Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]],
+        pipeline: IngestPipeline,
+        database: Database,
+        derived: DerivedStep,
+        backfill: BackfillService,
+        covers: Callable[[SeriesId], bool],
+        kept_from: Callable[[SeriesId, int], int],
+        base_candles: int,
+        native_candles: int,
+        watch: HistoryWatch,
+    ) -> None:
+        self._history = history
+        self._pipeline = pipeline
+        self._database = database
+        self._derived = derived
+        self._backfill = backfill
+        self._covers = covers
+        self._kept_from = kept_from
+        self._base_candles = base_candles
+        self._native_candles = native_candles
+        self._watch = watch
+        self._waiting: asyncio.Queue[SeriesId] = asyncio.Queue(MAX_WAITING)
+        self._asked: dict[SeriesId, int | None] = {}  # and where the earliest page begins that was read
+        # By base: what is to be looked after once that has closed a candle up to then.
+        self._again: OrderedDict[SeriesId, dict[SeriesId, int]] = OrderedDict()
+        self._begins: OrderedDict[SeriesId, tuple[int, float]] = OrderedDict()  # and since when that is known
+        self._empty: OrderedDict[SeriesId, None] = OrderedDict()  # of these nothing was stored when they were asked for
+        self._cool_downs = CoolDowns()
+        self._older_asked = OlderAsked()
+        self._logged = LogLimit(LOG_EVERY_S)
+
+    @property
+    def fetches_native(self) -> bool:
+        """Whether native candles are fetched at all."""
+        return self._native_candles > 0
+
+    def ensure(self, series: SeriesId, page_start: int | None = None) -> None:
+        """Somebody reads or watches `series`; returns at once. `page_start`: where the page would begin, were it full
+        (None: it is, or there is none). What is no derived series is passed over."""
+        if not self._derived.derives(series) or not self._covers(self._derived.base_of(series)):
+            return
+        if series in self._asked:
+            earlier = self._asked[series]
+            starts = [start for start in (earlier, page_start) if start is not None]
+            self._asked[series] = min(starts, default=None)
+            return
+        if page_start is None:
+            due = self._cool_downs.over(series, _now_s())
+        else:
+            due = self._older_asked.admits(series, page_start, _now_s())
+        if not due:
+            return
+        if self._waiting.full():
+            self._warn(series, "%s: %d derived series wait for their history; a later read asks again", MAX_WAITING)
+            return
+        self._asked[series] = page_start
+        self._waiting.put_nowait(series)
+
+    def published(self, applied: Applied) -> None:
+        """Closed candles, after their commit."""
+        waits = self._again.get(applied.series)
+        if not waits or not applied.candles:
+            return
+        closed = applied.series.timeframe.next(applied.candles[-1].time)
+        for series in [one for one, at in waits.items() if at <= closed and self._cool_downs.over(one, _now_s())]:
+            del waits[series]
+            self.ensure(series)
+        if not waits:
+            del self._again[applied.series]
+
+    async def run(self) -> None:
+        """Look after what is read or watched, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(1, HISTORIES_AT_ONCE + 1):
+                group.create_task(self._work(), name=f"derived history {number}")
+
+    async def _work(self) -> None:
+        while True:
+            series = await self._waiting.get()
+            again_s, in_vain = 0.0, True
+            try:
+                in_vain = await self._attempt(series, self._asked[series])
+            except UpstreamError as error:
+                self._warn(series, "%s: its native candles cannot be read: %s", error)
+                again_s = error.retry_after_s or 0.0
+                self._wait_for(series, 0)
+            except StoreError as error:
+                self._warn(series, "%s: its history cannot be brought up to date: %s", error)
+                self._wait_for(series, 0)
+            finally:
+                del self._asked[series]
+            self._cool_downs.begin(series, _now_s(), in_vain=in_vain, at_least_s=again_s)
+
+    async def _attempt(self, series: SeriesId, page_start: int | None) -> bool:
+        """Whether it was in vain. Raises `UpstreamError`, `StoreError`."""
+        base = self._derived.base_of(series)
+
+        def look(store: CandleStore) -> tuple[Span | None, Span | None, list[Span]]:
+            holes = [gap.span for gap in store.gaps(series) if gap.state is not GapState.CONFIRMED_EMPTY]
+            return store.span(base), store.span(series), holes
+
+        base_stored, stored, holes = await self._database.read(look)
+        if base_stored is None:
+            self._wait_for(series, 0)  # somebody else fetches its tail
+            self._empty[series] = None
+            if len(self._empty) > MAX_REMEMBERED:
+                self._empty.popitem(last=False)
+            return False
+        empty = stored is None or series in self._empty
+        await self._pipeline.refresh_series(base)
+        begins, since_s = self._begins.get(series, (0, 0.0))
+        lacking = lack(
+            series,
+            base.timeframe,
+            base_stored,
+            stored,
+            holes,
+            page_start,
+            base_candles=self._base_candles if empty else 0,
+            native_candles=self._native_candles,
+            kept_from=self._kept_from(base, base.timeframe.shift(base_stored.end, -1)),
+            begins=begins if _now_s() - since_s < NOTHING_BEFORE_TTL_S else 0,
+        )
+        if lacking.base is not None and self._backfill.nothing_before(base) is None:
+            self._backfill.request(base, lacking.base, "derived", Urgency.READ)
+        self._empty.pop(series, None)
+        if lacking.again_at is not None:
+            self._wait_for(series, lacking.again_at)
+        return lacking.native is not None and not await self._fetch(series, lacking.native)
+
+    async def _fetch(self, series: SeriesId, span: Span) -> bool:
+        """Whether anything came. Raises `UpstreamError`, `StoreError`."""
+        frame = series.timeframe
+        trouble: str | None = "the reading was broken off"
+        held: list[HistoryPage] = []
+        candles = 0
+        self._watch.began(series, span, NATIVE_REASON)
+        try:
+            last = frame.shift(span.end, -1)
+            async with aclosing(self._history(series, span.start, Errand(Urgency.READ), last)) as pages:
+                async for page in pages:
+                    held.append(page)
+                    candles += len(page.candles)
+                    if page.candles:
+                        self._watch.advanced(series, frame.next(page.candles[-1].time), candles)
+            for page in reversed(held):  # each joins what is stored
+                await self._pipeline.submit_native(series, page.candles, Empty(page.empty, page.proof))
+            trouble = None
+        except (UpstreamError, StoreError) as error:
+            trouble = str(error)
+            raise
+        finally:
+            self._watch.ended(series, trouble)
+        first = min((page.candles[0].time for page in held if page.candles), default=span.end)
+        if first > span.start:
+            self._begins[series] = (first, _now_s())
+            self._begins.move_to_end(series)
+            if len(self._begins) > MAX_REMEMBERED:
+                self._begins.popitem(last=False)
+        return candles > 0
+
+    def _wait_for(self, series: SeriesId, at: int) -> None:
+        """Look after the series again once its base has closed a candle up to `at`."""
+        self._again.setdefault(self._derived.base_of(series), {})[series] = at
+        if len(self._again) > MAX_REMEMBERED:
+            self._again.popitem(last=False)
+
+    def _warn(self, series: SeriesId, text: str, value: object) -> None:
+        if self._logged.allow((series, text), _now_s()) is not None:
+            log.warning(text, series, value)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -2,7 +2,8 @@
 
 Each series is read once, a window of candles at a time, each window in one snapshot: are the candles sound, and is the
 gap ledger what lies between them? Each derived series is computed anew from its base, a window of whole buckets at a
-time, and compared bit for bit.
+time, and compared bit for bit. A stored one whose bucket is not whole in the stored base is the exchange's own
+(native): it is counted, and must agree with the base candles that are there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isclose
 from typing import Protocol, TypeVar
 
 from klinesync.core import gaps
@@ -18,7 +20,7 @@ from klinesync.core.errors import BadCandle, UnknownSeries
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.derived_step import SAME, DerivedStep
 from klinesync.storage.database import CandleStore
 
 R = TypeVar("R")
@@ -53,13 +55,15 @@ class Difference:
 @dataclass(slots=True)
 class SeriesAudit:
     """What was found in one series. `base`: the series that it was computed anew from. `gaps`: spans and candles
-    missing, by state. `kinds`: how many differences there are of each kind; `shown`: the first few."""
+    missing, by state. `native`: how many are the exchange's own. `kinds`: how many differences there are of each kind;
+    `shown`: the first few."""
 
     series: SeriesId
     base: SeriesId | None = None
     first: int | None = None
     head: int | None = None
     count: int = 0
+    native: int = 0
     gaps: dict[GapState, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(GapState, (0, 0)))
     kinds: dict[str, int] = field(default_factory=dict)
     shown: list[Difference] = field(default_factory=list)
@@ -220,20 +224,48 @@ def _audit_derived(
     start, end = target.floor(min(span.start for span in spans)), max(span.end for span in spans)
     while start < end:
         window = Span(start, max(target.next(start), target.floor(base.timeframe.shift(start, WINDOW_CANDLES))))
-        stored, expected = store.read(lambda look, window=window: _both(look, step, base, target, window))  # type: ignore[misc]
-        for time in sorted(stored.keys() | expected.keys()):
-            _compare_derived(audit, time, stored.get(time), expected.get(time), kept)
+        found = store.read(lambda look, window=window: _both(look, step, base, target, window))  # type: ignore[misc]
+        for time in sorted(found.stored.keys() | found.expected.keys()):
+            one, other, parts = found.stored.get(time), found.expected.get(time), found.native.get(time)
+            if one is not None and other is None and parts is not None:
+                _audit_native(audit, one, parts)
+            else:
+                _compare_derived(audit, time, one, other, kept)
         start = window.end
         progress(audit)
 
 
-def _both(
-    store: CandleStore, step: DerivedStep, base: SeriesId, target: Timeframe, window: Span
-) -> tuple[dict[int, Candle], dict[int, Candle]]:
-    """What is stored, and what follows from the base, by time."""
-    stored = store.between(base.with_timeframe(target), *window)
-    expected = step.expected(store, base, target, window)
-    return {candle.time: candle for candle in stored}, {candle.time: candle for candle in expected}
+@dataclass(frozen=True, slots=True)
+class _Derived:
+    """What is `stored` of a derived series, and what is `expected` of its base, by time; and of the buckets that may
+    hold a `native` candle the base candles that are there."""
+
+    stored: dict[int, Candle]
+    expected: dict[int, Candle]
+    native: dict[int, list[Candle]]
+
+
+def _both(store: CandleStore, step: DerivedStep, base: SeriesId, target: Timeframe, window: Span) -> _Derived:
+    derived = base.with_timeframe(target)
+    stored = {candle.time: candle for candle in store.between(derived, *window)}
+    expected = {candle.time: candle for candle in step.expected(store, base, target, window)}
+    places = step.native(store, derived, window)
+    native = {
+        time: store.between(base, time, target.next(time))
+        for time in stored.keys() - expected.keys()
+        if gaps.clipped(places, Span(time, time + 1))
+    }
+    return _Derived(stored, expected, native)
+
+
+def _audit_native(audit: SeriesAudit, native: Candle, parts: Sequence[Candle]) -> None:
+    audit.native += 1
+    for part in parts:
+        more = ((part.high, native.high), (native.low, part.low), (part.volume, native.volume))
+        if any(one > other and not isclose(one, other, rel_tol=SAME) for one, other in more):
+            what = f"it is the exchange's own, and does not hold the base candle of {part.time}"
+            audit.note(Difference("derived_unexpected", native.time, what, stored=native))
+            return
 
 
 def _compare_derived(audit: SeriesAudit, time: int, stored: Candle | None, expected: Candle | None, kept: bool) -> None:
