@@ -1,9 +1,10 @@
-"""CcxtSource over unmodified ccxt: its binance class, pointed at the simulated exchange, as an exchange of another name."""
+"""CcxtSource over unmodified ccxt: its binance class against the simulated exchange, as an exchange of another name."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import logging
 import random
@@ -11,11 +12,13 @@ import time
 import urllib.request
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import ccxt.pro
 import pytest
+from simulated_exchange import SPOT, USDM, Market, SimulatedExchange, closed_by, simulated_exchange
+
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
@@ -24,7 +27,6 @@ from klinesync.ingest.ccxt_client import Ccxt, CcxtClient, CcxtThread
 from klinesync.ingest.ccxt_source import CcxtSource
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.sources import Errand, KlineEvent, StreamCallbacks, Urgency
-from simulated_exchange import SPOT, USDM, Market, SimulatedExchange, closed_by, simulated_exchange
 
 EACH_MARKET = pytest.mark.parametrize("market", [SPOT, USDM], ids=lambda market: market.name)
 OURS = {SPOT: "spot", USDM: "futures"}
@@ -136,37 +138,52 @@ async def following(one: Rig, *wanted: SeriesId) -> AsyncIterator[None]:
     connection = one.source.connection(wanted[0].market, one.told.callbacks())
     for series in wanted:
         connection.want(series)
-    task = asyncio.create_task(connection.run())
+
+    async def ask_time() -> None:  # as the supervisor does, where no stream tells it
+        while True:
+            await asyncio.sleep(1.0)
+            with suppress(UpstreamError):
+                await one.source.now_ms(wanted[0].market)
+
+    tasks = [asyncio.create_task(connection.run()), asyncio.create_task(ask_time())]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 @asynccontextmanager
-async def faults(exchange: SimulatedExchange, *rules: dict[str, object]) -> AsyncIterator[None]:
-    def ask(method: str, path: str, body: object = None) -> bytes:
-        request = urllib.request.Request(f"{exchange.http_url}{path}", method=method)
-        if body is not None:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", "application/json")
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-            return answer.read()
-
-    await asyncio.to_thread(ask, "POST", "/sim/faults", list(rules))
+async def fault(exchange: SimulatedExchange, **rule: object) -> AsyncIterator[None]:
+    """A fault of the exchange, in force within."""
+    number = await asyncio.to_thread(control, exchange, "POST", "/sim/faults", rule)
     try:
         yield
     finally:
-        await asyncio.to_thread(ask, "DELETE", "/sim/faults")
+        await asyncio.to_thread(control, exchange, "DELETE", f"/sim/faults/{number['id']}")
+
+
+def control(exchange: SimulatedExchange, method: str, path: str, body: object = None) -> dict[str, int]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{exchange.http_url}{path}", data, method=method)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"{}")
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[SimulatedExchange]:
+    """An exchange of this module's own, whose market may be changed for good."""
+    with simulated_exchange("--speed", "120", "--symbols", "8") as running:
+        yield running
 
 
 async def read(
-    source: CcxtSource, series: SeriesId, start: int, until: int | None = None
+    source: CcxtSource, series: SeriesId, start: int, until: int | None = None, errand: Errand | None = None
 ) -> tuple[list[Candle], list[Span]]:
     candles: list[Candle] = []
     empty: list[Span] = []
-    async for page in source.history(series, start, Errand(Urgency.SWEEP), until):
+    async for page in source.history(series, start, errand or Errand(Urgency.SWEEP), until):
         if candles and page.candles and page.candles[0].time == candles[-1].time:
             assert page.candles[0] == candles.pop()  # pages overlap by a row
         candles += page.candles
@@ -266,6 +283,116 @@ async def test_what_the_exchange_lists_and_its_tickers_have_our_names(
     assert {listing.symbol_id for listing in listings.values()} == set(exchange.symbols(market))
     assert listings["BTC/USDT"].trading
     assert {ticker.symbol_id for ticker in tickers} == set(exchange.symbols(market))
+
+
+@pytest.mark.parametrize("watch", [True, None], ids=["watched", "polled"])
+async def test_minutes_that_the_exchange_does_not_have_are_not_invented_and_are_shown_to_be_empty(
+    faulty: SimulatedExchange, watch: bool | None
+) -> None:
+    series = series_of(SPOT)
+    async with rig(faulty, watchOHLCV=watch) as one:
+        async with following(one, series):
+            await one.told.until(lambda: len(one.told.closed(series)) >= 2)
+            async with fault(faulty, kind="outage", minutes=4, symbols=["BTCUSDT"], market="spot"):
+                before = len(one.told.closed(series))
+
+                def passed() -> bool:
+                    closed = one.told.closed(series)[before - 1 :]
+                    return any(b.time - a.time > 60 for a, b in itertools.pairwise(closed)) and len(closed) > 6
+
+                await one.told.until(passed)
+        closed = one.told.closed(series)
+        start, last = closed[0].time, closed[-1].time
+        candles, empty = await read(one.source, series, start, last)
+    truth = candles_of(faulty.rows(SPOT, "BTCUSDT", "1m", start * 1000, last * 1000))
+    assert closed == truth
+    assert candles == truth
+    holes = [Span(a.time + 60, b.time) for a, b in itertools.pairwise(truth) if b.time - a.time > 60]
+    assert empty == holes
+    assert sum(hole.end - hole.start for hole in holes) == 240
+
+
+async def test_an_exchange_that_wants_to_be_left_alone_is_left_alone(faulty: SimulatedExchange) -> None:
+    series = series_of(SPOT, "ETH/USDT")
+    async with rig(faulty, watchOHLCV=None) as one, following(one, series):
+        await one.told.until(lambda: len(one.told.closed(series)) >= 2)
+        async with fault(faulty, kind="rate_limit", market="spot", count=1, retry_after_s=3):
+            await one.told.until(lambda: one.told.lost == [series])
+            with pytest.raises(UpstreamError, match="left alone") as caught:
+                await one.source.now_ms("spot")
+            assert caught.value.status == 429
+            left_s = one.source.client.turns.blocked_s
+            assert 0 < left_s <= 3
+            with pytest.raises(UpstreamError, match="left alone"):
+                await read(one.source, series, 0, errand=Errand(Urgency.READ))
+            asked = one.source.client.requests
+            before = len(one.told.closed(series))
+            await one.told.until(lambda: one.source.client.turns.blocked_s == 0.0 or one.source.client.requests > asked)
+            await one.told.until(lambda: len(one.told.closed(series)) > before + 2)
+            assert one.told.attached == [series, series]
+
+
+async def test_a_stream_that_is_cut_costs_no_closed_candle(faulty: SimulatedExchange) -> None:
+    series = series_of(USDM, "ETH/USDT")
+    async with rig(faulty) as one, following(one, series):
+        await one.told.until(lambda: len(one.told.closed(series)) >= 2)
+        for _ in range(2):
+            control(faulty, "POST", "/sim/faults", {"kind": "disconnect", "market": "futures"})
+            before = len(one.told.events)
+
+            def shown(before: int = before) -> bool:
+                news = one.told.events[before:]
+                return sum(event.closed for event in news) >= 3 and not all(event.closed for event in news)
+
+            await one.told.until(shown)
+        closed = one.told.closed(series)
+        assert one.source.polled == 0
+    rows = faulty.rows(USDM, "ETHUSDT", "1m", closed[0].time * 1000, closed[-1].time * 1000)
+    assert closed == candles_of(rows)
+
+
+async def test_a_stream_that_stays_silent_is_made_up_for_by_polls(faulty: SimulatedExchange) -> None:
+    series = series_of(SPOT)
+    async with rig(faulty) as one, fault(faulty, kind="silent", market="spot"), following(one, series):
+        await one.told.until(lambda: one.source.polled == 1)
+        before = len(one.told.closed(series))
+        await one.told.until(lambda: len(one.told.closed(series)) >= before + 3)
+        closed = one.told.closed(series)
+        assert closed == candles_of(faulty.rows(SPOT, "BTCUSDT", "1m", closed[0].time * 1000, closed[-1].time * 1000))
+        assert [event for event in one.told.events if not event.closed]
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_an_exchange_in_trouble_is_an_upstream_error_and_is_asked_again(
+    faulty: SimulatedExchange, status: int
+) -> None:
+    series = series_of(SPOT)
+    async with rig(faulty) as one:
+        assert await one.source.knows(series)
+        async with fault(faulty, kind="rest_error", status=status, market="spot"):
+            with pytest.raises(UpstreamError, match="simex"):
+                await one.source.now_ms("spot")
+            with pytest.raises(UpstreamError, match="simex"):
+                await read(one.source, series, 0)
+        assert await one.source.now_ms("spot")
+
+
+async def test_two_thousand_of_the_same_list_are_one_request(faulty: SimulatedExchange) -> None:
+    async with rig(faulty) as one:
+        await one.source.abilities()
+        await asyncio.gather(*(one.source.knows(series_of(SPOT)) for _ in range(2000)))
+        assert one.source.client.requests == 1
+
+
+async def test_what_is_closed_early_ends_with_an_upstream_error(faulty: SimulatedExchange) -> None:
+    async with rig(faulty) as one:
+        assert await one.source.knows(series_of(SPOT))
+        async with fault(faulty, kind="rest_slow", delay_s=600, market="spot"):
+            asked = asyncio.create_task(one.source.now_ms("spot"))
+            await asyncio.sleep(0)
+            await one.source.close()
+            with pytest.raises(UpstreamError):
+                await asked
 
 
 def test_no_session_is_left_open(exchange: SimulatedExchange, caplog: pytest.LogCaptureFixture) -> None:

@@ -250,6 +250,7 @@ class CcxtClient:
         self._make = make
         self._exchange: Ccxt | None = None
         self._closed = False
+        self.requests = 0  # over REST, as far as they are ours: ccxt may make several of one
         self.turns = Turns(name, AT_ONCE, monotonic)
 
     async def abilities(self) -> Abilities:
@@ -356,6 +357,7 @@ class CcxtClient:
     async def _request(self, what: str, errand: Errand, ask: Callable[[Ccxt], Awaitable[Found]]) -> Found:
         async with self.turns.turn(errand):
             errand.begun = True
+            self.requests += 1
             try:
                 found = await self._call(what, ask)
             except UpstreamError as error:

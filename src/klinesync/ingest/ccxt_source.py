@@ -48,6 +48,8 @@ POLL_MOST_S = 60.0
 POLL_SHARE = 0.5
 # A poll for what is due comes no sooner than this behind the one before.
 POLL_AGAIN_S = 0.25
+# When the next candle is due is worked out anew after so long: what is known of the exchange's time may have changed.
+LOOK_MOST_S = 5.0
 # A stream that pushes nothing while so many traded candles close is no good: the series is polled for so long.
 SILENT_CANDLES = 2
 SILENT_PAUSE_S = 300.0
@@ -183,8 +185,8 @@ class CcxtSource:
     async def page(
         self, series: SeriesId, start: int, until: int | None, limit: int | None, errand: Errand, *, prove: bool
     ) -> Page:
-        """One answer of at most `limit` rows. `prove`: ask the exchange's time before, where it can be asked and may prove more than what is
-        known. Bad rows are counted and logged. Raises `UpstreamError`."""
+        """One answer of at most `limit` rows. `prove`: ask the exchange's time before, where it can be asked and may
+        prove more than what is known. Bad rows are counted and logged. Raises `UpstreamError`."""
         can, clock = await self.abilities(), self.clocks[series.market]
         frame, asked_s = series.timeframe, self.monotonic()
         if prove and can.time and self._may_prove(series, start, until, limit):
@@ -418,7 +420,7 @@ class CcxtConnection:
                 if pushes is None:
                     pushes = asyncio.create_task(source.client.watch(series), name=f"watch {series}")
                 due_s, next_s = self._due_s(live), asked_s + source.pause_s(series, can)
-                wait_s = due_s if due_s > 0.0 else max(0.0, next_s - source.monotonic())
+                wait_s = min(due_s, LOOK_MOST_S) if due_s > 0.0 else max(0.0, next_s - source.monotonic())
                 done, _ = await asyncio.wait([pushes], timeout=wait_s)
                 if done:
                     rows, pushes, silent = pushes.result(), None, 0

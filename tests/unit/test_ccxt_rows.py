@@ -1,0 +1,332 @@
+"""What rows of a ccxt exchange tell: closedness, holes, where to read on, what is told live. Values in, values out."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import UpstreamError
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.ccxt_rows import (
+    LONGEST_AHEAD_MS,
+    LiveCandles,
+    Page,
+    Row,
+    ccxt_symbol,
+    date_ms,
+    header,
+    next_start,
+    own_symbol,
+    read_page,
+    upstream_error,
+)
+
+MINUTE = Timeframe.parse("1m")
+T0 = 1_700_000_040
+MARGIN_MS = 2000
+
+
+def row(minute: int, close: float = 1.5, volume: float | None = 10.0) -> Row:
+    return ((T0 + 60 * minute) * 1000, 1.0, 2.0, 0.5, close, volume)
+
+
+def candle(minute: int, close: float = 1.5) -> Candle:
+    return Candle(T0 + 60 * minute, 1.0, 2.0, 0.5, close, 10.0)
+
+
+def at(minute: float) -> int:
+    """The time of a minute, in ms."""
+    return int((T0 + 60 * minute) * 1000)
+
+
+def read(
+    *rows: Row, start: int = T0, until: int | None = None, proven_ms: int | None = None, known_ms: int | None = None
+) -> Page:
+    return read_page(MINUTE, rows, start, until, proven_ms=proven_ms, known_ms=known_ms, margin_ms=MARGIN_MS)
+
+
+# --- closedness
+
+
+def test_a_row_with_a_later_one_is_final_and_the_newest_is_not() -> None:
+    page = read(row(0), row(1), row(2))
+    assert page.candles == [candle(0), candle(1)]
+    assert page.forming == candle(2)
+    assert page.still_open
+    assert page.newest == T0 + 120
+
+
+def test_a_stamp_proves_the_newest_row_once_the_margin_has_passed() -> None:
+    assert read(row(0), row(1), proven_ms=at(2) + MARGIN_MS - 1).candles == [candle(0)]
+    page = read(row(0), row(1), proven_ms=at(2) + MARGIN_MS)
+    assert page.candles == [candle(0), candle(1)]
+    assert page.forming is None
+    assert not page.still_open
+
+
+def test_rows_before_the_start_are_passed_over_and_rows_behind_the_end_prove_those_before() -> None:
+    page = read(row(-2), row(0), row(1), row(2), until=T0 + 60)
+    assert page.candles == [candle(0), candle(1)]
+    assert page.newest == T0 + 120
+
+
+def test_rows_are_put_in_order_and_of_two_of_one_time_the_last_counts() -> None:
+    assert read(row(1), row(0, close=1.1), row(0), row(2)).candles == [candle(0), candle(1)]
+
+
+def test_rows_in_the_future_are_an_error_of_the_exchange() -> None:
+    ahead = at(0) + LONGEST_AHEAD_MS + 60_000
+    with pytest.raises(UpstreamError, match="future"):
+        read(row(0), (ahead, 1.0, 2.0, 0.5, 1.5, 10.0), known_ms=at(0))
+
+
+# --- holes
+
+
+def test_a_hole_between_two_rows_of_one_answer_is_empty_and_none_before_the_open_row() -> None:
+    page = read(row(0), row(3), row(6))
+    assert page.empty == [Span(T0 + 60, T0 + 180)]
+
+
+def test_a_hole_before_the_first_row_is_not_shown_to_be_empty() -> None:
+    assert read(row(3), row(4), row(5)).empty == []
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        row(1, volume=None),
+        row(1, volume=-1.0),
+        row(1, close=9.0),
+        row(1, close=float("nan")),
+    ],
+)
+def test_a_row_that_is_no_candle_is_left_out_and_its_time_is_not_empty(spoilt: Row) -> None:
+    page = read(row(0), spoilt, row(2), row(3))
+    assert page.candles == [candle(0), candle(2)]
+    assert len(page.bad) == 1
+    assert page.empty == []
+
+
+@pytest.mark.parametrize("time_ms", [None, float("nan"), at(1) + 1])
+def test_a_row_without_a_whole_open_time_is_left_out(time_ms: float | None) -> None:
+    page = read(row(0), (time_ms, 1.0, 2.0, 0.5, 1.5, 10.0), row(2), row(3))
+    assert page.candles == [candle(0), candle(2)]
+    assert len(page.bad) == 1
+
+
+# --- where to read on
+
+
+def test_the_next_page_begins_with_the_last_row_of_this_one() -> None:
+    page = read(row(0), row(1), proven_ms=at(9))
+    assert next_start(MINUTE, T0, page, None, 2, (T0 + 540)) == T0 + 60
+
+
+@pytest.mark.parametrize(
+    "page",
+    [read(row(0), row(1)), read(row(0), proven_ms=at(9))],
+    ids=["the newest is open", "nothing newer"],
+)
+def test_reading_ends_where_the_exchange_has_no_more(page: Page) -> None:
+    assert next_start(MINUTE, T0, page, None, 100, T0 + 120) is None
+
+
+def test_reading_ends_with_the_last_one_that_was_asked_for() -> None:
+    page = read(row(0), row(1), row(2), until=T0 + 60, proven_ms=at(9))
+    assert next_start(MINUTE, T0, page, T0 + 60, 3, T0 + 540) is None
+
+
+def test_an_answer_with_nothing_new_whose_window_ends_before_now_is_not_the_end() -> None:
+    nothing_new = read(row(0), proven_ms=at(1000))
+    assert next_start(MINUTE, T0, nothing_new, None, 100, T0 + 60 * 1000) == T0 + 99 * 60
+    assert next_start(MINUTE, T0, Page(), None, 100, T0 + 60 * 1000) == T0 + 99 * 60
+    assert next_start(MINUTE, T0, Page(), None, None, T0 + 60 * 1000) == T0 + 99 * 60
+    assert next_start(MINUTE, T0, Page(), T0 + 600, 100, T0 + 60 * 1000) is None
+
+
+class Exchange:
+    """The rows of an exchange that answers with what lies in `limit` candles behind `since`, or the next `limit`."""
+
+    def __init__(self, minutes: set[int], now: int, limit: int, *, windowed: bool) -> None:
+        self.minutes = sorted(minutes)
+        self.now = now
+        self.limit = limit
+        self.windowed = windowed
+
+    def rows(self, start: int) -> list[Row]:
+        first = (start - T0) // 60
+        found = [one for one in self.minutes if one >= first]
+        if self.windowed:
+            found = [one for one in found if one < first + self.limit]
+        return [row(one) for one in found[: self.limit]]
+
+    def history(self, start: int, until: int | None) -> tuple[list[Candle], list[Span], int]:
+        candles: dict[int, Candle] = {}
+        empty: list[Span] = []
+        pages, place = 0, start
+        while True:
+            page = read(*self.rows(place), start=place, until=until, proven_ms=at(self.now))
+            candles |= {one.time: one for one in page.candles}
+            empty += page.empty
+            pages += 1
+            following = next_start(MINUTE, place, page, until, self.limit, at(self.now) // 1000)
+            if following is None or (until is not None and following > until):
+                return [candles[time] for time in sorted(candles)], empty, pages
+            assert following > place, "every page gets on"
+            place = following
+
+
+@given(
+    minutes=st.sets(st.integers(0, 120)),
+    now=st.integers(0, 121),
+    limit=st.integers(2, 30),
+    start=st.integers(0, 120),
+    until=st.none() | st.integers(0, 120),
+    windowed=st.booleans(),
+)
+def test_paging_brings_every_final_candle_and_proves_no_hole_that_there_is_not(
+    minutes: set[int], now: int, limit: int, start: int, until: int | None, windowed: bool
+) -> None:
+    minutes = {one for one in minutes if one <= now}
+    exchange = Exchange(minutes, now, limit, windowed=windowed)
+    candles, empty, _ = exchange.history(T0 + 60 * start, None if until is None else T0 + 60 * until)
+    # The newest row is final when its end and the margin have passed: at `now`, the minute before the last one.
+    newest = max((one for one in minutes if one >= start), default=None)
+    wanted = [
+        one
+        for one in sorted(minutes)
+        if one >= start and (until is None or one <= until) and (one < now - 1 or one != newest)
+    ]
+    assert [one.time for one in candles] == [T0 + 60 * one for one in wanted]
+    lacking = {T0 + 60 * one for one in range(121) if one not in minutes}
+    for hole in empty:
+        assert {*range(hole.start, hole.end, 60)} <= lacking
+    if not windowed:
+        holes = {Span(a.time + 60, b.time) for a, b in pairwise(candles) if b.time > a.time + 60}
+        assert set(empty) == holes
+
+
+# --- live
+
+
+def live() -> LiveCandles:
+    return LiveCandles(MINUTE, MARGIN_MS)
+
+
+def test_a_page_is_told_as_final_candles_then_the_one_in_progress_and_once() -> None:
+    one = live()
+    assert one.take(read(row(0), row(1), row(2)), at(2.5)) == [(candle(0), True), (candle(1), True), (candle(2), False)]
+    assert one.take(read(row(1), row(2)), at(2.6)) == []
+    assert one.take(read(row(1), row(2, close=1.6)), at(2.7)) == [(candle(2, close=1.6), False)]
+    assert one.told == T0 + 60
+
+
+def test_a_row_that_ended_a_moment_ago_is_not_told_as_final_though_a_later_one_exists() -> None:
+    one = live()
+    one.take(read(row(0), row(1)), at(1.5))
+    assert one.take(read(row(0), row(1), row(2)), at(2) + MARGIN_MS - 1) == [(candle(2), False)]
+    assert one.take(read(row(0), row(1, close=1.7), row(2)), at(2) + MARGIN_MS) == [(candle(1, close=1.7), True)]
+
+
+def test_what_was_told_as_final_is_told_again_when_the_exchange_changes_it() -> None:
+    one = live()
+    one.take(read(row(0), row(1), row(2)), at(2.5))
+    assert one.take(read(row(1, close=1.9), row(2)), at(2.6)) == [(candle(1, close=1.9), True)]
+
+
+def test_what_a_stream_pushes_is_shown_as_in_progress_and_never_as_final() -> None:
+    one = live()
+    one.take(read(row(0), row(1)), at(1.5))
+    assert one.pushed([row(1, close=1.6), row(2)], at(2)) == [(candle(2), False)]
+    assert one.pushed([row(1)], at(2)) == [], "nothing of a candle before the one in progress is shown"
+    assert one.told == T0
+
+
+def test_a_candle_that_was_shown_is_due_until_it_is_told() -> None:
+    one = live()
+    one.take(read(row(0), row(1)), at(1.5))
+    assert one.due_ms(at(1.5)) == at(2) + MARGIN_MS
+    one.pushed([row(2)], at(2))
+    assert one.due_ms(at(2.01)) == at(2) + MARGIN_MS, "it is the one before that is due"
+    one.take(read(row(0), row(1), row(2)), at(2.1))
+    assert one.due_ms(at(2.1)) == at(3) + MARGIN_MS
+
+
+def test_a_series_far_behind_begins_again_at_the_newest_candles() -> None:
+    one = live()
+    assert one.since(at(5.5)) == T0 + 3 * 60
+    one.take(read(row(3), row(4), row(5)), at(5.5))
+    assert one.since(at(6.5)) == T0 + 4 * 60
+    assert one.since(at(400.5)) == T0 + 398 * 60
+    assert one.told is None
+
+
+# --- names and errors
+
+
+@pytest.mark.parametrize(
+    ("series_id", "symbol"),
+    [
+        ("okx:spot:BTC/USDT:1m", "BTC/USDT"),
+        ("okx:futures:BTC/USDT:1m", "BTC/USDT:USDT"),
+        ("okx:futures:BTC/USD:BTC:1m", "BTC/USD:BTC"),
+    ],
+)
+def test_symbols_have_ccxts_names_and_back(series_id: str, symbol: str) -> None:
+    series = SeriesId.parse(series_id)
+    assert ccxt_symbol(series) == symbol
+    pair, _, settle = symbol.partition(":")
+    assert own_symbol(*pair.split("/"), settle or None) == series.symbol
+
+
+class BaseError(Exception):
+    """As ccxt's."""
+
+
+class RateLimitExceeded(BaseError):
+    """As ccxt's."""
+
+
+class BadSymbol(BaseError):
+    """As ccxt's."""
+
+
+class BadRequest(BaseError):
+    """As ccxt's."""
+
+
+class NoSuchSymbol(BadRequest):
+    """One of an exchange."""
+
+
+def test_errors_are_known_by_the_names_of_their_classes() -> None:
+    error = upstream_error("okx: fetchOHLCV", RateLimitExceeded("too  many\nrequests"), "7")
+    assert (error.status, error.retry_after_s) == (429, 7.0)
+    assert str(error) == "okx: fetchOHLCV: RateLimitExceeded too many requests"
+    assert upstream_error("x", NoSuchSymbol("BTC")).status == 400
+    assert upstream_error("x", BaseError("x"), "7").retry_after_s is None
+
+
+@pytest.mark.parametrize("retry_after", ["soon", "-1", "nan", None])
+def test_a_retry_after_that_is_no_number_of_seconds_is_not_believed(retry_after: str | None) -> None:
+    assert upstream_error("x", RateLimitExceeded("x"), retry_after).retry_after_s is None
+
+
+def test_what_ccxt_stumbles_over_is_an_answer_that_cannot_be_understood() -> None:
+    error = upstream_error("okx: fetchOHLCV", KeyError("data"))
+    assert "cannot be understood (KeyError 'data')" in str(error)
+    assert error.status == 0
+
+
+def test_the_date_of_an_answer_is_a_stamp() -> None:
+    assert header({"Date": "Sun, 22 Nov 2026 23:30:43 GMT"}, "date") == "Sun, 22 Nov 2026 23:30:43 GMT"
+    assert date_ms("Sun, 22 Nov 2026 23:30:43 GMT") == 1_795_390_243_000
+    assert date_ms("yesterday") is None
+    assert date_ms(header(None, "date")) is None
