@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from klinesync.core.errors import Rejected
+from klinesync.sim import archive
 from klinesync.sim.clock import ExchangeClock
 from klinesync.sim.exchange import SimExchange, make_exchange
 from klinesync.sim.fault_board import FaultBoard
@@ -173,6 +174,7 @@ class SimServer:
         app.router.add_route("DELETE", "/sim/faults/{id}", self._delete_fault)
         app.router.add_route("*", "/api/v3/{path:.*}", self._rest_of("spot"))
         app.router.add_route("*", "/fapi/v1/{path:.*}", self._rest_of("futures"))
+        app.router.add_route("GET", "/{path:data/.*}", self._get_archive)
         app.router.add_route("*", "/{path:.*}", self._get_other)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_S)
         await runner.setup()
@@ -269,6 +271,20 @@ class SimServer:
         )
 
     # control
+
+    async def _get_archive(self, request: web.Request) -> web.Response:
+        now_ms = self.now_ms()
+        file = archive.wanted(self.exchange, request.match_info["path"], now_ms)
+        if file is None:
+            return web.Response(status=404, text="404: Not Found")
+        lines = []
+        for day in archive.days(file, now_ms):
+            lines.append(day)
+            await asyncio.sleep(0)
+        body = archive.packed(file, b"".join(lines))
+        if body is None:
+            return web.Response(status=404, text="404: Not Found")
+        return web.Response(body=body, content_type="text/plain" if file.checksum else "application/zip")
 
     async def _get_state(self, _request: web.Request) -> web.Response:
         mono_s = time.monotonic()

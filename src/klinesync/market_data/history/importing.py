@@ -1,5 +1,5 @@
-"""Import: files into a store, each read twice. The first reading finds out whether the file is to be refused as a
-whole, so that nothing of it is written then; the second one brings its sound rows.
+"""Import: files into a store. Each is read to its end before anything of it is written, because it may have to be
+refused as a whole; a short one is held meanwhile, a long one is read again.
 
 Writing again what is stored changes nothing: an import that was interrupted is run again.
 """
@@ -22,6 +22,8 @@ from klinesync.market_data.history.names import CHECKSUM, archive_file, freqtrad
 
 # Candles that are written together, in one transaction: thirteen days of minutes, so that a day is seldom cut in two.
 BATCH_CANDLES = 13 * 1440
+# Sound rows of a file that are held (ten megabytes): of months of minutes, so that those are read once.
+HELD_ROWS = 200_000
 # Batches that wait for the writer, so that it never waits for a reader.
 MAX_AHEAD = 2
 # A file with more bad rows than good ones is not what it seems to be.
@@ -99,19 +101,33 @@ def _refuse(path: Path, why: str) -> Imported:
     return Imported(path, None, refused=str(BadFile(path, why)))
 
 
-def survey(path: Path, series: SeriesId, now: int, *, strict: bool) -> tuple[rows.Judge, bool]:
-    """Read the file once: what is to be said about its rows, and whether it was compared with a checksum. `now`: UTC
-    seconds by which candles must have closed. Raises `BadFile` when the file is to be refused as a whole, which with
-    `strict` one bad row is reason for."""
-    checked = path.suffix != ".zip" or verify_checksum(path)
-    judge = rows.Judge(series.timeframe, now)
+@dataclass(slots=True)
+class Survey:
+    """What one reading of a file found: `judge` of its rows, whether it was compared with a checksum, and, when there
+    are few enough of them, its sound rows."""
+
+    judge: rows.Judge
+    checked: bool
+    held: list[rows.Columns] | None = field(default_factory=list)
+
+
+def survey(file: ImportFile, now: int, *, strict: bool) -> Survey:
+    """Read a file to its end. `now`: UTC seconds by which its candles must have closed. Raises `BadFile` when it is to
+    be refused as a whole, which with `strict` one bad row is reason for."""
+    path = file.path
+    found = Survey(rows.Judge(file.series.timeframe, now), path.suffix != ".zip" or verify_checksum(path))
+    judge = found.judge
     for batch in batches(path, judge.broken):
-        judge.sound(batch)
+        sound = judge.sound(batch)
+        if found.held is not None:
+            found.held.append(sound)
+        if judge.good > HELD_ROWS:
+            found.held = None
     if not judge.rows:
         raise BadFile(path, "it holds no rows")
     if judge.bad and (strict or judge.bad > judge.rows * MAX_BAD_SHARE):
         raise BadFile(path, f"{judge.bad} of its {judge.rows} rows are bad; {judge.told[0]}")
-    return judge, checked
+    return found
 
 
 async def import_file(
@@ -126,13 +142,14 @@ async def import_file(
     does, save `Rejected`. When cancelled, what is handed to `put` may still be written."""
     done = Imported(file.path, file.series)
     try:
-        judge, checked = await asyncio.to_thread(survey, file.path, file.series, now, strict=strict)
+        found = await asyncio.to_thread(survey, file, now, strict=strict)
     except BadFile as error:
         done.refused = str(error)
         return done
+    judge = found.judge
     done.rows, done.quarantined, done.told = judge.rows, judge.bad, judge.told
     done.first, done.last = judge.first, judge.last
-    if not checked:
+    if not found.checked:
         done.note = f"no {CHECKSUM} file lies beside it; only the zip's own CRC was checked"
     waiting: deque[tuple[asyncio.Task[int | None], int]] = deque()
 
@@ -144,7 +161,7 @@ async def import_file(
         done.new = None if new is None or done.new is None else done.new + new
         progress(done.stored, judge.good)
 
-    pages = _sound_pages(file, now)
+    pages = _sound_pages(file, now, found.held)
     try:
         while (page := await _in_thread(pages)) is not None:
             if len(waiting) >= MAX_AHEAD:
@@ -167,9 +184,9 @@ async def _put(put: Put, series: SeriesId, page: list[Candle]) -> int | None:
     return await put(series, page)
 
 
-def _sound_pages(file: ImportFile, now: int) -> Generator[list[Candle], None, None]:
+def _sound_pages(file: ImportFile, now: int, held: list[rows.Columns] | None) -> Generator[list[Candle], None, None]:
     judge = rows.Judge(file.series.timeframe, now)
-    sound = (judge.sound(batch) for batch in batches(file.path, judge.broken))
+    sound = held if held is not None else (judge.sound(batch) for batch in batches(file.path, judge.broken))
     for page in rows.pages(sound, BATCH_CANDLES):
         yield page.candles()
 
