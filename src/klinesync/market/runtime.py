@@ -14,7 +14,7 @@ from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.front import Front
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.coverage import Coverage
-from klinesync.market_data.derived_services import DerivedForming
+from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
@@ -47,6 +47,7 @@ class MarketRuntime:
         pipeline: IngestPipeline,
         derived: DerivedStep,
         forming: DerivedForming,
+        derived_history: DerivedHistory,
         retention: Retention | None,
         hub: CandleHub,
         supervisor: IngestSupervisor,
@@ -71,6 +72,7 @@ class MarketRuntime:
         self._resources = tuple(resources)
         self._pipeline = pipeline
         self._forming = forming
+        self._derived_history = derived_history
         self._retention = retention
         self.supervisor = supervisor
         self.health = health
@@ -99,6 +101,8 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, follow)
             heal = group.create_task(self._backfill.run(), name="backfill")
             stack.push_async_callback(_cancel, heal)
+            look_after = group.create_task(self._derived_history.run(), name="derived histories")
+            stack.push_async_callback(_cancel, look_after)
             if self._coverage is not None:
                 cover = group.create_task(self._coverage.run(), name="coverage")
                 stack.push_async_callback(_cancel, cover)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import aiohttp
 
@@ -15,7 +16,11 @@ from klinesync.core.candle import Applied
 from klinesync.core.errors import BadFlag, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.factor.engine import FactorEngine
+from klinesync.factor.graph import FactorGraph
+from klinesync.factor.indicator import Indicator
+from klinesync.factor.indicator_names import parse_indicators
+from klinesync.factor.plugin import FactorSettings
+from klinesync.factor.registry import load_factors
 from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.supervisor import CLOCK_AGE_S, IngestSupervisor
@@ -23,20 +28,24 @@ from klinesync.market.front import compose_front
 from klinesync.market.inspection import Parts
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.security import Guard
-from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill import BackfillService, Shelf
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.coverage import Coverage
-from klinesync.market_data.derived_services import DerivedForming
+from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
 from klinesync.market_data.health_service import HealthService
+from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention, cut_of
 from klinesync.market_data.startup_sync import StartupSync
 from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import Ingest, WsSubscriptionCoordinator
-from klinesync.overlay.engine import OverlayEngine
+from klinesync.overlay.graph import OverlayGraph
+from klinesync.overlay.registry import load_overlays
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import LedgerStep, Progress
+from klinesync.pipelines.watchdog import Watchdog
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path, whitelist
 from klinesync.runtime.sources import Source
@@ -44,6 +53,9 @@ from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.ws import protocol
 from klinesync.ws.hub import CandleHub
+
+# From so many candles on, a fortnight of minutes, the exchange's archive is quicker than its REST, and weighs nothing.
+ARCHIVE_LEAST_CANDLES = 20_000
 
 
 def build_market_runtime(
@@ -83,14 +95,17 @@ def build_market_runtime(
     def publish(applied: Applied) -> None:
         reader.changed(applied)
         forming.publish(applied)
+        derived_history.published(applied)
 
+    indicators = parse_indicators(flags.indicators)
+    ledger = _ledger_step(flags, indicators)
     pipeline = IngestPipeline(
         database,
         derived,
-        FactorEngine(),
-        OverlayEngine(),
+        ledger,
         publish,
         wall_s,
+        tell=lambda progress: teller.ledger(progress),
         flush_s=flags.binance_ws_flush_s,
         batch_max=flags.binance_ws_batch_max,
     )
@@ -111,9 +126,39 @@ def build_market_runtime(
     def covers(series: SeriesId) -> bool:
         return series.exchange == EXCHANGE and series.market in clocks
 
+    def kept_from(series: SeriesId, head: int) -> int:
+        return _kept_from(flags.retention_days, derived, series, head)
+
+    shelves = history_shelves(flags)
     backfill = BackfillService(
-        history=source.history, pipeline=pipeline, database=database, watch=board.watch(), rng=rng
+        history=source.history,
+        pipeline=pipeline,
+        database=database,
+        watch=board.watch(),
+        deep_watch=board.watch(),
+        shelves=shelves,
+        covers=covers,
+        kept_from=kept_from,
+        now_s=lambda series: exchange_s(series) or wall_s(),
+        rng=rng,
     )
+    derived_history = DerivedHistory(
+        history=source.history,
+        pipeline=pipeline,
+        database=database,
+        derived=derived,
+        backfill=backfill,
+        covers=covers,
+        kept_from=kept_from,
+        base_candles=flags.derived_backfill_base_candles,
+        native_candles=flags.derived_native_candles,
+        watch=board.watch(),
+    )
+
+    def ensure_derived(series: SeriesId, page_start: int | None) -> bool:
+        derived_history.ensure(series, page_start)
+        return derived_history.fetches_native
+
     heals = flags.enable_market_gap_backfill
     coverage = None
     if flags.enable_market_auto_tail_backfill and flags.enable_ccxt_backfill_on_read is not False:
@@ -128,9 +173,11 @@ def build_market_runtime(
             followed=lambda series: supervisor.keeps_up(series),
             exchange_s=fresh_exchange_s,
             final_margin_s=flags.rest_final_margin_s,
-            kept_from=lambda series, head: _kept_from(flags.retention_days, derived, series, head),
+            kept_from=kept_from,
             max_candles=flags.market_auto_tail_backfill_max_candles,
             watch=board.watch(),
+            derived=ensure_derived,
+            shelf=next((shelf for shelf in shelves if shelf.gap_most is not None), None),
         )
     reader = CandleReader(database, source.knows, coverage)
     supervisor = IngestSupervisor(
@@ -167,11 +214,12 @@ def build_market_runtime(
     )
     ingest = None
     if flags.enable_ondemand_ingest:
-        ingest = Ingest(
-            covers,
-            supervisor.acquire,
-            supervisor.release,
-        )
+
+        def acquire(series: SeriesId) -> None:
+            supervisor.acquire(series)
+            derived_history.ensure(series)
+
+        ingest = Ingest(covers, acquire, supervisor.release)
     health = None
     if flags.enable_kline_health_v2:
         health = HealthService(
@@ -218,6 +266,7 @@ def build_market_runtime(
         pipeline=pipeline,
         derived=derived,
         forming=forming,
+        derived_history=derived_history,
         retention=Retention(database, derived.base, derived.targets, days) if (days := flags.retention_days) else None,
         hub=hub,
         supervisor=supervisor,
@@ -244,6 +293,18 @@ def build_market_runtime(
     )
 
 
+def _ledger_step(flags: RuntimeFlags, indicators: Sequence[Indicator]) -> LedgerStep:
+    """The registered factors and overlays. Raises `BadFactor`, `BadOverlay`, `BadFlag`."""
+    names = tuple(one.name for one in indicators)
+    settings = FactorSettings(flags.factor_pivot_window_major, flags.factor_pivot_window_minor, names)
+    factors = FactorGraph(load_factors(settings), names)
+    overlays = OverlayGraph(load_overlays(), factors.names)
+    watchdog = Watchdog()
+    return LedgerStep(
+        factors, overlays, indicators, max_candles=flags.ledger_advance_max_candles, guard=lambda: watchdog
+    )
+
+
 class _Teller:
     """Passes on what happens to an ingested series to those who watch it, or what is derived from it."""
 
@@ -259,10 +320,33 @@ class _Teller:
         """How the reading of its history goes."""
         self._tell(series, "backfill.progress", message, facts)
 
+    def ledger(self, progress: Progress) -> None:
+        """How far factors and overlays are that are computed piece by piece: told when they are up to date."""
+        series = progress.series
+        if not progress.left and self._hub.watched(series):
+            message = f"factors and overlays are computed anew ({progress.reason}): up to date"
+            facts = {"reason": progress.reason, "epoch": progress.epoch, "factor_head_time": progress.factor_head}
+            self._hub.tell(series, protocol.system(series, "factor.rebuild", message, facts))
+
     def _tell(self, series: SeriesId, event: str, message: str, facts: Mapping[str, object] | None) -> None:
         for one in (series, *self._derived.derived_from(series)):
             if self._hub.watched(one):
                 self._hub.tell(one, protocol.system(one, event, message, facts))
+
+
+def history_shelves(flags: RuntimeFlags) -> list[Shelf]:
+    """The files that the flags name, in the order in which they are looked into. Raises `BadFlag`."""
+    shelves = []
+    if flags.market_history_source == "freqtrade":
+        if flags.freqtrade_data_dir is None:
+            raise BadFlag("freqtrade_data_dir", "say where freqtrade keeps its data files")
+        limit = flags.market_gap_backfill_freqtrade_limit
+        shelves.append(Shelf("freqtrade", FreqtradeFiles(flags.freqtrade_data_dir), gap_most=limit))
+    if flags.archive_url is not None:
+        remote = flags.archive_url.startswith(("http://", "https://"))
+        archive = ExchangeArchive(flags.archive_url if remote else Path(flags.archive_url))
+        shelves.append(Shelf("archive", archive, least_candles=ARCHIVE_LEAST_CANDLES))
+    return shelves
 
 
 def _kept_from(days: int, derived: DerivedStep, series: SeriesId, head: int) -> int:

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from klinesync.core import gaps
-from klinesync.core.candle import Candle
+from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
@@ -94,7 +94,8 @@ class BackfillService:
 
     `history` is the exchange's (`Source.history`), which `covers` a series or not; `shelves` come before it, in that
     order. `watch` is told of each reading, `deep_watch` of explicit backfills; `kept_from`: before what open time a
-    series with that head is trimmed (0: never); `rng` spreads what is asked for again.
+    series with that head is trimmed (0: never); `now_s`: what time it is on its exchange, as far as is known (files may
+    have candles of the future); `rng` spreads what is asked for again.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class BackfillService:
         shelves: Sequence[Shelf] = (),
         covers: Callable[[SeriesId], bool] = lambda _: True,
         kept_from: Callable[[SeriesId, int], int] = lambda _series, _head: 0,
+        now_s: Callable[[SeriesId], float] = lambda _: float(MAX_TIME),
     ) -> None:
         self._history = history
         self._pipeline = pipeline
@@ -118,6 +120,7 @@ class BackfillService:
         self._shelves = tuple(shelves)
         self._covers = covers
         self._kept_from = kept_from
+        self._now_s = now_s
         self._deep: dict[SeriesId, _Deep] = {}
         self._rng = rng
         self._queue = HealQueue()
@@ -330,7 +333,7 @@ class BackfillService:
             stored, ledger = await self._stored(series)
             for need in now.needs:
                 for span in unsettled(need.span, stored, ledger):
-                    part = _of_shelf(shelf, series, need, span, stored)
+                    part = _of_shelf(shelf, series, need, span, stored, self._now_s(series))
                     if part is None:
                         continue
                     older = stored is not None and part.end == stored.start and not need.oldest_first
@@ -553,9 +556,10 @@ class _Deep:
     trouble: str | None = None
 
 
-def _of_shelf(shelf: Shelf, series: SeriesId, need: Need, span: Span, stored: Span | None) -> Span | None:
+def _of_shelf(shelf: Shelf, series: SeriesId, need: Need, span: Span, stored: Span | None, now_s: float) -> Span | None:
     """What of the missing `span` is looked for in these files."""
     frame = series.timeframe
+    span = Span(span.start, max(span.start, min(span.end, frame.floor(int(now_s)))))
     most = count = frame.count(*span)
     if not need.oldest_first:
         if shelf.gap_most is not None:

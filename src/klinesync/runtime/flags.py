@@ -157,11 +157,17 @@ class RuntimeFlags(BaseSettings):
     )
     market_history_source: Literal["none", "freqtrade"] = Field("none", description="files to look in before REST")
     freqtrade_data_dir: Path | None = Field(None, description="where freqtrade keeps its data files")
+    archive_url: str | None = Field(
+        None, min_length=1, description="the exchange's archive, for long histories: https://… or a folder"
+    )
     enable_derived_timeframes: bool = Field(True, description="compute derived timeframes")
     derived_base_timeframe: TimeframeCode = Field("1m", description="the timeframe that derived ones are computed from")
     derived_timeframes: TimeframeList = Field(("5m", "15m", "1h", "4h", "1d"), description="the derived timeframes")
     derived_backfill_base_candles: int = Field(
         2000, ge=1, description="base candles of a derived series' first backfill"
+    )
+    derived_native_candles: int = Field(
+        500, ge=0, le=5000, description="the exchange's own candles before a derived series' base begins; 0 = none"
     )
     binance_ws_batch_max: int = Field(200, ge=1, description="most closed candles of one series in one flush")
     binance_ws_flush_s: float = Field(
@@ -322,15 +328,7 @@ def is_loopback(host: str) -> bool:
 _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
     "broker_url": ("a message broker for several processes", ()),
     "role": ("splitting the service over several processes", ()),
-    "market_gap_backfill_freqtrade_limit": ("history from freqtrade's files", ()),
     "enable_ccxt_backfill": ("history through ccxt", ()),
-    "market_history_source": ("history from freqtrade's files", ()),
-    "freqtrade_data_dir": ("history from freqtrade's files", ()),
-    "derived_backfill_base_candles": ("derived timeframes", ()),
-    "ledger_advance_max_candles": ("the factor ledger", ()),
-    "indicators": ("indicators", ((),)),
-    "factor_pivot_window_major": ("structure factors", ()),
-    "factor_pivot_window_minor": ("structure factors", ()),
 }
 
 
