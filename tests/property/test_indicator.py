@@ -127,18 +127,20 @@ def test_a_window_with_warm_up_before_it_has_the_values_of_the_whole(
     assert bulk(indicator, MINUTE, candles[first:end], start - first) == whole[start * row : end * row]
 
 
-@given(histories(), indicators, st.lists(st.integers(0, 400), max_size=4))
-@settings(max_examples=150, deadline=None)
+@given(timeframes.flatmap(lambda one: st.tuples(st.just(one), histories(one))), indicators, st.data())
+@settings(max_examples=200, deadline=None)
 def test_one_by_one_through_any_restarts_gives_the_values_of_the_bulk(
-    candles: list[Candle], indicator: Indicator, restarts: list[int]
+    made: tuple[Timeframe, list[Candle]], indicator: Indicator, data: st.DataObject
 ) -> None:
-    handle = indicator.open(MINUTE, Columns.of([]))
+    timeframe, candles = made
+    restarts = data.draw(st.lists(st.integers(0, len(candles)), max_size=4))
+    handle = indicator.open(timeframe, Columns.of([]))
     rows: list[tuple[float, ...]] = []
     for position, candle in enumerate(candles):
         if position in restarts:
-            handle = indicator.open(MINUTE, newest(indicator, candles[:position]))
+            handle = indicator.open(timeframe, newest(indicator, candles[:position]))
         rows.append(handle.update(candle))
-    assert bits(rows) == bulk(indicator, MINUTE, candles)
+    assert bits(rows) == bulk(indicator, timeframe, candles)
 
 
 @given(histories(), indicators, st.integers(0, 10_000))
@@ -225,7 +227,7 @@ def test_a_series_with_hardly_any_candles_runs_few_streams_and_keeps_few_candles
     rows: list[tuple[float, ...]] = []
     for candle in candles:
         rows.append(handle.update(candle))
-        assert sum(run.stream is not None for run in handle._runs) <= MAX_RUNNING + 1
+        assert sum(run.stream is not None for run in handle._runs) <= MAX_RUNNING
         assert len(handle._kept) <= 2 * indicator.chunk
     assert bits(rows) == bulk(indicator, MINUTE, candles)
 
@@ -256,6 +258,15 @@ def test_an_infinite_value_is_none() -> None:
     assert np.isnan(handle.peek(candles[1])).all()
     assert np.isnan(handle.update(candles[1])).all()
     assert np.isnan(indicator.compute(MINUTE, Columns.of(candles))["exp"]).tolist() == [False, True]
+
+
+def test_of_several_outputs_each_infinite_one_is_none() -> None:
+    (indicator,) = parse_indicators("BBANDS(2)")
+    candles = [Candle(60 * n, price, price, price, price, 0.0) for n, price in enumerate([1.0, 1e200, 1.0, 1.0, 1.0])]
+    handle = indicator.open(MINUTE, Columns.of(candles[:1]))
+    rows = [handle.update(candle) for candle in candles[1:]]
+    assert np.isnan(rows[0]).tolist() == [True, False, True]
+    assert bits(rows) == bulk(indicator, MINUTE, candles, 1)
 
 
 def test_a_candle_that_does_not_come_after_the_last_one_is_a_broken_invariant() -> None:

@@ -124,7 +124,7 @@ class Handle:
         self.time = int(columns.time[-1])
         self._set_reach(self._runs[-1].start)
         for run in self._runs[:MAX_RUNNING]:
-            self._try_to_open(run, columns.part(run.start))
+            run.stream = self._opened(columns.part(run.start))
         waiting = next((run.start for run in self._runs if run.stream is None), None)
         if waiting is not None:
             self._waiting, self._kept_from = True, waiting
@@ -157,19 +157,21 @@ class Handle:
         """The values at the candle, while some runs have no stream: it is kept, and those that may be opened are."""
         self._kept.append(candle)
         running = sum(run.stream is not None for run in self._runs)
-        answer: Answer | None = None
-        for run in reversed(self._runs):
-            present = run is self._runs[0]
+        answers: list[Answer | None] = []
+        for run in self._runs:  # the oldest are opened first, so that the present anchor's is never behind others
             if run.stream is not None:
-                answer = run.stream.update(*prices)
-            elif (present or running < MAX_RUNNING) and self._seen - run.start > self._lookback:
-                self._try_to_open(run, Columns.of(self._kept[run.start - self._kept_from :]))
-                if run.stream is not None:
-                    running += 1
-                    answer = run.stream.value
-            if present and run.stream is None:
-                answer = None
-        values = self._over(self._kept[self._runs[0].start - self._kept_from :]) if answer is None else _finite(answer)
+                answers.append(run.stream.update(*prices))
+                continue
+            opened: Stream | None = None
+            if running < MAX_RUNNING and self._seen - run.start > self._lookback:
+                opened = self._opened(Columns.of(self._kept[run.start - self._kept_from :]))
+                running += opened is not None
+            run.stream = opened
+            answers.append(None if opened is None else opened.value)
+        present = answers[0]
+        values = (
+            self._over(self._kept[self._runs[0].start - self._kept_from :]) if present is None else _finite(present)
+        )
         self._forget()
         return values
 
@@ -180,11 +182,13 @@ class Handle:
         del self._kept[: self._seen if oldest is None else oldest - self._kept_from]
         self._kept_from = self._seen if oldest is None else oldest
 
-    def _try_to_open(self, run: _Run, columns: Columns) -> None:
+    def _opened(self, columns: Columns) -> Stream | None:
+        """A stream behind the last of the candles; None when they are too few."""
         if len(columns) > self._lookback:
-            # Some functions want a few candles more than their lookback: the next candle tries again.
+            # Some functions want a few candles more than their lookback.
             with suppress(InsufficientHistory):
-                run.stream = self._function.open(columns, self._inputs, self._parameters)
+                return self._function.open(columns, self._inputs, self._parameters)
+        return None
 
     def _over(self, candles: Sequence[Candle]) -> tuple[float, ...]:
         """The values at the last of the candles, the first of which the computation begins with."""
