@@ -16,8 +16,11 @@ import {
   type Time,
   type UTCTimestamp,
 } from "lightweight-charts";
+import { DrawingLayer, type Reading } from "./drawing-layer.ts";
+import type { DrawingStore } from "./drawing-store.ts";
 import { GapMarks } from "./gap-marks.ts";
 import { formatPrice, formatTime, priceDecimals } from "./format.ts";
+import type { Layers } from "./layers.ts";
 import { type Bar, type Change, mergeChanges, SeriesStore } from "./store.ts";
 import { type Palette, remPx } from "./theme.ts";
 
@@ -46,6 +49,7 @@ export class CandleChart {
   readonly #volume: ISeriesApi<"Histogram">;
   readonly #gapMarks = new GapMarks();
   readonly #lastPrice: IPriceLine;
+  readonly #drawings: DrawingLayer;
 
   #store = new SeriesStore("1m");
   #pending: Change = NO_CHANGE;
@@ -56,9 +60,11 @@ export class CandleChart {
   #decimals = 2;
   #stale = false;
   #atEnd = true;
+  #headroom = { px: 0, most: 0 };
+  #headroomKept = -1;
 
   constructor(
-    element: HTMLElement,
+    private readonly element: HTMLElement,
     private palette: Palette,
     private readonly events: ChartEvents,
   ) {
@@ -96,6 +102,7 @@ export class CandleChart {
       lineStyle: LineStyle.Dotted,
       title: "",
     });
+    this.#drawings = new DrawingLayer(this.#chart, this.#candles);
     this.#candles.attachPrimitive(this.#gapMarks);
     this.setPalette(palette);
 
@@ -130,6 +137,22 @@ export class CandleChart {
     if (this.#frame === 0) this.#frame = requestAnimationFrame(() => this.#draw());
   }
 
+  /** Draw these indicators and drawings over the candles, those that `layers` shows. */
+  showDrawings(drawings: DrawingStore, layers: Layers): void {
+    this.#drawings.show(drawings, layers);
+    this.changed(NO_CHANGE);
+  }
+
+  /** What the indicators on the price say at `time`. */
+  readingsAt(time: number): Reading[] {
+    return this.#drawings.readingsAt(time);
+  }
+
+  /** How many indicators are drawn. */
+  get lines(): number {
+    return this.#drawings.lines;
+  }
+
   /** Grey what is still forming: it is not being told to us any more. */
   setStale(stale: boolean): void {
     if (stale === this.#stale) return;
@@ -149,6 +172,7 @@ export class CandleChart {
         textColor: palette.text,
         fontFamily,
         fontSize,
+        panes: { separatorColor: palette.grid, separatorHoverColor: palette.grid },
       },
       grid: { vertLines: { color: palette.grid }, horzLines: { color: palette.grid } },
       crosshair: { vertLine: { ...line, width: 1 }, horzLine: { ...line, width: 1 } },
@@ -165,9 +189,18 @@ export class CandleChart {
     this.changed({ kind: "reset" });
   }
 
-  /** Keep the top `part` of the height free of candles, for the legend. */
-  setHeadroom(part: number): void {
-    this.#chart.priceScale("right").applyOptions({ scaleMargins: { top: part, bottom: 0.22 } });
+  /** Keep `px` at the top free of candles, for the legend, but no more than the part `most` of the price's pane. */
+  setHeadroom(px: number, most: number): void {
+    this.#headroom = { px, most };
+    this.#keepHeadroom();
+  }
+
+  #keepHeadroom(): void {
+    const height = this.element.clientHeight * this.#drawings.priceShare;
+    const top = height > 0 ? Math.min(this.#headroom.most, this.#headroom.px / height) : 0;
+    if (top === this.#headroomKept) return;
+    this.#headroomKept = top;
+    this.#chart.priceScale("right").applyOptions({ scaleMargins: { top, bottom: 0.22 } });
   }
 
   goToEnd(): void {
@@ -220,6 +253,8 @@ export class CandleChart {
     const store = this.#store;
     if (change.kind === "reset") this.#drawAll(store.barsFrom(0));
     else if (change.kind === "tail") this.#drawTail(change.from);
+    this.#drawings.draw(store, this.palette, change.kind === "reset");
+    this.#keepHeadroom();
     this.#drawLastPrice();
     this.#drawGaps();
     // Older candles may have come to exist while the reader stands at the beginning.

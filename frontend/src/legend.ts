@@ -1,6 +1,7 @@
 // Legend: the newest price, and the values of the candle under the crosshair (or of the newest one).
 
 import { element } from "./dom.ts";
+import type { Reading } from "./drawing-layer.ts";
 import { formatChange, formatCount, formatPrice, formatTime, formatTimeNear, formatVolume } from "./format.ts";
 import { nextOpen } from "./series.ts";
 import type { Gap, SeriesStore } from "./store.ts";
@@ -31,10 +32,18 @@ export class Legend {
   readonly #close = element("value-close", HTMLElement);
   readonly #volume = element("value-volume", HTMLElement);
   readonly #change = element("value-change", HTMLElement);
+  readonly #readings = element("readings", HTMLDivElement);
+  #readingsShown = "";
   readonly #gap = element("legend-gap", HTMLParagraphElement);
 
   /** `pointed` is the open time under the crosshair, null for none. `stale`: forming values are not being told. */
-  show(store: SeriesStore, pointed: number | null, decimals: number, stale: boolean): void {
+  show(
+    store: SeriesStore,
+    pointed: number | null,
+    decimals: number,
+    stale: boolean,
+    readingsAt: (time: number) => Reading[],
+  ): void {
     const { last } = store;
     this.#root.hidden = last === null;
     if (last === null) return;
@@ -65,9 +74,27 @@ export class Legend {
     this.#change.dataset["direction"] = direction(shown.previousClose ?? candle.open, candle.close);
     this.#root.dataset["direction"] = direction(candle.open, candle.close);
 
+    // Indicators know closed candles alone.
+    const closed = forming ? store.lastClosed : candle.time;
+    this.#showReadings(closed === null ? [] : readingsAt(closed), decimals);
+
     const gap = forming ? null : store.gapBefore(candle.time);
     this.#gap.hidden = gap === null;
     if (gap !== null) set(this.#gap, describeGap(gap, timeframe));
+  }
+
+  #showReadings(readings: readonly Reading[], decimals: number): void {
+    const text = JSON.stringify([readings, decimals]);
+    if (text === this.#readingsShown) return;
+    this.#readingsShown = text;
+    this.#readings.replaceChildren(
+      ...readings.map(({ label, colour, value }) => {
+        const reading = document.createElement("span");
+        reading.style.color = colour;
+        reading.textContent = `${label} ${formatPrice(value, decimals)}`;
+        return reading;
+      }),
+    );
   }
 }
 

@@ -5,8 +5,13 @@ import { browserPorts } from "./browser.ts";
 import { CandleChart } from "./chart.ts";
 import { type Connection, INITIAL } from "./connection.ts";
 import { element } from "./dom.ts";
+import { parseCatalogue } from "./drawing.ts";
+import { DrawingFeed, type DrawingState } from "./drawing-feed.ts";
+import { DrawingStore } from "./drawing-store.ts";
 import { Feed, type HistoryState, type Notice } from "./feed.ts";
 import { formatClock, formatPrice, formatTime, plural } from "./format.ts";
+import { type Choices, decodeChoices, encodeChoices, Layers } from "./layers.ts";
+import { LayersMenu } from "./layers-menu.ts";
 import { describeGap, GAP_STATES, Legend } from "./legend.ts";
 import { exchangeName, marketName, Picker } from "./picker.ts";
 import { readable, timeframesOf } from "./search.ts";
@@ -16,6 +21,9 @@ import { applyStoredTheme, onSystemTheme, readPalette, remPx, switchTheme } from
 import { type Derived, parseDerived, parseWhitelist } from "./wire.ts";
 
 const LAST_SERIES_KEY = "klinesync.series";
+const LAYERS_KEY = "klinesync.layers";
+/** A page less wide than this has no room for panes that nobody asked for. */
+const ROOMY_REM = 40;
 /** A break shorter than this is shown in the badge alone. */
 const BANNER_AFTER_MS = 800;
 
@@ -40,6 +48,7 @@ const ui = {
     subscription: element("notice-subscription", HTMLParagraphElement),
     progress: element("notice-progress", HTMLParagraphElement),
   },
+  drawings: element("notice-drawings", HTMLParagraphElement),
   empty: element("empty", HTMLElement),
   emptyTitle: element("empty-title", HTMLHeadingElement),
   emptyText: element("empty-text", HTMLParagraphElement),
@@ -59,11 +68,14 @@ let store = new SeriesStore("1m");
 let whitelist: Series[] | null = null;
 let derived: Derived = { base: null, timeframes: [] };
 let pointed: number | null = null;
+let drawings = new DrawingStore();
+let drawingState: DrawingState = { kind: "none" };
+let layers = new Layers();
 
 const chart = new CandleChart(ui.chart, readPalette(), {
   pointed: (time) => {
     pointed = time;
-    legend.show(store, pointed, chart.decimals, isStale());
+    showLegend();
   },
   nearStart: () => void feed.loadOlder(),
   atEnd: (atEnd) => {
@@ -73,11 +85,28 @@ const chart = new CandleChart(ui.chart, readPalette(), {
 });
 const legend = new Legend();
 const picker = new Picker(choose);
+const layersMenu = new LayersMenu((keys, visible) => {
+  showLayers(layers.choose(keys, visible));
+  rememberChoices(layers.choices);
+});
+const drawingFeed = new DrawingFeed(browserPorts, {
+  drawn: (itsStore) => {
+    drawings = itsStore;
+    showLayers(layers.knowing([...new Set(drawings.drawings.map((one) => one.feature))]));
+  },
+  state: (state) => {
+    drawingState = state;
+    showDrawingState();
+  },
+});
 const feed = new Feed(browserPorts, {
   connection: (now) => {
     const wasLive = connection.phase === "live";
     connection = now;
-    if (now.phase === "live" && !wasLive) void loadWhitelist();
+    if (now.phase === "live" && !wasLive) {
+      void loadWhitelist();
+      void loadCatalogue();
+    }
     showConnection();
   },
   series: (named, itsStore) => {
@@ -85,6 +114,7 @@ const feed = new Feed(browserPorts, {
     store = itsStore;
     pointed = null;
     chart.show(store);
+    drawingFeed.follow(named);
     // A link, or another spelling of the same series: the address takes the service's name without a new entry.
     if (seriesOfAddress()?.id !== named.id) window.history.replaceState(null, "", addressOf(named));
     remember(named);
@@ -92,9 +122,15 @@ const feed = new Feed(browserPorts, {
   },
   history: (state) => {
     history = state;
+    if (state.kind === "ready") drawingFeed.reload();
     showEmpty();
   },
-  changed: (change) => chart.changed(change),
+  changed: (change) => {
+    chart.changed(change);
+    const { lastClosed } = store;
+    const revised = change.kind === "tail" && lastClosed !== null && change.from < lastClosed;
+    drawingFeed.candles(store.count, lastClosed, revised);
+  },
   notice: ({ key, text }: Notice) => {
     ui.notices[key].hidden = text === null;
     ui.notices[key].textContent = text;
@@ -107,8 +143,27 @@ function isStale(): boolean {
   return connection.phase !== "live";
 }
 
+function showLegend(): void {
+  legend.show(store, pointed, chart.decimals, isStale(), (time) => chart.readingsAt(time));
+}
+
+function showLayers(chosen: Layers): void {
+  layers = chosen;
+  layersMenu.show(layers);
+  chart.showDrawings(drawings, layers);
+}
+
+function showDrawingState(): void {
+  ui.drawings.hidden = drawingState.kind !== "behind" && drawingState.kind !== "refused";
+  ui.drawings.textContent =
+    drawingState.kind === "refused"
+      ? `No drawings: ${drawingState.why}`
+      : "Indicators and drawings are catching up with the candles.";
+  root.dataset["drawing"] = drawingState.kind;
+}
+
 function showStore(): void {
-  legend.show(store, pointed, chart.decimals, isStale());
+  showLegend();
   showEmpty();
   const { first, last } = store;
   const { timeframe } = store;
@@ -138,6 +193,9 @@ function showStore(): void {
     lastPrice: last?.candle.close,
     gaps: gaps.length,
     olderExists: store.olderExists,
+    drawnTo: drawings.to,
+    drawings: drawings.drawings.filter((one) => layers.visible(one.feature)).length,
+    lines: chart.lines,
   };
   for (const [name, value] of Object.entries(facts)) root.dataset[name] = String(value ?? "");
 }
@@ -150,7 +208,7 @@ function showConnection(): void {
   ui.statusText.textContent = { live: "Live", reconnecting: "Not connected", connecting: "Connecting" }[state];
   ui.chart.classList.toggle("chart-stale", state === "reconnecting");
   chart.setStale(isStale());
-  legend.show(store, pointed, chart.decimals, isStale());
+  showLegend();
 
   const down = downSince === null ? 0 : Date.now() - downSince;
   const banner = state === "reconnecting" && (down >= BANNER_AFTER_MS || !ui.offline.hidden);
@@ -258,6 +316,37 @@ function remembered(): Series | null {
   }
 }
 
+function rememberChoices(choices: Choices): void {
+  try {
+    localStorage.setItem(LAYERS_KEY, encodeChoices(choices));
+  } catch {
+    // Storage is off: the choice holds until the page is left.
+  }
+}
+
+function rememberedChoices(): Choices {
+  try {
+    return decodeChoices(localStorage.getItem(LAYERS_KEY));
+  } catch {
+    return new Map();
+  }
+}
+
+async function loadCatalogue(): Promise<void> {
+  try {
+    const { status, body } = await browserPorts.get("/api/factor/catalog");
+    if (status !== 200) return;
+    const groups = parseCatalogue(body);
+    if (groups.length === 0) return;
+    const roomy = ui.chart.clientWidth >= ROOMY_REM * remPx();
+    showLayers(new Layers(groups, layers.choices.size > 0 ? layers.choices : rememberedChoices(), roomy));
+  } catch {
+    // Not reachable: asked again when the connection is live.
+    return;
+  }
+  drawingFeed.enable();
+}
+
 async function loadWhitelist(): Promise<void> {
   try {
     const { status, body } = await browserPorts.get("/api/market/whitelist");
@@ -345,10 +434,9 @@ ui.licences.addEventListener("click", async () => {
 
 // The legend lies over the chart: candles stay below it where there is room, and always on a narrow page.
 new ResizeObserver(() => {
-  const { clientWidth, clientHeight } = ui.chart;
-  if (clientHeight === 0) return;
-  const narrow = clientWidth < 40 * remPx();
-  chart.setHeadroom(Math.min(narrow ? 0.4 : 0.3, ((narrow ? 10.5 : 6.8) * remPx()) / clientHeight));
+  if (ui.chart.clientHeight === 0) return;
+  const narrow = ui.chart.clientWidth < ROOMY_REM * remPx();
+  chart.setHeadroom((narrow ? 10.5 : 8) * remPx(), narrow ? 0.4 : 0.3);
 }).observe(ui.chart);
 
 // The chart measures its texts when it draws them: again, once the typeface is there.

@@ -109,6 +109,28 @@ export class SeriesStore {
     return { bar: { candle, forming: false }, previousClose: this.#closed[index - 1]?.close ?? null };
   }
 
+  /** Whether there is a closed candle at `time`. */
+  holds(time: number): boolean {
+    return this.#closed[this.#indexFrom(time)]?.time === time;
+  }
+
+  /**
+   * Where `time` lies among the bars, counted from 0: a whole number at a bar, halves in holes, and steps of the
+   * timeframe beyond either end.
+   */
+  positionOf(time: number): number {
+    const first = this.#closed[0] ?? this.#forming[0];
+    const last = this.last?.candle;
+    if (first === undefined || last === undefined) return 0;
+    const bars = this.#closed.length + this.#forming.length;
+    if (time < first.time) return -1 - missingBetween(this.timeframe, time, first.time);
+    if (time > last.time) return bars + missingBetween(this.timeframe, last.time, time);
+    const forming = this.#forming.findIndex((candle) => candle.time >= time);
+    const index = this.#indexFrom(time);
+    if (index === this.#closed.length) return index + Math.max(0, forming);
+    return this.#closed[index]?.time === time ? index : index - 0.5;
+  }
+
   /** The hole that ends at `time`, if there is one. */
   gapBefore(time: number): Gap | null {
     const hole = this.#holes.find((candidate) => candidate.to === time);

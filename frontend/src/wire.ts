@@ -1,6 +1,7 @@
 // The service's messages, read tolerantly: unknown types and fields are passed over, nulls are allowed, and a
 // candle that is not six finite numbers is dropped rather than drawn.
 
+import { asFields, type Fields, numberOf, textOf } from "./json.ts";
 import type { Candle } from "./series.ts";
 
 export type GapState = "unknown" | "healing" | "confirmed_empty";
@@ -33,8 +34,6 @@ export interface History {
   readonly series: string | null;
   readonly candles: Candle[];
 }
-
-type Fields = Readonly<Record<string, unknown>>;
 
 const UNKNOWN: ServerMessage = { type: "unknown" };
 
@@ -166,16 +165,4 @@ function parseJson(text: string): Fields | null {
     if (error instanceof SyntaxError) return null;
     throw error;
   }
-}
-
-function asFields(value: unknown): Fields | null {
-  return typeof value === "object" && value !== null && !Array.isArray(value) ? (value as Fields) : null;
-}
-
-function textOf(value: unknown): string | null {
-  return typeof value === "string" ? value : null;
-}
-
-function numberOf(value: unknown): number | null {
-  return typeof value === "number" && Number.isFinite(value) ? value : null;
 }

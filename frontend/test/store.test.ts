@@ -263,3 +263,28 @@ test("two changes are one that covers both", () => {
   expect(mergeChanges({ kind: "none" }, { kind: "tail", from: 60 })).toEqual({ kind: "tail", from: 60 });
   expect(mergeChanges({ kind: "reset" }, { kind: "unjoined" })).toEqual({ kind: "unjoined" });
 });
+
+describe("a time among the bars", () => {
+  const held = store(candle(2), candle(3), candle(6));
+  held.form(candle(7));
+
+  test("lies at its bar, closed or forming", () => {
+    expect([2, 3, 6, 7].map((minute) => held.positionOf(minute * 60))).toEqual([0, 1, 2, 3]);
+  });
+
+  test("lies between its neighbours in a hole", () => {
+    expect([4, 5].map((minute) => held.positionOf(minute * 60))).toEqual([1.5, 1.5]);
+  });
+
+  test("lies outside by steps of the timeframe", () => {
+    expect([0, 1, 8, 10].map((minute) => held.positionOf(minute * 60))).toEqual([-2, -1, 4, 6]);
+  });
+
+  test("is held when a closed candle opens there", () => {
+    expect([1, 2, 4, 6, 7].map((minute) => held.holds(minute * 60))).toEqual([false, true, false, true, false]);
+  });
+
+  test("is the beginning as long as there are none", () => {
+    expect(new SeriesStore("1m").positionOf(60)).toBe(0);
+  });
+});

@@ -18,7 +18,10 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
+
+from drawing_service import DrawingService
+from klinesync.overlay.structure import PEN_COLOR, RESISTANCE_COLOR
 
 CHROMIUM_FLAGS = [
     "--headless",
@@ -77,6 +80,22 @@ COUNT_CANDLE_PIXELS = """
       wanted.forEach(([red, green, blue], index) => {
         if (data[at] === red && data[at + 1] === green && data[at + 2] === blue) counts[index] += 1;
       });
+  }
+  return counts;
+}
+"""
+
+# Pixels of the chart's canvases in each of these colours.
+COUNT_DRAWING_PIXELS = """
+(colours) => {
+  const counts = colours.map(() => 0);
+  for (const canvas of document.querySelectorAll("#chart canvas")) {
+    if (canvas.width === 0 || canvas.height === 0) continue;
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    for (let at = 0; at < data.length; at += 4) {
+      const colour = (data[at] << 16) | (data[at + 1] << 8) | data[at + 2];
+      colours.forEach((wanted, index) => { if (colour === wanted) counts[index] += 1; });
+    }
   }
   return counts;
 }
@@ -191,6 +210,15 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
+def catalogue_if_there_is_one(route: Route) -> None:
+    """The service's own answer; an empty catalogue where the service has none."""
+    answer = route.fetch()
+    if answer.status == 404:
+        route.fulfill(json={"schema_version": 1, "factors": []})
+    else:
+        route.fulfill(response=answer)
+
+
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
     """A page of its own; the test fails when the console complained and the test did not take the complaint."""
@@ -204,6 +232,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
         if message.type in ("error", "warning"):
             seen.complaints.append(message.text)
 
+    page.route("**/api/factor/catalog", catalogue_if_there_is_one)
     page.on("console", note)
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     yield seen
@@ -333,3 +362,76 @@ def test_a_killed_service_is_said_to_be_gone_and_comes_back_without_a_hole_or_a_
     assert back.without_hole_or_double
     assert all("ERR_CONNECTION_REFUSED" in complaint for complaint in visit.complaints)
     visit.complaints.clear()
+
+
+def pixels(visit: Visit, *colors: str) -> list[int]:
+    """How many pixels of the chart have each of these colours."""
+    counts = visit.page.evaluate(COUNT_DRAWING_PIXELS, [int(color[1:], 16) for color in colors])
+    assert isinstance(counts, list)
+    return counts
+
+
+def drawn(visit: Visit, demo: Running) -> DrawingService:
+    """The page of BTC with drawings up to its newest candle."""
+    service = DrawingService(demo.url)
+    service.stand_before(visit.page)
+    visit.open(demo.url, BTC)
+    visit.wait_until_live(BTC)
+    visit.wait_for("told.drawing === 'ready' && Number(told.lines) === 2 && Number(told.drawings) > 3")
+    return service
+
+
+def test_drawings_follow_the_live_candle_with_a_cursor(visit: Visit, demo: Running) -> None:
+    service = drawn(visit, demo)
+    start = visit.facts()
+    visit.wait_for(f"Number(told.drawnTo) >= {start.last_closed + 3 * STEP_S}")
+    assert "cursor_version_id" not in service.asked[0]
+    newest = [query for query in service.asked if "cursor_version_id" in query][-1]
+    assert newest["epoch"] == "1"
+    assert int(newest["cursor_point_time"]) > start.first
+    expect(visit.page.locator("#readings")).to_contain_text("SMA(20)")
+    pivots, pens = pixels(visit, RESISTANCE_COLOR, PEN_COLOR)
+    assert pivots > 20
+    assert pens > 20
+    assert visit.facts().without_hole_or_double
+
+
+def test_what_is_not_wanted_is_hidden_and_stays_so(visit: Visit, demo: Running) -> None:
+    page = visit.page
+    drawn(visit, demo)
+    page.get_by_role("button", name="Indicators and drawings").click()
+    page.get_by_role("checkbox", name="Pens", exact=True).uncheck()
+    page.get_by_role("checkbox", name="Body").uncheck()
+    visit.wait_for("Number(told.lines) === 1")
+    assert pixels(visit, PEN_COLOR) == [0]
+    page.get_by_role("checkbox", name="Confirmed pens").check()
+    expect(page.get_by_role("checkbox", name="Pens", exact=True)).to_be_checked()
+
+    page.reload()
+    visit.wait_until_live(BTC)
+    visit.wait_for("told.drawing === 'ready' && Number(told.lines) === 1")
+    page.get_by_role("button", name="Indicators and drawings").click()
+    expect(page.get_by_role("checkbox", name="Confirmed pens")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="Extending pen")).not_to_be_checked()
+    expect(page.get_by_role("checkbox", name="Body")).not_to_be_checked()
+
+
+def test_drawings_that_lag_are_said_to_catch_up_and_a_new_epoch_replaces_them(visit: Visit, demo: Running) -> None:
+    service = drawn(visit, demo)
+    notice = visit.page.locator("#notice-drawings")
+    expect(notice).to_be_hidden()
+    service.lagging = True
+    expect(notice).to_have_text("Indicators and drawings are catching up with the candles.")
+    # Chromium itself reports the answers that the page waits behind.
+    assert all("409" in complaint for complaint in visit.complaints)
+    service.epoch, service.shift = 2, -1000.0
+    service.lagging = False
+    expect(notice).to_be_hidden()
+    visit.complaints.clear()
+    # The value beside the newest closed candle lies where no value of the old epoch lay.
+    visit.page.wait_for_function(
+        """() => {
+          const number = (id) => Number(document.getElementById(id).textContent.split(") ").at(-1).replaceAll(",", ""));
+          return number("value-close") - number("readings") > 500;
+        }"""
+    )

@@ -1,0 +1,101 @@
+// Polylines: lines and zones over the candles. The library's own line series holds one value a candle and knows no
+// vertical line, so a zone could not be drawn with it; and a corner outside the candles would stretch the time axis.
+
+import type {
+  IPrimitivePaneRenderer,
+  IPrimitivePaneView,
+  ISeriesPrimitive,
+  Logical,
+  SeriesAttachedParameter,
+  Time,
+} from "lightweight-charts";
+import type { Polyline } from "./drawing.ts";
+import type { SeriesStore } from "./store.ts";
+
+/** What a renderer draws on; the library names this type only inside. */
+type Target = Parameters<IPrimitivePaneRenderer["draw"]>[0];
+
+const DASHES: Readonly<Record<Polyline["lineStyle"], number[]>> = { solid: [], dashed: [6, 5], dotted: [2, 4] };
+/** The inside of a closed line. */
+const FILL_ALPHA = 0.1;
+
+interface Corner {
+  readonly x: number;
+  readonly y: number;
+}
+
+export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IPrimitivePaneRenderer {
+  #attached: SeriesAttachedParameter<Time> | null = null;
+  #lines: readonly Polyline[] = [];
+  #candles: SeriesStore | null = null;
+
+  attached(parameter: SeriesAttachedParameter<Time>): void {
+    this.#attached = parameter;
+  }
+
+  detached(): void {
+    this.#attached = null;
+  }
+
+  /** Draw these lines over these candles. */
+  show(lines: readonly Polyline[], candles: SeriesStore): void {
+    this.#lines = lines;
+    this.#candles = candles;
+    this.#attached?.requestUpdate();
+  }
+
+  paneViews(): readonly IPrimitivePaneView[] {
+    return [this];
+  }
+
+  renderer(): IPrimitivePaneRenderer {
+    return this;
+  }
+
+  draw(target: Target): void {
+    if (this.#lines.length === 0) return;
+    target.useMediaCoordinateSpace(({ context, mediaSize }) => {
+      context.lineJoin = "round";
+      for (const line of this.#lines) {
+        const corners = this.#corners(line);
+        const beside = corners.every(({ x }) => x < 0) || corners.every(({ x }) => x > mediaSize.width);
+        if (corners.length < 2 || beside) continue;
+        this.#trace(context, line, corners);
+      }
+      context.setLineDash([]);
+      context.globalAlpha = 1;
+    });
+  }
+
+  #trace(context: CanvasRenderingContext2D, line: Polyline, corners: readonly Corner[]): void {
+    context.strokeStyle = line.color;
+    context.lineWidth = line.lineWidth;
+    context.setLineDash(DASHES[line.lineStyle]);
+    context.beginPath();
+    for (const { x, y } of corners) context.lineTo(x, y);
+    const [first] = line.points;
+    const last = line.points.at(-1);
+    if (first?.time === last?.time && first?.value === last?.value) {
+      context.closePath();
+      context.fillStyle = line.color;
+      context.globalAlpha = FILL_ALPHA;
+      context.fill();
+      context.globalAlpha = 1;
+    }
+    context.stroke();
+  }
+
+  #corners(line: Polyline): Corner[] {
+    const candles = this.#candles;
+    if (this.#attached === null || candles === null) return [];
+    const { chart, series } = this.#attached;
+    const timeScale = chart.timeScale();
+    const corners: Corner[] = [];
+    for (const { time, value } of line.points) {
+      const x = timeScale.logicalToCoordinate(candles.positionOf(time) as Logical);
+      const y = series.priceToCoordinate(value);
+      if (x !== null && y !== null) corners.push({ x, y });
+    }
+    return corners;
+  }
+}

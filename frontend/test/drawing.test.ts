@@ -1,0 +1,465 @@
+import { beforeEach, describe, expect, test } from "vitest";
+import { parseCatalogue, parseDrawDelta, type DrawDelta } from "../src/drawing.ts";
+import { DrawingFeed, type DrawingState, WINDOW_MAX } from "../src/drawing-feed.ts";
+import { DrawingStore, POINTS_KEPT } from "../src/drawing-store.ts";
+import type { Answer, Ports } from "../src/feed.ts";
+import { decodeChoices, encodeChoices, Layers } from "../src/layers.ts";
+import { parseSeries, type Series } from "../src/series.ts";
+
+const BTC = "binance:spot:BTC/USDT:1m";
+const ETH = "binance:spot:ETH/USDT:1m";
+
+function named(id: string): Series {
+  const series = parseSeries(id);
+  if (series === null) throw new Error(`${id} is no series`);
+  return series;
+}
+
+function marker(minute: number, more: Record<string, unknown> = {}): Record<string, unknown> {
+  return {
+    version_id: 1,
+    instruction_id: `pivot.major:${minute * 60}:support:50`,
+    kind: "marker",
+    visible_time: minute * 60,
+    definition: {
+      type: "marker",
+      feature: "pivot.major",
+      time: minute * 60,
+      position: "belowBar",
+      color: "#2b8fa8",
+      shape: "circle",
+      text: "",
+      size: 1,
+      ...more,
+    },
+  };
+}
+
+const LINE = {
+  version_id: 3,
+  instruction_id: "pen.confirmed",
+  kind: "polyline",
+  visible_time: 600,
+  definition: {
+    type: "polyline",
+    feature: "pen.confirmed",
+    points: [{ time: 0, value: 1 }, { time: 600, value: 2.5 }],
+    color: "#3f83f0",
+    lineWidth: 2,
+  },
+};
+
+function points(...minutes: number[]): { time: number; value: number }[] {
+  return minutes.map((minute) => ({ time: minute * 60, value: minute }));
+}
+
+/** A delta as the service writes it. */
+function body(to: number, more: Record<string, unknown> = {}): Record<string, unknown> {
+  return {
+    schema_version: 1,
+    series_id: BTC,
+    to_candle_id: `${BTC}:${to * 60}`,
+    to_candle_time: to * 60,
+    epoch: 1,
+    active_ids: [],
+    instruction_catalog_patch: [],
+    series_points: {},
+    next_cursor: { version_id: 0, point_time: to * 60 },
+    ...more,
+  };
+}
+
+function parsed(value: unknown): DrawDelta {
+  const delta = parseDrawDelta(value);
+  if (delta === null) throw new Error("not a delta");
+  return delta;
+}
+
+describe("a delta of the wire", () => {
+  test("is read whole", () => {
+    const ids = [marker(3)["instruction_id"], "pen.confirmed"];
+    const delta = parsed(
+      body(10, {
+        active_ids: ids,
+        instruction_catalog_patch: [marker(3), LINE],
+        series_points: { ema_21: points(9, 10), rsi_14: [] },
+        next_cursor: { version_id: 3, point_time: 600 },
+      }),
+    );
+    expect(delta.active).toEqual(ids);
+    expect(delta.patch.map(({ definition }) => definition)).toEqual([
+      marker(3)["definition"],
+      { ...LINE.definition, lineStyle: "solid" },
+    ]);
+    expect([...delta.points]).toEqual([
+      ["ema_21", points(9, 10)],
+      ["rsi_14", []],
+    ]);
+    expect(delta.cursor).toEqual({ versionId: 3, pointTime: 600 });
+    expect([delta.epoch, delta.to, delta.series]).toEqual([1, 600, BTC]);
+  });
+
+  test("loses only what is not understood", () => {
+    const odd = { instruction_id: "x", definition: { type: "circle", feature: "x" } };
+    const bent = { ...LINE, definition: { ...LINE.definition, points: [{ time: 0, value: null }, { time: 60, value: 1 }] } };
+    const delta = parsed(body(10, { instruction_catalog_patch: [odd, null, bent, marker(3)] }));
+    expect(delta.patch).toHaveLength(1);
+  });
+
+  test.each([null, [], {}, { active_ids: [] }, "text"])("is not %j", (other) => {
+    expect(parseDrawDelta(other)).toBeNull();
+  });
+});
+
+describe("the store", () => {
+  const first = body(10, {
+    active_ids: ["a", "b"],
+    instruction_catalog_patch: [
+      { ...marker(3), instruction_id: "a" },
+      { ...marker(4), instruction_id: "b" },
+    ],
+    series_points: { ema_21: points(8, 9, 10) },
+    next_cursor: { version_id: 2, point_time: 600 },
+  });
+  const second = body(11, {
+    active_ids: ["b", "c"],
+    instruction_catalog_patch: [
+      { ...marker(5), instruction_id: "c" },
+      { ...marker(4, { text: "new" }), instruction_id: "b" },
+    ],
+    series_points: { ema_21: points(11) },
+    next_cursor: { version_id: 4, point_time: 660 },
+  });
+  let store: DrawingStore;
+  beforeEach(() => {
+    store = new DrawingStore();
+    store.take(parsed(first), true);
+  });
+
+  function shown(): unknown[] {
+    return store.drawings.map((one) => (one.type === "marker" ? [one.time, one.text] : one.type));
+  }
+
+  test("shows what is active, newest versions, in the service's order", () => {
+    store.take(parsed(second), false);
+    expect(shown()).toEqual([[240, "new"], [300, ""]]);
+    expect(store.pointsOf("ema_21")).toEqual(points(8, 9, 10, 11));
+    expect(store.cursor).toEqual({ cursor: { versionId: 4, pointTime: 660 }, epoch: 1 });
+    expect(store.to).toBe(660);
+  });
+
+  test("is the same when a delta comes twice", () => {
+    store.take(parsed(second), false);
+    const before = [shown(), store.pointsOf("ema_21"), store.generation];
+    store.take(parsed(second), false);
+    expect([shown(), store.pointsOf("ema_21"), store.generation]).toEqual(before);
+  });
+
+  test("forgets everything with a new epoch", () => {
+    const { generation } = store;
+    store.take(parsed({ ...second, epoch: 2 }), false);
+    expect(shown()).toEqual([[240, "new"], [300, ""]]);
+    expect(store.pointsOf("ema_21")).toEqual(points(11));
+    expect(store.generation).toBeGreaterThan(generation);
+  });
+
+  test("is replaced by the answer to a question without a cursor", () => {
+    store.take(parsed({ ...second, active_ids: ["a", "b"] }), true);
+    expect(shown()).toEqual([[240, "new"]]);
+  });
+
+  test("only adds points behind those held, and says so by its generation", () => {
+    const { generation } = store;
+    store.take(parsed(second), false);
+    expect(store.generation).toBe(generation);
+  });
+
+  test("keeps a bounded number of points", () => {
+    const many = Array.from({ length: POINTS_KEPT + 1 }, (_, minute) => minute + 20);
+    store.take(parsed(body(99_999, { series_points: { ema_21: points(...many) } })), false);
+    expect(store.pointsOf("ema_21").length).toBeLessThanOrEqual(POINTS_KEPT);
+    expect(store.pointsOf("ema_21").at(-1)).toEqual(points(POINTS_KEPT + 20)[0]);
+  });
+});
+
+/** The service as the feed sees it; time moves only by `pass`. */
+class World {
+  now = 0;
+  readonly asked: { path: string; answer(answer: Answer): Promise<void>; fail(): Promise<void> }[] = [];
+  #timers: { at: number; call: () => void }[] = [];
+  state: DrawingState = { kind: "none" };
+  store = new DrawingStore();
+  drawn = 0;
+
+  readonly ports: Pick<Ports, "get" | "after" | "random"> = {
+    get: (path) =>
+      new Promise((resolve, reject) => {
+        this.asked.push({
+          path,
+          answer: async (answer) => {
+            resolve(answer);
+            await settled();
+          },
+          fail: async () => {
+            reject(new TypeError("network"));
+            await settled();
+          },
+        });
+      }),
+    after: (ms, call) => {
+      const timer = { at: this.now + ms, call };
+      this.#timers.push(timer);
+      return () => {
+        this.#timers = this.#timers.filter((other) => other !== timer);
+      };
+    },
+    random: () => 0.5,
+  };
+
+  readonly feed = new DrawingFeed(this.ports, {
+    drawn: (store) => {
+      this.store = store;
+      this.drawn += 1;
+    },
+    state: (state) => {
+      this.state = state;
+    },
+  });
+
+  get request(): World["asked"][number] {
+    const asked = this.asked.at(-1);
+    if (asked === undefined) throw new Error("nothing was asked");
+    return asked;
+  }
+
+  get question(): Record<string, string> {
+    return Object.fromEntries(new URLSearchParams(this.request.path.split("?")[1]));
+  }
+
+  pass(ms: number): void {
+    this.now += ms;
+    const due = this.#timers.filter((timer) => timer.at <= this.now);
+    this.#timers = this.#timers.filter((timer) => timer.at > this.now);
+    for (const { call } of due) call();
+  }
+
+  /** Drawings of BTC/USDT up to minute 10, cursor 2. */
+  async shown(): Promise<void> {
+    this.feed.enable();
+    this.feed.follow(named(BTC));
+    this.feed.candles(11, 600, false);
+    await this.request.answer({ status: 200, body: body(10, { next_cursor: { version_id: 2, point_time: 600 } }) });
+  }
+}
+
+/** Until every promise that could go on has done so. */
+async function settled(): Promise<void> {
+  for (let turn = 0; turn < 10; turn += 1) await Promise.resolve();
+}
+
+describe("the feed", () => {
+  let world: World;
+  beforeEach(() => {
+    world = new World();
+  });
+
+  test("asks for everything first, and then for what is newer with each closed candle", async () => {
+    await world.shown();
+    expect(world.question).toEqual({ series_id: BTC, window_candles: "1000" });
+    expect(world.state).toEqual({ kind: "ready" });
+    world.feed.candles(11, 600, false);
+    expect(world.asked).toHaveLength(1);
+    world.feed.candles(12, 660, false);
+    expect(world.question).toEqual({
+      series_id: BTC,
+      window_candles: "1000",
+      cursor_version_id: "2",
+      cursor_point_time: "600",
+      epoch: "1",
+    });
+  });
+
+  test("asks nothing of a service that has no drawings", () => {
+    world.feed.follow(named(BTC));
+    world.feed.candles(11, 600, false);
+    expect(world.asked).toEqual([]);
+    world.feed.enable();
+    expect(world.asked).toHaveLength(1);
+  });
+
+  test("asks one question at a time", async () => {
+    await world.shown();
+    world.feed.candles(12, 660, false);
+    world.feed.candles(13, 720, false);
+    expect(world.asked).toHaveLength(2);
+    await world.request.answer({ status: 200, body: body(12) });
+    expect(world.asked).toHaveLength(3);
+    await world.request.answer({ status: 200, body: body(12) });
+    expect(world.asked).toHaveLength(3);
+  });
+
+  test("asks again when a candle that was shown has changed", async () => {
+    await world.shown();
+    world.feed.candles(11, 600, true);
+    expect(world.asked).toHaveLength(2);
+  });
+
+  test("waits while the ledgers catch up, and says so", async () => {
+    await world.shown();
+    world.feed.candles(12, 660, false);
+    await world.request.answer({ status: 409, body: { detail: "ledger_out_of_sync:overlay", code: "ledger_out_of_sync:overlay" } });
+    expect(world.state).toEqual({ kind: "behind" });
+    world.feed.candles(13, 720, false);
+    expect(world.asked).toHaveLength(2);
+    world.pass(1000);
+    expect(world.asked).toHaveLength(3);
+    expect(world.question["cursor_version_id"]).toBe("2");
+    await world.request.answer({ status: 200, body: body(12) });
+    expect(world.state).toEqual({ kind: "ready" });
+  });
+
+  test("asks again when the drawings end before the newest candle", async () => {
+    await world.shown();
+    world.feed.candles(12, 660, false);
+    await world.request.answer({ status: 200, body: body(10) });
+    expect(world.state).toEqual({ kind: "behind" });
+    world.pass(1000);
+    await world.request.answer({ status: 200, body: body(11) });
+    expect(world.state).toEqual({ kind: "ready" });
+    world.pass(60_000);
+    expect(world.asked).toHaveLength(3);
+  });
+
+  test("asks again after a failure, ever less often", async () => {
+    await world.shown();
+    world.feed.candles(12, 660, false);
+    await world.request.fail();
+    expect(world.state).toEqual({ kind: "unreachable" });
+    const waits: number[] = [];
+    for (let turn = 0; turn < 3; turn += 1) {
+      const from = world.now;
+      const { length } = world.asked;
+      while (world.asked.length === length) world.pass(50);
+      waits.push(world.now - from);
+      await world.request.answer({ status: 503, body: null });
+    }
+    expect(waits).toEqual(waits.toSorted((one, other) => one - other));
+    expect(waits[2]).toBeGreaterThan(waits[0] ?? 0);
+  });
+
+  test("says why the service refuses, and asks with the next candle", async () => {
+    await world.shown();
+    world.feed.candles(12, 660, false);
+    await world.request.answer({ status: 422, body: { detail: "no", code: "bad_request" } });
+    expect(world.state).toEqual({ kind: "refused", why: "no" });
+    world.pass(60_000);
+    expect(world.asked).toHaveLength(2);
+    world.feed.candles(13, 720, false);
+    expect(world.asked).toHaveLength(3);
+  });
+
+  test("asks for a window that the next candles fit into", () => {
+    world.feed.enable();
+    world.feed.follow(named(BTC));
+    world.feed.candles(1000, 600, false);
+    expect(world.question["window_candles"]).toBe("2000");
+  });
+
+  test("asks for everything when a longer history is shown, and keeps what is drawn until it comes", async () => {
+    await world.shown();
+    const { store } = world;
+    world.feed.candles(1800, 600, false);
+    expect(world.question).toEqual({ series_id: BTC, window_candles: "2000" });
+    expect(world.store).toBe(store);
+    await world.request.fail();
+    world.pass(60_000);
+    expect(world.question).toEqual({ series_id: BTC, window_candles: "2000" });
+    await world.request.answer({ status: 200, body: body(10) });
+    world.feed.candles(50_000, 600, false);
+    expect(world.question["window_candles"]).toBe(String(WINDOW_MAX));
+  });
+
+  test("asks for everything when the candles were loaded anew", async () => {
+    await world.shown();
+    world.feed.reload();
+    expect(world.asked).toHaveLength(2);
+    expect(world.question).toEqual({ series_id: BTC, window_candles: "1000" });
+  });
+
+  test("drops an answer about a series that is no longer shown", async () => {
+    await world.shown();
+    world.feed.candles(12, 660, false);
+    const late = world.request;
+    world.feed.follow(named(ETH));
+    expect(world.store.to).toBeNull();
+    world.feed.candles(5, 240, false);
+    expect(world.question["series_id"]).toBe(ETH);
+    await late.answer({ status: 200, body: body(11) });
+    expect(world.store.to).toBeNull();
+    await world.request.answer({ status: 200, body: body(4, { series_id: ETH }) });
+    expect(world.store.to).toBe(240);
+  });
+});
+
+describe("layers", () => {
+  const groups = parseCatalogue({
+    schema_version: 1,
+    factors: [
+      {
+        key: "pivot",
+        label: "Pivots",
+        default_visible: true,
+        sub_features: [
+          { key: "pivot.major", label: "Major pivots", default_visible: true },
+          { key: "pivot.minor", label: "Minor pivots", default_visible: false },
+        ],
+      },
+      {
+        key: "macd_12_26_9",
+        label: "MACD(12,26,9)",
+        default_visible: true,
+        pane: "own",
+        sub_features: [
+          { key: "macd_12_26_9.macd", label: "MACD", default_visible: true },
+          { key: "macd_12_26_9.macdhist", label: "histogram", default_visible: true, style: "histogram" },
+        ],
+      },
+      { key: "ema_21", label: "EMA(21)", default_visible: true, pane: "price", sub_features: [] },
+      { key: "sma_9", label: "SMA(9)", default_visible: false, pane: "price", sub_features: [] },
+      null,
+    ],
+  });
+  const layers = new Layers(groups);
+
+  test("are as the catalogue proposes", () => {
+    expect(groups.map((group) => group.key)).toEqual(["pivot", "macd_12_26_9", "ema_21", "sma_9"]);
+    const names = ["pivot.major", "pivot.minor", "macd_12_26_9.macdhist", "ema_21", "sma_9", "level.known"];
+    expect(names.map((name) => layers.visible(name))).toEqual([true, false, true, true, false, true]);
+    expect(layers.find("macd_12_26_9.macdhist")?.layer.look).toBe("histogram");
+    expect(layers.find("ema_21")?.group.pane).toBe("price");
+  });
+
+  test("are as the reader chooses", () => {
+    const chosen = layers.choose(["pivot.minor"], true).choose(["ema_21", "pivot.major"], false);
+    const names = ["pivot.major", "pivot.minor", "ema_21"];
+    expect(names.map((name) => chosen.visible(name))).toEqual([false, true, false]);
+    expect(decodeChoices(encodeChoices(chosen.choices))).toEqual(chosen.choices);
+  });
+
+  test("without room for panes show those that were chosen", () => {
+    const narrow = new Layers(groups, new Map(), false);
+    expect(["pivot.major", "ema_21", "macd_12_26_9.macd"].map((name) => narrow.visible(name))).toEqual([true, true, false]);
+    expect(narrow.choose(["macd_12_26_9.macd"], true).visible("macd_12_26_9.macd")).toBe(true);
+  });
+
+  test("that the catalogue does not name can be hidden, too", () => {
+    const known = layers.knowing(["pivot.major", "level.known"]).knowing(["level.line", "level.known"]);
+    expect(known.groups.at(-1)?.layers.map((layer) => layer.key)).toEqual(["level.known", "level.line"]);
+    expect(known.choose(["level.known"], false).visible("level.known")).toBe(false);
+    expect(known.knowing(["level.known"])).toBe(known);
+  });
+
+  test.each([null, "", "{", "[]", "1", '{"a":1}'])("are not chosen by %j", (text) => {
+    expect(decodeChoices(text).size).toBe(0);
+  });
+});
