@@ -192,7 +192,8 @@ class _Folder:
         self._folder = folder
 
     async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
-        return True
+        paths = [self._folder / day.path for day in days]
+        return await asyncio.to_thread(lambda: any(path.is_file() for path in paths))
 
     async def get(self, file: ArchiveFile) -> Path | None:
         path = self._folder / file.path

@@ -1,0 +1,83 @@
+"""History files for tests, written by hand in each format."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.feather as pa_feather
+import pyarrow.parquet as pa_parquet
+
+from klinesync.core.candle import Candle
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.market_data.history.sources import HistoryFiles
+
+EVER = Span(0, 2_000_000_000)
+HEADER = (
+    "open_time,open,high,low,close,volume,close_time,quote_volume,count,"
+    "taker_buy_volume,taker_buy_quote_volume,ignore\n"
+)  # fmt: skip
+
+
+def minute(time: int) -> Candle:
+    """A candle with digits that no rounding survives."""
+    price = 100.0 + time // 60 * 7919 % 101 / 7
+    return Candle(time, price, price + 1 / 3, price - 0.7, price + 0.1, 0.1 * (time // 60 % 13))
+
+
+def minutes(start: int, count: int) -> list[Candle]:
+    return [minute(start + 60 * at) for at in range(count)]
+
+
+def write_archive(
+    path: Path, candles: Sequence[Candle], *, unit: int = 1000, header: bool = False, checksum: bool = True
+) -> Path:
+    """A zip as the exchange's archive has it, with its checksum beside it."""
+    rows = "".join(
+        f"{time * unit},{open_!r},{high!r},{low!r},{close!r},{volume!r},{(time + 60) * unit - 1},1.0,5,0.5,0.5,0\n"
+        for time, open_, high, low, close, volume in candles
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(path.stem + ".csv", (HEADER if header else "") + rows)
+    if checksum:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.with_name(path.name + ".CHECKSUM").write_text(f"{digest}  {path.name}\n")
+    return path
+
+
+def write_freqtrade(path: Path, candles: Sequence[Candle], unit: str = "ms") -> Path:
+    """A freqtrade file; its format is that of the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".json", ".gz"):
+        text = json.dumps([[candle.time * 1000, *candle[1:]] for candle in candles]).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+        return path
+    date = pa.array([candle.time for candle in candles], pa.timestamp("s", "UTC")).cast(pa.timestamp(unit, "UTC"))
+    columns = {
+        name: [getattr(candle, name) for candle in candles] for name in ("open", "high", "low", "close", "volume")
+    }
+    table = pa.table({"date": date, **columns})
+    if path.suffix == ".feather":
+        pa_feather.write_feather(table, str(path), compression="lz4")
+    else:
+        pa_parquet.write_table(table, path)
+    return path
+
+
+async def all_of(files: HistoryFiles, series: SeriesId, span: Span = EVER) -> list[Candle]:
+    """What files bring of a span, in order and each once."""
+    found: list[Candle] = []
+    async with aclosing(files.pages(series, span)) as pages:
+        async for page in pages:
+            assert page
+            found += page
+    assert [candle.time for candle in found] == sorted({candle.time for candle in found})
+    return found

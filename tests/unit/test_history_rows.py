@@ -1,0 +1,111 @@
+"""Rows of files become candles by the same rules as every candle, batch by batch, however they are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.core.candle import Candle, check_candle, check_not_future
+from klinesync.core.errors import BadCandle
+from klinesync.core.gaps import Span
+from klinesync.core.timeframe import Timeframe
+from klinesync.market_data.history.rows import MAX_TOLD, Columns, Judge, columns, pages, seconds, within
+
+NOW = 1_700_000_000
+MINUTE = Timeframe.parse("1m")
+
+values = st.sampled_from([0.0, -0.0, 1.0, 2.0, 3.0, -1.0, float("nan"), float("inf"), -float("inf"), 1e101, -1e101])
+times = st.one_of(
+    st.integers(-120, 10 * 60).map(lambda time: time // 30 * 30),
+    st.sampled_from([NOW // 60 * 60 - 60, NOW // 60 * 60, 1_698_796_800, 253_402_300_800, 253_402_300_740, 2**62]),
+)
+candles = st.builds(Candle, times, values, values, values, values, values)
+timeframes = st.sampled_from([Timeframe.parse(code) for code in ("1m", "1h", "3d", "1w", "1M")])
+
+
+def is_sound(candle: Candle, timeframe: Timeframe) -> bool:
+    try:
+        check_candle(candle, timeframe)
+        check_not_future(candle, timeframe, NOW)
+    except BadCandle:
+        return False
+    return True
+
+
+def model(rows: Sequence[Candle], timeframe: Timeframe) -> tuple[list[Candle], int]:
+    """The sound rows, and how many are bad, one row at a time."""
+    kept: list[Candle] = []
+    bad = 0
+    for row in rows:
+        if not is_sound(row, timeframe):
+            bad += 1
+        elif not kept or row.time > kept[-1].time:
+            kept.append(row)
+        else:
+            bad += row != kept[-1]
+    return kept, bad
+
+
+@given(st.lists(st.lists(candles, max_size=8), max_size=4), timeframes)
+def test_what_passes_is_what_passes_the_rules_of_every_candle(
+    batches: list[list[Candle]], timeframe: Timeframe
+) -> None:
+    judge = Judge(timeframe, NOW)
+    passed = [candle for batch in batches for candle in judge.sound(columns(batch)).candles()]
+    expected, bad = model([row for batch in batches for row in batch], timeframe)
+    assert passed == expected
+    assert (judge.rows, judge.good, judge.bad) == (sum(map(len, batches)), len(expected), bad)
+    assert len(judge.told) == min(bad, MAX_TOLD)
+    assert (judge.first, judge.last) == ((expected[0].time, expected[-1].time) if expected else (None, None))
+
+
+def test_a_bad_row_is_told_with_its_place_in_the_file() -> None:
+    rows = [Candle(60 * at, 1.0, 2.0, 0.5, 1.5, 1.0) for at in range(6)]
+    rows[1] = rows[1]._replace(volume=-1.0)
+    rows[4] = rows[4]._replace(time=0)
+    judge = Judge(MINUTE, NOW)
+    for batch in (rows[:3], rows[3:]):
+        judge.sound(columns(batch))
+    assert judge.told == [
+        "row 2: candle at 60 refused: volume -1.0 is negative",
+        "row 5: candle at 0 refused: it stands behind a later one",
+    ]
+
+
+def test_a_row_that_says_the_same_again_is_no_bad_row_and_one_that_says_otherwise_is() -> None:
+    row = Candle(0, 1.0, 2.0, 0.5, 1.5, 1.0)
+    judge = Judge(MINUTE, NOW)
+    passed = judge.sound(columns([row, row, row._replace(volume=2.0)])).candles()
+    passed += judge.sound(columns([row, row._replace(time=60)])).candles()
+    assert passed == [row, row._replace(time=60)]
+    assert judge.told == ["row 3: candle at 0 refused: it is given twice, with different values"]
+    assert judge.bad == 1
+
+
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
+def test_the_unit_of_a_time_is_told_by_its_size(unit: int) -> None:
+    assert seconds(np.array([1_577_836_800, 1_763_856_000]) * unit).tolist() == [1_577_836_800, 1_763_856_000]
+
+
+def test_a_time_between_two_seconds_is_none() -> None:
+    assert seconds(np.array([1_577_836_800_001, 1_577_836_800_000_999])).tolist() == [-1, -1]
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 7))
+def test_pages_hold_the_same_rows(sizes: list[int], size: int) -> None:
+    rows = columns([Candle(60 * at, 1.0, 1.0, 1.0, 1.0, float(at)) for at in range(sum(sizes))])
+    ends = np.cumsum(sizes).tolist()
+    batches = [rows.take(slice(end - count, end)) for end, count in zip(ends, sizes, strict=True)]
+    found = list(pages(batches, size))
+    assert [candle for page in found for candle in page.candles()] == rows.candles()
+    assert [len(page) for page in found[:-1]] == [size] * (len(found) - 1)
+    assert all(0 < len(page) <= size for page in found)
+
+
+def test_within_cuts_by_open_time() -> None:
+    rows: Columns = columns([Candle(60 * at, 1.0, 1.0, 1.0, 1.0, 1.0) for at in range(5)])
+    assert within(rows, Span(60, 180)).time.tolist() == [60, 120]
