@@ -82,6 +82,9 @@ class Ccxt(Protocol):
         ...
 
 
+Maker = Callable[[str], Ccxt]
+
+
 def offers_exchange(name: str) -> bool | None:
     """Whether the installed ccxt has an exchange of that name; None when ccxt is not installed. Imports nothing."""
     spec = find_spec("ccxt")
@@ -243,7 +246,7 @@ class CcxtClient:
         thread: CcxtThread,
         *,
         monotonic: Callable[[], float],
-        make: Callable[[str], Ccxt] = ccxt_exchange,
+        make: Maker = ccxt_exchange,
     ) -> None:
         self.name = name
         self._thread = thread

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest.exchanges import Exchanges
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.front import Front
 from klinesync.market_data.backfill import BackfillService
@@ -51,6 +52,7 @@ class MarketRuntime:
         retention: Retention | None,
         hub: CandleHub,
         supervisor: IngestSupervisor,
+        exchanges: Exchanges,
         backfill: BackfillService,
         coverage: Coverage | None,
         front: Front,
@@ -75,6 +77,7 @@ class MarketRuntime:
         self._derived_history = derived_history
         self._retention = retention
         self.supervisor = supervisor
+        self._exchanges = exchanges
         self.health = health
         self.top_markets = top_markets
         self.front = front
@@ -97,6 +100,8 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, form)
             supervise = group.create_task(self.supervisor.run(), name="supervisor")
             stack.push_async_callback(_cancel, supervise)
+            exchanges = group.create_task(self._exchanges.run(), name="other exchanges")
+            stack.push_async_callback(_cancel, exchanges)
             follow = group.create_task(self.startup.run(), name="start-up sweep")
             stack.push_async_callback(_cancel, follow)
             heal = group.create_task(self._backfill.run(), name="backfill")

@@ -23,6 +23,8 @@ from klinesync.factor.plugin import FactorSettings
 from klinesync.factor.registry import load_factors
 from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
+from klinesync.ingest.ccxt_exchanges import CcxtExchanges
+from klinesync.ingest.exchanges import Exchanges, Offers
 from klinesync.ingest.supervisor import CLOCK_AGE_S, IngestSupervisor
 from klinesync.market.front import compose_front
 from klinesync.market.inspection import Parts
@@ -63,23 +65,29 @@ def build_market_runtime(
     *,
     database: Database | None = None,
     source: Source | None = None,
+    others: Offers | None = None,
     rng: random.Random | None = None,
     wall_s: Callable[[], float] = time.time,
     command: str = "serve",
 ) -> MarketRuntime:
     """The parts of the service, wired. Runs inside the event loop; nothing has started yet. Raises `BadFlag`.
 
-    The simulation brings its own database, source, jitter and wall clock; else they are made as the flags say.
+    The simulation brings its own database, source, jitter and wall clock; else they are made as the flags say. `others`
+    has the exchanges for which we have no client of our own, by default those of ccxt.
     `command` is what the store's lock tells others of this process.
     """
     guard = Guard.of(flags.host, flags.allowed_origins, flags.api_token)
     listed = whitelist(flags)
+    rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
+    monotonic = asyncio.get_running_loop().time
+    others = others or CcxtExchanges(
+        enabled=flags.enable_ccxt_backfill, final_margin_s=flags.rest_final_margin_s, monotonic=monotonic, rng=rng
+    )
     for series in listed:
-        if series.exchange != EXCHANGE:
-            raise BadFlag("whitelist", f"{series}: other exchanges than {EXCHANGE} are not built yet")
+        if series.exchange != EXCHANGE and (why := others.refusal(series.exchange)) is not None:
+            raise BadFlag("whitelist", f"{series}: {why}")
     derived = _derived_step(flags)
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
-    rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
     resources: list[AbstractAsyncContextManager[object]] = []
     if source is None:
         session = aiohttp.ClientSession(
@@ -88,6 +96,7 @@ def build_market_runtime(
         )
         resources.append(session)
         source = _binance(flags, session, clocks, rng)
+    exchanges = Exchanges(EXCHANGE, source, clocks, others, monotonic=monotonic)
     database = database or SqliteDatabase(sqlite_path(flags), command)
     hub = CandleHub()
     forming = DerivedForming(hub, database, derived)
@@ -111,44 +120,38 @@ def build_market_runtime(
     )
     teller = _Teller(hub, derived)
     board = BackfillBoard(wall_s, teller.backfill)
-    monotonic = asyncio.get_running_loop().time
-
-    def exchange_s(series: SeriesId) -> float | None:
-        clock = clocks.get(series.market) if series.exchange == EXCHANGE else None
-        now_ms = None if clock is None else clock.estimate_ms(monotonic())
-        return None if now_ms is None else now_ms / 1000
+    exchange_s = exchanges.exchange_s
 
     def fresh_exchange_s(series: SeriesId) -> float | None:
         # Where nothing is followed no stream tells the time: an old stamp lags an exchange that runs faster than we
         # do, or went on while this machine slept, and a tail would never seem to be missing.
-        return exchange_s(series) if clocks[series.market].age_s(monotonic()) <= CLOCK_AGE_S else None
-
-    def covers(series: SeriesId) -> bool:
-        return series.exchange == EXCHANGE and series.market in clocks
+        # (Of another exchange `exchanges.knows` has just seen to it that the time is known.)
+        own = series.exchange == EXCHANGE
+        return exchange_s(series) if not own or clocks[series.market].age_s(monotonic()) <= CLOCK_AGE_S else None
 
     def kept_from(series: SeriesId, head: int) -> int:
         return _kept_from(flags.retention_days, derived, series, head)
 
     shelves = history_shelves(flags)
     backfill = BackfillService(
-        history=source.history,
+        history=exchanges.history,
         pipeline=pipeline,
         database=database,
         watch=board.watch(),
         deep_watch=board.watch(),
         shelves=shelves,
-        covers=covers,
+        covers=exchanges.covers,
         kept_from=kept_from,
         now_s=lambda series: exchange_s(series) or wall_s(),
         rng=rng,
     )
     derived_history = DerivedHistory(
-        history=source.history,
+        history=exchanges.history,
         pipeline=pipeline,
         database=database,
         derived=derived,
         backfill=backfill,
-        covers=covers,
+        covers=exchanges.covers,
         kept_from=kept_from,
         base_candles=flags.derived_backfill_base_candles,
         native_candles=flags.derived_native_candles,
@@ -163,14 +166,14 @@ def build_market_runtime(
     coverage = None
     if flags.enable_market_auto_tail_backfill and flags.enable_ccxt_backfill_on_read is not False:
         coverage = Coverage(
-            source=source,
+            source=exchanges,
             pipeline=pipeline,
             database=database,
             backfill=backfill,
             heal=backfill.request_declared if heals else None,
             base_of=derived.base_of,
-            covers=covers,
-            followed=lambda series: supervisor.keeps_up(series),
+            covers=exchanges.covers,
+            followed=exchanges.keeps_up,
             exchange_s=fresh_exchange_s,
             final_margin_s=flags.rest_final_margin_s,
             kept_from=kept_from,
@@ -179,35 +182,39 @@ def build_market_runtime(
             derived=ensure_derived,
             shelf=next((shelf for shelf in shelves if shelf.gap_most is not None), None),
         )
-    reader = CandleReader(database, source.knows, coverage)
-    supervisor = IngestSupervisor(
-        source=source,
-        clocks=clocks,
-        pipeline=pipeline,
-        stored=reader.stored,
-        show=forming.show,
-        base_of=derived.base_of,
-        notice=teller.stream,
-        heal=backfill.request if heals else None,
-        history_watch=board.watch(),
-        first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
-        forming_interval_s=flags.market_forming_min_interval_ms / 1000,
-        stream_stale_s=flags.stream_stale_s,
-        rest_final_margin_s=flags.rest_final_margin_s,
-        audit_interval_s=flags.audit_interval_s,
-        ondemand_idle_ttl_s=flags.ondemand_idle_ttl_s,
-        ondemand_max_jobs=flags.ondemand_max_jobs,
-        rng=rng,
-    )
+    reader = CandleReader(database, exchanges.known, coverage)
+
+    def supervise(exchange: Source, its_clocks: Mapping[str, ExchangeClock]) -> IngestSupervisor:
+        return IngestSupervisor(
+            source=exchange,
+            clocks=its_clocks,
+            pipeline=pipeline,
+            stored=reader.stored,
+            show=forming.show,
+            base_of=derived.base_of,
+            notice=teller.stream,
+            heal=backfill.request if heals else None,
+            history_watch=board.watch(),
+            first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
+            forming_interval_s=flags.market_forming_min_interval_ms / 1000,
+            stream_stale_s=flags.stream_stale_s,
+            rest_final_margin_s=flags.rest_final_margin_s,
+            audit_interval_s=flags.audit_interval_s,
+            ondemand_idle_ttl_s=flags.ondemand_idle_ttl_s,
+            ondemand_max_jobs=flags.ondemand_max_jobs,
+            rng=rng,
+        )
+
+    supervisor = exchanges.supervised(supervise)
     followed = dict.fromkeys(map(derived.base_of, listed)) if flags.enable_whitelist_ingest else ()
 
     async def caught_up(series: SeriesId) -> None:
-        await supervisor.caught_up(series)
+        await exchanges.caught_up(series)
         await pipeline.refresh_series(series)
 
     startup = StartupSync(
         series=followed,
-        follow=supervisor.follow,
+        follow=exchanges.follow,
         caught_up=caught_up,
         monotonic=monotonic,
         request_declared=backfill.request_declared if heals else None,
@@ -216,10 +223,10 @@ def build_market_runtime(
     if flags.enable_ondemand_ingest:
 
         def acquire(series: SeriesId) -> None:
-            supervisor.acquire(series)
+            exchanges.acquire(series)
             derived_history.ensure(series)
 
-        ingest = Ingest(covers, acquire, supervisor.release)
+        ingest = Ingest(exchanges.covers, acquire, exchanges.release)
     health = None
     if flags.enable_kline_health_v2:
         health = HealthService(
@@ -228,7 +235,7 @@ def build_market_runtime(
             check_known=reader.check_known,
             exchange_s=exchange_s,
             wall_s=wall_s,
-            stream=supervisor.status,
+            stream=exchanges.status,
             board=board,
             backfill=backfill if heals else None,
             startup=startup,
@@ -240,8 +247,8 @@ def build_market_runtime(
         Parts(
             database=database,
             pipeline=pipeline,
-            jobs=supervisor.jobs_state,
-            connections=supervisor.connections_state,
+            jobs=exchanges.jobs_state,
+            connections=exchanges.connections_state,
             stream_counts=source.stream_counts if isinstance(source, BinanceSource) else {},
             doubted=supervisor.doubted,
             audit=lambda: supervisor.audit,
@@ -270,6 +277,7 @@ def build_market_runtime(
         retention=Retention(database, derived.base, derived.targets, days) if (days := flags.retention_days) else None,
         hub=hub,
         supervisor=supervisor,
+        exchanges=exchanges,
         backfill=backfill,
         startup=startup,
         health=health,
@@ -282,11 +290,11 @@ def build_market_runtime(
             markets=tuple(clocks),
         ),
         reader=reader,
-        ingest=MarketIngestService(pipeline, {(EXCHANGE, market): clock for market, clock in clocks.items()}, wall_s),
+        ingest=MarketIngestService(pipeline, exchanges.clocks, wall_s),
         coordinator=WsSubscriptionCoordinator(
             hub,
             reader,
-            lambda series: supervisor.status(series).state,
+            lambda series: exchanges.status(series).state,
             ingest,
         ),
         whitelist=listed,

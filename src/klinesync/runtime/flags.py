@@ -150,7 +150,7 @@ class RuntimeFlags(BaseSettings):
     enable_startup_kline_sync: bool = Field(True, description="sweep the whitelist to the latest closed time at start")
     startup_kline_sync_target_candles: int = Field(2000, ge=1, description="how many candles the sweep reaches back")
     enable_ccxt_backfill: bool = Field(
-        True, description="REST history (through ccxt for exchanges without our own client)"
+        True, description="ask exchanges without a client of our own through ccxt, for history and live"
     )
     enable_ccxt_backfill_on_read: bool | None = Field(
         None, description="reads may fetch over REST; follows enable_market_auto_tail_backfill when unset"
@@ -328,7 +328,6 @@ def is_loopback(host: str) -> bool:
 _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
     "broker_url": ("a message broker for several processes", ()),
     "role": ("splitting the service over several processes", ()),
-    "enable_ccxt_backfill": ("history through ccxt", ()),
 }
 
 

@@ -1,0 +1,64 @@
+"""CcxtExchanges: the exchanges that the installed ccxt has, on one thread."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from klinesync.ingest.ccxt_client import NOT_INSTALLED, CcxtClient, CcxtThread, Maker, ccxt_exchange, offers_exchange
+from klinesync.ingest.ccxt_source import POLL_LEAST_S, CcxtSource
+from klinesync.runtime.clock import ExchangeClock
+
+
+class CcxtExchanges:
+    """Makes sources by ccxt's names. `enabled` off: there are none. `makers` make exchange objects in place of ccxt's
+    own classes, by name: a test's, or one that ccxt does not have."""
+
+    def __init__(
+        self,
+        *,
+        enabled: bool,
+        final_margin_s: float,
+        monotonic: Callable[[], float],
+        rng: random.Random,
+        makers: Mapping[str, Maker] | None = None,
+        poll_least_s: float = POLL_LEAST_S,
+    ) -> None:
+        self._enabled = enabled
+        self._final_margin_s = final_margin_s
+        self._monotonic = monotonic
+        self._rng = rng
+        self._makers = makers or {}
+        self._poll_least_s = poll_least_s
+        self._thread = CcxtThread()
+        self._found: set[str] = set()  # no more than ccxt has
+
+    def refusal(self, name: str) -> str | None:
+        """Why there is no exchange of that name; None when there is one. Imports nothing."""
+        if not self._enabled:
+            return f"{name} is asked through ccxt, which enable_ccxt_backfill has switched off"
+        if name in self._makers or name in self._found:
+            return None
+        offered = offers_exchange(name)
+        if offered is None:
+            return NOT_INSTALLED
+        if not offered:
+            return f"ccxt has no exchange {name}"
+        self._found.add(name)
+        return None
+
+    def source(self, name: str, clocks: Mapping[str, ExchangeClock]) -> CcxtSource:
+        """A new source of that exchange."""
+        client = CcxtClient(name, self._thread, monotonic=self._monotonic, make=self._makers.get(name, ccxt_exchange))
+        return CcxtSource(
+            client,
+            clocks=clocks,
+            final_margin_s=self._final_margin_s,
+            monotonic=self._monotonic,
+            rng=self._rng,
+            poll_least_s=self._poll_least_s,
+        )
+
+    async def stop(self) -> None:
+        """End the thread. The sources are closed before."""
+        await self._thread.stop()
