@@ -109,8 +109,13 @@ class CcxtThread:
         self._thread: threading.Thread | None = None
 
     async def call(self, work: Coroutine[object, object, Found]) -> Found:
-        """Run `work` on the thread's loop. Cancelled with the caller."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
+        """Run `work` on the thread's loop. Cancelled with the caller. Raises `UpstreamError` when the thread ends."""
+        try:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise UpstreamError("ccxt is being left") from None
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -158,6 +163,7 @@ class Turns:
         self._count = 0
         self._blocked_until_s = 0.0
         self._block_s = 0.0
+        self.waiting_out = 0  # turns that wait for the exchange to want to be asked again
 
     @property
     def blocked_s(self) -> float:
@@ -195,12 +201,19 @@ class Turns:
                     self._waiting.remove(waiter)
                 raise
         try:
-            while (left_s := self.blocked_s) > 0.0:
-                self._check(errand)
-                await asyncio.sleep(left_s)
+            await self._wait_out(errand)
             yield
         finally:
             self._pass_on()
+
+    async def _wait_out(self, errand: Errand) -> None:
+        self.waiting_out += 1
+        try:
+            while (left_s := self.blocked_s) > 0.0:
+                self._check(errand)
+                await asyncio.sleep(left_s)
+        finally:
+            self.waiting_out -= 1
 
     def _check(self, errand: Errand) -> None:
         if errand.urgency is Urgency.READ and (left_s := self.blocked_s) > 0.0:
@@ -396,14 +409,19 @@ class CcxtClient:
         except UpstreamError:
             raise
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if _is_cancelled():
                 raise
             # ccxt ends a connection by cancelling what waits for it.
             raise UpstreamError(f"{self.name}: {what}: the connection was ended") from None
         except Exception as error:  # ccxt reads answers it does not expect with whatever error comes of it
             headers = None if self._exchange is None else self._exchange.last_response_headers
             raise upstream_error(f"{self.name}: {what}", error, header(headers, "retry-after")) from error
+
+
+def _is_cancelled() -> bool:
+    """Whether it is the current task that somebody cancels, and not what it waits for."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _listing(item: Mapping[str, object], market: str) -> Listing | None:

@@ -1,0 +1,292 @@
+"""CcxtClient over an exchange object of our own making: its errors, its turns, its end. No ccxt is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from klinesync.core.errors import UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest import ccxt_client
+from klinesync.ingest.ccxt_client import AT_ONCE, BLOCK_FIRST_S, Ccxt, CcxtClient, CcxtThread, Turns
+from klinesync.ingest.ccxt_exchanges import CcxtExchanges
+from klinesync.ingest.ccxt_rows import Row
+from klinesync.runtime.sources import Errand, Urgency
+
+SERIES = SeriesId.parse("fake:futures:BTC/USDT:1m")
+WAIT_S = 30.0
+
+
+class BaseError(Exception):
+    """As ccxt's."""
+
+
+class RateLimitExceeded(BaseError):
+    """As ccxt's."""
+
+
+class Fake:
+    """An exchange object as ccxt's: `answer` is what it does when it is asked for rows."""
+
+    def __init__(self, answer: Callable[[], Awaitable[Sequence[Row]]]) -> None:
+        self.has: Mapping[str, object] = {"fetchOHLCV": True, "fetchTime": True, "watchOHLCV": None}
+        self.timeframes: Mapping[str, object] | None = {"1m": "1m", "1h": "60"}
+        self.rateLimit = 50.0
+        self.last_response_headers: Mapping[str, str] | None = None
+        self.answer = answer
+        self.thread: int | None = None
+        self.asked: list[str] = []
+        self.closed = 0
+
+    async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
+        def market(symbol: str, **facts: object) -> Mapping[str, object]:
+            return {"symbol": symbol, "id": symbol, "base": "BTC", "spot": False, "swap": False} | facts
+
+        return {
+            "BTC/USDT": market("BTC/USDT", quote="USDT", spot=True, active=None),
+            "BTC/USDT:USDT": market("X", quote="USDT", settle="USDT", swap=True, created=1_600_000_000_500),
+            "BTC/USD:BTC": market("Y", quote="USD", settle="BTC", swap=True, active=False),
+            "BTC/USDT:USDT-261225": market("Z", quote="USDT", settle="USDT", future=True),
+        }
+
+    def feature_value(self, symbol: str, method: str, parameter: str) -> object:
+        return 300
+
+    async def fetch_time(self) -> int | None:
+        return None
+
+    async def fetch_ohlcv(
+        self, symbol: str, timeframe: str, since: int | None = None, limit: int | None = None
+    ) -> Sequence[Row]:
+        self.thread = threading.get_ident()
+        self.asked.append(symbol)
+        return await self.answer()
+
+    async def fetch_tickers(self, symbols: list[str]) -> Mapping[str, Mapping[str, object]]:
+        return {
+            "BTC/USDT": {"last": 1.0, "quoteVolume": 2, "percentage": -3.5},
+            "ETH/USDT": {"last": 1.0, "quoteVolume": None, "percentage": 0.0},
+        }
+
+    async def watch_ohlcv(self, symbol: str, timeframe: str) -> Sequence[Row]:
+        raise asyncio.CancelledError
+
+    async def un_watch_ohlcv(self, symbol: str, timeframe: str) -> object:
+        return True
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+def answering(*answers: Sequence[Row] | Exception) -> Callable[[], Awaitable[Sequence[Row]]]:
+    left = list(answers)
+
+    async def answer() -> Sequence[Row]:
+        one = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    return answer
+
+
+class Clock:
+    """A monotonic clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@asynccontextmanager
+async def client(exchange: Ccxt, monotonic: Callable[[], float] = Clock()) -> AsyncIterator[CcxtClient]:  # noqa: B008
+    thread = CcxtThread()
+    one = CcxtClient("fake", thread, monotonic=monotonic, make=lambda _: exchange)
+    try:
+        yield one
+    finally:
+        await one.close()
+        await thread.stop()
+
+
+async def test_rows_are_asked_by_ccxts_name_on_another_thread() -> None:
+    exchange = Fake(answering([(60_000, 1.0, 1.0, 1.0, 1.0, 1.0)]))
+    async with client(exchange) as one:
+        answer = await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+        assert answer.rows == [(60_000, 1.0, 1.0, 1.0, 1.0, 1.0)]
+    assert exchange.asked == ["BTC/USDT:USDT"]
+    assert exchange.thread not in (None, threading.get_ident())
+    assert exchange.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (BaseError("down"), "fake: fetchOHLCV of fake:futures:BTC/USDT:1m: BaseError down"),
+        (KeyError("data"), "cannot be understood"),
+        (TypeError("'NoneType' object is not subscriptable"), "cannot be understood"),
+        (ConnectionResetError("reset"), "ConnectionResetError"),
+    ],
+)
+async def test_whatever_ccxt_raises_is_an_upstream_error(raised: Exception, said: str) -> None:
+    async with client(Fake(answering(raised))) as one:
+        with pytest.raises(UpstreamError, match=said):
+            await one.rows(SERIES, 60, 10, Errand(Urgency.DEEP))
+
+
+async def test_a_connection_that_ccxt_cancels_is_an_upstream_error_and_cancels_nobody() -> None:
+    async with client(Fake(answering([]))) as one:
+        with pytest.raises(UpstreamError, match="the connection was ended"):
+            await one.watch(SERIES)
+
+
+async def test_an_answer_without_a_time_is_an_upstream_error() -> None:
+    async with client(Fake(answering([]))) as one:
+        with pytest.raises(UpstreamError, match="has no time"):
+            await one.now_ms(Errand(Urgency.READ))
+
+
+async def test_after_too_many_requests_users_are_told_and_the_others_wait() -> None:
+    clock = Clock()
+    exchange = Fake(answering(RateLimitExceeded("too many"), []))
+    exchange.last_response_headers = {"Retry-After": "0.05"}
+    async with client(exchange, clock) as one:
+        with pytest.raises(UpstreamError) as caught:
+            await one.rows(SERIES, 60, 10, Errand(Urgency.REPAIR))
+        assert caught.value.status == 429
+        assert caught.value.retry_after_s == pytest.approx(0.05)
+        with pytest.raises(UpstreamError, match="left alone") as caught:
+            await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+        assert caught.value.retry_after_s == pytest.approx(0.05)
+        assert len(exchange.asked) == 1
+        waits = asyncio.create_task(one.rows(SERIES, 60, 10, Errand(Urgency.REPAIR)))
+        async with asyncio.timeout(WAIT_S):
+            while not one.turns.waiting_out:
+                await asyncio.sleep(0)
+            assert len(exchange.asked) == 1
+            clock.now_s += 1.0
+            await waits
+    assert len(exchange.asked) == 2
+
+
+async def test_listings_have_our_names_and_only_pairs_and_swaps() -> None:
+    async with client(Fake(answering([]))) as one:
+        spot = await one.listings("spot", Errand(Urgency.READ), again=False)
+        futures = await one.listings("futures", Errand(Urgency.READ), again=False)
+    assert list(spot) == ["BTC/USDT"]
+    assert spot["BTC/USDT"].trading
+    assert list(futures) == ["BTC/USDT", "BTC/USD:BTC"]
+    assert futures["BTC/USDT"].onboard_s == 1_600_000_000
+    assert not futures["BTC/USD:BTC"].trading
+
+
+async def test_tickers_without_numbers_are_left_out() -> None:
+    async with client(Fake(answering([]))) as one:
+        tickers = await one.tickers({"BTC/USDT": "BTCUSDT", "ETH/USDT": "ETHUSDT"}, Errand(Urgency.READ))
+    assert [(ticker.symbol_id, ticker.price_change_percent) for ticker in tickers] == [("BTCUSDT", -3.5)]
+
+
+async def test_a_closed_client_asks_nothing_more() -> None:
+    exchange = Fake(answering([]))
+    async with client(exchange) as one:
+        await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+        await one.close()
+        with pytest.raises(UpstreamError, match="closed"):
+            await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+    assert len(exchange.asked) == 1
+
+
+async def test_the_thread_ends_also_when_something_still_waits_on_it() -> None:
+    thread = CcxtThread()
+    waits = asyncio.create_task(thread.call(asyncio.sleep(3600)))
+    await thread.call(asyncio.sleep(0))
+    await thread.stop()
+    with pytest.raises(UpstreamError, match="being left"):
+        await waits
+    assert "ccxt" not in {one.name for one in threading.enumerate()}
+
+
+# --- turns
+
+
+async def turn_of(turns: Turns, errand: Errand, order: list[Urgency], leave: asyncio.Event) -> None:
+    async with turns.turn(errand):
+        order.append(errand.urgency)
+        await leave.wait()
+
+
+async def test_the_most_urgent_goes_next_also_when_it_became_so_while_it_waited() -> None:
+    turns, leave = Turns("fake", 1, Clock()), asyncio.Event()
+    order: list[Urgency] = []
+    raised = Errand(Urgency.DEEP)
+    async with asyncio.TaskGroup() as group:
+        for errand in (Errand(Urgency.FILL), Errand(Urgency.FILL), raised, Errand(Urgency.SWEEP)):
+            group.create_task(turn_of(turns, errand, order, leave))
+        await asyncio.sleep(0)
+        raised.urgency = Urgency.REPAIR
+        leave.set()
+    assert order == [Urgency.FILL, Urgency.REPAIR, Urgency.SWEEP, Urgency.FILL]
+
+
+async def test_a_turn_that_is_cancelled_is_passed_on() -> None:
+    turns, leave = Turns("fake", 1, Clock()), asyncio.Event()
+    order: list[Urgency] = []
+    tasks = [asyncio.create_task(turn_of(turns, Errand(Urgency.FILL), order, leave)) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    tasks[0].cancel()
+    await asyncio.wait(tasks[:2])
+    leave.set()
+    async with asyncio.timeout(WAIT_S):
+        await tasks[2]
+        await turn_of(turns, Errand(Urgency.FILL), order, leave)
+    assert len(order) == 3
+
+
+async def test_pauses_that_nobody_tells_double_until_the_exchange_answers() -> None:
+    clock = Clock()
+    turns = Turns("fake", AT_ONCE, clock)
+    pauses = []
+    for _ in range(3):
+        pauses.append(turns.block(None))
+        clock.now_s += turns.blocked_s
+    assert pauses == [BLOCK_FIRST_S, 2 * BLOCK_FIRST_S, 4 * BLOCK_FIRST_S]
+    turns.served()
+    assert turns.block(None) == BLOCK_FIRST_S
+
+
+# --- which exchanges there are
+
+
+def exchanges(*, enabled: bool = True) -> CcxtExchanges:
+    return CcxtExchanges(enabled=enabled, final_margin_s=2.0, monotonic=Clock(), rng=random.Random(1))
+
+
+def test_without_ccxt_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ccxt_client, "find_spec", lambda _: None)
+    assert "pip install 'klinesync[ccxt]'" in str(exchanges().refusal("okx"))
+
+
+def test_a_name_that_ccxt_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "async_support"
+    folder.mkdir()
+    (folder / "okx.py").touch()
+    spec = ModuleSpec("ccxt", None, is_package=True)
+    assert spec.submodule_search_locations is not None
+    spec.submodule_search_locations.append(str(tmp_path))
+    monkeypatch.setattr(ccxt_client, "find_spec", lambda _: spec)
+    assert exchanges().refusal("okx") is None
+    assert exchanges().refusal("nope") == "ccxt has no exchange nope"
+
+
+def test_switched_off_there_are_none() -> None:
+    assert "enable_ccxt_backfill" in str(exchanges(enabled=False).refusal("okx"))
