@@ -199,6 +199,9 @@ def test_anchors_are_lines_between_the_extremes_of_their_candles() -> None:
         "anchor.history:180": [(1, 4.0), (2, 2.0)],
         "anchor.current": [(1, 4.0), (3, 1.5)],
     }
+    assert [drawing.visible_time for drawing in GRAPH.render(view)] == [60, 180, 180], (
+        "the switches', then the window's"
+    )
 
 
 def test_an_anchor_from_before_the_window_is_drawn_when_its_pen_reaches_into_it() -> None:
