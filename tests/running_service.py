@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+from klinesync.ingest.exchanges import Offers
 from klinesync.market.app import bind, create_app, create_server
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
@@ -39,8 +40,11 @@ class Service:
 
 
 @asynccontextmanager
-async def running_service(store: Path, exchange: SimServer | None = None, **flags: str) -> AsyncIterator[Service]:
-    """A service on `store`, following `exchange`; without one nothing is followed and the exchange cannot be asked."""
+async def running_service(
+    store: Path, exchange: SimServer | None = None, *, others: Offers | None = None, **flags: str
+) -> AsyncIterator[Service]:
+    """A service on `store`, following `exchange`; without one nothing is followed and the exchange cannot be asked.
+    `others` has the exchanges without a client of our own."""
     nowhere = "127.0.0.1:9"
     rest_url = f"http://{nowhere}" if exchange is None else exchange.http_url
     ws_url = f"ws://{nowhere}" if exchange is None else exchange.ws_url
@@ -53,7 +57,7 @@ async def running_service(store: Path, exchange: SimServer | None = None, **flag
         "enable_whitelist_ingest": "off" if exchange is None else "on",
     } | flags
     async with (
-        build_market_runtime(load_flags(given)) as runtime,
+        build_market_runtime(load_flags(given), others=others) as runtime,
         aiohttp.ClientSession() as http,
     ):
         listener = bind("127.0.0.1", 0)

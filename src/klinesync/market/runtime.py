@@ -77,7 +77,7 @@ class MarketRuntime:
         self._derived_history = derived_history
         self._retention = retention
         self.supervisor = supervisor
-        self._exchanges = exchanges
+        self.exchanges = exchanges
         self.health = health
         self.top_markets = top_markets
         self.front = front
@@ -100,7 +100,7 @@ class MarketRuntime:
             stack.push_async_callback(_cancel, form)
             supervise = group.create_task(self.supervisor.run(), name="supervisor")
             stack.push_async_callback(_cancel, supervise)
-            exchanges = group.create_task(self._exchanges.run(), name="other exchanges")
+            exchanges = group.create_task(self.exchanges.run(), name="other exchanges")
             stack.push_async_callback(_cancel, exchanges)
             follow = group.create_task(self.startup.run(), name="start-up sweep")
             stack.push_async_callback(_cancel, follow)
@@ -125,6 +125,11 @@ class MarketRuntime:
     ) -> bool | None:
         self._started = False
         return await self._stack.__aexit__(kind, error, trace)
+
+    @property
+    def backfill(self) -> BackfillService:
+        """Reads history on request."""
+        return self._backfill
 
     async def unready(self) -> str | None:
         """What keeps the service from being ready; None when it has started and its store is read and written."""
