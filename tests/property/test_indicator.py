@@ -98,7 +98,7 @@ def defined(indicator: Indicator, timeframe: Timeframe, candles: Sequence[Candle
     used = [candle for candle in candles[: at + 1] if chunk(candle) >= anchor]
     if len(used) <= indicator.lookback:
         return (nan,) * len(indicator.outputs)
-    values = indicator.function.over(Columns.of(used), indicator.inputs, indicator.parameters)
+    values = indicator.function.over(Columns.of(used).prices(indicator.inputs), indicator.parameters)
     return tuple(array[-1].item() if np.isfinite(array[-1]) else nan for array in values)
 
 

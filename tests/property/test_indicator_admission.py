@@ -100,7 +100,7 @@ def difference(indicator: Indicator, columns: Columns) -> float:
     are compared as well.
     """
     anchored = indicator.compute(MINUTE, columns)
-    full = indicator.function.over(columns, indicator.inputs, indicator.parameters)
+    full = indicator.function.over(columns.prices(indicator.inputs), indicator.parameters)
     worst = 0.0
     for ours, theirs in zip(anchored.values(), full, strict=True):
         theirs = np.where(np.isfinite(theirs), theirs, np.nan)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klinesync.core.candle import Candle
 
+Price = Literal["open", "high", "low", "close", "volume"]
 Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
 
@@ -41,6 +43,10 @@ class Columns:
         """The candles with positions in `[first, end)`: views, nothing is copied."""
         cut = slice(first, end)
         return Columns(self.time[cut], self.open[cut], self.high[cut], self.low[cut], self.close[cut], self.volume[cut])
+
+    def prices(self, names: Sequence[Price]) -> list[Floats]:
+        """The columns of those names, in that order."""
+        return [getattr(self, name) for name in names]
 
     def candles(self) -> list[Candle]:
         """The candles again, their values unchanged."""

@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 
 from klinesync.core.timeframe import Timeframe
-from klinesync.factor.columns import Columns, Floats
+from klinesync.factor.columns import Columns, Floats, Price
 from klinesync.factor.indicator_grid import ChunkGrid
 from klinesync.factor.indicator_handle import Handle
-from klinesync.factor.indicator_talib import VERSION, Function, Number, Price, Style
+from klinesync.factor.indicator_talib import VERSION, Function, Number, Style
 
 # A chunk is at least this many times as long as what the function looks back on. Wilder's averages, which forget
 # slowest of those admitted, keep e**-24 of an old candle after that many periods, 4e-11.
@@ -78,8 +78,9 @@ class Indicator:
         """
         count = max(len(columns) - start, 0)
         filled = [np.full(count, np.nan) for _ in self.outputs]
+        prices = columns.prices(self.inputs)
         for anchor, first, end in ChunkGrid(timeframe, self.chunk).stretches(columns.time, start):
-            values = self.function.over(columns.part(anchor, end), self.inputs, self.parameters)
+            values = self.function.over([column[anchor:end] for column in prices], self.parameters)
             from_lookback = max(first, anchor + self.lookback)
             for array, given in zip(filled, values, strict=True):
                 array[from_lookback - start : end - start] = given[from_lookback - anchor :]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from klinesync.core.candle import MAX_TIME
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.columns import Times
+
+# December 9999, in months since January 1970.
+LAST_MONTH = (9999 - 1970) * 12 + 11
 
 
 class Stretch(NamedTuple):
@@ -48,7 +51,9 @@ class ChunkGrid:
         return times.astype("datetime64[s]").astype("datetime64[M]").astype(np.int64) // self.size
 
     def start(self, number: int) -> int:
-        """The open time that the chunk begins with."""
+        """The open time that the chunk begins with; behind every candle where the calendar has ended before."""
+        if not self.timeframe.step_s and number * self.size > LAST_MONTH:
+            return MAX_TIME + 1
         return self.timeframe.shift(self.timeframe.offset_s, number * self.size)
 
     def starts(self, times: Times) -> NDArray[np.intp]:
@@ -57,15 +62,16 @@ class ChunkGrid:
             return np.empty(0, np.intp)
         return np.concatenate(([0], np.flatnonzero(np.diff(self.numbers(times))) + 1))
 
-    def anchor(self, starts: NDArray[np.intp], first: int) -> int:
-        """The anchor of the chunk beginning at the position `first`, as an index into `starts`."""
-        return max(int(np.searchsorted(starts, first - self.size, side="right")) - 1, 0)
+    def anchors(self, starts: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The anchor of each chunk, as an index into `starts`, where they begin."""
+        return np.maximum(np.searchsorted(starts, starts - self.size, side="right") - 1, 0)
 
-    def stretches(self, times: Times, start: int) -> Iterator[Stretch]:
+    def stretches(self, times: Times, start: int) -> list[Stretch]:
         """What to compute for the candles from the position `start` on, chunk by chunk."""
         starts = self.starts(times)
-        ends = np.append(starts[1:], len(times))
-        for index in range(max(int(np.searchsorted(starts, start, side="right")) - 1, 0), len(starts)):
-            first, end = int(starts[index]), int(ends[index])
-            if end > start:
-                yield Stretch(int(starts[self.anchor(starts, first)]), max(first, start), end)
+        if start >= len(times):
+            return []
+        present = int(np.searchsorted(starts, start, side="right")) - 1
+        anchors = starts[self.anchors(starts)[present:]].tolist()
+        firsts = [start, *starts[present + 1 :].tolist()]
+        return [Stretch(*one) for one in zip(anchors, firsts, [*firsts[1:], len(times)], strict=True)]

@@ -13,9 +13,9 @@ from math import isfinite, nan
 from operator import itemgetter
 
 from klinesync.core.candle import Candle
-from klinesync.factor.columns import Columns
+from klinesync.factor.columns import Columns, Price
 from klinesync.factor.indicator_grid import ChunkGrid
-from klinesync.factor.indicator_talib import Answer, Function, InsufficientHistory, Number, Price, Stream
+from klinesync.factor.indicator_talib import Answer, Function, InsufficientHistory, Number, Stream
 
 # TA-Lib handles that run at once. Two do where no candles are missing; an outage needs one more for a while. In a
 # series with nearly all candles missing there would be one for each candle: the other chunk starts then wait for their
@@ -42,8 +42,8 @@ class Handle:
     """
 
     __slots__ = (
-        "_function", "_grid", "_inputs", "_kept", "_kept_from", "_lookback", "_number", "_parameters", "_pick",
-        "_reach", "_runs", "_seen", "_waiting", "time",
+        "_behind", "_end", "_function", "_grid", "_inputs", "_kept", "_kept_from", "_lookback",
+        "_parameters", "_pick", "_present", "_reach", "_runs", "_seen", "time",
     )  # fmt: skip
 
     def __init__(
@@ -64,41 +64,43 @@ class Handle:
         self.time: int | None = None
         # Candles are counted from the first one that the handle was opened on.
         self._seen = 0
-        self._number = -1
+        # The time at which the chunk of the last candle ends.
+        self._end = 0
         # The oldest time that the values depend on.
         self._reach = 0
         # Ascending in `start`: the first is the present anchor's, the others may be the next anchors'.
         self._runs: list[_Run] = []
-        # Whether a run has no stream. The candles from the oldest such run's start on are kept, and no others.
-        self._waiting = False
+        # The candles from the start of the oldest run without a stream on; none when all have one.
         self._kept: list[Candle] = []
         self._kept_from = 0
+        # What to call for a candle: `update` of the present anchor's stream, None while some run has no stream, and
+        # that of the other streams.
+        self._present: Callable[..., Answer] | None = None
+        self._behind: tuple[Callable[..., Answer], ...] = ()
         if len(columns):
             self._begin_behind(columns)
 
     def update(self, candle: Candle) -> tuple[float, ...]:
         """The values at the next closed candle, in the order of the indicator's outputs; NaN where there is none."""
-        assert self.time is None or candle.time > self.time, f"{candle.time} does not come after {self.time}"
-        number = self._grid.number(candle.time)
-        if number != self._number:
-            self._turn(number)
-        self.time = candle.time
+        time = candle.time
+        assert self.time is None or time > self.time, f"{time} does not come after {self.time}"
+        if time >= self._end:
+            self._turn(self._grid.number(time))
+        self.time = time
         self._seen += 1
         prices = self._pick(candle)
-        if self._waiting:
+        if self._present is None:
             return self._update_waiting(candle, prices)
-        answer: Answer = nan
-        for run in reversed(self._runs):  # the present anchor's comes last
-            assert run.stream is not None
-            answer = run.stream.update(*prices)
-        return _finite(answer)
+        for update in self._behind:
+            update(*prices)
+        return _finite(self._present(*prices))
 
     def peek(self, candle: Candle) -> tuple[float, ...]:
         """What `update` would say of the candle, committing nothing: for a forming one."""
         assert self.time is None or candle.time > self.time, f"{candle.time} does not come after {self.time}"
         if not self._runs:
             return self._over([candle])
-        run = self._runs[0 if self._grid.number(candle.time) == self._number else self._next_anchor()]
+        run = self._runs[0 if candle.time < self._end else self._next_anchor()]
         if run.stream is not None:
             return _finite(run.stream.peek(*self._pick(candle)))
         return self._over([*self._kept[run.start - self._kept_from :], candle])
@@ -113,32 +115,35 @@ class Handle:
     def _begin_behind(self, columns: Columns) -> None:
         """Take up each run that the candles hold the beginning of, from the present anchor's on."""
         starts = self._grid.starts(columns.time)
-        anchor = self._grid.anchor(starts, int(starts[-1]))
+        anchor = int(self._grid.anchors(starts)[-1])
         numbers = self._grid.numbers(columns.time[starts])
         self._runs = [
             _Run(start, number)
             for start, number in zip(starts[anchor:].tolist(), numbers[anchor:].tolist(), strict=True)
         ]
         self._seen = len(columns)
-        self._number = self._runs[-1].number
+        self._begin_chunk(self._runs[-1].number)
         self.time = int(columns.time[-1])
-        self._set_reach(self._runs[-1].start)
         for run in self._runs[:MAX_RUNNING]:
             run.stream = self._opened(columns.part(run.start))
-        waiting = next((run.start for run in self._runs if run.stream is None), None)
-        if waiting is not None:
-            self._waiting, self._kept_from = True, waiting
-            self._kept = columns.part(waiting).candles()
+        self._kept_from = self._oldest_waiting()
+        self._kept = columns.part(self._kept_from).candles()
+        self._set_calls()
 
     def _turn(self, number: int) -> None:
         """Move the anchor for a chunk whose first candle comes next, and begin a run there."""
         if self._runs:
             del self._runs[: self._next_anchor()]
         self._runs.append(_Run(self._seen, number))
-        self._number = number
-        self._set_reach(self._seen)
-        if not self._waiting:
-            self._waiting, self._kept_from = True, self._seen
+        self._begin_chunk(number)
+        self._forget()
+
+    def _begin_chunk(self, number: int) -> None:
+        """Note what belongs to the chunk: of the runs, the first one is its anchor's, the last one begins with it."""
+        self._end = self._grid.start(number + 1)
+        anchor, last = self._runs[0], self._runs[-1]
+        by_first_candle = last.start - anchor.start < self._grid.size
+        self._reach = 0 if by_first_candle else self._grid.start(anchor.number)
 
     def _next_anchor(self) -> int:
         """The anchor of a chunk that begins now, as a position in `_runs`: the newest with enough candles behind it."""
@@ -146,12 +151,6 @@ class Handle:
             if self._seen - self._runs[position].start >= self._grid.size:
                 return position
         return 0
-
-    def _set_reach(self, first: int) -> None:
-        """Note what the values depend on in a chunk that begins at the ordinal `first`."""
-        anchor = self._runs[0]
-        by_first_candle = first - anchor.start < self._grid.size
-        self._reach = 0 if by_first_candle else self._grid.start(anchor.number)
 
     def _update_waiting(self, candle: Candle, prices: tuple[float, ...]) -> tuple[float, ...]:
         """The values at the candle, while some runs have no stream: it is kept, and those that may be opened are."""
@@ -177,24 +176,34 @@ class Handle:
 
     def _forget(self) -> None:
         """Drop the kept candles that no waiting run needs."""
-        oldest = next((run.start for run in self._runs if run.stream is None), None)
-        self._waiting = oldest is not None
-        del self._kept[: self._seen if oldest is None else oldest - self._kept_from]
-        self._kept_from = self._seen if oldest is None else oldest
+        oldest = self._oldest_waiting()
+        del self._kept[: oldest - self._kept_from]
+        self._kept_from = oldest
+        self._set_calls()
+
+    def _oldest_waiting(self) -> int:
+        """Where the oldest run without a stream begins; behind the last candle when there is none."""
+        return next((run.start for run in self._runs if run.stream is None), self._seen)
+
+    def _set_calls(self) -> None:
+        streams = [run.stream for run in self._runs if run.stream is not None]
+        waits = len(streams) < len(self._runs)
+        self._present = None if waits else streams[0].update
+        self._behind = () if waits else tuple(one.update for one in streams[1:])
 
     def _opened(self, columns: Columns) -> Stream | None:
         """A stream behind the last of the candles; None when they are too few."""
         if len(columns) > self._lookback:
             # Some functions want a few candles more than their lookback.
             with suppress(InsufficientHistory):
-                return self._function.open(columns, self._inputs, self._parameters)
+                return self._function.open(columns.prices(self._inputs), self._parameters)
         return None
 
     def _over(self, candles: Sequence[Candle]) -> tuple[float, ...]:
         """The values at the last of the candles, the first of which the computation begins with."""
         if len(candles) <= self._lookback:
             return (nan,) * len(self._function.outputs)
-        arrays = self._function.over(Columns.of(candles), self._inputs, self._parameters)
+        arrays = self._function.over(Columns.of(candles).prices(self._inputs), self._parameters)
         return _finite(tuple(array[-1].item() for array in arrays))
 
 
@@ -202,7 +211,7 @@ def _finite(answer: Answer) -> tuple[float, ...]:
     """The values as floats; what is infinite or no number is NaN."""
     if isinstance(answer, tuple):
         return tuple([float(value) if isfinite(value) else nan for value in answer])
-    return (float(answer) if isfinite(answer) else nan,)
+    return (float(answer),) if isfinite(answer) else (nan,)
 
 
 def _picker(inputs: Sequence[Price]) -> Callable[[Candle], tuple[float, ...]]:

@@ -8,9 +8,10 @@ from difflib import get_close_matches
 from math import isfinite
 
 from klinesync.core.errors import BadFlag
+from klinesync.factor.columns import Price
 from klinesync.factor.indicator import CHUNK_PERIODS, MAX_CHUNK, Indicator, Output, chunk_for
 from klinesync.factor.indicator_admission import REFUSED, REFUSED_AVERAGES, why_refused
-from klinesync.factor.indicator_talib import LONGEST_PERIOD, Function, Number, Parameter, Price, function_names, look_up
+from klinesync.factor.indicator_talib import LONGEST_PERIOD, Function, Number, Parameter, function_names, look_up
 
 FLAG = "indicators"
 # Each of them costs every series some kilobytes, and each candle about a microsecond.

@@ -16,7 +16,7 @@ import talib
 from numpy.typing import NDArray
 from talib import InsufficientHistory, abstract, stream  # type: ignore[attr-defined]  # its stubs leave things out
 
-from klinesync.factor.columns import Columns, Floats
+from klinesync.factor.columns import Floats, Price
 
 __all__ = [
     "LONGEST_PERIOD",
@@ -26,7 +26,6 @@ __all__ = [
     "InsufficientHistory",
     "Number",
     "Parameter",
-    "Price",
     "Stream",
     "Style",
     "function_names",
@@ -35,7 +34,6 @@ __all__ = [
 
 Number: TypeAlias = int | float
 Answer: TypeAlias = Number | tuple[Number, ...]
-Price = Literal["open", "high", "low", "close", "volume"]
 Style = Literal["line", "dashed", "histogram"]
 
 # TA-Lib takes no period above this one.
@@ -110,14 +108,14 @@ class Function:
             return None
         return lookback if lookback >= 0 else None
 
-    def over(self, columns: Columns, inputs: Sequence[Price], values: Sequence[Number]) -> list[Floats]:
+    def over(self, prices: Sequence[Floats], values: Sequence[Number]) -> list[Floats]:
         """Each output at each candle, as floats; undefined in the lookback where the function gives integers."""
-        given = self._whole(*(getattr(columns, price) for price in inputs), *values)
+        given = self._whole(*prices, *values)
         return [np.asarray(one, np.float64) for one in (given if isinstance(given, tuple) else (given,))]
 
-    def open(self, columns: Columns, inputs: Sequence[Price], values: Sequence[Number]) -> Stream:
+    def open(self, prices: Sequence[Floats], values: Sequence[Number]) -> Stream:
         """A handle behind the last of the candles. Raises `InsufficientHistory`."""
-        return self._opened(*(getattr(columns, price) for price in inputs), *values)
+        return self._opened(*prices, *values)
 
 
 def function_names() -> list[str]:
