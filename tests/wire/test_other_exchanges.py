@@ -1,0 +1,232 @@
+"""Exchanges without a client of our own, through the whole service: an exchange object as ccxt's, on the simulated one.
+
+tests/clients does the same to the source alone with unmodified ccxt, which is not installed where these tests run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import urllib.request
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, follow
+from klinesync.core.errors import BadFlag
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest import supervisor
+from klinesync.ingest.ccxt_exchanges import CcxtExchanges
+from klinesync.ingest.ccxt_rows import Row
+from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.runtime.flags import load_flags
+from klinesync.sim.faults import Outage
+from klinesync.sim.server import SimConfig, SimServer
+from running_service import Service, running_service
+from upstream import complete, stored, truth, until
+
+BTC = SeriesId.parse("simex:spot:BTC/USDT:1m")
+BTC_5M = SeriesId.parse("simex:spot:BTC/USDT:5m")
+FUTURES = SeriesId.parse("simex:futures:BTC/USDT:1m")
+WAIT_S = 60.0
+
+
+class Pointed:
+    """An exchange object as ccxt's, whose exchange is the simulated one. It polls: it has no `watch_ohlcv`."""
+
+    def __init__(self, url: str) -> None:
+        self.has: Mapping[str, object] = {"fetchOHLCV": True, "fetchTime": True}
+        self.timeframes: Mapping[str, object] | None = {"1m": "1m", "5m": "5m", "1h": "1h"}
+        self.rateLimit = 5.0
+        self.last_response_headers: Mapping[str, str] | None = None
+        self.url = url
+        self.closed = False
+
+    async def _get(self, path: str, **params: object) -> object:
+        text = "&".join(f"{name}={value}" for name, value in params.items() if value is not None)
+
+        def ask() -> object:
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(f"{self.url}{path}?{text}", timeout=10) as answer:
+                return json.load(answer)
+
+        return await asyncio.to_thread(ask)
+
+    async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
+        def market(base: str, symbol_id: str, settle: str | None) -> Mapping[str, object]:
+            kind = {"spot": settle is None, "swap": settle is not None}
+            return {"base": base, "quote": "USDT", "settle": settle, "id": symbol_id, "active": True} | kind
+
+        listed = {f"{base}/USDT": market(base, f"{base}USDT", None) for base in ("BTC", "ETH")}
+        return listed | {f"{base}/USDT:USDT": market(base, f"{base}USDT", "USDT") for base in ("BTC", "ETH")}
+
+    def feature_value(self, symbol: str, method: str, parameter: str) -> object:
+        return 500
+
+    async def fetch_time(self) -> int | None:
+        told = await self._get("/api/v3/time")
+        assert isinstance(told, dict)
+        return int(told["serverTime"])
+
+    async def fetch_ohlcv(
+        self, symbol: str, timeframe: str, since: int | None = None, limit: int | None = None
+    ) -> Sequence[Row]:
+        prefix = "/fapi/v1" if ":" in symbol else "/api/v3"
+        name = symbol.partition(":")[0].replace("/", "")
+        rows = await self._get(f"{prefix}/klines", symbol=name, interval=timeframe, startTime=since, limit=limit)
+        assert isinstance(rows, list)
+        return [[row[0], *(float(value) for value in row[1:6])] for row in rows]
+
+    async def fetch_tickers(self, symbols: list[str]) -> Mapping[str, Mapping[str, object]]:
+        return {}
+
+    async def watch_ohlcv(self, symbol: str, timeframe: str) -> Sequence[Row]:
+        raise NotImplementedError
+
+    async def un_watch_ohlcv(self, symbol: str, timeframe: str) -> object:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "TICK_S", 0.05)
+    monkeypatch.setattr(supervisor, "CLOCK_AGE_S", 0.5)
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, **flags: str) -> AsyncIterator[tuple[SimServer, Service, list[Pointed]]]:
+    """A service that follows nothing of Binance, and an exchange `simex` beside it."""
+    made: list[Pointed] = []
+    given = {"startup_kline_sync_target_candles": "20", "ondemand_idle_ttl_s": "0.3", "audit_interval_s": "0"} | flags
+    async with SimServer(SimConfig(speed=60, symbols=3)) as exchange:
+
+        def make(name: str) -> Pointed:
+            made.append(Pointed(exchange.http_url))
+            return made[-1]
+
+        others = CcxtExchanges(
+            enabled=True,
+            final_margin_s=2.0,
+            monotonic=asyncio.get_running_loop().time,
+            rng=random.Random(1),
+            makers={"simex": make},
+            poll_least_s=0.1,
+        )
+        async with running_service(tmp_path / "store.sqlite", None, others=others, **given) as service:
+            yield exchange, service, made
+    assert all(one.closed for one in made)
+    assert "ccxt" not in {thread.name for thread in threading.enumerate()}
+
+
+def jobs(service: Service) -> set[str]:
+    return {job.series_id for job in service.runtime.exchanges.jobs_state()}
+
+
+async def test_a_subscription_has_it_followed_and_it_stops_after_its_idle_time(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (exchange, service, made):
+        assert made == [], "nothing is begun before somebody asks"
+        for series in (BTC, FUTURES):
+            closed, forming = [], 0
+            async with aclosing(follow(service.url, series, since=0)) as updates:
+                async for update in updates:
+                    assert not isinstance(update, Gap)
+                    if isinstance(update, ClosedCandle):
+                        closed.append(update.candle)
+                    forming += isinstance(update, FormingCandle)
+                    if len(closed) >= 25 and forming:
+                        break
+            times = [candle.time for candle in closed]
+            assert times == list(range(times[0], times[-1] + 60, 60))
+            assert closed == truth(exchange, series, times)
+        await until(lambda: not jobs(service), "nobody watches any more")
+        assert len(made) == 1, "one exchange object for all its series"
+
+
+async def test_a_whitelisted_series_is_followed_from_the_start_and_derived(tmp_path: Path) -> None:
+    async with serving(tmp_path, whitelist=str(BTC), enable_whitelist_ingest="on") as (exchange, service, _):
+        await until(lambda: service.runtime.exchanges.status(BTC).state == "live", "it is live")
+        await complete(service, exchange, BTC)
+        derived = await stored(service, BTC_5M)
+        assert derived
+        assert all(candle.time % 300 == 0 for candle in derived)
+        status, health = await service.get("/api/market/health", series_id=str(BTC))
+        assert status == 200
+        stream = health["stream"]
+        assert isinstance(stream, dict)
+        assert stream["state"] == "live"
+
+
+async def test_an_outage_of_the_exchange_is_declared_and_shown_to_be_empty(tmp_path: Path) -> None:
+    async with serving(tmp_path, whitelist=str(BTC), enable_whitelist_ingest="on") as (exchange, service, _):
+        await complete(service, exchange, BTC)
+        exchange.faults.add(Outage(minutes=3, symbols=("BTCUSDT",), market="spot"))
+        from_s = exchange.now_ms() // 60_000 * 60
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                candles = [candle for candle in await stored(service, BTC) if candle.time > from_s + 300]
+                status, health = await service.get("/api/market/health", series_id=str(BTC))
+                gaps = health["gaps"]
+                assert status == 200
+                assert isinstance(gaps, dict)
+                if candles and gaps["confirmed_empty"] == 3:
+                    break
+                await asyncio.sleep(0.1)
+        assert gaps == {"unknown": 0, "healing": 0, "confirmed_empty": 3}
+
+
+async def test_a_read_fetches_the_tail_though_nobody_follows(tmp_path: Path) -> None:
+    async with serving(tmp_path, market_auto_tail_backfill_max_candles="50") as (exchange, service, _):
+        async with asyncio.timeout(WAIT_S):
+            while len(candles := await stored(service, BTC)) < 49:
+                await asyncio.sleep(0.1)
+        assert candles == truth(exchange, BTC, range(candles[0].time, candles[-1].time + 60, 60))
+        assert not jobs(service)
+
+
+@pytest.mark.parametrize(
+    ("series_id", "sentence"),
+    [
+        ("simex:spot:NOPE/USDT:1m", "simex lists no NOPE/USDT on its spot market"),
+        ("simex:spot:BTC/USDT:1w", "simex has no 1w; it has 1h 1m 5m"),
+        ("nope:spot:BTC/USDT:1m", "ccxt"),
+    ],
+)
+async def test_what_cannot_be_had_is_unknown_with_a_sentence(tmp_path: Path, series_id: str, sentence: str) -> None:
+    async with serving(tmp_path) as (_, service, _):
+        status, answer = await service.get("/api/market/candles", series_id=series_id)
+        assert (status, answer["code"]) == (404, "unknown_series")
+        assert sentence in str(answer["detail"])
+        async with service.http.ws_connect(service.url + "/ws/market") as socket:
+            await socket.send_json({"type": "subscribe", "series_id": series_id})
+            error = await socket.receive_json(timeout=30)
+        assert error["code"] == "unknown_series"
+        assert sentence in error["message"]
+        assert not jobs(service)
+
+
+async def test_what_only_comes_from_outside_is_served_under_a_name_that_no_exchange_has(tmp_path: Path) -> None:
+    series = "mine:spot:BTC/USDT:1m"
+    candle = {"candle_time": 1_700_000_040, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 10.0}
+    async with serving(tmp_path) as (_, service, _):
+        status, _ = await service.post("/api/market/ingest/candle_closed", {"series_id": series, "candle": candle})
+        assert status == 200
+        status, page = await service.get("/api/market/candles", series_id=series)
+        assert (status, page["candles"]) == (200, [candle])
+        async with service.http.ws_connect(service.url + "/ws/market") as socket:
+            await socket.send_json({"type": "subscribe", "series_id": series, "since": 0, "ack": True})
+            message = await socket.receive_json(timeout=30)
+        assert message["type"] == "subscribed"
+        assert not jobs(service)
+
+
+async def test_a_whitelist_with_an_exchange_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
+    flags = {"database_url": f"sqlite:///{tmp_path}/store.sqlite", "whitelist": str(BTC)}
+    with pytest.raises(BadFlag, match=r"simex:spot:BTC/USDT:1m: .*ccxt"):
+        build_market_runtime(load_flags(flags))
