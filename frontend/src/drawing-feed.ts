@@ -106,6 +106,7 @@ export class DrawingFeed {
 
   async #get(series: Series, whole: boolean): Promise<void> {
     const load = this.#load;
+    const wanted = this.#wanted;
     let answer: Answer | null = null;
     try {
       answer = await this.ports.get(this.#path(series, whole));
@@ -114,7 +115,7 @@ export class DrawingFeed {
     }
     if (load !== this.#load) return;
     this.#asking = false;
-    this.#take(answer, whole);
+    this.#take(answer, whole, wanted);
     this.#ask();
   }
 
@@ -127,7 +128,8 @@ export class DrawingFeed {
     return epoch === null ? known : `${known}&epoch=${epoch}`;
   }
 
-  #take(answer: Answer | null, whole: boolean): void {
+  /** `wanted` is the newest candle that was shown when it was asked. */
+  #take(answer: Answer | null, whole: boolean, wanted: number | null): void {
     if (answer === null || answer.status >= 500 || answer.status === 429) {
       this.#again(whole, backoff(this.#failures, this.ports.random()));
       this.#failures += 1;
@@ -149,7 +151,7 @@ export class DrawingFeed {
     }
     this.#store.take(delta, whole);
     this.events.drawn(this.#store);
-    const behind = this.#wanted !== null && (delta.to ?? Number.NEGATIVE_INFINITY) < this.#wanted;
+    const behind = wanted !== null && (delta.to ?? Number.NEGATIVE_INFINITY) < wanted;
     if (behind) this.#again(false, BEHIND_AGAIN_MS);
     this.events.state({ kind: behind ? "behind" : "ready" });
   }

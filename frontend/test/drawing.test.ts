@@ -292,7 +292,8 @@ describe("the feed", () => {
     world.feed.candles(12, 660, false);
     world.feed.candles(13, 720, false);
     expect(world.asked).toHaveLength(2);
-    await world.request.answer({ status: 200, body: body(12) });
+    await world.request.answer({ status: 200, body: body(11) });
+    expect(world.state).toEqual({ kind: "ready" });
     expect(world.asked).toHaveLength(3);
     await world.request.answer({ status: 200, body: body(12) });
     expect(world.asked).toHaveLength(3);
