@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import requires
+from pathlib import Path
 
 import pytest
 
 from klinesync.core.errors import BadFlag
 from klinesync.factor.indicator import MAX_CHUNK
+from klinesync.factor.indicator_admission import REFUSED, UNUSABLE, why_refused
 from klinesync.factor.indicator_names import MAX_INDICATORS, parse_indicators
+from klinesync.factor.indicator_talib import function_names, look_up
 from klinesync.runtime.flags import RuntimeFlags
 
 DEFAULT = "SMA(20),EMA(21),BBANDS(20),MACD(12,26,9),RSI(14),ATR(14)"
@@ -118,3 +122,22 @@ def test_the_service_requires_neither_pandas_nor_polars() -> None:
     required = [one for one in requires("klinesync") or () if "extra ==" not in one]
     assert any(one.lower().startswith("ta-lib") for one in required)
     assert not [one for one in required if one.lower().startswith(("pandas", "polars"))]
+
+
+def test_the_reference_names_every_function_with_its_defaults_and_every_refusal_with_its_reason() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "indicators.md").read_text()
+    _, functions, refused = re.split(r"^## (?:The functions|Refused, and why)$", text, flags=re.MULTILINE)
+    listed = {
+        name: parameters.strip() for name, parameters in re.findall(r"`([A-Z0-9_]+)`([^;`]*?)[;.](?=\s)", functions)
+    }
+    named = [look_up(name) for name in function_names() if why_refused(name) is None]
+    assert {name: " ".join(parameters.split()) for name, parameters in listed.items()} == {
+        one.name: ", ".join(f"{parameter.name} {parameter.default:.12g}" for parameter in one.parameters)
+        for one in named
+        if one is not None
+    }
+    rows = dict(re.findall(r"^\| (`.*`) \| (.*) \|$", refused, flags=re.MULTILINE))
+    assert {name: reason for names, reason in rows.items() for name in re.findall(r"`(\w+)`", names)} == {
+        **REFUSED,
+        **UNUSABLE,
+    }
