@@ -75,8 +75,6 @@ def test_a_malformed_value_stops_the_start_with_its_name(name: str, value: str) 
         ("role", "serve", "several processes"),
         ("broker_url", "nats://127.0.0.1", "message broker"),
         ("database_url", "postgresql://127.0.0.1/x", "PostgreSQL"),
-        ("market_history_source", "freqtrade", "freqtrade"),
-        ("derived_backfill_base_candles", "5", "derived"),
         ("indicators", "EMA(9)", "indicators"),
     ],
 )
@@ -149,6 +147,6 @@ def test_the_flags_are_those_of_the_contract() -> None:
         ledger_advance_max_candles retention_days indicators factor_pivot_window_major factor_pivot_window_minor
         binance_spot_rest_url binance_spot_ws_url binance_futures_rest_url binance_futures_ws_url"""
     own = {"binance_ws_streams_per_connection", "binance_rest_weight_share", "audit_interval_s"}
-    own |= {"log_format", "log_level"}
+    own |= {"log_format", "log_level", "archive_url", "derived_native_candles"}
     assert [name for name in RuntimeFlags.model_fields if name not in own] == names.split()
     assert own <= RuntimeFlags.model_fields.keys()

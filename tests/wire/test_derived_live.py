@@ -25,6 +25,8 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE = BTC.timeframe
 FIVE, HOUR = Timeframe.parse("5m"), Timeframe.parse("1h")
 BTC_FIVE, BTC_HOUR = BTC.with_timeframe(FIVE), BTC.with_timeframe(HOUR)
+# Of the candles that the service computes: how the exchange's own come before them is tests/wire/test_derived_history.
+ROLLED = {"derived_native_candles": "0"}
 
 
 def minutes(exchange: SimServer, start: int, end: int) -> list[Candle]:
@@ -108,7 +110,7 @@ async def test_a_derived_series_is_followed_like_any_other(tmp_path: Path) -> No
     async with (
         SimServer(SimConfig(speed=1200, symbols=2)) as exchange,
         running_service(
-            tmp_path / "store.sqlite", exchange, whitelist=str(BTC), market_forming_min_interval_ms="20"
+            tmp_path / "store.sqlite", exchange, whitelist=str(BTC), market_forming_min_interval_ms="20", **ROLLED
         ) as service,
     ):
         async with aclosing(follow(service.url, BTC, 0)) as updates:
@@ -127,7 +129,7 @@ async def test_a_derived_series_is_followed_like_any_other(tmp_path: Path) -> No
 async def test_a_restart_in_mid_bucket_leaves_no_trace_in_a_derived_stream(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with SimServer(SimConfig(speed=600, symbols=2)) as exchange:
-        async with running_service(store, exchange, whitelist=str(BTC)) as service:
+        async with running_service(store, exchange, whitelist=str(BTC), **ROLLED) as service:
             async with aclosing(follow(service.url, BTC, 0)) as updates:
                 await until_closed(updates, 2003)  # history, and live has begun
             async with aclosing(follow(service.url, BTC_FIVE, 0)) as updates:
@@ -139,7 +141,7 @@ async def test_a_restart_in_mid_bucket_leaves_no_trace_in_a_derived_stream(tmp_p
             # Away for half an hour and a bit: both restarts fall into the middle of a bucket.
             await (await http.post(exchange.http_url + "/sim/clock", json={"advance_s": 1830})).read()
         async with (
-            running_service(store, exchange, whitelist=str(BTC), market_forming_min_interval_ms="20") as service,
+            running_service(store, exchange, whitelist=str(BTC), market_forming_min_interval_ms="20", **ROLLED) as service,
             aclosing(follow(service.url, BTC_FIVE, closed(before)[-1].time)) as updates,
         ):
             after = await until_closed(updates, 15)
@@ -155,7 +157,7 @@ async def test_forming_after_a_restart_counts_the_minutes_that_closed_before_it(
     async with SimServer(SimConfig(speed=120, symbols=2, start=start)) as exchange:
         for _ in range(2):
             async with (
-                running_service(store, exchange, whitelist=str(BTC), market_forming_min_interval_ms="20") as service,
+                running_service(store, exchange, whitelist=str(BTC), market_forming_min_interval_ms="20", **ROLLED) as service,
                 aclosing(follow(service.url, BTC_HOUR)) as updates,
             ):
                 forming = await next_forming(updates)
@@ -169,7 +171,7 @@ async def test_forming_after_a_restart_counts_the_minutes_that_closed_before_it(
 async def test_a_derived_series_on_the_whitelist_has_its_base_followed(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(speed=600, symbols=2)) as exchange,
-        running_service(tmp_path / "store.sqlite", exchange, whitelist=str(BTC_FIVE)) as service,
+        running_service(tmp_path / "store.sqlite", exchange, whitelist=str(BTC_FIVE), **ROLLED) as service,
         aclosing(follow(service.url, BTC_FIVE, 0)) as updates,
     ):
         seen = await until_closed(updates, 405)  # two thousand minutes of history, and what comes live
@@ -211,7 +213,7 @@ async def test_a_closed_candle_for_a_derived_series_is_refused(timeframe: str, t
 async def test_a_correction_reaches_followers_of_the_base_and_of_what_is_derived(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with SimServer(SimConfig(speed=600, symbols=2)) as exchange:
-        async with running_service(store, exchange, whitelist=str(BTC)) as service:
+        async with running_service(store, exchange, whitelist=str(BTC), **ROLLED) as service:
             async with aclosing(follow(service.url, BTC, 0)) as updates:
                 first = closed(await until_closed(updates, 2005))[0].time
             noon = HOUR.shift(HOUR.floor(first), 5)

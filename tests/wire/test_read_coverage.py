@@ -239,7 +239,7 @@ async def test_who_scrolls_back_comes_to_the_listing_and_then_the_exchange_is_le
 
 
 async def test_a_derived_series_is_covered_by_way_of_its_base(tmp_path: Path) -> None:
-    async with reading(tmp_path, max_candles=700) as world:
+    async with reading(tmp_path, max_candles=700, derived_native_candles="0") as world:
         assert await world.page(SPOT_1H, limit=30) == []
 
         def right(page: list[Candle]) -> bool:

@@ -149,6 +149,7 @@ def lack(
     stored: Span | None,
     holes: list[Span],
     page_start: int | None,
+    now_s: float,
     *,
     base_candles: int = 0,
     native_candles: int = 0,
@@ -158,12 +159,13 @@ def lack(
     """What is to be fetched for the derived `series`, of which `stored` is stored with `holes` in it, and `base_stored`
     of its base.
 
-    So many `base_candles` are wanted. Native ones: `native_candles` before the first bucket
-    that the base gives, unless the newest so many candles are there; and where a page from `page_start` on is read, all
-    of it. None before `kept_from`, nor before `begins`, where the exchange's own begin.
+    So many `base_candles` up to `now_s` (exchange time) are wanted. Native ones: `native_candles` before the first
+    bucket that the base gives, unless the newest so many candles are there; and where a page from `page_start` on is
+    read, all of it. None before `kept_from`, nor before `begins`, where the exchange's own begin.
     """
     frame = series.timeframe
-    start = max(back(base, base_stored.end, base_candles), ceil(base, kept_from))
+    upto = max(base_stored.end, base.floor(int(now_s)))  # its tail may still be on its way
+    start = max(back(base, upto, base_candles), ceil(base, kept_from))
     wanted = Span(start, base_stored.start) if start < base_stored.start else None
     end = ceil(frame, base_stored.start)
     newest = frame.floor(base_stored.end)
@@ -191,8 +193,8 @@ class DerivedHistory:
     while, has the base backfilled, fetches native candles. `run` is its one task.
 
     `history` is the exchange's, which `covers` a base series or not. `base_candles`, `native_candles`: see `lack`; 0
-    native ones: none. `kept_from`: before what open time a base series with that head is trimmed (0: never). `watch` is
-    told of what is read of derived series.
+    native ones: none. `now_s`: what time it is on its exchange, as far as is known; `kept_from`: before what open time
+    a base series with that head is trimmed (0: never). `watch` is told of what is read of derived series.
     """
 
     def __init__(
@@ -204,6 +206,7 @@ class DerivedHistory:
         derived: DerivedStep,
         backfill: BackfillService,
         covers: Callable[[SeriesId], bool],
+        now_s: Callable[[SeriesId], float],
         kept_from: Callable[[SeriesId, int], int],
         base_candles: int,
         native_candles: int,
@@ -215,6 +218,7 @@ class DerivedHistory:
         self._derived = derived
         self._backfill = backfill
         self._covers = covers
+        self._now_s = now_s
         self._kept_from = kept_from
         self._base_candles = base_candles
         self._native_candles = native_candles
@@ -316,6 +320,7 @@ class DerivedHistory:
             stored,
             holes,
             page_start,
+            self._now_s(base),
             base_candles=self._base_candles if empty else 0,
             native_candles=self._native_candles,
             kept_from=self._kept_from(base, base.timeframe.shift(base_stored.end, -1)),
