@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     backfill.add_argument("series_id", type=_series, metavar="SERIES_ID", help="of a derived series, its base's")
     _add_span(backfill, needs_from=True)
-    backfill.add_argument("--source", choices=("rest", "freqtrade"), help="take it from there alone")
+    backfill.add_argument("--source", choices=("rest", "freqtrade", "archive"), help="take it from there alone")
     _add_url(backfill)
     backfill.add_argument("--json", action="store_true", help="machine output")
     _add_flags(backfill)

@@ -80,7 +80,8 @@ def export(
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise ExportFailed(f"{path} cannot be written: {error.strerror or error}") from error
+        why = os.strerror(error.errno) if error.errno else error  # pyarrow's texts are long
+        raise ExportFailed(f"{path} cannot be written: {why}") from error
     return path, count
 
 

@@ -1,0 +1,461 @@
+"""`klinesync import`, `export` and `backfill`: what goes in comes out, and what must not get in does not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from pyarrow import feather as pa_feather
+
+from history_files import all_of, minutes, write_archive, write_freqtrade
+from klinesync.cli import main
+from klinesync.core.candle import Candle
+from klinesync.core.errors import StoreError
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import DAY_S
+from klinesync.market_data.history import importing
+from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
+from klinesync.sim.server import SimConfig, SimServer
+from klinesync.storage.sqlite import SqliteReader
+from processes import klinesync, running
+from running_service import running_service
+
+START = 1_714_521_600  # a midnight
+SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
+FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")
+DAY = "data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-05-01.zip"
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def files(self) -> list[dict[str, object]]:
+        files = json.loads(self.out)["files"]
+        assert isinstance(files, list)
+        return files
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store.sqlite"
+
+
+@pytest.fixture
+def run(store: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command on the store, in this process."""
+
+    def run(*arguments: object) -> Ended:
+        status = main([*map(str, arguments), f"--database-url=sqlite:///{store}"])
+        return Ended(status, *capsys.readouterr())
+
+    return run
+
+
+def stored(store: Path, series: SeriesId = SERIES) -> list[Candle]:
+    with SqliteReader(store) as reader:
+        return reader.read(lambda look: look.between(series, 0, 2_000_000_000))
+
+
+def revised(store: Path, series: SeriesId = SERIES) -> int:
+    with SqliteReader(store) as reader:
+        return len(reader.read(lambda look: look.revisions(series)))
+
+
+# --- what goes in
+
+
+def test_a_freqtrade_file_gives_exactly_its_rows_and_what_is_derived_from_them(
+    tmp_path: Path, store: Path, run: Run
+) -> None:
+    candles = minutes(START, 3 * 1440)
+    path = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles)
+    done = run("import", path)
+    assert (done.status, done.err) == (0, "")
+    assert "4320 candles of binance:spot:BTC/USDT:1m from 2024-05-01T00:00:00Z to 2024-05-03T23:59:00Z" in done.out
+    assert stored(store) == candles
+    assert len(stored(store, SERIES.with_timeframe(SERIES.timeframe.known["1d"]))) == 3
+    assert run("verify").status == 0
+
+
+def test_importing_again_changes_nothing(tmp_path: Path, store: Path, run: Run) -> None:
+    path = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", minutes(START, 100))
+    assert run("import", path, "--json").files[0]["new"] == 100
+    assert run("import", path, "--json").files[0] | {"candles": 100, "new": 0} == run("import", path, "--json").files[0]
+    assert revised(store) == 0
+
+
+def test_a_tree_of_an_archive_is_imported_in_order_whatever_header_and_unit(
+    tmp_path: Path, store: Path, run: Run
+) -> None:
+    three = [minutes(START + day * DAY_S, 1440) for day in range(3)]
+    for day, (candles, how) in enumerate(zip(three, ({}, {"header": True}, {"unit": 1_000_000}), strict=True), 1):
+        path = tmp_path / "tree" / DAY.replace("-01.zip", f"-0{day}.zip")
+        write_archive(path, candles, **how)  # type: ignore[arg-type]
+    futures = "data/futures/um/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-05-01.zip"
+    write_archive(tmp_path / "tree" / futures, three[0])
+    done = run("import", tmp_path / "tree")
+    assert (done.status, done.err) == (0, "")
+    assert stored(store) == [candle for day in three for candle in day]
+    assert stored(store, FUTURES) == three[0]
+    assert revised(store) == 0
+
+
+@pytest.mark.parametrize(
+    ("header", "time"),
+    [
+        ("candle_time,open,high,low,close,volume", str),
+        ("Date,Open,High,Low,Close,Volume", lambda time: f"2024-05-01 00:{time // 60 % 60:02}:00"),
+        ("timestamp,volume,x,low,high,close,open", lambda time: str(time * 1000)),
+        ("date,open,high,low,close,volume", lambda time: f"2024-05-01T02:{time // 60 % 60:02}:00+02:00"),
+        (None, lambda time: str(time * 1_000_000)),
+    ],
+)
+def test_csv_is_read_by_its_column_names(
+    header: str | None, time: Callable[[int], str], tmp_path: Path, store: Path, run: Run
+) -> None:
+    candles = minutes(START, 30)
+    names = "date,open,high,low,close,volume" if header is None else header.lower()
+    lines = [header] if header else []
+    for candle in candles:
+        values = {name: repr(value) for name, value in candle._asdict().items()} | {"x": "no number"}
+        lines.append(",".join([values.get(name, time(candle.time)) for name in names.split(",")]))
+    (tmp_path / "any.csv").write_text("\n".join(lines))
+    done = run("import", tmp_path / "any.csv", "--series", SERIES)
+    assert (done.status, stored(store)) == (0, candles), done
+
+
+def test_bad_rows_are_left_out_counted_and_told(tmp_path: Path, store: Path, run: Run) -> None:
+    good = minutes(START, 10)
+    lines = ["candle_time,open,high,low,close,volume"]
+    lines += [",".join(map(repr, candle)) for candle in good]
+    lines[2:2] = ["nan,1,2,0.5,1.5,3", f"{START + 61},1,2,0.5,1.5,3", f"{START + 120},1,0,0.5,1.5,3", "1,2,3"]
+    lines.append(f"{START + 600},1,2,0.5,oops,3")
+    lines.append("9999999960,1,2,0.5,1.5,3")
+    path = tmp_path / "some.csv"
+    path.write_text("\n".join(lines) + "\n")
+    done = run("import", path, "--series", SERIES, "--json")
+    assert done.status == 0
+    (file,) = done.files
+    assert (file["rows"], file["candles"], file["quarantined"]) == (16, 10, 6)
+    told = "\n".join(map(str, file["first_bad_rows"]))  # type: ignore[call-overload]
+    for what in ("no whole second", "not on the 1m grid", "high 0.0 is below low 0.5", "has 3 columns instead of 6"):
+        assert what in told
+    assert stored(store) == good
+    strict = run("import", path, "--series", FUTURES, "--strict")
+    assert strict.status == 1
+    assert "6 of its 16 rows are bad" in strict.err
+    assert stored(store, FUTURES) == []
+
+
+def test_what_has_not_closed_yet_by_the_clock_is_left_out(
+    tmp_path: Path, store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candles = minutes(START, 10)
+    path = write_freqtrade(tmp_path / "BTC_USDT-1m.json", candles)
+    monkeypatch.setattr("time.time", lambda: START + 8 * 60 + 59.9)
+    assert run("import", path).status == 0
+    assert stored(store) == candles[:8]
+
+
+# --- what is refused
+
+
+def test_a_file_that_fails_its_checksum_is_refused_whole_and_the_others_are_not(
+    tmp_path: Path, store: Path, run: Run
+) -> None:
+    wrong = write_archive(tmp_path / DAY, minutes(START, 1440))
+    wrong.with_name(wrong.name + ".CHECKSUM").write_text(f"{'0' * 64}  {wrong.name}\n")
+    right = write_archive(tmp_path / DAY.replace("-01.zip", "-02.zip"), minutes(START + DAY_S, 1440))
+    done = run("import", wrong, right)
+    assert done.status == 1
+    assert "klinesync: 1 of 2 files refused: " in done.err
+    assert "and its checksum file says 000000000000…" in done.err
+    assert stored(store) == minutes(START + DAY_S, 1440)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("name", [DAY, "BTC_USDT-1m.feather", "BTC_USDT-1m.json", "BTC_USDT-1m.json.gz"])
+def test_a_truncated_file_is_refused_whole(name: str, kept: float, tmp_path: Path, store: Path, run: Run) -> None:
+    write = write_archive if name == DAY else write_freqtrade
+    path = write(tmp_path / name, minutes(START, 20_000))
+    if name == DAY:
+        path.with_name(path.name + ".CHECKSUM").unlink()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    done = run("import", path)
+    assert done.status == 1
+    assert f"{path} is refused: it cannot be read" in done.err
+    assert stored(store) == []
+
+
+def test_a_zip_without_a_checksum_is_taken_and_said_to_be_so(tmp_path: Path, store: Path, run: Run) -> None:
+    path = write_archive(tmp_path / DAY, minutes(START, 1440), checksum=False)
+    done = run("import", path)
+    assert (done.status, len(stored(store))) == (0, 1440)
+    assert "no .CHECKSUM file lies beside it" in done.out
+
+
+def test_a_file_that_is_not_what_it_seems_is_refused_whole(tmp_path: Path, store: Path, run: Run) -> None:
+    path = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", minutes(START, 100)[::-1])
+    done = run("import", path)
+    assert done.status == 1
+    assert "99 of its 100 rows are bad; row 2: candle at" in done.err
+    assert "stands behind a later one" in done.err
+    assert stored(store) == []
+
+
+def test_a_derived_series_is_refused_and_passed_over_in_a_folder(tmp_path: Path, store: Path, run: Run) -> None:
+    folder = tmp_path / "data"
+    write_freqtrade(folder / "BTC_USDT-1m.feather", minutes(START, 10))
+    derived = write_freqtrade(folder / "BTC_USDT-5m.feather", [Candle(START, 1.0, 1.0, 1.0, 1.0, 1.0)])
+    done = run("import", derived)
+    assert done.status == 1
+    assert "binance:spot:BTC/USDT:5m is derived from 1m: import the 1m candles instead" in done.err
+    done = run("import", folder)
+    assert (done.status, len(stored(store))) == (0, 10)
+    assert "passed over: binance:spot:BTC/USDT:5m is derived from 1m" in done.out
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: None, "there is no such file"),
+        (lambda path: path.mkdir(), "no file in this folder has a name that says which series it holds"),
+        (lambda path: path.write_text("1,2"), "its name does not say which series it holds"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused(
+    make: Callable[[Path], object], why: str, tmp_path: Path, run: Run
+) -> None:
+    make(tmp_path / "what")
+    done = run("import", tmp_path / "what")
+    assert done.status == 1
+    assert why in done.err
+
+
+@pytest.mark.parametrize("text", ["", "\n", "open,high\n1,2\n", "candle_time,open,high,low,close,volume\n", "1,2,3\n"])
+def test_a_csv_that_is_no_table_of_candles_is_refused(text: str, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "some.csv").write_text(text)
+    done = run("import", tmp_path / "some.csv", "--series", SERIES)
+    assert done.status == 1
+    assert "some.csv is refused: it" in done.err
+
+
+# --- what comes out
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather", "csv"])
+def test_what_is_exported_and_imported_again_is_the_same(
+    kind: str, tmp_path: Path, store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("klinesync.market_data.history.exporting.WINDOW_CANDLES", 700)
+    monkeypatch.setattr("klinesync.market_data.history.exporting.GROUP_CANDLES", 1000)
+    candles = [*minutes(START, 3000), *minutes(START + 5 * DAY_S, 500)]
+    assert run("import", write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles)).status == 0
+    out = tmp_path / f"out.{kind}"
+    done = run("export", SERIES, "--format", kind, "--output", out)
+    assert (done.status, done.err) == (0, "")
+    assert run("import", out, "--series", FUTURES).status == 0
+    assert stored(store, FUTURES) == candles
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather"])
+def test_an_export_for_freqtrade_has_its_names_and_columns(kind: str, tmp_path: Path, store: Path, run: Run) -> None:
+    candles = minutes(START, 100)
+    for name in ("BTC_USDT-1m.json", "futures/BTC_USDT_USDT-1m-futures.json"):
+        assert run("import", write_freqtrade(tmp_path / name, candles)).status == 0
+    folder = tmp_path / "user_data" / "binance"
+    for series in (SERIES, FUTURES):
+        assert run("export", series, "--format", kind, "--output", folder, "--freqtrade").status == 0
+        assert asyncio.run(all_of(FreqtradeFiles(folder), series)) == candles
+    assert (folder / f"futures/BTC_USDT_USDT-1m-futures.{kind}").is_file()
+    if kind == "feather":
+        schema = pa_feather.read_table(folder / "BTC_USDT-1m.feather").schema
+        assert schema.names == ["date", "open", "high", "low", "close", "volume"]
+        assert str(schema.field("date").type) == "timestamp[ms, tz=UTC]"
+
+
+def test_a_part_of_a_derived_series_is_exported(tmp_path: Path, run: Run) -> None:
+    assert run("import", write_freqtrade(tmp_path / "BTC_USDT-1m.json", minutes(START, 600))).status == 0
+    out = tmp_path / "out.csv"
+    hour = SERIES.with_timeframe(SERIES.timeframe.known["1h"])
+    part = ("--from", "2024-05-01T01:00", "--to", START + 3 * 3600)
+    done = run("export", hour, "--format", "csv", "--output", out, *part, "--json")
+    assert json.loads(done.out)["candles"] == 2
+    lines = out.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [str(START + 3600), str(START + 7200)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "why"),
+    [
+        (("binance:spot:ETH/USDT:1m", "--format=csv", "--output=x.csv"), 1, "the store has no candles of it"),
+        ((SERIES, "--format=csv", "--output=no/where/x.csv"), 1, "cannot be written: No such file or directory"),
+        ((SERIES, "--format=csv", "--output=x.csv", "--factors"), 2, "--factors is not built yet"),
+        ((SERIES, "--format=csv", "--output=x", "--freqtrade"), 2, "freqtrade reads no CSV"),
+        ((SERIES, "--format=csv", "--output=x.csv", "--from=7200", "--to=3600"), 1, "does not lie before --to"),
+    ],
+)
+def test_an_export_that_cannot_be_says_why(
+    arguments: tuple[object, ...], status: int, why: str, tmp_path: Path, run: Run
+) -> None:
+    assert run("import", write_freqtrade(tmp_path / "BTC_USDT-1m.json", minutes(START, 10))).status == 0
+    done = run("export", *arguments)
+    assert (done.status, why in done.err) == (status, True), done.err
+    assert not (tmp_path / "x.csv").exists()
+
+
+# --- beside a running service
+
+
+async def test_a_locked_store_is_not_imported_into_save_through_its_service(tmp_path: Path, store: Path) -> None:
+    candles = minutes(START, 12_000)
+    path = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles)
+    url = f"--database-url=sqlite:///{store}"
+    async with running_service(store) as service:
+        for command in (("import", str(path)), ("backfill", str(SERIES), "--from=0")):
+            status, _, err = await asyncio.to_thread(klinesync, *command, url)
+            assert status == 1
+            assert "in use by process" in err
+            assert "--url sends the candles through the running service" in err
+        status, out, err = await asyncio.to_thread(klinesync, "import", str(path), "--url", service.url, "--json")
+        assert (status, err) == (0, "")
+        (file,) = json.loads(out)["files"]
+        assert (file["candles"], file["new"]) == (12_000, None)
+        assert stored(store) == candles
+        status, out, _ = await asyncio.to_thread(
+            klinesync, "export", str(SERIES), "--format=csv", f"--output={tmp_path}/out.csv", url
+        )
+        assert (status, "12000 candles" in out) == (0, True)
+
+
+async def test_what_the_service_refuses_is_refused(tmp_path: Path, store: Path) -> None:
+    path = write_freqtrade(tmp_path / "BTC_USDT-4h.feather", [Candle(START, 1.0, 1.0, 1.0, 1.0, 1.0)])
+    async with running_service(store) as service:
+        status, _, err = await asyncio.to_thread(
+            klinesync, "import", str(path), "--url", service.url, "--derived-timeframes=5m"
+        )
+    assert status == 1
+    assert "is derived from 1m" in err
+
+
+async def test_a_service_that_is_not_there_or_wants_a_token_ends_the_import(tmp_path: Path, store: Path) -> None:
+    path = str(write_freqtrade(tmp_path / "BTC_USDT-1m.feather", minutes(START, 10)))
+    token = "0123456789abcdef"
+    async with running_service(store, api_token=token) as service:
+        status, _, err = await asyncio.to_thread(klinesync, "import", path, "--url", service.url)
+        assert (status, "answers 401" in err) == (1, True), err
+        status, _, err = await asyncio.to_thread(klinesync, "import", path, "--url", service.url, "--api-token", token)
+        assert (status, err) == (0, "")
+    status, _, err = await asyncio.to_thread(klinesync, "import", path, "--url", "http://127.0.0.1:9")
+    assert status == 1
+    assert "the service at http://127.0.0.1:9 does not take candles" in err
+
+
+# --- broken off
+
+
+async def test_an_import_that_is_interrupted_leaves_whole_batches_and_goes_on_when_run_again(
+    tmp_path: Path, store: Path
+) -> None:
+    candles = minutes(START, 200_000)
+    path = write_freqtrade(tmp_path / "BTC_USDT-1m.parquet", candles)
+    log = tmp_path / "log"
+    arguments = ("import", str(path), f"--database-url=sqlite:///{store}")
+    async with running(*arguments, log=log) as process:
+        async with asyncio.timeout(60):
+            while not (store.exists() and _some(store)):
+                assert process.process.returncode is None, log.read_text()
+                await asyncio.sleep(0.02)
+        process.process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.process.wait(), 60) == 130
+    assert "interrupted; what is written stays" in log.read_text()
+    part = stored(store)
+    assert 0 < len(part) < len(candles)
+    assert len(part) % importing.BATCH_CANDLES == 0
+    assert part == candles[: len(part)]
+    status, out, err = await asyncio.to_thread(klinesync, *arguments, "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["files"][0]["new"] == len(candles) - len(part)
+    assert stored(store) == candles
+
+
+def _some(store: Path) -> bool:
+    try:
+        with SqliteReader(store) as reader:
+            return reader.read(lambda look: look.head(SERIES)) is not None
+    except StoreError:  # it is about to be made
+        return False
+
+
+# --- backfill
+
+
+def endpoints(exchange: SimServer) -> list[str]:
+    return [f"--binance-{market}-rest-url={exchange.http_url}" for market in ("spot", "futures")]
+
+
+async def test_a_backfill_brings_what_is_missing_and_a_second_one_nothing(tmp_path: Path, store: Path) -> None:
+    now = START + 40 * DAY_S + 17
+    span = (f"--from={START + 36 * DAY_S}", f"--to={START + 38 * DAY_S}", "--json", f"--database-url=sqlite:///{store}")
+    async with SimServer(SimConfig(symbols=2, start=now)) as exchange:
+        brought = []
+        for _ in range(2):
+            status, out, err = await asyncio.to_thread(klinesync, "backfill", str(SERIES), *span, *endpoints(exchange))
+            assert (status, err) == (0, ""), err
+            facts = json.loads(out)
+            assert facts["missing"] == 0
+            brought.append(facts["candles"])
+        assert brought[1] == 0 < 2 * 1440 <= brought[0]
+        archive = await all_of(ExchangeArchive(exchange.http_url), SERIES, days(36, 38))
+        assert stored(store) == archive
+        other = tmp_path / "other.sqlite"
+        status, _, err = await asyncio.to_thread(
+            klinesync, "backfill", str(SERIES), *span[:2], f"--database-url=sqlite:///{other}", "--source=archive",
+            f"--archive-url={exchange.http_url}",
+        )  # fmt: skip
+        assert (status, err) == (0, ""), err
+        assert stored(other) == archive
+
+
+def days(first: int, end: int) -> Span:
+    return Span(START + first * DAY_S, START + end * DAY_S)
+
+
+async def test_a_backfill_through_a_service_brings_the_exchanges_rows(store: Path) -> None:
+    now = START + 40 * DAY_S + 17
+    async with SimServer(SimConfig(symbols=2, start=now)) as exchange, running_service(store) as service:
+        span = (f"--from={START + 39 * DAY_S}", f"--to={START + 39 * DAY_S + 7200 * 60}")
+        status, out, err = await asyncio.to_thread(
+            klinesync, "backfill", str(SERIES), "--url", service.url, *span, *endpoints(exchange)
+        )
+        assert status == 1, "the last three and a half days have not been yet"
+        assert "are still missing" in err
+        assert "1440 candles brought" in out
+        assert stored(store) == await all_of(ExchangeArchive(exchange.http_url), SERIES, days(39, 40))
+
+
+def test_recorded_files_come_in_exactly(real_data: Path, store: Path, run: Run) -> None:
+    paths = [real_data / "spot" / "BTC_USDT-1m.feather", real_data / "archive"]
+    done = run("import", *paths, "--json")
+    assert done.status == 0
+    assert sum(int(str(file["new"])) for file in done.files) == 130_708 + 3 * 1440 + 40_320
+    archive = ExchangeArchive(real_data / "archive")
+    expected = asyncio.run(all_of(archive, SERIES)) + asyncio.run(all_of(FreqtradeFiles(real_data / "spot"), SERIES))
+    assert stored(store) == expected
+    link = SeriesId.parse("binance:futures:LINK/USDT:1m")
+    assert stored(store, link) == asyncio.run(all_of(archive, link))
+    assert run("verify").status == 0
