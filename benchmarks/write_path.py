@@ -32,8 +32,7 @@ from derived import FIRST, USUAL, minutes
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
-from klinesync.factor.engine import FactorEngine
-from klinesync.overlay.engine import OverlayEngine
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.storage.sqlite import CACHE_KIB, WAL_AUTOCHECKPOINT_PAGES, SqliteDatabase
@@ -77,9 +76,7 @@ class Store:
 async def open_store(path: Path) -> AsyncIterator[Store]:
     committed: list[Applied] = []
     async with SqliteDatabase(path) as database:
-        pipeline = IngestPipeline(
-            database, DerivedStep(BTC.timeframe, USUAL), FactorEngine(), OverlayEngine(), committed.append, time.time
-        )
+        pipeline = IngestPipeline(database, DerivedStep(BTC.timeframe, USUAL), no_ledger(), committed.append, time.time)
         task = asyncio.create_task(pipeline.run())
         try:
             yield Store(pipeline, database, committed)

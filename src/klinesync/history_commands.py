@@ -22,15 +22,14 @@ from klinesync.core.errors import BadFlag, Rejected, Transient
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.factor.engine import FactorEngine
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
-from klinesync.market_data.backfill import BackfillProgress, BackfillService, Shelf
+from klinesync.market.runtime_builder import history_shelves
+from klinesync.market_data.backfill import BackfillProgress, BackfillService
 from klinesync.market_data.history.exporting import EVER, export
 from klinesync.market_data.history.importing import Imported, ImportFile, Put, import_file, plan, sentence
-from klinesync.market_data.history.sources import FreqtradeFiles
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.sources import Errand, Urgency
@@ -44,6 +43,9 @@ PROGRESS_LINE_S = 10.0
 # Candles of one request to a running service. It takes more; but live ones wait while it reads a request.
 POST_CANDLES = 5000
 POST_TIMEOUT_S = 120.0
+
+# Where files are that --source names.
+_SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
 
 # Says what is being done, and what share of it is.
 Say = Callable[[str, float], None]
@@ -196,7 +198,7 @@ async def _backfill_store(
             database=database,
             watch=_NobodyWatches(),
             rng=random.Random(),  # noqa: S311  # jitter, not a secret
-            shelves=_shelves(flags) if files else (),
+            shelves=history_shelves(flags) if files else (),
             covers=lambda one: one.exchange == EXCHANGE,
         )
         running = group.create_task(service.run(), name="backfill")
@@ -217,14 +219,6 @@ class _NobodyWatches:
 
     def ended(self, series: SeriesId, error: str | None = None) -> None:
         return
-
-
-def _shelves(flags: RuntimeFlags) -> list[Shelf]:
-    """The files that the flags name."""
-    shelves = []
-    if flags.market_history_source == "freqtrade":
-        shelves.append(Shelf("freqtrade", _freqtrade_files(flags)))
-    return shelves
 
 
 async def _backfill_pages(
@@ -248,15 +242,14 @@ async def _backfill_pages(
 
 
 def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None) -> AsyncGenerator[list[Candle], None]:
+    if source not in _SHELF_FLAGS:
+        return _rest_pages(flags, series, span)
     if source == "freqtrade":
-        return _freqtrade_files(flags).pages(series, span)
-    return _rest_pages(flags, series, span)
-
-
-def _freqtrade_files(flags: RuntimeFlags) -> FreqtradeFiles:
-    if flags.freqtrade_data_dir is None:
-        raise BadFlag("freqtrade_data_dir", "say where freqtrade keeps its data files")
-    return FreqtradeFiles(flags.freqtrade_data_dir)
+        flags = flags.model_copy(update={"market_history_source": "freqtrade"})
+    shelf = next((shelf for shelf in history_shelves(flags) if shelf.name == source), None)
+    if shelf is None:
+        raise BadFlag(_SHELF_FLAGS[source], f"it is needed for --source {source}")
+    return shelf.files.pages(series, span)
 
 
 async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
@@ -319,7 +312,7 @@ async def _open_store(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_exit(database)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        pipeline = IngestPipeline(database, derived, FactorEngine(), OverlayEngine(), _nobody_follows, time.time)
+        pipeline = IngestPipeline(database, derived, no_ledger(), _nobody_follows, time.time)
         running = group.create_task(pipeline.run(), name="pipeline")
         stack.callback(running.cancel)
         yield database, pipeline

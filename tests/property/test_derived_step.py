@@ -14,10 +14,9 @@ from klinesync.core.derived import derive, touched
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.factor.engine import FactorEngine
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline, Submission
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
@@ -58,9 +57,7 @@ class World:
     def use(self, targets: list[Timeframe]) -> None:
         self.targets = targets
         self.step = DerivedStep(MINUTE, targets)
-        self.pipeline = IngestPipeline(
-            self.database, self.step, FactorEngine(), OverlayEngine(), lambda _: None, lambda: 1_800_000_000.0
-        )
+        self.pipeline = IngestPipeline(self.database, self.step, no_ledger(), lambda _: None, lambda: 1_800_000_000.0)
 
     async def submit(self, candles: list[Candle], empty: Empty | None = None) -> None:
         # `written` is nobody's here: apply never touches it.

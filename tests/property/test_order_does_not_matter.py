@@ -19,11 +19,10 @@ import pytest
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.factor.engine import FactorEngine
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines import ingest_pipeline
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import SqliteDatabase
 
@@ -112,8 +111,7 @@ async def writing(store: Path) -> AsyncIterator[tuple[IngestPipeline, SqliteData
         pipeline = IngestPipeline(
             database,
             DerivedStep(BTC.timeframe, TARGETS),
-            FactorEngine(),
-            OverlayEngine(),
+            no_ledger(),
             lambda _: None,
             lambda: 1_800_000_000.0,
         )

@@ -16,13 +16,12 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle, StoreError, UpstreamError
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
-from klinesync.factor.engine import FactorEngine
 from klinesync.market_data import backfill, heal_queue
 from klinesync.market_data.backfill import BackfillProgress, BackfillService, Shelf
 from klinesync.market_data.backfill_board import BackfillBoard
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.sources import Errand, HistoryPage, Urgency
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
@@ -90,9 +89,7 @@ class World:
         self.exchange = exchange
         self.board = BackfillBoard(lambda: 1_700_000_000.0)
         nothing = DerivedStep(BTC.timeframe, [])
-        self.pipeline = IngestPipeline(
-            database, nothing, FactorEngine(), OverlayEngine(), lambda _: None, lambda: 1_700_000_000.0
-        )
+        self.pipeline = IngestPipeline(database, nothing, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
         self.healing = BackfillService(
             history=exchange.history,
             pipeline=self.pipeline,

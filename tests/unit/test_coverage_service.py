@@ -15,14 +15,13 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
-from klinesync.factor.engine import FactorEngine
 from klinesync.market_data import coverage
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.coverage import Coverage
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.sources import Connection, Errand, HistoryPage, Listing, StreamCallbacks, Ticker, Urgency
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
@@ -103,8 +102,7 @@ class World:
         self.pipeline = IngestPipeline(
             database,
             DerivedStep(BTC.timeframe, []),
-            FactorEngine(),
-            OverlayEngine(),
+            no_ledger(),
             lambda _: None,
             lambda: 1_700_000_000.0,
         )

@@ -8,15 +8,14 @@ from pathlib import Path
 import apsw
 import pytest
 
-from klinesync.core.candle import Applied, Candle, Closed
+from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import BadCandle, DerivedSeries, StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.factor.engine import FactorEngine
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines import ingest_pipeline
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.database import CandleStore, Database
 from klinesync.storage.sqlite import SqliteDatabase
 
@@ -44,18 +43,14 @@ class Published:
 NOTHING_DERIVED = DerivedStep(BTC.timeframe, [])
 
 
-def make_pipeline(database: Database, published: Published, factors: FactorEngine | None = None) -> IngestPipeline:
-    return IngestPipeline(
-        database, NOTHING_DERIVED, factors or FactorEngine(), OverlayEngine(), published, lambda: 1_700_000_000.0
-    )
+def make_pipeline(database: Database, published: Published) -> IngestPipeline:
+    return IngestPipeline(database, NOTHING_DERIVED, no_ledger(), published, lambda: 1_700_000_000.0)
 
 
 @asynccontextmanager
-async def running(
-    path: Path, published: Published, factors: FactorEngine | None = None
-) -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
+async def running(path: Path, published: Published) -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
     async with SqliteDatabase(path / "store.sqlite") as database:
-        pipeline = make_pipeline(database, published, factors)
+        pipeline = make_pipeline(database, published)
         task = asyncio.create_task(pipeline.run())
         try:
             yield pipeline, database
@@ -77,9 +72,9 @@ class Counting(IngestPipeline):
 
     transactions: list[list[SeriesId]]
 
-    def apply(self, store: CandleStore, batch: Sequence[Submission]) -> list[list[Applied]]:
+    def apply(self, store: CandleStore, batch: Sequence[Submission], now_s: float = 0.0) -> list[list[Applied]]:
         self.transactions.append([one.series for one in batch for _ in one.candles])
-        return super().apply(store, batch)
+        return super().apply(store, batch, now_s)
 
 
 @asynccontextmanager
@@ -89,8 +84,7 @@ async def counting(path: Path, **limits: float) -> AsyncIterator[Counting]:
         pipeline = Counting(
             database,
             NOTHING_DERIVED,
-            FactorEngine(),
-            OverlayEngine(),
+            no_ledger(),
             Published(),
             lambda: 0.0,
             **limits,  # type: ignore[arg-type]
@@ -170,9 +164,7 @@ async def test_a_live_close_from_before_the_first_candle_is_not_written_but_hist
 async def test_a_derived_series_is_not_written_from_outside(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:
         five = Timeframe.parse("5m")
-        pipeline = IngestPipeline(
-            database, DerivedStep(BTC.timeframe, [five]), FactorEngine(), OverlayEngine(), Published(), lambda: 0.0
-        )
+        pipeline = IngestPipeline(database, DerivedStep(BTC.timeframe, [five]), no_ledger(), Published(), lambda: 0.0)
         with pytest.raises(DerivedSeries, match="is derived from 1m"):
             await pipeline.submit(BTC.with_timeframe(five), [Candle(300, 1.0, 2.0, 0.5, 1.0, 1.0)], "test")
 
@@ -229,28 +221,6 @@ async def test_a_series_whose_candles_find_no_room_falls_behind_until_there_is(
         await mending
         offered(pipeline, ETH, candle(1))
     assert pipeline.transactions == [[BTC] * 4, [ETH]]
-
-
-async def test_factors_see_the_closed_candles_before_they_are_published(tmp_path: Path) -> None:
-    published = Published()
-    seen: list[tuple[Closed, int]] = []
-    factors = FactorEngine([lambda closed: seen.append((closed, len(published.applied)))])
-    async with running(tmp_path, published, factors) as (pipeline, _):
-        await pipeline.submit(BTC, [candle(1), candle(2)], "test")
-    assert seen == [(Closed(BTC, candle(1)), 0), (Closed(BTC, candle(2)), 0)]
-
-
-async def test_a_factor_that_fails_costs_no_candle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    published = Published()
-
-    def fail(closed: Closed) -> None:
-        raise ZeroDivisionError("a plugin's fault")
-
-    async with running(tmp_path, published, FactorEngine([fail])) as (pipeline, database):
-        await pipeline.submit(BTC, [candle(1)], "test")
-        assert await database.read(lambda store: store.head(BTC)) == 60
-    assert published.times(BTC) == [1]
-    assert "a plugin's fault" in caplog.text
 
 
 async def test_stopping_stores_what_is_queued(tmp_path: Path) -> None:

@@ -17,13 +17,12 @@ from klinesync.core.candle import Candle
 from klinesync.core.gaps import Gap, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S, Timeframe
-from klinesync.factor.engine import FactorEngine
 from klinesync.market_data import retention
 from klinesync.market_data.retention import Retention, cut_of, old, trim
 from klinesync.market_data.verify import verify
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteReader
 
@@ -53,9 +52,7 @@ class World:
         self.database = database
         self.published = 0
         self.step = DerivedStep(HOUR, TARGETS)
-        self.pipeline = IngestPipeline(
-            database, self.step, FactorEngine(), OverlayEngine(), self.publish, lambda: 1_800_000_000.0
-        )
+        self.pipeline = IngestPipeline(database, self.step, no_ledger(), self.publish, lambda: 1_800_000_000.0)
 
     def publish(self, _: object) -> None:
         self.published += 1
@@ -110,7 +107,7 @@ async def test_what_stays_is_whole_and_nothing_is_published(tmp_path: Path) -> N
         published = world.published
 
         with small_transactions(100):
-            await Retention(database, HOUR, TARGETS, DAYS).trim()
+            await Retention(database, no_ledger(), HOUR, TARGETS, DAYS).trim()
         world.sound()
         assert world.published == published
         after = await database.read(_everything)
@@ -140,7 +137,7 @@ async def test_a_hole_at_the_cut_goes_with_what_was_before_it(tmp_path: Path) ->
         cut = (cut_of(at(head), 2, (Timeframe.parse("1M"),)) - START) // 3600
         hole = Span(at(cut - 3), at(cut + 30))
         await world.write([candle(hour) for hour in range(head) if not hole.start <= at(hour) < hole.end], [hole])
-        await Retention(database, HOUR, TARGETS, 2).trim()
+        await Retention(database, no_ledger(), HOUR, TARGETS, 2).trim()
         world.sound()
         assert await database.read(lambda store: store.first(SERIES)) == hole.end
         assert await database.read(lambda store: store.gaps(SERIES)) == []
@@ -161,7 +158,7 @@ async def test_whatever_the_holes_and_wherever_it_stops_what_stays_is_whole(
             for one in await database.read(lambda store: list(old(store, HOUR, TARGETS, days))):
                 more = True
                 while more:
-                    more = await database.write(lambda store, one=one: trim(store, one, most))  # type: ignore[misc]
+                    more = await database.write(lambda store, one=one: trim(store, no_ledger(), one, most))  # type: ignore[misc]
                     world.sound()
             assert not await database.read(lambda store: list(old(store, HOUR, TARGETS, days)))
 
@@ -174,7 +171,7 @@ async def test_a_transaction_is_bounded(tmp_path: Path) -> None:
         counts = [await database.read(_count)]
         more = True
         while more:
-            more = await database.write(lambda store: trim(store, one, 50))
+            more = await database.write(lambda store: trim(store, no_ledger(), one, 50))
             counts.append(await database.read(_count))
         assert len(counts) > 10
         assert all(0 < before - after <= 100 for before, after in pairwise(counts))
@@ -186,7 +183,7 @@ async def test_each_series_is_as_old_as_its_own_head(tmp_path: Path) -> None:
         rows = [Candle(START + day * DAY_S, 1, 1, 1, 1, 1) for day in range(10)]
         await database.write(lambda store: store.write(other, rows, Origin("test", 0)))
         await database.write(lambda store: store.write(SERIES, rows[:4], Origin("test", 0)))
-        await Retention(database, Timeframe.parse("1m"), (), 5).trim()
+        await Retention(database, no_ledger(), Timeframe.parse("1m"), (), 5).trim()
         assert await database.read(lambda store: store.newest(other, 99)) == rows[4:]
         assert await database.read(lambda store: store.newest(SERIES, 99)) == rows[:4]
 

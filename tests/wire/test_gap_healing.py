@@ -15,13 +15,12 @@ from aiohttp import web
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
-from klinesync.factor.engine import FactorEngine
 from klinesync.ingest.binance_rest import BinanceRest, market_routes
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.sim.faults import Outage
 from klinesync.sim.server import SimConfig, SimServer
@@ -79,8 +78,7 @@ async def healing(
         pipeline = IngestPipeline(
             database,
             DerivedStep(SPOT.timeframe, []),
-            FactorEngine(),
-            OverlayEngine(),
+            no_ledger(),
             lambda _: None,
             lambda: 1_800_000_000.0,
         )

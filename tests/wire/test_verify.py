@@ -19,11 +19,10 @@ from klinesync.core.candle import Candle
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.factor.engine import FactorEngine
 from klinesync.market_data import verify as verify_module
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.chunks import unpack
 from klinesync.storage.sqlite import SqliteDatabase
@@ -74,9 +73,7 @@ async def write(store: Path, series: SeriesId, candles: Sequence[Candle], empty:
     """Through the pipeline, a few at a time, and then `empty` is confirmed."""
     step = DerivedStep(series.timeframe, [Timeframe.parse(code) for code in TARGETS])
     async with SqliteDatabase(store) as database:
-        pipeline = IngestPipeline(
-            database, step, FactorEngine(), OverlayEngine(), lambda _: None, lambda: 1_800_000_000.0
-        )
+        pipeline = IngestPipeline(database, step, no_ledger(), lambda _: None, lambda: 1_800_000_000.0)
         work = asyncio.create_task(pipeline.run())
         for first in range(0, len(candles), 500):
             await pipeline.submit(series, candles[first : first + 500], "test")

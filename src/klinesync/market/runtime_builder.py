@@ -275,7 +275,9 @@ def build_market_runtime(
         derived=derived,
         forming=forming,
         derived_history=derived_history,
-        retention=Retention(database, ledger, derived.base, derived.targets, days) if (days := flags.retention_days) else None,
+        retention=Retention(database, ledger, derived.base, derived.targets, days)
+        if (days := flags.retention_days)
+        else None,
         hub=hub,
         supervisor=supervisor,
         exchanges=exchanges,

@@ -18,6 +18,7 @@ from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S, Timeframe
+from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)
@@ -67,20 +68,21 @@ def old(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe], days:
             yield Old(series, tuple(sorted(derived, key=lambda one: one.timeframe.seconds)), cut)
 
 
-def trim(store: CandleStore, old: Old, most: int) -> bool:
+def trim(store: CandleStore, ledger: LedgerStep, old: Old, most: int) -> bool:
     """One transaction's share: the oldest `most` base candles, and what is derived from them. Whether more is left."""
     series = old.series
     oldest = store.oldest(series, most + 1, since=-1)
     more = len(oldest) > most and oldest[most].time < old.cut
-    _trim(store, series, oldest[most].time if more else old.cut)
+    _trim(store, ledger, series, oldest[most].time if more else old.cut)
     first = store.first(series)
     for derived in old.derived:
         # A bucket that began before the first base candle cannot be computed any more.
-        _trim(store, derived, old.cut if first is None else first)
+        _trim(store, ledger, derived, old.cut if first is None else first)
     return more
 
 
-def _trim(store: CandleStore, series: SeriesId, before: int) -> None:
+def _trim(store: CandleStore, ledger: LedgerStep, series: SeriesId, before: int) -> None:
+    ledger.trim(store, series, before)
     store.trim(series, before)
     first = store.first(series)
     gone = Span(0, MAX_TIME + 1 if first is None else first)
@@ -90,9 +92,12 @@ def _trim(store: CandleStore, series: SeriesId, before: int) -> None:
 class Retention:
     """Trims what has grown older than `days`. `run` is its one task."""
 
-    def __init__(self, database: Database, base: Timeframe, targets: Sequence[Timeframe], days: int) -> None:
+    def __init__(
+        self, database: Database, ledger: LedgerStep, base: Timeframe, targets: Sequence[Timeframe], days: int
+    ) -> None:
         assert days > 0, "a service that keeps everything has no retention"
         self._database = database
+        self._ledger = ledger
         self._base = base
         self._targets = tuple(targets)
         self._days = days
@@ -112,6 +117,8 @@ class Retention:
         for one in found:
             more = True
             while more:
-                more = await self._database.write(lambda store, one=one: trim(store, one, MAX_TRIMMED_CANDLES))  # type: ignore[misc]
+                more = await self._database.write(
+                    lambda store, one=one: trim(store, self._ledger, one, MAX_TRIMMED_CANDLES)  # type: ignore[misc]
+                )
                 await asyncio.sleep(PAUSE_S)
             log.info("%s: candles before %d are trimmed", one.series, one.cut)

@@ -8,9 +8,10 @@ happens after the commit, in commit order, and awaits nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from klinesync.core import gaps
@@ -19,9 +20,8 @@ from klinesync.core.errors import DerivedSeries, StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.factor.engine import FactorEngine
-from klinesync.overlay.engine import OverlayEngine
 from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
+from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.runtime.metrics import Durations
 from klinesync.storage.database import CandleStore, Database, Origin
 
@@ -35,6 +35,8 @@ MAX_BULK_CANDLES = 200_000
 MAX_BATCH_CANDLES = 20_000
 # What a candle is taken to cost before the first one is measured.
 ASSUMED_S_PER_CANDLE = 20e-6
+# After a piece of a ledger that the store did not take.
+CATCH_UP_RETRY_S = 1.0
 # Base candles of one transaction that brings a derived series up to date.
 MAX_REFRESH_CANDLES = 20_000
 
@@ -64,26 +66,27 @@ class IngestPipeline:
     """Takes checked, closed candles and writes, folds and publishes them. `run` is its one task.
 
     `wall_s` is the system clock: it dates revisions and confirmations. `flush_s`: how long a live candle may wait
-    behind a busy writer; `batch_max`: one series' share of a batch, in live candles.
+    behind a busy writer; `batch_max`: one series' share of a batch, in live candles. `tell` is told how far ledgers
+    are that are brought up to date piece by piece.
     """
 
     def __init__(
         self,
         database: Database,
         derived: DerivedStep,
-        factors: FactorEngine,
-        overlays: OverlayEngine,
+        ledger: LedgerStep,
         publish: Callable[[Applied], None],
         wall_s: Callable[[], float],
         *,
+        tell: Callable[[Progress], None] = lambda _: None,
         flush_s: float = 0.5,
         batch_max: int = 200,
     ) -> None:
         self._database = database
         self._derived = derived
-        self._factors = factors
-        self._overlays = overlays
+        self._ledger = ledger
         self._publish = publish
+        self._tell = tell
         self._wall_s = wall_s
         self._flush_s = flush_s
         self._batch_max = batch_max
@@ -198,48 +201,80 @@ class IngestPipeline:
                     start = end
 
     async def _refresh(self, series: SeriesId, target: Timeframe, window: Span) -> None:
-        at = int(self._wall_s())
-        for applied in await self._database.write(
-            lambda store: self._derived.refresh(store, series, target, window, at)
-        ):
+        at, now_s = int(self._wall_s()), _now_s()
+
+        def change(store: CandleStore) -> list[Applied]:
+            changes = self._derived.refresh(store, series, target, window, at)
+            self._advance_ledgers(store, changes, now_s)
+            return changes
+
+        for applied in await self._database.write(change):
             self._publish(applied)
+        self._arrived.set()
 
     async def run(self) -> None:
-        """Write what is queued, until cancelled; a batch that has begun is finished."""
+        """Write what is queued, until cancelled; a batch that has begun is finished. Ledgers that are behind advance
+        by pieces, in between."""
+        looked = False
         while True:
-            await self._arrived.wait()
             batch = self._take()
-            if not batch:
-                self._arrived.clear()
-                continue
-            write = asyncio.create_task(self._write(batch), name="pipeline write")
-            try:
-                await asyncio.shield(write)
-            except asyncio.CancelledError:
-                await write
-                raise
+            if batch:
+                await _finished(self._write(batch), "pipeline write")
+            elif not looked:
+                looked = True
+                await self._look_for_lags()
+            elif (series := self._ledger.due(_now_s())) is not None:
+                await _finished(self._catch_up(series), "pipeline catch-up")
+            else:
+                await self._something_to_do()
+
+    async def _look_for_lags(self) -> None:
+        try:
+            await self._database.read(self._ledger.look_for_lags)
+        except StoreError as error:
+            log.error("it is not known which factors and overlays lag behind: %s", error)
+
+    async def _something_to_do(self) -> None:
+        self._arrived.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._ledger.next_due_s()):
+                await self._arrived.wait()
+
+    async def _catch_up(self, series: SeriesId) -> None:
+        """A piece of a ledger that is behind."""
+        now_s = _now_s()
+        try:
+            progress = await self._database.write(lambda store: self._ledger.catch_up(store, series, now_s))
+        except StoreError as error:
+            log.error("%s: its factors and overlays cannot catch up: %s", series, error)
+            await asyncio.sleep(CATCH_UP_RETRY_S)
+        else:
+            self._tell(progress)
 
     async def drain(self) -> None:
         """Write all that is queued; for the shutdown, after `run` was cancelled."""
         while batch := self._take():
             await self._write(batch)
 
-    def apply(self, store: CandleStore, batch: Sequence[Submission]) -> list[list[Applied]]:
+    def apply(self, store: CandleStore, batch: Sequence[Submission], now_s: float = 0.0) -> list[list[Applied]]:
         """The write transaction of one batch: what each submission changed, base first, then what is derived from it.
 
-        Runs on the writer thread.
+        Runs on the writer thread. `now_s` is monotonic.
         """
         at = int(self._wall_s())
         changes = [self._apply_one(store, submission, at) for submission in batch]
-        flat = [one for change in changes for one in change]
+        self._advance_ledgers(store, [one for change in changes for one in change], now_s)
+        return changes
+
+    def _advance_ledgers(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
         try:
             with store.savepoint():
-                self._factors.advance(flat)
-                self._overlays.advance(flat)
+                self._ledger.advance(store, changes, now_s)
+        except StoreError:
+            raise
         except Exception:
-            # A plugin's fault, of whatever kind, must not cost a candle: the ledgers lag, the candles stay.
-            log.exception("factor or overlay failed; the ledgers lag behind the candles")
-        return changes
+            # Whatever is wrong with the ledgers must not cost a candle: they lag, the candles stay.
+            log.exception("factors and overlays failed; they lag behind the candles")
 
     def _apply_one(self, store: CandleStore, submission: Submission, at: int) -> list[Applied]:
         series, empty = submission.series, submission.empty
@@ -291,7 +326,7 @@ class IngestPipeline:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
-            results = await self._database.write(lambda store: self.apply(store, batch))
+            results = await self._database.write(lambda store: self.apply(store, batch, began_s))
         except StoreError as error:
             log.error("a batch of %d submissions was not stored: %s", len(batch), error)
             self.batches_failed += 1
@@ -333,6 +368,20 @@ class IngestPipeline:
             if not submission.written.done():
                 submission.written.set_exception(error)
                 submission.written.exception()  # who waited may be gone; the failure was logged
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _finished(work: Coroutine[None, None, None], name: str) -> None:
+    """Do it to the end, also when cancelled meanwhile."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _with_gaps(store: CandleStore, applied: Applied) -> Applied:

@@ -12,6 +12,8 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Gap, GapChange, Span
 from klinesync.core.series_id import SeriesId
+from klinesync.factor.graph import Said
+from klinesync.overlay.instruction import Instruction
 
 R = TypeVar("R")
 
@@ -35,8 +37,81 @@ class Revision(NamedTuple):
     source: str
 
 
+class Ledger(NamedTuple):
+    """How far factors and overlays have come with a series; open times, None before the first candle.
+
+    `fingerprint` tells what computed it. `epoch` rises with every rewind, `record_id` with every change; `version_id`
+    is the number of the newest stored drawing, 0 before the first one.
+    """
+
+    fingerprint: str
+    epoch: int = 0
+    record_id: int = 0
+    factor_head: int | None = None
+    overlay_head: int | None = None
+    version_id: int = 0
+
+
+class LedgerStore(Protocol):
+    """What factors and overlays have stored, within one `read` or `write`; must not be kept beyond it. Writing is only
+    for `Database.write`, and for series of which candles are stored."""
+
+    def get(self, series: SeriesId) -> Ledger | None:
+        """The series' ledger; None when nothing was ever computed."""
+        ...
+
+    def put(self, series: SeriesId, ledger: Ledger) -> None:
+        """Write how far the ledger is."""
+        ...
+
+    def all(self) -> dict[SeriesId, Ledger]:
+        """All ledgers."""
+        ...
+
+    def add_events(self, series: SeriesId, said: Sequence[Said]) -> None:
+        """Store events behind those that are stored, in order; all that were said at one candle in one call."""
+        ...
+
+    def events(self, series: SeriesId, start: int, end: int) -> list[Said]:
+        """The events that became visible in `[start, end)`, in order."""
+        ...
+
+    def add_drawings(self, series: SeriesId, drawings: Sequence[Instruction]) -> None:
+        """Store drawings under their numbers."""
+        ...
+
+    def drawings(self, series: SeriesId, start: int, end: int) -> list[Instruction]:
+        """The stored drawings that became visible in `[start, end)`, by number."""
+        ...
+
+    def newest_version(self, series: SeriesId, before: int) -> int:
+        """The number of the newest drawing that became visible before `before`; 0 when there is none."""
+        ...
+
+    def add_checkpoint(self, series: SeriesId, time: int, states: bytes, *, kept: bool) -> None:
+        """Store the factors' states after the candle of `time`, in place of earlier ones that are not `kept`."""
+        ...
+
+    def checkpoint(self, series: SeriesId, before: int) -> tuple[int, bytes] | None:
+        """The newest checkpoint of a time before `before`, and its time."""
+        ...
+
+    def rewind(self, series: SeriesId, time: int) -> None:
+        """Delete what became visible at `time` or later, and the checkpoints since then."""
+        ...
+
+    def trim(self, series: SeriesId, before: int) -> None:
+        """Delete what became visible before `before`, and the checkpoints until then."""
+        ...
+
+
 class CandleStore(Protocol):
     """Closed candles of all series, within one `read` or `write`; must not be kept beyond it."""
+
+    @property
+    def ledger(self) -> LedgerStore:
+        """What factors and overlays have stored."""
+        ...
 
     def head(self, series: SeriesId) -> int | None:
         """The newest stored open time; None when nothing is stored."""

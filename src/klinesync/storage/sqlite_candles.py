@@ -20,6 +20,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.chunks import CANDLE_BYTES, as_candle, chunk_of, chunk_start, pack, unpack
 from klinesync.storage.database import Origin, Revision
+from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 
 
 class Known:
@@ -51,6 +52,7 @@ class SqliteCandleStore:
         self._connection = connection
         self._known = known
         self._commit = commit
+        self.ledger = SqliteLedgerStore(connection, self._number)
 
     def head(self, series: SeriesId) -> int | None:
         edges = self._edges(series)

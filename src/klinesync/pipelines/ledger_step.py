@@ -1,0 +1,487 @@
+"""LedgerStep: factors and overlays, advanced to the head inside the write transaction.
+
+All of it is one operation: rewind to where the candles have changed, advance to the head. Usually that is one candle
+behind the last one, from states that are in memory; after a restart they come from the newest checkpoint and the few
+candles behind it. An advance that is too long for the transaction is left for later, piece by piece (`catch_up`).
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.factor.columns import Columns
+from klinesync.factor.graph import FactorGraph, Said, States
+from klinesync.factor.indicator import Indicator
+from klinesync.factor.indicator_handle import Handle
+from klinesync.factor.plugin import FactorFault, ForeignStates, Seen, Upstream
+from klinesync.overlay.graph import OverlayGraph
+from klinesync.overlay.instruction import Instruction
+from klinesync.overlay.plugin import OverlayFault
+from klinesync.pipelines.watchdog import TookTooLong
+from klinesync.storage.database import CandleStore, Ledger
+
+log = logging.getLogger(__name__)
+
+# States are stored this often, so that a restart or a rewind replays no more candles than that.
+CHECKPOINT_CANDLES = 64
+# And every so many of them are kept, for rewinds that go further back and for looks into the past: 1,024 candles.
+KEPT_CHECKPOINTS = 16
+# Series whose states are in memory; the ones that got no candle the longest are read from the store again.
+MAX_ENTRIES = 20_000
+# So often in a row a factor or overlay may fail at one series before it is suspended, until the next start.
+MAX_FAULTS = 5
+# And so often it may take too long: each time, everybody waits.
+MAX_TIMEOUTS = 2
+# A ledger that could not be advanced is tried again after so long; twice as long after each time.
+RETRY_FIRST_S = 1.0
+RETRY_MOST_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """A ledger that is behind its candles: why, since how many tries, and when it is due (monotonic seconds)."""
+
+    reason: str
+    tries: int = 0
+    due_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a ledger is that is brought up to date piece by piece: open times; `left`: whether it is behind still."""
+
+    series: SeriesId
+    reason: str
+    epoch: int
+    factor_head: int | None
+    head: int | None
+    left: bool
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A series' states, as the transaction left them that wrote the record `record_id`; `at_head`: there was no newer
+    candle. `handles` are of the indicators that factors depend on."""
+
+    states: States
+    record_id: int
+    at_head: bool
+    handles: dict[str, Handle]
+
+
+class LedgerStep:
+    """Advances factors and overlays. All of it runs on the writer's thread, save what says otherwise.
+
+    `indicators` are those that factors may depend on; `max_candles` is the longest advance inside a transaction;
+    `guard` limits the time that plugins take.
+    """
+
+    def __init__(
+        self,
+        factors: FactorGraph,
+        overlays: OverlayGraph,
+        indicators: Sequence[Indicator] = (),
+        *,
+        max_candles: int = 2000,
+        guard: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._all = factors  # what states may have been encoded by, before one was suspended
+        self.factors = factors
+        self.overlays = overlays
+        self._indicators = {one.name: one for one in indicators}
+        self._max_candles = max_candles
+        self._guard = guard
+        self._fingerprint = self._fingerprint_now()
+        self._ours = {self._fingerprint}
+        self._entries: OrderedDict[SeriesId, _Entry] = OrderedDict()
+        self._behind: dict[SeriesId, Lag] = {}
+        self._in_a_row: Counter[tuple[str, SeriesId]] = Counter()
+        self._timeouts: Counter[str] = Counter()
+        # Counted since the start, by plugin; and why a plugin does not run any more. May be read from anywhere.
+        self.faults: Counter[str] = Counter()
+        self.suspended: dict[str, str] = {}
+        self.last_fault: dict[SeriesId, str] = {}
+
+    def _fingerprint_now(self) -> str:
+        text = f"{self.factors.fingerprint}\n{self.overlays.fingerprint}"
+        return sha256(text.encode()).hexdigest()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute at all."""
+        return not self.factors.names
+
+    def lag(self, series: SeriesId) -> Lag | None:
+        """Why the series' ledger is behind, when it is and that is known. May be asked from anywhere."""
+        return self._behind.get(series)
+
+    def behind(self) -> dict[SeriesId, Lag]:
+        """All ledgers that are known to be behind. May be asked from anywhere."""
+        return dict(self._behind)
+
+    def due(self, now_s: float) -> SeriesId | None:
+        """The series whose ledger is to be advanced next, by a piece. May be asked from anywhere."""
+        for series, lag in self.behind().items():
+            if lag.due_s <= now_s:
+                return series
+        return None
+
+    def next_due_s(self) -> float | None:
+        """When one is due (monotonic seconds); None when none is behind. May be asked from anywhere."""
+        return min((lag.due_s for lag in self.behind().values()), default=None)
+
+    def look_for_lags(self, store: CandleStore) -> None:
+        """After a start: which ledgers are behind, or were computed by others."""
+        if self.idle:
+            return
+        ledgers = store.ledger.all()
+        for series in store.series():
+            head, ledger = store.head(series), ledgers.get(series)
+            if head is None:
+                continue
+            if ledger is not None and ledger.fingerprint not in self._ours:
+                self._behind[series] = Lag("other factors or overlays")
+            elif ledger is None or head not in (ledger.factor_head, ledger.overlay_head):
+                self._behind[series] = Lag("candles without factors")
+
+    def advance(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
+        """Bring the ledgers up to date with what a transaction changed. `now_s` is monotonic.
+
+        A plugin's fault is counted and logged, and leaves its series' ledger behind. Raises nothing but store errors.
+        """
+        fresh: dict[SeriesId, list[Candle]] = {}
+        revised: dict[SeriesId, int] = {}
+        for applied in changes:
+            if applied.candles:
+                fresh.setdefault(applied.series, []).extend(applied.candles)
+            if applied.revised:
+                earliest = min(applied.revised)
+                revised[applied.series] = min(earliest, revised.get(applied.series, earliest))
+        for series, candles in fresh.items():
+            if not self.idle:
+                self._follow(store, series, candles, revised.get(series), now_s)
+            elif series in revised:
+                ledger = store.ledger.get(series)
+                if ledger is not None and ledger.factor_head is not None and revised[series] <= ledger.factor_head:
+                    self._rewind(store, series, ledger, revised[series])  # who has factors goes on from there
+
+    def catch_up(self, store: CandleStore, series: SeriesId, now_s: float) -> Progress:
+        """One piece of a ledger that is behind: a rewind, or at most `max_candles`."""
+        lag = self._behind.get(series) or Lag("")
+        ledger = store.ledger.get(series)
+        if ledger is None or ledger.fingerprint not in self._ours:
+            epoch, record_id = (0, 0) if ledger is None else (ledger.epoch + 1, ledger.record_id + 1)
+            store.ledger.rewind(series, 0)
+            ledger = Ledger(self._fingerprint, epoch, record_id)
+            store.ledger.put(series, ledger)
+            self._entries.pop(series, None)
+        faults = self.faults.total()
+        candles = store.oldest(series, self._max_candles, since=_after(ledger.factor_head))
+        ledger = self._advance(store, series, ledger, candles, now_s)
+        head = store.head(series)
+        left = head not in (None, ledger.factor_head) or ledger.overlay_head != ledger.factor_head
+        if not left:
+            self._behind.pop(series, None)
+        elif faults == self.faults.total():
+            self._behind[series] = Lag(lag.reason)
+        return Progress(series, lag.reason, ledger.epoch, ledger.factor_head, head, left)
+
+    def trim(self, store: CandleStore, series: SeriesId, before: int) -> None:
+        """The candles that open before `before` are about to be trimmed: what became visible then goes with them. The
+        states after the last one of them stay, so that those that are left are gone on from as before."""
+        ledger = store.ledger.get(series)
+        if ledger is None:
+            return
+        last = store.newest(series, 1, before=before)
+        states: bytes | None = None
+        if last and not self.idle and ledger.factor_head is not None and last[0].time <= ledger.factor_head:
+            try:
+                states = self.factors.encode(self.states_at(store, series, last[0].time), last[0].time)
+            except (FactorFault, ForeignStates) as error:
+                log.warning("%s: its factors will be computed from what is left: %s", series, error)
+        store.ledger.trim(series, before)
+        if states is not None:
+            store.ledger.add_checkpoint(series, last[0].time, states, kept=True)
+
+    def _follow(
+        self, store: CandleStore, series: SeriesId, candles: list[Candle], revised_from: int | None, now_s: float
+    ) -> None:
+        ledger = store.ledger.get(series)
+        if ledger is None:
+            ledger = Ledger(self._fingerprint)
+        elif ledger.fingerprint not in self._ours:
+            self._behind.setdefault(series, Lag("other factors or overlays"))
+            return
+        if revised_from is not None and ledger.factor_head is not None and revised_from <= ledger.factor_head:
+            ledger = self._rewind(store, series, ledger, revised_from)
+        entry = self._entries.get(series)
+        if revised_from is None and entry is not None and entry.at_head and entry.record_id == ledger.record_id:
+            todo = candles
+        else:
+            todo = store.oldest(series, self._max_candles + 1, since=_after(ledger.factor_head))
+        if len(todo) > self._max_candles:
+            self._behind.setdefault(series, Lag("a long history"))
+            return
+        self._advance(store, series, ledger, todo, now_s)
+
+    def _rewind(self, store: CandleStore, series: SeriesId, ledger: Ledger, time: int) -> Ledger:
+        """As if the candles from `time` on had never been."""
+        store.ledger.rewind(series, time)
+        self._entries.pop(series, None)
+        before = store.newest(series, 1, before=time)
+        factor_head = before[0].time if before else None
+        overlay_head = ledger.overlay_head
+        if overlay_head is not None and overlay_head >= time:
+            overlay_head = factor_head
+        ledger = ledger._replace(
+            epoch=ledger.epoch + 1,
+            record_id=ledger.record_id + 1,
+            factor_head=factor_head,
+            overlay_head=overlay_head,
+            version_id=store.ledger.newest_version(series, time),
+        )
+        store.ledger.put(series, ledger)
+        return ledger
+
+    def _advance(
+        self, store: CandleStore, series: SeriesId, ledger: Ledger, candles: Sequence[Candle], now_s: float
+    ) -> Ledger:
+        """Over these candles, which follow the ledger's head; as far as the plugins let it."""
+        said: list[Said] = []
+        whole = True
+        try:
+            while True:
+                try:
+                    entry = self._entry(store, series, ledger)
+                    if candles:
+                        with self._guard():
+                            entry.states, said = self._fold(store, series, ledger.factor_head, entry, candles)
+                    break
+                except FactorFault as fault:
+                    if series in self._entries:
+                        self._entries[series].handles.clear()  # they have moved on, the states have not
+                        self._entries[series].at_head = False
+                    if self._fault(series, fault.factor, fault, fault.error, now_s):
+                        continue  # without it
+                    if ledger.factor_head is not None and fault.candle_time <= ledger.factor_head:
+                        return ledger
+                    candles = [candle for candle in candles if candle.time < fault.candle_time]
+                    whole = False
+        except TookTooLong as error:
+            # It struck between two plugins.
+            self._fault(series, "", error, error, now_s)
+            return ledger
+        except ForeignStates as error:
+            log.warning("%s: its factors are computed anew: %s", series, error)
+            ledger = ledger._replace(fingerprint="")
+            store.ledger.put(series, ledger)
+            self._behind[series] = Lag("states that cannot be read")
+            return ledger
+        factor_head = candles[-1].time if candles else ledger.factor_head
+        store.ledger.add_events(series, said)
+        version_id, overlay_head = self._draw(store, series, ledger, said, factor_head, now_s)
+        if (factor_head, overlay_head) == (ledger.factor_head, ledger.overlay_head):
+            return ledger
+        ledger = ledger._replace(
+            fingerprint=self._fingerprint,
+            record_id=ledger.record_id + 1,
+            factor_head=factor_head,
+            overlay_head=overlay_head,
+            version_id=version_id,
+        )
+        store.ledger.put(series, ledger)
+        entry.record_id = ledger.record_id
+        entry.at_head = whole and store.head(series) == factor_head
+        if entry.at_head and overlay_head == factor_head:
+            self._settled(series)
+        return ledger
+
+    def _settled(self, series: SeriesId) -> None:
+        self._behind.pop(series, None)
+        if series in self.last_fault:
+            del self.last_fault[series]
+            for name in list(self.faults):
+                del self._in_a_row[name, series]
+
+    def _fold(
+        self, store: CandleStore, series: SeriesId, head: int | None, entry: _Entry, candles: Sequence[Candle]
+    ) -> tuple[States, list[Said]]:
+        """The states after the candles, and what was said; checkpoints are stored on the way."""
+        states, said = entry.states, []
+        frame = series.timeframe
+        shift = zlib.crc32(str(series).encode()) % CHECKPOINT_CANDLES  # not all series in one minute
+
+        def cell_of(time: int) -> int:
+            return (time // frame.seconds + shift) // CHECKPOINT_CANDLES
+
+        last = cell_of(candles[-1].time)
+        first = 0
+        while first < len(candles):
+            cell = cell_of(candles[first].time)
+            if head is not None and cell != (before := cell_of(head)):
+                kept = cell // KEPT_CHECKPOINTS != before // KEPT_CHECKPOINTS
+                if kept or cell == last:
+                    store.ledger.add_checkpoint(series, head, self.factors.encode(states, head), kept=kept)
+            end = first + 1
+            while end < len(candles) and cell_of(candles[end].time) == cell:
+                end += 1
+            run = candles[first:end]
+            states, some = self.factors.advance_many(states, run, self._outside(store, series, entry, run))
+            said += some
+            first, head = end, run[-1].time
+        return states, said
+
+    def _outside(
+        self, store: CandleStore, series: SeriesId, entry: _Entry, candles: Sequence[Candle]
+    ) -> list[Upstream] | None:
+        """What the indicators say at these candles, of those that factors depend on."""
+        needed = self.factors.outside
+        if not needed:
+            return None
+        rows: list[dict[str, Seen]] = [{} for _ in candles]
+        for name in needed:
+            indicator = self._indicators[name]
+            handle = entry.handles.get(name)
+            if handle is None:
+                before = store.newest(series, indicator.warm_up, before=candles[0].time)
+                handle = entry.handles[name] = indicator.open(series.timeframe, Columns.of(before))
+            keys = [output.key for output in indicator.outputs]
+            for row, candle in zip(rows, candles, strict=True):
+                row[name] = Seen(dict(zip(keys, handle.update(candle), strict=True)))
+        return list(rows)
+
+    def states_at(self, store: CandleStore, series: SeriesId, time: int | None) -> States:
+        """The factors' states after the stored candle of `time`; before the first one when that is None. May be asked
+        on any thread.
+
+        Raises `ForeignStates`, and `FactorFault` when a plugin is not what it was.
+        """
+        factors = self.factors
+        states = factors.seed()
+        if time is None:
+            return states
+        at = -1
+        found = store.ledger.checkpoint(series, time + 1)
+        if found is not None:
+            at, encoded = found
+            try:
+                states = factors.decode(encoded)
+            except ForeignStates:
+                whole = self._all.decode(encoded)
+                states = {name: whole[name] for name in factors.names}
+        needed = [self._indicators[name] for name in factors.outside]
+        while at < time:
+            candles = store.oldest(series, KEPT_CHECKPOINTS * CHECKPOINT_CANDLES, since=at)
+            candles = [candle for candle in candles if candle.time <= time]
+            if not candles:
+                break
+            states, _ = factors.advance_many(states, candles, values_at(store, series, needed, candles))
+            at = candles[-1].time
+        return states
+
+    def _entry(self, store: CandleStore, series: SeriesId, ledger: Ledger) -> _Entry:
+        """The states at the ledger's head: from memory, or from a checkpoint and the candles behind it."""
+        entry = self._entries.get(series)
+        if entry is None or entry.record_id != ledger.record_id:
+            states = self.states_at(store, series, ledger.factor_head)
+            entry = self._entries[series] = _Entry(states, ledger.record_id, at_head=False, handles={})
+            if len(self._entries) > MAX_ENTRIES:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(series)
+        return entry
+
+    def _draw(
+        self,
+        store: CandleStore,
+        series: SeriesId,
+        ledger: Ledger,
+        said: Sequence[Said],
+        factor_head: int | None,
+        now_s: float,
+    ) -> tuple[int, int | None]:
+        """Store what the overlays draw of these events, and of earlier ones that they lag behind. The number of the
+        newest drawing, and the overlays' new head."""
+        if factor_head is None:
+            return ledger.version_id, None
+        if ledger.overlay_head != ledger.factor_head:
+            said = store.ledger.events(series, _after(ledger.overlay_head) + 1, factor_head + 1)
+        while True:
+            try:
+                with self._guard():
+                    drawings = self.overlays.draw(said)
+                break
+            except OverlayFault as fault:
+                if not self._fault(series, fault.overlay, fault, fault.error, now_s):
+                    return ledger.version_id, ledger.overlay_head
+            except TookTooLong as error:
+                self._fault(series, "", error, error, now_s)
+                return ledger.version_id, ledger.overlay_head
+        first = ledger.version_id + 1
+        store.ledger.add_drawings(
+            series, [Instruction.numbered(number, one) for number, one in enumerate(drawings, first)]
+        )
+        return ledger.version_id + len(drawings), factor_head
+
+    def _fault(self, series: SeriesId, name: str, fault: Exception, error: object, now_s: float) -> bool:
+        """Count it; whether the plugin is suspended now, so that the others can go on."""
+        self.faults[name] += 1
+        self._in_a_row[name, series] += 1
+        if isinstance(error, TookTooLong):
+            self._timeouts[name] += 1
+        times = self._in_a_row[name, series]
+        self.last_fault[series] = str(fault)
+        if name and (times >= MAX_FAULTS or self._timeouts[name] >= MAX_TIMEOUTS):
+            self._suspend(name, series, fault)
+            return True
+        log.error("%s: its factors or overlays lag behind the candles: %s", series, fault, exc_info=times == 1)
+        lag = self._behind.get(series) or Lag(str(fault))
+        pause_s = min(RETRY_FIRST_S * 2 ** min(lag.tries, 10), RETRY_MOST_S)
+        self._behind[series] = Lag(str(fault), lag.tries + 1, now_s + pause_s)
+        return False
+
+    def _suspend(self, name: str, series: SeriesId, fault: Exception) -> None:
+        if name in self.overlays.names:
+            self.overlays = self.overlays.without(name)
+        else:
+            left = self.factors.without(name)
+            gone = set(self.factors.names) - set(left.names)
+            self.overlays = self.overlays.without_factors(*gone)
+            self.factors = left
+        sentence = f"{name} is suspended until the next start, after it failed at {series} again and again: {fault}"
+        self.suspended[name] = sentence
+        log.error("%s", sentence)
+        self._fingerprint = self._fingerprint_now()
+        self._ours.add(self._fingerprint)
+
+
+def values_at(
+    store: CandleStore, series: SeriesId, indicators: Sequence[Indicator], candles: Sequence[Candle]
+) -> list[Upstream] | None:
+    """What the indicators say at each of these stored candles, which follow each other; None for no indicators."""
+    if not indicators:
+        return None
+    before = store.newest(series, max(one.warm_up for one in indicators), before=candles[0].time)
+    columns = Columns.of([*before, *candles])
+    rows: list[dict[str, Seen]] = [{} for _ in candles]
+    for indicator in indicators:
+        values = indicator.compute(series.timeframe, columns, len(before))
+        for row, numbers in zip(rows, zip(*(one.tolist() for one in values.values()), strict=True), strict=True):
+            row[indicator.name] = Seen(dict(zip(values, numbers, strict=True)))
+    return list(rows)
+
+
+def _after(head: int | None) -> int:
+    return -1 if head is None else head
+
+
+def no_ledger() -> LedgerStep:
+    """A step without factors and overlays: it computes nothing, and takes back what candles of now contradict."""
+    return LedgerStep(FactorGraph(()), OverlayGraph((), ()))

@@ -1,0 +1,344 @@
+"""What factors and overlays have stored is a function of the stored candles alone: not of batches, their order,
+corrections, restarts, faults or the pieces in which it was computed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import StoreError
+from klinesync.core.series_id import SeriesId
+from klinesync.factor.graph import FactorGraph
+from klinesync.factor.indicator_names import parse_indicators
+from klinesync.factor.plugin import AnyFactor, Event, Factor, FactorSettings, Upstream
+from klinesync.factor.registry import load_factors
+from klinesync.overlay.graph import OverlayGraph
+from klinesync.overlay.registry import load_overlays
+from klinesync.pipelines import ledger_step
+from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.pipelines.watchdog import Watchdog
+from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+MINUTES = 160
+INDICATORS = parse_indicators("EMA(3)")
+
+
+async def no_pause() -> None:
+    pass
+
+
+class AboveAverage(Factor[int]):
+    """Counts closes above a moving average: a factor that depends on an indicator."""
+
+    name = "above_average"
+    label = "Above average"
+    depends_on = ("ema_3",)
+    state_type = int
+
+    def seed(self) -> int:
+        return 0
+
+    def advance(self, state: int, candle: Candle, upstream: Upstream) -> tuple[int, Sequence[Event]]:
+        values: Any = upstream["ema_3"].state
+        if not candle.close > values["ema_3"]:
+            return state, ()
+        return state + 1, [{"visible_time": candle.time, "count": state + 1, "average": values["ema_3"]}]
+
+
+class Fragile(Factor[int]):
+    """Fails as long as it is told to."""
+
+    name = "fragile"
+    label = "Fragile"
+    state_type = int
+    failing = False
+    hanging = False
+
+    def seed(self) -> int:
+        return 0
+
+    def advance(self, state: int, candle: Candle, upstream: Upstream) -> tuple[int, Sequence[Event]]:
+        while self.hanging:
+            pass
+        if self.failing:
+            raise ArithmeticError("told to fail")
+        return state + 1, ()
+
+
+def make_step(*more: AnyFactor, max_candles: int = 2000, watchdog: Watchdog | None = None) -> LedgerStep:
+    built_in = load_factors(FactorSettings(pivot_window_major=3, pivot_window_minor=1))
+    factors = FactorGraph([*built_in, AboveAverage(), *more], [one.name for one in INDICATORS])
+    overlays = OverlayGraph(load_overlays(), factors.names)
+    if watchdog is None:
+        return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles)
+    return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles, guard=lambda: watchdog)
+
+
+def walk(seed: int, minutes: int = MINUTES) -> list[Candle]:
+    """Coarse steps, so that there are plateaus and ties."""
+    rng, price, candles = random.Random(seed), 50, []
+    for minute in range(minutes):
+        close = max(1, price + rng.choice((-3, -2, -1, 0, 1, 2, 3)))
+        high, low = max(price, close) + rng.randint(0, 2), max(0.5, min(price, close) - rng.randint(0, 2))
+        candles.append(Candle(60 * minute, float(price), float(high), float(low), float(close), 1.0))
+        price = close
+    return candles
+
+
+def change(store: CandleStore, step: LedgerStep, rows: Sequence[Candle], now_s: float = 0.0) -> None:
+    applied = store.write(BTC, rows, Origin("test", 0))
+    with store.savepoint():
+        step.advance(store, [applied], now_s)
+
+
+async def catch_up(database: InThreadSqliteDatabase, step: LedgerStep, now_s: float = 0.0) -> int:
+    """Pieces until nothing is left; how many."""
+    pieces = 0
+    while (series := step.due(now_s)) is not None:
+        await database.write(lambda store, series=series: step.catch_up(store, series, now_s))  # type: ignore[misc]
+        pieces += 1
+        assert pieces < 1000
+    return pieces
+
+
+def ledger_of(store: CandleStore, step: LedgerStep) -> dict[str, Any]:
+    """All that has to be the same."""
+    ledger = store.ledger.get(BTC)
+    head = store.head(BTC)
+    assert ledger is not None
+    assert (ledger.factor_head, ledger.overlay_head) == (head, head)
+    drawings = store.ledger.drawings(BTC, 0, 1 << 40)
+    assert [one.version_id for one in drawings] == list(range(1, ledger.version_id + 1))
+    times = [candle.time for candle in store.newest(BTC, 1_000_000)]
+    return {
+        "fingerprint": ledger.fingerprint,
+        "version_id": ledger.version_id,
+        "events": store.ledger.events(BTC, 0, 1 << 40),
+        "drawings": drawings,
+        "states": {time: step.states_at(store, BTC, time) for time in times[::7] + times[-1:]},
+    }
+
+
+async def expected(rows: Sequence[Candle], step: LedgerStep) -> dict[str, Any]:
+    """One by one, in order."""
+    with TemporaryDirectory() as folder:
+        async with InThreadSqliteDatabase(Path(folder) / "store.sqlite", pause=no_pause) as database:
+            for row in rows:
+                await database.write(lambda store, row=row: change(store, step, [row]))  # type: ignore[misc]
+            return await database.read(lambda store: ledger_of(store, step))
+
+
+@pytest.fixture(autouse=True)
+def few_candles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints every few candles, so that a short history has many."""
+    monkeypatch.setattr(ledger_step, "CHECKPOINT_CANDLES", 8)
+    monkeypatch.setattr(ledger_step, "KEPT_CHECKPOINTS", 3)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, MINUTES - 1), st.integers(1, 40)),
+        st.tuples(st.just("correct"), st.integers(0, MINUTES - 1), st.integers(1, 3)),
+        st.tuples(st.just("restart"), st.just(0), st.just(0)),
+        st.tuples(st.just("roll back"), st.integers(0, MINUTES - 1), st.integers(1, 40)),
+        st.tuples(st.just("catch up"), st.just(0), st.just(0)),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 50), steps=STEPS, max_candles=st.sampled_from([5, 30, 2000]))
+async def test_the_ledger_is_a_function_of_the_stored_candles(
+    seed: int, steps: list[tuple[str, int, int]], max_candles: int
+) -> None:
+    truth = walk(seed)
+    model: dict[int, Candle] = {}
+    step = make_step(max_candles=max_candles)
+    with TemporaryDirectory() as folder:
+        async with InThreadSqliteDatabase(Path(folder) / "store.sqlite", pause=no_pause) as database:
+            for kind, minute, count in [*steps, ("write", 0, MINUTES // 2)]:
+                rows = truth[minute : minute + count]
+                if kind == "correct":
+                    rows = [one._replace(high=one.high + count, volume=2.0) for one in truth[minute : minute + 1]]
+                if kind in ("write", "correct"):
+                    await database.write(lambda store, rows=rows, step=step: change(store, step, rows))  # type: ignore[misc]
+                    model.update((row.time, row) for row in rows)
+                elif kind == "roll back":
+
+                    def fail(store: CandleStore, rows: Sequence[Candle] = rows, step: LedgerStep = step) -> None:
+                        change(store, step, rows)
+                        raise StoreError("the disk is full")
+
+                    with pytest.raises(StoreError):
+                        await database.write(fail)
+                elif kind == "restart":
+                    step = make_step(max_candles=max_candles)
+                    await database.read(step.look_for_lags)
+                else:
+                    await catch_up(database, step)
+            await database.read(step.look_for_lags)
+            await catch_up(database, step)
+            found = await database.read(lambda store: ledger_of(store, step))
+    assert found == await expected([model[time] for time in sorted(model)], make_step())
+
+
+async def test_other_parameters_are_computed_anew_and_readers_can_tell(tmp_path: Path) -> None:
+    rows = walk(1)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        step = make_step()
+        await database.write(lambda store: change(store, step, rows))
+        before = await database.read(lambda store: store.ledger.get(BTC))
+        again = make_step(Fragile(), max_candles=20)
+        await database.read(again.look_for_lags)
+        assert list(again.behind()) == [BTC]
+        pieces = await catch_up(database, again)
+        assert pieces >= len(rows) / 20
+        after = await database.read(lambda store: store.ledger.get(BTC))
+        assert before is not None
+        assert after is not None
+        assert (after.epoch, after.fingerprint != before.fingerprint) == (before.epoch + 1, True)
+        assert after.record_id > before.record_id
+        found = await database.read(lambda store: ledger_of(store, again))
+    assert found == await expected(rows, make_step(Fragile()))
+
+
+async def test_a_factor_that_fails_costs_no_candle_and_is_suspended_when_it_goes_on(tmp_path: Path) -> None:
+    rows = walk(2)
+    fragile = Fragile()
+    step = make_step(fragile)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+
+        async def head() -> tuple[int | None, int | None]:
+            ledger = await database.read(lambda store: store.ledger.get(BTC))
+            return await database.read(lambda store: store.head(BTC)), ledger and ledger.factor_head
+
+        await database.write(lambda store: change(store, step, rows[:50]))
+        assert await head() == (rows[49].time, rows[49].time)
+        fragile.failing = True
+        await database.write(lambda store: change(store, step, rows[50:51]))
+        assert await head() == (rows[50].time, rows[49].time)
+        lag = step.lag(BTC)
+        assert lag is not None
+        assert "told to fail" in lag.reason
+
+        fragile.failing = False
+        assert step.due(lag.due_s - 0.1) is None
+        await catch_up(database, step, lag.due_s)
+        assert await head() == (rows[50].time, rows[50].time)
+        assert step.behind() == {}
+        assert await database.read(lambda store: ledger_of(store, step)) == await expected(
+            rows[:51], make_step(Fragile())
+        )
+
+        fragile.failing = True
+        for at in range(51, 51 + ledger_step.MAX_FAULTS):
+            assert "fragile" not in step.suspended
+            await database.write(lambda store, at=at: change(store, step, rows[at : at + 1]))  # type: ignore[misc]
+        assert "told to fail" in step.suspended["fragile"]
+        assert step.faults["fragile"] == ledger_step.MAX_FAULTS + 1
+        assert await head() == (rows[55].time, rows[55].time)
+        await database.write(lambda store: change(store, step, rows[56:80]))
+        assert await head() == (rows[79].time, rows[79].time)
+        found = await database.read(lambda store: ledger_of(store, step))
+
+        fragile.failing = False
+        mended = make_step(fragile)
+        await database.read(mended.look_for_lags)
+        await catch_up(database, mended)
+        whole = await database.read(lambda store: ledger_of(store, mended))
+    assert found == await expected(rows[:80], make_step())
+    assert whole == await expected(rows[:80], make_step(Fragile()))
+
+
+async def test_a_factor_that_never_returns_is_made_to_and_suspended(tmp_path: Path) -> None:
+    rows = walk(3)
+    fragile = Fragile()
+    step = make_step(fragile, watchdog=Watchdog(limit_s=0.05))
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        fragile.hanging = True
+        for at in range(ledger_step.MAX_TIMEOUTS):
+            await database.write(lambda store, at=at: change(store, step, rows[at : at + 1]))  # type: ignore[misc]
+        assert "TookTooLong" in step.suspended["fragile"]
+        ledger = await database.read(lambda store: store.ledger.get(BTC))
+        assert ledger is not None
+        assert ledger.factor_head == rows[1].time
+
+
+@pytest.mark.parametrize("earlier", [0, 3, 120])
+async def test_who_has_no_factors_takes_back_what_his_candles_contradict(tmp_path: Path, earlier: int) -> None:
+    rows = walk(4)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        step = make_step()
+        await database.write(lambda store: change(store, step, rows))
+        other = rows[earlier]._replace(high=rows[earlier].high + 9)
+        await database.write(lambda store: change(store, ledger_step.no_ledger(), [other]))
+        again = make_step()
+        await database.read(again.look_for_lags)
+        await catch_up(database, again)
+        found = await database.read(lambda store: ledger_of(store, again))
+    rows[earlier] = other
+    assert found == await expected(rows, make_step())
+
+
+async def test_the_watchdog_leaves_alone_what_is_in_time_and_what_comes_after() -> None:
+    watchdog = Watchdog(limit_s=0.02)
+    made: list[int] = []
+    count: Callable[[], None] = lambda: made.append(sum(range(1000)))  # noqa: E731
+    for _ in range(300):
+        with watchdog:
+            count()
+    assert len(made) == 300
+    outcome: Mapping[str, int] = {"after": sum(range(1_000_000))}
+    assert outcome["after"]
+
+
+@pytest.mark.parametrize("cut", [1, 30, 64, 120, 159])
+async def test_what_is_left_after_a_trim_is_gone_on_from_as_before(tmp_path: Path, cut: int) -> None:
+    def structure() -> LedgerStep:
+        # Without indicators: with the candles that they look back on, their values change at the edge.
+        factors = FactorGraph(load_factors(FactorSettings(pivot_window_major=3, pivot_window_minor=1)))
+        return LedgerStep(factors, OverlayGraph(load_overlays(), factors.names))
+
+    rows = walk(5)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        step = structure()
+        await database.write(lambda store: change(store, step, rows[:-10]))
+        before = 60 * cut if cut < 150 else rows[-11].time
+
+        def trim(store: CandleStore) -> None:
+            step.trim(store, BTC, before)
+            store.trim(BTC, before)
+
+        await database.write(trim)
+        other = rows[-20]._replace(volume=5.0)
+        if other.time >= before:
+            await database.write(lambda store: change(store, structure(), [other]))
+            rows[-20] = other
+        await database.write(lambda store: change(store, structure(), rows[-10:]))
+
+        def look(store: CandleStore) -> None:
+            left = [row.time for row in rows if row.time >= before]
+            assert [row.time for row in store.newest(BTC, 1000)] == left
+            for time in left:
+                assert step.states_at(store, BTC, time) == states[time]
+
+        states: dict[int, object] = {}
+        step_of_all = structure()
+        async with InThreadSqliteDatabase(tmp_path / "whole.sqlite", pause=no_pause) as whole:
+            for row in rows:
+                await whole.write(lambda store, row=row: change(store, step_of_all, [row]))  # type: ignore[misc]
+                states[row.time] = await whole.read(
+                    lambda store, row=row: step_of_all.states_at(store, BTC, row.time)  # type: ignore[misc]
+                )
+        await database.read(look)
