@@ -204,10 +204,9 @@ function labelOf(group: string, layer: string): string {
   return group === layer ? group : `${group} ${layer}`;
 }
 
-/** The value of the point at `time`, null when there is none. */
+/** The newest value up to `time`: that of a candle which has just closed is on its way. Null before the first. */
 function valueAt(points: readonly Point[], time: number): number | null {
-  const point = points[indexAfter(points, time) - 1];
-  return point?.time === time ? point.value : null;
+  return points[indexAfter(points, time) - 1]?.value ?? null;
 }
 
 /** Index of the first point later than `time`. */
