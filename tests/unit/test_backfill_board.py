@@ -143,30 +143,30 @@ def test_the_oldest_of_many_finished_readings_are_forgotten_and_those_that_run_a
     assert board.report(BTC, 120).state == "running"
 
 
-def test_a_short_reading_is_told_to_nobody_and_a_long_one_now_and_then_and_at_its_end(wall: Wall) -> None:
+def test_a_short_reading_is_told_to_nobody_and_one_that_takes_long_now_and_then_and_at_its_end(wall: Wall) -> None:
     told = Told()
     board = BackfillBoard(wall, told)
     tail = board.watch()
     tail.began(BTC, Span(0, 60_000), "tail")
-    wall.now_s += 1
+    wall.now_s += 0.5
     tail.advanced(BTC, 6000, 100)
     tail.ended(BTC)
     assert told.said == []
     tail.began(BTC, Span(0, 60_000), "tail")
     for _ in range(10):
-        wall.now_s += 0.5
-        tail.advanced(BTC, int((wall.now_s - 1_700_000_001) * 6000), int((wall.now_s - 1_700_000_001) * 90))
+        wall.now_s += 0.25
+        tail.advanced(BTC, int((wall.now_s - 1_700_000_000.5) * 12000), int((wall.now_s - 1_700_000_000.5) * 180))
     tail.ended(BTC)
     series, message, data = told.said[0]
-    assert (series, message) == (BTC, "history is read: 20 %, about 8 s left")
+    assert (series, message) == (BTC, "history is read: 20 %, about 4 s left")
     assert data == {
         "state": "running",
         "reason": "tail",
         "progress_pct": 20.0,
         "candles": 180,
         "missing_candles": 800,
-        "candles_per_s": 90.0,
-        "left_s": 8,
+        "candles_per_s": 180.0,
+        "left_s": 4,
     }
     assert [data["progress_pct"] for _, _, data in told.said] == [20.0, 40.0, 100.0]
     assert [data["state"] for _, _, data in told.said] == ["running", "running", "succeeded"]
@@ -175,3 +175,29 @@ def test_a_short_reading_is_told_to_nobody_and_a_long_one_now_and_then_and_at_it
     tail.advanced(BTC, 600, 10)
     tail.ended(BTC, "the exchange does not answer")
     assert told.said[-1][1] == "history cannot be read: the exchange does not answer"
+
+
+def test_one_of_many_candles_is_told_of_from_its_beginning_on_however_quick_it_is(wall: Wall) -> None:
+    told = Told()
+    board = BackfillBoard(wall, told)
+    deep = board.watch()
+    deep.began(BTC, Span(0, 60 * backfill_board.TELL_CANDLES), "backfill")
+    for upto in range(0, 60_000, 600):
+        deep.advanced(BTC, upto, upto // 60)
+    deep.ended(BTC)
+    assert [(data["progress_pct"], data["state"]) for _, _, data in told.said] == [
+        (0.0, "running"),
+        (100.0, "succeeded"),
+    ]
+
+
+def test_health_has_the_rate_and_what_is_left(wall: Wall) -> None:
+    board = BackfillBoard(wall)
+    deep = board.watch()
+    deep.began(BTC, Span(0, 60_000), "backfill")
+    wall.now_s += 10
+    deep.advanced(BTC, 15_000, 250)
+    report = board.report(BTC, 120)
+    assert (report.candles, report.candles_per_s, report.left_s) == (250, 25.0, 30)
+    deep.ended(BTC)
+    assert board.report(BTC, 120).left_s is None

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Scope
 from klinesync import __version__
 from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.market import (
+    backfill_routes,
     debug_routes,
     health_routes,
     http_routes,
@@ -68,7 +69,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.include_router(meta_routes.router)
     app.include_router(health_routes.router)
     app.include_router(top_markets_routes.router)
-    guarded = [http_routes.ingest_router, metrics_routes.router]
+    guarded = [http_routes.ingest_router, backfill_routes.router, metrics_routes.router]
     if front.debug is not None:
         guarded.append(debug_routes.router)
     for router in guarded:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import MAX_SERIES_ID_CHARS
 from klinesync.market_data.health import Reason, Status
@@ -109,6 +109,28 @@ class CandlesClosedAnswer(BaseModel):
     last_candle_time: int
 
 
+class BackfillBody(BaseModel):
+    """What history is to be read: from `from` on, up to `to` (exclusive; the newest that is closed when left out). UTC
+    seconds."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    series_id: SeriesIdText
+    from_: int = Field(alias="from", ge=0, le=MAX_TIME, strict=True)
+    to: int | None = Field(None, ge=0, le=MAX_TIME, strict=True)
+
+
+class BackfillBegun(BaseModel):
+    """What is read now of the series that was asked for, or of its base: so many candles, as far as the exchange has
+    them. `GET /api/market/health` of `series_id` tells how it goes."""
+
+    ok: bool
+    series_id: str
+    from_: int = Field(serialization_alias="from")
+    to: int
+    missing_candles: int
+
+
 class WhitelistAnswer(BaseModel):
     """The series that are ingested while the service runs, and what is computed of those in the base timeframe."""
 
@@ -132,6 +154,9 @@ class BackfillAnswer(BaseModel):
     start_missing_candles: int | None
     current_missing_seconds: int | None
     current_missing_candles: int | None
+    candles: int | None
+    candles_per_s: float | None
+    left_s: int | None
 
 
 class StreamAnswer(BaseModel):

@@ -159,24 +159,39 @@ class BackfillService:
         and is taken up again after a restart, save what is newer than the stored head.
         Raises `UnknownSeries` for a series of an exchange that cannot be asked, `StoreError`.
         """
-        if not self._covers(series):
-            raise UnknownSeries(str(series), f"{series.exchange} {series.market} cannot be asked for history")
-        frame = series.timeframe
-        stored, ledger = await self._stored(series)
-        kept_from = 0 if stored is None else self._kept_from(series, frame.shift(stored.end, -1))
-        first = frame.next(frame.floor(max(span.start, kept_from, 0) - 1))
-        span = Span(first, max(first, frame.next(frame.floor(span.end - 1))))
-        left = unsettled(span, stored, ledger) if span.start < span.end else []
-        if not left:
-            return BackfillProgress(series, span, 0, 0, 0, 0.0)
-        await self._mark(series, left)
-        ask = self._begin(series, span, left, on_progress)
+        begun, ask = await self._ask(series, span, on_progress)
+        if ask is None:
+            return begun
         try:
             return await asyncio.shield(ask.done)
         finally:
             if (deep := self._deep.get(series)) is not None and ask in deep.asks:
                 deep.asks.remove(ask)
                 self._end_if_over(series, deep)
+
+    async def start(self, series: SeriesId, span: Span) -> BackfillProgress:
+        """The same, and nobody waits for it: what it will read. It is followed in health. Raises as `backfill`."""
+        begun, _ = await self._ask(series, span, lambda _: None)
+        return begun
+
+    async def _ask(
+        self, series: SeriesId, span: Span, on_progress: Callable[[BackfillProgress], None]
+    ) -> tuple[BackfillProgress, _Ask | None]:
+        """How it stands when it begins, and what is to be waited for, if anything is."""
+        if not self._covers(series):
+            raise UnknownSeries(str(series), f"{series.exchange} {series.market} cannot be asked for history")
+        frame = series.timeframe
+        stored, ledger = await self._stored(series)
+        kept_from = 0 if stored is None else self._kept_from(series, frame.shift(stored.end, -1))
+        first = frame.next(frame.floor(max(span.start, kept_from, 0) - 1))
+        end = min(frame.next(frame.floor(span.end - 1)), frame.floor(int(self._now_s(series))))
+        span = Span(first, max(first, end))
+        left = unsettled(span, stored, ledger) if span.start < span.end else []
+        if not left:
+            return BackfillProgress(series, span, 0, 0, 0, 0.0), None
+        await self._mark(series, left)
+        ask = self._begin(series, span, left, on_progress)
+        return ask.progress(series, self._deep[series], 0), ask
 
     def _begin(
         self, series: SeriesId, span: Span, left: list[Span], on_progress: Callable[[BackfillProgress], None]

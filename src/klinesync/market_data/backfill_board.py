@@ -13,8 +13,10 @@ from klinesync.runtime.sources import HistoryWatch
 
 # Readings of one reader that are over and still told of; the oldest are forgotten.
 MAX_FINISHED = 10_000
-# A reading that takes longer is told of to those who watch the series, and again so often.
-TELL_EVERY_S = 2.0
+# A reading that takes longer is told of to those who watch the series, and again so often; one of so many candles from
+# its beginning on. Its end is told, too, of each that was told of.
+TELL_EVERY_S = 1.0
+TELL_CANDLES = 2000
 
 Tell = Callable[[SeriesId, str, Mapping[str, object]], None]
 
@@ -22,7 +24,8 @@ Tell = Callable[[SeriesId, str, Mapping[str, object]], None]
 @dataclass(frozen=True, slots=True)
 class BackfillReport:
     """How the reading of a series' history stands. Times are UTC seconds of the wall clock. `start_missing_*` is what
-    was to be read when it began, `current_missing_*` what still is; `recent`: it runs, or ended not long ago."""
+    was to be read when it began, `current_missing_*` what still is; `recent`: it runs, or ended not long ago. So many
+    `candles` came, at that rate; about `left_s` seconds are left, where that can be known."""
 
     state: Literal["idle", "running", "succeeded", "failed"] = "idle"
     progress_pct: float | None = None
@@ -36,6 +39,9 @@ class BackfillReport:
     start_missing_candles: int | None = None
     current_missing_seconds: int | None = None
     current_missing_candles: int | None = None
+    candles: int | None = None
+    candles_per_s: float | None = None
+    left_s: int | None = None
 
 
 @dataclass(slots=True)
@@ -78,6 +84,9 @@ class _Reading:
             start_missing_candles=self.series.timeframe.count(*self.span),
             current_missing_seconds=self.span.end - self.upto,
             current_missing_candles=self.missing,
+            candles=self.candles,
+            candles_per_s=self._candles_per_s(),
+            left_s=self._left_s() if self.state == "running" else None,
         )
 
     def sentence(self) -> str:
@@ -93,9 +102,12 @@ class _Reading:
             "progress_pct": self.progress_pct,
             "candles": self.candles,
             "missing_candles": self.missing,
-            "candles_per_s": round(self.candles / self._elapsed_s(), 1),
+            "candles_per_s": self._candles_per_s(),
             "left_s": self._left_s(),
         }
+
+    def _candles_per_s(self) -> float:
+        return round(self.candles / self._elapsed_s(), 1)
 
     def _elapsed_s(self) -> float:
         return max(self.updated_s - self.started_s, 1e-3)
@@ -119,7 +131,13 @@ class _Watch:
         now_s = self._wall_s()
         span = Span(span.start, max(span.start, span.end))
         self.finished.pop(series, None)
-        self.running[series] = _Reading(series, span, reason, next(self._numbers), now_s, now_s, span.start)
+        again = self.running.get(series)
+        reading = _Reading(series, span, reason, next(self._numbers), now_s, now_s, span.start)
+        self.running[series] = reading
+        if again is not None:
+            reading.told_s = again.told_s  # it grew
+        elif reading.missing >= TELL_CANDLES:
+            self._say(reading)
 
     def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
         reading = self.running.get(series)

@@ -1,0 +1,32 @@
+"""HTTP: history on request."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from klinesync.core.candle import MAX_TIME
+from klinesync.core.errors import Rejected
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.market.http_routes import INGEST_ANSWERS, runtime_of
+from klinesync.market.schemas import BackfillBegun, BackfillBody
+from klinesync.market.strict_json import StrictJsonRoute
+
+router = APIRouter(prefix="/api/market/ingest", tags=["candles"], route_class=StrictJsonRoute)
+
+
+@router.post("/backfill", responses=INGEST_ANSWERS)
+async def post_backfill(request: Request, body: BackfillBody) -> BackfillBegun:
+    """Read history that is missing, oldest part first; answers when that has begun. It survives a restart.
+
+    Of a derived series its base is read. What is stored, or known to be empty, is not asked for again.
+    """
+    runtime = runtime_of(request)
+    series = runtime.derived.base_of(SeriesId.parse(body.series_id))
+    to = MAX_TIME if body.to is None else body.to
+    if body.from_ >= to:
+        raise Rejected(f"from ({body.from_}) must lie before to ({to})")
+    begun = await runtime.backfill.start(series, Span(body.from_, to))
+    return BackfillBegun(
+        ok=True, series_id=str(series), from_=begun.span.start, to=begun.span.end, missing_candles=begun.missing
+    )
