@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
+from klinesync.core.errors import BadFlag
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.columns import Columns
 from klinesync.factor.indicator import Indicator
@@ -189,6 +190,32 @@ def test_deep_history_changes_only_values_whose_warm_up_it_reaches(
     after = np.column_stack(list(indicator.compute(MINUTE, Columns.of(deeper)).values()))[older:]
     differ = np.flatnonzero(~((before == after) | (np.isnan(before) & np.isnan(after))).all(axis=1))
     assert not len(differ) or differ[-1] < indicator.warm_up
+
+
+numbers = st.one_of(
+    st.integers(-3, 60).map(str),
+    st.floats(-2, 60).map(repr),
+    st.sampled_from(["", " 7 ", "1e400", "-0", "100000", "2147483648", "9" * 30, "0x1f", "nan", "."]),
+)
+written = st.builds(
+    lambda name, values: f"{name}({','.join(values)})",
+    st.sampled_from([*function_names(), "EMAA", "ema", ""]),
+    st.lists(numbers, max_size=4),
+)
+
+
+@given(st.one_of(written, st.text(max_size=30)))
+@settings(max_examples=500, deadline=None)
+def test_any_text_is_indicators_or_is_refused_with_a_sentence(text: str) -> None:
+    try:
+        parsed = parse_indicators(text)
+    except BadFlag:
+        return
+    candles = walk(1, range(0, 60 * 300, 60))
+    for indicator in parsed:
+        assert indicator.name == indicator.name.lower()
+        assert parse_indicators(indicator.label)[0] == indicator
+        assert len(bulk(indicator, MINUTE, candles)) == 8 * 300 * len(indicator.outputs)
 
 
 @given(histories(), indicators)

@@ -100,6 +100,7 @@ def test_the_fingerprint_tells_parameters_apart_and_names_the_version_of_talib()
         ("BBANDS(20,2,2,99)", "BBANDS(20,2,2,99): matype cannot be 99; TA-Lib takes 0 … 13"),
         ("BBANDS(20,2,2,6)", "BBANDS: matype 6 is KAMA, refused: in a market without direction"),
         ("MACDEXT(12,7)", "MACDEXT: fastmatype 7 is MAMA, refused:"),
+        ("APO(9,49,5)", "APO: matype 5 is TRIMA, refused: its rounding shows in differences of averages"),
         ("SMA(1366)", "SMA(1366) looks back on 1366 candles; 1365 is the most"),
         ("SMA(20),sma( 20 )", "SMA(20) is listed twice"),
         ("BBANDS(20),BBANDS(20,2.0)", "BBANDS(20,2) is the same as BBANDS(20); list one of them"),

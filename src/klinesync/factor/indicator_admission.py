@@ -44,6 +44,7 @@ REFUSED: dict[str, str] = {
     "CMF": _NOISE,
     "RVOL": _NOISE,
     "VWMA": _NOISE,
+    "BETA": "in a window of hardly any moves it divides rounding by rounding",
     "LINEARREG_ANGLE": "of prices it is close to 90 or -90 degrees or magnifies rounding; use LINEARREG_SLOPE",
 }
 
@@ -55,7 +56,21 @@ UNUSABLE: dict[str, str] = {
 # The moving averages that parameters named `*matype` choose by number, without those that are refused by themselves.
 REFUSED_AVERAGES: dict[int, str] = {6: "KAMA", 7: "MAMA"}
 
+# Functions that subtract averages, and the kind whose rounding shows in the small differences: the triangular one's.
+DIFFERENCES = frozenset({"APO", "MACDEXT", "PPO", "PVO"})
+TRIANGULAR = 5
+
 
 def why_refused(function: str) -> str | None:
     """Why the function is no indicator here, as the end of a sentence; None when it is one."""
     return UNUSABLE.get(function) or REFUSED.get(function)
+
+
+def why_average_refused(function: str, kind: int) -> str | None:
+    """Why the function cannot be asked for with that kind of moving average, or None."""
+    average = REFUSED_AVERAGES.get(kind)
+    if average is not None:
+        return f"is {average}, refused: {REFUSED[average]}"
+    if kind == TRIANGULAR and function in DIFFERENCES:
+        return "is TRIMA, refused: its rounding shows in differences of averages"
+    return None

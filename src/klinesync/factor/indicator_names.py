@@ -10,7 +10,7 @@ from math import isfinite
 from klinesync.core.errors import BadFlag
 from klinesync.factor.columns import Price
 from klinesync.factor.indicator import CHUNK_PERIODS, MAX_CHUNK, Indicator, Output, chunk_for
-from klinesync.factor.indicator_admission import REFUSED, REFUSED_AVERAGES, why_refused
+from klinesync.factor.indicator_admission import why_average_refused, why_refused
 from klinesync.factor.indicator_talib import LONGEST_PERIOD, Function, Number, Parameter, function_names, look_up
 
 FLAG = "indicators"
@@ -126,9 +126,9 @@ def _number(function: Function, parameter: Parameter, word: str) -> Number:
     # The most negative numbers mean "default" to TA-Lib.
     if not isfinite(value) or abs(value) > LONGEST_PERIOD:
         raise BadFlag(FLAG, f"{function.name}: {parameter.name} {word[:40]} lies outside ±{LONGEST_PERIOD}")
-    if parameter.is_average and value in REFUSED_AVERAGES:
-        average = REFUSED_AVERAGES[int(value)]
-        raise BadFlag(FLAG, f"{function.name}: {parameter.name} {value} is {average}, refused: {REFUSED[average]}")
+    reason = why_average_refused(function.name, int(value)) if parameter.is_average else None
+    if reason is not None:
+        raise BadFlag(FLAG, f"{function.name}: {parameter.name} {value} {reason}")
     return value
 
 
