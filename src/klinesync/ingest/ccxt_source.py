@@ -40,6 +40,8 @@ STAMP_FRESH_S = 1.0
 # How long a list of symbols is kept, and how old it may be when it does not have a symbol. ccxt's lists are large.
 LISTINGS_TTL_S = 3600.0
 UNLISTED_TTL_S = 300.0
+# After a failure the list is not asked for again before so long: who asks gets the same error.
+LISTINGS_PAUSE_S = 5.0
 # A candle in progress is polled so many times in its length, but not more often, nor more seldom, than this.
 POLLS_PER_CANDLE = 20
 POLL_LEAST_S = 2.0
@@ -90,6 +92,7 @@ class CcxtSource:
         self._asking_abilities: SingleFlight[Abilities] = SingleFlight()
         self._listed: dict[str, tuple[float, Mapping[str, Listing]]] = {}
         self._listing: dict[str, SingleFlight[Mapping[str, Listing]]] = {market: SingleFlight() for market in clocks}
+        self._not_listed: dict[str, tuple[float, UpstreamError]] = {}
         self._most_rows: dict[str, int | None] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
         self._leaving: set[asyncio.Task[None]] = set()
@@ -135,9 +138,14 @@ class CcxtSource:
             return f"{self.client.name} has no {frame}; it has {' '.join(sorted(can.timeframes))}"
         if series.market not in self.clocks:
             return f"{self.client.name} has no market {series.market}"
-        listings = await self.listings(series.market, LISTINGS_TTL_S)
-        if series.symbol not in listings:
-            listings = await self.listings(series.market, UNLISTED_TTL_S)
+        try:
+            listings = await self.listings(series.market, LISTINGS_TTL_S)
+            if series.symbol not in listings:
+                listings = await self.listings(series.market, UNLISTED_TTL_S)
+        except UpstreamError:
+            if series.market not in self._listed:
+                raise
+            listings = self._listed[series.market][1]  # an older one, while it cannot be asked
         if series.symbol not in listings:
             return f"{self.client.name} lists no {ccxt_symbol(series)} on its {series.market} market"
         return None
@@ -149,7 +157,14 @@ class CcxtSource:
             return listed[1]
 
         async def ask() -> Mapping[str, Listing]:
-            symbols = await self.client.listings(market, Errand(Urgency.READ), again=listed is not None)
+            failed_at_s, failure = self._not_listed.get(market, (float("-inf"), None))
+            if failure is not None and self.monotonic() - failed_at_s < LISTINGS_PAUSE_S:
+                raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
+            try:
+                symbols = await self.client.listings(market, Errand(Urgency.READ), again=listed is not None)
+            except UpstreamError as error:
+                self._not_listed[market] = (self.monotonic(), error)
+                raise
             self._listed[market] = (self.monotonic(), symbols)
             return symbols
 
