@@ -105,7 +105,8 @@ class IngestSupervisor:
     """Follows series of one exchange, until `run` is cancelled.
 
     `notice(series, event, message)` tells clients of a stream's fate; `heal(series, span, reason)` is asked to fill
-    what live could not wait for. `audit_interval_s` 0: no audit.
+    what live could not wait for. A first history has `first_history_candles`; of what a series that was away missed
+    the newest `most_tail_candles` are read at once, what is older is left to `heal`. `audit_interval_s` 0: no audit.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class IngestSupervisor:
         heal: Callable[[SeriesId, Span, str], None] | None,
         history_watch: HistoryWatch,
         first_history_candles: int,
+        most_tail_candles: int,
         forming_interval_s: float,
         stream_stale_s: float,
         rest_final_margin_s: float,
@@ -139,6 +141,7 @@ class IngestSupervisor:
         self._heal = heal
         self._history_watch = history_watch
         self._first_history_candles = first_history_candles
+        self._most_tail_candles = most_tail_candles
         self._forming_interval_s = forming_interval_s
         self._stream_stale_s = stream_stale_s
         self._final_margin_s = rest_final_margin_s
@@ -556,10 +559,11 @@ class IngestSupervisor:
         before = feed.head
         try:
             if feed.caught_up and fetch.start is not None:
-                await self._read_pages(job, fetch.start, errand)
+                reach = await self._reach(series, self._most_tail_candles)
+                await self._read_pages(job, max(reach, fetch.start), errand)
             else:
                 async with self._sweeps:
-                    reach = await self._reach(series)
+                    reach = await self._reach(series, self._first_history_candles)
                     await self._read_pages(job, max(reach, fetch.start or 0), errand)
         except UpstreamError as error:
             self._history_watch.ended(series, str(error))
@@ -571,13 +575,13 @@ class IngestSupervisor:
             self._history_watch.ended(series)
             self._ended(job, before)
 
-    async def _reach(self, series: SeriesId) -> int:
-        """Where a first history begins. Raises `UpstreamError`."""
+    async def _reach(self, series: SeriesId, candles: int) -> int:
+        """Where a history begins that reaches so many candles back from now. Raises `UpstreamError`."""
         now_ms = self._now_ms(series.market)
         if now_ms is None:
             now_ms = await self._source.now_ms(series.market)
         frame = series.timeframe
-        return max(0, frame.shift(frame.floor(now_ms // 1000), -self._first_history_candles))
+        return max(0, frame.shift(frame.floor(now_ms // 1000), -candles))
 
     async def _read_pages(self, job: Job, start: int, errand: Errand) -> None:
         feed, series, frame = job.feed, job.feed.series, job.feed.timeframe
