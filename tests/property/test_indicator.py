@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from math import nan
 from pathlib import Path
 
@@ -285,6 +286,15 @@ def test_an_infinite_value_is_none() -> None:
     assert np.isnan(handle.peek(candles[1])).all()
     assert np.isnan(handle.update(candles[1])).all()
     assert np.isnan(indicator.compute(MINUTE, Columns.of(candles))["exp"]).tolist() == [False, True]
+
+
+def test_a_chunk_of_months_may_end_where_the_calendar_has_none_left() -> None:
+    (indicator,) = parse_indicators("SMA(1365)")
+    month = Timeframe.parse("1M")
+    handle = indicator.open(month, Columns.of([]))
+    for year in (8999, 9998):
+        handle.update(Candle(int(datetime(year, 12, 1, tzinfo=UTC).timestamp()), 1.0, 1.0, 1.0, 1.0, 1.0))
+    assert handle.time is not None
 
 
 def test_of_several_outputs_each_infinite_one_is_none() -> None:
