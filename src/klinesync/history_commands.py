@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import random
 import sys
@@ -44,6 +45,9 @@ PROGRESS_LINE_S = 10.0
 POST_CANDLES = 5000
 POST_TIMEOUT_S = 120.0
 
+# So many more objects there must be before Python looks for garbage while candles pass through: several batches.
+COLLECT_AFTER_OBJECTS = 500_000
+
 # Where files are that --source names.
 _SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
 
@@ -65,7 +69,7 @@ async def import_files(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
     now = MAX_TIME if arguments.url else int(time.time())
     began_s = time.monotonic()
     async with _writer(flags, derived, arguments.url, "import") as put:
-        with _bar() as say:
+        with _bar() as say, _seldom_collected():
             for number, file in enumerate(files):
                 if derived.derives(file.series):
                     done.append(_derived(file, derived, named=file.path in arguments.path))
@@ -379,6 +383,20 @@ def _span(arguments: argparse.Namespace, otherwise: Span) -> Span:
     if start >= end:
         raise Rejected(f"--from {start} does not lie before --to {end}")
     return Span(start, end)
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Candles are many small objects and never garbage in a circle: looking through them for that again and again takes
+    as long as all the rest."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
