@@ -62,11 +62,11 @@ class AnchorFactor(Factor[AnchorState]):
         if leg == state.leg and not confirmed:
             return state, ()
 
+        # A pen that is confirmed leaves another leg behind, so the candidate is a new one here in any case.
         evidence = [_pointer("confirmed", msgspec.convert(event, Pen)) for event in confirmed]
-        if leg != state.leg:
-            candidate = pens.candidate(candle.time)
-            if candidate is not None:
-                evidence.append(_pointer("candidate", candidate))
+        candidate = pens.candidate(candle.time)
+        if candidate is not None:
+            evidence.append(_pointer("candidate", candidate))
         entering = state_of(upstream, "zhongshu", ZhongshuState).entered_at(candle.time)
         entered = None if entering is None else _pointer("confirmed", entering)
 

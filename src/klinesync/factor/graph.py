@@ -49,6 +49,15 @@ class FactorGraph:
         """Raises `BadFactor`: a name used twice, a dependency that nobody has, dependencies in a circle, a bad seed."""
         self._factors = _ordered(list(factors), outside)
         self._outside = frozenset(outside)
+        # For each factor the positions of those above it, and the names of what it needs from outside.
+        position = {factor.name: index for index, factor in enumerate(self._factors)}
+        self._depends = [
+            (
+                [position[name] for name in factor.depends_on if name in position],
+                [name for name in factor.depends_on if name not in position],
+            )
+            for factor in self._factors
+        ]
         self._encoder = msgspec.msgpack.Encoder()
         self._decoders = {factor.name: msgspec.msgpack.Decoder(factor.type_of_state()) for factor in self._factors}
         lines = {factor.name: _line(factor) for factor in self._factors}
@@ -142,12 +151,11 @@ class FactorGraph:
         return {run.name: run.state for run in runs}, said
 
     def _runs(self, states: States) -> list[_Run]:
-        runs: dict[str, _Run] = {}
-        for factor in self._factors:
-            above = [(name, runs[name]) for name in factor.depends_on if name in runs]
-            beyond = [name for name in factor.depends_on if name not in runs]
-            runs[factor.name] = _Run(factor, states[factor.name], above, beyond)
-        return list(runs.values())
+        runs = [_Run(factor, states[factor.name]) for factor in self._factors]
+        for run, (above, beyond) in zip(runs, self._depends, strict=True):
+            run.above = [(runs[position].name, runs[position]) for position in above]
+            run.beyond = beyond
+        return runs
 
     def encode(self, states: States, candle_time: int = 0) -> bytes:
         """The states for the store, exact to the last bit. `candle_time` is that of the last candle in them.
@@ -221,14 +229,14 @@ class _Run:
 
     __slots__ = ("above", "beyond", "name", "seen", "state", "state_type", "step")
 
-    def __init__(self, factor: AnyFactor, state: object, above: list[tuple[str, _Run]], beyond: list[str]) -> None:
+    def __init__(self, factor: AnyFactor, state: object) -> None:
         self.step = factor.step
         self.name = factor.name
         self.state = state
         self.state_type = factor.type_of_state()
         self.seen = Seen(state)
-        self.above = above
-        self.beyond = beyond
+        self.above: Sequence[tuple[str, _Run]] = ()
+        self.beyond: Sequence[str] = ()
 
 
 _NOTHING: Upstream = {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from klinesync.core.candle import Candle
-from klinesync.factor.pivot import Pivot, PivotState
+from klinesync.factor.pivot import Extreme, Pivot, PivotState
 from klinesync.factor.plugin import Event, Factor, Feature, Json, Upstream, state_of
 
 
@@ -141,7 +141,7 @@ class PenFactor(Factor[PenState]):
                 return state, ()
             return PenState(state.start, state.turn, leg, next_leg), ()
 
-        recent = state_of(upstream, "pivot", PivotState)
+        seen = state_of(upstream, "pivot", PivotState)
         start, turn = state.start, state.turn
         confirmed = []
         for event in pivots:
@@ -154,7 +154,7 @@ class PenFactor(Factor[PenState]):
                     confirmed.append(_between(start, turn, candle.time).said())
                 start, leg = turn, next_leg
             turn = pivot
-            next_leg = _leg_after(pivot, recent.after(pivot.pivot_time))
+            next_leg = _leg_after(pivot, seen)
         return PenState(start, turn, leg, next_leg), confirmed
 
     def head(self, state: PenState, candle: Candle) -> dict[str, Json]:
@@ -180,9 +180,16 @@ def _between(start: Pivot, end: Pivot, time: int) -> Pen:
     return Pen(start.pivot_time, end.pivot_time, start.pivot_price, end.pivot_price, direction, time)
 
 
-def _leg_after(pivot: Pivot, candles: Iterable[tuple[int, float, float]]) -> Leg:
-    """What prices did after a pivot, in the direction of the next one. All candles after it are still kept."""
-    leg = Leg(up=pivot.direction == "support")
-    for time, high, low in candles:
-        leg = leg.extended(time, high, low)
-    return leg
+def _leg_after(pivot: Pivot, seen: PivotState) -> Leg:
+    """What prices did after a new pivot, in the direction of the next one. The window of pivots reaches behind it."""
+    if pivot.direction == "support":
+        end = seen.top_after(pivot.pivot_time)
+        back = None if end is None else seen.bottom_after(end.time)
+    else:
+        end = seen.bottom_after(pivot.pivot_time)
+        back = None if end is None else seen.top_after(end.time)
+    return Leg(pivot.direction == "support", _mark(end), _mark(back))
+
+
+def _mark(extreme: Extreme | None) -> Mark | None:
+    return None if extreme is None else Mark(extreme.time, extreme.price)

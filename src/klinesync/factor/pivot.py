@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import inf
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -16,7 +15,7 @@ Direction = Literal["resistance", "support"]
 # A slice's head shows the newest so many minor pivots since the last major one. On prices that do not move every candle
 # is one, in both directions, and without an end to them a state would grow with the flat time.
 MINOR_KEPT = 256
-# A larger window needs a larger state: 2 W + 1 candles, stored with every checkpoint of every series.
+# A larger window needs a larger state, up to 2 W + 1 highs and as many lows, stored with the checkpoints of a series.
 WINDOW_MAX = 1000
 
 
@@ -41,37 +40,46 @@ class Pivot(msgspec.Struct, frozen=True, gc=False):
 
 
 class Minor(NamedTuple):
-    """A minor pivot. `since` is the time of its window's first candle."""
+    """A minor pivot. `first` is the number of its window's first candle."""
 
-    since: int
+    first: int
     time: int
     price: float
     direction: Direction
     visible_time: int
 
 
-class PivotState(msgspec.Struct, frozen=True, gc=False):
-    """The newest 2 W + 1 candles, what stands out among them, and the minor pivots since the last major one.
+class Extreme(msgspec.Struct, frozen=True, gc=False):
+    """A high or a low that none after it has exceeded. `at` is the number of its candle, counted from the seed."""
 
-    `top` is the earliest of the highest highs among them and `bottom` the earliest of the lowest lows, each with its
-    age: 0 is the newest candle. In a full window the top is a major pivot when it is in the middle of it.
+    at: int
+    time: int
+    price: float
+
+
+class PivotState(msgspec.Struct, frozen=True, gc=False):
+    """What is left to see of the newest 2 W + 1 candles, and the minor pivots since the last major one.
+
+    `tops` are the highs that no later one is above, so they go down (or stay level) from the highest one on; `bottoms`
+    mirror them. Whatever comes later can make no other high of the window an extreme, so no candle need be kept: the
+    earliest highest high after any candle of the window is the first of the tops after it.
     """
 
-    times: tuple[int, ...] = ()
-    highs: tuple[float, ...] = ()
-    lows: tuple[float, ...] = ()
-    top: float = -inf
-    top_age: int = 0
-    bottom: float = inf
-    bottom_age: int = 0
-    # Of the last major pivot; before the first one, a time before all.
-    major_time: int = -1
+    # Candles so far.
+    count: int = 0
+    tops: tuple[Extreme, ...] = ()
+    bottoms: tuple[Extreme, ...] = ()
+    # The number of the last major pivot; before there is one, a number before all.
+    major_at: int = -1
     minors: tuple[Minor, ...] = ()
 
-    def after(self, time: int) -> Iterator[tuple[int, float, float]]:
-        """Time, high and low of the kept candles after the one at `time`, which must be among them."""
-        first = self.times.index(time) + 1
-        return zip(self.times[first:], self.highs[first:], self.lows[first:], strict=True)
+    def top_after(self, time: int) -> Extreme | None:
+        """The earliest highest high after a candle of the window; None when that one is the newest."""
+        return next((top for top in self.tops if top.time > time), None)
+
+    def bottom_after(self, time: int) -> Extreme | None:
+        """The earliest lowest low after a candle of the window; None when that one is the newest."""
+        return next((bottom for bottom in self.bottoms if bottom.time > time), None)
 
 
 class PivotFactor(Factor[PivotState]):
@@ -96,60 +104,50 @@ class PivotFactor(Factor[PivotState]):
         return PivotState()
 
     def advance(self, state: PivotState, candle: Candle, upstream: Upstream) -> tuple[PivotState, Sequence[Event]]:
-        major = self._major
-        kept = 2 * major + 1
-        time = candle.time
-        high = candle.high
-        low = candle.low
-        times, highs, lows = state.times, state.highs, state.lows
-        if len(times) == kept:
-            times, highs, lows = times[1:], highs[1:], lows[1:]
-        # `+` and not `*`: Python unpacks into a list first.
-        times, highs, lows = times + (time,), highs + (high,), lows + (low,)  # noqa: RUF005
-        count = len(times)
+        time, _, high, low, _, _ = candle
+        major, minor, at = self._major, self._minor, state.count
+        gone = at - 2 * major - 1  # the number of the candle that leaves the window
 
-        # The extreme of a sliding window is looked for anew only when the last one has slid out of it.
-        top, top_age = state.top, state.top_age + 1
-        if high > top:
-            top, top_age = high, 0
-        elif top_age == kept:
-            top = max(highs)
-            top_age = kept - 1 - highs.index(top)
-        bottom, bottom_age = state.bottom, state.bottom_age + 1
-        if low < bottom:
-            bottom, bottom_age = low, 0
-        elif bottom_age == kept:
-            bottom = min(lows)
-            bottom_age = kept - 1 - lows.index(bottom)
+        tops = state.tops
+        keep = len(tops)
+        while keep and tops[keep - 1].price < high:
+            keep -= 1
+        leaves = 1 if keep and tops[0].at == gone else 0
+        tops = (*tops[leaves:keep], Extreme(at, time, high))
 
-        major_time = state.major_time
+        bottoms = state.bottoms
+        keep = len(bottoms)
+        while keep and bottoms[keep - 1].price > low:
+            keep -= 1
+        leaves = 1 if keep and bottoms[0].at == gone else 0
+        bottoms = (*bottoms[leaves:keep], Extreme(at, time, low))
+
+        major_at = state.major_at
         minors = state.minors
         events: Sequence[Event] = ()
-        if count == kept and (top_age == major or bottom_age == major):
-            major_time = times[major]
+        middle = at - major
+        if middle >= major and (tops[0].at == middle or bottoms[0].at == middle):
+            major_at = middle
             found = []
-            if top_age == major:
-                found.append(Pivot(major_time, top, "resistance", time, major).said())
-            if bottom_age == major:
-                found.append(Pivot(major_time, bottom, "support", time, major).said())
+            if tops[0].at == middle:
+                found.append(Pivot(tops[0].time, tops[0].price, "resistance", time, major).said())
+            if bottoms[0].at == middle:
+                found.append(Pivot(bottoms[0].time, bottoms[0].price, "support", time, major).said())
             events = found
-            minors = tuple(minor for minor in minors if minor.since >= major_time)
+            minors = tuple(pivot for pivot in minors if pivot.first >= major_at)
 
-        minor = self._minor
-        span = 2 * minor + 1
-        if count >= span and times[-span] >= major_time:
-            middle = -1 - minor
-            peak = highs[middle]
-            # Its neighbours rule out most candles before the whole window is looked at.
-            if peak >= highs[middle - 1] and peak >= highs[middle + 1] and peak == max(highs[-span:]):
-                minors = (*minors, Minor(times[-span], times[middle], peak, "resistance", time))
-            trough = lows[middle]
-            if trough <= lows[middle - 1] and trough <= lows[middle + 1] and trough == min(lows[-span:]):
-                minors = (*minors, Minor(times[-span], times[middle], trough, "support", time))
+        first = at - 2 * minor
+        if first >= 0 and first >= major_at:
+            peak = _extreme_at(tops, at - minor, first)
+            if peak is not None:
+                minors = (*minors, Minor(first, peak.time, peak.price, "resistance", time))
+            trough = _extreme_at(bottoms, at - minor, first)
+            if trough is not None:
+                minors = (*minors, Minor(first, trough.time, trough.price, "support", time))
             if len(minors) > MINOR_KEPT:
                 minors = minors[-MINOR_KEPT:]
 
-        return PivotState(times, highs, lows, top, top_age, bottom, bottom_age, major_time, minors), events
+        return PivotState(at + 1, tops, bottoms, major_at, minors), events
 
     def head(self, state: PivotState, candle: Candle) -> dict[str, Json]:
         return {
@@ -161,3 +159,22 @@ class PivotFactor(Factor[PivotState]):
 
     def history(self, events: Sequence[Event]) -> dict[str, list[Json]]:
         return {"major": list(events)}
+
+
+def _extreme_at(extremes: Sequence[Extreme], at: int, first: int) -> Extreme | None:
+    """The one of candle `at` when none since `first` exceeds it; None when it is exceeded by one before or after it."""
+    position = len(extremes) - 1
+    while position >= 0 and extremes[position].at > at:
+        position -= 1
+    if position < 0:
+        return None
+    found = extremes[position]
+    if found.at != at:
+        return None
+    # Those before it are as extreme or more so: a tie is allowed.
+    before = position - 1
+    while before >= 0 and extremes[before].at >= first:
+        if extremes[before].price != found.price:
+            return None
+        before -= 1
+    return found
