@@ -27,6 +27,7 @@ from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError,
 from klinesync.market import (
     backfill_routes,
     debug_routes,
+    factor_routes,
     health_routes,
     http_routes,
     meta_routes,
@@ -39,6 +40,7 @@ from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
 from klinesync.market.security import TOKEN, GuardedApp
 from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
+from klinesync.market_data.factor_services import LedgerOutOfSync
 from klinesync.market_data.top_markets import RateLimited
 
 SHUTDOWN_TIMEOUT_S = 10
@@ -68,6 +70,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.include_router(http_routes.router)
     app.include_router(meta_routes.router)
     app.include_router(health_routes.router)
+    app.include_router(factor_routes.router)
     app.include_router(top_markets_routes.router)
     guarded = [http_routes.ingest_router, backfill_routes.router, metrics_routes.router]
     if front.debug is not None:
@@ -186,6 +189,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
         return response
     if isinstance(error, Rejected):
         return _error(422, error.code, str(error))
+    if isinstance(error, LedgerOutOfSync):
+        return _error(409, error.code, str(error))
     if isinstance(error, UpstreamError):
         return _error(502, error.code, str(error))
     if isinstance(error, StoreError):

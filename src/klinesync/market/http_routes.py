@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -60,16 +60,16 @@ async def get_candles(
     return Response(body, media_type="application/json")
 
 
-@ingest_router.post("/candle_closed", responses=INGEST_ANSWERS)
+@ingest_router.post("/candle_closed", responses=INGEST_ANSWERS, response_model_exclude_none=True)
 async def post_candle_closed(request: Request, body: CandleClosedBody) -> CandleClosedAnswer:
     """Store one closed candle; answers after the commit."""
     series = SeriesId.parse(body.series_id)
     candle = body.candle.candle()
     await runtime_of(request).ingest.ingest_candles_closed(series, [candle], asyncio.get_running_loop().time())
-    return CandleClosedAnswer(ok=True, series_id=str(series), candle_time=candle.time)
+    return CandleClosedAnswer(ok=True, series_id=str(series), candle_time=candle.time, ledger=_ledger(request, series))
 
 
-@ingest_router.post("/candles_closed", responses=INGEST_ANSWERS)
+@ingest_router.post("/candles_closed", responses=INGEST_ANSWERS, response_model_exclude_none=True)
 async def post_candles_closed(request: Request, body: CandlesClosedBody) -> CandlesClosedAnswer:
     """Store closed candles of one series, in any order, all or none; answers after the commit."""
     series = SeriesId.parse(body.series_id)
@@ -82,4 +82,9 @@ async def post_candles_closed(request: Request, body: CandlesClosedBody) -> Cand
         count=len(times),
         first_candle_time=min(times),
         last_candle_time=max(times),
+        ledger=_ledger(request, series),
     )
+
+
+def _ledger(request: Request, series: SeriesId) -> Literal["lagging"] | None:
+    return "lagging" if runtime_of(request).factors.lagging(series) else None

@@ -16,6 +16,7 @@ from klinesync.market.front import Front
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.coverage import Coverage
 from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
+from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
@@ -60,11 +61,13 @@ class MarketRuntime:
         health: HealthService | None,
         top_markets: TopMarkets,
         reader: CandleReader,
+        factors: FactorReader,
         ingest: MarketIngestService,
         coordinator: WsSubscriptionCoordinator,
         whitelist: Sequence[SeriesId],
     ) -> None:
         self.reader = reader
+        self.factors = factors
         self.ingest = ingest
         self.coordinator = coordinator
         self.hub = hub

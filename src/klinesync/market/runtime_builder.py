@@ -34,6 +34,7 @@ from klinesync.market_data.backfill import BackfillService, Shelf
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.coverage import Coverage
 from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
+from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
 from klinesync.market_data.ingest_service import MarketIngestService
@@ -197,6 +198,7 @@ def build_market_runtime(
             heal=backfill.request if heals else None,
             history_watch=board.watch(),
             first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
+            most_tail_candles=flags.market_auto_tail_backfill_max_candles,
             forming_interval_s=flags.market_forming_min_interval_ms / 1000,
             stream_stale_s=flags.stream_stale_s,
             rest_final_margin_s=flags.rest_final_margin_s,
@@ -293,6 +295,7 @@ def build_market_runtime(
             markets=tuple(clocks),
         ),
         reader=reader,
+        factors=FactorReader(database, ledger, indicators, reader.check_known),
         ingest=MarketIngestService(pipeline, exchanges.clocks, wall_s),
         coordinator=WsSubscriptionCoordinator(
             hub,

@@ -91,12 +91,17 @@ class CandleFormingAnswer(BaseModel):
     candle_time: int
 
 
+# `lagging`: the series' factors or overlays have not come as far as its candles.
+Ledgers = Literal["lagging"] | None
+
+
 class CandleClosedAnswer(BaseModel):
     """The candle is stored."""
 
     ok: bool
     series_id: str
     candle_time: int
+    ledger: Ledgers = None
 
 
 class CandlesClosedAnswer(BaseModel):
@@ -107,6 +112,7 @@ class CandlesClosedAnswer(BaseModel):
     count: int
     first_candle_time: int
     last_candle_time: int
+    ledger: Ledgers = None
 
 
 class BackfillBody(BaseModel):

@@ -119,6 +119,10 @@ class LedgerStep:
         """Whether there is nothing to compute at all."""
         return not self.factors.names
 
+    def computed(self, ledger: Ledger) -> bool:
+        """Whether these factors and overlays have computed the ledger. May be asked from anywhere."""
+        return ledger.fingerprint in self._ours
+
     def lag(self, series: SeriesId) -> Lag | None:
         """Why the series' ledger is behind, when it is and that is known. May be asked from anywhere."""
         return self._behind.get(series)

@@ -1,0 +1,118 @@
+"""HTTP: what factors say and overlays draw. Only reads."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from klinesync.core.candle import MAX_TIME
+from klinesync.core.series_id import SeriesId
+from klinesync.market.factor_schemas import (
+    DrawDeltaAnswer,
+    FactorCatalogAnswer,
+    FactorHealthAnswer,
+    FactorSlicesAnswer,
+    FrameAnswer,
+    PollAnswer,
+)
+from klinesync.market.http_routes import runtime_of
+from klinesync.market.schemas import ErrorAnswer, SeriesIdQuery
+from klinesync.overlay.delta import Cursor
+
+DEFAULT_WINDOW_CANDLES = 2000
+MAX_WINDOW_CANDLES = 5000
+MAX_NUMBER = 1 << 53
+
+router = APIRouter(prefix="/api", tags=["factors"])
+_encode = msgspec.json.Encoder().encode
+
+READ: dict[int | str, dict[str, object]] = {
+    404: {"model": ErrorAnswer},
+    409: {"model": ErrorAnswer, "description": "factors or overlays lag behind the candles; ask again in a moment"},
+    503: {"model": ErrorAnswer},
+}
+
+AtTime = Annotated[int, Query(ge=0, le=MAX_TIME, description="floors to a closed candle")]
+OptionalAtTime = Annotated[int | None, Query(ge=0, le=MAX_TIME, description="floors to a closed candle")]
+Window = Annotated[int, Query(ge=1, le=MAX_WINDOW_CANDLES)]
+Number = Annotated[int, Query(ge=0, le=MAX_NUMBER)]
+
+
+def _json(body: object) -> Response:
+    # Ready bytes: a response model would cost several times the computation.
+    return Response(_encode(body), media_type="application/json")
+
+
+@router.get("/factor/catalog", responses={200: {"model": FactorCatalogAnswer}}, response_class=Response)
+async def get_factor_catalog(request: Request) -> Response:
+    """The factors and indicators, and what of them can be shown."""
+    return _json(runtime_of(request).factors.catalog())
+
+
+@router.get("/factor/slices", responses={200: {"model": FactorSlicesAnswer}, **READ}, response_class=Response)
+async def get_factor_slices(
+    request: Request,
+    series_id: SeriesIdQuery,
+    at_time: OptionalAtTime = None,
+    window_candles: Window = DEFAULT_WINDOW_CANDLES,
+) -> Response:
+    """What each factor knew at `at_time` (default: at the head): its events within the window, and its head."""
+    reader = runtime_of(request).factors
+    return _json(await reader.slices(SeriesId.parse(series_id), at_time, window_candles))
+
+
+@router.get("/factor/health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
+async def get_factor_health(request: Request, series_id: SeriesIdQuery) -> FactorHealthAnswer:
+    """How far factors and overlays are behind the candles."""
+    health = await runtime_of(request).factors.health(SeriesId.parse(series_id))
+    return FactorHealthAnswer.model_validate(health, from_attributes=True)
+
+
+@router.get("/draw/delta", responses={200: {"model": DrawDeltaAnswer}, **READ}, response_class=Response)
+async def get_draw_delta(
+    request: Request,
+    series_id: SeriesIdQuery,
+    cursor_version_id: Number = 0,
+    cursor_point_time: Annotated[int, Query(ge=-1, le=MAX_TIME)] = -1,
+    epoch: Annotated[int | None, Query(ge=0, le=MAX_NUMBER)] = None,
+    window_candles: Window = DEFAULT_WINDOW_CANDLES,
+    at_time: OptionalAtTime = None,
+) -> Response:
+    """What a reader who has come to the cursor has to learn to draw the window; all of it without a cursor."""
+    cursor = Cursor(cursor_version_id, cursor_point_time)
+    reader = runtime_of(request).factors
+    return _json(await reader.draw(SeriesId.parse(series_id), at_time, window_candles, cursor, epoch))
+
+
+@router.get("/frame/live", responses={200: {"model": FrameAnswer}, **READ}, response_class=Response)
+async def get_frame_live(
+    request: Request, series_id: SeriesIdQuery, window_candles: Window = DEFAULT_WINDOW_CANDLES
+) -> Response:
+    """Slices and drawings at the head, of one candle."""
+    return _json(await runtime_of(request).factors.frame(SeriesId.parse(series_id), None, window_candles))
+
+
+@router.get("/frame/at_time", responses={200: {"model": FrameAnswer}, **READ}, response_class=Response)
+async def get_frame_at_time(
+    request: Request, series_id: SeriesIdQuery, at_time: AtTime, window_candles: Window = DEFAULT_WINDOW_CANDLES
+) -> Response:
+    """Slices and drawings as they were at `at_time`, of one candle."""
+    return _json(await runtime_of(request).factors.frame(SeriesId.parse(series_id), at_time, window_candles))
+
+
+@router.get(
+    "/delta/poll",
+    responses={200: {"model": PollAnswer}, 404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}},
+    response_class=Response,
+)
+async def get_delta_poll(
+    request: Request,
+    series_id: SeriesIdQuery,
+    after_id: Number = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1,
+    window_candles: Window = DEFAULT_WINDOW_CANDLES,
+) -> Response:
+    """The newest state when it is newer than the record `after_id`: at most one record, whatever the `limit`."""
+    return _json(await runtime_of(request).factors.poll(SeriesId.parse(series_id), after_id, window_candles))

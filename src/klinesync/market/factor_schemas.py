@@ -1,0 +1,187 @@
+"""What the answers about factors and overlays look like, for the OpenAPI document: they are sent as ready bytes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+
+class FeatureAnswer(BaseModel):
+    """One thing that can be shown or hidden; `style` is told of an indicator's outputs."""
+
+    key: str
+    label: str
+    default_visible: bool
+    style: Literal["line", "dashed", "histogram"] | None = None
+
+
+class FactorAnswer(BaseModel):
+    """A factor or an indicator; `pane` is told of an indicator: whether it shares the scale of prices."""
+
+    key: str
+    label: str
+    default_visible: bool
+    pane: Literal["price", "own"] | None = None
+    sub_features: list[FeatureAnswer]
+
+
+class FactorCatalogAnswer(BaseModel):
+    """What there is."""
+
+    schema_version: Literal[1]
+    factors: list[FactorAnswer]
+
+
+class SnapshotMeta(BaseModel):
+    """Which factor, series and candle a snapshot is of; `epoch` rises with every rewind."""
+
+    series_id: str
+    epoch: int
+    at_time: int
+    candle_id: str
+    factor_name: str
+
+
+class Snapshot(BaseModel):
+    """What a factor said within the window (it stays), and its head: what may still be redrawn."""
+
+    schema_version: Literal[1]
+    history: dict[str, JsonValue]
+    head: dict[str, JsonValue]
+    meta: SnapshotMeta
+
+
+class FactorSlicesAnswer(BaseModel):
+    """Snapshots by factor, all of one candle; without one for a series without candles."""
+
+    schema_version: Literal[1]
+    series_id: str
+    at_time: int | None
+    candle_id: str | None
+    factors: list[str]
+    snapshots: dict[str, Snapshot]
+
+
+class FactorHealthAnswer(BaseModel):
+    """How far candles, factors and overlays are: open times, and delays in candles."""
+
+    series_id: str
+    head_time: int | None
+    factor_head_time: int | None
+    overlay_head_time: int | None
+    factor_delay_candles: int
+    overlay_delay_candles: int
+    status: Literal["green", "yellow", "red", "gray"]
+    status_reason: str
+    progress_pct: float | None
+    suspended: dict[str, str]
+
+
+class PointAnswer(BaseModel):
+    """A value at a candle."""
+
+    time: int
+    value: float
+
+
+class MarkerAnswer(BaseModel):
+    """A sign above or below a candle."""
+
+    type: Literal["marker"]
+    feature: str
+    time: int
+    position: Literal["aboveBar", "belowBar"]
+    color: str
+    shape: Literal["circle", "arrowUp", "arrowDown"]
+    text: str
+    size: float
+
+
+class PolylineAnswer(BaseModel):
+    """Straight lines from point to point."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    type: Literal["polyline"]
+    feature: str
+    points: list[PointAnswer]
+    color: str
+    line_width: int = Field(alias="lineWidth")
+    line_style: Literal["solid", "dashed", "dotted"] | None = Field(None, alias="lineStyle")
+
+
+class InstructionAnswer(BaseModel):
+    """A drawing; a newer version of an `instruction_id` replaces the older."""
+
+    version_id: int
+    instruction_id: str
+    kind: Literal["marker", "polyline"]
+    visible_time: int
+    definition: MarkerAnswer | PolylineAnswer = Field(discriminator="type")
+
+
+class CursorAnswer(BaseModel):
+    """Up to where a reader knows now."""
+
+    version_id: int
+    point_time: int
+
+
+class DrawDeltaAnswer(BaseModel):
+    """What a reader has to learn to show the window."""
+
+    schema_version: Literal[1]
+    series_id: str
+    epoch: int
+    to_candle_id: str | None
+    to_candle_time: int | None
+    active_ids: list[str]
+    instruction_catalog_patch: list[InstructionAnswer]
+    series_points: dict[str, list[PointAnswer]]
+    next_cursor: CursorAnswer
+
+
+class FrameTime(BaseModel):
+    """The time that was asked for, and the candle that it floors to."""
+
+    at_time: int | None
+    aligned_time: int | None
+    candle_id: str | None
+
+
+class FrameAnswer(BaseModel):
+    """Slices and drawings of one candle."""
+
+    schema_version: Literal[1]
+    series_id: str
+    time: FrameTime
+    factor_slices: FactorSlicesAnswer
+    draw_state: DrawDeltaAnswer
+
+
+class PollRecord(BaseModel):
+    """The newest state; `id` never goes back, also over a rewind."""
+
+    id: int
+    series_id: str
+    to_candle_id: str
+    to_candle_time: int
+    epoch: int
+    draw_delta: DrawDeltaAnswer
+    factor_slices: None
+
+
+class PollCursor(BaseModel):
+    """What to ask with next."""
+
+    id: int
+
+
+class PollAnswer(BaseModel):
+    """At most one record, none when nothing is new."""
+
+    schema_version: Literal[1]
+    series_id: str
+    records: list[PollRecord]
+    next_cursor: PollCursor
