@@ -171,5 +171,5 @@ def _inputs(function: Function) -> tuple[Price, ...]:
 
 
 def _plain(value: Number) -> str:
-    """The number as it is written in names: 20, 2.5; 2.0 is 2."""
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    """The number as it is written in names, exactly: 20, 2.5; 2.0 is 2."""
+    return str(int(value) if value == int(value) else value)
