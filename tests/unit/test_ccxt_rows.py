@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
@@ -143,6 +143,13 @@ def test_reading_ends_with_the_last_one_that_was_asked_for() -> None:
     assert next_start(MINUTE, T0, page, T0 + 60, 3, T0 + 540) is None
 
 
+def test_a_full_answer_whose_newest_row_is_not_proven_is_not_the_end() -> None:
+    page = read(row(0), row(1), row(3), proven_ms=at(4))
+    assert next_start(MINUTE, T0, page, None, 3, T0 + 240) == T0 + 60, "with the row before it, so that a hole shows"
+    assert next_start(MINUTE, T0, page, None, 4, T0 + 240) is None
+    assert next_start(MINUTE, T0, read(row(0), row(3), proven_ms=at(4)), None, 2, T0 + 240) == T0 + 180
+
+
 def test_an_answer_with_nothing_new_whose_window_ends_before_now_is_not_the_end() -> None:
     nothing_new = read(row(0), proven_ms=at(1000))
     assert next_start(MINUTE, T0, nothing_new, None, 100, T0 + 60 * 1000) == T0 + 99 * 60
@@ -191,6 +198,7 @@ class Exchange:
     until=st.none() | st.integers(0, 120),
     windowed=st.booleans(),
 )
+@example(minutes={0, 1, 2}, now=2, limit=2, start=0, until=None, windowed=False)
 def test_paging_brings_every_final_candle_and_proves_no_hole_that_there_is_not(
     minutes: set[int], now: int, limit: int, start: int, until: int | None, windowed: bool
 ) -> None:
@@ -208,7 +216,7 @@ def test_paging_brings_every_final_candle_and_proves_no_hole_that_there_is_not(
     lacking = {T0 + 60 * one for one in range(121) if one not in minutes}
     for hole in empty:
         assert {*range(hole.start, hole.end, 60)} <= lacking
-    if not windowed:
+    if not windowed and limit > 2:  # (of two rows an open one may be the second)
         holes = {Span(a.time + 60, b.time) for a, b in pairwise(candles) if b.time > a.time + 60}
         assert set(empty) == holes
 
@@ -249,6 +257,15 @@ def test_what_a_stream_pushes_is_shown_as_in_progress_and_never_as_final() -> No
     assert one.told == T0
 
 
+def test_nothing_of_a_candle_that_was_told_as_final_is_shown() -> None:
+    one = live()
+    assert one.take(read(row(0), row(1), proven_ms=at(2) + MARGIN_MS), at(2.1)) == [
+        (candle(0), True),
+        (candle(1), True),
+    ]
+    assert one.pushed([row(1, close=1.6)], at(2.1)) == []
+
+
 def test_a_candle_that_was_shown_is_due_until_it_is_told() -> None:
     one = live()
     one.take(read(row(0), row(1)), at(1.5))
@@ -283,7 +300,8 @@ def test_symbols_have_ccxts_names_and_back(series_id: str, symbol: str) -> None:
     series = SeriesId.parse(series_id)
     assert ccxt_symbol(series) == symbol
     pair, _, settle = symbol.partition(":")
-    assert own_symbol(*pair.split("/"), settle or None) == series.symbol
+    base, _, quote = pair.partition("/")
+    assert own_symbol(base, quote, settle or None) == series.symbol
 
 
 class BaseError(Exception):

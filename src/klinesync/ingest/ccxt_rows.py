@@ -56,7 +56,7 @@ class Page:
     """One answer, from the open time that it was asked for on.
 
     `candles` are final, ascending; `empty` lies between two of the answer's rows; `forming` is the newest row when it
-    may still change (`still_open`); `bad` are rows that are no candles. `newest` is the newest open time of all.
+    may still change (`still_open`); `bad` are rows that are no candles. `newest` is the newest open time of all `rows`.
     """
 
     candles: list[Candle] = field(default_factory=list)
@@ -65,6 +65,7 @@ class Page:
     bad: list[BadCandle] = field(default_factory=list)
     newest: int | None = None
     still_open: bool = False
+    rows: int = 0
 
 
 def read_page(
@@ -116,7 +117,7 @@ def read_page(
         if frame.is_open(time) and not (still_open and time == newest) and (until is None or time <= until)
     ]
     empty = missing_spans(frame, shown[0], shown[-1], shown) if shown else []
-    return Page(candles, empty, forming, bad, newest, still_open)
+    return Page(candles, empty, forming, bad, newest, still_open, len(times))
 
 
 def next_start(
@@ -128,8 +129,13 @@ def next_start(
     anything new is the end only when the window reaches up to now (`now_s`, by the exchange's clock).
     """
     newest = page.newest
-    if page.still_open or (until is not None and newest is not None and newest >= until):
+    if until is not None and newest is not None and newest >= until:
         return None
+    if page.still_open:
+        # A full answer does not show whether a row follows the newest one: again, with the one before it.
+        following = [time for time in (page.candles[-1].time if page.candles else None, newest) if time is not None]
+        full = limit is not None and page.rows >= limit
+        return next((time for time in following if time > start), None) if full else None
     if newest is not None and frame.floor(newest) > start:
         return frame.floor(newest)
     window_end = frame.shift(start, (UNTOLD_WINDOW if limit is None else max(limit, 2)) - 1)
