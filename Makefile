@@ -50,6 +50,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/sim_load.py
 	$(BIN)/python benchmarks/write_path.py
+	$(BIN)/python benchmarks/import_files.py
 	$(BIN)/python benchmarks/derived.py
 	$(BIN)/python benchmarks/follow_exchange.py
 	$(BIN)/python benchmarks/fanout.py

@@ -289,10 +289,10 @@ def _backup(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from klinesync.history_commands import import_files
+    from klinesync.history_commands import import_paths
 
     flags = load_flags(_given_flags(arguments))
-    return _run(_until_interrupted(import_files(flags, arguments), interrupted=INTERRUPTED))
+    return _run(_until_interrupted(import_paths(flags, arguments), interrupted=INTERRUPTED))
 
 
 def _export(arguments: argparse.Namespace) -> int:

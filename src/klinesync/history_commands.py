@@ -27,7 +27,7 @@ from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, mark
 from klinesync.market.runtime_builder import history_shelves
 from klinesync.market_data.backfill import BackfillProgress, BackfillService
 from klinesync.market_data.history.exporting import EVER, export
-from klinesync.market_data.history.importing import Imported, ImportFile, Put, import_file, plan, sentence
+from klinesync.market_data.history.importing import Imported, ImportFile, Put, import_files, plan, sentence
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -61,21 +61,21 @@ class ServiceError(Transient):
     code = "service_error"
 
 
-async def import_files(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
+async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """`klinesync import`: 1 when a file was refused."""
-    files, done = plan(arguments.path, arguments.series, arguments.exchange)
+    planned, done = plan(arguments.path, arguments.series, arguments.exchange)
     derived = _derived_step(flags)
+    files = [file for file in planned if not derived.derives(file.series)]
+    done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
     # What lies in the future a running service judges, by the exchange's time; here it is the system's clock.
     now = MAX_TIME if arguments.url else int(time.time())
     began_s = time.monotonic()
     async with _writer(flags, derived, arguments.url, "import") as put:
         with _bar() as say, _seldom_collected():
-            for number, file in enumerate(files):
-                if derived.derives(file.series):
-                    done.append(_derived(file, derived, named=file.path in arguments.path))
-                    continue
-                told = _progress_of(say, file, number, len(files))
-                done.append(await import_file(file, put, now, strict=arguments.strict, progress=told))
+            told = _progress_of(say, files)
+            async with aclosing(import_files(files, put, now, strict=arguments.strict, progress=told)) as imported:
+                async for one in imported:
+                    done.append(one)
     _report(done, time.monotonic() - began_s, as_json=arguments.json)
     refused = [one.refused for one in done if one.refused is not None]
     if refused:
@@ -91,10 +91,14 @@ def _derived(file: ImportFile, derived: DerivedStep, *, named: bool) -> Imported
     return Imported(file.path, file.series, note=f"passed over: {why}")
 
 
-def _progress_of(say: Say, file: ImportFile, number: int, of: int) -> Callable[[int, int], None]:
-    which = f"{file.path.name} ({number + 1} of {of})"
-    say(which, number / of)
-    return lambda stored, candles: say(f"{which}: {stored} candles", (number + stored / max(candles, 1)) / of)
+def _progress_of(say: Say, files: Sequence[ImportFile]) -> Callable[[ImportFile, int, int], None]:
+    number = {file: at for at, file in enumerate(files)}
+
+    def told(file: ImportFile, stored: int, candles: int) -> None:
+        which = f"{file.path.name} ({number[file] + 1} of {len(files)}): {stored} candles"
+        say(which, (number[file] + stored / max(candles, 1)) / len(files))
+
+    return told
 
 
 def _report(done: Sequence[Imported], took_s: float, *, as_json: bool) -> None:

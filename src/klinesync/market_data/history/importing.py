@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,19 +130,46 @@ def survey(file: ImportFile, now: int, *, strict: bool) -> Survey:
     return found
 
 
-async def import_file(
-    file: ImportFile,
+async def import_files(
+    files: Sequence[ImportFile],
     put: Put,
     now: int,
     *,
     strict: bool,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    progress: Callable[[ImportFile, int, int], None] = lambda _file, _done, _all: None,
+) -> AsyncGenerator[Imported, None]:
+    """Import files one after the other; what became of each. The next one is read while one is written.
+
+    `progress` gets candles stored of a file, and candles that it has. Raises what `put` does, save `Rejected`. When
+    cancelled, what is handed to `put` may still be written.
+    """
+    reading: asyncio.Task[Survey] | None = None
+    try:
+        for number, file in enumerate(files):
+            found = reading or _survey_task(file, now, strict=strict)
+            await asyncio.wait([found])
+            reading = _survey_task(files[number + 1], now, strict=strict) if number + 1 < len(files) else None
+            yield await _import_file(file, found, put, now, progress)
+    finally:
+        if reading is not None:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+def _survey_task(file: ImportFile, now: int, *, strict: bool) -> asyncio.Task[Survey]:
+    return asyncio.create_task(asyncio.to_thread(survey, file, now, strict=strict), name=f"reading {file.path.name}")
+
+
+async def _import_file(
+    file: ImportFile,
+    reading: asyncio.Task[Survey],
+    put: Put,
+    now: int,
+    progress: Callable[[ImportFile, int, int], None],
 ) -> Imported:
-    """Import one file; what became of it. `progress` gets candles stored, and candles that there are. Raises what `put`
-    does, save `Rejected`. When cancelled, what is handed to `put` may still be written."""
     done = Imported(file.path, file.series)
     try:
-        found = await asyncio.to_thread(survey, file, now, strict=strict)
+        found = await reading
     except BadFile as error:
         done.refused = str(error)
         return done
@@ -159,7 +186,7 @@ async def import_file(
         waiting.popleft()
         done.stored += count
         done.new = None if new is None or done.new is None else done.new + new
-        progress(done.stored, judge.good)
+        progress(file, done.stored, judge.good)
 
     pages = _sound_pages(file, now, found.held)
     try:
