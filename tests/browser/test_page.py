@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -20,7 +21,6 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
-from drawing_service import DrawingService
 from klinesync.overlay.structure import PEN_COLOR, RESISTANCE_COLOR
 
 CHROMIUM_FLAGS = [
@@ -210,15 +210,6 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
-def catalogue_if_there_is_one(route: Route) -> None:
-    """The service's own answer; an empty catalogue where the service has none."""
-    answer = route.fetch()
-    if answer.status == 404:
-        route.fulfill(json={"schema_version": 1, "factors": []})
-    else:
-        route.fulfill(response=answer)
-
-
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
     """A page of its own; the test fails when the console complained and the test did not take the complaint."""
@@ -234,7 +225,6 @@ def visit(browser: Browser) -> Iterator[Visit]:
         if message.type in ("error", "warning") and not catching_up:
             seen.complaints.append(message.text)
 
-    page.route("**/api/factor/catalog", catalogue_if_there_is_one)
     page.on("console", note)
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     yield seen
@@ -244,9 +234,10 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
 @pytest.fixture(scope="module")
 def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """`klinesync demo`, a minute of the exchange a second."""
+    """`klinesync demo`, a minute of the exchange a second. Pivots need few candles, so that a view has some."""
     folder = tmp_path_factory.mktemp("demo")
-    arguments = ("demo", "--no-browser", "--port", "0", "--speed", "60")
+    windows = ("--factor-pivot-window-major", "12", "--factor-pivot-window-minor", "4")
+    arguments = ("demo", "--no-browser", "--port", "0", "--speed", "60", *windows)
     with klinesync(folder, "klinesync serves", *arguments) as running:
         yield running
 
@@ -373,25 +364,56 @@ def pixels(visit: Visit, *colors: str) -> list[int]:
     return counts
 
 
-def drawn(visit: Visit, demo: Running) -> DrawingService:
+@dataclass
+class DrawingRoute:
+    """Stands between the page and the service's draw deltas: notes what is asked, and may answer otherwise."""
+
+    asked: list[dict[str, str]] = field(default_factory=list)
+    lagging: bool = False
+    # What is added to the epoch, and to the values of the average.
+    later_epoch: int = 0
+    shift: float = 0.0
+
+    def answer(self, route: Route) -> None:
+        query = urlsplit(route.request.url).query
+        self.asked.append({name: values[0] for name, values in parse_qs(query).items()})
+        if self.lagging:
+            code = "ledger_out_of_sync:overlay"
+            route.fulfill(status=409, json={"detail": code, "code": code})
+        elif not self.later_epoch:
+            route.continue_()
+        else:
+            # As the service answers a cursor of an epoch that has passed: with everything.
+            answer = route.fetch(url=re.sub(r"&(cursor_version_id|cursor_point_time|epoch)=\d+", "", route.request.url))
+            delta = answer.json()
+            delta["epoch"] += self.later_epoch
+            for point in delta["series_points"]["sma_20"]:
+                point["value"] += self.shift
+            route.fulfill(json=delta)
+
+
+def drawn(visit: Visit, demo: Running) -> DrawingRoute:
     """The page of BTC with drawings up to its newest candle."""
-    service = DrawingService(demo.url)
-    service.stand_before(visit.page)
+    deltas = DrawingRoute()
+    visit.page.route("**/api/draw/delta?*", deltas.answer)
     visit.open(demo.url, BTC)
     visit.wait_until_live(BTC)
-    visit.wait_for("told.drawing === 'ready' && Number(told.lines) === 2 && Number(told.drawings) > 3")
-    return service
+    visit.wait_for("told.drawing === 'ready' && Number(told.lines) > 0 && Number(told.drawings) > 3")
+    return deltas
 
 
 def test_drawings_follow_the_live_candle_with_a_cursor(visit: Visit, demo: Running) -> None:
-    service = drawn(visit, demo)
+    deltas = drawn(visit, demo)
     start = visit.facts()
     visit.wait_for(f"Number(told.drawnTo) >= {start.last_closed + 3 * STEP_S}")
-    assert "cursor_version_id" not in service.asked[0]
-    newest = [query for query in service.asked if "cursor_version_id" in query][-1]
-    assert newest["epoch"] == "1"
+    assert "cursor_version_id" not in deltas.asked[0]
+    newest = [query for query in deltas.asked if "cursor_version_id" in query][-1]
+    assert "epoch" in newest
     assert int(newest["cursor_point_time"]) > start.first
-    expect(visit.page.locator("#readings")).to_contain_text("SMA(20)")
+    readings = visit.page.locator("#readings")
+    for label in ("SMA(20)", "EMA(21)", "BBANDS(20)"):
+        expect(readings).to_contain_text(label)
+    expect(readings).not_to_contain_text("RSI")
     pivots, pens = pixels(visit, RESISTANCE_COLOR, PEN_COLOR)
     assert pivots > 20
     assert pens > 20
@@ -401,36 +423,33 @@ def test_drawings_follow_the_live_candle_with_a_cursor(visit: Visit, demo: Runni
 def test_what_is_not_wanted_is_hidden_and_stays_so(visit: Visit, demo: Running) -> None:
     page = visit.page
     drawn(visit, demo)
+    # SMA, EMA, RSI and ATR have one line, BBANDS and MACD three.
+    visit.wait_for("Number(told.lines) === 10")
     page.get_by_role("button", name="Indicators and drawings").click()
     page.get_by_role("checkbox", name="Pens", exact=True).uncheck()
-    page.get_by_role("checkbox", name="Body").uncheck()
-    visit.wait_for("Number(told.lines) === 1")
+    page.get_by_role("checkbox", name="MACD(12,26,9)", exact=True).uncheck()
+    visit.wait_for("Number(told.lines) === 7")
     assert pixels(visit, PEN_COLOR) == [0]
     page.get_by_role("checkbox", name="Confirmed pens").check()
     expect(page.get_by_role("checkbox", name="Pens", exact=True)).to_be_checked()
 
     page.reload()
     visit.wait_until_live(BTC)
-    visit.wait_for("told.drawing === 'ready' && Number(told.lines) === 1")
+    visit.wait_for("told.drawing === 'ready' && Number(told.lines) === 7")
     page.get_by_role("button", name="Indicators and drawings").click()
     expect(page.get_by_role("checkbox", name="Confirmed pens")).to_be_checked()
     expect(page.get_by_role("checkbox", name="Extending pen")).not_to_be_checked()
-    expect(page.get_by_role("checkbox", name="Body")).not_to_be_checked()
+    expect(page.get_by_role("checkbox", name="MACD(12,26,9)", exact=True)).not_to_be_checked()
 
 
 def test_drawings_that_lag_are_said_to_catch_up_and_a_new_epoch_replaces_them(visit: Visit, demo: Running) -> None:
-    service = drawn(visit, demo)
+    deltas = drawn(visit, demo)
     notice = visit.page.locator("#notice-drawings")
     expect(notice).to_be_hidden()
-    service.lagging = True
+    deltas.lagging = True
     expect(notice).to_have_text("Indicators and drawings are catching up with the candles.")
-    service.epoch, service.shift = 2, -1000.0
-    service.lagging = False
+    deltas.later_epoch, deltas.shift = 1, -100_000.0
+    deltas.lagging = False
     expect(notice).to_be_hidden()
-    # The value beside the newest closed candle lies where no value of the old epoch lay.
-    visit.page.wait_for_function(
-        """() => {
-          const number = (id) => Number(document.getElementById(id).textContent.split(") ").at(-1).replaceAll(",", ""));
-          return number("value-close") - number("readings") > 500;
-        }"""
-    )
+    # The average of the newest candles lies where no value of the old epoch lay.
+    expect(visit.page.locator("#readings")).to_contain_text(re.compile(r"SMA\(20\) -?\d{1,2},\d{3}\."))
