@@ -559,12 +559,10 @@ class IngestSupervisor:
         before = feed.head
         try:
             if feed.caught_up and fetch.start is not None:
-                reach = await self._reach(series, self._most_tail_candles)
-                await self._read_pages(job, max(reach, fetch.start), errand)
+                await self._read_tail(job, fetch.start, errand, self._most_tail_candles)
             else:
                 async with self._sweeps:
-                    reach = await self._reach(series, self._first_history_candles)
-                    await self._read_pages(job, max(reach, fetch.start or 0), errand)
+                    await self._read_tail(job, fetch.start or 0, errand, self._first_history_candles)
         except UpstreamError as error:
             self._history_watch.ended(series, str(error))
             self._failed(job, error)
@@ -575,6 +573,13 @@ class IngestSupervisor:
             self._history_watch.ended(series)
             self._ended(job, before)
 
+    async def _read_tail(self, job: Job, start: int, errand: Errand, most: int) -> None:
+        """Read what there is from `start` on, but only the newest `most` candles. Raises `UpstreamError`,
+        `StoreError`."""
+        again: int | None = max(start, await self._reach(job.feed.series, most))
+        while again is not None:
+            again = await self._read_pages(job, again, errand, most)
+
     async def _reach(self, series: SeriesId, candles: int) -> int:
         """Where a history begins that reaches so many candles back from now. Raises `UpstreamError`."""
         now_ms = self._now_ms(series.market)
@@ -583,7 +588,8 @@ class IngestSupervisor:
         frame = series.timeframe
         return max(0, frame.shift(frame.floor(now_ms // 1000), -candles))
 
-    async def _read_pages(self, job: Job, start: int, errand: Errand) -> None:
+    async def _read_pages(self, job: Job, start: int, errand: Errand, most: int) -> int | None:
+        """Where to go on, when meanwhile it has turned out that now is later, and too much is missing; else None."""
         feed, series, frame = job.feed, job.feed.series, job.feed.timeframe
         now_ms = self._now_ms(series.market)
         if now_ms is not None:
@@ -602,7 +608,11 @@ class IngestSupervisor:
                 self._carry_out(job, feed.page_written())
                 candles += len(page.candles)
                 if page.candles:
-                    self._history_watch.advanced(series, frame.next(page.candles[-1].time), candles)
+                    upto = frame.next(page.candles[-1].time)
+                    self._history_watch.advanced(series, upto, candles)
+                    if upto < (reach := await self._reach(series, most)):
+                        return reach
+        return None
 
     def _ended(self, job: Job, before: int | None) -> None:
         """History was read. REST that had nothing new is asked less often; or is the symbol not traded?"""

@@ -108,7 +108,7 @@ def build_market_runtime(
         derived_history.published(applied)
 
     indicators = parse_indicators(flags.indicators)
-    ledger = _ledger_step(flags, indicators)
+    ledger = ledger_step(flags, indicators)
     pipeline = IngestPipeline(
         database,
         derived,
@@ -307,7 +307,7 @@ def build_market_runtime(
     )
 
 
-def _ledger_step(flags: RuntimeFlags, indicators: Sequence[Indicator]) -> LedgerStep:
+def ledger_step(flags: RuntimeFlags, indicators: Sequence[Indicator]) -> LedgerStep:
     """The registered factors and overlays. Raises `BadFactor`, `BadOverlay`, `BadFlag`."""
     names = tuple(one.name for one in indicators)
     settings = FactorSettings(flags.factor_pivot_window_major, flags.factor_pivot_window_minor, names)
