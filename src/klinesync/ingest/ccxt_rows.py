@@ -136,6 +136,8 @@ def next_start(
         following = [time for time in (page.candles[-1].time if page.candles else None, newest) if time is not None]
         full = limit is not None and page.rows >= limit
         return next((time for time in following if time > start), None) if full else None
+    if newest is not None and now_s is not None and newest >= frame.latest_closed(now_s):
+        return None  # nothing newer has ended
     if newest is not None and frame.floor(newest) > start:
         return frame.floor(newest)
     window_end = frame.shift(start, (UNTOLD_WINDOW if limit is None else max(limit, 2)) - 1)

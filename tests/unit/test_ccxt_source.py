@@ -1,0 +1,183 @@
+"""CcxtSource over an exchange object of our own making: what proves a row, and what time it is taken to be there."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+
+import pytest
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.ccxt_client import CcxtClient, CcxtThread
+from klinesync.ingest.ccxt_rows import Row
+from klinesync.ingest.ccxt_source import CcxtSource
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.sources import Errand, KlineEvent, StreamCallbacks, Urgency
+
+BTC = SeriesId.parse("fake:spot:BTC/USDT:1m")
+T0 = 1_700_000_040
+MARGIN_S = 2.0
+WAIT_S = 30.0
+
+
+def row(minute: int) -> Row:
+    return ((T0 + 60 * minute) * 1000, 1.0, 2.0, 0.5, 1.5, 10.0)
+
+
+def candle(minute: int) -> Candle:
+    return Candle(T0 + 60 * minute, 1.0, 2.0, 0.5, 1.5, 10.0)
+
+
+class Fake:
+    """An exchange object as ccxt's. `now_s`: its time; `minutes`: of which it has rows; `pushes`: what it streams."""
+
+    def __init__(self, minutes: Iterable[int], now_s: float, **has: object) -> None:
+        self.has: Mapping[str, object] = {"fetchOHLCV": True, "fetchTime": True} | has
+        self.timeframes: Mapping[str, object] | None = {"1m": "1m"}
+        self.rateLimit = 1.0
+        self.last_response_headers: Mapping[str, str] | None = None
+        self.minutes = list(minutes)
+        self.now_s = now_s
+        self.asked: list[str] = []
+        self.tells_date = False
+        self.pushes: asyncio.Queue[Sequence[Row]] = asyncio.Queue()
+
+    def _answer(self, what: str) -> None:
+        self.asked.append(what)
+        if self.tells_date:
+            self.last_response_headers = {"Date": formatdate(self.now_s, usegmt=True)}
+
+    async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
+        return {"BTC/USDT": {"base": "BTC", "quote": "USDT", "id": "BTCUSDT", "spot": True}}
+
+    def feature_value(self, symbol: str, method: str, parameter: str) -> object:
+        return 100
+
+    async def fetch_time(self) -> int | None:
+        self._answer("time")
+        return int(self.now_s * 1000)
+
+    async def fetch_ohlcv(
+        self, symbol: str, timeframe: str, since: int | None = None, limit: int | None = None
+    ) -> Sequence[Row]:
+        self._answer("rows")
+        rows = [row(minute) for minute in self.minutes]
+        return [one for one in rows if since is None or (one[0] or 0) >= since][:limit]
+
+    async def fetch_tickers(self, symbols: list[str]) -> Mapping[str, Mapping[str, object]]:
+        return {}
+
+    async def watch_ohlcv(self, symbol: str, timeframe: str) -> Sequence[Row]:
+        return await self.pushes.get()
+
+    async def un_watch_ohlcv(self, symbol: str, timeframe: str) -> object:
+        return True
+
+    async def close(self) -> None:
+        self.asked.append("close")
+
+
+@asynccontextmanager
+async def source_of(exchange: Fake, monotonic: Callable[[], float] | None = None) -> AsyncIterator[CcxtSource]:
+    clock = monotonic or asyncio.get_running_loop().time
+    thread = CcxtThread()
+    source = CcxtSource(
+        CcxtClient("fake", thread, monotonic=clock, make=lambda _: exchange),
+        clocks={"spot": ExchangeClock(), "futures": ExchangeClock()},
+        final_margin_s=MARGIN_S,
+        monotonic=clock,
+        rng=random.Random(1),
+        poll_least_s=0.05,
+    )
+    try:
+        yield source
+    finally:
+        await source.close()
+        await thread.stop()
+
+
+async def history(source: CcxtSource, start: int = T0, until: int | None = None) -> list[Candle]:
+    return [one async for page in source.history(BTC, start, Errand(Urgency.SWEEP), until) for one in page.candles]
+
+
+async def test_the_newest_row_is_final_once_the_exchanges_time_says_so() -> None:
+    exchange = Fake([0, 1], T0 + 120 + MARGIN_S)
+    async with source_of(exchange) as source:
+        assert await history(source) == [candle(0), candle(1)]
+        assert exchange.asked[:2] == ["time", "rows"], "a stamp from before the rows were asked for"
+
+
+async def test_the_newest_row_is_not_final_a_moment_before() -> None:
+    async with source_of(Fake([0, 1], T0 + 120 + MARGIN_S - 0.001)) as source:
+        assert await history(source) == [candle(0)]
+
+
+async def test_without_a_time_to_ask_for_the_date_of_an_earlier_answer_is_the_stamp() -> None:
+    exchange = Fake([0, 1], T0 + 120 + MARGIN_S, fetchTime=None)
+    exchange.tells_date = True
+    async with source_of(exchange) as source:
+        assert await history(source) == [candle(0)], "the date of the answer itself proves nothing of its rows"
+        assert await history(source) == [candle(0), candle(1)]
+        assert await source.now_ms("spot") == (T0 + 122) * 1000
+
+
+async def test_without_dates_the_newest_open_time_is_the_stamp() -> None:
+    exchange = Fake([0, 1], T0 + 1000, fetchTime=None)
+    async with source_of(exchange) as source:
+        assert await source.now_ms("spot") == (T0 + 60) * 1000
+        exchange.minutes = []
+        source.clocks["spot"].proven_ms = None
+        with pytest.raises(UpstreamError, match="does not tell the time"):
+            await source.now_ms("spot")
+
+
+async def test_a_page_from_the_past_needs_no_new_stamp() -> None:
+    exchange = Fake(range(50), T0 + 60 * 50)
+    now_s = 1000.0
+    async with source_of(exchange, lambda: now_s) as source:
+        await source.now_ms("spot")
+        now_s += 3600.0
+        exchange.asked.clear()
+        assert len(await history(source, T0, T0 + 60 * 9)) == 10
+        assert exchange.asked == ["rows"]
+
+
+async def test_what_is_pushed_is_never_closed_and_does_not_hold_up_the_clock() -> None:
+    exchange = Fake([0, 1, 2], T0 + 130.0, watchOHLCV=True)
+    spoilt, newer = [*row(2)[:5], None], [*row(2)[:4], 1.75, 11.0]
+    for pushed in (spoilt, newer, row(3)):
+        exchange.pushes.put_nowait([pushed])
+    events: list[KlineEvent] = []
+    told = asyncio.Event()
+
+    def take(event: KlineEvent) -> None:
+        events.append(event)
+        if event.candle.time == T0 + 180:
+            told.set()
+
+    async with source_of(exchange) as source:
+        connection = source.connection("spot", StreamCallbacks(lambda _: None, take, lambda _: None))
+        connection.want(BTC)
+        task = asyncio.create_task(connection.run())
+        async with asyncio.timeout(WAIT_S):
+            await told.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        known_ms = source.clocks["spot"].proven_ms
+    assert [((event.candle.time - T0) // 60, event.closed) for event in events] == [
+        (0, True),
+        (1, True),
+        (2, False),
+        (2, False),
+        (3, False),
+    ]
+    assert events[3].candle.close == 1.75
+    assert known_ms == int(exchange.now_s * 1000)
+    assert all(event.event_ms < known_ms for event in events[:-1]), "the same stamp again says that it stands still"
+    assert events[-1].event_ms == (T0 + 180) * 1000, "a row that opens then shows that it is that late"
+    assert source.quarantined == 1
