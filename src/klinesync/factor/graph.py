@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from heapq import heapify, heappop, heappush
 from itertools import repeat
@@ -49,15 +49,7 @@ class FactorGraph:
         """Raises `BadFactor`: a name used twice, a dependency that nobody has, dependencies in a circle, a bad seed."""
         self._factors = _ordered(list(factors), outside)
         self._outside = frozenset(outside)
-        # For each factor the positions of those above it, and the names of what it needs from outside.
-        position = {factor.name: index for index, factor in enumerate(self._factors)}
-        self._depends = [
-            (
-                [position[name] for name in factor.depends_on if name in position],
-                [name for name in factor.depends_on if name not in position],
-            )
-            for factor in self._factors
-        ]
+        self._nodes = _nodes(self._factors)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoders = {factor.name: msgspec.msgpack.Decoder(factor.type_of_state()) for factor in self._factors}
         lines = {factor.name: _line(factor) for factor in self._factors}
@@ -123,39 +115,33 @@ class FactorGraph:
         The same as one by one. `outside` has one entry a candle. Raises `FactorFault` for the first candle that a
         factor cannot take; `states` are as they were, and the candles before that one can be advanced over.
         """
-        runs = self._runs(states)
+        nodes = self._nodes
+        seen = [Seen(states[node.name]) for node in nodes]
         said: list[Said] = []
         beside: Iterable[Upstream] = repeat(_NOTHING, len(candles)) if outside is None else outside
         for candle, beyond in zip(candles, beside, strict=True):
-            for run in runs:
+            for position, name, step, state_type, above, out_there in nodes:
                 try:
                     upstream = {}
-                    for name, above in run.above:
-                        upstream[name] = above.seen
-                    for name in run.beyond:
-                        upstream[name] = beyond[name]
-                    state, events = run.step(run.state, candle, upstream)
+                    for other, other_position in above:
+                        upstream[other] = seen[other_position]
+                    for other in out_there:
+                        upstream[other] = beyond[other]
+                    before = seen[position]
+                    state, events = step(before.state, candle, upstream)
                     if events:
                         events = [_checked(event, candle.time) for event in events]
-                        said += [Said(run.name, event) for event in events]
+                        said += [Said(name, event) for event in events]
                     else:
-                        if state is run.state and not run.seen.events:
+                        if state is before.state and not before.events:
                             continue
                         events = ()
-                    if not isinstance(state, run.state_type):
+                    if not isinstance(state, state_type):
                         raise TypeError(f"its state became a {type(state).__name__}")
                 except Exception as error:
-                    raise FactorFault(run.name, candle.time, error) from error
-                run.state = state
-                run.seen = Seen(state, events)
-        return {run.name: run.state for run in runs}, said
-
-    def _runs(self, states: States) -> list[_Run]:
-        runs = [_Run(factor, states[factor.name]) for factor in self._factors]
-        for run, (above, beyond) in zip(runs, self._depends, strict=True):
-            run.above = [(runs[position].name, runs[position]) for position in above]
-            run.beyond = beyond
-        return runs
+                    raise FactorFault(name, candle.time, error) from error
+                seen[position] = Seen(state, events)
+        return {node.name: seen[node.position].state for node in nodes}, said
 
     def encode(self, states: States, candle_time: int = 0) -> bytes:
         """The states for the store, exact to the last bit. `candle_time` is that of the last candle in them.
@@ -224,19 +210,30 @@ class FactorGraph:
         return FactorGraph((factor for factor in self._factors if factor.name not in gone), self._outside)
 
 
-class _Run:
-    """A factor on its way over candles."""
+class _Node(NamedTuple):
+    """A factor in the graph. `above`: names and positions of what it depends on; `outside`: names of what is not in it."""
 
-    __slots__ = ("above", "beyond", "name", "seen", "state", "state_type", "step")
+    position: int
+    name: str
+    step: Callable[[object, Candle, Upstream], tuple[object, Sequence[Event]]]
+    state_type: type[object]
+    above: Sequence[tuple[str, int]]
+    outside: Sequence[str]
 
-    def __init__(self, factor: AnyFactor, state: object) -> None:
-        self.step = factor.step
-        self.name = factor.name
-        self.state = state
-        self.state_type = factor.type_of_state()
-        self.seen = Seen(state)
-        self.above: Sequence[tuple[str, _Run]] = ()
-        self.beyond: Sequence[str] = ()
+
+def _nodes(factors: Sequence[AnyFactor]) -> list[_Node]:
+    positions = {factor.name: position for position, factor in enumerate(factors)}
+    return [
+        _Node(
+            position,
+            factor.name,
+            factor.step,
+            factor.type_of_state(),
+            [(name, positions[name]) for name in factor.depends_on if name in positions],
+            [name for name in factor.depends_on if name not in positions],
+        )
+        for position, factor in enumerate(factors)
+    ]
 
 
 _NOTHING: Upstream = {}

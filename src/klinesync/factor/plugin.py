@@ -36,7 +36,8 @@ class Feature(NamedTuple):
 class Seen(msgspec.Struct, frozen=True, gc=False):
     """What a factor sees of one that it depends on: its state after this candle, and what it said at it.
 
-    The state of an indicator are its values at the candle.
+    The state of an indicator is a mapping of its outputs (`macd_12_26_9.macd`) to their values at the candle, NaN where
+    there is none yet.
     """
 
     state: object
