@@ -32,9 +32,12 @@ from derived import FIRST, USUAL, minutes
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
-from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.factor.indicator_names import parse_indicators
+from klinesync.market.runtime_builder import ledger_step
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.runtime.flags import load_flags
 from klinesync.storage.sqlite import CACHE_KIB, WAL_AUTOCHECKPOINT_PAGES, SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -50,8 +53,11 @@ Rows = list[tuple[SeriesId, Candle]]
 class Store:
     """An open store of ours, and the pipeline that writes to it. `committed`: what was published since `rows`."""
 
-    def __init__(self, pipeline: IngestPipeline, database: SqliteDatabase, committed: list[Applied]) -> None:
+    def __init__(
+        self, pipeline: IngestPipeline, ledger: LedgerStep, database: SqliteDatabase, committed: list[Applied]
+    ) -> None:
         self.pipeline = pipeline
+        self.ledger = ledger
         self.database = database
         self.committed = committed
 
@@ -67,6 +73,11 @@ class Store:
         await asyncio.gather(*(written for written in offered if written is not None))
         assert None not in offered, "there was room for all of them"
 
+    async def caught_up(self) -> None:
+        """Until factors and overlays lag behind nowhere."""
+        while self.ledger.behind():  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0.001)
+
     async def on_writer(self, work: Callable[[], object]) -> None:
         """Run `work` on the writer's thread."""
         await self.database.write(lambda _: work())
@@ -76,10 +87,12 @@ class Store:
 async def open_store(path: Path) -> AsyncIterator[Store]:
     committed: list[Applied] = []
     async with SqliteDatabase(path) as database:
-        pipeline = IngestPipeline(database, DerivedStep(BTC.timeframe, USUAL), no_ledger(), committed.append, time.time)
+        flags = load_flags({})
+        ledger = ledger_step(flags, parse_indicators(flags.indicators))
+        pipeline = IngestPipeline(database, DerivedStep(BTC.timeframe, USUAL), ledger, committed.append, time.time)
         task = asyncio.create_task(pipeline.run())
         try:
-            yield Store(pipeline, database, committed)
+            yield Store(pipeline, ledger, database, committed)
         finally:
             task.cancel()
             await asyncio.wait([task])
@@ -149,6 +162,10 @@ async def bulk(folder: Path, candles: Sequence[Candle]) -> None:
             await store.pipeline.submit(BTC, batch, "file")
             took_s += time.perf_counter() - begin
             transactions.append(store.rows())
+        begin = time.perf_counter()
+        await store.caught_up()
+        caught_up_s = time.perf_counter() - begin
+        rows = sum(map(len, transactions))
     async with SqliteDatabase(folder / "bulk.bare"):
         pass  # the schema
     bare = Bare(folder / "bulk.bare")
@@ -161,6 +178,9 @@ async def bulk(folder: Path, candles: Sequence[Candle]) -> None:
         f"{count / bare_s / 1e3:,.0f} k/s",
         took_s / bare_s,
     )
+    report(
+        f"... factors and overlays, {rows:,} base and derived candles", f"{rows / caught_up_s / 1e3:,.0f} k/s", "", None
+    )
 
 
 async def one_by_one(folder: Path, candles: Sequence[Candle], history: int) -> float:
@@ -168,6 +188,7 @@ async def one_by_one(folder: Path, candles: Sequence[Candle], history: int) -> f
     path = folder / f"history_{history}.sqlite"
     async with open_store(path) as store:
         await store.pipeline.submit(BTC, candles[:history], "file")
+        await store.caught_up()
     bare = copy_for_bare(path)
     ours_s, bare_s, cpu_s = [], [], []
     async with open_store(path) as store:
@@ -196,6 +217,7 @@ async def minutes_end(path: Path, candles: Sequence[Candle], count: int, profile
         )
         took_s = time.perf_counter() - begin
         rows = len(store.rows())
+        await store.caught_up()
     base = count * HISTORY
     report(f"filling {count:,} series with {HISTORY:,} candles each", f"{base / took_s / 1e3:,.0f} k/s", "", None)
     size = size_of(path)

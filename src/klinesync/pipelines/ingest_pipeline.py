@@ -222,17 +222,19 @@ class IngestPipeline:
                 await _finished(self._write(batch), "pipeline write")
             elif not looked:
                 looked = True
-                await self._look_for_lags()
+                await self._look(self._ledger.look_for_lags)
             elif (series := self._ledger.due(_now_s())) is not None:
                 await _finished(self._catch_up(series), "pipeline catch-up")
+            elif self._ledger.has_cold:
+                await self._look(self._ledger.warm)
             else:
                 await self._something_to_do()
 
-    async def _look_for_lags(self) -> None:
+    async def _look(self, look: Callable[[CandleStore], None]) -> None:
         try:
-            await self._database.read(self._ledger.look_for_lags)
+            await self._database.read(look)
         except StoreError as error:
-            log.error("it is not known which factors and overlays lag behind: %s", error)
+            log.error("factors and overlays cannot be looked after at present: %s", error)
 
     async def _something_to_do(self) -> None:
         self._arrived.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ CHECKPOINT_CANDLES = 64
 KEPT_CHECKPOINTS = 16
 # Series whose states are in memory; the ones that got no candle the longest are read from the store again.
 MAX_ENTRIES = 20_000
+# Series whose states are made ready after a start, before a candle needs them.
+MAX_WARMED = 10_000
 # So often in a row a factor or overlay may fail at one series before it is suspended, until the next start.
 MAX_FAULTS = 5
 # And so often it may take too long: each time, everybody waits.
@@ -102,6 +104,7 @@ class LedgerStep:
         self._fingerprint = self._fingerprint_now()
         self._ours = {self._fingerprint}
         self._entries: OrderedDict[SeriesId, _Entry] = OrderedDict()
+        self._cold: deque[SeriesId] = deque()
         self._behind: dict[SeriesId, Lag] = {}
         self._in_a_row: Counter[tuple[str, SeriesId]] = Counter()
         self._timeouts: Counter[str] = Counter()
@@ -155,6 +158,26 @@ class LedgerStep:
                 self._behind[series] = Lag("other factors or overlays")
             elif ledger is None or head not in (ledger.factor_head, ledger.overlay_head):
                 self._behind[series] = Lag("candles without factors")
+            elif len(self._cold) < MAX_WARMED:
+                self._cold.append(series)
+
+    @property
+    def has_cold(self) -> bool:
+        """Whether there are series whose states `warm` would make ready. May be asked from anywhere."""
+        return bool(self._cold)
+
+    def warm(self, store: CandleStore) -> None:
+        """Make one more series' states ready. Only reads, and may do so on any thread."""
+        series = self._cold.popleft()
+        ledger = store.ledger.get(series)
+        if series in self._entries or ledger is None or not self.computed(ledger):
+            return
+        try:
+            states = self.states_at(store, series, ledger.factor_head)
+        except (FactorFault, ForeignStates):
+            return  # told when a candle comes
+        at_head = store.head(series) == ledger.factor_head
+        self._entries.setdefault(series, _Entry(states, ledger.record_id, at_head, {}))
 
     def advance(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
         """Bring the ledgers up to date with what a transaction changed. `now_s` is monotonic.
