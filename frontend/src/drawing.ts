@@ -106,7 +106,7 @@ function parseGroup(value: unknown): LayerGroup | null {
   const shown = fields["default_visible"] !== false;
   const subFeatures = fields["sub_features"];
   const layers = Array.isArray(subFeatures)
-    ? subFeatures.map((one) => parseLayer(one, shown)).filter((layer) => layer !== null)
+    ? subFeatures.map((one) => parseLayer(one, label, shown)).filter((layer) => layer !== null)
     : [];
   const itself: Layer = { key, label, defaultVisible: shown, look: lookOf(fields["style"]) };
   const pane = fields["pane"];
@@ -118,16 +118,21 @@ function parseGroup(value: unknown): LayerGroup | null {
   };
 }
 
-function parseLayer(value: unknown, groupShown: boolean): Layer | null {
+function parseLayer(value: unknown, group: string, groupShown: boolean): Layer | null {
   const fields = asFields(value);
   const key = textOf(fields?.["key"]);
   if (fields === null || key === null) return null;
   return {
     key,
-    label: textOf(fields["label"]) ?? key,
+    label: within(group, textOf(fields["label"]) ?? key),
     defaultVisible: groupShown && fields["default_visible"] !== false,
     look: lookOf(fields["style"]),
   };
+}
+
+/** What `BBANDS(20) upperband` is called beside its group, `BBANDS(20)`. */
+function within(group: string, label: string): string {
+  return label.startsWith(`${group} `) ? label.slice(group.length + 1) : label;
 }
 
 function lookOf(style: unknown): LineLook {

@@ -422,7 +422,7 @@ describe("layers", () => {
         pane: "own",
         sub_features: [
           { key: "macd_12_26_9.macd", label: "MACD", default_visible: true },
-          { key: "macd_12_26_9.macdhist", label: "histogram", default_visible: true, style: "histogram" },
+          { key: "macd_12_26_9.macdhist", label: "MACD(12,26,9) macdhist", default_visible: true, style: "histogram" },
         ],
       },
       { key: "ema_21", label: "EMA(21)", default_visible: true, pane: "price", sub_features: [] },
@@ -437,6 +437,7 @@ describe("layers", () => {
     const names = ["pivot.major", "pivot.minor", "macd_12_26_9.macdhist", "ema_21", "sma_9", "level.known"];
     expect(names.map((name) => layers.visible(name))).toEqual([true, false, true, true, false, true]);
     expect(layers.find("macd_12_26_9.macdhist")?.layer.look).toBe("histogram");
+    expect(layers.find("macd_12_26_9.macdhist")?.layer.label).toBe("macdhist");
     expect(layers.find("ema_21")?.group.pane).toBe("price");
   });
 
