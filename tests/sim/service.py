@@ -188,6 +188,7 @@ def flags_of(scenario: Scenario, path: Path) -> RuntimeFlags:
         database_url=f"sqlite:///{path}",
         whitelist=",".join(map(str, scenario.series)),
         derived_timeframes=",".join(DERIVED),
+        derived_native_candles=0,  # this exchange has minutes alone
         startup_kline_sync_target_candles=scenario.first_history_candles,
         audit_interval_s=scenario.audit_interval_s,
     )

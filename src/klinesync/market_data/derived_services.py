@@ -176,7 +176,8 @@ def lack(
         start = back(frame, end, native_candles)
     if page_start is not None and page_start < end and (stored is None or page_start < stored.start):
         edge = end if stored is None else min(stored.start, end)
-        start = min(start, max(min(page_start, back(frame, edge, native_candles)), back(frame, edge, MAX_NATIVE)))
+        page_start = min(frame.floor(page_start), back(frame, edge, native_candles))
+        start = min(start, max(page_start, back(frame, edge, MAX_NATIVE)))
     start = max(start, ceil(frame, max(kept_from, begins)))
     again_at = end if end > newest else None  # the bucket that the base begins in is still open
     window = Span(start, min(end, newest))

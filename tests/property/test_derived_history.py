@@ -1,0 +1,183 @@
+"""What a derived series lacks, and how its native candles give way to computed ones, by values and on a real store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.derived import roll_up
+from klinesync.core.gaps import GapState, Span
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.market_data.derived_services import MAX_NATIVE, lack
+from klinesync.market_data.verify import verify
+from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
+from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteReader
+
+BASE = SeriesId.parse("binance:spot:BTC/USDT:1m")
+MINUTE, FIVE, QUARTER, HOUR, DAY = map(Timeframe.parse, ("1m", "5m", "15m", "1h", "1d"))
+HOURS = BASE.with_timeframe(HOUR)
+FIVES = BASE.with_timeframe(FIVE)
+T0 = 1_699_920_000  # midnight
+AT = 1_800_000_000
+
+
+def minutes(first: int, end: int) -> list[Candle]:
+    """Volumes whose sum depends on the order."""
+    return [Candle(T0 + 60 * at, 2.0, 3.0, 1.0, 2.5, 0.1 + at % 7 / 10) for at in range(first, end)]
+
+
+def hour(number: int, volume: float = 0.0) -> Candle:
+    """The exchange's own, with a volume that is rounded in another way, or given."""
+    rows = minutes(60 * number, 60 * number + 60)
+    total = sum(sorted(row.volume for row in rows))
+    return Candle(T0 + 3600 * number, 2.0, 3.0, 1.0, 2.5, volume or total * (1 + 1e-12))
+
+
+def write(store: CandleStore, step: DerivedStep, rows: Sequence[Candle]) -> list[frozenset[int]]:
+    """Base candles, and what follows from them; what of each derived series counts as revised."""
+    applied = write_closed(store, BASE, rows, Origin("rest", AT))
+    return [one.revised for one in step.advance(store, BASE, applied, (), AT)]
+
+
+async def in_store(path: Path, work) -> object:  # type: ignore[no-untyped-def]
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    async with InThreadSqliteDatabase(path, pause=pause) as database:
+        return await database.write(work)
+
+
+async def test_native_candles_are_written_where_the_base_cannot_give_them_and_nowhere_else(tmp_path: Path) -> None:
+    step = DerivedStep(MINUTE, [FIVE, QUARTER, HOUR])
+
+    def work(store: CandleStore) -> None:
+        assert step.write_native(store, HOURS, [hour(0)], (), "", AT).candles == (), "there is no base yet"
+        write(store, step, minutes(10 * 60 + 30, 15 * 60 + 10))
+        given = [hour(number, 1e6) for number in range(16)]
+        applied = step.write_native(store, HOURS, given, (), "", AT)
+        assert [candle.time for candle in applied.candles] == [T0 + 3600 * number for number in range(11)]
+        stored = store.between(HOURS, 0, MAX_TIME)
+        assert [candle.time for candle in stored] == [T0 + 3600 * number for number in range(15)]
+        assert stored[11:] == roll_up(minutes(11 * 60, 15 * 60), MINUTE, (HOUR,))[HOUR]
+        assert store.gaps(HOURS) == []
+        assert store.derived_of(BASE) == [HOURS] or HOURS in store.derived_of(BASE)
+        assert step.write_native(store, HOURS, given, (), "", AT).candles == (), "the same again is nothing"
+
+    await in_store(tmp_path / "store.sqlite", work)
+
+
+async def test_base_history_takes_the_place_of_native_candles_and_only_what_differs_counts_as_revised(
+    tmp_path: Path,
+) -> None:
+    step = DerivedStep(MINUTE, [HOUR])
+
+    def work(store: CandleStore) -> None:
+        write(store, step, minutes(10 * 60, 15 * 60))
+        natives = [hour(number, 123.0 if number == 7 else 0.0) for number in range(10)]
+        step.write_native(store, HOURS, natives, (), "", AT)
+        rolled = roll_up(minutes(5 * 60, 10 * 60), MINUTE, (HOUR,))[HOUR]
+        assert [one for one in natives[5:] if one in rolled] == [], "their bits differ"
+        (revised,) = write(store, step, minutes(5 * 60, 10 * 60))
+        assert revised == {T0 + 7 * 3600}
+        assert store.between(HOURS, T0 + 5 * 3600, T0 + 10 * 3600) == rolled
+        assert store.between(HOURS, 0, T0 + 5 * 3600) == natives[:5]
+
+    await in_store(tmp_path / "store.sqlite", work)
+    with SqliteReader(tmp_path / "store.sqlite") as reader:
+        found = {audit.series: (audit.native, audit.kinds) for audit in verify(reader, MINUTE, [HOUR])}
+    assert found == {BASE: (0, {}), HOURS: (5, {})}
+
+
+async def test_a_hole_between_native_candles_is_confirmed_by_the_exchange_and_verify_finds_a_wrong_one(
+    tmp_path: Path,
+) -> None:
+    step, path = DerivedStep(MINUTE, [HOUR]), tmp_path / "store.sqlite"
+
+    def work(store: CandleStore) -> None:
+        write(store, step, minutes(10 * 60 + 30, 13 * 60))
+        rows = [hour(0), hour(1), hour(4), *(hour(number) for number in range(5, 10)), hour(10)]
+        step.write_native(store, HOURS, rows, [Span(T0 + 2 * 3600, T0 + 4 * 3600)], "a test says so", AT)
+        (gap,) = store.gaps(HOURS)
+        assert (gap.start, gap.end, gap.state) == (T0 + 2 * 3600, T0 + 4 * 3600, GapState.CONFIRMED_EMPTY)
+
+    def spoil(store: CandleStore) -> None:
+        # The base has half an hour of it, with higher prices.
+        store.write(HOURS, [hour(10)._replace(high=2.9)], Origin(NATIVE, AT, BASE))
+
+    await in_store(path, work)
+    with SqliteReader(path) as reader:
+        assert [audit.kinds for audit in verify(reader, MINUTE, [HOUR])] == [{}, {}]
+    await in_store(path, spoil)
+    with SqliteReader(path) as reader:
+        assert [audit.kinds for audit in verify(reader, MINUTE, [HOUR])] == [{}, {"derived_unexpected": 1}]
+
+
+SERIES = st.sampled_from([BASE.with_timeframe(frame) for frame in (FIVE, HOUR, DAY, Timeframe.parse("1M"))])
+
+
+@given(
+    series=SERIES,
+    first=st.integers(0, 200_000),
+    count=st.integers(1, 20_000),
+    own=st.none() | st.integers(0, 2000),
+    page=st.none() | st.integers(0, 400_000),
+    base_candles=st.integers(0, 5000),
+    natives=st.sampled_from([0, 1, 500]),
+    kept=st.integers(0, 100_000),
+)
+def test_what_is_lacking_lies_before_what_the_base_gives_and_is_bounded(
+    series: SeriesId,
+    first: int,
+    count: int,
+    own: int | None,
+    page: int | None,
+    base_candles: int,
+    natives: int,
+    kept: int,
+) -> None:
+    frame = series.timeframe
+    base = Span(T0 + 60 * first, T0 + 60 * (first + count))
+    edge = frame.floor(base.end)
+    stored = None if own is None else Span(frame.shift(edge, -own - 1), edge)
+    kept_from = T0 + 60 * min(kept, first)
+    found = lack(
+        series,
+        MINUTE,
+        base,
+        stored,
+        [],
+        None if page is None else T0 + 60 * page,
+        base.end + 30.0,
+        base_candles=base_candles,
+        native_candles=natives,
+        kept_from=kept_from,
+    )
+    if found.base is not None:
+        assert found.base.end == base.start
+        assert found.base.start >= kept_from
+        assert MINUTE.count(found.base.start, base.end) <= base_candles
+    if found.native is None:
+        return
+    assert natives
+    start, end = found.native
+    assert frame.is_open(start)
+    assert frame.is_open(end)
+    assert kept_from <= start < end <= frame.next(frame.floor(base.start))
+    assert end <= edge, "only what is over"
+    assert frame.count(start, end) <= MAX_NATIVE + natives
+    if stored is not None:
+        assert not (stored.start < end and start < stored.end), "nothing is read twice"
+
+
+def test_a_bucket_that_is_still_open_where_the_base_begins_is_looked_after_when_it_closes() -> None:
+    base = Span(T0 + 7200, T0 + 7200 + 100 * 60)
+    found = lack(BASE.with_timeframe(DAY), MINUTE, base, None, [], None, base.end + 1.0, native_candles=500)
+    assert found.native == Span(T0 - 500 * 86_400 + 86_400, T0)
+    assert found.again_at == T0 + 86_400
