@@ -247,4 +247,8 @@ async def test_a_service_that_follows_an_exchange_measures_everything(tmp_path: 
     assert found["klinesync_series_behind",] in (0, 1)
     # Only what has not happened is not told.
     named = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name, *_ in found}
-    assert {metric.name for metric in METRICS} - named <= {"klinesync_rest_errors_total"}
+    assert {metric.name for metric in METRICS} - named <= {
+        "klinesync_rest_errors_total",
+        "klinesync_plugin_faults_total",
+        "klinesync_plugin_suspended",
+    }

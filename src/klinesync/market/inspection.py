@@ -13,6 +13,7 @@ from klinesync.ingest.supervisor import JobState
 from klinesync.ingest.weight import RestStatus
 from klinesync.market_data.startup_sync import SweepProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.runtime.sources import ConnectionStatus
@@ -72,6 +73,7 @@ class Parts:
 
     database: Database
     pipeline: IngestPipeline
+    ledger: LedgerStep
     jobs: Callable[[], Sequence[JobState]]
     connections: Callable[[], Sequence[ConnectionStatus]]
     stream_counts: Mapping[str, StreamCounts]
@@ -175,6 +177,7 @@ class Inspection:
         yield from self._of_rest()
         yield from self._of_histories()
         yield from self._of_writing()
+        yield from self._of_ledgers()
         yield from self._of_store()
         yield from self._of_hub()
 
@@ -228,6 +231,14 @@ class Inspection:
             yield Reading("klinesync_pipeline_candles_written_total", count, (source,))
         yield Reading("klinesync_pipeline_candles_revised_total", pipeline.revised)
         yield Reading("klinesync_store_writable", int(self._parts.database.write_error is None))
+
+    def _of_ledgers(self) -> Iterable[Reading]:
+        ledger = self._parts.ledger
+        yield Reading("klinesync_ledgers_behind", len(ledger.behind()))
+        for plugin, count in list(ledger.faults.items()):
+            yield Reading("klinesync_plugin_faults_total", count, (plugin,))
+        for plugin in list(ledger.suspended):
+            yield Reading("klinesync_plugin_suspended", 1, (plugin,))
 
     def _of_store(self) -> Iterable[Reading]:
         facts = self._facts

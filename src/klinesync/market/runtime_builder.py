@@ -250,6 +250,7 @@ def build_market_runtime(
         Parts(
             database=database,
             pipeline=pipeline,
+            ledger=ledger,
             jobs=exchanges.jobs_state,
             connections=exchanges.connections_state,
             stream_counts=source.stream_counts if isinstance(source, BinanceSource) else {},

@@ -99,6 +99,20 @@ METRICS = (
         "Those of them that had other values before, or lie behind the head.",
     ),
     Metric("klinesync_store_writable", "gauge", "1 while the store can be written; 0 after a write that failed."),
+    # Factors and overlays.
+    Metric("klinesync_ledgers_behind", "gauge", "Series whose factors or overlays lag behind their candles."),
+    Metric(
+        "klinesync_plugin_faults_total",
+        "counter",
+        "Times that a factor or overlay failed, or took too long.",
+        ("plugin",),
+    ),
+    Metric(
+        "klinesync_plugin_suspended",
+        "gauge",
+        "Always 1; a factor or overlay that failed again and again: it does not run until the next start.",
+        ("plugin",),
+    ),
     # What is stored; read at most every some seconds.
     Metric("klinesync_series_stored", "gauge", "Series that the store holds, derived ones included."),
     Metric("klinesync_series_behind", "gauge", "Followed series without the candle that is expected by now."),
