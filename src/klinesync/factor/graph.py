@@ -211,7 +211,7 @@ class FactorGraph:
 
 
 class _Node(NamedTuple):
-    """A factor in the graph. `above`: names and positions of what it depends on; `outside`: names of what is not in it."""
+    """A factor in the graph. `above`: name and position of what it depends on; `outside`: names of what is not in it."""
 
     position: int
     name: str
