@@ -211,7 +211,7 @@ class FactorGraph:
 
 
 class _Node(NamedTuple):
-    """A factor in the graph. `above`: name and position of what it depends on; `outside`: names of what is not in it."""
+    """A factor in the graph. `above`: what it depends on, by name and position; `outside`: what is not in the graph."""
 
     position: int
     name: str
