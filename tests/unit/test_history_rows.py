@@ -23,7 +23,18 @@ times = st.one_of(
     st.integers(-120, 10 * 60).map(lambda time: time // 30 * 30),
     st.sampled_from([NOW // 60 * 60 - 60, NOW // 60 * 60, 1_698_796_800, 253_402_300_800, 253_402_300_740, 2**62]),
 )
-candles = st.builds(Candle, times, values, values, values, values, values)
+SOUND = Candle(0, 1.0, 2.0, 0.5, 1.5, 1.0)
+# Sound but for its time, or but for one value, or nonsense.
+candles = st.one_of(
+    times.map(lambda time: SOUND._replace(time=time)),
+    st.builds(
+        lambda time, name, value: SOUND._replace(time=time, **{name: value}),
+        times,
+        st.sampled_from(["open", "high", "low", "close", "volume"]),
+        values,
+    ),
+    st.builds(Candle, times, values, values, values, values, values),
+)
 timeframes = st.sampled_from([Timeframe.parse(code) for code in ("1m", "1h", "3d", "1w", "1M")])
 
 
