@@ -19,11 +19,13 @@ import msgspec
 
 from klinesync import __version__
 from klinesync.core.candle import MAX_TIME, Applied, Candle
-from klinesync.core.errors import BadFlag, Rejected, Transient
+from klinesync.core.errors import BadFlag, Rejected, Transient, UnknownSeries
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
+from klinesync.ingest.ccxt_exchanges import CcxtExchanges
+from klinesync.ingest.ccxt_source import CcxtSource
 from klinesync.market.runtime_builder import history_shelves
 from klinesync.market_data.backfill import BackfillProgress, BackfillService
 from klinesync.market_data.history.exporting import EVER, export
@@ -197,7 +199,7 @@ async def _backfill_store(
 
     async with (
         _open_store(flags, _derived_step(flags), "backfill") as (database, pipeline),
-        _rest(flags) as rest,
+        _rest(flags, series) as rest,
         asyncio.TaskGroup() as group,
     ):
         service = BackfillService(
@@ -207,7 +209,7 @@ async def _backfill_store(
             watch=_NobodyWatches(),
             rng=random.Random(),  # noqa: S311  # jitter, not a secret
             shelves=history_shelves(flags) if files else (),
-            covers=lambda one: one.exchange == EXCHANGE,
+            covers=lambda one: one.exchange == series.exchange,
         )
         running = group.create_task(service.run(), name="backfill")
         try:
@@ -263,7 +265,7 @@ def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None
 async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
     last = series.timeframe.shift(span.end, -1)
     async with (
-        _rest(flags) as rest,
+        _rest(flags, series) as rest,
         aclosing(rest.history(series, span.start, Errand(Urgency.DEEP), last)) as pages,
     ):
         newest = span.start - 1
@@ -275,18 +277,35 @@ async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> Asyn
 
 
 @contextlib.asynccontextmanager
-async def _rest(flags: RuntimeFlags) -> AsyncIterator[BinanceRest]:
+async def _rest(flags: RuntimeFlags, series: SeriesId) -> AsyncIterator[BinanceRest | CcxtSource]:
+    """The REST of the series' exchange. Raises `UnknownSeries` when there is none."""
+    clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
+    monotonic = asyncio.get_running_loop().time
+    rng = random.Random()  # noqa: S311  # jitter, not a secret
+    if series.exchange != EXCHANGE:
+        others = CcxtExchanges(
+            enabled=flags.enable_ccxt_backfill, final_margin_s=flags.rest_final_margin_s, monotonic=monotonic, rng=rng
+        )
+        if (why := others.refusal(series.exchange)) is not None:
+            raise UnknownSeries(str(series), why)
+        source = others.source(series.exchange, clocks)
+        try:
+            yield source
+        finally:
+            await source.close()
+            await others.stop()
+        return
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), headers={"User-Agent": f"klinesync/{__version__}"}
     ) as session:
         yield BinanceRest(
             session,
             market_routes(flags.binance_spot_rest_url, flags.binance_futures_rest_url),
-            {"spot": ExchangeClock(), "futures": ExchangeClock()},
+            clocks,
             final_margin_s=flags.rest_final_margin_s,
-            monotonic=asyncio.get_running_loop().time,
+            monotonic=monotonic,
             share=flags.binance_rest_weight_share,
-            rng=random.Random(),  # noqa: S311  # jitter, not a secret
+            rng=rng,
         )
 
 

@@ -36,7 +36,7 @@ BLOCK_MOST_S = 300.0
 # At the end ccxt gets so long to close its connections.
 CLOSE_TIMEOUT_S = 5.0
 
-NOT_INSTALLED = "ccxt is not installed, which other exchanges than binance need: pip install 'klinesync[ccxt]'"
+NOT_INSTALLED = "exchanges other than binance need ccxt, which is not installed: pip install 'klinesync[ccxt]'"
 
 
 class Ccxt(Protocol):

@@ -329,7 +329,12 @@ class CcxtConnection:
     def status(self) -> ConnectionStatus:
         """How it stands. It is connected while at least one series is carried."""
         return ConnectionStatus(
-            self._market, len(self._wanted), bool(self._attached), self.reconnects, 0, self._source.quarantined
+            f"{self._source.client.name}:{self._market}",
+            len(self._wanted),
+            bool(self._attached),
+            self.reconnects,
+            0,
+            self._source.quarantined,
         )
 
     @property
