@@ -453,5 +453,7 @@ def test_drawings_that_lag_are_said_to_catch_up_and_a_new_epoch_replaces_them(vi
     deltas.later_epoch, deltas.shift = 1, -100_000.0
     deltas.lagging = False
     expect(notice).to_be_hidden()
-    # The average of the newest candles lies where no value of the old epoch lay.
+    # The averages of all candles, also of those before, lie where no value of the old epoch lay.
+    visit.page.get_by_role("application").hover(position={"x": 400, "y": 300})
+    expect(visit.page.locator("#badge")).to_have_text("closed")
     expect(visit.page.locator("#readings")).to_contain_text(re.compile(r"SMA\(20\) -?\d{1,2},\d{3}\."))
