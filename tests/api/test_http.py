@@ -208,8 +208,16 @@ async def test_openapi_lists_the_routes_with_their_errors(service: Service) -> N
     paths = document["paths"]
     assert isinstance(paths, dict)
     assert set(paths) == {
+        "/api/delta/poll",
+        "/api/draw/delta",
+        "/api/factor/catalog",
+        "/api/factor/health",
+        "/api/factor/slices",
+        "/api/frame/at_time",
+        "/api/frame/live",
         "/api/market/candles",
         "/api/market/health",
+        "/api/market/ingest/backfill",
         "/api/market/ingest/candle_closed",
         "/api/market/ingest/candles_closed",
         "/api/market/top_markets",

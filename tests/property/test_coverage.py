@@ -78,15 +78,17 @@ def candles(first: int, count: int) -> list[Candle]:
 def test_a_full_page_lacks_nothing_and_one_that_is_not_begins_earlier() -> None:
     first = NOW - 30
     stored = span(first, 10)
-    assert full_page_start(MINUTE, candles(first, 10), None, 10, stored) is None
-    assert full_page_start(MINUTE, candles(first, 4), None, 10, stored) == first - 360
-    assert full_page_start(MINUTE, [], first, 10, stored) == first - 600
-    assert full_page_start(MINUTE, [], first - 59, 10, stored) == first - 600, "the candle at first - 60 opens before"
-    assert full_page_start(MINUTE, [], first - 60, 10, stored) == first - 660
+    assert full_page_start(MINUTE, 10, first, None, 10, stored) is None
+    assert full_page_start(MINUTE, 4, first, None, 10, stored) == first - 360
+    assert full_page_start(MINUTE, 0, None, first, 10, stored) == first - 600
+    assert full_page_start(MINUTE, 0, None, first - 59, 10, stored) == first - 600, (
+        "the candle at first - 60 opens before"
+    )
+    assert full_page_start(MINUTE, 0, None, first - 60, 10, stored) == first - 660
     # Of an hour of which a few minutes are stored.
     hour = Timeframe.parse("1h")
-    assert full_page_start(hour, [], None, 2, stored) == hour.floor(stored.end) - 7200
-    assert full_page_start(hour, [], MAX_TIME, 2, stored) == hour.floor(stored.end) - 7200
+    assert full_page_start(hour, 0, None, None, 2, stored) == hour.floor(stored.end) - 7200
+    assert full_page_start(hour, 0, None, MAX_TIME, 2, stored) == hour.floor(stored.end) - 7200
 
 
 @given(
@@ -133,7 +135,7 @@ def test_who_scrolls_back_comes_to_the_listing_and_then_nothing_is_asked_any_mor
     requests = 0
     before = stored.start
     while True:
-        start = full_page_start(MINUTE, [], before, limit, stored)
+        start = full_page_start(MINUTE, 0, None, before, limit, stored)
         assert start is not None
         older = missing_older(MINUTE, MINUTE, stored, start, most, 0, nothing)
         if older is None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from klinesync.core.candle import Candle
 from klinesync.core.errors import Rejected, StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
@@ -45,18 +44,18 @@ LOG_EVERY_S = 600.0
 
 
 def full_page_start(
-    frame: Timeframe, candles: Sequence[Candle], before: int | None, limit: int, stored: Span
+    frame: Timeframe, count: int, first: int | None, before: int | None, limit: int, stored: Span
 ) -> int | None:
     """Where a page of the newest `limit` candles of `frame` (before `before`) would begin, were it full; None when it
-    is. `stored`: what is stored of the ingested series."""
-    if len(candles) >= limit:
+    is. It has `count` candles from `first` on; `stored`: what is stored of the ingested series."""
+    if count >= limit:
         return None
     end = frame.floor(stored.end)
-    if candles:
-        end = candles[0].time
+    if first is not None:
+        end = first
     elif before is not None:
         end = min(end, ceil(frame, before))
-    return back(frame, end, limit - len(candles))
+    return back(frame, end, limit - count)
 
 
 def missing_tail(frame: Timeframe, stored: Span | None, now_s: float, most: int, kept_from: int = 0) -> Span | None:

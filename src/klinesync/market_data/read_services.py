@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import NamedTuple
 
 import msgspec
@@ -15,10 +16,15 @@ from klinesync.core.gaps import Gap, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.coverage import Coverage, full_page_start
 from klinesync.storage.database import CandleStore, Database
-from klinesync.ws.protocol import CandleOut, candles_out
+from klinesync.ws.protocol import CandleOut
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
 _encode = msgspec.json.Encoder().encode
+
+
+def _out(rows: Iterable[Sequence[object]]) -> list[CandleOut]:
+    return list(starmap(CandleOut, rows))
+
 
 # Encoded pages that are kept for who asks for the same: some hundred pages of 2,000 candles.
 MAX_PAGES_BYTES = 32 << 20
@@ -143,15 +149,16 @@ class CandleReader:
 
         def look(store: CandleStore) -> Page:
             if since is not None:
-                candles = store.oldest(series, limit, since=since)
+                candles = store.oldest_rows(series, limit, _out, since=since)
             else:
-                candles = store.newest(series, limit, before=before)
+                candles = store.newest_rows(series, limit, _out, before=before)
             head = store.head(series)
             stored = None if base is None else store.span(base)
             start = None
             if since is None and stored is not None:
-                start = full_page_start(series.timeframe, candles, before, limit, stored)
-            body = _encode(CandlesOut(str(series), head, candles_out(candles)))
+                first = candles[0].candle_time if candles else None
+                start = full_page_start(series.timeframe, len(candles), first, before, limit, stored)
+            body = _encode(CandlesOut(str(series), head, candles))
             return Page(body, store.commit(), head, stored, start)
 
         key = PageKey(series, base or series, since, before, limit)

@@ -205,8 +205,8 @@ class RuntimeFlags(BaseSettings):
     indicators: TextList = Field(
         ("SMA(20)", "EMA(21)", "BBANDS(20)", "MACD(12,26,9)", "RSI(14)", "ATR(14)"), description="indicator factors"
     )
-    factor_pivot_window_major: int = Field(50, ge=1, description="window of major pivots, in candles")
-    factor_pivot_window_minor: int = Field(5, ge=1, description="window of minor pivots, in candles")
+    factor_pivot_window_major: int = Field(50, ge=1, le=1000, description="window of major pivots, in candles")
+    factor_pivot_window_minor: int = Field(5, ge=1, le=1000, description="window of minor pivots, in candles")
     binance_spot_rest_url: RestUrl = Field("https://api.binance.com", description="endpoint without path")
     binance_spot_ws_url: WsUrl = Field("wss://stream.binance.com:9443", description="endpoint without path")
     binance_futures_rest_url: RestUrl = Field("https://fapi.binance.com", description="endpoint without path")

@@ -7,10 +7,12 @@ looking. Each series' grid is shifted by its number: else every series would pac
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeAlias, TypeVar
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.timeframe import Timeframe
 
 # 12 KB: three pages. A longer one reads a little faster, and costs each correction and each look at a few candles more.
@@ -18,8 +20,16 @@ CHUNK_CANDLES = 256
 # An open time and five prices.
 CANDLE_BYTES = 48
 
-# Pages are made of thousands: all of it happens in C.
-as_candle: Callable[[Iterable[object]], Candle] = partial(tuple.__new__, Candle)
+T = TypeVar("T")
+# Makes rows (open time, open, high, low, close, volume) what somebody wants of them.
+Maker: TypeAlias = Callable[[Iterable[Sequence[object]]], list[T]]
+
+_as_candle: Callable[[Iterable[object]], Candle] = partial(tuple.__new__, Candle)
+
+
+def as_candles(rows: Iterable[Sequence[object]]) -> list[Candle]:
+    """The rows as candles. Pages are made of thousands: all of it happens in C."""
+    return list(map(_as_candle, rows))
 
 
 def pack(candles: Sequence[Candle]) -> bytes:
@@ -31,12 +41,20 @@ def pack(candles: Sequence[Candle]) -> bytes:
 
 def unpack(packed: bytes) -> list[Candle]:
     """What `pack` took, bit for bit. Raises `ValueError` when the bytes are no whole candles."""
+    return unpack_between(packed, 0, MAX_TIME + 1, as_candles)
+
+
+def unpack_between(packed: bytes, start: int, end: int, make: Maker[T]) -> list[T]:
+    """Those of the packed candles that open in `[start, end)`. Raises `ValueError` when the bytes are no whole
+    candles."""
     count, rest = divmod(len(packed), CANDLE_BYTES)
     if rest:
         raise ValueError(f"{len(packed)} bytes are no whole candles")
-    values = struct.unpack(f"<{count}q{5 * count}d", packed)
-    columns = (values[first : first + count] for first in range(0, 6 * count, count or 1))
-    return list(map(as_candle, zip(*columns, strict=True)))
+    times = struct.unpack_from(f"<{count}q", packed)
+    values = struct.unpack_from(f"<{5 * count}d", packed, 8 * count)
+    first, last = bisect_left(times, start), bisect_left(times, end)
+    columns = (values[column + first : column + last] for column in range(0, 5 * count, count or 1))
+    return make(zip(times[first:last], *columns, strict=True))
 
 
 def chunk_of(number: int, timeframe: Timeframe, time: int) -> int:

@@ -14,6 +14,7 @@ from klinesync.core.gaps import Gap, GapChange, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction
+from klinesync.storage.chunks import Maker, T
 
 R = TypeVar("R")
 
@@ -129,6 +130,16 @@ class CandleStore(Protocol):
 
     def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
         """The oldest `limit` candles after `since` (exclusive), ascending."""
+        ...
+
+    def newest_rows(
+        self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
+    ) -> list[T]:
+        """What `make` makes of the rows of these candles: for pages, which need no candles in between."""
+        ...
+
+    def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
+        """What `make` makes of the rows of these candles."""
         ...
 
     def count_after(self, series: SeriesId, since: int, most: int) -> int:

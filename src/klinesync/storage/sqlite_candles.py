@@ -18,7 +18,17 @@ from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Gap, GapChange, GapState, Span, runs
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.chunks import CANDLE_BYTES, as_candle, chunk_of, chunk_start, pack, unpack
+from klinesync.storage.chunks import (
+    CANDLE_BYTES,
+    Maker,
+    T,
+    as_candles,
+    chunk_of,
+    chunk_start,
+    pack,
+    unpack,
+    unpack_between,
+)
 from klinesync.storage.database import Origin, Revision
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 
@@ -65,33 +75,41 @@ class SqliteCandleStore:
     def newest(
         self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
     ) -> list[Candle]:
+        return self.newest_rows(series, limit, as_candles, before=before, after=after)
+
+    def newest_rows(
+        self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
+    ) -> list[T]:
         number = self._number(series)
         if number is None:
             return []
         start, end = 0 if after is None else after + 1, MAX_TIME + 1 if before is None else before
-        rows = self._rows(number, start, end, limit, newest=True)
+        rows = self._rows(number, start, end, make, limit, newest=True)
         rows.reverse()
         if len(rows) >= limit:
             return rows
         parts = [rows]
         lacking = limit - len(rows)
-        for candles in self._chunks(series, number, start, end, newest=True):
-            parts.append(candles[-lacking:])
+        for some in self._chunks(series, number, start, end, make, newest=True):
+            parts.append(some[-lacking:])
             lacking -= len(parts[-1])
             if not lacking:
                 break
-        return [candle for part in reversed(parts) for candle in part]
+        return [row for part in reversed(parts) for row in part]
 
     def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
+        return self.oldest_rows(series, limit, as_candles, since=since)
+
+    def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
         number = self._number(series)
         if number is None:
             return []
-        found: list[Candle] = []
-        for candles in self._chunks(series, number, since + 1, MAX_TIME + 1):
-            found += candles
+        found: list[T] = []
+        for some in self._chunks(series, number, since + 1, MAX_TIME + 1, make):
+            found += some
             if len(found) >= limit:
                 return found[:limit]
-        return found + self._rows(number, since + 1, MAX_TIME + 1, limit - len(found))
+        return found + self._rows(number, since + 1, MAX_TIME + 1, make, limit - len(found))
 
     def count_after(self, series: SeriesId, since: int, most: int) -> int:
         number = self._number(series)
@@ -244,25 +262,27 @@ class SqliteCandleStore:
         return number
 
     def _between(self, series: SeriesId, number: int, start: int, end: int) -> list[Candle]:
-        rows = self._rows(number, start, end)
+        rows = self._rows(number, start, end, as_candles)
         row_chunk = self._known.row_chunks.get(series)
         if row_chunk is not None and chunk_of(number, series.timeframe, start) >= row_chunk:
             return rows
-        found = [candle for candles in self._chunks(series, number, start, end) for candle in candles]
+        found = [candle for candles in self._chunks(series, number, start, end, as_candles) for candle in candles]
         return found + rows if found else rows
 
-    def _rows(self, number: int, start: int, end: int, limit: int = -1, *, newest: bool = False) -> list[Candle]:
+    def _rows(
+        self, number: int, start: int, end: int, make: Maker[T], limit: int = -1, *, newest: bool = False
+    ) -> list[T]:
         """The oldest (or newest, newest first) `limit` candles among the rows that open in `[start, end)`."""
         found = self._connection.execute(
             "SELECT time, open, high, low, close, volume FROM candle"  # noqa: S608  # only our own word is joined in
             f" WHERE series_no = ? AND time >= ? AND time < ? ORDER BY time {'DESC' if newest else 'ASC'} LIMIT ?",
             (number, start, end, limit),
         )
-        return list(map(as_candle, found.fetchall()))
+        return make(found.fetchall())
 
     def _chunks(
-        self, series: SeriesId, number: int, start: int, end: int, *, newest: bool = False
-    ) -> Iterator[list[Candle]]:
+        self, series: SeriesId, number: int, start: int, end: int, make: Maker[T], *, newest: bool = False
+    ) -> Iterator[list[T]]:
         """The packed candles that open in `[start, end)`, chunk by chunk; the newest chunk first where that is asked.
         Each is ascending, and none is empty."""
         first = chunk_of(number, series.timeframe, max(start, 0))
@@ -273,18 +293,16 @@ class SqliteCandleStore:
             (_chunk_id(number, first), _chunk_id(number, last)),
         )
         for (packed,) in found:
-            candles = _unpacked(packed)
-            if candles[0].time < start or candles[-1].time >= end:
-                candles = [candle for candle in candles if start <= candle.time < end]
-            if candles:
-                yield candles
+            rows = unpack_between(_sound(packed), start, end, make)
+            if rows:
+                yield rows
 
     def _chunk(self, number: int, chunk: int) -> list[Candle]:
         """The candles of one chunk; none when there is no such chunk."""
         found = self._connection.execute(
             "SELECT candles FROM candle_chunk WHERE chunk_id = ?", (_chunk_id(number, chunk),)
         ).get
-        return [] if found is None else _unpacked(found)
+        return [] if found is None else unpack(_sound(found))
 
     def _put_chunk(self, number: int, chunk: int, candles: Sequence[Candle]) -> None:
         if candles:
@@ -328,7 +346,7 @@ class SqliteCandleStore:
             if chunk >= before:
                 return
             end = chunk_start(number, series.timeframe, chunk + 1)
-            rows = self._rows(number, oldest, end)
+            rows = self._rows(number, oldest, end, as_candles)
             self._connection.execute("DELETE FROM candle WHERE series_no = ? AND time < ?", (number, end))
             arriving[chunk] = _merged(rows, arriving.get(chunk, ()))
 
@@ -358,7 +376,7 @@ class SqliteCandleStore:
                 "SELECT candles FROM candle_chunk WHERE chunk_id >= ? AND chunk_id < ? ORDER BY chunk_id LIMIT 1",
                 (_chunk_id(number, 0), _chunk_id(number + 1, 0)),
             ).get
-            edges = int(first) if packed is None else _unpacked(packed)[0].time, int(head)
+            edges = int(first) if packed is None else unpack(_sound(packed))[0].time, int(head)
             if self._known.writes:
                 self._known.edges[series] = edges
         return edges
@@ -377,12 +395,12 @@ def _chunk_id(number: int, chunk: int) -> int:
     return (number << 32) + chunk
 
 
-def _unpacked(packed: object) -> list[Candle]:
-    """Raises `StoreError` when the bytes are damaged."""
+def _sound(packed: object) -> bytes:
+    """The bytes of a chunk. Raises `StoreError` when they are damaged."""
     assert isinstance(packed, bytes)
     if not packed or len(packed) % CANDLE_BYTES:
         raise StoreError(f"the store is damaged: a chunk of {len(packed)} bytes is no run of whole candles")
-    return unpack(packed)
+    return packed
 
 
 def _by_chunk(number: int, timeframe: Timeframe, ascending: Sequence[Candle]) -> dict[int, Sequence[Candle]]:
@@ -412,4 +430,4 @@ def _as_gap(row: Sequence[object]) -> Gap:
 
 
 def _as_revision(row: Sequence[object]) -> Revision:
-    return Revision(as_candle(row[:6]), *row[6:])  # type: ignore[arg-type]  # the table is STRICT
+    return Revision(Candle(*row[:6]), *row[6:])  # type: ignore[arg-type]  # the table is STRICT
