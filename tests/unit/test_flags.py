@@ -75,7 +75,6 @@ def test_a_malformed_value_stops_the_start_with_its_name(name: str, value: str) 
         ("role", "serve", "several processes"),
         ("broker_url", "nats://127.0.0.1", "message broker"),
         ("database_url", "postgresql://127.0.0.1/x", "PostgreSQL"),
-        ("indicators", "EMA(9)", "indicators"),
     ],
 )
 def test_a_value_whose_part_is_not_built_stops_the_start_with_a_sentence(name: str, value: str, part: str) -> None:
