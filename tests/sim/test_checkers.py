@@ -446,7 +446,7 @@ BREAKS = (
     Break("derived candles not redone", do_not_redo_derived_candles, "is the roll-up"),
     Break("holes never confirmed", never_confirm_a_hole, "should not"),
     Break("holes passed without asking", pass_holes_without_asking, "is missing", bare=True),
-    Break("a lost candle taken for no hole", confirm_a_hole_that_is_none, "is missing"),
+    Break("a lost candle taken for no hole", confirm_a_hole_that_is_none, "is missing", bare=True),
     Break("a task that breaks", break_on_an_event, "ended by itself|is given up"),
     Break("a stop that nobody is told of", tell_nobody_of_the_stop, "the stop was told|did not stop"),
     Break("nothing published", never_publish, "is at|shown"),

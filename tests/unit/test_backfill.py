@@ -498,6 +498,22 @@ async def test_a_backfill_that_was_broken_off_goes_on_after_a_restart_where_it_w
         assert world.board.report(BTC, 120).state == "succeeded"
 
 
+async def test_a_hole_that_was_being_backfilled_when_the_service_ended_is_taken_up_and_a_declared_one_is_not(
+    tmp_path: Path,
+) -> None:
+    exchange = Exchange(range(200))
+    exchange.open.clear()
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [*range(20), *range(90, 100), *range(120, 130)])
+        assert (await world.healing.start(BTC, span(0, 90))).missing == 70
+        await world.until(lambda: bool(exchange.asked))
+        assert [gap.state for gap in await world.ledger(BTC)] == [GapState.HEALING, GapState.UNKNOWN]
+    exchange.open.set()
+    async with world_on(tmp_path, exchange) as world:
+        await world.until(lambda: world.board.report(BTC, 120).state == "succeeded")
+        assert await world.minutes(BTC) == [*range(100), *range(120, 130)]
+
+
 async def test_a_series_of_which_nothing_is_stored_is_backfilled_up_to_what_the_exchange_has(tmp_path: Path) -> None:
     exchange = Exchange(range(7, 80))
     async with world_on(tmp_path, exchange) as world:
