@@ -41,7 +41,7 @@ class Service:
 
 @asynccontextmanager
 async def running_service(
-    store: Path, exchange: SimServer | None = None, *, others: Offers | None = None, **flags: str
+    store: Path, exchange: SimServer | None = None, others: Offers | None = None, /, **flags: str
 ) -> AsyncIterator[Service]:
     """A service on `store`, following `exchange`; without one nothing is followed and the exchange cannot be asked.
     `others` has the exchanges without a client of our own."""

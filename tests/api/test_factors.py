@@ -57,7 +57,7 @@ async def ingest(service: Service, rows: list[dict[str, float]]) -> Any:
     return answer
 
 
-async def get(service: Service, path: str, **params: object) -> Any:
+async def get(service: Service, path: str, **params: str | int) -> Any:
     status, answer = await service.get(path, series_id=BTC, **params)
     assert status == 200, answer
     return answer
@@ -199,6 +199,7 @@ async def test_after_a_restart_all_is_as_it_was(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS) as service:
         assert await get(service, "/api/frame/live") == before
     async with running_service(tmp_path / "store.sqlite", **FLAGS | {"factor_pivot_window_major": "9"}) as service:
+        answer: Any
         status, answer = await service.get("/api/frame/live", series_id=BTC)
         while status == 409:
             assert answer["code"] == "ledger_out_of_sync"
@@ -235,12 +236,13 @@ async def test_before_the_first_candle_there_is_nothing_and_that_is_said(service
 
 @pytest.mark.parametrize("path", ["/api/factor/slices", "/api/draw/delta", "/api/frame/live"])
 @pytest.mark.parametrize("params", [{"window_candles": 0}, {"window_candles": 5001}, {"series_id": "nonsense"}])
-async def test_bad_parameters_are_refused(service: Service, path: str, params: dict[str, object]) -> None:
+async def test_bad_parameters_are_refused(service: Service, path: str, params: dict[str, str | int]) -> None:
     status, answer = await service.get(path, **{"series_id": BTC, **params})
     assert (status, answer["code"]) == (422, "bad_request")
 
 
 async def test_the_catalogue_names_factors_and_indicators(service: Service) -> None:
+    catalogue: Any
     _, catalogue = await service.get("/api/factor/catalog")
     keys = {factor["key"]: [one["key"] for one in factor["sub_features"]] for factor in catalogue["factors"]}
     assert keys["pivot"] == ["pivot.major", "pivot.minor"]

@@ -17,10 +17,11 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market import runtime_builder
 from klinesync.market_data import coverage
-from klinesync.market_data.verify import SeriesAudit, verify
+from klinesync.market_data.findings import SeriesAudit
+from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import SAME
 from klinesync.runtime.flags import load_flags
-from klinesync.sim import server
+from klinesync.sim import generator, server
 from klinesync.sim.exchange import Grid
 from klinesync.sim.faults import RestError
 from klinesync.sim.server import SimConfig, SimServer
@@ -34,7 +35,7 @@ FIVE, HOUR, DAY = map(Timeframe.parse, ("5m", "1h", "1d"))
 TARGETS = [Timeframe.parse(code) for code in load_flags({}).derived_timeframes]
 START = 1_700_000_130
 NEWEST = START // 60 * 60 - 60
-LISTED = server.LISTED_DAYS
+LISTED = generator.LISTED_DAYS
 PATIENCE_S = 40.0
 
 

@@ -119,7 +119,7 @@ async def serving(tmp_path: Path, **flags: str) -> AsyncIterator[tuple[SimServer
             makers={"simex": make},
             poll_least_s=0.1,
         )
-        async with running_service(tmp_path / "store.sqlite", None, others=others, **given) as service:
+        async with running_service(tmp_path / "store.sqlite", None, others, **given) as service:
             yield exchange, service, made
     assert all(one.closed for one in made)
     assert "ccxt" not in {thread.name for thread in threading.enumerate()}

@@ -6,6 +6,7 @@ the newest checkpoint and the candles behind it, so that they need not be stored
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,14 +16,17 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.columns import Columns
+from klinesync.factor.graph import FactorGraph
 from klinesync.factor.indicator import Indicator
-from klinesync.factor.plugin import Event, ForeignStates, Json
+from klinesync.factor.plugin import Event, FactorFault, ForeignStates, Json
 from klinesync.overlay import delta
 from klinesync.overlay.delta import Cursor, DrawDelta
-from klinesync.overlay.instruction import Point
-from klinesync.overlay.plugin import View
+from klinesync.overlay.instruction import Drawing, Point
+from klinesync.overlay.plugin import OverlayFault, View
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.database import CandleStore, Database, Ledger
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -75,6 +79,7 @@ class _Window:
     """What is stored about the candles of a window; `events` by factor, `heads` at its last candle."""
 
     ledger: Ledger
+    factors: FactorGraph
     candles: list[Candle]
     events: dict[str, list[Event]]
     heads: dict[str, dict[str, Json]]
@@ -288,10 +293,18 @@ class FactorReader:
         for factor, event in store.ledger.events(series, start, time + 1):
             events.setdefault(factor, []).append(event)
         try:
-            heads = step.factors.heads(step.states_at(store, series, time), candles[-1])
+            states = step.states_at(store, series, time)
         except ForeignStates:
             raise LedgerOutOfSync("factor") from None
-        return _Window(ledger, candles, events, heads)
+        factors = step.factors
+        while True:
+            try:
+                heads = factors.heads(states, candles[-1])
+                break
+            except FactorFault as fault:
+                log.error("%s: read without it: %s", series, fault)
+                factors = factors.without(fault.factor)
+        return _Window(ledger, factors, candles, events, heads)
 
     def _points(self, store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> dict[str, list[Point]]:
         """The indicators' values at these stored candles, which follow each other."""
@@ -313,8 +326,8 @@ class FactorReader:
     def _slices(self, store: CandleStore, series: SeriesId, found: _Window) -> dict[str, Json]:
         time = found.at.time
         snapshots: dict[str, Json] = {}
-        histories = self._step.factors.histories(found.events, time)
-        for name in self._step.factors.names:
+        histories = found.factors.histories(found.events, time)
+        for name in found.factors.names:
             snapshots[name] = _snapshot(series, name, found, histories[name], found.heads[name])
         points = self._points(store, series, found.candles)
         for indicator in self._indicators:
@@ -345,13 +358,21 @@ class FactorReader:
             at_time=time,
             version_id=version_id,
             stored=store.ledger.drawings(series, candles[0].time, time + 1),
-            rendered=self._step.overlays.render(
-                View(series, candles[0].time, time, found.heads, found.events, candles)
-            ),
+            rendered=self._rendered(View(series, candles[0].time, time, found.heads, found.events, candles)),
             points=points | self._points(store, series, new),
             cursor=cursor,
             cursor_epoch=epoch,
         )
+
+    def _rendered(self, view: View) -> list[Drawing]:
+        """What the overlays draw at this read: those that can."""
+        overlays = self._step.overlays
+        while True:
+            try:
+                return overlays.render(view)
+            except OverlayFault as fault:
+                log.error("%s: drawn without it: %s", view.series, fault)
+                overlays = overlays.without(fault.overlay)
 
 
 def _slices(series: SeriesId, time: int | None, snapshots: dict[str, Json]) -> dict[str, Json]:

@@ -7,19 +7,22 @@ stored base cannot be anything else. Base history that arrives later takes its p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from math import isclose
+from types import MappingProxyType
 
 from klinesync.core import gaps
 from klinesync.core.candle import Applied, Candle
-from klinesync.core.derived import complete, fold, parent_of, touched
+from klinesync.core.derived import complete, fold, parent_of
 from klinesync.core.gaps import GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.database import CandleStore, Origin
 
 SOURCE = "derived"
+# What this transaction wrote to a series, where that is one run of candles.
+Fresh = MutableMapping[SeriesId, Sequence[Candle]]
 NATIVE = "native"
 # The exchange adds its volumes in another order than we do: a candle that differs by no more (relative) is the same to
 # whoever has it already.
@@ -70,16 +73,18 @@ class DerivedStep:
         if behind or emptied:
             kept = {one.timeframe for one in store.derived_of(series)}
             targets = tuple(sorted(kept.union(targets), key=lambda target: target.seconds))
+        base = series.timeframe
+        new_spans = _runs(base, [candle.time for candle in applied.candles])
+        behind_spans = _runs(base, behind)
+        fresh: Fresh = {}
+        _keep(fresh, applied)
         changes: list[Applied] = []
         for target in targets:
-            times = [candle.time for candle in applied.candles] if target in self.targets else behind
-            opens = set(touched(target, times))
-            for span in emptied:
-                opens.update(_opens(target, span))
-            # A bucket that the stored candles do not span is incomplete.
-            whole = sorted(open_ for open_ in opens if stored.start <= open_ and target.next(open_) <= stored.end)
-            for run in gaps.runs(target, whole):
-                changes += self._write(store, series, target, run, at)
+            spans = [*(new_spans if target in self.targets else behind_spans), *emptied]
+            for window in _whole_buckets(target, spans, stored):
+                for change in self._write(store, series, target, window, at, fresh):
+                    _keep(fresh, change)
+                    changes.append(change)
         return changes
 
     def _close_buckets(self, store: CandleStore, series: SeriesId, stored: Span, time: int, at: int) -> list[Applied]:
@@ -159,9 +164,17 @@ class DerivedStep:
             store.change_gaps(series, gaps.confirm_empty(store.gaps(series, window), spans, proof, at))
         return applied
 
-    def _write(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> list[Applied]:
+    def _write(
+        self,
+        store: CandleStore,
+        series: SeriesId,
+        target: Timeframe,
+        window: Span,
+        at: int,
+        fresh: Mapping[SeriesId, Sequence[Candle]] = MappingProxyType({}),
+    ) -> list[Applied]:
         unproven = gaps.unproven(store.gaps(series, window), store.span(series), window)
-        parts = self.closed(store, series, parent_of(target, self.base), window)
+        parts = self.closed(store, series, parent_of(target, self.base), window, fresh)
         candles = complete(target, fold(target, parts), unproven)
         derived = series.with_timeframe(target)
         before = store.span(derived)
@@ -176,16 +189,23 @@ class DerivedStep:
         self._settle_gaps(store, series, target, Span(start, window.end), at)
         return [applied] if applied.candles else []
 
-    def closed(self, store: CandleStore, series: SeriesId, timeframe: Timeframe, window: Span) -> list[Candle]:
+    def closed(
+        self,
+        store: CandleStore,
+        series: SeriesId,
+        timeframe: Timeframe,
+        window: Span,
+        fresh: Mapping[SeriesId, Sequence[Candle]] = MappingProxyType({}),
+    ) -> list[Candle]:
         """Candles of the base or of a link of the chain in `window`; folded from `series` where not all are stored.
 
         A stored link stands for the fold of its own parts as long as it is whole: one that was switched on later, or
         that has holes, is folded from the base instead. The bits are the same.
         """
         if timeframe == self.base:
-            return store.between(series, *window)
+            return _between(store, series, window, fresh)
         if timeframe in self.targets:
-            stored = store.between(series.with_timeframe(timeframe), *window)
+            stored = _between(store, series.with_timeframe(timeframe), window, fresh)
             if len(stored) == timeframe.count(*window):
                 return stored
         return self._fold(store.between(series, *window), timeframe)
@@ -207,6 +227,48 @@ class DerivedStep:
             derived = series.with_timeframe(target)
             ledger = store.gaps(derived, Span(buckets[0].start, buckets[-1].end))
             store.change_gaps(derived, gaps.confirm_empty(ledger, buckets, "its base is confirmed empty", at))
+
+
+def _runs(timeframe: Timeframe, times: Sequence[int]) -> list[Span]:
+    """`gaps.runs`, at once for the usual case of one run."""
+    if times and _contiguous(timeframe, times):
+        return [Span(times[0], timeframe.next(times[-1]))]
+    return gaps.runs(timeframe, times)
+
+
+def _keep(fresh: Fresh, applied: Applied) -> None:
+    """Remember the candles that this transaction wrote to a series in one run: they need not be read back."""
+    times = applied.candles
+    if times and applied.series.timeframe.count(times[0].time, times[-1].time) == len(times) - 1:
+        fresh[applied.series] = times
+
+
+def _between(
+    store: CandleStore, series: SeriesId, window: Span, fresh: Mapping[SeriesId, Sequence[Candle]]
+) -> list[Candle]:
+    """What is stored of the series in `window`; what was just written is taken from there."""
+    run = fresh.get(series)
+    if not run:
+        return store.between(series, *window)
+    frame = series.timeframe
+    first, end = run[0].time, frame.next(run[-1].time)
+    if window.end <= first or end <= window.start:
+        return store.between(series, *window)
+    middle = run[frame.count(first, window.start) : frame.count(first, window.end)]
+    before = store.between(series, window.start, first) if window.start < first else ()
+    behind = store.between(series, end, window.end) if end < window.end else ()
+    return [*before, *middle, *behind]
+
+
+def _whole_buckets(target: Timeframe, spans: Iterable[Span], stored: Span) -> list[Span]:
+    """The buckets of `target` that `spans` touch; those that the stored candles do not span are incomplete."""
+    first = target.floor(stored.start)
+    first = first if first == stored.start else target.next(first)
+    end = target.floor(stored.end)
+    found = (
+        Span(max(first, target.floor(span.start)), min(end, target.next(target.floor(span.end - 1)))) for span in spans
+    )
+    return _joined(sorted(span for span in found if span.start < span.end))
 
 
 def _same(one: Candle | None, other: Candle) -> bool:
@@ -239,11 +301,3 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
         else:
             joined.append(span)
     return joined
-
-
-def _opens(target: Timeframe, span: Span) -> Iterable[int]:
-    """The buckets of `target` that `span` touches."""
-    open_ = target.floor(span.start)
-    while open_ < span.end:
-        yield open_
-        open_ = target.next(open_)
