@@ -28,7 +28,7 @@ from klinesync.runtime.flags import RuntimeFlags, flag_rows, flag_text, load_fla
 from klinesync.runtime.logs import set_up_logs
 
 if TYPE_CHECKING:
-    from klinesync.market_data.verify import SeriesAudit
+    from klinesync.market_data.findings import LedgerAudit, SeriesAudit
     from klinesync.sim.exchange import SimExchange
     from klinesync.sim.faults import Fault
 
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "verify",
         _verify,
-        "audit the store: gaps by state, derived candles computed anew and compared",
+        "audit the store: gaps by state, derived candles, factors and overlays computed anew and compared",
         "Only reads, also beside a running service. Exit status 1 when something differs.",
     )
     verify.add_argument(
@@ -247,10 +247,15 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from klinesync.factor.indicator_names import parse_indicators
+    from klinesync.market.runtime_builder import ledger_step
     from klinesync.market_data.verify import verify
+    from klinesync.market_data.verify_ledger import LedgerVerifier
     from klinesync.storage.sqlite import SqliteReader
 
     flags = load_flags(_given_flags(arguments))
+    indicators = parse_indicators(flags.indicators)
+    ledger = LedgerVerifier(ledger_step(flags, indicators), indicators)
     targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
     with SqliteReader(sqlite_path(flags)) as store, _progress() as say:
         audits = list(
@@ -259,7 +264,8 @@ def _verify(arguments: argparse.Namespace) -> int:
                 Timeframe.parse(flags.derived_base_timeframe),
                 [Timeframe.parse(code) for code in targets],
                 arguments.series_id,
-                lambda audit: say(f"{audit.series}: {audit.count} candles read"),
+                lambda audit: say(f"{audit.series}: {audit.now}"),
+                ledger,
             )
         )
     different = [audit for audit in audits if audit.differences]
@@ -321,6 +327,8 @@ def _print_audit(audit: SeriesAudit) -> None:
         if spans:
             plural = "gap" if spans == 1 else "gaps"
             print(f"    {spans} {plural} {state.replace('_', ' ')}: {candles} candles")
+    if audit.ledger is not None and audit.head is not None:
+        print(f"    factors and overlays: {_ledger_sentence(audit.ledger)}")
     for kind, count in audit.kinds.items():
         print(f"    DIFFERS: {count} {kind}")
     for difference in audit.shown:
@@ -334,6 +342,22 @@ def _print_audit(audit: SeriesAudit) -> None:
         print(f"        … and {audit.differences - len(audit.shown)} more")
 
 
+def _ledger_sentence(ledger: LedgerAudit) -> str:
+    compared = f"{ledger.events} events, {ledger.drawings} drawings, {ledger.checkpoints} checkpoints"
+    head = "nowhere" if ledger.factor_head is None else _iso(ledger.factor_head)
+    match ledger.status:
+        case "none":
+            return "not computed yet; the service does"
+        case "other_factors":
+            return "computed by other factors, overlays or parameters, not compared; the service computes them anew"
+        case "changing":
+            return "rewound again and again while they were read, not compared; run it again"
+        case "lagging":
+            return f"{compared} up to {head}; behind the candles, the service brings them up to date"
+        case "up_to_date":
+            return compared
+
+
 def _audit_json(audit: SeriesAudit) -> dict[str, object]:
     return {
         "series_id": str(audit.series),
@@ -342,6 +366,17 @@ def _audit_json(audit: SeriesAudit) -> dict[str, object]:
         "head_time": audit.head,
         "candle_count": audit.count,
         "gaps": {state: {"spans": spans, "candles": candles} for state, (spans, candles) in audit.gaps.items()},
+        "ledger": None
+        if audit.ledger is None
+        else {
+            "status": audit.ledger.status,
+            "epoch": audit.ledger.epoch,
+            "factor_head_time": audit.ledger.factor_head,
+            "overlay_head_time": audit.ledger.overlay_head,
+            "events": audit.ledger.events,
+            "drawings": audit.ledger.drawings,
+            "checkpoints": audit.ledger.checkpoints,
+        },
         "differences": audit.kinds,
         "first_differences": [
             {

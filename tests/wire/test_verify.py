@@ -20,6 +20,7 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data import verify as verify_module
+from klinesync.market_data.findings import MAX_SHOWN
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -177,7 +178,7 @@ def test_a_difference_is_shown_with_both_candles(
     assert result.kinds() == {"5m": {"bad_candle": 3, "derived_wrong": 10}}
     shown = result.series["binance:spot:BTC/USDT:5m"]["first_differences"]
     assert isinstance(shown, list)
-    assert len(shown) == verify_module.MAX_SHOWN
+    assert len(shown) == MAX_SHOWN
     assert main(["verify", f"--database-url=sqlite:///{store}", *FLAGS, "binance:spot:BTC/USDT:5m"]) == 1
     out, _ = capsys.readouterr()
     assert "DIFFERS: 10 derived_wrong" in out

@@ -3,16 +3,16 @@
 Each series is read once, a window of candles at a time, each window in one snapshot: are the candles sound, and is the
 gap ledger what lies between them? Each derived series is computed anew from its base, a window of whole buckets at a
 time, and compared bit for bit. A stored one whose bucket is not whole in the stored base is the exchange's own
-(native): it is counted, and must agree with the base candles that are there.
+(native): it is counted, and must agree with the base candles that are there. Then what factors and overlays have
+stored of the series is computed anew (`verify_ledger`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from math import isclose
-from typing import Protocol, TypeVar
 
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Candle, check_candle
@@ -20,63 +20,13 @@ from klinesync.core.errors import BadCandle, UnknownSeries
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.market_data.findings import Difference, Reading, SeriesAudit
+from klinesync.market_data.verify_ledger import LedgerVerifier
 from klinesync.pipelines.derived_step import SAME, DerivedStep
 from klinesync.storage.database import CandleStore
 
-R = TypeVar("R")
-
 # Candles in memory at a time; a longer bucket (a month of minutes) is read whole.
 WINDOW_CANDLES = 20_000
-# Differences of a series that are shown; all are counted.
-MAX_SHOWN = 5
-
-
-class Reading(Protocol):
-    """A store that can be read."""
-
-    def read(self, look: Callable[[CandleStore], R]) -> R:
-        """What `look` returns, of one consistent state."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What is stored at `time` and what should be. `kind` is for machines: bad_candle, hole_not_in_ledger,
-    gap_not_a_hole, bad_gap, derived_wrong, derived_unexpected or derived_missing. `what` is for people.
-    `stored` and `expected` are candles where the kind has them."""
-
-    kind: str
-    time: int
-    what: str
-    stored: Candle | None = None
-    expected: Candle | None = None
-
-
-@dataclass(slots=True)
-class SeriesAudit:
-    """What was found in one series. `base`: the series that it was computed anew from. `gaps`: spans and candles
-    missing, by state. `native`: how many are the exchange's own. `kinds`: how many differences there are of each kind;
-    `shown`: the first few."""
-
-    series: SeriesId
-    base: SeriesId | None = None
-    first: int | None = None
-    head: int | None = None
-    count: int = 0
-    native: int = 0
-    gaps: dict[GapState, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(GapState, (0, 0)))
-    kinds: dict[str, int] = field(default_factory=dict)
-    shown: list[Difference] = field(default_factory=list)
-
-    @property
-    def differences(self) -> int:
-        """How many there are; 0 is well."""
-        return sum(self.kinds.values())
-
-    def note(self, difference: Difference) -> None:
-        self.kinds[difference.kind] = self.kinds.get(difference.kind, 0) + 1
-        if len(self.shown) < MAX_SHOWN:
-            self.shown.append(difference)
 
 
 def verify(
@@ -85,11 +35,13 @@ def verify(
     targets: Sequence[Timeframe],
     only: Collection[SeriesId] = (),
     progress: Callable[[SeriesAudit], None] = lambda _: None,
+    ledger: LedgerVerifier | None = None,
 ) -> Iterator[SeriesAudit]:
     """Audit the stored series (`only` these, when some are named), one after the other.
 
     Every derived series that is stored is compared; candles that are missing are told of those `targets` that are
-    kept from `base`, stored or not. `progress` gets the audit at work after each window.
+    kept from `base`, stored or not. `ledger` compares what factors and overlays have stored. `progress` gets the audit
+    at work after each window.
     Raises `UnknownSeries` for a series that there is no reason to store, `StoreError`.
     """
     base_of = store.read(lambda look: _base_of(look, base, targets))
@@ -106,6 +58,8 @@ def verify(
             if derived_from is not None:
                 kept = derived_from.timeframe == base and series.timeframe in targets
                 _audit_derived(store, audit, derived_from, kept, progress)
+            if ledger is not None:
+                ledger.audit(store, audit, progress)
         yield audit
 
 
@@ -187,6 +141,7 @@ def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[Serie
             audit.head, expected = times[-1], timeframe.next(times[-1])
         audit.count += len(window.candles)
         since = window.candles[-1].time
+        audit.now = f"{audit.count} candles read"
         progress(audit)
 
 
@@ -232,6 +187,7 @@ def _audit_derived(
             else:
                 _compare_derived(audit, time, one, other, kept)
         start = window.end
+        audit.now = f"compared with {base} up to {start}"
         progress(audit)
 
 

@@ -19,10 +19,10 @@ from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import KlinesyncError, UnknownSeries
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.market_data.findings import Reading
 from klinesync.market_data.history import rows
 from klinesync.market_data.history.files import VALUE_COLUMNS
 from klinesync.market_data.history.names import freqtrade_path
-from klinesync.market_data.verify import Reading
 
 Format = Literal["parquet", "feather", "csv"]
 

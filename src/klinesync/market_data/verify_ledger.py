@@ -1,0 +1,368 @@
+"""What factors and overlays have stored of a series, computed anew from the stored candles and compared.
+
+The states are folded from the first candle on, a window of candles at a time, each window in one snapshot. What was
+said, what was drawn and under which number, and every checkpoint on the way have to be what the store holds, to the
+bit. Of a series that was trimmed the fold begins with the checkpoint that the trim has left: that one is taken for
+granted.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.factor.graph import Said, States
+from klinesync.factor.indicator import Indicator
+from klinesync.factor.plugin import FactorFault, ForeignStates
+from klinesync.market_data.findings import Difference, LedgerAudit, Reading, SeriesAudit
+from klinesync.overlay.instruction import Drawing, Instruction
+from klinesync.overlay.plugin import OverlayFault
+from klinesync.pipelines.ledger_step import LedgerStep, values_at
+from klinesync.storage.database import CandleStore, Ledger
+
+# Candles folded in one snapshot.
+WINDOW_CANDLES = 10_000
+# A ledger that is rewound while it is read is begun with again, so many times.
+TRIES = 3
+# Of what is stored and what should be, so much is shown.
+MAX_TEXT_CHARS = 200
+# Before and beyond every time that a store can hold.
+_NEVER, _EVER = -(1 << 62), 1 << 62
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Changed(Exception):
+    """What was read so far is not there any more: a correction, a rebuild or a trim has come between."""
+
+
+class LedgerVerifier:
+    """Compares ledgers with what the factors and overlays of `step` make of the candles. `indicators` are those that
+    factors may depend on."""
+
+    def __init__(self, step: LedgerStep, indicators: Sequence[Indicator]) -> None:
+        self.step = step
+        self.needed = [one for one in indicators if one.name in step.factors.outside]
+
+    def audit(self, store: Reading, audit: SeriesAudit, progress: Callable[[SeriesAudit], None]) -> None:
+        """Compare a series' ledger; differences are noted in `audit`, which gets its `ledger`. Raises `StoreError`."""
+        if self.step.idle:
+            return
+        for _ in range(TRIES):
+            walk = _Walk(self, audit.series)
+            try:
+                while not store.read(walk.look):
+                    audit.now = f"factors computed up to {walk.since}"
+                    progress(audit)
+            except _Changed:
+                continue
+            audit.ledger = walk.found
+            for kind, count in walk.notes.kinds.items():
+                audit.kinds[kind] = audit.kinds.get(kind, 0) + count
+            audit.shown = [*audit.shown, *walk.notes.shown]
+            return
+        audit.ledger = LedgerAudit("changing")
+
+
+class _Walk:
+    """One attempt at a series. `since`: the candle up to which the states are folded."""
+
+    def __init__(self, verifier: LedgerVerifier, series: SeriesId) -> None:
+        self._step = verifier.step
+        self._factors = verifier.step.factors
+        self._overlays = verifier.step.overlays
+        self._needed = verifier.needed
+        self._series = series
+        self.notes = SeriesAudit(series)
+        self.found = LedgerAudit("none")
+        self.since = -1
+        self._ledger: Ledger | None = None  # as it was when this began
+        self._states: States = {}
+        # What is stored from here on has not been compared yet.
+        self._from = _NEVER
+        self._drawings = 0
+        # The number before that of the first drawing; None: not known, for those before it were trimmed.
+        self._base: int | None = 0
+        # How far the overlays were, when there were events beyond that.
+        self._undrawn_after: int | None = None
+
+    def look(self, store: CandleStore) -> bool:
+        """One more window; whether it was the last one. Raises `_Changed`."""
+        ledger = store.ledger.get(self._series)
+        first = store.first(self._series)
+        if self._ledger is None:
+            if ledger is None:
+                return True
+            self.found = LedgerAudit("other_factors", ledger.epoch, ledger.factor_head, ledger.overlay_head)
+            if not self._step.computed(ledger):
+                return True
+            self._ledger = ledger
+            self._tell_status(store, ledger)
+            if not self._begin(store, first):
+                return True
+        elif ledger is None or ledger.epoch != self._ledger.epoch or first is None or first > self.since:
+            raise _Changed
+        if self._undrawn_after is not None and ledger.overlay_head != self._undrawn_after:
+            raise _Changed
+        head = -1 if ledger.factor_head is None else ledger.factor_head
+        candles = store.oldest(self._series, WINDOW_CANDLES, since=self.since)
+        whole = len(candles) < WINDOW_CANDLES or candles[-1].time >= head
+        candles = [candle for candle in candles if candle.time <= head]
+        try:
+            self._window(store, ledger, candles)
+        except FactorFault as fault:
+            self._note("factor_fault", fault.candle_time, f"its ledger goes beyond this candle, but now {fault}")
+            whole = True
+        except OverlayFault as fault:
+            self._note("overlay_fault", self.since, f"its ledger goes beyond this, but now {fault}")
+            whole = True
+        if whole:
+            self._finish(store, ledger)
+        return whole
+
+    def _begin(self, store: CandleStore, first: int | None) -> bool:
+        """Whether there is something to begin with."""
+        factors = self._factors
+        self._states = factors.seed()
+        left = None if first is None else store.ledger.checkpoint(self._series, first)
+        if first is None or left is None:
+            return True
+        self._base = None
+        if self._needed:
+            # Behind the edge indicators had candles to look back on that are gone: begin where they have enough again.
+            left = self._beyond_warm_up(store, first)
+            if left is None:
+                return False
+            self._from = left[0] + 1
+        self.since, encoded = left
+        try:
+            self._states = factors.decode(encoded)
+        except ForeignStates as error:
+            self._note("checkpoint_wrong", self.since, f"it is what the series begins with, and {error}")
+            return False
+        return True
+
+    def _beyond_warm_up(self, store: CandleStore, first: int) -> tuple[int, bytes] | None:
+        """A checkpoint with enough candles before it for what indicators look back on."""
+        warm_up = max(one.warm_up for one in self._needed)
+        since = first - 1
+        while warm_up > 0:
+            candles = store.oldest(self._series, min(warm_up, WINDOW_CANDLES), since=since)
+            if not candles:
+                return None
+            warm_up, since = warm_up - len(candles), candles[-1].time
+        edge = since
+        while candles := store.oldest(self._series, WINDOW_CANDLES, since=since):
+            since = candles[-1].time
+            oldest, before = None, since + 1
+            while (found := store.ledger.checkpoint(self._series, before)) is not None and found[0] >= edge:
+                oldest, before = found, found[0]
+            if oldest is not None:
+                return oldest
+        return None
+
+    def _window(self, store: CandleStore, ledger: Ledger, candles: Sequence[Candle]) -> None:
+        """Fold over the candles, and compare what is stored from `_from` up to the last of them."""
+        if not candles:
+            return
+        end = candles[-1].time + 1
+        said = self._fold(store, candles)
+        self._compare_events(store, said, end)
+        overlay_head = -1 if ledger.overlay_head is None else ledger.overlay_head
+        to_draw = [one for one in said if _time_of(one) <= overlay_head]
+        if len(to_draw) < len(said):
+            self._undrawn_after = ledger.overlay_head
+        self._compare_drawings(store, self._overlays.draw(to_draw), end)
+        self._from = end
+
+    def _fold(self, store: CandleStore, candles: Sequence[Candle]) -> list[Said]:
+        """What is said at the candles; the states behind them; checkpoints on the way are compared."""
+        outside = values_at(store, self._series, self._needed, candles)
+        times = [candle.time for candle in candles]
+        said: list[Said] = []
+        at = 0
+        for time, encoded in [*self._checkpoints(store, times[-1]), (times[-1], None)]:
+            end = bisect_right(times, time)
+            beside = None if outside is None else outside[at:end]
+            self._states, some = self._factors.advance_many(self._states, candles[at:end], beside)
+            said += some
+            at, self.since = end, times[end - 1] if end else self.since
+            if encoded is None:
+                continue
+            self.found.checkpoints += 1
+            if self.since != time:
+                self._note("checkpoint_wrong", time, "there is no candle of its time")
+            elif not self._same_states(encoded, time):
+                self._note("checkpoint_wrong", time, "the candles up to it give other states")
+        return said
+
+    def _checkpoints(self, store: CandleStore, upto: int) -> list[tuple[int, bytes | None]]:
+        """Those after `since` up to a time, ascending."""
+        found: list[tuple[int, bytes | None]] = []
+        before = upto + 1
+        while (one := store.ledger.checkpoint(self._series, before)) is not None and one[0] > self.since:
+            found.append(one)
+            before = one[0]
+        return found[::-1]
+
+    def _same_states(self, encoded: bytes, time: int) -> bool:
+        ours = self._factors.encode(self._states, time)
+        if ours == encoded:
+            return True
+        try:
+            return self._factors.decode(encoded) == self._factors.decode(ours)
+        except ForeignStates:
+            return False
+
+    def _compare_events(self, store: CandleStore, said: Sequence[Said], end: int) -> None:
+        expected: dict[int, list[bytes]] = {}
+        for one in said:
+            expected.setdefault(_time_of(one), []).append(_encode(one))
+        self.found.events += len(said)
+
+        def read(start: int, end: int) -> list[tuple[int, bytes]]:
+            return [(_time_of(one), _encode(one)) for one in store.ledger.events(self._series, start, end)]
+
+        self._compare("factor_event", read, expected, end)
+
+    def _compare_drawings(self, store: CandleStore, drawn: Sequence[Drawing], end: int) -> None:
+        by_time: dict[int, list[tuple[int, Drawing]]] = {}
+        for count, drawing in enumerate(drawn, self._drawings + 1):
+            by_time.setdefault(drawing.visible_time, []).append((count, drawing))
+        self._drawings += len(drawn)
+        self.found.drawings += len(drawn)
+        if self._base is None:
+            self._base = self._base_of(store, by_time)
+        base = _NEVER if self._base is None else self._base
+        expected = {
+            time: [_encode(Instruction.numbered(base + count, drawing)) for count, drawing in some]
+            for time, some in by_time.items()
+        }
+
+        def read(start: int, end: int) -> list[tuple[int, bytes]]:
+            return [(one.visible_time, _encode(one)) for one in store.ledger.drawings(self._series, start, end)]
+
+        self._compare("drawing", read, expected, end)
+
+    def _base_of(self, store: CandleStore, by_time: dict[int, list[tuple[int, Drawing]]]) -> int | None:
+        """Where numbers begin when earlier drawings were trimmed: as the first sound drawing has it."""
+        for time, some in by_time.items():
+            try:
+                stored = store.ledger.drawings(self._series, time, time + 1)
+            except msgspec.MsgspecError:
+                continue
+            for count, drawing in some:
+                for one in stored:
+                    if one == Instruction.numbered(one.version_id, drawing):
+                        return one.version_id - count
+        return None
+
+    def _compare(
+        self,
+        what: str,
+        read: Callable[[int, int], list[tuple[int, bytes]]],
+        expected: dict[int, list[bytes]],
+        end: int,
+    ) -> None:
+        """What is stored in `[_from, end)` against what is `expected`, by time. `read` gives times and texts."""
+        told: Counter[bytes] = Counter()
+        for time, texts in expected.items():
+            try:
+                stored = [text for _, text in read(time, time + 1)]
+            except msgspec.MsgspecError:
+                continue  # told below
+            told.update(stored)
+            self._compare_texts(what, time, stored, texts)
+        for time, text in _readable(read, self._from, end):
+            if text is None:
+                self._note(f"{what}_wrong", time, "it cannot be read")
+            elif told[text]:
+                told[text] -= 1
+            else:
+                self._note(f"{what}_unexpected", time, f"it is stored, and the candles do not give it: {_short(text)}")
+
+    def _compare_texts(self, what: str, time: int, stored: list[bytes], expected: list[bytes]) -> None:
+        if stored == expected:
+            return
+        missing = list((Counter(expected) - Counter(stored)).elements())
+        extra = list((Counter(stored) - Counter(expected)).elements())
+        if not (missing or extra):
+            self._note(f"{what}_wrong", time, "they are stored in another order")
+        for one, other in zip(extra, missing, strict=False):
+            self._note(f"{what}_wrong", time, f"it is stored as {_short(one)}, and the candles give {_short(other)}")
+        for one in missing[len(extra) :]:
+            self._note(f"{what}_missing", time, f"the candles give it: {_short(one)}")
+        for one in extra[len(missing) :]:
+            self._note(f"{what}_unexpected", time, f"it is stored, and the candles do not give it: {_short(one)}")
+
+    def _finish(self, store: CandleStore, ledger: Ledger) -> None:
+        """The heads, and what lies beyond them."""
+        series = self._series
+        head, first = store.head(series), store.first(series)
+        factor_head, overlay_head = ledger.factor_head, ledger.overlay_head
+        self._tell_status(store, ledger)
+        for name, one, most in (("factor", factor_head, head), ("overlay", overlay_head, factor_head)):
+            if one is None:
+                continue
+            if most is None or one > most:
+                self._note("ledger_head", one, f"the {name} head is ahead of what it is computed from")
+            elif first is not None and one >= first and not store.between(series, one, one + 1):
+                self._note("ledger_head", one, f"there is no candle at the {name} head")
+        if self.notes.kinds.keys() & {"factor_fault", "overlay_fault"}:
+            return
+        if self._base is not None and ledger.version_id != self._base + self._drawings:
+            newest = self._base + self._drawings
+            what = f"its newest drawing is said to have the number {ledger.version_id}, and has {newest}"
+            self._note("ledger_head", overlay_head or 0, what)
+        # What is stored beyond the head, window by window; and beyond all candles at once.
+        low, high = first or 0, (head or 0) + 1
+        for end in (*range(low, high, WINDOW_CANDLES * series.timeframe.seconds), high, _EVER):
+            if end > self._from:
+                self._compare_events(store, (), end)
+                self._compare_drawings(store, (), end)
+                self._from = end
+        before = _EVER
+        while (found := store.ledger.checkpoint(series, before)) is not None:
+            before = found[0]
+            if before <= self.since or (factor_head is not None and before <= factor_head):
+                break
+            self._note("checkpoint_wrong", before, "it lies ahead of the factor head")
+
+    def _tell_status(self, store: CandleStore, ledger: Ledger) -> None:
+        found = self.found
+        found.factor_head, found.overlay_head = ledger.factor_head, ledger.overlay_head
+        at_head = store.head(self._series) == ledger.factor_head == ledger.overlay_head
+        found.status = "up_to_date" if at_head else "lagging"
+
+    def _note(self, kind: str, time: int, what: str) -> None:
+        self.notes.note(Difference(kind, time, what))
+
+
+def _readable(
+    read: Callable[[int, int], list[tuple[int, bytes]]], start: int, end: int
+) -> list[tuple[int, bytes | None]]:
+    """What `read` gives of `[start, end)`; None at a time of which something cannot be read."""
+    if start >= end:
+        return []
+    try:
+        return list(read(start, end))
+    except msgspec.MsgspecError:
+        if end - start == 1:
+            return [(start, None)]
+        middle = (start + end) // 2
+        return [*_readable(read, start, middle), *_readable(read, middle, end)]
+
+
+def _time_of(said: Said) -> int:
+    time = said.event.get("visible_time")
+    return time if isinstance(time, int) else -1
+
+
+def _short(text: bytes) -> str:
+    whole = text.decode()
+    return whole if len(whole) <= MAX_TEXT_CHARS else f"{whole[:MAX_TEXT_CHARS]} …"
