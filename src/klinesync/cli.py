@@ -322,7 +322,8 @@ def _backfill(arguments: argparse.Namespace) -> int:
 def _print_audit(audit: SeriesAudit) -> None:
     covers = "" if audit.first is None or audit.head is None else f" from {_iso(audit.first)} to {_iso(audit.head)}"
     derived = "" if audit.base is None else f", derived from {audit.base.timeframe}"
-    print(f"{audit.series}: {audit.count} candles{covers}{derived}")
+    native = f", {audit.native} native" if audit.native else ""
+    print(f"{audit.series}: {audit.count} candles{covers}{derived}{native}")
     for state, (spans, candles) in audit.gaps.items():
         if spans:
             plural = "gap" if spans == 1 else "gaps"
@@ -367,6 +368,7 @@ def _audit_json(audit: SeriesAudit) -> dict[str, object]:
         "candle_count": audit.count,
         "gaps": {state: {"spans": spans, "candles": candles} for state, (spans, candles) in audit.gaps.items()},
         "ledger": None
+        "native_count": audit.native,
         if audit.ledger is None
         else {
             "status": audit.ledger.status,

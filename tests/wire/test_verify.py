@@ -185,6 +185,29 @@ def test_a_difference_is_shown_with_both_candles(
     assert "… and 8 more" in out
 
 
+def test_native_candles_are_counted_for_machines_and_for_people(
+    store: Path, verified: Callable[..., Verified], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours = SERIES.with_timeframe(Timeframe.parse("1h"))
+
+    async def add_native() -> None:
+        """Three hours before the first minute."""
+        async with SqliteDatabase(store) as database:
+            step = DerivedStep(SERIES.timeframe, [hours.timeframe])
+            rows = [minute(-60 * number) for number in (3, 2, 1)]
+            await database.write(lambda look: step.write_native(look, hours, rows, (), "", START))
+
+    asyncio.run(add_native())
+    result = verified(store)
+    assert (result.status, result.kinds()) == (0, {})
+    assert {name: row["native_count"] for name, row in result.series.items() if row["native_count"]} == {str(hours): 3}
+    assert main(["verify", f"--database-url=sqlite:///{store}", *FLAGS]) == 0
+    out, _ = capsys.readouterr()
+    (line,) = [line for line in out.splitlines() if line.startswith(f"{hours}: ")]
+    assert line.endswith(", derived from 1m, 3 native")
+    assert out.count("native") == 1
+
+
 def test_bounded_windows_find_what_one_window_finds(
     store: Path, verified: Callable[..., Verified], monkeypatch: pytest.MonkeyPatch
 ) -> None:
