@@ -143,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="PATH", help="the file; with --freqtrade a folder"
     )
     _add_span(export)
-    export.add_argument("--factors", action="store_true", help="with the factors' columns (not built yet)")
+    export.add_argument(
+        "--factors", action="store_true", help="beside the candles, what factors and indicators said when they closed"
+    )
     export.add_argument("--freqtrade", action="store_true", help="freqtrade's name and columns, for its data folder")
     export.add_argument("--json", action="store_true", help="machine output")
     _add_flags(export)
@@ -304,8 +306,8 @@ def _import(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from klinesync.history_commands import export_series
 
-    if arguments.factors:
-        raise WrongUse("--factors is not built yet: export writes candles alone")
+    if arguments.factors and arguments.freqtrade:
+        raise WrongUse("freqtrade reads no other columns than its own; leave --factors or --freqtrade")
     if arguments.freqtrade and arguments.format == "csv":
         raise WrongUse("freqtrade reads no CSV; use --format feather or parquet")
     with _stoppable():
@@ -366,9 +368,9 @@ def _audit_json(audit: SeriesAudit) -> dict[str, object]:
         "first_time": audit.first,
         "head_time": audit.head,
         "candle_count": audit.count,
+        "native_count": audit.native,
         "gaps": {state: {"spans": spans, "candles": candles} for state, (spans, candles) in audit.gaps.items()},
         "ledger": None
-        "native_count": audit.native,
         if audit.ledger is None
         else {
             "status": audit.ledger.status,

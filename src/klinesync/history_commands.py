@@ -23,11 +23,13 @@ from klinesync.core.errors import BadFlag, Rejected, Transient, UnknownSeries
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.factor.indicator_names import parse_indicators
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_source import CcxtSource
-from klinesync.market.runtime_builder import history_shelves
+from klinesync.market.runtime_builder import history_shelves, ledger_step
 from klinesync.market_data.backfill import BackfillProgress, BackfillService
+from klinesync.market_data.factor_columns import FactorColumns
 from klinesync.market_data.history.exporting import EVER, export
 from klinesync.market_data.history.importing import Imported, ImportFile, Put, import_files, plan, sentence
 from klinesync.pipelines.derived_step import DerivedStep
@@ -134,6 +136,10 @@ def _report(done: Sequence[Imported], took_s: float, *, as_json: bool) -> None:
 def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """`klinesync export`."""
     span = _span(arguments, EVER)
+    factors = None
+    if arguments.factors:
+        indicators = parse_indicators(flags.indicators)
+        factors = FactorColumns(ledger_step(flags, indicators), indicators, arguments.series_id)
     with SqliteReader(sqlite_path(flags)) as store, _bar() as say:
         stored = store.read(lambda look: look.span(arguments.series_id))
         begin, end = (0, 1) if stored is None else (max(stored.start, span.start), min(stored.end, span.end))
@@ -148,6 +154,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
             arguments.output,
             arguments.format,
             freqtrade=arguments.freqtrade,
+            factors=factors,
             progress=told,
         )
     if arguments.json:

@@ -304,7 +304,8 @@ def test_a_part_of_a_derived_series_is_exported(tmp_path: Path, run: Run) -> Non
     [
         (("binance:spot:ETH/USDT:1m", "--format=csv", "--output=x.csv"), 1, "the store has no candles of it"),
         ((SERIES, "--format=csv", "--output=no/where/x.csv"), 1, "cannot be written: No such file or directory"),
-        ((SERIES, "--format=csv", "--output=x.csv", "--factors"), 2, "--factors is not built yet"),
+        ((SERIES, "--format=csv", "--output=x.csv", "--factors"), 1, "its factors have not been computed"),
+        ((SERIES, "--format=feather", "--output=x.csv", "--factors", "--freqtrade"), 2, "leave --factors or"),
         ((SERIES, "--format=csv", "--output=x", "--freqtrade"), 2, "freqtrade reads no CSV"),
         ((SERIES, "--format=csv", "--output=x.csv", "--from=7200", "--to=3600"), 1, "does not lie before --to"),
     ],
