@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
+from klinesync.client.tables import Slices
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
@@ -126,10 +127,12 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class ClosedCandle:
-    """A closed candle; `revised`: in place of, or behind, an earlier one."""
+    """A closed candle; `revised`: in place of, or behind, an earlier one. `slices`: what factors knew when it closed,
+    for those who follow them too."""
 
     candle: Candle
     revised: bool = False
+    slices: Slices | None = None
 
 
 @dataclass(frozen=True, slots=True)

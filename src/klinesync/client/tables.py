@@ -1,0 +1,249 @@
+"""What a service answers, as arrays: candles, factor slices, frames, drawings. Times are UTC seconds of the open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from klinesync.core.errors import KlinesyncError
+from klinesync.core.series_id import SeriesId
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+else:
+    Json = object  # msgspec takes no alias of itself
+
+# Candles and points as structured arrays: `candles["close"]`, `points["value"]`.
+CANDLE = np.dtype(
+    [("candle_time", "i8"), ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"), ("volume", "f8")]
+)
+POINT = np.dtype([("time", "i8"), ("value", "f8")])
+Table: TypeAlias = NDArray[np.void]
+Column: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
+
+
+class NoPandas(KlinesyncError):
+    """pandas is not installed."""
+
+    code = "no_pandas"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one factor or indicator knew at a candle. `events` by the names that it gives them, ascending in
+    `visible_time`; `points`: an indicator's outputs within the window; `head`: the present of them."""
+
+    name: str
+    epoch: int
+    events: Mapping[str, Sequence[Mapping[str, Json]]]
+    points: Mapping[str, Table]
+    head: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """What all factors knew when the candle at `at_time` closed; None and nothing for a series without candles.
+
+    `epoch` counts the corrections that have reached back into what factors had said.
+    """
+
+    series: SeriesId
+    at_time: int | None
+    epoch: int
+    snapshots: Mapping[str, Snapshot]
+
+    def value(self, key: str) -> float:
+        """An indicator's output at the candle: `ema_21`, `macd_12_26_9.macdsignal`. NaN where it has none yet. Raises
+        `KeyError` for one that the service does not compute."""
+        snapshot = self.snapshots[key.partition(".")[0]] if key not in self.snapshots else self.snapshots[key]
+        value = snapshot.head[key]
+        return float(value) if isinstance(value, (int, float)) else float("nan")
+
+    def events(self, name: str, kind: str) -> Sequence[Mapping[str, Json]]:
+        """What a factor said within the window: `events("pivot", "major")`. Raises `KeyError`."""
+        return self.snapshots[name].events[kind]
+
+    def head(self, name: str) -> Mapping[str, Json]:
+        """What a factor knows of the present: `head("pen")["extending"]`. Raises `KeyError`."""
+        return self.snapshots[name].head
+
+    def columns(self) -> dict[str, Column]:
+        """The indicators within the window as arrays of one length: `time`, and each output; NaN where it has none."""
+        points = {key: some for one in self.snapshots.values() for key, some in one.points.items()}
+        empty = [np.empty(0, np.int64)]
+        times = np.unique(np.concatenate([*(some["time"] for some in points.values()), *empty]))
+        found: dict[str, Column] = {"time": times}
+        for key, some in points.items():
+            column = np.full(len(times), np.nan)
+            column[np.searchsorted(times, some["time"])] = some["value"]
+            found[key] = column
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Up to where a reader knows the drawings. Hand it to the next `drawings` call."""
+
+    version_id: int = 0
+    point_time: int = -1
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawings:
+    """What a reader with a cursor had to learn: `new` instructions as the HTTP reference describes them (a newer
+    version of an `instruction_id` replaces the older), the ids that are `active` in the window, and the indicators' new
+    points. When `epoch` is another one than the cursor's, what was known before is not true any more."""
+
+    series: SeriesId
+    epoch: int
+    at_time: int | None
+    active: Sequence[str]
+    new: Sequence[Mapping[str, Json]]
+    points: Mapping[str, Table]
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Slices and drawings of one candle: the newest one at or before `asked`."""
+
+    asked: int | None
+    at_time: int | None
+    slices: Slices
+    drawings: Drawings
+
+
+class WirePoint(msgspec.Struct):
+    """A point as it is sent."""
+
+    time: int
+    value: float
+
+
+class WireCandle(msgspec.Struct):
+    """A candle as it is sent."""
+
+    candle_time: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+class WirePage(msgspec.Struct):
+    """The answer of `GET /api/market/candles`."""
+
+    candles: list[WireCandle]
+
+    def table(self) -> Table:
+        """The candles as a structured array."""
+        return np.array([msgspec.structs.astuple(one) for one in self.candles], CANDLE)
+
+
+class _Meta(msgspec.Struct):
+    epoch: int
+
+
+class _Snapshot(msgspec.Struct):
+    history: dict[str, list[dict[str, Json]]]
+    head: dict[str, Json]
+    meta: _Meta
+
+    def read(self, name: str) -> Snapshot:
+        # An indicator's lists are its outputs; those of factors are events.
+        outputs = {key for key in self.history if key == name or key.startswith(f"{name}.")}
+        points = {key: _points(msgspec.convert(self.history[key], list[WirePoint])) for key in outputs}
+        events = {key: some for key, some in self.history.items() if key not in outputs}
+        return Snapshot(name, self.meta.epoch, events, points, self.head)
+
+
+class WireSlices(msgspec.Struct):
+    """The answer of `GET /api/factor/slices`."""
+
+    series_id: str
+    at_time: int | None
+    snapshots: dict[str, _Snapshot]
+
+    def read(self) -> Slices:
+        """It with arrays."""
+        found = {name: one.read(name) for name, one in self.snapshots.items()}
+        epoch = max((one.epoch for one in found.values()), default=0)
+        return Slices(SeriesId.parse(self.series_id), self.at_time, epoch, found)
+
+
+class _WireCursor(msgspec.Struct):
+    version_id: int
+    point_time: int
+
+
+class WireDrawings(msgspec.Struct):
+    """The answer of `GET /api/draw/delta`."""
+
+    series_id: str
+    epoch: int
+    to_candle_time: int | None
+    active_ids: list[str]
+    instruction_catalog_patch: list[dict[str, Json]]
+    series_points: dict[str, list[WirePoint]]
+    next_cursor: _WireCursor
+
+    def read(self) -> Drawings:
+        """It with arrays."""
+        return Drawings(
+            SeriesId.parse(self.series_id),
+            self.epoch,
+            self.to_candle_time,
+            self.active_ids,
+            self.instruction_catalog_patch,
+            {key: _points(some) for key, some in self.series_points.items()},
+            Cursor(self.next_cursor.version_id, self.next_cursor.point_time, self.epoch),
+        )
+
+
+class _FrameTime(msgspec.Struct):
+    at_time: int | None
+    aligned_time: int | None
+
+
+class WireFrame(msgspec.Struct):
+    """The answer of `GET /api/frame/live` and `/at_time`."""
+
+    time: _FrameTime
+    factor_slices: WireSlices
+    draw_state: WireDrawings
+
+    def read(self) -> Frame:
+        """It with arrays."""
+        time = self.time
+        return Frame(time.at_time, time.aligned_time, self.factor_slices.read(), self.draw_state.read())
+
+
+class WireCatalogue(msgspec.Struct):
+    """The answer of `GET /api/factor/catalog`."""
+
+    factors: list[dict[str, Json]]
+
+
+def to_pandas(table: Table | Mapping[str, Column]) -> pd.DataFrame:
+    """Candles, points or columns as a frame, by time (UTC). Raises `NoPandas`."""
+    try:
+        import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        raise NoPandas("pandas is not installed: pip install 'klinesync[pandas]'") from None
+    columns = table if isinstance(table, Mapping) else {name: table[name] for name in table.dtype.names or ()}
+    by = next(name for name in ("candle_time", "time") if name in columns)
+    index = pd.DatetimeIndex(columns[by].astype("datetime64[s]"), name="time").tz_localize("UTC")
+    return pd.DataFrame({name: column for name, column in columns.items() if name != by}, index=index)
+
+
+def _points(points: Sequence[WirePoint]) -> Table:
+    return np.array([(one.time, one.value) for one in points], POINT)
