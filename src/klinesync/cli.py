@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     backfill.add_argument("series_id", type=_series, metavar="SERIES_ID", help="of a derived series, its base's")
     _add_span(backfill, needs_from=True)
     backfill.add_argument("--source", choices=("rest", "freqtrade", "archive"), help="take it from there alone")
-    _add_url(backfill)
+    _add_url(backfill, "have the running service at this address do it; with --source, send it the candles")
     backfill.add_argument("--json", action="store_true", help="machine output")
     _add_flags(backfill)
 
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     import_.add_argument("--exchange", default="binance", metavar="NAME", help="whose freqtrade files are (binance)")
     import_.add_argument("--strict", action="store_true", help="refuse a file that has a bad row")
-    _add_url(import_)
+    _add_url(import_, "send the candles through the running service at this address")
     import_.add_argument("--json", action="store_true", help="machine output")
     _add_flags(import_)
 
@@ -204,8 +204,8 @@ def _add_span(parser: argparse.ArgumentParser, *, needs_from: bool = False) -> N
     parser.add_argument("--to", type=_time, metavar="TIME", help="open times before this one (all)")
 
 
-def _add_url(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", type=_url, help="send the candles through the running service at this address")
+def _add_url(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument("--url", type=_url, help=meaning)
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

@@ -15,11 +15,10 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import aiohttp
-import msgspec
 
 from klinesync import __version__
-from klinesync.core.candle import MAX_TIME, Applied, Candle
-from klinesync.core.errors import BadFlag, Rejected, Transient, UnknownSeries
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.errors import BadFlag, Rejected, UnknownSeries
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -27,17 +26,18 @@ from klinesync.factor.indicator_names import parse_indicators
 from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_source import CcxtSource
-from klinesync.market.runtime_builder import history_shelves, ledger_step
+from klinesync.market.runtime_builder import history_shelves, kept_from, ledger_step
 from klinesync.market_data.backfill import BackfillProgress, BackfillService
 from klinesync.market_data.factor_columns import FactorColumns
 from klinesync.market_data.history.exporting import EVER, export
-from klinesync.market_data.history.importing import Imported, ImportFile, Put, import_files, plan, sentence
+from klinesync.market_data.history.importing import Imported, ImportFile, Now, Put, import_files, plan, sentence
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.sources import Errand, Urgency
+from klinesync.service_client import service_client
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase, SqliteReader
 
@@ -45,10 +45,6 @@ from klinesync.storage.sqlite import SqliteDatabase, SqliteReader
 SOURCE = "file"
 # Long work says how far it is that often when nobody looks at a terminal.
 PROGRESS_LINE_S = 10.0
-# Candles of one request to a running service. It takes more; but live ones wait while it reads a request.
-POST_CANDLES = 5000
-POST_TIMEOUT_S = 120.0
-
 # So many more objects there must be before Python looks for garbage while candles pass through: several batches.
 COLLECT_AFTER_OBJECTS = 500_000
 
@@ -59,22 +55,14 @@ _SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
 Say = Callable[[str, float], None]
 
 
-class ServiceError(Transient):
-    """A running service that does not take what it is sent."""
-
-    code = "service_error"
-
-
 async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """`klinesync import`: 1 when a file was refused."""
     planned, done = plan(arguments.path, arguments.series, arguments.exchange)
     derived = _derived_step(flags)
     files = [file for file in planned if not derived.derives(file.series)]
     done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
-    # What lies in the future a running service judges, by the exchange's time; here it is the system's clock.
-    now = MAX_TIME if arguments.url else int(time.time())
     began_s = time.monotonic()
-    async with _writer(flags, derived, arguments.url, "import") as put:
+    async with _writer(flags, derived, arguments.url, "import") as (put, now):
         with _bar() as say, _seldom_collected():
             told = _progress_of(say, files)
             async with aclosing(import_files(files, put, now, strict=arguments.strict, progress=told)) as imported:
@@ -167,15 +155,19 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
 
 async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """`klinesync backfill`: 1 when something is still missing that is not known to be empty."""
-    series = _derived_step(flags).base_of(arguments.series_id)
-    frame = series.timeframe
-    span = _span(arguments, Span(0, frame.shift(frame.latest_closed(int(time.time())), 1)))
     began_s = time.monotonic()
     with _bar() as say:
-        if arguments.url is None and arguments.source in (None, "rest"):
-            found = await _backfill_store(flags, series, span, say, files=arguments.source is None)
+        if arguments.url is not None and arguments.source is None:
+            found = await _backfill_service(flags, arguments, say)
         else:
-            found = await _backfill_pages(flags, series, span, say, arguments.source, arguments.url)
+            series = _derived_step(flags).base_of(arguments.series_id)
+            frame = series.timeframe
+            span = _span(arguments, Span(0, frame.shift(frame.latest_closed(int(time.time())), 1)))
+            if arguments.url is None and arguments.source in (None, "rest"):
+                found = await _backfill_store(flags, series, span, say, files=arguments.source is None)
+            else:
+                found = await _backfill_pages(flags, series, span, say, arguments.source, arguments.url)
+    series = found.series
     seconds = round(time.monotonic() - began_s, 3)
     if arguments.json:
         facts = {
@@ -201,12 +193,17 @@ async def _backfill_store(
     """Into the store, by the service's own backfill: what is there already is not asked for, and what the exchange
     shows to be empty is noted. With `files`, those that the flags name are looked into first."""
 
-    def told(how: BackfillProgress) -> None:
-        say(f"{series}: {how.candles} candles, {how.missing} missing", how.progress_pct / 100)
+    derived = _derived_step(flags)
+    clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
+    monotonic = asyncio.get_running_loop().time
+
+    def exchange_s(_: SeriesId) -> float:
+        estimate_ms = clocks[series.market].estimate_ms(monotonic())
+        return time.time() if estimate_ms is None else estimate_ms / 1000
 
     async with (
-        _open_store(flags, _derived_step(flags), "backfill") as (database, pipeline),
-        _rest(flags, series) as rest,
+        _open_store(flags, derived, "backfill") as (database, pipeline),
+        _rest(flags, series, clocks) as rest,
         asyncio.TaskGroup() as group,
     ):
         service = BackfillService(
@@ -217,12 +214,28 @@ async def _backfill_store(
             rng=random.Random(),  # noqa: S311  # jitter, not a secret
             shelves=history_shelves(flags) if files else (),
             covers=lambda one: one.exchange == series.exchange,
+            kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
+            now_s=exchange_s,
         )
         running = group.create_task(service.run(), name="backfill")
         try:
-            return await service.backfill(series, span, told)
+            return await service.backfill(series, span, _told(say))
         finally:
             running.cancel()
+
+
+async def _backfill_service(flags: RuntimeFlags, arguments: argparse.Namespace, say: Say) -> BackfillProgress:
+    """By the running service, from its own sources and into its store."""
+    async with service_client(arguments.url, flags.api_token) as service:
+        try:
+            return await service.backfill(arguments.series_id, arguments.from_, arguments.to, _told(say))
+        except asyncio.CancelledError:
+            print(f"klinesync: the service at {arguments.url} goes on with it", file=sys.stderr)
+            raise
+
+
+def _told(say: Say) -> Callable[[BackfillProgress], None]:
+    return lambda how: say(f"{how.series}: {how.candles} candles, {how.missing} missing", how.progress_pct / 100)
 
 
 class _NobodyWatches:
@@ -246,7 +259,7 @@ async def _backfill_pages(
     total = series.timeframe.count(*span)
     found = BackfillProgress(series, span, total, total, 0, 0.0)
     async with (
-        _writer(flags, _derived_step(flags), url, "backfill") as put,
+        _writer(flags, _derived_step(flags), url, "backfill") as (put, _),
         aclosing(_pages(flags, series, span, source)) as pages,
     ):
         async for page in pages:
@@ -272,7 +285,7 @@ def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None
 async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
     last = series.timeframe.shift(span.end, -1)
     async with (
-        _rest(flags, series) as rest,
+        _rest(flags, series, {"spot": ExchangeClock(), "futures": ExchangeClock()}) as rest,
         aclosing(rest.history(series, span.start, Errand(Urgency.DEEP), last)) as pages,
     ):
         newest = span.start - 1
@@ -284,9 +297,10 @@ async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> Asyn
 
 
 @contextlib.asynccontextmanager
-async def _rest(flags: RuntimeFlags, series: SeriesId) -> AsyncIterator[BinanceRest | CcxtSource]:
-    """The REST of the series' exchange. Raises `UnknownSeries` when there is none."""
-    clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
+async def _rest(
+    flags: RuntimeFlags, series: SeriesId, clocks: Mapping[str, ExchangeClock]
+) -> AsyncIterator[BinanceRest | CcxtSource]:
+    """The REST of the series' exchange, which teaches `clocks`. Raises `UnknownSeries` when there is none."""
     monotonic = asyncio.get_running_loop().time
     rng = random.Random()  # noqa: S311  # jitter, not a secret
     if series.exchange != EXCHANGE:
@@ -320,17 +334,20 @@ async def _rest(flags: RuntimeFlags, series: SeriesId) -> AsyncIterator[BinanceR
 
 
 @contextlib.asynccontextmanager
-async def _writer(flags: RuntimeFlags, derived: DerivedStep, url: str | None, command: str) -> AsyncIterator[Put]:
-    """Into the store, under its lock; or to the running service at `url`."""
+async def _writer(
+    flags: RuntimeFlags, derived: DerivedStep, url: str | None, command: str
+) -> AsyncIterator[tuple[Put, Now]]:
+    """Into the store, under its lock, and by the system's clock; or to the running service at `url`, by its."""
     if url is None:
         async with _open_store(flags, derived, command) as (_, pipeline):
-            yield lambda series, candles: _submit(pipeline, series, candles)
+            yield lambda series, candles: _submit(pipeline, series, candles), _system_now
         return
-    headers = {"User-Agent": f"klinesync/{__version__}", "Content-Type": "application/json"}
-    if flags.api_token is not None:
-        headers["Authorization"] = f"Bearer {flags.api_token}"
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=POST_TIMEOUT_S)) as session:
-        yield lambda series, candles: _post(session, url, series, candles)
+    async with service_client(url, flags.api_token) as service:
+        yield service.put, service.now
+
+
+async def _system_now(_series: SeriesId) -> int:
+    return int(time.time())
 
 
 @contextlib.asynccontextmanager
@@ -358,40 +375,6 @@ async def _submit(pipeline: IngestPipeline, series: SeriesId, candles: Sequence[
 
 def _nobody_follows(_applied: Applied) -> None:
     return
-
-
-async def _post(session: aiohttp.ClientSession, url: str, series: SeriesId, candles: Sequence[Candle]) -> None:
-    for start in range(0, len(candles), POST_CANDLES):
-        part = candles[start : start + POST_CANDLES]
-        body = {"series_id": str(series), "candles": [_as_json(candle) for candle in part]}
-        try:
-            async with session.post(
-                f"{url.rstrip('/')}/api/market/ingest/candles_closed", data=msgspec.json.encode(body)
-            ) as answer:
-                text = await answer.text()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            why = str(error) or type(error).__name__
-            raise ServiceError(f"the service at {url} does not take candles: {why}") from error
-        if answer.status == 422:
-            raise Rejected(_detail(text))
-        if answer.status != 200:
-            raise ServiceError(f"the service at {url} answers {answer.status}: {_detail(text)}")
-
-
-def _as_json(candle: Candle) -> Mapping[str, float]:
-    time_s, open_, high, low, close, volume = candle
-    return {"candle_time": time_s, "open": open_, "high": high, "low": low, "close": close, "volume": volume}
-
-
-class _Refusal(msgspec.Struct):
-    detail: str
-
-
-def _detail(text: str) -> str:
-    try:
-        return msgspec.json.decode(text, type=_Refusal).detail
-    except msgspec.DecodeError:
-        return text[:200]
 
 
 # --- the rest

@@ -363,7 +363,7 @@ async def test_a_service_that_is_not_there_or_wants_a_token_ends_the_import(tmp_
         assert (status, err) == (0, "")
     status, _, err = await asyncio.to_thread(klinesync, "import", path, "--url", "http://127.0.0.1:9")
     assert status == 1
-    assert "the service at http://127.0.0.1:9 does not take candles" in err
+    assert "the service at http://127.0.0.1:9 does not answer" in err
 
 
 # --- broken off
@@ -436,12 +436,12 @@ def days(first: int, end: int) -> Span:
     return Span(START + first * DAY_S, START + end * DAY_S)
 
 
-async def test_a_backfill_through_a_service_brings_the_exchanges_rows(store: Path) -> None:
+async def test_rows_that_are_read_here_go_through_a_service(store: Path) -> None:
     now = START + 40 * DAY_S + 17
     async with SimServer(SimConfig(symbols=2, start=now)) as exchange, running_service(store) as service:
         span = (f"--from={START + 39 * DAY_S}", f"--to={START + 39 * DAY_S + 7200 * 60}")
         status, out, err = await asyncio.to_thread(
-            klinesync, "backfill", str(SERIES), "--url", service.url, *span, *endpoints(exchange)
+            klinesync, "backfill", str(SERIES), "--url", service.url, "--source=rest", *span, *endpoints(exchange)
         )
         assert status == 1, "the last three and a half days have not been yet"
         assert "are still missing" in err

@@ -130,8 +130,8 @@ def build_market_runtime(
         own = series.exchange == EXCHANGE
         return exchange_s(series) if not own or clocks[series.market].age_s(monotonic()) <= CLOCK_AGE_S else None
 
-    def kept_from(series: SeriesId, head: int) -> int:
-        return _kept_from(flags.retention_days, derived, series, head)
+    def keeps_from(series: SeriesId, head: int) -> int:
+        return kept_from(flags.retention_days, derived, series, head)
 
     shelves = history_shelves(flags)
     backfill = BackfillService(
@@ -142,7 +142,7 @@ def build_market_runtime(
         deep_watch=board.watch(),
         shelves=shelves,
         covers=exchanges.covers,
-        kept_from=kept_from,
+        kept_from=keeps_from,
         now_s=lambda series: exchange_s(series) or wall_s(),
         rng=rng,
     )
@@ -154,7 +154,7 @@ def build_market_runtime(
         backfill=backfill,
         covers=exchanges.covers,
         now_s=lambda series: exchange_s(series) or wall_s(),
-        kept_from=kept_from,
+        kept_from=keeps_from,
         base_candles=flags.derived_backfill_base_candles,
         native_candles=flags.derived_native_candles,
         watch=board.watch(),
@@ -178,7 +178,7 @@ def build_market_runtime(
             followed=exchanges.keeps_up,
             exchange_s=fresh_exchange_s,
             final_margin_s=flags.rest_final_margin_s,
-            kept_from=kept_from,
+            kept_from=keeps_from,
             max_candles=flags.market_auto_tail_backfill_max_candles,
             watch=board.watch(),
             derived=ensure_derived,
@@ -364,7 +364,7 @@ def history_shelves(flags: RuntimeFlags) -> list[Shelf]:
     return shelves
 
 
-def _kept_from(days: int, derived: DerivedStep, series: SeriesId, head: int) -> int:
+def kept_from(days: int, derived: DerivedStep, series: SeriesId, head: int) -> int:
     """Before what open time a series with that head is trimmed; 0: never."""
     targets = derived.targets if series.timeframe == derived.base else ()
     return cut_of(head, days, targets) if days else 0

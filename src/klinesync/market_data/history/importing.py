@@ -32,6 +32,16 @@ MAX_BAD_SHARE = 0.5
 # Stores candles of a series; how many of them were new, or None where that is not told. Raises `Rejected`, and what
 # else is in the way.
 Put = Callable[[SeriesId, list[Candle]], Awaitable[int | None]]
+# By what time (UTC seconds) candles of a series must have closed.
+Now = Callable[[SeriesId], Awaitable[int]]
+
+
+class PartlyRefused(Rejected):
+    """Candles that were refused where the first `stored` of them were not."""
+
+    def __init__(self, reason: str, stored: int) -> None:
+        self.stored = stored
+        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +143,15 @@ def survey(file: ImportFile, now: int, *, strict: bool) -> Survey:
 async def import_files(
     files: Sequence[ImportFile],
     put: Put,
-    now: int,
+    now: Now,
     *,
     strict: bool,
     progress: Callable[[ImportFile, int, int], None] = lambda _file, _done, _all: None,
 ) -> AsyncGenerator[Imported, None]:
     """Import files one after the other; what became of each. The next one is read while one is written.
 
-    `progress` gets candles stored of a file, and candles that it has. Raises what `put` does, save `Rejected`. When
-    cancelled, what is handed to `put` may still be written.
+    `now` is asked when a file's turn comes. `progress` gets candles stored of a file, and candles that it has. Raises
+    what `put` and `now` do, save `Rejected`. When cancelled, what is handed to `put` may still be written.
     """
     reading: asyncio.Task[Survey] | None = None
     try:
@@ -149,22 +159,24 @@ async def import_files(
             found = reading or _survey_task(file, now, strict=strict)
             await asyncio.wait([found])
             reading = _survey_task(files[number + 1], now, strict=strict) if number + 1 < len(files) else None
-            yield await _import_file(file, found, put, now, progress)
+            yield await _import_file(file, found, put, progress)
     finally:
         if reading is not None:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
 
-def _survey_task(file: ImportFile, now: int, *, strict: bool) -> asyncio.Task[Survey]:
-    return asyncio.create_task(asyncio.to_thread(survey, file, now, strict=strict), name=f"reading {file.path.name}")
+def _survey_task(file: ImportFile, now: Now, *, strict: bool) -> asyncio.Task[Survey]:
+    async def read() -> Survey:
+        return await asyncio.to_thread(survey, file, await now(file.series), strict=strict)
+
+    return asyncio.create_task(read(), name=f"reading {file.path.name}")
 
 
 async def _import_file(
     file: ImportFile,
     reading: asyncio.Task[Survey],
     put: Put,
-    now: int,
     progress: Callable[[ImportFile, int, int], None],
 ) -> Imported:
     done = Imported(file.path, file.series)
@@ -188,7 +200,7 @@ async def _import_file(
         done.new = None if new is None or done.new is None else done.new + new
         progress(file, done.stored, judge.good)
 
-    pages = _sound_pages(file, now, found.held)
+    pages = _sound_pages(file, judge.now, found.held)
     try:
         while (page := await _in_thread(pages)) is not None:
             if len(waiting) >= MAX_AHEAD:
@@ -198,7 +210,9 @@ async def _import_file(
         while waiting:
             await oldest_written()
     except Rejected as error:
-        done.refused = str(error if isinstance(error, BadFile) else BadFile(file.path, str(error)))
+        done.stored += error.stored if isinstance(error, PartlyRefused) else 0
+        stored = f"; {done.stored} of its {judge.good} candles are stored" if done.stored else ""
+        done.refused = (str(error) if isinstance(error, BadFile) else str(BadFile(file.path, str(error)))) + stored
     finally:
         pages.close()
         for task, _ in waiting:

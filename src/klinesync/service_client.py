@@ -1,0 +1,166 @@
+"""A running service, as the commands use it: it takes candles, tells what time it is, and reads history."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from klinesync import __version__
+from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.errors import Rejected, Transient
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.market_data.backfill import BACKFILL, BackfillProgress
+from klinesync.market_data.history.importing import PartlyRefused
+
+T = TypeVar("T")
+
+# Candles of one request. The service takes more; but live ones wait while it reads a request.
+POST_CANDLES = 5000
+TIMEOUT_S = 120.0
+# How often it is asked how far a backfill is.
+POLL_S = 0.5
+
+
+class ServiceError(Transient):
+    """A running service that does not take what it is sent."""
+
+    code = "service_error"
+
+
+class _Refusal(msgspec.Struct):
+    detail: str
+
+
+class _Begun(msgspec.Struct):
+    series_id: str
+    from_: int = msgspec.field(name="from")
+    to: int
+    missing_candles: int
+
+
+class _Report(msgspec.Struct):
+    state: str
+    reason: str | None
+    error: str | None
+    candles: int | None
+    current_missing_candles: int | None
+
+
+class _Health(msgspec.Struct):
+    now_time: int
+    backfill: _Report
+
+
+class ServiceClient:
+    """Asks the service at `url`. All methods raise `ServiceError` when it does not answer as it should."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self._url = url.rstrip("/")
+        self._session = session
+
+    async def put(self, series: SeriesId, candles: Sequence[Candle]) -> None:
+        """Have closed candles of a series stored, ascending. Raises `PartlyRefused`."""
+        for start in range(0, len(candles), POST_CANDLES):
+            rows = [_as_json(candle) for candle in candles[start : start + POST_CANDLES]]
+            body = {"series_id": str(series), "candles": rows}
+            status, text = await self._ask("POST", "/api/market/ingest/candles_closed", body=body)
+            if status == 422:
+                raise PartlyRefused(_detail(text), start)
+            self._check(status, text)
+
+    async def now(self, series: SeriesId) -> int:
+        """By what time (UTC seconds) it judges which candles of a series have closed; the end of time where it does not
+        tell: then it judges when they are put."""
+        status, text = await self._ask("GET", "/api/market/health", {"series_id": str(series)})
+        return _decoded(text, _Health).now_time if status == 200 else MAX_TIME
+
+    async def backfill(
+        self, series: SeriesId, start: int, end: int | None, on_progress: Callable[[BackfillProgress], None]
+    ) -> BackfillProgress:
+        """Have it read what it lacks of `[start, end)` (None: up to now), and wait for that; how it went. When nobody
+        waits any more it goes on. Raises `Rejected`."""
+        began_s = time.monotonic()
+        begun = await self._begin(series, start, end)
+        span = Span(begun.from_, begun.to)
+        base = SeriesId.parse(begun.series_id)
+        how = BackfillProgress(base, span, begun.missing_candles, begun.missing_candles, 0, 0.0)
+        running = begun.missing_candles > 0
+        while running:
+            status, text = await self._ask("GET", "/api/market/health", {"series_id": str(base)})
+            if status == 404:
+                raise ServiceError(f"the service at {self._url} reads it, but tells nothing of it: {_detail(text)}")
+            self._check(status, text)
+            report = _decoded(text, _Health).backfill
+            running = report.state == "running"
+            if report.reason == BACKFILL:  # else it reads something else of the series, too
+                missing = how.missing if report.current_missing_candles is None else report.current_missing_candles
+                how = replace(how, missing=missing, candles=report.candles or 0, trouble=report.error)
+            how = replace(how, elapsed_s=time.monotonic() - began_s)
+            on_progress(how)
+            if running:
+                await asyncio.sleep(POLL_S)
+        # What is missing still? Asked for once more, it says so, and asks for nothing that it has.
+        left = (await self._begin(series, *span)).missing_candles if begun.missing_candles else 0
+        return replace(how, missing=left, elapsed_s=time.monotonic() - began_s)
+
+    async def _begin(self, series: SeriesId, start: int, end: int | None) -> _Begun:
+        body: dict[str, object] = {"series_id": str(series), "from": start}
+        if end is not None:
+            body["to"] = end
+        status, text = await self._ask("POST", "/api/market/ingest/backfill", body=body)
+        if status in (404, 422):
+            raise Rejected(_detail(text))
+        self._check(status, text)
+        return _decoded(text, _Begun)
+
+    def _check(self, status: int, text: str) -> None:
+        if status != 200:
+            raise ServiceError(f"the service at {self._url} answers {status}: {_detail(text)}")
+
+    async def _ask(
+        self, method: str, path: str, params: Mapping[str, str] | None = None, body: Mapping[str, object] | None = None
+    ) -> tuple[int, str]:
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self._session.request(method, self._url + path, params=params, data=data) as answer:
+                return answer.status, await answer.text()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            why = str(error) or type(error).__name__
+            raise ServiceError(f"the service at {self._url} does not answer: {why}") from error
+
+
+@contextlib.asynccontextmanager
+async def service_client(url: str, token: str | None) -> AsyncIterator[ServiceClient]:
+    """A client of the service at `url`, with its `api_token` where it wants one."""
+    headers = {"User-Agent": f"klinesync/{__version__}", "Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
+        yield ServiceClient(url, session)
+
+
+def _as_json(candle: Candle) -> Mapping[str, float]:
+    time_s, open_, high, low, close, volume = candle
+    return {"candle_time": time_s, "open": open_, "high": high, "low": low, "close": close, "volume": volume}
+
+
+def _decoded(text: str, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as error:
+        raise ServiceError(f"what the service answers is not to be understood: {error}") from None
+
+
+def _detail(text: str) -> str:
+    try:
+        return msgspec.json.decode(text, type=_Refusal).detail
+    except msgspec.DecodeError:
+        return text[:200]
