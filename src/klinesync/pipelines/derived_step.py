@@ -8,8 +8,6 @@ stored base cannot be anything else. Base history that arrives later takes its p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
-from math import isclose
 from types import MappingProxyType
 
 from klinesync.core import gaps
@@ -178,13 +176,7 @@ class DerivedStep:
         candles = complete(target, fold(target, parts), unproven)
         derived = series.with_timeframe(target)
         before = store.span(derived)
-        same: frozenset[int] = frozenset()
-        if before is not None and window.start < before.end:
-            was = {candle.time: candle for candle in store.between(derived, *window)}
-            same = frozenset(candle.time for candle in candles if _same(was.get(candle.time), candle))
-        applied = write_closed(store, derived, candles, Origin(SOURCE, at, series))
-        if same and applied.revised:
-            applied = replace(applied, revised=applied.revised - same)
+        applied = write_closed(store, derived, candles, Origin(SOURCE, at, series, SAME))
         start = window.start if before is None else min(window.start, before.end)
         self._settle_gaps(store, series, target, Span(start, window.end), at)
         return [applied] if applied.candles else []
@@ -269,11 +261,6 @@ def _whole_buckets(target: Timeframe, spans: Iterable[Span], stored: Span) -> li
         Span(max(first, target.floor(span.start)), min(end, target.next(target.floor(span.end - 1)))) for span in spans
     )
     return _joined(sorted(span for span in found if span.start < span.end))
-
-
-def _same(one: Candle | None, other: Candle) -> bool:
-    """Whether two candles are the same but for how their volumes were rounded."""
-    return one is not None and all(isclose(*pair, rel_tol=SAME) for pair in zip(one[1:], other[1:], strict=True))
 
 
 def write_closed(store: CandleStore, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import isclose
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, TypeVar
 
@@ -23,11 +24,20 @@ R = TypeVar("R")
 class Origin:
     """Where candles come from: what brought them (`stream`, `rest`, `http`, `derived` …), and when (UTC seconds).
 
-    `base` is the series that they were computed from, None for those that were ingested."""
+    `base` is the series that they were computed from, None for those that were ingested. Candles whose values differ
+    from the stored ones by no more than `tolerance` (relative) are written, and are no revision."""
 
     source: str
     at: int
     base: SeriesId | None = None
+    tolerance: float = 0.0
+
+    def revises(self, was: Candle | None, now: Candle) -> bool:
+        """Whether `now` in place of the stored `was` (None: there was none) counts as a revision."""
+        if was is None or was == now:
+            return False
+        pairs = zip(was[1:], now[1:], strict=True)
+        return not self.tolerance or not all(isclose(*pair, rel_tol=self.tolerance) for pair in pairs)
 
 
 class Revision(NamedTuple):

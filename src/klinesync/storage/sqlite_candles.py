@@ -202,15 +202,13 @@ class SqliteCandleStore:
             spans = runs(series.timeframe, times)
             stored = {row.time: row for span in spans for row in self._between(series, number, *span)}
             ascending = [candle for candle in ascending if stored.get(candle.time) != candle]
-            revised = frozenset(candle.time for candle in ascending if candle.time <= head)
+            revising = [one for one in ascending if origin.revises(stored.get(one.time), one)]
+            late = (one.time for one in ascending if one.time <= head and one.time not in stored)
+            revised = frozenset(one.time for one in revising).union(late)
             self._connection.executemany(
                 "INSERT INTO candle_revision (series_no, time, open, high, low, close, volume, revised_at, source)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (number, *stored[candle.time], origin.at, origin.source)
-                    for candle in ascending
-                    if candle.time in stored
-                ],
+                [(number, *stored[one.time], origin.at, origin.source) for one in revising],
             )
         if ascending:
             first, last = ascending[0].time, ascending[-1].time
