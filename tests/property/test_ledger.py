@@ -3,11 +3,14 @@ corrections, restarts, faults or the pieces in which it was computed."""
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,12 +25,16 @@ from klinesync.factor.plugin import AnyFactor, Event, Factor, FactorSettings, Up
 from klinesync.factor.registry import load_factors
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.registry import load_overlays
-from klinesync.pipelines import ledger_step
-from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.pipelines import ingest_pipeline, ledger_step
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.pipelines.watchdog import Watchdog
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
+R = TypeVar("R")
+_Pipeline: TypeAlias = tuple[IngestPipeline, asyncio.Event]
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTES = 160
 INDICATORS = parse_indicators("EMA(3)")
@@ -273,6 +280,143 @@ async def test_a_factor_that_never_returns_is_made_to_and_suspended(tmp_path: Pa
         ledger = await database.read(lambda store: store.ledger.get(BTC))
         assert ledger is not None
         assert ledger.factor_head == rows[1].time
+
+
+async def test_a_candle_behind_an_advance_that_was_put_off_waits_for_it(tmp_path: Path) -> None:
+    rows = walk(6)
+    step = make_step(max_candles=5)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        for first, end in ((0, 4), (4, 14), (14, 15)):
+            await database.write(lambda store, rows=rows[first:end]: change(store, step, rows))  # type: ignore[misc]
+        await catch_up(database, step)
+        found = await database.read(lambda store: ledger_of(store, step))
+    assert found == await expected(rows[:15], make_step())
+
+
+async def test_candles_behind_the_head_are_redone_though_nobody_is_told_that_they_changed(tmp_path: Path) -> None:
+    """A derived candle of the exchange's own gives way to the roll-up: its volume was rounded otherwise."""
+    rows = walk(7)
+    step = make_step()
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        await database.write(lambda store: change(store, step, rows))
+        rows[40] = rows[40]._replace(close=rows[40].high, volume=1.0 + 2**-50)
+
+        def rounded(store: CandleStore) -> None:
+            applied = store.write(BTC, rows[40:41], Origin("test", 0))
+            step.advance(store, [replace(applied, revised=frozenset())], 0.0)
+
+        await database.write(rounded)
+        found = await database.read(lambda store: ledger_of(store, step))
+    assert found == await expected(rows, make_step())
+
+
+async def test_a_lag_is_over_when_it_is_over_in_the_store(tmp_path: Path) -> None:
+    rows = walk(8)
+    step = make_step(max_candles=5)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        await database.write(lambda store: change(store, step, rows[:8]))
+
+        def fail(store: CandleStore) -> None:
+            for _ in range(2):
+                step.catch_up(store, BTC, 0.0)
+            raise StoreError("the disk is full")
+
+        with pytest.raises(StoreError):
+            await database.write(fail)
+        assert list(step.behind()) == [BTC]
+        await catch_up(database, step)
+        found = await database.read(lambda store: ledger_of(store, step))
+    assert found == await expected(rows[:8], make_step())
+
+
+async def test_a_series_that_was_never_stored_is_not_behind(tmp_path: Path) -> None:
+    step = make_step(max_candles=5)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+
+        def fail(store: CandleStore) -> None:
+            change(store, step, walk(9)[:8])
+            raise StoreError("the disk is full")
+
+        with pytest.raises(StoreError):
+            await database.write(fail)
+        assert await catch_up(database, step) <= 1
+        assert step.behind() == {}
+
+
+class ReadsOnceInVain(InThreadSqliteDatabase):
+    """A store whose first read fails."""
+
+    failed = False
+
+    async def read(self, look: Callable[[CandleStore], R]) -> R:
+        if not self.failed:
+            self.failed = True
+            raise StoreError("the disk is on fire")
+        return await super().read(look)
+
+
+@asynccontextmanager
+async def pipeline_of(database: InThreadSqliteDatabase, step: LedgerStep) -> AsyncIterator[_Pipeline]:
+    """A running pipeline, and what is set when a ledger is up to date again."""
+    up_to_date = asyncio.Event()
+
+    def tell(progress: Progress) -> None:
+        if not progress.left:
+            up_to_date.set()
+
+    pipeline = IngestPipeline(database, DerivedStep(BTC.timeframe, []), step, lambda _: None, lambda: 0.0, tell=tell)
+    task = asyncio.create_task(pipeline.run())
+    try:
+        async with asyncio.timeout(10):
+            yield pipeline, up_to_date
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_what_nobody_foresaw_takes_back_what_is_not_true_any_more_and_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_step, "RETRY_FIRST_S", 0.01)
+    rows = walk(10)
+    step = make_step()
+    fold, failures = step._fold, [AssertionError("in the batch"), AssertionError("in the catch-up")]
+
+    def broken(*what: Any) -> Any:
+        if failures:
+            raise failures.pop(0)
+        return fold(*what)
+
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        async with pipeline_of(database, step) as (pipeline, up_to_date):
+            await pipeline.submit(BTC, rows, "http")
+            monkeypatch.setattr(step, "_fold", broken)
+            rows[30] = rows[30]._replace(high=rows[30].high + 5)
+            await pipeline.submit(BTC, rows[30:31], "http")
+            ledger = await database.read(lambda store: store.ledger.get(BTC))
+            assert ledger is not None
+            assert (ledger.epoch, ledger.factor_head) == (1, rows[29].time)
+            lag = step.lag(BTC)
+            assert lag is not None
+            assert "in the batch" in lag.reason
+            await up_to_date.wait()
+        assert step.behind() == {}
+        found = await database.read(lambda store: ledger_of(store, step))
+    assert found == await expected(rows, make_step())
+
+
+async def test_who_cannot_look_for_lags_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_pipeline, "CATCH_UP_RETRY_S", 0.01)
+    rows = walk(11)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        await database.write(lambda store: change(store, make_step(max_candles=5), rows))
+    step = make_step(max_candles=5)
+    async with ReadsOnceInVain(tmp_path / "store.sqlite", pause=no_pause) as again:
+        async with pipeline_of(again, step) as (_, up_to_date):
+            await up_to_date.wait()
+        found = await again.read(lambda store: ledger_of(store, step))
+    assert found == await expected(rows, make_step())
 
 
 @pytest.mark.parametrize("earlier", [0, 3, 120])

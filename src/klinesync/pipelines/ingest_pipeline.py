@@ -215,31 +215,34 @@ class IngestPipeline:
     async def run(self) -> None:
         """Write what is queued, until cancelled; a batch that has begun is finished. Ledgers that are behind advance
         by pieces, in between."""
-        looked = False
+        look_at_s: float | None = _now_s()
         while True:
             batch = self._take()
             if batch:
                 await _finished(self._write(batch), "pipeline write")
-            elif not looked:
-                looked = True
-                await self._look(self._ledger.look_for_lags)
+            elif look_at_s is not None and look_at_s <= _now_s():
+                looked = await self._look(self._ledger.look_for_lags)
+                look_at_s = None if looked else _now_s() + CATCH_UP_RETRY_S
             elif (series := self._ledger.due(_now_s())) is not None:
                 await _finished(self._catch_up(series), "pipeline catch-up")
             elif self._ledger.has_cold:
                 await self._look(self._ledger.warm)
             else:
-                await self._something_to_do()
+                await self._something_to_do(look_at_s)
 
-    async def _look(self, look: Callable[[CandleStore], None]) -> None:
+    async def _look(self, look: Callable[[CandleStore], None]) -> bool:
         try:
             await self._database.read(look)
         except StoreError as error:
             log.error("factors and overlays cannot be looked after at present: %s", error)
+            return False
+        return True
 
-    async def _something_to_do(self) -> None:
+    async def _something_to_do(self, look_at_s: float | None) -> None:
         self._arrived.clear()
+        due = [at_s for at_s in (look_at_s, self._ledger.next_due_s()) if at_s is not None]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._ledger.next_due_s()):
+            async with asyncio.timeout_at(min(due, default=None)):
                 await self._arrived.wait()
 
     async def _catch_up(self, series: SeriesId) -> None:
@@ -250,6 +253,9 @@ class IngestPipeline:
         except StoreError as error:
             log.error("%s: its factors and overlays cannot catch up: %s", series, error)
             await asyncio.sleep(CATCH_UP_RETRY_S)
+        except Exception as error:
+            log.exception("%s: its factors and overlays cannot catch up", series)
+            self._ledger.put_off(series, error, now_s)
         else:
             self._tell(progress)
 
@@ -274,9 +280,10 @@ class IngestPipeline:
                 self._ledger.advance(store, changes, now_s)
         except StoreError:
             raise
-        except Exception:
+        except Exception as error:
             # Whatever is wrong with the ledgers must not cost a candle: they lag, the candles stay.
             log.exception("factors and overlays failed; they lag behind the candles")
+            self._ledger.set_back(store, changes, error, now_s)
 
     def _apply_one(self, store: CandleStore, submission: Submission, at: int) -> list[Applied]:
         series, empty = submission.series, submission.empty

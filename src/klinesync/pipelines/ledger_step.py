@@ -185,25 +185,29 @@ class LedgerStep:
         A plugin's fault is counted and logged, and leaves its series' ledger behind. Raises nothing but store errors.
         """
         fresh: dict[SeriesId, list[Candle]] = {}
-        revised: dict[SeriesId, int] = {}
         for applied in changes:
             if applied.candles:
                 fresh.setdefault(applied.series, []).extend(applied.candles)
-            if applied.revised:
-                earliest = min(applied.revised)
-                revised[applied.series] = min(earliest, revised.get(applied.series, earliest))
         for series, candles in fresh.items():
+            # Not `revised`: that leaves out what differs by a rounding, and factors depend on every bit.
+            changed_from = min(candle.time for candle in candles)
             if not self.idle:
-                self._follow(store, series, candles, revised.get(series), now_s)
-            elif series in revised:
-                ledger = store.ledger.get(series)
-                if ledger is not None and ledger.factor_head is not None and revised[series] <= ledger.factor_head:
-                    self._rewind(store, series, ledger, revised[series])  # who has factors goes on from there
+                self._follow(store, series, candles, changed_from, now_s)
+                continue
+            ledger = store.ledger.get(series)
+            if ledger is not None and ledger.factor_head is not None and changed_from <= ledger.factor_head:
+                self._rewind(store, series, ledger, changed_from)  # who has factors goes on from there
 
     def catch_up(self, store: CandleStore, series: SeriesId, now_s: float) -> Progress:
         """One piece of a ledger that is behind: a rewind, or at most `max_candles`."""
         lag = self._behind.get(series) or Lag("")
         ledger = store.ledger.get(series)
+        head = store.head(series)
+        heads = None if ledger is None or not self.computed(ledger) else (ledger.factor_head, ledger.overlay_head)
+        if head is None or heads == (head, head):
+            # So it is in the store, whatever becomes of this transaction.
+            self._behind.pop(series, None)
+            return Progress(series, lag.reason, 0 if ledger is None else ledger.epoch, head, head, left=False)
         if ledger is None or ledger.fingerprint not in self._ours:
             epoch, record_id = (0, 0) if ledger is None else (ledger.epoch + 1, ledger.record_id + 1)
             store.ledger.rewind(series, 0)
@@ -213,13 +217,33 @@ class LedgerStep:
         faults = self.faults.total()
         candles = store.oldest(series, self._max_candles, since=_after(ledger.factor_head))
         ledger = self._advance(store, series, ledger, candles, now_s)
-        head = store.head(series)
-        left = head not in (None, ledger.factor_head) or ledger.overlay_head != ledger.factor_head
-        if not left:
-            self._behind.pop(series, None)
-        elif faults == self.faults.total():
+        if faults == self.faults.total():
             self._behind[series] = Lag(lag.reason)
-        return Progress(series, lag.reason, ledger.epoch, ledger.factor_head, head, left)
+        return Progress(series, lag.reason, ledger.epoch, ledger.factor_head, head, left=True)
+
+    def set_back(self, store: CandleStore, changes: Sequence[Applied], error: Exception, now_s: float) -> None:
+        """What `advance` did of these changes was rolled back, for a reason that nobody foresaw: the ledgers lag, and
+        have nothing of what changed. Raises nothing but store errors."""
+        for applied in changes:
+            series = applied.series
+            ledger = store.ledger.get(series)
+            if not applied.candles:
+                continue
+            earliest = min(candle.time for candle in applied.candles)
+            if ledger is not None and ledger.factor_head is not None and earliest <= ledger.factor_head:
+                self._rewind(store, series, ledger, earliest)
+            if not self.idle:
+                self.put_off(series, error, now_s)
+
+    def put_off(self, series: SeriesId, error: Exception, now_s: float) -> None:
+        """The series' ledger could not be advanced, and is tried again after a while."""
+        self._entries.pop(series, None)
+        self._try_later(series, f"{type(error).__name__}: {error}", now_s)
+
+    def _try_later(self, series: SeriesId, reason: str, now_s: float) -> None:
+        lag = self._behind.get(series) or Lag("")
+        pause_s = min(RETRY_FIRST_S * 2 ** min(lag.tries, 10), RETRY_MOST_S)
+        self._behind[series] = Lag(reason, lag.tries + 1, now_s + pause_s)
 
     def trim(self, store: CandleStore, series: SeriesId, before: int) -> None:
         """The candles that open before `before` are about to be trimmed: what became visible then goes with them. The
@@ -239,7 +263,7 @@ class LedgerStep:
             store.ledger.add_checkpoint(series, last[0].time, states, kept=True)
 
     def _follow(
-        self, store: CandleStore, series: SeriesId, candles: list[Candle], revised_from: int | None, now_s: float
+        self, store: CandleStore, series: SeriesId, candles: list[Candle], changed_from: int, now_s: float
     ) -> None:
         ledger = store.ledger.get(series)
         if ledger is None:
@@ -247,13 +271,14 @@ class LedgerStep:
         elif ledger.fingerprint not in self._ours:
             self._behind.setdefault(series, Lag("other factors or overlays"))
             return
-        if revised_from is not None and ledger.factor_head is not None and revised_from <= ledger.factor_head:
-            ledger = self._rewind(store, series, ledger, revised_from)
+        if ledger.factor_head is not None and changed_from <= ledger.factor_head:
+            ledger = self._rewind(store, series, ledger, changed_from)
         entry = self._entries.get(series)
-        if revised_from is None and entry is not None and entry.at_head and entry.record_id == ledger.record_id:
-            todo = candles
-        else:
+        if entry is None or entry.record_id != ledger.record_id or not entry.at_head or series in self._behind:
             todo = store.oldest(series, self._max_candles + 1, since=_after(ledger.factor_head))
+        else:
+            todo = candles
+            entry.at_head = False  # until these are in it
         if len(todo) > self._max_candles:
             self._behind.setdefault(series, Lag("a long history"))
             return
@@ -332,7 +357,10 @@ class LedgerStep:
         return ledger
 
     def _settled(self, series: SeriesId) -> None:
-        self._behind.pop(series, None)
+        lag = self._behind.get(series)
+        if lag is not None:
+            # Still one, until it is seen in the store: the commit may fail.
+            self._behind[series] = Lag(lag.reason)
         if series in self.last_fault:
             del self.last_fault[series]
             for name in list(self.faults):
@@ -469,9 +497,7 @@ class LedgerStep:
             self._suspend(name, series, fault)
             return True
         log.error("%s: its factors or overlays lag behind the candles: %s", series, fault, exc_info=times == 1)
-        lag = self._behind.get(series) or Lag(str(fault))
-        pause_s = min(RETRY_FIRST_S * 2 ** min(lag.tries, 10), RETRY_MOST_S)
-        self._behind[series] = Lag(str(fault), lag.tries + 1, now_s + pause_s)
+        self._try_later(series, str(fault), now_s)
         return False
 
     def _suspend(self, name: str, series: SeriesId, fault: Exception) -> None:
