@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import fsum
 from random import Random
 
 import msgspec
@@ -42,7 +43,8 @@ class Halt:
 class Listing:
     """One symbol: its minutes by open time. What is not in `final` never existed; `versions` are all the values
     that the exchange has called final, the valid one last; `untraded` are the flat minutes; `told` are the forming
-    candles that were pushed."""
+    candles that were pushed; `native` are the closed candles of longer timeframes that REST ever answered, by timeframe
+    and open time."""
 
     series: SeriesId
     name: str
@@ -52,6 +54,7 @@ class Listing:
     versions: dict[int, list[Candle]] = field(default_factory=dict)
     times: list[int] = field(default_factory=list)
     told: set[Candle] = field(default_factory=set)
+    native: dict[tuple[str, int], set[Candle]] = field(default_factory=dict)
 
     @property
     def stream(self) -> str:
@@ -161,6 +164,8 @@ class SimulatedExchange:
         assert name == "klines", name
         listing = self.listing(market, params["symbol"])
         assert listing is not None, params
+        if params["interval"] != BASE.code:
+            return self._native_rows(listing, Timeframe.parse(params["interval"]), params, lag_s)
         now_ms = self.now_ms()
         start_s = max(-(-int(params["startTime"]) // 1000), listing.begins(now_ms / 1000))
         until_s = int(params.get("endTime", now_ms)) // 1000
@@ -180,6 +185,51 @@ class SimulatedExchange:
             else:
                 break
         return f"[{','.join(rows)}]".encode()
+
+    def _native_rows(self, listing: Listing, frame: Timeframe, params: Mapping[str, str], lag_s: float) -> bytes:
+        """Longer candles: each of the minutes that the exchange remembers of it."""
+        now_ms = self.now_ms()
+        begins = listing.begins(now_ms / 1000)
+        asked_s = -(-int(params["startTime"]) // 1000)
+        until_s = min(int(params.get("endTime", now_ms)) // 1000, self.end_s - frame.seconds)
+        rows: list[str] = []
+        first = frame.floor(max(begins, asked_s))
+        for time in range(first if first >= asked_s else frame.next(first), until_s + 1, frame.seconds):
+            end = frame.next(time)
+            closed = end * 1000 + lag_s * 1000 <= now_ms
+            if len(rows) == int(params["limit"]) or time * 1000 > now_ms or (lag_s and not closed):
+                break
+            minutes = listing.times[bisect_left(listing.times, max(time, begins)) : bisect_left(listing.times, end)]
+            parts = [listing.final[minute] for minute in minutes if (minute + MINUTE_S) * 1000 <= now_ms]
+            if len(parts) < len(minutes) and minutes[len(parts)] * 1000 <= now_ms:
+                forming = listing.forming(minutes[len(parts)], (now_ms / 1000 - minutes[len(parts)]) / MINUTE_S)
+                assert forming is not None
+                parts.append(forming)
+            if not parts:
+                continue
+            candle = exchange_roll_up(time, parts)
+            rows.append(_row(candle, frame.seconds))
+            if closed:
+                listing.native.setdefault((frame.code, time), set()).add(candle)
+        return f"[{','.join(rows)}]".encode()
+
+    def has_told(self, series: SeriesId, candle: Candle) -> bool:
+        """Whether REST ever answered exactly this closed candle of a longer timeframe."""
+        listing = self.listings[series.with_timeframe(BASE)]
+        return candle in listing.native.get((series.timeframe.code, candle.time), ())
+
+    def native(self, series: SeriesId, first: int, end: int) -> list[Candle]:
+        """The exchange's own candles of a longer timeframe that open in `[first, end)`, and have ended: as they are
+        now."""
+        listing, frame = self.listings[series.with_timeframe(BASE)], series.timeframe
+        begins = listing.begins(self.now_ms() / 1000)
+        candles = []
+        for time in range(first, min(end, self.end_s - frame.seconds + 1), frame.seconds):
+            minutes = range(max(time, begins), frame.next(time), MINUTE_S)
+            parts = [listing.final[minute] for minute in minutes if minute in listing.final]
+            if parts:
+                candles.append(exchange_roll_up(time, parts))
+        return candles
 
     def listing(self, market: str, name: str) -> Listing | None:
         """The symbol of that market by the exchange's name, when it is in the exchange's list at present."""
@@ -363,6 +413,13 @@ def kline_frame(listing: Listing, candle: Candle, *, closed: bool, event_ms: int
     )
 
 
-def _row(candle: Candle) -> str:
+def exchange_roll_up(time: int, parts: list[Candle]) -> Candle:
+    """The exchange's own candle of these minutes: it adds volumes exactly, in decimals."""
+    high, low = max(part.high for part in parts), min(part.low for part in parts)
+    return Candle(time, parts[0].open, high, low, parts[-1].close, round(fsum(part.volume for part in parts), 3))
+
+
+def _row(candle: Candle, seconds: int = MINUTE_S) -> str:
     time, open_, high, low, close, volume = candle
-    return f'[{time * 1000},"{open_}","{high}","{low}","{close}","{volume}",{time * 1000 + 59_999},"0",2,"0","0","0"]'
+    end_ms = (time + seconds) * 1000 - 1
+    return f'[{time * 1000},"{open_}","{high}","{low}","{close}","{volume}",{end_ms},"0",2,"0","0","0"]'

@@ -78,6 +78,9 @@ class Faults:
     # Of a REST request: nothing is answered for minutes. And the weight that a minute may use, where it is scarce.
     ban: float = 0.0
     weight: int = 0
+    # Of a candle that a factor gets, and of an event that an overlay gets: it fails.
+    factor_fails: float = 0.0
+    overlay_fails: float = 0.0
     # Of a symbol: not traded for some minutes. And how often streams and REST are both away for minutes.
     delist: float = 0.0
     blackouts: int = 0
@@ -107,6 +110,11 @@ class Scenario:
     catch_up_max_candles: int
     writer_from_outside: bool
     audit_interval_s: float
+    # The exchange's own candles before the first one of a derived series, and the base candles that are fetched for it.
+    native_candles: int
+    derived_base_candles: int
+    # The longest advance of factors inside a write transaction, in candles.
+    advance_max_candles: int
     faults: Faults
 
     @property
@@ -129,6 +137,7 @@ def draw_scenario(seed: int) -> Scenario:
     """The scenario of that seed, the same for ever."""
     rng = Random(f"scenario {seed}")
     edge = Random(f"edge {seed}")
+    ledgers = Random(f"ledgers {seed}")
     symbols = sorted(rng.sample(_SYMBOLS, rng.randint(1, 4)))
 
     def maybe(low: float, high: float, chance: float = 0.4) -> float:
@@ -171,6 +180,8 @@ def draw_scenario(seed: int) -> Scenario:
         weight=count(60, 120, 240),
         delist=seldom(0.3, 1.0),
         blackouts=count(1, 2),
+        factor_fails=ledgers.choice((0.0, 0.0, 0.002, 0.02)),
+        overlay_fails=ledgers.choice((0.0, 0.0, 0.0, 0.02)),
     )
     catch_up_max_candles = rng.choice((10, 50, 2000))
     series = tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols)
@@ -200,5 +211,8 @@ def draw_scenario(seed: int) -> Scenario:
         catch_up_max_candles=catch_up_max_candles,
         writer_from_outside=rng.random() < 0.3,
         audit_interval_s=edge.choice((0.0, 5.0, 30.0)),
+        native_candles=ledgers.choice((0, 3, 20)),
+        derived_base_candles=ledgers.choice((1, 2000)),
+        advance_max_candles=ledgers.choice((5, 50, 2000)),
         faults=faults,
     )

@@ -23,6 +23,7 @@ from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.network import CALM, Network, Session
+from sim.plugins import INDICATORS
 from sim.scenario import DERIVED, EPOCH_S, Scenario
 from sim.virtual_loop import Process, VirtualLoop
 
@@ -188,7 +189,12 @@ def flags_of(scenario: Scenario, path: Path) -> RuntimeFlags:
         database_url=f"sqlite:///{path}",
         whitelist=",".join(map(str, scenario.series)),
         derived_timeframes=",".join(DERIVED),
-        derived_native_candles=0,  # this exchange has minutes alone
+        derived_native_candles=scenario.native_candles,
+        derived_backfill_base_candles=scenario.derived_base_candles,
+        indicators=INDICATORS,
+        factor_pivot_window_major=3,
+        factor_pivot_window_minor=1,
+        ledger_advance_max_candles=scenario.advance_max_candles,
         startup_kline_sync_target_candles=scenario.first_history_candles,
         audit_interval_s=scenario.audit_interval_s,
     )

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -31,7 +31,9 @@ from sim import checkers
 from sim.checkers import Witness
 from sim.clients import Habits, Link, SimulatedClient, candle_of, series_of
 from sim.exchange import MINUTE_S, Listing, SimulatedExchange
+from sim.ledgers import LedgerWatch, check_ledgers
 from sim.network import ExchangeSocket, Network
+from sim.plugins import Trouble, factors_with, overlays_with
 from sim.scenario import SETTLING_SPEED, Scenario, draw_scenario
 from sim.service import Disk, Service
 from sim.virtual_loop import PROCESS, Deadlock, Process, Runaway, VirtualLoop
@@ -83,6 +85,8 @@ class World:
             closed_told=self._closed_told,
         )
         self.disk = Disk(scenario, self.loop)
+        self.trouble = Trouble(scenario)
+        self._ledgers = LedgerWatch()
         self.wrong: list[str] = []
         self._rng = Random(f"world {scenario.seed}")
         self._echo = echo
@@ -128,6 +132,8 @@ class World:
             "services": len(self._services),
             "requests": self.network.requests,
             "failed commits": self.disk.failed_commits,
+            "faults of plugins": self.trouble.faulted,
+            "rewinds": self._ledgers.rewinds,
             "lines": self._lines,
         }
         return Outcome(self.scenario, tuple(self.wrong), self._hash.hexdigest(), tuple(self._tail), facts)
@@ -174,6 +180,8 @@ class World:
             self._plan_end()
             if minute // MINUTE_S % 20 == 0:
                 self._check_stored()
+            elif minute // MINUTE_S % 4 == 0:
+                self._look_at_ledgers()
         self._calm()
         await self._until(self.exchange.mono_s(self.exchange.end_s))
         self.exchange.slow_down(1.0)
@@ -189,6 +197,7 @@ class World:
         self.exchange.slow_down(SETTLING_SPEED)
         self.network.calm()
         self.disk.calm()
+        self.trouble.calm()
         self._crashes_left = self._restarts_left = 0
         self._calmed = True
         if self._down is not None:
@@ -218,6 +227,7 @@ class World:
             or checkers.check_store_is_truth(witness, self.exchange)
             or checkers.check_gap_ledger(witness, self.exchange)
             or checkers.check_derived(witness, self.exchange)
+            or check_ledgers(witness, self._services[-1])
             or checkers.check_clients(witness, self.clients, self.scenario.catch_up_max_candles)
             or checkers.check_streams(self._services[-1], self.exchange, self.network)
             or checkers.check_idle(self._services[-1], self.exchange, len(self.clients))
@@ -425,6 +435,12 @@ class World:
         if self._has_store() and self._witness:
             for sentence in checkers.check_stored_is_final(self._witness, self.exchange):
                 self.violate(sentence)
+        self._look_at_ledgers()
+
+    def _look_at_ledgers(self) -> None:
+        if self._has_store() and self._witness:
+            for sentence in self._ledgers.look(self._witness):
+                self.violate(sentence)
 
     # Others.
 
@@ -483,7 +499,7 @@ def _quiet_surroundings(world: World) -> Iterator[None]:
     gc.disable()
     try:
         with ExitStack() as stack:
-            for name, value in _limits(world.scenario).items():
+            for name, value in (_limits(world.scenario) | _plugins(world.trouble)).items():
                 stack.enter_context(mock.patch(f"klinesync.{name}", value))
             yield
     finally:
@@ -504,6 +520,13 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         "ingest.liveness.RETRY_MOST_S": 1.5 * HEALTHY_S,
         "ingest.supervisor.FRUITLESS_MOST_S": MOST_WAIT_S,
         "market_data.heal_queue.MOST_RETRY_S": MOST_WAIT_S,
+        "market_data.coverage.MOST_COOL_DOWN_S": MOST_WAIT_S,
+        # Few candles have many checkpoints, and indicators begin anew often.
+        "pipelines.ledger_step.CHECKPOINT_CANDLES": 8,
+        "pipelines.ledger_step.KEPT_CHECKPOINTS": 3,
+        "pipelines.ledger_step.RETRY_MOST_S": MOST_WAIT_S,
+        "factor.indicator.MIN_CHUNK": 8,
+        "factor.indicator.CHUNK_PERIODS": 4,
     }
     if scenario.speed == 1.0:
         # A stream of a real exchange brings something every second, these a few times a minute.
@@ -516,6 +539,15 @@ def _limits(scenario: Scenario) -> dict[str, object]:
             market: replace(weights, limit=scenario.faults.weight) for market, weights in weight.WEIGHTS.items()
         }
     return limits
+
+
+def _plugins(trouble: Trouble) -> dict[str, object]:
+    """The factors and overlays that the service finds. How long they take is a matter of this machine."""
+    return {
+        "market.runtime_builder.load_factors": factors_with(trouble),
+        "market.runtime_builder.load_overlays": overlays_with(trouble),
+        "market.runtime_builder.Watchdog": nullcontext,
+    }
 
 
 def run_seed(seed: int, *, echo: bool = False) -> Outcome:
