@@ -14,6 +14,8 @@ CLIENTS_BIN := .venv-clients/bin
 DEMO_FLAGS ?=
 SEEDS ?= 500
 FIRST_SEED ?= random
+# Processes that share the tests: more than cores, because most tests wait for something.
+WORKERS ?= 3
 
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
@@ -29,7 +31,7 @@ demo: .venv/.run $(PAGE)
 test: test-page test-python
 
 test-python: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS)
 
 test-page: frontend/node_modules/.installed
 	cd frontend && npm run --silent test
@@ -38,7 +40,7 @@ test-clients: .venv/.run .venv-clients/.installed
 	$(CLIENTS_BIN)/python -m pytest -c tests/clients/pytest.ini tests/clients
 
 sim: setup
-	$(BIN)/pytest tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+	$(BIN)/pytest -n $(WORKERS) tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from random import SystemRandom
+from random import Random
 
 import pytest
 
@@ -32,7 +33,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kept_seed", kept_seeds())
     if "fresh_seed" in metafunc.fixturenames:
         given = config.getoption("--first-seed", "0")
-        first = SystemRandom().randrange(10**9) if given == "random" else int(given)
+        # All processes of one run draw the same.
+        drawn = Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
+        first = drawn.randrange(10**9) if given == "random" else int(given)
         count = config.getoption("--seeds", FRESH_SEEDS)
         metafunc.parametrize("fresh_seed", range(first, first + count))
 

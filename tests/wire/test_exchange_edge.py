@@ -319,7 +319,7 @@ async def test_a_ban_in_the_middle_of_a_start_of_five_hundred_series_is_sat_out_
             assert met <= 8, "nothing is asked before Retry-After has passed, save what was under way"
             assert sum(state(service, one) == "live" for one in followed) > 400, "streams do not mind"
             await complete(service, exchange, *followed[::50])
-            assert service.runtime.startup.progress().done == 500
+            await until(lambda: service.runtime.startup.progress().done == 500, "all are up to date")
 
 
 async def test_duplicates_swaps_and_frames_that_are_none_change_nothing(tmp_path: Path) -> None:
