@@ -249,3 +249,36 @@ async def test_the_catalogue_names_factors_and_indicators(service: Service) -> N
     assert keys["macd_12_26_9"] == ["macd_12_26_9.macd", "macd_12_26_9.macdsignal", "macd_12_26_9.macdhist"]
     panes = {factor["key"]: factor.get("pane") for factor in catalogue["factors"]}
     assert (panes["sma_20"], panes["macd_12_26_9"], panes["pivot"]) == ("price", "own", None)
+
+
+async def test_slices_of_many_candles_are_those_of_each_one(service: Service) -> None:
+    hole = range(300, 330)
+    rows = [row for number, row in enumerate(ROWS) if number not in hole]
+    await ingest(service, rows)
+    for since, limit in ((0, 30), (FIRST + 60 * 280, 60), (FIRST + 60 * (COUNT - 5), 100)):
+        answer = await get(service, "/api/factor/slices_after", since=since, limit=limit)
+        times = [int(row["candle_time"]) for row in rows if row["candle_time"] > since][:limit]
+        assert [one["at_time"] for one in answer["slices"]] == times
+        for one in answer["slices"][:: max(1, len(times) // 7)]:
+            assert one == await get(service, "/api/factor/slices", at_time=one["at_time"], window_candles=1)
+    answer = await get(service, "/api/factor/slices_after", since=0, limit=500)
+    said = [one["snapshots"]["pivot"]["history"]["major"] for one in answer["slices"]]
+    assert sum(map(len, said)) > 10
+    assert (await get(service, "/api/factor/slices_after", since=int(ROWS[-1]["candle_time"])))["slices"] == []
+
+
+async def test_slices_of_many_candles_end_where_factors_have_come_to(tmp_path: Path) -> None:
+    async with running_service(tmp_path / "store.sqlite", **FLAGS, ledger_advance_max_candles="100") as service:
+        await ingest(service, ROWS)
+        seen: list[float] = []
+        while len(seen) < COUNT:
+            since = int(seen[-1]) if seen else 0
+            found: tuple[int, Any] = await service.get(
+                "/api/factor/slices_after", series_id=BTC, since=since, limit=500
+            )
+            status, answer = found
+            if status == 409:
+                assert answer["code"] == "ledger_out_of_sync:factor"
+                continue
+            seen += [one["at_time"] for one in answer["slices"]]
+        assert seen == [row["candle_time"] for row in ROWS]

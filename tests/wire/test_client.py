@@ -202,16 +202,16 @@ async def test_factors_that_lag_are_waited_for_and_that_is_said(
     monkeypatch.setattr(client_service, "TOLD_AFTER_S", 0.0)
     await ingest(service, ROWS[:100])
     lagging = 3
-    asked = AsyncKlinesync.slices
+    asked = AsyncKlinesync.slices_after
 
-    async def slices(self: AsyncKlinesync, *args: Any, **kwargs: Any) -> Any:
+    async def slices_after(self: AsyncKlinesync, *args: Any, **kwargs: Any) -> Any:
         nonlocal lagging
         lagging -= 1
         if lagging >= 0:
             raise ServiceError("ledger_out_of_sync:factor", "ledger_out_of_sync:factor")
         return await asked(self, *args, **kwargs)
 
-    monkeypatch.setattr(AsyncKlinesync, "slices", slices)
+    monkeypatch.setattr(AsyncKlinesync, "slices_after", slices_after)
     seen: list[Update] = []
     async with (
         AsyncKlinesync(service.url) as client,

@@ -23,6 +23,7 @@ from klinesync.client.follow import (
     ANSWER_TIMEOUT_S,
     PAGE_CANDLES,
     ClosedCandle,
+    Connected,
     ServiceError,
     System,
     Update,
@@ -36,6 +37,8 @@ T = TypeVar("T")
 DEFAULT_CANDLES = 500
 # The window of drawings and frames, in candles, as the page has it.
 DEFAULT_WINDOW = 2000
+# Of so many candles factors are asked for at once, as long as there are more to catch up with.
+CATCH_UP_SLICES = 200
 # Factors of a candle that has just closed are there with it. When they are not, they are asked for again.
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 2.0
@@ -96,6 +99,12 @@ class AsyncKlinesync:
         query = {"series_id": series, "at_time": at_time, "window_candles": window}
         return (await self._get("/api/factor/slices", query, tables.WireSlices)).read()
 
+    async def slices_after(self, series: SeriesId | str, since: int, *, limit: int = CATCH_UP_SLICES) -> list[Slices]:
+        """Those of the oldest `limit` candles after `since`, each of its candle alone; at most 500."""
+        query = {"series_id": series, "since": since, "limit": limit}
+        answer = await self._get("/api/factor/slices_after", query, tables.WireSlicesAfter)
+        return [one.read() for one in answer.slices]
+
     async def drawings(
         self,
         series: SeriesId | str,
@@ -125,7 +134,7 @@ class AsyncKlinesync:
         return (await self._get("/api/factor/catalog", {}, tables.WireCatalogue)).factors
 
     async def follow(
-        self, series: SeriesId | str, since: int | None = None, *, factors: bool = False, window: int = 1
+        self, series: SeriesId | str, since: int | None = None, *, factors: bool = False
     ) -> AsyncGenerator[Update]:
         """Updates of the series after `since`, without end, each closed candle once and in order, over reconnects.
 
@@ -135,32 +144,51 @@ class AsyncKlinesync:
         """
         parsed = SeriesId.parse(str(series))
         async with aclosing(follow(self._url, parsed, since)) as updates:
-            async for update in updates:
-                if not factors or not isinstance(update, ClosedCandle):
+            if not factors:
+                async for update in updates:
                     yield update
-                    continue
-                async with aclosing(self._with_slices(parsed, update, window)) as some:
-                    async for one in some:
-                        yield one
+                return
+            ahead: dict[int, Slices] = {}  # of candles that are caught up with and have not come yet
+            head: int | None = None
+            async for update in updates:
+                match update:
+                    case ClosedCandle(candle, revised):
+                        if revised:
+                            ahead.clear()  # they may be others now
+                        behind = head is not None and candle.time < head and not revised
+                        limit = CATCH_UP_SLICES if behind else 1
+                        async with aclosing(self._slices_at(parsed, candle.time, limit, ahead)) as lagging:
+                            async for told in lagging:
+                                yield told
+                        yield replace(update, slices=ahead.pop(candle.time, None))
+                    case Connected(head, _):
+                        yield update
+                    case _:
+                        yield update
 
-    async def _with_slices(
-        self, series: SeriesId, update: ClosedCandle, window: int
-    ) -> AsyncGenerator[ClosedCandle | System]:
-        """The candle with its slices, however long they take."""
+    async def _slices_at(
+        self, series: SeriesId, at_time: int, limit: int, ahead: dict[int, Slices]
+    ) -> AsyncGenerator[System]:
+        """Puts what factors knew at the candle into `ahead`, however long it takes, with those of up to `limit` candles
+        from there on. Nothing when the candle has been trimmed meanwhile."""
         pause_s = RETRY_FIRST_S
         began_s, told = time.monotonic(), False
-        while True:
+        while at_time not in ahead:
+            ahead.clear()
             try:
-                slices = await self.slices(series, update.candle.time, window=window)
+                found = await self.slices_after(series, max(at_time - 1, 0), limit=limit)
             except ServiceError as error:
                 if error.code not in _PASSING and not error.code.startswith("ledger_out_of_sync"):
                     raise
-                if not told and time.monotonic() - began_s > TOLD_AFTER_S:
-                    told = True
-                    yield System("factor.lagging", f"the factors of a closed candle are waited for: {error}", {})
+                found, why = [], str(error)
             else:
-                yield replace(update, slices=slices)
+                why = "the service does not have it"
+            ahead.update((one.at_time, one) for one in found if one.at_time is not None)
+            if ahead:
                 return
+            if not told and time.monotonic() - began_s > TOLD_AFTER_S:
+                told = True
+                yield System("factor.lagging", f"factors of the closed candle at {at_time} are waited for: {why}", {})
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_MOST_S)
 
@@ -238,6 +266,10 @@ class Klinesync:
         """See `AsyncKlinesync.slices`."""
         return self._run(self._service.slices(series, at_time, window=window))
 
+    def slices_after(self, series: SeriesId | str, since: int, *, limit: int = CATCH_UP_SLICES) -> list[Slices]:
+        """See `AsyncKlinesync.slices_after`."""
+        return self._run(self._service.slices_after(series, since, limit=limit))
+
     def drawings(
         self,
         series: SeriesId | str,
@@ -257,15 +289,13 @@ class Klinesync:
         """See `AsyncKlinesync.catalogue`."""
         return self._run(self._service.catalogue())
 
-    def follow(
-        self, series: SeriesId | str, since: int | None = None, *, factors: bool = False, window: int = 1
-    ) -> Generator[Update]:
+    def follow(self, series: SeriesId | str, since: int | None = None, *, factors: bool = False) -> Generator[Update]:
         """See `AsyncKlinesync.follow`. Ends with the loop over it, or with `close`."""
         waiting: asyncio.Queue[Update | BaseException] = asyncio.Queue(MAX_WAITING)
 
         async def pump() -> None:
             try:
-                async with aclosing(self._service.follow(series, since, factors=factors, window=window)) as updates:
+                async with aclosing(self._service.follow(series, since, factors=factors)) as updates:
                     async for update in updates:
                         await waiting.put(update)
             except Exception as error:  # noqa: BLE001  # it is raised where the updates are read

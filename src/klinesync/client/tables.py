@@ -180,6 +180,12 @@ class WireSlices(msgspec.Struct):
         return Slices(SeriesId.parse(self.series_id), self.at_time, epoch, found)
 
 
+class WireSlicesAfter(msgspec.Struct):
+    """The answer of `GET /api/factor/slices_after`."""
+
+    slices: list[WireSlices]
+
+
 class _WireCursor(msgspec.Struct):
     version_id: int
     point_time: int

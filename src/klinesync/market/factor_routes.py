@@ -16,6 +16,7 @@ from klinesync.market.factor_schemas import (
     FactorSlicesAnswer,
     FrameAnswer,
     PollAnswer,
+    SlicesAfterAnswer,
 )
 from klinesync.market.http_routes import runtime_of
 from klinesync.market.schemas import ErrorAnswer, SeriesIdQuery
@@ -24,6 +25,9 @@ from klinesync.overlay.delta import Cursor
 DEFAULT_WINDOW_CANDLES = 2000
 MAX_WINDOW_CANDLES = 5000
 MAX_NUMBER = 1 << 53
+# A slice takes some kilobytes and some tens of microseconds.
+DEFAULT_SLICES = 100
+MAX_SLICES = 500
 
 router = APIRouter(prefix="/api", tags=["factors"])
 _encode = msgspec.json.Encoder().encode
@@ -61,6 +65,17 @@ async def get_factor_slices(
     """What each factor knew at `at_time` (default: at the head): its events within the window, and its head."""
     reader = runtime_of(request).factors
     return _json(await reader.slices(SeriesId.parse(series_id), at_time, window_candles))
+
+
+@router.get("/factor/slices_after", responses={200: {"model": SlicesAfterAnswer}, **READ}, response_class=Response)
+async def get_factor_slices_after(
+    request: Request,
+    series_id: SeriesIdQuery,
+    since: Annotated[int, Query(ge=0, le=MAX_TIME)],
+    limit: Annotated[int, Query(ge=1, le=MAX_SLICES)] = DEFAULT_SLICES,
+) -> Response:
+    """The slices of the oldest `limit` candles after `since`, each of its candle alone. For those who catch up."""
+    return _json(await runtime_of(request).factors.slices_after(SeriesId.parse(series_id), since, limit))
 
 
 @router.get("/factor/health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})

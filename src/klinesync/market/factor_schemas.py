@@ -63,6 +63,14 @@ class FactorSlicesAnswer(BaseModel):
     snapshots: dict[str, Snapshot]
 
 
+class SlicesAfterAnswer(BaseModel):
+    """The slices of candles that follow each other."""
+
+    schema_version: Literal[1]
+    series_id: str
+    slices: list[FactorSlicesAnswer]
+
+
 class FactorHealthAnswer(BaseModel):
     """How far candles, factors and overlays are: open times, and delays in candles."""
 

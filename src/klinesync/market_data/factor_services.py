@@ -7,7 +7,7 @@ the newest checkpoint and the candles behind it, so that they need not be stored
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -16,14 +16,14 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.columns import Columns
-from klinesync.factor.graph import FactorGraph
+from klinesync.factor.graph import FactorGraph, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.plugin import Event, FactorFault, ForeignStates, Json
 from klinesync.overlay import delta
 from klinesync.overlay.delta import Cursor, DrawDelta
 from klinesync.overlay.instruction import Drawing, Point
 from klinesync.overlay.plugin import OverlayFault, View
-from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.pipelines.ledger_step import LedgerStep, values_at
 from klinesync.storage.database import CandleStore, Database, Ledger
 
 log = logging.getLogger(__name__)
@@ -133,13 +133,29 @@ class FactorReader:
 
         def look(store: CandleStore) -> dict[str, Json] | None:
             found = self._window(store, series, at_time, window, drawn=False)
-            return None if found is None else self._slices(store, series, found)
+            return None if found is None else self._slices(series, found, self._points(store, series, found.candles))
 
         found = await self._database.read(look)
         if found is None:
             await self._check_known(series)
             return self._no_slices(series)
         return found
+
+    async def slices_after(self, series: SeriesId, since: int, limit: int) -> dict[str, Json]:
+        """The slices of the oldest `limit` candles after `since`, each of its candle alone: as many `slices` with a
+        window of one candle, at the cost of one and a fold. They end where factors have come to.
+
+        Raises `LedgerOutOfSync` when that is before the first of these candles, `UnknownSeries`.
+        """
+
+        def look(store: CandleStore) -> tuple[list[Json], bool]:
+            candles = store.oldest(series, limit, since=since)
+            return self._slices_of(store, series, candles) if candles else [], store.head(series) is not None
+
+        found, stored = await self._database.read(look)
+        if not stored:
+            await self._check_known(series)
+        return {"schema_version": SCHEMA_VERSION, "series_id": str(series), "slices": found}
 
     async def draw(
         self, series: SeriesId, at_time: int | None, window: int, cursor: Cursor, epoch: int | None
@@ -175,7 +191,7 @@ class FactorReader:
                     "aligned_time": time,
                     "candle_id": series.candle_id(time),
                 },
-                "factor_slices": self._slices(store, series, found),
+                "factor_slices": self._slices(series, found, self._points(store, series, found.candles)),
                 "draw_state": self._draw(store, series, found, Cursor(), None),
             }
 
@@ -282,11 +298,7 @@ class FactorReader:
         if not candles:
             return None
         start, time = candles[0].time, candles[-1].time
-        ledger = store.ledger.get(series)
-        if step.idle:
-            ledger = Ledger("", factor_head=time, overlay_head=time)
-        if ledger is None or not step.computed(ledger) or ledger.factor_head is None or ledger.factor_head < time:
-            raise LedgerOutOfSync("factor")
+        ledger = self._ledger(store, series, time)
         if drawn and (ledger.overlay_head is None or ledger.overlay_head < time):
             raise LedgerOutOfSync("overlay")
         events: dict[str, list[Event]] = {}
@@ -296,15 +308,47 @@ class FactorReader:
             states = step.states_at(store, series, time)
         except ForeignStates:
             raise LedgerOutOfSync("factor") from None
-        factors = step.factors
-        while True:
-            try:
-                heads = factors.heads(states, candles[-1])
-                break
-            except FactorFault as fault:
-                log.error("%s: read without it: %s", series, fault)
-                factors = factors.without(fault.factor)
+        factors, heads = _heads(series, step.factors, states, candles[-1])
         return _Window(ledger, factors, candles, events, heads)
+
+    def _ledger(self, store: CandleStore, series: SeriesId, time: int) -> Ledger:
+        """The series' ledger, which has come to the candle at `time`. Raises `LedgerOutOfSync`."""
+        step = self._step
+        ledger = store.ledger.get(series)
+        if step.idle:
+            return Ledger("", factor_head=time, overlay_head=time)
+        if ledger is None or not step.computed(ledger) or ledger.factor_head is None or ledger.factor_head < time:
+            raise LedgerOutOfSync("factor")
+        return ledger
+
+    def _slices_of(self, store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> list[Json]:
+        """The slices of these stored candles, which follow each other."""
+        step = self._step
+        ledger = self._ledger(store, series, candles[0].time)
+        if not step.idle:
+            candles = [candle for candle in candles if candle.time <= (ledger.factor_head or 0)]
+        events: dict[int, dict[str, list[Event]]] = {}
+        for factor, event in store.ledger.events(series, candles[0].time, candles[-1].time + 1):
+            assert isinstance(event["visible_time"], int), "the events were checked when they were made"
+            events.setdefault(event["visible_time"], {}).setdefault(factor, []).append(event)
+        points: dict[str, dict[int, Point]] = {
+            key: {point.time: point for point in some} for key, some in self._points(store, series, candles).items()
+        }
+        needed = [one for one in self._indicators if one.name in step.factors.outside]
+        outside = values_at(store, series, needed, candles)
+        found: list[Json] = []
+        try:
+            states = step.states_at(store, series, candles[0].time - 1)
+            for at, candle in enumerate(candles):
+                beside = None if outside is None else outside[at : at + 1]
+                states, _ = step.factors.advance_many(states, (candle,), beside)
+                factors, heads = _heads(series, step.factors, states, candle)
+                window = _Window(ledger, factors, [candle], events.get(candle.time, {}), heads)
+                here = {key: [some[candle.time]] if candle.time in some else [] for key, some in points.items()}
+                found.append(self._slices(series, window, here))
+        except (FactorFault, ForeignStates):
+            raise LedgerOutOfSync("factor") from None
+        return found
 
     def _points(self, store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> dict[str, list[Point]]:
         """The indicators' values at these stored candles, which follow each other."""
@@ -323,13 +367,12 @@ class FactorReader:
         """The answer for a series without candles."""
         return _slices(series, None, {})
 
-    def _slices(self, store: CandleStore, series: SeriesId, found: _Window) -> dict[str, Json]:
+    def _slices(self, series: SeriesId, found: _Window, points: Mapping[str, Sequence[Point]]) -> dict[str, Json]:
         time = found.at.time
         snapshots: dict[str, Json] = {}
         histories = found.factors.histories(found.events, time)
         for name in found.factors.names:
             snapshots[name] = _snapshot(series, name, found, histories[name], found.heads[name])
-        points = self._points(store, series, found.candles)
         for indicator in self._indicators:
             held = {output.key: points[output.key] for output in indicator.outputs}
             history: dict[str, Json] = {
@@ -373,6 +416,18 @@ class FactorReader:
             except OverlayFault as fault:
                 log.error("%s: drawn without it: %s", view.series, fault)
                 overlays = overlays.without(fault.overlay)
+
+
+def _heads(
+    series: SeriesId, factors: FactorGraph, states: States, candle: Candle
+) -> tuple[FactorGraph, dict[str, dict[str, Json]]]:
+    """What factors say of the present; those that cannot are left out."""
+    while True:
+        try:
+            return factors, factors.heads(states, candle)
+        except FactorFault as fault:
+            log.error("%s: read without it: %s", series, fault)
+            factors = factors.without(fault.factor)
 
 
 def _slices(series: SeriesId, time: int | None, snapshots: dict[str, Json]) -> dict[str, Json]:
