@@ -9,7 +9,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core import gaps
+from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.derived import roll_up
 from klinesync.core.gaps import GapState, Span
 from klinesync.core.series_id import SeriesId
@@ -21,7 +22,7 @@ from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteReader
 
 BASE = SeriesId.parse("binance:spot:BTC/USDT:1m")
-MINUTE, FIVE, QUARTER, HOUR, DAY = map(Timeframe.parse, ("1m", "5m", "15m", "1h", "1d"))
+MINUTE, FIVE, QUARTER, HOUR, FOUR, DAY = map(Timeframe.parse, ("1m", "5m", "15m", "1h", "4h", "1d"))
 HOURS = BASE.with_timeframe(HOUR)
 FIVES = BASE.with_timeframe(FIVE)
 T0 = 1_699_920_000  # midnight
@@ -117,6 +118,49 @@ async def test_a_hole_between_native_candles_is_confirmed_by_the_exchange_and_ve
     await in_store(path, spoil)
     with SqliteReader(path) as reader:
         assert [audit.kinds for audit in verify(reader, MINUTE, [HOUR])] == [{}, {"derived_unexpected": 1}]
+
+
+async def test_a_native_candle_of_an_hour_that_proves_to_be_empty_stays_in_whatever_order_they_came(
+    tmp_path: Path,
+) -> None:
+    """The exchange has a candle for an hour and none of its minutes. What is longer counts the minutes alone."""
+    step = DerivedStep(MINUTE, [HOUR, FOUR])
+    night = [*minutes(0, 60), *minutes(120, 240)]
+    empty = Span(T0 + 3600, T0 + 7200)
+    kept: list[list[Candle]] = []
+
+    def confirm(store: CandleStore) -> None:
+        store.change_gaps(BASE, gaps.confirm_empty(store.gaps(BASE), [empty], "a test says so", AT))
+        step.advance(store, BASE, Applied(BASE, (), frozenset()), [empty], AT)
+
+    def native_first(store: CandleStore) -> None:
+        write(store, step, night)
+        step.write_native(store, HOURS, [hour(1, 1e6)], (), "", AT)
+        confirm(store)
+
+    def confirmed_first(store: CandleStore) -> None:
+        write(store, step, night)
+        confirm(store)
+        step.write_native(store, HOURS, [hour(1, 1e6)], (), "", AT)
+
+    def later_than_that(store: CandleStore) -> None:
+        native_first(store)
+        write(store, step, [night[70]._replace(close=1.5)])  # a correction, which folds the four hours again
+
+    for number, work in enumerate((native_first, confirmed_first, later_than_that)):
+        path = tmp_path / f"{number}.sqlite"
+        await in_store(path, work)
+        with SqliteReader(path) as reader:
+            stored = reader.read(lambda look: look.between(HOURS, 0, MAX_TIME))
+            assert reader.read(lambda look: look.gaps(HOURS)) == []
+            fours = reader.read(lambda look: look.between(BASE.with_timeframe(FOUR), 0, MAX_TIME))
+            found = {audit.series: (audit.native, audit.kinds) for audit in verify(reader, MINUTE, [HOUR, FOUR])}
+        kept.append(stored)
+        assert [one.time for one in stored] == [T0 + 3600 * number for number in range(4)]
+        assert stored[1] == hour(1, 1e6)
+        assert [candle.volume < 1000 for candle in fours] == [True]
+        assert found == {BASE: (0, {}), HOURS: (1, {}), BASE.with_timeframe(FOUR): (0, {})}
+    assert kept[0] == kept[1]
 
 
 SERIES = st.sampled_from([BASE.with_timeframe(frame) for frame in (FIVE, HOUR, DAY, Timeframe.parse("1M"))])

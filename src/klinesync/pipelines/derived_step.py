@@ -1,8 +1,8 @@
 """DerivedStep: the derived candles of a batch, inside its transaction, from what is stored.
 
 A bucket whose base candles are not all there may hold the exchange's own candle, a native one, so that a chart of days
-begins before the first stored minute. No column marks it: a stored derived candle whose bucket is not whole in the
-stored base cannot be anything else. Base history that arrives later takes its place.
+begins before the first stored minute. No column marks it: a stored derived candle for whose bucket the stored
+base gives none cannot be anything else. Base history that arrives later takes its place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from klinesync.core import gaps
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.derived import complete, fold, parent_of
-from klinesync.core.gaps import GapState, Span
+from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.database import CandleStore, Origin
@@ -128,14 +128,21 @@ class DerivedStep:
 
     def native(self, store: CandleStore, series: SeriesId, window: Span) -> list[Span]:
         """What of `window`, on the grid of the derived `series`, is made of buckets that may hold a native candle: ones
-        that are not whole in the stored base, and end no later than it."""
+        for which the stored base gives none (it is not whole there, or confirmed empty all over), and that end no later
+        than it.
+
+        Of an hour without a minute the exchange may well have a candle: that came before it was known to be empty, say,
+        and was shown. It stays, and so one that comes later is taken too; what is longer counts the minutes alone.
+        """
         target, base = series.timeframe, series.with_timeframe(self.base)
         stored = store.span(base)
         if stored is None:
             return []
-        unproven = gaps.unproven(store.gaps(base, window), stored, window)
-        buckets = (Span(target.floor(span.start), target.next(target.floor(span.end - 1))) for span in unproven)
-        return gaps.clipped(_joined(list(buckets)), Span(window.start, min(window.end, target.floor(stored.end))))
+        ledger = store.gaps(base, window)
+        unproven = gaps.unproven(ledger, stored, window)
+        buckets = [Span(target.floor(span.start), target.next(target.floor(span.end - 1))) for span in unproven]
+        buckets = _joined(sorted(buckets + _wholly_empty(ledger, target)))
+        return gaps.clipped(buckets, Span(window.start, min(window.end, target.floor(stored.end))))
 
     def write_native(
         self,
@@ -171,8 +178,9 @@ class DerivedStep:
         at: int,
         fresh: Mapping[SeriesId, Sequence[Candle]] = MappingProxyType({}),
     ) -> list[Applied]:
-        unproven = gaps.unproven(store.gaps(series, window), store.span(series), window)
-        parts = self.closed(store, series, parent_of(target, self.base), window, fresh)
+        ledger = store.gaps(series, window)
+        unproven = gaps.unproven(ledger, store.span(series), window)
+        parts = self._parts(store, series, parent_of(target, self.base), window, ledger, fresh)
         candles = complete(target, fold(target, parts), unproven)
         derived = series.with_timeframe(target)
         before = store.span(derived)
@@ -181,22 +189,27 @@ class DerivedStep:
         self._settle_gaps(store, series, target, Span(start, window.end), at)
         return [applied] if applied.candles else []
 
-    def closed(
-        self,
-        store: CandleStore,
-        series: SeriesId,
-        timeframe: Timeframe,
-        window: Span,
-        fresh: Mapping[SeriesId, Sequence[Candle]] = MappingProxyType({}),
-    ) -> list[Candle]:
+    def closed(self, store: CandleStore, series: SeriesId, timeframe: Timeframe, window: Span) -> list[Candle]:
         """Candles of the base or of a link of the chain in `window`; folded from `series` where not all are stored.
 
         A stored link stands for the fold of its own parts as long as it is whole: one that was switched on later, or
         that has holes, is folded from the base instead. The bits are the same.
         """
+        return self._parts(store, series, timeframe, window, store.gaps(series, window))
+
+    def _parts(
+        self,
+        store: CandleStore,
+        series: SeriesId,
+        timeframe: Timeframe,
+        window: Span,
+        ledger: Sequence[Gap],
+        fresh: Mapping[SeriesId, Sequence[Candle]] = MappingProxyType({}),
+    ) -> list[Candle]:
         if timeframe == self.base:
             return _between(store, series, window, fresh)
-        if timeframe in self.targets:
+        # A native candle, of a link whose base is empty all over, is no part of anything longer.
+        if timeframe in self.targets and not _wholly_empty(ledger, timeframe):
             stored = _between(store, series.with_timeframe(timeframe), window, fresh)
             if len(stored) == timeframe.count(*window):
                 return stored
@@ -208,13 +221,7 @@ class DerivedStep:
 
     def _settle_gaps(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> None:
         """A bucket that lies in the base's confirmed gaps is a confirmed gap of the derived series too."""
-        confirmed = [gap.span for gap in store.gaps(series, window) if gap.state is GapState.CONFIRMED_EMPTY]
-        buckets = [
-            Span(start, target.floor(span.end))
-            for span in _joined(confirmed)
-            for start in (target.shift(target.floor(span.start - 1), 1),)
-            if start < target.floor(span.end)
-        ]
+        buckets = _wholly_empty(store.gaps(series, window), target)
         if buckets:
             derived = series.with_timeframe(target)
             ledger = store.gaps(derived, Span(buckets[0].start, buckets[-1].end))
@@ -250,6 +257,15 @@ def _between(
     before = store.between(series, window.start, first) if window.start < first else ()
     behind = store.between(series, end, window.end) if end < window.end else ()
     return [*before, *middle, *behind]
+
+
+def _wholly_empty(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
+    """The buckets of `target` of which each candle of the base is confirmed not to be, ascending and joined."""
+    if not ledger:
+        return []
+    confirmed = _joined([gap.span for gap in ledger if gap.state is GapState.CONFIRMED_EMPTY])
+    buckets = (Span(target.next(target.floor(span.start - 1)), target.floor(span.end)) for span in confirmed)
+    return [bucket for bucket in buckets if bucket.start < bucket.end]
 
 
 def _whole_buckets(target: Timeframe, spans: Iterable[Span], stored: Span) -> list[Span]:
