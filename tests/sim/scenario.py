@@ -180,8 +180,8 @@ def draw_scenario(seed: int) -> Scenario:
         weight=count(60, 120, 240),
         delist=seldom(0.3, 1.0),
         blackouts=count(1, 2),
-        factor_fails=ledgers.choice((0.0, 0.0, 0.002, 0.02)),
-        overlay_fails=ledgers.choice((0.0, 0.0, 0.0, 0.02)),
+        factor_fails=ledgers.choice((0.0, 0.0, 0.005, 0.1)),
+        overlay_fails=ledgers.choice((0.0, 0.0, 0.0, 0.1)),
     )
     catch_up_max_candles = rng.choice((10, 50, 2000))
     series = tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols)

@@ -267,9 +267,11 @@ class DerivedHistory:
         if not waits or not applied.candles:
             return
         closed = applied.series.timeframe.next(applied.candles[-1].time)
-        for series in [one for one, at in waits.items() if at <= closed and self._cool_downs.over(one, _now_s())]:
-            del waits[series]
-            self.ensure(series)
+        due = [one for one, at in waits.items() if at <= closed and one not in self._asked]  # else asking is no use yet
+        for series in due:
+            if self._cool_downs.over(series, _now_s()):
+                del waits[series]
+                self.ensure(series)
         if not waits:
             del self._again[applied.series]
 
