@@ -28,7 +28,7 @@ from running_service import running_service
 
 TOKEN = "a-token-of-some-length"
 BTC = "binance:spot:BTC/USDT:1m"
-OPERATIONS = 21
+OPERATIONS = 22
 EXAMPLES = 25
 EXAMPLES_WITH_TOKEN = 5
 TIMEOUT_S = 30.0
