@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python benchmarks/write_path.py
 	$(BIN)/python benchmarks/import_files.py
 	$(BIN)/python benchmarks/derived.py
+	$(BIN)/python benchmarks/indicators.py
 	$(BIN)/python benchmarks/follow_exchange.py
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/reads.py
