@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.storage import chunks
 from klinesync.storage.database import CandleStore, Database, Origin
@@ -55,6 +56,22 @@ async def write(database: Database, series: SeriesId, rows: list[Candle]) -> App
 
 async def all_of(database: Database, series: SeriesId) -> list[Candle]:
     return await database.read(lambda store: store.newest(series, 1_000_000))
+
+
+async def test_what_was_asked_for_is_remembered_until_it_is_over(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
+        assert await database.read(lambda store: store.backfills()) == []
+        for series, span in ((ETH, Span(60, 120)), (BTC, Span(0, 180)), (BTC, Span(0, 120)), (BTC, Span(0, 180))):
+            await database.write(lambda store, one=(series, span): store.add_backfill(*one))  # type: ignore[misc]
+        assert await database.read(lambda store: store.series()) == [], "nothing of them is stored"
+    async with make(tmp_path / "store.sqlite") as database:
+        asked = [(BTC, Span(0, 120)), (BTC, Span(0, 180)), (ETH, Span(60, 120))]
+        assert await database.read(lambda store: store.backfills()) == asked
+        await database.write(lambda store: store.end_backfill(BTC, Span(0, 180)))
+        await database.write(lambda store: store.end_backfill(BTC, Span(0, 60)))
+        assert await database.read(lambda store: store.backfills()) == [asked[0], asked[2]]
 
 
 async def test_pages_are_ascending_and_exclusive_at_both_ends(make: Callable[[Path], Database], tmp_path: Path) -> None:

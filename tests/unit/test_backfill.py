@@ -498,6 +498,51 @@ async def test_a_backfill_that_was_broken_off_goes_on_after_a_restart_where_it_w
         assert world.board.report(BTC, 120).state == "succeeded"
 
 
+@pytest.mark.parametrize("minutes", [range(0), range(20), range(180, 200)], ids=["nothing", "older", "newer"])
+async def test_a_backfill_goes_on_after_a_restart_whatever_was_stored_when_it_was_broken_off(
+    minutes: range, tmp_path: Path
+) -> None:
+    """Behind the stored head there is no hole yet, and before the first candle none until the first page is written."""
+    exchange = Exchange(range(200))
+    exchange.open.clear()
+    async with world_on(tmp_path, exchange) as world:
+        if minutes:
+            await world.write(BTC, minutes)
+        assert (await world.healing.start(BTC, span(0, 200))).missing == 200 - len(minutes)
+        await world.until(lambda: bool(exchange.asked))
+        before = await world.minutes(BTC)
+    assert before == list(minutes)
+    for broken_off in (True, False):  # once more in the middle
+        exchange.open.set()
+        exchange.asked.clear()
+        async with world_on(tmp_path, exchange) as world:
+            if broken_off:
+                await world.until(lambda: len(exchange.asked) >= 3)
+                exchange.open.clear()
+            else:
+                await world.until(lambda: world.board.report(BTC, 120).state == "succeeded")
+                assert exchange.asked[0][1] >= 20, "what is stored is not read again"
+            before = await world.minutes(BTC)
+            assert len(before) < 200 or not broken_off
+    assert before == list(range(200))
+    exchange.asked.clear()
+    async with world_on(tmp_path, exchange) as world:
+        assert await world.database.read(lambda store: store.backfills()) == []
+        await world.settled(BTC)
+    assert exchange.asked == []
+
+
+async def test_what_the_exchange_does_not_have_is_not_asked_for_again_after_a_restart(tmp_path: Path) -> None:
+    exchange = Exchange(range(7, 80))
+    async with world_on(tmp_path, exchange) as world:
+        assert (await world.healing.backfill(BTC, span(0, 100))).missing == 27
+    exchange.asked.clear()
+    async with world_on(tmp_path, exchange) as world:
+        assert await world.database.read(lambda store: store.backfills()) == []
+        await world.settled(BTC)
+    assert exchange.asked == []
+
+
 async def test_a_hole_that_was_being_backfilled_when_the_service_ended_is_taken_up_and_a_declared_one_is_not(
     tmp_path: Path,
 ) -> None:

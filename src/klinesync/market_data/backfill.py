@@ -1,7 +1,7 @@
 """BackfillService: heals declared gaps, and reads what users ask for. `HealQueue` decides, here it is carried out.
 
 Files come before the exchange, each asked only for what is still missing. What is asked for at length (`backfill`) is
-read oldest part first; its holes are `healing` in the gap ledger, and so are taken up again after a restart.
+read oldest part first, noted in the store until it is over, and taken up again after a restart.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ class BackfillService:
         that went. What the exchange has not (yet), or what it was asked for in vain several times, is still `missing`
         then. Whoever does not want to wait any longer may be cancelled: it goes on.
 
-        `on_progress` is called after every page. Overlapping ones are read once. What is left of it is in the store,
-        and is taken up again after a restart, save what is newer than the stored head.
+        `on_progress` is called after every page. Overlapping ones are read once. It is noted in the store until it is
+        over: what is left of it is taken up again after a restart.
         Raises `UnknownSeries` for a series of an exchange that cannot be asked, `StoreError`.
         """
         begun, ask = await self._ask(series, span, on_progress)
@@ -189,9 +189,14 @@ class BackfillService:
         left = unsettled(span, stored, ledger) if span.start < span.end else []
         if not left:
             return BackfillProgress(series, span, 0, 0, 0, 0.0), None
-        await self._mark(series, left)
+        await self._mark(series, left, asked=span)
         ask = self._begin(series, span, left, on_progress)
         return ask.progress(series, self._deep[series], 0), ask
+
+    def _kept(self, series: SeriesId, spans: Sequence[Span], stored: Span | None) -> list[Span]:
+        """What of them would not be trimmed at once."""
+        kept_from = 0 if stored is None else self._kept_from(series, series.timeframe.shift(stored.end, -1))
+        return gaps.clipped(spans, Span(kept_from, MAX_TIME + 1))
 
     def _begin(
         self, series: SeriesId, span: Span, left: list[Span], on_progress: Callable[[BackfillProgress], None]
@@ -234,15 +239,25 @@ class BackfillService:
         """Take up again what was being backfilled when the service ended."""
         while True:
             try:
-                marked = await self._database.read(_marked)
+                await self._begin_again()
                 break
             except StoreError as error:
                 log.warning("what was being backfilled cannot be looked up: %s", error)
                 await asyncio.sleep(STORE_RETRY_S * self._rng.uniform(0.75, 1.0))
-        for series, spans in marked.items():
-            if self._covers(series) and series not in self._deep:
-                log.info("%s: its backfill goes on, from %d on", series, spans[0].start)
-                self._begin(series, Span(spans[0].start, spans[-1].end), spans, lambda _: None)
+
+    async def _begin_again(self) -> None:
+        """Raises `StoreError`."""
+        for series, span in await self._database.read(lambda store: store.backfills()):
+            under_way = self._deep.get(series)
+            if not self._covers(series) or (under_way and any(ask.span == span for ask in under_way.asks)):
+                continue
+            stored, ledger = await self._stored(series)
+            left = self._kept(series, unsettled(span, stored, ledger), stored)
+            if left:
+                log.info("%s: its backfill goes on, from %d on", series, left[0].start)
+                self._begin(series, span, left, lambda _: None)
+            else:
+                await self._database.write(lambda store, one=(series, span): store.end_backfill(*one))  # type: ignore[misc]
 
     async def _work(self, *, urgent_only: bool = False) -> None:
         while True:
@@ -435,12 +450,15 @@ class BackfillService:
 
     # Explicit backfills.
 
-    async def _mark(self, series: SeriesId, spans: Sequence[Span]) -> None:
-        """Note in the ledger that somebody is at work on the holes in `spans`. Raises `StoreError`."""
+    async def _mark(self, series: SeriesId, spans: Sequence[Span], asked: Span | None = None) -> None:
+        """Note in the ledger that somebody is at work on the holes in `spans`, and what was `asked` for. Raises
+        `StoreError`."""
 
         def mark(store: CandleStore) -> None:
             window = Span(spans[0].start, spans[-1].end)
             store.change_gaps(series, gaps.begin_healing(store.gaps(series, window), spans))
+            if asked is not None:
+                store.add_backfill(series, asked)
 
         await self._database.write(mark)
 
@@ -462,13 +480,9 @@ class BackfillService:
                 ask.tell(series, deep, ask.span.start)
                 continue
             holes = gaps.clipped(ask.left, stored) if stored is not None else []
-            if holes:  # nobody is at work on them any more
-                await self._database.write(
-                    lambda store, holes=holes: store.change_gaps(  # type: ignore[misc]
-                        series, gaps.end_healing(store.gaps(series, Span(holes[0].start, holes[-1].end)), holes)
-                    )
-                )
-            deep.asks.remove(ask)
+            await self._database.write(lambda store, ask=ask, holes=holes: _end(store, series, ask.span, holes))  # type: ignore[misc]
+            if ask in deep.asks:
+                deep.asks.remove(ask)
             if not ask.done.done():
                 ask.done.set_result(ask.progress(series, deep, ask.span.start))
         self._end_if_over(series, deep)
@@ -586,12 +600,12 @@ def _of_shelf(shelf: Shelf, series: SeriesId, need: Need, span: Span, stored: Sp
     return span if most == count else Span(frame.shift(span.end, -most), span.end)
 
 
-def _marked(store: CandleStore) -> dict[SeriesId, list[Span]]:
-    """The holes that somebody was at work on, by series."""
-    healing = {
-        series: [gap.span for gap in store.gaps(series) if gap.state is GapState.HEALING] for series in store.series()
-    }
-    return {series: spans for series, spans in healing.items() if spans}
+def _end(store: CandleStore, series: SeriesId, asked: Span, holes: Sequence[Span]) -> None:
+    """What was asked for is over: nobody is at work on its `holes` any more."""
+    store.end_backfill(series, asked)
+    if holes:
+        window = Span(holes[0].start, holes[-1].end)
+        store.change_gaps(series, gaps.end_healing(store.gaps(series, window), holes))
 
 
 def _now_s() -> float:

@@ -4,7 +4,7 @@ A need is a span of open times that may be missing. What a user waits for comes 
 series the newest need comes first, short ones that lie near each other together, and of a long one a piece at a time:
 its oldest page when all of it may be empty (one answer shows that, however long it is), else its newest part. What was
 asked for at length (an explicit backfill) comes after the rest, and oldest part first: then the store declares what is
-left of it, which so survives a restart, and what follows from the candles is redone once.
+left of it, and what follows from the candles is redone once.
 """
 
 from __future__ import annotations

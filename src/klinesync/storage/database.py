@@ -206,6 +206,18 @@ class CandleStore(Protocol):
         """Write a change of the gap ledger. Only within `Database.write`."""
         ...
 
+    def backfills(self) -> list[tuple[SeriesId, Span]]:
+        """What history was asked for at length and is not read yet, by series, ascending."""
+        ...
+
+    def add_backfill(self, series: SeriesId, span: Span) -> None:
+        """Remember that `span` was asked for; the same again is nothing. Only within `Database.write`."""
+        ...
+
+    def end_backfill(self, series: SeriesId, span: Span) -> None:
+        """Forget it. Only within `Database.write`."""
+        ...
+
 
 class Database(Protocol):
     """A store. `async with` opens it, brings its schema up to date, and closes it; that may raise `StoreError`."""

@@ -253,6 +253,23 @@ class SqliteCandleStore:
             [(number, gap.start, gap.end, str(gap.state), gap.proof, gap.time) for gap in change.insert],
         )
 
+    def backfills(self) -> list[tuple[SeriesId, Span]]:
+        found = []
+        for series, start, end in self._connection.execute("SELECT series_id, start_time, end_time FROM backfill"):
+            assert isinstance(series, str)
+            assert isinstance(start, int)
+            assert isinstance(end, int)
+            found.append((SeriesId.parse(series), Span(start, end)))
+        return found
+
+    def add_backfill(self, series: SeriesId, span: Span) -> None:
+        self._connection.execute("INSERT OR IGNORE INTO backfill VALUES (?, ?, ?)", (str(series), *span))
+
+    def end_backfill(self, series: SeriesId, span: Span) -> None:
+        self._connection.execute(
+            "DELETE FROM backfill WHERE series_id = ? AND start_time = ? AND end_time = ?", (str(series), *span)
+        )
+
     def _add_series(self, series: SeriesId, origin: Origin) -> int:
         base = None if origin.base is None else self._number(origin.base)
         self._connection.execute("INSERT INTO series (series_id, derived_from) VALUES (?, ?)", (str(series), base))
