@@ -70,6 +70,9 @@ class Witness:
     def series(self) -> list[SeriesId]:
         return self._store.series()
 
+    def ledger(self, series: SeriesId) -> Ledger | None:
+        return self._store.ledger.get(series)
+
     def ledgers(self) -> dict[SeriesId, Ledger]:
         return self._store.ledger.all()
 

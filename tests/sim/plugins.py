@@ -4,6 +4,7 @@ and ones that fail now and then."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from random import Random
 
 from klinesync.core.candle import Candle
@@ -100,9 +101,14 @@ class FallibleOverlay:
 
 def factors_with(trouble: Trouble) -> Callable[[FactorSettings], list[AnyFactor]]:
     """What loads the factors: those that are installed, and those of the scenario."""
-    return lambda settings: [*load_factors(settings), AboveAverage(), Fallible(trouble)]
+    return lambda settings: [*_installed_factors(settings), AboveAverage(), Fallible(trouble)]
 
 
 def overlays_with(trouble: Trouble) -> Callable[[], list[Overlay]]:
     """What loads the overlays."""
-    return lambda: [*load_overlays(), FallibleOverlay(trouble)]
+    return lambda: [*_installed_overlays(), FallibleOverlay(trouble)]
+
+
+# Looking through what is installed takes longer than a start does otherwise.
+_installed_factors = cache(load_factors)
+_installed_overlays = cache(load_overlays)

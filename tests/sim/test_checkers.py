@@ -19,6 +19,8 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump, Splice
 from klinesync.core.timeframe import Timeframe
+from klinesync.factor.graph import FactorGraph, Said, States
+from klinesync.factor.plugin import FactorFault, Upstream
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import BinanceConnection, _Link
@@ -27,12 +29,16 @@ from klinesync.ingest.liveness import StreamWatch
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.ingest.weight import WeightBudget
 from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.derived_services import DerivedHistory
 from klinesync.market_data.read_services import CandleReader, CatchUp
 from klinesync.pipelines import derived_step
 from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
+from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.runtime.sources import Errand, HistoryPage, KlineEvent
+from klinesync.storage.database import CandleStore, Ledger
+from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 from klinesync.ws import protocol
 from klinesync.ws.hub import CandleHub, Outbox
 from klinesync.ws.session import Announcement, Subscription
@@ -401,6 +407,79 @@ def heal_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BackfillService, "request_declared", lambda *_: None)
 
 
+def tell_nobody_of_a_rewind(patch: pytest.MonkeyPatch) -> None:
+    rewind = LedgerStep._rewind
+
+    def silent(self: LedgerStep, store: CandleStore, series: SeriesId, ledger: Ledger, time: int) -> Ledger:
+        rewound = rewind(self, store, series, ledger, time)._replace(epoch=ledger.epoch)
+        store.ledger.put(series, rewound)
+        return rewound
+
+    patch.setattr(LedgerStep, "_rewind", silent)
+
+
+def keep_the_events_of_what_changed(patch: pytest.MonkeyPatch) -> None:
+    rewind = SqliteLedgerStore.rewind
+    patch.setattr(
+        SqliteLedgerStore, "rewind", lambda self, series, time: rewind(self, series, series.timeframe.next(time))
+    )
+
+
+def skip_what_a_factor_fails_at(patch: pytest.MonkeyPatch) -> None:
+    advance_many = FactorGraph.advance_many
+
+    def skipping(
+        self: FactorGraph, states: States, candles: Sequence[Candle], outside: Sequence[Upstream] | None = None
+    ) -> tuple[States, list[Said]]:
+        try:
+            return advance_many(self, states, candles, outside)
+        except FactorFault as fault:
+            left = [at for at, candle in enumerate(candles) if candle.time != fault.candle_time]
+            beside = None if outside is None else [outside[at] for at in left]
+            return skipping(self, states, [candles[at] for at in left], beside)
+
+    patch.setattr(FactorGraph, "advance_many", skipping)
+
+
+def advance_ledgers_after_publishing(patch: pytest.MonkeyPatch) -> None:
+    advance, write = IngestPipeline._advance_ledgers, IngestPipeline._write
+    later: list[tuple[Sequence[Applied], float]] = []
+
+    async def twice(self: IngestPipeline, batch: Sequence[Submission]) -> None:
+        await write(self, batch)
+        owed = later.copy()
+        later.clear()
+        for what in owed:
+            await self._database.write(lambda store, what=what: advance(self, store, *what))  # type: ignore[misc]
+
+    patch.setattr(IngestPipeline, "_advance_ledgers", lambda self, store, *what: later.append(what))
+    patch.setattr(IngestPipeline, "_write", twice)
+
+
+def skip_what_waits_for_a_long_advance(patch: pytest.MonkeyPatch) -> None:
+    follow = LedgerStep._follow
+
+    def hasty(self: LedgerStep, store: CandleStore, series: SeriesId, *what: Any) -> None:
+        self._behind.pop(series, None)
+        if series in self._entries:
+            self._entries[series].at_head = True
+        follow(self, store, series, *what)
+
+    patch.setattr(LedgerStep, "_follow", hasty)
+
+
+def leave_ledgers_behind(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LedgerStep, "due", lambda *_: None)
+    patch.setattr(LedgerStep, "next_due_s", lambda _: None)
+
+
+def fetch_no_own_candles(patch: pytest.MonkeyPatch) -> None:
+    async def idle(*_: object) -> bool:
+        return True
+
+    patch.setattr(DerivedHistory, "_fetch", idle)
+
+
 # A user's service at its own pace.
 AT_PACE = {"speed": 1.0}
 NO_AUDIT = {"audit_interval_s": 0.0}
@@ -408,11 +487,17 @@ NO_AUDIT = {"audit_interval_s": 0.0}
 BREAKS = (
     Break("published before the commit", publish_before_commit, "shown before it is stored"),
     Break("published though the commit failed", publish_what_was_not_committed, "shown before it is stored"),
-    Break("a batch lost on a disk error", lose_a_batch_on_a_disk_error, "is missing|not in the ledger|the head is"),
+    Break(
+        "a batch lost on a disk error",
+        lose_a_batch_on_a_disk_error,
+        "is missing|not in the ledger|the head is|not stored",
+        {"disk_full": 0.9},
+    ),
     Break(
         "a failed write never repeated",
         never_repeat_a_failed_write,
         "is missing|the head is|not in the ledger|not stored",
+        {"disk_full": 0.9},
     ),
     Break(
         "written out of order",
@@ -446,7 +531,8 @@ BREAKS = (
     Break("derived candles not redone", do_not_redo_derived_candles, "is the roll-up"),
     Break("holes never confirmed", never_confirm_a_hole, "should not"),
     Break("holes passed without asking", pass_holes_without_asking, "is missing", bare=True),
-    Break("a lost candle taken for no hole", confirm_a_hole_that_is_none, "is missing", bare=True),
+    # The audit would find it.
+    Break("a lost candle taken for no hole", confirm_a_hole_that_is_none, "is missing|should not", scenario=NO_AUDIT),
     Break("a task that breaks", break_on_an_event, "ended by itself|is given up"),
     Break("a stop that nobody is told of", tell_nobody_of_the_stop, "the stop was told|did not stop"),
     Break("nothing published", never_publish, "is at|shown"),
@@ -475,6 +561,33 @@ BREAKS = (
         ignore_the_wish_to_be_left_alone,
         "wants to be left alone",
         {"rest_limit": 0.1},
+    ),
+    Break("a rewind that nobody is told of", tell_nobody_of_a_rewind, "the epoch is", {"revise": 0.06}),
+    Break(
+        "events of a corrected candle kept",
+        keep_the_events_of_what_changed,
+        "is what the candles give|ledger is behind",
+        {"revise": 0.06},
+    ),
+    Break(
+        "what a factor fails at is skipped",
+        skip_what_a_factor_fails_at,
+        "is what the candles give",
+        {"factor_fails": 0.05},
+    ),
+    Break("ledgers advanced after publishing", advance_ledgers_after_publishing, "is shown, and its ledger"),
+    Break(
+        "what waits for a long advance is skipped",
+        skip_what_waits_for_a_long_advance,
+        "is what the candles give",
+        scenario={"advance_max_candles": 5},
+    ),
+    Break("ledgers left behind", leave_ledgers_behind, "ledger is behind", scenario={"advance_max_candles": 5}),
+    Break(
+        "own candles not fetched",
+        fetch_no_own_candles,
+        "own candle",
+        scenario={"native_candles": 20, "derived_base_candles": 1, "history_minutes": 200},
     ),
     Break(
         "nothing healed", heal_nothing, "should not|is missing", {"ban": 0.05, "lose_closed": 0.2}, AT_PACE | NO_AUDIT

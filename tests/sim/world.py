@@ -87,6 +87,7 @@ class World:
         self.disk = Disk(scenario, self.loop)
         self.trouble = Trouble(scenario)
         self._ledgers = LedgerWatch()
+        self._heads_at_start: dict[SeriesId, int] = {}
         self.wrong: list[str] = []
         self._rng = Random(f"world {scenario.seed}")
         self._echo = echo
@@ -211,11 +212,11 @@ class World:
         """Wait until everything has arrived, a bounded time; then everything must be right."""
         until_s = self.loop.time() + SETTLE_S
         pause_s = 1.0
-        while self._unsettled() and self.loop.time() < until_s:
+        while (unsettled := self._unsettled()) and self.loop.time() < until_s:
             await asyncio.sleep(pause_s)
             pause_s = min(1.2 * pause_s, 10.0)
         self._check_stored()
-        for sentence in self._unsettled():
+        for sentence in unsettled:
             self.violate(f"after {SETTLE_S:g} s of calm: {sentence}")
 
     def _unsettled(self) -> list[str]:
@@ -263,6 +264,8 @@ class World:
         self._down = None
         number = len(self._services) + 1
         self.note(f"service {number} starts")
+        witness = self._witness
+        self._heads_at_start = {} if witness is None else {one: witness.head(one) or -1 for one in witness.series()}
         service = Service(self.scenario, self.loop, self.network, self.disk, self.path, number)
         self._services.append(service)
         service.main.add_done_callback(self._service_ended, context=self.loop.outside)
@@ -419,6 +422,18 @@ class World:
                 self.violate(f"{series}: shown as closed, and the exchange never called it final: {candle}")
             if not (self._has_store() and self._witness and self._witness.has(series, candle.time)):
                 self.violate(f"{series}: {candle.time} is shown before it is stored")
+        if shown:
+            self._check_ledger_of(series, max(candle_of(out).time for out in shown))
+
+    def _check_ledger_of(self, series: SeriesId, time: int) -> None:
+        """What this process wrote and shows is in factors and overlays, too, or they are known to lag."""
+        runtime, witness = self._services[-1].runtime, self._witness
+        if runtime is None or witness is None or time <= self._heads_at_start.get(series, -1):
+            return
+        ledger = witness.ledger(series)
+        heads = (-1, -1) if ledger is None else (ledger.factor_head or -1, ledger.overlay_head or -1)
+        if min(heads) < time and not runtime.factors.lagging(series):
+            self.violate(f"{series}: {time} is shown, and its ledger is {ledger} without being known to lag")
 
     def _check_forming(self, message: dict[str, Any]) -> None:
         series, candle = series_of(message["series_id"]), candle_of(message["candle"])
