@@ -326,3 +326,30 @@ def test_a_factor_that_reads_indicators_is_compared_where_they_have_enough_to_lo
     late = f"series_no = {NUMBER} AND visible_time = (SELECT max(visible_time) FROM factor_event)"
     damage(path, f"UPDATE factor_event SET event = json_set(event, '$.count', 0) WHERE {late}")
     assert audited().kinds == {"factor_event_wrong": 1}
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, "up_to_date"), (100, "changing")])
+def test_a_ledger_that_is_rewound_meanwhile_is_begun_with_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch, times: int, status: str
+) -> None:
+    monkeypatch.setattr(verify_ledger, "WINDOW_CANDLES", 1000)
+    looks, rewound = 0, 0
+    read = SqliteReader.read
+
+    def interrupted(self: SqliteReader, look: Callable[[CandleStore], Any]) -> Any:
+        nonlocal looks, rewound
+        looks += 1
+        if looks % 2 == 0 and rewound < times:
+            rewound += 1
+            row = walk()[100]
+            asyncio.run(write(store, [row._replace(high=row.high + 50 + rewound)]))
+        return read(self, look)
+
+    monkeypatch.setattr(SqliteReader, "read", interrupted)
+    audit = SeriesAudit(SERIES)
+    with SqliteReader(store) as reader:
+        LedgerVerifier(step(), ()).audit(reader, audit, lambda _: None)
+    assert audit.kinds == {}
+    assert audit.ledger is not None
+    assert audit.ledger.status == status
+    assert rewound == (times if times == 1 else verify_ledger.TRIES)
