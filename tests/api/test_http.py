@@ -213,6 +213,7 @@ async def test_openapi_lists_the_routes_with_their_errors(service: Service) -> N
         "/api/factor/catalog",
         "/api/factor/health",
         "/api/factor/slices",
+        "/api/factor/slices_after",
         "/api/frame/at_time",
         "/api/frame/live",
         "/api/market/candles",
