@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -26,6 +26,9 @@ from klinesync.market_data.history import rows
 from klinesync.market_data.history.files import VALUE_COLUMNS
 from klinesync.market_data.history.names import freqtrade_path
 from klinesync.storage.database import CandleStore
+
+if TYPE_CHECKING:
+    Array: TypeAlias = pa.Array[pa.Scalar[pa.DataType]]
 
 Format = Literal["parquet", "feather", "csv"]
 
@@ -143,7 +146,7 @@ def _grouped(batches: Iterable[tuple[int, pa.RecordBatch]], size: int) -> Iterat
         yield upto, pa.Table.from_batches(held).combine_chunks().to_batches()[0]
 
 
-def _batch(page: rows.Columns, schema: pa.Schema, beside: Iterable[pa.Array[pa.Scalar[pa.DataType]]] = ()) -> pa.RecordBatch:
+def _batch(page: rows.Columns, schema: pa.Schema, beside: Iterable[Array] = ()) -> pa.RecordBatch:
     time, *values = page.values()
     kind = schema.field(0).type
     times = pa.array(time * 1000, kind) if pa.types.is_timestamp(kind) else pa.array(time, kind)
