@@ -165,7 +165,7 @@ async def test_recorded_files_are_read_row_by_row(real_data: Path) -> None:
     spot = await all_of(FreqtradeFiles(real_data / "spot"), SPOT)
     table = pa_feather.read_table(real_data / "spot" / "BTC_USDT-1m.feather")
     columns = [table.column(name).to_pylist() for name in ("date", "open", "high", "low", "close", "volume")]
-    columns[0] = [nanos // 10**9 for nanos in table.column("date").cast(pa.int64()).to_pylist()]
+    columns[0] = (table.column("date").cast(pa.int64()).to_numpy() // 10**9).tolist()
     assert spot == list(map(Candle, *columns))
     rows = json.loads(gzip.decompress((real_data / "gaps" / "BTC_USDT-1m.json.gz").read_bytes()))
     holes = await all_of(FreqtradeFiles(real_data / "gaps"), SPOT)
