@@ -1,0 +1,14 @@
+"""Runs of the service as it is. A scenario's outcome is always the same: one run of it does for several tests."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sim.scenario import Scenario
+from sim.world import Outcome, run_scenario
+
+
+@cache
+def known_outcome(scenario: Scenario) -> Outcome:
+    """What came of that scenario, perhaps in an earlier test. Not for a service with a break in it."""
+    return run_scenario(scenario)
