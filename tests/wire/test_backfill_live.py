@@ -22,13 +22,13 @@ from klinesync.ingest import rest_gate
 from klinesync.market_data import heal_queue
 from klinesync.market_data.verify import verify
 from klinesync.runtime.sources import Urgency
-from klinesync.sim.faults import Outage, RateLimit
+from klinesync.sim.faults import Disconnect, Outage, RateLimit, RefuseConnect, RestError
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from klinesync.storage.sqlite import SqliteReader
 from processes import SERIES, running, serve_arguments
 from running_service import Service, running_service
-from upstream import complete, stored, truth
+from upstream import complete, stored, truth, until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FIVE = Timeframe.parse("5m")
@@ -306,6 +306,30 @@ async def test_freqtrades_files_then_the_archive_then_rest_fill_what_is_asked_fo
     audit(store)
 
 
+async def test_a_long_gap_at_the_start_comes_from_files_but_for_its_newest_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heal_queue, "FIRST_RETRY_S", 3600.0)  # nothing has to be asked for again
+    store = tmp_path / "store.sqlite"
+    first = (NEWEST // 86_400 - 20) * 86_400
+    async with Exchange(SimConfig(symbols=2, start=START)) as exchange:
+        async with running_service(store) as service:
+            rows = truth(exchange, BTC, range(first, first + 100 * 60, 60))
+            await service.runtime.ingest.ingest_candles_closed(BTC, rows, 0.0)
+        async with following(store, exchange, archive_url=exchange.http_url) as service:
+            async with asyncio.timeout(PATIENCE_S):
+                while service.runtime.startup.waiting(BTC) or sum((await health(service))["gaps"].values()):  # type: ignore[attr-defined]
+                    await asyncio.sleep(0.05)
+            candles = await stored(service, BTC)
+            assert candles == truth(exchange, BTC, range(first, candles[-1].time + 60, 60))
+            written = service.runtime._pipeline.written
+            assert written["archive"] >= 15 * 1440
+            assert written["rest"] <= 5 * 1440, "the newest part, and the days that are in no file yet"
+        assert exchange.asked[0] == NEWEST - 99 * 60, "the sweep asks for what is newest alone"
+        assert min(exchange.asked) > first + 15 * 86_400
+    audit(store)
+
+
 async def test_a_series_that_comes_back_after_days_has_its_newest_part_at_once_and_the_rest_later(
     tmp_path: Path,
 ) -> None:
@@ -315,13 +339,19 @@ async def test_a_series_that_comes_back_after_days_has_its_newest_part_at_once_a
         following(store, exchange, market_auto_tail_backfill_max_candles="300") as service,
     ):
         before = (await complete(service, exchange, BTC))[BTC]
-        exchange.asked.clear()
+        # Away, as a stream is that cannot be had, while the exchange goes on.
+        faults = [exchange.faults.add(fault) for fault in (RefuseConnect(reset=True), RestError(status=503))]
+        exchange.faults.add(Disconnect())
+        await until(lambda: service.runtime.supervisor.status(BTC).state == "reconnecting", "it is away")
         await exchange.advance(5 * 86_400)
+        exchange.asked.clear()
+        for fault in faults:
+            exchange.faults.remove(fault)
         now = exchange.now_ms() // 1000
         candles = await until_stored(service, before[0].time)
         while candles[-1].time < now - 120:
             candles = await until_stored(service, before[0].time)
         assert candles == truth(exchange, BTC, range(before[0].time, candles[-1].time + 60, 60))
-        after = [time for time in exchange.asked if time > before[-1].time + 600]
-        assert min(map(after.index, [time for time in after if time >= now - 400 * 60])) <= 1, "the newest part first"
+        assert max(exchange.asked[:2]) >= now - 310 * 60, "the newest part first"
+        assert min(exchange.asked[2:]) < now - 5000 * 60, "and then the rest"
     audit(store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import pytest
 from aiohttp import web
 
 from klinesync.core.candle import Candle
+from klinesync.core.derived import roll_up
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.binance_rest import BinanceRest, market_routes
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
@@ -69,7 +71,7 @@ async def exchange_with_outage() -> AsyncIterator[Exchange]:
 
 @asynccontextmanager
 async def healing(
-    store: Path, exchange: Exchange
+    store: Path, exchange: Exchange, targets: Sequence[Timeframe] = ()
 ) -> AsyncIterator[tuple[BackfillService, IngestPipeline, SqliteDatabase]]:
     loop = asyncio.get_running_loop()
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
@@ -77,7 +79,7 @@ async def healing(
     async with aiohttp.ClientSession() as http, SqliteDatabase(store) as database:
         pipeline = IngestPipeline(
             database,
-            DerivedStep(SPOT.timeframe, []),
+            DerivedStep(SPOT.timeframe, targets),
             no_ledger(),
             lambda _: None,
             lambda: 1_800_000_000.0,
@@ -138,6 +140,37 @@ async def test_a_declared_hole_is_filled_and_an_outage_in_it_confirmed_and_never
             await settled(service, series)
             assert await stored(database, series) == (candles, ledger)
         assert exchange.asked == 0
+
+
+async def test_a_hole_across_the_ends_of_intervals_is_filled_and_the_candles_on_both_sides_of_it_follow(
+    tmp_path: Path,
+) -> None:
+    """Across midnight, with which five minutes, an hour and a day end; and five minutes up to the end of an hour."""
+    targets = tuple(map(Timeframe.parse, ("5m", "1h", "1d")))
+    midnight = START // 86_400 * 86_400 + 86_400
+    first = midnight - 86_400
+    lost = [Span(midnight - 120, midnight + 180), Span(midnight + 3300, midnight + 3600)]
+    async with (
+        exchange_with_outage() as exchange,
+        healing(tmp_path / "store.sqlite", exchange, targets) as (service, pipeline, database),
+    ):
+        truth = exchange.truth(SPOT, first, midnight + 86_400)
+        kept = [candle for candle in truth if not any(start <= candle.time < end for start, end in lost)]
+        await pipeline.submit(SPOT, kept, "file")
+        rolled = roll_up(truth, SPOT.timeframe, targets)
+        touched = {"5m": [-300, 0, 3300], "1h": [-3600, 0], "1d": [-86_400, 0]}
+        for target in targets:
+            candles, ledger = await stored(database, SPOT.with_timeframe(target))
+            missing = {candle.time - midnight for candle in rolled[target]} - {one.time - midnight for one in candles}
+            assert sorted(missing) == touched[target.code]
+        service.request_declared(SPOT)
+        await settled(service, SPOT)
+        assert await stored(database, SPOT) == (truth, [])
+        for target in targets:
+            candles, ledger = await stored(database, SPOT.with_timeframe(target))
+            # The day with the outage was not over.
+            assert (candles, ledger) == (rolled[target], [])
+        assert exchange.asked == 1, "they lie on one page"
 
 
 @pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)

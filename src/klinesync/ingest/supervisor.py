@@ -497,12 +497,11 @@ class IngestSupervisor:
                 case ShowLater(at_s):
                     job.later = asyncio.get_running_loop().call_at(at_s, self._due, job)
                 case Persist():
-                    self._declare(job, command)
                     written = self._pipeline.offer(feed.series, command.candles)
                     if written is None:
                         self._begin_again(job, command.candles)
                     else:
-                        written.add_done_callback(partial(self._settled, job, command.candles))
+                        written.add_done_callback(partial(self._settled, job, command))
                 case Fetch():
                     if not job.beginning_again:  # a write before it in the line may have found no room
                         self._read_soon(job, command)
@@ -513,9 +512,13 @@ class IngestSupervisor:
         job.later = None
         self._carry_out(job, job.feed.due(asyncio.get_running_loop().time()))
 
-    def _settled(self, job: Job, candles: Sequence[Candle], written: asyncio.Future[Applied]) -> None:
-        if not written.cancelled() and written.exception() is not None:
-            self._begin_again(job, candles)
+    def _settled(self, job: Job, command: Persist, written: asyncio.Future[Applied]) -> None:
+        if written.cancelled():
+            return
+        if written.exception() is None:
+            self._declare(job, command)
+        else:
+            self._begin_again(job, command.candles)
 
     def _begin_again(self, job: Job, unwritten: Sequence[Candle] = ()) -> None:
         """What was let through is not stored (a write failed, or there was no room): live is held, and the series
@@ -602,9 +605,9 @@ class IngestSupervisor:
                 job.watch.shown(page.candles[-OWED_ROWS:], self._now_ms(series.market), loop.time())
                 for command in feed.history(page):
                     if isinstance(command, Persist):
-                        self._declare(job, command)
                         empty = Empty(command.empty, command.proof)
                         await self._pipeline.submit(series, command.candles, "rest", empty)
+                        self._declare(job, command)
                 self._carry_out(job, feed.page_written())
                 candles += len(page.candles)
                 if page.candles:
@@ -644,7 +647,8 @@ class IngestSupervisor:
         self._carry_out(job, job.feed.history_failed())
 
     def _declare(self, job: Job, command: Persist) -> None:
-        """Say which holes are passed that nobody has shown to be empty, and have them healed later."""
+        """It is written: say which holes it has passed that nobody has shown to be empty, and have them healed. (Before
+        it is, they lie behind the stored head, and are none.)"""
         feed = job.feed
         for hole in command.unproven():
             missing = feed.timeframe.count(hole.start, hole.end)
