@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 # The demo follows that many series of each market when no whitelist is given.
 DEMO_MOST_SERIES_A_MARKET = 20
 MAX_SYMBOLS = 5000
+# A look for garbage goes through all that a thousand series hold in memory, and stops everything meanwhile. Little of
+# what comes and goes here is garbage that only such a look finds.
+GARBAGE_THRESHOLDS = (100_000, 20, 50)
 # Long work says how far it is that often when nobody looks at a terminal.
 PROGRESS_LINE_S = 10.0
 # The exit status of work that a signal broke off, as shells have it.
@@ -468,6 +472,7 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Call
     from klinesync.market.app import bind, create_app, create_server
     from klinesync.market.runtime_builder import build_market_runtime
 
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     verbose = logging.getLogger().isEnabledFor(logging.DEBUG)  # --verbose
     set_up_logs(flags.log_format, "debug" if verbose else flags.log_level)
     listener = bind(flags.host, flags.port)

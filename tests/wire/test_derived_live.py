@@ -141,7 +141,9 @@ async def test_a_restart_in_mid_bucket_leaves_no_trace_in_a_derived_stream(tmp_p
             # Away for half an hour and a bit: both restarts fall into the middle of a bucket.
             await (await http.post(exchange.http_url + "/sim/clock", json={"advance_s": 1830})).read()
         async with (
-            running_service(store, exchange, whitelist=str(BTC), market_forming_min_interval_ms="20", **ROLLED) as service,
+            running_service(
+                store, exchange, whitelist=str(BTC), market_forming_min_interval_ms="20", **ROLLED
+            ) as service,
             aclosing(follow(service.url, BTC_FIVE, closed(before)[-1].time)) as updates,
         ):
             after = await until_closed(updates, 15)
@@ -157,7 +159,9 @@ async def test_forming_after_a_restart_counts_the_minutes_that_closed_before_it(
     async with SimServer(SimConfig(speed=120, symbols=2, start=start)) as exchange:
         for _ in range(2):
             async with (
-                running_service(store, exchange, whitelist=str(BTC), market_forming_min_interval_ms="20", **ROLLED) as service,
+                running_service(
+                    store, exchange, whitelist=str(BTC), market_forming_min_interval_ms="20", **ROLLED
+                ) as service,
                 aclosing(follow(service.url, BTC_HOUR)) as updates,
             ):
                 forming = await next_forming(updates)

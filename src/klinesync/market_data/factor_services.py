@@ -306,7 +306,7 @@ class FactorReader:
             events.setdefault(factor, []).append(event)
         try:
             states = step.states_at(store, series, time)
-        except ForeignStates:
+        except (ForeignStates, FactorFault):
             raise LedgerOutOfSync("factor") from None
         factors, heads = _heads(series, step.factors, states, candles[-1])
         return _Window(ledger, factors, candles, events, heads)
