@@ -180,7 +180,9 @@ async def test_any_row_that_is_damaged_is_found(seed: int, table: str, position:
         elif how == "move":
             connection.execute(f"UPDATE OR REPLACE {table} SET {time} = {time} + 60 WHERE {which}")
         elif table == "checkpoint":
-            connection.execute(f"UPDATE {table} SET {value} = substr({value}, 1, 40) || x'01' WHERE {which}")
+            connection.execute(
+                f"UPDATE {table} SET {value} = CAST(substr({value}, 1, 40) || x'01' AS BLOB) WHERE {which}"
+            )
         else:
             connection.execute(f"UPDATE {table} SET {value} = json_set({value}, '$.visible_time', 1) WHERE {which}")
         assert connection.changes()
