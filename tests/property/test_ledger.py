@@ -29,7 +29,7 @@ from klinesync.pipelines import ingest_pipeline, ledger_step
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
-from klinesync.pipelines.watchdog import Watchdog
+from klinesync.pipelines.watchdog import TookTooLong, Watchdog
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
@@ -106,6 +106,12 @@ def change(store: CandleStore, step: LedgerStep, rows: Sequence[Candle], now_s: 
     applied = store.write(BTC, rows, Origin("test", 0))
     with store.savepoint():
         step.advance(store, [applied], now_s)
+
+
+def change_together(store: CandleStore, step: LedgerStep, submissions: Sequence[Sequence[Candle]]) -> None:
+    """Several submissions of one series in one transaction."""
+    changes = [store.write(BTC, rows, Origin("test", 0)) for rows in submissions]
+    step.advance(store, changes, 0.0)
 
 
 async def catch_up(database: InThreadSqliteDatabase, step: LedgerStep, now_s: float = 0.0) -> int:
@@ -486,3 +492,68 @@ async def test_what_is_left_after_a_trim_is_gone_on_from_as_before(tmp_path: Pat
                     lambda store, row=row: step_of_all.states_at(store, BTC, row.time)  # type: ignore[misc]
                 )
         await database.read(look)
+
+
+async def test_what_one_transaction_writes_in_any_order_and_twice_is_advanced_over_in_the_order_of_time(
+    tmp_path: Path,
+) -> None:
+    rows = walk(6)
+    step = make_step()
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        await database.write(lambda store: change(store, step, rows[:50]))
+        wrong = rows[52]._replace(high=rows[52].high + 5)
+        together = [rows[53:60], [wrong], rows[50:52], [rows[52]]]
+        await database.write(lambda store: change_together(store, step, together))
+        found = await database.read(lambda store: ledger_of(store, step))
+    assert found == await expected(rows[:60], make_step())
+
+
+async def test_overlays_that_lagged_when_the_service_ended_are_found_at_its_start(tmp_path: Path) -> None:
+    rows = walk(7)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        step = make_step()
+        await database.write(lambda store: change(store, step, rows))
+
+        def lag(store: CandleStore) -> None:
+            ledger = store.ledger.get(BTC)
+            assert ledger is not None
+            time = rows[100].time
+            version_id = store.ledger.newest_version(BTC, time + 1)
+            drawings = store.ledger.drawings(BTC, 0, time + 1)
+            events = store.ledger.events(BTC, 0, 1 << 40)
+            checkpoint = store.ledger.checkpoint(BTC, 1 << 40)
+            assert checkpoint is not None
+            store.ledger.rewind(BTC, 0)
+            store.ledger.add_events(BTC, events)
+            store.ledger.add_drawings(BTC, drawings)
+            store.ledger.add_checkpoint(BTC, *checkpoint, kept=True)
+            store.ledger.put(BTC, ledger._replace(overlay_head=time, version_id=version_id))
+
+        await database.write(lag)
+        again = make_step()
+        await database.read(again.look_for_lags)
+        assert list(again.behind()) == [BTC]
+        await catch_up(database, again)
+        found = await database.read(lambda store: store.ledger.drawings(BTC, 0, 1 << 40))
+    assert found == (await expected(rows, make_step()))["drawings"]
+
+
+@pytest.mark.parametrize("ends", ["returns", "raises"])
+async def test_a_plugin_that_swallows_what_the_watchdog_raises_holds_nobody_and_nothing_strikes_later(
+    ends: str,
+) -> None:
+    watchdog = Watchdog(limit_s=0.05)
+
+    def stubborn() -> None:
+        try:
+            while True:
+                pass
+        except TookTooLong:
+            if ends == "raises":
+                raise ArithmeticError("of its own") from None
+
+    with pytest.raises(TookTooLong if ends == "returns" else ArithmeticError), watchdog:
+        stubborn()
+    with watchdog:
+        made = sum(range(1000))
+    assert made == 499_500

@@ -156,7 +156,7 @@ class LedgerStep:
                 continue
             if ledger is not None and ledger.fingerprint not in self._ours:
                 self._behind[series] = Lag("other factors or overlays")
-            elif ledger is None or head not in (ledger.factor_head, ledger.overlay_head):
+            elif ledger is None or (ledger.factor_head, ledger.overlay_head) != (head, head):
                 self._behind[series] = Lag("candles without factors")
             elif len(self._cold) < MAX_WARMED:
                 self._cold.append(series)
@@ -184,15 +184,16 @@ class LedgerStep:
 
         A plugin's fault is counted and logged, and leaves its series' ledger behind. Raises nothing but store errors.
         """
-        fresh: dict[SeriesId, list[Candle]] = {}
+        fresh: dict[SeriesId, dict[int, Candle]] = {}
         for applied in changes:
             if applied.candles:
-                fresh.setdefault(applied.series, []).extend(applied.candles)
-        for series, candles in fresh.items():
+                fresh.setdefault(applied.series, {}).update((candle.time, candle) for candle in applied.candles)
+        for series, by_time in fresh.items():
             # Not `revised`: that leaves out what differs by a rounding, and factors depend on every bit.
-            changed_from = min(candle.time for candle in candles)
+            candles = [by_time[time] for time in sorted(by_time)]
+            changed_from = candles[0].time
             if not self.idle:
-                self._follow(store, series, candles, changed_from, now_s)
+                self._follow(store, series, candles, now_s)
                 continue
             ledger = store.ledger.get(series)
             if ledger is not None and ledger.factor_head is not None and changed_from <= ledger.factor_head:
@@ -262,17 +263,16 @@ class LedgerStep:
         if states is not None:
             store.ledger.add_checkpoint(series, last[0].time, states, kept=True)
 
-    def _follow(
-        self, store: CandleStore, series: SeriesId, candles: list[Candle], changed_from: int, now_s: float
-    ) -> None:
+    def _follow(self, store: CandleStore, series: SeriesId, candles: list[Candle], now_s: float) -> None:
+        """`candles` is all that a transaction changed of the series, ascending."""
         ledger = store.ledger.get(series)
         if ledger is None:
             ledger = Ledger(self._fingerprint)
         elif ledger.fingerprint not in self._ours:
             self._behind.setdefault(series, Lag("other factors or overlays"))
             return
-        if ledger.factor_head is not None and changed_from <= ledger.factor_head:
-            ledger = self._rewind(store, series, ledger, changed_from)
+        if ledger.factor_head is not None and candles[0].time <= ledger.factor_head:
+            ledger = self._rewind(store, series, ledger, candles[0].time)
         entry = self._entries.get(series)
         if entry is None or entry.record_id != ledger.record_id or not entry.at_head or series in self._behind:
             todo = store.oldest(series, self._max_candles + 1, since=_after(ledger.factor_head))

@@ -45,18 +45,19 @@ class Watchdog:
     ) -> None:
         with self._lock:
             self._due_s = None
-            fired, self._fired = self._fired, False
-        if fired and kind is None:
-            # It fired while the last call was returning: the exception is under way, and must not strike elsewhere.
-            while True:
-                time.sleep(0)
+            if not self._fired:
+                return
+            # It may be under way still, and must not strike elsewhere.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
+        if kind is None:
+            raise TookTooLong  # it came too late, or was swallowed
 
     def _watch(self) -> None:
         while True:
             time.sleep(self._limit_s * LATE)
             with self._lock:
                 if self._due_s is not None and time.monotonic() > self._due_s:
-                    self._due_s = None
+                    self._due_s += self._limit_s  # once more, should it be swallowed
                     self._fired = True
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
                         ctypes.c_ulong(self._thread_id), ctypes.py_object(TookTooLong)
