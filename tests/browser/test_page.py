@@ -353,6 +353,7 @@ def test_a_killed_service_is_said_to_be_gone_and_comes_back_without_a_hole_or_a_
             visit.wait_for(f"told.state === 'live' && Number(told.lastClosed) >= {gone.last_closed + 5 * STEP_S}")
             expect(page.get_by_role("alert")).to_be_hidden()
             back = visit.facts()
+            page.close()  # before the service, whose end it would complain of
     assert back.first == start.first, "the history was loaded anew instead of resumed"
     assert back.without_hole_or_double
     assert all("ERR_CONNECTION_REFUSED" in complaint for complaint in visit.complaints)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import apsw
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
@@ -75,19 +75,29 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 50),
     steps=STEPS,
     max_candles=st.sampled_from([7, 40, 2000]),
     window=st.sampled_from([1, 13, 10_000]),
 )
+# Trimmed twice at the same place; its first candle corrected; trimmed while it lags; all of it trimmed; older candles.
+@example(seed=3, steps=[("write", 0, 100), ("trim", 50, 1), ("trim", 50, 1)], max_candles=2000, window=10_000)
+@example(seed=3, steps=[("write", 0, 100), ("trim", 50, 1), ("correct", 50, 9)], max_candles=2000, window=10_000)
+@example(
+    seed=3,
+    steps=[("write", 0, 100), ("catch up", 0, 1), ("trim", 50, 1), ("catch up", 0, 1)],
+    max_candles=40,
+    window=10_000,
+)
+@example(seed=3, steps=[("write", 0, 1), ("trim", 1, 1)], max_candles=2000, window=10_000)
+@example(seed=3, steps=[("write", 50, 60), ("trim", 70, 1), ("write", 0, 60)], max_candles=40, window=10_000)
 async def test_nothing_is_found_whatever_a_ledger_went_through(
     seed: int, steps: list[tuple[str, int, int]], max_candles: int, window: int
 ) -> None:
     truth = walk(seed)
     step = make_step(max_candles)
-    trimmed = 0
 
     def write(rows: Sequence[Candle]) -> Callable[[CandleStore], None]:
         def change(store: CandleStore) -> None:
@@ -112,7 +122,7 @@ async def test_nothing_is_found_whatever_a_ledger_went_through(
         path = Path(folder) / "store.sqlite"
         async with InThreadSqliteDatabase(path, pause=no_pause) as database:
             for kind, minute, count in [*steps, ("write", MINUTES // 3, MINUTES // 2)]:
-                rows = [row for row in truth[minute : minute + count] if row.time >= trimmed]
+                rows = truth[minute : minute + count]
                 if kind == "write":
                     await database.write(write(rows))
                 elif kind == "correct":
@@ -121,21 +131,11 @@ async def test_nothing_is_found_whatever_a_ledger_went_through(
                     step = make_step(max_candles)
                     await database.read(step.look_for_lags)
                 elif kind == "trim":
-                    newest = await database.read(lambda store: store.head(BTC))
-                    before = 60 * minute
-                    if newest is not None and trimmed < before <= newest and await database.read(settled):
-                        trimmed = before
-                        await database.write(trim(before))
+                    await database.write(trim(60 * minute))
                 elif (series := step.due(0.0)) is not None:
                     await database.write(catch_up(series))
                 audit = audited(path)
                 assert audit.kinds == {}, audit.shown
-
-
-def settled(store: CandleStore) -> bool:
-    """A ledger that lags behind what is trimmed is computed from what is left: that is no fold of all that was."""
-    ledger = store.ledger.get(BTC)
-    return ledger is not None and ledger.factor_head == ledger.overlay_head == store.head(BTC)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -136,10 +136,6 @@ class FactorColumns:
         before = store.newest(series, 1, before=candles[0].time)
         at = before[0].time if before else None
         if self._epoch != ledger.epoch or self._at != at or at is None:
-            if at is None:
-                # What was trimmed has left its states.
-                left = store.ledger.checkpoint(series, candles[0].time)
-                at = None if left is None else left[0]
             self._states = self._step.states_at(store, series, at)
             self._epoch = ledger.epoch
         return self._states

@@ -196,7 +196,7 @@ class LedgerStep:
                 self._follow(store, series, candles, now_s)
                 continue
             ledger = store.ledger.get(series)
-            if ledger is not None and ledger.factor_head is not None and changed_from <= ledger.factor_head:
+            if ledger is not None and _reaches(ledger, changed_from):
                 self._rewind(store, series, ledger, changed_from)  # who has factors goes on from there
 
     def catch_up(self, store: CandleStore, series: SeriesId, now_s: float) -> Progress:
@@ -210,11 +210,7 @@ class LedgerStep:
             self._behind.pop(series, None)
             return Progress(series, lag.reason, 0 if ledger is None else ledger.epoch, head, head, left=False)
         if ledger is None or ledger.fingerprint not in self._ours:
-            epoch, record_id = (0, 0) if ledger is None else (ledger.epoch + 1, ledger.record_id + 1)
-            store.ledger.rewind(series, 0)
-            ledger = Ledger(self._fingerprint, epoch, record_id)
-            store.ledger.put(series, ledger)
-            self._entries.pop(series, None)
+            ledger = self._begin_anew(store, series, ledger)
         faults = self.faults.total()
         candles = store.oldest(series, self._max_candles, since=_after(ledger.factor_head))
         ledger = self._advance(store, series, ledger, candles, now_s)
@@ -231,7 +227,7 @@ class LedgerStep:
             if not applied.candles:
                 continue
             earliest = min(candle.time for candle in applied.candles)
-            if ledger is not None and ledger.factor_head is not None and earliest <= ledger.factor_head:
+            if ledger is not None and _reaches(ledger, earliest):
                 self._rewind(store, series, ledger, earliest)
             if not self.idle:
                 self.put_off(series, error, now_s)
@@ -248,20 +244,36 @@ class LedgerStep:
 
     def trim(self, store: CandleStore, series: SeriesId, before: int) -> None:
         """The candles that open before `before` are about to be trimmed: what became visible then goes with them. The
-        states after the last one of them stay, so that those that are left are gone on from as before."""
+        states after the last one of them stay, so that those that are left are gone on from as before. A ledger that
+        has not come that far, or that has no candles left, begins anew."""
         ledger = store.ledger.get(series)
-        if ledger is None:
-            return
         last = store.newest(series, 1, before=before)
+        if ledger is None or not last:
+            return
+        time = last[0].time
         states: bytes | None = None
-        if last and not self.idle and ledger.factor_head is not None and last[0].time <= ledger.factor_head:
+        head = ledger.factor_head if self.computed(ledger) and not self.idle else None
+        if head is not None and time <= head and time != store.head(series):
             try:
-                states = self.factors.encode(self.states_at(store, series, last[0].time), last[0].time)
+                states = self.factors.encode(self.states_at(store, series, time), time)
             except (FactorFault, ForeignStates) as error:
                 log.warning("%s: its factors will be computed from what is left: %s", series, error)
-        store.ledger.trim(series, before)
         if states is not None:
-            store.ledger.add_checkpoint(series, last[0].time, states, kept=True)
+            store.ledger.trim(series, before)
+            store.ledger.add_checkpoint(series, time, states, kept=True)
+            return
+        self._begin_anew(store, series, ledger)
+        if not self.idle:
+            self._behind.setdefault(series, Lag("trimmed before it was computed"))
+
+    def _begin_anew(self, store: CandleStore, series: SeriesId, ledger: Ledger | None) -> Ledger:
+        """As if nothing of the series had ever been computed."""
+        epoch, record_id = (0, 0) if ledger is None else (ledger.epoch + 1, ledger.record_id + 1)
+        store.ledger.rewind(series, 0)
+        self._entries.pop(series, None)
+        ledger = Ledger(self._fingerprint, epoch, record_id)
+        store.ledger.put(series, ledger)
+        return ledger
 
     def _follow(self, store: CandleStore, series: SeriesId, candles: list[Candle], now_s: float) -> None:
         """`candles` is all that a transaction changed of the series, ascending."""
@@ -271,7 +283,7 @@ class LedgerStep:
         elif ledger.fingerprint not in self._ours:
             self._behind.setdefault(series, Lag("other factors or overlays"))
             return
-        if ledger.factor_head is not None and candles[0].time <= ledger.factor_head:
+        elif _reaches(ledger, candles[0].time):
             ledger = self._rewind(store, series, ledger, candles[0].time)
         entry = self._entries.get(series)
         if entry is None or entry.record_id != ledger.record_id or not entry.at_head or series in self._behind:
@@ -289,7 +301,7 @@ class LedgerStep:
         store.ledger.rewind(series, time)
         self._entries.pop(series, None)
         before = store.newest(series, 1, before=time)
-        factor_head = before[0].time if before else None
+        factor_head = before[0].time if before and ledger.factor_head is not None else None
         overlay_head = ledger.overlay_head
         if overlay_head is not None and overlay_head >= time:
             overlay_head = factor_head
@@ -414,17 +426,18 @@ class LedgerStep:
         return list(rows)
 
     def states_at(self, store: CandleStore, series: SeriesId, time: int | None) -> States:
-        """The factors' states after the stored candle of `time`; before the first one when that is None. May be asked
-        on any thread.
+        """The factors' states after the stored candle of `time`; when that is None before the first one, as a trim may
+        have left them. May be asked on any thread.
 
         Raises `ForeignStates`, and `FactorFault` when a plugin is not what it was.
         """
         factors = self.factors
         states = factors.seed()
-        if time is None:
+        before = store.first(series) if time is None else time + 1
+        if before is None:
             return states
         at = -1
-        found = store.ledger.checkpoint(series, time + 1)
+        found = store.ledger.checkpoint(series, before)
         if found is not None:
             at, encoded = found
             try:
@@ -433,7 +446,7 @@ class LedgerStep:
                 whole = self._all.decode(encoded)
                 states = {name: whole[name] for name in factors.names}
         needed = [self._indicators[name] for name in factors.outside]
-        while at < time:
+        while time is not None and at < time:
             candles = store.oldest(series, KEPT_CHECKPOINTS * CHECKPOINT_CANDLES, since=at)
             candles = [candle for candle in candles if candle.time <= time]
             if not candles:
@@ -529,6 +542,11 @@ def values_at(
         for row, numbers in zip(rows, zip(*(one.tolist() for one in values.values()), strict=True), strict=True):
             row[indicator.name] = Seen(dict(zip(values, numbers, strict=True)))
     return list(rows)
+
+
+def _reaches(ledger: Ledger, time: int) -> bool:
+    """Whether it may hold what depends on candles from `time` on: states that a trim has left lie before its head."""
+    return ledger.factor_head is None or time <= ledger.factor_head
 
 
 def _after(head: int | None) -> int:
