@@ -153,6 +153,12 @@ export class CandleChart {
     return this.#drawings.lines;
   }
 
+  /** The open time of the first candle in view; null before there is one. */
+  get viewFrom(): number | null {
+    const range = this.#chart.timeScale().getVisibleRange();
+    return range === null ? null : Number(range.from);
+  }
+
   /** Grey what is still forming: it is not being told to us any more. */
   setStale(stale: boolean): void {
     if (stale === this.#stale) return;
@@ -215,7 +221,7 @@ export class CandleChart {
 
   /** Bring the candle at `time` into the middle of the view. */
   goToTime(time: number): void {
-    this.goToBar(this.#bars() - this.#store.barsFrom(time).length);
+    this.goToBar(this.#indexFrom(time));
   }
 
   /** By a part of the visible width; negative is back in time. */
@@ -241,6 +247,11 @@ export class CandleChart {
     this.#chart.timeScale().setVisibleLogicalRange({ from: index - half, to: index + half });
   }
 
+  /** The position of the first bar at or after `time`. */
+  #indexFrom(time: number): number {
+    return this.#bars() - this.#store.barsFrom(time).length;
+  }
+
   #bars(): number {
     const { lastForming, lastClosed } = this.#store;
     return this.#store.count + (lastForming === null ? 0 : this.#store.barsFrom((lastClosed ?? -1) + 1).length);
@@ -264,11 +275,12 @@ export class CandleChart {
 
   #askForOlder(): void {
     const range = this.#chart.timeScale().getVisibleLogicalRange();
-    if (range === null || range.from >= LOAD_AHEAD || this.#fresh || !this.#store.olderExists) return;
+    if (range === null || range.from >= LOAD_AHEAD || this.#fresh) return;
     this.events.nearStart();
   }
 
   #drawAll(bars: Bar[]): void {
+    const backToView = this.#fresh || this.#atEnd ? null : this.#view();
     this.#showPrecision(bars.slice(-PRECISION_SAMPLE));
     this.#candles.setData(bars.map((bar) => this.#candleOf(bar)));
     this.#volume.setData(bars.map((bar) => this.#volumeOf(bar)));
@@ -278,6 +290,21 @@ export class CandleChart {
       this.#chart.priceScale("right").applyOptions({ autoScale: true });
       this.#fresh = false;
     }
+    backToView?.();
+  }
+
+  /** Brings back what is in view now, however many candles have come before and behind it. */
+  #view(): (() => void) | null {
+    const timeScale = this.#chart.timeScale();
+    const range = timeScale.getVisibleLogicalRange();
+    if (range === null) return null;
+    const left = Math.max(0, Math.round(range.from));
+    const first = this.#candles.dataByIndex(left);
+    if (first === null) return null;
+    return () => {
+      const by = this.#indexFrom(Number(first.time)) - left;
+      timeScale.setVisibleLogicalRange({ from: range.from + by, to: range.to + by });
+    };
   }
 
   #drawTail(from: number): void {

@@ -68,6 +68,8 @@ export const PAGE_CANDLES = 1000;
 const SUBSCRIBE_AGAIN_MS = 15_000;
 const RELOAD_AT_MOST_EVERY_MS = 3_000;
 const OLDER_AGAIN_MS = 3_000;
+/** What is older than the first candle is asked for again so long after there was nothing. */
+const OLDER_NONE_AGAIN_MS = 15_000;
 const PASSING_ERRORS: ReadonlySet<string> = new Set(["capacity", "rate_limited", "too_many_subscriptions"]);
 const STREAM_TROUBLE: Readonly<Record<string, string>> = {
   stale: "The exchange's stream of this series is silent.",
@@ -93,6 +95,7 @@ export class Feed {
   #loadingOlder = false;
   // After a failure, when older candles may be asked for again.
   #olderNotBefore = Number.NEGATIVE_INFINITY;
+  #olderNoneUntil = Number.NEGATIVE_INFINITY;
   // After a `truncated` gap the next candles do not join the history held: they begin a new one.
   #startsOver = false;
 
@@ -127,12 +130,16 @@ export class Feed {
     void this.#loadHistory();
   }
 
-  /** Ask for candles older than the first one; does nothing while there are none, or as many as are kept. */
+  /**
+   * Ask for candles older than the first one; does nothing while as many are held as are kept, and seldom does anything
+   * when there were none: a service may still be fetching them.
+   */
   async loadOlder(): Promise<void> {
     const store = this.#store;
     const { first } = store;
-    if (this.#series === null || first === null || !store.olderExists || store.full) return;
-    if (this.#loadingOlder || this.ports.now() < this.#olderNotBefore) return;
+    if (this.#series === null || first === null || store.full) return;
+    const notBefore = store.olderExists ? this.#olderNotBefore : this.#olderNoneUntil;
+    if (this.#loadingOlder || this.ports.now() < notBefore) return;
     this.#loadingOlder = true;
     let answer: Answer | null = null;
     try {
@@ -146,6 +153,7 @@ export class Feed {
       this.#olderNotBefore = this.ports.now() + OLDER_AGAIN_MS;
     } else if (store === this.#store && store.first === first) {
       this.events.changed(store.prepend(parseHistory(answer.body).candles));
+      if (!store.olderExists) this.#olderNoneUntil = this.ports.now() + OLDER_NONE_AGAIN_MS;
     }
     // Otherwise another series was chosen meanwhile, or its history was replaced.
   }

@@ -196,6 +196,7 @@ function showStore(): void {
     drawnTo: drawings.to,
     drawings: drawings.drawings.filter((one) => layers.visible(one.feature)).length,
     lines: chart.lines,
+    viewFrom: chart.viewFrom,
   };
   for (const [name, value] of Object.entries(facts)) root.dataset[name] = String(value ?? "");
 }

@@ -43,7 +43,7 @@ export class SeriesStore {
   #holes: { from: number; to: number; missing: number }[] = [];
   readonly #states = new Map<number, GapState>();
 
-  /** Whether the service may hold candles older than the first one here. */
+  /** Whether the service may hold candles older than the first one here; false when it had none when last asked. */
   olderExists = true;
 
   constructor(
@@ -146,7 +146,7 @@ export class SeriesStore {
     return RESET;
   }
 
-  /** History older than the first candle. Nothing older came: there is none. */
+  /** History older than the first candle. */
   prepend(candles: readonly Candle[]): Change {
     const { first } = this;
     const older = increasing(candles).filter((candle) => first === null || candle.time < first);

@@ -385,6 +385,13 @@ describe("scrolling back", () => {
     await world.request.answer({ status: 200, body: { series_id: BTC, candles: [] } });
     void world.feed.loadOlder();
     expect(world.asked).toHaveLength(3);
+
+    // The service was still fetching them.
+    world.pass(15_000);
+    void world.feed.loadOlder();
+    expect(world.asked).toHaveLength(4);
+    await world.request.answer({ status: 200, body: { series_id: BTC, candles: minutes(80, 90) } });
+    expect(world.store.first).toBe(4800);
   });
 
   test("drops a page that comes after another series was chosen", async () => {
