@@ -48,7 +48,11 @@ class FactorGraph:
     def __init__(self, factors: Iterable[AnyFactor], outside: Collection[str] = ()) -> None:
         """Raises `BadFactor`: a name used twice, a dependency that nobody has, dependencies in a circle, a bad seed."""
         self._factors = _ordered(list(factors), outside)
-        self._outside = frozenset(outside)
+        self._given = frozenset(outside)
+        # Each after those that it depends on, otherwise in the order of their names.
+        self.names = tuple(factor.name for factor in self._factors)
+        # What the factors need that is not in the graph.
+        self.outside = self._given.intersection(name for factor in self._factors for name in factor.depends_on)
         self._nodes = _nodes(self._factors)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoders = {factor.name: msgspec.msgpack.Decoder(factor.type_of_state()) for factor in self._factors}
@@ -69,16 +73,6 @@ class FactorGraph:
         except Exception as error:
             raise BadFactor(factor.name, f"its state cannot be stored: {type(error).__name__}: {error}") from error
         return first
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The factors: each after those that it depends on, otherwise in the order of their names."""
-        return tuple(factor.name for factor in self._factors)
-
-    @property
-    def outside(self) -> frozenset[str]:
-        """What the factors need that is not in the graph."""
-        return self._outside.intersection(name for factor in self._factors for name in factor.depends_on)
 
     @property
     def fingerprint(self) -> str:
@@ -207,7 +201,7 @@ class FactorGraph:
         for factor in self._factors:
             if gone.intersection(factor.depends_on):
                 gone.add(factor.name)
-        return FactorGraph((factor for factor in self._factors if factor.name not in gone), self._outside)
+        return FactorGraph((factor for factor in self._factors if factor.name not in gone), self._given)
 
 
 class _Node(NamedTuple):

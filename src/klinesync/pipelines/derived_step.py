@@ -40,6 +40,7 @@ class DerivedStep:
             parent_of(target, base)
         self.base = base
         self.targets = tuple(sorted(targets, key=lambda target: target.seconds))
+        self._closing: tuple[int, tuple[Timeframe, ...]] = (0, ())  # of the newest minute's end
 
     def derives(self, series: SeriesId) -> bool:
         """Whether the series is one of those that are computed here."""
@@ -88,11 +89,17 @@ class DerivedStep:
     def _close_buckets(self, store: CandleStore, series: SeriesId, stored: Span, time: int, at: int) -> list[Applied]:
         """The usual case, one new candle at the head: it can only complete the buckets that end with it."""
         changes: list[Applied] = []
-        for target in self.targets:
+        for target in self._closing_at(stored.end):
             open_ = target.floor(time)
-            if open_ >= stored.start and target.next(open_) == stored.end:
+            if open_ >= stored.start:
                 changes += self._write(store, series, target, Span(open_, stored.end), at)
         return changes
+
+    def _closing_at(self, end: int) -> tuple[Timeframe, ...]:
+        """The targets that have a bucket which ends there. Usually asked for many series, one after the other."""
+        if self._closing[0] != end:
+            self._closing = end, tuple(target for target in self.targets if target.floor(end) == end)
+        return self._closing[1]
 
     def refresh(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> list[Applied]:
         """The buckets of `target` in `window` (on its grid), computed anew from base `series`."""

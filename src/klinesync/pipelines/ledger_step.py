@@ -354,13 +354,7 @@ class LedgerStep:
         version_id, overlay_head = self._draw(store, series, ledger, said, factor_head, now_s)
         if (factor_head, overlay_head) == (ledger.factor_head, ledger.overlay_head):
             return ledger
-        ledger = ledger._replace(
-            fingerprint=self._fingerprint,
-            record_id=ledger.record_id + 1,
-            factor_head=factor_head,
-            overlay_head=overlay_head,
-            version_id=version_id,
-        )
+        ledger = Ledger(self._fingerprint, ledger.epoch, ledger.record_id + 1, factor_head, overlay_head, version_id)
         store.ledger.put(series, ledger)
         entry.record_id = ledger.record_id
         entry.at_head = whole and store.head(series) == factor_head
@@ -479,7 +473,10 @@ class LedgerStep:
         newest drawing, and the overlays' new head."""
         if factor_head is None:
             return ledger.version_id, None
-        if ledger.overlay_head != ledger.factor_head:
+        if ledger.overlay_head == ledger.factor_head:
+            if not said:
+                return ledger.version_id, factor_head  # as at most candles
+        else:
             said = store.ledger.events(series, _after(ledger.overlay_head) + 1, factor_head + 1)
         while True:
             try:

@@ -58,7 +58,10 @@ class _File:
         def work(writer: apsw.Connection) -> R:
             commit = writer.execute("UPDATE commit_count SET commits = commits + 1 RETURNING commits").get
             assert isinstance(commit, int)
-            return change(SqliteCandleStore(writer, self._known, commit))
+            store = SqliteCandleStore(writer, self._known, commit)
+            result = change(store)
+            store.save()
+            return result
 
         try:
             return self._transaction(work, before_commit or _nothing)

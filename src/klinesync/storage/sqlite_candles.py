@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from operator import itemgetter
 
 import apsw
@@ -29,40 +29,60 @@ from klinesync.storage.chunks import (
     unpack,
     unpack_between,
 )
-from klinesync.storage.database import Origin, Revision
+from klinesync.storage.database import Ledger, Origin, Revision
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
+
+
+# The newest candles of a series that its writer remembers: as many as the next derived candle is made of (seven days).
+TAIL_CANDLES = 8
+# Rows that one statement puts: a statement each would give the interpreter away for each, to whoever waits for it.
+ROWS_OF_A_STATEMENT = 100
+_PUT = (
+    "INSERT INTO candle VALUES {} ON CONFLICT DO UPDATE SET open = excluded.open, high = excluded.high,"
+    " low = excluded.low, close = excluded.close, volume = excluded.volume"
+)
+_ROW = "(?, ?, ?, ?, ?, ?, ?)"
+_PUT_ONE, _PUT_MANY = _PUT.format(_ROW), _PUT.format(", ".join([_ROW] * ROWS_OF_A_STATEMENT))
 
 
 class Known:
     """What a connection remembers of the store, so as not to ask for it a thousand times a minute.
 
-    The numbers of series never change. The edges (first and newest open time), the chunk in which a series' rows begin,
-    and which series have no gap are facts of the one writer: it alone may remember them, and it forgets them when a
-    transaction is rolled back.
+    The numbers of series never change. The edges (first and newest open time), the newest candles, the chunk in which a
+    series' rows begin, the rows of ledgers, and which series have no gap are facts of the one writer: it alone may
+    remember them, and it forgets them when a transaction is rolled back.
     """
 
     def __init__(self, *, writes: bool) -> None:
         self.writes = writes
         self.numbers: dict[SeriesId, int] = {}
         self.edges: dict[SeriesId, tuple[int, int]] = {}
+        self.tails: dict[SeriesId, tuple[Candle, ...]] = {}
         self.row_chunks: dict[SeriesId, int] = {}
         self.gapless: set[SeriesId] = set()
+        self.ledgers: dict[SeriesId, Ledger] = {}
 
     def forget(self) -> None:
         self.numbers.clear()
         self.edges.clear()
+        self.tails.clear()
         self.row_chunks.clear()
         self.gapless.clear()
+        self.ledgers.clear()
 
 
 class SqliteCandleStore:
-    """`CandleStore` on one connection, in one transaction; `commit` is its number where that is known."""
+    """`CandleStore` on one connection, in one transaction; `commit` is its number where that is known.
+
+    A writing one keeps rows until they are read or `save` is called.
+    """
 
     def __init__(self, connection: apsw.Connection, known: Known, commit: int | None = None) -> None:
         self._connection = connection
         self._known = known
         self._commit = commit
-        self.ledger = SqliteLedgerStore(connection, self._number)
+        self._unsaved: list[tuple[int | float, ...]] = []
+        self.ledger = SqliteLedgerStore(connection, self._number, known.ledgers if known.writes else None)
 
     def head(self, series: SeriesId) -> int | None:
         edges = self._edges(series)
@@ -115,6 +135,7 @@ class SqliteCandleStore:
         number = self._number(series)
         if number is None:
             return 0
+        self._save_rows()
         found = self._connection.execute(
             "SELECT count(*) FROM (SELECT 1 FROM candle WHERE series_no = ? AND time > ? LIMIT ?)",
             (number, since, most),
@@ -187,7 +208,10 @@ class SqliteCandleStore:
         return [_as_revision(row) for row in found]
 
     def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
-        ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
+        if len(candles) == 1:
+            ascending = list(candles)
+        else:
+            ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
         if not ascending:
             return Applied(series, (), frozenset(), commit=self.commit())
         number = self._number(series)
@@ -215,13 +239,20 @@ class SqliteCandleStore:
             edges = (first, last) if edges is None else (min(edges[0], first), max(edges[1], last))
             self._place(series, number, ascending, edges[1])
             self._known.edges[series] = edges
+            if head is None or head < first:
+                tail = (*self._known.tails.get(series, ()), *ascending[-TAIL_CANDLES:])
+                self._known.tails[series] = tail[-TAIL_CANDLES:]
+            else:
+                self._known.tails.pop(series, None)
         return Applied(series, tuple(ascending), revised, commit=self.commit())
 
     def trim(self, series: SeriesId, before: int) -> None:
         number = self._number(series)
         if number is None:
             return
+        self._save_rows()
         self._known.edges.pop(series, None)
+        self._known.tails.pop(series, None)
         self._known.row_chunks.pop(series, None)
         chunk = chunk_of(number, series.timeframe, max(before, 0))
         self._connection.execute(
@@ -237,8 +268,31 @@ class SqliteCandleStore:
                 (number, before),
             )
 
-    def savepoint(self) -> AbstractContextManager[object]:
-        return self._connection  # apsw makes a block of a connection a savepoint
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        self.save()
+        try:
+            with self._connection:  # apsw makes a block of a connection a savepoint
+                yield
+                self.ledger.save()
+        except BaseException:
+            self.ledger.forget()
+            raise
+
+    def save(self) -> None:
+        """Write what is kept still; before the commit."""
+        self._save_rows()
+        self.ledger.save()
+
+    def _save_rows(self) -> None:
+        rows = self._unsaved
+        if not rows:
+            return
+        self._unsaved = []
+        whole = len(rows) - len(rows) % ROWS_OF_A_STATEMENT
+        for at in range(0, whole, ROWS_OF_A_STATEMENT):
+            self._connection.execute(_PUT_MANY, [value for row in rows[at : at + ROWS_OF_A_STATEMENT] for value in row])
+        self._connection.executemany(_PUT_ONE, rows[whole:])
 
     def change_gaps(self, series: SeriesId, change: GapChange) -> None:
         if not change:
@@ -277,6 +331,9 @@ class SqliteCandleStore:
         return number
 
     def _between(self, series: SeriesId, number: int, start: int, end: int) -> list[Candle]:
+        tail = self._known.tails.get(series)
+        if tail is not None and start >= tail[0].time:
+            return [candle for candle in tail if start <= candle.time < end]
         rows = self._rows(number, start, end, as_candles)
         row_chunk = self._known.row_chunks.get(series)
         if row_chunk is not None and chunk_of(number, series.timeframe, start) >= row_chunk:
@@ -288,6 +345,7 @@ class SqliteCandleStore:
         self, number: int, start: int, end: int, make: Maker[T], limit: int = -1, *, newest: bool = False
     ) -> list[T]:
         """The oldest (or newest, newest first) `limit` candles among the rows that open in `[start, end)`."""
+        self._save_rows()
         found = self._connection.execute(
             "SELECT time, open, high, low, close, volume FROM candle"  # noqa: S608  # only our own word is joined in
             f" WHERE series_no = ? AND time >= ? AND time < ? ORDER BY time {'DESC' if newest else 'ASC'} LIMIT ?",
@@ -346,12 +404,7 @@ class SqliteCandleStore:
             if chunk != newest:
                 self._put_chunk(number, chunk, _merged(self._chunk(number, chunk), few))
                 continue
-            self._connection.executemany(
-                "INSERT INTO candle VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-                " open = excluded.open, high = excluded.high, low = excluded.low,"
-                " close = excluded.close, volume = excluded.volume",
-                [(number, *candle) for candle in few],
-            )
+            self._unsaved += [(number, *candle) for candle in few]
         self._known.row_chunks[series] = newest
 
     def _pack_rows(self, series: SeriesId, number: int, before: int, arriving: dict[int, Sequence[Candle]]) -> None:
@@ -366,6 +419,7 @@ class SqliteCandleStore:
             arriving[chunk] = _merged(rows, arriving.get(chunk, ()))
 
     def _oldest_row(self, number: int) -> int | None:
+        self._save_rows()
         found = self._connection.execute("SELECT min(time) FROM candle WHERE series_no = ?", (number,)).get
         assert found is None or isinstance(found, int)
         return found
@@ -377,6 +431,7 @@ class SqliteCandleStore:
             number = self._number(series)
             if number is None:
                 return None
+            self._save_rows()
             # Two sub-selects, because only a lone min or max is a look at one end of the index.
             found = self._connection.execute(
                 "SELECT (SELECT min(time) FROM candle WHERE series_no = ?1),"

@@ -18,13 +18,34 @@ _encoder = msgspec.json.Encoder()
 
 
 class SqliteLedgerStore:
-    """`LedgerStore` on one connection, in one transaction. `number` gives a stored series' number, None of another."""
+    """`LedgerStore` on one connection, in one transaction. `number` gives a stored series' number, None of another.
 
-    def __init__(self, connection: apsw.Connection, number: Callable[[SeriesId], int | None]) -> None:
+    A writing one has `known`: the rows that the one writer remembers. What is put goes there, and to the store with
+    `save`, all at once.
+    """
+
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        number: Callable[[SeriesId], int | None],
+        known: dict[SeriesId, Ledger] | None = None,
+    ) -> None:
         self._connection = connection
         self._number = number
+        self._known = known
+        self._unsaved: dict[SeriesId, Ledger] = {}
 
     def get(self, series: SeriesId) -> Ledger | None:
+        if self._known is None:
+            return self._read(series)
+        ledger = self._known.get(series)
+        if ledger is None:
+            ledger = self._read(series)
+            if ledger is not None:
+                self._known[series] = ledger
+        return ledger
+
+    def _read(self, series: SeriesId) -> Ledger | None:
         number = self._number(series)
         if number is None:
             return None
@@ -36,11 +57,26 @@ class SqliteLedgerStore:
         return None if found is None else Ledger(*found)
 
     def put(self, series: SeriesId, ledger: Ledger) -> None:
-        self._connection.execute(
-            "INSERT OR REPLACE INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?)", (self._number(series), *ledger)
-        )
+        assert self._known is not None, "this store only reads"
+        self._known[series] = self._unsaved[series] = ledger
+
+    def save(self) -> None:
+        """Write what was put."""
+        if self._unsaved:
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(self._number(series), *ledger) for series, ledger in self._unsaved.items()],
+            )
+            self._unsaved.clear()
+
+    def forget(self) -> None:
+        """What was put since the last `save` is rolled back."""
+        self._unsaved.clear()
+        if self._known is not None:
+            self._known.clear()
 
     def all(self) -> dict[SeriesId, Ledger]:
+        self.save()
         found = self._connection.execute(
             "SELECT series_id, fingerprint, epoch, record_id, factor_head, overlay_head, version_id"
             " FROM ledger JOIN series USING (series_no)"
@@ -48,6 +84,8 @@ class SqliteLedgerStore:
         return {SeriesId.parse(str(row[0])): Ledger(*row[1:]) for row in found}
 
     def add_events(self, series: SeriesId, said: Sequence[Said]) -> None:
+        if not said:
+            return
         number = self._number(series)
         rows = []
         time, event_no = -1, 0
@@ -66,6 +104,8 @@ class SqliteLedgerStore:
         return [Said(str(factor), _event.decode(str(event))) for factor, event in found]  # type: ignore[arg-type]
 
     def add_drawings(self, series: SeriesId, drawings: Sequence[Instruction]) -> None:
+        if not drawings:
+            return
         number = self._number(series)
         self._connection.executemany(
             "INSERT INTO drawing VALUES (?, ?, ?, ?)",
