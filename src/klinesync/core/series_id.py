@@ -10,8 +10,9 @@ from klinesync.core.errors import BadSeriesId, BadTimeframe
 from klinesync.core.timeframe import Timeframe
 
 MAX_SERIES_ID_CHARS = 100
-# Series of which those in other timeframes are remembered, times the timeframes.
-MAX_REMEMBERED = 50_000
+# Names that are remembered, so that a series is one object wherever it was named: a dictionary then finds it without
+# comparing.
+MAX_REMEMBERED = 65_536
 _EXCHANGE = re.compile(r"[a-z][a-z0-9_]*")
 _ASSET = r"[^\W_][\w.\-]*"  # letters and digits of any script (Binance lists such), then . - _ as ccxt has them
 _SYMBOL = re.compile(rf"({_ASSET})/({_ASSET})(?::({_ASSET}))?")
@@ -64,7 +65,7 @@ class SeriesId:
             frame = Timeframe.parse(timeframe)
         except BadTimeframe as error:
             raise BadSeriesId(text, f"has an unknown timeframe: {error}") from None
-        return cls(exchange, market, symbol, frame)
+        return _shared(exchange, market, symbol, frame)
 
     def __str__(self) -> str:
         return f"{self.exchange}:{self.market}:{self.symbol}:{self.timeframe.code}"
@@ -78,6 +79,9 @@ class SeriesId:
         return f"{self}:{candle_time}"
 
 
+_shared = lru_cache(MAX_REMEMBERED)(SeriesId)
+
+
 @lru_cache(MAX_REMEMBERED)
 def _with_timeframe(series: SeriesId, timeframe: Timeframe) -> SeriesId:
-    return SeriesId(series.exchange, series.market, series.symbol, timeframe)
+    return _shared(series.exchange, series.market, series.symbol, timeframe)

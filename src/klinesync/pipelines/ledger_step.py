@@ -77,6 +77,8 @@ class _Entry:
     record_id: int
     at_head: bool
     handles: dict[str, Handle]
+    # By how many candles the grid of its checkpoints is shifted.
+    shift: int
 
 
 class LedgerStep:
@@ -177,7 +179,7 @@ class LedgerStep:
         except (FactorFault, ForeignStates):
             return  # told when a candle comes
         at_head = store.head(series) == ledger.factor_head
-        self._entries.setdefault(series, _Entry(states, ledger.record_id, at_head, {}))
+        self._entries.setdefault(series, _Entry(states, ledger.record_id, at_head, {}, _shift_of(series)))
 
     def advance(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
         """Bring the ledgers up to date with what a transaction changed. `now_s` is monotonic.
@@ -377,11 +379,10 @@ class LedgerStep:
     ) -> tuple[States, list[Said]]:
         """The states after the candles, and what was said; checkpoints are stored on the way."""
         states, said = entry.states, []
-        frame = series.timeframe
-        shift = zlib.crc32(str(series).encode()) % CHECKPOINT_CANDLES  # not all series in one minute
+        frame_s, shift = series.timeframe.seconds, entry.shift
 
         def cell_of(time: int) -> int:
-            return (time // frame.seconds + shift) // CHECKPOINT_CANDLES
+            return (time // frame_s + shift) // CHECKPOINT_CANDLES
 
         last = cell_of(candles[-1].time)
         first = 0
@@ -454,7 +455,7 @@ class LedgerStep:
         entry = self._entries.get(series)
         if entry is None or entry.record_id != ledger.record_id:
             states = self.states_at(store, series, ledger.factor_head)
-            entry = self._entries[series] = _Entry(states, ledger.record_id, at_head=False, handles={})
+            entry = self._entries[series] = _Entry(states, ledger.record_id, False, {}, _shift_of(series))
             if len(self._entries) > MAX_ENTRIES:
                 self._entries.popitem(last=False)
         self._entries.move_to_end(series)
@@ -539,6 +540,11 @@ def values_at(
         for row, numbers in zip(rows, zip(*(one.tolist() for one in values.values()), strict=True), strict=True):
             row[indicator.name] = Seen(dict(zip(values, numbers, strict=True)))
     return list(rows)
+
+
+def _shift_of(series: SeriesId) -> int:
+    """Not all series store their states in the same minute."""
+    return zlib.crc32(str(series).encode()) % CHECKPOINT_CANDLES
 
 
 def _reaches(ledger: Ledger, time: int) -> bool:

@@ -57,6 +57,11 @@ def unpack_between(packed: bytes, start: int, end: int, make: Maker[T]) -> list[
     return make(zip(times[first:last], *columns, strict=True))
 
 
+def first_time(packed: bytes) -> int:
+    """The first open time of what `pack` made, of which the first 8 bytes are enough."""
+    return int.from_bytes(packed[:8], "little")
+
+
 def chunk_of(number: int, timeframe: Timeframe, time: int) -> int:
     """The chunk of the candle of `time`, in the series of that number."""
     return (time // timeframe.seconds + number) // CHUNK_CANDLES

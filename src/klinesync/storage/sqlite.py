@@ -47,6 +47,7 @@ class _File:
             writer.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
             writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             _migrate(writer, self.path)
+            self._known.learn(writer)
         except (apsw.Error, OSError) as error:
             raise StoreError(f"the store {self.path} cannot be opened: {error}") from error
         self._writer = writer

@@ -25,13 +25,13 @@ from klinesync.storage.chunks import (
     as_candles,
     chunk_of,
     chunk_start,
+    first_time,
     pack,
     unpack,
     unpack_between,
 )
 from klinesync.storage.database import Ledger, Origin, Revision
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
-
 
 # The newest candles of a series that its writer remembers: as many as the next derived candle is made of (seven days).
 TAIL_CANDLES = 8
@@ -41,6 +41,13 @@ _PUT = (
     "INSERT INTO candle VALUES {} ON CONFLICT DO UPDATE SET open = excluded.open, high = excluded.high,"
     " low = excluded.low, close = excluded.close, volume = excluded.volume"
 )
+# The edges of a series: of its rows, which are the newest candles, and of its first chunk. Each is a look at one end.
+_EDGES = """
+    (SELECT min(time) FROM candle WHERE candle.series_no = series.series_no),
+    (SELECT max(time) FROM candle WHERE candle.series_no = series.series_no),
+    (SELECT substr(candles, 1, 8) FROM candle_chunk WHERE chunk_id >= series.series_no << 32
+        AND chunk_id < (series.series_no + 1) << 32 ORDER BY chunk_id LIMIT 1)
+"""
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
 _PUT_ONE, _PUT_MANY = _PUT.format(_ROW), _PUT.format(", ".join([_ROW] * ROWS_OF_A_STATEMENT))
 
@@ -61,6 +68,23 @@ class Known:
         self.row_chunks: dict[SeriesId, int] = {}
         self.gapless: set[SeriesId] = set()
         self.ledgers: dict[SeriesId, Ledger] = {}
+
+    def learn(self, connection: apsw.Connection) -> None:
+        """Everything at once: a question a series would keep its first candle waiting, and that of all others."""
+        assert self.writes, "only the writer may remember"
+        found = connection.execute(
+            f"SELECT series_no, series_id, (SELECT 1 FROM gap WHERE gap.series_no = series.series_no), {_EDGES}"  # noqa: S608
+            " FROM series"
+        )
+        for number, name, gap, oldest_row, head, packed in found:
+            series = SeriesId.parse(str(name))
+            self.numbers[series] = int(number)
+            if gap is None:
+                self.gapless.add(series)
+            edges = _edges_of(oldest_row, head, packed)
+            if edges is not None:
+                self.edges[series] = edges
+                self.row_chunks[series] = chunk_of(int(number), series.timeframe, int(oldest_row))
 
     def forget(self) -> None:
         self.numbers.clear()
@@ -432,22 +456,10 @@ class SqliteCandleStore:
             if number is None:
                 return None
             self._save_rows()
-            # Two sub-selects, because only a lone min or max is a look at one end of the index.
-            found = self._connection.execute(
-                "SELECT (SELECT min(time) FROM candle WHERE series_no = ?1),"
-                " (SELECT max(time) FROM candle WHERE series_no = ?1)",
-                (number,),
-            ).get
+            found = self._connection.execute(f"SELECT {_EDGES} FROM series WHERE series_no = ?", (number,)).get  # noqa: S608
             assert isinstance(found, tuple)
-            first, head = found
-            if first is None:
-                return None
-            packed = self._connection.execute(
-                "SELECT candles FROM candle_chunk WHERE chunk_id >= ? AND chunk_id < ? ORDER BY chunk_id LIMIT 1",
-                (_chunk_id(number, 0), _chunk_id(number + 1, 0)),
-            ).get
-            edges = int(first) if packed is None else unpack(_sound(packed))[0].time, int(head)
-            if self._known.writes:
+            edges = _edges_of(*found)
+            if edges is not None and self._known.writes:
                 self._known.edges[series] = edges
         return edges
 
@@ -463,6 +475,18 @@ class SqliteCandleStore:
 
 def _chunk_id(number: int, chunk: int) -> int:
     return (number << 32) + chunk
+
+
+def _edges_of(oldest_row: object, head: object, packed: object) -> tuple[int, int] | None:
+    """Of a series with that oldest and newest row, whose first chunk begins with these bytes, if it has chunks."""
+    if oldest_row is None:
+        return None
+    assert isinstance(oldest_row, int)
+    assert isinstance(head, int)
+    if packed is None:
+        return oldest_row, head
+    assert isinstance(packed, bytes)
+    return first_time(packed), head
 
 
 def _sound(packed: object) -> bytes:
