@@ -495,7 +495,7 @@ async def test_a_backfill_that_was_broken_off_goes_on_after_a_restart_where_it_w
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(195))
         assert exchange.asked[0][1] >= 40, "what is stored is not read again"
-        assert world.board.report(BTC, 120).state == "succeeded"
+        await world.until(lambda: world.board.report(BTC, 120).state == "succeeded")
 
 
 @pytest.mark.parametrize("minutes", [range(0), range(20), range(180, 200)], ids=["nothing", "older", "newer"])
