@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -473,6 +474,8 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Call
     from klinesync.market.runtime_builder import build_market_runtime
 
     gc.set_threshold(*GARBAGE_THRESHOLDS)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a client is an open file
     verbose = logging.getLogger().isEnabledFor(logging.DEBUG)  # --verbose
     set_up_logs(flags.log_format, "debug" if verbose else flags.log_level)
     listener = bind(flags.host, flags.port)

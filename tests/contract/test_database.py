@@ -2,6 +2,7 @@
 nothing half-written stays."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.storage import chunks
-from klinesync.storage.database import CandleStore, Database, Origin
+from klinesync.storage.database import CandleStore, Database, Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -228,7 +229,7 @@ async def test_the_store_is_a_map_from_time_to_the_last_values(
                     head = max(model, default=None)
                     expected = {row.time: row for row in rows}
                     changed = {time: row for time, row in expected.items() if model.get(time) != row}
-                    written = await write(database, BTC, rows)
+                    written = await database.write(write_and_look(rows, model, model | expected, looks))
                     assert written.candles == tuple(changed[time] for time in sorted(changed))
                     assert written.revised == {time for time in changed if head is not None and time <= head}
                     model.update(expected)
@@ -236,6 +237,29 @@ async def test_the_store_is_a_map_from_time_to_the_last_values(
                 for read in (database.read, database.write):
                     await read(lambda store, stored=stored: check(store, stored, looks))  # type: ignore[misc]
             assert await all_of(database, ETH) == candles(7)
+
+
+class Abandoned(Exception):
+    """What was written up to here is not wanted."""
+
+
+def write_and_look(
+    rows: list[Candle], before: dict[int, Candle], after: dict[int, Candle], looks: list[tuple[int, int, int]]
+) -> Callable[[CandleStore], Applied]:
+    """Writes, and looks at it in the same transaction; what a savepoint took back before left nothing behind."""
+
+    def change(store: CandleStore) -> Applied:
+        with contextlib.suppress(Abandoned), store.savepoint():
+            store.write(BTC, [candle(0, 9.0), *rows, candle(500, 9.0)], Origin("test", 1))
+            store.ledger.put(BTC, Ledger("abandoned"))
+            raise Abandoned
+        check(store, [before[time] for time in sorted(before)], looks)
+        assert store.ledger.get(BTC) is None
+        applied = store.write(BTC, rows, Origin("test", 1_700_000_000))
+        check(store, [after[time] for time in sorted(after)], looks)
+        return applied
+
+    return change
 
 
 def check(store: CandleStore, stored: list[Candle], looks: list[tuple[int, int, int]]) -> None:

@@ -161,7 +161,7 @@ async def follower(service: Service) -> AsyncIterator[Follower]:
 
 
 async def test_a_client_that_never_reads_is_bounded_and_cut_off_and_costs_the_others_nothing(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hub, "OUTBOX_MAX_MESSAGES", 500)
     monkeypatch.setattr(ws_transport, "CLOSE_TIMEOUT_S", 0.2)
@@ -186,6 +186,7 @@ async def test_a_client_that_never_reads_is_bounded_and_cut_off_and_costs_the_ot
         assert not stuck._messages
         # The close frame cannot be delivered: it is cut off.
         await until(lambda: service.runtime.hub.clients == 1, "the slow client is given back")
+        assert "closed with 1013" in caplog.text
         assert healthy.closed == [START + 60 * number for number in range(1, minute)]
 
 
@@ -500,11 +501,13 @@ def test_the_same_on_the_loop_of_the_service(scenario: Callable[[Service], Await
     uvloop.run(on_uvloop())
 
 
-def test_a_client_that_never_reads_on_the_loop_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_never_reads_on_the_loop_of_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def on_uvloop() -> None:
         async with serving(tmp_path) as service:
             await test_a_client_that_never_reads_is_bounded_and_cut_off_and_costs_the_others_nothing(
-                service, monkeypatch
+                service, monkeypatch, caplog
             )
 
     uvloop.run(on_uvloop())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from klinesync.market import http_limits
 from klinesync.market.security import guarded
-from processes import klinesync, serve_arguments
+from processes import klinesync, running, serve_arguments
 from running_service import Service, running_service
 from upstream import until
 
@@ -73,6 +74,19 @@ async def test_a_service_that_others_could_reach_does_not_start_without_a_token(
     assert not store.exists()
     async with running_service(store, host="0.0.0.0", api_token=TOKEN) as service:
         assert (await service.get("/readyz"))[0] == 200
+
+
+async def test_as_many_clients_may_come_as_the_system_lets_a_process_open_files(tmp_path: Path) -> None:
+    """Systems begin a process with 1,024 files or fewer, and let it ask for more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        arguments = serve_arguments("http://127.0.0.1:9", tmp_path / "store.sqlite")
+        async with running(*arguments, log=tmp_path / "serve.log") as service:
+            await service.address("klinesync serves")
+            assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_a_rebound_name_reads_nothing_and_opens_no_socket(service: Service) -> None:

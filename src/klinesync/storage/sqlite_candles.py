@@ -300,7 +300,9 @@ class SqliteCandleStore:
                 yield
                 self.ledger.save()
         except BaseException:
+            self._unsaved = []
             self.ledger.forget()
+            self._known.forget()
             raise
 
     def save(self) -> None:

@@ -72,8 +72,6 @@ class SqliteLedgerStore:
     def forget(self) -> None:
         """What was put since the last `save` is rolled back."""
         self._unsaved.clear()
-        if self._known is not None:
-            self._known.clear()
 
     def all(self) -> dict[SeriesId, Ledger]:
         self.save()

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from klinesync.core.candle import Applied, Forming
 from klinesync.core.series_id import SeriesId
+from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
 from klinesync.ws.session import Announcement, Subscription
+
+log = logging.getLogger(__name__)
 
 # What may wait for one client. A client that lets more pile up is closed with 1013 and resumes with `since`.
 OUTBOX_MAX_MESSAGES = 10_000
 OUTBOX_MAX_BYTES = 16 << 20
 # What is handed to a wire in one write, so that what a slow client has not read stays here, where it is counted.
 WRITE_BYTES = 64 << 10
+
+# At most one line of clients that were too slow.
+LOG_EVERY_S = 10.0
 
 CLOSE_GOING_AWAY = 1001
 CLOSE_POLICY_VIOLATION = 1008
@@ -170,6 +177,7 @@ class CandleHub:
     def __init__(self) -> None:
         self._messages = 0  # live ones: catch-ups go from the coordinator straight to the client
         self._slow_clients = 0
+        self._log_limit = LogLimit(LOG_EVERY_S)
         self._watchers: dict[SeriesId, dict[Client, Subscription]] = {}
         self._clients: dict[Client, None] = {}  # in order of connecting
         self._empty = asyncio.Event()
@@ -203,7 +211,10 @@ class CandleHub:
     def disconnected(self, client: Client) -> None:
         """A client is gone: it watches nothing any more."""
         self._clients.pop(client, None)
-        self._slow_clients += client.outbox.ended == CLOSE_TRY_AGAIN_LATER
+        if client.outbox.ended == CLOSE_TRY_AGAIN_LATER:
+            self._slow_clients += 1
+            if (more := self._log_limit.allow("slow", asyncio.get_running_loop().time())) is not None:
+                log.warning("a client read too slowly, and was closed with 1013 (%d more since the last line)", more)
         if not self._clients:
             self._empty.set()
         for series in list(client.subscriptions):
