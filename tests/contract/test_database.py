@@ -3,6 +3,7 @@ nothing half-written stays."""
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.storage import chunks
 from klinesync.storage.database import CandleStore, Database, Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
+from klinesync.storage.sqlite_candles import SqliteCandleStore
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -164,6 +166,22 @@ async def test_a_batch_of_candles_that_lie_years_apart_tells_each_change(
         applied = await write(database, BTC, [candle(1, close=1.5), candle(100), candle(199, close=1.5), candle(200)])
         assert applied.candles == (candle(1, close=1.5), candle(199, close=1.5), candle(200))
         assert applied.revised == {60, 199 * 60}
+
+
+async def test_a_transaction_leaves_nothing_for_the_garbage_collector(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    async with make(tmp_path / "store.sqlite") as database:
+        await write(database, BTC, candles(1))
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await write(database, BTC, candles(2, 3))
+                await all_of(database, BTC)
+            assert not [one for one in gc.get_objects() if isinstance(one, SqliteCandleStore)]
+        finally:
+            gc.enable()
 
 
 async def test_a_store_of_a_newer_version_is_refused_with_a_sentence(

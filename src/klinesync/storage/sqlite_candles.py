@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import itemgetter
 
 import apsw
@@ -86,6 +87,16 @@ class Known:
                 self.edges[series] = edges
                 self.row_chunks[series] = chunk_of(int(number), series.timeframe, int(oldest_row))
 
+    def number(self, connection: apsw.Connection, series: SeriesId) -> int | None:
+        """Of a stored series; None of another."""
+        number = self.numbers.get(series)
+        if number is None:
+            found = connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(series),)).get
+            if found is not None:
+                assert isinstance(found, int)
+                number = self.numbers[series] = found
+        return number
+
     def forget(self) -> None:
         self.numbers.clear()
         self.edges.clear()
@@ -106,7 +117,9 @@ class SqliteCandleStore:
         self._known = known
         self._commit = commit
         self._unsaved: list[tuple[int | float, ...]] = []
-        self.ledger = SqliteLedgerStore(connection, self._number, known.ledgers if known.writes else None)
+        # Not a method of this: one that held the other would leave both to be found as garbage, after each transaction.
+        number = partial(known.number, connection)
+        self.ledger = SqliteLedgerStore(connection, number, known.ledgers if known.writes else None)
 
     def head(self, series: SeriesId) -> int | None:
         edges = self._edges(series)
@@ -466,13 +479,7 @@ class SqliteCandleStore:
         return edges
 
     def _number(self, series: SeriesId) -> int | None:
-        number = self._known.numbers.get(series)
-        if number is None:
-            found = self._connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(series),)).get
-            if found is not None:
-                assert isinstance(found, int)
-                number = self._known.numbers[series] = found
-        return number
+        return self._known.number(self._connection, series)
 
 
 def _chunk_id(number: int, chunk: int) -> int:
