@@ -9,7 +9,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -471,13 +470,13 @@ def _first(group: BaseExceptionGroup[KlinesyncError]) -> KlinesyncError:
 async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Callable[[str], None]) -> int:
     """The service until SIGINT or SIGTERM; `ready` gets its address once it answers."""
     from klinesync.market.app import bind, create_app, create_server
+    from klinesync.market.http_limits import allow_connections
     from klinesync.market.runtime_builder import build_market_runtime
 
     gc.set_threshold(*GARBAGE_THRESHOLDS)
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a client is an open file
     verbose = logging.getLogger().isEnabledFor(logging.DEBUG)  # --verbose
     set_up_logs(flags.log_format, "debug" if verbose else flags.log_level)
+    allow_connections()
     listener = bind(flags.host, flags.port)
     host, port = listener.getsockname()[:2]
     async with build_market_runtime(flags, command=command) as runtime:

@@ -124,6 +124,21 @@ async def test_other_values_and_late_fills_are_told_as_revised(
         assert await all_of(database, BTC) == [candle(1), candle(2), candle(3, close=1.5), candle(4)]
 
 
+async def test_what_differs_by_a_rounding_is_written_and_told_to_nobody(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    rounded = candle(1)._replace(volume=1.0 + 1e-12)
+    async with make(tmp_path / "store.sqlite") as database:
+        await write(database, BTC, candles(1, 2, 3))
+        origin = Origin("derived", 1, tolerance=1e-9)
+        rows = [rounded, candle(2, close=1.5), candle(4)]
+        written = await database.write(lambda store: store.write(BTC, rows, origin))
+        assert (written.candles, written.told) == (tuple(rows), tuple(rows[1:]))
+        assert written.revised == frozenset({120})
+        assert written.rounded == frozenset({60})
+        assert await all_of(database, BTC) == [rounded, candle(2, close=1.5), candle(3), candle(4)]
+
+
 async def test_values_come_back_bit_for_bit_after_a_restart(make: Callable[[Path], Database], tmp_path: Path) -> None:
     odd = Candle(60, 0.1 + 0.2, 1e300, 5e-324, 1 / 3, 2**53 + 0.0)
     async with make(tmp_path / "store.sqlite") as database:

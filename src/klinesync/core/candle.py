@@ -49,8 +49,9 @@ class Applied:
     """What a write changed: candles that are new, and candles that had other values before (`revised`), ascending.
 
     A candle that is new but lies behind the head that the series had is a late fill: it counts as revised too,
-    because whoever followed the series has passed it. `gaps`: what the gap ledger says of the holes before and between
-    the candles. `commit`: the number of the transaction.
+    because whoever followed the series has passed it. `rounded` are candles that differ from what was stored by a
+    rounding: followers have them. `gaps`: what the gap ledger says of the holes before and between the candles.
+    `commit`: the number of the transaction.
     """
 
     series: SeriesId
@@ -58,6 +59,14 @@ class Applied:
     revised: frozenset[int]
     gaps: tuple[Gap, ...] = ()
     commit: int = 0
+    rounded: frozenset[int] = frozenset()
+
+    @property
+    def told(self) -> tuple[Candle, ...]:
+        """The candles that followers are told of."""
+        if not self.rounded:
+            return self.candles
+        return tuple(candle for candle in self.candles if candle.time not in self.rounded)
 
 
 def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:

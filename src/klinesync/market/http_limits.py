@@ -7,12 +7,16 @@ the same: it begins as an HTTP request.
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
 from http import HTTPStatus
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+log = logging.getLogger(__name__)
 
 # Our longest URL has some 300 bytes. A browser's cookies for the name `localhost` may be many.
 MAX_URL_BYTES = 8 << 10
@@ -23,7 +27,22 @@ MAX_HEAD_BYTES = 32 << 10
 HEAD_TIMEOUT_S = 20.0
 # Connections at once, WebSockets included. Each costs some memory and a file descriptor.
 MAX_CONNECTIONS = 20_000
+# File descriptors beside these: the store, its log and its readers, connections to exchanges.
+OTHER_FILES = 500
 MAX_BODY_BYTES = 8 << 20
+
+
+def allow_connections() -> None:
+    """Have the system let this process open a file for each of `MAX_CONNECTIONS`, or as many as it lets it have:
+    processes begin with a thousand or fewer."""
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY or allowed >= wanted:
+        return
+    if most != resource.RLIM_INFINITY and most < wanted:
+        log.info("the system lets this process open %d files; %d clients would need %d", most, MAX_CONNECTIONS, wanted)
+        wanted = most
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 class BoundedHttp(HttpToolsProtocol):

@@ -257,6 +257,7 @@ class SqliteCandleStore:
         edges = self._edges(series)
         head = None if edges is None else edges[1]
         revised: frozenset[int] = frozenset()
+        rounded: frozenset[int] = frozenset()
         if head is not None and ascending[0].time <= head:
             # By runs: a batch may hold candles that lie years apart.
             times = [candle.time for candle in ascending]
@@ -266,6 +267,7 @@ class SqliteCandleStore:
             revising = [one for one in ascending if origin.revises(stored.get(one.time), one)]
             late = (one.time for one in ascending if one.time <= head and one.time not in stored)
             revised = frozenset(one.time for one in revising).union(late)
+            rounded = frozenset(one.time for one in ascending if one.time <= head) - revised
             self._connection.executemany(
                 "INSERT INTO candle_revision (series_no, time, open, high, low, close, volume, revised_at, source)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -281,7 +283,7 @@ class SqliteCandleStore:
                 self._known.tails[series] = tail[-TAIL_CANDLES:]
             else:
                 self._known.tails.pop(series, None)
-        return Applied(series, tuple(ascending), revised, commit=self.commit())
+        return Applied(series, tuple(ascending), revised, commit=self.commit(), rounded=rounded)
 
     def trim(self, series: SeriesId, before: int) -> None:
         number = self._number(series)

@@ -254,7 +254,7 @@ class CandleHub:
     def publish(self, applied: Applied) -> None:
         """Closed candles, after their commit, in commit order."""
         watchers = self._watchers.get(applied.series)
-        if not watchers:
+        if not watchers or not applied.told:
             return
         announcement = Announcement(applied)
         for client, subscription in watchers.items():

@@ -15,13 +15,14 @@ CATCH_UP_MAX_CANDLES = 2000
 
 
 class Announcement:
-    """Closed candles of one series that were committed together; encoded when first needed, then shared by all."""
+    """Closed candles of one series that were committed together, those that followers are told of: one at least.
+    Encoded when first needed, then shared by all."""
 
     __slots__ = ("_all", "_batch", "_closed", "before", "candles", "commit", "gaps", "newest", "revised", "series")
 
     def __init__(self, applied: Applied) -> None:
         self.series = applied.series
-        self.candles = candles = applied.candles
+        self.candles = candles = applied.told
         self.revised = applied.revised
         self.gaps = applied.gaps
         self.commit = applied.commit
