@@ -476,10 +476,10 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Call
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     verbose = logging.getLogger().isEnabledFor(logging.DEBUG)  # --verbose
     set_up_logs(flags.log_format, "debug" if verbose else flags.log_level)
-    allow_connections()
     listener = bind(flags.host, flags.port)
     host, port = listener.getsockname()[:2]
     async with build_market_runtime(flags, command=command) as runtime:
+        allow_connections()
         server = create_server(create_app(runtime), runtime)
         with _on_signal(server.stop):
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")

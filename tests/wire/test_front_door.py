@@ -92,6 +92,20 @@ async def test_as_many_clients_may_come_as_the_system_lets_a_process_open_files(
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.parametrize(
+    ("files", "clients"),
+    [
+        (resource.RLIM_INFINITY, http_limits.MAX_CONNECTIONS),
+        (1_000_000, http_limits.MAX_CONNECTIONS),
+        (20_000, 20_000 - http_limits.OTHER_FILES),
+        (256, 128),
+    ],
+)
+def test_clients_leave_files_to_the_store(monkeypatch: pytest.MonkeyPatch, files: int, clients: int) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (files, files))
+    assert http_limits.most_connections() == clients
+
+
 async def test_a_rebound_name_reads_nothing_and_opens_no_socket(service: Service) -> None:
     for path in ("/api/market/whitelist", "/", "/openapi.json", "/healthz"):
         async with service.http.get(service.url + path, headers={"Host": "evil.example:8000"}) as response:

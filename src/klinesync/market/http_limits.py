@@ -25,7 +25,7 @@ MAX_HEADERS = 100
 MAX_HEAD_BYTES = 32 << 10
 # How long a connection may take for a head, from its beginning on, or from its connecting.
 HEAD_TIMEOUT_S = 20.0
-# Connections at once, WebSockets included. Each costs some memory and a file descriptor.
+# Connections at once, WebSockets included, where the system lets us. Each costs some memory and a file descriptor.
 MAX_CONNECTIONS = 20_000
 # File descriptors beside these: the store, its log and its readers, connections to exchanges.
 OTHER_FILES = 500
@@ -39,10 +39,19 @@ def allow_connections() -> None:
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY or allowed >= wanted:
         return
-    if most != resource.RLIM_INFINITY and most < wanted:
-        log.info("the system lets this process open %d files; %d clients would need %d", most, MAX_CONNECTIONS, wanted)
-        wanted = most
+    wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    if most_connections() < MAX_CONNECTIONS:
+        log.info("%d connections at most: the system lets this process open %d files", most_connections(), most)
+
+
+def most_connections() -> int:
+    """Connections at once: `MAX_CONNECTIONS`, or as many as leave `OTHER_FILES` of the files that this process may
+    open, half of them at least. A store that can open no file any more is worse than a client that is sent away."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return min(MAX_CONNECTIONS, max(allowed - OTHER_FILES, allowed // 2))
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -55,7 +64,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > most_connections():
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections", "come back later")
             self.send_400_response("")
             return
