@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from klinesync.core.errors import BadCandle
 from klinesync.core.gaps import Gap
@@ -28,24 +29,21 @@ class Candle(NamedTuple):
     volume: float
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(Struct, frozen=True):
     """A finished candle, proven final by whoever made this value. The only kind that can be stored."""
 
     series: SeriesId
     candle: Candle
 
 
-@dataclass(frozen=True, slots=True)
-class Forming:
+class Forming(Struct, frozen=True):
     """A candle in progress: shown, never stored."""
 
     series: SeriesId
     candle: Candle
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(Struct, frozen=True):
     """What a write changed: candles that are new, and candles that had other values before (`revised`), ascending.
 
     A candle that is new but lies behind the head that the series had is a late fill: it counts as revised too,

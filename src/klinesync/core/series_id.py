@@ -30,11 +30,14 @@ class SeriesId:
     market: str
     symbol: str
     timeframe: Timeframe
-    # A name is looked up many times a candle: its hash is computed once.
+    # A name is looked up and written many times a candle: its hash and its text are made once.
     _hash: int = field(init=False, repr=False, compare=False)
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((self.exchange, self.market, self.symbol, self.timeframe.code)))
+        text = f"{self.exchange}:{self.market}:{self.symbol}:{self.timeframe.code}"
+        object.__setattr__(self, "_text", text)
 
     def __hash__(self) -> int:
         return self._hash
@@ -68,7 +71,7 @@ class SeriesId:
         return _shared(exchange, market, symbol, frame)
 
     def __str__(self) -> str:
-        return f"{self.exchange}:{self.market}:{self.symbol}:{self.timeframe.code}"
+        return self._text
 
     def with_timeframe(self, timeframe: Timeframe) -> SeriesId:
         """The same symbol in another timeframe."""
@@ -76,7 +79,7 @@ class SeriesId:
 
     def candle_id(self, candle_time: int) -> str:
         """`{series_id}:{candle_time}`."""
-        return f"{self}:{candle_time}"
+        return f"{self._text}:{candle_time}"
 
 
 _shared = lru_cache(MAX_REMEMBERED)(SeriesId)

@@ -9,7 +9,8 @@ without such a proof is declared, and left to the healing of gaps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import Span, without
@@ -26,8 +27,7 @@ HOLD_MOST_S = 60.0
 MAX_STAMPS = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(Struct, frozen=True):
     """Ask for history after `delay_s`: from the open time `start` on, which is stored, so that a hole behind it lies
     within one answer; None: as much as a first history takes."""
 
@@ -36,15 +36,13 @@ class Fetch:
     urgency: Urgency = Urgency.REPAIR
 
 
-@dataclass(frozen=True, slots=True)
-class Hurry:
+class Hurry(Struct, frozen=True):
     """The `Fetch` that is under way is so urgent now."""
 
     urgency: Urgency
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(Struct, frozen=True):
     """Write these closed candles, ascending. `jumps` lie before or between them; `empty` is empty on the exchange, as
     `proof` says."""
 
@@ -58,15 +56,13 @@ class Persist:
         return without([Span(jump.expected, jump.actual) for jump in self.jumps], self.empty)
 
 
-@dataclass(frozen=True, slots=True)
-class Show:
+class Show(Struct, frozen=True):
     """Broadcast this forming candle."""
 
     candle: Candle
 
 
-@dataclass(frozen=True, slots=True)
-class ShowLater:
+class ShowLater(Struct, frozen=True):
     """A forming candle waits for its turn: call `due` at that monotonic time."""
 
     at_s: float

@@ -84,10 +84,7 @@ class DerivedForming:
         """A forming candle of an ingested series."""
         self._hub.show(forming)
         series = forming.series
-        if series.timeframe != self._derived.base:
-            return
-        watched = [target for target in self._derived.targets if self._hub.watched(series.with_timeframe(target))]
-        if not watched:
+        if not self._hub.any_watched(self._derived.derived_from(series)):
             return
         progress = self._progress.get(series)
         if progress is None:

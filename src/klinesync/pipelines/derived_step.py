@@ -8,13 +8,14 @@ base gives none cannot be anything else. Base history that arrives later takes i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 from klinesync.core import gaps
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.derived import complete, fold, parent_of
 from klinesync.core.gaps import Gap, GapState, Span
-from klinesync.core.series_id import SeriesId
+from klinesync.core.series_id import MAX_REMEMBERED, SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.database import CandleStore, Origin
 
@@ -41,6 +42,8 @@ class DerivedStep:
         self.base = base
         self.targets = tuple(sorted(targets, key=lambda target: target.seconds))
         self._closing: tuple[int, tuple[Timeframe, ...]] = (0, ())  # of the newest minute's end
+        # Asked for each forming candle.
+        self.derived_from = lru_cache(MAX_REMEMBERED)(self._derived_from)
 
     def derives(self, series: SeriesId) -> bool:
         """Whether the series is one of those that are computed here."""
@@ -50,9 +53,9 @@ class DerivedStep:
         """The series to ingest for `series`: its base when it is derived, itself otherwise."""
         return series.with_timeframe(self.base) if self.derives(series) else series
 
-    def derived_from(self, series: SeriesId) -> list[SeriesId]:
+    def _derived_from(self, series: SeriesId) -> tuple[SeriesId, ...]:
         """The series that are computed from `series`; none when it is no base."""
-        return [series.with_timeframe(target) for target in self.targets] if series.timeframe == self.base else []
+        return tuple(map(series.with_timeframe, self.targets)) if series.timeframe == self.base else ()
 
     def advance(
         self, store: CandleStore, series: SeriesId, applied: Applied, emptied: Sequence[Span], at: int

@@ -12,7 +12,9 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from klinesync.core import gaps
 from klinesync.core.candle import Applied, Candle, check_candle
@@ -41,16 +43,14 @@ CATCH_UP_RETRY_S = 1.0
 MAX_REFRESH_CANDLES = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Empty:
+class Empty(Struct, frozen=True):
     """Spans of open times at which the exchange has nothing, and how it showed that."""
 
     spans: Sequence[Span]
     proof: str
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """Closed candles of one series that are written together, where they come from, and who waits for them."""
 
     series: SeriesId

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from msgspec import Struct
+
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 
 
-@dataclass(frozen=True, slots=True)
-class KlineEvent:
+class KlineEvent(Struct, frozen=True):
     """One push: the candle as it stands, and whether the exchange calls it final. `event_ms`: the exchange's time."""
 
     series: SeriesId

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from struct import Struct
+
 _TEXT = 0x81  # the final fragment of a text message
 _SHORT_MAX = 125
 _MEDIUM_MAX = 0xFFFF
+_medium_head = Struct("!BBH").pack
+_long_head = Struct("!BBQ").pack
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -13,8 +17,8 @@ def text_frame(payload: bytes) -> bytes:
     if length <= _SHORT_MAX:
         return bytes((_TEXT, length)) + payload
     if length <= _MEDIUM_MAX:
-        return bytes((_TEXT, 126)) + length.to_bytes(2, "big") + payload
-    return bytes((_TEXT, 127)) + length.to_bytes(8, "big") + payload
+        return _medium_head(_TEXT, 126, length) + payload
+    return _long_head(_TEXT, 127, length) + payload
 
 
 def payload_of(frame: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -250,6 +250,10 @@ class CandleHub:
     def watched(self, series: SeriesId) -> bool:
         """Whether anybody watches the series."""
         return series in self._watchers
+
+    def any_watched(self, series: Iterable[SeriesId]) -> bool:
+        """Whether anybody watches one of the series."""
+        return not self._watchers.keys().isdisjoint(series)
 
     def publish(self, applied: Applied) -> None:
         """Closed candles, after their commit, in commit order."""

@@ -31,6 +31,17 @@ class CandleOut(msgspec.Struct, gc=False):
     volume: float
 
 
+class _CandleForming(msgspec.Struct, gc=False, tag_field="type", tag="candle_forming"):
+    series_id: str
+    candle: CandleOut
+
+
+class _CandleClosed(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candle_closed"):
+    series_id: str
+    candle: CandleOut
+    revised: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Subscribe:
     """Candles of `series` after `since` (exclusive), then live; without `since` live only."""
@@ -121,13 +132,8 @@ def _frame(message: dict[str, object]) -> bytes:
     return text_frame(_encode(message))
 
 
-def candle_out(candle: Candle) -> CandleOut:
-    """The candle as clients see it."""
-    return CandleOut(*candle)
-
-
 def candles_out(candles: Iterable[Candle]) -> list[CandleOut]:
-    """The candles as clients see them: the same, several times as fast for thousands."""
+    """The candles as clients see them."""
     return list(starmap(CandleOut, candles))
 
 
@@ -143,10 +149,7 @@ def subscribed(series: SeriesId, head_time: int | None, stream: str) -> bytes:
 
 def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> bytes:
     """One closed candle; `revised`: in place of, or behind, what was sent before."""
-    message: dict[str, object] = {"type": "candle_closed", "series_id": str(series), "candle": candle_out(candle)}
-    if revised:
-        message["revised"] = True
-    return _frame(message)
+    return text_frame(_encode(_CandleClosed(str(series), CandleOut(*candle), revised)))
 
 
 def candles_batch(series: SeriesId, candles: Sequence[Candle]) -> bytes:
@@ -156,7 +159,7 @@ def candles_batch(series: SeriesId, candles: Sequence[Candle]) -> bytes:
 
 def candle_forming(series: SeriesId, candle: Candle) -> bytes:
     """The candle in progress."""
-    return _frame({"type": "candle_forming", "series_id": str(series), "candle": candle_out(candle)})
+    return text_frame(_encode(_CandleForming(str(series), CandleOut(*candle))))
 
 
 def gap(series: SeriesId, jump: Jump, *, reason: str = "missing", state: str = "unknown") -> bytes:
