@@ -37,6 +37,8 @@ export interface ChartEvents {
   pointed(time: number | null): void;
   /** The reader nears the oldest candle. */
   nearStart(): void;
+  /** The view has moved: the open time of its first candle. */
+  viewed(from: number): void;
   /** Whether the newest candle is in view. */
   atEnd(atEnd: boolean): void;
   /** A frame was drawn from the store. */
@@ -110,6 +112,8 @@ export class CandleChart {
     this.#chart.timeScale().subscribeVisibleLogicalRangeChange((range) => {
       if (range === null) return;
       this.#askForOlder();
+      const times = this.#chart.timeScale().getVisibleRange();
+      if (times !== null) this.events.viewed(Number(times.from));
       const atEnd = range.to >= this.#bars() - 1;
       if (atEnd !== this.#atEnd) {
         this.#atEnd = atEnd;
@@ -151,12 +155,6 @@ export class CandleChart {
   /** How many indicators are drawn. */
   get lines(): number {
     return this.#drawings.lines;
-  }
-
-  /** The open time of the first candle in view; null before there is one. */
-  get viewFrom(): number | null {
-    const range = this.#chart.timeScale().getVisibleRange();
-    return range === null ? null : Number(range.from);
   }
 
   /** Grey what is still forming: it is not being told to us any more. */

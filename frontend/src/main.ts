@@ -78,6 +78,9 @@ const chart = new CandleChart(ui.chart, readPalette(), {
     showLegend();
   },
   nearStart: () => void feed.loadOlder(),
+  viewed: (from) => {
+    root.dataset["viewFrom"] = String(from); // for tests, as the facts below
+  },
   atEnd: (atEnd) => {
     ui.latest.hidden = atEnd;
   },
@@ -196,7 +199,6 @@ function showStore(): void {
     drawnTo: drawings.to,
     drawings: drawings.drawings.filter((one) => layers.visible(one.feature)).length,
     lines: chart.lines,
-    viewFrom: chart.viewFrom,
   };
   for (const [name, value] of Object.entries(facts)) root.dataset[name] = String(value ?? "");
 }
