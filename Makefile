@@ -37,7 +37,7 @@ test-page: frontend/node_modules/.installed
 	cd frontend && npm run --silent test
 
 test-clients: .venv/.run .venv-clients/.installed
-	$(CLIENTS_BIN)/python -m pytest -c tests/clients/pytest.ini tests/clients
+	$(CLIENTS_BIN)/python -m pytest -n $(WORKERS) -c tests/clients/pytest.ini tests/clients
 
 sim: setup
 	$(BIN)/pytest -n $(WORKERS) tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
