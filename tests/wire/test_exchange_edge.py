@@ -95,7 +95,9 @@ class Listener:
         return [one.candle.time for one in self.updates if isinstance(one, ClosedCandle) and not one.revised]
 
     def events(self) -> list[str]:
-        return [one.event for one in self.updates if isinstance(one, System)]
+        """What was told of its stream; reads may have set off a backfill besides."""
+        told = [one.event for one in self.updates if isinstance(one, System)]
+        return [event for event in told if event.startswith("stream.")]
 
     def gaps(self) -> list[Gap]:
         return [one for one in self.updates if isinstance(one, Gap)]
