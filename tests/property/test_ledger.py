@@ -425,14 +425,18 @@ async def test_who_cannot_look_for_lags_looks_again(tmp_path: Path, monkeypatch:
     assert found == await expected(rows, make_step())
 
 
+@pytest.mark.parametrize("meanwhile", [ledger_step.no_ledger, lambda: make_step(Fragile())], ids=["none", "others"])
 @pytest.mark.parametrize("earlier", [0, 3, 120])
-async def test_who_has_no_factors_takes_back_what_his_candles_contradict(tmp_path: Path, earlier: int) -> None:
+async def test_who_has_other_factors_or_none_takes_back_what_his_candles_contradict(
+    tmp_path: Path, earlier: int, meanwhile: Callable[[], LedgerStep]
+) -> None:
+    """He may be gone before he has computed anything anew; then a ledger is ours again that he has never had."""
     rows = walk(4)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         step = make_step()
         await database.write(lambda store: change(store, step, rows))
         other = rows[earlier]._replace(high=rows[earlier].high + 9)
-        await database.write(lambda store: change(store, ledger_step.no_ledger(), [other]))
+        await database.write(lambda store: change(store, meanwhile(), [other]))
         again = make_step()
         await database.read(again.look_for_lags)
         await catch_up(database, again)

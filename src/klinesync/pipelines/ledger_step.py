@@ -282,11 +282,12 @@ class LedgerStep:
         ledger = store.ledger.get(series)
         if ledger is None:
             ledger = Ledger(self._fingerprint)
-        elif ledger.fingerprint not in self._ours:
-            self._behind.setdefault(series, Lag("other factors or overlays"))
-            return
         elif _reaches(ledger, candles[0].time):
             ledger = self._rewind(store, series, ledger, candles[0].time)
+        if ledger.fingerprint not in self._ours:
+            # It has been rewound all the same: it is ours again when what it lacks is suspended, or uninstalled.
+            self._behind.setdefault(series, Lag("other factors or overlays"))
+            return
         entry = self._entries.get(series)
         if entry is None or entry.record_id != ledger.record_id or not entry.at_head or series in self._behind:
             todo = store.oldest(series, self._max_candles + 1, since=_after(ledger.factor_head))
