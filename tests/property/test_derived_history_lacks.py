@@ -223,5 +223,12 @@ def test_what_is_lacking_lies_before_what_the_base_gives_and_is_bounded(
 def test_a_bucket_that_is_still_open_where_the_base_begins_is_looked_after_when_it_closes() -> None:
     base = Span(T0 + 7200, T0 + 7200 + 100 * 60)
     found = lack(BASE.with_timeframe(DAY), MINUTE, base, None, [], None, base.end + 1.0, native_candles=500)
-    assert found.native == Span(T0 - 500 * 86_400 + 86_400, T0)
+    native = Span(T0 - 499 * 86_400, T0)
+    assert found.native == native
     assert found.again_at == T0 + 86_400
+    # Then it is fetched, and also later, when what the base gives lies behind it already, or a while after a restart.
+    day = Span(T0, T0 + 86_400)
+    for days, stored, holes in ((1, native, []), (2, native, []), (3, Span(native.start, T0 + 3 * 86_400), [day])):
+        base = Span(base.start, T0 + days * 86_400 + 300)
+        found = lack(BASE.with_timeframe(DAY), MINUTE, base, stored, holes, None, base.end + 1.0, native_candles=500)
+        assert found.native == day

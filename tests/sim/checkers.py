@@ -257,14 +257,17 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
 def _lacking_own(
     exchange: SimulatedExchange, derived: SeriesId, native: int, stored: Mapping[int, Candle], first: int, end: int
 ) -> list[Candle]:
-    """What is missing of the `native` candles before the first bucket that the base gives, when no more than that are
-    stored at all."""
+    """What is missing of the `native` candles before the first bucket that the base gives; where the newest so many are
+    stored, of those behind the first one."""
     frame = derived.timeframe
     before = -(-first // frame.step_s) * frame.step_s
     newest = frame.floor(end)
-    if before >= newest or min(stored, default=newest) <= newest - native * frame.step_s:
+    if before >= newest:
         return []
-    own = exchange.native(derived, before - native * frame.step_s, before)
+    begin, oldest = before - native * frame.step_s, min(stored, default=newest)
+    if oldest <= newest - native * frame.step_s:
+        begin = max(begin, oldest)
+    own = exchange.native(derived, begin, before)
     return [one for one in own if one.time not in stored]
 
 

@@ -21,6 +21,7 @@ from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import SAME
 from klinesync.runtime.flags import load_flags
+from klinesync.runtime.sources import Errand, HistoryPage
 from klinesync.sim import generator, server
 from klinesync.sim.exchange import Grid
 from klinesync.sim.faults import RestError
@@ -241,7 +242,7 @@ async def test_no_more_native_candles_are_asked_for_than_the_exchange_has(
         asked = []
         fetch = history._fetch
 
-        async def noting(*what: object) -> bool:
+        async def noting(*what: object) -> int | None:
             asked.append(what)
             return await fetch(*what)  # type: ignore[arg-type]
 
@@ -250,6 +251,38 @@ async def test_no_more_native_candles_are_asked_for_than_the_exchange_has(
             assert await page(service, days) == candles
             await asyncio.sleep(0.02)  # longer than the cool-down, all in all
         assert asked == []
+
+
+async def test_a_native_candle_that_the_exchange_does_not_show_yet_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That nothing comes for a bucket that has just ended does not say that the exchange's candles begin behind it."""
+    hours = BASE.with_timeframe(HOUR)
+    async with (
+        SimServer(SimConfig(symbols=3, start=START)) as exchange,
+        reading(tmp_path / "store.sqlite", exchange) as service,
+    ):
+        await until_page(service, BASE, 500)
+        history = service.runtime._derived_history
+        read, asked = history._history, 0
+
+        async def holding_back(series: SeriesId, start: int, errand: Errand, last: int | None) -> AsyncIterator[object]:
+            nonlocal asked
+            asked += 1
+            early = asked <= 2
+            async for one in read(series, start, errand, last):
+                yield HistoryPage([candle for candle in one.candles if candle.time != last], []) if early else one
+
+        monkeypatch.setattr(history, "_history", holding_back)
+        candles: list[Candle] = []
+        async with asyncio.timeout(PATIENCE_S):
+            while (
+                asked < 3
+                or len(candles) < 100
+                or not alike(candles, theirs(exchange, hours, candles[0].time, candles[-1].time + 1))
+            ):
+                await asyncio.sleep(0.05)
+                candles = await page(service, hours, limit=100)
 
 
 async def test_a_hole_in_the_base_keeps_its_native_candle_until_it_is_filled(tmp_path: Path) -> None:

@@ -157,8 +157,9 @@ def lack(
     of its base.
 
     So many `base_candles` up to `now_s` (exchange time) are wanted. Native ones: `native_candles` before the first
-    bucket that the base gives, unless the newest so many candles are there; and where a page from `page_start` on is
-    read, all of it. None before `kept_from`, nor before `begins`, where the exchange's own begin.
+    bucket that the base gives, unless the newest so many candles are there; what is missing behind the first one that
+    is there; and where a page from `page_start` on is read, all of it. None before `kept_from`, nor before `begins`,
+    where the exchange's own begin.
     """
     frame = series.timeframe
     upto = max(base_stored.end, base.floor(int(now_s)))  # its tail may still be on its way
@@ -168,7 +169,7 @@ def lack(
     newest = frame.floor(base_stored.end)
     if not native_candles:
         return Lack(wanted)
-    start = end
+    start = end if stored is None else max(min(stored.start, end), back(frame, end, MAX_NATIVE))
     if stored is None or stored.start > back(frame, newest, native_candles):
         start = back(frame, end, native_candles)
     if page_start is not None and page_start < end and (stored is None or page_start < stored.start):
@@ -331,10 +332,20 @@ class DerivedHistory:
         self._empty.pop(series, None)
         if lacking.again_at is not None:
             self._wait_for(series, lacking.again_at)
-        return lacking.native is not None and not await self._fetch(series, lacking.native)
+        if lacking.native is None:
+            return False
+        first = await self._fetch(series, lacking.native)
+        if first is None:
+            return True  # which says nothing: what has just ended may not be shown yet
+        if first > lacking.native.start and (stored is None or lacking.native.start < stored.start):
+            self._begins[series] = (first, _now_s())
+            self._begins.move_to_end(series)
+            if len(self._begins) > MAX_REMEMBERED:
+                self._begins.popitem(last=False)
+        return False
 
-    async def _fetch(self, series: SeriesId, span: Span) -> bool:
-        """Whether anything came. Raises `UpstreamError`, `StoreError`."""
+    async def _fetch(self, series: SeriesId, span: Span) -> int | None:
+        """The first that came. Raises `UpstreamError`, `StoreError`."""
         frame = series.timeframe
         trouble: str | None = "the reading was broken off"
         held: list[HistoryPage] = []
@@ -356,13 +367,7 @@ class DerivedHistory:
             raise
         finally:
             self._watch.ended(series, trouble)
-        first = min((page.candles[0].time for page in held if page.candles), default=span.end)
-        if first > span.start:
-            self._begins[series] = (first, _now_s())
-            self._begins.move_to_end(series)
-            if len(self._begins) > MAX_REMEMBERED:
-                self._begins.popitem(last=False)
-        return candles > 0
+        return min((page.candles[0].time for page in held if page.candles), default=None)
 
     def _wait_for(self, series: SeriesId, at: int) -> None:
         """Look after the series again once its base has closed a candle up to `at`."""
