@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
@@ -115,10 +115,14 @@ class Network:
             socket.cut(noticed=self.edge.random() > 0.5)
 
     def calm(self) -> None:
-        """The faults stop. What is silent on a connection stays so: nobody else will find that."""
+        """The faults stop. What is silent on a connection stays so: nobody else will find that. Save what an older one
+        brings: that may end with the last minute of all, and then nothing comes any more that could prove a newer."""
         self.faults = CALM
         self.down_until_s = self.black_until_s = 0.0
         self._silent_until_s.clear()
+        for number, socket in enumerate(self.sockets):
+            older = (one for one in self.sockets[:number] if (one.owner, one.market) == (socket.owner, socket.market))
+            socket.speak(set[str]().union(*(one.names for one in older)))
 
     def silent(self, listing: Listing) -> bool:
         """Whether nothing comes of that stream at present, on whatever connection."""
@@ -187,6 +191,15 @@ class ExchangeSocket:
         if network.faults.lifetime:
             exchange = network.exchange
             exchange.at(exchange.now_ms() + network.faults.lifetime * MINUTE_S * 1000, self._die_of_age)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The streams that are sent on this connection."""
+        return frozenset(self._names - self._silent)
+
+    def speak(self, streams: Collection[str]) -> None:
+        """These streams are silent no more."""
+        self._silent.difference_update(streams)
 
     def carries(self, stream: str) -> bool:
         """Whether the service has been told that it is subscribed, and of no end of the connection."""

@@ -159,6 +159,7 @@ class IngestSupervisor:
         self._suspected = asyncio.Event()
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
         self._group: asyncio.TaskGroup | None = None
+        self._ending = False  # what still waits is written, and nothing begins any more
         self._running = asyncio.Event()
 
     def status(self, series: SeriesId) -> StreamStatus:
@@ -221,6 +222,10 @@ class IngestSupervisor:
                 group.create_task(self.audit.run(), name="audit")
             self._running.set()
             self._apply([Start(entry.series) for entry in self._table.entries()])
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._ending = True
 
     def _make_audit(self) -> Audit:
         def untold(series: SeriesId, candles: Sequence[Candle], since_ms: int) -> Sequence[Candle]:
@@ -525,7 +530,7 @@ class IngestSupervisor:
         begins again from its stored head."""
         assert self._group is not None, "run is running"
         job.feed.stalled(unwritten)
-        if job.beginning_again or self._jobs.get(job.feed.series) is not job:
+        if self._ending or job.beginning_again or self._jobs.get(job.feed.series) is not job:
             return
         job.beginning_again = True
         if job.history is not None:
