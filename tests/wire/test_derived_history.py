@@ -242,7 +242,7 @@ async def test_no_more_native_candles_are_asked_for_than_the_exchange_has(
         asked = []
         fetch = history._fetch
 
-        async def noting(*what: object) -> int | None:
+        async def noting(*what: object) -> Span | None:
             asked.append(what)
             return await fetch(*what)  # type: ignore[arg-type]
 

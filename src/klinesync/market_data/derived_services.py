@@ -35,6 +35,8 @@ RETRY_S = 1.0
 # a later read.
 HISTORIES_AT_ONCE = 2
 MAX_WAITING = 1000
+# By then, after its end (seconds of the exchange), a native candle is shown.
+SHOWN_AFTER_S = 60
 # Native candles that one read has fetched at most.
 MAX_NATIVE = 5000
 # Series of which it is remembered where the exchange's native candles begin, and for which candles of their base they
@@ -334,18 +336,22 @@ class DerivedHistory:
             self._wait_for(series, lacking.again_at)
         if lacking.native is None:
             return False
-        first = await self._fetch(series, lacking.native)
-        if first is None:
-            return True  # which says nothing: what has just ended may not be shown yet
-        if first > lacking.native.start and (stored is None or lacking.native.start < stored.start):
-            self._begins[series] = (first, _now_s())
+        wanted = lacking.native
+        came = await self._fetch(series, wanted)
+        shown_at = wanted.end + SHOWN_AFTER_S
+        if (came is None or came.end < wanted.end) and self._now_s(base) < shown_at:
+            self._wait_for(series, shown_at)
+        if came is None:
+            return True
+        if wanted.start < came.start and (stored is None or wanted.start < stored.start):
+            self._begins[series] = (came.start, _now_s())
             self._begins.move_to_end(series)
             if len(self._begins) > MAX_REMEMBERED:
                 self._begins.popitem(last=False)
         return False
 
-    async def _fetch(self, series: SeriesId, span: Span) -> int | None:
-        """The first that came. Raises `UpstreamError`, `StoreError`."""
+    async def _fetch(self, series: SeriesId, span: Span) -> Span | None:
+        """Where the candles lie that came, if any did. Raises `UpstreamError`, `StoreError`."""
         frame = series.timeframe
         trouble: str | None = "the reading was broken off"
         held: list[HistoryPage] = []
@@ -367,7 +373,8 @@ class DerivedHistory:
             raise
         finally:
             self._watch.ended(series, trouble)
-        return min((page.candles[0].time for page in held if page.candles), default=None)
+        full = [page.candles for page in held if page.candles]
+        return Span(full[0][0].time, frame.next(full[-1][-1].time)) if full else None
 
     def _wait_for(self, series: SeriesId, at: int) -> None:
         """Look after the series again once its base has closed a candle up to `at`."""
