@@ -475,8 +475,8 @@ def leave_ledgers_behind(patch: pytest.MonkeyPatch) -> None:
 
 
 def fetch_no_own_candles(patch: pytest.MonkeyPatch) -> None:
-    async def idle(*_: object) -> bool:
-        return True
+    async def idle(*_: object) -> None:
+        return None
 
     patch.setattr(DerivedHistory, "_fetch", idle)
 
