@@ -29,7 +29,7 @@ import aiohttp
 import apsw
 from derived import FIRST, USUAL, minutes
 
-from klinesync.cli import GARBAGE_THRESHOLDS
+from klinesync.cli.serve import GARBAGE_THRESHOLDS
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S

@@ -11,7 +11,7 @@ from pathlib import Path
 import flags_table
 import pytest
 
-from klinesync.cli import _parser
+from klinesync.cli.program import parser
 from klinesync.market.app import create_app
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import running_service
@@ -32,7 +32,7 @@ def test_the_page_of_flags_follows_from_the_code() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    (commands,) = (action for action in _parser()._actions if action.dest == "==SUPPRESS==" or action.choices)
+    (commands,) = (action for action in parser()._actions if action.dest == "==SUPPRESS==" or action.choices)
     text = (ROOT / "docs/reference/commands.md").read_text()
     for name in commands.choices or ():
         assert f"`klinesync {name}" in text

@@ -17,6 +17,8 @@ from dataclasses import replace
 import aiohttp
 
 from klinesync import __version__
+from klinesync.cli.progress import Say, bar
+from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import BadFlag, Rejected, UnknownSeries
 from klinesync.core.gaps import Span
@@ -37,22 +39,16 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.sources import Errand, Urgency
-from klinesync.service_client import service_client
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase, SqliteReader
 
 # What revisions say of candles that a file brought.
 SOURCE = "file"
-# Long work says how far it is that often when nobody looks at a terminal.
-PROGRESS_LINE_S = 10.0
 # So many more objects there must be before Python looks for garbage while candles pass through: several batches.
 COLLECT_AFTER_OBJECTS = 500_000
 
 # Where files are that --source names.
 _SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
-
-# Says what is being done, and what share of it is.
-Say = Callable[[str, float], None]
 
 
 async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
@@ -63,7 +59,7 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
     done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
     began_s = time.monotonic()
     async with _writer(flags, derived, arguments.url, "import") as (put, now):
-        with _bar() as say, _seldom_collected():
+        with bar() as say, _seldom_collected():
             told = _progress_of(say, files)
             async with aclosing(import_files(files, put, now, strict=arguments.strict, progress=told)) as imported:
                 async for one in imported:
@@ -128,7 +124,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     if arguments.factors:
         indicators = parse_indicators(flags.indicators)
         factors = FactorColumns(ledger_step(flags, indicators), indicators, arguments.series_id)
-    with SqliteReader(sqlite_path(flags)) as store, _bar() as say:
+    with SqliteReader(sqlite_path(flags)) as store, bar() as say:
         stored = store.read(lambda look: look.span(arguments.series_id))
         begin, end = (0, 1) if stored is None else (max(stored.start, span.start), min(stored.end, span.end))
 
@@ -156,7 +152,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
 async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """`klinesync backfill`: 1 when something is still missing that is not known to be empty."""
     began_s = time.monotonic()
-    with _bar() as say:
+    with bar() as say:
         if arguments.url is not None and arguments.source is None:
             found = await _backfill_service(flags, arguments, say)
         else:
@@ -410,27 +406,3 @@ def _seldom_collected() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Say]:
-    """How far long work is, on stderr: a bar on a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("", total=1.0)
-            yield lambda text, share: progress.update(task, description=text, completed=share)
-        return
-    said_at_s = time.monotonic()
-
-    def say(text: str, share: float) -> None:
-        nonlocal said_at_s
-        if time.monotonic() - said_at_s >= PROGRESS_LINE_S:
-            said_at_s = time.monotonic()
-            print(f"{text} ({share:.0%})", file=sys.stderr, flush=True)
-
-    yield say

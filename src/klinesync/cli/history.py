@@ -1,0 +1,89 @@
+"""The commands that move history: backfill, import, export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from klinesync.cli.arguments import Commands, WrongUse, add_flags, add_span, add_url, command, given_flags, series
+from klinesync.cli.running import INTERRUPTED, run, stoppable, until_interrupted
+from klinesync.runtime.flags import load_flags
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this family."""
+    backfill = command(
+        commands,
+        "backfill",
+        _backfill,
+        "fetch history into the store",
+        "Asks only for what is missing. May be interrupted, and run again to go on.",
+    )
+    backfill.add_argument("series_id", type=series, metavar="SERIES_ID", help="of a derived series, its base's")
+    add_span(backfill, needs_from=True)
+    backfill.add_argument("--source", choices=("rest", "freqtrade", "archive"), help="take it from there alone")
+    add_url(backfill, "have the running service at this address do it; with --source, send it the candles")
+    backfill.add_argument("--json", action="store_true", help="machine output")
+    add_flags(backfill)
+
+    import_ = command(
+        commands,
+        "import",
+        _import,
+        "candles from files: freqtrade's, an exchange's archive, CSV",
+        "The name says which series a file holds, or --series. Of a folder the files count whose names do. A file that "
+        "is unreadable, truncated or fails its checksum is refused as a whole; single bad rows are left out and "
+        "counted. May be interrupted, and run again to go on.",
+    )
+    import_.add_argument("path", nargs="+", type=Path, metavar="PATH", help="files, or folders of them")
+    import_.add_argument("--series", type=series, metavar="SERIES_ID", help="what the files hold, whatever their names")
+    import_.add_argument("--exchange", default="binance", metavar="NAME", help="whose freqtrade files are (binance)")
+    import_.add_argument("--strict", action="store_true", help="refuse a file that has a bad row")
+    add_url(import_, "send the candles through the running service at this address")
+    import_.add_argument("--json", action="store_true", help="machine output")
+    add_flags(import_)
+
+    export = command(
+        commands,
+        "export",
+        _export,
+        "closed candles of a series into a file",
+        "Only reads, also beside a running service. A file that is there is replaced when the new one is whole.",
+    )
+    export.add_argument("series_id", type=series, metavar="SERIES_ID", help="for example binance:spot:BTC/USDT:1h")
+    export.add_argument("--format", choices=("parquet", "feather", "csv"), required=True, help="the file's format")
+    export.add_argument(
+        "--output", type=Path, required=True, metavar="PATH", help="the file; with --freqtrade a folder"
+    )
+    add_span(export)
+    export.add_argument(
+        "--factors", action="store_true", help="beside the candles, what factors and indicators said when they closed"
+    )
+    export.add_argument("--freqtrade", action="store_true", help="freqtrade's name and columns, for its data folder")
+    export.add_argument("--json", action="store_true", help="machine output")
+    add_flags(export)
+
+
+def _backfill(arguments: argparse.Namespace) -> int:
+    from klinesync.cli.history_commands import backfill
+
+    flags = load_flags(given_flags(arguments))
+    return run(until_interrupted(backfill(flags, arguments), interrupted=INTERRUPTED))
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from klinesync.cli.history_commands import import_paths
+
+    flags = load_flags(given_flags(arguments))
+    return run(until_interrupted(import_paths(flags, arguments), interrupted=INTERRUPTED))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from klinesync.cli.history_commands import export_series
+
+    if arguments.factors and arguments.freqtrade:
+        raise WrongUse("freqtrade reads no other columns than its own; leave --factors or --freqtrade")
+    if arguments.freqtrade and arguments.format == "csv":
+        raise WrongUse("freqtrade reads no CSV; use --format feather or parquet")
+    with stoppable():
+        return export_series(load_flags(given_flags(arguments)), arguments)

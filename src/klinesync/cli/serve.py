@@ -1,0 +1,170 @@
+"""The commands that run until they are stopped: serve, demo, sim."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import tempfile
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from klinesync.cli.arguments import Commands, WrongUse, add_flags, command, count, given_flags, port, speed, time_of
+from klinesync.cli.running import on_signal, run
+from klinesync.core.errors import BadFlag
+from klinesync.runtime.flags import RuntimeFlags, flag_rows, load_flags
+from klinesync.runtime.logs import set_up_logs
+
+if TYPE_CHECKING:
+    from klinesync.sim.exchange import SimExchange
+    from klinesync.sim.faults import Fault
+
+# Most series of each market that the demo follows when no whitelist is given.
+DEMO_MOST_SERIES_A_MARKET = 20
+# A look for garbage goes through all that a thousand series hold in memory, and stops everything meanwhile. Little of
+# what comes and goes here is garbage that only such a look finds.
+GARBAGE_THRESHOLDS = (100_000, 20, 50)
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this family."""
+    serve = command(commands, "serve", _serve, "the service, against the real exchange")
+    add_flags(serve)
+
+    demo = command(
+        commands,
+        "demo",
+        _demo,
+        "the service wired to a local simulated exchange: no network, account or key needed",
+        "Prints the page's address. The store is a temporary file unless --database-url names one.",
+    )
+    _add_exchange(demo)
+    demo.add_argument("--no-browser", action="store_true", help="do not open the page")
+    add_flags(demo)
+
+    sim = command(commands, "sim", _sim, "the simulated exchange alone")
+    sim.add_argument("--port", type=port, default=0, help="port to listen on (default: a free one)")
+    _add_exchange(sim)
+    sim.add_argument("--start", type=time_of, metavar="TIME", help="the exchange's time at the start")
+    sim.add_argument("--faults", type=Path, metavar="FILE", help="faults in force from the start: a JSON list")
+
+
+def _add_exchange(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--speed", type=speed, default=1.0, help="exchange seconds in a second (default 1)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="recorded candles to replay (default: a generator)")
+    parser.add_argument("--symbols", type=count, default=20, help="generator: symbols on each market (default 20)")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    flags = load_flags(given_flags(arguments))
+    return run(_serve_until_stopped(flags, "serve", ready=lambda url: print(f"klinesync serves {url}", flush=True)))
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    given = given_flags(arguments)
+    for name in given:
+        if name.startswith("binance_") and name.endswith("_url"):
+            raise WrongUse(f"--{name.replace('_', '-')} has no place here: demo brings its own exchange")
+    return run(_demo_until_stopped(arguments, given))
+
+
+def _sim(arguments: argparse.Namespace) -> int:
+    return run(_sim_until_stopped(arguments))
+
+
+async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Callable[[str], None]) -> int:
+    """The service until SIGINT or SIGTERM; `ready` gets its address once it answers."""
+    from klinesync.market.app import bind, create_app, create_server
+    from klinesync.market.http_limits import allow_connections
+    from klinesync.market.runtime_builder import build_market_runtime
+
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
+    verbose = logging.getLogger().isEnabledFor(logging.DEBUG)  # --verbose
+    set_up_logs(flags.log_format, "debug" if verbose else flags.log_level)
+    listener = bind(flags.host, flags.port)
+    host, port = listener.getsockname()[:2]
+    async with build_market_runtime(flags, command=command) as runtime:
+        allow_connections()
+        server = create_server(create_app(runtime), runtime)
+        with on_signal(server.stop):
+            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+            await server.serve(sockets=[listener])
+    return 0
+
+
+async def _demo_until_stopped(arguments: argparse.Namespace, given: dict[str, str]) -> int:
+    from klinesync.sim.server import SimConfig, SimServer
+
+    def ready(url: str) -> None:
+        print(f"klinesync serves {url}", flush=True)
+        if not arguments.no_browser and os.isatty(1):
+            webbrowser.open(url)
+
+    with tempfile.TemporaryDirectory(prefix="klinesync-demo-") as folder:
+        async with SimServer(
+            SimConfig(speed=arguments.speed, data=arguments.data, symbols=arguments.symbols)
+        ) as exchange:
+            for name in ("binance_spot", "binance_futures"):
+                given |= {f"{name}_rest_url": exchange.http_url, f"{name}_ws_url": exchange.ws_url}
+            sources = {row.name: row.source for row in flag_rows(load_flags(given), given)}
+            if sources["port"] == "default":
+                given["port"] = "0"
+            if sources["database_url"] == "default":
+                given["database_url"] = f"sqlite:///{folder}/klinesync.sqlite"
+            if sources["whitelist"] == sources["whitelist_path"] == "default":
+                given["whitelist"] = ",".join(_demo_whitelist(exchange.exchange))
+            flags = load_flags(given)
+            print(
+                f"the simulated exchange runs at {exchange.http_url} ({arguments.speed:g} times real time)", flush=True
+            )
+            print(f"the store is {flags.database_url}", flush=True)
+            return await _serve_until_stopped(flags, "demo", ready=ready)
+
+
+def _demo_whitelist(exchange: SimExchange) -> list[str]:
+    """The first symbols of each market; BTC and ETH are among them where the exchange has them."""
+    symbols = [
+        listing.symbol
+        for listings in (exchange.spot, exchange.futures)
+        for listing in list(listings.values())[:DEMO_MOST_SERIES_A_MARKET]
+    ]
+    return [f"binance:{symbol.market}:{symbol.base}/{symbol.quote}:1m" for symbol in symbols]
+
+
+async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
+    from klinesync.sim.server import SimConfig, SimServer
+
+    config = SimConfig(
+        port=arguments.port,
+        speed=arguments.speed,
+        data=arguments.data,
+        symbols=arguments.symbols,
+        start=arguments.start,
+        faults=() if arguments.faults is None else _fault_script(arguments.faults),
+    )
+    stop = asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            exchange = await stack.enter_async_context(SimServer(config))
+        except OSError as error:
+            raise BadFlag("port", f"{arguments.port} cannot be listened on: {error.strerror}") from None
+        with on_signal(stop.set):
+            print(f"the simulated exchange listens on {exchange.http_url}", flush=True)
+            await stop.wait()
+    return 0
+
+
+def _fault_script(path: Path) -> tuple[Fault, ...]:
+    from klinesync.sim.faults import BadFault, decode_script
+
+    try:
+        return decode_script(path.read_bytes())
+    except OSError as error:
+        raise BadFlag("faults", f"{path} cannot be read: {error.strerror}") from None
+    except BadFault as error:
+        raise BadFlag("faults", f"{path} cannot be used: {error}") from None

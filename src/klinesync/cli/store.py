@@ -1,0 +1,181 @@
+"""The commands that look after a store: verify, backup."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from klinesync.cli.arguments import Commands, add_flags, command, given_flags, series
+from klinesync.cli.progress import progress
+from klinesync.cli.running import stoppable
+from klinesync.core.candle import Candle
+from klinesync.core.timeframe import Timeframe
+from klinesync.runtime.flags import load_flags, sqlite_path
+
+if TYPE_CHECKING:
+    from klinesync.market_data.findings import LedgerAudit, SeriesAudit
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this family."""
+    verify = command(
+        commands,
+        "verify",
+        _verify,
+        "audit the store: gaps by state, derived candles, factors and overlays computed anew and compared",
+        "Only reads, also beside a running service. Exit status 1 when something differs.",
+    )
+    verify.add_argument(
+        "series_id", nargs="*", type=series, metavar="SERIES_ID", help="audit these (default: all that are stored)"
+    )
+    verify.add_argument("--json", action="store_true", help="machine output")
+    add_flags(verify)
+
+    backup = command(
+        commands,
+        "backup",
+        _backup,
+        "an online copy of the store",
+        "Works beside a running service. PATH must not exist; it appears when the copy is whole and on disk.",
+    )
+    backup.add_argument("path", type=Path, metavar="PATH", help="the new file")
+    add_flags(backup)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from klinesync.factor.indicator_names import parse_indicators
+    from klinesync.market.runtime_builder import ledger_step
+    from klinesync.market_data.verify import verify
+    from klinesync.market_data.verify_ledger import LedgerVerifier
+    from klinesync.storage.sqlite import SqliteReader
+
+    flags = load_flags(given_flags(arguments))
+    indicators = parse_indicators(flags.indicators)
+    ledger = LedgerVerifier(ledger_step(flags, indicators), indicators)
+    targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
+    with SqliteReader(sqlite_path(flags)) as store, progress() as say:
+        audits = list(
+            verify(
+                store,
+                Timeframe.parse(flags.derived_base_timeframe),
+                [Timeframe.parse(code) for code in targets],
+                arguments.series_id,
+                lambda audit: say(f"{audit.series}: {audit.now}"),
+                ledger,
+            )
+        )
+    different = [audit for audit in audits if audit.differences]
+    differences = sum(audit.differences for audit in audits)
+    if arguments.json:
+        found = [_audit_json(audit) for audit in audits]
+        print(json.dumps({"store": str(store.path), "differences": differences, "series": found}, indent=1))
+    else:
+        for audit in audits:
+            _print_audit(audit)
+        print(f"{len(audits)} series, {sum(audit.count for audit in audits)} candles")
+    if different:
+        plural = "difference" if differences == 1 else "differences"
+        print(f"klinesync: {differences} {plural} in {len(different)} of {len(audits)} series", file=sys.stderr)
+    return 1 if different else 0
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from klinesync.storage.backup import backup
+    from klinesync.storage.sqlite import SqliteReader
+
+    flags = load_flags(given_flags(arguments))
+    with stoppable(), SqliteReader(sqlite_path(flags)) as store, progress() as say:
+        backup(store, arguments.path, lambda done, total: say(f"{arguments.path}: {done * 100 // max(total, 1)} %"))
+    print(f"{sqlite_path(flags)} is copied to {arguments.path} ({arguments.path.stat().st_size} bytes)")
+    return 0
+
+
+def _print_audit(audit: SeriesAudit) -> None:
+    covers = "" if audit.first is None or audit.head is None else f" from {iso(audit.first)} to {iso(audit.head)}"
+    derived = "" if audit.base is None else f", derived from {audit.base.timeframe}"
+    native = f", {audit.native} native" if audit.native else ""
+    print(f"{audit.series}: {audit.count} candles{covers}{derived}{native}")
+    for state, (spans, candles) in audit.gaps.items():
+        if spans:
+            plural = "gap" if spans == 1 else "gaps"
+            print(f"    {spans} {plural} {state.replace('_', ' ')}: {candles} candles")
+    if audit.ledger is not None and audit.head is not None:
+        print(f"    factors and overlays: {_ledger_sentence(audit.ledger)}")
+    for kind, count in audit.kinds.items():
+        print(f"    DIFFERS: {count} {kind}")
+    for difference in audit.shown:
+        print(f"        {iso(difference.time)}: {difference.what}")
+        for name, candle in (("stored", difference.stored), ("expected", difference.expected)):
+            if candle is not None:
+                print(
+                    f"            {name:<8} {' '.join(f'{part}={value!r}' for part, value in _values(candle).items())}"
+                )
+    if audit.differences > len(audit.shown):
+        print(f"        … and {audit.differences - len(audit.shown)} more")
+
+
+def _ledger_sentence(ledger: LedgerAudit) -> str:
+    compared = f"{ledger.events} events, {ledger.drawings} drawings, {ledger.checkpoints} checkpoints"
+    head = "nowhere" if ledger.factor_head is None else iso(ledger.factor_head)
+    match ledger.status:
+        case "none":
+            return "not computed yet; the service does"
+        case "other_factors":
+            return "computed by other factors, overlays or parameters, not compared; the service computes them anew"
+        case "changing":
+            return "rewound again and again while they were read, not compared; run it again"
+        case "lagging":
+            return f"{compared} up to {head}; behind the candles, the service brings them up to date"
+        case "up_to_date":
+            return compared
+
+
+def _audit_json(audit: SeriesAudit) -> dict[str, object]:
+    return {
+        "series_id": str(audit.series),
+        "derived_from": None if audit.base is None else str(audit.base),
+        "first_time": audit.first,
+        "head_time": audit.head,
+        "candle_count": audit.count,
+        "native_count": audit.native,
+        "gaps": {state: {"spans": spans, "candles": candles} for state, (spans, candles) in audit.gaps.items()},
+        "ledger": None
+        if audit.ledger is None
+        else {
+            "status": audit.ledger.status,
+            "epoch": audit.ledger.epoch,
+            "factor_head_time": audit.ledger.factor_head,
+            "overlay_head_time": audit.ledger.overlay_head,
+            "events": audit.ledger.events,
+            "drawings": audit.ledger.drawings,
+            "checkpoints": audit.ledger.checkpoints,
+        },
+        "differences": audit.kinds,
+        "first_differences": [
+            {
+                "kind": difference.kind,
+                "candle_time": difference.time,
+                "what": difference.what,
+                "stored": None if difference.stored is None else _values(difference.stored),
+                "expected": None if difference.expected is None else _values(difference.expected),
+            }
+            for difference in audit.shown
+        ],
+    }
+
+
+def _values(candle: Candle) -> dict[str, float | None]:
+    """Prices and volume; None for what is not finite, which JSON has no number for."""
+    return {name: value if isfinite(value) else None for name, value in candle._asdict().items() if name != "time"}
+
+
+def iso(time_s: int) -> str:
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):  # what a damaged store may hold
+        return str(time_s)
