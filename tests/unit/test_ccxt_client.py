@@ -15,7 +15,7 @@ import pytest
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import ccxt_client
-from klinesync.ingest.ccxt_client import AT_ONCE, BLOCK_FIRST_S, Ccxt, CcxtClient, CcxtThread, Turns
+from klinesync.ingest.ccxt_client import Ccxt, CcxtClient, CcxtThread
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_rows import Row
 from klinesync.runtime.sources import Errand, Urgency
@@ -170,7 +170,7 @@ async def test_after_too_many_requests_users_are_told_and_the_others_wait() -> N
         assert len(exchange.asked) == 1
         waits = asyncio.create_task(one.rows(SERIES, 60, 10, Errand(Urgency.REPAIR)))
         async with asyncio.timeout(WAIT_S):
-            while not one.turns.waiting_out:
+            while not one.turns.waiting:
                 await asyncio.sleep(0)
             assert len(exchange.asked) == 1
             clock.now_s += 1.0
@@ -187,6 +187,16 @@ async def test_listings_have_our_names_and_only_pairs_and_swaps() -> None:
     assert list(futures) == ["BTC/USDT", "BTC/USD:BTC"]
     assert futures["BTC/USDT"].onboard_s == 1_600_000_000
     assert not futures["BTC/USD:BTC"].trading
+
+
+async def test_an_answer_that_lists_nothing_is_no_list() -> None:
+    class Empty(Fake):
+        async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
+            return {}
+
+    async with client(Empty(answering([]))) as one:
+        with pytest.raises(UpstreamError, match="lists nothing"):
+            await one.listings("spot", Errand(Urgency.SWEEP), again=False)
 
 
 async def test_tickers_without_numbers_are_left_out() -> None:
@@ -213,55 +223,6 @@ async def test_the_thread_ends_also_when_something_still_waits_on_it() -> None:
     with pytest.raises(UpstreamError, match="being left"):
         await waits
     assert "ccxt" not in {one.name for one in threading.enumerate()}
-
-
-# --- turns
-
-
-async def turn_of(turns: Turns, errand: Errand, order: list[Urgency], leave: asyncio.Event) -> None:
-    async with turns.turn(errand):
-        order.append(errand.urgency)
-        await leave.wait()
-
-
-async def test_the_most_urgent_goes_next_also_when_it_became_so_while_it_waited() -> None:
-    turns, leave = Turns("fake", 1, Clock()), asyncio.Event()
-    order: list[Urgency] = []
-    raised = Errand(Urgency.DEEP)
-    async with asyncio.TaskGroup() as group:
-        for errand in (Errand(Urgency.FILL), Errand(Urgency.FILL), raised, Errand(Urgency.SWEEP)):
-            group.create_task(turn_of(turns, errand, order, leave))
-        await asyncio.sleep(0)
-        raised.urgency = Urgency.REPAIR
-        leave.set()
-    assert order == [Urgency.FILL, Urgency.REPAIR, Urgency.SWEEP, Urgency.FILL]
-
-
-async def test_a_turn_that_is_cancelled_is_passed_on() -> None:
-    turns, leave = Turns("fake", 1, Clock()), asyncio.Event()
-    order: list[Urgency] = []
-    tasks = [asyncio.create_task(turn_of(turns, Errand(Urgency.FILL), order, leave)) for _ in range(3)]
-    await asyncio.sleep(0)
-    tasks[1].cancel()
-    tasks[0].cancel()
-    await asyncio.wait(tasks[:2])
-    leave.set()
-    async with asyncio.timeout(WAIT_S):
-        await tasks[2]
-        await turn_of(turns, Errand(Urgency.FILL), order, leave)
-    assert len(order) == 3
-
-
-async def test_pauses_that_nobody_tells_double_until_the_exchange_answers() -> None:
-    clock = Clock()
-    turns = Turns("fake", AT_ONCE, clock)
-    pauses = []
-    for _ in range(3):
-        pauses.append(turns.block(None))
-        clock.now_s += turns.blocked_s
-    assert pauses == [BLOCK_FIRST_S, 2 * BLOCK_FIRST_S, 4 * BLOCK_FIRST_S]
-    turns.served()
-    assert turns.block(None) == BLOCK_FIRST_S
 
 
 # --- which exchanges there are

@@ -332,6 +332,24 @@ def test_errors_are_known_by_the_names_of_their_classes() -> None:
     assert upstream_error("x", BaseError("x"), "7").retry_after_s is None
 
 
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("okx GET https://www.okx.com/api/v5/market/candles?instId=BTC-USDT 429 Too Many Requests slow down", 429),
+        ("kraken GET https://api.kraken.com/0/public/OHLC?pair=XBTUSD 418 I'm a teapot", 429),
+        ('bybit GET https://api.bybit.com/v5/market/kline 403 Forbidden {"retMsg":"access too frequent"}', 429),
+        ('okx {"code":"50011","msg":"Requests too fast"}', 429),
+        ('bybit {"retCode":10006,"retMsg":"Too many visits!"}', 429),
+        ("bybit GET https://api.bybit.com/v5/market/kline 403 Forbidden <html>barred</html>", 403),
+        ("gate GET https://api.gateio.ws/rate-limit/429?x=too+many+requests 500 Internal Server Error", 500),
+        ("coinbase GET https://api.coinbase.com/api/v3 451 Unavailable For Legal Reasons", 451),
+        ("okx does not know that 429", 0),
+    ],
+)
+def test_a_refusal_is_known_by_its_status_and_its_text_whatever_class_of_error_it_is(text: str, status: int) -> None:
+    assert upstream_error("x", BaseError(text)).status == status
+
+
 @pytest.mark.parametrize("retry_after", ["soon", "-1", "nan", None])
 def test_a_retry_after_that_is_no_number_of_seconds_is_not_believed(retry_after: str | None) -> None:
     assert upstream_error("x", RateLimitExceeded("x"), retry_after).retry_after_s is None

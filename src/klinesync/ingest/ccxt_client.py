@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,19 +19,19 @@ from typing import Protocol, TypeVar
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.ccxt_rows import Row, ccxt_symbol, date_ms, header, own_symbol, upstream_error
-from klinesync.runtime.sources import Errand, Listing, Ticker, Urgency
+from klinesync.ingest.turn_queue import Kind, Outcome
+from klinesync.ingest.turns import Turns
+from klinesync.runtime.sources import Errand, Listing, Ticker
 
 Found = TypeVar("Found")
 log = logging.getLogger(__name__)
 
 # ccxt gives up a request after so long, in ms.
 TIMEOUT_MS = 10_000
-# Requests of one exchange that are under way at once; ccxt's own limiter sets their pace. Those that wait are taken by
-# urgency.
+# Requests of one exchange under way at once; ccxt's own limiter sets their pace.
 AT_ONCE = 8
-# An exchange that wants to be left alone and does not say how long: so long, then twice as long, and so on.
-BLOCK_FIRST_S = 5.0
-BLOCK_MOST_S = 300.0
+# Statuses of answers that call the request wrong: the venue itself is well.
+WRONG_REQUEST = frozenset({400, 404})
 # At the end ccxt gets so long to close its connections.
 CLOSE_TIMEOUT_S = 5.0
 
@@ -144,90 +143,6 @@ class CcxtThread:
         loop.close()
 
 
-@dataclass(slots=True)
-class _Waiter:
-    errand: Errand
-    number: int
-    granted: asyncio.Future[None]
-
-
-class Turns:
-    """Whose request goes next: at most `most` at once, the most urgent first, of those the one that came first.
-    Nobody goes while the exchange wants to be left alone."""
-
-    def __init__(self, name: str, most: int, monotonic: Callable[[], float]) -> None:
-        self._name = name
-        self._free = most
-        self._monotonic = monotonic
-        self._waiting: list[_Waiter] = []
-        self._count = 0
-        self._blocked_until_s = 0.0
-        self._block_s = 0.0
-        self.waiting_out = 0  # turns that wait for the exchange to want to be asked again
-
-    @property
-    def blocked_s(self) -> float:
-        """For how long nobody may go."""
-        return max(0.0, self._blocked_until_s - self._monotonic())
-
-    def block(self, retry_after_s: float | None) -> float:
-        """The exchange wants to be left alone: for how long, in seconds."""
-        if self.blocked_s == 0.0:
-            self._block_s = min(max(BLOCK_FIRST_S, 2 * self._block_s), BLOCK_MOST_S)
-        wait_s = self._block_s if retry_after_s is None else retry_after_s
-        self._blocked_until_s = max(self._blocked_until_s, self._monotonic() + wait_s)
-        return self.blocked_s
-
-    def served(self) -> None:
-        """It answers again."""
-        self._block_s = 0.0
-
-    @asynccontextmanager
-    async def turn(self, errand: Errand) -> AsyncIterator[None]:
-        """A request may be sent within. Raises `UpstreamError` for a user's while the exchange is left alone."""
-        self._check(errand)
-        if self._free:
-            self._free -= 1
-        else:
-            self._count += 1
-            waiter = _Waiter(errand, self._count, asyncio.get_running_loop().create_future())
-            self._waiting.append(waiter)
-            try:
-                await waiter.granted
-            except asyncio.CancelledError:
-                if waiter.granted.done() and not waiter.granted.cancelled():
-                    self._pass_on()
-                else:
-                    self._waiting.remove(waiter)
-                raise
-        try:
-            await self._wait_out(errand)
-            yield
-        finally:
-            self._pass_on()
-
-    async def _wait_out(self, errand: Errand) -> None:
-        self.waiting_out += 1
-        try:
-            while (left_s := self.blocked_s) > 0.0:
-                self._check(errand)
-                await asyncio.sleep(left_s)
-        finally:
-            self.waiting_out -= 1
-
-    def _check(self, errand: Errand) -> None:
-        if errand.urgency is Urgency.READ and (left_s := self.blocked_s) > 0.0:
-            raise UpstreamError(f"{self._name} wants to be left alone for {left_s:.0f} s more", 429, left_s)
-
-    def _pass_on(self) -> None:
-        if not self._waiting:
-            self._free += 1
-            return
-        chosen = min(self._waiting, key=lambda one: (one.errand.urgency, one.number))
-        self._waiting.remove(chosen)
-        chosen.granted.set_result(None)
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Rows, and when the exchange's server sent an answer last (`Date`), in ms."""
@@ -295,17 +210,19 @@ class CcxtClient:
                 raise UpstreamError(f"{self.name}: the answer to fetchTime has no time")
             return int(stamp_ms)
 
-        return await self._request("fetchTime", errand, ask)
+        return await self._request("fetchTime", Kind.TIME, errand, ask)
 
     async def listings(self, market: str, errand: Errand, *, again: bool) -> dict[str, Listing]:
         """What it lists on `market`, by our symbol: pairs on spot, swaps on futures."""
 
         async def ask(exchange: Ccxt) -> dict[str, Listing]:
             markets = await exchange.load_markets(again)
+            if not markets:
+                raise UpstreamError(f"{self.name}: the answer to loadMarkets lists nothing")
             found = (_listing(item, market) for item in markets.values())
             return {one.symbol: one for one in found if one is not None}
 
-        return await self._request("loadMarkets", errand, ask)
+        return await self._request("loadMarkets", Kind.LISTINGS, errand, ask)
 
     async def most_rows(self, series: SeriesId) -> int | None:
         """How many rows one answer holds at most; None when ccxt does not know."""
@@ -325,7 +242,7 @@ class CcxtClient:
             # Another answer may have come since: then its date is even later, and the exchange's all the same.
             return Answer([tuple(row) for row in rows], date_ms(header(exchange.last_response_headers, "date")))
 
-        return await self._request(f"fetchOHLCV of {series}", errand, ask)
+        return await self._request(f"fetchOHLCV of {series}", Kind.ROWS, errand, ask)
 
     async def tickers(self, symbols: Mapping[str, str], errand: Errand) -> list[Ticker]:
         """The last 24 hours; `symbols` are the exchange's by ccxt's."""
@@ -340,7 +257,7 @@ class CcxtClient:
                     found.append(Ticker(symbols[symbol], *values))
             return found
 
-        return await self._request("fetchTickers", errand, ask)
+        return await self._request("fetchTickers", Kind.TICKERS, errand, ask)
 
     async def watch(self, series: SeriesId) -> list[Row]:
         """The next rows that the exchange pushes."""
@@ -370,18 +287,19 @@ class CcxtClient:
         except (UpstreamError, TimeoutError) as error:
             log.warning("%s: its connections could not be closed: %s", self.name, str(error) or "no end in time")
 
-    async def _request(self, what: str, errand: Errand, ask: Callable[[Ccxt], Awaitable[Found]]) -> Found:
-        async with self.turns.turn(errand):
+    async def _request(self, what: str, kind: Kind, errand: Errand, ask: Callable[[Ccxt], Awaitable[Found]]) -> Found:
+        async with self.turns.turn(errand, kind) as turn:
             errand.begun = True
             self.requests += 1
             try:
                 found = await self._call(what, ask)
             except UpstreamError as error:
-                if error.status == 429 or error.retry_after_s is not None:
-                    left_s = self.turns.block(error.retry_after_s)
-                    raise UpstreamError(str(error), error.status, left_s) from error
+                if error.status == 429:
+                    self.turns.ended(turn, Outcome.REFUSED, error.retry_after_s)
+                    raise UpstreamError(str(error), error.status, self.turns.refused_s) from error
+                self.turns.ended(turn, Outcome.SERVED if error.status in WRONG_REQUEST else Outcome.FAILED)
                 raise
-        self.turns.served()
+            self.turns.ended(turn, Outcome.SERVED)
         return found
 
     async def _call(self, what: str, ask: Callable[[Ccxt], Awaitable[Found]]) -> Found:

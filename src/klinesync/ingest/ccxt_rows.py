@@ -6,6 +6,7 @@ answer, or when a time stamp received before the answer was asked for says so; t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -37,6 +38,13 @@ STATUS_OF_ERROR = {
     "NotSupported": 400,
     "ArgumentsRequired": 400,
 }
+# The HTTP status in the text of ccxt's errors: `okx GET https://… 429 Too Many Requests …`.
+_STATUS_IN_TEXT = re.compile(r"https?://\S+ ([1-5]\d\d)\b")
+# What venues say when requests come too fast, whatever class of error ccxt makes of it: in words, or by a code of their
+# own (okx 50011, bybit 10006).
+_TOO_FAST = re.compile(
+    r"too many (requests|visits)|too frequent|rate.?limit|request limit|throttl|\b50011\b|\b10006\b", re.IGNORECASE
+)
 
 
 def ccxt_symbol(series: SeriesId) -> str:
@@ -228,8 +236,8 @@ class LiveCandles:
 def upstream_error(what: str, error: Exception, retry_after: str | None = None) -> UpstreamError:
     """The error of an exchange, or of ccxt, as ours. `retry_after` is the header of that name, in seconds."""
     names = [kind.__name__ for kind in type(error).__mro__]
-    status = next((STATUS_OF_ERROR[name] for name in names if name in STATUS_OF_ERROR), 0)
     known = "BaseError" in names or isinstance(error, OSError | TimeoutError)
+    status = _status(str(error), names) if known else 0
     text = " ".join(str(error).split())[:200]
     trouble = f"{names[0]} {text}" if known else f"the answer cannot be understood ({names[0]} {text})"
     retry_after_s = None
@@ -241,6 +249,18 @@ def upstream_error(what: str, error: Exception, retry_after: str | None = None) 
         if retry_after_s is not None and not (isfinite(retry_after_s) and retry_after_s >= 0.0):
             retry_after_s = None
     return UpstreamError(f"{what}: {trouble}", status, retry_after_s)
+
+
+def _status(text: str, names: Sequence[str]) -> int:
+    """The HTTP status that an error of ccxt's stands for, 0 when there is none; 429 for every kind of "too fast"."""
+    by_class = next((STATUS_OF_ERROR[name] for name in names if name in STATUS_OF_ERROR), 0)
+    told = _STATUS_IN_TEXT.search(text)
+    status = by_class if told is None else int(told[1])
+    # The text behind the address: the address itself may say anything.
+    words = text if told is None else text[told.start(1) :]
+    if by_class == 429 or status in (418, 429) or _TOO_FAST.search(words):
+        return 429
+    return by_class if status < 400 else status
 
 
 def header(headers: Mapping[str, str] | None, name: str) -> str | None:
