@@ -107,6 +107,8 @@ async def test_a_malformed_request_is_422_and_names_the_field(
     ("changes", "word"),
     [
         ({"high": 0.1}, "high 0.1 is below low 0.5"),
+        ({"low": 0.0}, "low is 0.0; a price is greater than 0"),
+        ({"open": -1.0, "low": -1.0}, "open is -1.0; a price is greater than 0"),
         ({"volume": -1.0}, "negative"),
         ({"candle_time": 1_700_000_041}, "grid"),
         ({"candle_time": 4_102_444_800}, "after the exchange's now"),

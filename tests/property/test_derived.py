@@ -37,7 +37,7 @@ SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 TURN = int(datetime(2020, 6, 1, tzinfo=UTC).timestamp())
 
 # Volumes whose sums depend on the order, prices that are often equal, zeros of both signs.
-PRICES = (0.0, -0.0, 1.1, 1e9 / 7)
+PRICES = (1e-9, 0.3, 1.1, 1e9 / 7)
 VOLUMES = (0.0, -0.0, 0.1, 0.2, 0.7, 1 / 3, 1e-9, 1e7 / 3, 2.0**53)
 # One drawn number a candle, so that long runs stay cheap to make.
 VALUES = st.sampled_from(

@@ -102,6 +102,8 @@ def test_a_frame_that_is_not_the_protocols_is_quarantined(text: str, word: str) 
         ({"o": "nan"}, "open is nan"),
         ({"h": "inf"}, "high is inf"),
         ({"h": "0.1"}, "below"),
+        ({"l": "0"}, "low is 0.0; a price is greater than 0"),
+        ({"o": "-0.00", "l": "-0.00"}, "open is -0.0; a price is greater than 0"),
         ({"v": "-1"}, "negative"),
         ({"t": 1700000041000}, "grid"),
         ({"t": 1700000040001}, "whole second"),

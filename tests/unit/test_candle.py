@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.candle import MAX_VALUE, Candle, Closed, Forming, check_candle, check_not_future
+from klinesync.core.candle import MAX_VALUE, Candle, Closed, Forming, check_candle, check_not_future, check_values
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -40,7 +40,11 @@ def test_a_sound_candle_gets_in() -> None:
         ({"time": -60}, "outside"),
         ({"time": 10**18}, "outside"),
         ({"high": 1e101}, "high 1e.101 is larger than 1e.100"),
-        ({"low": -1e101}, "low -1e.101 is larger"),
+        ({"low": -1e101}, "low is -1e.101; a price is greater than 0"),
+        ({"low": 0.0}, "low is 0.0; a price is greater than 0"),
+        ({"low": -0.0}, "low is -0.0; a price is greater than 0"),
+        ({"open": -1.0, "low": -1.0}, "open is -1.0; a price is greater than 0"),
+        ({"close": 0.0, "low": 0.0}, "low is 0.0; a price is greater than 0"),
         ({"volume": 1e101}, "volume 1e.101 is larger"),
     ],
 )
@@ -54,15 +58,18 @@ def test_what_gets_in_is_finite_ordered_and_on_the_grid(values: tuple[int, float
     candle = Candle(*values)
     sound = (
         all(abs(value) <= MAX_VALUE for value in values[1:])
-        and candle.low <= min(candle.open, candle.close)
+        and 0 < candle.low <= min(candle.open, candle.close)
         and max(candle.open, candle.close) <= candle.high
         and candle.volume >= 0
     )
     if sound:
         assert check_candle(candle, MINUTE) is candle
+        assert check_values(candle) is candle
     else:
         with pytest.raises(BadCandle):
             check_candle(candle, MINUTE)
+        with pytest.raises(BadCandle):
+            check_values(candle)
 
 
 def test_a_candle_that_has_not_ended_is_in_the_future() -> None:

@@ -105,6 +105,7 @@ def test_a_hole_before_the_first_row_is_not_shown_to_be_empty() -> None:
         row(1, volume=-1.0),
         row(1, close=9.0),
         row(1, close=float("nan")),
+        (at(1), 1.0, 2.0, 0.0, 1.5, 10.0),
     ],
 )
 def test_a_row_that_is_no_candle_is_left_out_and_its_time_is_not_empty(spoilt: Row) -> None:

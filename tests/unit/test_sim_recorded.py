@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ import pyarrow.feather as pa_feather
 import pyarrow.parquet as pa_parquet
 import pytest
 
+from klinesync.core.candle import Candle, check_candle
+from klinesync.core.errors import BadCandle
 from klinesync.core.timeframe import Timeframe
 from klinesync.sim.exchange import Grid, make_exchange
 from klinesync.sim.recorded import BadRecording, RecordedTape, Recording, choose_start, load_recordings
@@ -138,11 +141,21 @@ def test_a_missing_directory_and_an_unreadable_file_are_refused_with_their_name(
 
 @pytest.mark.parametrize(
     "bad",
-    [(FIRST_S + 7, 1.0, 1.0, 1.0, 1.0, 1.0), (FIRST_S, 1.0, 0.5, 2.0, 1.0, 1.0), (FIRST_S, 1.0, 1.0, 1.0, 1.0, -1.0)],
+    [
+        (FIRST_S + 7, 1.0, 1.0, 1.0, 1.0, 1.0),
+        (FIRST_S, 1.0, 0.5, 2.0, 1.0, 1.0),
+        (FIRST_S, 1.0, 1.0, 1.0, 1.0, -1.0),
+        (FIRST_S, 0.0, 1.0, 0.0, 1.0, 1.0),
+        (FIRST_S, 1.0, 1e101, 1.0, 1.0, 1.0),
+    ],
 )
-def test_candles_that_none_can_be_are_refused(tmp_path: Path, bad: Values) -> None:
+def test_candles_that_none_can_be_are_refused_with_the_reason_that_every_check_gives(
+    tmp_path: Path, bad: Values
+) -> None:
     (tmp_path / "BTC_USDT-1m.json").write_bytes(json_rows([bad]))
-    with pytest.raises(BadRecording, match="candle that none can be"):
+    with pytest.raises(BadCandle) as why:
+        check_candle(Candle(*bad), Timeframe.parse("1m"))
+    with pytest.raises(BadRecording, match=re.escape(f"BTC_USDT-1m.json cannot be replayed: {why.value}")):
         load_recordings(tmp_path, 1)
 
 

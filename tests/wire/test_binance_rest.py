@@ -213,11 +213,14 @@ async def test_a_bad_row_is_no_proof_of_emptiness_but_one_off_the_grid_is() -> N
 
 async def test_bad_rows_are_quarantined_and_counted_and_the_others_kept() -> None:
     exchange = Exchange()
-    exchange.rows = [row(0), row(1, high="0.1"), row(2, time=(START + 120) * 1000 + 7), row(3), row(4, volume="nan")]
+    exchange.rows = [
+        row(0), row(1, high="0.1"), row(2, time=(START + 120) * 1000 + 7), row(3), row(4, volume="nan"),
+        row(5, low="0.00000000"),
+    ]  # fmt: skip
     exchange.now_ms = (START + 6000) * 1000
     async with connected(exchange) as (rest, _):
         assert await history(rest) == [candle(0), candle(3)]
-        assert rest.quarantined == 3
+        assert rest.quarantined == 4
 
 
 async def test_a_page_that_is_not_what_was_asked_for_ends_the_reading() -> None:

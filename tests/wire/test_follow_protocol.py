@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -137,8 +138,14 @@ async def test_what_a_later_protocol_adds_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", ["{", "[]", "7", '{"no":"type"}', '{"type":5}', '{"type":"candle_closed"}', '{"type":"candles_batch"}']
-)
+    "message",
+    [
+        json.dumps(CLOSED | {"candle": OUT | {"low": 0.0}}),
+        json.dumps({"type": "candles_batch", "series_id": str(BTC), "candles": [OUT, OUT | {"low": -1.0}]}),
+        json.dumps({"type": "candle_forming", "series_id": str(BTC), "candle": OUT | {"low": 0.0}}),
+        "{", "[]", "7", '{"no":"type"}', '{"type":5}', '{"type":"candle_closed"}', '{"type":"candles_batch"}',
+    ],
+)  # fmt: skip
 async def test_what_is_none_of_the_protocol_is_an_error_with_a_sentence(message: str) -> None:
     async with saying(Say([ACK, message])) as service:
         with pytest.raises(ServiceError, match="none of the protocol's messages") as raised:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
-from klinesync.client.tables import Slices
+from klinesync.client.tables import Slices, WireCandle
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
@@ -39,34 +39,22 @@ ENDS = {
 }
 
 
-class _Candle(msgspec.Struct):
-    candle_time: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-
-    def candle(self) -> Candle:
-        return Candle(self.candle_time, self.open, self.high, self.low, self.close, self.volume)
-
-
 class _Subscribed(msgspec.Struct, tag_field="type", tag="subscribed"):
     head_time: int | None = None
     stream: str = ""
 
 
 class _Closed(msgspec.Struct, tag_field="type", tag="candle_closed"):
-    candle: _Candle
+    candle: WireCandle
     revised: bool = False
 
 
 class _Batch(msgspec.Struct, tag_field="type", tag="candles_batch"):
-    candles: list[_Candle]
+    candles: list[WireCandle]
 
 
 class _Forming(msgspec.Struct, tag_field="type", tag="candle_forming"):
-    candle: _Candle
+    candle: WireCandle
 
 
 class _Gap(msgspec.Struct, tag_field="type", tag="gap"):
@@ -96,7 +84,7 @@ class _Any(msgspec.Struct):
 
 
 class _Page(msgspec.Struct):
-    candles: list[_Candle]
+    candles: list[WireCandle]
 
 
 _decode_message: Callable[[str], _Message] = msgspec.json.Decoder(_Message).decode
@@ -295,7 +283,7 @@ def _message(text: str) -> _Message | None:
     raise ServiceError("bad_message", f"the service sent what is none of the protocol's messages: {problem}")
 
 
-def _page(body: bytes) -> list[_Candle]:
+def _page(body: bytes) -> list[WireCandle]:
     try:
         return _decode_page(body).candles
     except msgspec.MsgspecError as error:

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from klinesync.core.errors import KlinesyncError
+from klinesync.core.candle import Candle, check_values
+from klinesync.core.errors import BadCandle, KlinesyncError
 from klinesync.core.series_id import SeriesId
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class WirePoint(msgspec.Struct):
 
 
 class WireCandle(msgspec.Struct):
-    """A candle as it is sent."""
+    """A candle as it is sent. One that none can be (a price of 0, say) is refused by the decoder."""
 
     candle_time: int
     open: float
@@ -137,6 +138,16 @@ class WireCandle(msgspec.Struct):
     low: float
     close: float
     volume: float
+
+    def __post_init__(self) -> None:
+        try:
+            check_values(self.candle())
+        except BadCandle as error:
+            raise ValueError(str(error)) from None  # msgspec makes a ValidationError of it
+
+    def candle(self) -> Candle:
+        """The same as a `Candle`."""
+        return Candle(self.candle_time, self.open, self.high, self.low, self.close, self.volume)
 
 
 class WirePage(msgspec.Struct):

@@ -72,17 +72,26 @@ def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:
 
     Whether it lies in the future is not checked here: that needs a clock (`check_not_future`).
     """
-    time, open_, high, low, close, volume = candle
-    # A few comparisons are the whole check for a sound candle: NaN fails each of them, and infinity the outer ones.
-    if (
-        -MAX_VALUE <= low <= open_ <= high <= MAX_VALUE
-        and low <= close <= high
-        and 0.0 <= volume <= MAX_VALUE
-        and 0 <= time <= MAX_TIME
-        and timeframe.is_open(time)
-    ):
+    time = candle.time
+    if _values_are_sound(candle) and 0 <= time <= MAX_TIME and timeframe.is_open(time):
         return candle
-    raise BadCandle(time, _why(candle, timeframe))
+    raise BadCandle(time, _bad_value(candle) or _bad_time(time, timeframe))
+
+
+def check_values(candle: Candle) -> Candle:
+    """The candle itself when prices and volume are sound, for readers that need no check of the time: prices greater
+    than 0, high and low around open and close, volume not negative, all finite. Raises `BadCandle`."""
+    if _values_are_sound(candle):
+        return candle
+    why = _bad_value(candle)
+    assert why is not None, f"{candle} is sound, and was taken for bad"
+    raise BadCandle(candle.time, why)
+
+
+def _values_are_sound(candle: Candle) -> bool:
+    # A few comparisons are the whole check for a sound candle: NaN fails each of them, and infinity the outer ones.
+    _, open_, high, low, close, volume = candle
+    return 0.0 < low <= open_ <= high <= MAX_VALUE and low <= close <= high and 0.0 <= volume <= MAX_VALUE
 
 
 def check_not_future(candle: Candle, timeframe: Timeframe, now: int) -> Candle:
@@ -93,11 +102,16 @@ def check_not_future(candle: Candle, timeframe: Timeframe, now: int) -> Candle:
     return candle
 
 
-def _why(candle: Candle, timeframe: Timeframe) -> str:
+def _bad_value(candle: Candle) -> str | None:
+    """The first value that no candle can have, and why; None when all are sound."""
     for name in ("open", "high", "low", "close", "volume"):
         value: float = getattr(candle, name)
         if not isfinite(value):
             return f"{name} is {value}, not a finite number"
+    for name in ("open", "high", "low", "close"):
+        value = getattr(candle, name)
+        if value <= 0:
+            return f"{name} is {value}; a price is greater than 0"
     if candle.volume < 0:
         return f"volume {candle.volume} is negative"
     if candle.high < candle.low:
@@ -108,10 +122,14 @@ def _why(candle: Candle, timeframe: Timeframe) -> str:
             return f"high {candle.high} is below {name} {value}"
         if value < candle.low:
             return f"low {candle.low} is above {name} {value}"
-    for name in ("high", "low", "volume"):
+    for name in ("high", "volume"):
         value = getattr(candle, name)
-        if abs(value) > MAX_VALUE:
+        if value > MAX_VALUE:
             return f"{name} {value} is larger than {MAX_VALUE:g}"
-    if not 0 <= candle.time <= MAX_TIME:
+    return None
+
+
+def _bad_time(time: int, timeframe: Timeframe) -> str:
+    if not 0 <= time <= MAX_TIME:
         return f"time lies outside 0 … {MAX_TIME}"
-    return f"time is not on the {timeframe} grid; the candle it falls into opens at {timeframe.floor(candle.time)}"
+    return f"time is not on the {timeframe} grid; the candle it falls into opens at {timeframe.floor(time)}"

@@ -24,16 +24,18 @@ SeriesIdText = Annotated[str, Field(json_schema_extra=SERIES_ID_SCHEMA)]
 SeriesIdQuery = Annotated[str, Query(json_schema_extra=SERIES_ID_SCHEMA)]
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+# `check_candle` refuses a price of 0 or less, with a sentence; the OpenAPI document says so too.
+Price = Annotated[float, Field(strict=True, allow_inf_nan=False, json_schema_extra={"exclusiveMinimum": 0})]
 
 
 class CandleBody(BaseModel):
     """One candle; these fields and no others are kept."""
 
     candle_time: Annotated[int, Field(strict=True, description="open time, UTC seconds")]
-    open: Number
-    high: Number
-    low: Number
-    close: Number
+    open: Price
+    high: Price
+    low: Price
+    close: Price
     volume: Number
 
     model_config = ConfigDict(

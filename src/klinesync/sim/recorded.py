@@ -18,12 +18,15 @@ import pyarrow.csv as pa_csv
 import pyarrow.feather as pa_feather
 import pyarrow.parquet as pa_parquet
 
-from klinesync.core.errors import Rejected
+from klinesync.core.candle import MAX_VALUE, Candle, check_candle
+from klinesync.core.errors import BadCandle, Rejected
+from klinesync.core.timeframe import Timeframe
 from klinesync.sim.dice import dice_key, units
 from klinesync.sim.symbol import Symbol, has_digits, split_name
 from klinesync.sim.tape import MINUTE_S, NO_ROWS, Floats, Ints, Market, Rows
 
 DAY_S = 86_400
+MINUTE = Timeframe.parse("1m")
 _USUAL_TRADE = 500.0  # in the quote asset: how many trades a minute had is guessed from its turnover
 _FREQTRADE = re.compile(
     r"(?P<base>[^_]+)_(?P<quote>[^_]+?)(?:_(?P<settle>[^_]+))?-1m(?P<futures>-futures)?"
@@ -261,11 +264,14 @@ def _recording(
     sound = (
         (time % MINUTE_S == 0)
         & (low <= open_) & (open_ <= high) & (low <= close) & (close <= high)
-        & (low > 0) & (volume >= 0) & np.isfinite(high + volume)
+        & (low > 0) & (high <= MAX_VALUE) & (volume >= 0) & (volume <= MAX_VALUE)
     )  # fmt: skip
     if not sound.all():
-        bad = int(time[np.flatnonzero(~sound)[0]])
-        raise BadRecording(f"recording {path} has a candle that none can be at {_moment(bad)}; repair or remove it")
+        row = int(np.flatnonzero(~sound)[0])
+        values = (column[row].item() for column in (open_, high, low, close, volume))
+        raise BadRecording(
+            f"recording {path} cannot be replayed: {_why(Candle(int(time[row]), *values))}; repair or remove that row"
+        )
     order = np.argsort(time, kind="stable")
     order = order[np.append(np.diff(time[order]) > 0, True)]  # of two for the same minute the later file's counts
     time, volume = time[order], volume[order]
@@ -284,6 +290,15 @@ def _recording(
     open_, high, low, close = prices
     rows = Rows(time, open_, high, low, close, volume, quote, count, taker, taker_quote, first_id)
     return Recording(Symbol(market, *name, price_digits, volume_digits), rows)
+
+
+def _why(candle: Candle) -> str:
+    """Why no exchange can have had this minute, in the words of `core.candle`."""
+    try:
+        check_candle(candle, MINUTE)
+    except BadCandle as error:
+        return str(error)
+    raise AssertionError(f"{candle} is sound, and was taken for bad")
 
 
 def _guess(

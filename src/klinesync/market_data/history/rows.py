@@ -134,7 +134,7 @@ class Judge:
         # NaN fails every comparison.
         time, open_, high, low, close, volume = batch.values()
         return (
-            (low >= -MAX_VALUE) & (low <= open_) & (open_ <= high) & (high <= MAX_VALUE)
+            (low > 0.0) & (low <= open_) & (open_ <= high) & (high <= MAX_VALUE)
             & (low <= close) & (close <= high)
             & (volume >= 0.0) & (volume <= MAX_VALUE)
             & (time >= 0) & (time <= MAX_TIME) & (time <= self.timeframe.latest_closed(self.now))

@@ -1,0 +1,34 @@
+"""What the Python client makes of answers."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from klinesync.client.tables import WirePage
+
+SOUND = {"candle_time": 60, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 0.0}
+
+
+def decoded(*candles: dict[str, float]) -> WirePage:
+    return msgspec.json.decode(json.dumps({"candles": candles}), type=WirePage)
+
+
+def test_a_page_is_an_array_of_its_candles() -> None:
+    assert decoded(SOUND, SOUND | {"candle_time": 120}).table()["candle_time"].tolist() == [60, 120]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"low": 0.0}, "low is 0.0; a price is greater than 0"),
+        ({"open": -1.0, "low": -1.0}, "open is -1.0; a price is greater than 0"),
+        ({"high": 0.1}, "high 0.1 is below low 0.5"),
+        ({"volume": -1.0}, "volume -1.0 is negative"),
+    ],
+)
+def test_a_page_with_a_candle_that_none_can_be_is_refused(changes: dict[str, float], why: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=why):
+        decoded(SOUND, SOUND | changes)
