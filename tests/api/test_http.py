@@ -223,6 +223,8 @@ async def test_openapi_lists_the_routes_with_their_errors(service: Service) -> N
         "/api/market/ingest/backfill",
         "/api/market/ingest/candle_closed",
         "/api/market/ingest/candles_closed",
+        "/api/market/status",
+        "/api/market/status/stream",
         "/api/market/top_markets",
         "/api/market/top_markets/stream",
         "/api/market/whitelist",

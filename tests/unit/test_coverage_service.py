@@ -22,7 +22,16 @@ from klinesync.market_data.coverage import Coverage
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
-from klinesync.runtime.sources import Connection, Errand, HistoryPage, Listing, StreamCallbacks, Ticker, Urgency
+from klinesync.runtime.sources import (
+    Connection,
+    Errand,
+    HistoryPage,
+    Listing,
+    RestContact,
+    StreamCallbacks,
+    Ticker,
+    Urgency,
+)
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -74,6 +83,9 @@ class Exchange:
     async def now_ms(self, market: str) -> int:
         self.asked_time += 1
         return int(NOW_S * 1000)
+
+    def contact(self, market: str) -> RestContact:
+        return RestContact()
 
     async def knows(self, series: SeriesId) -> bool:
         self.looked_up += 1

@@ -12,7 +12,7 @@ from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
 from klinesync.ingest.weight import RestStatus
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import Errand, HistoryPage, Listing, StreamCallbacks, Ticker
+from klinesync.runtime.sources import Errand, HistoryPage, Listing, RestContact, StreamCallbacks, Ticker
 
 
 class BinanceSource:
@@ -62,6 +62,10 @@ class BinanceSource:
     async def now_ms(self, market: str) -> int:
         """The exchange's time. Raises `UpstreamError`."""
         return await self._rest.now_ms(market)
+
+    def contact(self, market: str) -> RestContact:
+        """The newest contact with that market over REST."""
+        return self._rest.contact(market)
 
     async def knows(self, series: SeriesId) -> bool:
         """Whether the exchange lists the symbol. Raises `UpstreamError`."""

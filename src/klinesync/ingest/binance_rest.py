@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, pairwise
 from math import isfinite
@@ -29,7 +29,7 @@ from klinesync.ingest.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudg
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
-from klinesync.runtime.sources import Errand, HistoryPage, Listing, Ticker, Urgency
+from klinesync.runtime.sources import Errand, HistoryPage, Listing, RestContact, Ticker, Urgency
 
 Decoded = TypeVar("Decoded")
 Found = TypeVar("Found")
@@ -175,6 +175,7 @@ class BinanceRest:
         self._share = share
         self._rng = rng or random.Random(EXCHANGE)  # noqa: S311  # jitter, not a secret
         self._gates: dict[str, RestGate] = {}
+        self._contacts: dict[str, RestContact] = {}
         self._listed: dict[str, _Listed] = {}
         self._listing: dict[str, SingleFlight[_Listed]] = {market: SingleFlight() for market in routes}
         self._not_listed: dict[str, tuple[float, UpstreamError]] = {}
@@ -184,6 +185,10 @@ class BinanceRest:
     def status(self) -> dict[str, RestStatus]:
         """How the REST of each market stands that was asked anything."""
         return {market: gate.status for market, gate in self._gates.items()}
+
+    def contact(self, market: str) -> RestContact:
+        """The newest contact with that market."""
+        return self._contacts.get(market, RestContact())
 
     async def now_ms(self, market: str) -> int:
         """The exchange's time, asked now. Raises `UpstreamError`."""
@@ -446,27 +451,34 @@ class BinanceRest:
                 body = await _read(response, most_bytes if status == 200 else MAX_PROBLEM_BYTES)
         except TimeoutError as error:
             gate.count_error(0)
-            raise _Passing(f"{url} did not answer within {TIMEOUT_S:g} s") from error
+            raise self._failed(market, _Passing(f"{url} did not answer within {TIMEOUT_S:g} s")) from error
         except aiohttp.ClientError as error:
             gate.count_error(0)
-            raise _Passing(f"{url} cannot be reached: {error!r}") from error
+            raise self._failed(market, _Passing(f"{url} cannot be reached: {error!r}")) from error
         if status == 200:
             if len(body) > most_bytes:
                 raise self._nonsense(market, f"the answer to {name} is longer than {most_bytes} bytes")
             return body
         gate.count_error(status)
         kind = _Passing if status >= 500 or retry_after_s is not None else UpstreamError
-        raise kind(f"{url} answered {status}: {_problem_text(body)}", status, retry_after_s)
+        raise self._failed(market, kind(f"{url} answered {status}: {_problem_text(body)}", status, retry_after_s))
+
+    def _failed(self, market: str, error: UpstreamError) -> UpstreamError:
+        """The same error, once it is noted as the newest contact."""
+        self._contacts[market] = replace(self.contact(market), failure=str(error), status=error.status)
+        return error
 
     def _decode(self, market: str, decoder: msgspec.json.Decoder[Decoded], body: bytes, name: str) -> Decoded:
         try:
-            return decoder.decode(body)
+            decoded = decoder.decode(body)
         except ValueError as error:  # msgspec's errors, and bytes that are no UTF-8
             raise self._nonsense(market, f"the answer to {name} cannot be understood: {error}") from error
+        self._contacts[market] = RestContact(self._monotonic())  # only what is understood is an answer
+        return decoded
 
     def _nonsense(self, market: str, what: str) -> UpstreamError:
         self._gate(market).count_error(200)
-        return UpstreamError(what)
+        return self._failed(market, UpstreamError(what))
 
     def _warn(self, key: object, sentence: str) -> None:
         suppressed = self._log_limit.allow(key, self._monotonic())

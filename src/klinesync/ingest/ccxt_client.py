@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.ccxt_rows import Row, ccxt_symbol, date_ms, header, own_symbol, upstream_error
 from klinesync.ingest.turn_queue import Kind, Outcome
 from klinesync.ingest.turns import Turns
-from klinesync.runtime.sources import Errand, Listing, Ticker
+from klinesync.runtime.sources import Errand, Listing, RestContact, Ticker
 
 Found = TypeVar("Found")
 log = logging.getLogger(__name__)
@@ -183,6 +183,8 @@ class CcxtClient:
         self._closed = False
         self.requests = 0  # over REST, as far as they are ours: ccxt may make several of one
         self.turns = Turns(name, AT_ONCE, monotonic)
+        self.contact = RestContact()
+        self._monotonic = monotonic
 
     async def abilities(self) -> Abilities:
         """What the exchange can do. Imports ccxt."""
@@ -294,12 +296,14 @@ class CcxtClient:
             try:
                 found = await self._call(what, ask)
             except UpstreamError as error:
+                self.contact = replace(self.contact, failure=str(error), status=error.status)
                 if error.status == 429:
                     self.turns.ended(turn, Outcome.REFUSED, error.retry_after_s)
                     raise UpstreamError(str(error), error.status, self.turns.refused_s) from error
                 self.turns.ended(turn, Outcome.SERVED if error.status in WRONG_REQUEST else Outcome.FAILED)
                 raise
             self.turns.ended(turn, Outcome.SERVED)
+            self.contact = RestContact(self._monotonic())
         return found
 
     async def _call(self, what: str, ask: Callable[[Ccxt], Awaitable[Found]]) -> Found:

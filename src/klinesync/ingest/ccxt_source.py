@@ -26,6 +26,7 @@ from klinesync.runtime.sources import (
     HistoryPage,
     KlineEvent,
     Listing,
+    RestContact,
     StreamCallbacks,
     Ticker,
     Urgency,
@@ -118,6 +119,10 @@ class CcxtSource:
         """The exchange's time: asked, or the newest `Date` of its server (or the newest open time, failing that) where
         it cannot be asked. Raises `UpstreamError`."""
         return await self._ask_time(market, Errand(Urgency.READ))
+
+    def contact(self, market: str) -> RestContact:
+        """The newest contact with the exchange: its markets share one client."""
+        return self.client.contact
 
     async def knows(self, series: SeriesId) -> bool:
         """Whether the series can be had. Raises `UpstreamError`."""

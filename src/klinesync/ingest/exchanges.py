@@ -21,6 +21,8 @@ from klinesync.runtime.sources import (
     Errand,
     HistoryPage,
     Listing,
+    MarketContact,
+    RestContact,
     Source,
     StreamCallbacks,
     StreamStatus,
@@ -169,6 +171,10 @@ class Exchanges:
         """Our own exchange's time. Raises `UpstreamError`."""
         return await self._source.now_ms(market)
 
+    def contact(self, market: str) -> RestContact:
+        """The newest contact with our own exchange over REST."""
+        return self._source.contact(market)
+
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
         """What our own exchange lists. Raises `UpstreamError`."""
         return await self._source.listings(market, max_age_s)
@@ -205,6 +211,21 @@ class Exchanges:
         """Whether the base series is followed, and its history is in."""
         begun = series.exchange == self._name or series.exchange in self._others
         return begun and self._supervisor(series).keeps_up(series)
+
+    def first_history_due(self, series: SeriesId) -> bool:
+        """Whether the base series is followed, and its first history is still to be read."""
+        begun = series.exchange == self._name or series.exchange in self._others
+        return begun and self._supervisor(series).first_history_due(series)
+
+    def contacts(self) -> list[tuple[str, MarketContact]]:
+        """What is heard of each market of each exchange that is asked, with the exchange's name."""
+        assert self._own is not None, "it is supervised"
+        supervisors = [(self._name, self._own), *((name, other.supervisor) for name, other in self._others.items())]
+        return [(name, contact) for name, supervisor in supervisors for contact in supervisor.contacts()]
+
+    def followed(self) -> list[SeriesId]:
+        """The base series that are followed, of all exchanges."""
+        return [series for supervisor in self._supervisors() for series in supervisor.followed()]
 
     def jobs_state(self) -> list[JobState]:
         """All jobs."""

@@ -24,6 +24,7 @@ RETRY_MOST_S = 900.0
 RETRY_DOUBLINGS = 10
 
 STALE = ("stale", "rest_fallback")
+CONNECTION_LOST = "the connection to the exchange is lost"
 
 
 class StreamWatch:
@@ -72,12 +73,22 @@ class StreamWatch:
         if self.state == "reconnecting":
             self._turn("subscribed", now_ms)
 
-    def lost(self, now_ms: int | None) -> None:
+    def lost(self, now_ms: int | None, detail: str = CONNECTION_LOST) -> None:
         """The connection is gone. A stale stream stays stale: REST goes on to stand in for it."""
         if self.serves:
-            self._turn("reconnecting", now_ms)
+            self._turn("reconnecting", now_ms, detail)
         self._acknowledged = False
         self._owed = None
+
+    def unreachable(self, now_ms: int | None, detail: str) -> None:
+        """Nothing is heard of the exchange, though the connection still seems to be open: the stream serves nobody."""
+        if self.serves:
+            self._turn("reconnecting", now_ms, detail)
+
+    def reachable(self, now_ms: int | None) -> None:
+        """The exchange is heard again. A stream whose connection survived the silence is still subscribed."""
+        if self.state == "reconnecting" and self._acknowledged:
+            self._turn("subscribed", now_ms)
 
     def delisted(self, now_ms: int | None, detail: str) -> None:
         """The exchange does not trade the symbol; nothing is owed until `listed`."""

@@ -19,7 +19,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
 from klinesync.ingest.jobs import JobCommand, JobTable, Start, Stop
-from klinesync.ingest.liveness import StreamWatch
+from klinesync.ingest.liveness import STALE, StreamWatch
+from klinesync.ingest.reach import UNREACHABLE_AFTER_S, ExchangeWatch
 from klinesync.ingest.stamp_check import StampCheck
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.clock import ExchangeClock
@@ -31,6 +32,7 @@ from klinesync.runtime.sources import (
     HistoryWatch,
     KlineEvent,
     Listing,
+    MarketContact,
     Source,
     StreamCallbacks,
     StreamStatus,
@@ -66,6 +68,8 @@ LISTINGS_PAUSE_S = 5.0
 SWEEPS_AT_ONCE = 16
 # The newest rows of a page that a stream may owe.
 OWED_ROWS = 10
+# States of a single stream that are logged when it enters or leaves them.
+_NOTABLE = (*STALE, "delisted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ class Job:
     watch: StreamWatch
     caught_up: asyncio.Future[None]
     begin_by_s: float
+    told_state: str = "reconnecting"  # the stream's state that was published last
     errand: Errand = field(default_factory=lambda: Errand(Urgency.SWEEP))
     history: asyncio.Task[None] | None = None
     beginning_again: bool = False
@@ -104,9 +109,10 @@ class Job:
 class IngestSupervisor:
     """Follows series of one exchange, until `run` is cancelled.
 
-    `notice(series, event, message)` tells clients of a stream's fate; `heal(series, span, reason)` is asked to fill
-    what live could not wait for. A first history has `first_history_candles`; of what a series that was away missed
-    the newest `most_tail_candles` are read at once, what is older is left to `heal`. `audit_interval_s` 0: no audit.
+    `notice(series, status)` tells clients of each change of a stream's state; `heal(series, span, reason)` is asked
+    to fill what live could not wait for. A first history has `first_history_candles`; of what a series that was away
+    missed the newest `most_tail_candles` are read at once, what is older is left to `heal`. `audit_interval_s` 0: no
+    audit.
     """
 
     def __init__(
@@ -118,7 +124,7 @@ class IngestSupervisor:
         stored: Callable[[SeriesId], Awaitable[Span | None]],
         show: Callable[[Forming], None],
         base_of: Callable[[SeriesId], SeriesId],
-        notice: Callable[[SeriesId, str, str], None],
+        notice: Callable[[SeriesId, StreamStatus], None],
         heal: Callable[[SeriesId, Span, str], None] | None,
         history_watch: HistoryWatch,
         first_history_candles: int,
@@ -155,6 +161,7 @@ class IngestSupervisor:
         self._checks = {
             market: StampCheck(clock, partial(source.now_ms, market), self._believe) for market, clock in clocks.items()
         }
+        self._watches = {market: ExchangeWatch() for market in clocks}
         self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
         self._suspected = asyncio.Event()
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
@@ -174,6 +181,33 @@ class IngestSupervisor:
         """Whether the base series is followed, and its history is in."""
         job = self._jobs.get(series)
         return job is not None and job.feed.caught_up
+
+    def first_history_due(self, series: SeriesId) -> bool:
+        """Whether the base series is followed, and its first history is still to be read."""
+        job = self._jobs.get(series)
+        return series in self._table if job is None else not job.caught_up.done()
+
+    def contacts(self) -> list[MarketContact]:
+        """What is heard of each market."""
+        now_s = asyncio.get_running_loop().time()
+        return [self._contact(market, reach, now_s) for market, reach in self._watches.items()]
+
+    def _contact(self, market: str, reach: ExchangeWatch, now_s: float) -> MarketContact:
+        now_ms, heard_s = self._now_ms(market), reach.heard_s
+        since = None
+        if reach.unreachable and heard_s is not None and now_ms is not None:
+            since = int(now_ms / 1000 - (now_s - heard_s))
+        return MarketContact(
+            market,
+            streams=tuple(job.watch.status for one, job in self._jobs.items() if one.market == market),
+            connected=any(connection.status.connected for connection in self._connections[market]),
+            unreachable=reach.unreachable,
+            unreachable_since=since,
+            silent_s=None if reach.frame_s is None else now_s - reach.frame_s,
+            answers=reach.answers(now_s),
+            refused=reach.refused,
+            failure=reach.failure,
+        )
 
     def doubted(self) -> dict[str, int]:
         """By market: frames that were left out, as their stamps lie in the future."""
@@ -341,6 +375,7 @@ class IngestSupervisor:
         job = self._jobs.get(series)
         if job is not None:
             job.watch.attached(self._now_ms(series.market))
+            self._tell(job)
             if job.watch.state != "delisted":
                 self._carry_out(job, job.feed.attached())
 
@@ -349,10 +384,13 @@ class IngestSupervisor:
             job = self._jobs.get(one)
             if job is not None:
                 job.watch.lost(self._now_ms(one.market))
+                self._tell(job)
 
     def _event(self, event: KlineEvent) -> None:
-        if not self._checks[event.series.market].check(event, asyncio.get_running_loop().time()):
-            self._ask_time(event.series.market)
+        market, now_s = event.series.market, asyncio.get_running_loop().time()
+        self._watches[market].frame_s = now_s
+        if not self._checks[market].check(event, now_s):
+            self._ask_time(market)
 
     def _believe(self, event: KlineEvent, now_s: float) -> None:
         job = self._jobs.get(event.series)
@@ -361,8 +399,8 @@ class IngestSupervisor:
         candle = event.candle
         if job.watch.state == "delisted":
             self._suspected.set()  # or is it traded again?
-        if job.watch.frame(candle, event.event_ms, closed=event.closed):
-            self._tell(job, "stream.live", "the stream brings closed candles in time again")
+        job.watch.frame(candle, event.event_ms, closed=event.closed)
+        self._tell(job)
         if event.closed:
             self._carry_out(job, job.feed.closed(candle, event.event_ms))
         else:
@@ -381,8 +419,27 @@ class IngestSupervisor:
                 jobs = [job for one, job in self._jobs.items() if one.market == market]
                 for job in jobs:
                     self._tick(job, now_s, now_ms)
-                if jobs and clock.age_s(now_s) > CLOCK_AGE_S:
+                self._look_at(market, jobs, now_s, now_ms)
+                if jobs and (clock.age_s(now_s) > CLOCK_AGE_S or self._watches[market].ask_due(now_s)):
                     self._ask_time(market)
+
+    def _look_at(self, market: str, jobs: Sequence[Job], now_s: float, now_ms: int | None) -> None:
+        """Whether the market is heard at all. Its streams serve nobody while it is not."""
+        reach = self._watches[market]
+        followed = any(job.watch.state != "delisted" for job in jobs)
+        if not reach.check(now_s, self._source.contact(market), followed=followed):
+            return
+        detail = f"the exchange has given neither frames nor answers for {UNREACHABLE_AFTER_S:g} s"
+        if reach.unreachable:
+            log.warning("event=exchange.unreachable market=%s streams=%d: %s", market, len(jobs), detail)
+        elif followed:
+            log.warning("event=exchange.reachable market=%s streams=%d: it is heard again", market, len(jobs))
+        for job in jobs:
+            if reach.unreachable:
+                job.watch.unreachable(now_ms, detail)
+            else:
+                job.watch.reachable(now_ms)
+            self._tell(job)
 
     def _ask_time(self, market: str) -> None:
         assert self._group is not None, "run is running"
@@ -405,7 +462,7 @@ class IngestSupervisor:
         if now_ms is None:
             return
         if watch.check(now_ms, now_s):
-            self._tell(job, "stream.stale", f"the stream is stale, REST stands in for it: {watch.detail}")
+            self._tell(job)
         if watch.retry(now_s):
             self._retry(job, now_s)
         if not feed.fetching and now_s >= job.ask_after_s and self._overdue(job, now_ms):
@@ -438,9 +495,17 @@ class IngestSupervisor:
             log.warning("%s: subscribing the stale stream anew", job.feed.series)
             job.connection.renew(job.feed.series)
 
-    def _tell(self, job: Job, event: str, message: str) -> None:
-        log.warning("%s: %s", job.feed.series, message)
-        self._notice(job.feed.series, event, message)
+    def _tell(self, job: Job) -> None:
+        """Publish the stream's state, if it has changed since it was published last."""
+        state, before = job.watch.state, job.told_state
+        if state == before:
+            return
+        job.told_state = state
+        status, series = job.watch.status, job.feed.series
+        # What a whole connection goes through is logged by the connection, once for all of its streams.
+        if state in _NOTABLE or before in _NOTABLE:
+            log.warning("event=stream.%s series=%s before=%s: %s", state, series, before, status.detail or "")
+        self._notice(series, status)
 
     # Symbols that come and go.
 
@@ -479,14 +544,14 @@ class IngestSupervisor:
             job.watch.delisted(self._now_ms(job.feed.series.market), detail)
             if not job.caught_up.done():
                 job.caught_up.set_result(None)
-            self._tell(job, "stream.stale", f"the symbol is not traded: {detail}; waiting for it to come back")
+            self._tell(job)
 
     def _listed(self, job: Job, why: str) -> None:
         """The symbol is traded: read what there is between the head and now, and declare what there is not."""
         series, head = job.feed.series, job.feed.head
         behind = "" if head is None else f"; the last candle before is of {head}"
         job.watch.listed(self._now_ms(series.market), f"{why}{behind}")
-        self._tell(job, "stream.live", f"{why}{behind}")
+        self._tell(job)
         job.fruitless = 0
         job.ask_after_s = 0.0
         self._carry_out(job, job.feed.attached())
@@ -608,6 +673,7 @@ class IngestSupervisor:
             async for page in pages:
                 loop = asyncio.get_running_loop()
                 job.watch.shown(page.candles[-OWED_ROWS:], self._now_ms(series.market), loop.time())
+                self._tell(job)
                 for command in feed.history(page):
                     if isinstance(command, Persist):
                         empty = Empty(command.empty, command.proof)

@@ -32,6 +32,7 @@ from klinesync.market import (
     http_routes,
     meta_routes,
     metrics_routes,
+    status_routes,
     top_markets_routes,
     ws_routes,
 )
@@ -70,6 +71,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.include_router(http_routes.router)
     app.include_router(meta_routes.router)
     app.include_router(health_routes.router)
+    app.include_router(status_routes.router)
     app.include_router(factor_routes.router)
     app.include_router(top_markets_routes.router)
     guarded = [http_routes.ingest_router, backfill_routes.router, metrics_routes.router]
@@ -109,6 +111,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """End the clients' connections, then the server's."""
         self._runtime.top_markets.end()
+        self._runtime.status.end()
         await self._runtime.hub.end(SOCKETS_END_TIMEOUT_S)
         await super().shutdown(sockets)
 

@@ -22,6 +22,7 @@ from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention
 from klinesync.market_data.startup_sync import StartupSync
+from klinesync.market_data.status_service import StatusService
 from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.pipelines.derived_step import DerivedStep
@@ -59,6 +60,7 @@ class MarketRuntime:
         front: Front,
         startup: StartupSync,
         health: HealthService | None,
+        status: StatusService,
         top_markets: TopMarkets,
         reader: CandleReader,
         factors: FactorReader,
@@ -82,6 +84,7 @@ class MarketRuntime:
         self.supervisor = supervisor
         self.exchanges = exchanges
         self.health = health
+        self.status = status
         self.top_markets = top_markets
         self.front = front
         self._backfill = backfill

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +27,7 @@ from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, mark
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.exchanges import Exchanges, Offers
 from klinesync.ingest.supervisor import CLOCK_AGE_S, IngestSupervisor
+from klinesync.ingest.weight import RestStatus
 from klinesync.market.front import compose_front
 from klinesync.market.inspection import Parts
 from klinesync.market.runtime import MarketRuntime
@@ -41,6 +43,8 @@ from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention, cut_of
 from klinesync.market_data.startup_sync import StartupSync
+from klinesync.market_data.status import MarketFacts, RestFacts
+from klinesync.market_data.status_service import StatusService
 from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import Ingest, WsSubscriptionCoordinator
 from klinesync.overlay.graph import OverlayGraph
@@ -51,7 +55,7 @@ from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.pipelines.watchdog import Watchdog
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path, whitelist
-from klinesync.runtime.sources import Source
+from klinesync.runtime.sources import MarketContact, Source, StreamStatus, stream_sentence
 from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.ws import protocol
@@ -104,6 +108,7 @@ def build_market_runtime(
 
     def publish(applied: Applied) -> None:
         reader.changed(applied)
+        service_status.changed(applied.series)
         forming.publish(applied)
         derived_history.published(applied)
 
@@ -230,21 +235,30 @@ def build_market_runtime(
             derived_history.ensure(series)
 
         ingest = Ingest(exchanges.covers, acquire, exchanges.release)
-    health = None
-    if flags.enable_kline_health_v2:
-        health = HealthService(
-            database=database,
-            base_of=derived.base_of,
-            check_known=reader.check_known,
-            exchange_s=exchange_s,
-            wall_s=wall_s,
-            stream=exchanges.status,
-            board=board,
-            backfill=backfill if heals else None,
-            startup=startup,
-            grace_s=flags.kline_health_grace_s,
-            recent_s=flags.kline_health_backfill_recent_seconds,
-        )
+    health = HealthService(
+        database=database,
+        base_of=derived.base_of,
+        check_known=reader.check_known,
+        exchange_s=exchange_s,
+        wall_s=wall_s,
+        stream=exchanges.status,
+        board=board,
+        backfill=backfill if heals else None,
+        startup=startup,
+        first_history_due=exchanges.first_history_due,
+        grace_s=flags.kline_health_grace_s,
+        recent_s=flags.kline_health_backfill_recent_seconds,
+    )
+    rest_status = source.rest_status if isinstance(source, BinanceSource) else dict
+    service_status = StatusService(
+        database=database,
+        health=health,
+        followed=exchanges.followed,
+        markets=lambda: market_facts(exchanges.contacts(), rest_status()),
+        queued_candles=lambda: pipeline.live_candles + pipeline.bulk_candles,
+        now_s=lambda: service_now_s(exchanges.clocks.values(), monotonic(), wall_s),
+        ingest=flags.enable_whitelist_ingest or flags.enable_ondemand_ingest,
+    )
     front = compose_front(
         guard,
         Parts(
@@ -256,7 +270,7 @@ def build_market_runtime(
             stream_counts=source.stream_counts if isinstance(source, BinanceSource) else {},
             doubted=supervisor.doubted,
             audit=lambda: supervisor.audit,
-            rest=source.rest_status if isinstance(source, BinanceSource) else dict,
+            rest=rest_status,
             healing=backfill.working_on,
             sweep=startup.progress,
             hub=lambda: hub.status,
@@ -286,7 +300,8 @@ def build_market_runtime(
         exchanges=exchanges,
         backfill=backfill,
         startup=startup,
-        health=health,
+        health=health if flags.enable_kline_health_v2 else None,
+        status=service_status,
         top_markets=TopMarkets(
             listings=source.listings,
             tickers=source.tickers,
@@ -308,6 +323,26 @@ def build_market_runtime(
     )
 
 
+def market_facts(contacts: Sequence[tuple[str, MarketContact]], rest: Mapping[str, RestStatus]) -> list[MarketFacts]:
+    """What the status is made of, for each market of each exchange; `rest` is our own exchange's, by market."""
+    facts = []
+    for exchange, contact in contacts:
+        own = rest.get(contact.market) if exchange == EXCHANGE else None
+        use = None
+        if own is not None:
+            banned_until = None if own.blocked_until_ms is None else own.blocked_until_ms // 1000
+            use = RestFacts(own.used, own.limit, banned_until)
+        facts.append(MarketFacts(exchange, contact, use))
+    return facts
+
+
+def service_now_s(clocks: Iterable[ExchangeClock], monotonic_s: float, wall_s: Callable[[], float]) -> float:
+    """What time it is, in UTC seconds: by the exchange that was heard last, or by our wall clock where none was."""
+    heard = min(clocks, key=lambda clock: clock.age_s(monotonic_s), default=None)
+    now_ms = None if heard is None else heard.estimate_ms(monotonic_s)
+    return wall_s() if now_ms is None else now_ms / 1000
+
+
 def ledger_step(flags: RuntimeFlags, indicators: Sequence[Indicator]) -> LedgerStep:
     """The registered factors and overlays. Raises `BadFactor`, `BadOverlay`, `BadFlag`."""
     names = tuple(one.name for one in indicators)
@@ -327,9 +362,9 @@ class _Teller:
         self._hub = hub
         self._derived = derived
 
-    def stream(self, series: SeriesId, event: str, message: str) -> None:
-        """The fate of its stream."""
-        self._tell(series, event, message, None)
+    def stream(self, series: SeriesId, status: StreamStatus) -> None:
+        """The state of its stream has changed."""
+        self._tell(series, f"stream.{status.state}", stream_sentence(status), asdict(status))
 
     def backfill(self, series: SeriesId, message: str, facts: Mapping[str, object]) -> None:
         """How the reading of its history goes."""

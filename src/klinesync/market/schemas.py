@@ -11,6 +11,7 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import MAX_SERIES_ID_CHARS
 from klinesync.market_data.health import Reason, Status
+from klinesync.market_data.status import ExchangeState, StatusReason
 
 MAX_INGEST_CANDLES = 20_000
 
@@ -200,6 +201,68 @@ class HealthAnswer(BaseModel):
     backfill: BackfillAnswer
     stream: StreamAnswer
     gaps: GapsAnswer
+
+
+class StreamCountsAnswer(BaseModel):
+    """Followed streams of a market, by state. `subscribed`: acknowledged, and no frame has come yet."""
+
+    live: int
+    subscribed: int
+    stale: int
+    rest_fallback: int
+    reconnecting: int
+    delisted: int
+
+
+class RestUseAnswer(BaseModel):
+    """Request weight of the exchange's minute, and until when (UTC seconds) nothing is asked at the exchange's wish."""
+
+    weight_used: int | None
+    weight_limit: int | None
+    banned_until: int | None
+
+
+class MarketStatusAnswer(BaseModel):
+    """One market of an exchange. Times are UTC seconds of the exchange."""
+
+    exchange: str
+    market: str
+    state: ExchangeState
+    since: int | None
+    last_frame_at: int | None
+    detail: str | None
+    streams: StreamCountsAnswer
+    rest: RestUseAnswer
+
+
+class SeriesCountsAnswer(BaseModel):
+    """Followed series, by the status of their health."""
+
+    followed: int
+    green: int
+    yellow: int
+    red: int
+
+
+class StoreStatusAnswer(BaseModel):
+    """The store: `ok` while it answers, can be written and is whole; closed candles that wait for the writer."""
+
+    ok: bool
+    detail: str | None
+    queued_candles: int
+
+
+class ServiceStatusAnswer(BaseModel):
+    """The whole service in one look. `detail` is the sentence behind `status_reason`."""
+
+    status: Status
+    status_reason: StatusReason
+    detail: str
+    now_time: int
+    version: str
+    exchanges: list[MarketStatusAnswer]
+    series: SeriesCountsAnswer
+    store: StoreStatusAnswer
 
 
 class TopMarketBody(BaseModel):

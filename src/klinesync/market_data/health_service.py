@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from klinesync.core.gaps import Gap, Span, clipped
@@ -21,6 +21,7 @@ class HealthService:
     `exchange_s`: what time it is on the exchange of a series, in UTC seconds; None where that is not known, then
     `wall_s` counts. `check_known` raises `UnknownSeries` when the exchange does not list a series. `backfill` and
     `startup` are None where nobody heals gaps or sweeps. `recent_s`: how long a backfill counts as recent.
+    `first_history_due`: whether a followed series still waits for its first history; by default none does.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class HealthService:
         startup: StartupSync | None,
         grace_s: float,
         recent_s: float,
+        first_history_due: Callable[[SeriesId], bool] = lambda _: False,
     ) -> None:
         self._database = database
         self._base_of = base_of
@@ -47,6 +49,7 @@ class HealthService:
         self._board = board
         self._backfill = backfill
         self._startup = startup
+        self._first_history_due = first_history_due
         self._grace_s = grace_s
         self._recent_s = recent_s
 
@@ -61,6 +64,15 @@ class HealthService:
         stored, ledger, base_stored = await self._database.read(look)
         if stored is None:
             await self._check_known(series)
+        return self._assess(series, stored, ledger, base, base_stored)
+
+    def judge(self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap]) -> Health:
+        """How a series is that is ingested itself, by what is stored of it and by the ledger of its gaps."""
+        return self._assess(series, stored, ledger, series, stored)
+
+    def _assess(
+        self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap], base: SeriesId, base_stored: Span | None
+    ) -> Health:
         exchange_s = self._exchange_s(base)
         now_time = int(self._wall_s() if exchange_s is None else exchange_s)
         report = self._board.report(base, self._recent_s)
@@ -73,7 +85,7 @@ class HealthService:
             stored=stored,
             gaps=ledger,
             at_work=at_work,
-            sweeping=sweeping,
+            sweeping=sweeping or (report.state != "failed" and self._first_history_due(base)),
             backfill=self._with_turn(report) if sweeping else report,
             stream=self._stream(base),
         )

@@ -101,6 +101,62 @@ class StreamStatus:
     detail: str | None = None
 
 
+def stream_sentence(status: StreamStatus) -> str:
+    """The state of a stream as people read it."""
+    sentence = _SENTENCES.get(status.state, f"the stream is {status.state}")
+    return sentence if status.detail is None else f"{sentence}: {status.detail}"
+
+
+_SENTENCES = {
+    "off": "the series is not followed",
+    "subscribed": "the stream is subscribed; no frame has come yet",
+    "live": "the stream is live",
+    "stale": "the stream is stale, REST stands in for it",
+    "rest_fallback": "REST stands in for the stream",
+    "reconnecting": "the stream is being connected",
+    "delisted": "the symbol is not traded, it is followed again once it is",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RestContact:
+    """The newest contact with a market over REST.
+
+    answered_s: when the newest request was answered well, monotonic seconds; None before the first answer.
+    failure: a sentence about the newest request when that one failed; None when it was answered well.
+    status: HTTP status of that failure, 0 without an answer.
+    """
+
+    answered_s: float | None = None
+    failure: str | None = None
+    status: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MarketContact:
+    """What is heard of one market of an exchange. Times are UTC seconds of the exchange.
+
+    streams: the state of each followed stream.
+    connected: whether a connection for streams is open.
+    unreachable: neither a frame nor an answer came for a while.
+    unreachable_since: when the newest frame or answer came, once `unreachable`.
+    silent_s: seconds since the newest frame of any stream; None before the first frame.
+    answers: whether REST answered lately.
+    refused: a sentence, when REST refuses this service (401, 403, 451).
+    failure: why the newest request failed; None when it was answered.
+    """
+
+    market: str
+    streams: tuple[StreamStatus, ...] = ()
+    connected: bool = False
+    unreachable: bool = False
+    unreachable_since: int | None = None
+    silent_s: float | None = None
+    answers: bool = False
+    refused: str | None = None
+    failure: str | None = None
+
+
 class HistoryWatch(Protocol):
     """Is told how the reading of history goes. Spans are open times in UTC seconds; `candles` counts since `began`."""
 
@@ -187,6 +243,10 @@ class Source(Protocol):
 
     async def now_ms(self, market: str) -> int:
         """The exchange's time, asked now."""
+        ...
+
+    def contact(self, market: str) -> RestContact:
+        """The newest contact over REST; returns at once and asks nobody."""
         ...
 
     async def knows(self, series: SeriesId) -> bool:

@@ -1,0 +1,92 @@
+"""ExchangeWatch: whether one market of an exchange is heard at all, by frames or by REST answers. Pure.
+
+A quiet series brings no frames, and that alone proves nothing. So after some seconds without a frame the exchange is
+asked for its time; only a market that gives neither frames nor answers is unreachable. All times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from klinesync.runtime.sources import RestContact
+
+# Seconds without a frame or an answer after which the exchange is asked for its time.
+ASK_AFTER_S = 3.0
+# Shortest time between two such questions, in seconds, while no answer comes.
+ASK_EVERY_S = 1.0
+# Seconds without a frame or an answer after which the market counts as unreachable.
+UNREACHABLE_AFTER_S = 5.0
+# Between two looks of the watch, in seconds. After a longer pause (the host slept, the event loop was blocked) frames
+# may still wait in the sockets, so the silence is counted anew.
+LONGEST_PAUSE_S = 2.0
+# HTTP statuses by which an exchange refuses this service: no key, forbidden, legal reasons.
+REFUSALS = (401, 403, 451)
+
+
+class ExchangeWatch:
+    """The watch over one market. `check` runs at each tick; `unreachable` and `heard_s` are its result."""
+
+    __slots__ = ("_asked_s", "_checked_s", "_contact", "_counted_from_s", "_heard_s", "frame_s", "unreachable")
+
+    def __init__(self) -> None:
+        self.frame_s: float | None = None  # set at each frame, whatever the frame says
+        self.unreachable = False
+        self._heard_s: float | None = None
+        self._counted_from_s: float | None = None  # None while no series is followed
+        self._checked_s = 0.0
+        self._asked_s = float("-inf")
+        self._contact = RestContact()
+
+    @property
+    def heard_s(self) -> float | None:
+        """When the newest frame or answer came, as of the newest `check`; None when nothing ever came."""
+        return self._heard_s
+
+    @property
+    def refused(self) -> str | None:
+        """A sentence, when the newest request was refused; None otherwise."""
+        return self._contact.failure if self._contact.status in REFUSALS else None
+
+    def check(self, now_s: float, contact: RestContact, *, followed: bool) -> bool:
+        """Judge the silence. True when `unreachable` has changed.
+
+        now_s: the present moment, monotonic seconds.
+        contact: the newest contact with the market over REST.
+        followed: whether any stream of the market is followed; a market of which nothing is followed is not watched.
+        """
+        before, self._contact = self.unreachable, contact
+        heard = [at_s for at_s in (self.frame_s, contact.answered_s) if at_s is not None]
+        self._heard_s = max(heard, default=None)
+        paused = now_s - self._checked_s > LONGEST_PAUSE_S
+        self._checked_s = now_s
+        if not followed:
+            self._counted_from_s, self.unreachable = None, False
+            return before
+        if self._counted_from_s is None or (paused and not before):
+            self._counted_from_s = now_s
+        silent_s = self._silent_s(now_s)
+        # Once unreachable, a market is back only when something new is heard.
+        self.unreachable = silent_s >= UNREACHABLE_AFTER_S
+        return self.unreachable != before
+
+    def ask_due(self, now_s: float) -> bool:
+        """Whether to ask the exchange for its time now: nothing is heard, or the newest request was refused."""
+        if self._counted_from_s is None or now_s - self._asked_s < ASK_EVERY_S:
+            return False
+        asked_too_long_ago = self.refused is not None and now_s - self._asked_s >= ASK_AFTER_S
+        if self._silent_s(now_s) < ASK_AFTER_S and not asked_too_long_ago:
+            return False
+        self._asked_s = now_s
+        return True
+
+    def answers(self, now_s: float) -> bool:
+        """Whether the newest request was answered, not long ago."""
+        at_s = self._contact.answered_s
+        return self._contact.failure is None and at_s is not None and now_s - at_s < UNREACHABLE_AFTER_S
+
+    @property
+    def failure(self) -> str | None:
+        """Why the newest request failed; None when it was answered."""
+        return self._contact.failure
+
+    def _silent_s(self, now_s: float) -> float:
+        assert self._counted_from_s is not None, "it is followed"
+        return now_s - max(self._counted_from_s, self._heard_s if self._heard_s is not None else self._counted_from_s)

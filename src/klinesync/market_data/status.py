@@ -1,0 +1,346 @@
+"""The whole service in one look: what is known of its parts in, one status with one reason out. Pure.
+
+`status` is the one place where a lamp's colour is decided. A part that knows of a trouble hands over a value
+(`MarketFacts.clocks_differ`, `StoreFacts.damaged`, `StatusFacts.restarts` …) and needs no code here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from klinesync.market_data.health import Status
+from klinesync.runtime.sources import MarketContact
+
+# A part that was restarted after a defect counts for this long, in seconds.
+RESTART_COUNTS_S = 300.0
+# Without a frame for this long, in seconds, a market whose connections are all down has handshakes that fail.
+HANDSHAKES_FAIL_AFTER_S = 5.0
+
+ExchangeState = Literal["live", "degraded", "unreachable", "idle"]
+StatusReason = Literal[
+    "store_unavailable",
+    "exchange_refuses",
+    "exchange_unreachable",
+    "store_damaged",
+    "series_red",
+    "handshakes_fail",
+    "stream_reconnecting",
+    "stream_stale",
+    "stream_rest_fallback",
+    "clocks_differ",
+    "part_restarted",
+    "series_yellow",
+    "ingest_off",
+    "idle",
+    "live",
+]
+# The first reason that applies is the one that is told.
+STATUS: dict[StatusReason, Status] = {
+    "store_unavailable": "red",
+    "exchange_refuses": "red",
+    "exchange_unreachable": "red",
+    "store_damaged": "red",
+    "series_red": "red",
+    "handshakes_fail": "yellow",
+    "stream_reconnecting": "yellow",
+    "stream_stale": "yellow",
+    "stream_rest_fallback": "yellow",
+    "clocks_differ": "yellow",
+    "part_restarted": "yellow",
+    "series_yellow": "yellow",
+    "ingest_off": "green",
+    "idle": "green",
+    "live": "green",
+}
+_ORDER = {reason: place for place, reason in enumerate(STATUS)}
+
+
+@dataclass(frozen=True, slots=True)
+class RestFacts:
+    """REST of one market. `weight_*` in the exchange's minute; `banned_until` in UTC seconds while nothing is sent at
+    the exchange's wish."""
+
+    weight_used: int
+    weight_limit: int
+    banned_until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MarketFacts:
+    """One market of an exchange.
+
+    exchange: its name.
+    contact: what is heard of the market.
+    rest: the use of its REST; None where that is not counted, or nothing was asked yet.
+    clocks_differ: a sentence, while the exchange's clocks differ from each other; None while they agree.
+    """
+
+    exchange: str
+    contact: MarketContact
+    rest: RestFacts | None = None
+    clocks_differ: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """The store.
+
+    error: a sentence, while the store does not answer or cannot be written; None otherwise.
+    damaged: a sentence, while a part of the store is damaged; None otherwise.
+    queued_candles: closed candles that wait for the writer.
+    """
+
+    error: str | None = None
+    damaged: str | None = None
+    queued_candles: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """A part that was restarted after a defect: its name, and how long ago, in seconds."""
+
+    part: str
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatusFacts:
+    """What is known of the service.
+
+    now_time: UTC seconds.
+    version: of the program.
+    ingest: whether the service follows anything at all, by its flags.
+    markets: every market of every exchange that is asked.
+    series: the health of each followed series; None while the store cannot tell.
+    store: the store.
+    restarts: parts that were restarted after a defect.
+    """
+
+    now_time: int
+    version: str
+    ingest: bool
+    markets: Sequence[MarketFacts]
+    series: Sequence[Status] | None
+    store: StoreFacts
+    restarts: Sequence[Restart] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCounts:
+    """Followed streams of a market, by state. `subscribed`: acknowledged, and no frame yet (a quiet series)."""
+
+    live: int = 0
+    subscribed: int = 0
+    stale: int = 0
+    rest_fallback: int = 0
+    reconnecting: int = 0
+    delisted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestUse:
+    """As `RestFacts`; None where it is not known."""
+
+    weight_used: int | None
+    weight_limit: int | None
+    banned_until: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MarketStatus:
+    """One market. `since`: when its state began; `last_frame_at`: the newest frame of any stream (UTC seconds of the
+    exchange); `detail`: a sentence where there is something to say."""
+
+    exchange: str
+    market: str
+    state: ExchangeState
+    since: int | None
+    last_frame_at: int | None
+    detail: str | None
+    streams: StreamCounts
+    rest: RestUse
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesCounts:
+    """Followed series, by the status of their health."""
+
+    followed: int
+    green: int
+    yellow: int
+    red: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """The store: `ok` while it answers, can be written and is whole."""
+
+    ok: bool
+    detail: str | None
+    queued_candles: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """The answer. `detail` is the sentence behind `status_reason`."""
+
+    status: Status
+    status_reason: StatusReason
+    detail: str
+    now_time: int
+    version: str
+    exchanges: tuple[MarketStatus, ...]
+    series: SeriesCounts
+    store: StoreStatus
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """One thing to say of the service."""
+
+    reason: StatusReason
+    detail: str
+
+
+def status(facts: StatusFacts) -> ServiceStatus:
+    """The status of the service."""
+    troubles = list(_of_store(facts.store))
+    markets = []
+    for market in facts.markets:
+        own = list(_of_market(market))
+        markets.append(_market_status(market, own))
+        name = f"{market.exchange} {market.contact.market}"
+        troubles += [_Trouble(one.reason, f"{name}: {one.detail}") for one in own]
+    counts = Counter(facts.series or ())
+    followed = sum(len(market.contact.streams) for market in facts.markets)
+    if counts["red"]:
+        troubles.append(_Trouble("series_red", f"{counts['red']} of {followed} followed series are red"))
+    if counts["yellow"]:
+        troubles.append(_Trouble("series_yellow", f"{counts['yellow']} of {followed} followed series are yellow"))
+    restarted = sorted({one.part for one in facts.restarts if one.ago_s < RESTART_COUNTS_S})
+    if restarted:
+        troubles.append(_Trouble("part_restarted", f"restarted after a defect: {', '.join(restarted)}"))
+    worst = min(troubles, key=lambda one: _ORDER[one.reason], default=None) or _at_rest(facts, followed)
+    store = facts.store
+    return ServiceStatus(
+        status=STATUS[worst.reason],
+        status_reason=worst.reason,
+        detail=worst.detail,
+        now_time=facts.now_time,
+        version=facts.version,
+        exchanges=tuple(markets),
+        series=SeriesCounts(followed, counts["green"], counts["yellow"], counts["red"]),
+        store=StoreStatus(
+            ok=store.error is None and store.damaged is None,
+            detail=store.error or store.damaged,
+            queued_candles=store.queued_candles,
+        ),
+    )
+
+
+def _at_rest(facts: StatusFacts, followed: int) -> _Trouble:
+    if followed:
+        return _Trouble("live", "all followed series are up to date")
+    if not facts.ingest:
+        return _Trouble("ingest_off", "ingest is off: the store is served as it is")
+    return _Trouble("idle", "no series is followed at present")
+
+
+def _of_store(store: StoreFacts) -> Iterable[_Trouble]:
+    if store.error is not None:
+        yield _Trouble("store_unavailable", store.error)
+    if store.damaged is not None:
+        yield _Trouble("store_damaged", store.damaged)
+
+
+def _of_market(market: MarketFacts) -> Iterable[_Trouble]:
+    """What is the matter with a market of which something is followed. (One that is idle has no streams to lose.)"""
+    contact, counts = market.contact, _counts(market.contact)
+    traded = len(contact.streams) - counts.delisted
+    if not traded:
+        return
+    if contact.refused is not None:
+        yield _Trouble("exchange_refuses", f"its REST refuses this service: {contact.refused}")
+    if contact.unreachable:
+        why = contact.failure or "no answer to the question for its time"
+        yield _Trouble("exchange_unreachable", f"neither frames nor answers come: {_with_ban(market.rest, why)}")
+    waits_s = HANDSHAKES_FAIL_AFTER_S if contact.silent_s is None else contact.silent_s
+    if not contact.connected and contact.answers and counts.reconnecting and waits_s >= HANDSHAKES_FAIL_AFTER_S:
+        yield _Trouble("handshakes_fail", "no connection for streams can be opened, while REST answers")
+    if counts.reconnecting:
+        yield _Trouble("stream_reconnecting", f"{counts.reconnecting} of {traded} streams are being connected")
+    if counts.stale:
+        yield _Trouble("stream_stale", f"{counts.stale} of {traded} streams withhold what REST shows")
+    if counts.rest_fallback:
+        yield _Trouble("stream_rest_fallback", f"REST stands in for {counts.rest_fallback} of {traded} streams")
+    if market.clocks_differ is not None:
+        yield _Trouble("clocks_differ", market.clocks_differ)
+
+
+def _with_ban(rest: RestFacts | None, why: str) -> str:
+    return why if rest is None or rest.banned_until is None else f"{why}; REST is not asked before {rest.banned_until}"
+
+
+def _market_status(market: MarketFacts, troubles: Sequence[_Trouble]) -> MarketStatus:
+    contact, rest = market.contact, market.rest
+    counts = _counts(contact)
+    worst = min(troubles, key=lambda one: _ORDER[one.reason], default=None)
+    frames = [one.last_frame_at for one in contact.streams if one.last_frame_at is not None]
+    state = _state(contact, counts, worst)
+    return MarketStatus(
+        exchange=market.exchange,
+        market=contact.market,
+        state=state,
+        since=_since(contact, state),
+        last_frame_at=max(frames, default=None),
+        detail=_detail(contact, counts) if worst is None else worst.detail,
+        streams=counts,
+        rest=RestUse(None, None, None)
+        if rest is None
+        else RestUse(rest.weight_used, rest.weight_limit, rest.banned_until),
+    )
+
+
+def _state(contact: MarketContact, counts: StreamCounts, worst: _Trouble | None) -> ExchangeState:
+    if not len(contact.streams) - counts.delisted:
+        return "idle"
+    # An exchange that refuses REST and whose frames still come is reached, if badly.
+    if contact.unreachable or (contact.refused is not None and not counts.live):
+        return "unreachable"
+    return "live" if worst is None else "degraded"
+
+
+def _since(contact: MarketContact, state: ExchangeState) -> int | None:
+    """When the state began, as far as the streams tell: the first stream to fail, or the last one to recover."""
+    if state == "unreachable" and contact.unreachable_since is not None:
+        return contact.unreachable_since
+    good = ("live", "subscribed", "delisted")
+    if state == "live":
+        return max((one.since for one in contact.streams if one.since is not None), default=None)
+    return min((one.since for one in contact.streams if one.since is not None and one.state not in good), default=None)
+
+
+def _detail(contact: MarketContact, counts: StreamCounts) -> str | None:
+    """What is worth saying though nothing is the matter."""
+    if contact.streams and counts.delisted == len(contact.streams):
+        return "no followed symbol is traded"
+    if not contact.streams:
+        return "nothing of it is followed"
+    if counts.subscribed and not counts.live:
+        return "quiet: the exchange answers, and its streams have brought nothing yet"
+    return None
+
+
+def _counts(contact: MarketContact) -> StreamCounts:
+    counts = Counter(one.state for one in contact.streams)
+    return StreamCounts(
+        live=counts["live"],
+        subscribed=counts["subscribed"],
+        stale=counts["stale"],
+        rest_fallback=counts["rest_fallback"],
+        reconnecting=counts["reconnecting"],
+        delisted=counts["delisted"],
+    )

@@ -1,0 +1,165 @@
+"""The colour of the whole service, from values."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klinesync.market_data.health import Status
+from klinesync.market_data.status import (
+    RESTART_COUNTS_S,
+    STATUS,
+    MarketFacts,
+    Restart,
+    RestFacts,
+    StatusFacts,
+    StatusReason,
+    StoreFacts,
+    status,
+)
+from klinesync.runtime.sources import MarketContact, StreamStatus
+
+NOW = 1_700_000_000
+
+
+def stream(state: str, since: int = NOW - 100) -> StreamStatus:
+    return StreamStatus(state, since, NOW - 1 if state == "live" else None)
+
+
+GOOD = MarketContact("spot", (stream("live"), stream("live", NOW - 50)), connected=True, silent_s=0.2, answers=True)
+
+
+def facts(*markets: MarketFacts, **changes: object) -> StatusFacts:
+    plain = StatusFacts(
+        now_time=NOW, version="1.2.3", ingest=True, markets=markets, series=["green", "green"], store=StoreFacts()
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]  # fields by name
+
+
+def market(**changes: object) -> MarketFacts:
+    return MarketFacts("binance", replace(GOOD, **changes))  # type: ignore[arg-type]  # fields by name
+
+
+def test_all_is_well() -> None:
+    answer = status(facts(MarketFacts("binance", GOOD, RestFacts(12, 6000))))
+    assert (answer.status, answer.status_reason) == ("green", "live")
+    (exchange,) = answer.exchanges
+    assert (exchange.state, exchange.since, exchange.last_frame_at) == ("live", NOW - 50, NOW - 1)
+    assert exchange.streams.live == 2
+    assert (exchange.rest.weight_used, exchange.rest.weight_limit, exchange.rest.banned_until) == (12, 6000, None)
+    assert (answer.series.followed, answer.series.green) == (2, 2)
+    assert answer.store.ok
+
+
+def test_a_quiet_market_is_no_dead_one() -> None:
+    quiet = market(streams=(stream("subscribed"),), silent_s=None)
+    answer = status(facts(quiet))
+    assert (answer.status, answer.exchanges[0].state) == ("green", "live")
+    assert "quiet" in str(answer.exchanges[0].detail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "state"),
+    [
+        ({"unreachable": True, "unreachable_since": NOW - 9}, "exchange_unreachable", "unreachable"),
+        ({"refused": "answered 451"}, "exchange_refuses", "degraded"),
+        ({"refused": "answered 451", "streams": (stream("reconnecting"),)}, "exchange_refuses", "unreachable"),
+        ({"streams": (stream("stale"), stream("live"))}, "stream_stale", "degraded"),
+        ({"streams": (stream("rest_fallback"), stream("live"))}, "stream_rest_fallback", "degraded"),
+        ({"streams": (stream("reconnecting"), stream("live"))}, "stream_reconnecting", "degraded"),
+        (
+            {"streams": (stream("reconnecting"),), "connected": False, "silent_s": 9.0},
+            "handshakes_fail",
+            "degraded",
+        ),
+        ({"streams": (stream("delisted"),)}, "live", "idle"),
+        ({"streams": ()}, "idle", "idle"),
+    ],
+)
+def test_what_is_the_matter_with_an_exchange(changes: dict[str, object], reason: StatusReason, state: str) -> None:
+    answer = status(facts(market(**changes)))
+    assert answer.status_reason == reason
+    assert answer.status == STATUS[reason]
+    (exchange,) = answer.exchanges
+    assert exchange.state == state
+    if changes.get("unreachable"):
+        assert exchange.since == NOW - 9
+    if state == "degraded" and "streams" in changes:
+        assert exchange.since == NOW - 100, "since the first stream that failed"
+
+
+def test_what_is_the_matter_with_other_parts() -> None:
+    good = MarketFacts("binance", GOOD)
+    one = status(facts(good, store=StoreFacts("the store cannot be written: disk full", None, 7)))
+    assert (one.status, one.status_reason) == ("red", "store_unavailable")
+    assert (one.store.ok, one.store.detail, one.store.queued_candles) == (
+        False,
+        "the store cannot be written: disk full",
+        7,
+    )
+    one = status(facts(good, store=StoreFacts(damaged="binance:spot:BTC/USDT:1m: 3 chunks are damaged")))
+    assert (one.status, one.status_reason, one.store.ok) == ("red", "store_damaged", False)
+    one = status(facts(replace(good, clocks_differ="they differ by 3 s")))
+    assert (one.status, one.status_reason, one.exchanges[0].state) == ("yellow", "clocks_differ", "degraded")
+    one = status(facts(good, restarts=[Restart("connection 1 spot", RESTART_COUNTS_S - 1)]))
+    assert (one.status, one.status_reason) == ("yellow", "part_restarted")
+    assert status(facts(good, restarts=[Restart("connection 1 spot", RESTART_COUNTS_S)])).status == "green"
+    one = status(facts(good, series=["green", "yellow"]))
+    assert (one.status, one.status_reason) == ("yellow", "series_yellow")
+    one = status(facts(good, series=["red", "yellow"]))
+    assert (one.status, one.status_reason) == ("red", "series_red")
+    assert (one.series.green, one.series.yellow, one.series.red) == (0, 1, 1)
+
+
+def test_an_idle_service_is_green_and_says_why() -> None:
+    idle = market(streams=())
+    assert status(facts(idle, series=[])).status_reason == "idle"
+    assert status(facts(idle, series=[], ingest=False)).status_reason == "ingest_off"
+
+
+def test_a_dead_exchange_of_which_nothing_is_followed_is_idle() -> None:
+    dead = MarketFacts("binance", MarketContact("futures", refused="451", unreachable=True))
+    answer = status(facts(MarketFacts("binance", GOOD), dead))
+    assert answer.status == "green"
+    assert answer.exchanges[1].state == "idle"
+
+
+states = st.sampled_from(["live", "subscribed", "stale", "rest_fallback", "reconnecting", "delisted"])
+contacts = st.builds(
+    MarketContact,
+    st.sampled_from(["spot", "futures"]),
+    streams=st.lists(st.builds(stream, states, st.integers(NOW - 1000, NOW)), max_size=4).map(tuple),
+    connected=st.booleans(),
+    unreachable=st.booleans(),
+    silent_s=st.none() | st.floats(0, 100),
+    answers=st.booleans(),
+    refused=st.none() | st.just("403"),
+)
+colours: st.SearchStrategy[Status] = st.sampled_from(["green", "yellow", "red"])
+
+
+@given(
+    st.lists(st.builds(MarketFacts, st.just("binance"), contacts), max_size=3),
+    st.lists(colours, max_size=4),
+    st.builds(StoreFacts, st.none() | st.just("full"), st.none() | st.just("damaged")),
+)
+def test_the_colour_is_that_of_the_worst_part(
+    markets: list[MarketFacts], series: list[Status], store: StoreFacts
+) -> None:
+    answer = status(facts(*markets, series=series, store=store))
+    traded = [one for one in markets if any(each.state != "delisted" for each in one.contact.streams)]
+    red = (
+        bool(store.error or store.damaged)
+        or "red" in series
+        or any(one.contact.unreachable or one.contact.refused for one in traded)
+    )
+    bad = {"stale", "rest_fallback", "reconnecting"}
+    yellow = "yellow" in series or any(each.state in bad for one in traded for each in one.contact.streams)
+    assert answer.status == ("red" if red else "yellow" if yellow else "green")
+    assert answer.status == STATUS[answer.status_reason]
+    assert answer.detail
+    for one, told in zip(markets, answer.exchanges, strict=True):
+        counts = told.streams
+        total = counts.live + counts.subscribed + counts.stale + counts.rest_fallback
+        assert total + counts.reconnecting + counts.delisted == len(one.contact.streams)
