@@ -55,7 +55,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(*arguments: str, log: Path) -> AsyncIterator[Running]:
+async def running(*arguments: str, log: Path, env: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
     with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -65,7 +65,7 @@ async def running(*arguments: str, log: Path) -> AsyncIterator[Running]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-            env=environment(),
+            env=environment(**(env or {})),
         )
     try:
         yield Running(process)

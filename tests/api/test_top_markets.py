@@ -17,6 +17,7 @@ from klinesync.ingest.binance_rest import BinanceRest, market_routes
 from klinesync.market_data import top_markets
 from klinesync.market_data.top_markets import FORCED_MOST, TopMarkets
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Listing, Ticker
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
@@ -252,7 +253,7 @@ async def test_a_service_that_stops_ends_its_streams_cleanly(tmp_path: Path, exc
 
 
 async def test_the_simulated_exchange_is_ranked_through_the_rest_client() -> None:
-    async with SimServer(SimConfig(symbols=8)) as simulated, aiohttp.ClientSession() as session:
+    async with SimServer(SimConfig(symbols=8)) as simulated, HttpClient() as session:
         rest = BinanceRest(
             session,
             market_routes(simulated.http_url, simulated.http_url),

@@ -442,7 +442,7 @@ class Session:
         return Request(self._network, self._owner, url, params)
 
     async def ws_connect(
-        self, url: str, *, heartbeat: float, max_msg_size: int, timeout: aiohttp.ClientWSTimeout
+        self, url: str, *, heartbeat: float, max_msg_size: int, close_timeout_s: float
     ) -> ExchangeSocket:
         network = self._network
         await asyncio.sleep(network.rng.uniform(*LATENCY_S))

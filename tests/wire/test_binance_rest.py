@@ -19,6 +19,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_rest
 from klinesync.ingest.binance_rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import BOTH_NEIGHBOURS, Errand, HistoryPage, Listing, Ticker, Urgency
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -116,7 +117,7 @@ async def connected(
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
+        async with HttpClient(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
             yield (
                 BinanceRest(
                     session,
@@ -414,7 +415,7 @@ async def test_a_candle_that_ends_a_full_page_while_it_is_open_ends_the_reading_
 
 
 async def test_an_exchange_that_is_not_there_is_an_error_of_the_exchange() -> None:
-    async with aiohttp.ClientSession() as session:
+    async with HttpClient() as session:
         url = "http://127.0.0.1:9"
         gone = BinanceRest(
             session,

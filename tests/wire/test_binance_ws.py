@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -19,6 +18,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_ws
 from klinesync.ingest.binance_ws import BinanceConnection
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import KlineEvent, StreamCallbacks
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import running_service
@@ -98,7 +98,7 @@ async def connected(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     heard = Heard()
-    async with aiohttp.ClientSession() as session:
+    async with HttpClient() as session:
         url = f"ws://127.0.0.1:{runner.addresses[0][1]}/stream"
         connection = BinanceConnection(session, url, heard.callbacks(event), rng=random.Random(1), clock=clock)
         for series in wanted:

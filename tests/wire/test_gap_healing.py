@@ -24,6 +24,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.faults import Outage
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
@@ -76,7 +77,7 @@ async def healing(
     loop = asyncio.get_running_loop()
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     routes = market_routes(exchange.http_url, exchange.http_url)
-    async with aiohttp.ClientSession() as http, SqliteDatabase(store) as database:
+    async with HttpClient() as http, SqliteDatabase(store) as database:
         pipeline = IngestPipeline(
             database,
             DerivedStep(SPOT.timeframe, targets),

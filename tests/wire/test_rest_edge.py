@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-import aiohttp
 import pytest
 
 from klinesync.core.errors import UpstreamError
@@ -16,6 +15,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
 from klinesync.ingest.weight import AT_ONCE
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Errand, HistoryPage, Urgency
 from klinesync.sim.faults import Delist, RateLimit, RestError
 from klinesync.sim.server import SimConfig, SimServer
@@ -30,7 +30,7 @@ FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")
 class Edge:
     """The exchange, a client of it, and the stamps that streams would bring."""
 
-    def __init__(self, exchange: SimServer, session: aiohttp.ClientSession, share: float) -> None:
+    def __init__(self, exchange: SimServer, session: HttpClient, share: float) -> None:
         self.exchange = exchange
         self.clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
         self.rest = BinanceRest(
@@ -65,7 +65,7 @@ class Edge:
 
 @asynccontextmanager
 async def connected(speed: float = 60.0, share: float = 0.8) -> AsyncIterator[Edge]:
-    async with SimServer(SimConfig(symbols=4, speed=speed)) as exchange, aiohttp.ClientSession() as session:
+    async with SimServer(SimConfig(symbols=4, speed=speed)) as exchange, HttpClient() as session:
         yield Edge(exchange, session, share)
 
 
@@ -107,7 +107,7 @@ async def test_the_weight_of_a_minute_stays_below_our_share_and_a_repair_goes_fi
 
         async def watch() -> None:
             nonlocal most
-            async with aiohttp.ClientSession() as session:
+            async with HttpClient() as session:
                 while True:
                     async with session.get(edge.exchange.http_url + "/sim/state") as response:
                         most = max(most, (await response.json())["rest_weight_used"])

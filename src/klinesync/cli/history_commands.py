@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import aiohttp
 
-from klinesync import __version__
 from klinesync.cli.progress import Say, bar
 from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
@@ -37,7 +36,8 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.flags import RuntimeFlags, sqlite_path
+from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path
+from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Errand, Urgency
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase, SqliteReader
@@ -301,7 +301,11 @@ async def _rest(
     rng = random.Random()  # noqa: S311  # jitter, not a secret
     if series.exchange != EXCHANGE:
         others = CcxtExchanges(
-            enabled=flags.enable_ccxt_backfill, final_margin_s=flags.rest_final_margin_s, monotonic=monotonic, rng=rng
+            enabled=flags.enable_ccxt_backfill,
+            final_margin_s=flags.rest_final_margin_s,
+            monotonic=monotonic,
+            rng=rng,
+            environment_proxies=flags.enable_environment_proxies,
         )
         if (why := others.refusal(series.exchange)) is not None:
             raise UnknownSeries(str(series), why)
@@ -312,9 +316,7 @@ async def _rest(
             await source.close()
             await others.stop()
         return
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), headers={"User-Agent": f"klinesync/{__version__}"}
-    ) as session:
+    async with HttpClient(aiohttp.ClientTimeout(total=TIMEOUT_S), proxies_of(flags)) as session:
         yield BinanceRest(
             session,
             market_routes(flags.binance_spot_rest_url, flags.binance_futures_rest_url),

@@ -19,6 +19,7 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.backfill import BACKFILL, BackfillProgress
 from klinesync.market_data.history.importing import PartlyRefused
+from klinesync.runtime.http_client import location
 
 T = TypeVar("T")
 
@@ -130,7 +131,11 @@ class ServiceClient:
     ) -> tuple[int, str]:
         data = None if body is None else msgspec.json.encode(body)
         try:
-            async with self._session.request(method, self._url + path, params=params, data=data) as answer:
+            async with self._session.request(
+                method, self._url + path, params=params, data=data, allow_redirects=False
+            ) as answer:
+                if elsewhere := location(answer):
+                    raise ServiceError(f"the service at {self._url} answers {answer.status}{elsewhere}")
                 return answer.status, await answer.text()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             why = str(error) or type(error).__name__

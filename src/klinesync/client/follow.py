@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
+from klinesync.client.session import open_session
 from klinesync.client.tables import Slices, WireCandle
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
@@ -169,8 +170,7 @@ async def follow(
     `TEMPORARY_REFUSALS` are a `Disconnected` like any other, and it tries again.
     """
     failures = 0
-    timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with open_session(ANSWER_TIMEOUT_S) as session:
         while True:
             try:
                 async with aclosing(_connection(session, url, series, since)) as updates:

@@ -29,6 +29,7 @@ from klinesync.client.follow import (
     Update,
     follow,
 )
+from klinesync.client.session import open_session
 from klinesync.client.tables import Cursor, Drawings, Frame, Json, Slices, Table
 from klinesync.core.series_id import SeriesId
 
@@ -60,7 +61,7 @@ class AsyncKlinesync:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S))
+        self._session = open_session(ANSWER_TIMEOUT_S)
         return self
 
     async def __aexit__(

@@ -27,6 +27,7 @@ from klinesync.client.follow import (
     Update,
     follow,
 )
+from klinesync.client.session import open_session
 from klinesync.core.series_id import SeriesId
 
 # Candles from before the start that are shown where there is no board.
@@ -107,8 +108,7 @@ async def watch(url: str, series_id: str, *, as_json_lines: bool) -> int:
     board = None
     if not as_json_lines and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
         board = Board(series)
-    timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with open_session(FETCH_TIMEOUT_S) as session:
         since = await _since(session, url, series, SHOWN_CANDLES if board is None else HELD_CANDLES)
         async with aclosing(follow(url, series, since, wait_out_refusals=True)) as updates:
             if board is None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
-import aiohttp
-
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
 from klinesync.ingest.weight import RestStatus
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Errand, HistoryPage, Listing, RestContact, StreamCallbacks, Ticker
 
 
@@ -20,7 +19,7 @@ class BinanceSource:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        session: HttpClient,
         rest: BinanceRest,
         ws_urls: Mapping[str, str],
         rng: random.Random,

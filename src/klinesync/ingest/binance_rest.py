@@ -27,6 +27,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.rest_gate import RestGate
 from klinesync.ingest.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.runtime.sources import Errand, HistoryPage, Listing, RestContact, Ticker, Urgency
@@ -158,7 +159,7 @@ class BinanceRest:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        session: HttpClient,
         routes: Mapping[str, MarketRoutes],
         clocks: Mapping[str, ExchangeClock],
         *,
@@ -446,7 +447,7 @@ class BinanceRest:
         gate.sent(turn)
         try:
             async with self._session.get(url, params=params) as response:
-                status = response.status
+                status, elsewhere = response.status, location(response)
                 retry_after_s = gate.answered(turn, status, response.headers)
                 body = await _read(response, most_bytes if status == 200 else MAX_PROBLEM_BYTES)
         except TimeoutError as error:
@@ -454,14 +455,16 @@ class BinanceRest:
             raise self._failed(market, _Passing(f"{url} did not answer within {TIMEOUT_S:g} s")) from error
         except aiohttp.ClientError as error:
             gate.count_error(0)
-            raise self._failed(market, _Passing(f"{url} cannot be reached: {error!r}")) from error
+            reason = f"{url} cannot be reached: {type(error).__name__}: {error}"
+            raise self._failed(market, _Passing(reason)) from error
         if status == 200:
             if len(body) > most_bytes:
                 raise self._nonsense(market, f"the answer to {name} is longer than {most_bytes} bytes")
             return body
         gate.count_error(status)
         kind = _Passing if status >= 500 or retry_after_s is not None else UpstreamError
-        raise self._failed(market, kind(f"{url} answered {status}: {_problem_text(body)}", status, retry_after_s))
+        reason = f"{url} answered {status}{elsewhere}: {_problem_text(body)}"
+        raise self._failed(market, kind(reason, status, retry_after_s))
 
     def _failed(self, market: str, error: UpstreamError) -> UpstreamError:
         """The same error, once it is noted as the newest contact."""

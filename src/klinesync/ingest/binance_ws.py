@@ -23,6 +23,7 @@ from klinesync.core.errors import BadCandle, KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import symbol_name
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import ConnectionStatus, KlineEvent, StreamCallbacks
 
@@ -222,7 +223,7 @@ class BinanceConnection:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        session: HttpClient,
         url: str,
         callbacks: StreamCallbacks,
         *,
@@ -318,10 +319,10 @@ class BinanceConnection:
                     self._url,
                     heartbeat=HEARTBEAT_S,
                     max_msg_size=MAX_SOCKET_BYTES,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
+                    close_timeout_s=CLOSE_TIMEOUT_S,
                 )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            log.warning("%s cannot be connected: %r", self._url, error)
+            log.warning("%s cannot be connected: %s: %s", self._url, type(error).__name__, error)
             return None
         link = _Link(socket, loop.time(), self._clock.estimate_ms(loop.time()))
         self._links.append(link)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.ccxt_rows import Row, ccxt_symbol, date_ms, header, own_symbol, upstream_error
 from klinesync.ingest.turn_queue import Kind, Outcome
 from klinesync.ingest.turns import Turns
+from klinesync.runtime.proxies import Proxies
 from klinesync.runtime.sources import Errand, Listing, RestContact, Ticker
 
 Found = TypeVar("Found")
@@ -92,11 +94,22 @@ def offers_exchange(name: str) -> bool | None:
     return any((Path(folder) / "async_support" / f"{name}.py").is_file() for folder in spec.submodule_search_locations)
 
 
-def ccxt_exchange(name: str) -> Ccxt:
-    """A new exchange object of ccxt, with its stream methods where there are any. Takes seconds for the first one."""
+def ccxt_exchange(name: str, *, environment_proxies: bool = False) -> Ccxt:
+    """A new exchange object of ccxt, with its stream methods where there are any. Takes seconds for the first one.
+
+    environment_proxies: use the proxies of the environment. ccxt itself would use none. For REST its HTTP library reads
+    the variables; for streams that library knows no proxy of `wss://` addresses, so the proxy of `https://` is named.
+    """
     module = import_module("ccxt.pro")
     make = getattr(module, name, None) or getattr(import_module("ccxt.async_support"), name)
-    exchange: Ccxt = make({"enableRateLimit": True, "timeout": TIMEOUT_MS})
+    settings: dict[str, object] = {"enableRateLimit": True, "timeout": TIMEOUT_MS}
+    if environment_proxies:
+        settings["aiohttp_trust_env"] = True
+        # The host of a stream is ccxt's secret until the stream is opened: NO_PROXY is asked for the exchange's name.
+        proxy = Proxies(os.environ).proxy_for(f"wss://{name}")
+        if proxy is not None:
+            settings["wssProxy"] = proxy.with_login
+    exchange: Ccxt = make(settings)
     return exchange
 
 
@@ -174,11 +187,12 @@ class CcxtClient:
         thread: CcxtThread,
         *,
         monotonic: Callable[[], float],
-        make: Maker = ccxt_exchange,
+        make: Maker | None = None,
     ) -> None:
         self.name = name
         self._thread = thread
-        self._make = make
+        self._make = make or ccxt_exchange
+        self._is_ccxt = make is None or getattr(make, "func", make) is ccxt_exchange
         self._exchange: Ccxt | None = None
         self._closed = False
         self.requests = 0  # over REST, as far as they are ours: ccxt may make several of one
@@ -315,7 +329,7 @@ class CcxtClient:
         return await self._thread.call(self._guarded(what, work()))
 
     def _made(self) -> Ccxt:
-        if self._make is ccxt_exchange and not offers_exchange(self.name):
+        if self._is_ccxt and not offers_exchange(self.name):
             installed = offers_exchange(self.name) is not None
             raise UpstreamError(f"ccxt has no exchange {self.name}" if installed else NOT_INSTALLED, 400)
         exchange = self._make(self.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from klinesync.ingest.ccxt_client import NOT_INSTALLED, CcxtClient, CcxtThread, Maker, ccxt_exchange, offers_exchange
 from klinesync.ingest.ccxt_source import POLL_LEAST_S, CcxtSource
@@ -12,7 +13,8 @@ from klinesync.runtime.clock import ExchangeClock
 
 class CcxtExchanges:
     """Makes sources by ccxt's names. `enabled` off: there are none. `makers` make exchange objects in place of ccxt's
-    own classes, by name: a test's, or one that ccxt does not have."""
+    own classes, by name: a test's, or one that ccxt does not have. `environment_proxies`: they use the proxies that the
+    environment names."""
 
     def __init__(
         self,
@@ -23,8 +25,10 @@ class CcxtExchanges:
         rng: random.Random,
         makers: Mapping[str, Maker] | None = None,
         poll_least_s: float = POLL_LEAST_S,
+        environment_proxies: bool = False,
     ) -> None:
         self._enabled = enabled
+        self._make: Maker = partial(ccxt_exchange, environment_proxies=environment_proxies)
         self._final_margin_s = final_margin_s
         self._monotonic = monotonic
         self._rng = rng
@@ -49,7 +53,7 @@ class CcxtExchanges:
 
     def source(self, name: str, clocks: Mapping[str, ExchangeClock]) -> CcxtSource:
         """A new source of that exchange."""
-        client = CcxtClient(name, self._thread, monotonic=self._monotonic, make=self._makers.get(name, ccxt_exchange))
+        client = CcxtClient(name, self._thread, monotonic=self._monotonic, make=self._makers.get(name, self._make))
         return CcxtSource(
             client,
             clocks=clocks,

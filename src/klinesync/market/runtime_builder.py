@@ -12,7 +12,6 @@ from pathlib import Path
 
 import aiohttp
 
-from klinesync import __version__
 from klinesync.core.candle import Applied
 from klinesync.core.errors import BadFlag, Rejected
 from klinesync.core.series_id import SeriesId
@@ -54,7 +53,8 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.pipelines.watchdog import Watchdog
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.flags import RuntimeFlags, sqlite_path, whitelist
+from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path, whitelist
+from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import MarketContact, Source, StreamStatus, stream_sentence
 from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
@@ -85,8 +85,13 @@ def build_market_runtime(
     listed = whitelist(flags)
     rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
     monotonic = asyncio.get_running_loop().time
+    proxies = proxies_of(flags)
     others = others or CcxtExchanges(
-        enabled=flags.enable_ccxt_backfill, final_margin_s=flags.rest_final_margin_s, monotonic=monotonic, rng=rng
+        enabled=flags.enable_ccxt_backfill,
+        final_margin_s=flags.rest_final_margin_s,
+        monotonic=monotonic,
+        rng=rng,
+        environment_proxies=flags.enable_environment_proxies,
     )
     for series in listed:
         if series.exchange != EXCHANGE and (why := others.refusal(series.exchange)) is not None:
@@ -95,10 +100,7 @@ def build_market_runtime(
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     resources: list[AbstractAsyncContextManager[object]] = []
     if source is None:
-        session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-            headers={"User-Agent": f"klinesync/{__version__}"},
-        )
+        session = HttpClient(aiohttp.ClientTimeout(total=TIMEOUT_S), proxies)
         resources.append(session)
         source = _binance(flags, session, clocks, rng)
     exchanges = Exchanges(EXCHANGE, source, clocks, others, monotonic=monotonic)
@@ -394,7 +396,8 @@ def history_shelves(flags: RuntimeFlags) -> list[Shelf]:
         shelves.append(Shelf("freqtrade", FreqtradeFiles(flags.freqtrade_data_dir), gap_most=limit))
     if flags.archive_url is not None:
         remote = flags.archive_url.startswith(("http://", "https://"))
-        archive = ExchangeArchive(flags.archive_url if remote else Path(flags.archive_url))
+        location = flags.archive_url if remote else Path(flags.archive_url)
+        archive = ExchangeArchive(location, proxies=proxies_of(flags))
         shelves.append(Shelf("archive", archive, least_candles=ARCHIVE_LEAST_CANDLES))
     return shelves
 
@@ -415,7 +418,7 @@ def _derived_step(flags: RuntimeFlags) -> DerivedStep:
 
 
 def _binance(
-    flags: RuntimeFlags, session: aiohttp.ClientSession, clocks: dict[str, ExchangeClock], rng: random.Random
+    flags: RuntimeFlags, session: HttpClient, clocks: dict[str, ExchangeClock], rng: random.Random
 ) -> BinanceSource:
     rest = BinanceRest(
         session,

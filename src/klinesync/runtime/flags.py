@@ -28,6 +28,7 @@ from pydantic_settings import (
 from klinesync.core.errors import BadFlag, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.runtime.proxies import Proxies
 
 ENV_PREFIX = "KLINESYNC_"
 CONFIG_FILE = "klinesync.toml"
@@ -212,6 +213,10 @@ class RuntimeFlags(BaseSettings):
     binance_futures_rest_url: RestUrl = Field("https://fapi.binance.com", description="endpoint without path")
     binance_futures_ws_url: WsUrl = Field("wss://fstream.binance.com", description="endpoint without path")
 
+    enable_environment_proxies: bool = Field(
+        True, description="use the proxies of HTTPS_PROXY, HTTP_PROXY and NO_PROXY to reach exchanges and archives"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -289,6 +294,11 @@ def flag_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)
+
+
+def proxies_of(flags: RuntimeFlags) -> Proxies:
+    """The proxies of this process' environment, none when they are switched off. Raises `BadFlag`."""
+    return Proxies(os.environ if flags.enable_environment_proxies else None)
 
 
 def sqlite_path(flags: RuntimeFlags) -> Path:

@@ -17,7 +17,6 @@ from typing import Protocol
 
 import aiohttp
 
-from klinesync import __version__
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
@@ -33,7 +32,9 @@ from klinesync.market_data.history.names import (
     freqtrade_path,
     months,
 )
+from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.proxies import Proxies
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +105,12 @@ class ExchangeArchive:
     `QUARANTINE_S`; a month's days are tried in its place.
     """
 
-    def __init__(self, location: Path | str, exchange: str = ARCHIVE_EXCHANGE) -> None:
+    def __init__(
+        self, location: Path | str, exchange: str = ARCHIVE_EXCHANGE, *, proxies: Proxies | None = None
+    ) -> None:
         self._location = location if isinstance(location, Path) else location.rstrip("/")
         self._exchange = exchange
+        self._proxies = proxies
         self._quarantined: dict[str, tuple[str, float]] = {}  # why, and until when (monotonic)
         self._logged = LogLimit(LOG_EVERY_S)
 
@@ -119,7 +123,7 @@ class ExchangeArchive:
         """See `HistoryFiles`. Monthly files where they exist and most of the month is wanted, else daily ones."""
         if series.exchange != self._exchange or span.start >= span.end:
             return
-        async with _shelf(self._location) as shelf, aclosing(self._files(shelf, series, span)) as found:
+        async with _shelf(self._location, self._proxies) as shelf, aclosing(self._files(shelf, series, span)) as found:
             async for file, path in found:
                 reading = _Reading(path, series, Span(max(span.start, file.span.start), min(span.end, file.span.end)))
                 try:
@@ -183,8 +187,8 @@ class _Shelf(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
 
-def _shelf(location: Path | str) -> _Shelf:
-    return _Folder(location) if isinstance(location, Path) else _Server(location)
+def _shelf(location: Path | str, proxies: Proxies | None) -> _Shelf:
+    return _Folder(location) if isinstance(location, Path) else _Server(location, proxies)
 
 
 class _Folder:
@@ -213,17 +217,16 @@ class _Folder:
 class _Server:
     """Files come one at a time, into a temporary folder."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, proxies: Proxies | None) -> None:
         self._url = url
+        self._proxies = proxies
         self._stack = AsyncExitStack()
         self._checksums: dict[str, bytes | None] = {}  # of the days that were looked for ahead
 
     async def __aenter__(self) -> _Server:
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-        headers = {"User-Agent": f"klinesync/{__version__}"}
-        self._session = await self._stack.enter_async_context(
-            aiohttp.ClientSession(timeout=timeout, headers=headers, auto_decompress=False)
-        )
+        client = HttpClient(timeout, self._proxies, auto_decompress=False)
+        self._session = await self._stack.enter_async_context(client)
         self._place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="klinesync-archive-")))
         return self
 
@@ -261,13 +264,13 @@ class _Server:
         """Download a file to `path`; False when there is none. Raises `BadFile`, `UpstreamError`."""
         url = f"{self._url}/{name}"
         try:
-            async with self._session.get(url, allow_redirects=False) as answer:
+            async with self._session.get(url) as answer:
                 if answer.status == 404:
                     return False
                 if answer.status != 200:
                     retry = answer.headers.get("Retry-After", "")
                     raise UpstreamError(
-                        f"the archive answered {answer.status} for {url}",
+                        f"the archive answered {answer.status} for {url}{location(answer)}",
                         answer.status,
                         float(retry) if retry.isdecimal() else None,
                     )
