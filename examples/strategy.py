@@ -6,6 +6,7 @@ It goes over the last day first, candle by candle, and on live: no candle is mis
 what was known when it closed. Needs a running service: `klinesync demo --speed 60`, say.
 """
 
+import contextlib
 import sys
 import time
 
@@ -26,19 +27,25 @@ def wanted(candle, slices):
     return "flat"
 
 
-position = "flat"
-with Klinesync(URL) as service:
-    head = service.candles(SERIES, limit=1)["candle_time"]
-    since = int(head[0]) - 86_400 if len(head) else None
-    for update in service.follow(SERIES, since, factors=True):
-        match update:
-            case ClosedCandle(candle, revised=False, slices=slices):
-                if wanted(candle, slices) != position:
-                    position = wanted(candle, slices)
-                    print(time.strftime("%Y-%m-%d %H:%M", time.gmtime(candle.time)), position, candle.close, flush=True)
-            case Gap(expected, actual):
-                print(f"nothing is known between {expected} and {actual}: {position} is kept", flush=True)
-            case Disconnected(reason):
-                print(f"not connected: {reason}", flush=True)  # it is made again by itself
-            case System(event, message):
-                print(f"{event}: {message}", flush=True)
+def main():
+    position = "flat"
+    with Klinesync(URL) as service:
+        head = service.candles(SERIES, limit=1)["candle_time"]
+        since = int(head[0]) - 86_400 if len(head) else None
+        for update in service.follow(SERIES, since, factors=True):
+            match update:
+                case ClosedCandle(candle, revised=False, slices=slices):
+                    if wanted(candle, slices) != position:
+                        position = wanted(candle, slices)
+                        moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime(candle.time))
+                        print(moment, position, candle.close, flush=True)
+                case Gap(expected, actual):
+                    print(f"nothing is known between {expected} and {actual}: {position} is kept", flush=True)
+                case Disconnected(reason):
+                    print(f"not connected: {reason}", flush=True)  # it is made again by itself
+                case System(event, message):
+                    print(f"{event}: {message}", flush=True)
+
+
+with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends it
+    main()

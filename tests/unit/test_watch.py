@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -26,9 +27,15 @@ from klinesync.core.candle import MAX_VALUE, Candle
 from klinesync.core.series_id import SeriesId
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
+closed = partial(ClosedCandle, series=SERIES)
+forming = partial(FormingCandle, series=SERIES)
+connected = partial(Connected, series=SERIES)
+disconnected = partial(Disconnected, series=SERIES)
+system = partial(System, series=SERIES)
+gap_ = partial(Gap, series=SERIES)
 START = 1_700_000_040
-CLOSED = ClosedCandle(Candle(START, 1.0, 2.0, 0.5, 1.5, 10.0))
-STALE = System("stream.stale", "no frames for 15 s", {"since": 1_700_000_100})
+CLOSED = closed(Candle(START, 1.0, 2.0, 0.5, 1.5, 10.0))
+STALE = system("stream.stale", "no frames for 15 s", {"since": 1_700_000_100})
 
 
 def candle(at: int, close: float = 1.5) -> Candle:
@@ -48,7 +55,7 @@ def taken(*updates: Update) -> Board:
 
 def test_a_system_message_is_a_line_with_its_sentence() -> None:
     assert line(STALE) == "stream.stale: no frames for 15 s"
-    assert line(System("resync", "", {})) == "resync"
+    assert line(system("resync", "", {})) == "resync"
     assert json.loads(as_json(STALE)) == {
         "type": "system",
         "event": "stream.stale",
@@ -59,12 +66,12 @@ def test_a_system_message_is_a_line_with_its_sentence() -> None:
 
 def test_each_update_is_a_json_object_in_one_line() -> None:
     happened: list[Update] = [
-        Connected(START, "live"),
+        connected(START, "live"),
         CLOSED,
-        FormingCandle(candle(1)),
-        Gap(START, START + 60, "healing"),
+        forming(candle(1)),
+        gap_(START, START + 60, "healing"),
         STALE,
-        Disconnected("two\nlines"),
+        disconnected("two\nlines"),
     ]
     texts = [as_json(update) for update in happened]
     assert not [text for text in texts if "\n" in text]
@@ -79,69 +86,69 @@ def test_each_update_is_a_json_object_in_one_line() -> None:
 
 
 def test_the_forming_candle_is_on_top_and_marked_until_it_closes() -> None:
-    board = taken(Connected(None, "live"), CLOSED, FormingCandle(candle(1, close=1.25)))
+    board = taken(connected(None, "live"), CLOSED, forming(candle(1, close=1.25)))
     names, first, second = shown(board)[-3:]
     assert names.split() == ["UTC", "open", "high", "low", "close", "volume", "change"]
     assert first.split() == [">", "2023-11-14", "22:15", "1.00", "2.00", "0.50", "1.25", "10", "+25.00%", "forming"]
     assert second.split() == ["2023-11-14", "22:14", "1.00", "2.00", "0.50", "1.50", "10", "+50.00%"]
-    board.take(ClosedCandle(candle(1)))
+    board.take(closed(candle(1)))
     assert "forming" not in "".join(shown(board))
-    board.take(FormingCandle(candle(1)))  # from before it closed
+    board.take(forming(candle(1)))  # from before it closed
     assert "forming" not in "".join(shown(board))
 
 
 def test_a_correction_replaces_the_candle_and_is_marked() -> None:
-    board = taken(CLOSED, ClosedCandle(candle(1)), ClosedCandle(candle(0, close=1.75), revised=True))
+    board = taken(CLOSED, closed(candle(1)), closed(candle(0, close=1.75), revised=True))
     rows = shown(board)[-2:]
     assert "revised" not in rows[0]
     assert rows[1].split()[-4:] == ["1.75", "10", "+75.00%", "revised"]
 
 
 def test_a_hole_is_a_line_between_its_neighbours_until_it_is_filled() -> None:
-    board = taken(CLOSED, Gap(START + 60, START + 180, "confirmed_empty"), ClosedCandle(candle(3)))
+    board = taken(CLOSED, gap_(START + 60, START + 180, "confirmed_empty"), closed(candle(3)))
     assert shown(board)[-2].strip() == "2 candles missing (confirmed empty)"
-    board.take(ClosedCandle(candle(1), revised=True))
-    board.take(ClosedCandle(candle(2), revised=True))
+    board.take(closed(candle(1), revised=True))
+    board.take(closed(candle(2), revised=True))
     assert "missing" not in "".join(shown(board))
 
 
 def test_the_board_says_what_is_the_matter_until_it_is_over() -> None:
-    progress = System("backfill.progress", "40 %", {"state": "running"})
-    board = taken(Connected(START, "live"), CLOSED, STALE, progress)
+    progress = system("backfill.progress", "40 %", {"state": "running"})
+    board = taken(connected(START, "live"), CLOSED, STALE, progress)
     assert shown(board)[:3] == [
         f"{SERIES}  connected",
         "stream.stale: no frames for 15 s",
         "backfill.progress: 40 %",
     ]
-    board.take(System("stream.live", "frames again", {}))
+    board.take(system("stream.live", "frames again", {}))
     assert shown(board)[:3] == [f"{SERIES}  connected", "backfill.progress: 40 %", ""]
-    board.take(System("backfill.progress", "gave up", {"state": "failed"}))
+    board.take(system("backfill.progress", "gave up", {"state": "failed"}))
     assert shown(board)[:2] == [f"{SERIES}  connected", ""]
     board.take(STALE)
-    board.take(Disconnected("the service shuts down"))
+    board.take(disconnected("the service shuts down"))
     assert shown(board)[:3] == [f"{SERIES}  not connected, trying again", "the service shuts down", ""]
-    board.take(Connected(START, "live"))
+    board.take(connected(START, "live"))
     assert shown(board)[:2] == [f"{SERIES}  connected", ""]
 
 
 @pytest.mark.parametrize("status", ["green", "yellow", "red"])
 def test_health_has_its_colour_and_its_reason(status: str) -> None:
-    board = taken(Connected(START, "live"), CLOSED)
+    board = taken(connected(START, "live"), CLOSED)
     board.health = Health(status, "lagging_no_recent_backfill", "rest_fallback", "no frames", 40.0)
     title, health, detail = board.lines(100, 40)[:3]
     assert title.plain == f"{SERIES}  connected"
     assert health.plain == f"● {status}: lagging no recent backfill, 40 %  stream rest fallback"
     assert health.style == status
     assert detail.plain == "no frames"
-    board.take(Disconnected("gone"))
+    board.take(disconnected("gone"))
     board.health = Health("green", "up_to_date", "live")  # asked while the connection is still to be made
     assert "stream" not in "".join(shown(board))
-    board.take(Connected(START, "live"))
+    board.take(connected(START, "live"))
     assert shown(board)[1] == "● green: up to date  stream live"
 
 
 def test_a_service_that_does_not_judge_leaves_no_trace_of_it() -> None:
-    board = taken(Connected(START, "live"), CLOSED, ClosedCandle(candle(1)))
+    board = taken(connected(START, "live"), CLOSED, closed(candle(1)))
     assert shown(board)[0] == f"{SERIES}  connected"
     assert shown(board)[1].endswith("1.5 to 1.5")
 
@@ -174,9 +181,7 @@ def test_a_quoted_number_is_shown_exactly(digits: int, point: int) -> None:
 
 
 def test_all_prices_have_the_places_of_the_finest() -> None:
-    board = taken(
-        ClosedCandle(Candle(START, 3, 3, 3, 3, 7)), ClosedCandle(Candle(START + 60, 3, 0.1 + 0.2 + 3, 3, 3, 7.5))
-    )
+    board = taken(closed(Candle(START, 3, 3, 3, 3, 7)), closed(Candle(START + 60, 3, 0.1 + 0.2 + 3, 3, 3, 7.5)))
     assert shown(board)[-1].split()[2:] == ["3.0", "3.0", "3.0", "3.0", "7.0", "0.00%"]
 
 
@@ -189,17 +194,17 @@ def test_change_is_from_open_to_close() -> None:
 def test_the_sparkline_runs_from_the_oldest_to_the_newest() -> None:
     assert sparkline([1, 2, 3, 4, 5, 6, 7, 8]) == "▁▂▃▄▅▆▇█"
     assert sparkline([5.0, 5.0]) == "▅▅"
-    board = taken(ClosedCandle(candle(0, close=1.0)), ClosedCandle(candle(1, close=2.0)), FormingCandle(candle(2)))
+    board = taken(closed(candle(0, close=1.0)), closed(candle(1, close=2.0)), forming(candle(2)))
     assert shown(board)[1] == "▁█▅  1.0 to 2.0"
     assert "▁" not in "".join(text.plain for text in board.lines(100, 40, ascii_only=True))
 
 
 def test_what_a_message_says_does_not_move_the_cursor() -> None:
     assert plain("a\x1b[2Jb\nc\x07") == "a [2Jb c "
-    text = line(System("stream.stale", "a\x1b[2J\nb", {}))
+    text = line(system("stream.stale", "a\x1b[2J\nb", {}))
     assert text == "stream.stale: a [2J b"
-    assert line(Disconnected("\x1b[2J")) == "not connected:  [2J"
-    board = taken(Disconnected("\x1b[31m\nred"))
+    assert line(disconnected("\x1b[2J")) == "not connected:  [2J"
+    board = taken(disconnected("\x1b[31m\nred"))
     assert not [letter for text in shown(board) for letter in text if not letter.isprintable()]
 
 
@@ -220,8 +225,8 @@ def test_narrow_terminals_keep_time_and_close_and_drop_high_and_low_together() -
 def test_the_board_holds_a_bounded_number_of_candles() -> None:
     board = Board(SERIES)
     for at in range(3 * HELD_CANDLES):
-        board.take(Gap(START, START + 60 * at, "unknown"))
-        board.take(ClosedCandle(candle(at), revised=at % 2 == 0))
+        board.take(gap_(START, START + 60 * at, "unknown"))
+        board.take(closed(candle(at), revised=at % 2 == 0))
     assert len(board.closed) == HELD_CANDLES
     assert len(board.revised) == HELD_CANDLES // 2
     assert len(board._gaps) == HELD_CANDLES
@@ -231,12 +236,12 @@ values = st.floats(0, MAX_VALUE) | st.integers(0, 10**9).map(lambda cents: cents
 candles = st.builds(Candle, st.integers(0, 90).map(lambda at: START + 60 * at), values, values, values, values, values)
 texts = st.text(max_size=300)
 updates = st.one_of(
-    st.builds(Connected, st.none() | st.just(START), texts),
-    st.builds(ClosedCandle, candles, st.booleans()),
-    st.builds(FormingCandle, candles),
-    st.builds(Gap, st.just(START), st.integers(0, 90).map(lambda at: START + 60 * at), st.just("unknown")),
-    st.builds(System, st.sampled_from(["stream.stale", "factor.rebuild", "new.kind"]), texts, st.just({})),
-    st.builds(Disconnected, texts),
+    st.builds(connected, st.none() | st.just(START), texts),
+    st.builds(closed, candles, st.booleans()),
+    st.builds(forming, candles),
+    st.builds(gap_, st.just(START), st.integers(0, 90).map(lambda at: START + 60 * at), st.just("unknown")),
+    st.builds(system, st.sampled_from(["stream.stale", "factor.rebuild", "new.kind"]), texts, st.just({})),
+    st.builds(disconnected, texts),
 )
 
 

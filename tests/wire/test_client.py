@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import random
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from klinesync.client import AsyncKlinesync, ClosedCandle, Klinesync, ServiceError, System, Update, tables
+from klinesync.client import (
+    AsyncKlinesync,
+    BadTime,
+    ClosedCandle,
+    Klinesync,
+    ServiceError,
+    System,
+    UnknownFactor,
+    Update,
+    tables,
+)
 from klinesync.client import service as client_service
 from klinesync.core.candle import Candle
-from klinesync.core.errors import BadSeriesId
+from klinesync.core.errors import BadSeriesId, Rejected
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
 
@@ -299,3 +313,190 @@ def test_where_pandas_is_not_installed_a_sentence_says_what_to_do() -> None:
         patch.setitem(sys.modules, "pandas", None)
         with pytest.raises(tables.NoPandas, match=r"klinesync\[pandas\]"):
             tables.to_pandas(np.empty(0, tables.CANDLE))
+
+
+async def test_without_with_the_first_call_opens_what_is_needed_and_the_end_of_the_program_closes_it(
+    service: Service,
+) -> None:
+    await ingest(service, ROWS[:300])
+    program = f"""
+from klinesync.client import Klinesync
+client = Klinesync({service.url!r})
+print(len(client.candles({BTC!r}, limit=3)), len(Klinesync({service.url + "/"!r}).candles({BTC!r}, limit=4)))
+updates = client.follow({BTC!r}, 0)
+print(type(next(updates)).__name__)
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-c", program, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        printed, errors = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (printed.decode(), errors.decode(), process.returncode) == ("3 4\nConnected\n", "", 0)
+
+
+async def test_a_closed_client_says_so(service: Service) -> None:
+    def program() -> None:
+        client = Klinesync(service.url)
+        client.close()
+        client.close()
+        with pytest.raises(ServiceError, match="make a new one") as refused:
+            client.candles(BTC)
+        assert refused.value.code == "closed"
+        with Klinesync(service.url) as other:
+            updates = other.follow(BTC)
+            next(updates)
+        with pytest.raises(ServiceError, match="closed"):
+            next(updates)
+
+    await asyncio.to_thread(program)
+
+
+async def test_a_client_outlives_an_event_loop(service: Service) -> None:
+    await ingest(service, ROWS[:10])
+    client = AsyncKlinesync(service.url)
+
+    def program() -> list[int]:
+        async def ask() -> int:
+            count = len(await client.candles(BTC))
+            await client.close()
+            return count
+
+        return [asyncio.run(ask()), asyncio.run(ask())]
+
+    assert await asyncio.to_thread(program) == [10, 10]
+
+
+async def test_times_are_seconds_datetimes_or_text(service: Service) -> None:
+    await ingest(service, ROWS[:100])
+    at = FIRST + 60 * 49
+    moment = datetime.fromtimestamp(at, UTC)
+    async with AsyncKlinesync(service.url) as client:
+        for time in (at, float(at), np.int64(at), moment, moment.replace(tzinfo=None), moment.isoformat(), str(at)):
+            assert (await client.candles(BTC, since=time))["candle_time"].tolist() == times(ROWS[50:100])
+            assert len(await client.candles(BTC, before=time)) == 49
+            assert len(await client.history(BTC, time)) == 51
+            assert len(await client.history(BTC, 0, time)) == 49
+            assert (await client.slices(BTC, time)).at_time == at
+            assert (await client.slices_after(BTC, time, limit=1))[0].at_time == at + 60
+            assert (await client.frame(BTC, time)).at_time == at
+            assert (await client.drawings(BTC, at_time=time)).at_time == at
+            async with aclosing(client.follow(BTC, time)) as updates:
+                assert (await closed(updates, 1))[0].candle.time == at + 60
+        with pytest.raises(BadTime, match="milliseconds"):
+            await client.candles(BTC, since=at * 1000)
+        with pytest.raises(BadTime, match="yesterday"):
+            await anext(client.follow(BTC, "yesterday"))
+
+
+ETH = "binance:spot:ETH/USDT:1m"
+
+
+async def ingest_eth(service: Service, rows: list[dict[str, float]]) -> None:
+    status, answer = await service.post("/api/market/ingest/candles_closed", {"series_id": ETH, "candles": rows})
+    assert status == 200, answer
+
+
+async def test_several_series_are_followed_history_in_the_order_of_time_then_live(service: Service) -> None:
+    await ingest(service, ROWS[:2500])  # more than one catch-up holds
+    await ingest_eth(service, ROWS[1000:2600])
+    async with (
+        AsyncKlinesync(service.url) as client,
+        aclosing(client.follow([BTC, ETH, BTC], FIRST - 60, factors=True)) as updates,
+    ):
+        history = await closed(updates, 4100)
+        keys = [(update.candle.time, str(update.series)) for update in history]
+        assert keys == sorted(keys)
+        assert [time for time, name in keys if name == BTC] == times(ROWS[:2500])
+        assert [time for time, name in keys if name == ETH] == times(ROWS[1000:2600])
+        for update in history[::400]:
+            assert update.slices is not None
+            assert (update.slices.series, update.slices.at_time) == (update.series, update.candle.time)
+        await ingest(service, ROWS[2500:2501])  # older than what ETH has, and not held back
+        await ingest_eth(service, ROWS[2600:2601])
+        live = await closed(updates, 2)
+        assert {(str(update.series), update.candle.time) for update in live} == {
+            (BTC, ROWS[2500]["candle_time"]),
+            (ETH, ROWS[2600]["candle_time"]),
+        }
+
+
+async def test_one_series_that_is_refused_is_an_error_that_names_it(service: Service) -> None:
+    async with AsyncKlinesync(service.url) as client:
+        with pytest.raises(ServiceError, match="nobody:spot") as refused:
+            await closed(client.follow([BTC, "nobody:spot:BTC/USDT:1m"], 0), 1)
+        assert refused.value.code == "unknown_series"
+        with pytest.raises(Rejected, match="needs a series"):
+            await anext(client.follow([]))
+        with pytest.raises(Rejected, match="closed, forming, corrections"):
+            await anext(client.follow(BTC, what=["clsoed"]))  # type: ignore[list-item]
+        with pytest.raises(ServiceError, match="takes 1000 series, not 1001"):
+            await anext(client.follow([f"binance:spot:A{at}/USDT:1m" for at in range(1001)]))
+
+
+async def test_an_unknown_factor_lists_those_that_there_are_and_everything_is_shown_in_one_line(
+    service: Service,
+) -> None:
+    await ingest(service, ROWS[:300])
+    async with AsyncKlinesync(service.url) as client:
+        slices = await client.slices(BTC, window=200)
+        with pytest.raises(UnknownFactor, match=r"'rsi_14'; there are: ema_21, macd_12_26_9\.macd, .*, sma_20$"):
+            slices.value("rsi_14")
+        with pytest.raises(UnknownFactor, match=r"'macd_12_26_9'; there are: .*macd_12_26_9\.macdsignal"):
+            slices.value("macd_12_26_9")
+        with pytest.raises(UnknownFactor, match=r"there are: .*pen, pivot"):
+            slices.head("pens")
+        with pytest.raises(KeyError, match=r"there are: major$"):
+            slices.events("pivot", "middle")
+        with pytest.raises(UnknownFactor, match=r"has no candle at that time$"):
+            (await client.slices(BTC, 0)).value("ema_21")
+        frame = await client.frame(BTC)
+        shown = [repr(one) for one in (client, Klinesync(service.url), slices, frame, frame.drawings)]
+        shown += [repr(one) for one in slices.snapshots.values()]
+        async with aclosing(client.follow(BTC, FIRST, factors=True)) as updates:
+            shown += [repr((await closed(updates, 1))[0]), repr(slices.series)]
+        assert not [text for text in shown if "\n" in text or len(text) > 600 or " at 0x" in text]
+        assert shown[0] == f"AsyncKlinesync({service.url!r})"
+        assert shown[1] == f"Klinesync({service.url!r})"
+        assert shown[2].startswith(f"Slices('{BTC}', at_time={slices.at_time}, epoch=0, ")
+        assert "ema_21" in shown[2]
+
+
+def test_every_public_method_explains_each_parameter() -> None:
+    for kind in (AsyncKlinesync, Klinesync):
+        for name, method in inspect.getmembers(kind, inspect.isfunction):
+            if name.startswith("_"):
+                continue
+            text = inspect.getdoc(method)
+            assert text is not None, f"{kind.__name__}.{name}"
+            assert "See `" not in text
+            for parameter in list(inspect.signature(method).parameters)[1:]:
+                assert re.search(rf"^{parameter}: ", text, re.MULTILINE), f"{kind.__name__}.{name}: {parameter}"
+
+
+@pytest.mark.parametrize("example", ["strategy.py", "strategy_async.py"])
+async def test_ctrl_c_ends_the_examples_quietly(example: str, service: Service) -> None:
+    await ingest(service, ROWS[:300])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-u",
+        str(ROOT / "examples" / example),
+        service.url,
+        BTC,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert await asyncio.wait_for(process.stdout.readline(), 60)
+        process.send_signal(signal.SIGINT)
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert errors.decode() == ""
+    assert process.returncode == 0

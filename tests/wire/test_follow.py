@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 import pyarrow.feather
 import pytest
 
-from klinesync.client.follow import ClosedCandle, Connected, FormingCandle, Gap, System, Update, follow
+from klinesync.client.follow import CaughtUp, ClosedCandle, Connected, FormingCandle, Gap, System, Update, follow
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
@@ -16,6 +17,9 @@ from klinesync.ws import protocol
 from running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+closed = partial(ClosedCandle, series=BTC)
+system = partial(System, series=BTC)
+gap_ = partial(Gap, series=BTC)
 FUTURES_ETH = SeriesId.parse("binance:futures:ETH/USDT:1m")
 
 
@@ -175,7 +179,7 @@ async def test_a_follower_that_was_away_for_long_pages_what_one_catch_up_does_no
             seen = await until_closed(updates, 7499)
     assert isinstance(seen[0], Connected)
     assert seen[0].head == candles[-1].time
-    assert seen[1:] == [ClosedCandle(candle) for candle in candles[1:]]
+    assert seen[1:] == [closed(candle) for candle in candles[1:]]
 
 
 async def test_holes_in_what_is_paged_are_told(tmp_path: Path) -> None:
@@ -185,9 +189,9 @@ async def test_holes_in_what_is_paged_are_told(tmp_path: Path) -> None:
         await service.runtime.ingest.ingest_candles_closed(BTC, candles, 0.0)
         async with aclosing(follow(service.url, BTC, start)) as updates:
             seen = await until_closed(updates, 7997)
-    assert [update for update in seen if isinstance(update, Gap)] == [Gap(start + 7 * 60, start + 9 * 60)]
-    at = seen.index(Gap(start + 7 * 60, start + 9 * 60))
-    assert seen[at - 1 : at + 2 : 2] == [ClosedCandle(candles[6]), ClosedCandle(candles[7])]
+    assert [update for update in seen if isinstance(update, Gap)] == [gap_(start + 7 * 60, start + 9 * 60)]
+    at = seen.index(gap_(start + 7 * 60, start + 9 * 60))
+    assert seen[at - 1 : at + 2 : 2] == [closed(candles[6]), closed(candles[7])]
 
 
 async def test_a_follower_is_told_what_happens_to_its_series(tmp_path: Path) -> None:
@@ -198,10 +202,11 @@ async def test_a_follower_is_told_what_happens_to_its_series(tmp_path: Path) -> 
         await service.runtime.ingest.ingest_candles_closed(BTC, [Candle(1_700_000_040, 1, 2, 0.5, 1.5, 1)], 0.0)
         assert isinstance(await anext(updates), Connected)
         assert isinstance(await anext(updates), ClosedCandle)
+        assert isinstance(await anext(updates), CaughtUp)
         service.runtime.hub.tell(BTC, protocol.system(BTC, "stream.stale", "no frames", {"since": 5}))
         service.runtime.hub.tell(BTC, protocol.system(BTC, "resync", ""))
-        assert await anext(updates) == System("stream.stale", "no frames", {"since": 5})
-        assert await anext(updates) == System("resync", "", {})
+        assert await anext(updates) == system("stream.stale", "no frames", {"since": 5})
+        assert await anext(updates) == system("resync", "", {})
 
 
 async def test_a_symbol_that_the_exchange_does_not_list_is_unknown(tmp_path: Path) -> None:

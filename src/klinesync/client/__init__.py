@@ -1,23 +1,29 @@
 """What programs that follow a running service import. Imports the vocabulary alone."""
 
-from klinesync.client.follow import (
+from klinesync.client.asking import BadUrl, ServiceError
+from klinesync.client.blocking import Klinesync
+from klinesync.client.service import AsyncKlinesync
+from klinesync.client.tables import Cursor, Drawings, Frame, Slices, Snapshot, UnknownFactor, to_pandas
+from klinesync.client.updates import (
+    CaughtUp,
     ClosedCandle,
     Connected,
     Disconnected,
     FormingCandle,
     Gap,
-    ServiceError,
     System,
     Update,
 )
-from klinesync.client.service import AsyncKlinesync, Klinesync
-from klinesync.client.tables import Cursor, Drawings, Frame, Slices, Snapshot, to_pandas
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.core.times import BadTime
 
 __all__ = [
     "AsyncKlinesync",
+    "BadTime",
+    "BadUrl",
     "Candle",
+    "CaughtUp",
     "ClosedCandle",
     "Connected",
     "Cursor",
@@ -32,6 +38,7 @@ __all__ = [
     "Slices",
     "Snapshot",
     "System",
+    "UnknownFactor",
     "Update",
     "to_pandas",
 ]

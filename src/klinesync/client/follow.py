@@ -4,230 +4,131 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import aiohttp
-import msgspec
 
+from klinesync.client.asking import ANSWER_TIMEOUT_S, ServiceError, get, refusal_in, service_url, unreachable
+from klinesync.client.messages import ErrorMessage, GapMessage, Page, SubscribedMessage, message_in, page_in
+from klinesync.client.progress import EVERYTHING, Progress, What
 from klinesync.client.session import open_session
-from klinesync.client.tables import Slices, WireCandle
-from klinesync.core.candle import Candle
-from klinesync.core.errors import KlinesyncError
+from klinesync.client.updates import (
+    CaughtUp,
+    ClosedCandle,
+    Connected,
+    Disconnected,
+    FormingCandle,
+    Gap,
+    System,
+    Update,
+)
 from klinesync.core.series_id import SeriesId
 
+__all__ = [
+    "CaughtUp",
+    "ClosedCandle",
+    "Connected",
+    "Disconnected",
+    "FormingCandle",
+    "Gap",
+    "ServiceError",
+    "System",
+    "Update",
+    "follow",
+]
+
+# Initial backoff after a connection ended, in seconds; doubles up to `BACKOFF_MOST_S`.
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 15.0
+# Interval of pings to the service, in seconds; a ping without answer ends the connection.
 HEARTBEAT_S = 20.0
-# How long the service may take to answer a request or a handshake, and to accept the end of a connection.
-ANSWER_TIMEOUT_S = 30.0
+# Longest wait for the service to accept the end of a connection, in seconds.
 CLOSE_TIMEOUT_S = 2.0
+# Longest Retry-After of a refused handshake that is followed, in seconds.
+RETRY_AFTER_MOST_S = 60.0
 MAX_MESSAGE_BYTES = 4 << 20
+# Candles of one page over HTTP; the most that the service gives.
 PAGE_CANDLES = 5000
 
 # Refusals that may pass: no room for one more series, too many requests, a store that cannot be read at present.
-TEMPORARY_REFUSALS = frozenset({"capacity", "rate_limited", "store_error"})
-# Of codes that come without a sentence.
+TEMPORARY_REFUSALS = frozenset({"capacity", "rate_limited", "store_error", "busy", "shutting_down"})
+# Sentences for codes that come without one.
 SENTENCES = {
     "capacity": "the service follows as many series on demand as it may (its flag ondemand_max_jobs); try again later",
     "rate_limited": "the service has had too many requests of late; try again later",
 }
-# Why a connection ended, by its code.
+# Why a connection ended, by close code.
 ENDS = {
     1001: "the service shuts down",
     1013: "the service ended the connection: it was read too slowly",
 }
 
 
-class _Subscribed(msgspec.Struct, tag_field="type", tag="subscribed"):
-    head_time: int | None = None
-    stream: str = ""
-
-
-class _Closed(msgspec.Struct, tag_field="type", tag="candle_closed"):
-    candle: WireCandle
-    revised: bool = False
-
-
-class _Batch(msgspec.Struct, tag_field="type", tag="candles_batch"):
-    candles: list[WireCandle]
-
-
-class _Forming(msgspec.Struct, tag_field="type", tag="candle_forming"):
-    candle: WireCandle
-
-
-class _Gap(msgspec.Struct, tag_field="type", tag="gap"):
-    expected_next_time: int
-    actual_time: int
-    reason: str = "missing"
-    state: str = "unknown"
-
-
-class _System(msgspec.Struct, tag_field="type", tag="system"):
-    event: str
-    message: str = ""
-    data: dict[str, object] = {}
-
-
-class _Error(msgspec.Struct, tag_field="type", tag="error"):
-    code: str
-    message: str = ""
-
-
-_Message = _Subscribed | _Closed | _Batch | _Forming | _Gap | _System | _Error
-_KNOWN = frozenset({"subscribed", "candle_closed", "candles_batch", "candle_forming", "gap", "system", "error"})
-
-
-class _Any(msgspec.Struct):
-    type: str
-
-
-class _Page(msgspec.Struct):
-    candles: list[WireCandle]
-
-
-_decode_message: Callable[[str], _Message] = msgspec.json.Decoder(_Message).decode
-_decode_any = msgspec.json.Decoder(_Any).decode
-_decode_page = msgspec.json.Decoder(_Page).decode
-
-
-class ServiceError(KlinesyncError):
-    """The service answered with an error. `code` is the service's; the message is a sentence."""
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code = code
-        super().__init__(message)
-
-
 class _Ended(Exception):
-    """The connection ended. The message says why."""
+    """The connection ended. The message says why; `retry_after_s`: how long the service wants to be left alone."""
 
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The subscription stands; what was missed comes next. `head`: the newest closed open time that the service has;
-    `stream`: where its upstream stands (`live`, `reconnecting` …)."""
-
-    head: int | None
-    stream: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedCandle:
-    """A closed candle; `revised`: in place of, or behind, an earlier one. `slices`: what factors knew when it closed,
-    for those who follow them too."""
-
-    candle: Candle
-    revised: bool = False
-    slices: Slices | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FormingCandle:
-    """The candle in progress."""
-
-    candle: Candle
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Candles from `expected` on are missing before `actual`. `state`: unknown, healing or confirmed_empty."""
-
-    expected: int
-    actual: int
-    state: str = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """Something that happened to the series (`event`: `stream.stale`, `backfill.progress` …). `message` is a sentence,
-    which may be empty; `data` are the facts."""
-
-    event: str
-    message: str
-    data: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The connection is gone; it is made again by itself. `reason` is a sentence."""
-
-    reason: str
-
-
-Update = Connected | ClosedCandle | FormingCandle | Gap | System | Disconnected
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(reason)
 
 
 async def follow(
-    url: str, series: SeriesId, since: int | None = None, *, wait_out_refusals: bool = False
+    url: str,
+    series: SeriesId,
+    since: int | None = None,
+    *,
+    what: Collection[What] = EVERYTHING,
+    wait_out_refusals: bool = False,
 ) -> AsyncGenerator[Update]:
-    """Updates of `series` from the service at `url` (http://host:port), after `since`, without end.
+    """Updates of one series, without end. After a disconnect it connects again and resumes behind the newest closed
+    candle.
 
-    After a disconnect it connects again and resumes behind the newest closed candle. Raises `ServiceError` when the
-    service refuses the subscription, or does not speak the protocol. With `wait_out_refusals` those of
-    `TEMPORARY_REFUSALS` are a `Disconnected` like any other, and it tries again.
+    url: address of the service, http://host:port
+    series: the series
+    since: open time in UTC seconds, exclusive; only candles that open later are delivered, also when older ones are
+        corrected. In the future it counts as the service's newest candle. None: live only
+    what: the kinds of candles that are wanted: `closed`, `forming`, `corrections`; all of them by default
+    wait_out_refusals: whether refusals that may pass (`TEMPORARY_REFUSALS`) are a `Disconnected` like any other and are
+        tried again; False by default
+
+    Raises `ServiceError` when the service refuses the subscription, or does not speak the protocol; `BadUrl`.
     """
+    url = service_url(url)
+    progress = Progress(series, since, what)
     failures = 0
     async with open_session(ANSWER_TIMEOUT_S) as session:
         while True:
+            retry_after_s = 0.0
             try:
-                async with aclosing(_connection(session, url, series, since)) as updates:
+                async with aclosing(_connection(session, url, progress)) as updates:
                     async for update in updates:
-                        match update:
-                            case Connected(head, _):
-                                # Live only: after a disconnect it goes on from where live began.
-                                since = head if since is None else since
-                            case ClosedCandle(candle, revised=False):
-                                failures, since = 0, candle.time
-                            case _:
-                                failures = 0
+                        if not isinstance(update, Connected):
+                            failures = 0
                         yield update
                 reason = ""  # a connection has no other end than those below
             except _Ended as ended:
-                reason = str(ended)
+                reason, retry_after_s = str(ended), ended.retry_after_s
             except ServiceError as error:
                 if not (wait_out_refusals and error.code in TEMPORARY_REFUSALS):
                     raise
                 reason = str(error)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                reason = f"the service at {url} cannot be reached: {str(error) or type(error).__name__}"
-            yield Disconnected(reason)
-            await asyncio.sleep(min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MOST_S) * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
+                reason = unreachable(url, error)
+            yield Disconnected(reason, series=series)
+            backoff_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MOST_S)
+            await _pause(max(backoff_s * random.uniform(0.5, 1.0), retry_after_s))  # noqa: S311  # jitter
             failures = min(failures + 1, 10)
 
 
-async def _pages(
-    session: aiohttp.ClientSession, url: str, series: SeriesId, first: int, end: int
-) -> AsyncGenerator[ClosedCandle | Gap, None]:
-    """What is stored in `[first, end)`, ascending, with the holes told."""
-    frame, since, expected = series.timeframe, first - 1, first
-    while True:
-        params = {"series_id": str(series), "since": str(since), "limit": str(PAGE_CANDLES)}
-        async with session.get(f"{url.rstrip('/')}/api/market/candles", params=params) as response:
-            response.raise_for_status()
-            page = _page(await response.read())
-        for item in page:
-            if item.candle_time >= end:
-                break
-            if item.candle_time > expected:
-                yield Gap(expected, item.candle_time)
-            yield ClosedCandle(item.candle())
-            expected = frame.next(item.candle_time)
-        if len(page) < PAGE_CANDLES or page[-1].candle_time >= end:
-            break
-        since = page[-1].candle_time
-    if expected < end:
-        yield Gap(expected, end)
+# The pause between two connections.
+_pause = asyncio.sleep
 
 
-async def _connection(
-    session: aiohttp.ClientSession, url: str, series: SeriesId, since: int | None
-) -> AsyncGenerator[Update]:
+async def _connection(session: aiohttp.ClientSession, url: str, progress: Progress) -> AsyncGenerator[Update]:
     """Updates over one connection. Ends with `_Ended`, `ServiceError`, or what aiohttp raises."""
     connecting = session.ws_connect(
-        f"{url.rstrip('/')}/ws/market",
+        f"{url}/ws/market",
         heartbeat=HEARTBEAT_S,
         max_msg_size=MAX_MESSAGE_BYTES,
         timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
@@ -235,73 +136,99 @@ async def _connection(
     try:
         socket = await connecting
     except aiohttp.WSServerHandshakeError as error:
-        raise _refused(url, error.status) from None
+        raise _refused(url, error) from None
     async with socket:
-        await socket.send_json(
-            {"type": "subscribe", "series_id": str(series), "since": since, "supports_batch": True, "ack": True}
-        )
+        await socket.send_json(progress.subscription())
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.TEXT:
                 continue
-            match _message(frame.data):
-                case _Subscribed(head_time=head, stream=stream):
-                    yield Connected(head, stream)
-                case _Closed(candle=item, revised=revised):
-                    yield ClosedCandle(item.candle(), revised)
-                case _Batch(candles=items):
-                    for item in items:
-                        yield ClosedCandle(item.candle())
-                case _Forming(candle=item):
-                    yield FormingCandle(item.candle())
-                case _Gap(expected_next_time=expected, actual_time=actual, reason="truncated"):
-                    # More was stored than one catch-up sends: it is there, and is read page by page.
-                    async with aclosing(_pages(session, url, series, expected, actual)) as updates:
-                        async for update in updates:
-                            yield update
-                case _Gap(expected_next_time=expected, actual_time=actual, state=state):
-                    yield Gap(expected, actual, state)
-                case _System(event=event, message=text, data=data):
-                    yield System(event, text, data)
-                case _Error(code=code, message=text):
-                    raise ServiceError(code, _sentence(code, text))
+            match message_in(frame.data):
                 case None:
                     pass  # none of a follower's business
+                case ErrorMessage(code=code, message=text):
+                    raise ServiceError(code, _sentence(code, text))
+                case GapMessage(reason="truncated") as gap:
+                    # More was stored than one catch-up sends: the rest is read page by page.
+                    if "closed" not in progress.what:
+                        continue
+                    first, end = gap.expected_next_time, gap.actual_time
+                    async with aclosing(_pages(session, url, progress, first, end)) as updates:
+                        async for update in updates:
+                            yield update
+                case SubscribedMessage() as message if progress.ahead(message):
+                    await socket.send_json(progress.subscription())
+                case message:
+                    for update in progress.take(message):
+                        yield update
         raise _Ended(ENDS.get(socket.close_code or 0, "the service ended the connection"))
 
 
-def _message(text: str) -> _Message | None:
-    """What a message says; None for one of a type that is not known here. Raises `ServiceError`."""
-    try:
-        return _decode_message(text)
-    except msgspec.MsgspecError as error:
-        problem = error
-    try:
-        if _decode_any(text).type not in _KNOWN:
-            return None
-    except msgspec.MsgspecError as error:
-        problem = error
-    raise ServiceError("bad_message", f"the service sent what is none of the protocol's messages: {problem}")
+async def _pages(
+    session: aiohttp.ClientSession, url: str, progress: Progress, first: int, end: int
+) -> AsyncGenerator[Update]:
+    """Updates for what is stored in `[first, end)`, ascending, with the holes told."""
+    series = progress.series
+    frame, since, expected = series.timeframe, first - 1, first
+    while True:
+        params = {"series_id": str(series), "since": str(since), "limit": str(PAGE_CANDLES)}
+        status, body = await get(session, f"{url}/api/market/candles", params)
+        if status != 200:
+            raise _page_refused(status, body)
+        page = page_in(body)
+        candles = [item.candle() for item in page.candles]
+        for candle in candles:
+            if candle.time >= end:
+                break
+            if candle.time > expected:
+                for update in progress.gap(expected, candle.time, _state(page, expected, candle.time)):
+                    yield update
+            for update in progress.closed([candle]):
+                yield update
+            expected = frame.next(candle.time)
+        if len(candles) < PAGE_CANDLES or candles[-1].time >= end:
+            break
+        since = candles[-1].time
+    if expected < end:
+        for update in progress.gap(expected, end, _state(page, expected, end)):
+            yield update
 
 
-def _page(body: bytes) -> list[WireCandle]:
-    try:
-        return _decode_page(body).candles
-    except msgspec.MsgspecError as error:
-        raise ServiceError("bad_message", f"the service sent what is no page of candles: {error}") from None
+def _state(page: Page, start: int, end: int) -> str:
+    """The state of a hole, where the page tells one for all of the hole."""
+    states = [gap.state for gap in page.gaps if gap.start_time <= start and end <= gap.end_time]
+    return states[0] if states else "unknown"
+
+
+def _page_refused(status: int, body: bytes) -> ServiceError | _Ended:
+    """What an answer that is no page means: trouble of the service passes, everything else is a refusal."""
+    refusal = refusal_in(body)
+    why = f"it answered {status}" if refusal is None else refusal.detail
+    if status >= 500:
+        return _Ended(f"the service cannot give older candles at present: {why}")
+    return ServiceError(str(status) if refusal is None else refusal.code, f"the service refuses older candles: {why}")
 
 
 def _sentence(code: str, message: str) -> str:
-    """The service's message, where it is a sentence."""
+    """The service's message, where the message is a sentence."""
     return message if " " in message else SENTENCES.get(code, f"the service refuses: {message or code}")
 
 
-def _refused(url: str, status: int) -> ServiceError | _Ended:
+def _refused(url: str, error: aiohttp.WSServerHandshakeError) -> ServiceError | _Ended:
     """What an HTTP status in place of a connection means."""
+    status = error.status
     if status == 429:
         return ServiceError("rate_limited", SENTENCES["rate_limited"])
     if status >= 500:
-        return _Ended(f"the service at {url} takes no connections at present: it answered {status}")
+        text = f"the service at {url} takes no connections at present: it answered {status}"
+        return _Ended(text, _retry_after_s(error.headers.getall("Retry-After", []) if error.headers else []))
     what = {401: "it wants a token", 403: "it does not let this client in", 404: "it is no klinesync"}
     return ServiceError(
         str(status), f"{url} refuses the connection with {status}: {what.get(status, 'no reason given')}"
     )
+
+
+def _retry_after_s(values: Sequence[str]) -> float:
+    """Seconds of a Retry-After header; 0 where there is none, or none that is a number."""
+    if len(values) != 1 or not values[0].isascii() or not values[0].isdecimal():
+        return 0.0
+    return min(float(values[0]), RETRY_AFTER_MOST_S)

@@ -1,15 +1,11 @@
-"""What a strategy reads from a running service: candles, factor slices, frames and drawings, and what comes live.
-
-`AsyncKlinesync` inside an event loop, `Klinesync` elsewhere. Both only read.
-"""
+"""What a strategy reads from a running service: candles, factor slices, frames and drawings, and what comes live."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,103 +15,154 @@ import msgspec
 import numpy as np
 
 from klinesync.client import tables
-from klinesync.client.follow import (
-    ANSWER_TIMEOUT_S,
-    PAGE_CANDLES,
-    ClosedCandle,
-    Connected,
-    ServiceError,
-    System,
-    Update,
-    follow,
-)
+from klinesync.client.asking import ANSWER_TIMEOUT_S, ServiceError, get, refusal_in, service_url, unreachable
+from klinesync.client.follow import PAGE_CANDLES, follow
+from klinesync.client.merge import merged
+from klinesync.client.progress import EVERYTHING, What
 from klinesync.client.session import open_session
 from klinesync.client.tables import Cursor, Drawings, Frame, Json, Slices, Table
+from klinesync.client.updates import ClosedCandle, Connected, System, Update
+from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
+from klinesync.core.times import Time, unix_seconds
 
 T = TypeVar("T")
 
 DEFAULT_CANDLES = 500
 # The window of drawings and frames, in candles, as the page has it.
 DEFAULT_WINDOW = 2000
-# Of so many candles factors are asked for at once, as long as there are more to catch up with.
+# Most series that one `follow` takes; each has a connection of its own.
+MAX_FOLLOWED = 1000
+# Candles whose factors are asked for at once during catch-up.
 CATCH_UP_SLICES = 200
-# Factors of a candle that has just closed are there with it. When they are not, they are asked for again.
+# Backoff while factors of a closed candle are not there yet, in seconds; doubles from the first to the most.
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 2.0
-# So long they are waited for without a word.
+# How long factors are waited for before `factor.lagging` says so, in seconds.
 TOLD_AFTER_S = 5.0
-# Updates that wait for a program that is not in an event loop; then the service waits, and disconnects in the end.
-MAX_WAITING = 256
 
 
 class AsyncKlinesync:
-    """A running service at `url` (http://host:port). `async with` opens and closes it.
+    """A running service, for programs in an event loop. Only reads.
+
+    Connections are opened by the first request and closed by `async with` or `close`. Times are unix seconds, a
+    `datetime` or ISO 8601 text, UTC where no zone is given.
 
     What cannot be answered raises `ServiceError`: its `code` is the service's (`unknown_series`,
-    `ledger_out_of_sync:factor` …), `unreachable` where there is none.
+    `ledger_out_of_sync:factor` …), `unreachable` where there is none. A service that is `busy` or `shutting_down` is
+    asked again for about a minute. A malformed time raises `BadTime`.
+
+    url: address of the service, http://host:port. Raises `BadUrl`
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        self._url = service_url(url)
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that the session belongs to
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._url!r})"
 
     async def __aenter__(self) -> Self:
-        self._session = open_session(ANSWER_TIMEOUT_S)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. The next request opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def candles(
         self,
         series: SeriesId | str,
         *,
-        since: int | None = None,
-        before: int | None = None,
+        since: Time | None = None,
+        before: Time | None = None,
         limit: int = DEFAULT_CANDLES,
     ) -> Table:
-        """Closed candles, ascending: the oldest `limit` after `since`, the newest `limit` before `before` (both
-        exclusive), or the newest `limit`; at most 5000. A structured array of `tables.CANDLE`."""
-        query = {"series_id": series, "since": since, "before": before, "limit": limit}
+        """Closed candles, ascending; the newest ones without `since` and `before`.
+
+        series: the series
+        since: the oldest candles that open after this time
+        before: the newest candles that open before this time; not together with `since`
+        limit: most candles, 1 to 5000, 500 by default
+
+        Returns a structured array of `tables.CANDLE`. Raises `ServiceError`, `BadTime`.
+        """
+        query = {"series_id": series, "since": _seconds(since), "before": _seconds(before), "limit": limit}
         return (await self._get("/api/market/candles", query, tables.WirePage)).table()
 
-    async def history(self, series: SeriesId | str, start: int, end: int | None = None) -> Table:
-        """All stored candles that open in `[start, end)`, up to the head when there is no `end`, page by page."""
+    async def history(self, series: SeriesId | str, start: Time, end: Time | None = None) -> Table:
+        """All stored candles of a span, read page by page.
+
+        series: the series
+        start: the first open time
+        end: open times before this one; None: up to the newest candle
+
+        Returns a structured array of `tables.CANDLE`. Raises `ServiceError`, `BadTime`.
+        """
         pages = [np.empty(0, tables.CANDLE)]
-        since = max(start - 1, 0)
+        until = _seconds(end)
+        since = max(unix_seconds(start) - 1, 0)  # exclusive
         while True:
             page = await self.candles(series, since=since, limit=PAGE_CANDLES)
-            pages.append(page if end is None else page[page["candle_time"] < end])
+            pages.append(page if until is None else page[page["candle_time"] < until])
             if len(page) < PAGE_CANDLES or len(pages[-1]) < len(page):
                 return np.concatenate(pages)
             since = int(page["candle_time"][-1])
 
-    async def slices(self, series: SeriesId | str, at_time: int | None = None, *, window: int = 1) -> Slices:
-        """What factors knew when the newest candle closed that opens at `at_time` or before (default: the head). Events
-        and points are those of the newest `window` candles."""
-        query = {"series_id": series, "at_time": at_time, "window_candles": window}
+    async def slices(self, series: SeriesId | str, at_time: Time | None = None, *, window: int = 1) -> Slices:
+        """What factors knew when a candle closed.
+
+        series: the series
+        at_time: the newest candle that opens then or before; None: the newest candle
+        window: candles, up to that one, whose events and points are told; 1 by default
+
+        Raises `ServiceError`, `BadTime`.
+        """
+        query = {"series_id": series, "at_time": _seconds(at_time), "window_candles": window}
         return (await self._get("/api/factor/slices", query, tables.WireSlices)).read()
 
-    async def slices_after(self, series: SeriesId | str, since: int, *, limit: int = CATCH_UP_SLICES) -> list[Slices]:
-        """Those of the oldest `limit` candles after `since`, each of its candle alone; at most 500."""
-        query = {"series_id": series, "since": since, "limit": limit}
+    async def slices_after(self, series: SeriesId | str, since: Time, *, limit: int = CATCH_UP_SLICES) -> list[Slices]:
+        """What factors knew when each of several candles closed, each with a window of that candle alone.
+
+        series: the series
+        since: the oldest candles that open after this time
+        limit: most candles, 1 to 500, 200 by default
+
+        Raises `ServiceError`, `BadTime`.
+        """
+        query = {"series_id": series, "since": unix_seconds(since), "limit": limit}
         answer = await self._get("/api/factor/slices_after", query, tables.WireSlicesAfter)
-        return [one.read() for one in answer.slices]
+        return [slices.read() for slices in answer.slices]
 
     async def drawings(
         self,
         series: SeriesId | str,
         cursor: Cursor | None = None,
         *,
-        at_time: int | None = None,
+        at_time: Time | None = None,
         window: int = DEFAULT_WINDOW,
     ) -> Drawings:
-        """What a reader who has come to `cursor` has to learn to draw the window; all of it without one."""
-        query: dict[str, object] = {"series_id": series, "at_time": at_time, "window_candles": window}
+        """What a reader has to learn to draw a window.
+
+        series: the series
+        cursor: of the reader's last answer: only what is new; None: everything
+        at_time: the window ends with the newest candle that opens then or before; None: the newest candle
+        window: candles of the window, 2000 by default
+
+        Raises `ServiceError`, `BadTime`.
+        """
+        query: dict[str, object] = {
+            "series_id": series,
+            "at_time": _seconds(at_time),
+            "window_candles": window,
+        }
         if cursor is not None:
             query |= {
                 "cursor_version_id": cursor.version_id,
@@ -124,41 +171,78 @@ class AsyncKlinesync:
             }
         return (await self._get("/api/draw/delta", query, tables.WireDrawings)).read()
 
-    async def frame(self, series: SeriesId | str, at_time: int | None = None, *, window: int = DEFAULT_WINDOW) -> Frame:
-        """Slices and drawings of one candle: the newest at `at_time` or before (default: the head)."""
+    async def frame(
+        self, series: SeriesId | str, at_time: Time | None = None, *, window: int = DEFAULT_WINDOW
+    ) -> Frame:
+        """Slices and drawings of one candle.
+
+        series: the series
+        at_time: the newest candle that opens then or before; None: the newest candle
+        window: candles of the drawings' window, 2000 by default
+
+        Raises `ServiceError`, `BadTime`.
+        """
         path = "/api/frame/live" if at_time is None else "/api/frame/at_time"
-        query = {"series_id": series, "at_time": at_time, "window_candles": window}
+        query = {"series_id": series, "at_time": _seconds(at_time), "window_candles": window}
         return (await self._get(path, query, tables.WireFrame)).read()
 
     async def catalogue(self) -> list[dict[str, Json]]:
-        """The factors and indicators that the service computes."""
+        """The factors and indicators that the service computes: `key`, `label` and `sub_features` of each. Raises
+        `ServiceError`."""
         return (await self._get("/api/factor/catalog", {}, tables.WireCatalogue)).factors
 
     async def follow(
-        self, series: SeriesId | str, since: int | None = None, *, factors: bool = False
+        self,
+        series: SeriesId | str | Iterable[SeriesId | str],
+        since: Time | None = None,
+        *,
+        factors: bool = False,
+        what: Collection[What] = EVERYTHING,
     ) -> AsyncGenerator[Update]:
-        """Updates of the series after `since`, without end, each closed candle once and in order, over reconnects.
+        """Updates of a series, or of several, without end: history after `since`, then live, over reconnects.
 
-        With `factors` each `ClosedCandle` comes with the `slices` of that very candle: also those of the catch-up, and
-        a revised one with what factors know now. Factors that lag are waited for; a `System` update `factor.lagging`
-        says so after a few seconds. Raises `ServiceError` when the service refuses.
+        Closed candles of a series come once and in order; a correction of one that was delivered is marked `revised`.
+        Of several series, history comes in the order of open times, then live candles as they arrive. A series whose
+        history does not come is waited for up to 10 seconds (`merge.MERGE_WAIT_S`). `update.series` names the series.
+
+        series: a series, or up to 1000 (`MAX_FOLLOWED`) of them
+        since: only candles that open after this time; in the future it counts as the newest candle. None: live only
+        factors: whether each `ClosedCandle` has the `slices` of that very candle; False by default. Factors that lag
+            are waited for; a `System` update `factor.lagging` says so after a few seconds
+        what: the kinds of candles that are wanted: `closed`, `forming`, `corrections`; all of them by default
+
+        Raises `ServiceError` when the service refuses, `BadSeriesId`, `BadTime`, `Rejected`.
         """
-        parsed = SeriesId.parse(str(series))
-        async with aclosing(follow(self._url, parsed, since)) as updates:
-            if not factors:
-                async for update in updates:
-                    yield update
-                return
+        several = [series] if isinstance(series, (SeriesId, str)) else list(series)
+        followed = list(dict.fromkeys(_parsed(one) for one in several))
+        if len(followed) > MAX_FOLLOWED:
+            text = f"one follow takes {MAX_FOLLOWED} series, not {len(followed)}; begin several"
+            raise ServiceError("too_many_subscriptions", text)
+        if not followed:
+            raise Rejected("follow needs a series")
+        unknown = [kind for kind in ([what] if isinstance(what, str) else what) if kind not in EVERYTHING]
+        if unknown or isinstance(what, str):
+            raise Rejected(f"follow knows no {unknown or what!r}; `what` is a list of {', '.join(EVERYTHING)}")
+        after = _seconds(since)
+        sources = {one: self._follow(one, after, what, factors=factors) for one in followed}
+        async with aclosing(sources[followed[0]] if len(followed) == 1 else merged(sources)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _follow(
+        self, series: SeriesId, since: int | None, what: Collection[What], *, factors: bool
+    ) -> AsyncGenerator[Update]:
+        async with aclosing(follow(self._url, series, since, what=what)) as updates:
             ahead: dict[int, Slices] = {}  # of candles that are caught up with and have not come yet
             head: int | None = None
             async for update in updates:
                 match update:
-                    case ClosedCandle(candle, revised):
+                    case ClosedCandle(candle, revised) if factors:
                         if revised:
                             ahead.clear()  # they may be others now
                         behind = head is not None and candle.time < head and not revised
                         limit = CATCH_UP_SLICES if behind else 1
-                        async with aclosing(self._slices_at(parsed, candle.time, limit, ahead)) as lagging:
+                        async with aclosing(self._slices_at(series, candle.time, limit, ahead)) as lagging:
                             async for told in lagging:
                                 yield told
                         yield replace(update, slices=ahead.pop(candle.time, None))
@@ -189,146 +273,46 @@ class AsyncKlinesync:
                 return
             if not told and time.monotonic() - began_s > TOLD_AFTER_S:
                 told = True
-                yield System("factor.lagging", f"factors of the closed candle at {at_time} are waited for: {why}", {})
+                message = f"factors of the closed candle at {at_time} are waited for: {why}"
+                yield System("factor.lagging", message, {"candle_time": at_time}, series=series)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_MOST_S)
 
     async def _get(self, path: str, query: Mapping[str, object], kind: type[T]) -> T:
-        assert self._session is not None, "it is opened with `async with`"
         params = {name: str(value) for name, value in query.items() if value is not None}
         try:
-            async with self._session.get(self._url + path, params=params) as answer:
-                body = await answer.read()
+            status, body = await get(self._open(), self._url + path, params)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            why = str(error) or type(error).__name__
-            raise ServiceError("unreachable", f"the service at {self._url} cannot be reached: {why}") from error
+            raise ServiceError("unreachable", unreachable(self._url, error)) from error
+        if status != 200:
+            refusal = refusal_in(body)
+            if refusal is None:
+                text = f"{self._url}{path} answers {status} with what is no answer of klinesync"
+                raise ServiceError("bad_message", text)
+            raise ServiceError(refusal.code, refusal.detail)
         try:
-            if answer.status != 200:
-                refusal = msgspec.json.decode(body, type=_Refusal)
-                raise ServiceError(refusal.code, refusal.detail)
             return msgspec.json.decode(body, type=kind)
-        except msgspec.MsgspecError as error:
-            what = f"{self._url}{path} answers {answer.status} with what is not understood: {error}"
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            what = f"{self._url}{path} answers with what is not understood: {error}"
             raise ServiceError("bad_message", what) from None
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The session of this event loop."""
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._loop is not loop:
+            # The session of a loop that has ended cannot be closed any more.
+            self._session = open_session(ANSWER_TIMEOUT_S)
+            self._loop = loop
+        return self._session
 
 
 # Refusals that pass.
-_PASSING = frozenset({"unreachable", "rate_limited", "store_error", "too_many_connections"})
+_PASSING = frozenset({"unreachable", "rate_limited", "store_error", "too_many_connections", "busy", "shutting_down"})
 
 
-class _Refusal(msgspec.Struct):
-    code: str
-    detail: str
+def _parsed(series: SeriesId | str) -> SeriesId:
+    return series if isinstance(series, SeriesId) else SeriesId.parse(series)
 
 
-class Klinesync:
-    """`AsyncKlinesync` for programs without an event loop: the same methods, which return when the answer is there.
-
-    `with` opens and closes it; a thread of its own keeps connections alive between calls. Used by one thread.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._service = AsyncKlinesync(url)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="klinesync client", daemon=True)
-        self._stack = AsyncExitStack()
-        self._following: set[asyncio.Task[None]] = set()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._run(self._stack.enter_async_context(self._service))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._run(self._stop(*self._following))
-        self._run(self._stack.aclose())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def candles(
-        self,
-        series: SeriesId | str,
-        *,
-        since: int | None = None,
-        before: int | None = None,
-        limit: int = DEFAULT_CANDLES,
-    ) -> Table:
-        """See `AsyncKlinesync.candles`."""
-        return self._run(self._service.candles(series, since=since, before=before, limit=limit))
-
-    def history(self, series: SeriesId | str, start: int, end: int | None = None) -> Table:
-        """See `AsyncKlinesync.history`."""
-        return self._run(self._service.history(series, start, end))
-
-    def slices(self, series: SeriesId | str, at_time: int | None = None, *, window: int = 1) -> Slices:
-        """See `AsyncKlinesync.slices`."""
-        return self._run(self._service.slices(series, at_time, window=window))
-
-    def slices_after(self, series: SeriesId | str, since: int, *, limit: int = CATCH_UP_SLICES) -> list[Slices]:
-        """See `AsyncKlinesync.slices_after`."""
-        return self._run(self._service.slices_after(series, since, limit=limit))
-
-    def drawings(
-        self,
-        series: SeriesId | str,
-        cursor: Cursor | None = None,
-        *,
-        at_time: int | None = None,
-        window: int = DEFAULT_WINDOW,
-    ) -> Drawings:
-        """See `AsyncKlinesync.drawings`."""
-        return self._run(self._service.drawings(series, cursor, at_time=at_time, window=window))
-
-    def frame(self, series: SeriesId | str, at_time: int | None = None, *, window: int = DEFAULT_WINDOW) -> Frame:
-        """See `AsyncKlinesync.frame`."""
-        return self._run(self._service.frame(series, at_time, window=window))
-
-    def catalogue(self) -> list[dict[str, Json]]:
-        """See `AsyncKlinesync.catalogue`."""
-        return self._run(self._service.catalogue())
-
-    def follow(self, series: SeriesId | str, since: int | None = None, *, factors: bool = False) -> Generator[Update]:
-        """See `AsyncKlinesync.follow`. Ends with the loop over it, or with `close`."""
-        waiting: asyncio.Queue[Update | BaseException] = asyncio.Queue(MAX_WAITING)
-
-        async def pump() -> None:
-            try:
-                async with aclosing(self._service.follow(series, since, factors=factors)) as updates:
-                    async for update in updates:
-                        await waiting.put(update)
-            except Exception as error:  # noqa: BLE001  # it is raised where the updates are read
-                await waiting.put(error)
-
-        async def start() -> asyncio.Task[None]:
-            task = asyncio.create_task(pump(), name=f"follow {series}")
-            self._following.add(task)
-            task.add_done_callback(self._following.discard)
-            return task
-
-        task = self._run(start())
-        try:
-            while True:
-                update = self._run(waiting.get())
-                if isinstance(update, BaseException):
-                    raise update
-                yield update
-        finally:
-            if not self._loop.is_closed():
-                self._run(self._stop(task))
-
-    async def _stop(self, *tasks: asyncio.Task[None]) -> None:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-    def _run(self, work: Coroutine[object, object, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C, most of the time
-            future.cancel()
-            raise
+def _seconds(value: Time | None) -> int | None:
+    return None if value is None else unix_seconds(value)

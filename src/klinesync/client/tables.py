@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -30,13 +30,31 @@ Table: TypeAlias = NDArray[np.void]
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 
 
+# Names that an error lists at most.
+MAX_LISTED = 60
+
+
 class NoPandas(KlinesyncError):
     """pandas is not installed."""
 
     code = "no_pandas"
 
 
-@dataclass(frozen=True, slots=True)
+class UnknownFactor(KlinesyncError, KeyError):
+    """A name of a factor, an output or a kind of event that is not there. `known` are those that are."""
+
+    code = "unknown_factor"
+
+    def __init__(self, what: str, known: Iterable[str]) -> None:
+        self.known = sorted(known)
+        listed = ", ".join(self.known[:MAX_LISTED]) + (" …" if len(self.known) > MAX_LISTED else "")
+        super().__init__(f"{what}; there are: {listed}" if self.known else what)
+
+    def __str__(self) -> str:  # a KeyError shows a sentence in quotes
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Snapshot:
     """What one factor or indicator knew at a candle. `events` by the names that it gives them, ascending in
     `visible_time`; `points`: an indicator's outputs within the window; `head`: the present of them."""
@@ -47,8 +65,16 @@ class Snapshot:
     points: Mapping[str, Table]
     head: Mapping[str, Json]
 
+    def __repr__(self) -> str:
+        counts = [f"{name}: {len(some)}" for name, some in [*self.events.items(), *self.points.items()]]
+        return f"Snapshot({self.name!r}, epoch={self.epoch}, {', '.join(counts) or 'nothing within the window'})"
 
-@dataclass(frozen=True, slots=True)
+    def outputs(self) -> list[str]:
+        """The names of an indicator's outputs; none of a factor."""
+        return [key for key in self.head if key == self.name or key.startswith(f"{self.name}.")]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Slices:
     """What all factors knew when the candle at `at_time` closed; None and nothing for a series without candles.
 
@@ -60,20 +86,40 @@ class Slices:
     epoch: int
     snapshots: Mapping[str, Snapshot]
 
+    def __repr__(self) -> str:
+        return f"Slices({str(self.series)!r}, at_time={self.at_time}, epoch={self.epoch}, {_listed(self.snapshots)})"
+
     def value(self, key: str) -> float:
-        """An indicator's output at the candle: `ema_21`, `macd_12_26_9.macdsignal`. NaN where it has none yet. Raises
-        `KeyError` for one that the service does not compute."""
-        snapshot = self.snapshots[key.partition(".")[0]] if key not in self.snapshots else self.snapshots[key]
+        """An indicator's output at the candle: `ema_21`, `macd_12_26_9.macdsignal`. NaN before the first value. Raises
+        `UnknownFactor` (a `KeyError`), which lists the outputs that there are."""
+        snapshot = self.snapshots.get(key) or self.snapshots.get(key.partition(".")[0])
+        if snapshot is None or key not in snapshot.outputs():
+            outputs = [name for one in self.snapshots.values() for name in one.outputs()]
+            raise UnknownFactor(self._no("output", key), outputs)
         value = snapshot.head[key]
         return float(value) if isinstance(value, (int, float)) else float("nan")
 
     def events(self, name: str, kind: str) -> Sequence[Mapping[str, Json]]:
-        """What a factor said within the window: `events("pivot", "major")`. Raises `KeyError`."""
-        return self.snapshots[name].events[kind]
+        """What a factor said within the window: `events("pivot", "major")`. Raises `UnknownFactor` (a `KeyError`)."""
+        events = self._snapshot(name).events
+        if kind not in events:
+            raise UnknownFactor(f"{name} has no events {kind!r}", events)
+        return events[kind]
 
     def head(self, name: str) -> Mapping[str, Json]:
-        """What a factor knows of the present: `head("pen")["extending"]`. Raises `KeyError`."""
-        return self.snapshots[name].head
+        """What a factor knows of the present: `head("pen")["extending"]`. Raises `UnknownFactor` (a `KeyError`)."""
+        return self._snapshot(name).head
+
+    def _snapshot(self, name: str) -> Snapshot:
+        snapshot = self.snapshots.get(name)
+        if snapshot is None:
+            raise UnknownFactor(self._no("factor", name), self.snapshots)
+        return snapshot
+
+    def _no(self, kind: str, name: str) -> str:
+        if self.at_time is None:
+            return f"there is no {kind} {name!r}, because {self.series} has no candle at that time"
+        return f"the service computes no {kind} {name!r}"
 
     def columns(self) -> dict[str, Column]:
         """The indicators within the window as arrays of one length: `time`, and each output; NaN where it has none."""
@@ -97,7 +143,7 @@ class Cursor:
     epoch: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Drawings:
     """What a reader with a cursor had to learn: `new` instructions as the HTTP reference describes them (a newer
     version of an `instruction_id` replaces the older), the ids that are `active` in the window, and the indicators' new
@@ -110,6 +156,10 @@ class Drawings:
     new: Sequence[Mapping[str, Json]]
     points: Mapping[str, Table]
     cursor: Cursor
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.active)} active, {len(self.new)} new, {_listed(self.points)}"
+        return f"Drawings({str(self.series)!r}, at_time={self.at_time}, epoch={self.epoch}, {counts})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +310,12 @@ def to_pandas(table: Table | Mapping[str, Column]) -> pd.DataFrame:
     by = next(name for name in ("candle_time", "time") if name in columns)
     index = pd.DatetimeIndex(columns[by].astype("datetime64[s]"), name="time").tz_localize("UTC")
     return pd.DataFrame({name: column for name, column in columns.items() if name != by}, index=index)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names in one line of bounded length."""
+    listed = list(names)
+    return " ".join(listed[:MAX_LISTED]) + (" …" if len(listed) > MAX_LISTED else "") if listed else "nothing"
 
 
 def _points(points: Sequence[WirePoint]) -> Table:

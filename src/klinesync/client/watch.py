@@ -17,6 +17,7 @@ from rich.live import Live
 
 from klinesync.client.board import HELD_CANDLES, Board, Health, clock, notice, number, plain
 from klinesync.client.follow import (
+    CaughtUp,
     ClosedCandle,
     Connected,
     Disconnected,
@@ -77,7 +78,7 @@ def line(update: Update) -> str | None:
             return notice(update)
         case Disconnected(reason):
             return f"not connected: {plain(reason)}"
-        case FormingCandle() | Connected():
+        case FormingCandle() | Connected() | CaughtUp():
             return None
 
 
@@ -94,6 +95,8 @@ def as_json(update: Update) -> str:
             body = {"type": "system", "event": event, "message": message, "data": data}
         case Connected(head, stream):
             body = {"type": "connected", "head_time": head, "stream": stream}
+        case CaughtUp(head):
+            body = {"type": "caught_up", "head_time": head}
         case Disconnected(reason):
             body = {"type": "disconnected", "reason": reason}
     return msgspec.json.encode(body).decode()

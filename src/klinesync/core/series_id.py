@@ -18,7 +18,7 @@ _ASSET = r"[^\W_][\w.\-]*"  # letters and digits of any script (Binance lists su
 _SYMBOL = re.compile(rf"({_ASSET})/({_ASSET})(?::({_ASSET}))?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SeriesId:
     """`{exchange}:{market}:{symbol}:{timeframe}`, for example `binance:futures:BTC/USDT:1m`.
 
@@ -72,6 +72,9 @@ class SeriesId:
 
     def __str__(self) -> str:
         return self._text
+
+    def __repr__(self) -> str:
+        return f"SeriesId({self._text!r})"
 
     def with_timeframe(self, timeframe: Timeframe) -> SeriesId:
         """The same symbol in another timeframe."""

@@ -1,0 +1,102 @@
+"""Questions to a service over HTTP: repeated while the service is busy, and failures told in sentences."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from klinesync.core.busy import repeat_after_s
+from klinesync.core.errors import KlinesyncError, Rejected
+
+# Longest wait for an answer or a handshake, in seconds.
+ANSWER_TIMEOUT_S = 30.0
+
+
+class ServiceError(KlinesyncError):
+    """The service answered with an error, or not at all. `code` is the service's; the message is a sentence."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class BadUrl(Rejected):
+    """A text that is no address of a service."""
+
+    code = "bad_url"
+
+
+class Refusal(msgspec.Struct):
+    """The body of an answer that is an error."""
+
+    code: str
+    detail: str
+
+
+def service_url(text: str) -> str:
+    """The address of a service (http://host:port), without the slash at its end. Raises `BadUrl`."""
+    url = text.strip()
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # the port is checked when it is read
+    except ValueError as error:
+        raise BadUrl(f"{text!r} is no address of a service: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        example = f"http://{url.partition('://')[2] or url}" if url else "http://127.0.0.1:8000"
+        raise BadUrl(f"{text!r} is no address of a service; write {example}")
+    return url.rstrip("/")
+
+
+async def get(session: aiohttp.ClientSession, url: str, params: Mapping[str, str]) -> tuple[int, bytes]:
+    """Status and body of the answer to a GET, repeated after 503 `busy` and `shutting_down`. Raises what aiohttp
+    raises."""
+    repeats = 0
+    while True:
+        async with session.get(url, params=params) as answer:
+            body = await answer.read()
+        refusal = refusal_in(body) if answer.status == 503 else None
+        code = None if refusal is None else refusal.code
+        pause_s = repeat_after_s(answer.status, code, answer.headers.get("Retry-After"), repeats)
+        if pause_s is None:
+            return answer.status, body
+        repeats += 1
+        await asyncio.sleep(pause_s * random.uniform(1.0, 1.25))  # noqa: S311  # jitter
+
+
+def refusal_in(body: bytes) -> Refusal | None:
+    """The refusal that a body is; None where the body is something else."""
+    try:
+        return msgspec.json.decode(body, type=Refusal)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def unreachable(url: str, error: Exception) -> str:
+    """The sentence for a request or connection that failed with an `aiohttp.ClientError`, `OSError` or timeout."""
+    return f"the service at {url} cannot be reached: {reason(error)}"
+
+
+def reason(error: Exception) -> str:
+    """Why a connection or a request failed, in words."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    cause: BaseException = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, socket.gaierror):
+        return "no such host name"
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused; is it running?"
+    if isinstance(cause, aiohttp.ServerDisconnectedError):
+        return "the connection broke off"
+    if isinstance(cause, aiohttp.ClientPayloadError):
+        return "the answer broke off"
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+        # The text of a failed connect may be aiohttp's own, with the address twice.
+        return os.strerror(cause.errno).lower()
+    return str(cause) or type(cause).__name__

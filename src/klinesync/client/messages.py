@@ -1,0 +1,127 @@
+"""What a service sends over `/ws/market`, decoded. Fields and types that are not known here are passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from klinesync.client.asking import ServiceError
+from klinesync.client.tables import WireCandle
+
+
+class SubscribedMessage(msgspec.Struct, tag_field="type", tag="subscribed"):
+    """The first answer to a subscription with `ack`."""
+
+    head_time: int | None = None
+    stream: str = ""
+
+
+class CaughtUpMessage(msgspec.Struct, tag_field="type", tag="caught_up"):
+    """The seam of catch-up and live. An older service does not send this message."""
+
+    head_time: int | None = None
+
+
+class ClosedMessage(msgspec.Struct, tag_field="type", tag="candle_closed"):
+    """One closed candle."""
+
+    candle: WireCandle
+    revised: bool = False
+
+
+class BatchMessage(msgspec.Struct, tag_field="type", tag="candles_batch"):
+    """Several closed candles, ascending."""
+
+    candles: list[WireCandle]
+    revised: bool = False
+
+
+class FormingMessage(msgspec.Struct, tag_field="type", tag="candle_forming"):
+    """The candle in progress."""
+
+    candle: WireCandle
+
+
+class GapMessage(msgspec.Struct, tag_field="type", tag="gap"):
+    """A jump before the next closed candle. `truncated`: the candles are stored, and are paged over HTTP."""
+
+    expected_next_time: int
+    actual_time: int
+    reason: str = "missing"
+    state: str = "unknown"
+
+
+class SystemMessage(msgspec.Struct, tag_field="type", tag="system"):
+    """Something that happened to the series."""
+
+    event: str
+    message: str = ""
+    data: dict[str, object] = {}
+
+
+class ErrorMessage(msgspec.Struct, tag_field="type", tag="error"):
+    """A refusal."""
+
+    code: str
+    message: str = ""
+
+
+Message = (
+    SubscribedMessage
+    | CaughtUpMessage
+    | ClosedMessage
+    | BatchMessage
+    | FormingMessage
+    | GapMessage
+    | SystemMessage
+    | ErrorMessage
+)
+_KNOWN = frozenset(
+    {"subscribed", "caught_up", "candle_closed", "candles_batch", "candle_forming", "gap", "system", "error"}
+)
+
+
+class _Any(msgspec.Struct):
+    type: str
+
+
+class _Gap(msgspec.Struct):
+    start_time: int
+    end_time: int
+    state: str = "unknown"
+
+
+class Page(msgspec.Struct):
+    """The answer of `GET /api/market/candles`. An older service does not send `gaps`."""
+
+    candles: list[WireCandle]
+    gaps: list[_Gap] = []
+
+
+_decode_message: Callable[[str], Message] = msgspec.json.Decoder(Message).decode
+_decode_any = msgspec.json.Decoder(_Any).decode
+_decode_page = msgspec.json.Decoder(Page).decode
+
+
+def message_in(text: str) -> Message | None:
+    """What a message says; None for one of a type that is not known here. Raises `ServiceError`."""
+    problem: Exception
+    try:
+        return _decode_message(text)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        problem = error
+    try:
+        if _decode_any(text).type not in _KNOWN:
+            return None
+    except (msgspec.MsgspecError, RecursionError) as error:
+        problem = error
+    raise ServiceError("bad_message", f"the service sent what is none of the protocol's messages: {problem}")
+
+
+def page_in(body: bytes) -> Page:
+    """A page of candles. Raises `ServiceError`."""
+    try:
+        return _decode_page(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ServiceError("bad_message", f"the service sent what is no page of candles: {error}") from None
