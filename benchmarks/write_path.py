@@ -39,7 +39,8 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.flags import load_flags
-from klinesync.storage.sqlite import CACHE_KIB, WAL_AUTOCHECKPOINT_PAGES, SqliteDatabase
+from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_file import CACHE_KIB, WAL_AUTOCHECKPOINT_PAGES
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 BULK_CANDLES = 130_000

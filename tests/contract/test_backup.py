@@ -15,7 +15,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.storage import backup as backup_module
 from klinesync.storage.backup import backup
 from klinesync.storage.database import Origin
-from klinesync.storage.sqlite import SqliteDatabase, SqliteReader
+from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_reader import SqliteReader
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 PER_WRITE = 500
@@ -104,6 +105,6 @@ async def test_a_copy_that_fails_or_is_stopped_leaves_nothing(tmp_path: Path, mo
             raise OSError(28, os.strerror(28))
 
         monkeypatch.setattr(os, "fsync", no_space)
-        with pytest.raises(StoreError, match=r"cannot be copied to .*No space left"):
+        with pytest.raises(StoreError, match=r"cannot be copied to .*disk full: make room"):
             backup(store, tmp_path / "copy")
     assert [file for file in sorted(tmp_path.iterdir()) if not file.name.endswith(("-wal", "-shm"))] == before

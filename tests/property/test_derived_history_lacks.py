@@ -19,7 +19,8 @@ from klinesync.market_data.derived_services import MAX_NATIVE, lack
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
 from klinesync.storage.database import CandleStore, Origin
-from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteReader
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+from klinesync.storage.sqlite_reader import SqliteReader
 
 BASE = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE, FIVE, QUARTER, HOUR, FOUR, DAY = map(Timeframe.parse, ("1m", "5m", "15m", "1h", "4h", "1d"))

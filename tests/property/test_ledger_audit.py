@@ -26,7 +26,8 @@ from klinesync.overlay.registry import load_overlays
 from klinesync.pipelines import ledger_step
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.database import CandleStore, Origin
-from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteReader
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+from klinesync.storage.sqlite_reader import SqliteReader
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTES = 200

@@ -24,7 +24,8 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.database import CandleStore, Origin
-from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteReader
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+from klinesync.storage.sqlite_reader import SqliteReader
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1h")  # hours, so that years are quick
 HOUR = SERIES.timeframe

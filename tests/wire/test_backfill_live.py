@@ -25,7 +25,7 @@ from klinesync.runtime.sources import Urgency
 from klinesync.sim.faults import Disconnect, Outage, RateLimit, RefuseConnect, RestError
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
-from klinesync.storage.sqlite import SqliteReader
+from klinesync.storage.sqlite_reader import SqliteReader
 from processes import SERIES, running, serve_arguments
 from running_service import Service, running_service
 from upstream import complete, stored, truth, until

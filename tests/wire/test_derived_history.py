@@ -26,7 +26,7 @@ from klinesync.sim import generator, server
 from klinesync.sim.exchange import Grid
 from klinesync.sim.faults import RestError
 from klinesync.sim.server import SimConfig, SimServer
-from klinesync.storage.sqlite import SqliteReader
+from klinesync.storage.sqlite_reader import SqliteReader
 from running_service import Service, running_service
 from upstream import truth, until
 

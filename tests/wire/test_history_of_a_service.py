@@ -16,7 +16,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.market_data import heal_queue
 from klinesync.sim.faults import RestSlow
 from klinesync.sim.server import SimConfig, SimServer
-from klinesync.storage.sqlite import SqliteReader
+from klinesync.storage.sqlite_reader import SqliteReader
 from processes import SERIES, klinesync, running, serve_arguments
 from running_service import running_service
 from upstream import truth

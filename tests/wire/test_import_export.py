@@ -22,7 +22,7 @@ from klinesync.core.timeframe import DAY_S
 from klinesync.market_data.history import importing
 from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
 from klinesync.sim.server import SimConfig, SimServer
-from klinesync.storage.sqlite import SqliteReader
+from klinesync.storage.sqlite_reader import SqliteReader
 from processes import klinesync, running
 from running_service import running_service
 

@@ -31,7 +31,8 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.runtime.flags import load_flags
 from klinesync.storage.database import CandleStore, Origin
-from klinesync.storage.sqlite import SqliteDatabase, SqliteReader
+from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_reader import SqliteReader
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 DERIVED = SERIES.with_timeframe(Timeframe.parse("5m"))

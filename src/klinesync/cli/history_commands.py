@@ -40,7 +40,8 @@ from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Errand, Urgency
 from klinesync.storage.lock import StoreLocked
-from klinesync.storage.sqlite import SqliteDatabase, SqliteReader
+from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_reader import SqliteReader
 
 # What revisions say of candles that a file brought.
 SOURCE = "file"

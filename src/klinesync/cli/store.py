@@ -52,7 +52,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from klinesync.market.runtime_builder import ledger_step
     from klinesync.market_data.verify import verify
     from klinesync.market_data.verify_ledger import LedgerVerifier
-    from klinesync.storage.sqlite import SqliteReader
+    from klinesync.storage.sqlite_reader import SqliteReader
 
     flags = load_flags(given_flags(arguments))
     indicators = parse_indicators(flags.indicators)
@@ -86,7 +86,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _backup(arguments: argparse.Namespace) -> int:
     from klinesync.storage.backup import backup
-    from klinesync.storage.sqlite import SqliteReader
+    from klinesync.storage.sqlite_reader import SqliteReader
 
     flags = load_flags(given_flags(arguments))
     with stoppable(), SqliteReader(sqlite_path(flags)) as store, progress() as say:

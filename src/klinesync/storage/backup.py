@@ -10,7 +10,8 @@ from pathlib import Path
 import apsw
 
 from klinesync.core.errors import Rejected, StoreError
-from klinesync.storage.sqlite import SqliteReader
+from klinesync.storage.disk import disk_trouble
+from klinesync.storage.sqlite_reader import SqliteReader
 
 # 4 MB a step: progress is told between two of them.
 PAGES_A_STEP = 1024
@@ -30,7 +31,8 @@ def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], Non
         os.close(handle)
         part = Path(name)
         try:
-            _copy(store.connection, part, progress)
+            with store.snapshot() as source:
+                _copy(source, part, progress)
             _sync(part)
             if os.path.lexists(target):
                 raise Rejected(f"{target} was made by somebody else meanwhile; nothing was written to it")
@@ -39,7 +41,8 @@ def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], Non
             part.unlink(missing_ok=True)
         _sync(target.parent)
     except (apsw.Error, OSError) as error:
-        raise StoreError(f"the store {store.path} cannot be copied to {target}: {error}") from error
+        why = disk_trouble(error, target)
+        raise StoreError(f"the store {store.path} cannot be copied to {target}: {why}") from error
 
 
 def _copy(source: apsw.Connection, part: Path, progress: Callable[[int, int], None]) -> None:
@@ -48,16 +51,12 @@ def _copy(source: apsw.Connection, part: Path, progress: Callable[[int, int], No
         # Of a copy that is not whole nothing is kept: no journal, and one fsync at the end.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
-        # One snapshot for all steps: without it the copy begins anew whenever the service has written.
-        source.execute("BEGIN")
-        try:
-            source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-            with copy.backup("main", source, "main") as steps:
-                while not steps.done:
-                    steps.step(PAGES_A_STEP)
-                    progress(steps.page_count - steps.remaining, steps.page_count)
-        finally:
-            source.execute("ROLLBACK")
+        # The snapshot begins with a first statement: without it the copy begins anew whenever the service has written.
+        source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        with copy.backup("main", source, "main") as steps:
+            while not steps.done:
+                steps.step(PAGES_A_STEP)
+                progress(steps.page_count - steps.remaining, steps.page_count)
     finally:
         copy.close()
 

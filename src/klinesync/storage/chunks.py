@@ -10,7 +10,8 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.timeframe import Timeframe
@@ -25,6 +26,14 @@ T = TypeVar("T")
 Maker: TypeAlias = Callable[[Iterable[Sequence[object]]], list[T]]
 
 _as_candle: Callable[[Iterable[object]], Candle] = partial(tuple.__new__, Candle)
+
+
+class Grid(NamedTuple):
+    """Where the open times of a chunk lie: in `[start, end)`; `step_s` apart at least, 0 where that is not fixed."""
+
+    start: int
+    end: int
+    step_s: int
 
 
 def as_candles(rows: Iterable[Sequence[object]]) -> list[Candle]:
@@ -44,17 +53,29 @@ def unpack(packed: bytes) -> list[Candle]:
     return unpack_between(packed, 0, MAX_TIME + 1, as_candles)
 
 
-def unpack_between(packed: bytes, start: int, end: int, make: Maker[T]) -> list[T]:
-    """Those of the packed candles that open in `[start, end)`. Raises `ValueError` when the bytes are no whole
-    candles."""
+def unpack_between(packed: bytes, start: int, end: int, make: Maker[T], grid: Grid | None = None) -> list[T]:
+    """Those of the packed candles that open in `[start, end)`. Raises `ValueError` when the bytes are no whole candles,
+    or their times are not strictly ascending on `grid`."""
     count, rest = divmod(len(packed), CANDLE_BYTES)
-    if rest:
+    if rest or not count:
         raise ValueError(f"{len(packed)} bytes are no whole candles")
     times = struct.unpack_from(f"<{count}q", packed)
+    if grid is not None and not _are_on(grid, times):
+        raise ValueError("the open times are not those of this chunk, ascending")
     values = struct.unpack_from(f"<{5 * count}d", packed, 8 * count)
     first, last = bisect_left(times, start), bisect_left(times, end)
-    columns = (values[column + first : column + last] for column in range(0, 5 * count, count or 1))
+    columns = (values[column + first : column + last] for column in range(0, 5 * count, count))
     return make(zip(times[first:last], *columns, strict=True))
+
+
+def _are_on(grid: Grid, times: Sequence[int]) -> bool:
+    first, last, step_s = times[0], times[-1], grid.step_s
+    if first < grid.start or last >= grid.end:
+        return False
+    if step_s and last - first == (len(times) - 1) * step_s:
+        return times == tuple(range(first, last + step_s, step_s))  # the usual case: no hole
+    least_s = step_s or 1
+    return all(two - one >= least_s and (two - one) % least_s == 0 for one, two in pairwise(times))
 
 
 def first_time(packed: bytes) -> int:

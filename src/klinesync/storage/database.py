@@ -16,6 +16,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction
 from klinesync.storage.chunks import Maker, T
+from klinesync.storage.damage import DamageBoard
 
 R = TypeVar("R")
 
@@ -236,6 +237,16 @@ class Database(Protocol):
     @property
     def write_error(self) -> StoreError | None:
         """Why the last write failed (a full disk, say); None when it was committed, or there was none yet."""
+        ...
+
+    @property
+    def damage(self) -> DamageBoard:
+        """The parts of the store that were found to be unreadable."""
+        ...
+
+    async def check(self) -> None:
+        """Look whether the store is still the one that was opened. Raises `StoreError` when its files were removed or
+        replaced; then nothing is written any more."""
         ...
 
     async def probe(self) -> None:

@@ -7,15 +7,24 @@ for nothing.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
+import time
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 import msgspec
 
 from klinesync.core.errors import StoreError
+
+# What is read of a lock file, which another program may have written.
+MAX_TEXT_BYTES = 4096
+# How long a writer waits for commands that read a closed store, in seconds: a look takes milliseconds, a backup longer.
+READERS_WAIT_S = 10.0
+READERS_POLL_S = 0.02
 
 
 class StoreLocked(StoreError):
@@ -36,31 +45,108 @@ class StoreLock:
     """The right to write to the store at `store`, for `command`."""
 
     def __init__(self, store: Path, command: str) -> None:
-        # Symbolic links to one store share its lock.
-        self.path = store.resolve().with_name(f"{store.resolve().name}.lock")
+        self.path = lock_path(store)
         self._store = store
         self._command = command
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
 
     def acquire(self) -> None:
-        """Take the lock; at once or not at all. Raises `StoreLocked`, `OSError`."""
-        file = self.path.open("a+", encoding="utf-8")
+        """Take the lock: at once, or as soon as commands that only read give way. Raises `StoreLocked`, `OSError`."""
+        file = self._open()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise StoreLocked(
-                f"the store {self._store} is in use by {_who(file.read())}; one process writes to a store at a time"
-            ) from None
-        else:
-            self._file = file
-        finally:
-            if self._file is None:
-                file.close()
+            self._take(file)
+        except BaseException:
+            file.close()
+            raise
+        self.release()
+        self._file = file
         since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        file.truncate(0)
-        file.write(msgspec.json.encode(Holder(os.getpid(), self._command, since)).decode())
-        file.flush()
+        # The text is for people: on a full or read-only disk the lock holds without it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), msgspec.json.encode(Holder(os.getpid(), self._command, since)))
+
+    def _take(self, file: FileIO) -> None:
+        until_s = time.monotonic() + READERS_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                return
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = _who(file.read(MAX_TEXT_BYTES))
+                raise StoreLocked(
+                    f"the store {self._store} is in use by {who}; one process writes to a store at a time"
+                ) from None
+            fcntl.flock(file, fcntl.LOCK_UN)
+            if time.monotonic() > until_s:
+                raise StoreLocked(
+                    f"the store {self._store} is read by another command; start again when that has ended"
+                )
+            time.sleep(READERS_POLL_S)
+
+    def held(self) -> bool:
+        """Whether the lock file is still the one that is held. Removed or replaced, it no longer keeps others out."""
+        if self._file is None:
+            return False
+        try:
+            found = self.path.stat()
+        except OSError:
+            return False
+        ours = os.fstat(self._file.fileno())
+        return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def release(self) -> None:
+        """Give it back, if it is held."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> FileIO:
+        try:
+            file = FileIO(self.path, "a+")
+            file.seek(0)
+            return file
+        except PermissionError:
+            return FileIO(self.path, "rb")  # a lock file that is there can be locked all the same
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return FileIO(self.path, "rb")
+
+
+class SharedLock:
+    """The right to read the closed store at `store` while nobody writes to it; any number of readers share it."""
+
+    def __init__(self, store: Path) -> None:
+        self.path = lock_path(store)
+        self._file: FileIO | None = None
+
+    def acquire(self) -> bool | None:
+        """Take the lock, at once or not at all. True: nobody writes to the store, nor can begin to. False: a process
+        does, or may. None: there is no lock file, so no process of ours has the store open. Raises `OSError`."""
+        self.release()
+        try:
+            file = FileIO(self.path, "rb")
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self._file = file
+        return True
+
+    def exists(self) -> bool:
+        """Whether there is a lock file."""
+        return self.path.exists()
 
     def release(self) -> None:
         """Give it back, if it is held."""
@@ -69,7 +155,13 @@ class StoreLock:
             self._file = None
 
 
-def _who(text: str) -> str:
+def lock_path(store: Path) -> Path:
+    """The lock file of `store`. Symbolic links to one store share its lock."""
+    real = store.resolve()
+    return real.with_name(f"{real.name}.lock")
+
+
+def _who(text: bytes) -> str:
     try:
         holder = msgspec.json.decode(text, type=Holder)
     except msgspec.DecodeError:  # it is about to write it

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,107 +14,51 @@ from typing import Self
 import apsw
 
 from klinesync.core.errors import StoreError
+from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
-from klinesync.storage.lock import StoreLock
-from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
+from klinesync.storage.disk import disk_trouble
+from klinesync.storage.lock import StoreLock, StoreLocked
+from klinesync.storage.sqlite_candles import Known
+from klinesync.storage.sqlite_file import SqliteFile, StoreReplaced
+from klinesync.storage.sqlite_reader import look_into, open_closed, open_reader
+from klinesync.storage.sqlite_schema import ForeignFile, check_owner, migrations, version_of
+
+log = logging.getLogger(__name__)
 
 READER_THREADS = 2
-BUSY_TIMEOUT_MS = 5000
-# 16 MB of write-ahead log between checkpoints, so that a minute's end seldom pays for one.
-WAL_AUTOCHECKPOINT_PAGES = 4000
-CACHE_KIB = 65_536
-# As much as a batch of some hundred candles takes: where there is room for less, the store cannot be written.
-PROBE_BYTES = 65_536
 
 
-class _File:
-    """One SQLite file: a writing connection, and reading ones. Each is used by one thread at a time."""
+class _Reader:
+    """A reading connection of one thread. `generation`: of the database's connections, which it belongs to."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.write_error: StoreError | None = None
-        self._writer: apsw.Connection | None = None
-        self._known = Known(writes=True)
-
-    def open(self) -> None:
-        try:
-            writer = apsw.Connection(str(self.path))
-            writer.set_busy_timeout(BUSY_TIMEOUT_MS)
-            writer.execute("PRAGMA journal_mode = WAL")
-            # FULL: what was published as closed survives a power loss too, not only kill -9.
-            writer.execute("PRAGMA synchronous = FULL")
-            writer.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
-            writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-            _migrate(writer, self.path)
-            self._known.learn(writer)
-        except (apsw.Error, OSError) as error:
-            raise StoreError(f"the store {self.path} cannot be opened: {error}") from error
-        self._writer = writer
-
-    def open_reader(self) -> apsw.Connection:
-        return _open_reader(self.path)
-
-    def write(self, change: Callable[[CandleStore], R], before_commit: Callable[[], None] | None = None) -> R:
-        def work(writer: apsw.Connection) -> R:
-            commit = writer.execute("UPDATE commit_count SET commits = commits + 1 RETURNING commits").get
-            assert isinstance(commit, int)
-            store = SqliteCandleStore(writer, self._known, commit)
-            result = change(store)
-            store.save()
-            return result
-
-        try:
-            return self._transaction(work, before_commit or _nothing)
-        except BaseException:
-            self._known.forget()
-            raise
-
-    def probe(self, before_commit: Callable[[], None] | None = None) -> None:
-        # Committed in between, because pages that are freed before the commit are never written.
-        for statements in (
-            f"DROP TABLE IF EXISTS probe; CREATE TABLE probe AS SELECT zeroblob({PROBE_BYTES})",
-            "DROP TABLE probe",
-        ):
-            self._transaction(lambda writer, todo=statements: writer.execute(todo), before_commit or _nothing)  # type: ignore[misc]
-
-    def _transaction(self, work: Callable[[apsw.Connection], R], before_commit: Callable[[], None]) -> R:
-        assert self._writer is not None, "the store is open"
-        try:
-            # IMMEDIATE, because a transaction that begins by reading cannot become a writing one under contention.
-            self._writer.execute("BEGIN IMMEDIATE")
-            result = work(self._writer)
-            before_commit()
-            self._writer.execute("COMMIT")
-        except BaseException as error:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            if isinstance(error, apsw.Error):
-                self.write_error = StoreError(f"the store {self.path} cannot be written: {error}")
-                raise self.write_error from error
-            raise
-        self.write_error = None
-        return result
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    def __init__(self, connection: apsw.Connection, generation: int, damage: DamageBoard) -> None:
+        self.connection = connection
+        self.generation = generation
+        self.known = Known(writes=False, damage=damage)
 
 
 class SqliteDatabase:
     """`Database` on one SQLite file, in threads: one that writes, a few that read.
 
-    While it is open no other process can write to the file; `command` is what others are told of this one.
+    While it is open no other process can write to the file; `command` is what others are told of this one. With
+    `serves`, a store that is there but cannot be opened for writing (a full or read-only disk) is opened for reading:
+    `write_error` says why, and `probe` opens it for writing once that is possible.
     """
 
-    def __init__(self, path: Path, command: str = "serve") -> None:
+    def __init__(self, path: Path, command: str = "serve", *, serves: bool = False) -> None:
         self.path = path
+        self._serves = serves
         self._lock = StoreLock(path, command)
-        self._file = _File(path)
+        self._file = SqliteFile(path)
+        self._unwritable: StoreError | None = None
         self._writer_thread = ThreadPoolExecutor(1, "store-writer")
         self._reader_threads = ThreadPoolExecutor(READER_THREADS, "store-reader")
         self._reader_local = threading.local()
-        self._readers: list[apsw.Connection] = []
+        self._readers: list[_Reader] = []
+        self._generation = 0
+        # Looks into a store that is open for reading only take no lock of SQLite's: none may be under way when it is
+        # opened for writing.
+        self._reads_unlocked = threading.Lock()
 
     async def __aenter__(self) -> Self:
         await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._open)
@@ -128,49 +71,140 @@ class SqliteDatabase:
 
     async def write(self, change: Callable[[CandleStore], R]) -> R:
         """See `Database.write`."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._file.write, change)
+        return await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._write, change)
 
     @property
     def write_error(self) -> StoreError | None:
         """See `Database.write_error`."""
-        return self._file.write_error
+        return self._unwritable or self._file.write_error
+
+    @property
+    def damage(self) -> DamageBoard:
+        """See `Database.damage`."""
+        return self._file.damage
 
     async def probe(self) -> None:
         """See `Database.probe`."""
-        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._file.probe)
+        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._probe)
+
+    async def check(self) -> None:
+        """See `Database.check`."""
+        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._check)
 
     async def read(self, look: Callable[[CandleStore], R]) -> R:
         """See `Database.read`."""
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, self._read, look)
 
     def _open(self) -> None:
+        _refuse_foreign(self.path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except OSError as error:
-            raise StoreError(f"the store {self.path} cannot be opened: {error}") from error
-        try:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire()
+            except OSError as error:
+                why = disk_trouble(error, self.path)
+                raise StoreError(f"the store {self.path} cannot be opened: {why}") from error
             self._file.open()
-        except StoreError:
+        except (StoreLocked, ForeignFile):
             self._lock.release()
             raise
+        except StoreError as error:
+            if not (self._serves and self._readable()):
+                self._lock.release()
+                raise
+            self._unwritable = error
+            log.error("store_unwritable what is stored is served, and nothing is written: %s", error)
+
+    def _readable(self) -> bool:
+        """Whether the closed store can be read as it is."""
+        try:
+            reader = open_closed(self.path)
+            try:
+                return check_owner(reader, self.path) and version_of(reader) == len(migrations())
+            finally:
+                reader.close()
+        except (apsw.Error, OSError, StoreError):
+            return False
+
+    def _write(self, change: Callable[[CandleStore], R]) -> R:
+        if self._unwritable is not None:
+            raise self._unwritable
+        result = self._file.write(change)
+        self._check_lock()
+        return result
+
+    def _probe(self) -> None:
+        if self._unwritable is not None:
+            self._open_for_writing()
+        self._file.probe()
+        self._check_lock()
+
+    def _open_for_writing(self) -> None:
+        with self._reads_unlocked:
+            try:
+                if not self._lock.held():
+                    self._lock.acquire()
+                self._file.open()
+            except OSError as error:
+                why = disk_trouble(error, self.path)
+                self._unwritable = StoreError(f"the store {self.path} cannot be opened: {why}")
+                raise self._unwritable from error
+            except StoreError as error:
+                self._unwritable = error
+                raise
+            self._generation += 1
+            self._unwritable = None
+
+    def _check(self) -> None:
+        self._file.check()
+        if self._unwritable is None:
+            self._check_lock()
+
+    def _check_lock(self) -> None:
+        """The lock file alone may be removed: then it is taken anew. Raises `StoreReplaced` when others have it."""
+        if self._lock.held():
+            return
+        try:
+            self._lock.acquire()
+        except StoreLocked as error:
+            raise self._file.found_replaced(f"its lock file was replaced, and {error}") from None
+        except OSError as error:
+            why = disk_trouble(error, self._lock.path)
+            raise self._file.found_replaced(f"its lock file was removed and cannot be made anew: {why}") from error
+        log.warning("store_lock_retaken the lock file %s had been removed; it is there again", self._lock.path)
 
     def _read(self, look: Callable[[CandleStore], R]) -> R:
+        if self._unwritable is not None:
+            with self._reads_unlocked:
+                return self._look(look)
+        return self._look(look)
+
+    def _look(self, look: Callable[[CandleStore], R]) -> R:
         try:
-            reader: apsw.Connection | None = getattr(self._reader_local, "connection", None)
-            if reader is None:
-                reader = self._reader_local.connection = self._file.open_reader()
-                self._reader_local.known = Known(writes=False)
-                self._readers.append(reader)
-            return _look(reader, self._reader_local.known, look)
-        except apsw.Error as error:
-            raise StoreError(f"the store {self.path} cannot be read: {error}") from error
+            reader: _Reader | None = getattr(self._reader_local, "reader", None)
+            if reader is None or reader.generation != self._generation:
+                reader = self._reader_local.reader = self._open_reader()
+            return look_into(reader.connection, reader.known, look)
+        except (apsw.Error, OSError) as error:
+            raise _cannot_read(self.path, error, self.damage) from error
+
+    def _open_reader(self) -> _Reader:
+        generation = self._generation
+        connection = open_reader(self.path) if self._file.is_open else open_closed(self.path)
+        try:
+            self._file.check_main()
+        except StoreReplaced:
+            connection.close()
+            raise
+        reader = _Reader(connection, generation, self.damage)
+        self._readers.append(reader)
+        return reader
 
     def _close(self) -> None:
         self._writer_thread.shutdown()
         self._reader_threads.shutdown()
         for reader in self._readers:
-            reader.close()
+            reader.connection.close()
         self._file.close()
         self._lock.release()
 
@@ -190,16 +224,16 @@ class InThreadSqliteDatabase:
         before_commit: Callable[[], None] | None = None,
     ) -> None:
         self.path = path
-        self._file = _File(path)
+        self._file = SqliteFile(path)
         self._reader: apsw.Connection | None = None
-        self._reader_known = Known(writes=False)
+        self._reader_known = Known(writes=False, damage=self._file.damage)
         self._pause = pause
         self._before_commit = before_commit
         self._writing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         self._file.open()
-        self._reader = self._file.open_reader()
+        self._reader = open_reader(self.path)
         return self
 
     async def __aexit__(
@@ -222,6 +256,16 @@ class InThreadSqliteDatabase:
         """See `Database.write_error`."""
         return self._file.write_error
 
+    @property
+    def damage(self) -> DamageBoard:
+        """See `Database.damage`."""
+        return self._file.damage
+
+    async def check(self) -> None:
+        """See `Database.check`."""
+        async with self._writing:
+            self._file.check()
+
     async def probe(self) -> None:
         """See `Database.probe`."""
         async with self._writing:
@@ -234,104 +278,30 @@ class InThreadSqliteDatabase:
         assert self._reader is not None, "the store is open"
         await self._pause()
         try:
-            result = _look(self._reader, self._reader_known, look)
+            result = look_into(self._reader, self._reader_known, look)
         except apsw.Error as error:
-            raise StoreError(f"the store {self.path} cannot be read: {error}") from error
+            raise _cannot_read(self.path, error, self.damage) from error
         await self._pause()
         return result
 
 
-class SqliteReader:
-    """Looks into a store beside the process that writes it, if there is one. `with` opens and closes it; used by one
-    thread. Nothing is changed, the schema neither."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._known = Known(writes=False)
-        self._connection: apsw.Connection | None = None
-
-    @property
-    def connection(self) -> apsw.Connection:
-        """The open connection, which can only read."""
-        assert self._connection is not None, "the store is open"
-        return self._connection
-
-    def read(self, look: Callable[[CandleStore], R]) -> R:
-        """What `look` returns, of one consistent state. Raises `StoreError`."""
-        try:
-            return _look(self.connection, self._known, look)
-        except apsw.Error as error:
-            raise StoreError(f"the store {self.path} cannot be read: {error}") from error
-
-    def __enter__(self) -> Self:
-        """Raises `StoreError` when there is no store, or one of another version."""
-        if not self.path.is_file():
-            raise StoreError(f"there is no store {self.path}; name another one with --database-url")
-        try:
-            connection = _open_reader(self.path)
-            version, known = _version(connection), len(_scripts())
-        except apsw.Error as error:
-            raise StoreError(f"the store {self.path} cannot be opened: {error}") from error
-        if version != known:
-            connection.close()
-            _refuse_newer(self.path, version, known)
-            what = f"has schema version {version}, and this klinesync reads {known}" if version else "is no store yet"
-            raise StoreError(f"{self.path} {what}; `klinesync serve` brings it up to date")
-        self._connection = connection
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.connection.close()
-        self._connection = None
+def _cannot_read(path: Path, error: apsw.Error | OSError, damage: DamageBoard) -> StoreError:
+    """What a failed look raises; damage that no series explains is damage of the whole store."""
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        damage.note(Damage(None, None, f"{path}: {error}"))
+    return StoreError(f"the store {path} cannot be read: {disk_trouble(error, path)}")
 
 
-def _open_reader(path: Path) -> apsw.Connection:
-    reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    reader.set_busy_timeout(BUSY_TIMEOUT_MS)
-    return reader
-
-
-def _look(reader: apsw.Connection, known: Known, look: Callable[[CandleStore], R]) -> R:
-    reader.execute("BEGIN")  # one snapshot for all statements of `look`
+def _refuse_foreign(path: Path) -> None:
+    """Raises `ForeignFile` for another program's file, before a lock file is made beside it. What cannot be told now
+    is told by whoever opens the file for writing."""
     try:
-        return look(SqliteCandleStore(reader, known))
-    finally:
-        reader.execute("ROLLBACK")
-
-
-def _nothing() -> None:
-    pass
-
-
-def _migrate(connection: apsw.Connection, path: Path) -> None:
-    """Bring the schema up to the newest version, one numbered script a transaction."""
-    scripts = _scripts()
-    version = _version(connection)
-    _refuse_newer(path, version, len(scripts))
-    for number, script in enumerate(scripts[version:], version + 1):
-        with connection:
-            connection.execute(script.read_text())
-            connection.execute(f"PRAGMA user_version = {number}")
-
-
-def _scripts() -> list[Traversable]:
-    return sorted(
-        (item for item in resources.files("klinesync.storage.migrations").iterdir() if item.name.endswith(".sql")),
-        key=lambda item: item.name,
-    )
-
-
-def _version(connection: apsw.Connection) -> int:
-    version = connection.execute("PRAGMA user_version").get
-    assert isinstance(version, int)
-    return version
-
-
-def _refuse_newer(path: Path, version: int, known: int) -> None:
-    if version > known:
-        raise StoreError(
-            f"the store {path} has schema version {version}, and this klinesync knows {known}: "
-            "it was written by a newer klinesync; use that one"
-        )
+        if not path.is_file() or not path.stat().st_size:
+            return
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            check_owner(connection, path)
+        finally:
+            connection.close()
+    except (apsw.Error, OSError):
+        return

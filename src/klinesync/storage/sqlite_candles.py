@@ -15,12 +15,12 @@ from operator import itemgetter
 import apsw
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
-from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Gap, GapChange, GapState, Span, runs
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.chunks import (
     CANDLE_BYTES,
+    Grid,
     Maker,
     T,
     as_candles,
@@ -28,9 +28,9 @@ from klinesync.storage.chunks import (
     chunk_start,
     first_time,
     pack,
-    unpack,
     unpack_between,
 )
+from klinesync.storage.damage import Damage, DamageBoard, StoreDamaged
 from klinesync.storage.database import Ledger, Origin, Revision
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 
@@ -61,8 +61,9 @@ class Known:
     remember them, and it forgets them when a transaction is rolled back.
     """
 
-    def __init__(self, *, writes: bool) -> None:
+    def __init__(self, *, writes: bool, damage: DamageBoard | None = None) -> None:
         self.writes = writes
+        self.damage = DamageBoard() if damage is None else damage
         self.numbers: dict[SeriesId, int] = {}
         self.edges: dict[SeriesId, tuple[int, int]] = {}
         self.tails: dict[SeriesId, tuple[Candle, ...]] = {}
@@ -132,10 +133,15 @@ class SqliteCandleStore:
     def newest(
         self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
     ) -> list[Candle]:
-        return self.newest_rows(series, limit, as_candles, before=before, after=after)
+        return self._newest_rows(series, limit, as_candles, before, after, strict=True)
 
     def newest_rows(
         self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
+    ) -> list[T]:
+        return self._newest_rows(series, limit, make, before, after, strict=False)
+
+    def _newest_rows(
+        self, series: SeriesId, limit: int, make: Maker[T], before: int | None, after: int | None, *, strict: bool
     ) -> list[T]:
         number = self._number(series)
         if number is None:
@@ -147,7 +153,7 @@ class SqliteCandleStore:
             return rows
         parts = [rows]
         lacking = limit - len(rows)
-        for some in self._chunks(series, number, start, end, make, newest=True):
+        for some in self._chunks(series, number, start, end, make, newest=True, strict=strict):
             parts.append(some[-lacking:])
             lacking -= len(parts[-1])
             if not lacking:
@@ -155,14 +161,17 @@ class SqliteCandleStore:
         return [row for part in reversed(parts) for row in part]
 
     def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
-        return self.oldest_rows(series, limit, as_candles, since=since)
+        return self._oldest_rows(series, limit, as_candles, since, strict=True)
 
     def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
+        return self._oldest_rows(series, limit, make, since, strict=False)
+
+    def _oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], since: int, *, strict: bool) -> list[T]:
         number = self._number(series)
         if number is None:
             return []
         found: list[T] = []
-        for some in self._chunks(series, number, since + 1, MAX_TIME + 1, make):
+        for some in self._chunks(series, number, since + 1, MAX_TIME + 1, make, strict=strict):
             found += some
             if len(found) >= limit:
                 return found[:limit]
@@ -180,7 +189,7 @@ class SqliteCandleStore:
         assert isinstance(found, int)
         if found < most:
             chunk = chunk_of(number, series.timeframe, max(since, 0))
-            found += sum(1 for one in self._chunk(number, chunk) if one.time > since)
+            found += sum(len(few) for few in self._chunks_of(series, number, chunk, chunk, since + 1))
         if found < most:
             limits = (_chunk_id(number, chunk + 1), _chunk_id(number + 1, 0), most - found)
             # The length of a blob is told without reading it.
@@ -298,7 +307,8 @@ class SqliteCandleStore:
             "DELETE FROM candle_chunk WHERE chunk_id >= ? AND chunk_id < ?",
             (_chunk_id(number, 0), _chunk_id(number, chunk)),
         )
-        candles = self._chunk(number, chunk)
+        # A damaged chunk stays as it is: nobody knows which candles are in it.
+        candles = [one for few in self._chunks_of(series, number, chunk, chunk, 0) for one in few]
         if candles and candles[0].time < before:
             self._put_chunk(number, chunk, [candle for candle in candles if candle.time >= before])
         for table in ("candle", "candle_revision"):
@@ -395,28 +405,102 @@ class SqliteCandleStore:
         return make(found.fetchall())
 
     def _chunks(
-        self, series: SeriesId, number: int, start: int, end: int, make: Maker[T], *, newest: bool = False
+        self,
+        series: SeriesId,
+        number: int,
+        start: int,
+        end: int,
+        make: Maker[T],
+        *,
+        newest: bool = False,
+        strict: bool = True,
     ) -> Iterator[list[T]]:
         """The packed candles that open in `[start, end)`, chunk by chunk; the newest chunk first where that is asked.
-        Each is ascending, and none is empty."""
+        Each is ascending, and none is empty. A damaged chunk is noted; it raises `StoreDamaged`, or is passed over
+        when not `strict`."""
         first = chunk_of(number, series.timeframe, max(start, 0))
-        last = chunk_of(number, series.timeframe, min(max(end, 0), MAX_TIME))
-        found = self._connection.execute(
-            "SELECT candles FROM candle_chunk WHERE chunk_id BETWEEN ? AND ?"  # noqa: S608  # only our own word
-            f" ORDER BY chunk_id {'DESC' if newest else 'ASC'}",
-            (_chunk_id(number, first), _chunk_id(number, last)),
-        )
-        for (packed,) in found:
-            rows = unpack_between(_sound(packed), start, end, make)
+        last = chunk_of(number, series.timeframe, min(max(end - 1, 0), MAX_TIME))
+        for chunk, packed in self._packed(series, number, first, last, newest=newest, strict=strict):
+            why = None if isinstance(packed, bytes) else "it is no bytes"
+            rows: list[T] = []
+            if isinstance(packed, bytes):  # else another program wrote it
+                try:
+                    rows = unpack_between(packed, start, end, make, self._grid(series, number, chunk))
+                except ValueError as error:
+                    why = str(error)
+            if why is not None:
+                self._damaged(series, number, chunk, chunk, why, strict=strict)
+                continue
+            if self._known.damage:
+                self._known.damage.clear(series, self._chunk_span(series, number, chunk))
             if rows:
                 yield rows
 
-    def _chunk(self, number: int, chunk: int) -> list[Candle]:
-        """The candles of one chunk; none when there is no such chunk."""
-        found = self._connection.execute(
-            "SELECT candles FROM candle_chunk WHERE chunk_id = ?", (_chunk_id(number, chunk),)
-        ).get
-        return [] if found is None else unpack(_sound(found))
+    def _packed(
+        self, series: SeriesId, number: int, first: int, last: int, *, newest: bool, strict: bool
+    ) -> Iterator[tuple[int, object]]:
+        """The chunks from `first` to `last` (inclusive) as they are stored. Pages of the file that SQLite cannot read
+        are damage of the chunks that lie in them."""
+        order = "DESC" if newest else "ASC"
+        while first <= last:
+            try:
+                for chunk_id, packed in self._connection.execute(
+                    "SELECT chunk_id, candles FROM candle_chunk WHERE chunk_id BETWEEN ? AND ?"  # noqa: S608  # our words
+                    f" ORDER BY chunk_id {order}",
+                    (_chunk_id(number, first), _chunk_id(number, last)),
+                ):
+                    assert isinstance(chunk_id, int)
+                    chunk = chunk_id - _chunk_id(number, 0)
+                    # The next read after a failed one begins behind this chunk.
+                    first, last = (first, chunk - 1) if newest else (chunk + 1, last)
+                    yield chunk, packed
+            except apsw.CorruptError as error:
+                bad = self._next_chunk(number, first, last, newest=newest)
+                if bad is None:
+                    self._damaged(series, number, first, last, str(error), strict=strict)
+                    return
+                self._damaged(series, number, bad, bad, str(error), strict=strict)
+                first, last = (first, bad - 1) if newest else (bad + 1, last)
+            else:
+                return
+
+    def _next_chunk(self, number: int, first: int, last: int, *, newest: bool) -> int | None:
+        """The next stored chunk, without reading what is in it; None when even that cannot be read."""
+        try:
+            found = self._connection.execute(
+                f"SELECT {'max' if newest else 'min'}(chunk_id) FROM candle_chunk WHERE chunk_id BETWEEN ? AND ?",  # noqa: S608
+                (_chunk_id(number, first), _chunk_id(number, last)),
+            ).get
+        except apsw.CorruptError:
+            return None
+        return found - _chunk_id(number, 0) if isinstance(found, int) else None
+
+    def _damaged(self, series: SeriesId, number: int, first: int, last: int, why: str, *, strict: bool) -> None:
+        start, end = self._chunk_span(series, number, first).start, self._chunk_span(series, number, last).end
+        damage = Damage(series, Span(start, end), f"the stored candles cannot be read: {why}")
+        self._known.damage.note(damage)
+        if strict:
+            raise StoreDamaged(damage)
+
+    def _grid(self, series: SeriesId, number: int, chunk: int) -> Grid:
+        span = self._chunk_span(series, number, chunk)
+        return Grid(span.start, span.end, series.timeframe.step_s)
+
+    def _chunk_span(self, series: SeriesId, number: int, chunk: int) -> Span:
+        frame = series.timeframe
+        start, end = chunk_start(number, frame, chunk), chunk_start(number, frame, chunk + 1)
+        return Span(max(start, 0), min(end, MAX_TIME + 1))
+
+    def _chunks_of(self, series: SeriesId, number: int, first: int, last: int, start: int) -> Iterator[list[Candle]]:
+        span = Span(
+            max(start, self._chunk_span(series, number, first).start), self._chunk_span(series, number, last).end
+        )
+        return self._chunks(series, number, span.start, span.end, as_candles, strict=False)
+
+    def _chunk(self, series: SeriesId, number: int, chunk: int) -> list[Candle]:
+        """The candles of one chunk; none when there is no such chunk. Raises `StoreDamaged`."""
+        span = self._chunk_span(series, number, chunk)
+        return [one for few in self._chunks(series, number, *span, as_candles) for one in few]
 
     def _put_chunk(self, number: int, chunk: int, candles: Sequence[Candle]) -> None:
         if candles:
@@ -443,7 +527,7 @@ class SqliteCandleStore:
                 self._pack_rows(series, number, newest, by_chunk)
         for chunk, few in by_chunk.items():
             if chunk != newest:
-                self._put_chunk(number, chunk, _merged(self._chunk(number, chunk), few))
+                self._put_chunk(number, chunk, _merged(self._chunk(series, number, chunk), few))
                 continue
             self._unsaved += [(number, *candle) for candle in few]
         self._known.row_chunks[series] = newest
@@ -498,14 +582,6 @@ def _edges_of(oldest_row: object, head: object, packed: object) -> tuple[int, in
         return oldest_row, head
     assert isinstance(packed, bytes)
     return first_time(packed), head
-
-
-def _sound(packed: object) -> bytes:
-    """The bytes of a chunk. Raises `StoreError` when they are damaged."""
-    assert isinstance(packed, bytes)
-    if not packed or len(packed) % CANDLE_BYTES:
-        raise StoreError(f"the store is damaged: a chunk of {len(packed)} bytes is no run of whole candles")
-    return packed
 
 
 def _by_chunk(number: int, timeframe: Timeframe, ascending: Sequence[Candle]) -> dict[int, Sequence[Candle]]:

@@ -1,0 +1,62 @@
+"""What is wrong with a disk, in words: full, read-only, failing; which path; what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import apsw
+
+# Where a file system has less room, a write that failed for no stated reason failed for that.
+LEAST_FREE_BYTES = 1 << 20
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def disk_trouble(error: apsw.Error | OSError, path: Path, system_errno: int = 0) -> str:
+    """Why `path` cannot be read or written, and what to do: a clause that follows "cannot be written: ".
+
+    `system_errno`: the system's last error number on the connection, behind an I/O error of SQLite.
+    """
+    if isinstance(error, apsw.IOError | apsw.CantOpenError) and system_errno in _FULL | _READ_ONLY:
+        error = OSError(system_errno, os.strerror(system_errno))
+    if _is_full(error, path):
+        return f"disk full: make room on the disk that holds {path}"
+    if isinstance(error, apsw.NotADBError):
+        return f"{path} is no SQLite file; name another one with --database-url"
+    if isinstance(error, apsw.CorruptError):
+        return f"{path} is damaged ({error}); `klinesync verify` lists the damage; restore a backup"
+    if _is_read_only(error, path):
+        return f"read-only: {path} and its folder must be writable for this user, and the disk mounted writable"
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return f"another program holds {path} locked; end that program"
+    if path.is_dir():
+        return f"{path} is a folder; name a file with --database-url"
+    if isinstance(error, apsw.IOError) or (isinstance(error, OSError) and error.errno == errno.EIO):
+        return f"the disk that holds {path} is failing ({error}): read the system's log, and copy the store elsewhere"
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror or error}"
+    return f"{error}"
+
+
+def _is_full(error: apsw.Error | OSError, path: Path) -> bool:
+    if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno in _FULL):
+        return True
+    # SQLite reports a write-ahead index that cannot grow as an I/O error, or says that it cannot open the file.
+    if not isinstance(error, apsw.IOError | apsw.CantOpenError):
+        return False
+    try:
+        room = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return room.f_bavail * room.f_frsize < LEAST_FREE_BYTES and not room.f_flag & os.ST_RDONLY
+
+
+def _is_read_only(error: apsw.Error | OSError, path: Path) -> bool:
+    if isinstance(error, apsw.ReadOnlyError) or (isinstance(error, OSError) and error.errno in _READ_ONLY):
+        return True
+    if not isinstance(error, apsw.CantOpenError | apsw.PermissionsError) or not path.is_file():
+        return False
+    return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))

@@ -1,0 +1,110 @@
+"""FileWatch: whether the files that a store was opened from are still the ones at its path.
+
+A removed or replaced file goes on taking writes from the process that has it open, and all of them are lost. The
+watch asks the file system which files are there: some microseconds, after each commit.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+# Where the header of a SQLite file tells its page count, free pages and schema cookie: big-endian, 4 bytes each.
+HEADER_BYTES = 100
+_HEADER_FIELDS = (("page_count", 28), ("freelist_count", 36), ("schema_version", 40))
+
+
+class _Which(NamedTuple):
+    device: int
+    inode: int
+
+
+class FileWatch:
+    """Knows the three files of the store at `path`: the store, its write-ahead log, its shared-memory file.
+
+    Made before SQLite opens the store and closed after: closing any descriptor of a file ends SQLite's locks on it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        real = path.resolve()
+        self._beside = [(Path(f"{real}-wal"), "write-ahead log"), (Path(f"{real}-shm"), "shared-memory file")]
+        self._descriptor: int | None = None
+        self._main: _Which | None = None
+        self._known: list[_Which] = []
+        self._written: tuple[int, int] = (0, 0)
+        self._header = b""
+
+    def open(self) -> None:
+        """Hold the file, which is made where there is none, to be able to look into it. Raises `OSError`."""
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def learn(self) -> None:
+        """The files that are there now are the store's. Raises `OSError` when one is missing."""
+        main = self._path.stat()
+        self._main = _Which(main.st_dev, main.st_ino)
+        self._known = [_Which(one.st_dev, one.st_ino) for one in (path.stat() for path, _ in self._beside)]
+        self._remember(main)
+
+    def check(self) -> str | None:
+        """What is not as it was, in words; None when all files are in place. After a commit of ours."""
+        try:
+            main = self._path.stat()
+        except OSError:
+            return "the file was removed"
+        if (main.st_dev, main.st_ino) != self._main:
+            return "another file was put in its place"
+        for (path, name), known in zip(self._beside, self._known, strict=True):
+            try:
+                found = path.stat()
+            except OSError:
+                return f"its {name} {path} was removed"
+            if (found.st_dev, found.st_ino) != known:
+                return f"its {name} {path} was replaced"
+        if (main.st_mtime_ns, main.st_size) != self._written:
+            self._remember(main)
+        return None
+
+    def is_main(self) -> bool:
+        """Whether the path still leads to the store's file."""
+        try:
+            main = self._path.stat()
+        except OSError:
+            return False
+        return (main.st_dev, main.st_ino) == self._main
+
+    def check_written(self, writer: apsw.Connection) -> str | None:
+        """As `check`, before a transaction: whether somebody else wrote into the file itself since our last one.
+
+        Only a checkpoint of ours writes there. A new time of change alone proves nothing: the header decides.
+        """
+        try:
+            main = self._path.stat()
+        except OSError:
+            return "the file was removed"
+        if (main.st_mtime_ns, main.st_size) == self._written:
+            return None
+        header = self._read_header()
+        if header != self._header:
+            for pragma, at in _HEADER_FIELDS:
+                if int.from_bytes(header[at : at + 4]) != writer.execute(f"PRAGMA {pragma}").get:
+                    return "another program has written over the file"
+        self._remember(main)
+        return None
+
+    def close(self) -> None:
+        """Let go of the file; after SQLite has."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _remember(self, main: os.stat_result) -> None:
+        self._written = main.st_mtime_ns, main.st_size
+        self._header = self._read_header()
+
+    def _read_header(self) -> bytes:
+        assert self._descriptor is not None, "the watch is open"
+        return os.pread(self._descriptor, HEADER_BYTES, 0)

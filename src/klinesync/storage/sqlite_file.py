@@ -1,0 +1,180 @@
+"""SqliteFile: the writing connection of one SQLite file, and whether it is still the file that was opened."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+
+from klinesync.core.errors import StoreError
+from klinesync.storage.damage import DamageBoard
+from klinesync.storage.database import CandleStore, R
+from klinesync.storage.disk import disk_trouble
+from klinesync.storage.file_watch import FileWatch
+from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
+from klinesync.storage.sqlite_reader import BUSY_TIMEOUT_MS
+from klinesync.storage.sqlite_schema import check_owner, migrate
+
+log = logging.getLogger(__name__)
+
+# 16 MB of write-ahead log between checkpoints, so that a minute's end seldom pays for one.
+WAL_AUTOCHECKPOINT_PAGES = 4000
+CACHE_KIB = 65_536
+# As much as a batch of some hundred candles takes: where there is room for less, the store cannot be written.
+PROBE_BYTES = 65_536
+
+
+class StoreReplaced(StoreError):
+    """The store's files are not the ones that were opened: what is written to them is lost."""
+
+    code = "store_replaced"
+
+
+class SqliteFile:
+    """The writing connection. Used by one thread at a time.
+
+    `write_error`: why the last write failed. `replaced`: set for good once the file was found removed, replaced or
+    written by another program; nothing is written since.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damage = DamageBoard()
+        self.write_error: StoreError | None = None
+        self.replaced: StoreReplaced | None = None
+        self._writer: apsw.Connection | None = None
+        self._known = Known(writes=True, damage=self.damage)
+        self._watch = FileWatch(path)
+        self._data_version = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a writing connection."""
+        return self._writer is not None
+
+    def open(self) -> None:
+        """Open the file, and bring its schema up to date. Raises `StoreError`; then nothing is open."""
+        writer: apsw.Connection | None = None
+        try:
+            self._watch.open()
+            writer = apsw.Connection(str(self.path))
+            writer.set_busy_timeout(BUSY_TIMEOUT_MS)
+            check_owner(writer, self.path)  # before anything is written
+            writer.execute("PRAGMA journal_mode = WAL")
+            # FULL: what was published as closed survives a power loss too, not only kill -9.
+            writer.execute("PRAGMA synchronous = FULL")
+            writer.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
+            writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            migrate(writer, self.path)
+            self._known.learn(writer)
+            self._watch.learn()
+            self._data_version = _data_version(writer)
+        except BaseException as error:
+            errno = 0
+            if writer is not None:
+                errno = writer.system_errno
+                writer.close()
+            self._watch.close()
+            self._known.forget()
+            if isinstance(error, apsw.Error | OSError):
+                why = disk_trouble(error, self.path, errno)
+                raise StoreError(f"the store {self.path} cannot be opened: {why}") from error
+            raise
+        self._writer = writer
+        self.write_error = None
+
+    def write(self, change: Callable[[CandleStore], R], before_commit: Callable[[], None] | None = None) -> R:
+        """What `change` returns, once it is committed to the file that was opened. Raises `StoreError`."""
+
+        def work(writer: apsw.Connection) -> R:
+            commit = writer.execute("UPDATE commit_count SET commits = commits + 1 RETURNING commits").get
+            assert isinstance(commit, int)
+            store = SqliteCandleStore(writer, self._known, commit)
+            result = change(store)
+            store.save()
+            return result
+
+        try:
+            return self._transaction(work, before_commit or _nothing)
+        except BaseException:
+            self._known.forget()
+            raise
+
+    def probe(self, before_commit: Callable[[], None] | None = None) -> None:
+        """Write something and remove it. Raises `StoreError`."""
+        # Committed in between, because pages that are freed before the commit are never written.
+        for statements in (
+            f"DROP TABLE IF EXISTS probe; CREATE TABLE probe AS SELECT zeroblob({PROBE_BYTES})",
+            "DROP TABLE probe",
+        ):
+            self._transaction(lambda writer, todo=statements: writer.execute(todo), before_commit or _nothing)  # type: ignore[misc]
+
+    def check(self) -> None:
+        """Look whether the files are in place. Raises `StoreReplaced` when they are not, now and ever after."""
+        if self.replaced is not None:
+            raise self.replaced
+        if self._writer is not None and (what := self._watch.check()) is not None:
+            raise self.found_replaced(what)
+
+    def check_main(self) -> None:
+        """As `check`, for a connection that was just opened: whether it has opened the store's own file."""
+        if self._writer is not None and not self._watch.is_main():
+            raise self.found_replaced("another file was put in its place")
+
+    def found_replaced(self, what: str) -> StoreReplaced:
+        """From now on nothing is written; logged once."""
+        if self.replaced is None:
+            self.replaced = self.write_error = StoreReplaced(
+                f"the store {self.path} is not the one that was opened: {what}; nothing is written any more: "
+                "stop klinesync, put the store back in its place (or let a new one be made), and start klinesync again"
+            )
+            log.error("store_replaced %s", self.replaced)
+        return self.replaced
+
+    def _transaction(self, work: Callable[[apsw.Connection], R], before_commit: Callable[[], None]) -> R:
+        if self.replaced is not None:
+            raise self.replaced
+        assert self._writer is not None, "the store is open"
+        writer = self._writer
+        try:
+            # IMMEDIATE, because a transaction that begins by reading cannot become a writing one under contention.
+            writer.execute("BEGIN IMMEDIATE")
+            # What this connection remembers is not true any more if others write: look before anything is written.
+            if _data_version(writer) != self._data_version:
+                raise self.found_replaced("another program has written to it")
+            if (what := self._watch.check_written(writer)) is not None:
+                raise self.found_replaced(what)
+            result = work(writer)
+            before_commit()
+            writer.execute("COMMIT")
+        except BaseException as error:
+            errno = writer.system_errno
+            if writer.in_transaction:
+                writer.execute("ROLLBACK")
+            if isinstance(error, apsw.Error):
+                why = disk_trouble(error, self.path, errno)
+                self.write_error = StoreError(f"the store {self.path} cannot be written: {why}")
+                raise self.write_error from error
+            raise
+        self.check()
+        self.write_error = None
+        return result
+
+    def close(self) -> None:
+        """Close the connection, then let go of the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._watch.close()
+
+
+def _data_version(writer: apsw.Connection) -> int:
+    version = writer.execute("PRAGMA data_version").get
+    assert isinstance(version, int)
+    return version
+
+
+def _nothing() -> None:
+    pass

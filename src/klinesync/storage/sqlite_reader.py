@@ -1,0 +1,169 @@
+"""SqliteReader: looks into a store, be it open elsewhere, closed, on a full disk, or read-only.
+
+A store that a process writes to is opened as SQLite opens any file. A closed store is opened so that nothing is
+written: no lock of SQLite's, no shared-memory file; what a crash left in the write-ahead log is indexed in memory.
+That is safe only while nobody writes, so the reader holds the store's lock, shared with other readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import apsw
+
+from klinesync.core.errors import StoreError
+from klinesync.storage.damage import DamageBoard
+from klinesync.storage.database import CandleStore, R
+from klinesync.storage.disk import disk_trouble
+from klinesync.storage.lock import SharedLock
+from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
+from klinesync.storage.sqlite_schema import check_owner, migrations, refuse_newer, version_of
+
+BUSY_TIMEOUT_MS = 5000
+
+
+def open_reader(path: Path) -> apsw.Connection:
+    """A reading connection to a store that a process, maybe this one, writes to. Raises `apsw.Error`."""
+    reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    reader.set_busy_timeout(BUSY_TIMEOUT_MS)
+    return reader
+
+
+def open_closed(path: Path) -> apsw.Connection:
+    """A reading connection to a store that nobody writes to; it writes nothing. Raises `apsw.Error`,
+    `OSError`."""
+    wal = Path(f"{path.resolve()}-wal")
+    if not wal.exists() or not wal.stat().st_size:
+        uri = f"file:{quote(str(path.absolute()))}?immutable=1"
+        return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix-none")
+    # Else the last connection would bring the write-ahead log into the file, and delete the log.
+    reader.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    # Exclusive, with locks that do nothing: the index of the write-ahead log is made in memory, not in a file.
+    reader.execute("PRAGMA locking_mode = EXCLUSIVE")
+    return reader
+
+
+def look_into(reader: apsw.Connection, known: Known, look: Callable[[CandleStore], R]) -> R:
+    """What `look` returns, of one snapshot."""
+    reader.execute("BEGIN")
+    try:
+        return look(SqliteCandleStore(reader, known))
+    finally:
+        if reader.in_transaction:
+            reader.execute("ROLLBACK")
+
+
+class SqliteReader:
+    """Looks into a store beside the process that writes it, if there is one. `with` opens and closes it; used by one
+    thread. Nothing is changed, the schema neither."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damage = DamageBoard()
+        self._known = Known(writes=False, damage=self.damage)
+        self._connection: apsw.Connection | None = None
+        self._lock = SharedLock(path)
+        self._closed_as: tuple[object, ...] | None = None  # the files as they were when they were opened as closed
+
+    def read(self, look: Callable[[CandleStore], R]) -> R:
+        """What `look` returns, of one consistent state. Raises `StoreError`."""
+        try:
+            with self.snapshot() as connection:
+                return look(SqliteCandleStore(connection, self._known))
+        except apsw.Error as error:
+            raise self._error("read", error) from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[apsw.Connection]:
+        """A reading connection, in a transaction of one consistent state. Of a closed store nobody begins to write
+        meanwhile. Raises `StoreError`."""
+        try:
+            connection = self._ready()
+        except (apsw.Error, OSError) as error:
+            raise self._error("opened", error) from error
+        try:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        """Raises `StoreError` when there is no store, another program's file, or a store of another version."""
+        if not self.path.exists():
+            raise StoreError(f"there is no store {self.path}; name another one with --database-url")
+        if not self.path.is_file():
+            raise StoreError(f"there is no store {self.path}: it is no regular file; name a file with --database-url")
+        try:
+            with self.snapshot() as connection:
+                self._check(connection)
+        except apsw.Error as error:
+            self._close()
+            raise self._error("opened", error) from error
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _check(self, connection: apsw.Connection) -> None:
+        check_owner(connection, self.path)
+        version, known = version_of(connection), len(migrations())
+        refuse_newer(self.path, version, known)
+        if version != known:
+            what = f"has schema version {version}, and this klinesync reads {known}" if version else "is no store yet"
+            raise StoreError(f"{self.path} {what}; `klinesync serve` brings it up to date")
+
+    def _ready(self) -> apsw.Connection:
+        """The connection that fits how the store is now: open elsewhere; or closed, then the lock is held."""
+        if self._connection is not None and self._closed_as is None:
+            return self._connection
+        taken = self._lock.acquire()
+        files = _files(self.path)
+        # Without a lock file no process of ours has it open. Without the shared-memory file nobody else has.
+        closed = taken or (taken is None and files[-1] is None)
+        if self._connection is not None and closed and files == self._closed_as:
+            return self._connection
+        self._close_connection()
+        self._connection = open_closed(self.path) if closed else open_reader(self.path)
+        self._closed_as = files if closed else None
+        return self._connection
+
+    def _error(self, done: str, error: apsw.Error | OSError) -> StoreError:
+        return StoreError(f"the store {self.path} cannot be {done}: {disk_trouble(error, self.path)}")
+
+    def _close_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _close(self) -> None:
+        self._close_connection()
+        self._lock.release()
+
+
+def _files(path: Path) -> tuple[object, ...]:
+    """The store's three files: which they are, how long, when last written; None of one that is not there."""
+    real = path.resolve()
+    found: list[object] = []
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            stat = Path(f"{real}{suffix}").stat()
+        except FileNotFoundError:
+            found.append(None)
+        else:
+            found.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)

@@ -1,0 +1,357 @@
+"""The files of a store: another program's file is left alone; a store that is removed or replaced while it is open is
+noticed before anything is acknowledged; a closed store is read without writing anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import pytest
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import StoreError
+from klinesync.core.series_id import SeriesId
+from klinesync.storage.backup import backup
+from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.lock import StoreLock, StoreLocked
+from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_file import StoreReplaced
+from klinesync.storage.sqlite_reader import SqliteReader
+from klinesync.storage.sqlite_schema import APPLICATION_ID, ForeignFile
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+
+
+def candles(first: int, end: int) -> list[Candle]:
+    return [Candle(minute * 60, 1.0, 2.0, 0.5, 1.5, 1.0) for minute in range(first, end)]
+
+
+def put(first: int, end: int) -> Callable[[CandleStore], object]:
+    return lambda store: store.write(BTC, candles(first, end), Origin("test", 1_700_000_000))
+
+
+async def filled(path: Path, count: int) -> None:
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, count))
+
+
+def times(path: Path) -> list[int]:
+    with SqliteReader(path) as store:
+        return [candle.time // 60 for candle in store.read(lambda look: look.newest(BTC, 1_000_000))]
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+# --- whose file it is
+
+
+@pytest.mark.parametrize("wal", [False, True])
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "CREATE TABLE orders (id INTEGER)",
+        "CREATE TABLE series (id INTEGER); CREATE TABLE candle (id INTEGER)",
+        "PRAGMA application_id = 7; PRAGMA user_version = 4",
+        "CREATE VIEW prices AS SELECT 1",
+        "PRAGMA user_version = 3",
+    ],
+)
+async def test_another_programs_file_is_refused_by_name_and_untouched(
+    tmp_path: Path, statements: str, wal: bool
+) -> None:
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as theirs:
+        theirs.execute(f"PRAGMA journal_mode = {'WAL' if wal else 'DELETE'}")
+        theirs.executescript(statements)
+    theirs.close()
+    before = files(tmp_path)
+    with pytest.raises(ForeignFile, match=r"theirs\.db is another program's SQLite file"):
+        await SqliteDatabase(path).__aenter__()
+    with pytest.raises(ForeignFile), SqliteReader(path):
+        pass
+    after = files(tmp_path)
+    assert after["theirs.db"] == before["theirs.db"]
+    assert not {name for name in after.keys() - before.keys() if not name.endswith(("-shm", "-wal"))}
+
+
+async def test_our_tables_beside_those_of_another_program_are_no_store(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    await filled(path, 3)
+    with sqlite3.connect(path) as mixed:
+        mixed.execute("PRAGMA application_id = 0")
+        mixed.execute("CREATE TABLE orders (id INTEGER)")
+    mixed.close()
+    with pytest.raises(ForeignFile, match="tables orders"):
+        await SqliteDatabase(path).__aenter__()
+
+
+async def test_a_store_from_before_the_application_id_is_one_and_gets_it(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    await filled(path, 3)
+    with sqlite3.connect(path) as old:
+        assert old.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        old.execute("PRAGMA application_id = 0")
+    old.close()
+    assert times(path) == [0, 1, 2]
+    async with SqliteDatabase(path) as database:
+        await database.write(put(3, 4))
+    with sqlite3.connect(path) as known:
+        assert known.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+    known.close()
+    assert times(path) == [0, 1, 2, 3]
+
+
+async def test_a_folder_or_a_text_file_in_place_of_the_store_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("no store " * 100)
+    for name, words in (("folder", "is a folder"), ("text", "is no SQLite file")):
+        with pytest.raises(StoreError, match=words):
+            await SqliteDatabase(tmp_path / name).__aenter__()
+    assert (tmp_path / "text").read_text() == "no store " * 100
+
+
+# --- removed or replaced while it is open
+
+
+def remove_file(path: Path) -> None:
+    path.unlink()
+
+
+def remove_wal(path: Path) -> None:
+    Path(f"{path}-wal").unlink()
+
+
+def remove_shm(path: Path) -> None:
+    Path(f"{path}-shm").unlink()
+
+
+def remove_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def move_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    path.parent.mkdir()
+
+
+def replace_file(path: Path) -> None:
+    shutil.copy(path, f"{path}.new")
+    Path(f"{path}.new").replace(path)
+
+
+def replace_wal(path: Path) -> None:
+    shutil.copy(f"{path}-wal", f"{path}.new")
+    Path(f"{path}.new").replace(f"{path}-wal")
+
+
+def write_over(path: Path) -> None:
+    path.write_bytes(path.with_name("other.sqlite").read_bytes())
+
+
+def commit_beside(path: Path) -> None:
+    other = apsw.Connection(str(path))
+    other.execute("DELETE FROM candle WHERE time = 0")
+    other.close()
+
+
+ACCIDENTS = [
+    remove_file,
+    remove_wal,
+    remove_shm,
+    remove_folder,
+    move_folder,
+    replace_file,
+    replace_wal,
+    write_over,
+    commit_beside,
+]
+
+
+@pytest.mark.parametrize("accident", ACCIDENTS)
+async def test_a_store_that_is_removed_or_replaced_while_it_is_open_takes_no_write_any_more(
+    tmp_path: Path, accident: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / "store.sqlite"
+    await filled(folder / "other.sqlite", 2000)
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, 10))
+        assert database.write_error is None
+        accident(path)
+        for _ in range(3):
+            with pytest.raises(StoreReplaced, match="start klinesync again"):
+                await database.write(put(10, 20))
+            with pytest.raises(StoreReplaced):
+                await database.probe()
+            with pytest.raises(StoreReplaced):
+                await database.check()
+        assert isinstance(database.write_error, StoreReplaced)
+    assert [record.message for record in caplog.records if "store_replaced" in record.message] == [
+        f"store_replaced {database.write_error}"
+    ]
+
+
+async def test_a_removed_store_is_noticed_though_nobody_writes(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, 10))
+        await database.check()
+        path.unlink()
+        with pytest.raises(StoreReplaced, match="was removed"):
+            await database.check()
+
+
+async def test_a_reader_that_is_opened_late_does_not_read_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    await filled(tmp_path / "other.sqlite", 5)
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, 10))
+        (tmp_path / "other.sqlite").replace(path)
+        with pytest.raises(StoreReplaced):
+            await database.read(lambda store: store.head(BTC))
+
+
+async def test_ordinary_writing_failures_and_checkpoints_are_no_replacement(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with SqliteDatabase(path) as database:
+        writer = database._file._writer
+        assert isinstance(writer, apsw.Connection)
+        for round_ in range(60):
+            await database.write(put(round_ * 400, round_ * 400 + 400))
+
+            def fails(store: CandleStore, at: int = round_) -> None:
+                store.write(BTC, candles(at * 400, at * 400 + 4000), Origin("test", 1))
+                raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                await database.write(fails)
+            if round_ % 7 == 0:
+                writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if round_ % 5 == 0:
+                os.utime(path)
+            if round_ % 11 == 0:
+                assert len(times(path)) == round_ * 400 + 400
+                beside = apsw.Connection(str(path))
+                beside.execute("SELECT count(*) FROM candle").fetchall()
+                beside.execute("PRAGMA wal_checkpoint").fetchall()
+                beside.close()
+        assert database.write_error is None
+
+
+async def test_a_lock_file_that_alone_is_removed_is_taken_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "store.sqlite"
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, 10))
+        Path(f"{path}.lock").unlink()
+        await database.write(put(10, 20))
+        assert "store_lock_retaken" in caplog.text
+        with pytest.raises(StoreLocked):
+            await SqliteDatabase(path).__aenter__()
+
+
+async def test_a_lock_file_that_another_process_took_ends_the_writing(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, 10))
+        Path(f"{path}.lock").unlink()
+        other = StoreLock(path, "import")
+        other.acquire()
+        with pytest.raises(StoreReplaced, match="in use by process"):
+            await database.write(put(10, 20))
+        other.release()
+
+
+# --- a closed store
+
+
+CRASH = """
+import asyncio, os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_store_files import put
+from klinesync.storage.sqlite import SqliteDatabase
+async def crash():
+    database = SqliteDatabase(Path({path!r}))
+    await database.__aenter__()
+    await database.write(put(0, 500))
+    await database.write(put(500, 700))
+    os._exit(9)
+asyncio.run(crash())
+"""
+
+
+def crashed(path: Path) -> None:
+    """A store whose writer was killed: all that it wrote is in the write-ahead log."""
+    tests = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", CRASH.format(tests=tests, path=str(path))], check=False)
+
+
+@pytest.mark.parametrize("lock", [True, False])
+@pytest.mark.parametrize("shm", [True, False])
+async def test_reading_a_closed_store_writes_nothing_whatever_a_crash_left(
+    tmp_path: Path, lock: bool, shm: bool
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / "store.sqlite"
+    crashed(path)
+    assert Path(f"{path}-wal").stat().st_size > 0
+    if not shm:
+        Path(f"{path}-shm").unlink()
+    if not lock:
+        Path(f"{path}.lock").unlink()
+    before = files(folder)
+    assert times(path) == list(range(700))
+    if lock or not shm:  # else a process of another kind may have it open, as far as one can tell
+        assert files(folder) == before
+    with SqliteReader(path) as store:
+        backup(store, tmp_path / "copy.sqlite")
+    assert times(tmp_path / "copy.sqlite") == list(range(700))
+    async with SqliteDatabase(path) as database:
+        await database.write(put(700, 701))
+    assert times(path) == list(range(701))
+
+
+async def test_reading_a_store_that_was_closed_well_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    await filled(path, 700)
+    before = files(tmp_path)
+    assert sorted(before) == ["store.sqlite", "store.sqlite.lock"]
+    assert times(path) == list(range(700))
+    assert files(tmp_path) == before
+
+
+async def test_a_reader_of_a_closed_store_sees_what_a_writer_brings_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    await filled(path, 10)
+    with SqliteReader(path) as store:
+        assert store.read(lambda look: look.head(BTC)) == 9 * 60
+        await filled(path, 20)
+        assert store.read(lambda look: look.head(BTC)) == 19 * 60
+        async with SqliteDatabase(path) as database:
+            await database.write(put(20, 30))
+            assert store.read(lambda look: look.head(BTC)) == 29 * 60
+            await database.write(put(30, 40))
+            assert store.read(lambda look: look.head(BTC)) == 39 * 60
+        assert store.read(lambda look: look.head(BTC)) == 39 * 60
+
+
+async def test_a_reading_command_keeps_a_writer_out_only_while_it_looks(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    await filled(path, 10)
+    with SqliteReader(path) as store:
+        store.read(lambda look: look.head(BTC))
+        lock = StoreLock(path, "serve")
+        lock.acquire()  # no wait: nobody looks
+        lock.release()
