@@ -82,8 +82,63 @@ async def test_catch_up_then_live(service: Service) -> None:
         }
         assert await socket.next() == closed(1)
         assert await socket.next() == closed(2)
+        assert await socket.next() == {"type": "caught_up", "series_id": BTC, "head_time": START + 120}
         await ingest(service, candle(3))
         assert await socket.next() == closed(3)
+
+
+async def test_without_candles_the_seam_says_so_too(service: Service) -> None:
+    await ingest(service, candle(0), series_id="binance:spot:ETH/USDT:1m")
+    async with connected(service) as socket:
+        await socket.send(type="subscribe", series_id=BTC, since=0, ack=True)
+        subscribed, seam = await socket.settle()
+        assert (subscribed["head_time"], seam) == (None, {"type": "caught_up", "series_id": BTC, "head_time": None})
+        await socket.send(type="subscribe", series_id="binance:spot:ETH/USDT:1m", ack=True)
+        assert [one["type"] for one in await socket.settle()] == ["subscribed", "caught_up"]
+        await socket.send(type="subscribe", series_id="binance:spot:ETH/USDT:1m", since=0)
+        assert [one["type"] for one in await socket.settle()] == ["candle_closed"], "only who asked for an ack"
+
+
+async def test_a_since_in_the_future_counts_as_the_head(service: Service) -> None:
+    await ingest(service, candle(0), candle(1))
+    async with connected(service) as socket:
+        await socket.send(type="subscribe", series_id=BTC, since=32_503_680_000, ack=True)
+        subscribed, seam = await socket.settle()
+        assert (subscribed["head_time"], seam["head_time"]) == (START + 60, START + 60)
+        await ingest(service, candle(3))
+        gap, live = await socket.settle()
+        assert (gap["expected_next_time"], gap["actual_time"]) == (START + 120, START + 180)
+        assert live == closed(3)
+
+
+async def test_older_history_is_told_of_and_several_corrections_are_one_batch(service: Service) -> None:
+    await ingest(service, *map(candle, range(10, 15)))
+    async with connected(service) as socket:
+        await socket.send(type="subscribe", series_id=BTC, since=0, supports_batch=True)
+        await socket.settle()
+        await ingest(service, *map(candle, range(3, 10)))
+        (extended,) = await socket.settle()
+        assert (extended["type"], extended["event"]) == ("system", "history.extended")
+        assert extended["data"] == {"first_time": START + 180}
+        await ingest(service, candle(11, volume=5.0), candle(12, volume=5.0))
+        (revised,) = await socket.settle()
+        assert (revised["type"], revised["revised"]) == ("candles_batch", True)
+        await ingest(service, candle(11, volume=5.0), candle(12, volume=5.0))
+        assert await socket.settle() == [], "what the client has already is not sent again"
+
+
+async def test_what_narrows_a_subscription(service: Service) -> None:
+    await ingest(service, candle(0), candle(1))
+    async with connected(service) as socket:
+        await socket.send(type="subscribe", series_id=BTC, since=START - 60, what=["corrections"])
+        assert await socket.settle() == []
+        await ingest(service, candle(2), candle(1, volume=7.0))
+        assert await socket.settle() == [closed(1, volume=7.0) | {"revised": True}]
+        for bad in ([], ["all"], "closed", [1], {"closed": True}):
+            await socket.send(type="subscribe", series_id=BTC, what=bad)
+            (error,) = await socket.settle()
+            assert error["code"] == "bad_request"
+            assert str(error["message"]).startswith("invalid what")
 
 
 async def test_a_batch_goes_to_those_who_can_take_it(service: Service) -> None:

@@ -57,6 +57,9 @@ class Viewer:
     picture: dict[int, float] = field(default_factory=dict)
     before: frozenset[int] = frozenset()
     gaps: list[tuple[int, int]] = field(default_factory=list)
+    # Nothing that opens before this is ever sent; None: not known yet.
+    oldest: int | None = None
+    extended_to: int | None = None
 
     def see(self, frames: list[bytes], *, batches: bool) -> None:
         for frame in frames:
@@ -68,19 +71,31 @@ class Viewer:
                     assert batches
                     assert len(message["candles"]) > 1
                     for item in message["candles"]:
-                        self.take(item)
+                        if message.get("revised"):
+                            self.correct(item)
+                        else:
+                            self.take(item)
+                case "system":
+                    assert message["event"] == "history.extended"
+                    self.extended_to = message["data"]["first_time"]
                 case "candle_closed" if message.get("revised"):
-                    assert self.last is None or message["candle"]["candle_time"] <= self.last
-                    time, value = message["candle"]["candle_time"], message["candle"]["volume"]
-                    # What the client has from before, the service cannot know.
-                    assert time in self.before or self.picture.get(time) != value, "sent again"
-                    self.picture[time] = value
+                    self.correct(message["candle"])
                 case "candle_closed":
                     self.take(message["candle"])
         assert not self.gaps, "every gap was followed by its candle"
 
+    def correct(self, item: dict[str, float]) -> None:
+        time, value = int(item["candle_time"]), item["volume"]
+        assert self.last is None or time <= self.last
+        assert self.oldest is None or time >= self.oldest, "from before all that was stored"
+        # What the client has from before, the service cannot know.
+        assert time in self.before or self.picture.get(time) != value, "sent again"
+        self.picture[time] = value
+
     def take(self, item: dict[str, float]) -> None:
         time = int(item["candle_time"])
+        self.oldest = time if self.oldest is None else self.oldest
+        assert time >= self.oldest
         if self.last is not None:
             assert time > self.last
             if time != self.last + 60:
@@ -134,14 +149,17 @@ def test_a_client_with_since_ends_up_with_what_is_stored(
 
     # A since before the first stored candle counts as the time just before that one.
     last = None if first_at_read is None else max(since * 60, first_at_read - 60)
-    viewer = Viewer(last, picture=known, before=frozenset(known))
+    viewer = Viewer(last, picture=known, before=frozenset(known), oldest=first_at_read)
     viewer.see(subscription.caught_up(*catch_up), batches=batches)
     for entries in live:
         announcement = commit(store, entries)
         if announcement is not None:
             viewer.see(subscription.announce(announcement), batches=batches)
     # What is first stored at or before since is the client's already, by its own word.
-    owed = {time for time in store.rows if time > since * 60 or time in known}
+    oldest = min(store.rows, default=0) if viewer.oldest is None else viewer.oldest
+    owed = {time for time in store.rows if (time > since * 60 or time in known) and time >= oldest}
+    older = min((time for time in store.rows if time < oldest), default=None)
+    assert viewer.extended_to == older, "what is older is told of, and paged"
     assert {time: viewer.picture.get(time) for time in owed} == pytest.approx(
         {time: store.rows[time].volume for time in owed}, rel=2 * ROUNDING
     )
@@ -207,6 +225,69 @@ def test_everybody_who_is_up_to_date_gets_the_very_same_text() -> None:
     assert announcement is not None
     first, second = (subscription.announce(announcement)[0] for subscription in texts)
     assert first is second
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_history_that_arrives_behind_the_first_candle_is_told_of_and_not_sent(batches: bool) -> None:
+    store = Store()
+    store.commit([candle(minute) for minute in range(1000, 1010)])
+    subscription = Subscription(SERIES, 1004 * 60, supports_batch=batches)
+    subscription.caught_up(*store.catch_up(1004 * 60))
+    announcement = store.commit([candle(minute) for minute in range(500, 1000)])
+    assert announcement is not None
+    (frame,) = subscription.announce(announcement)
+    message = json.loads(payload_of(frame))
+    assert (message["type"], message["event"]) == ("system", "history.extended")
+    assert message["data"] == {"first_time": 500 * 60}
+    announcement = store.commit([candle(minute) for minute in range(700, 701)])
+    assert announcement is None
+    announcement = store.commit([candle(700, 2), candle(1009, 2)])
+    assert announcement is not None
+    extended, revised = (json.loads(payload_of(one)) for one in subscription.announce(announcement))
+    assert extended["data"] == {"first_time": 500 * 60}
+    assert (revised["revised"], revised["candle"]["candle_time"]) == (True, 1009 * 60)
+
+
+def test_several_corrections_at_once_are_one_batch_and_the_same_bytes_for_all() -> None:
+    store = Store()
+    store.commit([candle(minute) for minute in range(1, 10)])
+    subscriptions = []
+    for batches in (True, True, False):
+        subscription = Subscription(SERIES, 0, supports_batch=batches)
+        subscription.caught_up(*store.catch_up(0))
+        subscriptions.append(subscription)
+    announcement = store.commit([candle(2, 1), candle(5, 1), candle(6, 1)])
+    assert announcement is not None
+    first, second, singles = (subscription.announce(announcement) for subscription in subscriptions)
+    (batch,) = first
+    assert batch is second[0]
+    message = json.loads(payload_of(batch))
+    assert (message["type"], message["revised"]) == ("candles_batch", True)
+    assert [item["candle_time"] for item in message["candles"]] == [120, 300, 360]
+    assert [json.loads(payload_of(one))["candle"]["candle_time"] for one in singles] == [120, 300, 360]
+
+
+@pytest.mark.parametrize(
+    "what", [{"closed"}, {"forming"}, {"corrections"}, {"closed", "forming"}, {"forming", "corrections"}]
+)
+def test_a_narrowed_subscription_gets_the_kinds_that_it_asked_for_and_no_others(what: set[str]) -> None:
+    store = Store()
+    store.commit([candle(1), candle(2), candle(4)])
+    subscription = Subscription(SERIES, 0, supports_batch=False, what=frozenset(what))
+    frames = subscription.caught_up(*store.catch_up(0))
+    for change in ([candle(5)], [candle(2, 1)], [candle(7)]):
+        announcement = store.commit(change)
+        assert announcement is not None
+        frames += subscription.announce(announcement)
+    messages = [json.loads(payload_of(frame)) for frame in frames]
+    closed = [
+        one["candle"]["candle_time"] for one in messages if one["type"] == "candle_closed" if "revised" not in one
+    ]
+    assert closed == ([60, 120, 240, 300, 420] if "closed" in what else [])
+    assert [one["actual_time"] for one in messages if one["type"] == "gap"] == ([240, 420] if "closed" in what else [])
+    assert sum("revised" in one for one in messages) == ("corrections" in what)
+    assert subscription.wants_forming(candle(8)) == ("forming" in what)
+    assert not subscription.wants_forming(candle(7)), "older than what is closed"
 
 
 def test_forming_is_wanted_while_it_is_newer_than_what_is_closed() -> None:

@@ -63,6 +63,8 @@ from klinesync.ws.hub import CandleHub
 
 # From so many candles on, a fortnight of minutes, the exchange's archive is quicker than its REST, and weighs nothing.
 ARCHIVE_LEAST_CANDLES = 20_000
+# Shortest time between two `factor.rebuild` messages of a rebuild under way, in seconds.
+REBUILD_TELL_EVERY_S = 1.0
 
 
 def build_market_runtime(
@@ -126,7 +128,7 @@ def build_market_runtime(
         flush_s=flags.binance_ws_flush_s,
         batch_max=flags.binance_ws_batch_max,
     )
-    teller = _Teller(hub, derived)
+    teller = _Teller(hub, derived, monotonic)
     board = BackfillBoard(wall_s, teller.backfill)
     exchange_s = exchanges.exchange_s
 
@@ -320,6 +322,7 @@ def build_market_runtime(
             reader,
             lambda series: exchanges.status(series).state,
             ingest,
+            lambda series: exchange_s(series) or wall_s(),
         ),
         whitelist=listed,
     )
@@ -360,9 +363,11 @@ def ledger_step(flags: RuntimeFlags, indicators: Sequence[Indicator]) -> LedgerS
 class _Teller:
     """Passes on what happens to an ingested series to those who watch it, or what is derived from it."""
 
-    def __init__(self, hub: CandleHub, derived: DerivedStep) -> None:
+    def __init__(self, hub: CandleHub, derived: DerivedStep, monotonic: Callable[[], float]) -> None:
         self._hub = hub
         self._derived = derived
+        self._monotonic = monotonic
+        self._rebuilds: dict[SeriesId, float] = {}  # those under way, and when that was told last
 
     def stream(self, series: SeriesId, status: StreamStatus) -> None:
         """The state of its stream has changed."""
@@ -373,11 +378,26 @@ class _Teller:
         self._tell(series, "backfill.progress", message, facts)
 
     def ledger(self, progress: Progress) -> None:
-        """How far factors and overlays are that are computed piece by piece: told when they are up to date."""
-        series = progress.series
-        if not progress.left and self._hub.watched(series):
-            message = f"factors and overlays are computed anew ({progress.reason}): up to date"
-            facts = {"reason": progress.reason, "epoch": progress.epoch, "factor_head_time": progress.factor_head}
+        """How far factors and overlays are that are computed piece by piece: `running` now and then, `done` at the
+        end, to who watches the series."""
+        series, now_s = progress.series, self._monotonic()
+        state = "running" if progress.left else "done"
+        told_s = self._rebuilds.pop(series, float("-inf"))
+        if progress.left:
+            if now_s - told_s < REBUILD_TELL_EVERY_S:
+                self._rebuilds[series] = told_s
+                return
+            self._rebuilds[series] = now_s
+        if self._hub.watched(series):
+            how = "up to date" if state == "done" else "under way"
+            message = f"factors and overlays are computed anew ({progress.reason}): {how}"
+            facts = {
+                "state": state,
+                "reason": progress.reason,
+                "epoch": progress.epoch,
+                "factor_head_time": progress.factor_head,
+                "head_time": progress.head,
+            }
             self._hub.tell(series, protocol.system(series, "factor.rebuild", message, facts))
 
     def _tell(self, series: SeriesId, event: str, message: str, facts: Mapping[str, object] | None) -> None:

@@ -78,12 +78,21 @@ class CandleFormingBody(BaseModel):
     candle: CandleBody
 
 
+class PageGapAnswer(BaseModel):
+    """A hole of a page: open times in `[start_time, end_time)`, and what is known of them."""
+
+    start_time: int
+    end_time: int
+    state: GapState
+
+
 class CandlesAnswer(BaseModel):
-    """Closed candles, ascending."""
+    """Closed candles, ascending, and the holes of the page."""
 
     series_id: str
     server_head_time: int | None
     candles: list[CandleBody]
+    gaps: list[PageGapAnswer]
 
 
 class CandleFormingAnswer(BaseModel):

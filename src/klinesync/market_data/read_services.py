@@ -12,8 +12,9 @@ import msgspec
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
-from klinesync.core.gaps import Gap, Span
+from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.coverage import Coverage, full_page_start
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.protocol import CandleOut
@@ -32,23 +33,62 @@ MAX_PAGES_BYTES = 32 << 20
 MAX_CHANGED_SERIES = 50_000
 
 
+class GapOut(msgspec.Struct, gc=False):
+    """A hole as clients see it: open times in `[start_time, end_time)`, and what is known of them."""
+
+    start_time: int
+    end_time: int
+    state: str
+
+
 class CandlesOut(msgspec.Struct):
-    """A page as clients see it: closed candles, ascending, and the series' head, of one state of the store."""
+    """A page as clients see it: closed candles and the holes of the page, ascending, and the series' head, of one state
+    of the store."""
 
     series_id: str
     server_head_time: int | None
     candles: list[CandleOut]
+    gaps: list[GapOut]
+
+
+def page_window(
+    timeframe: Timeframe, first: int | None, last: int | None, since: int | None, before: int | None
+) -> Span | None:
+    """The open times that a page speaks for; None when the page has no candle.
+
+    From `since` to the newest candle of a page that goes forward; from the oldest candle to `before`, or to the newest
+    candle, of one that goes back. So no hole falls between two pages.
+
+    timeframe: of the series.
+    first, last: open times of the page's oldest and newest candle.
+    since, before: what was asked for, exclusive.
+    """
+    if first is None or last is None:
+        return None
+    start = first if since is None else min(first, timeframe.next(timeframe.floor(since)))
+    end = timeframe.next(last)
+    return Span(start, end if before is None else max(end, before))
+
+
+def gaps_out(ledger: Iterable[Gap], window: Span | None) -> list[GapOut]:
+    """What of the holes lies within the window of a page."""
+    if window is None:
+        return []
+    parts = ((max(gap.start, window.start), min(gap.end, window.end), gap.state) for gap in ledger)
+    return [GapOut(start, end, state.value) for start, end, state in parts if start < end]
 
 
 class Page(NamedTuple):
     """One page as it is sent: `body`, of the state that the transaction `commit` left. `base_stored`: what was stored
-    of the series that is ingested for it; `start`: where the page would begin were it full, None when it is."""
+    of the series that is ingested for it; `start`: where the page would begin were it full, None when it is. `settled`:
+    nobody may learn more of the page's holes without a write of candles."""
 
     body: bytes
     commit: int
     head: int | None
     base_stored: Span | None
     start: int | None
+    settled: bool = True
 
 
 class PageKey(NamedTuple):
@@ -158,8 +198,12 @@ class CandleReader:
             if since is None and stored is not None:
                 first = candles[0].candle_time if candles else None
                 start = full_page_start(series.timeframe, len(candles), first, before, limit, stored)
-            body = _encode(CandlesOut(str(series), head, candles))
-            return Page(body, store.commit(), head, stored, start)
+            first_time, last_time = (candles[0].candle_time, candles[-1].candle_time) if candles else (None, None)
+            window = page_window(series.timeframe, first_time, last_time, since, before)
+            gaps = [] if window is None else gaps_out(store.gaps(series, window), window)
+            settled = all(gap.state == GapState.CONFIRMED_EMPTY for gap in gaps)
+            body = _encode(CandlesOut(str(series), head, candles, gaps))
+            return Page(body, store.commit(), head, stored, start, settled)
 
         key = PageKey(series, base or series, since, before, limit)
         page = self._pages.get(key)
@@ -167,7 +211,7 @@ class CandleReader:
             page = await self._database.read(look)
             if page.head is None:
                 await self.check_known(series)
-            else:
+            elif page.settled:
                 self._pages.put(key, page)
         if coverage is not None and base is not None:
             coverage.ensure(series, base, page.base_stored, page.start, newest=before is None)
@@ -179,13 +223,17 @@ class CandleReader:
         def look(store: CandleStore) -> CatchUp:
             head = store.head(series)
             if since is None:
-                return CatchUp([], None, 0, store.commit(), [], head)
+                return CatchUp([], store.first(series), 0, store.commit(), [], head)
             rows = store.newest(series, CATCH_UP_MAX_CANDLES, after=since)
             newer = store.count_after(series, since, CATCH_UP_MAX_CANDLES + 1)
             gaps = store.gaps(series, Span(rows[0].time, rows[-1].time)) if rows else []
             return CatchUp(rows, store.first(series), newer, store.commit(), gaps, head)
 
         return await self._database.read(look)
+
+    async def head(self, series: SeriesId) -> int | None:
+        """The newest stored open time; None when nothing is stored."""
+        return await self._database.read(lambda store: store.head(series))
 
     async def stored(self, series: SeriesId) -> Span | None:
         """The first and the newest stored open time; None when nothing is stored."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from klinesync import __version__
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Gap, Span
+from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.health import Status
 from klinesync.market_data.health_service import HealthService
@@ -159,7 +159,8 @@ class StatusService:
             for series, note in notes.items():
                 if self._stored.get(series) is not note:
                     continue
-                if series in read:
+                # A hole may be confirmed empty without a write of candles: one that is not settled is read again.
+                if series in read and all(gap.state is GapState.CONFIRMED_EMPTY for gap in read[series][1]):
                     self._stored[series] = read[series]
                 else:
                     del self._stored[series]

@@ -39,12 +39,24 @@ class Ingest:
 
 
 class WsSubscriptionCoordinator:
-    """Subscribe, unsubscribe, disconnect. `stream_state` says where a series' upstream stands; `ingest` is None where
-    subscriptions start nothing."""
+    """Subscribe, unsubscribe, disconnect.
+
+    hub: who watches what.
+    reader: reads catch-ups.
+    stream_state: where a series' upstream stands.
+    ingest: what subscriptions start; None where they start nothing.
+    now_s: what time it is on the exchange of a series, in UTC seconds.
+    """
 
     def __init__(
-        self, hub: CandleHub, reader: CandleReader, stream_state: Callable[[SeriesId], str], ingest: Ingest | None
+        self,
+        hub: CandleHub,
+        reader: CandleReader,
+        stream_state: Callable[[SeriesId], str],
+        ingest: Ingest | None,
+        now_s: Callable[[SeriesId], float],
     ) -> None:
+        self._now_s = now_s
         self._hub = hub
         self._reader = reader
         self._stream_state = stream_state
@@ -97,10 +109,23 @@ class WsSubscriptionCoordinator:
         if series not in held and self._ingest is not None and self._ingest.covers(series):
             self._ingest.acquire(series)
             held.add(series)
-        subscription = Subscription(series, message.since, supports_batch=message.supports_batch)
+        await client.outbox.room()
+        if client not in self._held or client.outbox.ended is not None:
+            return  # gone meanwhile
+        since = message.since
+        if since is not None and since > self._now_s(series):
+            try:
+                since = await self._reader.head(series)  # in the future: it counts as the head
+            except StoreError:
+                if series not in client.subscriptions:
+                    self._unsubscribe(client, series)
+                raise
+            if client not in self._held:
+                return  # gone meanwhile
+        subscription = Subscription(series, since, supports_batch=message.supports_batch, what=message.what)
         self._hub.attach(client, subscription)
         try:
-            catch_up = await self._reader.catch_up(series, message.since)
+            catch_up = await self._reader.catch_up(series, since)
         except StoreError:
             if client.subscriptions.get(series) is subscription:
                 self._unsubscribe(client, series)
@@ -112,6 +137,9 @@ class WsSubscriptionCoordinator:
         client.outbox.put(
             subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer, catch_up.commit, catch_up.gaps)
         )
+        if message.ack:
+            heads = [time for time in (catch_up.head, subscription.newest) if time is not None]
+            client.outbox.put([protocol.caught_up(series, max(heads, default=None))])
 
     def _unsubscribe(self, client: Client, series: SeriesId) -> None:
         self._hub.detach(client, series)

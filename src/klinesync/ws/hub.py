@@ -20,6 +20,12 @@ log = logging.getLogger(__name__)
 # What may wait for one client. A client that lets more pile up is closed with 1013 and resumes with `since`.
 OUTBOX_MAX_MESSAGES = 10_000
 OUTBOX_MAX_BYTES = 16 << 20
+# Up to so much may wait for a client when the next catch-up of that client is read: a catch-up is paced by the
+# client's reading, and alone never fills the outbox.
+ROOM_MESSAGES = 500
+ROOM_BYTES = 256 << 10
+# A client that takes nothing for so long, in seconds, while a catch-up waits for room is too slow.
+ROOM_PATIENCE_S = 60.0
 # What is handed to a wire in one write, so that what a slow client has not read stays here, where it is counted.
 WRITE_BYTES = 64 << 10
 
@@ -52,7 +58,7 @@ class Outbox:
     connection with, once set; from then on nothing is taken in.
     """
 
-    __slots__ = ("_bytes", "_forming", "_messages", "_paused", "_wire", "_write", "ended")
+    __slots__ = ("_bytes", "_forming", "_messages", "_paused", "_room", "_taken", "_warned", "_wire", "_write", "ended")
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -61,6 +67,9 @@ class Outbox:
         self._bytes = 0
         self._forming: dict[SeriesId, tuple[int, bytes]] = {}
         self._paused = False
+        self._warned = False
+        self._taken = 0  # writes to the wire, of what had waited
+        self._room: asyncio.Future[None] | None = None
         self.ended: int | None = None
 
     @property
@@ -83,6 +92,39 @@ class Outbox:
         else:
             self._flush()
 
+    def warning_due(self) -> bool:
+        """Whether the outbox is half full now, and was not since it was empty: the client is to be told, once."""
+        if self._warned or self.ended is not None:
+            return False
+        self._warned = len(self._messages) > OUTBOX_MAX_MESSAGES // 2 or self._bytes > OUTBOX_MAX_BYTES // 2
+        return self._warned
+
+    def put_first(self, message: bytes) -> None:
+        """Send a message ahead of all that waits."""
+        if self.ended is None:
+            self._messages.insert(0, message)
+            self._bytes += len(message)
+            self._flush()
+
+    async def room(self) -> None:
+        """Returns once little waits, or the outbox has ended: a client that takes nothing for `ROOM_PATIENCE_S` is
+        closed with 1013."""
+        while self.ended is None and (len(self._messages) > ROOM_MESSAGES or self._bytes > ROOM_BYTES):
+            taken, self._room = self._taken, asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(ROOM_PATIENCE_S):
+                    await self._room
+            except TimeoutError:
+                if self._taken == taken:
+                    self._forget()
+                    self.end(CLOSE_TRY_AGAIN_LATER)
+            finally:
+                self._room = None
+
+    def _tell_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
     def put_forming(self, series: SeriesId, candle_time: int, messages: Sequence[bytes]) -> None:
         """Send a forming candle, one message; while it waits, a later one of the series takes its place."""
         if self.ended is not None:
@@ -102,6 +144,7 @@ class Outbox:
         """Close the connection with `code` after what waits."""
         if self.ended is None:
             self.ended = code
+            self._tell_room()
             self._forming.clear()
             self._wire.ending()
             if not self._messages:
@@ -110,6 +153,7 @@ class Outbox:
     def abandon(self) -> None:
         """The client is gone: nothing is sent any more."""
         self.ended = self.ended or CLOSE_GOING_AWAY
+        self._tell_room()
         self._forget()
         self._paused = True
 
@@ -133,9 +177,12 @@ class Outbox:
             taken = self._messages[:count]
             del self._messages[:count]
             self._bytes -= size
+            self._taken += 1
             self._write(taken)
+            self._tell_room()
         if self._messages:
             return
+        self._warned = False
         if self.ended is not None:
             self._wire.close(self.ended)
         elif self._forming and not self._paused:
@@ -266,7 +313,7 @@ class CandleHub:
             if messages:
                 self._messages += len(messages)
                 client.outbox.drop_forming(applied.series, announcement.newest)
-                client.outbox.put(messages)
+                self._put(client, applied.series, messages)
 
     def show(self, forming: Forming) -> None:
         """A forming candle."""
@@ -285,4 +332,19 @@ class CandleHub:
         self._messages += len(watchers)
         for client, subscription in watchers.items():
             if not subscription.holding:  # `subscribed` comes first, and says how the stream stands
-                client.outbox.put([message])
+                self._put(client, series, [message])
+
+    def _put(self, client: Client, series: SeriesId, messages: Sequence[bytes]) -> None:
+        """Live messages of `series`. A client that reads too slowly is warned while there is time."""
+        outbox = client.outbox
+        outbox.put(messages)
+        if outbox.warning_due():
+            sentence = "half of what may wait for this connection does: read faster, or it is closed with 1013"
+            waiting, size = outbox.waiting
+            facts = {
+                "waiting_messages": waiting,
+                "max_messages": OUTBOX_MAX_MESSAGES,
+                "waiting_bytes": size,
+                "max_bytes": OUTBOX_MAX_BYTES,
+            }
+            outbox.put_first(protocol.system(series, "slow", sentence, facts))

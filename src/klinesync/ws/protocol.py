@@ -42,14 +42,24 @@ class _CandleClosed(msgspec.Struct, gc=False, omit_defaults=True, tag_field="typ
     revised: bool = False
 
 
+# What a subscription may be narrowed to.
+WHAT = frozenset({"closed", "forming", "corrections"})
+
+
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Candles of `series` after `since` (exclusive), then live; without `since` live only."""
+    """Candles of `series` after `since` (exclusive), then live; without `since` live only.
+
+    supports_batch: several closed candles may come as one `candles_batch`.
+    ack: the first answer is `subscribed`, and `caught_up` marks the seam of catch-up and live.
+    what: which kinds of candles the client wants.
+    """
 
     series: SeriesId
     since: int | None
     supports_batch: bool
     ack: bool
+    what: frozenset[str] = WHAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +115,20 @@ class WsMessageParser:
         if since is not None and (isinstance(since, bool) or not isinstance(since, int) or not 0 <= since <= MAX_TIME):
             raise BadMessage("invalid since", str(series))
         return Subscribe(
-            series, since, self._flag(message, "supports_batch", series), self._flag(message, "ack", series)
+            series,
+            since,
+            self._flag(message, "supports_batch", series),
+            self._flag(message, "ack", series),
+            self._what(message, series),
         )
+
+    def _what(self, message: dict[str, object], series: SeriesId) -> frozenset[str]:
+        value = message.get("what")
+        if value is None:
+            return WHAT
+        if not isinstance(value, list) or not value or not all(isinstance(one, str) and one in WHAT for one in value):
+            raise BadMessage(f"invalid what: a list of one or more of {', '.join(sorted(WHAT))}", str(series))
+        return frozenset(value)
 
     def _series(self, message: dict[str, object]) -> SeriesId:
         text = message.get("series_id")
@@ -147,14 +169,22 @@ def subscribed(series: SeriesId, head_time: int | None, stream: str) -> bytes:
     return _frame({"type": "subscribed", "series_id": str(series), "head_time": head_time, "stream": stream})
 
 
+def caught_up(series: SeriesId, head_time: int | None) -> bytes:
+    """The seam of catch-up and live, for who asked for an `ack`; `head_time`: the newest closed candle up to here."""
+    return _frame({"type": "caught_up", "series_id": str(series), "head_time": head_time})
+
+
 def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> bytes:
     """One closed candle; `revised`: in place of, or behind, what was sent before."""
     return text_frame(_encode(_CandleClosed(str(series), CandleOut(*candle), revised)))
 
 
-def candles_batch(series: SeriesId, candles: Sequence[Candle]) -> bytes:
-    """Several closed candles, ascending."""
-    return _frame({"type": "candles_batch", "series_id": str(series), "candles": candles_out(candles)})
+def candles_batch(series: SeriesId, candles: Sequence[Candle], *, revised: bool = False) -> bytes:
+    """Several closed candles, ascending; `revised`: each in place of, or behind, what was sent before."""
+    message: dict[str, object] = {"type": "candles_batch", "series_id": str(series), "candles": candles_out(candles)}
+    if revised:
+        message["revised"] = True
+    return _frame(message)
 
 
 def candle_forming(series: SeriesId, candle: Candle) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.gaps import Gap, GapState, Span, without
@@ -18,7 +19,10 @@ class Announcement:
     """Closed candles of one series that were committed together, those that followers are told of: one at least.
     Encoded when first needed, then shared by all."""
 
-    __slots__ = ("_all", "_batch", "_closed", "before", "candles", "commit", "gaps", "newest", "revised", "series")
+    __slots__ = (
+        "_all", "_batch", "_closed", "_extended", "_revised_batch", "before", "candles", "commit", "gaps", "newest",
+        "revised", "series",
+    )  # fmt: skip
 
     def __init__(self, applied: Applied) -> None:
         self.series = applied.series
@@ -37,6 +41,8 @@ class Announcement:
         self._closed: dict[int, bytes] = {}
         self._all: list[bytes] | None = None
         self._batch: list[bytes] | None = None
+        self._revised_batch: list[bytes] | None = None
+        self._extended: dict[int, bytes] = {}
 
     def closed(self, candle: Candle) -> bytes:
         """`candle_closed` of one of the candles."""
@@ -45,6 +51,24 @@ class Announcement:
             frame = self._closed[candle.time] = protocol.candle_closed(
                 self.series, candle, revised=candle.time in self.revised
             )
+        return frame
+
+    def revisions(self, candles: Sequence[Candle], *, batch: bool) -> list[bytes]:
+        """Those of the revised candles, as a `candles_batch` where there are several and `batch` is wanted. To be read
+        only: shared by all who get all of the revised ones."""
+        if not batch or len(candles) < 2:
+            return [self.closed(candle) for candle in candles]
+        if len(candles) < len(self.revised):
+            return [protocol.candles_batch(self.series, candles, revised=True)]
+        if self._revised_batch is None:
+            self._revised_batch = [protocol.candles_batch(self.series, candles, revised=True)]
+        return self._revised_batch
+
+    def extended(self, first_time: int) -> bytes:
+        """`history.extended`: older history has arrived, which begins at `first_time`."""
+        frame = self._extended.get(first_time)
+        if frame is None:
+            frame = self._extended[first_time] = history_extended(self.series, first_time)
         return frame
 
     def messages(self, *, batch: bool) -> list[bytes]:
@@ -58,16 +82,40 @@ class Announcement:
         return self._all
 
 
+def history_extended(series: SeriesId, first_time: int) -> bytes:
+    """Older history has arrived, which is paged over HTTP; `first_time`: where the series begins now."""
+    begins = datetime.fromtimestamp(first_time, UTC).strftime("%Y-%m-%d %H:%M")
+    message = f"older history is stored now, from {begins} UTC on; page it over HTTP"
+    return protocol.system(series, "history.extended", message, {"first_time": first_time})
+
+
 class Subscription:
     """One client's stream of one series: attached, then caught up from the store, then live.
 
     Strictly increasing in open time, each closed candle once, every jump declared; the exception is a revision,
-    which is marked as one.
+    which is marked as one. What opens before the first candle that was stored when the subscription attached is never
+    sent: the client is told that history was extended.
+
+    series: which one.
+    since: the newest closed open time that the client has; None: live only.
+    supports_batch: several closed candles may come as one message.
+    what: the kinds of candles that are sent, of `protocol.WHAT`.
     """
 
-    __slots__ = ("_commit", "_held_gaps", "_revised", "_since", "_splice", "series", "supports_batch")
+    __slots__ = (
+        "_closed", "_commit", "_corrections", "_extended_to", "_first", "_forming", "_held_gaps", "_newest",
+        "_revised", "_since", "_splice", "series", "supports_batch",
+    )  # fmt: skip
 
-    def __init__(self, series: SeriesId, since: int | None, *, supports_batch: bool) -> None:
+    def __init__(
+        self, series: SeriesId, since: int | None, *, supports_batch: bool, what: frozenset[str] = protocol.WHAT
+    ) -> None:
+        self._closed = "closed" in what
+        self._forming = "forming" in what
+        self._corrections = "corrections" in what
+        self._first: int | None = None  # nothing that opens before is ever sent
+        self._extended_to: int | None = None
+        self._newest: int | None = None
         self.series = series
         self.supports_batch = supports_batch
         self._since = since
@@ -76,6 +124,11 @@ class Subscription:
         self._commit = -1
         self._revised: dict[int, tuple[Candle, int]] = {}
         self._held_gaps: list[Gap] = []
+
+    @property
+    def newest(self) -> int | None:
+        """The newest closed candle that has passed here; None before the first."""
+        return self._newest
 
     @property
     def since(self) -> int | None:
@@ -94,12 +147,14 @@ class Subscription:
         """
         frame, since = self.series.timeframe, self._since
         messages: list[bytes] = []
+        self._first = first
         if since is not None and first is not None:
             # A since before the first stored candle counts as the time just before that one.
             last = max(frame.floor(since), frame.shift(first, -1))
             if newer > len(rows):
                 jump = Jump(frame.next(last), rows[0].time)
-                messages.append(protocol.gap(self.series, jump, reason="truncated"))
+                if self._closed:
+                    messages.append(protocol.gap(self.series, jump, reason="truncated"))
                 last = frame.shift(rows[0].time, -1)
             # What is held from before the newest rows is truncated too.
             self._splice.last = self._splice.after = last
@@ -111,12 +166,19 @@ class Subscription:
             self._commit = commit
         shown = {item.time: item for item in through if isinstance(item, Candle)}
         revised, self._revised = self._revised, {}
-        messages += [
-            protocol.candle_closed(self.series, candle, revised=True)
+        lowest = min(revised, default=None)
+        if lowest is not None and self._is_older(lowest):
+            messages.append(history_extended(self.series, self._extend(lowest)))
+        corrected = [
+            candle
             for time, (candle, number) in sorted(revised.items())
-            if self._has(time, number) and shown.get(time) != candle
+            if not self._is_older(time) and self._has(time, number) and shown.get(time) != candle
         ]
-        return messages
+        if not self._corrections:
+            return messages
+        if self.supports_batch and len(corrected) > 1:
+            return [*messages, protocol.candles_batch(self.series, corrected, revised=True)]
+        return messages + [protocol.candle_closed(self.series, candle, revised=True) for candle in corrected]
 
     @property
     def holding(self) -> bool:
@@ -128,22 +190,36 @@ class Subscription:
         splice = self._splice
         if splice.last is not None and splice.last == announcement.before and not splice.holding:
             # The usual case: all of them are next, in order, and everybody gets the same bytes.
-            splice.last = splice.after = announcement.newest
-            return announcement.messages(batch=self.supports_batch)
+            splice.last = splice.after = self._newest = announcement.newest
+            return announcement.messages(batch=self.supports_batch) if self._closed else []
         if splice.holding:
             self._held_gaps += announcement.gaps
         through: list[Candle | Jump] = []
-        revisions: list[bytes] = []
+        corrected: list[Candle] = []
+        extended: list[bytes] = []
         for candle in announcement.candles:
-            if candle.time not in announcement.revised:
+            if self._is_older(candle.time):
+                if not extended:  # the oldest of them
+                    extended.append(announcement.extended(self._extend(candle.time)))
+            elif candle.time not in announcement.revised:
                 through += splice.live(candle)
             elif splice.holding:
                 # The catch-up may have it with these values already, or not.
                 self._revised[candle.time] = (candle, announcement.commit)
             elif self._has(candle.time, announcement.commit):
                 # After what was sent it cannot lie: a revision lies behind the head, and the head was sent.
-                revisions.append(announcement.closed(candle))
-        return revisions + self._messages(through, announcement.gaps)
+                corrected.append(candle)
+        revisions = announcement.revisions(corrected, batch=self.supports_batch) if self._corrections else []
+        return [*extended, *revisions, *self._messages(through, announcement.gaps)]
+
+    def _is_older(self, time: int) -> bool:
+        """Whether a candle opens before all that was stored when the subscription attached."""
+        return self._first is not None and time < self._first
+
+    def _extend(self, time: int) -> int:
+        """Where the series begins, now that a candle of `time` has arrived."""
+        self._extended_to = time if self._extended_to is None else min(time, self._extended_to)
+        return self._extended_to
 
     def _has(self, time: int, commit: int) -> bool:
         """Whether the client has the candle at `time` in a version from before the transaction `commit`: it had it when
@@ -155,12 +231,18 @@ class Subscription:
 
     def wants_forming(self, candle: Candle) -> bool:
         """Whether a forming candle is newer than all that is closed, and the catch-up is out."""
-        if self._splice.holding:
+        if self._splice.holding or not self._forming:
             return False
         return self._splice.after is None or candle.time > self._splice.after
 
     def _messages(self, through: Sequence[Candle | Jump], gaps: Sequence[Gap]) -> list[bytes]:
         candles = [item for item in through if isinstance(item, Candle)]
+        if candles:
+            self._newest = candles[-1].time
+            if self._first is None:
+                self._first = candles[0].time
+        if not self._closed:
+            return []
         if self.supports_batch and len(candles) > 1:
             jumps = [self._gap(item, gaps) for item in through if isinstance(item, Jump)]
             return [*jumps, protocol.candles_batch(self.series, candles)]

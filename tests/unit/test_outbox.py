@@ -1,0 +1,120 @@
+"""Outbox: what waits for a slow client, and what the client is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.ws import hub as hub_module
+from klinesync.ws.frames import payload_of, text_frame
+from klinesync.ws.hub import CandleHub, Client, Outbox
+from klinesync.ws.session import Subscription
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+
+
+class Wire:
+    """A wire that keeps what is written. It takes nothing while the outbox is paused."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.closed: int | None = None
+
+    @property
+    def write(self) -> Callable[[Sequence[bytes]], None]:
+        return self.frames.extend
+
+    def ending(self) -> None:
+        pass
+
+    def close(self, code: int) -> None:
+        self.closed = code
+
+    def messages(self) -> list[dict[str, object]]:
+        return [json.loads(payload_of(frame)) for frame in self.frames]
+
+
+def following(hub: CandleHub) -> tuple[Client, Wire]:
+    wire = Wire()
+    client = Client(wire)
+    hub.connected(client)
+    subscription = Subscription(BTC, None, supports_batch=False)
+    hub.attach(client, subscription)
+    subscription.caught_up([], None, 0, 0)
+    return client, wire
+
+
+def publish(hub: CandleHub, minutes: range) -> None:
+    for minute in minutes:
+        candle = Candle(minute * 60, 1.0, 2.0, 0.5, 1.5, 1.0)
+        hub.publish(Applied(BTC, (candle,), frozenset(), commit=minute))
+
+
+async def test_a_slow_client_is_warned_once_when_half_is_full_ahead_of_what_waits_then_closed_with_1013(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub_module, "OUTBOX_MAX_MESSAGES", 10)
+    hub = CandleHub()
+    client, wire = following(hub)
+    client.outbox.pause()
+    publish(hub, range(1, 6))
+    client.outbox.resume()
+    assert all(one["type"] == "candle_closed" for one in wire.messages()), "half is not full"
+    wire.frames.clear()
+    client.outbox.pause()
+    publish(hub, range(6, 15))
+    client.outbox.resume()
+    warning, *candles = wire.messages()
+    assert (warning["type"], warning["event"], warning["series_id"]) == ("system", "slow", str(BTC))
+    assert isinstance(warning["data"], dict)
+    assert warning["data"]["max_messages"] == 10
+    assert [one["type"] for one in candles] == ["candle_closed"] * 9
+    wire.frames.clear()
+    client.outbox.pause()
+    publish(hub, range(15, 30))
+    assert client.outbox.ended == 1013
+    assert wire.closed == 1013
+
+
+async def test_a_catch_up_waits_for_room_and_a_client_that_takes_nothing_is_closed_with_1013(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire = Wire()
+    outbox = Outbox(wire)
+    await outbox.room()
+    outbox.pause()
+    frame = text_frame(b"{}")
+    outbox.put([frame] * (hub_module.ROOM_MESSAGES + 1))
+    waiting = asyncio.create_task(outbox.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    outbox.resume()
+    await waiting
+    assert outbox.ended is None
+    monkeypatch.setattr(hub_module, "ROOM_PATIENCE_S", 0.01)
+    outbox.pause()
+    outbox.put([frame] * (hub_module.ROOM_MESSAGES + 1))
+    await outbox.room()
+    assert [outbox.ended, wire.closed] == [1013, 1013]
+
+
+async def test_who_waits_for_room_is_let_go_when_the_client_is_gone() -> None:
+    outbox = Outbox(Wire())
+    outbox.pause()
+    outbox.put([text_frame(b"{}")] * (hub_module.ROOM_MESSAGES + 1))
+    waiting = asyncio.create_task(outbox.room())
+    await asyncio.sleep(0)
+    outbox.abandon()
+    await waiting
+
+
+def test_a_catch_up_alone_is_no_slowness() -> None:
+    from klinesync.ws.session import CATCH_UP_MAX_CANDLES
+
+    most = hub_module.ROOM_MESSAGES + 2 * CATCH_UP_MAX_CANDLES  # a gap before each candle
+    assert most <= hub_module.OUTBOX_MAX_MESSAGES // 2
