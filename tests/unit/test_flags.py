@@ -5,21 +5,22 @@ from pathlib import Path
 import pytest
 
 from klinesync.core.errors import BadFlag
+from klinesync.runtime.flag_values import split_list
 from klinesync.runtime.flags import (
     DEFAULT_WHITELIST,
     RuntimeFlags,
-    flag_rows,
+    default_of,
     flag_text,
     load_flags,
-    split_list,
+    read_configuration,
     sqlite_path,
     whitelist,
 )
 
 
 def source_of(name: str, command_line: dict[str, str]) -> tuple[str, str]:
-    rows = {row.name: row for row in flag_rows(load_flags(command_line), command_line)}
-    return flag_text(rows[name].value), rows[name].source
+    rows = {row.name: row for row in read_configuration(command_line).rows()}
+    return rows[name].value, rows[name].source
 
 
 def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default(
@@ -98,10 +99,10 @@ def test_a_list_splits_outside_parentheses() -> None:
 
 
 def test_the_default_of_every_flag_reads_back_as_itself() -> None:
-    for row in flag_rows(load_flags()):
-        text = flag_text(row.default)
-        if row.default is not None:
-            assert getattr(load_flags({row.name: text}), row.name) == row.default, row.name
+    for name in RuntimeFlags.model_fields:
+        default = default_of(name)
+        if default is not None:
+            assert getattr(load_flags({name: flag_text(default)}), name) == default, name
 
 
 def test_the_whitelist_is_a_list_or_a_file_and_each_series_once(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ async def test_watch_prints_closed_candles_as_they_come(tmp_path: Path) -> None:
     ("arguments", "status", "word"),
     [
         ([], 2, "COMMAND"),
-        (["fly"], 2, "invalid choice"),
+        (["fly"], 2, "no command 'fly'"),
         (["sim", "--speed", "0"], 2, "positive"),
         (["sim", "--speed", "fast"], 2, "--speed"),
         (["sim", "--port", "99999"], 2, "port"),
@@ -127,10 +127,10 @@ async def test_watch_prints_closed_candles_as_they_come(tmp_path: Path) -> None:
         (["sim", "--symbols", "0"], 2, "number from 1"),
         (["demo", "--binance-spot-rest-url", "http://127.0.0.1:1"], 2, "demo brings its own exchange"),
         (["sim", "--data", "/nonexistent"], 1, "/nonexistent"),
-        (["serve", "--port", "x"], 1, "flag port"),
-        (["serve", "--role", "serve"], 1, "not built yet"),
+        (["serve", "--port", "x"], 2, "flag port"),
+        (["serve", "--role", "serve"], 2, "not built yet"),
         (["serve", "--database-url", "sqlite:////proc/none/x"], 1, "cannot be opened"),
-        (["watch", "BTCUSDT"], 1, "four parts"),
+        (["watch", "BTCUSDT"], 2, "four parts"),
         (["watch", "binance:spot:BTC/USDT:1m", "--url", "http://127.0.0.1:9"], 1, "is it running"),
     ],
 )

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from datetime import UTC, datetime
-from math import isfinite
-from typing import TypeAlias
+from math import isfinite, nan
 
+from klinesync.cli.command import Flags
+from klinesync.core.dates import parse_time
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
-from klinesync.runtime.flags import RuntimeFlags
 
 MAX_SYMBOLS = 5000
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # argparse has no public name for it
-
-
-class WrongUse(Rejected):
-    """The command line does not say what to do."""
-
-
-def command(
-    commands: Commands,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    summary: str,
-    more: str = "",
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}".strip())
-    parser.set_defaults(run=run)
-    return parser
+MAX_PORT = 65_535
+# Namespace attributes that hold flags begin so.
+FLAG_PREFIX = "flag_"
 
 
 def add_span(parser: argparse.ArgumentParser, *, needs_from: bool = False) -> None:
@@ -44,21 +27,49 @@ def add_url(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("--url", type=url, help=meaning)
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Every flag as an option; given ones are told apart by being present, so none has a default here."""
-    group = parser.add_argument_group("flags", "also as KLINESYNC_<NAME> and in klinesync.toml")
-    for name, field in RuntimeFlags.model_fields.items():
-        option = "--" + name.replace("_", "-")
-        # argparse formats help with %
-        text = (field.description or "").replace("%", "%%")
-        group.add_argument(option, dest=f"flag_{name}", metavar="VALUE", help=text, default=argparse.SUPPRESS)
+def add_flags(parser: argparse.ArgumentParser, listed: Flags) -> None:
+    """Every flag as an option, in groups; those that are not `listed` are taken, but not shown. Given ones are told
+    apart by being present, so none has a default here."""
+    from klinesync.runtime.flag_groups import FLAG_GROUPS, group_of
+    from klinesync.runtime.flags import RuntimeFlags
+
+    groups = {}
+    for title in (*FLAG_GROUPS, group_of("")):
+        names = [name for name in RuntimeFlags.model_fields if group_of(name) == title]
+        if listed == "all" or any(name in listed for name in names):
+            groups[title] = parser.add_argument_group(f"{title} flags")
+        for name in names:
+            _add_flag(groups.get(title, parser), name, hidden=listed != "all" and name not in listed)
+
+
+def _add_flag(group: argparse._ActionsContainer, name: str, *, hidden: bool) -> None:
+    from klinesync.runtime.flag_sources import option
+    from klinesync.runtime.flag_values import choices, metavar
+    from klinesync.runtime.flags import RuntimeFlags, default_of, flag_text
+
+    field = RuntimeFlags.model_fields[name]
+    words = choices(field)
+    default = flag_text(default_of(name)).replace(",", ", ") or "none"
+    # argparse formats help with %
+    text = argparse.SUPPRESS if hidden else f"{field.description} (default {default})".replace("%", "%%")
+    group.add_argument(
+        option(name),
+        dest=f"{FLAG_PREFIX}{name}",
+        metavar="{" + ",".join(words) + "}" if words else metavar(name, field),
+        help=text,
+        default=argparse.SUPPRESS,
+    )
 
 
 def given_flags(arguments: argparse.Namespace) -> dict[str, str]:
-    return {name[5:]: value for name, value in vars(arguments).items() if name.startswith("flag_")}
+    """The flags of the command line, as they were written."""
+    return {
+        name.removeprefix(FLAG_PREFIX): value for name, value in vars(arguments).items() if name.startswith(FLAG_PREFIX)
+    }
 
 
 def series(text: str) -> SeriesId:
+    """A series id."""
     try:
         return SeriesId.parse(text)
     except Rejected as error:
@@ -66,36 +77,44 @@ def series(text: str) -> SeriesId:
 
 
 def url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"{text} is no http:// address")
-    return text.rstrip("/")
+    """The address of a running service."""
+    from klinesync.runtime.flag_values import web_address
+
+    try:
+        return web_address(text, "http", "https")
+    except ValueError as error:
+        hint = "" if "://" in text else f"; write http://{text.strip()}"
+        raise argparse.ArgumentTypeError(f"{text!r} is no address of a service: {error}{hint}") from None
 
 
 def speed(text: str) -> float:
-    speed = float(text)
-    if not (isfinite(speed) and speed > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return speed
+    """Exchange seconds in a second."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = nan
+    if not (isfinite(found) and found > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return found
 
 
 def count(text: str) -> int:
+    """How many symbols."""
     if not text.isdecimal() or not 1 <= int(text) <= MAX_SYMBOLS:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {MAX_SYMBOLS}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_SYMBOLS}")
     return int(text)
 
 
 def port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port")
+    """A port; 0 is a free one."""
+    if not text.isdecimal() or int(text) > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a whole number from 0 to {MAX_PORT}")
     return int(text)
 
 
 def time_of(text: str) -> int:
-    """ISO 8601 (UTC when no zone is given) or unix seconds."""
-    if text.isdecimal():
-        return int(text)
+    """ISO 8601 (UTC when no zone is given) or unix seconds, as unix seconds."""
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is neither ISO 8601 nor unix seconds") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+        return parse_time(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

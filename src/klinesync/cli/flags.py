@@ -4,37 +4,95 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from klinesync.cli.arguments import Commands, add_flags, command, given_flags
-from klinesync.runtime.flags import flag_rows, flag_text, load_flags
+from klinesync.cli.arguments import given_flags
+from klinesync.cli.command import Command
+from klinesync.core.errors import BadFlag
+
+if TYPE_CHECKING:
+    from klinesync.runtime.flags import Configuration
 
 
-def add_commands(commands: Commands) -> None:
-    """Add the commands of this family."""
-    flags = command(commands, "flags", _flags, "every flag: default, value in force, where it came from")
+def _flags_arguments(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--json", action="store_true", help="machine output")
-    add_flags(flags)
 
 
 def _flags(arguments: argparse.Namespace) -> int:
-    given = given_flags(arguments)
-    rows = flag_rows(load_flags(given), given)
+    from klinesync.runtime.flags import read_configuration
+
+    found = read_configuration(given_flags(arguments))
+    problems = [*found.problems, *_checked_at_start(found)]
+    wrong = {problem.name: str(problem) for problem in problems}
+    rows = found.rows()
     if arguments.json:
         table = [
             {
                 "name": row.name,
                 "environment": row.environment,
-                "default": flag_text(row.default),
-                "value": flag_text(row.value),
+                "default": row.default,
+                "value": row.value,
                 "source": row.source,
                 "meaning": row.meaning,
+                "problem": wrong.get(row.name),
             }
             for row in rows
         ]
         print(json.dumps(table, indent=1))
-        return 0
-    for row in rows:
-        changed = "" if row.source == "default" else f"  (default {flag_text(row.default) or 'none'})"
-        print(f"{row.name} = {flag_text(row.value) or 'none'}  [{row.source}]{changed}")
-        print(f"    {row.environment}: {row.meaning}")
+    else:
+        for row in rows:
+            changed = "" if row.source == "default" else f"  (default {row.default or 'none'})"
+            print(f"{row.name} = {row.value or 'none'}  [{row.source}]{changed}")
+            print(f"    {row.environment}: {row.meaning}")
+            if row.name in wrong:
+                print(f"    WRONG: {wrong[row.name]}")
+    for problem in problems:
+        print(f"klinesync: {problem}", file=sys.stderr)
+    if found.left_out:
+        print(f"klinesync: variables of an orchestrator, left out: {', '.join(found.left_out)}", file=sys.stderr)
     return 0
+
+
+def _checked_at_start(found: Configuration) -> list[BadFlag]:
+    """What only the start of the service finds wrong with values that are well formed by themselves."""
+    from klinesync.runtime.flags import whitelist
+
+    flags = found.flags
+    problems: list[BadFlag] = []
+
+    def check(names: set[str], judge: Callable[[], object]) -> None:
+        if found.given.keys() & names:  # defaults are right, and judging them takes imports that take a second
+            try:
+                judge()
+            except BadFlag as problem:
+                problems.append(problem)
+
+    def indicators() -> None:
+        from klinesync.factor.indicator_names import parse_indicators
+
+        parse_indicators(flags.indicators)
+
+    def guard() -> None:
+        from klinesync.market.security import Guard
+
+        Guard.of(flags.host, flags.allowed_origins, flags.api_token)
+
+    check({"whitelist", "whitelist_path"}, lambda: whitelist(flags))
+    check({"indicators"}, indicators)
+    check({"host", "allowed_origins"}, guard)
+    return problems
+
+
+COMMANDS = {
+    "flags": Command(
+        _flags,
+        _flags_arguments,
+        more=("Always runs: what is wrong is told beside the flag. Secrets are masked."),
+        examples=(
+            "klinesync flags",
+            "klinesync flags --port 8001 --json",
+        ),
+    ),
+}

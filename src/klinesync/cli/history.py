@@ -5,51 +5,30 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from klinesync.cli.arguments import Commands, WrongUse, add_flags, add_span, add_url, command, given_flags, series
+from klinesync.cli.arguments import add_span, add_url, given_flags, series
+from klinesync.cli.command import Command, WrongUse
 from klinesync.cli.running import INTERRUPTED, run, stoppable, until_interrupted
 from klinesync.runtime.flags import load_flags
 
 
-def add_commands(commands: Commands) -> None:
-    """Add the commands of this family."""
-    backfill = command(
-        commands,
-        "backfill",
-        _backfill,
-        "fetch history into the store",
-        "Asks only for what is missing. May be interrupted, and run again to go on.",
-    )
+def _backfill_arguments(backfill: argparse.ArgumentParser) -> None:
     backfill.add_argument("series_id", type=series, metavar="SERIES_ID", help="of a derived series, its base's")
     add_span(backfill, needs_from=True)
     backfill.add_argument("--source", choices=("rest", "freqtrade", "archive"), help="take it from there alone")
     add_url(backfill, "have the running service at this address do it; with --source, send it the candles")
     backfill.add_argument("--json", action="store_true", help="machine output")
-    add_flags(backfill)
 
-    import_ = command(
-        commands,
-        "import",
-        _import,
-        "candles from files: freqtrade's, an exchange's archive, CSV",
-        "The name says which series a file holds, or --series. Of a folder the files count whose names do. A file that "
-        "is unreadable, truncated or fails its checksum is refused as a whole; single bad rows are left out and "
-        "counted. May be interrupted, and run again to go on.",
-    )
+
+def _import_arguments(import_: argparse.ArgumentParser) -> None:
     import_.add_argument("path", nargs="+", type=Path, metavar="PATH", help="files, or folders of them")
     import_.add_argument("--series", type=series, metavar="SERIES_ID", help="what the files hold, whatever their names")
     import_.add_argument("--exchange", default="binance", metavar="NAME", help="whose freqtrade files are (binance)")
     import_.add_argument("--strict", action="store_true", help="refuse a file that has a bad row")
     add_url(import_, "send the candles through the running service at this address")
     import_.add_argument("--json", action="store_true", help="machine output")
-    add_flags(import_)
 
-    export = command(
-        commands,
-        "export",
-        _export,
-        "closed candles of a series into a file",
-        "Only reads, also beside a running service. A file that is there is replaced when the new one is whole.",
-    )
+
+def _export_arguments(export: argparse.ArgumentParser) -> None:
     export.add_argument("series_id", type=series, metavar="SERIES_ID", help="for example binance:spot:BTC/USDT:1h")
     export.add_argument("--format", choices=("parquet", "feather", "csv"), required=True, help="the file's format")
     export.add_argument(
@@ -61,7 +40,6 @@ def add_commands(commands: Commands) -> None:
     )
     export.add_argument("--freqtrade", action="store_true", help="freqtrade's name and columns, for its data folder")
     export.add_argument("--json", action="store_true", help="machine output")
-    add_flags(export)
 
 
 def _backfill(arguments: argparse.Namespace) -> int:
@@ -87,3 +65,55 @@ def _export(arguments: argparse.Namespace) -> int:
         raise WrongUse("freqtrade reads no CSV; use --format feather or parquet")
     with stoppable():
         return export_series(load_flags(given_flags(arguments)), arguments)
+
+
+# The flags that the commands use.
+DERIVED_FLAGS = ("enable_derived_timeframes", "derived_base_timeframe", "derived_timeframes")
+FACTOR_FLAGS = ("indicators", "factor_pivot_window_major", "factor_pivot_window_minor")
+IMPORT_FLAGS = ("database_url", "api_token", *DERIVED_FLAGS)
+EXPORT_FLAGS = ("database_url", *FACTOR_FLAGS)
+BACKFILL_FLAGS = (
+    "database_url",
+    "api_token",
+    "retention_days",
+    "rest_final_margin_s",
+    "binance_spot_rest_url",
+    "binance_futures_rest_url",
+    "binance_rest_weight_share",
+    "enable_ccxt_backfill",
+    "market_history_source",
+    "freqtrade_data_dir",
+    "archive_url",
+    "enable_environment_proxies",
+    *DERIVED_FLAGS,
+)
+COMMANDS = {
+    "backfill": Command(
+        _backfill,
+        _backfill_arguments,
+        more=("Asks only for what is missing. May be interrupted, and run again to go on."),
+        examples=("klinesync backfill binance:spot:BTC/USDT:1m --from 2025-01-01 --to 2025-02-01",),
+        flags=BACKFILL_FLAGS,
+    ),
+    "import": Command(
+        _import,
+        _import_arguments,
+        more=(
+            "The name says which series a file holds, or --series. Of a folder the files count whose names "
+            "do. A file that is unreadable, truncated or fails its checksum is refused as a whole; single "
+            "bad rows are left out and counted. May be interrupted, and run again to go on."
+        ),
+        examples=(
+            "klinesync import user_data/data/binance",
+            "klinesync import candles.csv --series binance:spot:BTC/USDT:1m",
+        ),
+        flags=IMPORT_FLAGS,
+    ),
+    "export": Command(
+        _export,
+        _export_arguments,
+        more=("Only reads, also beside a running service. A file that is there is replaced when the new one is whole."),
+        examples=("klinesync export binance:spot:BTC/USDT:1h --format parquet --output btc-1h.parquet",),
+        flags=EXPORT_FLAGS,
+    ),
+}

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klinesync.cli.arguments import Commands, WrongUse, add_flags, command, count, given_flags, port, speed, time_of
+from klinesync.cli.arguments import count, given_flags, port, speed, time_of
+from klinesync.cli.command import Command, WrongUse, add_nothing
 from klinesync.cli.running import on_signal, run
-from klinesync.core.errors import BadFlag
-from klinesync.runtime.flags import RuntimeFlags, flag_rows, load_flags
+from klinesync.core.errors import BadFlag, CannotListen
+from klinesync.runtime.flag_groups import FLAG_GROUPS
+from klinesync.runtime.flags import RuntimeFlags, load_flags, read_configuration
 from klinesync.runtime.logs import set_up_logs
 
 if TYPE_CHECKING:
@@ -31,23 +33,12 @@ DEMO_MOST_SERIES_A_MARKET = 20
 GARBAGE_THRESHOLDS = (100_000, 20, 50)
 
 
-def add_commands(commands: Commands) -> None:
-    """Add the commands of this family."""
-    serve = command(commands, "serve", _serve, "the service, against the real exchange")
-    add_flags(serve)
-
-    demo = command(
-        commands,
-        "demo",
-        _demo,
-        "the service wired to a local simulated exchange: no network, account or key needed",
-        "Prints the page's address. The store is a temporary file unless --database-url names one.",
-    )
+def _demo_arguments(demo: argparse.ArgumentParser) -> None:
     _add_exchange(demo)
     demo.add_argument("--no-browser", action="store_true", help="do not open the page")
-    add_flags(demo)
 
-    sim = command(commands, "sim", _sim, "the simulated exchange alone")
+
+def _sim_arguments(sim: argparse.ArgumentParser) -> None:
     sim.add_argument("--port", type=port, default=0, help="port to listen on (default: a free one)")
     _add_exchange(sim)
     sim.add_argument("--start", type=time_of, metavar="TIME", help="the exchange's time at the start")
@@ -68,7 +59,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     given = given_flags(arguments)
     for name in given:
-        if name.startswith("binance_") and name.endswith("_url"):
+        if name in EXCHANGE_URLS:
             raise WrongUse(f"--{name.replace('_', '-')} has no place here: demo brings its own exchange")
     return run(_demo_until_stopped(arguments, given))
 
@@ -111,12 +102,12 @@ async def _demo_until_stopped(arguments: argparse.Namespace, given: dict[str, st
         ) as exchange:
             for name in ("binance_spot", "binance_futures"):
                 given |= {f"{name}_rest_url": exchange.http_url, f"{name}_ws_url": exchange.ws_url}
-            sources = {row.name: row.source for row in flag_rows(load_flags(given), given)}
-            if sources["port"] == "default":
+            given_by = read_configuration(given).given
+            if "port" not in given_by:
                 given["port"] = "0"
-            if sources["database_url"] == "default":
+            if "database_url" not in given_by:
                 given["database_url"] = f"sqlite:///{folder}/klinesync.sqlite"
-            if sources["whitelist"] == sources["whitelist_path"] == "default":
+            if not given_by.keys() & {"whitelist", "whitelist_path"}:
                 given["whitelist"] = ",".join(_demo_whitelist(exchange.exchange))
             flags = load_flags(given)
             print(
@@ -152,7 +143,7 @@ async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
         try:
             exchange = await stack.enter_async_context(SimServer(config))
         except OSError as error:
-            raise BadFlag("port", f"{arguments.port} cannot be listened on: {error.strerror}") from None
+            raise CannotListen("127.0.0.1", arguments.port, error) from None
         with on_signal(stop.set):
             print(f"the simulated exchange listens on {exchange.http_url}", flush=True)
             await stop.wait()
@@ -168,3 +159,36 @@ def _fault_script(path: Path) -> tuple[Fault, ...]:
         raise BadFlag("faults", f"{path} cannot be read: {error.strerror}") from None
     except BadFault as error:
         raise BadFlag("faults", f"{path} cannot be used: {error}") from None
+
+
+# The demo brings its own exchange.
+EXCHANGE_URLS = ("binance_spot_rest_url", "binance_spot_ws_url", "binance_futures_rest_url", "binance_futures_ws_url")
+DEMO_FLAGS = tuple(name for group in FLAG_GROUPS.values() for name in group if name not in EXCHANGE_URLS)
+COMMANDS = {
+    "serve": Command(
+        _serve,
+        add_nothing,
+        more=(
+            "Follows the whitelist from the start and other series while somebody watches, and serves the "
+            "page, HTTP and WebSocket. Runs until SIGINT or SIGTERM."
+        ),
+        examples=("klinesync serve --port 8000 --whitelist binance:spot:BTC/USDT:1m",),
+        output="service",
+    ),
+    "demo": Command(
+        _demo,
+        _demo_arguments,
+        more=("Prints the page's address. The store is a temporary file unless --database-url names one."),
+        examples=("klinesync demo --speed 60",),
+        flags=DEMO_FLAGS,
+        output="service",
+    ),
+    "sim": Command(
+        _sim,
+        _sim_arguments,
+        more=("Speaks Binance's public market-data protocol, spot and USD-M futures, at one address."),
+        examples=("klinesync sim --port 9000 --symbols 5",),
+        flags=None,
+        output="service",
+    ),
+}

@@ -10,7 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klinesync.cli.arguments import Commands, add_flags, command, given_flags, series
+from klinesync.cli.arguments import given_flags, series
+from klinesync.cli.command import Command
 from klinesync.cli.progress import progress
 from klinesync.cli.running import stoppable
 from klinesync.core.candle import Candle
@@ -21,30 +22,15 @@ if TYPE_CHECKING:
     from klinesync.market_data.findings import LedgerAudit, SeriesAudit
 
 
-def add_commands(commands: Commands) -> None:
-    """Add the commands of this family."""
-    verify = command(
-        commands,
-        "verify",
-        _verify,
-        "audit the store: gaps by state, derived candles, factors and overlays computed anew and compared",
-        "Only reads, also beside a running service. Exit status 1 when something differs.",
-    )
+def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "series_id", nargs="*", type=series, metavar="SERIES_ID", help="audit these (default: all that are stored)"
     )
     verify.add_argument("--json", action="store_true", help="machine output")
-    add_flags(verify)
 
-    backup = command(
-        commands,
-        "backup",
-        _backup,
-        "an online copy of the store",
-        "Works beside a running service. PATH must not exist; it appears when the copy is whole and on disk.",
-    )
+
+def _backup_arguments(backup: argparse.ArgumentParser) -> None:
     backup.add_argument("path", type=Path, metavar="PATH", help="the new file")
-    add_flags(backup)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -179,3 +165,31 @@ def iso(time_s: int) -> str:
         return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):  # what a damaged store may hold
         return str(time_s)
+
+
+# The flags that an audit uses.
+VERIFY_FLAGS = (
+    "database_url",
+    "enable_derived_timeframes",
+    "derived_base_timeframe",
+    "derived_timeframes",
+    "indicators",
+    "factor_pivot_window_major",
+    "factor_pivot_window_minor",
+)
+COMMANDS = {
+    "verify": Command(
+        _verify,
+        _verify_arguments,
+        more=("Only reads, also beside a running service. Exit status 1 when something differs."),
+        examples=("klinesync verify",),
+        flags=VERIFY_FLAGS,
+    ),
+    "backup": Command(
+        _backup,
+        _backup_arguments,
+        more=("Works beside a running service. PATH must not exist; it appears when the copy is whole and on disk."),
+        examples=("klinesync backup klinesync-backup.sqlite",),
+        flags=("database_url",),
+    ),
+}

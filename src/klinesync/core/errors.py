@@ -4,6 +4,10 @@
 retried, and visible in health. A broken invariant is neither: it is an assertion, and ends its task.
 """
 
+from __future__ import annotations
+
+import errno
+
 
 class KlinesyncError(Exception):
     """The root. `code` is stable; the message is a sentence for people."""
@@ -68,13 +72,27 @@ class DerivedSeries(Rejected):
 
 
 class BadFlag(Rejected):
-    """A configuration value that stops the start."""
+    """A configuration value that stops the start. `source` is where it was given, where that is known."""
 
     code = "bad_flag"
 
-    def __init__(self, name: str, reason: str) -> None:
+    def __init__(self, name: str, reason: str, source: str | None = None) -> None:
         self.name = name
+        self.source = source
         super().__init__(f"flag {name}: {reason}")
+
+
+class CannotListen(KlinesyncError):
+    """An address and port that the process cannot listen on."""
+
+    code = "cannot_listen"
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        self.host = host
+        self.port = port
+        taken = error.errno == errno.EADDRINUSE
+        hint = "; another process listens there: choose another --port" if taken else ""
+        super().__init__(f"{host}:{port} cannot be listened on: {error.strerror or error}{hint}")
 
 
 class StoreError(KlinesyncError):

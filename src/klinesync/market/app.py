@@ -23,7 +23,7 @@ from starlette.staticfiles import PathLike
 from starlette.types import ASGIApp, Scope
 
 from klinesync import __version__
-from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.core.errors import CannotListen, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.market import (
     backfill_routes,
     debug_routes,
@@ -127,11 +127,11 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket:
-    """A listening socket. Raises `BadFlag` when the address cannot be had."""
+    """A listening socket. Raises `CannotListen`."""
     try:
         return create_server_socket((host, port), family=AF_INET6 if ":" in host else AF_INET, backlog=BACKLOG)
     except OSError as error:
-        raise BadFlag("port", f"{host}:{port} cannot be listened on: {error.strerror}") from None
+        raise CannotListen(host, port, error) from None
 
 
 def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:

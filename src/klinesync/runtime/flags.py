@@ -1,39 +1,49 @@
 """RuntimeFlags: the one place that reads configuration.
 
 Read once at start, in this precedence: command line, environment (`KLINESYNC_<NAME IN CAPITALS>`),
-`klinesync.toml` in the working directory, default. An unknown name or a malformed value stops the start with its
-name in the message. Only the runtime builder reads the result; every other part gets plain values.
+`.env` and `klinesync.toml` in the working directory, default. An unknown name or a malformed value stops the start
+with its name in the message. Only the runtime builder reads the result; every other part gets plain values.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 from platformdirs import user_data_path
-from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from klinesync.core.errors import BadFlag, Rejected
+from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
-from klinesync.core.timeframe import Timeframe
+from klinesync.runtime.flag_sources import ENV_PREFIX, Given, read_sources
+from klinesync.runtime.flag_values import (
+    MASK,
+    ArchiveUrl,
+    DatabaseUrl,
+    OptionalPath,
+    OptionalSecret,
+    RestUrl,
+    SeriesList,
+    TextList,
+    TimeframeCode,
+    TimeframeList,
+    WsUrl,
+    allowed,
+    is_secret,
+    masked,
+    parse_series_list,
+    shown,
+)
 from klinesync.runtime.proxies import Proxies
 
-ENV_PREFIX = "KLINESYNC_"
-CONFIG_FILE = "klinesync.toml"
-# Variables with our prefix that are no flags: they tell the test suite where things are.
-TEST_VARIABLES = frozenset({"KLINESYNC_REAL_DATA", "KLINESYNC_CHROMIUM"})
+logger = logging.getLogger(__name__)
+
 MAX_WHITELIST_BYTES = 4 << 20
 
 DEFAULT_WHITELIST = (
@@ -44,90 +54,25 @@ DEFAULT_WHITELIST = (
 )
 
 
-def split_list(value: object) -> tuple[str, ...]:
-    """A comma-separated text, or a list of texts, as a tuple. Commas inside parentheses do not separate."""
-    if isinstance(value, str):
-        parts, depth, start = [], 0, 0
-        for at, char in enumerate(value):
-            depth += (char == "(") - (char == ")")
-            if char == "," and depth == 0:
-                parts.append(value[start:at])
-                start = at + 1
-        parts.append(value[start:])
-        return tuple(part.strip() for part in parts if part.strip())
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    raise ValueError("is not a comma-separated list")
-
-
-def _series_list(value: object) -> tuple[SeriesId, ...]:
-    return parse_series_list(split_list(value))
-
-
-def parse_series_list(texts: tuple[str, ...]) -> tuple[SeriesId, ...]:
-    """Each text as a SeriesId, in order, each once. Raises ValueError with the reason."""
-    try:
-        return tuple(dict.fromkeys(SeriesId.parse(text) for text in texts))
-    except Rejected as error:
-        raise ValueError(str(error)) from None
-
-
-def _timeframe(value: object) -> str:
-    (code,) = _timeframe_list((value,))
-    return code
-
-
-def _timeframe_list(value: object) -> tuple[str, ...]:
-    try:
-        return tuple(Timeframe.parse(text).code for text in split_list(value))
-    except Rejected as error:
-        raise ValueError(str(error)) from None
-
-
-def _endpoint(*schemes: str) -> BeforeValidator:
-    def check(value: object) -> object:
-        if not isinstance(value, str) or not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
-            raise ValueError(f"is not an address that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-        return value.rstrip("/")
-
-    return BeforeValidator(check)
-
-
 def _default_database_url() -> str:
     return f"sqlite:///{user_data_path('klinesync', appauthor=False)}/klinesync.sqlite"
 
 
-TextList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
-SeriesList = Annotated[tuple[InstanceOf[SeriesId], ...], NoDecode, BeforeValidator(_series_list)]
-TimeframeList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_timeframe_list)]
-TimeframeCode = Annotated[str, BeforeValidator(_timeframe)]
-RestUrl = Annotated[str, _endpoint("http", "https")]
-WsUrl = Annotated[str, _endpoint("ws", "wss")]
-
-
-class RuntimeFlags(BaseSettings):
+class RuntimeFlags(BaseModel):
     """Every flag, its default, its meaning and its limits. Frozen: nothing changes it after the start."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
-        toml_file=CONFIG_FILE,
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-        validate_default=False,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address that the service listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that the service listens on; 0 takes a free one")
-    database_url: str = Field(
+    database_url: DatabaseUrl = Field(
         default_factory=_default_database_url, description="the store: sqlite:///path or postgresql://…"
     )
     broker_url: str | None = Field(
         None, description="message broker for several processes: nats://…; in-process when unset"
     )
     role: Literal["all", "ingest", "serve"] = Field("all", description="what this process does")
-    api_token: str | None = Field(
+    api_token: OptionalSecret = Field(
         None, min_length=16, description="bearer token for the ingest and debug endpoints; needed beyond loopback"
     )
     allowed_origins: TextList = Field((), description="browser origins that may connect, beside the service's own")
@@ -136,7 +81,7 @@ class RuntimeFlags(BaseSettings):
     whitelist: SeriesList = Field(
         parse_series_list(DEFAULT_WHITELIST), description="series ingested for as long as the service runs"
     )
-    whitelist_path: Path | None = Field(None, description='the whitelist as a JSON file: {"series_ids": […]}')
+    whitelist_path: OptionalPath = Field(None, description='the whitelist as a JSON file: {"series_ids": […]}')
     enable_debug_api: bool = Field(False, description="debug endpoints and forming ingest")
     enable_whitelist_ingest: bool = Field(True, description="ingest the whitelist from the start")
     enable_ondemand_ingest: bool = Field(True, description="subscriptions start ingest")
@@ -157,8 +102,8 @@ class RuntimeFlags(BaseSettings):
         None, description="reads may fetch over REST; follows enable_market_auto_tail_backfill when unset"
     )
     market_history_source: Literal["none", "freqtrade"] = Field("none", description="files to look in before REST")
-    freqtrade_data_dir: Path | None = Field(None, description="where freqtrade keeps its data files")
-    archive_url: str | None = Field(
+    freqtrade_data_dir: OptionalPath = Field(None, description="where freqtrade keeps its data files")
+    archive_url: ArchiveUrl = Field(
         None, min_length=1, description="the exchange's archive, for long histories: https://… or a folder"
     )
     enable_derived_timeframes: bool = Field(True, description="compute derived timeframes")
@@ -217,70 +162,99 @@ class RuntimeFlags(BaseSettings):
         True, description="use the proxies of HTTPS_PROXY, HTTP_PROXY and NO_PROXY to reach exchanges and archives"
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
 
 @dataclass(frozen=True, slots=True)
 class FlagRow:
-    """One line of `klinesync flags`."""
+    """One line of `klinesync flags`. `default` and `value` are as they would be written, secrets masked."""
 
     name: str
     environment: str
-    default: object
-    value: object
+    default: str
+    value: str
     source: str
     meaning: str
 
 
-def load_flags(command_line: Mapping[str, str] | None = None) -> RuntimeFlags:
-    """The flags in force. Raises `BadFlag` for the first unknown name, malformed value or unbuilt part."""
-    given = dict(command_line or {})
-    known = RuntimeFlags.model_fields
-    for variable in sorted(os.environ):
-        name = variable.removeprefix(ENV_PREFIX)
-        if name != variable and variable not in TEST_VARIABLES and name.lower() not in known:
-            raise BadFlag(variable, "there is no such flag; `klinesync flags` lists them all")
-    try:
-        flags = RuntimeFlags(**given)  # type: ignore[arg-type]  # texts, which validation turns into values
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "configuration"
-        if first["type"] == "extra_forbidden":
-            raise BadFlag(name, "there is no such flag; `klinesync flags` lists them all") from None
-        raise BadFlag(name, first["msg"].removeprefix("Value error, ")) from None
-    except ValueError as error:  # klinesync.toml is no TOML
-        raise BadFlag(CONFIG_FILE, f"cannot be read: {error}") from None
-    _check_built(flags)
-    return flags
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What was read. `flags` has the default where what was given is wrong; `given` has what was given, by flag;
+    `problems` is empty where the start may go on; `left_out` names an orchestrator's variables."""
+
+    flags: RuntimeFlags
+    given: Mapping[str, Given]
+    problems: tuple[BadFlag, ...]
+    left_out: tuple[str, ...]
+
+    def source(self, name: str) -> str:
+        """Where a flag's value comes from."""
+        return self.given[name].source if name in self.given else "default"
+
+    def rows(self) -> list[FlagRow]:
+        """Every flag with its default, the value in force and where that came from."""
+        rows = []
+        for name, field in RuntimeFlags.model_fields.items():
+            default, value = default_of(name), getattr(self.flags, name)
+            rows.append(
+                FlagRow(
+                    name,
+                    f"{ENV_PREFIX}{name.upper()}",
+                    flag_text(default),
+                    MASK if is_secret(field) and value is not None else masked(flag_text(value)),
+                    self.source(name),
+                    field.description or "",
+                )
+            )
+        return rows
 
 
-def flag_rows(flags: RuntimeFlags, command_line: Mapping[str, str] | None = None) -> list[FlagRow]:
-    """Every flag with its default, the value in force and where that came from."""
-    environment = {variable.lower() for variable in os.environ}
-    from_file = TomlConfigSettingsSource(RuntimeFlags)()
-    rows = []
-    for name, field in RuntimeFlags.model_fields.items():
-        variable = f"{ENV_PREFIX}{name.upper()}"
-        if name in (command_line or {}):
-            source = "command line"
-        elif variable.lower() in environment:
-            source = "environment"
-        elif name in from_file:
-            source = CONFIG_FILE
-        else:
-            source = "default"
-        default = field.get_default(call_default_factory=True, validated_data={})
-        rows.append(FlagRow(name, variable, default, getattr(flags, name), source, field.description or ""))
-    return rows
+def read_configuration(command_line: Mapping[str, object] | None = None) -> Configuration:
+    """All that is configured, right or wrong. Raises nothing."""
+    sources = read_sources(command_line or {}, RuntimeFlags.model_fields)
+    problems = list(sources.problems)
+    given = dict(sources.given)
+    flags = None
+    while flags is None:
+        try:
+            flags = RuntimeFlags.model_validate({name: one.value for name, one in given.items()})
+        except ValidationError as error:
+            for name, reason in _reasons(error).items():
+                problems.append(_refused(given.pop(name), reason))
+    for name, reason in _unbuilt(flags).items():
+        problems.append(_refused(given[name], reason))
+    return Configuration(flags, sources.given, tuple(problems), tuple(sources.left_out))
+
+
+def load_flags(command_line: Mapping[str, object] | None = None) -> RuntimeFlags:
+    """The flags in force. Raises `BadFlag` for an unknown name, a malformed value or a part that is not built."""
+    found = read_configuration(command_line)
+    if found.left_out:
+        logger.info("variables of an orchestrator are no flags, and left out: %s", ", ".join(found.left_out))
+    if found.problems:
+        raise found.problems[0]
+    return found.flags
+
+
+def _reasons(error: ValidationError) -> dict[str, str]:
+    """Why each wrong value is refused, by flag; empty where what is allowed says all there is to say."""
+    reasons: dict[str, str] = {}
+    for detail in error.errors():
+        reason = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else ""
+        reasons.setdefault(str(detail["loc"][0]), reason)
+    return reasons
+
+
+def _refused(given: Given, reason: str) -> BadFlag:
+    field = RuntimeFlags.model_fields[given.name]
+    text = shown(given.value, secret=is_secret(field))
+    because = f": {masked(reason)}" if reason else ""
+    reason = f"{text} from {given.where} is refused{because}; allowed: {allowed(field)}"
+    return BadFlag(given.name, reason, given.source)
+
+
+def default_of(name: str) -> object:
+    """A flag's default."""
+    default: object = RuntimeFlags.model_fields[name].get_default(call_default_factory=True, validated_data={})
+    return default
 
 
 def flag_text(value: object) -> str:
@@ -341,14 +315,11 @@ _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
 }
 
 
-def _check_built(flags: RuntimeFlags) -> None:
+def _unbuilt(flags: RuntimeFlags) -> dict[str, str]:
+    """Why values cannot be served yet, by flag."""
+    reasons = {}
     for name, (part, without) in _UNBUILT.items():
         value = getattr(flags, name)
-        default = RuntimeFlags.model_fields[name].get_default(call_default_factory=True, validated_data={})
-        if value != default and value not in without:
-            raise BadFlag(name, f"{part} is not built yet; leave {name} at its default")
-    if not flags.database_url.startswith("sqlite:///"):
-        reason = (
-            "PostgreSQL is not built yet" if flags.database_url.startswith("postgres") else "it is no sqlite:///path"
-        )
-        raise BadFlag("database_url", f"{reason}; use sqlite:/// and an absolute path")
+        if value != default_of(name) and value not in without:
+            reasons[name] = f"{part} is not built yet; leave {name} at its default"
+    return reasons
