@@ -20,8 +20,8 @@ and what is allowed.
 
 - Booleans: `on`/`off`, `true`/`false`, `1`/`0`. Lists: comma-separated. `database_url`: `sqlite:///` and an absolute
   path. Endpoints have no path: the service appends its own.
-- `{flag_sources.ENV_FILE}` has lines `{flag_sources.ENV_PREFIX}PORT=8001`, also quoted or after `export`. A value counts
-  as it is written: `$NAME` stands for itself. Lines of other programs are passed over.
+- `{flag_sources.ENV_FILE}` has lines `{flag_sources.ENV_PREFIX}PORT=8001`, also quoted or after `export`. A value
+  counts as it is written: `$NAME` stands for itself. Lines of other programs are passed over.
 - What Kubernetes and Docker inject for a service called `klinesync` (`{flag_sources.ENV_PREFIX}PORT=tcp://…`,
   `{flag_sources.ENV_PREFIX}SERVICE_*`, `{flag_sources.ENV_PREFIX}PORT_*`) is left out with one log line.
 - Every command but `sim` and `completion` takes every flag. `--help` lists the flags that the command makes use of.
