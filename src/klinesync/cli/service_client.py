@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from klinesync import __version__
+from klinesync.core.busy import repeat_after_s
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import Rejected, Transient
 from klinesync.core.gaps import Span
@@ -38,6 +39,10 @@ class ServiceError(Transient):
 
 class _Refusal(msgspec.Struct):
     detail: str
+
+
+class _Coded(msgspec.Struct):
+    code: str | None = None
 
 
 class _Begun(msgspec.Struct):
@@ -130,13 +135,20 @@ class ServiceClient:
         self, method: str, path: str, params: Mapping[str, str] | None = None, body: Mapping[str, object] | None = None
     ) -> tuple[int, str]:
         data = None if body is None else msgspec.json.encode(body)
+        repeats = 0
         try:
-            async with self._session.request(
-                method, self._url + path, params=params, data=data, allow_redirects=False
-            ) as answer:
-                if elsewhere := location(answer):
-                    raise ServiceError(f"the service at {self._url} answers {answer.status}{elsewhere}")
-                return answer.status, await answer.text()
+            while True:
+                async with self._session.request(
+                    method, self._url + path, params=params, data=data, allow_redirects=False
+                ) as answer:
+                    if elsewhere := location(answer):
+                        raise ServiceError(f"the service at {self._url} answers {answer.status}{elsewhere}")
+                    text = await answer.text()
+                pause_s = repeat_after_s(answer.status, _code(text), answer.headers.get("Retry-After"), repeats)
+                if pause_s is None:
+                    return answer.status, text
+                repeats += 1
+                await asyncio.sleep(pause_s)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             why = str(error) or type(error).__name__
             raise ServiceError(f"the service at {self._url} does not answer: {why}") from error
@@ -162,6 +174,13 @@ def _decoded(text: str, kind: type[T]) -> T:
         return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError as error:
         raise ServiceError(f"what the service answers is not to be understood: {error}") from None
+
+
+def _code(text: str) -> str | None:
+    try:
+        return msgspec.json.decode(text, type=_Coded).code
+    except msgspec.DecodeError:
+        return None
 
 
 def _detail(text: str) -> str:
