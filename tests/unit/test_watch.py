@@ -11,17 +11,21 @@ from hypothesis import strategies as st
 
 from klinesync.client.board import (
     HELD_CANDLES,
+    NOTICE_S,
     Board,
     Column,
     Health,
+    Unanswered,
     change,
+    duration,
     fitting,
+    notice,
     number,
     places,
     plain,
     sparkline,
 )
-from klinesync.client.follow import ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
+from klinesync.client.follow import CaughtUp, ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
 from klinesync.client.watch import as_json, line
 from klinesync.core.candle import MAX_VALUE, Candle
 from klinesync.core.series_id import SeriesId
@@ -30,10 +34,12 @@ SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 closed = partial(ClosedCandle, series=SERIES)
 forming = partial(FormingCandle, series=SERIES)
 connected = partial(Connected, series=SERIES)
+caught_up = partial(CaughtUp, series=SERIES)
 disconnected = partial(Disconnected, series=SERIES)
 system = partial(System, series=SERIES)
 gap_ = partial(Gap, series=SERIES)
 START = 1_700_000_040
+NOW = 1000.0  # on the monotonic clock
 CLOSED = closed(Candle(START, 1.0, 2.0, 0.5, 1.5, 10.0))
 STALE = system("stream.stale", "no frames for 15 s", {"since": 1_700_000_100})
 
@@ -42,14 +48,14 @@ def candle(at: int, close: float = 1.5) -> Candle:
     return Candle(START + 60 * at, 1.0, 2.0, 0.5, close, 10.0)
 
 
-def shown(board: Board, width: int = 120, height: int = 40) -> list[str]:
-    return [text.plain for text in board.lines(width, height)]
+def shown(board: Board, width: int = 120, height: int = 40, now_s: float = NOW) -> list[str]:
+    return [text.plain for text in board.lines(width, height, now_s)]
 
 
 def taken(*updates: Update) -> Board:
     board = Board(SERIES)
     for update in updates:
-        board.take(update)
+        board.take(update, NOW)
     return board
 
 
@@ -91,9 +97,9 @@ def test_the_forming_candle_is_on_top_and_marked_until_it_closes() -> None:
     assert names.split() == ["UTC", "open", "high", "low", "close", "volume", "change"]
     assert first.split() == [">", "2023-11-14", "22:15", "1.00", "2.00", "0.50", "1.25", "10", "+25.00%", "forming"]
     assert second.split() == ["2023-11-14", "22:14", "1.00", "2.00", "0.50", "1.50", "10", "+50.00%"]
-    board.take(closed(candle(1)))
+    board.take(closed(candle(1)), NOW)
     assert "forming" not in "".join(shown(board))
-    board.take(forming(candle(1)))  # from before it closed
+    board.take(forming(candle(1)), NOW)  # from before it closed
     assert "forming" not in "".join(shown(board))
 
 
@@ -107,50 +113,165 @@ def test_a_correction_replaces_the_candle_and_is_marked() -> None:
 def test_a_hole_is_a_line_between_its_neighbours_until_it_is_filled() -> None:
     board = taken(CLOSED, gap_(START + 60, START + 180, "confirmed_empty"), closed(candle(3)))
     assert shown(board)[-2].strip() == "2 candles missing (confirmed empty)"
-    board.take(closed(candle(1), revised=True))
-    board.take(closed(candle(2), revised=True))
+    board.take(closed(candle(1), revised=True), NOW)
+    board.take(closed(candle(2), revised=True), NOW)
     assert "missing" not in "".join(shown(board))
 
 
-def test_the_board_says_what_is_the_matter_until_it_is_over() -> None:
+def test_a_notice_ends_when_its_cause_does() -> None:
     progress = system("backfill.progress", "40 %", {"state": "running"})
     board = taken(connected(START, "live"), CLOSED, STALE, progress)
     assert shown(board)[:3] == [
-        f"{SERIES}  connected",
+        f"{SERIES}  stale for 0 s",
         "stream.stale: no frames for 15 s",
         "backfill.progress: 40 %",
     ]
-    board.take(system("stream.live", "frames again", {}))
-    assert shown(board)[:3] == [f"{SERIES}  connected", "backfill.progress: 40 %", ""]
-    board.take(system("backfill.progress", "gave up", {"state": "failed"}))
-    assert shown(board)[:2] == [f"{SERIES}  connected", ""]
-    board.take(STALE)
-    board.take(disconnected("the service shuts down"))
+    board.take(system("stream.live", "frames again", {}), NOW)
+    assert shown(board)[:3] == [f"{SERIES}  live", "backfill.progress: 40 %", ""]
+    board.take(system("backfill.progress", "gave up", {"state": "failed"}), NOW)
+    assert shown(board)[:2] == [f"{SERIES}  live", ""]
+    board.take(STALE, NOW)
+    board.take(disconnected("the service shuts down"), NOW)
     assert shown(board)[:3] == [f"{SERIES}  not connected, trying again", "the service shuts down", ""]
-    board.take(connected(START, "live"))
-    assert shown(board)[:2] == [f"{SERIES}  connected", ""]
+    board.take(connected(START, "live"), NOW)
+    assert shown(board)[:2] == [f"{SERIES}  live", ""]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        system("factor.rebuild", "computed anew: up to date", {"state": "done"}),
+        system("factor.rebuild", "computed anew: up to date", {"epoch": 3}),  # an older service
+        system("history.extended", "older candles are there", {"first_time": 60}),
+        system("slow", "half of what may wait does wait", {}),
+        system("resync", "", {}),
+        system("new.kind", "whatever comes next", {}),
+    ],
+    ids=lambda event: event.event,
+)
+def test_what_is_over_when_it_is_told_is_shown_for_a_moment(event: System) -> None:
+    board = taken(connected(START, "live"), CLOSED, event)
+    assert notice(event) in shown(board, now_s=NOW + NOTICE_S - 1)
+    assert notice(event) not in shown(board, now_s=NOW + NOTICE_S)
+
+
+def test_a_rebuild_is_shown_until_it_is_done() -> None:
+    board = taken(connected(START, "live"), CLOSED, system("factor.rebuild", "40 %", {"state": "running"}))
+    assert "factor.rebuild: 40 %" in shown(board, now_s=NOW + 3600)
+    board.take(system("factor.rebuild", "up to date", {"state": "done"}), NOW + 3600)
+    assert "factor.rebuild: 40 %" not in shown(board, now_s=NOW + 3600)
+    assert not [text for text in shown(board, now_s=NOW + 3700) if "factor" in text]
+
+
+def test_health_ends_a_notice_whose_end_was_not_heard() -> None:
+    progress = system("backfill.progress", "40 %", {"state": "running"})
+    board = taken(connected(START, "live"), CLOSED, STALE, progress)
+    board.judge(Health("yellow", "backfill_running", "stale", backfill="running", backfill_pct=40.0), NOW)
+    assert len(board.notices) == 2
+    board.judge(Health("green", "up_to_date", "live", backfill="succeeded"), NOW)
+    assert not board.notices
+    assert shown(board)[:3] == [f"{SERIES}  live", "● green: up to date", ""]
+
+
+@pytest.mark.parametrize(
+    ("stream", "words", "colour"),
+    [
+        ("live", "live", "green"),
+        ("subscribed", "subscribed, no frame yet", "yellow"),
+        ("stale", "stale", "yellow"),
+        ("rest_fallback", "stale, read over REST", "yellow"),
+        ("reconnecting", "reconnecting", "yellow"),
+        ("delisted", "delisted", "yellow"),
+        ("off", "not followed", "default"),
+        ("new_state", "new state", "yellow"),
+        ("", "connected", "default"),
+    ],
+)
+def test_the_lamp_is_the_state_of_the_stream_and_not_of_the_connection(stream: str, words: str, colour: str) -> None:
+    (title, *_) = taken(connected(START, stream)).lines(100, 40, NOW)
+    assert title.plain == f"{SERIES}  {words}"
+    assert [str(span.style) for span in title.spans] == [f"not bold {colour}"]
+
+
+def test_the_age_of_the_data_grows_until_live_data_come() -> None:
+    board = taken(connected(START, "live"), CLOSED)
+    assert shown(board, now_s=NOW + 50)[0] == f"{SERIES}  live", "history is no live data"
+    board.take(caught_up(START), NOW)
+    board.take(forming(candle(1)), NOW + 10)
+    assert shown(board, now_s=NOW + 12.5)[0] == f"{SERIES}  live, data 2 s old"
+    board.take(closed(candle(0), revised=True), NOW + 100)
+    assert shown(board, now_s=NOW + 140)[0] == f"{SERIES}  live, data 2 min old", "a correction is no live data"
+    board.take(system("stream.reconnecting", "the connection is gone", {}), NOW + 140)
+    assert shown(board, now_s=NOW + 200)[:2] == [
+        f"{SERIES}  reconnecting for 60 s, data 3 min old",
+        "stream.reconnecting: the connection is gone",
+    ]
+    board.take(disconnected("the service shuts down"), NOW + 200)
+    assert shown(board, now_s=NOW + 7300)[0] == f"{SERIES}  not connected, trying again, data 2 h old"
+    board.take(connected(START, "live"), NOW + 7300)
+    board.take(caught_up(START), NOW + 7300)
+    board.take(closed(candle(1)), NOW + 7300)
+    assert shown(board, now_s=NOW + 7300)[0] == f"{SERIES}  live, data 0 s old"
+
+
+def test_the_first_frame_corrects_what_was_acknowledged() -> None:
+    board = taken(connected(START, "subscribed"), CLOSED, caught_up(START))
+    assert shown(board)[0] == f"{SERIES}  subscribed, no frame yet"
+    board.take(forming(candle(1)), NOW)
+    assert shown(board)[0] == f"{SERIES}  live, data 0 s old"
+
+
+def test_before_live_data_come_the_service_says_how_old_the_data_are() -> None:
+    board = taken(connected(START, "reconnecting"), CLOSED)
+    board.judge(Health("red", "lagging_no_recent_backfill", "reconnecting", "refused", 300.0, 330.0), NOW)
+    assert shown(board)[:3] == [
+        f"{SERIES}  reconnecting for 5 min, data 5 min old",
+        "● red: lagging no recent backfill",
+        "refused",
+    ]
+
+
+def test_a_service_that_does_not_say_is_no_live_data() -> None:
+    board = taken(connected(START, "live"), CLOSED)
+    board.judge(Unanswered("no answer in time"), NOW)
+    assert shown(board)[:2] == [
+        f"{SERIES}  state unknown",
+        "the service does not say how the series is: no answer in time",
+    ]
+    board.judge(Health("green", "up_to_date", "live"), NOW)
+    assert shown(board)[:2] == [f"{SERIES}  live", "● green: up to date"]
 
 
 @pytest.mark.parametrize("status", ["green", "yellow", "red"])
 def test_health_has_its_colour_and_its_reason(status: str) -> None:
     board = taken(connected(START, "live"), CLOSED)
-    board.health = Health(status, "lagging_no_recent_backfill", "rest_fallback", "no frames", 40.0)
-    title, health, detail = board.lines(100, 40)[:3]
-    assert title.plain == f"{SERIES}  connected"
-    assert health.plain == f"● {status}: lagging no recent backfill, 40 %  stream rest fallback"
-    assert health.style == status
+    health = Health(status, "backfill_running", "rest_fallback", "no frames", backfill="running", backfill_pct=40.0)
+    board.judge(health, NOW)
+    title, judged, detail = board.lines(100, 40, NOW)[:3]
+    assert title.plain == f"{SERIES}  stale, read over REST"
+    assert judged.plain == f"● {status}: backfill running, 40 %"
+    assert judged.style == status
     assert detail.plain == "no frames"
-    board.take(disconnected("gone"))
-    board.health = Health("green", "up_to_date", "live")  # asked while the connection is still to be made
-    assert "stream" not in "".join(shown(board))
-    board.take(connected(START, "live"))
-    assert shown(board)[1] == "● green: up to date  stream live"
+    board.take(disconnected("gone"), NOW)
+    board.judge(Health("green", "up_to_date", "live"), NOW)  # asked while the connection is still to be made
+    assert "green" not in "".join(shown(board))
+    assert shown(board)[0] == f"{SERIES}  not connected, trying again"
+    board.take(connected(START, "live"), NOW)
+    assert shown(board)[1] == "● green: up to date"
 
 
 def test_a_service_that_does_not_judge_leaves_no_trace_of_it() -> None:
     board = taken(connected(START, "live"), CLOSED, closed(candle(1)))
-    assert shown(board)[0] == f"{SERIES}  connected"
+    board.judge(None, NOW)
+    assert shown(board)[0] == f"{SERIES}  live"
     assert shown(board)[1].endswith("1.5 to 1.5")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "0 s"), (0.9, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d")]
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -196,7 +317,7 @@ def test_the_sparkline_runs_from_the_oldest_to_the_newest() -> None:
     assert sparkline([5.0, 5.0]) == "▅▅"
     board = taken(closed(candle(0, close=1.0)), closed(candle(1, close=2.0)), forming(candle(2)))
     assert shown(board)[1] == "▁█▅  1.0 to 2.0"
-    assert "▁" not in "".join(text.plain for text in board.lines(100, 40, ascii_only=True))
+    assert "▁" not in "".join(text.plain for text in board.lines(100, 40, NOW, ascii_only=True))
 
 
 def test_what_a_message_says_does_not_move_the_cursor() -> None:
@@ -225,8 +346,8 @@ def test_narrow_terminals_keep_time_and_close_and_drop_high_and_low_together() -
 def test_the_board_holds_a_bounded_number_of_candles() -> None:
     board = Board(SERIES)
     for at in range(3 * HELD_CANDLES):
-        board.take(gap_(START, START + 60 * at, "unknown"))
-        board.take(closed(candle(at), revised=at % 2 == 0))
+        board.take(gap_(START, START + 60 * at, "unknown"), NOW)
+        board.take(closed(candle(at), revised=at % 2 == 0), NOW)
     assert len(board.closed) == HELD_CANDLES
     assert len(board.revised) == HELD_CANDLES // 2
     assert len(board._gaps) == HELD_CANDLES
@@ -236,6 +357,7 @@ values = st.floats(0, MAX_VALUE) | st.integers(0, 10**9).map(lambda cents: cents
 candles = st.builds(Candle, st.integers(0, 90).map(lambda at: START + 60 * at), values, values, values, values, values)
 texts = st.text(max_size=300)
 updates = st.one_of(
+    st.builds(caught_up, st.none()),
     st.builds(connected, st.none() | st.just(START), texts),
     st.builds(closed, candles, st.booleans()),
     st.builds(forming, candles),
@@ -245,13 +367,20 @@ updates = st.one_of(
 )
 
 
-@given(st.lists(updates, max_size=60), st.integers(1, 200), st.integers(1, 60), st.booleans())
+healths = st.one_of(
+    st.none(),
+    st.just(Health("red", "missing_head", "off", "a detail", 5.0, 1e9)),
+    st.just(Unanswered("no answer in time")),
+)
+
+
+@given(st.lists(updates, max_size=60), healths, st.integers(1, 200), st.integers(1, 60), st.booleans())
 def test_whatever_happens_the_board_fits_the_terminal(
-    happened: list[Update], width: int, height: int, ascii_only: bool
+    happened: list[Update], health: Health | Unanswered | None, width: int, height: int, ascii_only: bool
 ) -> None:
     board = taken(*happened)
-    board.health = Health("red", "missing_head", "off", "a detail")
-    lines = board.lines(width, height, ascii_only=ascii_only)
+    board.judge(health, NOW)
+    lines = board.lines(width, height, NOW, ascii_only=ascii_only)
     assert len(lines) <= height
     assert max((text.cell_len for text in lines), default=0) <= width
     assert not [letter for text in lines for letter in text.plain if not letter.isprintable()]

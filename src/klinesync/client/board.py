@@ -10,7 +10,16 @@ from decimal import Decimal
 
 from rich.text import Text
 
-from klinesync.client.follow import ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
+from klinesync.client.updates import (
+    CaughtUp,
+    ClosedCandle,
+    Connected,
+    Disconnected,
+    FormingCandle,
+    Gap,
+    System,
+    Update,
+)
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
@@ -28,22 +37,63 @@ MOST_PLACES = 12
 COMPUTED_DIGITS = 12
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {"green": "green", "yellow": "yellow", "red": "red"}
+# How long a message stays whose end nobody tells, in seconds.
+NOTICE_S = 15.0
+# States of a stream: words and colour. A service that tells none is connected, and nothing more is known.
+STATES = {
+    "live": ("live", "green"),
+    "subscribed": ("subscribed, no frame yet", "yellow"),
+    "stale": ("stale", "yellow"),
+    "rest_fallback": ("stale, read over REST", "yellow"),
+    "reconnecting": ("reconnecting", "yellow"),
+    "delisted": ("delisted", "yellow"),
+    "off": ("not followed", "default"),
+    "": ("connected", "default"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the service says of the series: one status with one reason, its stream, and how far a backfill is."""
+    """What the service says of the series: one status with one reason, its stream, and its backfill.
+
+    status: green, yellow or red
+    reason: the reason's code
+    stream: state of the stream
+    detail: why the stream is in that state; may be empty
+    state_s: for how long, in seconds of the exchange; None: unknown
+    silent_s: time since the stream's last frame, in seconds of the exchange; None: no frame yet
+    backfill: state of the backfill
+    backfill_pct: its progress in percent, while it runs; None: unknown
+    """
 
     status: str
     reason: str
     stream: str
     detail: str = ""
+    state_s: float | None = None
+    silent_s: float | None = None
+    backfill: str = "idle"
     backfill_pct: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """The service was asked for the health of the series, and gave no answer. `reason`: why, in words."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A message on the board. `until_s`: when it goes, on our clock; None: when its cause ends."""
+
+    text: str
+    until_s: float | None
+
+
 class Board:
-    """What is known of a series: the newest closed candles, the forming one, the connection, and what the service
-    says."""
+    """What is known of a series: the newest closed candles, the forming one, the state and age of the data, and what
+    the service says. `now_s`: our monotonic clock, in all methods."""
 
     def __init__(self, series: SeriesId) -> None:
         self.series = series
@@ -52,37 +102,83 @@ class Board:
         self.forming: Candle | None = None
         self.connected = False
         self.trouble = ""
-        self.health: Health | None = None
-        self.notices: dict[str, str] = {}
+        self.health: Health | Unanswered | None = None
+        self.notices: dict[str, Notice] = {}
+        self._stream = ""  # the newest known state of the stream
+        self._state_at_s: float | None = None  # since when
+        self._live = False  # history has come on this connection
+        self._fresh_at_s: float | None = None  # when the newest live data came
         self._gaps: dict[int, str] = {}  # what was told of the hole before a candle
         # They only grow, so that columns do not jump.
         self._price_places = 0
         self._volume_places = 0
 
-    def take(self, update: Update) -> None:
+    def take(self, update: Update, now_s: float) -> None:
         """Bring the board up to date."""
         if isinstance(update, Disconnected):
             self.connected, self.trouble = False, plain(update.reason)
             self.health = None
             self.notices.clear()
+            self._stream, self._state_at_s, self._live = "", None, False
             return
         self.connected, self.trouble = True, ""
         match update:
-            case Connected():
-                pass
+            case Connected(_, stream):
+                self._set_stream(plain(stream), None)
+            case CaughtUp():
+                self._live = True
             case ClosedCandle(candle, revised):
                 self._close(candle, revised=revised)
+                if self._live and not revised:
+                    self._refresh(now_s)
             case FormingCandle(candle):
+                self._refresh(now_s)
                 if candle.time > max(self.closed, default=-1):
                     self.forming = candle
                     self._measure(candle)
             case Gap(_, actual, state):
                 self._gaps[actual] = plain(state)
-            case System(event, _, data):
-                kind = event.partition(".")[0]
-                self.notices.pop(kind, None)
-                if event not in ("stream.live", "resync") and data.get("state", "running") == "running":
-                    self.notices[kind] = notice(update)  # until the next of its kind
+            case System():
+                self._notice(update, now_s)
+
+    def judge(self, health: Health | Unanswered | None, now_s: float) -> None:
+        """What the service says of the series now. None: this service does not judge."""
+        self.health = health
+        if not isinstance(health, Health):
+            return
+        state_at_s = None if health.state_s is None else now_s - health.state_s
+        self._set_stream(health.stream, state_at_s)
+        if self._fresh_at_s is None and health.silent_s is not None:
+            self._fresh_at_s = now_s - health.silent_s
+        if health.stream == "live":
+            self.notices.pop("stream", None)
+        if health.backfill != "running":
+            self.notices.pop("backfill", None)
+
+    def _refresh(self, now_s: float) -> None:
+        """Live data have come."""
+        self._live, self._fresh_at_s = True, now_s
+        if self._stream == "subscribed":
+            self._set_stream("live", now_s)
+
+    def _set_stream(self, state: str, at_s: float | None) -> None:
+        self._stream, self._state_at_s = state, at_s
+
+    def _notice(self, system: System, now_s: float) -> None:
+        """A message stays while its cause lasts. Where no end will be told, it stays for a moment."""
+        kind, _, what = system.event.partition(".")
+        running = system.data.get("state") == "running"
+        if kind == "stream":
+            self._set_stream(plain(what), now_s)
+            lasts, over = what != "live", what == "live"
+        elif system.event == "backfill.progress":
+            lasts, over = running, not running
+        else:
+            lasts, over = running, False
+        if over:
+            self.notices.pop(kind, None)
+        else:
+            self.notices[kind] = Notice(notice(system), None if lasts else now_s + NOTICE_S)
 
     def _close(self, candle: Candle, *, revised: bool) -> None:
         self.closed[candle.time] = candle
@@ -103,9 +199,18 @@ class Board:
         self._price_places = max(self._price_places, *(places(price) for price in candle[1:5]))
         self._volume_places = max(self._volume_places, places(candle.volume))
 
-    def lines(self, width: int, height: int, *, ascii_only: bool = False) -> list[Text]:
-        """At most `height` lines of at most `width` cells."""
-        head = [self._title(), *self._said(width, ascii_only=ascii_only)]
+    def lines(self, width: int, height: int, now_s: float, *, ascii_only: bool = False) -> list[Text]:
+        """The board as text.
+
+        width: most cells of a line
+        height: most lines
+        now_s: our monotonic clock
+        ascii_only: whether the terminal shows ASCII alone; False by default
+        """
+        self.notices = {
+            kind: told for kind, told in self.notices.items() if told.until_s is None or told.until_s > now_s
+        }
+        head = [self._title(now_s), *self._said(width, ascii_only=ascii_only)]
         between = [*([] if ascii_only else self._sparkline(width)), Text()]
         room = height - len(head) - len(between) - 1  # the names of the columns
         if room < FEWEST_ROWS:
@@ -117,32 +222,42 @@ class Board:
             line.truncate(width, overflow="crop")
         return shown
 
-    def _title(self) -> Text:
+    def _title(self, now_s: float) -> Text:
+        """The series, the state of its data, and their age. An open connection to the service is no live data."""
         title = Text(str(self.series), style="bold")
-        if self.connected:
-            title.append("  connected", "not bold green")
-        elif self.trouble:
-            title.append("  not connected, trying again", "not bold red")
-        else:
-            title.append("  connecting", "not bold yellow")
+        state, colour = self._state(now_s)
+        title.append(f"  {state}", f"not bold {colour}")
+        if self._fresh_at_s is not None:
+            title.append(f", data {duration(now_s - self._fresh_at_s)} old", f"not bold {colour}")
         return title
+
+    def _state(self, now_s: float) -> tuple[str, str]:
+        if not self.connected:
+            return ("not connected, trying again", "red") if self.trouble else ("connecting", "yellow")
+        if isinstance(self.health, Unanswered):
+            return "state unknown", "yellow"
+        words, colour = STATES.get(self._stream, (self._stream.replace("_", " "), "yellow"))
+        if self._state_at_s is not None and self._stream != "live":
+            words += f" for {duration(now_s - self._state_at_s)}"
+        return words, colour
 
     def _said(self, width: int, *, ascii_only: bool) -> list[Text]:
         """What is the matter, and how the service judges the series."""
         lines = _wrapped(self.trouble, width, "red")
-        health = self.health
-        if health is not None and self.connected:
+        health = self.health if self.connected else None
+        if isinstance(health, Unanswered):
+            lines += _wrapped(f"the service does not say how the series is: {health.reason}", width, "yellow")
+        elif health is not None:
             colour = COLOURS.get(health.status, "")
             line = Text("* " if ascii_only else "● ", style=colour)
             line.append(f"{health.status}: {health.reason.replace('_', ' ')}")
-            if health.backfill_pct is not None:
+            if health.backfill == "running" and health.backfill_pct is not None:
                 line.append(f", {health.backfill_pct:.0f} %")
-            line.append(f"  stream {health.stream.replace('_', ' ')}", "default")
             lines.append(line)
             if health.detail and "stream" not in self.notices:
                 lines += _wrapped(health.detail, width, "dim")
-        for text in self.notices.values():
-            lines += _wrapped(text, width, "yellow")
+        for told in self.notices.values():
+            lines += _wrapped(told.text, width, "yellow")
         return lines
 
     def _sparkline(self, width: int) -> list[Text]:
@@ -305,6 +420,15 @@ def change(candle: Candle) -> str:
         return ""
     percent = round((candle.close / candle.open - 1) * 100, 2)
     return f"{percent + 0.0:+.2f}%" if percent else "0.00%"
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `5 min`, `3 h`, `2 d`: rounded down."""
+    whole = max(int(seconds), 0)
+    for size, unit in ((DAY_S, "d"), (3600, "h"), (60, "min")):
+        if whole >= 2 * size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
 
 
 def clock(time: int) -> str:

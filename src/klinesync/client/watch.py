@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import TypeVar
 
 import aiohttp
@@ -15,20 +15,22 @@ import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 
-from klinesync.client.board import HELD_CANDLES, Board, Health, clock, notice, number, plain
-from klinesync.client.follow import (
+from klinesync.client.asking import ServiceError, get, service_url, unreachable
+from klinesync.client.asking import reason as why_not
+from klinesync.client.board import HELD_CANDLES, Board, Health, Unanswered, clock, notice, number, plain
+from klinesync.client.follow import follow
+from klinesync.client.progress import EVERYTHING, What
+from klinesync.client.session import open_session
+from klinesync.client.updates import (
     CaughtUp,
     ClosedCandle,
     Connected,
     Disconnected,
     FormingCandle,
     Gap,
-    ServiceError,
     System,
     Update,
-    follow,
 )
-from klinesync.client.session import open_session
 from klinesync.core.series_id import SeriesId
 
 # Candles from before the start that are shown where there is no board.
@@ -37,6 +39,8 @@ FETCH_TIMEOUT_S = 10.0
 HEALTH_INTERVAL_S = 3.0
 # However many updates come, the eye gets that many boards a second.
 DRAW_INTERVAL_S = 0.1
+# The board is drawn that often when nothing comes, in seconds: data grow older.
+AGE_INTERVAL_S = 1.0
 
 T = TypeVar("T")
 
@@ -53,9 +57,12 @@ class _Backfill(msgspec.Struct):
 class _Stream(msgspec.Struct):
     state: str
     detail: str | None = None
+    since: float | None = None
+    last_frame_at: float | None = None
 
 
 class _Health(msgspec.Struct):
+    now_time: int
     status: str
     status_reason: str
     backfill: _Backfill
@@ -106,6 +113,7 @@ async def watch(url: str, series_id: str, *, as_json_lines: bool) -> int:
     """Show a series of the service at `url` until cancelled, or until nobody reads the lines any more. A terminal gets
     a board, anything else a line an event. Raises `ServiceError`, `BadSeriesId`."""
     series = SeriesId.parse(series_id)
+    url = service_url(url)
     console = Console()
     # Rich takes some variables of the environment for a terminal; a board in a file is nobody's wish.
     board = None
@@ -113,7 +121,8 @@ async def watch(url: str, series_id: str, *, as_json_lines: bool) -> int:
         board = Board(series)
     async with open_session(FETCH_TIMEOUT_S) as session:
         since = await _since(session, url, series, SHOWN_CANDLES if board is None else HELD_CANDLES)
-        async with aclosing(follow(url, series, since, wait_out_refusals=True)) as updates:
+        what: tuple[What, ...] = EVERYTHING if board is not None or as_json_lines else ("closed", "corrections")
+        async with aclosing(follow(url, series, since, what=what, wait_out_refusals=True)) as updates:
             if board is None:
                 await _print(updates, as_json if as_json_lines else line)
             else:
@@ -136,31 +145,31 @@ async def _print(updates: AsyncGenerator[Update], text_of: Callable[[Update], st
 
 
 async def _show(
-    board: Board, updates: AsyncGenerator[Update], ask: Callable[[], Awaitable[Health | None]], live: Live
+    board: Board, updates: AsyncGenerator[Update], ask: Callable[[], Awaitable[Health | Unanswered | None]], live: Live
 ) -> None:
     changed = asyncio.Event()
     changed.set()
+    clock_s = asyncio.get_running_loop().time
 
     async def receive() -> None:
         async for update in updates:
-            board.take(update)
+            board.take(update, clock_s())
             changed.set()
 
     async def ask_for_health() -> None:
         while True:
-            health = await ask()
-            if health != board.health:
-                board.health = health
-                changed.set()
+            board.judge(await ask(), clock_s())
+            changed.set()
             await asyncio.sleep(HEALTH_INTERVAL_S)
 
     async def draw() -> None:
         while True:
-            await changed.wait()
+            with suppress(TimeoutError):  # the age of the data goes on though nothing comes
+                await asyncio.wait_for(changed.wait(), AGE_INTERVAL_S)
             changed.clear()
             width, height = live.console.size
             ascii_only = live.console.options.ascii_only
-            live.update(Group(*board.lines(width, height, ascii_only=ascii_only)), refresh=True)
+            live.update(Group(*board.lines(width, height, clock_s(), ascii_only=ascii_only)), refresh=True)
             await asyncio.sleep(DRAW_INTERVAL_S)
 
     with _on_new_size(changed.set):
@@ -184,33 +193,38 @@ def _on_new_size(call: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number_)
 
 
-async def _health(session: aiohttp.ClientSession, url: str, series: SeriesId) -> Health | None:
-    """How the service judges the series; None where it does not, or cannot be asked at present."""
+async def _health(session: aiohttp.ClientSession, url: str, series: SeriesId) -> Health | Unanswered | None:
+    """How the service judges the series; None where this service does not."""
     try:
-        status, body = await _get(session, f"{url.rstrip('/')}/api/market/health", {"series_id": str(series)})
-        if status != 200:
+        status, body = await _get(session, f"{url}/api/market/health", {"series_id": str(series)})
+        if status == 404:  # the flag enable_kline_health_v2 is off, or the series is gone
             return None
+        if status != 200:
+            return Unanswered(f"it answers {status}")
         found = msgspec.json.decode(body, type=_Health)
-    except (aiohttp.ClientError, OSError, msgspec.MsgspecError):
-        return None
-    running = found.backfill.state == "running"
+    except msgspec.MsgspecError:
+        return Unanswered("its answer is not understood")
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return Unanswered(plain(why_not(error)))
+    stream = found.stream
     return Health(
         plain(found.status),
         plain(found.status_reason),
-        plain(found.stream.state),
-        plain(found.stream.detail or ""),
-        found.backfill.progress_pct if running else None,
+        plain(stream.state),
+        plain(stream.detail or ""),
+        None if stream.since is None else max(found.now_time - stream.since, 0.0),
+        None if stream.last_frame_at is None else max(found.now_time - stream.last_frame_at, 0.0),
+        plain(found.backfill.state),
+        found.backfill.progress_pct,
     )
 
 
 async def _since(session: aiohttp.ClientSession, url: str, series: SeriesId, shown: int) -> int | None:
     """The time behind which the newest `shown` candles lie; None where nothing is stored. Raises `ServiceError`."""
     try:
-        status, body = await _get(
-            session, f"{url.rstrip('/')}/api/market/candles", {"series_id": str(series), "limit": "1"}
-        )
-    except (aiohttp.ClientError, OSError):
-        raise ServiceError("unreachable", f"no klinesync answers at {url}; is it running?") from None
+        status, body = await get(session, f"{url}/api/market/candles", {"series_id": str(series), "limit": "1"})
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise ServiceError("unreachable", unreachable(url, error)) from None
     if status != 200:
         refusal = _decoded(body, _Refusal)
         reason = f"what answers at {url} answers {status}; is it klinesync?" if refusal is None else refusal.detail
