@@ -74,7 +74,7 @@ def test_json_is_read_in_pieces_wherever_these_are_cut(tmp_path: Path, monkeypat
     candles = minutes(START, 40)
     path = write_freqtrade(tmp_path / "BTC_USDT-1m.json", candles)
     for size in (7, 64, 100, 1000):
-        monkeypatch.setattr("klinesync.market_data.history.files.BLOCK_BYTES", size)
+        monkeypatch.setattr("klinesync.market_data.history.json_files.BLOCK_BYTES", size)
         assert read(path) == (candles, [])
 
 
@@ -86,7 +86,7 @@ def test_a_row_of_json_that_is_no_candle_costs_itself_alone(tmp_path: Path) -> N
     assert rows[0] == Candle(START, *good[1:])
     assert rows[1].open != rows[1].open
     assert rows[2].time == -1
-    assert broken == ["a row has 2 values instead of 6: [1.0, 2.0]"]
+    assert broken == ["a row has 2 values instead of 6: '[1, 2]'"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -100,7 +100,7 @@ def test_a_truncated_file_is_refused(ending: str, tmp_path: Path) -> None:
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
     path = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", minutes(START, 3))
     table = pa_feather.read_table(path)
-    for column, said in (("volume", "no column volume"), ("date", "no column candle_time or date or timestamp")):
+    for column, said in (("volume", "no column volume"), ("date", "no column with the open time")):
         pa_feather.write_feather(table.drop_columns([column]), str(path))
         with pytest.raises(BadFile, match=said):
             read(path)

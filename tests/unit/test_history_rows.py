@@ -13,7 +13,17 @@ from klinesync.core.candle import Candle, check_candle, check_not_future
 from klinesync.core.errors import BadCandle
 from klinesync.core.gaps import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.history.rows import MAX_TOLD, Columns, Judge, columns, pages, seconds, within
+from klinesync.market_data.history.rows import (
+    MAX_TOLD,
+    Columns,
+    Judge,
+    OutOfOrder,
+    TooManyRows,
+    columns,
+    pages,
+    seconds,
+    within,
+)
 
 NOW = 1_700_000_000
 MINUTE = Timeframe.parse("1m")
@@ -48,42 +58,70 @@ def is_sound(candle: Candle, timeframe: Timeframe) -> bool:
 
 
 def model(rows: Sequence[Candle], timeframe: Timeframe) -> tuple[list[Candle], int]:
-    """The sound rows, and how many are bad, one row at a time."""
-    kept: list[Candle] = []
+    """The sound rows in the order of time, and how many rows are bad; of each time the first row in the file counts."""
+    kept: dict[int, Candle] = {}
     bad = 0
     for row in rows:
-        if not is_sound(row, timeframe):
-            bad += 1
-        elif not kept or row.time > kept[-1].time:
-            kept.append(row)
+        if is_sound(row, timeframe):
+            bad += kept.setdefault(row.time, row) != row
         else:
-            bad += row != kept[-1]
-    return kept, bad
+            bad += 1
+    return [kept[time] for time in sorted(kept)], bad
+
+
+def in_order(rows: Sequence[Candle], timeframe: Timeframe) -> bool:
+    times = [row.time for row in rows if is_sound(row, timeframe)]
+    return times == sorted(times)
 
 
 @given(st.lists(st.lists(candles, max_size=8), max_size=4), timeframes)
-def test_what_passes_is_what_passes_the_rules_of_every_candle(
+def test_what_passes_is_what_passes_the_rules_of_every_candle_whatever_the_order(
     batches: list[list[Candle]], timeframe: Timeframe
 ) -> None:
     judge = Judge(timeframe, NOW)
-    passed = [candle for batch in batches for candle in judge.sound(columns(batch)).candles()]
-    expected, bad = model([row for batch in batches for row in batch], timeframe)
+    passed = judge.arranged(map(columns, batches), 100).candles()
+    rows = [row for batch in batches for row in batch]
+    expected, bad = model(rows, timeframe)
     assert passed == expected
-    assert (judge.rows, judge.good, judge.bad) == (sum(map(len, batches)), len(expected), bad)
+    assert (judge.rows, judge.good, judge.bad) == (len(rows), len(expected), bad)
     assert len(judge.told) == min(bad, MAX_TOLD)
     assert (judge.first, judge.last) == ((expected[0].time, expected[-1].time) if expected else (None, None))
+
+
+@given(st.lists(st.lists(candles, max_size=8), max_size=4), timeframes)
+def test_rows_in_order_pass_batch_by_batch_and_others_are_noticed(
+    batches: list[list[Candle]], timeframe: Timeframe
+) -> None:
+    judge = Judge(timeframe, NOW)
+    rows = [row for batch in batches for row in batch]
+    try:
+        passed = [candle for batch in batches for candle in judge.sound(columns(batch)).candles()]
+    except OutOfOrder:
+        assert not in_order(rows, timeframe)
+        return
+    assert in_order(rows, timeframe)
+    expected, bad = model(rows, timeframe)
+    assert passed == expected
+    assert (judge.rows, judge.good, judge.bad) == (len(rows), len(expected), bad)
+
+
+def test_only_so_many_rows_are_sorted_in_memory() -> None:
+    rows = columns([SOUND._replace(time=60 * at) for at in (3, 2, 1)])
+    assert len(Judge(MINUTE, NOW).arranged([rows], 3)) == 3
+    assert Judge(MINUTE, NOW).arranged([rows], 1, Span(60, 120)).time.tolist() == [60]
+    with pytest.raises(TooManyRows):
+        Judge(MINUTE, NOW).arranged([rows], 2)
 
 
 def test_a_bad_row_is_told_with_its_place_in_the_file() -> None:
     rows = [Candle(60 * at, 1.0, 2.0, 0.5, 1.5, 1.0) for at in range(6)]
     rows[1] = rows[1]._replace(volume=-1.0)
-    rows[4] = rows[4]._replace(time=0)
+    rows[4] = rows[4]._replace(time=0, close=2.0)
     judge = Judge(MINUTE, NOW)
-    for batch in (rows[:3], rows[3:]):
-        judge.sound(columns(batch))
+    assert len(judge.arranged([columns(rows[:3]), columns(rows[3:])], 10)) == 4
     assert judge.told == [
         "row 2: candle at 60 refused: volume -1.0 is negative",
-        "row 5: candle at 0 refused: it stands behind a later one",
+        "row 5: candle at 0 refused: it is given twice, with different values",
     ]
 
 
@@ -91,7 +129,7 @@ def test_a_row_that_says_the_same_again_is_no_bad_row_and_one_that_says_otherwis
     row = Candle(0, 1.0, 2.0, 0.5, 1.5, 1.0)
     judge = Judge(MINUTE, NOW)
     passed = judge.sound(columns([row, row, row._replace(volume=2.0)])).candles()
-    passed += judge.sound(columns([row, row._replace(time=60)])).candles()
+    passed += judge.sound(columns([row, row._replace(time=60), row._replace(time=60)])).candles()
     assert passed == [row, row._replace(time=60)]
     assert judge.told == ["row 3: candle at 0 refused: it is given twice, with different values"]
     assert judge.bad == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +133,7 @@ def test_csv_is_read_by_its_column_names(
     for candle in candles:
         values = {name: repr(value) for name, value in candle._asdict().items()} | {"x": "no number"}
         lines.append(",".join([values.get(name, time(candle.time)) for name in names.split(",")]))
-    (tmp_path / "any.csv").write_text("\n".join(lines))
+    (tmp_path / "any.csv").write_text("\n".join(lines) + "\n")
     done = run("import", tmp_path / "any.csv", "--series", SERIES)
     assert (done.status, stored(store)) == (0, candles), done
 
@@ -150,7 +152,7 @@ def test_bad_rows_are_left_out_counted_and_told(tmp_path: Path, store: Path, run
     (file,) = done.files
     assert (file["rows"], file["candles"], file["quarantined"]) == (16, 10, 6)
     told = "\n".join(map(str, file["first_bad_rows"]))  # type: ignore[call-overload]
-    for what in ("no whole second", "not on the 1m grid", "high 0.0 is below low 0.5", "has 3 columns instead of 6"):
+    for what in ("no whole second", "not on the 1m grid", "high is 0.0; a price is", "has 3 columns instead of 6"):
         assert what in told
     assert stored(store) == good
     strict = run("import", path, "--series", FUTURES, "--strict")
@@ -208,11 +210,36 @@ def test_a_zip_without_a_checksum_is_taken_and_said_to_be_so(tmp_path: Path, sto
 
 
 def test_a_file_that_is_not_what_it_seems_is_refused_whole(tmp_path: Path, store: Path, run: Run) -> None:
+    path = write_freqtrade(
+        tmp_path / "BTC_USDT-1m.feather", [Candle(START, 1.0, 1.0, 1.0, 1.0, 1.0 + at) for at in range(9)]
+    )
+    done = run("import", path)
+    assert done.status == 1
+    assert "8 of its 9 rows are bad; row 2: candle at 1714521600 refused: it is given twice" in done.err
+    assert stored(store) == []
+
+
+@pytest.mark.parametrize("name", ["any.csv", "BTC_USDT-1m.feather", "BTC_USDT-1m.json.gz", DAY])
+def test_rows_in_any_order_are_imported(name: str, tmp_path: Path, store: Path, run: Run) -> None:
+    candles = minutes(START, 1440)
+    shuffled = random.Random(7).sample(candles, len(candles))
+    path = tmp_path / name
+    if name == "any.csv":
+        path.write_text("".join(",".join(map(repr, candle)) + "\n" for candle in shuffled))
+    else:
+        (write_archive if name == DAY else write_freqtrade)(path, shuffled)
+    done = run("import", path, *(("--series", SERIES) if name == "any.csv" else ()))
+    assert (done.status, stored(store)) == (0, candles), done
+
+
+def test_a_file_too_long_to_be_sorted_here_is_refused_with_that_sentence(
+    tmp_path: Path, store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "MAX_SORTED_ROWS", 99)
     path = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", minutes(START, 100)[::-1])
     done = run("import", path)
     assert done.status == 1
-    assert "99 of its 100 rows are bad; row 2: candle at" in done.err
-    assert "stands behind a later one" in done.err
+    assert "its rows are not in the order of time, and more than the 99 that are sorted here" in done.err
     assert stored(store) == []
 
 
@@ -233,7 +260,8 @@ def test_a_derived_series_is_refused_and_passed_over_in_a_folder(tmp_path: Path,
     [
         (lambda path: None, "there is no such file"),
         (lambda path: path.mkdir(), "no file in this folder has a name that says which series it holds"),
-        (lambda path: path.write_text("1,2"), "its name does not say which series it holds"),
+        (lambda path: path.write_text("1,2"), "its name ends in none of .feather"),
+        (os.mkfifo, "it is a named pipe; only regular files are read"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused(

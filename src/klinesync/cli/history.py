@@ -24,6 +24,11 @@ def _import_arguments(import_: argparse.ArgumentParser) -> None:
     import_.add_argument("--series", type=series, metavar="SERIES_ID", help="what the files hold, whatever their names")
     import_.add_argument("--exchange", default="binance", metavar="NAME", help="whose freqtrade files are (binance)")
     import_.add_argument("--strict", action="store_true", help="refuse a file that has a bad row")
+    import_.add_argument(
+        "--unterminated",
+        action="store_true",
+        help="take a CSV whose last line has no line end, so that its last number may be cut off",
+    )
     add_url(import_, "send the candles through the running service at this address")
     import_.add_argument("--json", action="store_true", help="machine output")
 

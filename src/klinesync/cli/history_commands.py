@@ -19,8 +19,9 @@ import aiohttp
 from klinesync.cli.progress import Say, bar
 from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
-from klinesync.core.errors import BadFlag, Rejected, UnknownSeries
+from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, UnknownSeries
 from klinesync.core.gaps import Span
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.indicator_names import parse_indicators
@@ -31,7 +32,9 @@ from klinesync.market.runtime_builder import history_shelves, kept_from, ledger_
 from klinesync.market_data.backfill import BackfillProgress, BackfillService
 from klinesync.market_data.factor_columns import FactorColumns
 from klinesync.market_data.history.exporting import EVER, export
-from klinesync.market_data.history.importing import Imported, ImportFile, Now, Put, import_files, plan, sentence
+from klinesync.market_data.history.files import BadFile
+from klinesync.market_data.history.importing import Manner, Now, Put, import_files, sentence, stoppable
+from klinesync.market_data.history.planning import Imported, ImportFile, plan
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -53,22 +56,40 @@ _SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
 
 
 async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
-    """`klinesync import`: 1 when a file was refused."""
-    planned, done = plan(arguments.path, arguments.series, arguments.exchange)
+    """`klinesync import`: 1 when a file was refused, or something failed midway."""
+    planned, done = await stoppable(lambda stopped: plan(arguments.path, arguments.series, arguments.exchange, stopped))
     derived = _derived_step(flags)
     files = [file for file in planned if not derived.derives(file.series)]
     done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
+    manner = Manner(strict=arguments.strict, unterminated=arguments.unterminated)
+    imported: list[Imported] = []
+    failure: KlinesyncError | None = None
     began_s = time.monotonic()
-    async with _writer(flags, derived, arguments.url, "import") as (put, now):
-        with bar() as say, _seldom_collected():
-            told = _progress_of(say, files)
-            async with aclosing(import_files(files, put, now, strict=arguments.strict, progress=told)) as imported:
-                async for one in imported:
-                    done.append(one)
-    _report(done, time.monotonic() - began_s, as_json=arguments.json)
-    refused = [one.refused for one in done if one.refused is not None]
+
+    def report() -> None:
+        took_s = time.monotonic() - began_s
+        _report([*done, *imported], len(files) - len(imported), took_s, as_json=arguments.json)
+
+    try:
+        async with _writer(flags, derived, arguments.url, "import") as (put, now):
+            with bar() as say, _seldom_collected():
+                try:
+                    await import_files(files, put, now, manner, imported, _progress_of(say, files))
+                except KlinesyncError as error:
+                    failure = error
+    except asyncio.CancelledError:
+        report()
+        raise
+    report()
+    if failure is not None:
+        stored = sum(one.stored for one in imported)
+        what = f"{stored} candles are stored, and running it again goes on"
+        print(printable(f"klinesync: {failure}; {what}"), file=sys.stderr)
+        return 1
+    refused = [one.refused for one in (*done, *imported) if one.refused is not None]
     if refused:
-        print(f"klinesync: {len(refused)} of {len(done)} files refused: {refused[0]}", file=sys.stderr)
+        count = len(done) + len(imported)
+        print(printable(f"klinesync: {len(refused)} of {count} files refused: {refused[0]}"), file=sys.stderr)
     return 1 if refused else 0
 
 
@@ -76,7 +97,7 @@ def _derived(file: ImportFile, derived: DerivedStep, *, named: bool) -> Imported
     """A file with candles that are computed here: refused when it was named, passed over when it lies in a folder."""
     why = f"{file.series} is derived from {derived.base}: import the {derived.base} candles instead"
     if named:
-        return Imported(file.path, file.series, refused=f"{file.path} is refused: {why}")
+        return Imported(file.path, file.series, refused=str(BadFile(file.path, why)))
     return Imported(file.path, file.series, note=f"passed over: {why}")
 
 
@@ -90,7 +111,7 @@ def _progress_of(say: Say, files: Sequence[ImportFile]) -> Callable[[ImportFile,
     return told
 
 
-def _report(done: Sequence[Imported], took_s: float, *, as_json: bool) -> None:
+def _report(done: Sequence[Imported], not_begun: int, took_s: float, *, as_json: bool) -> None:
     candles = sum(one.stored for one in done)
     if as_json:
         found = [
@@ -105,16 +126,18 @@ def _report(done: Sequence[Imported], took_s: float, *, as_json: bool) -> None:
                 "first_time": one.first,
                 "last_time": one.last,
                 "refused": one.refused,
+                "failed": one.failed,
                 "note": one.note,
             }
             for one in done
         ]
-        print(json.dumps({"files": found, "candles": candles, "seconds": round(took_s, 3)}, indent=1))
+        facts = {"files": found, "candles": candles, "not_begun": not_begun, "seconds": round(took_s, 3)}
+        print(json.dumps(facts, indent=1))
         return
     for one in done:
         print(sentence(one))
         for text in one.told if one.refused is None else ():
-            print(f"    {text}")
+            print(printable(f"    {text}"))
     print(f"{len(done)} files, {candles} candles in {took_s:.1f} s ({candles / max(took_s, 1e-3):,.0f} candles/s)")
 
 
@@ -146,7 +169,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         found = {"path": str(path), "series_id": str(arguments.series_id), "candles": count}
         print(json.dumps(found | {"bytes": path.stat().st_size}, indent=1))
     else:
-        print(f"{path}: {count} candles of {arguments.series_id} ({path.stat().st_size} bytes)")
+        print(printable(f"{path}: {count} candles of {arguments.series_id} ({path.stat().st_size} bytes)"))
     return 0
 
 

@@ -17,6 +17,7 @@ from klinesync.cli.arguments import add_flags, given_flags
 from klinesync.cli.command import Command, HelpFormatter, Parser, WrongUse, description, meant
 from klinesync.cli.output import Output
 from klinesync.core.errors import BadFlag, KlinesyncError
+from klinesync.core.printable import printable
 
 # Exit status of work that a signal interrupted, as shells have it.
 INTERRUPTED = 130
@@ -81,12 +82,12 @@ def _status(argv: Sequence[str], output: Output) -> int:
 
 
 def _failed(error: KlinesyncError) -> int:
-    print(f"klinesync: {error}", file=sys.stderr)
+    print(printable(f"klinesync: {error}"), file=sys.stderr)
     return 1
 
 
 def _wrong_use(error: KlinesyncError, prog: str) -> int:
-    print(f"{prog}: {error}\nsee: {prog} --help", file=sys.stderr)
+    print(f"{printable(f'{prog}: {error}')}\nsee: {prog} --help", file=sys.stderr)
     return 2
 
 

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from klinesync.core.printable import printable
+
 # Seconds between two progress lines where stderr is no terminal.
 PROGRESS_LINE_S = 10.0
 
@@ -22,10 +24,16 @@ def bar() -> Iterator[Say]:
 
     console = Console(stderr=True)
     if console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        # Texts are file names, too: none of them is markup, or a control character.
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("", total=1.0)
-            yield lambda text, share: progress.update(task, description=text, completed=share)
+            yield lambda text, share: progress.update(task, description=printable(text), completed=share)
         return
     said_at_s = time.monotonic()
 
@@ -33,7 +41,7 @@ def bar() -> Iterator[Say]:
         nonlocal said_at_s
         if time.monotonic() - said_at_s >= PROGRESS_LINE_S:
             said_at_s = time.monotonic()
-            print(f"{text} ({share:.0%})", file=sys.stderr, flush=True)
+            print(printable(f"{text} ({share:.0%})"), file=sys.stderr, flush=True)
 
     yield say
 
@@ -42,11 +50,12 @@ def bar() -> Iterator[Say]:
 def progress() -> Iterator[Callable[[str], None]]:
     """How far long work is, on stderr: one line that changes on a terminal, a line now and then elsewhere."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True)
     if console.is_terminal:
         with console.status("") as status:
-            yield status.update
+            yield lambda text: status.update(Text(printable(text)))
         return
     said_at_s = time.monotonic()
 
@@ -54,6 +63,6 @@ def progress() -> Iterator[Callable[[str], None]]:
         nonlocal said_at_s
         if time.monotonic() - said_at_s >= PROGRESS_LINE_S:
             said_at_s = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     yield say

@@ -19,7 +19,7 @@ from klinesync.core.errors import Rejected, Transient
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.backfill import BACKFILL, BackfillProgress
-from klinesync.market_data.history.importing import PartlyRefused
+from klinesync.market_data.history.importing import PartlyRefused, PartlyStored
 from klinesync.runtime.http_client import location
 
 T = TypeVar("T")
@@ -73,14 +73,18 @@ class ServiceClient:
         self._session = session
 
     async def put(self, series: SeriesId, candles: Sequence[Candle]) -> None:
-        """Have closed candles of a series stored, ascending. Raises `PartlyRefused`."""
+        """Have closed candles of a series stored, ascending. Raises `PartlyRefused`, `PartlyStored`."""
         for start in range(0, len(candles), POST_CANDLES):
             rows = [_as_json(candle) for candle in candles[start : start + POST_CANDLES]]
             body = {"series_id": str(series), "candles": rows}
-            status, text = await self._ask("POST", "/api/market/ingest/candles_closed", body=body)
+            try:
+                status, text = await self._ask("POST", "/api/market/ingest/candles_closed", body=body)
+                if status != 422:
+                    self._check(status, text)
+            except ServiceError as error:
+                raise PartlyStored(error, start) from error
             if status == 422:
                 raise PartlyRefused(_detail(text), start)
-            self._check(status, text)
 
     async def now(self, series: SeriesId) -> int:
         """By what time (UTC seconds) it judges which candles of a series have closed; the end of time where it does not

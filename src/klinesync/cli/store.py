@@ -15,6 +15,7 @@ from klinesync.cli.command import Command
 from klinesync.cli.progress import progress
 from klinesync.cli.running import stoppable
 from klinesync.core.candle import Candle
+from klinesync.core.printable import printable
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.flags import load_flags, sqlite_path
 
@@ -77,7 +78,8 @@ def _backup(arguments: argparse.Namespace) -> int:
     flags = load_flags(given_flags(arguments))
     with stoppable(), SqliteReader(sqlite_path(flags)) as store, progress() as say:
         backup(store, arguments.path, lambda done, total: say(f"{arguments.path}: {done * 100 // max(total, 1)} %"))
-    print(f"{sqlite_path(flags)} is copied to {arguments.path} ({arguments.path.stat().st_size} bytes)")
+    size = arguments.path.stat().st_size
+    print(printable(f"{sqlite_path(flags)} is copied to {arguments.path} ({size} bytes)"))
     return 0
 
 

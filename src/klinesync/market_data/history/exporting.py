@@ -23,7 +23,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.market_data.factor_columns import FactorColumns, Kind, Values
 from klinesync.market_data.findings import Reading
 from klinesync.market_data.history import rows
-from klinesync.market_data.history.files import VALUE_COLUMNS
+from klinesync.market_data.history.cells import VALUE_COLUMNS
 from klinesync.market_data.history.names import freqtrade_path
 from klinesync.storage.database import CandleStore
 

@@ -7,23 +7,30 @@ Writing again what is stored changes nothing: an import that was interrupted is 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import TypeVar
 
 from klinesync.core.candle import Candle
-from klinesync.core.errors import Rejected
+from klinesync.core.errors import KlinesyncError, Rejected
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.history import rows
 from klinesync.market_data.history.files import BadFile, batches, verify_checksum
-from klinesync.market_data.history.names import CHECKSUM, archive_file, freqtrade_series
+from klinesync.market_data.history.names import CHECKSUM
+from klinesync.market_data.history.planning import Imported, ImportFile
+
+T = TypeVar("T")
 
 # Candles that are written together, in one transaction: thirteen days of minutes, so that a day is seldom cut in two.
 BATCH_CANDLES = 13 * 1440
 # Sound rows of a file that are held (ten megabytes): of months of minutes, so that those are read once.
 HELD_ROWS = 200_000
+# Rows of a file that are sorted in memory, when they are not in the order of time: seven years of minutes, 200 MB.
+MAX_SORTED_ROWS = 4_000_000
 # Batches that wait for the writer, so that it never waits for a reader.
 MAX_AHEAD = 2
 # A file with more bad rows than good ones is not what it seems to be.
@@ -44,147 +51,147 @@ class PartlyRefused(Rejected):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class ImportFile:
-    """A file and the series that it holds. `first`: when an archive's file begins, by which they are ordered."""
+class PartlyStored(KlinesyncError):
+    """Trouble in the middle of candles of which the first `stored` are in."""
 
-    path: Path
-    series: SeriesId
-    first: int = 0
-
-
-@dataclass(slots=True)
-class Imported:
-    """What became of one file. `refused`: why, as a sentence; nothing of it was written then, or, when `stored` is not
-    zero, not all. `new`: candles that the store did not have; None where that is not told. `quarantined` rows are left
-    out, and `told` are sentences about the first of them."""
-
-    path: Path
-    series: SeriesId | None
-    rows: int = 0
-    stored: int = 0
-    new: int | None = 0
-    quarantined: int = 0
-    first: int | None = None
-    last: int | None = None
-    told: list[str] = field(default_factory=list)
-    refused: str | None = None
-    note: str | None = None
-
-
-def plan(paths: Sequence[Path], series: SeriesId | None, exchange: str) -> tuple[list[ImportFile], list[Imported]]:
-    """The files to import, in order, and those that are refused by their name. `series`: what they hold, whatever their
-    names say. Of a folder the files count whose names say what they hold. `exchange`: whose freqtrade files are."""
-    files: list[ImportFile] = []
-    refused: list[Imported] = []
-    for path in paths:
-        if path.is_dir():
-            found = [one for inner in sorted(path.rglob("*")) if (one := _identify(inner, exchange)) is not None]
-            if series is not None:
-                refused.append(_refuse(path, "it is a folder, and one series was named; name the files"))
-            elif not found:
-                refused.append(_refuse(path, "no file in this folder has a name that says which series it holds"))
-            else:
-                files += found
-        elif not path.exists():
-            refused.append(_refuse(path, "there is no such file"))
-        else:
-            one = ImportFile(path, series) if series is not None else _identify(path, exchange)
-            if one is None:
-                why = "its name does not say which series it holds; say so with --series binance:spot:BTC/USDT:1m"
-                refused.append(_refuse(path, why))
-            else:
-                files.append(one)
-    unique = {one.path.resolve(): one for one in files}
-    return sorted(unique.values(), key=lambda one: (str(one.series), one.first)), refused
-
-
-def _identify(path: Path, exchange: str) -> ImportFile | None:
-    series = freqtrade_series(path.name, exchange)
-    if series is not None:
-        return ImportFile(path, series)
-    file = archive_file(path)
-    return None if file is None else ImportFile(path, file.series, file.span.start)
-
-
-def _refuse(path: Path, why: str) -> Imported:
-    return Imported(path, None, refused=str(BadFile(path, why)))
+    def __init__(self, error: KlinesyncError, stored: int) -> None:
+        self.stored = stored
+        self.code = error.code
+        super().__init__(str(error))
 
 
 @dataclass(slots=True)
 class Survey:
     """What one reading of a file found: `judge` of its rows, whether it was compared with a checksum, and, when there
-    are few enough of them, its sound rows."""
+    are few enough of them or they had to be sorted, its sound rows."""
 
     judge: rows.Judge
     checked: bool
     held: list[rows.Columns] | None = field(default_factory=list)
 
 
-def survey(file: ImportFile, now: int, *, strict: bool) -> Survey:
-    """Read a file to its end. `now`: UTC seconds by which its candles must have closed. Raises `BadFile` when it is to
-    be refused as a whole, which with `strict` one bad row is reason for."""
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How files are read. `strict`: one bad row refuses a file. `unterminated`: the last line of a CSV may lack its
+    line end."""
+
+    strict: bool = False
+    unterminated: bool = False
+
+
+class Stopped(Exception):
+    """The import was interrupted."""
+
+
+def survey(file: ImportFile, now: int, manner: Manner, stopped: Callable[[], bool] = lambda: False) -> Survey:
+    """Read a file to its end, whatever the order of its rows.
+
+    now: UTC seconds by which its candles must have closed.
+    stopped: asked between batches of rows; ends the reading early.
+
+    Raises `BadFile` when the file is to be refused as a whole.
+    """
     path = file.path
-    found = Survey(rows.Judge(file.series.timeframe, now), path.suffix != ".zip" or verify_checksum(path))
+
+    def read(judge: rows.Judge) -> Iterator[rows.Columns]:
+        for batch in batches(path, judge.broken, unterminated=manner.unterminated):
+            if stopped():
+                raise Stopped
+            yield batch
+
+    found = Survey(rows.Judge(file.series.timeframe, now), path.suffix != ".zip" or verify_checksum(path, stopped))
+    try:
+        for batch in read(found.judge):
+            sound = found.judge.sound(batch)
+            if found.held is not None:
+                found.held.append(sound)
+            if found.judge.good > HELD_ROWS:
+                found.held = None
+    except rows.OutOfOrder:
+        found.judge = rows.Judge(file.series.timeframe, now)
+        try:
+            found.held = [found.judge.arranged(read(found.judge), MAX_SORTED_ROWS)]
+        except rows.TooManyRows:
+            why = f"its rows are not in the order of time, and more than the {MAX_SORTED_ROWS} that are sorted here"
+            raise BadFile(path, why) from None
     judge = found.judge
-    for batch in batches(path, judge.broken):
-        sound = judge.sound(batch)
-        if found.held is not None:
-            found.held.append(sound)
-        if judge.good > HELD_ROWS:
-            found.held = None
     if not judge.rows:
         raise BadFile(path, "it holds no rows")
-    if judge.bad and (strict or judge.bad > judge.rows * MAX_BAD_SHARE):
+    if judge.bad and (manner.strict or judge.bad > judge.rows * MAX_BAD_SHARE):
         raise BadFile(path, f"{judge.bad} of its {judge.rows} rows are bad; {judge.told[0]}")
     return found
+
+
+async def stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
+    """Run `work` in a thread. It gets a function that says whether to stop, which is so once this is cancelled."""
+    stopped = threading.Event()
+    try:
+        return await asyncio.to_thread(work, stopped.is_set)
+    finally:
+        stopped.set()
 
 
 async def import_files(
     files: Sequence[ImportFile],
     put: Put,
     now: Now,
-    *,
-    strict: bool,
+    manner: Manner,
+    done: list[Imported],
     progress: Callable[[ImportFile, int, int], None] = lambda _file, _done, _all: None,
-) -> AsyncGenerator[Imported, None]:
-    """Import files one after the other; what became of each. The next one is read while one is written.
+) -> None:
+    """Import files one after the other. The next one is read while one is written.
 
-    `now` is asked when a file's turn comes. `progress` gets candles stored of a file, and candles that it has. Raises
-    what `put` and `now` do, save `Rejected`. When cancelled, what is handed to `put` may still be written.
+    now: asked when a file's turn comes.
+    done: gets what became of each file, as soon as its turn comes.
+    progress: gets candles stored of a file, and candles that it has.
+
+    Raises what `put` and `now` do, save `Rejected`; the last one of `done` has `failed` then. When cancelled, what is
+    handed to `put` may still be written.
     """
     reading: asyncio.Task[Survey] | None = None
     try:
         for number, file in enumerate(files):
-            found = reading or _survey_task(file, now, strict=strict)
-            await asyncio.wait([found])
-            reading = _survey_task(files[number + 1], now, strict=strict) if number + 1 < len(files) else None
-            yield await _import_file(file, found, put, progress)
+            found = reading or _survey_task(file, now, manner)
+            one = Imported(file.path, file.series)
+            done.append(one)
+            try:
+                await asyncio.wait([found])
+                reading = _survey_task(files[number + 1], now, manner) if number + 1 < len(files) else None
+                await _import_file(file, one, found, put, manner, progress)
+            except asyncio.CancelledError:
+                one.failed = "interrupted"
+                found.cancel()
+                raise
+            except KlinesyncError as error:
+                one.failed = str(error)
+                raise
     finally:
         if reading is not None:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
 
-def _survey_task(file: ImportFile, now: Now, *, strict: bool) -> asyncio.Task[Survey]:
+def _survey_task(file: ImportFile, now: Now, manner: Manner) -> asyncio.Task[Survey]:
     async def read() -> Survey:
-        return await asyncio.to_thread(survey, file, await now(file.series), strict=strict)
+        now_s = await now(file.series)
+        return await stoppable(lambda stopped: survey(file, now_s, manner, stopped))
 
     return asyncio.create_task(read(), name=f"reading {file.path.name}")
 
 
 async def _import_file(
     file: ImportFile,
+    done: Imported,
     reading: asyncio.Task[Survey],
     put: Put,
+    manner: Manner,
     progress: Callable[[ImportFile, int, int], None],
-) -> Imported:
-    done = Imported(file.path, file.series)
+) -> None:
     try:
         found = await reading
     except BadFile as error:
         done.refused = str(error)
-        return done
+        return
     judge = found.judge
     done.rows, done.quarantined, done.told = judge.rows, judge.bad, judge.told
     done.first, done.last = judge.first, judge.last
@@ -200,7 +207,7 @@ async def _import_file(
         done.new = None if new is None or done.new is None else done.new + new
         progress(file, done.stored, judge.good)
 
-    pages = _sound_pages(file, judge.now, found.held)
+    pages = _sound_pages(file, judge.now, manner, found.held)
     try:
         while (page := await _in_thread(pages)) is not None:
             if len(waiting) >= MAX_AHEAD:
@@ -213,23 +220,32 @@ async def _import_file(
         done.stored += error.stored if isinstance(error, PartlyRefused) else 0
         stored = f"; {done.stored} of its {judge.good} candles are stored" if done.stored else ""
         done.refused = (str(error) if isinstance(error, BadFile) else str(BadFile(file.path, str(error)))) + stored
+    except PartlyStored as error:
+        done.stored += error.stored
+        raise
     finally:
         pages.close()
         for task, _ in waiting:
             task.cancel()
         await asyncio.gather(*(task for task, _ in waiting), return_exceptions=True)
-    return done
+        done.stored += sum(count for task, count in waiting if not task.cancelled() and task.exception() is None)
 
 
 async def _put(put: Put, series: SeriesId, page: list[Candle]) -> int | None:
     return await put(series, page)
 
 
-def _sound_pages(file: ImportFile, now: int, held: list[rows.Columns] | None) -> Generator[list[Candle], None, None]:
+def _sound_pages(
+    file: ImportFile, now: int, manner: Manner, held: list[rows.Columns] | None
+) -> Generator[list[Candle], None, None]:
     judge = rows.Judge(file.series.timeframe, now)
-    sound = held if held is not None else (judge.sound(batch) for batch in batches(file.path, judge.broken))
-    for page in rows.pages(sound, BATCH_CANDLES):
-        yield page.candles()
+    again = batches(file.path, judge.broken, unterminated=manner.unterminated)
+    sound = held if held is not None else map(judge.sound, again)
+    try:
+        for page in rows.pages(sound, BATCH_CANDLES):
+            yield page.candles()
+    except rows.OutOfOrder:
+        raise BadFile(file.path, "it was changed while it was read; import it again") from None
 
 
 async def _in_thread(pages: Generator[list[Candle], None, None]) -> list[Candle] | None:
@@ -246,13 +262,16 @@ def sentence(done: Imported) -> str:
     """What became of a file, in a line."""
     if done.refused is not None:
         return done.refused
+    if done.failed is not None:
+        stored = f"{done.stored} of its candles are stored" if done.stored else "nothing of it is stored"
+        return printable(f"{done.path}: {done.failed}; {stored}")
     if not done.rows:
-        return f"{done.path}: {done.note}"
+        return printable(f"{done.path}: {done.note}")
     new = "" if done.new is None else f", {done.new} of them new"
     bad = f", {done.quarantined} bad rows left out" if done.quarantined else ""
     span = "" if done.first is None or done.last is None else f" from {_iso(done.first)} to {_iso(done.last)}"
     note = "" if done.note is None else f"; {done.note}"
-    return f"{done.path}: {done.stored} candles of {done.series}{span}{new}{bad}{note}"
+    return printable(f"{done.path}: {done.stored} candles of {done.series}{span}{new}{bad}{note}")
 
 
 def _iso(time_s: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,7 +31,8 @@ _candle = partial(tuple.__new__, Candle)
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows of a file, in its order: open times in UTC seconds, prices, volume. NaN where a file has nothing."""
+    """Rows of a file, in its order: open times in UTC seconds, prices, volume. NaN where a file has nothing. `unread`:
+    why cells of its first bad rows cannot be read, by the row's place; it does not go on to parts of these rows."""
 
     time: Ints
     open: Floats
@@ -39,6 +40,7 @@ class Columns:
     low: Floats
     close: Floats
     volume: Floats
+    unread: Mapping[int, str] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -47,7 +49,7 @@ class Columns:
         """All columns, in the order of `Candle`."""
         return self.time, self.open, self.high, self.low, self.close, self.volume
 
-    def take(self, rows: Flags | slice) -> Columns:
+    def take(self, rows: Flags | Ints | slice) -> Columns:
         """Those rows."""
         return Columns(
             self.time[rows], self.open[rows], self.high[rows], self.low[rows], self.close[rows], self.volume[rows]
@@ -84,12 +86,21 @@ def whole_seconds(raw: Ints, unit: Ints | int) -> Ints:
     return np.where(whole * unit == raw, whole, NO_TIME)
 
 
+class OutOfOrder(Exception):
+    """A row stands behind a later one: the rows have to be sorted."""
+
+
+class TooManyRows(Exception):
+    """More rows than may be sorted in memory."""
+
+
 @dataclass(slots=True)
 class Judge:
-    """Tells sound rows of one series from bad ones, by the rules of `core.candle`, batch after batch in file order.
+    """Tells sound rows of one series from bad ones, by the rules of `core.candle`.
 
-    Rows have to ascend in time; one that says again what the one before it says is left out silently. `now`: UTC
-    seconds by which a candle must have closed. `bad` counts, and `told` holds sentences about the first few.
+    Of rows with the same time the first one in the file counts; one that says the same again is left out silently, one
+    that says otherwise is bad. `now`: UTC seconds by which a candle must have closed. `bad` counts, and `told` holds
+    sentences about the first few.
     """
 
     timeframe: Timeframe
@@ -103,25 +114,36 @@ class Judge:
     _newest: Candle | None = None
 
     def sound(self, batch: Columns) -> Columns:
-        """The sound rows of the next batch."""
-        at = self.rows
-        self.rows += len(batch)
-        fits = self._fits(batch)
-        if not fits.all():
-            for row in np.flatnonzero(~fits)[: MAX_TOLD - len(self.told)].tolist():
-                self._tell(at + row, self._why(batch.candle(row)))
-            self.bad += int(np.count_nonzero(~fits))
-            places = np.flatnonzero(fits) + at
-            batch = batch.take(fits)
-        else:
-            places = np.arange(at, at + len(batch))
-        batch = self._ascending(batch, places)
-        if len(batch):
-            self.good += len(batch)
-            self.last = int(batch.time[-1])
-            self.first = int(batch.time[0]) if self.first is None else self.first
-            self._newest = batch.candle(len(batch) - 1)
-        return batch
+        """The sound rows of the next batch of a file whose rows ascend in time. Raises `OutOfOrder` when one does not;
+        then the file is read anew, with `arranged`."""
+        rows = self._ascending(*self._fitting(batch))
+        if len(rows):
+            self._count(rows)
+            self._newest = rows.candle(len(rows) - 1)
+        return rows
+
+    def arranged(self, batches: Iterable[Columns], most: int, span: Span | None = None) -> Columns:
+        """The sound rows of all batches, whatever their order, ascending. `span`: those that open in it. At most `most`
+        are held. Raises `TooManyRows`."""
+        parts = [columns([])]
+        places = [np.empty(0, np.int64)]
+        count = 0
+        for batch in batches:
+            rows, at = self._fitting(batch)
+            if span is not None:
+                inside = (rows.time >= span.start) & (rows.time < span.end)
+                rows, at = rows.take(inside), at[inside]
+            count += len(rows)
+            if count > most:
+                raise TooManyRows
+            parts.append(rows)
+            places.append(at)
+        rows, at = joined(parts), np.concatenate(places)
+        order = np.argsort(rows.time, kind="stable")
+        rows = self._each_once(rows.take(order), at[order])
+        if len(rows):
+            self._count(rows)
+        return rows
 
     def broken(self, why: str) -> None:
         """A row of the file that could not be read at all."""
@@ -129,6 +151,23 @@ class Judge:
         self.bad += 1
         if len(self.told) < MAX_TOLD:
             self.told.append(why)
+
+    def _count(self, rows: Columns) -> None:
+        self.good += len(rows)
+        self.last = int(rows.time[-1])
+        self.first = int(rows.time[0]) if self.first is None else self.first
+
+    def _fitting(self, batch: Columns) -> tuple[Columns, Ints]:
+        """The rows of the next batch that are candles by themselves, and their places in the file."""
+        at = self.rows
+        self.rows += len(batch)
+        fits = self._fits(batch)
+        if fits.all():
+            return batch, np.arange(at, at + len(batch))
+        for row in np.flatnonzero(~fits)[: MAX_TOLD - len(self.told)].tolist():
+            self._tell(at + row, batch.unread.get(row) or self._why(batch.candle(row)))
+        self.bad += int(np.count_nonzero(~fits))
+        return batch.take(fits), np.flatnonzero(fits) + at
 
     def _fits(self, batch: Columns) -> Flags:
         # NaN fails every comparison.
@@ -162,19 +201,26 @@ class Judge:
         if newest is not None:
             batch = joined([columns([newest]), batch])
             places = np.concatenate((np.array([NO_TIME]), places))
+        if bool((batch.time[1:] < batch.time[:-1]).any()):
+            raise OutOfOrder
+        rows = self._each_once(batch, places)
+        return rows if newest is None else rows.take(slice(1, None))
+
+    def _each_once(self, batch: Columns, places: Ints) -> Columns:
+        """Of ascending rows the first one of each time."""
         time = batch.time
-        highest = np.maximum.accumulate(time)
-        rises = np.concatenate((np.array([True]), time[1:] > highest[:-1]))
-        # Each row beside the newest one that was kept up to it.
+        rises = np.concatenate((np.ones(min(len(time), 1), np.bool_), time[1:] > time[:-1]))
+        if rises.all():
+            return batch
+        # Each row beside the one of its time that is kept.
         kept = np.maximum.accumulate(np.where(rises, np.arange(len(time)), 0))
         again = np.logical_and.reduce([column == column[kept] for column in batch.values()])
         wrong = np.flatnonzero(~again)
         self.bad += len(wrong)
         for row in wrong[:MAX_TOLD].tolist():
-            what = "is given twice, with different values" if time[row] == highest[row] else "stands behind a later one"
-            self._tell(int(places[row]), f"candle at {int(time[row])} refused: it {what}")
-        if newest is not None:
-            rises[0] = False
+            self._tell(
+                int(places[row]), f"candle at {int(time[row])} refused: it is given twice, with different values"
+            )
         return batch.take(rises)
 
     def _tell(self, row: int, why: str) -> None:

@@ -20,6 +20,7 @@ import aiohttp
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
 from klinesync.market_data.history import rows
@@ -46,6 +47,10 @@ LOG_EVERY_S = 600.0
 QUARANTINE_S = 6 * 3600.0
 # So many such files are remembered; of more, the oldest are tried again.
 MAX_QUARANTINED = 1000
+# Files with rows in another order than that of time that are remembered.
+MAX_SHUFFLED = 1000
+# Rows of such a file that are sorted at a time: two years of minutes, 50 MB.
+MAX_SORTED_ROWS = 1_000_000
 # From so much of a month on, its file is worth fetching; less comes from daily files.
 MONTHLY_FROM_S = 3 * DAY_S
 # A month of one-second candles has less than a fifth of it.
@@ -74,6 +79,7 @@ class FreqtradeFiles:
     def __init__(self, folder: Path, exchange: str = ARCHIVE_EXCHANGE) -> None:
         self._folder = folder
         self._exchange = exchange
+        self._shuffled = _Shuffled()
         self._logged = LogLimit(LOG_EVERY_S)
 
     async def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
@@ -81,7 +87,7 @@ class FreqtradeFiles:
         path = await asyncio.to_thread(self._find, series)
         if path is None:
             return
-        reading = _Reading(path, series, span)
+        reading = _Reading(path, series, span, self._shuffled)
         try:
             async with aclosing(reading.pages()) as pages:
                 async for page in pages:
@@ -111,6 +117,7 @@ class ExchangeArchive:
         self._location = location if isinstance(location, Path) else location.rstrip("/")
         self._exchange = exchange
         self._proxies = proxies
+        self._shuffled = _Shuffled()
         self._quarantined: dict[str, tuple[str, float]] = {}  # why, and until when (monotonic)
         self._logged = LogLimit(LOG_EVERY_S)
 
@@ -125,7 +132,8 @@ class ExchangeArchive:
             return
         async with _shelf(self._location, self._proxies) as shelf, aclosing(self._files(shelf, series, span)) as found:
             async for file, path in found:
-                reading = _Reading(path, series, Span(max(span.start, file.span.start), min(span.end, file.span.end)))
+                wanted = Span(max(span.start, file.span.start), min(span.end, file.span.end))
+                reading = _Reading(path, series, wanted, self._shuffled)
                 try:
                     async with aclosing(reading.pages()) as pages:
                         async for page in pages:
@@ -286,13 +294,38 @@ class _Server:
         return True
 
 
-class _Reading:
-    """One file's rows within a span."""
+class _Shuffled:
+    """Files whose rows were seen not to be in the order of time, as they are now: by path, size and time of change."""
 
-    def __init__(self, path: Path, series: SeriesId, span: Span) -> None:
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], None] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        return self._key(path) in self._known
+
+    def add(self, path: Path) -> None:
+        """Remember the file; of more than `MAX_SHUFFLED` the oldest is forgotten."""
+        if len(self._known) >= MAX_SHUFFLED:
+            del self._known[next(iter(self._known))]
+        self._known[self._key(path)] = None
+
+    def _key(self, path: Path) -> tuple[str, int, int]:
+        try:
+            facts = path.stat()
+        except OSError:  # it has gone: the reading says so
+            return str(path), 0, 0
+        return str(path), facts.st_size, facts.st_mtime_ns
+
+
+class _Reading:
+    """One file's rows within a span. `shuffled`: files that have to be sorted. Of a file that proves to be one in the
+    middle, rows behind those that were read already are left to the next reading."""
+
+    def __init__(self, path: Path, series: SeriesId, span: Span, shuffled: _Shuffled) -> None:
         self._path = path
         self._span = span
         self._series = series
+        self._shuffled = shuffled
         self._judge = rows.Judge(series.timeframe, MAX_TIME)
 
     def _candles(self) -> Generator[list[Candle], None, None]:
@@ -300,13 +333,27 @@ class _Reading:
             yield page.candles()
 
     def _sound(self) -> Generator[rows.Columns, None, None]:
-        for batch in batches(self._path, self._judge.broken):
-            sound = self._judge.sound(batch)
-            part = rows.within(sound, self._span)
-            if len(part):
-                yield part
-            if len(sound) and sound.time[-1] >= self._span.end:
+        start = self._span.start
+        if self._path not in self._shuffled:
+            try:
+                for batch in batches(self._path, self._judge.broken):
+                    sound = self._judge.sound(batch)
+                    part = rows.within(sound, self._span)
+                    if len(part):
+                        start = int(part.time[-1]) + 1
+                        yield part
+                    if len(sound) and sound.time[-1] >= self._span.end:
+                        return
                 return
+            except rows.OutOfOrder:
+                self._shuffled.add(self._path)
+        judge = self._judge = rows.Judge(self._series.timeframe, MAX_TIME)
+        if start < self._span.end:
+            try:
+                yield judge.arranged(batches(self._path, judge.broken), MAX_SORTED_ROWS, Span(start, self._span.end))
+            except rows.TooManyRows:
+                why = f"its rows are not in the order of time, and more than {MAX_SORTED_ROWS} are wanted; import it"
+                raise BadFile(self._path, why) from None
 
     async def pages(self) -> AsyncGenerator[list[Candle], None]:
         """Its candles, read in a thread. Raises `BadFile`."""
@@ -336,4 +383,4 @@ class _Reading:
 
 def _warn(logged: LogLimit, what: Path | str, sentence: str) -> None:
     if logged.allow(str(what), time.monotonic()) is not None:
-        log.warning("%s", sentence)
+        log.warning("%s", printable(sentence))
