@@ -6,10 +6,10 @@ const ANSWER_TIMEOUT_MS = 30_000;
 
 export const browserPorts: Ports = {
   openSocket,
-  async get(path) {
+  async get(path, timeoutMs = ANSWER_TIMEOUT_MS) {
     const response = await fetch(path, {
       headers: { accept: "application/json" },
-      signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS),
+      signal: AbortSignal.timeout(timeoutMs),
     });
     const text = await response.text();
     // An error page of something between here and the service is no JSON, and no reason to fail either.

@@ -30,6 +30,8 @@ const MOST_UPDATES = 100;
 const PRECISION_SAMPLE = 500;
 /** Ask for older candles when fewer than this many lie left of the view. */
 const LOAD_AHEAD = 200;
+/** Room left of the first candle at the start, in candles. */
+const MARGIN_BARS = 5;
 const NO_CHANGE: Change = { kind: "none" };
 
 export interface ChartEvents {
@@ -37,8 +39,10 @@ export interface ChartEvents {
   pointed(time: number | null): void;
   /** The reader nears the oldest candle. */
   nearStart(): void;
-  /** The view has moved: the open time of its first candle. */
-  viewed(from: number): void;
+  /** The reader nears the newest candle of a store that does not reach the newest there is. */
+  nearEnd(): void;
+  /** The view has moved: the open times of its first and its last candle. */
+  viewed(from: number, to: number): void;
   /** Whether the newest candle is in view. */
   atEnd(atEnd: boolean): void;
   /** A frame was drawn from the store. */
@@ -62,6 +66,10 @@ export class CandleChart {
   #decimals = 2;
   #stale = false;
   #atEnd = true;
+  // The store ends before the newest candle there is.
+  #past = false;
+  // Where the view lies while stores are exchanged says nothing of what the reader wants to see.
+  #exchanging = false;
   #headroom = { px: 0, most: 0 };
   #headroomKept = -1;
 
@@ -111,9 +119,9 @@ export class CandleChart {
     this.#chart.subscribeCrosshairMove(({ time }) => this.events.pointed(time === undefined ? null : Number(time)));
     this.#chart.timeScale().subscribeVisibleLogicalRangeChange((range) => {
       if (range === null) return;
-      this.#askForOlder();
+      this.#askForMore();
       const times = this.#chart.timeScale().getVisibleRange();
-      if (times !== null) this.events.viewed(Number(times.from));
+      if (times !== null) this.events.viewed(Number(times.from), Number(times.to));
       const atEnd = range.to >= this.#bars() - 1;
       if (atEnd !== this.#atEnd) {
         this.#atEnd = atEnd;
@@ -130,9 +138,38 @@ export class CandleChart {
   /** Draw this store from now on, from its newest candle. */
   show(store: SeriesStore): void {
     this.#store = store;
+    this.#past = false;
     this.#fresh = true;
     this.#decimals = 2;
     this.changed({ kind: "reset" });
+  }
+
+  /** Draw older candles of the same series, from their first: a store that ends before the newest candle there is. */
+  showPast(store: SeriesStore): void {
+    this.#exchange(store);
+    this.goToStart();
+    this.#past = true;
+    this.changed(NO_CHANGE);
+  }
+
+  /** Draw a store of the same series that reaches the newest candle, at the candles that are in view. */
+  showLive(store: SeriesStore): void {
+    this.#atEnd = false;
+    this.#exchange(store);
+    this.changed(NO_CHANGE);
+  }
+
+  #exchange(store: SeriesStore): void {
+    this.#store = store;
+    this.#past = false;
+    this.#exchanging = true;
+    this.#drawAll(store.barsFrom(0));
+    this.#exchanging = false;
+  }
+
+  /** Whether the newest candle of the store is in view. */
+  get atEnd(): boolean {
+    return this.#atEnd;
   }
 
   /** Draw what has changed, with the next frame. */
@@ -214,7 +251,10 @@ export class CandleChart {
   }
 
   goToStart(): void {
-    this.goToBar(0);
+    const range = this.#chart.timeScale().getVisibleLogicalRange();
+    if (range === null) return;
+    const from = -MARGIN_BARS;
+    this.#chart.timeScale().setVisibleLogicalRange({ from, to: from + range.to - range.from });
   }
 
   /** Bring the candle at `time` into the middle of the view. */
@@ -267,18 +307,20 @@ export class CandleChart {
     this.#drawLastPrice();
     this.#drawGaps();
     // Older candles may have come to exist while the reader stands at the beginning.
-    this.#askForOlder();
+    this.#askForMore();
     this.events.drawn();
   }
 
-  #askForOlder(): void {
+  #askForMore(): void {
     const range = this.#chart.timeScale().getVisibleLogicalRange();
-    if (range === null || range.from >= LOAD_AHEAD || this.#fresh) return;
-    this.events.nearStart();
+    if (range === null || this.#fresh || this.#exchanging) return;
+    if (range.from < LOAD_AHEAD) this.events.nearStart();
+    if (this.#past && range.to > this.#bars() - LOAD_AHEAD) this.events.nearEnd();
   }
 
   #drawAll(bars: Bar[]): void {
-    const backToView = this.#fresh || this.#atEnd ? null : this.#view();
+    const following = this.#atEnd && !this.#past;
+    const backToView = this.#fresh || following ? null : this.#view();
     this.#showPrecision(bars.slice(-PRECISION_SAMPLE));
     this.#candles.setData(bars.map((bar) => this.#candleOf(bar)));
     this.#volume.setData(bars.map((bar) => this.#volumeOf(bar)));
@@ -352,7 +394,8 @@ export class CandleChart {
 
   #drawLastPrice(): void {
     const { last } = this.#store;
-    if (last === null) {
+    // The newest of older candles has not the last price.
+    if (last === null || this.#past) {
       this.#lastPrice.applyOptions({ lineVisible: false, axisLabelVisible: false });
       return;
     }

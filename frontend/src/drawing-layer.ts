@@ -189,8 +189,10 @@ export class DrawingLayer {
   }
 }
 
-function barOf(line: Line, { time, value }: Point, palette: Palette): { time: UTCTimestamp; value: number; color?: string } {
+function barOf(line: Line, { time, value, breaks }: Point, palette: Palette): { time: UTCTimestamp; value: number; color?: string } {
   const bar = { time: time as UTCTimestamp, value };
+  // The library draws the way to the next point in this one's colour.
+  if (breaks === true && line.series.seriesType() === "Line") return { ...bar, color: "transparent" };
   return line.series.seriesType() === "Histogram" ? { ...bar, color: value < 0 ? palette.down : palette.up } : bar;
 }
 

@@ -7,6 +7,8 @@ import { asFields, type Fields, numberOf, textOf } from "./json.ts";
 export interface Point {
   readonly time: number;
   readonly value: number;
+  /** The next point is not that of the next candle: no line leads there. */
+  readonly breaks?: boolean;
 }
 
 export interface Marker {
@@ -27,12 +29,22 @@ export interface Polyline {
   readonly color: string;
   readonly lineWidth: number;
   readonly lineStyle: "solid" | "dashed" | "dotted";
+  /** The zone of which this is one edge; null for a line by itself. */
+  readonly edge: Edge | null;
+}
+
+/** One of the two lines around a zone, which are told apart by the ends of their ids: `…:top` and `…:bottom`. */
+export interface Edge {
+  readonly zone: string;
+  readonly side: "top" | "bottom";
 }
 
 export type Definition = Marker | Polyline;
 
 export interface Instruction {
   readonly id: string;
+  /** From when on it is known; null when that is not told. */
+  readonly visibleTime: number | null;
   readonly definition: Definition;
 }
 
@@ -148,9 +160,9 @@ function parseInstruction(value: unknown): Instruction | null {
     definition["type"] === "marker"
       ? parseMarker(definition)
       : definition["type"] === "polyline"
-        ? parsePolyline(definition)
+        ? parsePolyline(definition, edgeOf(id))
         : null;
-  return parsed === null ? null : { id, definition: parsed };
+  return parsed === null ? null : { id, visibleTime: numberOf(fields?.["visible_time"]), definition: parsed };
 }
 
 function parseMarker(fields: Fields): Marker | null {
@@ -171,7 +183,12 @@ function parseMarker(fields: Fields): Marker | null {
   };
 }
 
-function parsePolyline(fields: Fields): Polyline | null {
+function edgeOf(id: string): Edge | null {
+  const [, zone = "", side] = /^(.+):(top|bottom)$/u.exec(id) ?? [];
+  return side === "top" || side === "bottom" ? { zone, side } : null;
+}
+
+function parsePolyline(fields: Fields, edge: Edge | null): Polyline | null {
   const feature = textOf(fields["feature"]);
   const color = textOf(fields["color"]);
   const points = parsePoints(fields["points"]);
@@ -184,6 +201,7 @@ function parsePolyline(fields: Fields): Polyline | null {
     color,
     lineWidth: numberOf(fields["lineWidth"]) ?? 1,
     lineStyle: style === "dashed" || style === "dotted" ? style : "solid",
+    edge,
   };
 }
 

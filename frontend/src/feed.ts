@@ -2,7 +2,7 @@
 // through the store, and tells the page what changed. Everything outside reaches it through `Ports`.
 
 import { backoff, type Command, type Connection, type Event, INITIAL, step } from "./connection.ts";
-import { parseSeries, type Series } from "./series.ts";
+import { type Candle, nextOpen, parseSeries, type Series } from "./series.ts";
 import { type Change, SeriesStore } from "./store.ts";
 import {
   parseHistory,
@@ -32,8 +32,8 @@ export interface Answer {
 
 export interface Ports {
   openSocket(events: SocketEvents): Socket;
-  /** Rejects when the service cannot be reached or its answer cannot be read. */
-  get(path: string): Promise<Answer>;
+  /** Rejects when the service cannot be reached, its answer cannot be read, or none has come after `timeoutMs`. */
+  get(path: string, timeoutMs?: number): Promise<Answer>;
   now(): number;
   /** Call once after `ms`; the result cancels. */
   after(ms: number, call: () => void): () => void;
@@ -49,10 +49,17 @@ export type HistoryState =
   /** The service refuses the series. */
   | { readonly kind: "refused"; readonly why: string };
 
-/** Something worth a sentence. `key` names its place: a newer notice of the same key replaces the older. */
-export interface Notice {
-  readonly key: "stream" | "subscription" | "progress";
-  readonly text: string | null;
+/** Where the upstream of the series stands: a state of the health's `stream.state`, and a sentence of the service. */
+export interface StreamWord {
+  readonly state: string;
+  readonly detail: string | null;
+}
+
+/** Work that the service does for the series; `state` is null where the event has none. */
+export interface WorkWord {
+  readonly event: string;
+  readonly text: string;
+  readonly state: string | null;
 }
 
 export interface FeedEvents {
@@ -61,7 +68,15 @@ export interface FeedEvents {
   series(series: Series, store: SeriesStore): void;
   history(state: HistoryState): void;
   changed(change: Change): void;
-  notice(notice: Notice): void;
+  /** A candle of the series came from the service, closed or forming. */
+  heard(): void;
+  /** Candles that correct or fill in what was told before. */
+  revised(candles: readonly Candle[]): void;
+  /** null: nothing is known of it, because the connection or the series is a new one. */
+  stream(stream: StreamWord | null): void;
+  work(work: WorkWord): void;
+  /** Why the service does not serve the subscription; null once it does. */
+  subscription(trouble: string | null): void;
 }
 
 export const PAGE_CANDLES = 1000;
@@ -70,13 +85,9 @@ const RELOAD_AT_MOST_EVERY_MS = 3_000;
 const OLDER_AGAIN_MS = 3_000;
 /** What is older than the first candle is asked for again so long after there was nothing. */
 const OLDER_NONE_AGAIN_MS = 15_000;
+/** Events that change what can be asked for, and are no work in progress. */
+const SILENT_EVENTS: ReadonlySet<string> = new Set(["history.extended", "slow"]);
 const PASSING_ERRORS: ReadonlySet<string> = new Set(["capacity", "rate_limited", "too_many_subscriptions"]);
-const STREAM_TROUBLE: Readonly<Record<string, string>> = {
-  stale: "The exchange's stream of this series is silent.",
-  rest_fallback: "The exchange's stream is silent; candles come over REST for now.",
-  reconnecting: "The service is reconnecting to the exchange.",
-  delisted: "This symbol is no longer traded.",
-};
 
 export class Feed {
   #connection: Connection = INITIAL;
@@ -124,9 +135,8 @@ export class Feed {
     if (this.#series !== null) this.#send(unsubscribeMessage(this.#series.id));
     this.#failures = 0;
     this.#show(series);
-    this.events.notice({ key: "stream", text: null });
-    this.events.notice({ key: "subscription", text: null });
-    this.events.notice({ key: "progress", text: null });
+    this.events.stream(null);
+    this.events.subscription(null);
     void this.#loadHistory();
   }
 
@@ -152,7 +162,10 @@ export class Feed {
     if (answer?.status !== 200) {
       this.#olderNotBefore = this.ports.now() + OLDER_AGAIN_MS;
     } else if (store === this.#store && store.first === first) {
-      this.events.changed(store.prepend(parseHistory(answer.body).candles));
+      const { candles, gaps } = parseHistory(answer.body);
+      const change = store.prepend(candles);
+      store.declareGaps(gaps);
+      this.events.changed(change);
       if (!store.olderExists) this.#olderNoneUntil = this.ports.now() + OLDER_NONE_AGAIN_MS;
     }
     // Otherwise another series was chosen meanwhile, or its history was replaced.
@@ -200,6 +213,7 @@ export class Feed {
     if (named !== null && named.id !== asked.id) this.#show(named);
     this.#startsOver = false;
     const change = this.#store.replace(history.candles);
+    this.#store.declareGaps(history.gaps);
     this.#setHistory({ kind: "ready" });
     this.events.changed(change);
     this.#subscribe();
@@ -245,7 +259,10 @@ export class Feed {
     this.#connection = state;
     for (const command of commands) this.#carryOut(command);
     if (state.deadline !== before.deadline) this.#armTick();
-    if (state.phase !== before.phase) this.events.connection(state);
+    if (state.phase === before.phase) return;
+    // What a lost connection told of the stream is no news any more.
+    if (before.phase === "live") this.events.stream(null);
+    this.events.connection(state);
   }
 
   #armTick(): void {
@@ -295,6 +312,8 @@ export class Feed {
     const store = this.#store;
     switch (message.type) {
       case "candles":
+        this.events.heard();
+        if (message.revised) this.events.revised(message.candles);
         if (this.#startsOver && message.candles.length > 0) {
           this.#startsOver = false;
           this.#changed(store.replace(message.candles));
@@ -303,23 +322,28 @@ export class Feed {
         }
         break;
       case "forming":
+        this.events.heard();
         this.#changed(store.form(message.candle));
         break;
       case "gap":
         if (message.reason === "truncated") this.#startsOver = true;
-        else if (message.from !== null) store.declareGap(message.from, message.state);
+        else if (message.from !== null) {
+          const { from, state } = message;
+          store.declareGaps([{ from, to: message.to ?? nextOpen(store.timeframe, from), state }]);
+        }
         this.events.changed({ kind: "none" });
         break;
       case "subscribed":
-        this.#streamState(message.stream);
+        this.events.subscription(null);
+        if (message.stream !== null) this.events.stream({ state: message.stream, detail: null });
         // The service's store ends before what is shown: it is not the store that this history came from.
         if (message.head !== null && store.lastClosed !== null && message.head < store.lastClosed) this.#reload();
         break;
       case "system":
-        this.#system(message.event, message.state === "succeeded" ? "" : message.message);
+        this.#system(message);
         break;
       case "error":
-        this.events.notice({ key: "subscription", text: `The service says: ${message.message} (${message.code})` });
+        this.events.subscription(`The service says: ${message.message} (${message.code})`);
         if (PASSING_ERRORS.has(message.code)) {
           this.#cancelSubscribe();
           this.#cancelSubscribe = this.ports.after(SUBSCRIBE_AGAIN_MS, () => this.#subscribe());
@@ -335,28 +359,25 @@ export class Feed {
       this.#reload();
       return;
     }
-    this.events.notice({ key: "subscription", text: null });
+    this.events.subscription(null);
     this.events.changed(change);
   }
 
-  #streamState(state: string | null): void {
-    this.events.notice({ key: "stream", text: (state === null ? undefined : STREAM_TROUBLE[state]) ?? null });
-  }
-
-  #system(event: string, message: string): void {
+  #system({ event, message, state, detail }: Extract<ServerMessage, { type: "system" }>): void {
     if (event === "resync") {
       this.#reload();
-    } else if (event.startsWith("stream.")) {
-      const state = event.slice("stream.".length);
-      this.events.notice({ key: "stream", text: state === "live" ? null : message || (STREAM_TROUBLE[state] ?? null) });
-    } else if (event === "backfill.progress") {
+      return;
+    }
+    if (event.startsWith("stream.")) {
+      this.events.stream({ state: event.slice("stream.".length), detail: message || detail });
+      return;
+    }
+    if (event === "backfill.progress" || event === "history.extended") {
       // Older candles may be there that were not when the reader last scrolled to the beginning.
       this.#store.olderExists = true;
-      this.events.notice({ key: "progress", text: message || null });
       this.events.changed({ kind: "none" });
-    } else {
-      this.events.notice({ key: "progress", text: message || null });
     }
+    if (!SILENT_EVENTS.has(event)) this.events.work({ event, text: message, state });
   }
 }
 

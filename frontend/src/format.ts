@@ -93,3 +93,22 @@ export function formatTimeNear(time: number, timeframe: string, today: number): 
 export function formatClock(moment_ms: number): string {
   return new Date(moment_ms).toISOString().slice(11, 19);
 }
+
+/** `3 s`, `2 min`, `4 h`, `5 d` of a number of seconds. */
+export function formatAge(seconds: number): string {
+  const whole = Math.max(0, Math.floor(seconds));
+  if (whole < 120) return `${whole} s`;
+  if (whole < 7200) return `${Math.floor(whole / 60)} min`;
+  return whole < 172_800 ? `${Math.floor(whole / 3600)} h` : `${Math.floor(whole / 86_400)} d`;
+}
+
+const MARKETS: Readonly<Record<string, string>> = { spot: "Spot", futures: "Futures" };
+
+export function marketName(market: string): string {
+  return MARKETS[market] ?? market;
+}
+
+/** `binance` -> `Binance`. */
+export function exchangeName(exchange: string): string {
+  return exchange.charAt(0).toUpperCase() + exchange.slice(1);
+}

@@ -11,6 +11,7 @@ export const GAP_STATES: Readonly<Record<Gap["state"], string>> = {
   unknown: "not yet explained",
   healing: "being fetched",
   confirmed_empty: "the exchange has none",
+  lost: "lost, no source has them any more",
 };
 
 /** `3 candles missing before this one, 14:03 to 14:06: being fetched`. */
@@ -36,18 +37,22 @@ export class Legend {
   #readingsShown = "";
   readonly #gap = element("legend-gap", HTMLParagraphElement);
 
-  /** `pointed` is the open time under the crosshair, null for none. `stale`: forming values are not being told. */
+  /**
+   * `store` is what is shown, `live` what has the newest price. `pointed` is the open time under the crosshair, null for
+   * none. `stale`: forming values are not being told.
+   */
   show(
     store: SeriesStore,
+    live: SeriesStore,
     pointed: number | null,
     decimals: number,
     stale: boolean,
     readingsAt: (time: number) => Reading[],
   ): void {
-    const { last } = store;
+    const { last } = live;
     this.#root.hidden = last === null;
     if (last === null) return;
-    const shown = (pointed === null ? null : store.barAt(pointed)) ?? store.barAt(last.candle.time);
+    const shown = (pointed === null ? null : store.barAt(pointed)) ?? live.barAt(last.candle.time);
     if (shown === null) return;
 
     this.#root.dataset["stale"] = String(stale && last.forming);
@@ -75,7 +80,7 @@ export class Legend {
     this.#root.dataset["direction"] = direction(candle.open, candle.close);
 
     // Indicators know closed candles alone.
-    const closed = forming ? store.lastClosed : candle.time;
+    const closed = forming ? live.lastClosed : candle.time;
     this.#showReadings(closed === null ? [] : readingsAt(closed), decimals);
 
     const gap = forming ? null : store.gapBefore(candle.time);

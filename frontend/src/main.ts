@@ -1,6 +1,7 @@
 // The page: puts the feed, the chart and the controls together.
 
 import "./page.css";
+import { addressOf, resolve, textOfAddress } from "./address.ts";
 import { browserPorts } from "./browser.ts";
 import { CandleChart } from "./chart.ts";
 import { type Connection, INITIAL } from "./connection.ts";
@@ -8,24 +9,31 @@ import { element } from "./dom.ts";
 import { parseCatalogue } from "./drawing.ts";
 import { DrawingFeed, type DrawingState } from "./drawing-feed.ts";
 import { DrawingStore } from "./drawing-store.ts";
-import { Feed, type HistoryState, type Notice } from "./feed.ts";
-import { formatClock, formatPrice, formatTime, plural } from "./format.ts";
-import { type Choices, decodeChoices, encodeChoices, Layers } from "./layers.ts";
+import { Feed, type HistoryState } from "./feed.ts";
+import { exchangeName, formatClock, formatPrice, formatTime, marketName, plural } from "./format.ts";
+import { GapFeed } from "./gap-feed.ts";
+import { type Known, type Lamp, lampOf } from "./lamp.ts";
+import { Layers } from "./layers.ts";
 import { LayersMenu } from "./layers-menu.ts";
 import { describeGap, GAP_STATES, Legend } from "./legend.ts";
-import { exchangeName, marketName, Picker } from "./picker.ts";
+import { forgetSeries, rememberChoices, rememberedChoices, rememberedSeries, rememberSeries } from "./memory.ts";
+import { NoticeBoard } from "./notice-board.ts";
+import { PastFeed } from "./past.ts";
+import { Picker } from "./picker.ts";
 import { readable, timeframesOf } from "./search.ts";
-import { parseSeries, type Series } from "./series.ts";
+import type { Series } from "./series.ts";
+import { StatusFeed } from "./status-feed.ts";
+import { StatusPanel } from "./status-panel.ts";
 import { SeriesStore } from "./store.ts";
 import { applyStoredTheme, onSystemTheme, readPalette, remPx, switchTheme } from "./theme.ts";
 import { type Derived, parseDerived, parseWhitelist } from "./wire.ts";
 
-const LAST_SERIES_KEY = "klinesync.series";
-const LAYERS_KEY = "klinesync.layers";
 /** A page less wide than this has no room for panes that nobody asked for. */
 const ROOMY_REM = 40;
 /** A break shorter than this is shown in the badge alone. */
 const BANNER_AFTER_MS = 800;
+/** The lamp is looked at this often: what it says grows old without anything happening. */
+const LAMP_EVERY_MS = 1000;
 
 applyStoredTheme();
 
@@ -37,17 +45,13 @@ const ui = {
   timeframe: element("choose-timeframe", HTMLSpanElement),
   tags: element("choose-tags", HTMLSpanElement),
   timeframes: element("timeframes", HTMLDivElement),
-  status: element("status", HTMLDivElement),
-  statusText: element("status-text", HTMLSpanElement),
   theme: element("theme", HTMLButtonElement),
   offline: element("offline", HTMLDivElement),
   offlineText: element("offline-text", HTMLSpanElement),
   offlineRetry: element("offline-retry", HTMLButtonElement),
-  notices: {
-    stream: element("notice-stream", HTMLParagraphElement),
-    subscription: element("notice-subscription", HTMLParagraphElement),
-    progress: element("notice-progress", HTMLParagraphElement),
-  },
+  lampNotice: element("notice-stream", HTMLParagraphElement),
+  subscription: element("notice-subscription", HTMLParagraphElement),
+  progress: element("notice-progress", HTMLParagraphElement),
   drawings: element("notice-drawings", HTMLParagraphElement),
   empty: element("empty", HTMLElement),
   emptyTitle: element("empty-title", HTMLHeadingElement),
@@ -63,7 +67,19 @@ const ui = {
 let connection: Connection = INITIAL;
 let history: HistoryState = { kind: "none" };
 let series: Series | null = null;
-let store = new SeriesStore("1m");
+/** The newest candles. What the chart shows is these, or the oldest ones of `past`. */
+let live = new SeriesStore("1m");
+/** What the lamp is made of, beside the connection and the series. */
+let known: Pick<Known, "status" | "health" | "stream" | "heardAt"> = {
+  status: { kind: "none" },
+  health: { kind: "none" },
+  stream: null,
+  heardAt: null,
+};
+let lamp: Lamp = lampOf({ ...known, connection, series }, Date.now());
+let lampSince = Date.now();
+/** The text of an address that names no series; null when there is none. */
+let unresolved: string | null = null;
 /** null until the service has told it. */
 let whitelist: Series[] | null = null;
 let derived: Derived = { base: null, timeframes: [] };
@@ -77,13 +93,16 @@ const chart = new CandleChart(ui.chart, readPalette(), {
     pointed = time;
     showLegend();
   },
-  nearStart: () => void feed.loadOlder(),
-  viewed: (from) => {
+  nearStart: () => {
+    if (past.store === null) void feed.loadOlder();
+  },
+  nearEnd: () => void past.loadNewer(),
+  viewed: (from, to) => {
+    const { first } = shown();
+    if (first !== null) drawingFeed.view({ from, to, first });
     root.dataset["viewFrom"] = String(from); // for tests, as the facts below
   },
-  atEnd: (atEnd) => {
-    ui.latest.hidden = atEnd;
-  },
+  atEnd: () => showLatest(),
   drawn: showStore,
 });
 const legend = new Legend();
@@ -91,6 +110,33 @@ const picker = new Picker(choose);
 const layersMenu = new LayersMenu((keys, visible) => {
   showLayers(layers.choose(keys, visible));
   rememberChoices(layers.choices);
+});
+const statusPanel = new StatusPanel();
+const notices = new NoticeBoard(browserPorts, (text) => showNotice(ui.progress, text));
+const gapFeed = new GapFeed(browserPorts, (changed) => {
+  if (changed === shown()) chart.changed({ kind: "none" });
+});
+const statusFeed = new StatusFeed(browserPorts, {
+  status: (status, health) => {
+    known = { ...known, status, health };
+    if (health.kind === "told" && health.what.series === series?.id) {
+      notices.backfill(health.what.backfill);
+      void gapFeed.counted(series, shown(), health.what.gaps);
+    }
+    showLamp();
+  },
+});
+const past = new PastFeed(browserPorts, {
+  opened: (itsStore) => {
+    chart.showPast(itsStore);
+    showStore();
+  },
+  changed: (change) => chart.changed(change),
+  joined: (opening) => {
+    chart.showLive(live);
+    if (opening) chart.goToStart();
+    showStore();
+  },
 });
 const drawingFeed = new DrawingFeed(browserPorts, {
   drawn: (itsStore) => {
@@ -106,6 +152,8 @@ const feed = new Feed(browserPorts, {
   connection: (now) => {
     const wasLive = connection.phase === "live";
     connection = now;
+    statusFeed.soon();
+    if (wasLive) notices.clear();
     if (now.phase === "live" && !wasLive) {
       void loadWhitelist();
       void loadCatalogue();
@@ -114,40 +162,110 @@ const feed = new Feed(browserPorts, {
   },
   series: (named, itsStore) => {
     series = named;
-    store = itsStore;
+    live = itsStore;
+    unresolved = null;
     pointed = null;
-    chart.show(store);
+    known = { ...known, stream: null, heardAt: null };
+    past.end();
+    notices.clear();
+    gapFeed.clear();
+    chart.show(live);
     drawingFeed.follow(named);
+    statusFeed.follow(null);
     // A link, or another spelling of the same series: the address takes the service's name without a new entry.
-    if (seriesOfAddress()?.id !== named.id) window.history.replaceState(null, "", addressOf(named));
-    remember(named);
+    if (textOfAddress(location.search) !== named.id) window.history.replaceState(null, "", addressOf(location.pathname, named));
     showSeries();
   },
   history: (state) => {
     history = state;
-    if (state.kind === "ready") drawingFeed.reload();
+    if (state.kind === "ready") {
+      if (past.store !== null) showLive();
+      drawingFeed.reload();
+    }
+    if (series !== null && state.kind === "ready") {
+      rememberSeries(series);
+      statusFeed.follow(series);
+    } else if (series !== null && state.kind === "refused") {
+      forgetSeries(series);
+      statusFeed.follow(null);
+    }
     showEmpty();
   },
   changed: (change) => {
-    chart.changed(change);
-    const { lastClosed } = store;
+    if (past.store === null) chart.changed(change);
+    const { lastClosed } = live;
     const revised = change.kind === "tail" && lastClosed !== null && change.from < lastClosed;
-    drawingFeed.candles(store.count, lastClosed, revised);
+    drawingFeed.candles(lastClosed, revised);
+    if (past.store !== null) showStore();
   },
-  notice: ({ key, text }: Notice) => {
-    ui.notices[key].hidden = text === null;
-    ui.notices[key].textContent = text;
+  heard: () => {
+    known = { ...known, heardAt: Date.now() };
+    showLamp();
   },
+  revised: (candles) => past.revised(candles),
+  stream: (word) => {
+    known = { ...known, stream: word === null ? null : { ...word, at: Date.now() } };
+    if (word !== null) statusFeed.soon();
+    showLamp();
+  },
+  work: (word) => notices.work(word),
+  subscription: (trouble) => showNotice(ui.subscription, trouble),
 });
 
 // ---- what is shown -----------------------------------------------------------------------------------------------
 
-function isStale(): boolean {
-  return connection.phase !== "live";
+/** The candles that the chart shows. */
+function shown(): SeriesStore {
+  return past.store ?? live;
+}
+
+function showLive(): void {
+  past.end();
+  chart.showLive(live);
+  chart.goToEnd();
+  showStore();
+}
+
+function showLatest(): void {
+  ui.latest.hidden = past.store === null && chart.atEnd;
+}
+
+function showNotice(place: HTMLElement, text: string | null): void {
+  place.hidden = text === null;
+  if (text !== null && place.textContent !== text) place.textContent = text;
 }
 
 function showLegend(): void {
-  legend.show(store, pointed, chart.decimals, isStale(), (time) => chart.readingsAt(time));
+  legend.show(shown(), live, pointed, chart.decimals, lamp.old, (time) => chart.readingsAt(time));
+}
+
+function showLamp(): void {
+  const now = Date.now();
+  const before = lamp;
+  lamp = lampOf({ ...known, connection, series: history.kind === "refused" ? null : series }, now);
+  if (lamp.label !== before.label || lamp.tone !== before.tone) lampSince = now;
+  statusPanel.show(lamp);
+  // The notice at the top says more of a connection that is lost; trouble that passes at once needs none.
+  const troubled = lamp.old && lamp.tone !== "off" && lamp.tone !== "good";
+  const notable = troubled && connection.phase === "live" && now - lampSince >= BANNER_AFTER_MS;
+  showNotice(ui.lampNotice, notable ? lamp.reason : null);
+  ui.lampNotice.dataset["tone"] = lamp.tone;
+  chart.setStale(lamp.old);
+  ui.chart.classList.toggle("chart-stale", lamp.old && (lamp.tone === "bad" || lamp.tone === "warn"));
+  if (lamp.old !== before.old) showLegend();
+  showTitle();
+  root.dataset["lamp"] = lamp.tone;
+  root.dataset["lampLabel"] = lamp.label;
+  root.dataset["age"] = String(lamp.age ?? "");
+}
+
+function showTitle(): void {
+  const { last } = live;
+  const name = series === null ? "" : `${series.symbol} ${series.timeframe} · `;
+  const price = last === null || lamp.old ? "" : `${formatPrice(last.candle.close, chart.decimals)} `;
+  const state = lamp.old && series !== null ? `${lamp.label} · ` : "";
+  const title = `${state}${price}${name}klinesync`;
+  if (document.title !== title) document.title = title;
 }
 
 function showLayers(chosen: Layers): void {
@@ -168,8 +286,10 @@ function showDrawingState(): void {
 function showStore(): void {
   showLegend();
   showEmpty();
-  const { first, last } = store;
-  const { timeframe } = store;
+  showTitle();
+  showLatest();
+  const store = shown();
+  const { first, timeframe } = store;
   ui.extent.textContent = first === null ? "" : plural(store.count, "candle");
   ui.extentSince.textContent = first === null ? "" : ` since ${formatTime(first, timeframe)}`;
   const { gaps } = store;
@@ -180,11 +300,8 @@ function showStore(): void {
     const state = gaps.every((gap) => gap.state === newest.state) ? `: ${GAP_STATES[newest.state]}` : "";
     ui.gaps.textContent = `${plural(gaps.length, "gap")}, ${plural(missing, "candle")} missing${state}`;
     ui.gaps.title = `${describeGap(newest, timeframe)}. Go there.`;
+    ui.gaps.dataset["settled"] = String(gaps.every((gap) => gap.state === "confirmed_empty"));
   }
-  document.title =
-    series === null || last === null
-      ? "klinesync"
-      : `${formatPrice(last.candle.close, chart.decimals)} ${series.symbol} ${series.timeframe} · klinesync`;
 
   // For tests and for the curious; nothing on the page reads these.
   const facts = {
@@ -193,9 +310,11 @@ function showStore(): void {
     first: store.first,
     lastClosed: store.lastClosed,
     lastForming: store.lastForming,
-    lastPrice: last?.candle.close,
+    lastPrice: live.last?.candle.close,
     gaps: gaps.length,
+    gapStates: [...new Set(gaps.map((gap) => gap.state))].join(" "),
     olderExists: store.olderExists,
+    drawnFrom: drawings.from,
     drawnTo: drawings.to,
     drawings: drawings.drawings.filter((one) => layers.visible(one.feature)).length,
     lines: chart.lines,
@@ -207,11 +326,7 @@ function showConnection(): void {
   const { phase, everLive, downSince } = connection;
   const state = phase === "live" ? "live" : everLive || connection.attempt > 0 ? "reconnecting" : "connecting";
   root.dataset["state"] = state;
-  ui.status.dataset["phase"] = state;
-  ui.statusText.textContent = { live: "Live", reconnecting: "Not connected", connecting: "Connecting" }[state];
-  ui.chart.classList.toggle("chart-stale", state === "reconnecting");
-  chart.setStale(isStale());
-  showLegend();
+  showLamp();
 
   const down = downSince === null ? 0 : Date.now() - downSince;
   const banner = state === "reconnecting" && (down >= BANNER_AFTER_MS || !ui.offline.hidden);
@@ -250,9 +365,16 @@ function showSeries(): void {
 
 /** What to say instead of candles; null when there are some. */
 function emptiness(): { readonly title: string; readonly text: string; readonly choose: boolean } | null {
-  if (store.count > 0 || store.lastForming !== null) return null;
+  if (live.count > 0 || live.lastForming !== null) return null;
   if (series === null) {
     if (whitelist === null) return null;
+    if (unresolved !== null) {
+      return {
+        title: `No series “${unresolved}”`,
+        text: "The address names no series of this service. A series id reads exchange:market:BASE/QUOTE:timeframe, for example binance:spot:BTC/USDT:1m.",
+        choose: true,
+      };
+    }
     return {
       title: "No series yet",
       text: "The whitelist of this service is empty. Choose a series, and the page shows what is stored of it.",
@@ -287,52 +409,18 @@ function showEmpty(): void {
 
 // ---- what is chosen ----------------------------------------------------------------------------------------------
 
-function seriesOfAddress(): Series | null {
-  return parseSeries(new URLSearchParams(location.search).get("series") ?? "");
-}
-
-/** `/?series=binance:spot:BTC/USDT:1m`; both punctuation marks may stand in a query as they are. */
-function addressOf(chosen: Series): string {
-  const value = encodeURIComponent(chosen.id).replaceAll("%3A", ":").replaceAll("%2F", "/");
-  return `${location.pathname}?series=${value}`;
-}
-
 function choose(chosen: Series): void {
   if (chosen.id === series?.id) return;
-  window.history.pushState(null, "", addressOf(chosen));
+  window.history.pushState(null, "", addressOf(location.pathname, chosen));
   feed.choose(chosen);
 }
 
-function remember(chosen: Series): void {
-  try {
-    localStorage.setItem(LAST_SERIES_KEY, chosen.id);
-  } catch {
-    // Storage is off: the address still holds the choice.
-  }
-}
-
-function remembered(): Series | null {
-  try {
-    return parseSeries(localStorage.getItem(LAST_SERIES_KEY) ?? "");
-  } catch {
-    return null;
-  }
-}
-
-function rememberChoices(choices: Choices): void {
-  try {
-    localStorage.setItem(LAYERS_KEY, encodeChoices(choices));
-  } catch {
-    // Storage is off: the choice holds until the page is left.
-  }
-}
-
-function rememberedChoices(): Choices {
-  try {
-    return decodeChoices(localStorage.getItem(LAYERS_KEY));
-  } catch {
-    return new Map();
-  }
+/** Show what the address names; a text that is no series id is looked up in the whitelist, once that is known. */
+function followAddress(): void {
+  const text = textOfAddress(location.search);
+  const named = text === null ? rememberedSeries() : resolve(text, whitelist ?? [], derived);
+  unresolved = named === null ? text : null;
+  if (named !== null && named.id !== series?.id) feed.choose(named);
 }
 
 async function loadCatalogue(): Promise<void> {
@@ -362,8 +450,9 @@ async function loadWhitelist(): Promise<void> {
   }
   picker.setWhitelist(whitelist);
   const first = whitelist[0];
+  if (series === null) followAddress();
   if (series !== null) showSeries();
-  else if (first !== undefined) feed.choose(first);
+  else if (first !== undefined && unresolved === null) feed.choose(first);
   else showEmpty();
 }
 
@@ -376,10 +465,10 @@ function openPicker(): void {
 
 ui.choose.addEventListener("click", openPicker);
 ui.emptyChoose.addEventListener("click", openPicker);
-ui.latest.addEventListener("click", () => chart.goToEnd());
+ui.latest.addEventListener("click", goToEnd);
 ui.offlineRetry.addEventListener("click", () => feed.retry());
 ui.gaps.addEventListener("click", () => {
-  const newest = store.gaps.at(-1);
+  const newest = shown().gaps.at(-1);
   if (newest !== undefined) chart.goToTime(newest.to);
 });
 ui.theme.addEventListener("click", () => {
@@ -387,6 +476,17 @@ ui.theme.addEventListener("click", () => {
   chart.setPalette(readPalette());
 });
 onSystemTheme(() => chart.setPalette(readPalette()));
+
+function goToStart(): void {
+  // The first stored candle, which may lie far before the first one here.
+  if (series === null || (past.store === null && !live.olderExists)) chart.goToStart();
+  else void past.open(series, live);
+}
+
+function goToEnd(): void {
+  if (past.store === null) chart.goToEnd();
+  else showLive();
+}
 
 const CHART_KEYS: Readonly<Record<string, () => void>> = {
   ArrowLeft: () => chart.scroll(-0.05),
@@ -397,8 +497,8 @@ const CHART_KEYS: Readonly<Record<string, () => void>> = {
   ArrowDown: () => chart.zoom(1.25),
   "+": () => chart.zoom(0.8),
   "-": () => chart.zoom(1.25),
-  Home: () => chart.goToStart(),
-  End: () => chart.goToEnd(),
+  Home: goToStart,
+  End: goToEnd,
 };
 
 ui.chart.addEventListener("keydown", (event) => {
@@ -421,13 +521,14 @@ document.addEventListener("keydown", (event) => {
 window.addEventListener("online", () => {
   feed.retry();
   feed.seen();
+  statusFeed.soon();
 });
-window.addEventListener("popstate", () => {
-  const chosen = seriesOfAddress();
-  if (chosen !== null && chosen.id !== series?.id) feed.choose(chosen);
-});
+window.addEventListener("popstate", followAddress);
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible") feed.seen();
+  if (document.visibilityState !== "visible") return;
+  feed.seen();
+  statusFeed.soon();
+  showLamp();
 });
 
 ui.licences.addEventListener("click", async () => {
@@ -446,7 +547,8 @@ new ResizeObserver(() => {
 void document.fonts.ready.then(() => chart.setPalette(readPalette()));
 
 showConnection();
+setInterval(showLamp, LAMP_EVERY_MS);
 feed.start();
-const initial = seriesOfAddress() ?? remembered();
-if (initial !== null) feed.choose(initial);
+statusFeed.start();
+followAddress();
 void loadWhitelist();

@@ -1,19 +1,9 @@
 // Picker: the dialog in which a series is chosen. A combobox over a list box; the keyboard is enough.
 
 import { element } from "./dom.ts";
+import { exchangeName, marketName } from "./format.ts";
 import { type Offer, offersFor } from "./search.ts";
 import type { Series } from "./series.ts";
-
-const MARKETS: Readonly<Record<string, string>> = { spot: "Spot", futures: "Futures" };
-
-export function marketName(market: string): string {
-  return MARKETS[market] ?? market;
-}
-
-/** `binance` -> `Binance`. */
-export function exchangeName(exchange: string): string {
-  return exchange.charAt(0).toUpperCase() + exchange.slice(1);
-}
 
 export class Picker {
   readonly #dialog = element("picker", HTMLDialogElement);

@@ -16,8 +16,13 @@ import type { SeriesStore } from "./store.ts";
 type Target = Parameters<IPrimitivePaneRenderer["draw"]>[0];
 
 const DASHES: Readonly<Record<Polyline["lineStyle"], number[]>> = { solid: [], dashed: [6, 5], dotted: [2, 4] };
-/** The inside of a closed line. */
+/** The inside of a closed line, and what lies between the two edges of a zone. */
 const FILL_ALPHA = 0.1;
+
+interface Zone {
+  readonly top: Polyline;
+  readonly bottom: Polyline;
+}
 
 interface Corner {
   readonly x: number;
@@ -27,6 +32,7 @@ interface Corner {
 export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IPrimitivePaneRenderer {
   #attached: SeriesAttachedParameter<Time> | null = null;
   #lines: readonly Polyline[] = [];
+  #zones: readonly Zone[] = [];
   #candles: SeriesStore | null = null;
 
   attached(parameter: SeriesAttachedParameter<Time>): void {
@@ -40,6 +46,7 @@ export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IP
   /** Draw these lines over these candles. */
   show(lines: readonly Polyline[], candles: SeriesStore): void {
     this.#lines = lines;
+    this.#zones = zonesOf(lines);
     this.#candles = candles;
     this.#attached?.requestUpdate();
   }
@@ -56,6 +63,7 @@ export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IP
     if (this.#lines.length === 0) return;
     target.useMediaCoordinateSpace(({ context, mediaSize }) => {
       context.lineJoin = "round";
+      for (const zone of this.#zones) this.#fill(context, zone, mediaSize.width);
       for (const line of this.#lines) {
         const corners = this.#corners(line);
         const beside = corners.every(({ x }) => x < 0) || corners.every(({ x }) => x > mediaSize.width);
@@ -65,6 +73,18 @@ export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IP
       context.setLineDash([]);
       context.globalAlpha = 1;
     });
+  }
+
+  #fill(context: CanvasRenderingContext2D, { top, bottom }: Zone, width: number): void {
+    const corners = [...this.#corners(top), ...this.#corners(bottom).toReversed()];
+    if (corners.length < 4 || corners.every(({ x }) => x < 0) || corners.every(({ x }) => x > width)) return;
+    context.beginPath();
+    for (const { x, y } of corners) context.lineTo(x, y);
+    context.closePath();
+    context.fillStyle = top.color;
+    context.globalAlpha = FILL_ALPHA;
+    context.fill();
+    context.globalAlpha = 1;
   }
 
   #trace(context: CanvasRenderingContext2D, line: Polyline, corners: readonly Corner[]): void {
@@ -98,4 +118,14 @@ export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IP
     }
     return corners;
   }
+}
+
+/** The zones of which both edges are there. */
+export function zonesOf(lines: readonly Polyline[]): Zone[] {
+  const tops = new Map<string, Polyline>();
+  for (const line of lines) if (line.edge?.side === "top") tops.set(line.edge.zone, line);
+  return lines.flatMap((bottom) => {
+    const top = bottom.edge?.side === "bottom" ? tops.get(bottom.edge.zone) : undefined;
+    return top === undefined ? [] : [{ top, bottom }];
+  });
 }

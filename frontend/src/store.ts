@@ -2,7 +2,8 @@
 // candles, followed by the forming ones. Every method says what changed, so that the chart redraws no more than that.
 
 import { type Candle, missingBetween, nextOpen } from "./series.ts";
-import type { GapState } from "./wire.ts";
+import { type DeclaredGaps, NO_GAPS } from "./declared-gaps.ts";
+import type { DeclaredGap, GapState } from "./wire.ts";
 
 /**
  * - `none`: nothing to redraw.
@@ -41,7 +42,9 @@ export class SeriesStore {
   // Usually one. More when the close of a candle comes after the first trade of the next one.
   #forming: Candle[] = [];
   #holes: { from: number; to: number; missing: number }[] = [];
-  readonly #states = new Map<number, GapState>();
+  #declared: DeclaredGaps = NO_GAPS;
+  // `gaps` is read with every frame, and holes change seldom.
+  #gaps: readonly Gap[] | null = null;
 
   /** Whether the service may hold candles older than the first one here; false when it had none when last asked. */
   olderExists = true;
@@ -80,8 +83,9 @@ export class SeriesStore {
   }
 
   /** Holes between the closed candles, oldest first. */
-  get gaps(): Gap[] {
-    return this.#holes.map((hole) => ({ ...hole, state: this.#states.get(hole.from) ?? "unknown" }));
+  get gaps(): readonly Gap[] {
+    this.#gaps ??= this.#holes.map((hole) => ({ ...hole, state: this.#declared.stateOf(hole) }));
+    return this.#gaps;
   }
 
   /** Every bar at `from` and later, in time order: closed ones, then forming ones. */
@@ -133,8 +137,7 @@ export class SeriesStore {
 
   /** The hole that ends at `time`, if there is one. */
   gapBefore(time: number): Gap | null {
-    const hole = this.#holes.find((candidate) => candidate.to === time);
-    return hole === undefined ? null : { ...hole, state: this.#states.get(hole.from) ?? "unknown" };
+    return this.gaps.find((gap) => gap.to === time) ?? null;
   }
 
   /** Take `candles` in place of everything closed. */
@@ -188,14 +191,12 @@ export class SeriesStore {
     return abandoned ? RESET : { kind: "tail", from: candle.time };
   }
 
-  /** What the service says about the hole that begins at `from`. */
-  declareGap(from: number, state: GapState): void {
-    this.#states.set(from, state);
-    // Bounded: declarations of holes that are no longer held go first.
-    if (this.#states.size > 1000) {
-      const held = new Set(this.#holes.map((hole) => hole.from));
-      for (const time of this.#states.keys()) if (!held.has(time) && time !== from) this.#states.delete(time);
-    }
+  /** What the service says about holes; whether the state of one that is held changes by it. */
+  declareGaps(gaps: readonly DeclaredGap[]): boolean {
+    const before = this.gaps;
+    this.#declared = gaps.reduce((known, gap) => known.with(gap), this.#declared).bounded(this.#holes);
+    this.#gaps = null;
+    return this.gaps.some((gap, index) => gap.state !== before[index]?.state);
   }
 
   #closeOne(candle: Candle, revised: boolean): Change {
@@ -239,11 +240,14 @@ export class SeriesStore {
 
   #noteHole(earlier: number, later: number): void {
     const missing = missingBetween(this.timeframe, earlier, later);
-    if (missing > 0) this.#holes.push({ from: nextOpen(this.timeframe, earlier), to: later, missing });
+    if (missing === 0) return;
+    this.#holes.push({ from: nextOpen(this.timeframe, earlier), to: later, missing });
+    this.#gaps = null;
   }
 
   #findHoles(): void {
     this.#holes = [];
+    this.#gaps = null;
     let previous: Candle | undefined;
     for (const candle of this.#closed) {
       if (previous !== undefined) this.#noteHole(previous.time, candle.time);

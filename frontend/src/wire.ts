@@ -4,7 +4,7 @@
 import { asFields, type Fields, numberOf, textOf } from "./json.ts";
 import type { Candle } from "./series.ts";
 
-export type GapState = "unknown" | "healing" | "confirmed_empty";
+export type GapState = "unknown" | "healing" | "confirmed_empty" | "lost";
 
 export type ServerMessage =
   | { readonly type: "candles"; readonly series: string; readonly candles: Candle[]; readonly revised: boolean }
@@ -25,14 +25,25 @@ export type ServerMessage =
       readonly message: string;
       /** Where what is told stands, `succeeded` say; null where the event has no such thing. */
       readonly state: string | null;
+      /** A reason of the event beside its message; null where the event has none. */
+      readonly detail: string | null;
     }
   | { readonly type: "error"; readonly series: string | null; readonly code: string; readonly message: string }
   | { readonly type: "pong" }
   | { readonly type: "unknown" };
 
+/** A hole of stored candles: open times from `from` up to, but not at, `to`. */
+export interface DeclaredGap {
+  readonly from: number;
+  readonly to: number;
+  readonly state: GapState;
+}
+
 export interface History {
   readonly series: string | null;
   readonly candles: Candle[];
+  /** What is known of the holes between these candles. */
+  readonly gaps: DeclaredGap[];
 }
 
 const UNKNOWN: ServerMessage = { type: "unknown" };
@@ -44,7 +55,7 @@ export function parseMessage(text: string): ServerMessage {
   const series = textOf(fields["series_id"]);
   switch (fields["type"]) {
     case "candles_batch":
-      return series === null ? UNKNOWN : { type: "candles", series, candles: parseCandles(fields["candles"]), revised: false };
+      return series === null ? UNKNOWN : { type: "candles", series, candles: parseCandles(fields["candles"]), revised: fields["revised"] === true };
     case "candle_closed":
       return series === null
         ? UNKNOWN
@@ -75,6 +86,7 @@ export function parseMessage(text: string): ServerMessage {
         event: textOf(fields["event"]) ?? "",
         message: textOf(fields["message"]) ?? "",
         state: textOf(asFields(fields["data"])?.["state"]),
+        detail: textOf(asFields(fields["data"])?.["detail"]),
       };
     case "error":
       return {
@@ -93,7 +105,12 @@ export function parseMessage(text: string): ServerMessage {
 /** The body of `GET /api/market/candles`. */
 export function parseHistory(body: unknown): History {
   const fields = asFields(body);
-  return { series: textOf(fields?.["series_id"]), candles: parseCandles(fields?.["candles"]) };
+  const gaps = fields?.["gaps"];
+  return {
+    series: textOf(fields?.["series_id"]),
+    candles: parseCandles(fields?.["candles"]),
+    gaps: Array.isArray(gaps) ? gaps.map(parseGap).filter((gap) => gap !== null) : [],
+  };
 }
 
 /** The body of `GET /api/market/whitelist`. */
@@ -154,8 +171,15 @@ function parseCandle(value: unknown): Candle | null {
   return { time, open, high, low, close, volume: numberOf(fields["volume"]) ?? 0 };
 }
 
+function parseGap(value: unknown): DeclaredGap | null {
+  const fields = asFields(value);
+  const from = numberOf(fields?.["start_time"]);
+  const to = numberOf(fields?.["end_time"]);
+  return from === null || to === null || to <= from ? null : { from, to, state: gapState(fields?.["state"]) };
+}
+
 function gapState(value: unknown): GapState {
-  return value === "healing" || value === "confirmed_empty" ? value : "unknown";
+  return value === "healing" || value === "confirmed_empty" || value === "lost" ? value : "unknown";
 }
 
 function parseJson(text: string): Fields | null {

@@ -1,6 +1,6 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { parseCatalogue, parseDrawDelta, type DrawDelta } from "../src/drawing.ts";
-import { DrawingFeed, type DrawingState, WINDOW_MAX } from "../src/drawing-feed.ts";
+import { DrawingFeed, type DrawingState, LIVE_WINDOW } from "../src/drawing-feed.ts";
 import { DrawingStore, POINTS_KEPT } from "../src/drawing-store.ts";
 import type { Answer, Ports } from "../src/feed.ts";
 import { decodeChoices, encodeChoices, Layers } from "../src/layers.ts";
@@ -89,7 +89,7 @@ describe("a delta of the wire", () => {
     expect(delta.active).toEqual(ids);
     expect(delta.patch.map(({ definition }) => definition)).toEqual([
       marker(3)["definition"],
-      { ...LINE.definition, lineStyle: "solid" },
+      { ...LINE.definition, lineStyle: "solid", edge: null },
     ]);
     expect([...delta.points]).toEqual([
       ["ema_21", points(9, 10)],
@@ -133,7 +133,7 @@ describe("the store", () => {
   let store: DrawingStore;
   beforeEach(() => {
     store = new DrawingStore();
-    store.take(parsed(first), true);
+    store.take(parsed(first), true, 0);
   });
 
   function shown(): unknown[] {
@@ -141,7 +141,7 @@ describe("the store", () => {
   }
 
   test("shows what is active, newest versions, in the service's order", () => {
-    store.take(parsed(second), false);
+    store.take(parsed(second), false, 0);
     expect(shown()).toEqual([[240, "new"], [300, ""]]);
     expect(store.pointsOf("ema_21")).toEqual(points(8, 9, 10, 11));
     expect(store.cursor).toEqual({ cursor: { versionId: 4, pointTime: 660 }, epoch: 1 });
@@ -149,34 +149,34 @@ describe("the store", () => {
   });
 
   test("is the same when a delta comes twice", () => {
-    store.take(parsed(second), false);
+    store.take(parsed(second), false, 0);
     const before = [shown(), store.pointsOf("ema_21"), store.generation];
-    store.take(parsed(second), false);
+    store.take(parsed(second), false, 0);
     expect([shown(), store.pointsOf("ema_21"), store.generation]).toEqual(before);
   });
 
   test("forgets everything with a new epoch", () => {
     const { generation } = store;
-    store.take(parsed({ ...second, epoch: 2 }), false);
+    store.take(parsed({ ...second, epoch: 2 }), false, 0);
     expect(shown()).toEqual([[240, "new"], [300, ""]]);
     expect(store.pointsOf("ema_21")).toEqual(points(11));
     expect(store.generation).toBeGreaterThan(generation);
   });
 
   test("is replaced by the answer to a question without a cursor", () => {
-    store.take(parsed({ ...second, active_ids: ["a", "b"] }), true);
+    store.take(parsed({ ...second, active_ids: ["a", "b"] }), true, 0);
     expect(shown()).toEqual([[240, "new"]]);
   });
 
   test("only adds points behind those held, and says so by its generation", () => {
     const { generation } = store;
-    store.take(parsed(second), false);
+    store.take(parsed(second), false, 0);
     expect(store.generation).toBe(generation);
   });
 
   test("keeps a bounded number of points", () => {
     const many = Array.from({ length: POINTS_KEPT + 1 }, (_, minute) => minute + 20);
-    store.take(parsed(body(99_999, { series_points: { ema_21: points(...many) } })), false);
+    store.take(parsed(body(99_999, { series_points: { ema_21: points(...many) } })), false, 0);
     expect(store.pointsOf("ema_21").length).toBeLessThanOrEqual(POINTS_KEPT);
     expect(store.pointsOf("ema_21").at(-1)).toEqual(points(POINTS_KEPT + 20)[0]);
   });
@@ -247,7 +247,7 @@ class World {
   async shown(): Promise<void> {
     this.feed.enable();
     this.feed.follow(named(BTC));
-    this.feed.candles(11, 600, false);
+    this.feed.candles(600, false);
     await this.request.answer({ status: 200, body: body(10, { next_cursor: { version_id: 2, point_time: 600 } }) });
   }
 }
@@ -265,14 +265,14 @@ describe("the feed", () => {
 
   test("asks for everything first, and then for what is newer with each closed candle", async () => {
     await world.shown();
-    expect(world.question).toEqual({ series_id: BTC, window_candles: "1000" });
+    expect(world.question).toEqual({ series_id: BTC, window_candles: String(LIVE_WINDOW) });
     expect(world.state).toEqual({ kind: "ready" });
-    world.feed.candles(11, 600, false);
+    world.feed.candles(600, false);
     expect(world.asked).toHaveLength(1);
-    world.feed.candles(12, 660, false);
+    world.feed.candles(660, false);
     expect(world.question).toEqual({
       series_id: BTC,
-      window_candles: "1000",
+      window_candles: String(LIVE_WINDOW),
       cursor_version_id: "2",
       cursor_point_time: "600",
       epoch: "1",
@@ -281,7 +281,7 @@ describe("the feed", () => {
 
   test("asks nothing of a service that has no drawings", () => {
     world.feed.follow(named(BTC));
-    world.feed.candles(11, 600, false);
+    world.feed.candles(600, false);
     expect(world.asked).toEqual([]);
     world.feed.enable();
     expect(world.asked).toHaveLength(1);
@@ -289,8 +289,8 @@ describe("the feed", () => {
 
   test("asks one question at a time", async () => {
     await world.shown();
-    world.feed.candles(12, 660, false);
-    world.feed.candles(13, 720, false);
+    world.feed.candles(660, false);
+    world.feed.candles(720, false);
     expect(world.asked).toHaveLength(2);
     await world.request.answer({ status: 200, body: body(11) });
     expect(world.state).toEqual({ kind: "ready" });
@@ -301,16 +301,16 @@ describe("the feed", () => {
 
   test("asks again when a candle that was shown has changed", async () => {
     await world.shown();
-    world.feed.candles(11, 600, true);
+    world.feed.candles(600, true);
     expect(world.asked).toHaveLength(2);
   });
 
   test("waits while the ledgers catch up, and says so", async () => {
     await world.shown();
-    world.feed.candles(12, 660, false);
+    world.feed.candles(660, false);
     await world.request.answer({ status: 409, body: { detail: "ledger_out_of_sync:overlay", code: "ledger_out_of_sync:overlay" } });
     expect(world.state).toEqual({ kind: "behind" });
-    world.feed.candles(13, 720, false);
+    world.feed.candles(720, false);
     expect(world.asked).toHaveLength(2);
     world.pass(1000);
     expect(world.asked).toHaveLength(3);
@@ -321,7 +321,7 @@ describe("the feed", () => {
 
   test("asks again when the drawings end before the newest candle", async () => {
     await world.shown();
-    world.feed.candles(12, 660, false);
+    world.feed.candles(660, false);
     await world.request.answer({ status: 200, body: body(10) });
     expect(world.state).toEqual({ kind: "behind" });
     world.pass(1000);
@@ -333,7 +333,7 @@ describe("the feed", () => {
 
   test("asks again after a failure, ever less often", async () => {
     await world.shown();
-    world.feed.candles(12, 660, false);
+    world.feed.candles(660, false);
     await world.request.fail();
     expect(world.state).toEqual({ kind: "unreachable" });
     const waits: number[] = [];
@@ -350,50 +350,29 @@ describe("the feed", () => {
 
   test("says why the service refuses, and asks with the next candle", async () => {
     await world.shown();
-    world.feed.candles(12, 660, false);
+    world.feed.candles(660, false);
     await world.request.answer({ status: 422, body: { detail: "no", code: "bad_request" } });
     expect(world.state).toEqual({ kind: "refused", why: "no" });
     world.pass(60_000);
     expect(world.asked).toHaveLength(2);
-    world.feed.candles(13, 720, false);
+    world.feed.candles(720, false);
     expect(world.asked).toHaveLength(3);
-  });
-
-  test("asks for a window that the next candles fit into", () => {
-    world.feed.enable();
-    world.feed.follow(named(BTC));
-    world.feed.candles(1000, 600, false);
-    expect(world.question["window_candles"]).toBe("2000");
-  });
-
-  test("asks for everything when a longer history is shown, and keeps what is drawn until it comes", async () => {
-    await world.shown();
-    const { store } = world;
-    world.feed.candles(1800, 600, false);
-    expect(world.question).toEqual({ series_id: BTC, window_candles: "2000" });
-    expect(world.store).toBe(store);
-    await world.request.fail();
-    world.pass(60_000);
-    expect(world.question).toEqual({ series_id: BTC, window_candles: "2000" });
-    await world.request.answer({ status: 200, body: body(10) });
-    world.feed.candles(50_000, 600, false);
-    expect(world.question["window_candles"]).toBe(String(WINDOW_MAX));
   });
 
   test("asks for everything when the candles were loaded anew", async () => {
     await world.shown();
     world.feed.reload();
     expect(world.asked).toHaveLength(2);
-    expect(world.question).toEqual({ series_id: BTC, window_candles: "1000" });
+    expect(world.question).toEqual({ series_id: BTC, window_candles: String(LIVE_WINDOW) });
   });
 
   test("drops an answer about a series that is no longer shown", async () => {
     await world.shown();
-    world.feed.candles(12, 660, false);
+    world.feed.candles(660, false);
     const late = world.request;
     world.feed.follow(named(ETH));
     expect(world.store.to).toBeNull();
-    world.feed.candles(5, 240, false);
+    world.feed.candles(240, false);
     expect(world.question["series_id"]).toBe(ETH);
     await late.answer({ status: 200, body: body(11) });
     expect(world.store.to).toBeNull();

@@ -1,6 +1,6 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import type { Connection } from "../src/connection.ts";
-import { type Answer, Feed, type HistoryState, type Ports, type SocketEvents } from "../src/feed.ts";
+import { type Answer, Feed, type HistoryState, type Ports, type SocketEvents, type StreamWord, type WorkWord } from "../src/feed.ts";
 import { parseSeries, type Series } from "../src/series.ts";
 import { SeriesStore } from "../src/store.ts";
 
@@ -33,7 +33,10 @@ class World {
   history: HistoryState = { kind: "none" };
   store = new SeriesStore("1m");
   series = "";
-  readonly notices: Record<string, string | null> = {};
+  stream: StreamWord | null = null;
+  subscription: string | null = null;
+  readonly works: WorkWord[] = [];
+  heard = 0;
 
   readonly ports: Ports = {
     openSocket: (events) => {
@@ -78,8 +81,18 @@ class World {
       this.history = state;
     },
     changed: () => undefined,
-    notice: ({ key, text }) => {
-      this.notices[key] = text;
+    heard: () => {
+      this.heard += 1;
+    },
+    revised: () => undefined,
+    stream: (stream) => {
+      this.stream = stream;
+    },
+    work: (work) => {
+      this.works.push(work);
+    },
+    subscription: (trouble) => {
+      this.subscription = trouble;
     },
   });
 
@@ -251,6 +264,22 @@ describe("live", () => {
     expect(world.store.lastForming).toBe(660);
   });
 
+  test("knows what a hole is after a page load, of the newest and of older candles", async () => {
+    world.feed.start();
+    world.socket.open();
+    world.feed.choose(named(BTC));
+    const gaps = [{ start_time: 7200, end_time: 7320, state: "confirmed_empty" }];
+    await world.request.answer({ status: 200, body: { series_id: BTC, candles: [...minutes(110, 120), ...minutes(122, 130)], gaps } });
+    expect(world.store.gaps).toEqual([{ from: 7200, to: 7320, missing: 2, state: "confirmed_empty" }]);
+    void world.feed.loadOlder();
+    const older = [{ start_time: 6300, end_time: 6360, state: "lost" }];
+    await world.request.answer({ status: 200, body: { candles: [...minutes(100, 105), ...minutes(106, 110)], gaps: older } });
+    expect(world.store.gaps.map(({ from, state }) => [from, state])).toEqual([
+      [6300, "lost"],
+      [7200, "confirmed_empty"],
+    ]);
+  });
+
   test("notes the state of a declared hole", async () => {
     await world.shown();
     world.socket.say({ type: "gap", series_id: BTC, expected_next_time: 600, actual_time: 720, reason: "missing", state: "healing" });
@@ -258,27 +287,70 @@ describe("live", () => {
     expect(world.store.gaps).toEqual([{ from: 600, to: 720, missing: 2, state: "healing" }]);
   });
 
-  test("says when the exchange's stream is silent, until it is not", async () => {
+  test("tells each state of the exchange's stream, and forgets it with the connection", async () => {
     await world.shown();
+    expect(world.stream).toEqual({ state: "live", detail: null });
     world.socket.say({ type: "system", series_id: BTC, event: "stream.stale", message: "no frames for 15 s", data: {} });
-    expect(world.notices["stream"]).toBe("no frames for 15 s");
+    expect(world.stream).toEqual({ state: "stale", detail: "no frames for 15 s" });
+    const detail = "no frames since 14:03";
+    world.socket.say({ type: "system", series_id: BTC, event: "stream.rest_fallback", message: "", data: { detail } });
+    expect(world.stream).toEqual({ state: "rest_fallback", detail });
     world.socket.say({ type: "system", series_id: BTC, event: "stream.live", message: "frames again", data: {} });
-    expect(world.notices["stream"]).toBeNull();
+    expect(world.stream?.state).toBe("live");
+    world.socket.events.closed();
+    expect(world.stream).toBeNull();
   });
 
-  test("says how far history is read, until it is", async () => {
+  test("tells work in progress with its state", async () => {
     await world.shown();
     const told = { type: "system", series_id: BTC, event: "backfill.progress" };
     world.socket.say({ ...told, message: "history is read: 40 %", data: { state: "running" } });
-    expect(world.notices["progress"]).toBe("history is read: 40 %");
     world.socket.say({ ...told, message: "history is read", data: { state: "succeeded" } });
-    expect(world.notices["progress"]).toBeNull();
+    expect(world.works).toEqual([
+      { event: "backfill.progress", text: "history is read: 40 %", state: "running" },
+      { event: "backfill.progress", text: "history is read", state: "succeeded" },
+    ]);
+  });
+
+  test("hears of older history without a notice, and asks for it when the reader is there", async () => {
+    await world.shown();
+    void world.feed.loadOlder();
+    await world.request.answer({ status: 200, body: { series_id: BTC, candles: [] } });
+    expect(world.store.olderExists).toBe(false);
+    world.socket.say({ type: "system", series_id: BTC, event: "history.extended", message: "older", data: { first_time: -600 } });
+    expect(world.store.olderExists).toBe(true);
+    expect(world.works).toEqual([]);
+  });
+
+  test("takes several corrections in one batch", async () => {
+    await world.shown();
+    world.socket.say({ type: "candles_batch", series_id: BTC, revised: true, candles: [candle(3, 1.7), candle(5, 1.8)] });
+    expect(world.asked).toHaveLength(1);
+    expect(world.store.barAt(300)?.bar.candle.close).toBe(1.8);
+  });
+
+  test("counts what is heard of the series", async () => {
+    await world.shown();
+    const { heard } = world;
+    world.socket.say({ type: "candle_forming", series_id: BTC, candle: candle(10, 1.5) });
+    world.socket.say({ type: "candle_closed", series_id: BTC, candle: candle(10, 1.5) });
+    world.socket.say({ type: "candle_forming", series_id: ETH, candle: candle(10, 1.5) });
+    world.socket.say({ type: "pong" });
+    expect(world.heard).toBe(heard + 2);
+  });
+
+  test("a subscription that was refused is no longer said to be, once it is acknowledged", async () => {
+    await world.shown();
+    world.socket.say({ type: "error", series_id: BTC, code: "rate_limited", message: "too fast" });
+    expect(world.subscription).toContain("too fast");
+    world.socket.say({ type: "subscribed", series_id: BTC, head_time: 540, stream: "live" });
+    expect(world.subscription).toBeNull();
   });
 
   test("subscribes again a while after the service had no capacity", async () => {
     await world.shown();
     world.socket.say({ type: "error", series_id: BTC, code: "capacity", message: "ondemand_ingest_capacity" });
-    expect(world.notices["subscription"]).toContain("ondemand_ingest_capacity");
+    expect(world.subscription).toContain("ondemand_ingest_capacity");
     expect(world.socket.subscriptions).toHaveLength(1);
     for (let second = 0; second < 16; second += 1) {
       world.socket.say({ type: "pong" });

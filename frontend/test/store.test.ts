@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { Candle } from "../src/series.ts";
 import { type Change, mergeChanges, SeriesStore } from "../src/store.ts";
+import { MOST_DECLARED, NO_GAPS } from "../src/declared-gaps.ts";
 
 /** The candle of minute `minute`; `close` tells versions of it apart. */
 function candle(minute: number, close = 1): Candle {
@@ -164,18 +165,37 @@ describe("a hole", () => {
 
   test("has the state that the service declared", () => {
     const held = store(candle(0));
-    held.declareGap(60, "healing");
+    held.declareGaps([{ from: 60, to: 180, state: "healing" }]);
     held.close([candle(3)]);
     expect(held.gaps[0]?.state).toBe("healing");
-    held.declareGap(60, "confirmed_empty");
+    expect(held.declareGaps([{ from: 60, to: 180, state: "confirmed_empty" }])).toBe(true);
     expect(held.gaps[0]?.state).toBe("confirmed_empty");
+    expect(held.declareGaps([{ from: 60, to: 180, state: "confirmed_empty" }])).toBe(false);
+  });
+
+  test("is no better known than its least known part, and a newer word replaces an older one", () => {
+    const held = store(candle(0), candle(6));
+    held.declareGaps([{ from: 60, to: 240, state: "confirmed_empty" }]);
+    expect(held.gaps[0]?.state).toBe("unknown");
+    held.declareGaps([{ from: 240, to: 360, state: "healing" }]);
+    expect(held.gaps[0]?.state).toBe("healing");
+    held.declareGaps([{ from: 120, to: 360, state: "confirmed_empty" }]);
+    expect(held.gaps[0]?.state).toBe("confirmed_empty");
+    held.declareGaps([{ from: 120, to: 180, state: "lost" }]);
+    expect(held.gaps[0]?.state).toBe("lost");
   });
 
   test("declared a thousand times over does not fill the memory with states", () => {
     const held = store(candle(0), candle(3));
-    held.declareGap(60, "healing");
-    for (let index = 0; index < 3000; index += 1) held.declareGap(1_000_000 + index * 60, "unknown");
+    held.declareGaps([{ from: 60, to: 180, state: "healing" }]);
+    const elsewhere = Array.from({ length: MOST_DECLARED + 500 }, (_, index) => {
+      const from = 1_000_000 + index * 120;
+      return { from, to: from + 60, state: "unknown" } as const;
+    });
+    for (const gap of elsewhere) held.declareGaps([gap]);
     expect(held.gaps[0]?.state).toBe("healing");
+    const known = elsewhere.reduce((all, gap) => all.with(gap), NO_GAPS).bounded([]);
+    expect(known.count).toBe(MOST_DECLARED);
   });
 });
 

@@ -49,8 +49,8 @@ describe("a message of the service", () => {
 
   test("tells what happened to the series, whatever its data", () => {
     const system = { type: "system", series_id: SERIES, event: "backfill.progress", message: "40 %" };
-    const told = { type: "system", series: SERIES, event: "backfill.progress", message: "40 %" };
-    expect(parse({ ...system, data: { state: "running", progress_pct: 40 } })).toEqual({ ...told, state: "running" });
+    const told = { type: "system", series: SERIES, event: "backfill.progress", message: "40 %", detail: null };
+    expect(parse({ ...system, data: { state: "running", progress_pct: 40, detail: "why" } })).toEqual({ ...told, state: "running", detail: "why" });
     for (const data of [undefined, null, {}, [], "x", { state: 5 }]) {
       expect(parse({ ...system, data })).toEqual({ ...told, state: null });
     }
@@ -71,8 +71,17 @@ describe("a message of the service", () => {
 
 describe("an answer of the service", () => {
   test("is history, under the service's name of the series", () => {
-    expect(parseHistory({ series_id: SERIES, server_head_time: null, candles: [WIRE_CANDLE] })).toEqual({ series: SERIES, candles: [CANDLE] });
-    expect(parseHistory(null)).toEqual({ series: null, candles: [] });
+    expect(parseHistory({ series_id: SERIES, server_head_time: null, candles: [WIRE_CANDLE] })).toEqual({ series: SERIES, candles: [CANDLE], gaps: [] });
+    expect(parseHistory(null)).toEqual({ series: null, candles: [], gaps: [] });
+  });
+
+  test("says what is known of the holes of a page", () => {
+    const gap = { start_time: 120, end_time: 240, state: "confirmed_empty" };
+    const odd = [null, { ...gap, end_time: 120 }, { start_time: 0, state: "lost" }];
+    expect(parseHistory({ gaps: [gap, ...odd, { ...gap, start_time: 180, state: "lost" }] }).gaps).toEqual([
+      { from: 120, to: 240, state: "confirmed_empty" },
+      { from: 180, to: 240, state: "lost" },
+    ]);
   });
 
   test("is a whitelist", () => {

@@ -317,7 +317,8 @@ def test_who_looks_back_is_left_there_when_many_candles_arrive(visit: Visit, dem
     visit.open(demo.url, BTC)
     visit.wait_for(f"told.candles === '{held}'")
     page.get_by_role("application").focus()
-    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("PageUp")
     expect(page.get_by_role("button", name="Go to the newest candle")).to_be_visible()
     holding = False
     for socket, text in waiting:
@@ -380,7 +381,8 @@ def test_a_killed_service_is_said_to_be_gone_and_comes_back_without_a_hole_or_a_
             service.process.kill()
             visit.wait_for("told.state === 'reconnecting'")
             expect(page.get_by_role("alert")).to_contain_text("Not connected since")
-            expect(page.locator("#status")).to_have_text("Not connected")
+            expect(page.locator("#status-text")).to_have_text("Not connected")
+            assert page.title().startswith("Not connected")
         gone = visit.facts()
         with klinesync(tmp_path, "klinesync serves", "serve", "--port", service.port, *flags):
             visit.wait_for(f"told.state === 'live' && Number(told.lastClosed) >= {gone.last_closed + 5 * STEP_S}")

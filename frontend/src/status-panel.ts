@@ -1,0 +1,66 @@
+// StatusPanel: shows a Lamp, at the top of the page, in the panel behind it and in the icon of the tab.
+
+import { element } from "./dom.ts";
+import { formatAge } from "./format.ts";
+import type { Fact, Lamp, Tone } from "./lamp.ts";
+
+export class StatusPanel {
+  readonly #button = element("status", HTMLButtonElement);
+  readonly #text = element("status-text", HTMLSpanElement);
+  readonly #age = element("status-age", HTMLSpanElement);
+  readonly #said = element("status-said", HTMLSpanElement);
+  readonly #title = element("panel-title", HTMLHeadingElement);
+  readonly #reason = element("panel-reason", HTMLParagraphElement);
+  readonly #facts = element("panel-facts", HTMLDListElement);
+  readonly #icon = element("icon", HTMLLinkElement);
+  readonly #probe = element("status-dot", HTMLSpanElement);
+  #factsShown = "";
+  #iconShown = "";
+
+  show(lamp: Lamp): void {
+    const { tone, label, age, reason } = lamp;
+    this.#button.dataset["tone"] = tone;
+    set(this.#text, label);
+    // Every second: for the eye, not for a screen reader, which is told changes of the state alone.
+    set(this.#age, age === null ? "" : formatAge(age));
+    set(this.#said, reason === null ? label : `${label}: ${reason}`);
+    set(this.#title, label);
+    set(this.#reason, reason ?? (tone === "good" ? "The exchange, the stream and the candles are well." : ""));
+    this.#showFacts(lamp.facts);
+    this.#showIcon(tone);
+  }
+
+  #showFacts(facts: readonly Fact[]): void {
+    const text = JSON.stringify(facts);
+    if (text === this.#factsShown) return;
+    this.#factsShown = text;
+    this.#facts.replaceChildren(
+      ...facts.map(({ name, text: value, tone }) => {
+        const row = document.createElement("div");
+        const term = document.createElement("dt");
+        const detail = document.createElement("dd");
+        term.textContent = name;
+        detail.textContent = value;
+        detail.dataset["tone"] = tone;
+        row.append(term, detail);
+        return row;
+      }),
+    );
+  }
+
+  /** The tab's icon has a dot in the colour of the lamp. */
+  #showIcon(tone: Tone): void {
+    const colour = getComputedStyle(this.#probe).backgroundColor;
+    if (`${tone} ${colour}` === this.#iconShown) return;
+    this.#iconShown = `${tone} ${colour}`;
+    const candles = `<path d="M5 6v20" stroke="#e5636f" stroke-width="7"/><path d="M15 3v20" stroke="#35b48c" stroke-width="7"/>`;
+    const dot = `<circle cx="24" cy="24" r="8" fill="${colour}"/>`;
+    const picture = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">${candles}${dot}</svg>`;
+    this.#icon.href = `data:image/svg+xml,${encodeURIComponent(picture)}`;
+  }
+}
+
+/** Touch the page only where the text differs. */
+function set(target: HTMLElement, text: string): void {
+  if (target.textContent !== text) target.textContent = text;
+}
