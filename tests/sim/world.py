@@ -26,7 +26,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest import weight
 from klinesync.ingest.binance_ws import HEALTHY_S
 from klinesync.ingest.liveness import STALE
-from klinesync.runtime.clock import MAX_AHEAD_MS
+from klinesync.runtime.clock import DIFFER_MS
 from sim import checkers
 from sim.checkers import Witness
 from sim.clients import Habits, Link, SimulatedClient, candle_of, series_of
@@ -341,7 +341,7 @@ class World:
     def _closed_told(self, process: Process, listing: Listing, candle: Candle) -> None:
         """The service is handed a final candle: it must not keep it for longer than it may wait for what is before."""
         known_ms = self._clock_ms(process, listing.series.market)
-        if known_ms is not None and self.exchange.now_ms() <= known_ms + MAX_AHEAD_MS:  # else it may not believe it
+        if known_ms is not None and abs(self.exchange.now_ms() - known_ms) <= DIFFER_MS:  # else it may not believe it
             due_s = self.loop.time() + checkers.WAIT_MOST_S
             self.loop.call_at(due_s, self._check_written, process, listing, candle, context=self.loop.outside)
 

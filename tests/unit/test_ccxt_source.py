@@ -131,7 +131,7 @@ async def test_without_dates_the_newest_open_time_is_the_stamp() -> None:
     async with source_of(exchange) as source:
         assert await source.now_ms("spot") == (T0 + 60) * 1000
         exchange.minutes = []
-        source.clocks["spot"].proven_ms = None
+        source.clocks["spot"].rest_ms = None
         with pytest.raises(UpstreamError, match="does not tell the time"):
             await source.now_ms("spot")
 
@@ -168,7 +168,7 @@ async def test_what_is_pushed_is_never_closed_and_does_not_hold_up_the_clock() -
             await told.wait()
         task.cancel()
         await asyncio.wait([task])
-        known_ms = source.clocks["spot"].proven_ms
+        known_ms = source.clocks["spot"].rest_ms
     assert [((event.candle.time - T0) // 60, event.closed) for event in events] == [
         (0, True),
         (1, True),

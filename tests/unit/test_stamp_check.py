@@ -1,4 +1,4 @@
-"""StampCheck: stamps from the future wait until the exchange has said what time it is."""
+"""StampCheck: frames that the exchange's clock does not explain wait until REST has said what time it is."""
 
 import asyncio
 
@@ -9,12 +9,19 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import stamp_check
 from klinesync.ingest.stamp_check import StampCheck
-from klinesync.runtime.clock import MAX_AHEAD_MS, ExchangeClock
+from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.sources import KlineEvent
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
 NOW_MS = 1_700_000_000_000
+FAR_MS = 600_000
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits before REST is asked again."""
+    monkeypatch.setattr(stamp_check, "ASK_EVERY_S", 0.0)
 
 
 def event(after_ms: int, series: SeriesId = BTC) -> KlineEvent:
@@ -40,7 +47,8 @@ class Market:
         self.asked += 1
         if self.now_ms is None:
             raise UpstreamError("nobody answers")
-        self.clock.learn(self.now_ms, self.now_s())
+        self.clock.asking()
+        self.clock.answered(self.now_ms, self.now_s())
         return self.now_ms
 
     def take(self, event: KlineEvent) -> bool:
@@ -51,22 +59,22 @@ async def test_a_stamp_near_the_known_time_is_believed_and_learned() -> None:
     market = Market(NOW_MS)
     assert not market.take(event(500))
     assert market.believed == [event(500)]
-    assert market.clock.proven_ms == NOW_MS + 500
+    assert market.clock.estimate_ms(market.now_s()) in range(NOW_MS + 500, NOW_MS + 1500)
 
 
 async def test_a_stamp_from_the_future_is_refused_and_not_learned() -> None:
     market = Market(NOW_MS + 1)
-    lie = event(10 * MAX_AHEAD_MS)
+    lie = event(FAR_MS)
     assert market.take(lie)
     await market.check.resolve()
     assert market.believed == []
     assert market.check.refused == 1
-    assert market.clock.proven_ms == NOW_MS + 1
+    assert market.clock.rest_ms == NOW_MS + 1
 
 
 async def test_a_clock_that_jumped_is_believed_once_the_exchange_says_so_and_order_is_kept() -> None:
-    market = Market(NOW_MS + 10 * MAX_AHEAD_MS)
-    later = [event(10 * MAX_AHEAD_MS), event(10 * MAX_AHEAD_MS + 250)]
+    market = Market(NOW_MS + FAR_MS)
+    later = [event(FAR_MS), event(FAR_MS + 250)]
     assert market.take(later[0])
     assert market.take(later[1]), "it waits behind the first"
     assert market.believed == []
@@ -79,24 +87,24 @@ async def test_a_clock_that_jumped_is_believed_once_the_exchange_says_so_and_ord
 
 async def test_other_series_do_not_wait_for_one_that_lies() -> None:
     market = Market(NOW_MS)
-    market.take(event(10 * MAX_AHEAD_MS))
+    market.take(event(FAR_MS))
     assert not market.take(event(100, ETH))
     assert market.believed == [event(100, ETH)]
 
 
 async def test_where_nothing_is_known_and_nobody_answers_stamps_that_agree_are_believed() -> None:
     market = Market(None, known_ms=None)
-    lie, another = event(10 * MAX_AHEAD_MS), event(1000 * MAX_AHEAD_MS, ETH)
-    for doubted in (lie, event(0), event(0, ETH), another):
-        assert market.take(doubted)
+    lie, another = event(FAR_MS), event(100 * FAR_MS, ETH)
+    now_s = market.now_s()
+    for number, doubted in enumerate((lie, another, event(0), event(0, ETH))):
+        assert not market.check.check(doubted, now_s + 0.1 * number)
     await market.check.resolve()
     assert market.believed == [], "one stamp is none, told twice or not"
-    assert market.clock.proven_ms is None
-    assert market.take(event(250)), "it makes two"
+    assert market.clock.estimate_ms(market.now_s()) is None
+    assert not market.check.check(event(250), now_s + 0.5), "it makes two"
     await market.check.resolve()
     assert market.believed == [event(0), event(0, ETH), event(250)]
     assert market.check.refused == 2
-    assert market.clock.proven_ms == NOW_MS + 250
 
 
 async def test_a_lone_stamp_waits_until_the_exchange_answers() -> None:
@@ -106,12 +114,43 @@ async def test_a_lone_stamp_waits_until_the_exchange_answers() -> None:
     market.now_ms = NOW_MS + 100
     await market.check.resolve()
     assert market.believed == [event(0)]
-    assert market.clock.proven_ms == NOW_MS + 100
+    assert market.clock.rest_ms == NOW_MS + 100
+
+
+async def test_an_early_close_waits_for_the_time_and_is_left_out_whatever_its_own_stamp_says() -> None:
+    closes_s = NOW_MS // 1000 // 60 * 60 + 60
+    early = KlineEvent(BTC, Candle(closes_s - 60, 1.0, 1.0, 1.0, 1.0, 1.0), closed=True, event_ms=closes_s * 1000 + 5)
+    market = Market(closes_s * 1000 - 15_000, known_ms=closes_s * 1000 - 15_000)
+    ordinary = KlineEvent(ETH, early.candle, closed=True, event_ms=closes_s * 1000 + 5)
+    assert market.take(early)
+    await market.check.resolve()
+    assert market.believed == []
+    assert (market.check.refused, market.check.early) == (0, 1) or market.check.refused == 1
+    market.clock.learn(closes_s * 1000 - 1_500, market.now_s())
+    assert not market.take(ordinary), "REST's clock is as near as clocks are"
+    assert market.asked == 1
+    assert market.believed == [ordinary]
+
+
+async def test_closes_of_many_series_that_come_early_share_one_question() -> None:
+    closes_s = NOW_MS // 1000 // 60 * 60 + 60
+    known_ms = closes_s * 1000 - 30_000
+    market = Market(closes_s * 1000 + 10, known_ms=known_ms)
+    candle = Candle(closes_s - 60, 1.0, 1.0, 1.0, 1.0, 1.0)
+    events = [
+        KlineEvent(SeriesId.parse(f"binance:spot:S{number}/USDT:1m"), candle, closed=True, event_ms=closes_s * 1000)
+        for number in range(100)
+    ]
+    for one in events:
+        assert market.take(one)
+    await market.check.resolve()
+    assert market.asked == 1
+    assert market.believed == events, "the answer shows that the minute is over"
 
 
 async def test_where_time_is_known_and_nobody_answers_a_stamp_from_the_future_is_refused() -> None:
     market = Market(None)
-    market.take(event(10 * MAX_AHEAD_MS))
+    market.take(event(FAR_MS))
     await market.check.resolve()
     assert market.believed == []
     assert market.check.refused == 1
@@ -119,8 +158,8 @@ async def test_where_time_is_known_and_nobody_answers_a_stamp_from_the_future_is
 
 async def test_of_too_many_that_wait_the_oldest_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stamp_check, "MAX_WAITING", 3)
-    market = Market(NOW_MS + 10 * MAX_AHEAD_MS)
+    market = Market(NOW_MS + FAR_MS)
     for number in range(5):
-        market.take(event(10 * MAX_AHEAD_MS + number))
+        market.take(event(FAR_MS + number))
     await market.check.resolve()
-    assert [one.event_ms - NOW_MS - 10 * MAX_AHEAD_MS for one in market.believed] == [2, 3, 4]
+    assert [one.event_ms - NOW_MS - FAR_MS for one in market.believed] == [2, 3, 4]

@@ -47,7 +47,7 @@ class Exchange:
     """Answers with what a test puts in. `failures` are answered first, one by one."""
 
     def __init__(self) -> None:
-        self.now_ms = START * 1000
+        self.now_ms = (START + 62) * 1000  # the first candle is over, and its margin
         self.rows: list[list[object]] = []
         self.answer: Callable[[], web.StreamResponse] | None = None
         self.failures: list[Callable[[], web.StreamResponse]] = []
@@ -149,7 +149,8 @@ async def history(rest: BinanceRest, series: SeriesId = SERIES, start: int = STA
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is repeated is repeated at once."""
+    """What is repeated is repeated at once, and so is the question for the time."""
+    monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
     monkeypatch.setattr(binance_rest, "RETRY_FIRST_S", 0.0)
 
 
@@ -169,15 +170,15 @@ async def test_the_last_row_counts_as_closed_once_the_exchange_said_that_its_mar
     exchange.now_ms = (START + 120) * 1000 + ms_after_close
     async with connected(exchange) as (rest, clocks):
         assert await history(rest) == [candle(0), candle(1)][: 1 + closed]
-        assert clocks["spot"].proven_ms == exchange.now_ms
+        assert clocks["spot"].rest_ms == exchange.now_ms
 
 
-async def test_a_row_is_closed_when_a_later_one_follows_in_the_same_answer_whatever_time_it_is() -> None:
+async def test_a_row_is_closed_when_two_later_ones_follow_in_the_same_answer_whatever_time_it_is() -> None:
     exchange = Exchange()
     exchange.rows = [row(0), row(1), row(2)]
     exchange.now_ms = START * 1000
     async with connected(exchange) as (rest, _):
-        assert await history(rest) == [candle(0), candle(1)]
+        assert await history(rest) == [candle(0)], "one later row proves the end, not the values"
 
 
 @pytest.mark.parametrize(("series", "page"), [(SERIES, 1000), (FUTURES, 499)])
@@ -301,14 +302,15 @@ async def test_an_exchange_that_does_not_answer_in_time_is_asked_a_bounded_numbe
         await over.wait()
         return web.Response()
 
-    exchange.time = never  # type: ignore[method-assign]
-    async with connected(exchange, timeout_s=0.05) as (rest, _):
+    exchange.klines = never  # type: ignore[method-assign]
+    async with connected(exchange, timeout_s=0.05) as (rest, clocks):
+        clocks["spot"].learn(exchange.now_ms, asyncio.get_running_loop().time())
         with pytest.raises(UpstreamError, match="did not answer"):
             await history(rest)
         assert asked == 1 + binance_rest.RETRIES
         status = rest.status()["spot"]
         assert (status.requests, status.errors, status.under_way) == (3, {0: 3}, 0)
-        assert status.used == 3, "the exchange may have counted them"
+        assert status.used == 6, "the exchange may have counted them"
         over.set()
 
 
@@ -388,7 +390,7 @@ async def test_the_weight_that_the_exchange_tells_of_is_known() -> None:
     async with connected(exchange) as (rest, _):
         await history(rest)
         status = rest.status()["spot"]
-        assert (status.used, status.limit, status.requests, status.errors) == (321, 6000, 2, {})
+        assert (status.used, status.limit, status.requests, status.errors) == (321, 6000, 3, {})
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b"[[1]]", b'[["x"]]', b"\xff"])
@@ -449,10 +451,13 @@ async def test_the_time_is_not_asked_where_a_stamp_that_came_before_shows_all_th
         exchange.rows.pop()
         assert await history(rest) == [candle(0), candle(1)], "its margin is over by the stamp"
         assert exchange.asked_time == 0
-        now_s = binance_rest.STAMP_FRESH_S + 0.1
-        exchange.now_ms = (START + 123) * 1000
+        now_s = 59.0
         assert await history(rest) == [candle(0), candle(1)]
-        assert exchange.asked_time == 1, "the stamp was old"
+        assert exchange.asked_time == 0, "nothing has ended since"
+        now_s = 61.0
+        exchange.now_ms = (START + 183) * 1000
+        assert await history(rest) == [candle(0), candle(1)]
+        assert exchange.asked_time == 1, "by our estimate a candle has ended since"
 
 
 async def test_our_own_clock_passing_a_close_proves_nothing_and_the_time_is_asked() -> None:
@@ -494,8 +499,8 @@ async def test_with_an_end_the_last_row_needs_a_stamp_as_no_row_follows_it(ms_af
     exchange.rows = [row(0), row(1), row(2)]
     exchange.now_ms = (START + 120) * 1000 + ms_after_close
     async with connected(exchange) as (rest, _):
-        (page,) = await pages(rest, until=START + 60)
-    assert page.candles == [candle(0), candle(1)][: 1 + closed]
+        found = {one for page in await pages(rest, until=START + 60) for one in page.candles}
+    assert found == set([candle(0), candle(1)][: 1 + closed])
 
 
 @pytest.mark.parametrize("until", [998, 999, 1000, 1500])
@@ -503,7 +508,8 @@ async def test_a_reading_with_an_end_stops_there_also_at_the_end_of_a_page(until
     exchange = Exchange()
     exchange.rows = [row(minute) for minute in range(2000)]
     exchange.now_ms = (START + 60 * 5000) * 1000
-    async with connected(exchange) as (rest, _):
+    async with connected(exchange) as (rest, clocks):
+        clocks["spot"].learn(exchange.now_ms, asyncio.get_running_loop().time())
         found = {one.time for page in await pages(rest, until=START + 60 * until) for one in page.candles}
         assert await pages(rest, until=START - 60) == []
     assert found == {START + 60 * minute for minute in range(until + 1)}
@@ -517,7 +523,7 @@ async def test_deep_pages_ask_no_time_and_where_holes_bring_them_up_to_now_their
     now_s = 0.0
     async with connected(exchange, lambda: now_s) as (rest, clocks):
         clocks["spot"].learn((START + 60 * 3090) * 1000, now_s)
-        now_s = 30.0
+        now_s = 602.0
         found = await history(rest)
     assert [len(exchange.asked), exchange.asked_time] == [2, 1]
     assert found == [candle(minute) for minute in (*range(900), *range(3000, 3100))]
@@ -532,7 +538,7 @@ async def test_a_hole_before_a_last_row_that_an_old_stamp_does_not_prove_is_prov
     now_s = 0.0
     async with connected(exchange, lambda: now_s) as (rest, clocks):
         clocks["spot"].learn((START + 60 * 3090) * 1000, now_s)
-        now_s = 30.0
+        now_s = 662.0
         found = await pages(rest, start=START - 60)
     empty = {span for page in found for span in page.empty}
     assert empty == {Span(START + 899 * 60, START + 3000 * 60), Span(START + 3099 * 60, START + 3100 * 60)}
@@ -546,7 +552,7 @@ async def test_a_short_span_of_futures_is_asked_for_in_a_page_of_weight_one() ->
     async with connected(exchange) as (rest, _):
         await history(rest, FUTURES)
         await history(rest, FUTURES)
-    assert [asked["limit"] for asked in exchange.asked] == ["499", "99"], "at first nothing was known of the time"
+    assert [asked["limit"] for asked in exchange.asked] == ["99", "99"], "the time is asked before"
 
 
 async def test_a_short_page_that_turns_out_to_be_full_is_followed_by_another() -> None:
@@ -555,12 +561,14 @@ async def test_a_short_page_that_turns_out_to_be_full_is_followed_by_another() -
     exchange.now_ms = (START + 60 * 299) * 1000
     async with connected(exchange) as (rest, clocks):
         clocks["futures"].learn((START + 60) * 1000, asyncio.get_running_loop().time())
-        assert await history(rest, FUTURES) == [candle(minute) for minute in range(299)]
+        found = await history(rest, FUTURES)
+    assert found == [candle(minute) for minute in range(298)], "one answer alone moves no clock so far"
 
 
 async def test_before_a_futures_symbol_was_listed_again_there_is_nothing_and_the_listing_proves_it() -> None:
     exchange = Exchange()
     exchange.rows = [row(100), row(102), row(103)]
+    exchange.now_ms = (START + 103 * 60 + 30) * 1000
     exchange.onboard_s = START + 100 * 60 + 17
     async with connected(exchange) as (rest, _):
         unlisted, page = await pages(rest, FUTURES)
@@ -578,6 +586,7 @@ async def test_a_first_row_that_is_late_proves_nothing_without_a_listing_that_be
 ) -> None:
     exchange = Exchange()
     exchange.rows = [row(100), row(101), row(102)]
+    exchange.now_ms = (START + 102 * 60 + 30) * 1000
     exchange.onboard_s = START + onboard_minute * 60
     async with connected(exchange) as (rest, _):
         assert [page.empty for page in await pages(rest, series)] == [[]]
@@ -591,6 +600,7 @@ async def test_a_listing_that_cannot_be_asked_for_proves_nothing_and_hinders_not
 
     exchange = Exchange()
     exchange.rows = [row(100), row(101)]
+    exchange.now_ms = (START + 101 * 60 + 30) * 1000
     exchange.onboard_s = START + 6000
     exchange.info = forbidden  # type: ignore[method-assign]
     async with connected(exchange) as (rest, _):
@@ -606,7 +616,7 @@ async def test_a_listing_that_cannot_be_asked_for_proves_nothing_and_hinders_not
         ([row(1), row(0)], "not in order"),
         ([row(0), row(0)], "not in order"),
         ([row(-1), row(0)], "not in order"),
-        ([row(0), row(11)], "more than was asked for"),
+        ([row(0), row(13)], "more than was asked for"),
     ],
 )
 async def test_a_page_that_no_exchange_would_send_is_refused_whole(rows: list[list[object]], match: str) -> None:
@@ -647,6 +657,7 @@ async def test_no_more_of_a_huge_body_is_read_than_a_page_can_have(declared: boo
 async def test_many_bad_rows_of_a_series_are_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     exchange = Exchange()
     exchange.rows = [row(minute, high="0.1") for minute in range(500)]
+    exchange.now_ms = (START + 60 * 5000) * 1000
     with caplog.at_level(logging.WARNING):
         async with connected(exchange) as (rest, _):
             await history(rest)
@@ -721,3 +732,54 @@ async def test_tickers_are_told_as_numbers_and_those_that_are_none_left_out() ->
         with pytest.raises(UpstreamError, match="cannot be understood"):
             await rest.tickers("spot")
     assert exchange.asked == [{"tickers": "/fapi/v1/ticker/24hr"}, {"tickers": "/api/v3/ticker/24hr"}]
+
+
+async def test_until_two_answers_agree_no_time_is_known_and_two_later_rows_alone_prove() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1), row(2)]
+    stamps = iter([10**18, (START + 122) * 1000, (START + 122) * 1000])
+
+    async def time(request: web.Request) -> web.Response:
+        return web.json_response({"serverTime": next(stamps)})
+
+    exchange.time = time  # type: ignore[method-assign]
+    async with connected(exchange) as (rest, clocks):
+        assert await rest.now_ms("spot") in range((START + 122) * 1000, (START + 124) * 1000)
+        assert await history(rest) == [candle(0), candle(1)]
+        assert clocks["spot"].doubted["rest"] >= 1
+
+
+async def test_where_frames_and_rest_differ_two_later_rows_alone_prove() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(0), row(1), row(2)]
+    exchange.now_ms = (START + 150) * 1000
+    now_s = 1000.0
+    async with connected(exchange, lambda: now_s) as (rest, clocks):
+        clock = clocks["spot"]
+        for _ in range(8):
+            now_s += 1.0
+            clock.heard((START + 90) * 1000 + int(now_s * 1000), now_s)
+        for _ in range(8):
+            now_s += 1.0
+            clock.heard((START + 90) * 1000 + int(now_s * 1000), now_s)
+            await rest.now_ms("spot")
+        assert clock.difference(now_s) is not None
+        assert await history(rest) == [candle(0)]
+
+
+async def test_many_questions_for_the_time_are_one_request_and_at_most_one_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 1.0)
+    exchange = Exchange()
+    now_s = 1000.0
+    async with connected(exchange, lambda: now_s) as (rest, clocks):
+        clocks["spot"].learn(exchange.now_ms, now_s)
+        await asyncio.gather(*(rest.now_ms("spot") for _ in range(20)))
+        assert exchange.asked_time == 1
+        now_s += 0.9
+        await rest.now_ms("spot")
+        assert exchange.asked_time == 1
+        now_s += 0.2
+        await rest.now_ms("spot")
+        assert exchange.asked_time == 2

@@ -352,8 +352,8 @@ async def test_a_stall_in_mid_candle_promotes_nothing_when_our_clock_passes_the_
         until_s = loop.time() + 6.0
         await until(lambda: loop.time() > until_s, "six seconds")
         assert exchange._api.weight_used(exchange.now_ms()) - asked < 40, "REST is asked ever less often"
-        assert clock.proven_ms is not None
-        assert clock.proven_ms <= exchange.now_ms()
+        assert clock.rest_ms is not None
+        assert clock.rest_ms <= exchange.now_ms()
         assert client.closed[-1] < open_
         assert (await stored(service, SPOT))[-1].time < open_
         exchange._clock.pause(False, time.monotonic())

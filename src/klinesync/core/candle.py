@@ -49,7 +49,8 @@ class Applied(Struct, frozen=True):
     A candle that is new but lies behind the head that the series had is a late fill: it counts as revised too,
     because whoever followed the series has passed it. `rounded` are candles that differ from what was stored by a
     rounding: followers have them. `gaps`: what the gap ledger says of the holes before and between the candles.
-    `commit`: the number of the transaction.
+    `commit`: the number of the transaction. `questioned` are candles of frames that were not written, as other values
+    are stored.
     """
 
     series: SeriesId
@@ -58,6 +59,7 @@ class Applied(Struct, frozen=True):
     gaps: tuple[Gap, ...] = ()
     commit: int = 0
     rounded: frozenset[int] = frozenset()
+    questioned: tuple[Candle, ...] = ()
 
     @property
     def told(self) -> tuple[Candle, ...]:

@@ -19,8 +19,9 @@ from klinesync.runtime.sources import Errand, Source, Urgency
 
 log = logging.getLogger(__name__)
 
-# How far back one look reaches: futures pages of up to 100 rows cost the least, and spot pages all the same.
-AUDIT_CANDLES = 100
+# How far back one look reaches: futures pages of up to 100 rows cost the least, and spot pages all the same. Two more
+# rows are asked for, which prove the newest.
+AUDIT_CANDLES = 97
 # Candles younger than this are left alone: REST may lag behind the stream, and the stream's word is the newer one.
 AUDIT_AGE_S = 120
 # One series is not looked at more often than this.

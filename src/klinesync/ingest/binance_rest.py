@@ -1,8 +1,8 @@
 """Binance's REST market data: klines, the exchange's time, its lists of symbols and tickers. Spot and USD-M futures.
 
-Only a time stamp *received* from the exchange before a row was asked for, or a later row in the same answer, proves
-that the row is final; the still-open last row is never taken as closed. Requests go through one gate for each host,
-which rations their weight (`weight.py`).
+What makes a row a closed candle is the rule of `core/finality.py`: later rows of the same answer, or stamps of both
+clocks that were received before the row was asked for. Requests go through one gate for each host, which rations their
+weight (`weight.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import msgspec
 
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.errors import BadCandle, UpstreamError
+from klinesync.core.finality import LATER_ROWS, final_end
 from klinesync.core.gaps import Span, missing_spans
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.rest_gate import RestGate
@@ -41,8 +42,12 @@ TIMEOUT_S = 10.0
 # A request that was not answered, or with the server's error, is repeated so often, after so long, then twice as long.
 RETRIES = 2
 RETRY_FIRST_S = 0.25
-# A stamp that is older (on our clock) is not relied upon to show what has closed since: the exchange is asked.
-STAMP_FRESH_S = 1.0
+# The exchange's time is asked no more often than this, in seconds (ours), for each market. So many answers must do
+# until the clock is known: two that agree, or at a speed that is not known yet some that run on.
+ASK_TIME_EVERY_S = 1.0
+TIME_ANSWERS = 6
+# The fewest rows of a page: the newest two are proven by a clock alone, and the first is that of the page before.
+LEAST_ROWS = 4
 # How long a list of symbols is kept; and how old it may be when it does not have a symbol, or when a symbol's history
 # does not begin where it was looked for.
 LISTINGS_TTL_S = 3600.0
@@ -128,14 +133,16 @@ def symbol_name(series: SeriesId) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """One answer to klines, at most `limit` rows. `proven_ms` is the newest stamp before it was asked for; `asked`: it
-    was asked for just then; `exact`: by our estimate a newer one would prove no more."""
+    """One answer to klines, at most `limit` rows.
+
+    `final_ms`: the earlier of the exchange's clocks, by stamps from before the answer was asked for; None where no
+    clock proves anything. `estimate_ms`: what time it seemed to be then; None where nothing was known.
+    """
 
     rows: list[Row]
     limit: int
-    proven_ms: int
-    asked: bool
-    exact: bool
+    final_ms: int | None
+    estimate_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +187,8 @@ class BinanceRest:
         self._listed: dict[str, _Listed] = {}
         self._listing: dict[str, SingleFlight[_Listed]] = {market: SingleFlight() for market in routes}
         self._not_listed: dict[str, tuple[float, UpstreamError]] = {}
+        self._time_errands: dict[str, Errand] = {}
+        self._time: dict[str, SingleFlight[None]] = {market: SingleFlight() for market in routes}
         self._log_limit = LogLimit(LOG_EVERY_S)
         self.quarantined = 0
 
@@ -192,15 +201,37 @@ class BinanceRest:
         return self._contacts.get(market, RestContact())
 
     async def now_ms(self, market: str) -> int:
-        """The exchange's time, asked now. Raises `UpstreamError`."""
-        errand = Errand(Urgency.READ)
-        gate = self._gate(market)
+        """The exchange's time, asked now: single flight, at most once in `ASK_TIME_EVERY_S`. Where nothing was known of
+        it the answers must agree. Raises `UpstreamError`."""
+        clock = self._clocks[market]
+        for _ in range(TIME_ANSWERS):
+            await self._ask_time(market, Errand(Urgency.READ))
+            estimate_ms = clock.estimate_ms(self._monotonic())
+            if estimate_ms is not None:
+                return estimate_ms
+            await asyncio.sleep(max(0.0, ASK_TIME_EVERY_S - clock.answer_age_s(self._monotonic())))
+        raise UpstreamError(f"{EXCHANGE} {market}: {TIME_ANSWERS} answers to time do not agree with each other")
 
-        async def ask() -> int:
-            async with gate.turn(errand, WEIGHTS[market].time) as turn:
-                return await self._learn_time(market, turn)
+    async def _ask_time(self, market: str, errand: Errand) -> None:
+        """Ask for the exchange's time, unless it was just told. Raises `UpstreamError`."""
+        clock, gate = self._clocks[market], self._gate(market)
+        question = self._time_errands.setdefault(market, Errand(errand.urgency))
+        question.urgency = min(question.urgency, errand.urgency)  # the most urgent of those who share it
 
-        return await self._repeat(gate, errand, ask)
+        async def ask() -> None:
+            async with gate.turn(question, WEIGHTS[market].time) as turn:
+                clock.asking()
+                body = await self._send(turn, market, "time", {}, MAX_PAGE_BYTES)
+                clock.answered(self._decode(market, _time, body, "time").serverTime, self._monotonic())
+
+        async def fetch() -> None:
+            try:
+                if clock.answer_age_s(self._monotonic()) >= ASK_TIME_EVERY_S:
+                    await self._repeat(gate, question, ask)
+            finally:
+                self._time_errands.pop(market, None)
+
+        await self._time[market].get(fetch)
 
     async def knows(self, series: SeriesId) -> bool:
         """Whether the exchange lists the series' symbol. Raises `UpstreamError` when it never told its list.
@@ -251,20 +282,26 @@ class BinanceRest:
         be what was asked for is yielded.
         """
         frame = series.timeframe
-        first, ask_time = True, False
+        first, asked = True, False
         while until is None or start <= until:
-            page = await self._page(series, start, until, errand, ask_time)
+            if not asked and self._needs_time(series, start, until):
+                asked = await self._try_time(series.market, errand)
+            page = await self._page(series, start, until, errand)
             rows = page.rows
             if not rows:
                 return
-            candles = self._sound(series, rows)
+            end = final_end(frame, [row[0] // 1000 for row in rows], page.final_ms, self._final_margin_ms)
+            # Rows behind `until` were asked for as proof alone.
             last = frame.floor(rows[-1][0] // 1000)
+            reached = until is not None and until < end
+            if until is not None:
+                end = min(end, frame.next(until))
+            # What is not final does not prove a hole before it either: it is not stored.
+            final = [row for row in rows if row[0] < end * 1000]
+            candles = self._sound(series, final)
             # A row that is no candle still says that there is something; one off the grid leaves its minute uncovered.
-            shown = [row[0] // 1000 for row in rows if row[0] % 1000 == 0 and frame.is_open(row[0] // 1000)]
-            still_open = bool(candles) and self._is_open(series, candles[-1], rows[-1], page.proven_ms)
-            if still_open:
-                del candles[-1], shown[-1]  # nor does it prove a hole before it yet: it is not stored
-            if first and series.market == "futures" and frame.floor(rows[0][0] // 1000) > start:
+            shown = [row[0] // 1000 for row in final if row[0] % 1000 == 0 and frame.is_open(row[0] // 1000)]
+            if first and final and series.market == "futures" and frame.floor(rows[0][0] // 1000) > start:
                 unlisted = await self._before_listing(series, start, rows[0][0] // 1000)
                 if unlisted is not None:
                     # With the candle behind it, so that what is written is a hole with its proof.
@@ -272,22 +309,31 @@ class BinanceRest:
             empty = missing_spans(frame, shown[0], shown[-1], shown) if shown else []
             if candles or empty:
                 yield HistoryPage(candles, empty)
-            first, full = False, len(rows) >= page.limit
-            ask_time = still_open and not page.asked and (full or not page.exact)
-            if ask_time:
-                # A newer stamp may prove the last row, and the hole before it: again from the newest proven one.
-                start = shown[-1] if shown else start
-            elif still_open or not full or last <= start or last == until:
+            first = first and not final
+            # Behind a row that is open by what is known there is no other.
+            full = len(rows) >= page.limit and frame.next(last) * 1000 <= (page.estimate_ms or float("inf"))
+            if reached or (not full and end > last):
                 return
-            else:
-                start = last
+            progress = shown[-1] if shown else start
+            if progress <= start or not full:
+                # A newer stamp may prove the rows that are left: again from the newest one that is final.
+                if asked or not self._is_late(page):
+                    return
+                asked = await self._try_time(series.market, errand)
+                if not asked:
+                    return
+            elif asked and progress > start:
+                asked = False
+            start = progress
 
     # Pages of klines.
 
-    async def _page(self, series: SeriesId, start: int, until: int | None, errand: Errand, ask_time: bool) -> _Page:
-        """One page of rows from `start` on. With `ask_time` the exchange is asked for its time first in any case."""
-        market, gate = series.market, self._gate(series.market)
+    async def _page(self, series: SeriesId, start: int, until: int | None, errand: Errand) -> _Page:
+        """One page of rows from `start` on; with `until` up to that, and the rows that prove it where no clock does."""
+        market, gate, clock = series.market, self._gate(series.market), self._clocks[series.market]
         weights = WEIGHTS[market]
+        if until is not None and not self._proves(series, until, clock.final_ms(self._monotonic())):
+            until = series.timeframe.shift(until, LATER_ROWS)
         limit = weights.page_size(self._expected(series, start, until), self._routes[market].page)
         params = {
             "symbol": symbol_name(series),
@@ -300,14 +346,11 @@ class BinanceRest:
 
         async def ask() -> _Page:
             async with gate.turn(errand, weights.page(limit)) as turn:
-                proven_ms, exact = self._proven(series, start, until, limit)
-                asked = ask_time or proven_ms is None
-                if ask_time or proven_ms is None:
-                    async with gate.within(turn, weights.time) as small:
-                        proven_ms = await self._learn_time(market, small)
+                now_s = self._monotonic()
+                final_ms, estimate_ms = clock.final_ms(now_s), clock.estimate_ms(now_s)
                 errand.begun = True
                 body = await self._send(turn, market, "klines", params, MAX_PAGE_BYTES)
-            return _Page(self._decode(market, _rows, body, "klines"), limit, proven_ms, asked, exact)
+            return _Page(self._decode(market, _rows, body, "klines"), limit, final_ms, estimate_ms)
 
         page = await self._repeat(gate, errand, ask)
         self._check_page(series, page, start, until)
@@ -317,26 +360,51 @@ class BinanceRest:
         """How many rows there may be from `start` on, as far as can be known."""
         frame = series.timeframe
         if until is not None:
-            return frame.count(start, frame.next(until))
+            return max(LEAST_ROWS, frame.count(start, frame.next(until)))
         now_ms = self._clocks[series.market].estimate_ms(self._monotonic())
-        return None if now_ms is None else frame.count(start, frame.floor(now_ms // 1000)) + 2
+        return None if now_ms is None else max(LEAST_ROWS, frame.count(start, frame.floor(now_ms // 1000)) + 2)
 
-    def _proven(self, series: SeriesId, start: int, until: int | None, limit: int) -> tuple[int | None, bool]:
-        """The newest stamp, when it will do for a page from `start` on, and whether none would prove more; None when
-        the exchange must be asked."""
-        clock, frame, now_s = self._clocks[series.market], series.timeframe, self._monotonic()
-        proven_ms, estimate_ms = clock.proven_ms, clock.estimate_ms(now_s)
-        if proven_ms is None or estimate_ms is None:
-            return None, False
-        final_ms = proven_ms - self._final_margin_ms
-        last = frame.shift(start, limit - 1) if until is None else until
-        if frame.next(last) * 1000 <= final_ms:
-            return proven_ms, until is not None
-        # What has ended since the stamp, by our estimate, it does not prove.
-        ended_ms = frame.floor((estimate_ms - self._final_margin_ms) // 1000) * 1000
-        if estimate_ms - proven_ms <= STAMP_FRESH_S * 1000 and ended_ms <= final_ms:
-            return proven_ms, True
-        return None, False
+    def _proves(self, series: SeriesId, open_time: int, final_ms: int | None) -> bool:
+        """Whether a clock proves the candle of that open time, and all before it."""
+        end_ms = series.timeframe.next(open_time) * 1000
+        return final_ms is not None and end_ms + self._final_margin_ms <= final_ms
+
+    def _needs_time(self, series: SeriesId, start: int, until: int | None) -> bool:
+        """Whether the exchange must be asked for its time before a page from `start` on: by our estimate the newest
+        candle that has ended is final, and no clock proves it."""
+        frame, clock, now_s = series.timeframe, self._clocks[series.market], self._monotonic()
+        estimate_ms = clock.estimate_ms(now_s)
+        if estimate_ms is None:
+            return until is None  # else later rows may do
+        ended = frame.floor((estimate_ms - self._final_margin_ms) // 1000)
+        newest = frame.shift(ended, -1)
+        if newest < start:
+            return False
+        if until is not None and until <= frame.shift(newest, -LATER_ROWS):
+            return False  # the rows behind it prove it
+        if clock.difference(now_s) is not None:
+            return False  # the clocks prove nothing
+        return not self._proves(series, newest, clock.final_ms(now_s))
+
+    def _is_late(self, page: _Page) -> bool:
+        """Whether the exchange's time, asked now, might prove more of a page: nothing was known of it, or a row opens
+        later than what was known."""
+        return page.estimate_ms is None or page.rows[-1][0] > page.estimate_ms
+
+    async def _try_time(self, market: str, errand: Errand) -> bool:
+        """Ask for the exchange's time; whether it was told. Without it two later rows alone prove."""
+        clock = self._clocks[market]
+        try:
+            if clock.estimate_ms(self._monotonic()) is None:
+                await self.now_ms(market)
+            else:
+                await self._ask_time(market, errand)
+        except UpstreamError as error:
+            if error.retry_after_s is not None:
+                raise
+            self._warn((market, "time"), f"the {market} market cannot be asked for its time: {error}")
+            return False
+        return True
 
     def _check_page(self, series: SeriesId, page: _Page, start: int, until: int | None) -> None:
         """Raises `UpstreamError` when the rows cannot be what was asked for."""
@@ -349,8 +417,8 @@ class BinanceRest:
             raise self._nonsense(
                 series.market, f"{series}: a page of klines from {start} on is more than was asked for"
             )
-        known_ms = max(page.proven_ms, self._clocks[series.market].proven_ms or 0)
-        if rows[-1][0] > known_ms + LONGEST_AHEAD_MS:
+        known_ms = self._clocks[series.market].estimate_ms(self._monotonic())
+        if known_ms is not None and rows[-1][0] > known_ms + LONGEST_AHEAD_MS:
             raise self._nonsense(series.market, f"{series}: a page of klines from {start} on lies in the future")
 
     async def _before_listing(self, series: SeriesId, start: int, first: int) -> Span | None:
@@ -378,11 +446,6 @@ class BinanceRest:
                 self.quarantined += 1
                 self._warn(series, f"{series}: a REST row is quarantined: {error}")
         return candles
-
-    def _is_open(self, series: SeriesId, candle: Candle, last_row: Row, proven_ms: int) -> bool:
-        """Whether the newest candle of an answer may still change: it is the last row, and no stamp says otherwise."""
-        close_ms = series.timeframe.next(candle.time) * 1000
-        return candle.time * 1000 == last_row[0] and close_ms + self._final_margin_ms > proven_ms
 
     # Lists.
 
@@ -419,12 +482,6 @@ class BinanceRest:
                 return await self._send(turn, market, name, {}, most_bytes)
 
         return await self._repeat(gate, errand, ask)
-
-    async def _learn_time(self, market: str, turn: Turn) -> int:
-        body = await self._send(turn, market, "time", {}, MAX_PAGE_BYTES)
-        stamp_ms = self._decode(market, _time, body, "time").serverTime
-        self._clocks[market].learn(stamp_ms, self._monotonic())
-        return stamp_ms
 
     async def _repeat(self, gate: RestGate, errand: Errand, ask: Callable[[], Awaitable[Found]]) -> Found:
         """Ask again what was not answered, a bounded number of times."""

@@ -211,7 +211,7 @@ class CcxtSource:
         frame, asked_s = series.timeframe, self.monotonic()
         if prove and can.time and self._may_prove(series, start, until, limit):
             await self._ask_time(series.market, errand)
-        proven_ms = clock.proven_ms
+        proven_ms = clock.rest_ms
         answer = await self.client.rows(series, start, limit, errand)
         self._learn(series, answer, can)
         page = read_page(
@@ -273,12 +273,12 @@ class CcxtSource:
     def _may_prove(self, series: SeriesId, start: int, until: int | None, limit: int | None) -> bool:
         """Whether a newer stamp might prove rows to be final that the newest one does not."""
         clock, frame = self.clocks[series.market], series.timeframe
-        if clock.proven_ms is None:
+        if clock.rest_ms is None:
             return True
         ends = [] if until is None else [until]
         if limit is not None:
             ends.append(frame.shift(start, limit - 1))
-        if ends and frame.next(min(ends)) * 1000 + self.margin_ms <= clock.proven_ms:
+        if ends and frame.next(min(ends)) * 1000 + self.margin_ms <= clock.rest_ms:
             return False
         return clock.age_s(self.monotonic()) > STAMP_FRESH_S
 
@@ -297,9 +297,9 @@ class CcxtSource:
         series = SeriesId(self.client.name, market, trading.symbol, next(frames, _ANY_FRAME))
         answer = await self.client.rows(series, None, None, errand)
         self._learn(series, answer, can)
-        if clock.proven_ms is None:
+        if clock.rest_ms is None:
             raise UpstreamError(f"{self.client.name} does not tell the time")
-        return clock.proven_ms
+        return clock.rest_ms
 
     def _learn(self, series: SeriesId, answer: Answer, can: Abilities) -> None:
         """Where the exchange cannot be asked for its time: what its server's `Date` shows, or else its newest row."""
@@ -308,9 +308,9 @@ class CcxtSource:
         clock, stamp_ms = self.clocks[series.market], answer.date_ms
         if stamp_ms is None:
             stamp_ms = max((int(row[0]) for row in answer.rows if row and row[0] is not None), default=0)
-            if clock.proven_ms is not None and stamp_ms > clock.proven_ms + LONGEST_AHEAD_MS:
+            if clock.rest_ms is not None and stamp_ms > clock.rest_ms + LONGEST_AHEAD_MS:
                 return  # no row of this exchange
-        if stamp_ms > (clock.proven_ms or 0):
+        if stamp_ms > (clock.rest_ms or 0):
             clock.learn(stamp_ms, self.monotonic())
 
 
@@ -408,7 +408,7 @@ class CcxtConnection:
         """Raises `UpstreamError`; does not return."""
         source = self._source
         can = await source.abilities()
-        if self._clock.proven_ms is None:
+        if self._clock.rest_ms is None:
             await source.now_ms(series.market)
         live = LiveCandles(series.timeframe, source.margin_ms)
         page = await self._ask(series, live, Urgency.SWEEP)
@@ -487,11 +487,11 @@ class CcxtConnection:
     def _tell(self, series: SeriesId, news: Iterable[tuple[Candle, bool]], newest: int | None) -> None:
         """Pass on what is new. ccxt's rows have no stamp: that one opens at `newest` says that it is that late at
         least; else they are stamped a millisecond before the newest stamp, so as not to tell that the clock stands."""
-        known_ms = self._clock.proven_ms or 0
+        known_ms = self._clock.rest_ms or 0
         newest_ms = 0 if newest is None else newest * 1000
         event_ms = newest_ms if newest_ms > known_ms else known_ms - 1
         for candle, closed in news:
-            self._callbacks.event(KlineEvent(series, candle, closed, event_ms))
+            self._callbacks.event(KlineEvent(series, candle, closed, event_ms, by_rest=True))
 
     def _now_ms(self) -> int:
         now_ms = self._clock.estimate_ms(self._source.monotonic())

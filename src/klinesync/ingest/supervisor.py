@@ -20,6 +20,7 @@ from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
 from klinesync.ingest.jobs import JobCommand, JobTable, Start, Stop
 from klinesync.ingest.liveness import STALE, StreamWatch
+from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.reach import UNREACHABLE_AFTER_S, ExchangeWatch
 from klinesync.ingest.stamp_check import StampCheck
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
@@ -88,7 +89,8 @@ class JobState:
 @dataclass(slots=True, eq=False)
 class Job:
     """One followed series: its feed, the watch over its stream, and its history read. `begin_by_s`: when history
-    begins without the stream; `due_*`: the candle that is expected next, and since when it is overdue."""
+    begins without the stream; `due_*`: the candle that is expected next, and since when it is overdue; `by_rest`: its
+    closed candles are rows of REST, whoever brings them."""
 
     feed: IngestFeed
     connection: Connection
@@ -104,6 +106,7 @@ class Job:
     overdue_seen: bool = False
     ask_after_s: float = 0.0
     fruitless: int = 0
+    by_rest: bool = False
 
 
 class IngestSupervisor:
@@ -162,6 +165,7 @@ class IngestSupervisor:
             market: StampCheck(clock, partial(source.now_ms, market), self._believe) for market, clock in clocks.items()
         }
         self._watches = {market: ExchangeWatch() for market in clocks}
+        self._questioners = {market: Questioner(source, pipeline.submit) for market in clocks}
         self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
         self._suspected = asyncio.Event()
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
@@ -210,8 +214,14 @@ class IngestSupervisor:
         )
 
     def doubted(self) -> dict[str, int]:
-        """By market: frames that were left out, as their stamps lie in the future."""
+        """By market: frames that were left out, as the exchange's time does not bear out their stamps."""
         return {market: check.refused for market, check in self._checks.items()}
+
+    def questioned(self) -> dict[tuple[str, str], int]:
+        """By market and reason: closed candles of frames that REST decided about. `early`: their end lay ahead of
+        REST's clock; `values`: other values were stored."""
+        early = {(market, "early"): check.early for market, check in self._checks.items()}
+        return early | {(market, "values"): one.questions.asked for market, one in self._questioners.items()}
 
     def followed(self) -> list[SeriesId]:
         """The base series that are followed."""
@@ -251,6 +261,8 @@ class IngestSupervisor:
             self._group = group
             group.create_task(self._tick_on(), name="streams")
             group.create_task(self._watch_listings(), name="listings")
+            for market, questioner in self._questioners.items():
+                group.create_task(questioner.run(), name=f"questions {market}")
             if self._audit_interval_s:
                 self.audit = self._make_audit()
                 group.create_task(self.audit.run(), name="audit")
@@ -344,6 +356,7 @@ class IngestSupervisor:
         if job.later is not None:
             job.later.cancel()
         job.caught_up.cancel()
+        self._questioners[series.market].questions.forget(series)
         job.connection.unwant(series)
         if job.connection.idle:
             self._connections[series.market].pop(job.connection).cancel()
@@ -396,7 +409,7 @@ class IngestSupervisor:
         job = self._jobs.get(event.series)
         if job is None:
             return
-        candle = event.candle
+        candle, job.by_rest = event.candle, event.by_rest
         if job.watch.state == "delisted":
             self._suspected.set()  # or is it traded again?
         job.watch.frame(candle, event.event_ms, closed=event.closed)
@@ -420,8 +433,17 @@ class IngestSupervisor:
                 for job in jobs:
                     self._tick(job, now_s, now_ms)
                 self._look_at(market, jobs, now_s, now_ms)
-                if jobs and (clock.age_s(now_s) > CLOCK_AGE_S or self._watches[market].ask_due(now_s)):
+                for sentence in clock.take_news():
+                    log.warning("event=exchange.clock market=%s: %s", market, sentence)
+                if jobs and self._wants_time(market, clock, now_s):
                     self._ask_time(market)
+
+    def _wants_time(self, market: str, clock: ExchangeClock, now_s: float) -> bool:
+        """Whether the exchange is to be asked for its time, though no candle needs it."""
+        if clock.age_s(now_s) > CLOCK_AGE_S or self._watches[market].ask_due(now_s):
+            return True
+        every_s = CLOCK_AGE_S if clock.difference(now_s) is not None else 0.0
+        return clock.wants_answer(now_s) and clock.answer_age_s(now_s) > every_s
 
     def _look_at(self, market: str, jobs: Sequence[Job], now_s: float, now_ms: int | None) -> None:
         """Whether the market is heard at all. Its streams serve nobody while it is not."""
@@ -567,7 +589,7 @@ class IngestSupervisor:
                 case ShowLater(at_s):
                     job.later = asyncio.get_running_loop().call_at(at_s, self._due, job)
                 case Persist():
-                    written = self._pipeline.offer(feed.series, command.candles)
+                    written = self._pipeline.offer(feed.series, command.candles, by_frames=not job.by_rest)
                     if written is None:
                         self._begin_again(job, command.candles)
                     else:
@@ -587,6 +609,8 @@ class IngestSupervisor:
             return
         if written.exception() is None:
             self._declare(job, command)
+            if questioned := written.result().questioned:
+                self._questioners[job.feed.series.market].ask(job.feed.series, questioned)
         else:
             self._begin_again(job, command.candles)
 

@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from math import isclose
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -22,7 +23,7 @@ from klinesync.core.errors import DerivedSeries, StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
+from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_closed
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.runtime.metrics import Durations
 from klinesync.storage.database import CandleStore, Database, Origin
@@ -51,7 +52,10 @@ class Empty(Struct, frozen=True):
 
 
 class Submission(Struct, frozen=True):
-    """Closed candles of one series that are written together, where they come from, and who waits for them."""
+    """Closed candles of one series that are written together, where they come from, and who waits for them.
+
+    `by_frames`: frames say that they are final, which is no reason to change a stored candle.
+    """
 
     series: SeriesId
     candles: Sequence[Candle]
@@ -60,6 +64,7 @@ class Submission(Struct, frozen=True):
     live: bool
     written: asyncio.Future[Applied]
     native: bool = False
+    by_frames: bool = False
 
 
 class IngestPipeline:
@@ -116,8 +121,13 @@ class IngestPipeline:
         """Candles of histories and from outside that wait for the writer, or are being written."""
         return self._bulk_candles
 
-    def offer(self, series: SeriesId, candles: Sequence[Candle]) -> asyncio.Future[Applied] | None:
+    def offer(
+        self, series: SeriesId, candles: Sequence[Candle], *, by_frames: bool = True
+    ) -> asyncio.Future[Applied] | None:
         """Queue live closed candles; the future ends after their commit and publication. Never waits.
+
+        `by_frames`: frames say that they are final. Then those of which other values are stored are not written: they
+        are `questioned` in what the future brings.
 
         None when there is no room, or when an earlier write of the series failed and `mend` was not called since: then
         nothing was queued, and nothing of the series is until `mend`, so that no hole is written. The future fails with
@@ -128,7 +138,7 @@ class IngestPipeline:
         if self._live_candles + len(candles) > MAX_LIVE_CANDLES:
             self._broken.add(series)
             return None
-        submission = self._submission(series, candles, "stream", None, live=True)
+        submission = self._submission(series, candles, "stream", None, live=True, by_frames=by_frames)
         self._live.setdefault(series, deque()).append(submission)
         self._live_candles += len(candles)
         return submission.written
@@ -173,6 +183,7 @@ class IngestPipeline:
         *,
         live: bool,
         native: bool = False,
+        by_frames: bool = False,
     ) -> Submission:
         if self._derived.derives(series) and not native:
             raise DerivedSeries(series, self._derived.base)
@@ -180,7 +191,7 @@ class IngestPipeline:
             check_candle(candle, series.timeframe)
         self._arrived.set()
         written: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
-        return Submission(series, candles, source, empty, live, written, native)
+        return Submission(series, candles, source, empty, live, written, native, by_frames)
 
     async def refresh_series(self, series: SeriesId) -> None:
         """Bring what is derived from base `series` up to its head, where it lags: a target that was off for a while,
@@ -297,6 +308,9 @@ class IngestPipeline:
         if first is not None and candles and candles[0].time < first:
             # A live one from before the first: nothing is known of what lies between, and nobody asks for it.
             candles = [candle for candle in candles if candle.time >= first]
+        questioned = _questioned(store, series, candles) if submission.by_frames else ()
+        if questioned:
+            candles = [candle for candle in candles if candle not in questioned]
         applied = write_closed(store, series, candles, Origin(submission.source, at))
         spans = ()
         if empty is not None and empty.spans:
@@ -305,6 +319,8 @@ class IngestPipeline:
             store.change_gaps(series, change)
             spans = empty.spans if change else ()
         changes = [applied, *self._derived.advance(store, series, applied, spans, at)]
+        if questioned:
+            changes[0] = replace(applied, questioned=questioned)
         return [_with_gaps(store, one) for one in changes]
 
     def _take(self) -> list[Submission]:
@@ -391,6 +407,24 @@ async def _finished(work: Coroutine[None, None, None], name: str) -> None:
     except asyncio.CancelledError:
         await task
         raise
+
+
+def _questioned(store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> tuple[Candle, ...]:
+    """Those of which other values are stored, but for a rounding."""
+    head = store.head(series)
+    if head is None:
+        return ()
+    found = []
+    for candle in candles:
+        if candle.time <= head:
+            stored = store.newest(series, 1, before=candle.time + 1, after=candle.time - 1)
+            if stored and not _same(stored[0], candle):
+                found.append(candle)
+    return tuple(found)
+
+
+def _same(one: Candle, other: Candle) -> bool:
+    return one == other or all(isclose(*values, rel_tol=SAME) for values in zip(one, other, strict=True))
 
 
 def _with_gaps(store: CandleStore, applied: Applied) -> Applied:

@@ -15,12 +15,17 @@ from klinesync.core.series_id import SeriesId
 
 
 class KlineEvent(Struct, frozen=True):
-    """One push: the candle as it stands, and whether the exchange calls it final. `event_ms`: the exchange's time."""
+    """One push: the candle as it stands, and whether the exchange calls it final. `event_ms`: the exchange's time.
+
+    `by_rest`: the source has no frames that say final or what time it is. Then a closed candle is a row of REST that is
+    proven final, and `event_ms` tells an order only.
+    """
 
     series: SeriesId
     candle: Candle
     closed: bool
     event_ms: int
+    by_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

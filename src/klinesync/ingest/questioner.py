@@ -1,0 +1,79 @@
+"""Questioner: asks REST about stored candles of which frames told other values, and writes what REST has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.questions import PAUSE_S, Questions
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.sources import Errand, Source, Urgency
+
+log = logging.getLogger(__name__)
+
+# Of questions one in this time (ours) is logged, for each series.
+LOG_EVERY_S = 60.0
+
+
+class Questioner:
+    """The questions of one market. `run` is its one task.
+
+    `source`: whose rows decide. `submit`: writes the rows of a series, from the source of that name.
+    """
+
+    def __init__(self, source: Source, submit: Callable[[SeriesId, Sequence[Candle], str], Awaitable[Applied]]) -> None:
+        self._source = source
+        self._submit = submit
+        self.questions = Questions()
+        self._asked = asyncio.Event()
+        self._log_limit = LogLimit(LOG_EVERY_S)
+
+    def ask(self, series: SeriesId, candles: Iterable[Candle]) -> None:
+        """A frame told these candles, which are stored with other values."""
+        now_s = asyncio.get_running_loop().time()
+        times = [candle.time for candle in candles]
+        self.questions.ask(series, times, now_s)
+        self._asked.set()
+        suppressed = self._log_limit.allow(series, now_s)
+        if suppressed is not None:
+            log.warning(
+                "%s: a frame tells other values of the stored candle of %d; REST is asked (%d more since the last)",
+                series,
+                times[0],
+                suppressed,
+            )
+
+    async def run(self) -> None:
+        """Ask what is due, one request at a time, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            request = self.questions.next(loop.time())
+            if request is None:
+                self._asked.clear()
+                due_s = self.questions.due_s()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(due_s):
+                        await self._asked.wait()
+                continue
+            await self._put(*request)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _put(self, series: SeriesId, span: Span) -> None:
+        """One request, and what becomes of its rows."""
+        changed: set[int] = set()
+        last = series.timeframe.shift(span.end, -1)
+        try:
+            async for page in self._source.history(series, span.start, Errand(Urgency.FILL), last):
+                applied = await self._submit(series, page.candles, "rest")
+                changed.update(candle.time for candle in applied.candles)
+        except (UpstreamError, StoreError) as error:
+            log.info("%s: a question is put off: %s", series, error)
+            self.questions.failed(series, span, asyncio.get_running_loop().time())
+        else:
+            self.questions.answered(series, span, changed, asyncio.get_running_loop().time())

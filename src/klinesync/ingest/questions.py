@@ -1,0 +1,101 @@
+"""Questions: stored candles of which a frame told other values. REST's row decides; here is which to ask for, and when.
+
+Pure. REST may lag behind the stream, so a candle of which REST still has the stored values is asked for again, twice.
+All questions of one market are asked one request at a time, however many series have some.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+
+# When a candle is asked for again while REST still has the stored values: in seconds (ours) after the first answer.
+AGAIN_AFTER_S = (10.0, 120.0)
+# After a request that was not answered, the next one waits for this long (ours); and the time after which a question
+# that was never answered is left to the audit.
+RETRY_S = 10.0
+GIVE_UP_S = 900.0
+# Requests of one market are at least this far apart (ours).
+PAUSE_S = 1.0
+# Candles in one request, and questions of one market that are kept: the oldest are left to the audit first.
+MAX_SPAN = 500
+MAX_QUESTIONS = 1_000
+
+
+@dataclass(slots=True)
+class _Question:
+    """`answers`: how often REST had the stored values; `first_s`: when the first of these came."""
+
+    begun_s: float
+    due_s: float
+    answers: int = 0
+    first_s: float = 0.0
+
+
+class Questions:
+    """Those of one market. Times named `_s` are monotonic; a candle is named by its open time."""
+
+    def __init__(self) -> None:
+        self._pending: OrderedDict[tuple[SeriesId, int], _Question] = OrderedDict()
+        self.asked = 0  # candles that a frame told other values of
+        self.settled = 0  # of these, candles that REST had other values of, too
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def ask(self, series: SeriesId, times: Iterable[int], now_s: float) -> None:
+        """Frames told other values of these candles. A question that is pending is not asked anew."""
+        for time in times:
+            self.asked += 1
+            if (series, time) not in self._pending:
+                self._pending[series, time] = _Question(now_s, now_s)
+            if len(self._pending) > MAX_QUESTIONS:
+                self._pending.popitem(last=False)
+
+    def due_s(self) -> float | None:
+        """When the next request is due; None when nothing is pending."""
+        return min((question.due_s for question in self._pending.values()), default=None)
+
+    def next(self, now_s: float) -> tuple[SeriesId, Span] | None:
+        """The series of the request that is due, and the open times that it covers."""
+        due = [(question.due_s, key) for key, question in self._pending.items() if question.due_s <= now_s]
+        if not due:
+            return None
+        _, (series, _) = min(due, key=lambda one: one[0])
+        times = sorted(time for _, (other, time) in due if other == series)
+        last = max(time for time in times if series.timeframe.count(times[0], time) < MAX_SPAN)
+        return series, Span(times[0], series.timeframe.next(last))
+
+    def answered(self, series: SeriesId, span: Span, changed: Collection[int], now_s: float) -> None:
+        """REST has answered for `span`. `changed`: the candles whose final rows had other values than were stored."""
+        for key in self._covered(series, span):
+            question = self._pending[key]
+            if key[1] in changed:
+                self.settled += 1
+                del self._pending[key]
+            elif question.answers == len(AGAIN_AFTER_S):
+                del self._pending[key]
+            else:
+                question.first_s = now_s if question.answers == 0 else question.first_s
+                question.due_s = question.first_s + AGAIN_AFTER_S[question.answers]
+                question.answers += 1
+
+    def failed(self, series: SeriesId, span: Span, now_s: float) -> None:
+        """REST did not answer for `span`."""
+        for key in self._covered(series, span):
+            question = self._pending[key]
+            question.due_s = now_s + RETRY_S
+            if now_s - question.begun_s > GIVE_UP_S:
+                del self._pending[key]
+
+    def forget(self, series: SeriesId) -> None:
+        """The series is not followed any more."""
+        for key in [key for key in self._pending if key[0] == series]:
+            del self._pending[key]
+
+    def _covered(self, series: SeriesId, span: Span) -> list[tuple[SeriesId, int]]:
+        return [key for key in self._pending if key[0] == series and span.start <= key[1] < span.end]
