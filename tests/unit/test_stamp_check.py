@@ -47,7 +47,7 @@ class Market:
         self.asked += 1
         if self.now_ms is None:
             raise UpstreamError("nobody answers")
-        self.clock.asking()
+        self.clock.asking(self.now_s())
         self.clock.answered(self.now_ms, self.now_s())
         return self.now_ms
 

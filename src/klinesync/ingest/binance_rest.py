@@ -220,7 +220,7 @@ class BinanceRest:
 
         async def ask() -> None:
             async with gate.turn(question, WEIGHTS[market].time) as turn:
-                clock.asking()
+                clock.asking(self._monotonic())
                 body = await self._send(turn, market, "time", {}, MAX_PAGE_BYTES)
                 clock.answered(self._decode(market, _time, body, "time").serverTime, self._monotonic())
 
@@ -310,8 +310,9 @@ class BinanceRest:
             if candles or empty:
                 yield HistoryPage(candles, empty)
             first = first and not final
-            # Behind a row that is open by what is known there is no other.
-            full = len(rows) >= page.limit and frame.next(last) * 1000 <= (page.estimate_ms or float("inf"))
+            now_ms = page.estimate_ms
+            ends_now = now_ms is not None and last * 1000 <= now_ms < frame.next(last) * 1000
+            full = len(rows) >= page.limit and not ends_now
             if reached or (not full and end > last):
                 return
             progress = shown[-1] if shown else start

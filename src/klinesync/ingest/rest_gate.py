@@ -140,7 +140,9 @@ class RestGate:
 
     def _now(self) -> Now:
         monotonic_s = self._monotonic()
-        return Now(self._clock.estimate_ms(monotonic_s), monotonic_s)
+        # A quick exchange's time is not extrapolated at its speed: the speed may have changed, and asking the exchange
+        # before it wants to be asked is worse than asking late.
+        return Now(self._clock.least_ms(monotonic_s), monotonic_s)
 
     def _blocked_error(self, now: Now) -> UpstreamError:
         left_s = self._budget.blocked_s(now)

@@ -201,6 +201,7 @@ class IngestSupervisor:
         since = None
         if reach.unreachable and heard_s is not None and now_ms is not None:
             since = int(now_ms / 1000 - (now_s - heard_s))
+        difference = self._clocks[market].difference(now_s)
         return MarketContact(
             market,
             streams=tuple(job.watch.status for one, job in self._jobs.items() if one.market == market),
@@ -211,6 +212,7 @@ class IngestSupervisor:
             answers=reach.answers(now_s),
             refused=reach.refused,
             failure=reach.failure,
+            clocks_differ=None if difference is None else str(difference),
         )
 
     def doubted(self) -> dict[str, int]:

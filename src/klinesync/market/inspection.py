@@ -14,6 +14,7 @@ from klinesync.ingest.weight import RestStatus
 from klinesync.market_data.startup_sync import SweepProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.runtime.clock import FRAMES, REST, ExchangeClock
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.runtime.sources import ConnectionStatus
@@ -67,8 +68,10 @@ class Parts:
     """Where it is read. All of them return at once.
 
     `now_s`: what time it is on the exchange of a series, in UTC seconds. `healing`: the spans of a base series that
-    somebody heals, or soon will. `doubted`: by market, the frames that were left out for their stamps. `audit`: None
-    where nobody audits. `grace_s`: exchange time after a close before its candle is expected.
+    somebody heals, or soon will. `doubted`: by market, the frames that were left out for their stamps; `questioned`:
+    by market and reason, the closed candles of frames that REST decides about. `clocks`: what is known of each market's
+    time, by exchange and market. `audit`: None where nobody audits. `grace_s`: exchange time after a close before its
+    candle is expected.
     """
 
     database: Database
@@ -78,6 +81,8 @@ class Parts:
     connections: Callable[[], Sequence[ConnectionStatus]]
     stream_counts: Mapping[str, StreamCounts]
     doubted: Callable[[], Mapping[str, int]]
+    questioned: Callable[[], Mapping[tuple[str, str], int]]
+    clocks: Callable[[], Mapping[tuple[str, str], ExchangeClock]]
     audit: Callable[[], AuditCounts | None]
     rest: Callable[[], Mapping[str, RestStatus]]
     healing: Callable[[SeriesId], Sequence[Span]]
@@ -174,6 +179,7 @@ class Inspection:
     def _readings(self) -> Iterable[Reading]:
         yield Reading("klinesync_info", 1, (__version__,))
         yield from self._of_streams()
+        yield from self._of_clocks()
         yield from self._of_rest()
         yield from self._of_histories()
         yield from self._of_writing()
@@ -194,6 +200,18 @@ class Inspection:
             yield Reading("klinesync_stream_rotations_total", counts.rotations, (market,))
         for market, count in self._parts.doubted().items():
             yield Reading("klinesync_stream_frames_doubted_total", count, (market,))
+        for (market, reason), count in self._parts.questioned().items():
+            yield Reading("klinesync_stream_closed_questioned_total", count, (market, reason))
+
+    def _of_clocks(self) -> Iterable[Reading]:
+        now_s = self._parts.monotonic()
+        for (exchange, market), clock in self._parts.clocks().items():
+            difference = clock.difference(now_s)
+            apart_s = 0.0 if difference is None else (difference.frames_ms - difference.rest_ms) / 1000
+            yield Reading("klinesync_clock_difference_seconds", apart_s, (exchange, market))
+            for name in (REST, FRAMES):
+                yield Reading("klinesync_clock_doubted_total", clock.doubted[name], (exchange, market, name))
+                yield Reading("klinesync_clock_set_total", clock.moved[name], (exchange, market, name))
 
     def _of_rest(self) -> Iterable[Reading]:
         for market, rest in self._parts.rest().items():

@@ -273,6 +273,8 @@ def build_market_runtime(
             connections=exchanges.connections_state,
             stream_counts=source.stream_counts if isinstance(source, BinanceSource) else {},
             doubted=supervisor.doubted,
+            questioned=supervisor.questioned,
+            clocks=lambda: exchanges.clocks,
             audit=lambda: supervisor.audit,
             rest=rest_status,
             healing=backfill.working_on,
@@ -337,7 +339,7 @@ def market_facts(contacts: Sequence[tuple[str, MarketContact]], rest: Mapping[st
         if own is not None:
             banned_until = None if own.blocked_until_ms is None else own.blocked_until_ms // 1000
             use = RestFacts(own.used, own.limit, banned_until)
-        facts.append(MarketFacts(exchange, contact, use))
+        facts.append(MarketFacts(exchange, contact, use, clocks_differ=contact.clocks_differ))
     return facts
 
 

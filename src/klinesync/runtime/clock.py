@@ -34,7 +34,7 @@ SLACK = 1.05
 BEARS_OUT_S = 60.0
 # A speed is measured over this time of ours at least. One that may be 1, as far as it can be told, is.
 MEASURE_S = 0.2
-LATENCY_S = 0.5
+LATENCY_S = 2.0
 # Sentences that wait to be logged.
 MAX_NEWS = 16
 
@@ -42,10 +42,11 @@ REST, FRAMES = "rest", "frames"
 
 
 class Stamp(NamedTuple):
-    """A time of the exchange, and when it arrived."""
+    """A time of the exchange, when it arrived, and how old it may have been then at most, where that is known."""
 
     ms: int
     at_s: float
+    latency_s: float = 0.0
 
 
 class ClockDifference(NamedTuple):
@@ -99,12 +100,14 @@ class _Clock:
         self.newest = stamp
         if self.speed is not None:
             expected_ms = base.ms + self.speed * (stamp.at_s - base.at_s) * 1000
-            if abs(stamp.ms - expected_ms) > max(1.0, self.speed) * LATENCY_S * 1000:
+            unsure_ms = (base.latency_s + stamp.latency_s) * max(1.0, self.speed) * 1000
+            if abs(stamp.ms - expected_ms) > max(LATENCY_S, self.speed * MEASURE_S) * 1000 + unsure_ms:
                 self._base = base = newest  # it goes at another speed now
         elapsed_s = stamp.at_s - base.at_s
-        if elapsed_s >= MEASURE_S:
+        unsure_s = base.latency_s + stamp.latency_s
+        if elapsed_s >= max(MEASURE_S, 2 * unsure_s):
             speed = (stamp.ms - base.ms) / 1000 / elapsed_s
-            self.speed = 1.0 if abs(speed - 1.0) <= max(0.02, LATENCY_S / elapsed_s) else speed
+            self.speed = 1.0 if abs(speed - 1.0) <= max(0.02, (LATENCY_S + unsure_s) / elapsed_s) else speed
 
 
 class ExchangeClock:
@@ -119,6 +122,7 @@ class ExchangeClock:
         self._behind = 0
         self._counted_behind: Stamp | None = None
         self._difference: ClockDifference | None = None
+        self._asked_at_s = 0.0
         self._answered_at_s = float("-inf")
         self._news: deque[str] = deque(maxlen=MAX_NEWS)
         self.doubted: Counter[str] = Counter()
@@ -126,14 +130,15 @@ class ExchangeClock:
 
     # What is learned.
 
-    def asking(self) -> None:
+    def asking(self, now_s: float) -> None:
         """REST is asked for its time now."""
+        self._asked_at_s = now_s
         self._frame_when_asked = self._frames.newest
 
     def answered(self, stamp_ms: int, now_s: float) -> bool:
         """REST has answered with its time; whether that is believed."""
         self._answered_at_s = now_s
-        believed = self._take(self._rest, self._frames, Stamp(stamp_ms, now_s))
+        believed = self._take(self._rest, self._frames, Stamp(stamp_ms, now_s, now_s - self._asked_at_s))
         if believed:
             self._compare(stamp_ms, now_s)
         return believed
@@ -183,6 +188,18 @@ class ExchangeClock:
         newest = max(clocks, key=lambda clock: float("-inf") if clock.newest is None else clock.newest.at_s)
         return newest.estimate_ms(now_s)
 
+    def least_ms(self, now_s: float) -> int | None:
+        """What time it is there at least, unless the clock goes slower than ours and was not asked since."""
+        stamps = [one for one in (self._rest, self._frames) if one.newest is not None]
+        found = [
+            one.newest.ms + int(max(0.0, now_s - one.newest.at_s) * 1000 * min(1.0, one.speed or 1.0))
+            for one in stamps
+            if one.newest is not None
+        ]
+        if not found:
+            return None
+        return min(found) if self.difference(now_s) is not None else max(found)
+
     def age_s(self, now_s: float) -> float:
         """How long ago the newest stamp that is believed arrived; endless before the first."""
         stamps = [one for one in (self._rest.newest, self._frames.newest) if one is not None]
@@ -194,8 +211,11 @@ class ExchangeClock:
 
     def ahead_of_rest(self, time_ms: int, now_s: float) -> bool:
         """Whether a time lies clearly ahead of REST's clock. False where that is not known."""
-        rest_ms = self._rest.estimate_ms(now_s)
-        return rest_ms is not None and time_ms > rest_ms + self._differ_ms(self._rest)
+        newest, rest_ms = self._rest.newest, self._rest.estimate_ms(now_s)
+        if newest is None or rest_ms is None:
+            return False
+        unsure_ms = newest.latency_s * 1000 * max(1.0, self._rest.speed or 1.0)
+        return time_ms > rest_ms + self._differ_ms(self._rest) + unsure_ms
 
     def wants_answer(self, now_s: float) -> bool:
         """Whether REST should be asked for its time: by what is known the two clocks have come apart, or they differ

@@ -44,8 +44,32 @@ METRICS = (
     Metric(
         "klinesync_stream_frames_doubted_total",
         "counter",
-        "Frames that were stamped far in the future, and left out.",
+        "Frames that were stamped far from the exchange's time, and left out.",
         ("market",),
+    ),
+    Metric(
+        "klinesync_stream_closed_questioned_total",
+        "counter",
+        "Closed candles of frames that REST decides about: other values are stored, or they came before their end.",
+        ("market", "reason"),
+    ),
+    Metric(
+        "klinesync_clock_difference_seconds",
+        "gauge",
+        "How far the stamps of frames are ahead of REST's clock, while the two differ; else 0.",
+        ("exchange", "market"),
+    ),
+    Metric(
+        "klinesync_clock_doubted_total",
+        "counter",
+        "Stamps of the exchange that time does not explain, by clock: rest or frames.",
+        ("exchange", "market", "clock"),
+    ),
+    Metric(
+        "klinesync_clock_set_total",
+        "counter",
+        "Times that a clock was set further than time explains, as others bore it out.",
+        ("exchange", "market", "clock"),
     ),
     Metric("klinesync_stream_reconnects_total", "counter", "Connections that ended and were made anew.", ("market",)),
     Metric(

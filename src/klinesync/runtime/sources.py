@@ -149,6 +149,7 @@ class MarketContact:
     answers: whether REST answered lately.
     refused: a sentence, when REST refuses this service (401, 403, 451).
     failure: why the newest request failed; None when it was answered.
+    clocks_differ: a sentence with both times, while the market's clocks differ; None while they agree.
     """
 
     market: str
@@ -160,6 +161,7 @@ class MarketContact:
     answers: bool = False
     refused: str | None = None
     failure: str | None = None
+    clocks_differ: str | None = None
 
 
 class HistoryWatch(Protocol):
