@@ -21,11 +21,13 @@ from klinesync.core.splice import Jump, Splice
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.plugin import FactorFault, Upstream
+from klinesync.ingest import binance_rest
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import BinanceConnection, _Link
 from klinesync.ingest.feed import Command, IngestFeed, Show
 from klinesync.ingest.liveness import StreamWatch
+from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.ingest.weight import WeightBudget
 from klinesync.market_data.backfill import BackfillService
@@ -173,7 +175,10 @@ def store_forming(patch: pytest.MonkeyPatch) -> None:
 
 
 def take_the_open_row_as_closed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BinanceRest, "_is_open", lambda *_: False)
+    def everything(frame: Timeframe, times: Iterable[int], *_: object) -> int:
+        return frame.next(max(times))
+
+    patch.setattr(binance_rest, "final_end", everything)
 
 
 def ignore_revisions(patch: pytest.MonkeyPatch) -> None:
@@ -369,7 +374,12 @@ def let_rest_not_stand_in(patch: pytest.MonkeyPatch) -> None:
 
 
 def believe_every_stamp(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ExchangeClock, "plausible", lambda *_: True)
+    patch.setattr(ExchangeClock, "heard", lambda *_: True)
+    patch.setattr(ExchangeClock, "ahead_of_rest", lambda *_: False)
+
+
+def never_ask_about_other_values(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Questioner, "ask", lambda *_: None)
 
 
 def hold_live_for_ever(patch: pytest.MonkeyPatch) -> None:
@@ -539,6 +549,7 @@ BREAKS = (
     Break("nothing published", never_publish, "is at|shown"),
     Break("never stale", never_find_a_stream_stale, "its stream brings nothing", {"silent": 0.5}),
     Break("REST does not stand in", let_rest_not_stand_in, "the head is|its stream", {"silent": 0.5}),
+    Break("other values never asked about", never_ask_about_other_values, "is the truth", {"revise": 0.06}, bare=True),
     Break("stamps from the future believed", believe_every_stamp, "never (told it|called it final)", {"hostile": 0.3}),
     Break("live held for ever", hold_live_for_ever, "ago: not stored", {"ban": 0.05, "lose_closed": 0.2}, AT_PACE),
     Break(

@@ -332,15 +332,16 @@ class World:
         return all(status(followed[stream]).state in STALE for stream in streams if stream in followed)
 
     def _clock_ms(self, process: Process | None, market: str) -> int | None:
-        """What time it is on the exchange, as the service knows it."""
+        """What time it is on the exchange at least, as the service knows it: by that it waits for the exchange."""
         service = self._services[-1]
-        if service.process is not process:
-            return None
-        return service.clocks[market].estimate_ms(self.loop.time())
+        return service.clocks[market].least_ms(self.loop.time()) if service.process is process else None
 
     def _closed_told(self, process: Process, listing: Listing, candle: Candle) -> None:
         """The service is handed a final candle: it must not keep it for longer than it may wait for what is before."""
-        known_ms = self._clock_ms(process, listing.series.market)
+        service = self._services[-1]
+        known_ms = None
+        if service.process is process:
+            known_ms = service.clocks[listing.series.market].estimate_ms(self.loop.time())
         if known_ms is not None and abs(self.exchange.now_ms() - known_ms) <= DIFFER_MS:  # else it may not believe it
             due_s = self.loop.time() + checkers.WAIT_MOST_S
             self.loop.call_at(due_s, self._check_written, process, listing, candle, context=self.loop.outside)
