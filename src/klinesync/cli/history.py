@@ -43,7 +43,14 @@ def _export_arguments(export: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--factors", action="store_true", help="beside the candles, what factors and indicators said when they closed"
     )
-    export.add_argument("--freqtrade", action="store_true", help="freqtrade's name and columns, for its data folder")
+    export.add_argument(
+        "--freqtrade",
+        action="store_true",
+        help="freqtrade's name and columns, for its data folder; a file that is there is merged with",
+    )
+    export.add_argument(
+        "--overwrite", action="store_true", help="replace a file that is there, also one that has more candles"
+    )
     export.add_argument("--json", action="store_true", help="machine output")
 
 
@@ -117,7 +124,10 @@ COMMANDS = {
     "export": Command(
         _export,
         _export_arguments,
-        more=("Only reads, also beside a running service. A file that is there is replaced when the new one is whole."),
+        more=(
+            "Only reads, also beside a running service. A file that is there is replaced when the new one is whole, "
+            "unless it has candles or columns that the new one lacks."
+        ),
         examples=("klinesync export binance:spot:BTC/USDT:1h --format parquet --output btc-1h.parquet",),
         flags=EXPORT_FLAGS,
     ),

@@ -155,21 +155,40 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         def told(upto: int, count: int) -> None:
             say(f"{arguments.series_id}: {count} candles", (upto - begin) / max(end - begin, 1))
 
-        path, count = export(
+        exported = export(
             store,
             arguments.series_id,
             span,
             arguments.output,
             arguments.format,
             freqtrade=arguments.freqtrade,
+            overwrite=arguments.overwrite,
             factors=factors,
             progress=told,
         )
+    path, how = exported.path, exported.merged
+    size = path.stat().st_size
     if arguments.json:
-        found = {"path": str(path), "series_id": str(arguments.series_id), "candles": count}
-        print(json.dumps(found | {"bytes": path.stat().st_size}, indent=1))
-    else:
-        print(printable(f"{path}: {count} candles of {arguments.series_id} ({path.stat().st_size} bytes)"))
+        facts: dict[str, object] = {
+            "path": str(path),
+            "series_id": str(arguments.series_id),
+            "candles": exported.candles,
+            "bytes": size,
+            "merged": None
+            if how is None
+            else {"same": how.same, "different": how.different, "kept": how.kept, "first_different": how.told},
+        }
+        print(json.dumps(facts, indent=1))
+        return 0
+    beside = ""
+    if how is not None:
+        beside = (
+            f", merged with the file that was there: {how.same} were the same, {how.different} had other values and "
+            f"now have the store's, {how.kept} that the file alone has stay"
+        )
+    print(printable(f"{path}: {exported.candles} candles of {arguments.series_id} ({size} bytes){beside}"))
+    for text in () if how is None else how.told:
+        print(f"    {text}")
     return 0
 
 

@@ -46,6 +46,12 @@ def read_csv(path: Path, broken: Broken, *, unterminated: bool = False) -> Itera
         yield from _rows(file, head, broken)
 
 
+def csv_names(path: Path) -> list[str]:
+    """The names of a `.csv` file's columns. Raises ValueError, and what reading raises."""
+    with path.open("rb") as file:
+        return _read_head(file).names
+
+
 def read_zip(path: Path, broken: Broken) -> Iterator[Columns]:
     """The rows of the one CSV in a zip, whose CRC proves that it is whole."""
     with zipfile.ZipFile(path) as archive:

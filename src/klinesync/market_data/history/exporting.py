@@ -1,16 +1,22 @@
 """Export: the closed candles of a series into a parquet, feather or CSV file, every number as it is stored, and beside
 them what factors said when they closed.
 
-The file appears when it is whole and on disk. Memory does not grow with it.
+The file appears when it is whole and on disk, and never takes the place of one that has more, unless that was asked
+for. Memory does not grow with the file, but for its open times, and for a file that it is merged with.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.ipc as pa_ipc
@@ -24,6 +30,8 @@ from klinesync.market_data.factor_columns import FactorColumns, Kind, Values
 from klinesync.market_data.findings import Reading
 from klinesync.market_data.history import rows
 from klinesync.market_data.history.cells import VALUE_COLUMNS
+from klinesync.market_data.history.files import BadFile
+from klinesync.market_data.history.merging import Merged, merged, poorer, rows_of
 from klinesync.market_data.history.names import freqtrade_path
 from klinesync.storage.database import CandleStore
 
@@ -49,6 +57,16 @@ class ExportFailed(KlinesyncError):
     code = "export_failed"
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written. `candles`: of the store that are in it; `merged`: how they compare with the file that
+    was there, when the two were merged."""
+
+    path: Path
+    candles: int
+    merged: Merged | None = None
+
+
 def export(
     store: Reading,
     series: SeriesId,
@@ -57,49 +75,124 @@ def export(
     kind: Format,
     *,
     freqtrade: bool = False,
+    overwrite: bool = False,
     factors: FactorColumns | None = None,
     progress: Callable[[int, int], None] = lambda _upto, _count: None,
-) -> tuple[Path, int]:
-    """Write the candles that open in `span`; the file, and how many there are.
+) -> Exported:
+    """Write the candles that open in `span`.
 
-    Columns are `candle_time` (UTC seconds), open, high, low, close, volume. With `freqtrade`, `output` is its data
-    folder of the exchange, the file gets its name for the series, and `date` (UTC, milliseconds) replaces
-    `candle_time`. The columns of `factors` stand behind the others, null where there is nothing. A file of that name is
-    replaced. `progress` gets the open time that was reached, and candles written. Raises `UnknownSeries`, `StoreError`,
-    `ExportFailed`, and `FactorsLag` when factors have not come as far as the candles.
+    output: the file; with `freqtrade` freqtrade's data folder of the exchange, where the file gets its name.
+    kind: the file's format.
+    freqtrade: the first column is `date` (UTC, milliseconds) in place of `candle_time` (UTC seconds). A file that is
+        there is merged with: of the same time the store's values stand, and candles that the file alone has stay.
+    overwrite: replace a file that is there, whatever it has. Without, one that has candles or columns that the export
+        lacks is left as it is.
+    factors: their columns stand behind open, high, low, close and volume; null where there is nothing.
+    progress: gets the open time that was reached, and candles written.
+
+    Raises `UnknownSeries`, `StoreError`, `ExportFailed` (also when there is no candle in the span), and `FactorsLag`
+    when factors have not come as far as the candles.
     """
     if store.read(lambda look: look.span(series)) is None:
         raise UnknownSeries(str(series), "the store has no candles of it")
     path = output / freqtrade_path(series, f".{kind}") if freqtrade else output
+    path = path.resolve() if path.is_symlink() else path
+    before = _state(path)
+    how = Merged() if freqtrade and not overwrite and before is not None else None
     schema = _FREQTRADES if freqtrade else _OURS
+    times: list[rows.Ints] = []
+
+    def counted(pages: Iterator[rows.Columns]) -> Iterator[rows.Columns]:
+        for page in pages:
+            times.append(page.time)
+            yield page
+
     if factors is None:
+        pages = counted(_read(store, series, span))
+        if how is not None:
+            pages = merged(pages, _rows_of(path), how)
         batches: Iterator[tuple[int, pa.RecordBatch]] = (
-            (int(page.time[-1]), _batch(page, schema)) for page in rows.pages(_read(store, series, span), GROUP_CANDLES)
+            (int(page.time[-1]), _batch(page, schema)) for page in rows.pages(pages, GROUP_CANDLES)
         )
     else:
         for name, its_kind in factors.kinds.items():
             schema = schema.append(pa.field(name, _KINDS[its_kind]))
-        batches = _grouped(_with_factors(store, series, span, factors, schema), GROUP_CANDLES)
-    part = path.with_name(f".{path.name}.part")
-    count = 0
+        batches = _grouped(_with_factors(store, series, span, factors, schema, times), GROUP_CANDLES)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         if freqtrade:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            count = 0
+            part.touch(exist_ok=False)
             with _writer(kind, str(part), schema) as writer:
                 for upto, batch in batches:
                     writer.write_batch(batch)
                     count += batch.num_rows
                     progress(upto, count)
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
+            written = np.concatenate(times) if times else np.empty(0, np.int64)
+            if not len(written):
+                left = "" if before is None else f"; {path} is left as it is"
+                raise ExportFailed(
+                    f"the store has no candles of {series} from {_iso(span.start)} to {_iso(span.end)}{left}"
+                )
+            if before is not None and not overwrite:
+                _check_not_poorer(path, schema, written if how is None else None)
+            if _state(path) != before:
+                raise ExportFailed(
+                    f"{path} was changed by another program meanwhile, and is left as it is; run it again"
+                )
+            if before is not None:
+                part.chmod(path.stat().st_mode & 0o7777)
+            _sync(part)
             part.replace(path)
+            _sync(path.parent)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else error  # pyarrow's texts are long
         raise ExportFailed(f"{path} cannot be written: {why}") from error
-    return path, count
+    return Exported(path, len(written), how)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does; None when it is not there. Raises `ExportFailed` for what is no regular file."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ExportFailed(f"{path} cannot be written: {error.strerror}") from error
+    if not stat.S_ISREG(facts.st_mode):
+        what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
+        raise ExportFailed(f"{path} cannot be written: it is {what}")
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _rows_of(path: Path) -> rows.Columns:
+    try:
+        return rows_of(path)
+    except BadFile as error:
+        raise ExportFailed(f"{path} cannot be merged with: {error.reason}; --overwrite replaces it") from error
+
+
+def _check_not_poorer(path: Path, schema: pa.Schema, times: rows.Ints | None) -> None:
+    """Raises `ExportFailed` when the file that is there has columns, or candles at other times, that would be lost."""
+    why = poorer(path, schema.names, times)
+    if why is not None:
+        raise ExportFailed(f"{path} is left as it is: {why}; --overwrite replaces it")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _iso(time_s: int) -> str:
+    return datetime.fromtimestamp(min(time_s, MAX_TIME), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _read(store: Reading, series: SeriesId, span: Span) -> Iterator[rows.Columns]:
@@ -112,9 +205,10 @@ def _read(store: Reading, series: SeriesId, span: Span) -> Iterator[rows.Columns
 
 
 def _with_factors(
-    store: Reading, series: SeriesId, span: Span, factors: FactorColumns, schema: pa.Schema
+    store: Reading, series: SeriesId, span: Span, factors: FactorColumns, schema: pa.Schema, times: list[rows.Ints]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches with the time of their last candle; candles and factors of each are of one state of the store."""
+    """Batches with the time of their last candle; candles and factors of each are of one state of the store. `times`
+    gets their open times."""
 
     def look(store: CandleStore, since: int) -> tuple[list[Candle], dict[str, Values]]:
         candles = [one for one in store.oldest(series, WINDOW_CANDLES, since=since) if one.time < span.end]
@@ -130,7 +224,9 @@ def _with_factors(
         beside = [
             pa.array(values[field.name], field.type, from_pandas=True) for field in schema if field.name in values
         ]
-        yield since, _batch(rows.columns(candles), schema, beside)
+        page = rows.columns(candles)
+        times.append(page.time)
+        yield since, _batch(page, schema, beside)
 
 
 def _grouped(batches: Iterable[tuple[int, pa.RecordBatch]], size: int) -> Iterator[tuple[int, pa.RecordBatch]]:

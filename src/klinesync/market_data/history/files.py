@@ -23,7 +23,7 @@ import pyarrow.parquet as pa_parquet
 from klinesync.core.errors import Rejected
 from klinesync.core.printable import printable
 from klinesync.market_data.history.cells import find_columns, of_arrow
-from klinesync.market_data.history.csv_files import read_csv, read_zip
+from klinesync.market_data.history.csv_files import csv_names, read_csv, read_zip
 from klinesync.market_data.history.json_files import Broken, read_json, read_json_gz
 from klinesync.market_data.history.names import CHECKSUM
 from klinesync.market_data.history.rows import Columns
@@ -47,13 +47,17 @@ class BadFile(Rejected):
         super().__init__(printable(f"{path} is refused: {reason}"))
 
 
-def batches(path: Path, broken: Broken, *, unterminated: bool = False) -> Iterator[Columns]:
-    """The rows of a file in its order; the kind of file is told by the end of its name.
+def batches(path: Path, broken: Broken, *, unterminated: bool = False, ending: str | None = None) -> Iterator[Columns]:
+    """The rows of a file in its order.
 
-    `broken` is told of rows that are none. With `unterminated` the last line of a CSV may lack its line end. Raises
-    `BadFile`.
+    broken: is told of rows that are none.
+    unterminated: the last line of a CSV may lack its line end.
+    ending: tells the kind of file; None: the end of its name does.
+
+    Raises `BadFile`.
     """
-    reader = next((reader for ending, reader in _READERS.items() if path.name.lower().endswith(ending)), None)
+    name = path.name.lower() if ending is None else ending
+    reader = next((reader for known, reader in _READERS.items() if name.endswith(known)), None)
     if reader is None:
         raise BadFile(path, f"its name ends in none of {' '.join(ENDINGS)}")
     check_regular(path)
@@ -61,6 +65,28 @@ def batches(path: Path, broken: Broken, *, unterminated: bool = False) -> Iterat
         reader = partial(read_csv, unterminated=True)
     try:
         yield from reader(path, broken)
+    except _READ_ERRORS as error:
+        raise BadFile(path, f"it cannot be read: {_first_line(error)}") from error
+
+
+def ending_by_content(path: Path) -> str:
+    """What a table that has any name would end in: `.feather`, `.parquet`, else `.csv`. Raises `BadFile`."""
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(6)
+    except OSError as error:
+        raise BadFile(path, f"it cannot be read: {error.strerror}") from error
+    return ".feather" if magic == b"ARROW1" else ".parquet" if magic.startswith(b"PAR1") else ".csv"
+
+
+def column_names(path: Path, ending: str) -> list[str]:
+    """The names of all columns of a table. Raises `BadFile`."""
+    try:
+        if ending == ".feather":
+            with pa.OSFile(str(path), "rb") as file, pa_ipc.open_file(file) as reader:
+                return list(reader.schema.names)
+        return list(pa_parquet.read_schema(path).names) if ending == ".parquet" else csv_names(path)
     except _READ_ERRORS as error:
         raise BadFile(path, f"it cannot be read: {_first_line(error)}") from error
 

@@ -1,0 +1,104 @@
+"""An export meets a file that is there: what the file has that the export lacks, and the two together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from klinesync.core.candle import Candle
+from klinesync.market_data.history import rows
+from klinesync.market_data.history.cells import TIME_COLUMNS, VALUE_COLUMNS
+from klinesync.market_data.history.files import BadFile, batches, column_names, ending_by_content
+from klinesync.market_data.history.rows import MAX_TOLD, NO_TIME, Columns, Ints
+
+# Rows of a file that is merged, which are held in memory: nineteen years of minutes, 500 MB.
+MAX_MERGED_ROWS = 10_000_000
+
+
+@dataclass(slots=True)
+class Merged:
+    """How an export and a file that was there compare, in candles. `same` and `different` are in both; of the
+    different ones the store's values stand, and `told` are sentences about the first. `kept` are in the file alone."""
+
+    same: int = 0
+    different: int = 0
+    kept: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def union(self, old: Columns, new: Columns) -> Columns:
+        """The rows of both, ascending; both ascend strictly. Of the same time the new one's values stand."""
+        both = np.isin(old.time, new.time)
+        beside = new.take(np.searchsorted(new.time, old.time[both]))
+        equal = np.logical_and.reduce(
+            [one == other for one, other in zip(old.take(both).values(), beside.values(), strict=True)]
+        )
+        for at in np.flatnonzero(~equal)[: MAX_TOLD - len(self.told)].tolist():
+            was, stands = old.take(both).candle(at), beside.candle(at)
+            self.told.append(f"{_moment(stands)} was {_values(was)} in the file, and is {_values(stands)} in the store")
+        only = old.take(~both)
+        self.same += int(np.count_nonzero(equal))
+        self.different += int(np.count_nonzero(~equal))
+        self.kept += len(only)
+        if not len(only):
+            return new
+        together = rows.joined([new, only])
+        return together.take(np.argsort(together.time, kind="stable"))
+
+
+def merged(pages: Iterable[Columns], old: Columns, how: Merged) -> Iterator[Columns]:
+    """Pages with the rows of `old` among them: all ascend strictly. `how` counts."""
+    at = 0
+    for page in pages:
+        if len(page):
+            end = int(np.searchsorted(old.time, page.time[-1], side="right"))
+            yield how.union(old.take(slice(at, end)), page)
+            at = end
+    rest = old.take(slice(at, None))
+    how.kept += len(rest)
+    if len(rest):
+        yield rest
+
+
+def rows_of(path: Path) -> Columns:
+    """All rows of a file, ascending, each time once, whether they are sound or not. Raises `BadFile`."""
+
+    def broken(why: str) -> None:
+        raise BadFile(path, f"it has rows that cannot be kept: {why}")
+
+    parts = [rows.columns([])]
+    count = 0
+    for batch in batches(path, broken, unterminated=True, ending=ending_by_content(path)):
+        if (batch.time == NO_TIME).any():
+            broken(f"row {count + int(np.argmax(batch.time == NO_TIME)) + 1} has no time that can be read")
+        count += len(batch)
+        if count > MAX_MERGED_ROWS:
+            raise BadFile(path, f"it has more than the {MAX_MERGED_ROWS} rows that are merged in memory")
+        parts.append(batch)
+    found = rows.joined(parts)
+    return found.take(np.unique(found.time, return_index=True)[1])
+
+
+def poorer(path: Path, columns: Iterable[str], times: Ints | None) -> str | None:
+    """Why a file with these columns and open times lacks something that the file at `path` has; None when it does not.
+    Without `times` the columns alone are compared."""
+    try:
+        names = {name.strip().lower() for name in column_names(path, ending_by_content(path))}
+        missing = 0 if times is None else int(np.count_nonzero(~np.isin(rows_of(path).time, times)))
+    except BadFile as error:
+        return f"it holds something else than candles ({error.reason})"
+    if missing:
+        return f"it holds {missing} candles that this export does not have"
+    lost = sorted(names - set(columns) - set(TIME_COLUMNS) - set(VALUE_COLUMNS))
+    return f"it has the columns {', '.join(lost)}, which this export does not have" if lost else None
+
+
+def _moment(candle: Candle) -> str:
+    return datetime.fromtimestamp(candle.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _values(candle: Candle) -> str:
+    return " ".join(f"{value!r}" for value in candle[1:])
