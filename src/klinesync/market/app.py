@@ -36,6 +36,7 @@ from klinesync.market import (
     top_markets_routes,
     ws_routes,
 )
+from klinesync.market.compression import Compression
 from klinesync.market.http_limits import BodyLimit, BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
@@ -87,6 +88,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_defect)
+    app.add_middleware(Compression)
     app.add_middleware(BodyLimit)
     app.add_middleware(GuardedApp, guard=guard)
     if guard.origins:
