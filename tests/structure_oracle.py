@@ -207,6 +207,7 @@ def zones(pens: Sequence[Row]) -> tuple[list[Row], list[Row], list[tuple[Json, R
             "formed_reason": "pen_confirmed",
             "death_time": None,
             "visible_time": building[-1]["visible_time"],
+            "_entry_direction": pens[first]["direction"],
         }
         formed.append((zone["formed_time"], pens[first]))
         killer = next((k for k in range(first + 4, len(pens)) if _low(pens[k]) > zg or _high(pens[k]) < zd), None)

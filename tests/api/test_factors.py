@@ -214,13 +214,19 @@ async def test_health_tells_how_far_factors_are(service: Service) -> None:
     health = await get(service, "/api/factor/health")
     assert health == {
         "series_id": BTC,
+        "timeframe_seconds": 60,
+        "store_head_time": time,
         "head_time": time,
         "factor_head_time": time,
         "overlay_head_time": time,
+        "factor_delay_seconds": 0,
+        "overlay_delay_seconds": 0,
+        "max_delay_seconds": 0,
         "factor_delay_candles": 0,
         "overlay_delay_candles": 0,
         "status": "green",
-        "status_reason": "up to date",
+        "status_reason": "up_to_date",
+        "detail": "up to date",
         "progress_pct": None,
         "suspended": {},
     }

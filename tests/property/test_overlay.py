@@ -40,9 +40,9 @@ class Toy:
             assert isinstance(value, float)
             time = max(0, visible_time - back * STEP_S)
             shape: Definition = Marker("toy.mark", time, "aboveBar", "#123456", "circle", f"{value}")
-            if name % 2:
+            if name % 2 and time < visible_time:
                 points = (Point(time, value), Point(visible_time, value + 1))
-                shape = Polyline("toy.line", points if name % 3 else points[::-1], "red")
+                shape = Polyline("toy.line", points, "red")
             drawings.append(Drawing(f"{shape.feature}:{name}", visible_time, shape))
         return list({one.instruction_id: one for one in drawings}.values())
 
@@ -51,7 +51,7 @@ class Toy:
         if view.at_time // STEP_S % 3:
             head = Marker("toy.head", view.at_time, "belowBar", "blue", "arrowUp")
             drawings.append(Drawing("toy.head", view.at_time, head))
-        times = [time for event in view.events_of("said") if isinstance(time := event["visible_time"], int)]
+        times = sorted({time for event in view.events_of("said") if isinstance(time := event["visible_time"], int)})
         if len(times) > 1:
             line = Polyline("toy.window", tuple(Point(time, 1.0) for time in times), "green", line_width=2)
             drawings.append(Drawing("toy.window", view.at_time, line))

@@ -20,7 +20,7 @@ def test_major_and_minor_pivots_are_those_of_brute_force_at_every_candle(
         said += events.get("pivot", [])
         if count % 7 == 0 or count == len(candles):
             assert said == majors(candles[:count], major)
-        assert heads["pivot"] == {"minor": minors(candles[:count], major, minor)}
+        assert heads["pivot"] == {"minor": minors(candles[:count], major, minor), "_window_minor": minor}
 
 
 def flat(count: int, *changes: tuple[int, float, float]) -> list[Candle]:

@@ -148,6 +148,9 @@ def _picture(witness: Witness, view: View, most: int) -> list[str]:
     if view.passed and len(view.shown) < most:
         return [f"{view.series}: truncated, though only {len(view.shown)} candles came of the {most} that fit"]
     from_time = view.since + 1 if view.since is not None else view.first if view.first is not None else MAX_TIME
+    # What opens before all that was stored when it subscribed is told of, and not sent.
+    oldest = view.first if view.first_at_subscribe is None else view.first_at_subscribe
+    from_time = from_time if oldest is None else max(from_time, oldest)
     stored = {candle.time: candle for candle in witness.candles(view.series)}
     owed = {time for time in stored if time >= from_time and not any(first <= time < end for first, end in view.passed)}
     wrong = [f"{view.series}: {time} was never shown (since {view.since})" for time in sorted(owed - view.shown.keys())]

@@ -127,6 +127,7 @@ class View:
     number: int
     last: int | None = None
     acknowledged: bool = False
+    caught_up: bool = False
     first: int | None = None
     shown: dict[int, Candle] = field(default_factory=dict)
     gaps: list[tuple[int, int, str]] = field(default_factory=list)
@@ -326,9 +327,20 @@ class SimulatedClient:
     def _see_gap(self, view: View, message: dict[str, Any]) -> None:
         view.gaps.append((message["expected_next_time"], message["actual_time"], message["reason"]))
 
+    def _see_caught_up(self, view: View, message: dict[str, Any]) -> None:
+        if view.caught_up:
+            self._violate(f"{self.name}: {view.series}: caught up twice: {message}")
+        if view.shown and view.last != message["head_time"]:
+            self._violate(f"{self.name}: {view.series}: caught up at {view.last}, told {message}")
+        view.caught_up = True
+
     def _see_candles_batch(self, view: View, message: dict[str, Any]) -> None:
         if not view.supports_batch:
             self._violate(f"{self.name}: a batch, though it supports none: {message}")
+        if message.get("revised"):
+            for candle in message["candles"]:
+                self._revised(view, candle)
+            return
         for candle in message["candles"]:
             self._closed(view, candle)
         self._no_gap_left(view, message)

@@ -70,7 +70,7 @@ def test_the_structure_of_recorded_minutes_is_that_of_brute_force(
         assert by_factor["zhongshu"] == dead
         heads = graph.heads(states, known[-1])
         extending, candidate = extending_and_candidate(known, major)
-        assert heads["pivot"] == {"minor": minors(known, major, minor)}
+        assert heads["pivot"] == {"minor": minors(known, major, minor), "_window_minor": minor}
         assert heads["pen"] == {
             "extending": None if extending is None else pen_row(extending, now),
             "candidate": None if candidate is None else pen_row(candidate, now),

@@ -57,6 +57,7 @@ def zone(start: int, end: int, zg: float, zd: float) -> dict[str, Json]:
         "formed_reason": "pen_confirmed",
         "death_time": None,
         "visible_time": None,
+        "_entry_direction": 1,
     }
 
 
@@ -117,12 +118,20 @@ def test_a_support_lies_below_its_candle() -> None:
     assert (sign["instruction_id"], definition["position"]) == ("pivot.major:180:support:2", "belowBar")
 
 
-def test_minor_pivots_of_the_head_are_smaller_and_made_at_read() -> None:
-    view = View(
-        SERIES, 0, minute(9), heads={"pivot": {"minor": [pivot(3, "support", 4, 1), pivot(5, "resistance", 6)]}}
-    )
+def test_minor_pivots_are_smaller_and_drawn_for_all_of_the_window_wherever_the_major_ones_are() -> None:
+    prices = [5.0, 3.0, 4.0, 7.0, 6.0, 6.0, 8.0, 2.0, 2.0, 9.0]
+    candles = [Candle(minute(at), price, price, price, price, 1.0) for at, price in enumerate(prices)]
+    view = View(SERIES, 0, minute(9), heads={"pivot": {"minor": [], "_window_minor": 1}}, candles=candles)
     drawn = rendered(view)
-    assert list(drawn) == ["pivot.minor:180:support:1", "pivot.minor:300:resistance:2"]
+    assert list(drawn) == [
+        "pivot.minor:60:support:1",
+        "pivot.minor:180:resistance:1",
+        "pivot.minor:240:support:1",
+        "pivot.minor:300:support:1",
+        "pivot.minor:360:resistance:1",
+        "pivot.minor:420:support:1",
+        "pivot.minor:480:support:1",
+    ]
     assert {definition["size"] for definition in drawn.values()} == {0.5}
 
 
@@ -152,18 +161,27 @@ def test_what_a_pen_may_become_is_dashed() -> None:
     assert {definition["lineStyle"] for definition in drawn.values()} == {"dashed"}
 
 
-def test_a_dead_zone_is_a_stored_closed_rectangle() -> None:
-    (drawn,) = on_the_wire("zhongshu", {**zone(2, 8, 4.0, 3.0), "death_time": 600, "visible_time": 600})
-    definition = msgspec.convert(drawn["definition"], dict[str, object])
-    assert (drawn["instruction_id"], drawn["visible_time"]) == ("zhongshu.dead:120", 600)
-    assert points(definition) == [(2, 4.0), (8, 4.0), (8, 3.0), (2, 3.0), (2, 4.0)]
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_dead_zone_is_two_stored_ascending_edges_that_say_from_where_it_was_entered(direction: int) -> None:
+    event = {**zone(2, 8, 4.0, 3.0), "death_time": 600, "visible_time": 600, "_entry_direction": direction}
+    edges = on_the_wire("zhongshu", event)
+    assert [(one["instruction_id"], one["visible_time"]) for one in edges] == [
+        ("zhongshu.dead:120:top", 600),
+        ("zhongshu.dead:120:bottom", 600),
+    ]
+    top, bottom = (msgspec.convert(one["definition"], dict[str, object]) for one in edges)
+    assert points(top) == [(2, 4.0), (8, 4.0)]
+    assert points(bottom) == [(2, 3.0), (8, 3.0)]
+    assert top["entryDirection"] == bottom["entryDirection"] == direction
 
 
 @pytest.mark.parametrize("one_or_many", [True, False])
 def test_the_living_zone_is_made_at_read(one_or_many: bool) -> None:
     alive = zone(2, 8, 4.0, 3.0)
     drawn = rendered(View(SERIES, 0, minute(9), heads={"zhongshu": {"alive": alive if one_or_many else [alive]}}))
-    assert points(drawn["zhongshu.alive"]) == [(2, 4.0), (8, 4.0), (8, 3.0), (2, 3.0), (2, 4.0)]
+    assert points(drawn["zhongshu.alive:top"]) == [(2, 4.0), (8, 4.0)]
+    assert points(drawn["zhongshu.alive:bottom"]) == [(2, 3.0), (8, 3.0)]
+    assert drawn["zhongshu.alive:top"]["entryDirection"] == 1
 
 
 def test_a_switch_of_the_anchor_is_a_stored_arrow() -> None:

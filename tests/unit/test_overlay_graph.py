@@ -171,6 +171,7 @@ def line(*values: float, time: int = 600) -> Polyline:
         (drawing(line(1.0), "toy.line"), "length >= 2"),
         (drawing(line(1.0, 1e300), "toy.line"), "<= 1e"),
         (drawing(line(1.0, 2.0, time=660), "toy.line"), "touches the candle at 660, which lies after"),
+        (drawing(Polyline("toy.line", (Point(600, 1.0), Point(540, 1.0)), "red"), "toy.line"), "go back in time"),
         (drawing(msgspec.structs.replace(SOUND, time=-60)), ">= 0"),
         (drawing(msgspec.structs.replace(SOUND, color="")), "regex"),
         (drawing(msgspec.structs.replace(SOUND, color="red;}")), "regex"),

@@ -47,8 +47,8 @@ class AnchorFactor(Factor[AnchorState]):
     depends_on = ("pen", "zhongshu")
     features: Sequence[Feature] = (
         Feature("anchor.current", "Present anchor"),
-        Feature("anchor.history", "Past anchors", default_visible=False),
-        Feature("anchor.switch", "Switches of the anchor", default_visible=False),
+        Feature("anchor.history", "Past anchors"),
+        Feature("anchor.switch", "Switches of the anchor"),
     )
     state_type = AnchorState
 

@@ -154,7 +154,8 @@ class PivotFactor(Factor[PivotState]):
             "minor": [
                 Pivot(minor.time, minor.price, minor.direction, minor.visible_time, self._minor).said()
                 for minor in state.minors
-            ]
+            ],
+            "_window_minor": self._minor,
         }
 
     def history(self, events: Sequence[Event]) -> dict[str, list[Json]]:

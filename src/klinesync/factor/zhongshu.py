@@ -22,6 +22,7 @@ class Zone(msgspec.Struct, frozen=True, gc=False):
     zg: float
     zd: float
     formed_time: int
+    entry_direction: int  # of the pen that enters: 1 up, -1 down
 
     def said(self, death_time: int | None, visible_time: int) -> dict[str, Json]:
         """The event of its death; without a death time, what the head says of it."""
@@ -34,6 +35,7 @@ class Zone(msgspec.Struct, frozen=True, gc=False):
             "formed_reason": "pen_confirmed",
             "death_time": death_time,
             "visible_time": visible_time,
+            "_entry_direction": self.entry_direction,
         }
 
 
@@ -65,7 +67,7 @@ class ZhongshuState(msgspec.Struct, frozen=True, gc=False):
             # The next zone's first pen is this one or the one before it.
             state = ZhongshuState((*self.pens, pen), None, self.entering, self.formed_time)
             return state, zone.said(pen.visible_time, pen.visible_time)
-        living = Zone(zone.start_time, pen.end_time, zone.zg, zone.zd, zone.formed_time)
+        living = Zone(zone.start_time, pen.end_time, zone.zg, zone.zd, zone.formed_time, zone.entry_direction)
         return ZhongshuState((pen,), living, self.entering, self.formed_time), None
 
 
@@ -78,13 +80,15 @@ def _formed(pens: Sequence[Pen]) -> Zone | None:
     zd = max(pen.low for pen in building)
     if max(zd, entering.low) > min(zg, entering.high):
         return None
-    return Zone(building[0].start_time, building[-1].end_time, zg, zd, building[-1].visible_time)
+    start, end = building[0].start_time, building[-1].end_time
+    return Zone(start, end, zg, zd, building[-1].visible_time, entering.direction)
 
 
 class ZhongshuFactor(Factor[ZhongshuState]):
     """Dead zones as events; the head has the living one."""
 
     name = "zhongshu"
+    version = 2  # events say from where the zone was entered
     label = "Zhongshu"
     depends_on = ("pen",)
     features: Sequence[Feature] = (

@@ -28,6 +28,9 @@ MAX_NUMBER = 1 << 53
 # A slice takes some kilobytes and some tens of microseconds.
 DEFAULT_SLICES = 100
 MAX_SLICES = 500
+# A poll gives one record at most, so that the limit limits nothing: clients ask with what they ask others.
+DEFAULT_POLL_RECORDS = 2000
+MAX_POLL_RECORDS = 5000
 
 router = APIRouter(prefix="/api", tags=["factors"])
 _encode = msgspec.json.Encoder().encode
@@ -126,7 +129,7 @@ async def get_delta_poll(
     request: Request,
     series_id: SeriesIdQuery,
     after_id: Number = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 1,
+    limit: Annotated[int, Query(ge=1, le=MAX_POLL_RECORDS)] = DEFAULT_POLL_RECORDS,
     window_candles: Window = DEFAULT_WINDOW_CANDLES,
 ) -> Response:
     """The newest state when it is newer than the record `after_id`: at most one record, whatever the `limit`."""

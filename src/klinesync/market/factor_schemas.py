@@ -72,16 +72,30 @@ class SlicesAfterAnswer(BaseModel):
 
 
 class FactorHealthAnswer(BaseModel):
-    """How far candles, factors and overlays are: open times, and delays in candles."""
+    """How far candles, factors and overlays are: open times, and delays behind the store's head."""
 
     series_id: str
+    timeframe_seconds: int
+    store_head_time: int | None
     head_time: int | None
     factor_head_time: int | None
     overlay_head_time: int | None
+    factor_delay_seconds: int | None
+    overlay_delay_seconds: int | None
+    max_delay_seconds: int | None
     factor_delay_candles: int
     overlay_delay_candles: int
     status: Literal["green", "yellow", "red", "gray"]
-    status_reason: str
+    status_reason: Literal[
+        "up_to_date",
+        "lagging_one_candle",
+        "lagging_many_candles",
+        "missing_factor_head",
+        "missing_overlay_head",
+        "no_store_head",
+        "no_factors",
+    ]
+    detail: str
     progress_pct: float | None
     suspended: dict[str, str]
 
@@ -117,6 +131,7 @@ class PolylineAnswer(BaseModel):
     color: str
     line_width: int = Field(alias="lineWidth")
     line_style: Literal["solid", "dashed", "dotted"] | None = Field(None, alias="lineStyle")
+    entry_direction: Literal[1, -1] | None = Field(None, alias="entryDirection")
 
 
 class InstructionAnswer(BaseModel):

@@ -9,6 +9,7 @@ headers the browser keeps from it.
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from klinesync.core.errors import BadFlag
 from klinesync.runtime.flags import is_loopback
 
+log = logging.getLogger(__name__)
+
+# Foreign origins that are logged, each once; a browser can be made to send any number of them.
+MAX_ORIGINS_LOGGED = 100
 # What needs the token, when one is set: it writes, or tells of the inside. /healthz and /readyz never do.
 GUARDED_PATHS = ("/api/market/ingest/", "/api/market/debug/", "/metrics")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -127,6 +132,13 @@ class Guard:
                 return Refusal(401, "unauthorized", "this needs the service's api_token: Authorization: Bearer …")
         return None
 
+    def foreign_origin(self, head: RequestHead) -> str | None:
+        """The browser origin of a request when it is neither ours nor allowed, as a flag would name it."""
+        host = parse_host(head.hosts[0]) if len(head.hosts) == 1 else None
+        if host is None or not self._ours(host.name, head.address) or self._may_write(head, host):
+            return None
+        return readable_origin(head.origins)
+
     def _ours(self, name: str, address: str | None) -> bool:
         if is_loopback(name) or name == self.host.lower() or any(name == origin.host for origin in self.origins):
             return True
@@ -167,6 +179,14 @@ def bears(authorization: bytes, token: str) -> bool:
     return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
 
 
+def readable_origin(headers: Sequence[bytes]) -> str | None:
+    """The one origin of a request as an operator may write it into a flag; None for what is no origin."""
+    try:
+        return str(Origin.parse(headers[0].decode("latin-1"))) if len(headers) == 1 else None
+    except ValueError:
+        return None
+
+
 def parse_host(header: bytes) -> Host | None:
     """The name or address, and port, in a `Host` header; None when it is something else."""
     match = _HOST.fullmatch(header.lower())
@@ -182,16 +202,34 @@ class GuardedApp:
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app = app
         self._guard = guard
+        self._told: set[str] = set()  # foreign origins that were logged
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        refusal = self._guard.refuses(head_of(scope))
+        head = head_of(scope)
+        refusal = self._guard.refuses(head)
+        # A read is answered, and kept from the page by its browser: to its user that is a refusal too.
+        origin = self._guard.foreign_origin(head) if head.origins else None
+        if origin is not None:
+            self._tell(origin)
         if refusal is None:
             await self._app(scope, receive, send)
         else:
             await _answer(refusal, scope, send)
+
+    def _tell(self, origin: str) -> None:
+        """Log a refused origin, once, with what admits it. Origins beyond `MAX_ORIGINS_LOGGED` are not logged."""
+        if origin in self._told or len(self._told) >= MAX_ORIGINS_LOGGED:
+            return
+        self._told.add(origin)
+        log.warning(
+            "event=origin.refused origin=%r: a page from there may not connect; if it is yours, admit it: "
+            "--allowed-origins %s (KLINESYNC_ALLOWED_ORIGINS)",
+            origin,
+            origin,
+        )
 
 
 def head_of(scope: Scope) -> RequestHead:

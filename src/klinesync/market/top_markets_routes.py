@@ -17,14 +17,14 @@ from klinesync.market.schemas import ErrorAnswer, TopMarketsAnswer
 from klinesync.market_data.top_markets import (
     DEFAULT_LIMIT,
     MAX_LIMIT,
-    TICKERS_TTL_S,
     TopAnswer,
     TopMarkets,
     TopQuery,
 )
 
-LONGEST_INTERVAL_S = 3600.0
-SHORTEST_INTERVAL_S = 1.0
+LONGEST_INTERVAL_S = 30.0
+SHORTEST_INTERVAL_S = 0.2
+DEFAULT_INTERVAL_S = 2.0
 MOST_EVENTS = 1_000_000
 
 router = APIRouter(prefix="/api/market/top_markets", tags=["markets"])
@@ -115,12 +115,12 @@ async def stream_top_markets(
     limit: Limit = DEFAULT_LIMIT,
     interval_s: Annotated[
         float, Query(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S, allow_inf_nan=False)
-    ] = TICKERS_TTL_S,
-    max_events: Annotated[int | None, Query(ge=1, le=MOST_EVENTS)] = None,
+    ] = DEFAULT_INTERVAL_S,
+    max_events: Annotated[int, Query(ge=0, le=MOST_EVENTS, description="0: endless")] = 0,
 ) -> EventStream:
     """The same as server-sent events: at once, and then when the items have changed, looked at every `interval_s`
-    seconds; ends after `max_events` of them."""
+    seconds (the exchange is asked less often); ends after `max_events` of them, 0: never."""
     top_markets = runtime_of(request).top_markets
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
     top_markets.check(query)
-    return EventStream(top_markets, query, interval_s, max_events)
+    return EventStream(top_markets, query, interval_s, max_events or None)

@@ -53,19 +53,27 @@ class Poll(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class FactorHealth:
-    """How far candles, factors and overlays are: open times, and delays in candles (None: more than are counted).
+    """How far candles, factors and overlays are: open times, and delays behind the store's head, in seconds (None
+    where there is no head to compare) and in candles (counted up to `MAX_DELAY_CANDLES`).
 
-    `progress_pct` is that of a ledger that is computed anew; `suspended` says why plugins do not run any more.
+    `detail` is a sentence about the status. `progress_pct` is that of a ledger that is computed anew; `suspended` says
+    why plugins do not run any more. `head_time` is `store_head_time`.
     """
 
     series_id: str
+    timeframe_seconds: int
+    store_head_time: int | None
     head_time: int | None
     factor_head_time: int | None
     overlay_head_time: int | None
+    factor_delay_seconds: int | None
+    overlay_delay_seconds: int | None
+    max_delay_seconds: int | None
     factor_delay_candles: int
     overlay_delay_candles: int
     status: str
     status_reason: str
+    detail: str
     progress_pct: float | None
     suspended: dict[str, str]
 
@@ -253,23 +261,32 @@ class FactorReader:
                 for one in (factor_head, overlay_head)
             )
             most = max(behind, drawn_behind)
-            status, reason = self._status(series, head, most)
+            status, reason, detail = self._status(series, head, factor_head, overlay_head, most)
+            delays = [
+                None if head is None or one is None else max(0, head - one) for one in (factor_head, overlay_head)
+            ]
             progress = None
             first = store.first(series)
             if head is not None and first is not None and most > 1:
                 done = (first if factor_head is None else factor_head) - first
                 progress = round(100 * done / max(head - first, 1), 1)
             return FactorHealth(
-                str(series),
-                head,
-                factor_head,
-                overlay_head,
-                behind,
-                drawn_behind,
-                status,
-                reason,
-                progress,
-                dict(step.suspended),
+                series_id=str(series),
+                timeframe_seconds=series.timeframe.seconds,
+                store_head_time=head,
+                head_time=head,
+                factor_head_time=factor_head,
+                overlay_head_time=overlay_head,
+                factor_delay_seconds=delays[0],
+                overlay_delay_seconds=delays[1],
+                max_delay_seconds=max((one for one in delays if one is not None), default=None),
+                factor_delay_candles=behind,
+                overlay_delay_candles=drawn_behind,
+                status=status,
+                status_reason=reason,
+                detail=detail,
+                progress_pct=progress,
+                suspended=dict(step.suspended),
             )
 
         found = await self._database.read(look)
@@ -277,16 +294,24 @@ class FactorReader:
             await self._check_known(series)
         return found
 
-    def _status(self, series: SeriesId, head: int | None, delay: int) -> tuple[str, str]:
+    def _status(
+        self, series: SeriesId, head: int | None, factor_head: int | None, overlay_head: int | None, delay: int
+    ) -> tuple[str, str, str]:
+        """The status, the reason, and a sentence about it. `delay` in candles."""
         if head is None:
-            return "gray", "no candles"
+            return "gray", "no_store_head", "no candles are stored"
         if self._step.idle:
-            return "gray", "no factors"
-        lag = self._step.lag(series)
+            return "gray", "no_factors", "no factors are configured"
         if not delay:
-            return "green", "up to date"
+            return "green", "up_to_date", "up to date"
+        lag = self._step.lag(series)
         why = "one candle behind" if delay == 1 else f"{delay} candles behind"
-        return "yellow" if delay == 1 else "red", why if lag is None else f"{why}: {lag.reason}"
+        detail = why if lag is None else f"{why}: {lag.reason}"
+        if factor_head is None:
+            return "red", "missing_factor_head", detail
+        if overlay_head is None:
+            return "red", "missing_overlay_head", detail
+        return ("yellow", "lagging_one_candle", detail) if delay == 1 else ("red", "lagging_many_candles", detail)
 
     def _window(
         self, store: CandleStore, series: SeriesId, at_time: int | None, window: int, *, drawn: bool
@@ -372,7 +397,7 @@ class FactorReader:
         snapshots: dict[str, Json] = {}
         histories = found.factors.histories(found.events, time)
         for name in found.factors.names:
-            snapshots[name] = _snapshot(series, name, found, histories[name], found.heads[name])
+            snapshots[name] = _snapshot(series, name, found, _public(histories[name]), _public(found.heads[name]))
         for indicator in self._indicators:
             held = {output.key: points[output.key] for output in indicator.outputs}
             history: dict[str, Json] = {
@@ -439,6 +464,19 @@ def _slices(series: SeriesId, time: int | None, snapshots: dict[str, Json]) -> d
         "factors": list(snapshots),
         "snapshots": snapshots,
     }
+
+
+def _public(said: Mapping[str, Json]) -> dict[str, Json]:
+    """The same without keys that begin with `_`, also of its events: those are for overlays alone."""
+    return {
+        key: [_event(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+        for key, value in said.items()
+        if not key.startswith("_")
+    }
+
+
+def _event(event: dict[str, Json]) -> dict[str, Json]:
+    return {key: value for key, value in event.items() if not key.startswith("_")}
 
 
 def _snapshot(

@@ -8,6 +8,7 @@ seconds of a candle's open; values are prices.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import msgspec
@@ -53,13 +54,15 @@ class Marker(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="marke
 
 
 class Polyline(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="polyline", rename="camel"):
-    """Straight lines from point to point; closed when the last point is the first. `line_width` in pixels."""
+    """Straight lines from point to point, in ascending time: every chart's line series takes them so. `line_width` in
+    pixels; `entry_direction`, of an edge of a zone: 1 when the zone was entered from below, -1 from above."""
 
     feature: Feature
     points: Annotated[tuple[Point, ...], Meta(min_length=2, max_length=MAX_POINTS)]
     color: Color
     line_width: Annotated[int, Meta(ge=1, le=MAX_LINE_WIDTH)] = 1
     line_style: Literal["solid", "dashed", "dotted"] | UnsetType = UNSET
+    entry_direction: Literal[1, -1] | UnsetType = UNSET
 
 
 Definition = Marker | Polyline
@@ -136,6 +139,11 @@ def checked(drawings: Sequence[Drawing]) -> list[Drawing]:
             raise BadDrawing(
                 f"{drawing.instruction_id} touches the candle at {last}, which lies after its visible_time "
                 f"{drawing.visible_time}"
+            )
+        points = drawing.definition.points if isinstance(drawing.definition, Polyline) else ()
+        if any(one.time > two.time for one, two in pairwise(points)):
+            raise BadDrawing(
+                f"{drawing.instruction_id} has points that go back in time; draw the edges of a shape one by one"
             )
     return found
 

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, UnsetType
+from numpy.lib.stride_tricks import sliding_window_view
 
+from klinesync.core.candle import Candle
 from klinesync.factor.plugin import Event
 from klinesync.overlay.instruction import Drawing, Marker, Point, Polyline
 from klinesync.overlay.plugin import View
@@ -57,6 +60,7 @@ class _Zone(msgspec.Struct, frozen=True):
     end_time: int
     zg: float
     zd: float
+    entry_direction: Literal[1, -1] = msgspec.field(name="_entry_direction")
 
 
 class _Anchor(msgspec.Struct, frozen=True):
@@ -72,7 +76,7 @@ class _Switch(msgspec.Struct, frozen=True):
 
 
 class PivotOverlay:
-    """Circles: major pivots as they are confirmed, minor ones of the head."""
+    """Circles: major pivots as they are confirmed, minor ones wherever they are in the window."""
 
     name = "pivot"
     version = 1
@@ -84,9 +88,32 @@ class PivotOverlay:
         return [_pivot("pivot.major", _read(event, _Pivot), size=1.0)]
 
     def render(self, view: View) -> Sequence[Drawing]:
-        """The minor pivots of the head."""
-        minor = _all(view.head("pivot").get("minor"), _Pivot)
-        return [_pivot("pivot.minor", pivot, size=0.5) for pivot in minor]
+        """The minor pivots of the window: each candle that stands out among `window_minor` on either side, all of them
+        in the window, wherever the major pivots are. Ties are allowed."""
+        window = view.head("pivot").get("_window_minor")
+        if not isinstance(window, int):
+            return []
+        return [_pivot("pivot.minor", pivot, size=0.5) for pivot in minor_pivots(view.candles, window)]
+
+
+def minor_pivots(candles: Sequence[Candle], window: int) -> list[_Pivot]:
+    """The candles that no other of the `window` candles on either side exceeds: in highs (resistance), in lows
+    (support). Those with fewer candles on a side are not judged."""
+    if len(candles) < 2 * window + 1:
+        return []
+    highs = np.array([candle.high for candle in candles])
+    lows = np.array([candle.low for candle in candles])
+    middle = slice(window, len(candles) - window)
+    peaks = highs[middle] == sliding_window_view(highs, 2 * window + 1).max(axis=1)
+    troughs = lows[middle] == sliding_window_view(lows, 2 * window + 1).min(axis=1)
+    found = []
+    for at in np.flatnonzero(peaks | troughs).tolist():
+        time, visible_time = candles[at + window].time, candles[at + 2 * window].time
+        if peaks[at]:
+            found.append(_Pivot(time, "resistance", visible_time, window))
+        if troughs[at]:
+            found.append(_Pivot(time, "support", visible_time, window))
+    return found
 
 
 class PenOverlay:
@@ -117,10 +144,10 @@ class PenOverlay:
 
 
 class ZhongshuOverlay:
-    """Zones as closed rectangles: dead ones stored, the living one with the head."""
+    """Zones as two edges, upper and lower: dead ones stored, the living one with the head."""
 
     name = "zhongshu"
-    version = 1
+    version = 2  # two edges in the place of a closed rectangle
     depends_on = ("zhongshu",)
     features = ("zhongshu.dead", "zhongshu.alive")
 
@@ -128,13 +155,16 @@ class ZhongshuOverlay:
         """A zone that has died, stored."""
         zone = _read(event, _Zone)
         visible_time = _read(event["visible_time"], int)
-        shape = Polyline("zhongshu.dead", _rectangle(zone), ZONE_COLOR, line_width=1)
-        return [Drawing(f"zhongshu.dead:{zone.start_time}", visible_time, shape)]
+        return _edges("zhongshu.dead", f"zhongshu.dead:{zone.start_time}", visible_time, zone, ZONE_COLOR, width=1)
 
     def render(self, view: View) -> Sequence[Drawing]:
         """The living zone, none or one."""
         alive = _all(view.head("zhongshu").get("alive"), _Zone)
-        return [_line("zhongshu.alive", view, _rectangle(zone), LIVING_ZONE_COLOR, width=2) for zone in alive[-1:]]
+        return [
+            edge
+            for zone in alive[-1:]
+            for edge in _edges("zhongshu.alive", "zhongshu.alive", view.at_time, zone, LIVING_ZONE_COLOR, width=2)
+        ]
 
 
 class AnchorOverlay:
@@ -228,14 +258,22 @@ def _line(
     return Drawing(feature, view.at_time, Polyline(feature, tuple(points), color, line_width=width, line_style=style))
 
 
-def _rectangle(zone: _Zone) -> tuple[Point, ...]:
-    corners = (
-        Point(zone.start_time, zone.zg),
-        Point(zone.end_time, zone.zg),
-        Point(zone.end_time, zone.zd),
-        Point(zone.start_time, zone.zd),
-    )
-    return (*corners, corners[0])
+def _edges(feature: str, name: str, visible_time: int, zone: _Zone, color: str, width: int) -> list[Drawing]:
+    """The upper and the lower edge of a zone, each from its start to its end."""
+    return [
+        Drawing(
+            f"{name}:{edge}",
+            visible_time,
+            Polyline(
+                feature,
+                (Point(zone.start_time, price), Point(zone.end_time, price)),
+                color,
+                line_width=width,
+                entry_direction=zone.entry_direction,
+            ),
+        )
+        for edge, price in (("top", zone.zg), ("bottom", zone.zd))
+    ]
 
 
 def _read(value: object, kind: type[T]) -> T:

@@ -270,7 +270,7 @@ class LedgerStep:
 
     def _begin_anew(self, store: CandleStore, series: SeriesId, ledger: Ledger | None) -> Ledger:
         """As if nothing of the series had ever been computed."""
-        epoch, record_id = (0, 0) if ledger is None else (ledger.epoch + 1, ledger.record_id + 1)
+        epoch, record_id = (0, 0) if ledger is None else (ledger.epoch + 1, _next_record(ledger))
         store.ledger.rewind(series, 0)
         self._entries.pop(series, None)
         ledger = Ledger(self._fingerprint, epoch, record_id)
@@ -310,7 +310,7 @@ class LedgerStep:
             overlay_head = factor_head
         ledger = ledger._replace(
             epoch=ledger.epoch + 1,
-            record_id=ledger.record_id + 1,
+            record_id=_next_record(ledger),
             factor_head=factor_head,
             overlay_head=overlay_head,
             version_id=store.ledger.newest_version(series, time),
@@ -357,7 +357,8 @@ class LedgerStep:
         version_id, overlay_head = self._draw(store, series, ledger, said, factor_head, now_s)
         if (factor_head, overlay_head) == (ledger.factor_head, ledger.overlay_head):
             return ledger
-        ledger = Ledger(self._fingerprint, ledger.epoch, ledger.record_id + 1, factor_head, overlay_head, version_id)
+        record_id = max(_next_record(ledger), version_id)
+        ledger = Ledger(self._fingerprint, ledger.epoch, record_id, factor_head, overlay_head, version_id)
         store.ledger.put(series, ledger)
         entry.record_id = ledger.record_id
         entry.at_head = whole and store.head(series) == factor_head
@@ -546,6 +547,12 @@ def values_at(
 def _shift_of(series: SeriesId) -> int:
     """Not all series store their states in the same minute."""
     return zlib.crc32(str(series).encode()) % CHECKPOINT_CANDLES
+
+
+def _next_record(ledger: Ledger) -> int:
+    """The number of the next record: greater than this one's, and than every number of a drawing that was told before,
+    so that a reader who follows both by one number misses nothing."""
+    return max(ledger.record_id, ledger.version_id) + 1
 
 
 def _reaches(ledger: Ledger, time: int) -> bool:
