@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,16 +61,20 @@ async def test_the_tutorials_program_runs(tmp_path: Path) -> None:
         running_service(tmp_path / "store.sqlite", exchange) as service,
     ):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-u", "-c", program, service.url, stdout=subprocess.PIPE
+            sys.executable, "-u", "-c", program, service.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         try:
             assert process.stdout is not None
             kinds: set[bytes] = set()
             while not {b"closed", b"forming"} <= kinds:
-                line = await asyncio.wait_for(process.stdout.readline(), 30)
+                line = await asyncio.wait_for(process.stdout.readline(), 60)
                 assert line, "it ended"
                 kinds.add(line.split()[0])
             assert kinds == {b"closed", b"forming"}
+            process.send_signal(signal.SIGINT)
+            _, errors = await asyncio.wait_for(process.communicate(), 60)
+            assert (process.returncode, errors) == (0, b""), "Ctrl-C ends it quietly"
         finally:
-            process.kill()
-            await process.communicate()
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()

@@ -19,6 +19,7 @@ from klinesync.cli.program import parser
 from klinesync.client.messages import message_in
 from klinesync.core.candle import Candle
 from klinesync.market.app import create_app
+from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.sqlite_reader import SqliteReader
 from processes import SERIES, environment
 from running_service import running_service
@@ -29,6 +30,8 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SERVICE_PORT, SIM_PORT = "8000", "9000"
 # In what the demo prints: a free port.
 PRINTED_PORTS = {"41233"}
+# What is set elsewhere: parameters of functions and requests.
+NO_FLAGS = frozenset({"window_candles", "at_time", "after_id", "series_id", "cursor_version_id", "cursor_point_time"})
 START = 1_700_000_040
 
 
@@ -188,3 +191,21 @@ async def test_the_way_back_to_a_backup_is_the_one_that_is_described(tmp_path: P
         status, page_ = await service.get("/api/market/candles", series_id=str(SERIES))
         assert status == 200
         assert msgspec.convert(page_["candles"], list[Any])[-1]["candle_time"] == candles[49].time
+
+
+def test_every_flag_that_is_set_in_a_sentence_exists() -> None:
+    for path in PAGES:
+        for name in re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)=[^`]+`", path.read_text()):
+            assert name in RuntimeFlags.model_fields or name in NO_FLAGS, f"{path.name}: {name}"
+
+
+def test_every_page_can_be_found_from_the_first_one() -> None:
+    found, waiting = {ROOT / "README.md"}, [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        for target in re.findall(r"\]\(([^)#\s]+\.md)[^)]*\)", page.read_text()):
+            linked = (page.parent / target).resolve()
+            if linked not in found and linked.exists():
+                found.add(linked)
+                waiting.append(linked)
+    assert [path for path in PAGES if path not in found] == []
