@@ -5,6 +5,7 @@
 #   make sim SEEDS=N   the whole service under virtual time, N seeds
 #   make lint          style, types, who may import whom
 #   make test-clients  unmodified third-party clients against the simulated exchange
+#   make test-package  wheel and sdist: built in a clean tree, installed into empty environments
 #   make bench         measurements
 #   make clean         remove what was made
 
@@ -20,7 +21,7 @@ WORKERS ?= 3
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
 
-.PHONY: setup demo test test-python test-page test-clients sim lint bench clean
+.PHONY: setup demo test test-python test-page test-clients test-package sim lint bench clean
 
 setup: .venv/.dev $(PAGE)
 
@@ -38,6 +39,9 @@ test-page: frontend/node_modules/.installed
 
 test-clients: .venv/.run .venv-clients/.installed
 	$(CLIENTS_BIN)/python -m pytest -n $(WORKERS) -c tests/clients/pytest.ini tests/clients
+
+test-package: setup
+	$(BIN)/pytest -m package tests/package
 
 sim: setup
 	$(BIN)/pytest -n $(WORKERS) tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
