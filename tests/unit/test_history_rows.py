@@ -120,8 +120,8 @@ def test_a_bad_row_is_told_with_its_place_in_the_file() -> None:
     judge = Judge(MINUTE, NOW)
     assert len(judge.arranged([columns(rows[:3]), columns(rows[3:])], 10)) == 4
     assert judge.told == [
-        "row 2: candle at 60 refused: volume -1.0 is negative",
-        "row 5: candle at 0 refused: it is given twice, with different values",
+        "row 2: candle at 1970-01-01 00:01 UTC refused: volume -1.0 is negative",
+        "row 5: candle at 1970-01-01 00:00 UTC refused: it is given twice, with different values",
     ]
 
 
@@ -131,7 +131,7 @@ def test_a_row_that_says_the_same_again_is_no_bad_row_and_one_that_says_otherwis
     passed = judge.sound(columns([row, row, row._replace(volume=2.0)])).candles()
     passed += judge.sound(columns([row, row._replace(time=60), row._replace(time=60)])).candles()
     assert passed == [row, row._replace(time=60)]
-    assert judge.told == ["row 3: candle at 0 refused: it is given twice, with different values"]
+    assert judge.told == ["row 3: candle at 1970-01-01 00:00 UTC refused: it is given twice, with different values"]
     assert judge.bad == 1
 
 

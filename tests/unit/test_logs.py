@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.runtime.logs import HANDLER, set_up_logs
+from klinesync.runtime.logs import CAUSE_PER_S, HANDLER, OncePerCause, set_up_logs
 
 log = logging.getLogger("klinesync.test_logs")
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -93,3 +94,23 @@ def test_the_level_holds_and_a_second_set_up_takes_the_place_of_the_first(stream
     log.debug("%s: this", BTC)
     assert stream.getvalue() == ""
     assert again.getvalue().endswith("DEBUG   klinesync.test_logs: binance:spot:BTC/USDT:1m: this\n")
+
+
+def test_one_cause_of_upstream_trouble_is_logged_once_whatever_it_fails() -> None:
+    now_s = 0.0
+    once = OncePerCause(lambda: now_s)
+
+    def line(what: str, cause: str | None, level: int = logging.WARNING) -> str | None:
+        error = UpstreamError(f"{what} failed: {cause}", cause=cause)
+        record = logging.LogRecord("x", level, "x", 1, "%s: 100 %% of %s", (what, error), None)
+        return record.getMessage() if once.filter(record) else None
+
+    assert line("BTC", "h cannot be found") == "BTC: 100 % of BTC failed: h cannot be found"
+    assert line("ETH", "h cannot be found") is None
+    assert line("ETH", "h does not answer in time") is not None
+    assert line("ETH", None) is not None
+    assert line("ETH", None) is not None
+    assert line("ETH", "h cannot be found", logging.ERROR) is not None
+    now_s = CAUSE_PER_S
+    told = line("SOL", "h cannot be found")
+    assert told == "SOL: 100 % of SOL failed: h cannot be found (and 1 more for that reason)"

@@ -244,7 +244,10 @@ def test_heads_with_nothing_in_them_draw_nothing() -> None:
 
 
 def test_an_event_of_another_shape_is_a_fault_and_says_what_is_missing() -> None:
-    with pytest.raises(OverlayFault, match=r"overlay pivot failed at candle 60: ValidationError: .*`pivot_time`"):
+    with pytest.raises(
+        OverlayFault,
+        match=r"overlay pivot failed at the candle at 1970-01-01 00:01 UTC: ValidationError: .*`pivot_time`",
+    ):
         GRAPH.draw([("pivot", {"visible_time": 60})])
 
 

@@ -156,7 +156,7 @@ def test_an_overlay_that_raises_is_named_with_its_candle() -> None:
     def fail(_: Event) -> Sequence[Drawing]:
         raise RuntimeError("no idea")
 
-    assert fault_of(fail) == "overlay toy failed at candle 600: RuntimeError: no idea"
+    assert fault_of(fail) == "overlay toy failed at the candle at 1970-01-01 00:10 UTC: RuntimeError: no idea"
 
 
 def line(*values: float, time: int = 600) -> Polyline:
@@ -170,7 +170,7 @@ def line(*values: float, time: int = 600) -> Polyline:
         (drawing(line(1.0, float("-inf")), "toy.line"), "Expected `float`, got `null`"),
         (drawing(line(1.0), "toy.line"), "length >= 2"),
         (drawing(line(1.0, 1e300), "toy.line"), "<= 1e"),
-        (drawing(line(1.0, 2.0, time=660), "toy.line"), "touches the candle at 660, which lies after"),
+        (drawing(line(1.0, 2.0, time=660), "toy.line"), "touches the candle at 1970-01-01 00:11 UTC, which lies after"),
         (drawing(Polyline("toy.line", (Point(600, 1.0), Point(540, 1.0)), "red"), "toy.line"), "go back in time"),
         (drawing(msgspec.structs.replace(SOUND, time=-60)), ">= 0"),
         (drawing(msgspec.structs.replace(SOUND, color="")), "regex"),
@@ -199,12 +199,14 @@ def test_an_event_that_draws_without_end_is_a_fault() -> None:
 
 
 def test_a_stored_drawing_becomes_visible_with_its_event() -> None:
-    with pytest.raises(OverlayFault, match=r"toy\.mark:600 has visible_time 660, its event 600"):
+    with pytest.raises(
+        OverlayFault, match=r"toy\.mark:600 has visible_time 1970-01-01 00:11 UTC, its event 1970-01-01 00:10 UTC"
+    ):
         OverlayGraph([Toy(draws=lambda _: [drawing(time=660)])], ["pen"]).draw([("pen", EVENT)])
 
 
 def test_a_rendered_drawing_knows_nothing_later_than_the_window() -> None:
-    with pytest.raises(OverlayFault, match=r"has visible_time 660, after the window.s end"):
+    with pytest.raises(OverlayFault, match=r"has visible_time 1970-01-01 00:11 UTC, after the window.s end"):
         OverlayGraph([Toy(renders=lambda _: [drawing(time=660)])], ["pen"]).render(VIEW)
 
 

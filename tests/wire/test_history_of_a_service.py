@@ -56,7 +56,9 @@ async def test_a_service_is_asked_for_history_and_waited_for(tmp_path: Path) -> 
             # Of a derived series its base is read; `--to` is the service's now.
             ask = ("backfill", FIVES, f"--from={first}", "--url", url, "--json")
             status, _, err = await command(*ask)
-            assert (status, "answers 401" in err) == (1, True), err
+            assert (status, "answers 401: it wants a token; give its api_token with --api-token" in err) == (1, True)
+            status, _, err = await command(*ask, "--api-token", "another-tokens-text")
+            assert (status, "answers 401: it takes no other token than its own" in err) == (1, True), err
             status, out, err = await command(*ask, "--api-token", TOKEN)
             assert (status, err) == (0, ""), log.read_text()
             brought = json.loads(out)

@@ -16,9 +16,12 @@ from dataclasses import replace
 
 import aiohttp
 
+from klinesync.cli.command import WrongUse
 from klinesync.cli.progress import Say, bar
 from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
+from klinesync.core.counted import counted
+from klinesync.core.dates import date_text
 from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, UnknownSeries
 from klinesync.core.gaps import Span
 from klinesync.core.printable import printable
@@ -83,13 +86,15 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
     report()
     if failure is not None:
         stored = sum(one.stored for one in imported)
-        what = f"{stored} candles are stored, and running it again goes on"
+        what = f"{counted(stored, 'candle')} stored, and running it again goes on"
         print(printable(f"klinesync: {failure}; {what}"), file=sys.stderr)
         return 1
     refused = [one.refused for one in (*done, *imported) if one.refused is not None]
     if refused:
         count = len(done) + len(imported)
-        print(printable(f"klinesync: {len(refused)} of {count} files refused: {refused[0]}"), file=sys.stderr)
+        why = f": {refused[0]}" if len(refused) == 1 else ""
+        refusal = refused[0] if count == 1 else f"{len(refused)} of {count} files refused{why}"
+        print(printable(f"klinesync: {refusal}"), file=sys.stderr)
     return 1 if refused else 0
 
 
@@ -105,7 +110,7 @@ def _progress_of(say: Say, files: Sequence[ImportFile]) -> Callable[[ImportFile,
     number = {file: at for at, file in enumerate(files)}
 
     def told(file: ImportFile, stored: int, candles: int) -> None:
-        which = f"{file.path.name} ({number[file] + 1} of {len(files)}): {stored} candles"
+        which = f"{file.path.name} ({number[file] + 1} of {len(files)}): {counted(stored, 'candle')}"
         say(which, (number[file] + stored / max(candles, 1)) / len(files))
 
     return told
@@ -134,11 +139,16 @@ def _report(done: Sequence[Imported], not_begun: int, took_s: float, *, as_json:
         facts = {"files": found, "candles": candles, "not_begun": not_begun, "seconds": round(took_s, 3)}
         print(json.dumps(facts, indent=1))
         return
+    refused = sum(one.refused is not None for one in done)
     for one in done:
-        print(sentence(one))
+        if one.refused is None or refused > 1:  # a single refusal is told on stderr
+            print(sentence(one))
         for text in one.told if one.refused is None else ():
             print(printable(f"    {text}"))
-    print(f"{len(done)} files, {candles} candles in {took_s:.1f} s ({candles / max(took_s, 1e-3):,.0f} candles/s)")
+    print(
+        f"{counted(len(done), 'file')}, {counted(candles, 'candle')} in {took_s:.1f} s "
+        f"({candles / max(took_s, 1e-3):,.0f} candles/s)"
+    )
 
 
 def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
@@ -153,7 +163,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         begin, end = (0, 1) if stored is None else (max(stored.start, span.start), min(stored.end, span.end))
 
         def told(upto: int, count: int) -> None:
-            say(f"{arguments.series_id}: {count} candles", (upto - begin) / max(end - begin, 1))
+            say(f"{arguments.series_id}: {counted(count, 'candle')}", (upto - begin) / max(end - begin, 1))
 
         exported = export(
             store,
@@ -180,13 +190,14 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(facts, indent=1))
         return 0
+    candles = counted(exported.candles, "candle")
     beside = ""
     if how is not None:
         beside = (
             f", merged with the file that was there: {how.same} were the same, {how.different} had other values and "
             f"now have the store's, {how.kept} that the file alone has stay"
         )
-    print(printable(f"{path}: {exported.candles} candles of {arguments.series_id} ({size} bytes){beside}"))
+    print(printable(f"{path}: {candles} of {arguments.series_id} ({size} bytes){beside}"))
     for text in () if how is None else how.told:
         print(f"    {text}")
     return 0
@@ -219,10 +230,16 @@ async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(facts, indent=1))
     else:
-        print(f"{series}: {found.candles} candles brought, {found.missing} still missing, in {seconds:.1f} s")
+        print(
+            f"{series}: {counted(found.candles, 'candle')} brought, {found.missing} still missing, in {seconds:.1f} s"
+        )
     if found.missing:
+        are = "is" if found.missing == 1 else "are"
         why = found.trouble or "what its source has is stored; run it again later"
-        print(f"klinesync: {found.missing} candles of {series} are still missing: {why}", file=sys.stderr)
+        print(
+            f"klinesync: {counted(found.missing, 'candle')} of {series} {are} still missing: {why}",
+            file=sys.stderr,
+        )
     return 1 if found.missing else 0
 
 
@@ -274,7 +291,9 @@ async def _backfill_service(flags: RuntimeFlags, arguments: argparse.Namespace, 
 
 
 def _told(say: Say) -> Callable[[BackfillProgress], None]:
-    return lambda how: say(f"{how.series}: {how.candles} candles, {how.missing} missing", how.progress_pct / 100)
+    return lambda how: say(
+        f"{how.series}: {counted(how.candles, 'candle')}, {how.missing} missing", how.progress_pct / 100
+    )
 
 
 class _NobodyWatches:
@@ -306,7 +325,7 @@ async def _backfill_pages(
             brought = found.candles + len(page)
             took_s = time.monotonic() - began_s
             found = replace(found, candles=brought, missing=total - brought, elapsed_s=took_s)
-            say(f"{series}: {brought} candles", (page[-1].time - span.start) / (span.end - span.start))
+            say(f"{series}: {counted(brought, 'candle')}", (page[-1].time - span.start) / (span.end - span.start))
     return found
 
 
@@ -435,7 +454,7 @@ def _span(arguments: argparse.Namespace, otherwise: Span) -> Span:
     start = otherwise.start if arguments.from_ is None else arguments.from_
     end = otherwise.end if arguments.to is None else arguments.to
     if start >= end:
-        raise Rejected(f"--from {start} does not lie before --to {end}")
+        raise WrongUse(f"--from {date_text(start)} does not lie before --to {date_text(end)}", "klinesync")
     return Span(start, end)
 
 

@@ -17,6 +17,7 @@ from klinesync.core.busy import repeat_after_s
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import Rejected, Transient
 from klinesync.core.gaps import Span
+from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.backfill import BACKFILL, BackfillProgress
 from klinesync.market_data.history.importing import PartlyRefused, PartlyStored
@@ -71,6 +72,7 @@ class ServiceClient:
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url.rstrip("/")
         self._session = session
+        self._has_token = "Authorization" in session.headers
 
     async def put(self, series: SeriesId, candles: Sequence[Candle]) -> None:
         """Have closed candles of a series stored, ascending. Raises `PartlyRefused`, `PartlyStored`."""
@@ -132,6 +134,10 @@ class ServiceClient:
         return _decoded(text, _Begun)
 
     def _check(self, status: int, text: str) -> None:
+        if status == 401:
+            wants = "takes no other token than its own" if self._has_token else "wants a token"
+            give = "give its api_token with --api-token or KLINESYNC_API_TOKEN"
+            raise ServiceError(f"the service at {self._url} answers 401: it {wants}; {give}")
         if status != 200:
             raise ServiceError(f"the service at {self._url} answers {status}: {_detail(text)}")
 
@@ -154,8 +160,9 @@ class ServiceClient:
                 repeats += 1
                 await asyncio.sleep(pause_s)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            why = str(error) or type(error).__name__
-            raise ServiceError(f"the service at {self._url} does not answer: {why}") from error
+            raise ServiceError(
+                f"the service at {self._url} does not answer: {unreachable(self._url, error)}"
+            ) from error
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ from klinesync.cli.command import Command
 from klinesync.cli.progress import progress
 from klinesync.cli.running import stoppable
 from klinesync.core.candle import Candle
+from klinesync.core.counted import counted
 from klinesync.core.printable import printable
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.flags import load_flags, sqlite_path
@@ -64,10 +65,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         for audit in audits:
             _print_audit(audit)
-        print(f"{len(audits)} series, {sum(audit.count for audit in audits)} candles")
+        print(f"{len(audits)} series, {counted(sum(audit.count for audit in audits), 'candle')}")
     if different:
-        plural = "difference" if differences == 1 else "differences"
-        print(f"klinesync: {differences} {plural} in {len(different)} of {len(audits)} series", file=sys.stderr)
+        print(
+            f"klinesync: {counted(differences, 'difference')} in {len(different)} of {len(audits)} series",
+            file=sys.stderr,
+        )
     return 1 if different else 0
 
 
@@ -87,11 +90,10 @@ def _print_audit(audit: SeriesAudit) -> None:
     covers = "" if audit.first is None or audit.head is None else f" from {iso(audit.first)} to {iso(audit.head)}"
     derived = "" if audit.base is None else f", derived from {audit.base.timeframe}"
     native = f", {audit.native} native" if audit.native else ""
-    print(f"{audit.series}: {audit.count} candles{covers}{derived}{native}")
+    print(f"{audit.series}: {counted(audit.count, 'candle')}{covers}{derived}{native}")
     for state, (spans, candles) in audit.gaps.items():
         if spans:
-            plural = "gap" if spans == 1 else "gaps"
-            print(f"    {spans} {plural} {state.replace('_', ' ')}: {candles} candles")
+            print(f"    {counted(spans, 'gap')} {state.replace('_', ' ')}: {counted(candles, 'candle')}")
     if audit.ledger is not None and audit.head is not None:
         print(f"    factors and overlays: {_ledger_sentence(audit.ledger)}")
     for kind, count in audit.kinds.items():

@@ -22,6 +22,7 @@ from klinesync.client.progress import EVERYTHING, What
 from klinesync.client.session import open_session
 from klinesync.client.tables import Cursor, Drawings, Frame, Json, Slices, Table
 from klinesync.client.updates import ClosedCandle, Connected, System, Update
+from klinesync.core.dates import date_text
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.times import Time, unix_seconds
@@ -273,7 +274,7 @@ class AsyncKlinesync:
                 return
             if not told and time.monotonic() - began_s > TOLD_AFTER_S:
                 told = True
-                message = f"factors of the closed candle at {at_time} are waited for: {why}"
+                message = f"factors of the closed candle at {date_text(at_time)} are waited for: {why}"
                 yield System("factor.lagging", message, {"candle_time": at_time}, series=series)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_MOST_S)

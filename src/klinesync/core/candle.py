@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle
 from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
@@ -100,7 +101,9 @@ def check_not_future(candle: Candle, timeframe: Timeframe, now: int) -> Candle:
     """The candle itself when it has ended at `now` (UTC seconds of the exchange). Raises `BadCandle`."""
     close_time = timeframe.next(candle.time)
     if close_time > now:
-        raise BadCandle(candle.time, f"it closes at {close_time}, which lies after the exchange's now ({now})")
+        raise BadCandle(
+            candle.time, f"it closes at {date_text(close_time)}, which lies after the exchange's now ({date_text(now)})"
+        )
     return candle
 
 

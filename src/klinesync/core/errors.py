@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 
+from klinesync.core.dates import date_text
+
 
 class KlinesyncError(Exception):
     """The root. `code` is stable; the message is a sentence for people."""
@@ -49,7 +51,8 @@ class BadCandle(Rejected):
     def __init__(self, candle_time: object, reason: str) -> None:
         self.candle_time = candle_time
         self.reason = reason
-        super().__init__(f"candle at {candle_time} refused: {reason}")
+        when = date_text(candle_time) if isinstance(candle_time, int) else candle_time
+        super().__init__(f"candle at {when} refused: {reason}")
 
 
 class UnknownSeries(Rejected):
@@ -108,11 +111,20 @@ class Transient(KlinesyncError):
 
 
 class UpstreamError(Transient):
-    """The exchange did not answer, or answered with an error. `status` is HTTP's, 0 when there was none."""
+    """The exchange did not answer, or answered with an error.
+
+    status: HTTP's; 0 when there was none.
+    retry_after_s: how long it wants to be left alone, where it says so.
+    cause: the sentence of a failed connection, the same for all requests that fail for that reason; logs tell a
+        cause once in a while, however many requests it fails.
+    """
 
     code = "upstream_error"
 
-    def __init__(self, what: str, status: int = 0, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, what: str, status: int = 0, retry_after_s: float | None = None, cause: str | None = None
+    ) -> None:
         self.status = status
         self.retry_after_s = retry_after_s
+        self.cause = cause
         super().__init__(what)

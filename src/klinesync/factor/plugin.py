@@ -15,6 +15,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import msgspec
 
 from klinesync.core.candle import Candle
+from klinesync.core.dates import date_text
 from klinesync.core.errors import KlinesyncError, Rejected
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
@@ -169,7 +170,7 @@ class FactorFault(KlinesyncError):
         self.candle_time = candle_time
         self.error = error
         what = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
-        super().__init__(f"factor {factor} failed at the candle at {candle_time}: {what}")
+        super().__init__(f"factor {factor} failed at the candle at {date_text(candle_time)}: {what}")
 
 
 class ForeignStates(KlinesyncError):

@@ -21,9 +21,11 @@ import aiohttp
 import msgspec
 
 from klinesync.core.candle import Candle, check_candle
+from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.finality import LATER_ROWS, final_end
 from klinesync.core.gaps import Span, missing_spans
+from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.rest_gate import RestGate
 from klinesync.ingest.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
@@ -413,14 +415,18 @@ class BinanceRest:
         if not rows:
             return
         if rows[0][0] < start * 1000 or not _ascending(rows):
-            raise self._nonsense(series.market, f"{series}: a page of klines from {start} on is not in order")
+            raise self._nonsense(
+                series.market, f"{series}: a page of klines from {date_text(start)} on is not in order"
+            )
         if len(rows) > page.limit or (until is not None and rows[-1][0] > until * 1000):
             raise self._nonsense(
-                series.market, f"{series}: a page of klines from {start} on is more than was asked for"
+                series.market, f"{series}: a page of klines from {date_text(start)} on is more than was asked for"
             )
         known_ms = self._clocks[series.market].estimate_ms(self._monotonic())
         if known_ms is not None and rows[-1][0] > known_ms + LONGEST_AHEAD_MS:
-            raise self._nonsense(series.market, f"{series}: a page of klines from {start} on lies in the future")
+            raise self._nonsense(
+                series.market, f"{series}: a page of klines from {date_text(start)} on lies in the future"
+            )
 
     async def _before_listing(self, series: SeriesId, start: int, first: int) -> Span | None:
         """What is empty behind `start` as the symbol was not listed then, when its first row opens at `first`."""
@@ -510,11 +516,13 @@ class BinanceRest:
                 body = await _read(response, most_bytes if status == 200 else MAX_PROBLEM_BYTES)
         except TimeoutError as error:
             gate.count_error(0)
-            raise self._failed(market, _Passing(f"{url} did not answer within {TIMEOUT_S:g} s")) from error
+            raise self._failed(
+                market, _Passing(f"{url} did not answer within {TIMEOUT_S:g} s", cause=unreachable(url, error))
+            ) from error
         except aiohttp.ClientError as error:
             gate.count_error(0)
-            reason = f"{url} cannot be reached: {type(error).__name__}: {error}"
-            raise self._failed(market, _Passing(reason)) from error
+            reason = unreachable(url, error)
+            raise self._failed(market, _Passing(reason, cause=reason)) from error
         if status == 200:
             if len(body) > most_bytes:
                 raise self._nonsense(market, f"the answer to {name} is longer than {most_bytes} bytes")

@@ -19,7 +19,8 @@ import aiohttp
 import msgspec
 
 from klinesync.core.candle import Candle, check_candle
-from klinesync.core.errors import BadCandle, KlinesyncError
+from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
+from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import symbol_name
 from klinesync.runtime.clock import ExchangeClock
@@ -322,7 +323,8 @@ class BinanceConnection:
                     close_timeout_s=CLOSE_TIMEOUT_S,
                 )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            log.warning("%s cannot be connected: %s: %s", self._url, type(error).__name__, error)
+            reason = unreachable(self._url, error)
+            log.warning("the stream %s cannot be connected: %s", self._url, UpstreamError(reason, cause=reason))
             return None
         link = _Link(socket, loop.time(), self._clock.estimate_ms(loop.time()))
         self._links.append(link)

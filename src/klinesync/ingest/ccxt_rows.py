@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from math import isfinite
 
 from klinesync.core.candle import Candle, check_candle
+from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.gaps import Span, missing_spans
 from klinesync.core.series_id import SeriesId
@@ -103,7 +104,9 @@ def read_page(
     if not times:
         return Page(bad=bad)
     if known_ms is not None and times[-1] * 1000 > known_ms + LONGEST_AHEAD_MS:
-        raise UpstreamError(f"rows from {start} on reach to {times[-1]}, which lies in the future")
+        raise UpstreamError(
+            f"rows from {date_text(start)} on reach to {date_text(times[-1])}, which lies in the future"
+        )
     newest = times[-1]
     still_open = proven_ms is None or _end_ms(frame, newest) + margin_ms > proven_ms
     candles: list[Candle] = []

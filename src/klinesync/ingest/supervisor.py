@@ -13,6 +13,7 @@ from functools import partial
 from itertools import count
 
 from klinesync.core.candle import Applied, Candle, Forming
+from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
@@ -561,7 +562,7 @@ class IngestSupervisor:
         gone = job.watch.state == "delisted"
         if listing is not None and listing.trading:
             if gone:
-                since = "" if listing.onboard_s is None else f", since {listing.onboard_s} by its own word"
+                since = "" if listing.onboard_s is None else f", since {date_text(listing.onboard_s)} by its own word"
                 self._listed(job, f"the exchange trades it (again){since}")
         elif not gone:
             detail = "the exchange does not list it" if listing is None else f"its status is {listing.status}"
@@ -573,7 +574,7 @@ class IngestSupervisor:
     def _listed(self, job: Job, why: str) -> None:
         """The symbol is traded: read what there is between the head and now, and declare what there is not."""
         series, head = job.feed.series, job.feed.head
-        behind = "" if head is None else f"; the last candle before is of {head}"
+        behind = "" if head is None else f"; the last candle before is of {date_text(head)}"
         job.watch.listed(self._now_ms(series.market), f"{why}{behind}")
         self._tell(job)
         job.fruitless = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from klinesync.core.candle import Candle, Forming, check_candle
+from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, DerivedSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.market.inspection import Inspection, Parts
@@ -34,7 +35,7 @@ class FormingIngest:
         check_candle(candle, series.timeframe)
         now = int(self._now_s(series))
         if candle.time > now:
-            raise BadCandle(candle.time, f"it opens after the exchange's now ({now})")
+            raise BadCandle(candle.time, f"it opens after the exchange's now ({date_text(now)})")
         self._show(Forming(series, candle))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.dates import date_text
 from klinesync.core.errors import Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
@@ -520,9 +521,8 @@ class BackfillService:
         if not vain:
             return None
         missing = sum(series.timeframe.count(*need.span) for need in vain)
-        sentence = (
-            f"the exchange neither brings {missing} candles from {vain[0].span.start} on nor shows that it has none"
-        )
+        first = date_text(vain[0].span.start)
+        sentence = f"the exchange neither brings {missing} candles from {first} on nor shows that it has none"
         self._warn(series, "%s: %s", series, sentence)
         return sentence
 

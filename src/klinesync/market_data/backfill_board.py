@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
+from klinesync.core.counted import counted
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.sources import HistoryWatch
@@ -77,7 +78,7 @@ class _Reading:
             started_at=int(self.started_s),
             updated_at=int(self.updated_s),
             reason=self.reason,
-            note=f"{self.candles} candles came" if self.candles else None,
+            note=f"{counted(self.candles, 'candle')} came" if self.candles else None,
             error=self.error,
             recent=recent,
             start_missing_seconds=self.span.end - self.span.start,

@@ -16,6 +16,8 @@ from math import isclose
 
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Candle, check_candle
+from klinesync.core.counted import counted
+from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, UnknownSeries
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
@@ -101,14 +103,18 @@ def _audit_ledger(store: Reading, audit: SeriesAudit) -> None:
         spans, candles = audit.gaps[row.state]
         audit.gaps[row.state] = spans + 1, candles + timeframe.count(row.start, row.end)
         if not (timeframe.is_open(row.start) and timeframe.is_open(row.end) and row.start < row.end):
-            audit.note(Difference("bad_gap", row.start, f"the gap to {row.end} is no span of the {timeframe} grid"))
+            audit.note(
+                Difference("bad_gap", row.start, f"the gap to {date_text(row.end)} is no span of the {timeframe} grid")
+            )
         elif (row.proof is not None and row.time is not None) != (row.state is GapState.CONFIRMED_EMPTY):
             audit.note(Difference("bad_gap", row.start, f"the {row.state} gap has a proof that does not fit its state"))
         elif stored is None or row.end <= stored.start or row.start >= stored.end:
             audit.note(Difference("gap_not_a_hole", row.start, "the gap does not lie between stored candles"))
     for one, two in pairwise(rows):
         if two.start < one.end:
-            audit.note(Difference("bad_gap", two.start, f"the gap overlaps the one that begins at {one.start}"))
+            audit.note(
+                Difference("bad_gap", two.start, f"the gap overlaps the one that begins at {date_text(one.start)}")
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,7 @@ def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[Serie
             audit.head, expected = times[-1], timeframe.next(times[-1])
         audit.count += len(window.candles)
         since = window.candles[-1].time
-        audit.now = f"{audit.count} candles read"
+        audit.now = f"{counted(audit.count, 'candle')} read"
         progress(audit)
 
 
@@ -158,10 +164,10 @@ def _compare_ledger(audit: SeriesAudit, window: Span, times: Sequence[int], ledg
     noted = gaps.clipped((gap.span for gap in ledger), window)
     for start, end in gaps.without(holes, noted):
         missing = timeframe.count(start, end)
-        audit.note(Difference("hole_not_in_ledger", start, f"{missing} candles are missing and in no gap"))
+        audit.note(Difference("hole_not_in_ledger", start, f"{counted(missing, 'candle')} missing and in no gap"))
     for start, end in gaps.without(noted, holes):
         stored = timeframe.count(start, end)
-        audit.note(Difference("gap_not_a_hole", start, f"{stored} candles are stored and in a gap"))
+        audit.note(Difference("gap_not_a_hole", start, f"{counted(stored, 'candle')} stored and in a gap"))
 
 
 # --- a derived series against its base
@@ -187,7 +193,7 @@ def _audit_derived(
             else:
                 _compare_derived(audit, time, one, other, kept)
         start = window.end
-        audit.now = f"compared with {base} up to {start}"
+        audit.now = f"compared with {base} up to {date_text(start)}"
         progress(audit)
 
 
@@ -219,7 +225,7 @@ def _audit_native(audit: SeriesAudit, native: Candle, parts: Sequence[Candle]) -
     for part in parts:
         more = ((part.high, native.high), (native.low, part.low), (part.volume, native.volume))
         if any(one > other and not isclose(one, other, rel_tol=SAME) for one, other in more):
-            what = f"it is the exchange's own, and does not hold the base candle of {part.time}"
+            what = f"it is the exchange's own, and does not hold the base candle of {date_text(part.time)}"
             audit.note(Difference("derived_unexpected", native.time, what, stored=native))
             return
 

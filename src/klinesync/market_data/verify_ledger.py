@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from klinesync.core.candle import Candle
+from klinesync.core.dates import date_text
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.graph import Said, States
 from klinesync.factor.indicator import Indicator
@@ -57,7 +58,7 @@ class LedgerVerifier:
             walk = _Walk(self, audit.series)
             try:
                 while not store.read(walk.look):
-                    audit.now = f"factors computed up to {walk.since}"
+                    audit.now = f"factors computed up to {date_text(walk.since)}"
                     progress(audit)
             except _Changed:
                 continue

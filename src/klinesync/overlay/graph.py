@@ -8,6 +8,7 @@ from functools import partial
 
 import msgspec
 
+from klinesync.core.dates import date_text
 from klinesync.factor.plugin import Event
 from klinesync.overlay.instruction import BadDrawing, Drawing, checked
 from klinesync.overlay.plugin import BadOverlay, Overlay, OverlayFault, View
@@ -103,7 +104,8 @@ class OverlayGraph:
             found = _asked(overlay, view.at_time, MAX_DRAWINGS_OF_A_VIEW, partial(overlay.render, view))
             for drawing in found:
                 if drawing.visible_time > view.at_time:
-                    late = f"{drawing.instruction_id} has visible_time {drawing.visible_time}, after the window's end"
+                    visible = date_text(drawing.visible_time)
+                    late = f"{drawing.instruction_id} has visible_time {visible}, after the window's end"
                     raise OverlayFault(overlay.name, view.at_time, late)
             drawings += found
         return drawings
@@ -115,7 +117,8 @@ def _drawn(overlay: Overlay, factor: str, event: Event) -> list[Drawing]:
     found = _asked(overlay, time, MAX_DRAWINGS_OF_AN_EVENT, partial(overlay.draw, factor, event))
     for drawing in found:
         if drawing.visible_time != time:
-            other = f"{drawing.instruction_id} has visible_time {drawing.visible_time}, its event {time}"
+            visible = date_text(drawing.visible_time)
+            other = f"{drawing.instruction_id} has visible_time {visible}, its event {date_text(time)}"
             raise OverlayFault(overlay.name, time, other)
     return found
 

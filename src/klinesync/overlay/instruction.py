@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from klinesync.core.candle import MAX_TIME, MAX_VALUE
+from klinesync.core.dates import date_text
 
 # An id names a feature and a few times; a longer one is a mistake.
 MAX_ID_CHARS = 200
@@ -137,8 +138,8 @@ def checked(drawings: Sequence[Drawing]) -> list[Drawing]:
         _, last = extent(drawing.definition)
         if last > drawing.visible_time:
             raise BadDrawing(
-                f"{drawing.instruction_id} touches the candle at {last}, which lies after its visible_time "
-                f"{drawing.visible_time}"
+                f"{drawing.instruction_id} touches the candle at {date_text(last)}, which lies after its visible_time "
+                f"{date_text(drawing.visible_time)}"
             )
         points = drawing.definition.points if isinstance(drawing.definition, Polyline) else ()
         if any(one.time > two.time for one, two in pairwise(points)):

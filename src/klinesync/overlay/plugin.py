@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from klinesync.core.candle import Candle
+from klinesync.core.dates import date_text
 from klinesync.core.errors import KlinesyncError, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.plugin import Event, Json
@@ -95,4 +96,4 @@ class OverlayFault(KlinesyncError):
         self.time = time
         self.error = error
         kind = "" if isinstance(error, str) else f"{type(error).__name__}: "
-        super().__init__(f"overlay {overlay} failed at candle {time}: {kind}{error}")
+        super().__init__(f"overlay {overlay} failed at the candle at {date_text(time)}: {kind}{error}")

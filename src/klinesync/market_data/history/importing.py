@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from klinesync.core.candle import Candle
+from klinesync.core.counted import counted
 from klinesync.core.errors import KlinesyncError, Rejected
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
@@ -218,7 +219,7 @@ async def _import_file(
             await oldest_written()
     except Rejected as error:
         done.stored += error.stored if isinstance(error, PartlyRefused) else 0
-        stored = f"; {done.stored} of its {judge.good} candles are stored" if done.stored else ""
+        stored = f"; {done.stored} of its {counted(judge.good, 'candle')} are stored" if done.stored else ""
         done.refused = (str(error) if isinstance(error, BadFile) else str(BadFile(file.path, str(error)))) + stored
     except PartlyStored as error:
         done.stored += error.stored
@@ -268,10 +269,10 @@ def sentence(done: Imported) -> str:
     if not done.rows:
         return printable(f"{done.path}: {done.note}")
     new = "" if done.new is None else f", {done.new} of them new"
-    bad = f", {done.quarantined} bad rows left out" if done.quarantined else ""
+    bad = f", {counted(done.quarantined, 'bad row')} left out" if done.quarantined else ""
     span = "" if done.first is None or done.last is None else f" from {_iso(done.first)} to {_iso(done.last)}"
     note = "" if done.note is None else f"; {done.note}"
-    return printable(f"{done.path}: {done.stored} candles of {done.series}{span}{new}{bad}{note}")
+    return printable(f"{done.path}: {counted(done.stored, 'candle')} of {done.series}{span}{new}{bad}{note}")
 
 
 def _iso(time_s: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klinesync.core.candle import MAX_TIME, MAX_VALUE, Candle, check_candle, check_not_future
+from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle
 from klinesync.core.gaps import Span
 from klinesync.core.timeframe import Timeframe
@@ -219,7 +220,8 @@ class Judge:
         self.bad += len(wrong)
         for row in wrong[:MAX_TOLD].tolist():
             self._tell(
-                int(places[row]), f"candle at {int(time[row])} refused: it is given twice, with different values"
+                int(places[row]),
+                f"candle at {date_text(int(time[row]))} refused: it is given twice, with different values",
             )
         return batch.take(rises)
 

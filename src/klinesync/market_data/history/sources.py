@@ -20,6 +20,7 @@ import aiohttp
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
+from klinesync.core.network_errors import unreachable
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
@@ -290,7 +291,8 @@ class _Server:
                             raise BadFile(name, f"it is larger than {most} bytes")
                         await asyncio.to_thread(target.write, chunk)
         except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(f"the archive does not send {url}: {str(error) or type(error).__name__}") from error
+            reason = unreachable(url, error)
+            raise UpstreamError(f"the archive does not send {url}: {reason}", cause=reason) from error
         return True
 
 

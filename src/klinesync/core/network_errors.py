@@ -1,0 +1,60 @@
+"""Why a connection or a request failed, as a sentence that names the address. Pure: errors in, text out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from urllib.parse import urlsplit
+
+# What HTTP clients raise, without an error of the operating system, when the other side ends a connection early.
+_BROKEN_OFF = frozenset({"ServerDisconnectedError", "ClientPayloadError"})
+
+
+def unreachable(url: str, error: BaseException) -> str:
+    """What failed and why, for people: `fapi.binance.com cannot be found: no such name`.
+
+    url: the address that was asked; its host and, where it names one, its port are told.
+    error: an OSError, a timeout, or what an HTTP client raised around one (`os_error`).
+    """
+    host = address_of(url)
+    cause = _cause(error)
+    match cause:
+        case socket.gaierror():
+            temporary = cause.errno == socket.EAI_AGAIN
+            return f"{host} cannot be found: " + ("the name server does not answer" if temporary else "no such name")
+        case ssl.SSLCertVerificationError():
+            return f"{host} is not trusted: {cause.verify_message}"
+        case ssl.SSLError():
+            return f"{host} cannot be talked to securely: {cause.reason or cause}"
+        case TimeoutError():
+            return f"{host} does not answer in time"
+        case ConnectionRefusedError():
+            return f"{host} cannot be reached: connection refused"
+        case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError():
+            return f"{host} broke the connection off"
+    if type(cause).__name__ in _BROKEN_OFF:
+        return f"{host} broke the connection off"
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
+        # The text of a failed connect may be the client's own, with the address again.
+        return f"{host} cannot be reached: {os.strerror(cause.errno).lower()}"
+    text = str(cause).splitlines()[0] if str(cause) else ""
+    return f"{host} cannot be reached: {text or type(cause).__name__}"
+
+
+def address_of(url: str) -> str:
+    """Host and, where it is named, port of an address; without user, password and path."""
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2] or url
+    except ValueError:
+        return url
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the operating system, where the client's error carries one."""
+    inner = getattr(error, "os_error", None)
+    if isinstance(inner, BaseException) and inner is not error:
+        return _cause(inner)
+    certificate = getattr(error, "certificate_error", None)
+    return certificate if isinstance(certificate, BaseException) else error
