@@ -86,7 +86,8 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
     report()
     if failure is not None:
         stored = sum(one.stored for one in imported)
-        what = f"{counted(stored, 'candle')} stored, and running it again goes on"
+        are = "is" if stored == 1 else "are"
+        what = f"{counted(stored, 'candle')} {are} stored, and running it again goes on"
         print(printable(f"klinesync: {failure}; {what}"), file=sys.stderr)
         return 1
     refused = [one.refused for one in (*done, *imported) if one.refused is not None]
