@@ -59,8 +59,8 @@ async def test_what_is_ingested_is_read_back(service: Service) -> None:
     assert answer == {
         "series_id": BTC,
         "server_head_time": 1_700_000_160,
-        "gaps": [],
         "candles": [candle(0), candle(1), candle(2)],
+        "gaps": [],
     }
 
 

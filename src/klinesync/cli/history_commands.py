@@ -22,7 +22,7 @@ from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
-from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, UnknownSeries
+from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries
 from klinesync.core.gaps import Span
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
@@ -45,6 +45,7 @@ from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Errand, Urgency
+from klinesync.storage.database import CandleStore
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
@@ -61,8 +62,8 @@ _SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
 async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """`klinesync import`: 1 when a file was refused, or something failed midway."""
     planned, done = await stoppable(lambda stopped: plan(arguments.path, arguments.series, arguments.exchange, stopped))
-    derived = _derived_step(flags)
-    files = [file for file in planned if not derived.derives(file.series)]
+    derived = _derived_step(flags, arguments.url)
+    files = [file for file in planned if not (derived.derives(file.series) or file.series in derived.dormant)]
     done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
     manner = Manner(strict=arguments.strict, unterminated=arguments.unterminated)
     imported: list[Imported] = []
@@ -101,7 +102,8 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
 
 def _derived(file: ImportFile, derived: DerivedStep, *, named: bool) -> Imported:
     """A file with candles that are computed here: refused when it was named, passed over when it lies in a folder."""
-    why = f"{file.series} is derived from {derived.base}: import the {derived.base} candles instead"
+    base = derived.dormant[file.series].timeframe if file.series in derived.dormant else derived.base
+    why = f"{file.series} is derived from {base}: import the {base} candles instead"
     if named:
         return Imported(file.path, file.series, refused=str(BadFile(file.path, why)))
     return Imported(file.path, file.series, note=f"passed over: {why}")
@@ -211,7 +213,7 @@ async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         if arguments.url is not None and arguments.source is None:
             found = await _backfill_service(flags, arguments, say)
         else:
-            series = _derived_step(flags).base_of(arguments.series_id)
+            series = _derived_step(flags, arguments.url).base_of(arguments.series_id)
             frame = series.timeframe
             span = _span(arguments, Span(0, frame.shift(frame.latest_closed(int(time.time())), 1)))
             if arguments.url is None and arguments.source in (None, "rest"):
@@ -318,7 +320,7 @@ async def _backfill_pages(
     total = series.timeframe.count(*span)
     found = BackfillProgress(series, span, total, total, 0, 0.0)
     async with (
-        _writer(flags, _derived_step(flags), url, "backfill") as (put, _),
+        _writer(flags, _derived_step(flags, url), url, "backfill") as (put, _),
         aclosing(_pages(flags, series, span, source)) as pages,
     ):
         async for page in pages:
@@ -441,14 +443,35 @@ def _nobody_follows(_applied: Applied) -> None:
 # --- the rest
 
 
-def _derived_step(flags: RuntimeFlags) -> DerivedStep:
+def _derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedStep:
+    """As the store was computed last; a store that does not say, and one behind a service, go by the flags."""
     targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
     try:
-        return DerivedStep(
+        step = DerivedStep(
             Timeframe.parse(flags.derived_base_timeframe), [Timeframe.parse(target) for target in targets]
         )
     except Rejected as error:
         raise BadFlag("derived_timeframes", str(error)) from None
+    path = sqlite_path(flags)
+    if url is not None or not path.is_file():
+        return step
+    try:
+        with SqliteReader(path) as store:
+            settings, dormant = store.read(_derivations)
+    except StoreError:
+        return step  # told by who opens it for writing, which may bring its schema up to date
+    if settings is not None:
+        step = DerivedStep(*settings)
+    step.dormant = {series: base for series, base in dormant.items() if series.timeframe not in step.targets}
+    return step
+
+
+def _derivations(
+    store: CandleStore,
+) -> tuple[tuple[Timeframe, tuple[Timeframe, ...]] | None, dict[SeriesId, SeriesId]]:
+    """The settings of the store, and its derived series with their bases."""
+    bases = {series: store.derivation(series).base for series in store.series()}
+    return store.derived_settings(), {series: base for series, base in bases.items() if base is not None}
 
 
 def _span(arguments: argparse.Namespace, otherwise: Span) -> Span:

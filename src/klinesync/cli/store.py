@@ -47,11 +47,16 @@ def _verify(arguments: argparse.Namespace) -> int:
     ledger = LedgerVerifier(ledger_step(flags, indicators), indicators)
     targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
     with SqliteReader(sqlite_path(flags)) as store, progress() as say:
+        # What the service has made of the store counts, not the flags of this command.
+        base, timeframes = store.read(lambda look: look.derived_settings()) or (
+            Timeframe.parse(flags.derived_base_timeframe),
+            tuple(Timeframe.parse(code) for code in targets),
+        )
         audits = list(
             verify(
                 store,
-                Timeframe.parse(flags.derived_base_timeframe),
-                [Timeframe.parse(code) for code in targets],
+                base,
+                timeframes,
                 arguments.series_id,
                 lambda audit: say(f"{audit.series}: {audit.now}"),
                 ledger,

@@ -184,6 +184,21 @@ def unproven(gaps: Sequence[Gap], stored: Span | None, window: Span) -> list[Spa
     return sorted(unsettled + without(outside, [gap.span for gap in gaps]))
 
 
+def declared(timeframe: Timeframe, window: Span, times: Sequence[int], gaps: Sequence[Gap]) -> list[Gap]:
+    """The holes that `times` (strictly ascending) leave in `window`, as gaps: in the states of the ledger `gaps`, and
+    unknown where the ledger does not know them."""
+    holes = missing_spans(timeframe, *window, times)
+    if not holes:
+        return []
+    told = [
+        gap.over(span)
+        for gap in gaps
+        for span in without([gap.span], without([gap.span], holes))  # the part inside holes
+    ]
+    untold = without(holes, [gap.span for gap in told])
+    return sorted([*told, *(Gap(*span, GapState.UNKNOWN) for span in untold)])
+
+
 def within(gaps: Sequence[Gap], window: Span, most: int) -> list[Gap]:
     """The gaps in `window`, cut to it, ascending; only the newest `most` of them."""
     inside = [gap.over(span) for gap in gaps for span in clipped([gap.span], window)]

@@ -15,6 +15,7 @@ from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.front import Front
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.coverage import Coverage
+from klinesync.market_data.derived_redo import DerivedRedo
 from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
@@ -23,6 +24,7 @@ from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention
 from klinesync.market_data.startup_sync import StartupSync
 from klinesync.market_data.status_service import StatusService
+from klinesync.market_data.store_scrub import StoreScrub
 from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.pipelines.derived_step import DerivedStep
@@ -59,6 +61,8 @@ class MarketRuntime:
         coverage: Coverage | None,
         front: Front,
         startup: StartupSync,
+        scrub: StoreScrub,
+        derived_redo: DerivedRedo,
         health: HealthService | None,
         status: StatusService,
         top_markets: TopMarkets,
@@ -90,6 +94,8 @@ class MarketRuntime:
         self._backfill = backfill
         self._coverage = coverage
         self.startup = startup
+        self._scrub = scrub
+        self._derived_redo = derived_redo
         self._stack = AsyncExitStack()
         self._started = False
 
@@ -98,6 +104,7 @@ class MarketRuntime:
             for resource in self._resources:
                 await stack.enter_async_context(resource)
             await stack.enter_async_context(self._database)
+            await self._derived_redo.settle()
             group = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self._pipeline.drain)
             write = group.create_task(self._pipeline.run(), name="pipeline")
@@ -120,6 +127,10 @@ class MarketRuntime:
             if self._retention is not None:
                 trim = group.create_task(self._retention.run(), name="retention")
                 stack.push_async_callback(_cancel, trim)
+            redo = group.create_task(self._derived_redo.run(), name="derived redo")
+            stack.push_async_callback(_cancel, redo)
+            scrub = group.create_task(self._scrub.run(), name="store scrub")
+            stack.push_async_callback(_cancel, scrub)
             probe = group.create_task(self._probe_store(), name="store probe")
             stack.push_async_callback(_cancel, probe)
             self._stack = stack.pop_all()
@@ -148,16 +159,22 @@ class MarketRuntime:
         return None if self._database.write_error is None else "the store cannot be written"
 
     async def _probe_store(self) -> None:
-        """After a failed write, find out when the store can be written again, be there something to write or not."""
+        """Be there something to write or not: look whether the store is still in its place, and after a failed write
+        find out when the store can be written again. A trouble is logged when it begins or changes."""
+        logged: str | None = None
         while True:
             await asyncio.sleep(STORE_PROBE_S)
-            if self._database.write_error is None:
-                continue
             try:
+                if self._database.write_error is None:
+                    await self._database.check()
+                    continue
                 await self._database.probe()
             except StoreError as error:
-                log.error("%s", error)
+                if str(error) != logged:
+                    logged = str(error)
+                    log.error("store_probe_failed %s", error)
             else:
+                logged = None
                 log.warning("the store can be written again")
 
 

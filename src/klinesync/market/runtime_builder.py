@@ -34,6 +34,7 @@ from klinesync.market.security import Guard
 from klinesync.market_data.backfill import BackfillService, Shelf
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.coverage import Coverage
+from klinesync.market_data.derived_redo import DerivedRedo
 from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
@@ -44,6 +45,7 @@ from klinesync.market_data.retention import Retention, cut_of
 from klinesync.market_data.startup_sync import StartupSync
 from klinesync.market_data.status import MarketFacts, RestFacts
 from klinesync.market_data.status_service import StatusService
+from klinesync.market_data.store_scrub import StoreScrub
 from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import Ingest, WsSubscriptionCoordinator
 from klinesync.overlay.graph import OverlayGraph
@@ -106,7 +108,7 @@ def build_market_runtime(
         resources.append(session)
         source = _binance(flags, session, clocks, rng)
     exchanges = Exchanges(EXCHANGE, source, clocks, others, monotonic=monotonic)
-    database = database or SqliteDatabase(sqlite_path(flags), command)
+    database = database or SqliteDatabase(sqlite_path(flags), command, serves=True)
     hub = CandleHub()
     forming = DerivedForming(hub, database, derived)
 
@@ -193,7 +195,16 @@ def build_market_runtime(
             derived=ensure_derived,
             shelf=next((shelf for shelf in shelves if shelf.gap_most is not None), None),
         )
-    reader = CandleReader(database, exchanges.known, coverage)
+
+    def declared(series: SeriesId) -> None:
+        service_status.changed(series)
+        if derived.derives(series):
+            derived_history.ensure(series)
+        elif heals:
+            backfill.request_declared(series)
+
+    scrub = StoreScrub(database, declared)
+    reader = CandleReader(database, exchanges.known, coverage, scrub.ask)
 
     def supervise(exchange: Source, its_clocks: Mapping[str, ExchangeClock]) -> IngestSupervisor:
         return IngestSupervisor(
@@ -262,6 +273,7 @@ def build_market_runtime(
         queued_candles=lambda: pipeline.live_candles + pipeline.bulk_candles,
         now_s=lambda: service_now_s(exchanges.clocks.values(), monotonic(), wall_s),
         ingest=flags.enable_whitelist_ingest or flags.enable_ondemand_ingest,
+        damaged=database.damage.sentence,
     )
     front = compose_front(
         guard,
@@ -306,6 +318,8 @@ def build_market_runtime(
         exchanges=exchanges,
         backfill=backfill,
         startup=startup,
+        scrub=scrub,
+        derived_redo=DerivedRedo(pipeline, monotonic),
         health=health if flags.enable_kline_health_v2 else None,
         status=service_status,
         top_markets=TopMarkets(

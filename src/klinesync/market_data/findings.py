@@ -27,9 +27,10 @@ class Reading(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is stored at `time` and what should be. `kind` is for machines, `what` for people. Kinds: bad_candle,
-    hole_not_in_ledger, gap_not_a_hole, bad_gap; derived_wrong, derived_unexpected, derived_missing; ledger_head,
-    factor_event_wrong, -_unexpected, -_missing, drawing_wrong, -_unexpected, -_missing, checkpoint_wrong.
+    """What is stored at `time` and what should be. `kind` is for machines, `what` for people. Kinds: damaged,
+    bad_candle; hole_not_in_ledger, gap_not_a_hole, bad_gap; derived_wrong, derived_unexpected, derived_missing;
+    ledger_head; factor_event_wrong, -_unexpected, -_missing, drawing_wrong, -_unexpected, -_missing,
+    checkpoint_wrong.
     `stored` and `expected` are candles where the kind has them."""
 
     kind: str

@@ -14,6 +14,7 @@ from klinesync.runtime.sources import StreamStatus
 
 Status = Literal["green", "yellow", "red"]
 Reason = Literal[
+    "store_damaged",
     "up_to_date",
     "backfill_running",
     "backfill_recent",
@@ -24,6 +25,7 @@ Reason = Literal[
     "lagging_no_recent_backfill",
 ]
 STATUS: dict[Reason, Status] = {
+    "store_damaged": "red",
     "up_to_date": "green",
     "backfill_running": "yellow",
     "backfill_recent": "yellow",
@@ -39,7 +41,8 @@ STATUS: dict[Reason, Status] = {
 class Facts:
     """What is known of a series. `now_time`: UTC seconds of the exchange; `stored`: from the first stored open time to
     the close of the head; `gaps`: the whole ledger; `at_work`: the spans that somebody heals, or soon will, ascending
-    and disjoint; `sweeping`: the start-up sweep has still to read the series up to now."""
+    and disjoint; `sweeping`: the start-up sweep has still to read the series up to now; `damaged`: the spans whose
+    stored candles cannot be read."""
 
     series: SeriesId
     now_time: int
@@ -49,6 +52,7 @@ class Facts:
     sweeping: bool
     backfill: BackfillReport
     stream: StreamStatus
+    damaged: Sequence[Span] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ def assess(facts: Facts, grace_s: float) -> Health:
 
 def _reason(facts: Facts, tail: Sequence[Span], missing: Sequence[Span], unknown: Sequence[Span]) -> Reason:
     """The worst that is the case."""
+    if facts.damaged:
+        return "store_damaged"
     running = facts.sweeping or facts.backfill.state == "running"
     if facts.stored is None:
         if running or facts.at_work:

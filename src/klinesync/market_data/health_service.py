@@ -88,6 +88,7 @@ class HealthService:
             sweeping=sweeping or (report.state != "failed" and self._first_history_due(base)),
             backfill=self._with_turn(report) if sweeping else report,
             stream=self._stream(base),
+            damaged=self._database.damage.spans(series),
         )
         return assess(facts, self._grace_s)
 

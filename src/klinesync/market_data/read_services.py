@@ -12,10 +12,11 @@ import msgspec
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import Gap, GapState, Span, declared, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.coverage import Coverage, full_page_start
+from klinesync.storage.chunks import as_candles
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.protocol import CandleOut
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
@@ -70,18 +71,10 @@ def page_window(
     return Span(start, end if before is None else max(end, before))
 
 
-def gaps_out(ledger: Iterable[Gap], window: Span | None) -> list[GapOut]:
-    """What of the holes lies within the window of a page."""
-    if window is None:
-        return []
-    parts = ((max(gap.start, window.start), min(gap.end, window.end), gap.state) for gap in ledger)
-    return [GapOut(start, end, state.value) for start, end, state in parts if start < end]
-
-
 class Page(NamedTuple):
     """One page as it is sent: `body`, of the state that the transaction `commit` left. `base_stored`: what was stored
     of the series that is ingested for it; `start`: where the page would begin were it full, None when it is. `settled`:
-    nobody may learn more of the page's holes without a write of candles."""
+    nobody may learn more of the page's holes without a write of candles. `undeclared`: a hole of it is in no gap."""
 
     body: bytes
     commit: int
@@ -89,6 +82,7 @@ class Page(NamedTuple):
     base_stored: Span | None
     start: int | None
     settled: bool = True
+    undeclared: bool = False
 
 
 class PageKey(NamedTuple):
@@ -156,19 +150,40 @@ class CatchUp:
     head: int | None
 
 
+def holes_of_page(
+    store: CandleStore, series: SeriesId, times: Sequence[int], window: Span | None
+) -> tuple[list[Gap], bool]:
+    """The holes that the candles of `times` leave in the window of a page, whether the gap ledger knows them or not;
+    and whether there are some that the ledger does not know."""
+    stored, frame = store.span(series), series.timeframe
+    if window is None or stored is None:
+        return [], False
+    # What lies outside the stored span is no hole. The end of the window need not be on the grid.
+    window = Span(max(window.start, stored.start), min(frame.next(frame.floor(window.end - 1)), stored.end))
+    if len(times) == frame.count(*window):
+        return [], False
+    ledger = store.gaps(series, window)
+    holes = declared(frame, window, times, ledger)
+    undeclared = without([gap.span for gap in holes], [gap.span for gap in ledger])
+    return holes, bool(without(undeclared, store.damaged(series)))
+
+
 class CandleReader:
     """Reads candles. `knows` asks the exchange whether it lists a series; it may raise `UpstreamError`. `coverage`
-    fetches what pages lack; without one nothing is fetched."""
+    fetches what pages lack; without one nothing is fetched. `undeclared` is told of a series of which a page has a hole
+    that is in no gap."""
 
     def __init__(
         self,
         database: Database,
         knows: Callable[[SeriesId], Awaitable[bool]],
         coverage: Coverage | None = None,
+        undeclared: Callable[[SeriesId], None] = lambda _: None,
     ) -> None:
         self._database = database
         self._knows = knows
         self._coverage = coverage
+        self._undeclared = undeclared
         self._pages = PageCache()
 
     def changed(self, applied: Applied) -> None:
@@ -198,12 +213,14 @@ class CandleReader:
             if since is None and stored is not None:
                 first = candles[0].candle_time if candles else None
                 start = full_page_start(series.timeframe, len(candles), first, before, limit, stored)
-            first_time, last_time = (candles[0].candle_time, candles[-1].candle_time) if candles else (None, None)
+            times = [row.candle_time for row in candles]
+            first_time, last_time = (times[0], times[-1]) if times else (None, None)
             window = page_window(series.timeframe, first_time, last_time, since, before)
-            gaps = [] if window is None else gaps_out(store.gaps(series, window), window)
-            settled = all(gap.state == GapState.CONFIRMED_EMPTY for gap in gaps)
+            holes, undeclared = holes_of_page(store, series, times, window)
+            gaps = [GapOut(gap.start, gap.end, gap.state.value) for gap in holes]
+            settled = all(gap.state is GapState.CONFIRMED_EMPTY for gap in holes)
             body = _encode(CandlesOut(str(series), head, candles, gaps))
-            return Page(body, store.commit(), head, stored, start, settled)
+            return Page(body, store.commit(), head, stored, start, settled, undeclared)
 
         key = PageKey(series, base or series, since, before, limit)
         page = self._pages.get(key)
@@ -213,6 +230,8 @@ class CandleReader:
                 await self.check_known(series)
             elif page.settled:
                 self._pages.put(key, page)
+            if page.undeclared:
+                self._undeclared(series)
         if coverage is not None and base is not None:
             coverage.ensure(series, base, page.base_stored, page.start, newest=before is None)
         return page.body
@@ -224,7 +243,7 @@ class CandleReader:
             head = store.head(series)
             if since is None:
                 return CatchUp([], store.first(series), 0, store.commit(), [], head)
-            rows = store.newest(series, CATCH_UP_MAX_CANDLES, after=since)
+            rows = store.newest_rows(series, CATCH_UP_MAX_CANDLES, as_candles, after=since)
             newer = store.count_after(series, since, CATCH_UP_MAX_CANDLES + 1)
             gaps = store.gaps(series, Span(rows[0].time, rows[-1].time)) if rows else []
             return CatchUp(rows, store.first(series), newer, store.commit(), gaps, head)

@@ -18,14 +18,16 @@ from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Candle, check_candle
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
-from klinesync.core.errors import BadCandle, UnknownSeries
+from klinesync.core.errors import BadCandle, StoreError, UnknownSeries
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.findings import Difference, Reading, SeriesAudit
 from klinesync.market_data.verify_ledger import LedgerVerifier
 from klinesync.pipelines.derived_step import SAME, DerivedStep
-from klinesync.storage.database import CandleStore
+from klinesync.storage.chunks import as_candles
+from klinesync.storage.damage import StoreDamaged
+from klinesync.storage.database import CandleStore, DerivationOrigin
 
 # Candles in memory at a time; a longer bucket (a month of minutes) is read whole.
 WINDOW_CANDLES = 20_000
@@ -54,15 +56,23 @@ def verify(
         if only and series not in only:
             continue
         audit = SeriesAudit(series, derived_from)
-        if all(_readable(store, audit, one) for one in (series, derived_from or series)):
-            _audit_ledger(store, audit)
-            _audit_candles(store, audit, progress)
-            if derived_from is not None:
-                kept = derived_from.timeframe == base and series.timeframe in targets
-                _audit_derived(store, audit, derived_from, kept, progress)
-            if ledger is not None:
-                ledger.audit(store, audit, progress)
+        try:
+            if all(_readable(store, audit, one) for one in (series, derived_from or series)):
+                _audit_ledger(store, audit)
+                _audit_candles(store, audit, progress)
+                if derived_from is not None:
+                    kept = derived_from.timeframe == base and series.timeframe in targets
+                    _audit_derived(store, audit, derived_from, kept, progress)
+                if ledger is not None:
+                    ledger.audit(store, audit, progress)
+        except StoreError as error:  # the other series may be well
+            audit.note(Difference("damaged", _where(error), str(error)))
         yield audit
+
+
+def _where(error: StoreError) -> int:
+    span = error.damage.span if isinstance(error, StoreDamaged) else None
+    return 0 if span is None else span.start
 
 
 def _base_of(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe]) -> dict[SeriesId, SeriesId | None]:
@@ -119,11 +129,13 @@ def _audit_ledger(store: Reading, audit: SeriesAudit) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """A page of candles, what the ledger says of the span that they cover, and the first stored open time."""
+    """A page of candles, what the ledger says of the span that they cover, the first stored open time, and the spans
+    that cannot be read."""
 
     candles: list[Candle]
     gaps: list[Gap]
     first: int | None
+    damaged: list[Span]
 
 
 def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[SeriesAudit], None]) -> None:
@@ -142,27 +154,30 @@ def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[Serie
         if times:
             # Candles behind `expected` may have been trimmed since the last window.
             start = times[0] if expected is None or window.first is None else max(expected, window.first)
-            _compare_ledger(audit, Span(min(start, times[0]), timeframe.next(times[-1])), times, window.gaps)
+            _compare_ledger(audit, Span(min(start, times[0]), timeframe.next(times[-1])), times, window)
             audit.first = times[0] if audit.first is None else audit.first
             audit.head, expected = times[-1], timeframe.next(times[-1])
         audit.count += len(window.candles)
         since = window.candles[-1].time
         audit.now = f"{counted(audit.count, 'candle')} read"
         progress(audit)
+    for start, end in store.read(lambda look: look.damaged(series)):
+        audit.note(Difference("damaged", start, f"the stored candles up to {end} cannot be read"))
 
 
 def _page(store: CandleStore, series: SeriesId, since: int) -> _Window | None:
-    candles = store.oldest(series, WINDOW_CANDLES, since=since)
+    candles = store.oldest_rows(series, WINDOW_CANDLES, as_candles, since=since)
     if not candles:
         return None
-    return _Window(candles, store.gaps(series, Span(since, candles[-1].time)), store.first(series))
+    ledger = store.gaps(series, Span(since, candles[-1].time))
+    return _Window(candles, ledger, store.first(series), store.damaged(series))
 
 
-def _compare_ledger(audit: SeriesAudit, window: Span, times: Sequence[int], ledger: Sequence[Gap]) -> None:
+def _compare_ledger(audit: SeriesAudit, window: Span, times: Sequence[int], found: _Window) -> None:
     timeframe = audit.series.timeframe
     holes = gaps.missing_spans(timeframe, *window, times)
-    noted = gaps.clipped((gap.span for gap in ledger), window)
-    for start, end in gaps.without(holes, noted):
+    noted = gaps.clipped((gap.span for gap in found.gaps), window)
+    for start, end in gaps.without(gaps.without(holes, noted), found.damaged):
         missing = timeframe.count(start, end)
         audit.note(Difference("hole_not_in_ledger", start, f"{counted(missing, 'candle')} missing and in no gap"))
     for start, end in gaps.without(noted, holes):
@@ -178,6 +193,9 @@ def _audit_derived(
 ) -> None:
     """Compute the series anew. `kept`: it is kept up to date, so that a candle can be missing."""
     target = audit.series.timeframe
+    origin = store.read(lambda look: look.derivation(audit.series).origin)
+    if origin is DerivationOrigin.MIXED:
+        return  # it is to be computed anew: nobody says that it agrees with its base now
     step = DerivedStep(base.timeframe, [target])
     spans = store.read(lambda look: [span for span in (look.span(base), look.span(audit.series)) if span is not None])
     if not spans:
@@ -185,14 +203,21 @@ def _audit_derived(
     start, end = target.floor(min(span.start for span in spans)), max(span.end for span in spans)
     while start < end:
         window = Span(start, max(target.next(start), target.floor(base.timeframe.shift(start, WINDOW_CANDLES))))
-        found = store.read(lambda look, window=window: _both(look, step, base, target, window))  # type: ignore[misc]
+        start = window.end
+        try:
+            found = store.read(lambda look, window=window: _both(look, step, base, target, window))  # type: ignore[misc]
+        except StoreDamaged as error:
+            audit.note(Difference("damaged", window.start, f"it cannot be compared up to {window.end}: {error}"))
+            continue
         for time in sorted(found.stored.keys() | found.expected.keys()):
             one, other, parts = found.stored.get(time), found.expected.get(time), found.native.get(time)
+            if one is not None and other is None and origin is DerivationOrigin.RECOMPUTED:
+                audit.native += 1  # it came while the series was not derived
+                continue
             if one is not None and other is None and parts is not None:
                 _audit_native(audit, one, parts)
             else:
                 _compare_derived(audit, time, one, other, kept)
-        start = window.end
         audit.now = f"compared with {base} up to {date_text(start)}"
         progress(audit)
 

@@ -17,7 +17,8 @@ from klinesync.core.derived import complete, fold, parent_of
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import MAX_REMEMBERED, SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.damage import StoreDamaged
+from klinesync.storage.database import CandleStore, Derivation, DerivationOrigin, Origin
 
 SOURCE = "derived"
 # What this transaction wrote to a series, where that is one run of candles.
@@ -42,6 +43,8 @@ class DerivedStep:
         self.base = base
         self.targets = tuple(sorted(targets, key=lambda target: target.seconds))
         self._closing: tuple[int, tuple[Timeframe, ...]] = (0, ())  # of the newest minute's end
+        # Stored series that were derived once, and are no targets now, with their bases: they take no posted candles.
+        self.dormant: dict[SeriesId, SeriesId] = {}
         # Asked for each forming candle.
         self.derived_from = lru_cache(MAX_REMEMBERED)(self._derived_from)
 
@@ -68,6 +71,8 @@ class DerivedStep:
         stored = store.span(series)
         if stored is None:
             return []
+        if applied.candles and stored == Span(applied.candles[0].time, self.base.next(applied.candles[-1].time)):
+            self._adopt(store, series)
         if len(applied.candles) == 1 and not applied.revised and not emptied:
             return self._close_buckets(store, series, stored, applied.candles[0].time, at)
         behind = [candle.time for candle in applied.candles if candle.time in applied.revised]
@@ -88,6 +93,14 @@ class DerivedStep:
                     _keep(fresh, change)
                     changes.append(change)
         return changes
+
+    def _adopt(self, store: CandleStore, series: SeriesId) -> None:
+        """The first candles of the base `series`: what is stored of its targets already came from elsewhere, and
+        remains where the base gives none."""
+        for target in self.targets:
+            derived = series.with_timeframe(target)
+            if store.span(derived) is not None and store.derivation(derived).base != series:
+                store.set_derivation(derived, Derivation(series, DerivationOrigin.RECOMPUTED))
 
     def _close_buckets(self, store: CandleStore, series: SeriesId, stored: Span, time: int, at: int) -> list[Applied]:
         """The usual case, one new candle at the head: it can only complete the buckets that end with it."""
@@ -190,7 +203,11 @@ class DerivedStep:
     ) -> list[Applied]:
         ledger = store.gaps(series, window)
         unproven = gaps.unproven(ledger, store.span(series), window)
-        parts = self._parts(store, series, parent_of(target, self.base), window, ledger, fresh)
+        try:
+            parts = self._parts(store, series, parent_of(target, self.base), window, ledger, fresh)
+        except StoreDamaged:
+            # Noted and told. What cannot be computed stays a hole of the derived series; the base goes on.
+            parts = []
         candles = complete(target, fold(target, parts), unproven)
         derived = series.with_timeframe(target)
         before = store.span(derived)

@@ -23,10 +23,13 @@ from klinesync.core.errors import DerivedSeries, StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.pipelines.derived_settings import Settled, settle
 from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_closed
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
+from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.metrics import Durations
-from klinesync.storage.database import CandleStore, Database, Origin
+from klinesync.storage.damage import StoreDamaged
+from klinesync.storage.database import CandleStore, Database, Derivation, DerivationOrigin, Origin
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +41,12 @@ MAX_BULK_CANDLES = 200_000
 MAX_BATCH_CANDLES = 20_000
 # What a candle is taken to cost before the first one is measured.
 ASSUMED_S_PER_CANDLE = 20e-6
+# Sources whose candles somebody sends: they do not get into a series that the store has as derived.
+POSTED = frozenset({"http", "file"})
 # After a piece of a ledger that the store did not take.
 CATCH_UP_RETRY_S = 1.0
+# The same failure of the store is logged that often, in seconds.
+LOG_EVERY_S = 60.0
 # Base candles of one transaction that brings a derived series up to date.
 MAX_REFRESH_CANDLES = 20_000
 
@@ -103,6 +110,7 @@ class IngestPipeline:
         self._s_per_candle = ASSUMED_S_PER_CANDLE
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
+        self._told_failure = LogLimit(LOG_EVERY_S)
         # Counted since the start: transactions, the candles that they changed by where these came from, and of those
         # the ones that were revised.
         self.batches = 0
@@ -187,6 +195,8 @@ class IngestPipeline:
     ) -> Submission:
         if self._derived.derives(series) and not native:
             raise DerivedSeries(series, self._derived.base)
+        if source in POSTED and series in self._derived.dormant:
+            raise DerivedSeries(series, self._derived.dormant[series].timeframe)
         for candle in candles:
             check_candle(candle, series.timeframe)
         self._arrived.set()
@@ -204,12 +214,38 @@ class IngestPipeline:
                 lambda store, target=target: self._derived.lacking(store, series, target)  # type: ignore[misc]
             )
             for span in lacking:
-                start = span.start
-                while start < span.end:
-                    end = min(target.floor(series.timeframe.shift(start, MAX_REFRESH_CANDLES)), span.end)
-                    end = max(end, target.next(start))
-                    await self._refresh(series, target, Span(start, end))
-                    start = end
+                await self._refresh_span(series, target, span)
+
+    async def settle_derived(self) -> Settled:
+        """Mark what was computed with another base or other timeframes; before anything is written. Raises
+        `StoreError`."""
+        derived = self._derived
+        settled = await self._database.write(lambda store: settle(store, derived.base, derived.targets))
+        derived.dormant = settled.dormant
+        return settled
+
+    async def redo_derived(self, series: SeriesId) -> None:
+        """Compute all of the derived `series` anew that its base gives, in transactions of `MAX_REFRESH_CANDLES` base
+        candles, between live batches. Raises `StoreError`."""
+        base, target = self._derived.base_of(series), series.timeframe
+        stored = await self._database.read(lambda store: store.span(base))
+        if stored is not None:
+            await self._refresh_span(base, target, Span(target.floor(stored.start), target.floor(stored.end)))
+        done = Derivation(base, DerivationOrigin.RECOMPUTED)
+        await self._database.write(lambda store: store.set_derivation(series, done))
+
+    async def settled_derived(self) -> None:
+        """All of it is done: the store is as these settings want it. Raises `StoreError`."""
+        derived = self._derived
+        await self._database.write(lambda store: store.set_derived_settings(derived.base, derived.targets))
+
+    async def _refresh_span(self, series: SeriesId, target: Timeframe, span: Span) -> None:
+        start = span.start
+        while start < span.end:
+            end = min(target.floor(series.timeframe.shift(start, MAX_REFRESH_CANDLES)), span.end)
+            end = max(end, target.next(start))
+            await self._refresh(series, target, Span(start, end))
+            start = end
 
     async def _refresh(self, series: SeriesId, target: Timeframe, window: Span) -> None:
         at, now_s = int(self._wall_s()), _now_s()
@@ -261,8 +297,12 @@ class IngestPipeline:
         now_s = _now_s()
         try:
             progress = await self._database.write(lambda store: self._ledger.catch_up(store, series, now_s))
-        except StoreError as error:
+        except StoreDamaged as error:
             log.error("%s: its factors and overlays cannot catch up: %s", series, error)
+            self._ledger.put_off(series, error, now_s)
+        except StoreError as error:
+            if self._told_failure.allow(str(error), now_s) is not None:
+                log.error("%s: its factors and overlays cannot catch up: %s", series, error)
             await asyncio.sleep(CATCH_UP_RETRY_S)
         except Exception as error:
             log.exception("%s: its factors and overlays cannot catch up", series)
@@ -289,6 +329,10 @@ class IngestPipeline:
         try:
             with store.savepoint():
                 self._ledger.advance(store, changes, now_s)
+        except StoreDamaged as error:
+            # A ledger that cannot read old candles lags; a new candle is stored all the same.
+            log.error("factors and overlays lag behind the candles: %s", error)
+            self._ledger.set_back(store, changes, error, now_s)
         except StoreError:
             raise
         except Exception as error:
@@ -312,6 +356,10 @@ class IngestPipeline:
         if questioned:
             candles = [candle for candle in candles if candle not in questioned]
         applied = write_closed(store, series, candles, Origin(submission.source, at))
+        if applied.candles and series in self._derived.dormant:
+            # The exchange's own candles of a series that was derived: computed from the base once it is derived again.
+            base = self._derived.dormant[series]
+            store.set_derivation(series, Derivation(base, DerivationOrigin.MIXED))
         spans = ()
         if empty is not None and empty.spans:
             window = Span(empty.spans[0].start, empty.spans[-1].end)
@@ -350,10 +398,19 @@ class IngestPipeline:
     async def _write(self, batch: Sequence[Submission]) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
+        one_by_one = False
         try:
             results = await self._database.write(lambda store: self.apply(store, batch, began_s))
+        except StoreDamaged as error:
+            self.batches_failed += 1
+            if len(batch) == 1:
+                log.error("a submission was not stored: %s", error)
+                self._fail(batch, error)
+            else:
+                one_by_one = True
         except StoreError as error:
-            log.error("a batch of %d submissions was not stored: %s", len(batch), error)
+            if self._told_failure.allow(str(error), began_s) is not None:
+                log.error("a batch of %d submissions was not stored: %s", len(batch), error)
             self.batches_failed += 1
             self._fail(batch, error)
         else:
@@ -369,8 +426,8 @@ class IngestPipeline:
                     submission.written.set_result(changes[0])
         finally:
             self.batch_s.observe(loop.time() - began_s)
-            live = sum(len(submission.candles) for submission in batch if submission.live)
-            bulk = sum(len(submission.candles) for submission in batch if not submission.live)
+            live = 0 if one_by_one else sum(len(submission.candles) for submission in batch if submission.live)
+            bulk = 0 if one_by_one else sum(len(one.candles) for one in batch if not one.live)
             self._live_candles -= live
             self._bulk_candles -= bulk
             if live + bulk:
@@ -378,6 +435,15 @@ class IngestPipeline:
                 self._s_per_candle = max(0.8 * self._s_per_candle + 0.2 * measured, 1e-6)
             async with self._room:
                 self._room.notify_all()
+        if one_by_one:
+            # Damage of one series is no reason to hold up the others.
+            for submission in batch:
+                if submission.live and submission.series in self._broken:
+                    submission.written.set_exception(StoreError("an earlier candle of the series was not stored"))
+                    submission.written.exception()
+                    self._live_candles -= len(submission.candles)
+                else:
+                    await self._write([submission])
 
     def _fail(self, batch: Sequence[Submission], error: StoreError) -> None:
         """Nothing of the batch was written. What waits of its live series must not be either: it would leave a hole."""

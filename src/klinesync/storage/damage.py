@@ -88,5 +88,13 @@ class DamageBoard:
         with self._lock:
             return list(self._parts.values())
 
+    def sentence(self) -> str | None:
+        """All of it in a sentence; None when nothing is damaged."""
+        parts = self.parts()
+        if not parts:
+            return None
+        more = f" (and {len(parts) - 1} more damaged parts)" if len(parts) > 1 else ""
+        return f"{parts[0].sentence()}{more}; `klinesync verify` lists all damage; restore a backup"
+
     def __bool__(self) -> bool:
         return bool(self._parts)

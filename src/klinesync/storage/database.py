@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import IntEnum
 from math import isclose
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, TypeVar
@@ -13,6 +14,7 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Gap, GapChange, Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction
 from klinesync.storage.chunks import Maker, T
@@ -39,6 +41,21 @@ class Origin:
             return False
         pairs = zip(was[1:], now[1:], strict=True)
         return not self.tolerance or not all(isclose(*pair, rel_tol=self.tolerance) for pair in pairs)
+
+
+class DerivationOrigin(IntEnum):
+    """Whose candles a derived series holds."""
+
+    COMPUTED = 0  # what its base gives, and native ones
+    MIXED = 1  # others too, which are to be computed from the base
+    RECOMPUTED = 2  # others remain where the base gives none
+
+
+class Derivation(NamedTuple):
+    """How a series came about: computed from `base` (None: it was ingested)."""
+
+    base: SeriesId | None
+    origin: DerivationOrigin = DerivationOrigin.COMPUTED
 
 
 class Revision(NamedTuple):
@@ -146,7 +163,8 @@ class CandleStore(Protocol):
     def newest_rows(
         self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
     ) -> list[T]:
-        """What `make` makes of the rows of these candles: for pages, which need no candles in between."""
+        """What `make` makes of the rows of these candles: for pages, which need no candles in between. Damaged candles
+        are left out, and noted as damage; elsewhere they raise `StoreDamaged`."""
         ...
 
     def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
@@ -177,8 +195,28 @@ class CandleStore(Protocol):
         """The stored series that are derived from `series`."""
         ...
 
+    def derivation(self, series: SeriesId) -> Derivation:
+        """How the series came about."""
+        ...
+
+    def set_derivation(self, series: SeriesId, derivation: Derivation) -> None:
+        """Remember how a stored series came about. Only within `Database.write`."""
+        ...
+
+    def derived_settings(self) -> tuple[Timeframe, tuple[Timeframe, ...]] | None:
+        """The base and the derived timeframes with which the store was brought up to date last; None before that."""
+        ...
+
+    def set_derived_settings(self, base: Timeframe, targets: Sequence[Timeframe]) -> None:
+        """Remember them. Only within `Database.write`."""
+        ...
+
     def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
         """The rows of the gap ledger that touch `window` (None: all), whole, ascending."""
+        ...
+
+    def damaged(self, series: SeriesId) -> list[Span]:
+        """The spans of the series that were found to be unreadable, ascending."""
         ...
 
     def revisions(self, series: SeriesId) -> list[Revision]:

@@ -31,7 +31,7 @@ from klinesync.storage.chunks import (
     unpack_between,
 )
 from klinesync.storage.damage import Damage, DamageBoard, StoreDamaged
-from klinesync.storage.database import Ledger, Origin, Revision
+from klinesync.storage.database import Derivation, DerivationOrigin, Ledger, Origin, Revision
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 
 # The newest candles of a series that its writer remembers: as many as the next derived candle is made of (seven days).
@@ -120,7 +120,7 @@ class SqliteCandleStore:
         self._unsaved: list[tuple[int | float, ...]] = []
         # Not a method of this: one that held the other would leave both to be found as garbage, after each transaction.
         number = partial(known.number, connection)
-        self.ledger = SqliteLedgerStore(connection, number, known.ledgers if known.writes else None)
+        self.ledger = SqliteLedgerStore(connection, number, known.ledgers if known.writes else None, known.damage)
 
     def head(self, series: SeriesId) -> int | None:
         edges = self._edges(series)
@@ -226,6 +226,37 @@ class SqliteCandleStore:
         found = self._connection.execute("SELECT series_id FROM series WHERE derived_from = ?", (number,))
         return [SeriesId.parse(str(text)) for (text,) in found]
 
+    def derivation(self, series: SeriesId) -> Derivation:
+        found = self._connection.execute(
+            "SELECT base.series_id, series.origin FROM series LEFT JOIN series AS base"
+            " ON base.series_no = series.derived_from WHERE series.series_id = ?",
+            (str(series),),
+        ).get
+        if found is None:
+            return Derivation(None)
+        base, origin = found
+        return Derivation(None if base is None else SeriesId.parse(str(base)), DerivationOrigin(int(origin)))
+
+    def set_derivation(self, series: SeriesId, derivation: Derivation) -> None:
+        base = None if derivation.base is None else self._number(derivation.base)
+        self._connection.execute(
+            "UPDATE series SET derived_from = ?, origin = ? WHERE series_id = ?",
+            (base, int(derivation.origin), str(series)),
+        )
+
+    def derived_settings(self) -> tuple[Timeframe, tuple[Timeframe, ...]] | None:
+        found = self._connection.execute("SELECT base, targets FROM derivation").get
+        if found is None:
+            return None
+        base, targets = found
+        return Timeframe.parse(str(base)), tuple(Timeframe.parse(code) for code in str(targets).split(",") if code)
+
+    def set_derived_settings(self, base: Timeframe, targets: Sequence[Timeframe]) -> None:
+        self._connection.execute("DELETE FROM derivation")
+        self._connection.execute(
+            "INSERT INTO derivation VALUES (?, ?)", (base.code, ",".join(target.code for target in targets))
+        )
+
     def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
         if series in self._known.gapless:
             return []
@@ -244,6 +275,9 @@ class SqliteCandleStore:
             if any_gap is None:
                 self._known.gapless.add(series)
         return gaps
+
+    def damaged(self, series: SeriesId) -> list[Span]:
+        return self._known.damage.spans(series)
 
     def revisions(self, series: SeriesId) -> list[Revision]:
         found = self._connection.execute(

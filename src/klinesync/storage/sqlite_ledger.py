@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 import apsw
 import msgspec
 
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction
+from klinesync.storage.damage import Damage, DamageBoard, StoreDamaged
 from klinesync.storage.database import Ledger
 
 _event = msgspec.json.Decoder(dict[str, object])
@@ -18,7 +20,8 @@ _encoder = msgspec.json.Encoder()
 
 
 class SqliteLedgerStore:
-    """`LedgerStore` on one connection, in one transaction. `number` gives a stored series' number, None of another.
+    """`LedgerStore` on one connection, in one transaction. `number` gives a stored series' number, None of another;
+    `damage` is told of what cannot be read.
 
     A writing one has `known`: the rows that the one writer remembers. What is put goes there, and to the store with
     `save`, all at once.
@@ -29,7 +32,9 @@ class SqliteLedgerStore:
         connection: apsw.Connection,
         number: Callable[[SeriesId], int | None],
         known: dict[SeriesId, Ledger] | None = None,
+        damage: DamageBoard | None = None,
     ) -> None:
+        self._board = DamageBoard() if damage is None else damage
         self._connection = connection
         self._number = number
         self._known = known
@@ -99,7 +104,10 @@ class SqliteLedgerStore:
             " ORDER BY visible_time, event_no",
             (self._number(series), start, end),
         )
-        return [Said(str(factor), _event.decode(str(event))) for factor, event in found]  # type: ignore[arg-type]
+        try:
+            return [Said(str(factor), _event.decode(str(event))) for factor, event in found]  # type: ignore[arg-type]
+        except msgspec.DecodeError as error:
+            raise self._damaged(series, start, end, "factor events", error) from error
 
     def add_drawings(self, series: SeriesId, drawings: Sequence[Instruction]) -> None:
         if not drawings:
@@ -116,7 +124,15 @@ class SqliteLedgerStore:
             " ORDER BY version_id",
             (self._number(series), start, end),
         )
-        return [_instruction.decode(str(text)) for (text,) in found]
+        try:
+            return [_instruction.decode(str(text)) for (text,) in found]
+        except msgspec.DecodeError as error:
+            raise self._damaged(series, start, end, "drawings", error) from error
+
+    def _damaged(self, series: SeriesId, start: int, end: int, what: str, error: msgspec.DecodeError) -> StoreDamaged:
+        damage = Damage(series, Span(start, end), f"stored {what} cannot be read: {error}")
+        self._board.note(damage)
+        return StoreDamaged(damage)
 
     def newest_version(self, series: SeriesId, before: int) -> int:
         found = self._connection.execute(

@@ -26,6 +26,7 @@ OUR_TABLES = frozenset(
         "drawing",
         "checkpoint",
         "backfill",
+        "derivation",
         "probe",
     }
 )

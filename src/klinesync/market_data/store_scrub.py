@@ -1,0 +1,136 @@
+"""StoreScrub: reads the stored candles once after the start, slowly, so that damage is told before somebody needs them.
+
+Unreadable candles are noted by the store itself while they are read. Candles that are gone without a trace (a row of
+the file that is missing) leave a hole that no gap accounts for: it is declared, and so can be healed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from klinesync.core import gaps
+from klinesync.core.errors import StoreError
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.storage.database import CandleStore, Database
+
+log = logging.getLogger(__name__)
+
+# Seconds after the start, which has better things to read.
+SCRUB_BEGINS_S = 1.0
+# Candles of one look, some 2 ms of work, and the pause between two looks, in seconds: a tenth of a core at most.
+SCRUB_CANDLES = 5000
+SCRUB_PAUSE_S = 0.02
+# Pause after a look that failed, in seconds.
+SCRUB_RETRY_S = 5.0
+# Series that wait for a scrub because a reader met a hole. More are met again.
+MAX_ASKED = 1000
+
+
+class Slice(NamedTuple):
+    """A look at some candles: the last open time of them, and the holes between them that no gap accounts for."""
+
+    last: int
+    undeclared: list[Span]
+
+
+class StoreScrub:
+    """Reads every series once; `ask` has one read again. `run` is its one task.
+
+    `declared` is told of a series that has new gaps.
+    """
+
+    def __init__(self, database: Database, declared: Callable[[SeriesId], None]) -> None:
+        self._database = database
+        self._declared = declared
+        self._asked: dict[SeriesId, None] = {}
+        self._arrived = asyncio.Event()
+
+    def ask(self, series: SeriesId) -> None:
+        """A reader has met a hole of `series` that no gap accounts for; returns at once."""
+        if len(self._asked) < MAX_ASKED:
+            self._asked[series] = None
+            self._arrived.set()
+
+    async def run(self) -> None:
+        """Read all series, then those that are asked for, until cancelled."""
+        await asyncio.sleep(SCRUB_BEGINS_S)
+        await self._read_all()
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._asked:
+                series = next(iter(self._asked))
+                del self._asked[series]
+                await self._read(series)
+
+    async def _read_all(self) -> None:
+        while True:
+            try:
+                stored = await self._database.read(lambda store: store.series())
+            except StoreError:  # told by whoever reads for somebody
+                await asyncio.sleep(SCRUB_RETRY_S)
+            else:
+                break
+        for series in stored:
+            await self._read(series)
+
+    async def _read(self, series: SeriesId) -> None:
+        since = -1
+        while True:
+            await asyncio.sleep(SCRUB_PAUSE_S)
+            try:
+                found = await self._database.read(lambda store, since=since: look_for_holes(store, series, since))  # type: ignore[misc]
+                if found is None:
+                    return
+                if found.undeclared:
+                    await self._declare(series, since)
+            except StoreError as error:
+                log.warning("%s: its stored candles cannot be looked through: %s", series, error)
+                return
+            since = found.last
+
+    async def _declare(self, series: SeriesId, since: int) -> None:
+        holes: list[Span] = []
+
+        def change(store: CandleStore) -> None:
+            found = look_for_holes(store, series, since)
+            if found is not None and found.undeclared:
+                holes.extend(found.undeclared)
+                window = Span(holes[0].start, holes[-1].end)
+                store.change_gaps(series, gaps.note(store.gaps(series, window), holes))
+
+        await self._database.write(change)
+        for span in holes:
+            log.error(
+                "store_hole series=%s span=%d..%d: %d stored candles are gone, and no gap accounted for them",
+                series,
+                *span,
+                series.timeframe.count(*span),
+            )
+        if holes:
+            self._declared(series)
+
+
+def look_for_holes(store: CandleStore, series: SeriesId, since: int) -> Slice | None:
+    """The next candles after `since` (exclusive); None when there are none. Damaged candles are no hole: they are
+    stored, and noted as damage."""
+    times = store.oldest_rows(series, SCRUB_CANDLES, _times, since=since)
+    if not times:
+        return None
+    frame = series.timeframe
+    first = store.first(series)
+    start = times[0] if first is None or since < first else frame.next(frame.floor(since))
+    window = Span(start, frame.next(times[-1]))
+    holes = gaps.missing_spans(frame, *window, times)
+    if holes:
+        accounted = [gap.span for gap in store.gaps(series, window)]
+        holes = gaps.without(gaps.without(holes, accounted), store.damaged(series))
+    return Slice(times[-1], holes)
+
+
+def _times(rows: Iterable[Sequence[object]]) -> list[int]:
+    return [row[0] for row in rows]  # type: ignore[misc]  # the first column of a row is its open time

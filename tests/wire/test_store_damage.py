@@ -1,0 +1,239 @@
+"""Stored candles that cannot be read are told: by health, status, the log and `verify`; pages declare the hole, and the
+other candles and series are served and written as before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+
+from klinesync.cli import main
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.market_data import store_scrub
+from klinesync.storage.database import Origin
+from klinesync.storage.sqlite import SqliteDatabase
+from running_service import Service, running_service
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+START = 1_700_006_400 // 86400 * 86400
+COUNT = 2000
+POLL_S = 0.02
+
+
+def candle(number: int, more: float = 0.0) -> Candle:
+    return Candle(START + number * 60, 1.0, 2.0 + number + more, 0.5, 1.5, 1.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "store.sqlite"
+
+    async def fill() -> None:
+        async with SqliteDatabase(path) as database:
+            for series, more in ((BTC, 0.0), (ETH, 0.25)):
+                rows = [candle(number, more) for number in range(COUNT)]
+                await database.write(lambda store, to=series, rows=rows: store.write(to, rows, Origin("test", 1)))  # type: ignore[misc]
+
+    asyncio.run(fill())
+    return path
+
+
+def spoil(store: Path, statement: str) -> tuple[int, int]:
+    """Do it to the third chunk of BTC: its rowid is `:id` in the statement. Returns its first and last open time."""
+    connection = apsw.Connection(str(store))
+    number = connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(BTC),)).get
+    assert isinstance(number, int)
+    chunk_id, packed = connection.execute(
+        "SELECT chunk_id, candles FROM candle_chunk WHERE chunk_id >= ? ORDER BY chunk_id LIMIT 1 OFFSET 2",
+        (number << 32,),
+    ).get
+    connection.execute(statement, {"id": chunk_id})
+    connection.close()
+    count = len(packed) // 48
+    times = [int.from_bytes(packed[at * 8 : at * 8 + 8], "little") for at in range(count)]
+    return times[0], times[-1]
+
+
+@asynccontextmanager
+async def service_on(store: Path) -> AsyncIterator[Service]:
+    async with running_service(store, derived_timeframes="5m,1h", enable_ondemand_ingest="off") as service:
+        yield service
+
+
+async def page(service: Service, series: SeriesId = BTC, **more: int) -> dict[str, object]:
+    status, answer = await service.get("/api/market/candles", series_id=str(series), limit=5000, **more)
+    assert status == 200
+    return answer
+
+
+async def wait_for_health(service: Service, reason: str) -> dict[str, object]:
+    async with asyncio.timeout(60):
+        while True:
+            status, answer = await service.get("/api/market/health", series_id=str(BTC))
+            if status == 200 and answer["status_reason"] == reason:
+                return answer
+            await asyncio.sleep(POLL_S)
+
+
+CUT = "UPDATE candle_chunk SET candles = substr(candles, 1, length(candles) - 1) WHERE chunk_id = :id"
+EMPTY = "UPDATE candle_chunk SET candles = zeroblob(0) WHERE chunk_id = :id"
+NOISE = "UPDATE candle_chunk SET candles = randomblob(length(candles)) WHERE chunk_id = :id"
+SWAPPED_BIT = (
+    "UPDATE candle_chunk SET candles = CAST(substr(candles, 1, 80) || x'ff' || substr(candles, 82) AS BLOB)"
+    " WHERE chunk_id = :id"
+)
+
+
+@pytest.mark.parametrize("statement", [CUT, EMPTY, NOISE, SWAPPED_BIT])
+async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
+    store: Path, statement: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, last = spoil(store, statement)
+    async with service_on(store) as service:
+        found = await page(service)
+        times = [row["candle_time"] for row in found["candles"]]  # type: ignore[attr-defined]
+        assert times == [t for t in range(START, START + COUNT * 60, 60) if not first <= t <= last]
+        assert found["gaps"] == [{"start_time": first, "end_time": last + 60, "state": "unknown"}]
+        assert await page(service) == found
+
+        assert (await wait_for_health(service, "store_damaged"))["status"] == "red"
+        status, whole = await service.get("/api/market/status")
+        assert (status, whole["status"], whole["status_reason"]) == (200, "red", "store_damaged")
+        assert whole["store"]["ok"] is False  # type: ignore[index]
+        assert str(BTC) in whole["store"]["detail"]  # type: ignore[index]
+
+        # The head goes on, and so does the other series.
+        for series in (BTC, ETH):
+            body = {"series_id": str(series), "candle": dict(zip(FIELDS, candle(COUNT), strict=True))}
+            status, answer = await service.post("/api/market/ingest/candle_closed", body)
+            assert status == 200, answer
+            status, answer = await service.get("/api/market/candles", series_id=str(series), limit=1)
+            assert answer["server_head_time"] == START + COUNT * 60
+        status, answer = await service.get("/api/market/health", series_id=str(ETH))
+        assert answer["status_reason"] != "store_damaged"
+
+        # What comes into the damaged part is refused, alone.
+        body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, Candle(first, 3, 4, 2, 3, 1), strict=True))}
+        status, answer = await service.post("/api/market/ingest/candle_closed", body)
+        assert status == 500
+
+        async with service.http.ws_connect(service.url + "/ws/market") as socket:
+            await socket.send_json(
+                {"type": "subscribe", "series_id": str(BTC), "since": START - 60, "supports_batch": True}
+            )
+            gap = await socket.receive_json(timeout=30)
+            while gap["type"] != "gap" or gap.get("reason") == "truncated":
+                gap = await socket.receive_json(timeout=30)
+            assert (gap["expected_next_time"], gap["actual_time"]) == (first, last + 60)
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("store_damaged")]
+    assert len(lines) == 1
+    assert str(BTC) in lines[0]
+
+    assert main(["verify", "--json", f"--database-url=sqlite:///{store}", "--derived-timeframes=5m,1h"]) == 1
+    audits = {row["series_id"]: row for row in json.loads(capsys.readouterr().out)["series"]}
+    assert audits[str(BTC)]["differences"].get("damaged") == 1
+    assert "hole_not_in_ledger" not in audits[str(BTC)]["differences"]
+    assert audits[str(ETH)]["differences"].get("damaged") is None
+    assert audits[str(ETH)]["candle_count"] == COUNT + 1
+
+
+FIELDS = ("candle_time", "open", "high", "low", "close", "volume")
+
+
+async def test_damage_is_told_though_nobody_reads(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
+    spoil(store, CUT)
+    async with service_on(store) as service:
+        await wait_for_health(service, "store_damaged")
+
+
+async def test_health_is_well_again_once_the_chunk_can_be_read_again(store: Path) -> None:
+    connection = apsw.Connection(str(store))
+    before = connection.execute("SELECT chunk_id, candles FROM candle_chunk").fetchall()
+    connection.close()
+    spoil(store, CUT)
+    async with service_on(store) as service:
+        await page(service)
+        await wait_for_health(service, "store_damaged")
+        database = service.runtime._database
+        assert isinstance(database, SqliteDatabase)
+        writer = database._file._writer
+        assert isinstance(writer, apsw.Connection)
+        writer.executemany("UPDATE candle_chunk SET candles = ?2 WHERE chunk_id = ?1", before)
+        found = await page(service)
+        assert found["gaps"] == []
+        _, answer = await service.get("/api/market/health", series_id=str(BTC))
+        assert answer["status_reason"] != "store_damaged"
+
+
+async def test_a_chunk_that_is_gone_without_a_trace_is_declared_by_the_page_and_then_by_the_ledger(
+    store: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, last = spoil(store, "DELETE FROM candle_chunk WHERE chunk_id = :id")
+    assert main(["verify", "--json", f"--database-url=sqlite:///{store}", "--derived-timeframes=5m", str(BTC)]) == 1
+    audit = json.loads(capsys.readouterr().out)["series"][0]
+    assert audit["differences"]["hole_not_in_ledger"] == 1
+    async with service_on(store) as service:
+        gap = {"start_time": first, "end_time": last + 60, "state": "unknown"}
+        assert (await page(service))["gaps"] == [gap]
+        # A hole at the edge of a page belongs to the page.
+        assert (await page(service, since=first - 60))["gaps"] == [gap]
+        assert (await page(service, since=first + 600))["gaps"] == [gap | {"start_time": first + 660}]
+        assert (await page(service, before=last + 60))["gaps"] == [gap]
+        assert (await page(service, before=first))["gaps"] == []
+        async with asyncio.timeout(60):
+            missing: object = 0
+            while missing != (last + 60 - first) // 60:
+                _, health = await service.get("/api/market/health", series_id=str(BTC))
+                missing = sum(health["gaps"].values())  # type: ignore[attr-defined]
+                await asyncio.sleep(POLL_S)
+    assert f"store_hole series={BTC} span={first}..{last + 60}" in caplog.text
+
+
+async def test_a_page_of_the_file_that_sqlite_cannot_read_costs_its_own_candles_alone(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The chain of overflow pages of one chunk is cut: the file's bytes, not the row.
+    connection = apsw.Connection(str(store))
+    first, last = spoil(store, "SELECT :id")
+    packed = connection.execute(
+        "SELECT candles FROM candle_chunk WHERE substr(candles, 1, 8) = ?", (first.to_bytes(8, "little"),)
+    ).get
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.close()
+    assert isinstance(packed, bytes)
+    raw = bytearray(store.read_bytes())
+    page_size = 4096
+    middle = raw.find(packed[5000:5200])
+    assert middle > 0
+    at = middle // page_size * page_size
+    raw[at : at + 4] = (1 << 30).to_bytes(4)  # the number of the next page of the chain
+    store.write_bytes(bytes(raw))
+    async with service_on(store) as service:
+        found = await page(service)
+        assert found["gaps"] == [{"start_time": first, "end_time": last + 60, "state": "unknown"}]
+        await wait_for_health(service, "store_damaged")
+        assert (await page(service, ETH))["gaps"] == []
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_batch_of_several_series_is_stored_but_for_the_damaged_one(store: Path) -> None:
+    first, _ = spoil(store, CUT)
+    async with service_on(store) as service:
+        pipeline = service.runtime._pipeline
+        corrected = [Candle(first, 3.0, 4.0, 2.0, 3.0, 1.0)]
+        results = await asyncio.gather(
+            pipeline.submit(ETH, [candle(COUNT)], "http"),
+            pipeline.submit(BTC, corrected, "http"),
+            pipeline.submit(ETH, corrected, "http"),
+            return_exceptions=True,
+        )
+        assert [type(one).__name__ for one in results] == ["Applied", "StoreDamaged", "Applied"]
+        assert pipeline.bulk_candles == 0
