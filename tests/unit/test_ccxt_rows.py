@@ -26,6 +26,7 @@ from klinesync.ingest.ccxt_rows import (
     read_page,
     upstream_error,
 )
+from klinesync.ingest.venue_margin import VenueMargin
 
 MINUTE = Timeframe.parse("1m")
 T0 = 1_700_000_040
@@ -46,38 +47,39 @@ def at(minute: float) -> int:
 
 
 def read(
-    *rows: Row, start: int = T0, until: int | None = None, proven_ms: int | None = None, known_ms: int | None = None
+    *rows: Row, start: int = T0, until: int | None = None, final_ms: int | None = None, known_ms: int | None = None
 ) -> Page:
-    return read_page(MINUTE, rows, start, until, proven_ms=proven_ms, known_ms=known_ms, margin_ms=MARGIN_MS)
+    return read_page(MINUTE, rows, start, until, final_ms=final_ms, known_ms=known_ms, margin_ms=MARGIN_MS)
 
 
 # --- closedness
 
 
-def test_a_row_with_a_later_one_is_final_and_the_newest_is_not() -> None:
+def test_a_row_with_two_later_ones_is_final_and_the_newest_two_are_not() -> None:
     page = read(row(0), row(1), row(2))
-    assert page.candles == [candle(0), candle(1)]
+    assert page.candles == [candle(0)]
     assert page.forming == candle(2)
     assert page.still_open
     assert page.newest == T0 + 120
 
 
 def test_a_stamp_proves_the_newest_row_once_the_margin_has_passed() -> None:
-    assert read(row(0), row(1), proven_ms=at(2) + MARGIN_MS - 1).candles == [candle(0)]
-    page = read(row(0), row(1), proven_ms=at(2) + MARGIN_MS)
+    assert read(row(0), row(1), final_ms=at(2) + MARGIN_MS - 1).candles == [candle(0)]
+    assert read(row(0), row(1), row(2), final_ms=at(2) + MARGIN_MS).candles == [candle(0), candle(1)]
+    page = read(row(0), row(1), final_ms=at(2) + MARGIN_MS)
     assert page.candles == [candle(0), candle(1)]
     assert page.forming is None
     assert not page.still_open
 
 
 def test_rows_before_the_start_are_passed_over_and_rows_behind_the_end_prove_those_before() -> None:
-    page = read(row(-2), row(0), row(1), row(2), until=T0 + 60)
+    page = read(row(-2), row(0), row(1), row(2), row(3), until=T0 + 60)
     assert page.candles == [candle(0), candle(1)]
-    assert page.newest == T0 + 120
+    assert page.newest == T0 + 180
 
 
 def test_rows_are_put_in_order_and_of_two_of_one_time_the_last_counts() -> None:
-    assert read(row(1), row(0, close=1.1), row(0), row(2)).candles == [candle(0), candle(1)]
+    assert read(row(1), row(0, close=1.1), row(0), row(2), row(3)).candles == [candle(0), candle(1)]
 
 
 def test_rows_in_the_future_are_an_error_of_the_exchange() -> None:
@@ -90,7 +92,7 @@ def test_rows_in_the_future_are_an_error_of_the_exchange() -> None:
 
 
 def test_a_hole_between_two_rows_of_one_answer_is_empty_and_none_before_the_open_row() -> None:
-    page = read(row(0), row(3), row(6))
+    page = read(row(0), row(3), row(6), row(7))
     assert page.empty == [Span(T0 + 60, T0 + 180)]
 
 
@@ -109,7 +111,7 @@ def test_a_hole_before_the_first_row_is_not_shown_to_be_empty() -> None:
     ],
 )
 def test_a_row_that_is_no_candle_is_left_out_and_its_time_is_not_empty(spoilt: Row) -> None:
-    page = read(row(0), spoilt, row(2), row(3))
+    page = read(row(0), spoilt, row(2), row(3), row(4))
     assert page.candles == [candle(0), candle(2)]
     assert len(page.bad) == 1
     assert page.empty == []
@@ -117,7 +119,7 @@ def test_a_row_that_is_no_candle_is_left_out_and_its_time_is_not_empty(spoilt: R
 
 @pytest.mark.parametrize("time_ms", [None, float("nan"), at(1) + 1])
 def test_a_row_without_a_whole_open_time_is_left_out(time_ms: float | None) -> None:
-    page = read(row(0), (time_ms, 1.0, 2.0, 0.5, 1.5, 10.0), row(2), row(3))
+    page = read(row(0), (time_ms, 1.0, 2.0, 0.5, 1.5, 10.0), row(2), row(3), row(4))
     assert page.candles == [candle(0), candle(2)]
     assert len(page.bad) == 1
 
@@ -126,13 +128,13 @@ def test_a_row_without_a_whole_open_time_is_left_out(time_ms: float | None) -> N
 
 
 def test_the_next_page_begins_with_the_last_row_of_this_one() -> None:
-    page = read(row(0), row(1), proven_ms=at(9))
+    page = read(row(0), row(1), final_ms=at(9))
     assert next_start(MINUTE, T0, page, None, 2, (T0 + 540)) == T0 + 60
 
 
 @pytest.mark.parametrize(
     "page",
-    [read(row(0), row(1)), read(row(0), proven_ms=at(9))],
+    [read(row(0), row(1)), read(row(0), final_ms=at(9))],
     ids=["the newest is open", "nothing newer"],
 )
 def test_reading_ends_where_the_exchange_has_no_more(page: Page) -> None:
@@ -140,19 +142,19 @@ def test_reading_ends_where_the_exchange_has_no_more(page: Page) -> None:
 
 
 def test_reading_ends_with_the_last_one_that_was_asked_for() -> None:
-    page = read(row(0), row(1), row(2), until=T0 + 60, proven_ms=at(9))
+    page = read(row(0), row(1), row(2), until=T0 + 60, final_ms=at(9))
     assert next_start(MINUTE, T0, page, T0 + 60, 3, T0 + 540) is None
 
 
 def test_a_full_answer_whose_newest_row_is_not_proven_is_not_the_end() -> None:
-    page = read(row(0), row(1), row(3), proven_ms=at(4))
+    page = read(row(0), row(1), row(3), final_ms=at(4))
     assert next_start(MINUTE, T0, page, None, 3, T0 + 240) == T0 + 60, "with the row before it, so that a hole shows"
     assert next_start(MINUTE, T0, page, None, 4, T0 + 240) is None
-    assert next_start(MINUTE, T0, read(row(0), row(3), proven_ms=at(4)), None, 2, T0 + 240) == T0 + 180
+    assert next_start(MINUTE, T0, read(row(0), row(3), final_ms=at(4)), None, 2, T0 + 240) is None, "none is skipped"
 
 
 def test_an_answer_with_nothing_new_whose_window_ends_before_now_is_not_the_end() -> None:
-    nothing_new = read(row(0), proven_ms=at(1000))
+    nothing_new = read(row(0), final_ms=at(1000))
     assert next_start(MINUTE, T0, nothing_new, None, 100, T0 + 60 * 1000) == T0 + 99 * 60
     assert next_start(MINUTE, T0, Page(), None, 100, T0 + 60 * 1000) == T0 + 99 * 60
     assert next_start(MINUTE, T0, Page(), None, None, T0 + 60 * 1000) == T0 + 99 * 60
@@ -180,7 +182,7 @@ class Exchange:
         empty: list[Span] = []
         pages, place = 0, start
         while True:
-            page = read(*self.rows(place), start=place, until=until, proven_ms=at(self.now))
+            page = read(*self.rows(place), start=place, until=until, final_ms=at(self.now))
             candles |= {one.time: one for one in page.candles}
             empty += page.empty
             pages += 1
@@ -194,30 +196,29 @@ class Exchange:
 @given(
     minutes=st.sets(st.integers(0, 120)),
     now=st.integers(0, 121),
-    limit=st.integers(2, 30),
+    limit=st.integers(4, 30),
     start=st.integers(0, 120),
     until=st.none() | st.integers(0, 120),
     windowed=st.booleans(),
 )
-@example(minutes={0, 1, 2}, now=2, limit=2, start=0, until=None, windowed=False)
+@example(minutes={0, 1, 2, 3, 4}, now=4, limit=4, start=0, until=None, windowed=False)
 def test_paging_brings_every_final_candle_and_proves_no_hole_that_there_is_not(
     minutes: set[int], now: int, limit: int, start: int, until: int | None, windowed: bool
 ) -> None:
     minutes = {one for one in minutes if one <= now}
     exchange = Exchange(minutes, now, limit, windowed=windowed)
     candles, empty, _ = exchange.history(T0 + 60 * start, None if until is None else T0 + 60 * until)
-    # The newest row is final when its end and the margin have passed: at `now`, the minute before the last one.
-    newest = max((one for one in minutes if one >= start), default=None)
+    # At `now` the end and the margin have passed of the minute before the last one; or two later rows follow.
     wanted = [
         one
-        for one in sorted(minutes)
-        if one >= start and (until is None or one <= until) and (one < now - 1 or one != newest)
+        for number, one in enumerate(sorted(minutes))
+        if one >= start and (until is None or one <= until) and (one < now - 1 or number < len(minutes) - 2)
     ]
     assert [one.time for one in candles] == [T0 + 60 * one for one in wanted]
     lacking = {T0 + 60 * one for one in range(121) if one not in minutes}
     for hole in empty:
         assert {*range(hole.start, hole.end, 60)} <= lacking
-    if not windowed and limit > 2:  # (of two rows an open one may be the second)
+    if not windowed:
         holes = {Span(a.time + 60, b.time) for a, b in pairwise(candles) if b.time > a.time + 60}
         assert set(empty) == holes
 
@@ -226,33 +227,40 @@ def test_paging_brings_every_final_candle_and_proves_no_hole_that_there_is_not(
 
 
 def live() -> LiveCandles:
-    return LiveCandles(MINUTE, MARGIN_MS)
+    return LiveCandles(MINUTE, VenueMargin(MARGIN_MS))
 
 
 def test_a_page_is_told_as_final_candles_then_the_one_in_progress_and_once() -> None:
     one = live()
-    assert one.take(read(row(0), row(1), row(2)), at(2.5)) == [(candle(0), True), (candle(1), True), (candle(2), False)]
-    assert one.take(read(row(1), row(2)), at(2.6)) == []
-    assert one.take(read(row(1), row(2, close=1.6)), at(2.7)) == [(candle(2, close=1.6), False)]
+    page = read(row(0), row(1), row(2), final_ms=at(2.5))
+    assert one.take(page) == [(candle(0), True), (candle(1), True), (candle(2), False)]
+    assert one.take(read(row(0), row(1), row(2), final_ms=at(2.6))) == []
+    assert one.take(read(row(0), row(1), row(2, close=1.6), final_ms=at(2.7))) == [(candle(2, close=1.6), False)]
     assert one.told == T0 + 60
 
 
 def test_a_row_that_ended_a_moment_ago_is_not_told_as_final_though_a_later_one_exists() -> None:
     one = live()
-    one.take(read(row(0), row(1)), at(1.5))
-    assert one.take(read(row(0), row(1), row(2)), at(2) + MARGIN_MS - 1) == [(candle(2), False)]
-    assert one.take(read(row(0), row(1, close=1.7), row(2)), at(2) + MARGIN_MS) == [(candle(1, close=1.7), True)]
+    one.take(read(row(0), row(1), final_ms=at(1.5)))
+    early, late = at(2) + MARGIN_MS - 1, at(2) + MARGIN_MS
+    assert one.take(read(row(0), row(1), row(2), final_ms=early)) == [(candle(2), False)]
+    assert one.take(read(row(0), row(1, close=1.7), row(2), final_ms=late)) == [(candle(1, close=1.7), True)]
 
 
 def test_what_was_told_as_final_is_told_again_when_the_exchange_changes_it() -> None:
     one = live()
-    one.take(read(row(0), row(1), row(2)), at(2.5))
-    assert one.take(read(row(1, close=1.9), row(2)), at(2.6)) == [(candle(1, close=1.9), True)]
+    one.take(read(row(0), row(1), row(2), final_ms=at(2.5)))
+    assert one.since(at(2.6)) == T0, "one row behind what was told"
+    changed = read(row(0), row(1, close=1.9), row(2), final_ms=at(2.6))
+    assert one.take(changed) == [(candle(1, close=1.9), True)]
+    assert one.take(changed) == []
+    one.take(read(row(1, close=1.9), row(2), row(3), final_ms=at(3.5)))
+    assert one.take(read(row(1, close=1.8), row(2), row(3), final_ms=at(3.6))) == [(candle(1, close=1.8), True)]
 
 
 def test_what_a_stream_pushes_is_shown_as_in_progress_and_never_as_final() -> None:
     one = live()
-    one.take(read(row(0), row(1)), at(1.5))
+    one.take(read(row(0), row(1), final_ms=at(1.5)))
     assert one.pushed([row(1, close=1.6), row(2)], at(2)) == [(candle(2), False)]
     assert one.pushed([row(1)], at(2)) == [], "nothing of a candle before the one in progress is shown"
     assert one.told == T0
@@ -260,7 +268,7 @@ def test_what_a_stream_pushes_is_shown_as_in_progress_and_never_as_final() -> No
 
 def test_nothing_of_a_candle_that_was_told_as_final_is_shown() -> None:
     one = live()
-    assert one.take(read(row(0), row(1), proven_ms=at(2) + MARGIN_MS), at(2.1)) == [
+    assert one.take(read(row(0), row(1), final_ms=at(2) + MARGIN_MS)) == [
         (candle(0), True),
         (candle(1), True),
     ]
@@ -269,19 +277,19 @@ def test_nothing_of_a_candle_that_was_told_as_final_is_shown() -> None:
 
 def test_a_candle_that_was_shown_is_due_until_it_is_told() -> None:
     one = live()
-    one.take(read(row(0), row(1)), at(1.5))
+    one.take(read(row(0), row(1), final_ms=at(1.5)))
     assert one.due_ms(at(1.5)) == at(2) + MARGIN_MS
     one.pushed([row(2)], at(2))
     assert one.due_ms(at(2.01)) == at(2) + MARGIN_MS, "it is the one before that is due"
-    one.take(read(row(0), row(1), row(2)), at(2.1))
+    one.take(read(row(0), row(1), row(2), final_ms=at(2.1)))
     assert one.due_ms(at(2.1)) == at(3) + MARGIN_MS
 
 
 def test_a_series_far_behind_begins_again_at_the_newest_candles() -> None:
     one = live()
     assert one.since(at(5.5)) == T0 + 3 * 60
-    one.take(read(row(3), row(4), row(5)), at(5.5))
-    assert one.since(at(6.5)) == T0 + 4 * 60
+    one.take(read(row(3), row(4), row(5), final_ms=at(5.5)))
+    assert one.since(at(6.5)) == T0 + 3 * 60
     assert one.since(at(400.5)) == T0 + 398 * 60
     assert one.told is None
 

@@ -13,6 +13,7 @@ import pytest
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest import ccxt_source
 from klinesync.ingest.ccxt_client import CcxtClient, CcxtThread
 from klinesync.ingest.ccxt_rows import Row
 from klinesync.ingest.ccxt_source import CcxtSource
@@ -23,6 +24,12 @@ BTC = SeriesId.parse("fake:spot:BTC/USDT:1m")
 T0 = 1_700_000_040
 MARGIN_S = 2.0
 WAIT_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits before the time is asked again."""
+    monkeypatch.setattr(ccxt_source, "ASK_TIME_EVERY_S", 0.0)
 
 
 def row(minute: int) -> Row:
@@ -109,7 +116,7 @@ async def test_the_newest_row_is_final_once_the_exchanges_time_says_so() -> None
     exchange = Fake([0, 1], T0 + 120 + MARGIN_S)
     async with source_of(exchange) as source:
         assert await history(source) == [candle(0), candle(1)]
-        assert exchange.asked[:2] == ["time", "rows"], "a stamp from before the rows were asked for"
+        assert exchange.asked[:3] == ["time", "time", "rows"], "a stamp from before the rows were asked for"
 
 
 async def test_the_newest_row_is_not_final_a_moment_before() -> None:
@@ -118,20 +125,34 @@ async def test_the_newest_row_is_not_final_a_moment_before() -> None:
 
 
 async def test_without_a_time_to_ask_for_the_date_of_an_earlier_answer_is_the_stamp() -> None:
-    exchange = Fake([0, 1], T0 + 120 + MARGIN_S, fetchTime=None)
+    exchange = Fake([0, 1, 2], T0 + 120, fetchTime=None)
     exchange.tells_date = True
     async with source_of(exchange) as source:
+        assert await history(source) == [candle(0)], "the row of the next minute has just opened"
+        exchange.now_s += MARGIN_S + 1.0  # of which a whole second is not borne out
         assert await history(source) == [candle(0)], "the date of the answer itself proves nothing of its rows"
         assert await history(source) == [candle(0), candle(1)]
-        assert await source.now_ms("spot") == (T0 + 122) * 1000
+
+
+async def test_a_date_that_is_ahead_closes_nothing_early() -> None:
+    exchange = Fake([0, 1], T0 + 60, fetchTime=None)
+    exchange.tells_date = True
+    now_s = 1000.0
+    async with source_of(exchange, lambda: now_s) as source:
+        for second in range(75):
+            exchange.now_s = T0 + 60 + second + 30.0  # 30 s ahead of what is true
+            exchange.minutes = [0, 1] if second < 60 else [0, 1, 2]
+            now_s += 1.0
+            found = await history(source)
+            assert (candle(1) in found) == (second >= 60 + MARGIN_S + 2), second
 
 
 async def test_without_dates_the_newest_open_time_is_the_stamp() -> None:
     exchange = Fake([0, 1], T0 + 1000, fetchTime=None)
     async with source_of(exchange) as source:
         assert await source.now_ms("spot") == (T0 + 60) * 1000
-        exchange.minutes = []
-        source.clocks["spot"].__init__()  # type: ignore[misc]  # nothing is known any more
+    exchange.minutes = []
+    async with source_of(exchange) as source:
         with pytest.raises(UpstreamError, match="does not tell the time"):
             await source.now_ms("spot")
 
@@ -178,6 +199,6 @@ async def test_what_is_pushed_is_never_closed_and_does_not_hold_up_the_clock() -
     ]
     assert events[3].candle.close == 1.75
     assert known_ms == int(exchange.now_s * 1000)
-    assert all(event.event_ms < known_ms for event in events[:-1]), "the same stamp again says that it stands still"
-    assert events[-1].event_ms == (T0 + 180) * 1000, "a row that opens then shows that it is that late"
+    assert all(event.by_rest for event in events)
+    assert [event.event_ms for event in events] == sorted({event.event_ms for event in events})
     assert source.quarantined == 1

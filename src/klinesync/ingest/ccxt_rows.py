@@ -1,7 +1,7 @@
 """What the OHLCV rows of a ccxt exchange tell: which are candles, which of those are final, where to read on.
 
-Pure. A row is `[open time in ms, open, high, low, close, volume]`. It is final when a later row exists in the same
-answer, or when a time stamp received before the answer was asked for says so; the newest row is never final by itself.
+Pure. A row is `[open time in ms, open, high, low, close, volume]`. What makes it final is the rule of
+`core/finality.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from math import isfinite
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, UpstreamError
+from klinesync.core.finality import final_end
 from klinesync.core.gaps import Span, missing_spans
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.venue_margin import VenueMargin
 
 Row = Sequence[float | None]
 
@@ -29,6 +31,8 @@ UNTOLD_WINDOW = 100
 MOST_BEHIND = 20
 # Live begins this many candles before the one that is open: the one before it may not have been stored yet.
 LIVE_BACK = 2
+# Told candles of which is remembered what was told.
+KEPT_TOLD = 4
 # ccxt's errors by the name of their class, and the HTTP status that says the same.
 STATUS_OF_ERROR = {
     "RateLimitExceeded": 429,
@@ -65,7 +69,8 @@ class Page:
     """One answer, from the open time that it was asked for on.
 
     `candles` are final, ascending; `empty` lies between two of the answer's rows; `forming` is the newest row when it
-    may still change (`still_open`); `bad` are rows that are no candles. `newest` is the newest open time of all `rows`.
+    may still change (`still_open`); `bad` are rows that are no candles. `newest` is the newest open time of all `rows`,
+    `end` the open time before which they are final. `final_ms`: the clock that proved them, None where none did.
     """
 
     candles: list[Candle] = field(default_factory=list)
@@ -75,6 +80,8 @@ class Page:
     newest: int | None = None
     still_open: bool = False
     rows: int = 0
+    end: int = 0
+    final_ms: int | None = None
 
 
 def read_page(
@@ -83,14 +90,15 @@ def read_page(
     start: int,
     until: int | None,
     *,
-    proven_ms: int | None,
+    final_ms: int | None,
     known_ms: int | None,
     margin_ms: int,
 ) -> Page:
     """Read the answer to "rows from `start` on" (open time in UTC seconds; `until` is included).
 
-    `proven_ms`: the newest stamp of the exchange from before it was asked; `known_ms`: what time it is there, as far as
-    is known. Rows before `start` are passed over, the last of several of one time counts. Raises `UpstreamError` when
+    `final_ms`: the exchange's clock, by stamps from before it was asked, None where no clock proves anything;
+    `known_ms`: what time it is there, as far as is known. `margin_ms`: how long after its end a row may change. Rows
+    before `start` are passed over, the last of several of one time counts. Raises `UpstreamError` when
     rows lie in the future.
     """
     by_time: dict[int, Row] = {}
@@ -108,7 +116,8 @@ def read_page(
             f"rows from {date_text(start)} on reach to {date_text(times[-1])}, which lies in the future"
         )
     newest = times[-1]
-    still_open = proven_ms is None or _end_ms(frame, newest) + margin_ms > proven_ms
+    end = final_end(frame, times, final_ms, margin_ms)
+    still_open = end <= frame.floor(newest)
     candles: list[Candle] = []
     forming = None
     for time in times:
@@ -117,18 +126,14 @@ def read_page(
         except BadCandle as error:
             bad.append(error)
             continue
-        if still_open and time == newest:
-            forming = candle
+        if time >= end:
+            forming = candle if time == newest else forming
         elif until is None or time <= until:
             candles.append(candle)
     # A row that is no candle still says that there is something; one off the grid leaves its span uncovered.
-    shown = [
-        time
-        for time in times
-        if frame.is_open(time) and not (still_open and time == newest) and (until is None or time <= until)
-    ]
+    shown = [time for time in times if frame.is_open(time) and time < end and (until is None or time <= until)]
     empty = missing_spans(frame, shown[0], shown[-1], shown) if shown else []
-    return Page(candles, empty, forming, bad, newest, still_open, len(times))
+    return Page(candles, empty, forming, bad, newest, still_open, len(times), end, final_ms)
 
 
 def next_start(
@@ -140,13 +145,13 @@ def next_start(
     anything new is the end only when the window reaches up to now (`now_s`, by the exchange's clock).
     """
     newest = page.newest
-    if until is not None and newest is not None and newest >= until:
+    if until is not None and until < page.end:
         return None
     if page.still_open:
-        # A full answer does not show whether a row follows the newest one: again, with the one before it.
-        following = [time for time in (page.candles[-1].time if page.candles else None, newest) if time is not None]
+        # A full answer does not show whether rows follow the newest ones: again, from the newest final one on.
+        final = page.candles[-1].time if page.candles else start
         full = limit is not None and page.rows >= limit
-        return next((time for time in following if time > start), None) if full else None
+        return final if full and final > start else None
     if newest is not None and now_s is not None and newest >= frame.latest_closed(now_s):
         return None  # nothing newer has ended
     if newest is not None and frame.floor(newest) > start:
@@ -160,13 +165,14 @@ def next_start(
 class LiveCandles:
     """What the rows of one live series newly tell: final candles, ascending, each once, and the one in progress.
 
-    A final candle is told when a page holds it and its end is `margin_ms` past, by what time it seems to be on the
-    exchange: values that change right after the boundary are not shown as final.
+    Rows are asked for from one before the newest told candle on: a row that changed after it was final is told again.
+    `margin`: how long after its end the venue may change a row, which learns from such changes.
     """
 
-    def __init__(self, frame: Timeframe, margin_ms: int) -> None:
+    def __init__(self, frame: Timeframe, margin: VenueMargin) -> None:
         self._frame = frame
-        self._margin_ms = margin_ms
+        self._margin = margin
+        self._recent: dict[int, tuple[Candle, int]] = {}  # told candles, and how long after their end they were seen so
         self._told: Candle | None = None
         self._forming: Candle | None = None
         self._awaited: int | None = None  # the oldest open time that was shown and not told
@@ -182,8 +188,9 @@ class LiveCandles:
         newest = frame.floor(now_ms // 1000)
         if self._told is None or frame.count(self._told.time, newest) > MOST_BEHIND:
             self._told = self._forming = self._awaited = None
+            self._recent.clear()
             return max(0, frame.shift(newest, -LIVE_BACK))
-        return self._told.time
+        return max(0, frame.shift(self._told.time, -1))
 
     def due_ms(self, now_ms: int) -> int:
         """When the next candle is final, in the exchange's time: the oldest that was shown and not told, or the one
@@ -193,19 +200,26 @@ class LiveCandles:
             awaited = self._frame.floor(now_ms // 1000)
             if self._told is not None:
                 awaited = max(awaited, self._frame.next(self._told.time))
-        return _end_ms(self._frame, awaited) + self._margin_ms
+        return _end_ms(self._frame, awaited) + self._margin.ms
 
-    def take(self, page: Page, now_ms: int) -> list[tuple[Candle, bool]]:
+    def take(self, page: Page) -> list[tuple[Candle, bool]]:
         """What a page brings: (candle, whether it is final), to be told in that order. One that was told as final is
         told again when its values are others now."""
         news: list[tuple[Candle, bool]] = []
         for candle in page.candles:
-            if self._told is not None and (candle.time < self._told.time or candle == self._told):
+            seen_ms = 0 if page.final_ms is None else page.final_ms - _end_ms(self._frame, candle.time)
+            before = self._recent.get(candle.time)
+            if before is None and self._told is not None and candle.time <= self._told.time:
                 continue
-            if _end_ms(self._frame, candle.time) + self._margin_ms > now_ms:
-                break  # so that they stay in order
-            self._told = candle
-            news.append((candle, True))
+            if before is not None and before[0] != candle:
+                self._margin.changed(before[1])
+            self._recent[candle.time] = (candle, seen_ms)
+            if before is None or before[0] != candle:
+                news.append((candle, True))
+            if self._told is None or candle.time >= self._told.time:
+                self._told = candle
+        for time in sorted(self._recent)[:-KEPT_TOLD]:
+            del self._recent[time]
         if self._told is not None and self._awaited is not None and self._awaited <= self._told.time:
             forming = self._forming
             self._awaited = forming.time if forming is not None and forming.time > self._told.time else None

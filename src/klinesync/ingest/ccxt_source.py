@@ -10,13 +10,16 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle, UpstreamError
+from klinesync.core.finality import LATER_ROWS
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.ccxt_client import Abilities, Answer, CcxtClient
 from klinesync.ingest.ccxt_rows import LONGEST_AHEAD_MS, LiveCandles, Page, Row, ccxt_symbol, next_start, read_page
+from klinesync.ingest.venue_margin import DateClock, VenueMargin
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
@@ -36,8 +39,12 @@ log = logging.getLogger(__name__)
 
 # Series of one connection, which is no more than a group of them here.
 SERIES_PER_CONNECTION = 200
-# A stamp that is older (on our clock) is not relied upon to show what has closed since: the exchange is asked.
-STAMP_FRESH_S = 1.0
+# The exchange's time is asked no more often than this, in seconds (ours), for each market. So many answers must do
+# until the clock is known: two that agree.
+ASK_TIME_EVERY_S = 1.0
+TIME_ANSWERS = 6
+# A candle that was told as closed is looked at again after this time (ours), where no poll comes before.
+CONFIRM_S = 8.0
 # How long a list of symbols is kept, and how old it may be when it does not have a symbol. ccxt's lists are large.
 LISTINGS_TTL_S = 3600.0
 UNLISTED_TTL_S = 300.0
@@ -51,6 +58,8 @@ POLL_MOST_S = 60.0
 POLL_SHARE = 0.5
 # A poll for what is due comes no sooner than this behind the one before.
 POLL_AGAIN_S = 0.25
+# The fewest rows of an answer: the newest two are proven by a clock alone, and the first is that of the one before.
+LEAST_ROWS = 4
 # When the next candle is due is worked out anew after so long: what is known of the exchange's time may have changed.
 LOOK_MOST_S = 5.0
 # A stream that pushes nothing while so many traded candles close is no good: the series is polled for so long.
@@ -83,7 +92,7 @@ class CcxtSource:
     ) -> None:
         self.client = client
         self.clocks = clocks
-        self.margin_ms = int(final_margin_s * 1000)
+        self.margin = VenueMargin(int(final_margin_s * 1000))
         self.monotonic = monotonic
         self.rng = rng
         self.poll_least_s = poll_least_s
@@ -97,6 +106,8 @@ class CcxtSource:
         self._most_rows: dict[str, int | None] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
         self._leaving: set[asyncio.Task[None]] = set()
+        self._time: dict[str, SingleFlight[None]] = {market: SingleFlight() for market in clocks}
+        self._dates = {market: DateClock() for market in clocks}
 
     async def close(self) -> None:
         """Close its connections."""
@@ -118,11 +129,18 @@ class CcxtSource:
     async def now_ms(self, market: str) -> int:
         """The exchange's time: asked, or the newest `Date` of its server (or the newest open time, failing that) where
         it cannot be asked. Raises `UpstreamError`."""
-        return await self._ask_time(market, Errand(Urgency.READ))
+        clock = self.clocks[market]
+        for _ in range(TIME_ANSWERS):
+            await self._ask_time(market, Errand(Urgency.READ))
+            estimate_ms = clock.estimate_ms(self.monotonic())
+            if estimate_ms is not None:
+                return estimate_ms
+            await asyncio.sleep(max(0.0, ASK_TIME_EVERY_S - clock.answer_age_s(self.monotonic())))
+        raise UpstreamError(f"{self.client.name}: {TIME_ANSWERS} answers to the time do not agree with each other")
 
     def contact(self, market: str) -> RestContact:
         """The newest contact with the exchange: its markets share one client."""
-        return self.client.contact
+        return replace(self.client.contact, final_margin_s=self.margin.ms / 1000)
 
     async def knows(self, series: SeriesId) -> bool:
         """Whether the series can be had. Raises `UpstreamError`."""
@@ -210,8 +228,8 @@ class CcxtSource:
         can, clock = await self.abilities(), self.clocks[series.market]
         frame, asked_s = series.timeframe, self.monotonic()
         if prove and can.time and self._may_prove(series, start, until, limit):
-            await self._ask_time(series.market, errand)
-        proven_ms = clock.rest_ms
+            await (self.now_ms(series.market) if clock.rest_ms is None else self._ask_time(series.market, errand))
+        final_ms = clock.final_ms(self.monotonic())
         answer = await self.client.rows(series, start, limit, errand)
         self._learn(series, answer, can)
         page = read_page(
@@ -219,9 +237,9 @@ class CcxtSource:
             answer.rows,
             start,
             until,
-            proven_ms=proven_ms,
+            final_ms=final_ms,
             known_ms=clock.estimate_ms(asked_s),
-            margin_ms=self.margin_ms,
+            margin_ms=self.margin.ms,
         )
         for bad in page.bad:
             self.quarantine(series, bad)
@@ -234,9 +252,12 @@ class CcxtSource:
         if suppressed is not None:
             log.warning("%s: a row is quarantined (%d more since the last): %s", series, suppressed, bad)
 
-    def pause_s(self, series: SeriesId, can: Abilities) -> float:
-        """How long to wait between two polls of a series, the share of the others considered."""
+    def pause_s(self, series: SeriesId, can: Abilities, *, confirms: bool = False) -> float:
+        """How long to wait between two polls of a series, the share of the others considered. `confirms`: a candle was
+        just told as closed, and is to be looked at again soon."""
         length_s = series.timeframe.seconds / POLLS_PER_CANDLE
+        if confirms:
+            length_s = min(length_s, CONFIRM_S)
         fair_s = self.polled * can.rate_limit_s / POLL_SHARE
         return max(self.poll_least_s, min(length_s, POLL_MOST_S), fair_s) * self.rng.uniform(0.9, 1.1)
 
@@ -267,8 +288,8 @@ class CcxtSource:
         most = self._most_rows[market]
         if most is None or until is None:
             return most
-        # And one behind them, which shows that they are final.
-        return max(2, min(most, series.timeframe.count(start, series.timeframe.next(until)) + 1))
+        # And the rows behind them that show that they are final.
+        return max(LEAST_ROWS, min(most, series.timeframe.count(start, series.timeframe.next(until)) + LATER_ROWS))
 
     def _may_prove(self, series: SeriesId, start: int, until: int | None, limit: int | None) -> bool:
         """Whether a newer stamp might prove rows to be final that the newest one does not."""
@@ -278,17 +299,30 @@ class CcxtSource:
         ends = [] if until is None else [until]
         if limit is not None:
             ends.append(frame.shift(start, limit - 1))
-        if ends and frame.next(min(ends)) * 1000 + self.margin_ms <= clock.rest_ms:
-            return False
-        return clock.age_s(self.monotonic()) > STAMP_FRESH_S
+        estimate_ms = clock.estimate_ms(self.monotonic())
+        if estimate_ms is not None:
+            ends.append(frame.shift(frame.floor((estimate_ms - self.margin.ms) // 1000), -1))
+        return not ends or frame.next(min(ends)) * 1000 + self.margin.ms > clock.rest_ms
 
-    async def _ask_time(self, market: str, errand: Errand) -> int:
+    async def _ask_time(self, market: str, errand: Errand) -> None:
+        """Ask for the exchange's time, unless it was just told. Raises `UpstreamError`."""
         clock = self.clocks[market]
-        can = await self.abilities()
-        if can.time:
-            stamp_ms = await self.client.now_ms(errand)
-            clock.learn(stamp_ms, self.monotonic())
-            return stamp_ms
+
+        async def fetch() -> None:
+            if clock.answer_age_s(self.monotonic()) < ASK_TIME_EVERY_S:
+                return
+            if (await self.abilities()).time:
+                clock.asking(self.monotonic())
+                stamp_ms = await self.client.now_ms(errand)
+                clock.answered(stamp_ms, self.monotonic())
+            else:
+                await self._ask_date(market, errand)
+
+        await self._time[market].get(fetch)
+
+    async def _ask_date(self, market: str, errand: Errand) -> None:
+        """Ask for rows, whose `Date` and newest open time tell the time. Raises `UpstreamError`."""
+        can, clock = await self.abilities(), self.clocks[market]
         symbols = await self.listings(market, LISTINGS_TTL_S)
         trading = next((one for one in symbols.values() if one.trading), None)
         if trading is None:
@@ -299,19 +333,21 @@ class CcxtSource:
         self._learn(series, answer, can)
         if clock.rest_ms is None:
             raise UpstreamError(f"{self.client.name} does not tell the time")
-        return clock.rest_ms
 
     def _learn(self, series: SeriesId, answer: Answer, can: Abilities) -> None:
-        """Where the exchange cannot be asked for its time: what its server's `Date` shows, or else its newest row."""
+        """Where the exchange cannot be asked for its time: what its server's `Date` shows as far as rows bear it out,
+        or else its newest row."""
         if can.time:
             return
-        clock, stamp_ms = self.clocks[series.market], answer.date_ms
-        if stamp_ms is None:
-            stamp_ms = max((int(row[0]) for row in answer.rows if row and row[0] is not None), default=0)
-            if clock.rest_ms is not None and stamp_ms > clock.rest_ms + LONGEST_AHEAD_MS:
-                return  # no row of this exchange
-        if stamp_ms > (clock.rest_ms or 0):
-            clock.learn(stamp_ms, self.monotonic())
+        clock, now_s = self.clocks[series.market], self.monotonic()
+        newest_ms = max((int(row[0]) for row in answer.rows if row and row[0] is not None), default=None)
+        if newest_ms is not None and clock.rest_ms is not None and newest_ms > clock.rest_ms + LONGEST_AHEAD_MS:
+            return  # no row of this exchange
+        stamp_ms = newest_ms
+        if answer.date_ms is not None:
+            stamp_ms = self._dates[series.market].answered(answer.date_ms, newest_ms, now_s)
+        if stamp_ms is not None and stamp_ms > (clock.rest_ms or 0):
+            clock.learn(stamp_ms, now_s)
 
 
 class CcxtConnection:
@@ -328,6 +364,7 @@ class CcxtConnection:
         self._attached: set[SeriesId] = set()
         self._changed = asyncio.Event()
         self._log_limit = LogLimit(LOG_EVERY_S)
+        self._order_ms = 0
         self.reconnects = 0
 
     @property
@@ -410,11 +447,11 @@ class CcxtConnection:
         can = await source.abilities()
         if self._clock.rest_ms is None:
             await source.now_ms(series.market)
-        live = LiveCandles(series.timeframe, source.margin_ms)
+        live = LiveCandles(series.timeframe, source.margin)
         page = await self._ask(series, live, Urgency.SWEEP)
         self._attached.add(series)
         self._callbacks.attached(series)
-        self._tell(series, live.take(page, self._now_ms()), page.newest)
+        self._tell(series, live.take(page))
         while True:
             if can.watch:
                 await self._watch(series, live, can)
@@ -425,13 +462,15 @@ class CcxtConnection:
 
     async def _poll(self, series: SeriesId, live: LiveCandles, can: Abilities, until_s: float) -> None:
         """Ask REST again and again, until that monotonic time. Raises `UpstreamError`."""
-        source = self._source
+        source, confirms = self._source, False
         source.polled += 1
         try:
             while source.monotonic() < until_s:
-                pause_s, due_s = source.pause_s(series, can), self._due_s(live)
+                pause_s, due_s = source.pause_s(series, can, confirms=confirms), self._due_s(live)
                 await asyncio.sleep(min(pause_s, max(due_s, POLL_AGAIN_S)) if due_s > 0.0 else pause_s)
+                told = live.told
                 await self._look(series, live)
+                confirms = live.told != told
         finally:
             source.polled -= 1
 
@@ -439,20 +478,28 @@ class CcxtConnection:
         """Take what the stream pushes, and ask REST for what is due. Returns when the stream is silent and REST is not.
         Raises `UpstreamError`."""
         source, silent, asked_s = self._source, 0, float("-inf")
+        confirm_s: float | None = None
         pushes: asyncio.Task[list[Row]] | None = None
         try:
             while silent < SILENT_CANDLES:
                 if pushes is None:
                     pushes = asyncio.create_task(source.client.watch(series), name=f"watch {series}")
                 due_s, next_s = self._due_s(live), asked_s + source.pause_s(series, can)
-                wait_s = min(due_s, LOOK_MOST_S) if due_s > 0.0 else max(0.0, next_s - source.monotonic())
+                now_s = source.monotonic()
+                wait_s = min(due_s, LOOK_MOST_S) if due_s > 0.0 else max(0.0, next_s - now_s)
+                if confirm_s is not None:
+                    wait_s = min(wait_s, max(0.0, max(confirm_s, next_s) - now_s))
                 done, _ = await asyncio.wait([pushes], timeout=wait_s)
                 if done:
                     rows, pushes, silent = pushes.result(), None, 0
                     self._take_pushed(series, live, rows)
-                if self._due_s(live) <= 0.0 and source.monotonic() >= next_s:
-                    asked_s = source.monotonic()
+                now_s, told = source.monotonic(), live.told
+                confirms = confirm_s is not None and now_s >= max(confirm_s, next_s)
+                if confirms or (self._due_s(live) <= 0.0 and now_s >= next_s):
+                    asked_s, confirm_s = now_s, None if confirms else confirm_s
                     silent += await self._look(series, live)
+                    if live.told != told:  # the venue may change it: look again
+                        confirm_s = source.monotonic() + CONFIRM_S
         finally:
             if pushes is not None:
                 pushes.cancel()
@@ -462,13 +509,10 @@ class CcxtConnection:
     async def _look(self, series: SeriesId, live: LiveCandles) -> bool:
         """Ask REST, and tell what is new; whether a candle with trades was told as closed. Raises `UpstreamError`."""
         due = self._due_s(live) <= 0.0
-        page = await self._ask(series, live, Urgency.REPAIR if due else Urgency.FILL)
-        if due and page.still_open and page.forming is not None:
-            end_ms = series.timeframe.next(page.forming.time) * 1000
-            if end_ms + self._source.margin_ms <= self._now_ms():  # a stamp proves it where no row follows
-                page = await self._ask(series, live, Urgency.REPAIR, prove=True)
-        news = live.take(page, self._now_ms())
-        self._tell(series, news, page.newest)
+        # A stamp proves the newest candle that has ended: one later row shows its end, not its values.
+        page = await self._ask(series, live, Urgency.REPAIR if due else Urgency.FILL, prove=due)
+        news = live.take(page)
+        self._tell(series, news)
         return any(closed and candle.volume for candle, closed in news)
 
     async def _ask(self, series: SeriesId, live: LiveCandles, urgency: Urgency, *, prove: bool = False) -> Page:
@@ -482,16 +526,13 @@ class CcxtConnection:
         except BadCandle as bad:
             self._source.quarantine(series, bad)
             return
-        self._tell(series, news, news[-1][0].time if news else None)
+        self._tell(series, news)
 
-    def _tell(self, series: SeriesId, news: Iterable[tuple[Candle, bool]], newest: int | None) -> None:
-        """Pass on what is new. ccxt's rows have no stamp: that one opens at `newest` says that it is that late at
-        least; else they are stamped a millisecond before the newest stamp, so as not to tell that the clock stands."""
-        known_ms = self._clock.rest_ms or 0
-        newest_ms = 0 if newest is None else newest * 1000
-        event_ms = newest_ms if newest_ms > known_ms else known_ms - 1
+    def _tell(self, series: SeriesId, news: Iterable[tuple[Candle, bool]]) -> None:
+        """Pass on what is new. ccxt's rows have no stamp of the exchange: they get one that shows their order."""
         for candle, closed in news:
-            self._callbacks.event(KlineEvent(series, candle, closed, event_ms, by_rest=True))
+            self._order_ms = max(self._order_ms + 1, self._now_ms())
+            self._callbacks.event(KlineEvent(series, candle, closed, self._order_ms, by_rest=True))
 
     def _now_ms(self) -> int:
         now_ms = self._clock.estimate_ms(self._source.monotonic())

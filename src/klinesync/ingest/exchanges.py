@@ -217,6 +217,15 @@ class Exchanges:
         begun = series.exchange == self._name or series.exchange in self._others
         return begun and self._supervisor(series).first_history_due(series)
 
+    def final_margin_s(self, series: SeriesId) -> float | None:
+        """How long after its end a row of the series' exchange may change, in seconds; None where nobody follows it."""
+        begun = series.exchange == self._name or series.exchange in self._others
+        return self._supervisor(series).final_margin_s(series) if begun else None
+
+    def final_margins_s(self) -> dict[str, float]:
+        """The same, by exchange, of those that are asked."""
+        return {exchange: contact.final_margin_s for exchange, contact in self.contacts()}
+
     def contacts(self) -> list[tuple[str, MarketContact]]:
         """What is heard of each market of each exchange that is asked, with the exchange's name."""
         assert self._own is not None, "it is supervised"

@@ -214,7 +214,17 @@ class IngestSupervisor:
             refused=reach.refused,
             failure=reach.failure,
             clocks_differ=None if difference is None else str(difference),
+            final_margin_s=self._margin_s(market),
+            final_margin_seen=self._margin_s(market) > self._final_margin_s,
         )
+
+    def _margin_s(self, market: str) -> float:
+        """How long after its end a row of REST may change there, in seconds of the exchange."""
+        return max(self._final_margin_s, self._source.contact(market).final_margin_s or 0.0)
+
+    def final_margin_s(self, series: SeriesId) -> float:
+        """How long after its end a row of REST may change on the series' market, in seconds of the exchange."""
+        return self._margin_s(series.market)
 
     def doubted(self) -> dict[str, int]:
         """By market: frames that were left out, as the exchange's time does not bear out their stamps."""
@@ -499,7 +509,7 @@ class IngestSupervisor:
         feed = job.feed
         head, frame = feed.head, feed.timeframe
         if head is not None:
-            margin_s = self._final_margin_s + (STREAM_FIRST_S if job.watch.serves else 0.0)
+            margin_s = self._margin_s(feed.series.market) + (STREAM_FIRST_S if job.watch.serves else 0.0)
             if now_ms < frame.next(frame.next(head)) * 1000 + int(margin_s * 1000):
                 return False
         if job.overdue_seen and job.overdue_head == head:

@@ -70,8 +70,8 @@ class Parts:
     `now_s`: what time it is on the exchange of a series, in UTC seconds. `healing`: the spans of a base series that
     somebody heals, or soon will. `doubted`: by market, the frames that were left out for their stamps; `questioned`:
     by market and reason, the closed candles of frames that REST decides about. `clocks`: what is known of each market's
-    time, by exchange and market. `audit`: None where nobody audits. `grace_s`: exchange time after a close before its
-    candle is expected.
+    time, by exchange and market; `final_margins_s`: how long after its end a row may change, by exchange. `audit`: None
+    where nobody audits. `grace_s`: exchange time after a close before its candle is expected.
     """
 
     database: Database
@@ -83,6 +83,7 @@ class Parts:
     doubted: Callable[[], Mapping[str, int]]
     questioned: Callable[[], Mapping[tuple[str, str], int]]
     clocks: Callable[[], Mapping[tuple[str, str], ExchangeClock]]
+    final_margins_s: Callable[[], Mapping[str, float]]
     audit: Callable[[], AuditCounts | None]
     rest: Callable[[], Mapping[str, RestStatus]]
     healing: Callable[[SeriesId], Sequence[Span]]
@@ -204,6 +205,8 @@ class Inspection:
             yield Reading("klinesync_stream_closed_questioned_total", count, (market, reason))
 
     def _of_clocks(self) -> Iterable[Reading]:
+        for exchange, margin_s in self._parts.final_margins_s().items():
+            yield Reading("klinesync_rest_final_margin_seconds", margin_s, (exchange,))
         now_s = self._parts.monotonic()
         for (exchange, market), clock in self._parts.clocks().items():
             difference = clock.difference(now_s)

@@ -261,6 +261,7 @@ def build_market_runtime(
         backfill=backfill if heals else None,
         startup=startup,
         first_history_due=exchanges.first_history_due,
+        late_s=lambda series: max(0.0, (exchanges.final_margin_s(series) or 0.0) - flags.rest_final_margin_s),
         grace_s=flags.kline_health_grace_s,
         recent_s=flags.kline_health_backfill_recent_seconds,
     )
@@ -287,6 +288,7 @@ def build_market_runtime(
             doubted=supervisor.doubted,
             questioned=supervisor.questioned,
             clocks=lambda: exchanges.clocks,
+            final_margins_s=exchanges.final_margins_s,
             audit=lambda: supervisor.audit,
             rest=rest_status,
             healing=backfill.working_on,

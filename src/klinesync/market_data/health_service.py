@@ -21,7 +21,8 @@ class HealthService:
     `exchange_s`: what time it is on the exchange of a series, in UTC seconds; None where that is not known, then
     `wall_s` counts. `check_known` raises `UnknownSeries` when the exchange does not list a series. `backfill` and
     `startup` are None where nobody heals gaps or sweeps. `recent_s`: how long a backfill counts as recent.
-    `first_history_due`: whether a followed series still waits for its first history; by default none does.
+    `first_history_due`: whether a followed series still waits for its first history; by default none does. `late_s`:
+    how much later than usual the exchange of a base series is known to have final rows, in seconds of the exchange.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class HealthService:
         grace_s: float,
         recent_s: float,
         first_history_due: Callable[[SeriesId], bool] = lambda _: False,
+        late_s: Callable[[SeriesId], float] = lambda _: 0.0,
     ) -> None:
         self._database = database
         self._base_of = base_of
@@ -51,6 +53,7 @@ class HealthService:
         self._startup = startup
         self._first_history_due = first_history_due
         self._grace_s = grace_s
+        self._late_s = late_s
         self._recent_s = recent_s
 
     async def health(self, series: SeriesId) -> Health:
@@ -90,7 +93,7 @@ class HealthService:
             stream=self._stream(base),
             damaged=self._database.damage.spans(series),
         )
-        return assess(facts, self._grace_s)
+        return assess(facts, self._grace_s + self._late_s(base))
 
     def _healed(self, base: SeriesId, stored: Span | None, *, sweeping: bool) -> list[Span]:
         """What of the ingested series is being healed, or soon will be: only what lies behind its head is."""

@@ -331,6 +331,8 @@ def _detail(contact: MarketContact, counts: StreamCounts) -> str | None:
         return "nothing of it is followed"
     if counts.subscribed and not counts.live:
         return "quiet: the exchange answers, and its streams have brought nothing yet"
+    if contact.final_margin_seen:
+        return f"its rows were seen to change late: a candle is closed {contact.final_margin_s:g} s after its end"
     return None
 
 

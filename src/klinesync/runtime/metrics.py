@@ -79,6 +79,12 @@ METRICS = (
         ("market",),
     ),
     # From the exchange: REST.
+    Metric(
+        "klinesync_rest_final_margin_seconds",
+        "gauge",
+        "How long after its end a row of REST may change: as configured, or as far as was seen.",
+        ("exchange",),
+    ),
     Metric("klinesync_rest_requests_total", "counter", "Requests that were sent.", ("market",)),
     Metric(
         "klinesync_rest_errors_total",

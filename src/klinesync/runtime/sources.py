@@ -130,11 +130,14 @@ class RestContact:
     answered_s: when the newest request was answered well, monotonic seconds; None before the first answer.
     failure: a sentence about the newest request when that one failed; None when it was answered well.
     status: HTTP status of that failure, 0 without an answer.
+    final_margin_s: how long after its end the venue may change a row, as far as was seen; None where that is not
+        watched.
     """
 
     answered_s: float | None = None
     failure: str | None = None
     status: int = 0
+    final_margin_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,8 @@ class MarketContact:
     refused: a sentence, when REST refuses this service (401, 403, 451).
     failure: why the newest request failed; None when it was answered.
     clocks_differ: a sentence with both times, while the market's clocks differ; None while they agree.
+    final_margin_s: how long after its end a row of REST may change.
+    final_margin_seen: whether rows were seen to change later than the configured margin.
     """
 
     market: str
@@ -162,6 +167,8 @@ class MarketContact:
     refused: str | None = None
     failure: str | None = None
     clocks_differ: str | None = None
+    final_margin_s: float = 0.0
+    final_margin_seen: bool = False
 
 
 class HistoryWatch(Protocol):
