@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -118,6 +119,12 @@ def test_what_freqtrade_leaves_out_is_guessed_the_same_every_time(tmp_path: Path
 def test_other_timeframes_and_other_files_are_passed_over(tmp_path: Path) -> None:
     for name in ("BTC_USDT-5m.feather", "BTC_USDT_USDT-1m-mark.feather", "notes.txt", "ETHUSDT-5m-2025-06-01.zip"):
         (tmp_path / name).write_bytes(b"not a candle")
+    with pytest.raises(BadRecording, match="holds no 1m candles"):
+        load_recordings(tmp_path, 1)
+
+
+def test_a_named_pipe_is_no_recording(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "BTC_USDT-1m.feather")
     with pytest.raises(BadRecording, match="holds no 1m candles"):
         load_recordings(tmp_path, 1)
 

@@ -89,7 +89,7 @@ def load_recordings(directory: Path, seed: int) -> list[Recording]:
     found: dict[tuple[Market, str, str, str], list[Path]] = {}
     for path in sorted(directory.rglob("*")):
         key = _identify(path)
-        if key is not None:
+        if key is not None and path.is_file():  # opening a named pipe would wait for a writer
             found.setdefault(key, []).append(path)
     if not found:
         raise BadRecording(
