@@ -124,6 +124,31 @@ async def test_a_hole_in_the_file_stays_a_hole(tmp_path: Path) -> None:
     assert await all_of(FreqtradeFiles(tmp_path), SPOT) == candles
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_rows_in_another_order_are_brought_in_the_order_of_time(ending: str, tmp_path: Path) -> None:
+    candles = minutes(START, 500)
+    write_freqtrade(tmp_path / f"BTC_USDT-1m{ending}", candles[::-1])
+    files = FreqtradeFiles(tmp_path)
+    assert await all_of(files, SPOT) == candles
+    assert await all_of(files, SPOT, Span(START + 600, START + 1200)) == candles[10:20]
+
+
+async def test_older_rows_in_the_middle_of_a_long_file_come_with_the_next_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("klinesync.market_data.history.files.BATCH_ROWS", 100)
+    candles = minutes(START, 500)
+    path = write_freqtrade(tmp_path / "BTC_USDT-1m.parquet", [*candles[200:], *candles[:200]])
+    files = FreqtradeFiles(tmp_path)
+    assert await all_of(files, SPOT) == candles[200:]
+    assert await all_of(files, SPOT) == candles
+    monkeypatch.setattr(sources, "MAX_SORTED_ROWS", 99)
+    assert await all_of(files, SPOT) == []
+    assert await all_of(files, SPOT, Span(START, START + 99 * 60)) == candles[:99]
+    write_freqtrade(path, candles[:400])
+    assert await all_of(files, SPOT) == candles[:400], "another file now, and in order"
+
+
 async def test_each_exchange_has_its_folder(tmp_path: Path) -> None:
     kraken = SeriesId.parse("kraken:spot:BTC/USDT:1m")
     write_freqtrade(tmp_path / "kraken" / "BTC_USDT-1m.feather", minutes(START, 2))
