@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
@@ -114,6 +114,7 @@ WRITES = st.lists(
 def test_verify_is_clean_after_any_sequence_of_flags(
     runs: list[tuple[tuple[str, tuple[str, ...]], list[tuple[str, str, int, int, int]]]],
 ) -> None:
+    note(repr(runs))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "store.sqlite"
         for (base, targets), writes in runs:
@@ -165,6 +166,24 @@ async def test_a_series_that_the_store_has_as_derived_takes_no_posted_candles_wh
     await run(path, "1m", ("5m",), [])
     assert stored(path, "5m")[:4] != before[:4]
     assert stored(path, "5m")[4] == before[4]
+
+
+async def test_nothing_is_computed_from_a_timeframe_that_is_still_to_be_computed_anew(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    await run(path, "5m", ("30m",), [("rest", "5m", 0, 24, 0)])
+    await run(path, "5m", (), [("http", "15m", 0, 8, 3)])
+    step = DerivedStep(Timeframe.parse("5m"), [Timeframe.parse("15m"), Timeframe.parse("1h")])
+    async with InThreadSqliteDatabase(path, pause=no_pause) as database:
+        pipeline = IngestPipeline(database, step, no_ledger(), lambda _: None, lambda: 1_800_000_000.0)
+        assert (await pipeline.settle_derived()).redo == [series_of("15m")]
+        work = asyncio.create_task(pipeline.run())
+        await pipeline.submit(series_of("5m"), candles("5m", 3, 1, 5), "rest")
+        await pipeline.redo_derived(series_of("15m"))
+        await pipeline.settled_derived()
+        await pipeline.refresh_series(series_of("5m"))
+        work.cancel()
+        await asyncio.wait([work])
+    assert audits(path) == {}
 
 
 async def test_a_redo_that_was_broken_off_goes_on_at_the_next_start(tmp_path: Path) -> None:

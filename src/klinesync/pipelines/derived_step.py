@@ -45,6 +45,8 @@ class DerivedStep:
         self._closing: tuple[int, tuple[Timeframe, ...]] = (0, ())  # of the newest minute's end
         # Stored series that were derived once, and are no targets now, with their bases: they take no posted candles.
         self.dormant: dict[SeriesId, SeriesId] = {}
+        # Targets that are still to be computed anew: nothing longer is computed from what is stored of them.
+        self.redoing: set[SeriesId] = set()
         # Asked for each forming candle.
         self.derived_from = lru_cache(MAX_REMEMBERED)(self._derived_from)
 
@@ -236,8 +238,9 @@ class DerivedStep:
         if timeframe == self.base:
             return _between(store, series, window, fresh)
         # A native candle, of a link whose base is empty all over, is no part of anything longer.
-        if timeframe in self.targets and not _wholly_empty(ledger, timeframe):
-            stored = _between(store, series.with_timeframe(timeframe), window, fresh)
+        link = series.with_timeframe(timeframe)
+        if timeframe in self.targets and link not in self.redoing and not _wholly_empty(ledger, timeframe):
+            stored = _between(store, link, window, fresh)
             if len(stored) == timeframe.count(*window):
                 return stored
         return self._fold(store.between(series, *window), timeframe)

@@ -222,6 +222,7 @@ class IngestPipeline:
         derived = self._derived
         settled = await self._database.write(lambda store: settle(store, derived.base, derived.targets))
         derived.dormant = settled.dormant
+        derived.redoing = set(settled.redo)
         return settled
 
     async def redo_derived(self, series: SeriesId) -> None:
@@ -233,6 +234,7 @@ class IngestPipeline:
             await self._refresh_span(base, target, Span(target.floor(stored.start), target.floor(stored.end)))
         done = Derivation(base, DerivationOrigin.RECOMPUTED)
         await self._database.write(lambda store: store.set_derivation(series, done))
+        self._derived.redoing.discard(series)
 
     async def settled_derived(self) -> None:
         """All of it is done: the store is as these settings want it. Raises `StoreError`."""
