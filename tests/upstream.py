@@ -14,6 +14,16 @@ from running_service import Service
 PATIENCE_S = 60.0
 
 
+def plain(series: SeriesId) -> str:
+    """How exchanges here write a pair: `BTC/USDT` is `BTCUSDT`."""
+    return series.symbol.replace("/", "")
+
+
+async def plain_id(series: SeriesId) -> str | None:
+    """The same, for who asks a list of symbols."""
+    return plain(series)
+
+
 async def stored(service: Service, series: SeriesId, since: int = 0) -> list[Candle]:
     """All closed candles after `since`, through HTTP."""
     candles: list[Candle] = []

@@ -48,8 +48,8 @@ def test_a_kline_frame_is_understood() -> None:
     assert parse_frame(frame(), STREAMS) == KlineEvent(SERIES, candle, closed=False, event_ms=1700000050000)
     final = KlineEvent(SERIES, candle, closed=True, event_ms=1700000100005)
     assert parse_frame(frame(x=True, sent_ms=1700000100005), STREAMS) == final
-    assert stream_name(SERIES) == STREAM
-    assert stream_name(SeriesId.parse("binance:futures:1000PEPE/USDT:1M")) == "1000pepeusdt@kline_1M"
+    assert stream_name("BTCUSDT", SERIES) == STREAM
+    assert stream_name("1000PEPEUSDT", SeriesId.parse("binance:futures:1000PEPE/USDT:1M")) == "1000pepeusdt@kline_1M"
 
 
 def test_a_stream_that_is_not_followed_any_more_is_passed_over() -> None:

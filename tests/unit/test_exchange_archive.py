@@ -24,6 +24,7 @@ from klinesync.market_data.history.files import BadFile, batches, verify_checksu
 from klinesync.market_data.history.names import ArchiveFile, archive_file, months
 from klinesync.market_data.history.sources import ExchangeArchive
 from klinesync.sim.server import SimConfig, SimServer
+from upstream import plain, plain_id
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:LINK/USDT:1m")
@@ -32,7 +33,7 @@ START = int(DAY.timestamp())
 
 
 def day_file(series: SeriesId, day: int) -> ArchiveFile:
-    return ArchiveFile(series, datetime.fromtimestamp(START + day * DAY_S, UTC).date(), daily=True)
+    return ArchiveFile(series, plain(series), datetime.fromtimestamp(START + day * DAY_S, UTC).date(), daily=True)
 
 
 def write_day(folder: Path, day: int, series: SeriesId = SPOT, **how: bool) -> list[Candle]:
@@ -75,7 +76,12 @@ def test_what_is_no_candle_file_of_ours_is_none(path: str) -> None:
 
 def test_the_months_of_a_span_are_those_that_it_touches() -> None:
     span = Span(START - 60, START + 62 * DAY_S)
-    assert [month.path[-11:-4] for month in months(SPOT, span)] == ["2024-04", "2024-05", "2024-06", "2024-07"]
+    assert [month.path[-11:-4] for month in months(SPOT, "BTCUSDT", span)] == [
+        "2024-04",
+        "2024-05",
+        "2024-06",
+        "2024-07",
+    ]
 
 
 @pytest.mark.parametrize("unit", [1000, 1_000_000], ids=["ms", "us"])
@@ -121,37 +127,39 @@ def test_a_zip_with_two_files_is_refused(tmp_path: Path) -> None:
 async def test_months_come_before_days_and_only_where_they_are(tmp_path: Path) -> None:
     days = [candle for day in (31, 32, 33) for candle in write_day(tmp_path, day)]
     may = minutes(START, 31 * 1440)
-    (month,) = months(SPOT, Span(START, START + 1))
+    (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
     write_archive(tmp_path / month.path, may)
     # That this file is wrong shows that it is not read: the month has it all.
     write_archive(tmp_path / day_file(SPOT, 0).path, [candle._replace(volume=7.0) for candle in may[:1440]])
-    archive = ExchangeArchive(tmp_path)
+    archive = ExchangeArchive(tmp_path, plain_id)
     assert await all_of(archive, SPOT) == may + days
     assert archive.quarantined == {}
 
 
 async def test_little_of_a_month_comes_from_its_days(tmp_path: Path) -> None:
-    (month,) = months(SPOT, Span(START, START + 1))
+    (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
     write_archive(tmp_path / month.path, [candle._replace(volume=7.0) for candle in minutes(START, 31 * 1440)])
     candles = write_day(tmp_path, 4)
-    assert await all_of(ExchangeArchive(tmp_path), SPOT, Span(START + 4 * DAY_S, START + 5 * DAY_S)) == candles
+    assert (
+        await all_of(ExchangeArchive(tmp_path, plain_id), SPOT, Span(START + 4 * DAY_S, START + 5 * DAY_S)) == candles
+    )
 
 
 async def test_missing_days_are_passed_over(tmp_path: Path) -> None:
     first, third = write_day(tmp_path, 5), write_day(tmp_path, 7)
-    assert await all_of(ExchangeArchive(tmp_path), SPOT) == first + third
-    assert await all_of(ExchangeArchive(tmp_path / "nowhere"), SPOT) == []
+    assert await all_of(ExchangeArchive(tmp_path, plain_id), SPOT) == first + third
+    assert await all_of(ExchangeArchive(tmp_path / "nowhere", plain_id), SPOT) == []
 
 
 async def test_a_bad_file_is_left_alone_with_a_sentence_and_its_days_stand_in(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (month,) = months(SPOT, Span(START, START + 1))
+    (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
     path = write_archive(tmp_path / month.path, minutes(START, 31 * 1440))
     path.write_bytes(path.read_bytes()[:-1])
     candles = write_day(tmp_path, 0)
     write_day(tmp_path, 1, checksum=False)
-    archive = ExchangeArchive(tmp_path)
+    archive = ExchangeArchive(tmp_path, plain_id)
     with caplog.at_level(logging.WARNING):
         assert await all_of(archive, SPOT, Span(START, START + 31 * DAY_S)) == candles
     assert set(archive.quarantined) == {month.path, day_file(SPOT, 1).path}
@@ -163,11 +171,11 @@ async def test_a_bad_file_is_left_alone_with_a_sentence_and_its_days_stand_in(
 
 async def test_only_the_exchange_whose_archive_it_is_gets_anything(tmp_path: Path) -> None:
     write_day(tmp_path, 0)
-    assert await all_of(ExchangeArchive(tmp_path), SeriesId.parse("okx:spot:BTC/USDT:1m")) == []
+    assert await all_of(ExchangeArchive(tmp_path, plain_id), SeriesId.parse("okx:spot:BTC/USDT:1m")) == []
 
 
 async def test_recorded_archives_are_read_row_by_row(real_data: Path) -> None:
-    archive = ExchangeArchive(real_data / "archive")
+    archive = ExchangeArchive(real_data / "archive", plain_id)
     for series, count in ((SPOT, 3 * 1440), (FUTURES, 40_320)):
         expected = []
         for path in sorted((real_data / "archive").rglob(f"{series.symbol.replace('/', '')}*.zip")):
@@ -211,7 +219,7 @@ class Served:
 
 
 async def test_over_http_it_is_the_same_as_from_the_folder(tmp_path: Path) -> None:
-    (month,) = months(SPOT, Span(START, START + 1))
+    (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
     write_archive(tmp_path / month.path, minutes(START, 31 * 1440), unit=1_000_000)
     write_day(tmp_path, 31)
     write_day(tmp_path, 33)
@@ -220,16 +228,16 @@ async def test_over_http_it_is_the_same_as_from_the_folder(tmp_path: Path) -> No
     bad.write_bytes(bad.read_bytes()[:-1])
     span = Span(START - 3600, START + 36 * DAY_S)
     async with Served(tmp_path) as served:
-        archive = ExchangeArchive(served.url)
+        archive = ExchangeArchive(served.url, plain_id)
         found = await all_of(archive, SPOT, span)
-        assert found == await all_of(ExchangeArchive(tmp_path), SPOT, span)
+        assert found == await all_of(ExchangeArchive(tmp_path, plain_id), SPOT, span)
         assert len(found) == 33 * 1440
         assert list(archive.quarantined) == [day_file(SPOT, 34).path]
 
 
 async def test_years_without_files_cost_few_requests_a_month(tmp_path: Path) -> None:
     async with Served(tmp_path) as served:
-        assert await all_of(ExchangeArchive(served.url), SPOT, Span(START, START + 360 * DAY_S)) == []
+        assert await all_of(ExchangeArchive(served.url, plain_id), SPOT, Span(START, START + 360 * DAY_S)) == []
         assert len(served.asked) <= 4 * 13
 
 
@@ -237,18 +245,18 @@ async def test_a_server_that_cannot_serve_is_an_upstream_error(tmp_path: Path) -
     async with Served(tmp_path) as served:
         served.answer = web.Response(status=503, headers={"Retry-After": "7"})
         with pytest.raises(UpstreamError, match="the archive answered 503") as failure:
-            await all_of(ExchangeArchive(served.url), SPOT, Span(START, START + DAY_S))
+            await all_of(ExchangeArchive(served.url, plain_id), SPOT, Span(START, START + DAY_S))
         assert (failure.value.status, failure.value.retry_after_s) == (503, 7.0)
         url = served.url
     with pytest.raises(UpstreamError, match="the archive does not send"):
-        await all_of(ExchangeArchive(url), SPOT, Span(START, START + DAY_S))
+        await all_of(ExchangeArchive(url, plain_id), SPOT, Span(START, START + DAY_S))
 
 
 async def test_a_file_that_has_no_end_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_ZIP_BYTES", 1000)
     write_day(tmp_path, 0)
     async with Served(tmp_path) as served:
-        archive = ExchangeArchive(served.url)
+        archive = ExchangeArchive(served.url, plain_id)
         assert await all_of(archive, SPOT, Span(START, START + DAY_S)) == []
         assert archive.quarantined == {day_file(SPOT, 0).path: "it is larger than 1000 bytes"}
 
@@ -262,7 +270,7 @@ async def test_the_simulated_exchanges_archive_has_its_rest_rows(name: str) -> N
     prefix = "fapi/v1" if series.market == "futures" else "api/v3"
     symbol = series.symbol.replace("/", "")
     async with SimServer(SimConfig(symbols=2, start=now)) as exchange, aiohttp.ClientSession() as http:
-        archive = ExchangeArchive(exchange.http_url)
+        archive = ExchangeArchive(exchange.http_url, plain_id)
         found = await all_of(archive, series, Span(START + 38 * DAY_S, now))
         assert archive.quarantined == {}
         assert found[-1].time == series.timeframe.shift(now // DAY_S * DAY_S, -1), "today's file is not there yet"
@@ -285,11 +293,11 @@ async def test_the_simulated_exchanges_archive_has_its_rest_rows(name: str) -> N
 
 async def test_a_month_of_the_simulated_exchange_appears_on_the_first_monday_after_it() -> None:
     hour = SeriesId.parse("binance:futures:BTC/USDT:1h")
-    (month,) = months(hour, Span(START, START + 1))
+    (month,) = months(hour, "BTCUSDT", Span(START, START + 1))
     monday = int(datetime(2024, 6, 3, tzinfo=UTC).timestamp())
     for now, there in ((monday - 10, False), (monday + 10, True)):
         async with SimServer(SimConfig(symbols=2, start=now)) as exchange, aiohttp.ClientSession() as http:
             async with http.get(f"{exchange.http_url}/{month.path}") as answer:
                 assert (answer.status == 200) == there
-            found = await all_of(ExchangeArchive(exchange.http_url), hour, Span(START, START + 31 * DAY_S))
+            found = await all_of(ExchangeArchive(exchange.http_url, plain_id), hour, Span(START, START + 31 * DAY_S))
             assert len(found) == 31 * 24, "its days are there before"

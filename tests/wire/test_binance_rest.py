@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -20,7 +20,7 @@ from klinesync.ingest import binance_rest
 from klinesync.ingest.binance_rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import BOTH_NEIGHBOURS, Errand, HistoryPage, Listing, Ticker, Urgency
+from klinesync.runtime.sources import BOTH_NEIGHBOURS, Errand, HistoryPage, Listing, ListingShelf, Ticker, Urgency
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")
@@ -56,6 +56,7 @@ class Exchange:
         self.tickers: object = []
         self.asked: list[dict[str, str]] = []
         self.asked_time = 0
+        self.most_rows = 10_000
 
     def _failure(self) -> web.StreamResponse | None:
         return self.failures.pop(0)() if self.failures else None
@@ -72,7 +73,7 @@ class Exchange:
         start, limit = int(request.query["startTime"]), int(request.query["limit"])
         end = int(request.query.get("endTime", 10**15))
         found = [item for item in self.rows if isinstance(item[0], int) and start <= item[0] <= end]
-        return web.json_response(found[:limit], headers=self.headers)
+        return web.json_response(found[: min(limit, self.most_rows)], headers=self.headers)
 
     async def day(self, request: web.Request) -> web.StreamResponse:
         self.asked.append({"tickers": request.path})
@@ -101,9 +102,26 @@ class Exchange:
         return web.json_response({"symbols": symbols})
 
 
+class Kept:
+    """The list of symbols that an earlier run has left: nobody needs to ask for it."""
+
+    def __init__(self, *symbols: str) -> None:
+        self.symbols = symbols
+        self.kept: dict[str, list[Listing]] = {}
+
+    async def load(self, market: str) -> list[Listing]:
+        return [Listing(f"{base}/USDT", f"{base}USDT", base, "USDT", "TRADING") for base in self.symbols]
+
+    async def keep(self, market: str, listings: Sequence[Listing]) -> None:
+        self.kept[market] = list(listings)
+
+
 @asynccontextmanager
 async def connected(
-    exchange: Exchange, monotonic: Callable[[], float] | None = None, timeout_s: float = 60.0
+    exchange: Exchange,
+    monotonic: Callable[[], float] | None = None,
+    timeout_s: float = 60.0,
+    shelf: ListingShelf | None = None,
 ) -> AsyncIterator[tuple[BinanceRest, dict[str, ExchangeClock]]]:
     app = web.Application()
     for prefix in ("/api/v3", "/fapi/v1"):
@@ -126,6 +144,7 @@ async def connected(
                     final_margin_s=2,
                     monotonic=monotonic or asyncio.get_running_loop().time,
                     rng=Random(1),
+                    shelf=shelf or Kept("BTC", "ETH"),
                 ),
                 clocks,
             )
@@ -190,7 +209,7 @@ async def test_history_is_read_page_by_page_to_its_end(series: SeriesId, page: i
         found = await history(rest, series)
     assert found == [candle(minute) for minute in range(2 * page + 1) if minute != 700]
     assert {asked["limit"] for asked in exchange.asked} == {str(page)}
-    assert len(exchange.asked) == 3
+    assert len(exchange.asked) == 4, "the last answer shows that nothing follows"
 
 
 @pytest.mark.parametrize("holes", [{5}, {5, 6, 7}, {998, 999, 1000, 1001}, {1000, 1003}])
@@ -202,6 +221,42 @@ async def test_a_hole_is_proven_empty_by_one_answer_also_where_a_page_ends(holes
         empty = {span for page in await pages(rest) for span in page.empty}
     minutes = {time // 60 for span in empty for time in range(span.start - START, span.end - START, 60)}
     assert minutes == holes
+
+
+async def test_history_goes_on_while_rows_come_though_an_exchange_gives_fewer_than_asked() -> None:
+    exchange = Exchange()
+    exchange.most_rows = 100
+    exchange.rows = [row(minute) for minute in range(700)]
+    exchange.now_ms = (START + 60 * 700) * 1000 + 500
+    async with connected(exchange) as (rest, _):
+        assert await history(rest) == [candle(minute) for minute in range(699)]
+        assert {asked["limit"] for asked in exchange.asked} == {"1000"}
+        exchange.asked.clear()
+        until = [page async for page in rest.history(SERIES, START, Errand(Urgency.DEEP), START + 250 * 60)]
+        assert until[-1].candles[-1] == candle(250)
+        assert len(exchange.asked) == 3, "the span is covered"
+
+
+async def test_a_row_with_other_columns_is_read_and_one_that_cannot_be_read_is_left_out_alone() -> None:
+    exchange = Exchange()
+    odd = [
+        [*row(1), "a new column", {}],
+        [*row(2)[:6], None, None, None],
+        row(3)[:6],
+        row(4, high=None),
+        row(5, high="x")[:9],
+        row(6, time=None),
+    ]
+    exchange.answer = lambda: web.json_response([row(0), *odd, row(7)])
+    async with connected(exchange) as (rest, clocks):
+        clocks["spot"].learn((START + 6000) * 1000, asyncio.get_running_loop().time())
+        (page,) = await pages(rest, until=START + 7 * 60)
+        assert page.candles == [candle(minute) for minute in (0, 1, 2, 3, 7)]
+        assert page.empty == [], "what cannot be read may have been anything"
+        assert rest.left_out == {("spot", "kline"): 3}
+        exchange.answer = lambda: web.json_response([row(0), row(1, high=None), row(3)])
+        (page,) = await pages(rest, until=START + 3 * 60)
+        assert page.empty == [Span(START + 120, START + 180)], "the row of minute 1 is there"
 
 
 async def test_a_bad_row_is_no_proof_of_emptiness_but_one_off_the_grid_is() -> None:
@@ -222,7 +277,7 @@ async def test_bad_rows_are_quarantined_and_counted_and_the_others_kept() -> Non
     exchange.now_ms = (START + 6000) * 1000
     async with connected(exchange) as (rest, _):
         assert await history(rest) == [candle(0), candle(3)]
-        assert rest.quarantined == 4
+        assert rest.left_out.total() == 4
 
 
 async def test_a_page_that_is_not_what_was_asked_for_ends_the_reading() -> None:
@@ -425,6 +480,7 @@ async def test_an_exchange_that_is_not_there_is_an_error_of_the_exchange() -> No
             {"spot": ExchangeClock(), "futures": ExchangeClock()},
             final_margin_s=2,
             monotonic=lambda: 0.0,
+            shelf=Kept("BTC"),
         )
         with pytest.raises(UpstreamError, match="cannot be reached"):
             await history(gone)
@@ -525,7 +581,7 @@ async def test_deep_pages_ask_no_time_and_where_holes_bring_them_up_to_now_their
         clocks["spot"].learn((START + 60 * 3090) * 1000, now_s)
         now_s = 602.0
         found = await history(rest)
-    assert [len(exchange.asked), exchange.asked_time] == [2, 1]
+    assert [len(exchange.asked), exchange.asked_time] == [1, 1], "nothing can follow"
     assert found == [candle(minute) for minute in (*range(900), *range(3000, 3100))]
 
 
@@ -661,7 +717,7 @@ async def test_many_bad_rows_of_a_series_are_one_line_in_the_log(caplog: pytest.
     with caplog.at_level(logging.WARNING):
         async with connected(exchange) as (rest, _):
             await history(rest)
-            assert rest.quarantined == 500
+            assert rest.left_out.total() == 500
     assert caplog.text.count("is quarantined") == 1
 
 
@@ -672,8 +728,8 @@ async def test_the_list_of_symbols_is_kept_as_long_as_the_caller_likes_and_asked
     async with connected(exchange, lambda: now_s) as (rest, _):
         first, *others = await asyncio.gather(*(rest.listings("futures", 60.0) for _ in range(5)))
         assert first == {
-            "BTC/USDT": Listing("BTC/USDT", "BTCUSDT", "BTC", "USDT", "TRADING", START + 7),
-            "OLD/USDT": Listing("OLD/USDT", "OLDUSDT", "OLD", "USDT", "PENDING_TRADING", None),
+            "BTC/USDT": Listing("BTC/USDT", "BTCUSDT", "BTC", "USDT", "TRADING", START + 7, "perpetual"),
+            "OLD/USDT": Listing("OLD/USDT", "OLDUSDT", "OLD", "USDT", "PENDING_TRADING", None, "perpetual"),
         }
         assert others == [first] * 4
         now_s = 59.0
@@ -703,7 +759,7 @@ async def test_knows_falls_back_on_an_older_list_and_looks_again_for_what_a_list
     exchange = Exchange()
     now_s = 0.0
     other = SeriesId.parse("binance:spot:ETH/USDT:1m")
-    async with connected(exchange, lambda: now_s) as (rest, _):
+    async with connected(exchange, lambda: now_s, shelf=Kept()) as (rest, _):
         exchange.failures = [failure(403)]
         with pytest.raises(UpstreamError):
             await rest.knows(SERIES)
@@ -728,7 +784,8 @@ async def test_tickers_are_told_as_numbers_and_those_that_are_none_left_out() ->
     exchange.tickers = [ticker, ticker | {"symbol": "ODD", "quoteVolume": "NaN"}, ticker | {"lastPrice": "inf"}]
     async with connected(exchange) as (rest, _):
         assert await rest.tickers("futures") == [Ticker("BTCUSDT", 65000.10, 1e9, -1.25)]
-        exchange.tickers = [ticker | {"lastPrice": None}]
+        assert rest.left_out == {("futures", "ticker"): 2}
+        exchange.tickers = {}
         with pytest.raises(UpstreamError, match="cannot be understood"):
             await rest.tickers("spot")
     assert exchange.asked == [{"tickers": "/fapi/v1/ticker/24hr"}, {"tickers": "/api/v3/ticker/24hr"}]

@@ -16,13 +16,13 @@ from aiohttp import web
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_ws
-from klinesync.ingest.binance_ws import BinanceConnection
+from klinesync.ingest.binance_ws import BinanceConnection, Symbols
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import KlineEvent, StreamCallbacks
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import running_service
-from upstream import until
+from upstream import plain, until
 
 T = TypeVar("T")
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -70,6 +70,16 @@ class Exchange:
         return request["method"], request["params"]
 
 
+class Plain:
+    """Symbols as their pairs are written, all of them listed."""
+
+    def symbol_id_now(self, series: SeriesId) -> str | None:
+        return plain(series)
+
+    async def symbol_id(self, series: SeriesId) -> str:
+        return plain(series)
+
+
 @dataclass
 class Heard:
     """What a connection told."""
@@ -91,6 +101,7 @@ async def connected(
     *wanted: SeriesId,
     clock: ExchangeClock | None = None,
     event: Callable[[KlineEvent], None] | None = None,
+    symbols: Symbols | None = None,
 ) -> AsyncIterator[tuple[BinanceConnection, Heard]]:
     app = web.Application()
     app.router.add_get("/stream", exchange.serve)
@@ -100,7 +111,9 @@ async def connected(
     heard = Heard()
     async with HttpClient() as session:
         url = f"ws://127.0.0.1:{runner.addresses[0][1]}/stream"
-        connection = BinanceConnection(session, url, heard.callbacks(event), rng=random.Random(1), clock=clock)
+        connection = BinanceConnection(
+            session, url, heard.callbacks(event), rng=random.Random(1), symbols=symbols or Plain(), clock=clock
+        )
         for series in wanted:
             connection.want(series)
         task = exchange.task = asyncio.create_task(connection.run())

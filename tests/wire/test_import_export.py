@@ -27,6 +27,7 @@ from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
 from processes import klinesync, running
 from running_service import running_service
+from upstream import plain_id
 
 START = 1_714_521_600  # a midnight
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -449,7 +450,7 @@ async def test_a_backfill_brings_what_is_missing_and_a_second_one_nothing(tmp_pa
             assert facts["missing"] == 0
             brought.append(facts["candles"])
         assert brought[1] == 0 < 2 * 1440 <= brought[0]
-        archive = await all_of(ExchangeArchive(exchange.http_url), SERIES, days(36, 38))
+        archive = await all_of(ExchangeArchive(exchange.http_url, plain_id), SERIES, days(36, 38))
         assert stored(store) == archive
         other = tmp_path / "other.sqlite"
         status, _, err = await asyncio.to_thread(
@@ -474,7 +475,7 @@ async def test_rows_that_are_read_here_go_through_a_service(store: Path) -> None
         assert status == 1, "the last three and a half days have not been yet"
         assert "are still missing" in err
         assert "1440 candles brought" in out
-        assert stored(store) == await all_of(ExchangeArchive(exchange.http_url), SERIES, days(39, 40))
+        assert stored(store) == await all_of(ExchangeArchive(exchange.http_url, plain_id), SERIES, days(39, 40))
 
 
 def test_recorded_files_come_in_exactly(real_data: Path, store: Path, run: Run) -> None:
@@ -482,7 +483,7 @@ def test_recorded_files_come_in_exactly(real_data: Path, store: Path, run: Run) 
     done = run("import", *paths, "--json")
     assert done.status == 0
     assert sum(int(str(file["new"])) for file in done.files) == 130_708 + 3 * 1440 + 40_320
-    archive = ExchangeArchive(real_data / "archive")
+    archive = ExchangeArchive(real_data / "archive", plain_id)
     expected = asyncio.run(all_of(archive, SERIES)) + asyncio.run(all_of(FreqtradeFiles(real_data / "spot"), SERIES))
     assert stored(store) == expected
     link = SeriesId.parse("binance:futures:LINK/USDT:1m")

@@ -28,7 +28,7 @@ from klinesync.runtime.proxies import Proxies, Proxy
 from klinesync.sim.server import SimConfig, SimServer
 from outgoing import forward_proxy, signpost, tls_front
 from processes import running, serve_arguments
-from upstream import PATIENCE_S
+from upstream import PATIENCE_S, plain_id
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 # Names whose encoding fails, a host that is not there, a path, and nothing at all.
@@ -73,7 +73,7 @@ async def test_a_handshake_that_is_redirected_fails_and_says_where_it_pointed() 
 async def test_the_archive_and_the_clients_of_the_service_follow_no_redirect() -> None:
     async with signpost(307) as post:
         with pytest.raises(UpstreamError, match=r"answered 307.*and points to"):
-            async for _ in ExchangeArchive(post.url).pages(SERIES, Span(1_700_000_000, 1_700_086_400)):
+            async for _ in ExchangeArchive(post.url, plain_id).pages(SERIES, Span(1_700_000_000, 1_700_086_400)):
                 pass
         async with service_client(post.url, "a token of sixteen characters") as service:
             with pytest.raises(ServiceError, match="answers 307 and points to"):
@@ -103,7 +103,7 @@ async def test_rest_streams_and_archive_go_through_the_proxy_of_the_environment(
                 assert "btcusdt@kline_1m" in frame.data
                 await socket.close()
             end = exchange.now_ms() // 86_400_000 * 86_400
-            archive = ExchangeArchive("http://archive.exchange.test", proxies=proxies)
+            archive = ExchangeArchive("http://archive.exchange.test", plain_id, proxies=proxies)
             days = [page async for page in archive.pages(SERIES, Span(end - 2 * 86_400, end - 86_400))]
             assert sum(map(len, days)) == 1440
             hosts = {line.split(" ")[1].split("/")[2] for line in proxy.asked}

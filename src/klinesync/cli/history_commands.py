@@ -22,13 +22,14 @@ from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
-from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries
+from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.indicator_names import parse_indicators
-from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
+from klinesync.ingest.binance_decode import EXCHANGE
+from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_source import CcxtSource
 from klinesync.market.runtime_builder import history_shelves, kept_from, ledger_step
@@ -38,13 +39,15 @@ from klinesync.market_data.history.exporting import EVER, export
 from klinesync.market_data.history.files import BadFile
 from klinesync.market_data.history.importing import Manner, Now, Put, import_files, sentence, stoppable
 from klinesync.market_data.history.planning import Imported, ImportFile, plan
+from klinesync.market_data.history.sources import SymbolId
+from klinesync.market_data.listings import StoredListings
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import Errand, Urgency
+from klinesync.runtime.sources import Errand, ListingShelf, Urgency
 from klinesync.storage.database import CandleStore
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase
@@ -262,16 +265,18 @@ async def _backfill_store(
 
     async with (
         _open_store(flags, derived, "backfill") as (database, pipeline),
-        _rest(flags, series, clocks) as rest,
+        _rest(flags, series, clocks, StoredListings(database, EXCHANGE)) as rest,
         asyncio.TaskGroup() as group,
     ):
+        shelves = history_shelves(flags, _archive_names(rest)) if files else []
+        await _check_listed(rest, series, needed=not shelves)
         service = BackfillService(
             history=rest.history,
             pipeline=pipeline,
             database=database,
             watch=_NobodyWatches(),
             rng=random.Random(),  # noqa: S311  # jitter, not a secret
-            shelves=history_shelves(flags) if files else (),
+            shelves=shelves,
             covers=lambda one: one.exchange == series.exchange,
             kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
             now_s=exchange_s,
@@ -337,10 +342,42 @@ def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None
         return _rest_pages(flags, series, span)
     if source == "freqtrade":
         flags = flags.model_copy(update={"market_history_source": "freqtrade"})
-    shelf = next((shelf for shelf in history_shelves(flags) if shelf.name == source), None)
-    if shelf is None:
-        raise BadFlag(_SHELF_FLAGS[source], f"it is needed for --source {source}")
-    return shelf.files.pages(series, span)
+    return _file_pages(flags, series, span, source)
+
+
+async def _file_pages(
+    flags: RuntimeFlags, series: SeriesId, span: Span, source: str
+) -> AsyncGenerator[list[Candle], None]:
+    async with _rest(flags, series, {"spot": ExchangeClock(), "futures": ExchangeClock()}) as rest:
+        shelves = history_shelves(flags, _archive_names(rest))
+        shelf = next((shelf for shelf in shelves if shelf.name == source), None)
+        if shelf is None:
+            raise BadFlag(_SHELF_FLAGS[source], f"it is needed for --source {source}")
+        async with aclosing(shelf.files.pages(series, span)) as pages:
+            async for page in pages:
+                yield page
+
+
+def _archive_names(rest: BinanceRest | CcxtSource) -> SymbolId:
+    """The exchange's names of symbols, as an archive asks for them. Of ccxt's exchanges there is no archive."""
+
+    async def symbol_id(series: SeriesId) -> str | None:
+        return await rest.symbol_id(series) if isinstance(rest, BinanceRest) else None
+
+    return symbol_id
+
+
+async def _check_listed(rest: BinanceRest | CcxtSource, series: SeriesId, *, needed: bool) -> None:
+    """Raises `UnknownSeries` for a series that its exchange does not list, and `UpstreamError` when it cannot be asked
+    and there is nothing else to read from (`needed`)."""
+    try:
+        why = await rest.refusal(series)
+    except UpstreamError:
+        if needed:
+            raise
+        return
+    if why is not None:
+        raise UnknownSeries(str(series), why)
 
 
 async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
@@ -359,9 +396,14 @@ async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> Asyn
 
 @contextlib.asynccontextmanager
 async def _rest(
-    flags: RuntimeFlags, series: SeriesId, clocks: Mapping[str, ExchangeClock]
+    flags: RuntimeFlags,
+    series: SeriesId,
+    clocks: Mapping[str, ExchangeClock],
+    listings: ListingShelf | None = None,
 ) -> AsyncIterator[BinanceRest | CcxtSource]:
-    """The REST of the series' exchange, which teaches `clocks`. Raises `UnknownSeries` when there is none."""
+    """The REST of the series' exchange, which teaches `clocks`; `listings` keeps its symbols.
+
+    Raises `UnknownSeries` when there is none."""
     monotonic = asyncio.get_running_loop().time
     rng = random.Random()  # noqa: S311  # jitter, not a secret
     if series.exchange != EXCHANGE:
@@ -390,6 +432,7 @@ async def _rest(
             monotonic=monotonic,
             share=flags.binance_rest_weight_share,
             rng=rng,
+            shelf=listings,
         )
 
 

@@ -42,6 +42,8 @@ def _sim_arguments(sim: argparse.ArgumentParser) -> None:
     sim.add_argument("--port", type=port, default=0, help="port to listen on (default: a free one)")
     _add_exchange(sim)
     sim.add_argument("--start", type=time_of, metavar="TIME", help="the exchange's time at the start")
+    sim.add_argument("--contracts", action="store_true", help="generator: list quarterlies and other futures, too")
+    sim.add_argument("--odd-symbols", action="store_true", help="exchangeInfo has items that no client expects")
     sim.add_argument("--faults", type=Path, metavar="FILE", help="faults in force from the start: a JSON list")
 
 
@@ -135,6 +137,8 @@ async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
         speed=arguments.speed,
         data=arguments.data,
         symbols=arguments.symbols,
+        contracts=arguments.contracts,
+        odd_symbols=arguments.odd_symbols,
         start=arguments.start,
         faults=() if arguments.faults is None else _fault_script(arguments.faults),
     )

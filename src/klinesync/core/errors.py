@@ -128,3 +128,12 @@ class UpstreamError(Transient):
         self.retry_after_s = retry_after_s
         self.cause = cause
         super().__init__(what)
+
+
+class NotListed(UpstreamError):
+    """The exchange does not list the symbol: it has nothing of the series, and is not asked for it."""
+
+    code = "unknown_series"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, 400)

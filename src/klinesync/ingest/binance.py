@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
+from klinesync.core.errors import NotListed
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
@@ -46,6 +47,7 @@ class BinanceSource:
             self._ws_urls[market] + PATHS[market],
             callbacks,
             rng=self._rng,
+            symbols=self._rest,
             market=market,
             clock=self._clocks[market],
             counts=self.stream_counts[market],
@@ -69,6 +71,21 @@ class BinanceSource:
     async def knows(self, series: SeriesId) -> bool:
         """Whether the exchange lists the symbol. Raises `UpstreamError`."""
         return await self._rest.knows(series)
+
+    async def refusal(self, series: SeriesId) -> str | None:
+        """Why the series cannot be had; None when the exchange lists its symbol. Raises `UpstreamError`."""
+        return await self._rest.refusal(series)
+
+    def left_out(self) -> Mapping[tuple[str, str], int]:
+        """Items of answers that could not be used, by market and kind."""
+        return self._rest.left_out
+
+    async def symbol_id(self, series: SeriesId) -> str | None:
+        """The exchange's name of the series' symbol; None when it is not listed. Raises `UpstreamError`."""
+        try:
+            return await self._rest.symbol_id(series)
+        except NotListed:
+            return None
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
         """What that market lists, by our symbol. Raises `UpstreamError`."""

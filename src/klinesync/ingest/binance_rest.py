@@ -10,36 +10,47 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, pairwise
-from math import isfinite
 from typing import TypeVar
 
 import aiohttp
-import msgspec
 
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.dates import date_text
-from klinesync.core.errors import BadCandle, UpstreamError
+from klinesync.core.errors import BadCandle, NotListed, UpstreamError
 from klinesync.core.finality import LATER_ROWS, final_end
 from klinesync.core.gaps import Span, missing_spans
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest.binance_decode import (
+    EXCHANGE,
+    BadAnswer,
+    Klines,
+    LeftOut,
+    Row,
+    decode_klines,
+    decode_listings,
+    decode_problem,
+    decode_tickers,
+    decode_time,
+)
+from klinesync.ingest.binance_symbols import SymbolTable, coin_margined
 from klinesync.ingest.rest_gate import RestGate
 from klinesync.ingest.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
-from klinesync.runtime.sources import Errand, HistoryPage, Listing, RestContact, Ticker, Urgency
+from klinesync.runtime.sources import Errand, HistoryPage, Listing, ListingShelf, RestContact, Ticker, Urgency
 
 Decoded = TypeVar("Decoded")
 Found = TypeVar("Found")
 log = logging.getLogger(__name__)
 
-EXCHANGE = "binance"
 TIMEOUT_S = 10.0
 # A request that was not answered, or with the server's error, is repeated so often, after so long, then twice as long.
 RETRIES = 2
@@ -68,45 +79,6 @@ LOG_EVERY_S = 60.0
 
 NOT_LISTED_BEFORE = "the exchange lists the symbol only since then, and its first row is not before it"
 
-# [open time, open, high, low, close, volume, close time, quote volume, trades, taker base, taker quote, ignored]
-Row = tuple[int, float, float, float, float, float, int, float, int, float, float, str]
-_rows = msgspec.json.Decoder(list[Row], strict=False)
-
-
-class _Time(msgspec.Struct):
-    serverTime: int  # noqa: N815  # the exchange's name
-
-
-class _Symbol(msgspec.Struct):
-    symbol: str
-    status: str
-    baseAsset: str  # noqa: N815  # the exchange's name
-    quoteAsset: str  # noqa: N815  # the exchange's name
-    contractType: str = ""  # noqa: N815  # the exchange's name
-    onboardDate: int | None = None  # noqa: N815  # the exchange's name
-
-
-class _Info(msgspec.Struct):
-    symbols: list[_Symbol]
-
-
-class _Ticker(msgspec.Struct):
-    symbol: str
-    lastPrice: float  # noqa: N815  # the exchange's name
-    quoteVolume: float  # noqa: N815  # the exchange's name
-    priceChangePercent: float  # noqa: N815  # the exchange's name
-
-
-class _Problem(msgspec.Struct):
-    code: int = 0
-    msg: str = ""
-
-
-_time = msgspec.json.Decoder(_Time)
-_info = msgspec.json.Decoder(_Info)
-_tickers = msgspec.json.Decoder(list[_Ticker], strict=False)
-_problem = msgspec.json.Decoder(_Problem)
-
 
 @dataclass(frozen=True, slots=True)
 class MarketRoutes:
@@ -128,11 +100,6 @@ def market_routes(spot_url: str, futures_url: str) -> dict[str, MarketRoutes]:
     }
 
 
-def symbol_name(series: SeriesId) -> str:
-    """The exchange's name of the series' symbol: `BTC/USDT` is `BTCUSDT`."""
-    return series.symbol.partition(":")[0].replace("/", "")
-
-
 @dataclass(frozen=True, slots=True)
 class _Page:
     """One answer to klines, at most `limit` rows.
@@ -141,7 +108,7 @@ class _Page:
     clock proves anything. `estimate_ms`: what time it seemed to be then; None where nothing was known.
     """
 
-    rows: list[Row]
+    klines: Klines
     limit: int
     final_ms: int | None
     estimate_ms: int | None
@@ -149,10 +116,10 @@ class _Page:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """A list of symbols, by ours, and when it came (monotonic)."""
+    """A list of symbols, and when it came (monotonic); one that was kept over a restart came at no time."""
 
     at_s: float
-    symbols: Mapping[str, Listing]
+    table: SymbolTable
 
 
 class _Passing(UpstreamError):
@@ -163,7 +130,9 @@ class BinanceRest:
     """The REST client of both markets. `clocks` learns the exchange's time from it.
 
     `share`: how much of an address' weight we use at most; `rng` spreads what is repeated, by default the same way
-    every time. `quarantined` counts the rows that are no candles.
+    every time. `shelf` keeps the lists of symbols over a restart.
+
+    `left_out` counts items of answers that were left out, by market and kind: `kline`, `symbol`, `ticker`.
     """
 
     def __init__(
@@ -176,6 +145,7 @@ class BinanceRest:
         monotonic: Callable[[], float],
         share: float = SHARE,
         rng: random.Random | None = None,
+        shelf: ListingShelf | None = None,
     ) -> None:
         self._session = session
         self._routes = routes
@@ -186,13 +156,15 @@ class BinanceRest:
         self._rng = rng or random.Random(EXCHANGE)  # noqa: S311  # jitter, not a secret
         self._gates: dict[str, RestGate] = {}
         self._contacts: dict[str, RestContact] = {}
+        self._shelf = shelf
+        self._shelf_read: set[str] = set()
         self._listed: dict[str, _Listed] = {}
         self._listing: dict[str, SingleFlight[_Listed]] = {market: SingleFlight() for market in routes}
         self._not_listed: dict[str, tuple[float, UpstreamError]] = {}
         self._time_errands: dict[str, Errand] = {}
         self._time: dict[str, SingleFlight[None]] = {market: SingleFlight() for market in routes}
         self._log_limit = LogLimit(LOG_EVERY_S)
-        self.quarantined = 0
+        self.left_out: Counter[tuple[str, str]] = Counter()
 
     def status(self) -> dict[str, RestStatus]:
         """How the REST of each market stands that was asked anything."""
@@ -224,7 +196,7 @@ class BinanceRest:
             async with gate.turn(question, WEIGHTS[market].time) as turn:
                 clock.asking(self._monotonic())
                 body = await self._send(turn, market, "time", {}, MAX_PAGE_BYTES)
-                clock.answered(self._decode(market, _time, body, "time").serverTime, self._monotonic())
+                clock.answered(self._decode(market, decode_time, body, "time"), self._monotonic())
 
         async def fetch() -> None:
             try:
@@ -236,43 +208,77 @@ class BinanceRest:
         await self._time[market].get(fetch)
 
     async def knows(self, series: SeriesId) -> bool:
-        """Whether the exchange lists the series' symbol. Raises `UpstreamError` when it never told its list.
+        """Whether the exchange lists the series' symbol. Raises `UpstreamError` when it never told its list."""
+        return await self.refusal(series) is None
+
+    async def refusal(self, series: SeriesId) -> str | None:
+        """Why the series cannot be had, as a sentence; None when the exchange lists its symbol.
 
         A list is good for an hour, one without the symbol for a minute; an older one when the exchange cannot be
-        asked.
+        asked. Raises `UpstreamError` when there is none at all.
         """
         market = series.market
         if series.exchange != EXCHANGE or market not in self._routes:
-            return False
+            return f"{series.exchange} has no market {market}"
+        if (why := coin_margined(series)) is not None:
+            return why
+        table = await self._kept(market)
         try:
-            symbols = await self.listings(market, LISTINGS_TTL_S)
-            if series.symbol not in symbols:
-                symbols = await self.listings(market, UNLISTED_TTL_S)
+            table = await self._table(market, LISTINGS_TTL_S)
+            if table.symbol_id(series.symbol) is None:
+                table = await self._table(market, UNLISTED_TTL_S)
         except UpstreamError as error:
-            listed = self._listed.get(market)
-            if listed is None:
+            if table is None:
                 raise
             self._warn(market, f"the {market} market cannot be asked for its symbols, an older list is used: {error}")
-            symbols = listed.symbols
-        return series.symbol in symbols
+        if table.symbol_id(series.symbol) is None:
+            return f"{EXCHANGE} lists no such symbol on its {market} market"
+        return None
+
+    async def symbol_id(self, series: SeriesId) -> str:
+        """The exchange's name of the series' symbol. Raises `NotListed`, and `UpstreamError` when its list cannot be
+        had."""
+        table = await self._kept(series.market)
+        found = None if table is None else table.symbol_id(series.symbol)
+        if found is None:
+            why = await self.refusal(series)
+            found = self.symbol_id_now(series)
+            if why is not None or found is None:
+                raise NotListed(f"{series}: {why or 'the exchange lists it no more'}")
+        return found
+
+    def symbol_id_now(self, series: SeriesId) -> str | None:
+        """The exchange's name of the series' symbol by the newest list that there is; None when it is not in it."""
+        listed = self._listed.get(series.market)
+        return None if listed is None else listed.table.symbol_id(series.symbol)
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What the market lists, by our symbol, as it told at most `max_age_s` ago; of futures the perpetual ones.
-        Raises `UpstreamError`."""
+        """What the market lists, by our symbol, as it told at most `max_age_s` ago. Raises `UpstreamError`."""
+        return (await self._table(market, max_age_s)).by_name
+
+    async def _table(self, market: str, max_age_s: float) -> SymbolTable:
         listed = self._listed.get(market)
         if listed is None or self._monotonic() - listed.at_s > max_age_s:
             listed = await self._listing[market].get(partial(self._ask_listings, market))
-        return listed.symbols
+        return listed.table
+
+    async def _kept(self, market: str) -> SymbolTable | None:
+        """The newest list that there is, however old; None when there is none. Asks nobody."""
+        if market not in self._listed and self._shelf is not None and market not in self._shelf_read:
+            self._shelf_read.add(market)
+            listings = await self._shelf.load(market)
+            if listings and market not in self._listed:
+                self._listed[market] = _Listed(float("-inf"), SymbolTable(listings))
+        listed = self._listed.get(market)
+        return None if listed is None else listed.table
 
     async def tickers(self, market: str) -> Sequence[Ticker]:
         """The last 24 hours of every symbol, asked now. Those that are no finite numbers are left out. Raises
         `UpstreamError`."""
         body = await self._ask(market, "ticker/24hr", WEIGHTS[market].tickers, MAX_LIST_BYTES)
-        return [
-            Ticker(one.symbol, one.lastPrice, one.quoteVolume, one.priceChangePercent)
-            for one in self._decode(market, _tickers, body, "ticker/24hr")
-            if isfinite(one.lastPrice) and isfinite(one.quoteVolume) and isfinite(one.priceChangePercent)
-        ]
+        tickers, left_out = self._decode(market, decode_tickers, body, "ticker/24hr")
+        self._leave_out(market, "ticker", left_out)
+        return tickers
 
     async def history(
         self, series: SeriesId, start: int, errand: Errand, until: int | None = None
@@ -283,42 +289,48 @@ class BinanceRest:
         Bad rows are quarantined: left out, counted and logged. Raises `UpstreamError`; nothing of a page that cannot
         be what was asked for is yielded.
         """
-        frame = series.timeframe
-        first, asked = True, False
+        frame, symbol_id = series.timeframe, await self.symbol_id(series)
+        first, overlaps, asked = True, False, False
         while until is None or start <= until:
             if not asked and self._needs_time(series, start, until):
                 asked = await self._try_time(series.market, errand)
-            page = await self._page(series, start, until, errand)
-            rows = page.rows
-            if not rows:
-                return
-            end = final_end(frame, [row[0] // 1000 for row in rows], page.final_ms, self._final_margin_ms)
+            page = await self._page(series, symbol_id, start, until, errand)
+            times = page.klines.times
+            if not times:
+                return  # nothing follows
             # Rows behind `until` were asked for as proof alone.
-            last = frame.floor(rows[-1][0] // 1000)
+            last = frame.floor(times[-1] // 1000)
+            if overlaps and last <= start:
+                return  # nothing follows the row that pages overlap by
+            end = final_end(frame, [time_ms // 1000 for time_ms in times], page.final_ms, self._final_margin_ms)
             reached = until is not None and until < end
             if until is not None:
                 end = min(end, frame.next(until))
             # What is not final does not prove a hole before it either: it is not stored.
-            final = [row for row in rows if row[0] < end * 1000]
-            candles = self._sound(series, final)
+            final = [time_ms for time_ms in times if time_ms < end * 1000]
+            candles = self._sound(series, [row for row in page.klines.rows if row[0] < end * 1000])
             # A row that is no candle still says that there is something; one off the grid leaves its minute uncovered.
-            shown = [row[0] // 1000 for row in final if row[0] % 1000 == 0 and frame.is_open(row[0] // 1000)]
-            if first and final and series.market == "futures" and frame.floor(rows[0][0] // 1000) > start:
-                unlisted = await self._before_listing(series, start, rows[0][0] // 1000)
+            shown = [time_ms // 1000 for time_ms in final if time_ms % 1000 == 0 and frame.is_open(time_ms // 1000)]
+            if first and final and series.market == "futures" and frame.floor(times[0] // 1000) > start:
+                unlisted = await self._before_listing(series, start, times[0] // 1000)
                 if unlisted is not None:
                     # With the candle behind it, so that what is written is a hole with its proof.
                     yield HistoryPage(candles[:1], [unlisted], NOT_LISTED_BEFORE)
-            empty = missing_spans(frame, shown[0], shown[-1], shown) if shown else []
+            empty = missing_spans(frame, shown[0], shown[-1], shown) if shown and not page.klines.blind else []
             if candles or empty:
                 yield HistoryPage(candles, empty)
             first = first and not final
+            # Fewer rows than were asked for do not show the end: an exchange may give fewer than it says. What would
+            # follow the newest row has not ended, or an answer without anything new shows it.
             now_ms = page.estimate_ms
+            follows = self._is_late(page) or now_ms is None or now_ms >= frame.next(frame.next(last)) * 1000
             ends_now = now_ms is not None and last * 1000 <= now_ms < frame.next(last) * 1000
-            full = len(rows) >= page.limit and not ends_now
-            if reached or (not full and end > last):
+            full = page.klines.count >= page.limit and not ends_now
+            if reached or (not follows and end > last):
                 return
             progress = shown[-1] if shown else start
-            if progress <= start or not full:
+            overlaps = progress > start
+            if progress <= start or not (full or follows):
                 # A newer stamp may prove the rows that are left: again from the newest one that is final.
                 if asked or not self._is_late(page):
                     return
@@ -331,7 +343,7 @@ class BinanceRest:
 
     # Pages of klines.
 
-    async def _page(self, series: SeriesId, start: int, until: int | None, errand: Errand) -> _Page:
+    async def _page(self, series: SeriesId, symbol_id: str, start: int, until: int | None, errand: Errand) -> _Page:
         """One page of rows from `start` on; with `until` up to that, and the rows that prove it where no clock does."""
         market, gate, clock = series.market, self._gate(series.market), self._clocks[series.market]
         weights = WEIGHTS[market]
@@ -339,7 +351,7 @@ class BinanceRest:
             until = series.timeframe.shift(until, LATER_ROWS)
         limit = weights.page_size(self._expected(series, start, until), self._routes[market].page)
         params = {
-            "symbol": symbol_name(series),
+            "symbol": symbol_id,
             "interval": series.timeframe.code,
             "startTime": str(start * 1000),
             "limit": str(limit),
@@ -353,10 +365,11 @@ class BinanceRest:
                 final_ms, estimate_ms = clock.final_ms(now_s), clock.estimate_ms(now_s)
                 errand.begun = True
                 body = await self._send(turn, market, "klines", params, MAX_PAGE_BYTES)
-            return _Page(self._decode(market, _rows, body, "klines"), limit, final_ms, estimate_ms)
+            return _Page(self._decode(market, decode_klines, body, "klines"), limit, final_ms, estimate_ms)
 
         page = await self._repeat(gate, errand, ask)
         self._check_page(series, page, start, until)
+        self._leave_out(market, "kline", page.klines.left_out, series)
         return page
 
     def _expected(self, series: SeriesId, start: int, until: int | None) -> int | None:
@@ -392,7 +405,7 @@ class BinanceRest:
     def _is_late(self, page: _Page) -> bool:
         """Whether the exchange's time, asked now, might prove more of a page: nothing was known of it, or a row opens
         later than what was known."""
-        return page.estimate_ms is None or page.rows[-1][0] > page.estimate_ms
+        return page.estimate_ms is None or page.klines.times[-1] > page.estimate_ms
 
     async def _try_time(self, market: str, errand: Errand) -> bool:
         """Ask for the exchange's time; whether it was told. Without it two later rows alone prove."""
@@ -411,19 +424,21 @@ class BinanceRest:
 
     def _check_page(self, series: SeriesId, page: _Page, start: int, until: int | None) -> None:
         """Raises `UpstreamError` when the rows cannot be what was asked for."""
-        rows = page.rows
-        if not rows:
+        times = page.klines.times
+        if not times:
+            if page.klines.count:
+                raise self._nonsense(series.market, "the answer to klines cannot be understood: no row has a time")
             return
-        if rows[0][0] < start * 1000 or not _ascending(rows):
+        if times[0] < start * 1000 or not _ascending(times):
             raise self._nonsense(
                 series.market, f"{series}: a page of klines from {date_text(start)} on is not in order"
             )
-        if len(rows) > page.limit or (until is not None and rows[-1][0] > until * 1000):
+        if page.klines.count > page.limit or (until is not None and times[-1] > until * 1000):
             raise self._nonsense(
                 series.market, f"{series}: a page of klines from {date_text(start)} on is more than was asked for"
             )
         known_ms = self._clocks[series.market].estimate_ms(self._monotonic())
-        if known_ms is not None and rows[-1][0] > known_ms + LONGEST_AHEAD_MS:
+        if known_ms is not None and times[-1] > known_ms + LONGEST_AHEAD_MS:
             raise self._nonsense(
                 series.market, f"{series}: a page of klines from {date_text(start)} on lies in the future"
             )
@@ -448,9 +463,9 @@ class BinanceRest:
             try:
                 if row[0] % 1000:
                     raise BadCandle(row[0] / 1000, "its time is no whole second")
-                candles.append(check_candle(Candle(row[0] // 1000, *row[1:6]), series.timeframe))
+                candles.append(check_candle(Candle(row[0] // 1000, *row[1:]), series.timeframe))
             except BadCandle as error:
-                self.quarantined += 1
+                self.left_out[series.market, "kline"] += 1
                 self._warn(series, f"{series}: a REST row is quarantined: {error}")
         return candles
 
@@ -462,12 +477,17 @@ class BinanceRest:
             raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
         try:
             body = await self._ask(market, "exchangeInfo", WEIGHTS[market].exchange_info, MAX_LIST_BYTES)
-            info = self._decode(market, _info, body, "exchangeInfo")
+            listings, left_out = self._decode(market, partial(decode_listings, market), body, "exchangeInfo")
         except UpstreamError as error:
             self._not_listed[market] = (self._monotonic(), error)
             raise
-        listings = (_listing(item) for item in info.symbols if _perpetual(item))
-        listed = self._listed[market] = _Listed(self._monotonic(), {one.symbol: one for one in listings})
+        table = SymbolTable(listings)
+        for listing in table.ambiguous:
+            left_out.add(f"{listing.symbol_id}: more than one symbol is named {listing.symbol}, or like it")
+        self._leave_out(market, "symbol", left_out)
+        listed = self._listed[market] = _Listed(self._monotonic(), table)
+        if self._shelf is not None:
+            await self._shelf.keep(market, list(table.by_name.values()))
         return listed
 
     # Requests.
@@ -529,7 +549,7 @@ class BinanceRest:
             return body
         gate.count_error(status)
         kind = _Passing if status >= 500 or retry_after_s is not None else UpstreamError
-        reason = f"{url} answered {status}{elsewhere}: {_problem_text(body)}"
+        reason = f"{url} answered {status}{elsewhere}: {decode_problem(body)}"
         raise self._failed(market, kind(reason, status, retry_after_s))
 
     def _failed(self, market: str, error: UpstreamError) -> UpstreamError:
@@ -537,13 +557,20 @@ class BinanceRest:
         self._contacts[market] = replace(self.contact(market), failure=str(error), status=error.status)
         return error
 
-    def _decode(self, market: str, decoder: msgspec.json.Decoder[Decoded], body: bytes, name: str) -> Decoded:
+    def _decode(self, market: str, decode: Callable[[bytes], Decoded], body: bytes, name: str) -> Decoded:
         try:
-            decoded = decoder.decode(body)
-        except ValueError as error:  # msgspec's errors, and bytes that are no UTF-8
+            answer = decode(body)
+        except BadAnswer as error:
             raise self._nonsense(market, f"the answer to {name} cannot be understood: {error}") from error
         self._contacts[market] = RestContact(self._monotonic())  # only what is understood is an answer
-        return decoded
+        return answer
+
+    def _leave_out(self, market: str, kind: str, left_out: LeftOut, key: object = "") -> None:
+        """Count the items of an answer that could not be used, and say so now and then."""
+        if left_out.count:
+            self.left_out[market, kind] += left_out.count
+            what = f"{market}: {left_out.count} of the items of one answer ({kind}) are left out; {left_out.first}"
+            self._warn((market, kind, key), what)
 
     def _nonsense(self, market: str, what: str) -> UpstreamError:
         self._gate(market).count_error(200)
@@ -555,22 +582,8 @@ class BinanceRest:
             log.warning("%s%s", sentence, f" (and {suppressed} times more before)" if suppressed else "")
 
 
-def _ascending(rows: list[Row]) -> bool:
-    return all(one[0] < other[0] for one, other in pairwise(rows))
-
-
-def _perpetual(item: _Symbol) -> bool:
-    """Whether a symbol has no delivery date. Spot's have no contract type, nor have futures that are suspended; what is
-    delivered has a date in its name."""
-    return item.contractType == "PERPETUAL" or (
-        not item.contractType and item.symbol == item.baseAsset + item.quoteAsset
-    )
-
-
-def _listing(item: _Symbol) -> Listing:
-    onboard_s = None if item.onboardDate is None else item.onboardDate // 1000
-    symbol = f"{item.baseAsset}/{item.quoteAsset}"
-    return Listing(symbol, item.symbol, item.baseAsset, item.quoteAsset, item.status, onboard_s)
+def _ascending(times: list[int]) -> bool:
+    return all(one < other for one, other in pairwise(times))
 
 
 async def _read(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
@@ -584,11 +597,3 @@ async def _read(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
         if size > most_bytes:
             break
     return b"".join(parts)
-
-
-def _problem_text(body: bytes) -> str:
-    try:
-        problem = _problem.decode(body)
-    except ValueError:
-        return repr(body[:200])
-    return f"{problem.code} {problem.msg}"

@@ -12,8 +12,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import aiohttp
 import msgspec
@@ -22,7 +23,7 @@ from klinesync.core.candle import Candle, check_candle
 from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.binance_rest import symbol_name
+from klinesync.ingest.binance_decode import BadAnswer, decoded
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.log_limit import LogLimit
@@ -58,6 +59,8 @@ OVERLAP_MOST_S = 90.0
 SUCCESSOR_RETRY_S = 10.0
 # So much before its candle's end a frame that says final may be stamped: an exchange's machines differ by some ms.
 CLOSED_EARLY_MS = 1000
+# How often it is asked whether a series is listed by now whose name at the exchange is not known, in seconds.
+NAMES_RETRY_S = 5.0
 # Of quarantined frames one in so long is logged, for each connection.
 QUARANTINE_LOG_EVERY_S = 10.0
 
@@ -123,10 +126,24 @@ class Refused(KlinesyncError):
 
 
 class Stream(NamedTuple):
-    """What a stream must carry: the exchange's symbol, and the series that it stands for."""
+    """What a stream must carry: the exchange's symbol, and the series that it stands for. `others`: further series that
+    are subscribed under the same name; each gets every candle."""
 
     symbol_id: str
     series: SeriesId
+    others: tuple[SeriesId, ...] = ()
+
+
+class Symbols(Protocol):
+    """Where a connection takes the exchange's names from."""
+
+    def symbol_id_now(self, series: SeriesId) -> str | None:
+        """The name by the newest list of symbols; None when it is not in it, or there is none yet."""
+        ...
+
+    async def symbol_id(self, series: SeriesId) -> str:
+        """The same, by a list that is asked for if need be. Raises `UpstreamError`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +164,7 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
     if len(text) > MAX_FRAME_CHARS:
         raise BadFrame(f"it has {len(text)} characters")
     try:
-        frame = _frame.decode(text)
+        frame = decoded(_frame, text)
         if not frame.stream or frame.stream == f"!{SHUTDOWN}":
             if frame.e == SHUTDOWN or frame.stream:
                 return Shutdown()
@@ -158,8 +175,8 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
         stream = streams.get(frame.stream)
         if stream is None:
             return None
-        event = _event.decode(frame.data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        event = decoded(_event, frame.data)
+    except BadAnswer as problem:
         raise BadFrame(str(problem)) from None
     kline, series = event.k, stream.series
     if kline.i != series.timeframe.code or kline.s != stream.symbol_id:
@@ -179,9 +196,9 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
     return KlineEvent(series, candle, closed, event_ms)
 
 
-def stream_name(series: SeriesId) -> str:
-    """`btcusdt@kline_1m`."""
-    return f"{symbol_name(series).lower()}@kline_{series.timeframe.code}"
+def stream_name(symbol_id: str, series: SeriesId) -> str:
+    """`btcusdt@kline_1m` for the symbol `BTCUSDT`."""
+    return f"{symbol_id.lower()}@kline_{series.timeframe.code}"
 
 
 class _Link:
@@ -191,7 +208,7 @@ class _Link:
         self.socket = socket
         self.born_s = born_s
         self.born_ms = born_ms
-        self.sent: dict[str, Stream] = {}
+        self.sent: dict[str, None] = {}
         self.attached: set[str] = set()
         self.renewed: set[str] = set()
         self.changed = asyncio.Event()
@@ -229,6 +246,7 @@ class BinanceConnection:
         callbacks: StreamCallbacks,
         *,
         rng: random.Random,
+        symbols: Symbols,
         market: str = "spot",
         clock: ExchangeClock | None = None,
         counts: StreamCounts | None = None,
@@ -242,7 +260,12 @@ class BinanceConnection:
         self._rng = rng
         self._clock = clock or ExchangeClock()
         self._streams_most = streams_most
+        self._symbols = symbols
         self._wanted: dict[str, Stream] = {}
+        self._names: dict[SeriesId, str] = {}  # the stream of each wanted series
+        self._nameless: dict[SeriesId, None] = {}  # wanted, and not known by what name
+        self._naming = asyncio.Event()
+        self._naming_task: asyncio.Task[None] | None = None
         self._links: list[_Link] = []  # the one in charge last; before it, one that is about to end
         self._event = asyncio.Event()  # something of the links has changed
         self._log_limit = LogLimit(QUARANTINE_LOG_EVERY_S)
@@ -254,33 +277,67 @@ class BinanceConnection:
     def status(self) -> ConnectionStatus:
         """How it stands."""
         return ConnectionStatus(
-            self._market, len(self._wanted), bool(self._links), self.reconnects, self.rotations, self.quarantined
+            self._market,
+            len(self._wanted) + len(self._nameless),
+            bool(self._links),
+            self.reconnects,
+            self.rotations,
+            self.quarantined,
         )
 
     @property
     def room(self) -> int:
         """How many more streams this connection takes."""
-        return self._streams_most - len(self._wanted)
+        return self._streams_most - len(self._wanted) - len(self._nameless)
 
     @property
     def idle(self) -> bool:
         """Whether no stream is wanted."""
-        return not self._wanted
+        return not (self._wanted or self._nameless)
 
     def want(self, series: SeriesId) -> None:
-        """Carry the series' stream from now on."""
-        self._wanted[stream_name(series)] = Stream(symbol_name(series), series)
-        self._changed()
+        """Carry the series' stream from now on, or as soon as it is known by what name."""
+        if series in self._names or series in self._nameless:
+            return
+        symbol_id = self._symbols.symbol_id_now(series)
+        if symbol_id is None:
+            self._nameless[series] = None
+            self._naming.set()
+        else:
+            self._add(symbol_id, series)
+
+    def _add(self, symbol_id: str, series: SeriesId) -> None:
+        name = self._names[series] = stream_name(symbol_id, series)
+        stream = self._wanted.get(name)
+        if stream is None:
+            self._wanted[name] = Stream(symbol_id, series)
+            self._changed()
+            return
+        self._wanted[name] = stream._replace(others=(*stream.others, series))
+        if any(name in link.attached for link in self._links):
+            self._callbacks.attached(series)
 
     def unwant(self, series: SeriesId) -> None:
-        """Drop the series' stream."""
-        self._wanted.pop(stream_name(series), None)
+        """Drop the series' stream, unless another series is subscribed under the same name."""
+        self._nameless.pop(series, None)
+        name = self._names.pop(series, None)
+        if name is None:
+            return
+        stream = self._wanted[name]
+        remaining = [one for one in (stream.series, *stream.others) if one != series]
+        if remaining:
+            self._wanted[name] = Stream(stream.symbol_id, remaining[0], tuple(remaining[1:]))
+            return
+        del self._wanted[name]
         self._changed()
 
     def renew(self, series: SeriesId) -> None:
         """Drop the series' stream and subscribe it again."""
+        name = self._names.get(series)
+        if name is None:
+            return
         for link in self._links:
-            link.renewed.add(stream_name(series))
+            link.renewed.add(name)
         self._changed()
 
     def reconnect(self) -> None:
@@ -295,6 +352,36 @@ class BinanceConnection:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
+        naming = self._naming_task = asyncio.create_task(self._find_names(), name=f"names {self._url}")
+        try:
+            await self._stay_connected()
+        finally:
+            naming.cancel()
+            await asyncio.wait([naming])
+
+    async def _find_names(self) -> None:
+        """Learn under what names the exchange lists the series that are wanted, for as long as there are such."""
+        while True:
+            await self._naming.wait()
+            self._naming.clear()
+            for series in tuple(self._nameless):
+                try:
+                    symbol_id = await self._symbols.symbol_id(series)
+                except UpstreamError as error:
+                    suppressed = self._log_limit.allow("names", asyncio.get_running_loop().time())
+                    if suppressed is not None:
+                        log.warning("%s: %s cannot be subscribed yet: %s", self._url, series, error)
+                    continue
+                if series in self._nameless:
+                    del self._nameless[series]
+                    self._add(symbol_id, series)
+            if self._nameless:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(NAMES_RETRY_S):
+                        await self._naming.wait()
+                self._naming.set()
+
+    async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
@@ -338,6 +425,8 @@ class BinanceConnection:
         rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
         not_before_s = 0.0
         while not link.ended:
+            if self._naming_task is not None and self._naming_task.done():
+                self._naming_task.result()  # a defect of ours: it ends only with this connection
             if loop.time() < not_before_s or not self._is_due(link, rotate_s, loop.time()):
                 await self._wait(ROTATE_CHECK_S)
                 continue
@@ -418,7 +507,8 @@ class BinanceConnection:
     def _lose(self, link: _Link) -> None:
         """Tell of the streams that no other link carries."""
         carried = set[str]().union(*(other.attached for other in self._links))
-        lost = [stream.series for name, stream in link.sent.items() if name not in carried]
+        gone = [self._wanted[name] for name in link.sent if name in self._wanted and name not in carried]
+        lost = [series for stream in gone for series in (stream.series, *stream.others)]
         if lost:
             self._callbacks.lost(lost)
 
@@ -436,27 +526,26 @@ class BinanceConnection:
                         if name not in renewed:  # of one that is renewed, what is under way is still taken
                             del link.sent[name]
                     await self._ask(link, "UNSUBSCRIBE", names)
-                missing = {
-                    name: stream for name, stream in self._wanted.items() if name not in link.sent or name in renewed
-                }
-                for names in _portions(list(missing)):
-                    asked = {name: missing[name] for name in names}
+                missing = [name for name in self._wanted if name not in link.sent or name in renewed]
+                for names in _portions(missing):
                     # Known before the answer: the first push may overtake it.
-                    link.sent.update(asked)
+                    link.sent.update(dict.fromkeys(names))
                     await self._ask(link, "SUBSCRIBE", names)
-                    self._attach(link, asked)
+                    self._attach(link, names)
         except (ConnectionError, TimeoutError, Refused) as error:
             log.warning("%s: streams cannot be subscribed: %r", self._url, error)
             await link.socket.close()
 
-    def _attach(self, link: _Link, asked: Mapping[str, Stream]) -> None:
+    def _attach(self, link: _Link, names: Sequence[str]) -> None:
         """The exchange has acknowledged streams. Who is carried by another link meanwhile has missed nothing."""
         carried = set[str]().union(*(other.attached for other in self._links if other is not link))
-        link.attached.update(asked)
+        link.attached.update(names)
         self._event.set()
-        for name, stream in asked.items():
-            if name not in carried:
-                self._callbacks.attached(stream.series)
+        for name in names:
+            stream = self._wanted.get(name)
+            if stream is not None and name not in carried:
+                for series in (stream.series, *stream.others):
+                    self._callbacks.attached(series)
 
     async def _ask(self, link: _Link, method: str, names: Sequence[str]) -> None:
         """Send one request and wait for its answer. Raises `Refused`, TimeoutError, ConnectionError."""
@@ -472,7 +561,7 @@ class BinanceConnection:
 
     def _take(self, link: _Link, text: str) -> None:
         try:
-            message = parse_frame(text, link.sent)
+            message = parse_frame(text, self._wanted)
         except (BadFrame, BadCandle) as error:
             self._quarantine(str(error))
             return
@@ -482,6 +571,8 @@ class BinanceConnection:
                 link.heard = True
                 self._event.set()
             self._callbacks.event(message)
+            for other in self._wanted[self._names[message.series]].others:
+                self._callbacks.event(msgspec.structs.replace(message, series=other))
         elif isinstance(message, Answer):
             waiting = link.answer
             # Errors of requests that cannot be read carry no id: there is one request at a time, so it is that one's.

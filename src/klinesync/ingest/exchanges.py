@@ -38,12 +38,16 @@ Supervise = Callable[[Source, Clocks], IngestSupervisor]
 CLOCK_FRESH_S = 5.0
 
 
-class OtherSource(Source, Protocol):
-    """A Source that says why it does not have a series, and that is closed at the end."""
+class ListedSource(Source, Protocol):
+    """A Source that says why it does not have a series."""
 
     async def refusal(self, series: SeriesId) -> str | None:
         """Why the series cannot be had; None when it can. Raises `UpstreamError`."""
         ...
+
+
+class OtherSource(ListedSource, Protocol):
+    """A Source that is closed at the end."""
 
     async def close(self) -> None:
         """Close its connections."""
@@ -80,7 +84,7 @@ class Exchanges:
     """
 
     def __init__(
-        self, name: str, source: Source, clocks: Clocks, offers: Offers, monotonic: Callable[[], float]
+        self, name: str, source: ListedSource, clocks: Clocks, offers: Offers, monotonic: Callable[[], float]
     ) -> None:
         self._name = name
         self._source = source
@@ -154,11 +158,12 @@ class Exchanges:
         return True
 
     async def known(self, series: SeriesId) -> bool:
-        """Whether our own exchange lists the series. Raises `UpstreamError`, and `UnknownSeries` with the reason for a
-        series of another exchange that cannot be had."""
+        """True for a series that its exchange lists. Raises `UpstreamError`, and `UnknownSeries` with the reason for
+        any other."""
         if series.exchange == self._name:
-            return await self._source.knows(series)
-        why = self.refusal(series) or await self._other(series).source.refusal(series)
+            why = await self._source.refusal(series)
+        else:
+            why = self.refusal(series) or await self._other(series).source.refusal(series)
         if why is not None:
             raise UnknownSeries(str(series), why)
         return True

@@ -26,6 +26,7 @@ async def post_backfill(request: Request, body: BackfillBody) -> BackfillBegun:
     to = MAX_TIME if body.to is None else body.to
     if body.from_ >= to:
         raise Rejected(f"from ({body.from_}) must lie before to ({to})")
+    await runtime.reader.check_known(series)
     begun = await runtime.backfill.start(series, Span(body.from_, to))
     return BackfillBegun(
         ok=True, series_id=str(series), from_=begun.span.start, to=begun.span.end, missing_candles=begun.missing

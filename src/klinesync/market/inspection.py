@@ -68,7 +68,8 @@ class Parts:
     """Where it is read. All of them return at once.
 
     `now_s`: what time it is on the exchange of a series, in UTC seconds. `healing`: the spans of a base series that
-    somebody heals, or soon will. `doubted`: by market, the frames that were left out for their stamps; `questioned`:
+    somebody heals, or soon will. `left_out`: items of REST answers that could not be used, by market and
+    kind. `doubted`: by market, the frames that were left out for their stamps; `questioned`:
     by market and reason, the closed candles of frames that REST decides about. `clocks`: what is known of each market's
     time, by exchange and market; `final_margins_s`: how long after its end a row may change, by exchange. `audit`: None
     where nobody audits. `grace_s`: exchange time after a close before its candle is expected.
@@ -86,6 +87,7 @@ class Parts:
     final_margins_s: Callable[[], Mapping[str, float]]
     audit: Callable[[], AuditCounts | None]
     rest: Callable[[], Mapping[str, RestStatus]]
+    left_out: Callable[[], Mapping[tuple[str, str], int]]
     healing: Callable[[SeriesId], Sequence[Span]]
     sweep: Callable[[], SweepProgress]
     hub: Callable[[], HubStatus]
@@ -227,6 +229,8 @@ class Inspection:
             for urgency, count in rest.waiting.items():
                 yield Reading("klinesync_rest_waiting", count, (market, urgency.name.lower()))
             yield Reading("klinesync_rest_blocked_seconds", rest.blocked_s, (market,))
+        for (market, kind), count in self._parts.left_out().items():
+            yield Reading("klinesync_rest_items_left_out_total", count, (market, kind))
 
     def _of_histories(self) -> Iterable[Reading]:
         sweep = self._parts.sweep()

@@ -22,9 +22,10 @@ from klinesync.factor.indicator_names import parse_indicators
 from klinesync.factor.plugin import FactorSettings
 from klinesync.factor.registry import load_factors
 from klinesync.ingest.binance import BinanceSource
-from klinesync.ingest.binance_rest import EXCHANGE, TIMEOUT_S, BinanceRest, market_routes
+from klinesync.ingest.binance_decode import EXCHANGE
+from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
-from klinesync.ingest.exchanges import Exchanges, Offers
+from klinesync.ingest.exchanges import Exchanges, ListedSource, Offers
 from klinesync.ingest.supervisor import CLOCK_AGE_S, IngestSupervisor
 from klinesync.ingest.weight import RestStatus
 from klinesync.market.front import compose_front
@@ -38,8 +39,9 @@ from klinesync.market_data.derived_redo import DerivedRedo
 from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
-from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
+from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles, SymbolId
 from klinesync.market_data.ingest_service import MarketIngestService
+from klinesync.market_data.listings import StoredListings
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention, cut_of
 from klinesync.market_data.startup_sync import StartupSync
@@ -57,7 +59,7 @@ from klinesync.pipelines.watchdog import Watchdog
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path, whitelist
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import MarketContact, Source, StreamStatus, stream_sentence
+from klinesync.runtime.sources import ListingShelf, MarketContact, Source, StreamStatus, stream_sentence
 from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.ws import protocol
@@ -73,7 +75,7 @@ def build_market_runtime(
     flags: RuntimeFlags,
     *,
     database: Database | None = None,
-    source: Source | None = None,
+    source: ListedSource | None = None,
     others: Offers | None = None,
     rng: random.Random | None = None,
     wall_s: Callable[[], float] = time.time,
@@ -103,12 +105,12 @@ def build_market_runtime(
     derived = _derived_step(flags)
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     resources: list[AbstractAsyncContextManager[object]] = []
+    database = database or SqliteDatabase(sqlite_path(flags), command, serves=True)
     if source is None:
         session = HttpClient(aiohttp.ClientTimeout(total=TIMEOUT_S), proxies)
         resources.append(session)
-        source = _binance(flags, session, clocks, rng)
+        source = _binance(flags, session, clocks, rng, StoredListings(database, EXCHANGE))
     exchanges = Exchanges(EXCHANGE, source, clocks, others, monotonic=monotonic)
-    database = database or SqliteDatabase(sqlite_path(flags), command, serves=True)
     hub = CandleHub()
     forming = DerivedForming(hub, database, derived)
 
@@ -144,7 +146,7 @@ def build_market_runtime(
     def keeps_from(series: SeriesId, head: int) -> int:
         return kept_from(flags.retention_days, derived, series, head)
 
-    shelves = history_shelves(flags)
+    shelves = history_shelves(flags, source.symbol_id if isinstance(source, BinanceSource) else None)
     backfill = BackfillService(
         history=exchanges.history,
         pipeline=pipeline,
@@ -291,6 +293,7 @@ def build_market_runtime(
             final_margins_s=exchanges.final_margins_s,
             audit=lambda: supervisor.audit,
             rest=rest_status,
+            left_out=source.left_out if isinstance(source, BinanceSource) else dict,
             healing=backfill.working_on,
             sweep=startup.progress,
             hub=lambda: hub.status,
@@ -424,18 +427,19 @@ class _Teller:
                 self._hub.tell(one, protocol.system(one, event, message, facts))
 
 
-def history_shelves(flags: RuntimeFlags) -> list[Shelf]:
-    """The files that the flags name, in the order in which they are looked into. Raises `BadFlag`."""
+def history_shelves(flags: RuntimeFlags, symbol_id: SymbolId | None) -> list[Shelf]:
+    """The files that the flags name, in the order in which they are looked into; an archive only with `symbol_id`,
+    which tells the exchange's name of a series' symbol. Raises `BadFlag`."""
     shelves = []
     if flags.market_history_source == "freqtrade":
         if flags.freqtrade_data_dir is None:
             raise BadFlag("freqtrade_data_dir", "say where freqtrade keeps its data files")
         limit = flags.market_gap_backfill_freqtrade_limit
         shelves.append(Shelf("freqtrade", FreqtradeFiles(flags.freqtrade_data_dir), gap_most=limit))
-    if flags.archive_url is not None:
+    if flags.archive_url is not None and symbol_id is not None:
         remote = flags.archive_url.startswith(("http://", "https://"))
         location = flags.archive_url if remote else Path(flags.archive_url)
-        archive = ExchangeArchive(location, proxies=proxies_of(flags))
+        archive = ExchangeArchive(location, symbol_id, proxies=proxies_of(flags))
         shelves.append(Shelf("archive", archive, least_candles=ARCHIVE_LEAST_CANDLES))
     return shelves
 
@@ -456,7 +460,11 @@ def _derived_step(flags: RuntimeFlags) -> DerivedStep:
 
 
 def _binance(
-    flags: RuntimeFlags, session: HttpClient, clocks: dict[str, ExchangeClock], rng: random.Random
+    flags: RuntimeFlags,
+    session: HttpClient,
+    clocks: dict[str, ExchangeClock],
+    rng: random.Random,
+    listings: ListingShelf,
 ) -> BinanceSource:
     rest = BinanceRest(
         session,
@@ -466,6 +474,7 @@ def _binance(
         monotonic=asyncio.get_running_loop().time,
         share=flags.binance_rest_weight_share,
         rng=rng,
+        shelf=listings,
     )
     ws_urls = {"spot": flags.binance_spot_ws_url, "futures": flags.binance_futures_ws_url}
     return BinanceSource(

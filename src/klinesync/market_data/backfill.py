@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.dates import date_text
-from klinesync.core.errors import Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.core.errors import NotListed, Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import heal_queue
@@ -338,6 +338,10 @@ class BackfillService:
             self._remember(series, heal_queue.nothing_before_first(piece, answer))
             left = heal_queue.left_over(fetch, now, piece, answer, _now_s(), self._rng)
             trouble = self._in_vain(series, left)
+        except NotListed as error:
+            trouble = str(error)
+            self._warn(series, "%s: its gaps are left as they are: %s", series, error)
+            left = []  # nobody has anything of it
         except UpstreamError as error:
             trouble = str(error)
             self._warn(series, "%s: its gaps cannot be read: %s", series, error)

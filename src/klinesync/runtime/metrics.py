@@ -92,6 +92,12 @@ METRICS = (
         "Requests that failed, by HTTP status; 0 without an answer, 200 when it could not be understood.",
         ("market", "status"),
     ),
+    Metric(
+        "klinesync_rest_items_left_out_total",
+        "counter",
+        "Items of answers that could not be used and were left out: rows of klines, symbols, tickers.",
+        ("market", "kind"),
+    ),
     Metric("klinesync_rest_weight_used", "gauge", "Weight used in the exchange's present minute.", ("market",)),
     Metric("klinesync_rest_weight_limit", "gauge", "Weight that the exchange allows in a minute.", ("market",)),
     Metric("klinesync_rest_under_way", "gauge", "Requests that wait for their answer.", ("market",)),

@@ -71,7 +71,7 @@ class HistoryPage:
 @dataclass(frozen=True, slots=True)
 class Listing:
     """A symbol as the exchange lists it: `symbol` is ours (`BTC/USDT`), `symbol_id` and `status` the exchange's.
-    `onboard_s`: since when it is listed, in UTC seconds, where the exchange tells."""
+    `onboard_s`: since when it is listed, in UTC seconds, where it tells. `kind`: spot, perpetual or delivery."""
 
     symbol: str
     symbol_id: str
@@ -79,10 +79,23 @@ class Listing:
     quote_asset: str
     status: str
     onboard_s: int | None = None
+    kind: str = "spot"
 
     @property
     def trading(self) -> bool:
         return self.status == "TRADING"
+
+
+class ListingShelf(Protocol):
+    """Keeps the newest list of symbols of each market over a restart. Its own troubles are logged, never raised."""
+
+    async def load(self, market: str) -> Sequence[Listing]:
+        """The list that was kept last; empty when there is none."""
+        ...
+
+    async def keep(self, market: str, listings: Sequence[Listing]) -> None:
+        """Keep this list."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

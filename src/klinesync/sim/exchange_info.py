@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -29,11 +29,15 @@ _FUTURES_LIMITS = [
 class ExchangeInfo:
     """exchangeInfo of one market. What is said of a symbol is written once, unless its listing has been edited."""
 
-    def __init__(self, market: Market, listings: dict[str, Listing]) -> None:
+    def __init__(self, market: Market, listings: dict[str, Listing], *, odd: bool = False) -> None:
         self._market = market
         self._listings = listings
         self._describe = _spot_symbol if market == "spot" else _futures_symbol
         self._symbols = {name: self._text(listing, TRADING) for name, listing in listings.items()}
+        # Items that no client expects, for clients that are tested with them.
+        first = next(iter(listings.values()), None) if odd else None
+        items = [] if first is None else _odd_items(self._describe(first))
+        self._odd = [msgspec.json.encode(item) for item in items]
         self._assets = sorted({listing.symbol.quote for listing in listings.values()} | {"BTC"})
 
     def body(self, now_ms: int, names: Iterable[str] | None = None, *, micro: bool = False) -> bytes:
@@ -46,6 +50,7 @@ class ExchangeInfo:
                 symbols.append(self._symbols[name])
             elif listing.is_listed(now_s):
                 symbols.append(self._text(listing, listing.status(now_s)))
+        symbols.extend(self._odd)
         head: dict[str, object] = {"timezone": "UTC", "serverTime": now_ms * 1000 if micro else now_ms}
         if self._market == "spot":
             head |= {"rateLimits": _SPOT_LIMITS, "exchangeFilters": []}
@@ -60,6 +65,23 @@ class ExchangeInfo:
 
     def _text(self, listing: Listing, status: str) -> bytes:
         return msgspec.json.encode(self._describe(listing) | {"status": status})
+
+
+def _odd_items(whole: Mapping[str, object]) -> list[object]:
+    """Items that are not what exchangeInfo tells: nothing that names a symbol of its own may come of them."""
+    named = {**whole, "symbol": "ODDUSDT", "baseAsset": "ODD"}
+    without_status = {name: value for name, value in named.items() if name != "status"}
+    return [
+        None,
+        [],
+        {},
+        without_status,
+        named | {"status": None},
+        named | {"symbol": 7},
+        named | {"baseAsset": "O/D:D"},
+        named | {"contractType": None, "baseAsset": None},
+        named | {"onboardDate": "2024-01-01", "baseAsset": ""},
+    ]
 
 
 def _step(digits: int, text_digits: int) -> str:
@@ -119,9 +141,9 @@ def _futures_symbol(listing: Listing) -> dict[str, object]:
     lot = _step(symbol.volume_digits, symbol.volume_digits)
     return {
         "symbol": symbol.name,
-        "pair": symbol.name,
-        "contractType": "PERPETUAL",
-        "deliveryDate": _PERPETUAL_DELIVERY_MS,
+        "pair": symbol.base + symbol.quote,
+        "contractType": symbol.contract,
+        "deliveryDate": _PERPETUAL_DELIVERY_MS if symbol.delivery_s is None else symbol.delivery_s * 1000,
         "onboardDate": listing.onboard_s * 1000,
         "status": "TRADING",
         "maintMarginPercent": "2.5000",

@@ -11,7 +11,8 @@ found in the block before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from math import ceil, log10
 
 import numpy as np
@@ -182,6 +183,33 @@ def generated_tapes(market: Market, count: int, seed: int, first_s: int) -> list
         (character.symbol, GeneratedTape(character, seed, first_s))
         for character in (_character(market, rank, seed) for rank in range(max(count, 2)))
     ]
+
+
+def dated_tapes(seed: int, first_s: int, now_s: int) -> list[tuple[Symbol, GeneratedTape]]:
+    """Futures that are no plain perpetuals: the next two quarterlies of BTC and ETH, each at a price of its own, and a
+    perpetual on something that is not a coin."""
+    tapes = []
+    for rank in range(2):
+        base = _character("futures", rank, seed)
+        for contract, delivery_s in zip(("CURRENT_QUARTER", "NEXT_QUARTER"), _deliveries(now_s), strict=True):
+            name = f"{base.symbol.name}_{datetime.fromtimestamp(delivery_s, UTC):%y%m%d}"
+            symbol = replace(base.symbol, name=name, contract=contract, delivery_s=delivery_s)
+            tapes.append((symbol, GeneratedTape(replace(base, symbol=symbol, rate=base.rate / 8), seed, first_s)))
+    gold = replace(_character("futures", 2, seed), price=2650.0)
+    symbol = replace(gold.symbol, name="XAUUSDT", base="XAU", contract="TRADIFI_PERPETUAL", price_digits=2)
+    return [*tapes, (symbol, GeneratedTape(replace(gold, symbol=symbol), seed, first_s))]
+
+
+def _deliveries(now_s: int) -> list[int]:
+    """The next two ends of a quarter at 08:00 UTC of its last Friday."""
+    now = datetime.fromtimestamp(now_s, UTC)
+    found: list[int] = []
+    for quarter in range(now.year * 4 + (now.month - 1) // 3, now.year * 4 + 8):
+        after = datetime(quarter // 4 + (quarter % 4 == 3), (quarter % 4 + 1) % 4 * 3 + 1, 1, 8, tzinfo=UTC)
+        friday = after - timedelta((after.weekday() - 5) % 7 + 1)
+        if friday > now:
+            found.append(int(friday.timestamp()))
+    return found[:2]
 
 
 def _character(market: Market, rank: int, seed: int) -> Character:

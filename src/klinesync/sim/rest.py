@@ -73,11 +73,11 @@ def _illegal(name: str, legal: str) -> NoReturn:
 class RestApi:
     """The REST side of both markets."""
 
-    def __init__(self, exchange: SimExchange) -> None:
+    def __init__(self, exchange: SimExchange, *, odd_symbols: bool = False) -> None:
         self._exchange = exchange
         self._info: dict[Market, ExchangeInfo] = {
-            "spot": ExchangeInfo("spot", exchange.spot),
-            "futures": ExchangeInfo("futures", exchange.futures),
+            "spot": ExchangeInfo("spot", exchange.spot, odd=odd_symbols),
+            "futures": ExchangeInfo("futures", exchange.futures, odd=odd_symbols),
         }
         self.faults = RestFaults()
         self.weights: dict[Market, WeightLimit] = {"spot": WeightLimit("spot"), "futures": WeightLimit("futures")}
@@ -218,7 +218,7 @@ class RestApi:
         if contract not in _CONTRACT_TYPES:
             raise _Refused(-4104, "Invalid contract type.")
         if contract != "PERPETUAL":
-            return b"[]"  # no delivery contracts are listed here
+            return b"[]"  # of delivery contracts there is no continuous series here
         return self._rows(request, listing, now_ms)
 
     def _rows(self, request: RestRequest, listing: Listing, now_ms: int) -> bytes:

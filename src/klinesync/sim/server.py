@@ -23,7 +23,7 @@ from klinesync.sim.exchange import SimExchange, make_exchange
 from klinesync.sim.fault_board import FaultBoard
 from klinesync.sim.faults import ClockSkew, Fault, UnknownFault, decode_fault
 from klinesync.sim.feed import KlineFeed
-from klinesync.sim.generator import LISTED_DAYS, generated_tapes
+from klinesync.sim.generator import LISTED_DAYS, dated_tapes, generated_tapes
 from klinesync.sim.heartbeat import Heartbeat
 from klinesync.sim.limits import LIFETIME_MS, MESSAGE_LIMIT, MessageLimit
 from klinesync.sim.recorded import RecordedTape, choose_start, load_recordings
@@ -55,7 +55,8 @@ class BadSimConfig(Rejected):
 @dataclass(frozen=True, slots=True)
 class SimConfig:
     """What to simulate. `start` is in unix seconds: the exchange's now at the start, in recorded time with `data`.
-    `faults` are in force from the start."""
+    `faults` are in force from the start. `contracts`: the generator lists dated and other futures, too. `odd_symbols`:
+    exchangeInfo has items that no client expects."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -65,6 +66,8 @@ class SimConfig:
     start: int | None = None
     seed: int = 1
     faults: tuple[Fault, ...] = ()
+    contracts: bool = False
+    odd_symbols: bool = False
 
 
 def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, int]:
@@ -86,6 +89,7 @@ def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, i
     generated = [
         *generated_tapes("spot", config.symbols, config.seed, first_s),
         *generated_tapes("futures", config.symbols, config.seed, first_s),
+        *(dated_tapes(config.seed, first_s, int(now_s)) if config.contracts else ()),
     ]
     return make_exchange(generated, config.seed, 0, "generator"), int(now_s * 1000)
 
@@ -145,7 +149,7 @@ class SimServer:
         exchange, now_ms = build_exchange(config, time.time())
         self.exchange = exchange
         self._clock = ExchangeClock(now_ms, time.monotonic(), config.speed)
-        self._api = RestApi(exchange)
+        self._api = RestApi(exchange, odd_symbols=config.odd_symbols)
         self._streams = Streams(KlineFeed(exchange))
         self._connections: dict[Listener, _Connection] = {}
         self._numbers = count(1)

@@ -21,7 +21,8 @@ _QUOTES = (
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A symbol as exchangeInfo describes it. `name` is `BTCUSDT`; digits are decimals behind the point."""
+    """A symbol as exchangeInfo describes it. `name` is `BTCUSDT`; digits are decimals behind the point. On futures:
+    its type of contract, and when it is delivered (UTC seconds), if ever."""
 
     market: Market
     name: str
@@ -29,6 +30,8 @@ class Symbol:
     quote: str
     price_digits: int
     volume_digits: int
+    contract: str = "PERPETUAL"
+    delivery_s: int | None = None
 
     @property
     def price_text_digits(self) -> int:

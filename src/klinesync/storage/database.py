@@ -245,6 +245,14 @@ class CandleStore(Protocol):
         """Write a change of the gap ledger. Only within `Database.write`."""
         ...
 
+    def listing(self, exchange: str, market: str) -> bytes | None:
+        """The list of a market's symbols that was kept last; None when none was."""
+        ...
+
+    def keep_listing(self, exchange: str, market: str, symbols: bytes) -> None:
+        """Keep a list in place of the one before. Only within `Database.write`."""
+        ...
+
     def backfills(self) -> list[tuple[SeriesId, Span]]:
         """What history was asked for at length and is not read yet, by series, ascending."""
         ...

@@ -392,6 +392,16 @@ class SqliteCandleStore:
             [(number, gap.start, gap.end, str(gap.state), gap.proof, gap.time) for gap in change.insert],
         )
 
+    def listing(self, exchange: str, market: str) -> bytes | None:
+        row = self._connection.execute(
+            "SELECT symbols FROM listing WHERE exchange = ? AND market = ?", (exchange, market)
+        ).get
+        assert row is None or isinstance(row, bytes)
+        return row
+
+    def keep_listing(self, exchange: str, market: str, symbols: bytes) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO listing VALUES (?, ?, ?)", (exchange, market, symbols))
+
     def backfills(self) -> list[tuple[SeriesId, Span]]:
         found = []
         for series, start, end in self._connection.execute("SELECT series_id, start_time, end_time FROM backfill"):

@@ -59,9 +59,11 @@ def freqtrade_path(series: SeriesId, ending: str) -> PurePath:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFile:
-    """One zip of an archive: the candles of a month, or of one of its days when `day` is set."""
+    """One zip of an archive: the candles of a month, or of one of its days when it is `daily`. `symbol_id`: the
+    exchange's name of the series' symbol."""
 
     series: SeriesId
+    symbol_id: str
     first: date
     daily: bool
 
@@ -75,7 +77,7 @@ class ArchiveFile:
         """Where it lies in the archive, from `data/` on."""
         series = self.series
         market = "futures/um" if series.market == "futures" else "spot"
-        symbol = series.symbol.split(":")[0].replace("/", "")
+        symbol = self.symbol_id
         timeframe = _ARCHIVE_MONTH if series.timeframe.code == _MONTH else series.timeframe.code
         day = self.first.strftime("%Y-%m-%d" if self.daily else "%Y-%m")
         kind = "daily" if self.daily else "monthly"
@@ -85,15 +87,15 @@ class ArchiveFile:
         """The daily files of a month."""
         day = self.first
         while day < _next(self.first):
-            yield ArchiveFile(self.series, day, daily=True)
+            yield ArchiveFile(self.series, self.symbol_id, day, daily=True)
             day += timedelta(1)
 
 
-def months(series: SeriesId, span: Span) -> Iterator[ArchiveFile]:
-    """The monthly files that `span` touches, ascending."""
+def months(series: SeriesId, symbol_id: str, span: Span) -> Iterator[ArchiveFile]:
+    """The monthly files that `span` touches, ascending. `symbol_id`: the exchange's name of the series' symbol."""
     moment = datetime.fromtimestamp(span.start, UTC).date().replace(day=1)
     while _midnight(moment) < span.end:
-        yield ArchiveFile(series, moment, daily=False)
+        yield ArchiveFile(series, symbol_id, moment, daily=False)
         moment = _next(moment)
 
 
@@ -114,7 +116,7 @@ def archive_file(path: PurePath) -> ArchiveFile | None:
         first = date(int(match["year"]), int(match["month"]), int(match["day"] or 1))
     except ValueError:
         return None
-    return None if series is None else ArchiveFile(series, first, daily=match["day"] is not None)
+    return None if series is None else ArchiveFile(series, match["symbol"], first, daily=match["day"] is not None)
 
 
 def _series(exchange: str, market: str, symbol: str, timeframe: str) -> SeriesId | None:

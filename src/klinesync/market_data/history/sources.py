@@ -10,7 +10,7 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Protocol
@@ -62,6 +62,9 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
 
 
+SymbolId = Callable[[SeriesId], Awaitable[str | None]]
+
+
 class HistoryFiles(Protocol):
     """Files with candles of many series."""
 
@@ -108,13 +111,22 @@ class FreqtradeFiles:
 class ExchangeArchive:
     """An exchange's archive: a folder or an `http://` address below which `data/spot/monthly/klines/…` lies.
 
+    `symbol_id` tells the exchange's name of a series' symbol, which is in the names of its files; None for a symbol
+    that is not listed, which has no files then. It raises `UpstreamError` when no list can be had.
+
     A file counts only with its checksum. One that is truncated, or is not what its checksum says, is left alone for
     `QUARANTINE_S`; a month's days are tried in its place.
     """
 
     def __init__(
-        self, location: Path | str, exchange: str = ARCHIVE_EXCHANGE, *, proxies: Proxies | None = None
+        self,
+        location: Path | str,
+        symbol_id: SymbolId,
+        exchange: str = ARCHIVE_EXCHANGE,
+        *,
+        proxies: Proxies | None = None,
     ) -> None:
+        self._symbol_id = symbol_id
         self._location = location if isinstance(location, Path) else location.rstrip("/")
         self._exchange = exchange
         self._proxies = proxies
@@ -131,7 +143,15 @@ class ExchangeArchive:
         """See `HistoryFiles`. Monthly files where they exist and most of the month is wanted, else daily ones."""
         if series.exchange != self._exchange or span.start >= span.end:
             return
-        async with _shelf(self._location, self._proxies) as shelf, aclosing(self._files(shelf, series, span)) as found:
+        symbol_id = await self._symbol_id(series)
+        if symbol_id is None:
+            _warn(self._logged, str(series), f"{series}: its exchange lists no such symbol, so that it has no archive")
+            return
+        files = self._files
+        async with (
+            _shelf(self._location, self._proxies) as shelf,
+            aclosing(files(shelf, series, symbol_id, span)) as found,
+        ):
             async for file, path in found:
                 wanted = Span(max(span.start, file.span.start), min(span.end, file.span.end))
                 reading = _Reading(path, series, wanted, self._shuffled)
@@ -144,10 +164,10 @@ class ExchangeArchive:
                 reading.tell(self._logged)
 
     async def _files(
-        self, shelf: _Shelf, series: SeriesId, span: Span
+        self, shelf: _Shelf, series: SeriesId, symbol_id: str, span: Span
     ) -> AsyncGenerator[tuple[ArchiveFile, Path], None]:
         """The files that cover `span`, ascending, each checked; one lies there until the next is asked for."""
-        for month in months(series, span):
+        for month in months(series, symbol_id, span):
             wanted = Span(max(span.start, month.span.start), min(span.end, month.span.end))
             if wanted.end - wanted.start >= min(MONTHLY_FROM_S, month.span.end - month.span.start):
                 path = await self._get(shelf, month)

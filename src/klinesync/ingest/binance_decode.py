@@ -1,0 +1,266 @@
+"""What Binance's REST answers, decoded. Pure.
+
+Every decoder takes any bytes at all, and raises `BadAnswer` and nothing else. Lists are decoded item by item: an item
+that cannot be read is left out and counted, and the others are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import isfinite
+from typing import TypeVar
+
+import msgspec
+
+from klinesync.core.candle import MAX_TIME
+from klinesync.core.errors import Rejected
+from klinesync.core.series_id import SeriesId
+from klinesync.runtime.sources import Listing, Ticker
+
+EXCHANGE = "binance"
+Item = TypeVar("Item")
+
+# [open time, open, high, low, close, volume]; what follows is not needed.
+Row = tuple[int, float, float, float, float, float]
+_COLUMNS = 6
+# A delivery date from here on (2100-01-01, in ms) is the exchange's way to say that a contract is never delivered.
+_NEVER_DELIVERED_MS = 4_102_444_800_000
+# Of an item that is left out at most so much is told.
+_MOST_TOLD_CHARS = 200
+
+
+class BadAnswer(ValueError):
+    """An answer that cannot be understood. The message says why."""
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Items of an answer that were left out: how many, and what was wrong with the first one."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, reason: str) -> None:
+        """One more."""
+        self.count += 1
+        self.first = self.first or reason[:_MOST_TOLD_CHARS]
+
+
+@dataclass(frozen=True, slots=True)
+class Klines:
+    """The rows of one answer to klines, as they came.
+
+    rows: those that can be read. times: the open times (ms) of all rows that have one, also of rows that cannot be
+    read: something is there. count: how many rows the answer has. blind: whether a row has no open time; then nothing
+    is known of the time between its neighbours.
+    """
+
+    rows: list[Row]
+    times: list[int]
+    count: int
+    blind: bool = False
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+class _Time(msgspec.Struct):
+    serverTime: int  # noqa: N815  # the exchange's name
+
+
+class _List(msgspec.Struct):
+    symbols: list[msgspec.Raw]
+
+
+class _Spot(msgspec.Struct):
+    symbol: str
+    status: str
+    baseAsset: str  # noqa: N815  # the exchange's name
+    quoteAsset: str  # noqa: N815  # the exchange's name
+
+
+class _Contract(_Spot):
+    contractType: str  # noqa: N815  # the exchange's name
+    pair: str = ""
+    marginAsset: str = ""  # noqa: N815  # the exchange's name
+    deliveryDate: int | None = None  # noqa: N815  # the exchange's name
+    onboardDate: int | None = None  # noqa: N815  # the exchange's name
+
+
+class _Ticker(msgspec.Struct):
+    symbol: str
+    lastPrice: float  # noqa: N815  # the exchange's name
+    quoteVolume: float  # noqa: N815  # the exchange's name
+    priceChangePercent: float  # noqa: N815  # the exchange's name
+
+
+class _Problem(msgspec.Struct):
+    code: int = 0
+    msg: str = ""
+
+
+_WholeRow = tuple[
+    int, float, float, float, float, float, msgspec.Raw, msgspec.Raw, msgspec.Raw, msgspec.Raw, msgspec.Raw, msgspec.Raw
+]
+_time = msgspec.json.Decoder(_Time)
+_list = msgspec.json.Decoder(_List)
+_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
+_spot = msgspec.json.Decoder(_Spot)
+_contract = msgspec.json.Decoder(_Contract)
+_ticker = msgspec.json.Decoder(_Ticker, strict=False)
+_problem = msgspec.json.Decoder(_Problem)
+_whole_rows = msgspec.json.Decoder(list[_WholeRow], strict=False)
+_number = msgspec.json.Decoder(float, strict=False)
+_whole_number = msgspec.json.Decoder(int, strict=False)
+
+
+def decoded(decoder: msgspec.json.Decoder[Item], data: bytes | str | msgspec.Raw) -> Item:
+    """What `decoder` makes of any data. Raises `BadAnswer`."""
+    try:
+        return decoder.decode(data)
+    except (ValueError, OverflowError) as error:  # msgspec's errors, bytes that are no UTF-8, numbers without end
+        raise BadAnswer(str(error)) from None
+    except RecursionError:
+        raise BadAnswer("it is nested too deep") from None
+
+
+def decode_time(body: bytes) -> int:
+    """The exchange's time, in ms. Raises `BadAnswer`."""
+    return decoded(_time, body).serverTime
+
+
+def decode_problem(body: bytes) -> str:
+    """What an error's body says, as a part of a sentence, whatever it is."""
+    try:
+        problem = decoded(_problem, body)
+    except BadAnswer:
+        return repr(body[:_MOST_TOLD_CHARS])
+    return f"{problem.code} {problem.msg}"
+
+
+def decode_klines(body: bytes) -> Klines:
+    """The rows of klines. Raises `BadAnswer` when the answer is no list."""
+    try:
+        rows = [
+            (time_ms, open_, high, low, close, volume)
+            for time_ms, open_, high, low, close, volume, *_ in decoded(_whole_rows, body)
+        ]
+    except BadAnswer:
+        return _klines(decoded(_raw_list, body))
+    return Klines(rows, [row[0] for row in rows], len(rows))
+
+
+def _klines(items: list[msgspec.Raw]) -> Klines:
+    """Rows with more columns, or with odd values where none is needed, are read all the same."""
+    rows: list[Row] = []
+    times: list[int] = []
+    left_out = LeftOut()
+    blind = False
+    for item in items:
+        try:
+            time_ms, values = _row(item)
+        except BadAnswer as error:
+            left_out.add(f"a row without an open time: {error}")
+            blind = True
+            continue
+        times.append(time_ms)
+        try:
+            open_, high, low, close, volume = (decoded(_number, value) for value in values)
+        except BadAnswer as error:
+            left_out.add(f"the row of {time_ms}: {error}")
+            continue
+        rows.append((time_ms, open_, high, low, close, volume))
+    return Klines(rows, times, len(items), blind, left_out)
+
+
+def _row(item: msgspec.Raw) -> tuple[int, list[msgspec.Raw]]:
+    values = decoded(_raw_list, item)
+    if len(values) < _COLUMNS:
+        raise BadAnswer(f"it has {len(values)} columns")
+    return decoded(_whole_number, values[0]), values[1:_COLUMNS]
+
+
+def decode_tickers(body: bytes) -> tuple[list[Ticker], LeftOut]:
+    """The tickers of 24 hours, those with numbers that are no numbers left out. Raises `BadAnswer`."""
+    tickers: list[Ticker] = []
+    left_out = LeftOut()
+    for item in decoded(_raw_list, body):
+        try:
+            one = decoded(_ticker, item)
+        except BadAnswer as error:
+            left_out.add(f"{_told(item)}: {error}")
+            continue
+        if isfinite(one.lastPrice) and isfinite(one.quoteVolume) and isfinite(one.priceChangePercent):
+            tickers.append(Ticker(one.symbol, one.lastPrice, one.quoteVolume, one.priceChangePercent))
+        else:
+            left_out.add(f"{_told(item)}: a number that is not finite")
+    return tickers, left_out
+
+
+def decode_listings(market: str, body: bytes) -> tuple[list[Listing], LeftOut]:
+    """The symbols of `exchangeInfo` under our names, in the exchange's order. Raises `BadAnswer`."""
+    read: Callable[[msgspec.Raw], Listing] = _spot_listing if market == "spot" else _contract_listing
+    listings: list[Listing] = []
+    left_out = LeftOut()
+    for item in decoded(_list, body).symbols:
+        try:
+            listing = read(item)
+            _check_name(market, listing)
+        except BadAnswer as error:
+            left_out.add(f"{_told(item)}: {error}")
+        else:
+            listings.append(listing)
+    return listings, left_out
+
+
+def _spot_listing(item: msgspec.Raw) -> Listing:
+    one = decoded(_spot, item)
+    return Listing(f"{one.baseAsset}/{one.quoteAsset}", one.symbol, one.baseAsset, one.quoteAsset, one.status)
+
+
+def _contract_listing(item: msgspec.Raw) -> Listing:
+    one = decoded(_contract, item)
+    settle = one.marginAsset or one.quoteAsset
+    name = f"{one.baseAsset}/{one.quoteAsset}"
+    kind = "perpetual" if _is_perpetual(one) else "delivery"
+    if kind == "delivery":
+        name += f":{settle}-{_delivery_day(one)}"
+    elif settle != one.quoteAsset:
+        name += f":{settle}"
+    onboard_s = None if one.onboardDate is None else one.onboardDate // 1000
+    if onboard_s is not None and not 0 <= onboard_s <= MAX_TIME:
+        raise BadAnswer(f"onboardDate is {one.onboardDate}")
+    return Listing(name, one.symbol, one.baseAsset, one.quoteAsset, one.status, onboard_s, kind)
+
+
+def _is_perpetual(contract: _Contract) -> bool:
+    """By its type; where that says nothing (a contract that is suspended has none, and types may come that we do not
+    know) by its pair and its delivery date."""
+    if "PERPETUAL" in contract.contractType:
+        return True
+    if not contract.contractType and contract.symbol == (contract.pair or contract.baseAsset + contract.quoteAsset):
+        return True
+    return bool(contract.contractType) and (contract.deliveryDate or 0) >= _NEVER_DELIVERED_MS
+
+
+def _delivery_day(contract: _Contract) -> str:
+    date_ms = contract.deliveryDate
+    if date_ms is None or not 0 < date_ms < _NEVER_DELIVERED_MS:
+        raise BadAnswer(f"contract type {contract.contractType!r} with delivery date {date_ms}")
+    return datetime.fromtimestamp(date_ms // 1000, UTC).strftime("%y%m%d")
+
+
+def _check_name(market: str, listing: Listing) -> None:
+    """Raises `BadAnswer` for a symbol that no series id, stream or request can name."""
+    if not listing.symbol_id.strip() or not set(listing.symbol_id).isdisjoint("/@&?# \t\r\n"):
+        raise BadAnswer("its name fits no stream")
+    try:
+        series = SeriesId.parse(f"{EXCHANGE}:{market}:{listing.symbol}:1m")
+    except Rejected as error:
+        raise BadAnswer(str(error)) from None
+    if series.symbol != listing.symbol:
+        raise BadAnswer(f"{listing.symbol} is another way to write {series.symbol}")
+
+
+def _told(item: msgspec.Raw) -> str:
+    return repr(bytes(item)[:80])
