@@ -14,6 +14,7 @@ from typing import TypeVar
 import pytest
 from aiohttp import web
 
+from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_ws
 from klinesync.ingest.binance_ws import BinanceConnection, Symbols
@@ -372,3 +373,40 @@ async def test_hundreds_of_streams_share_few_connections_and_all_deliver(tmp_pat
             async with service.http.get(exchange.http_url + "/sim/state") as response:
                 state = await response.json()
         assert len(state["connections"]) == 2
+
+
+class OneSymbol(Plain):
+    """Every series is of one symbol, whose name is told after `refuse` failures."""
+
+    def __init__(self, refuse: int = 0) -> None:
+        self.refuse = refuse
+
+    def symbol_id_now(self, series: SeriesId) -> str | None:
+        return None if self.refuse else "BTCUSDT"
+
+    async def symbol_id(self, series: SeriesId) -> str:
+        if self.refuse:
+            self.refuse -= 1
+            raise UpstreamError("the list cannot be had")
+        return "BTCUSDT"
+
+
+async def test_two_series_of_one_stream_are_counted_and_one_that_leaves_does_not_silence_the_other() -> None:
+    exchange = Exchange()
+    async with connected(exchange, BTC, ETH, symbols=OneSymbol()) as (connection, heard):
+        assert {await soon(heard.attached), await soon(heard.attached)} == {BTC, ETH}
+        assert await exchange.asked() == ("SUBSCRIBE", ["btcusdt@kline_1m"])
+        await exchange.sockets[0].send_json(FRAME)
+        assert [(await soon(heard.events)).series for _ in range(2)] == [BTC, ETH]
+        connection.unwant(BTC)
+        await exchange.sockets[0].send_json(FRAME)
+        assert (await soon(heard.events)).series == ETH
+        connection.unwant(ETH)
+        assert await exchange.asked() == ("UNSUBSCRIBE", ["btcusdt@kline_1m"])
+
+
+async def test_a_series_whose_name_is_not_known_yet_is_subscribed_once_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binance_ws, "NAMES_RETRY_S", 0.05)
+    exchange = Exchange()
+    async with connected(exchange, BTC, symbols=OneSymbol(refuse=2)) as (_, heard):
+        assert await soon(heard.attached) == BTC
