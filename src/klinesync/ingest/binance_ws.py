@@ -533,7 +533,9 @@ class BinanceConnection:
                     await self._ask(link, "SUBSCRIBE", names)
                     self._attach(link, names)
         except (ConnectionError, TimeoutError, Refused) as error:
-            log.warning("%s: streams cannot be subscribed: %r", self._url, error)
+            reason = str(error) if isinstance(error, Refused) else unreachable(self._url, error)
+            problem = UpstreamError(reason, cause=None if isinstance(error, Refused) else reason)
+            log.warning("%s: streams cannot be subscribed: %s", self._url, problem)
             await link.socket.close()
 
     def _attach(self, link: _Link, names: Sequence[str]) -> None:

@@ -80,7 +80,9 @@ class StampCheck:
                 await self._ask()
         except (UpstreamError, TimeoutError) as error:
             if self._log_limit.allow("time", loop.time()) is not None:
-                log.warning("the exchange cannot be asked for its time: %s", str(error) or "no answer in time")
+                log.warning(
+                    "the exchange cannot be asked for its time: %s", error if str(error) else "no answer in time"
+                )
         finally:
             self._resolving = False
         if self._clock.estimate_ms(loop.time()) is None:
