@@ -115,7 +115,10 @@ class WsSubscriptionCoordinator:
         since = message.since
         if since is not None and since > self._now_s(series):
             try:
-                since = await self._reader.head(series)  # in the future: it counts as the head
+                # In the future: it counts as the head. (Our clock may be behind the exchange's, whose time may not be
+                # known yet: what is stored is not in the future.)
+                head = await self._reader.head(series)
+                since = head if head is None else min(since, head)
             except StoreError:
                 if series not in client.subscriptions:
                     self._unsubscribe(client, series)
