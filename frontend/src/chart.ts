@@ -147,7 +147,9 @@ export class CandleChart {
   /** Draw older candles of the same series, from their first: a store that ends before the newest candle there is. */
   showPast(store: SeriesStore): void {
     this.#exchange(store);
+    this.#exchanging = true;
     this.goToStart();
+    this.#exchanging = false;
     this.#past = true;
     this.changed(NO_CHANGE);
   }
@@ -155,15 +157,20 @@ export class CandleChart {
   /** Draw a store of the same series that reaches the newest candle, at the candles that are in view. */
   showLive(store: SeriesStore): void {
     this.#atEnd = false;
+    const backToView = this.#view();
     this.#exchange(store);
+    backToView?.();
     this.changed(NO_CHANGE);
   }
 
   #exchange(store: SeriesStore): void {
     this.#store = store;
     this.#past = false;
+    this.#pending = NO_CHANGE;
     this.#exchanging = true;
     this.#drawAll(store.barsFrom(0));
+    // At once: the lines' times count as bars, too, and those of the other store would move the view when they go.
+    this.#drawings.draw(store, this.palette, true);
     this.#exchanging = false;
   }
 
@@ -226,7 +233,7 @@ export class CandleChart {
       wickUpColor: palette.up,
       wickDownColor: palette.down,
     });
-    this.#gapMarks.setStyle(palette.gap, palette.background, `${fontSize}px ${fontFamily}`);
+    this.#gapMarks.setStyle(palette.gap, palette.text, palette.lost, palette.background, `${fontSize}px ${fontFamily}`);
     this.changed({ kind: "reset" });
   }
 

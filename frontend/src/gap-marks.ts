@@ -1,4 +1,4 @@
-// GapMarks: a dashed line where candles are missing, with their number at the foot of the chart.
+// GapMarks: a dashed line where candles are missing, with their number and what is known of them at the foot of the chart.
 
 import type {
   IChartApi,
@@ -16,12 +16,18 @@ import type { Gap } from "./store.ts";
 type Target = Parameters<IPrimitivePaneRenderer["draw"]>[0];
 
 const LABEL_SPACE_PX = 6;
+const WORDS: Readonly<Record<Gap["state"], string>> = {
+  unknown: "missing",
+  healing: "being fetched",
+  confirmed_empty: "not at the exchange",
+  lost: "lost",
+};
 
 export class GapMarks implements ISeriesPrimitive<Time>, IPrimitivePaneView, IPrimitivePaneRenderer {
   #chart: IChartApi | null = null;
   #requestUpdate: () => void = () => undefined;
   #gaps: readonly Gap[] = [];
-  #colour = "";
+  #colours: Readonly<Record<Gap["state"], string>> = { unknown: "", healing: "", confirmed_empty: "", lost: "" };
   #background = "";
   #font = "";
 
@@ -39,8 +45,9 @@ export class GapMarks implements ISeriesPrimitive<Time>, IPrimitivePaneView, IPr
     this.#requestUpdate();
   }
 
-  setStyle(colour: string, background: string, font: string): void {
-    this.#colour = colour;
+  /** `colour` is that of candles that may come yet, `settled` of those that never were, `lost` of those that are gone. */
+  setStyle(colour: string, settled: string, lost: string, background: string, font: string): void {
+    this.#colours = { unknown: colour, healing: colour, confirmed_empty: settled, lost };
     this.#background = background;
     this.#font = font;
     this.#requestUpdate();
@@ -63,14 +70,15 @@ export class GapMarks implements ISeriesPrimitive<Time>, IPrimitivePaneView, IPr
       context.font = this.#font;
       context.textAlign = "center";
       context.textBaseline = "middle";
-      context.strokeStyle = this.#colour;
       context.lineWidth = 1;
       let free = Number.NEGATIVE_INFINITY;
       for (const gap of this.#gaps) {
         const at = timeScale.timeToCoordinate(gap.to as UTCTimestamp);
         if (at === null || at < -50 || at > mediaSize.width + 50) continue;
         const x = Math.round(at - half) + 0.5;
-        const text = `${formatCount(gap.missing)} missing`;
+        const text = `${formatCount(gap.missing)} ${WORDS[gap.state]}`;
+        const colour = this.#colours[gap.state];
+        context.strokeStyle = colour;
         const width = context.measureText(text).width + 2 * LABEL_SPACE_PX;
         const y = mediaSize.height - 14;
         const labelled = x - width / 2 > free;
@@ -89,7 +97,7 @@ export class GapMarks implements ISeriesPrimitive<Time>, IPrimitivePaneView, IPr
         context.roundRect(x - width / 2, y - 9.5, width, 19, 5);
         context.fill();
         context.stroke();
-        context.fillStyle = this.#colour;
+        context.fillStyle = colour;
         context.fillText(text, x, y);
       }
     });

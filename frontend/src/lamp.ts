@@ -105,12 +105,19 @@ const SERVICE: Readonly<Record<string, string>> = {
 
 /** What the lamp shows at `now`. */
 export function lampOf(known: Known, now: number): Lamp {
-  const age = known.heardAt === null ? null : Math.max(0, Math.floor((now - known.heardAt) / 1000));
+  const age = ageOf(known, now);
   const verdict = verdictOf(known, now);
   const { tone, label, reason, live = false } = verdict;
   // Where the service says nothing, what the page itself hears says whether its candles are of now.
   const old = tone === "unknown" ? age === null || age > UNHEARD_S : !live;
   return { tone, label, reason, age, old, facts: factsOf(known, now, age) };
+}
+
+/** Of what the page has heard itself; before that, of what the service has. */
+function ageOf({ heardAt, health, series }: Known, now: number): number | null {
+  if (heardAt !== null) return Math.max(0, Math.floor((now - heardAt) / 1000));
+  if (health.kind !== "told" || health.what.series !== series?.id || health.what.frameAge === null) return null;
+  return Math.floor(health.what.frameAge + Math.max(0, now - health.at) / 1000);
 }
 
 function verdictOf(known: Known, now: number): Verdict {
@@ -234,7 +241,7 @@ function factsOf(known: Known, now: number, age: number | null): Fact[] {
     if (health.kind === "told" && fresh) {
       facts.push({ name: "Candles", text: healthWords(health.what.reason), tone: toneOf(health.what.level) });
     }
-    const ago = age === null ? "no candle has come since the page was opened" : `${formatAge(age)} ago`;
+    const ago = age === null ? "no candle has come yet" : `${formatAge(age)} ago`;
     facts.push({ name: "Last update", text: ago, tone: "off" });
   }
   return facts;

@@ -55,7 +55,7 @@ export class Legend {
     const shown = (pointed === null ? null : store.barAt(pointed)) ?? live.barAt(last.candle.time);
     if (shown === null) return;
 
-    this.#root.dataset["stale"] = String(stale && last.forming);
+    this.#root.dataset["stale"] = String(stale);
     set(this.#price, formatPrice(last.candle.close, decimals));
     this.#price.dataset["direction"] = direction(last.candle.open, last.candle.close);
 

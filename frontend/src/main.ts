@@ -1,4 +1,5 @@
-// The page: puts the feed, the chart and the controls together.
+// The page: puts the feed, the chart and the controls together. It is long because it names every part once: what decides is in
+// files of its own, and what is here hands over what one part tells to those that show it.
 
 import "./page.css";
 import { addressOf, resolve, textOfAddress } from "./address.ts";
@@ -101,6 +102,7 @@ const chart = new CandleChart(ui.chart, readPalette(), {
     const { first } = shown();
     if (first !== null) drawingFeed.view({ from, to, first });
     root.dataset["viewFrom"] = String(from); // for tests, as the facts below
+    root.dataset["viewTo"] = String(to);
   },
   atEnd: () => showLatest(),
   drawn: showStore,
@@ -314,7 +316,7 @@ function showStore(): void {
     gaps: gaps.length,
     gapStates: [...new Set(gaps.map((gap) => gap.state))].join(" "),
     olderExists: store.olderExists,
-    drawnFrom: drawings.from,
+    drawnPages: drawings.pages.size,
     drawnTo: drawings.to,
     drawings: drawings.drawings.filter((one) => layers.visible(one.feature)).length,
     lines: chart.lines,

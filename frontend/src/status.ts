@@ -40,6 +40,8 @@ export interface SeriesHealth {
   /** `stream.state`: off, subscribed, live, stale, rest_fallback, reconnecting, delisted. */
   readonly stream: string | null;
   readonly streamDetail: string | null;
+  /** How old the newest frame of the stream was when this was told, in seconds of the exchange. */
+  readonly frameAge: number | null;
   readonly backfill: string | null;
   readonly gaps: GapCounts;
 }
@@ -67,6 +69,8 @@ export function parseHealth(body: unknown): SeriesHealth | null {
   if (fields === null || series === null) return null;
   const stream = asFields(fields["stream"]);
   const gaps = asFields(fields["gaps"]);
+  const now = numberOf(fields["now_time"]);
+  const frame = numberOf(stream?.["last_frame_at"]);
   const count = (name: string): number => numberOf(gaps?.[name]) ?? 0;
   return {
     series,
@@ -74,6 +78,7 @@ export function parseHealth(body: unknown): SeriesHealth | null {
     reason: textOf(fields["status_reason"]),
     stream: textOf(stream?.["state"]),
     streamDetail: textOf(stream?.["detail"]),
+    frameAge: now === null || frame === null ? null : Math.max(0, now - frame),
     backfill: textOf(asFields(fields["backfill"])?.["state"]),
     gaps: { unknown: count("unknown"), healing: count("healing"), confirmedEmpty: count("confirmed_empty"), lost: count("lost") },
   };

@@ -19,6 +19,7 @@ export interface Palette {
   readonly stale: string;
   readonly staleBody: string;
   readonly gap: string;
+  readonly lost: string;
 }
 
 /** Apply the stored choice, if there is one. */
@@ -71,6 +72,7 @@ export function readPalette(): Palette {
     stale: colour("stale"),
     staleBody: colour("stale-body"),
     gap: colour("warn"),
+    lost: colour("bad"),
   };
   probe.remove();
   return palette;

@@ -56,6 +56,13 @@ describe("the lamp", () => {
     expect(lampOf(known(), NOW).age).toBe(2);
   });
 
+  test("counts the age from what the page heard, and before that from what the service heard", () => {
+    expect(lampOf(known(), NOW + 3_500).age).toBe(5);
+    const polled = told(parseHealth(health({ now_time: 1000, stream: { state: "live", last_frame_at: 960 } })), NOW - 3_000);
+    expect(lampOf(known({ heardAt: null, health: polled }), NOW).age).toBe(43);
+    expect(lampOf(known({ heardAt: null }), NOW).age).toBeNull();
+  });
+
   test("is red while the exchange is unreachable, whatever the socket and the stream say", () => {
     const spot = { state: "unreachable", detail: "binance spot gives neither frames nor answers since 14:03:21" };
     const dead = lamp({ status: told(parseStatus(status({ status: "red" }, spot))) });

@@ -1,4 +1,7 @@
-"""The page in a real browser, against the real service as a process of its own."""
+"""The page in a real browser, against the real service as a process of its own.
+
+One long file: its tests share a browser and a demo, which take longer to start than a test takes.
+"""
 
 from __future__ import annotations
 
@@ -295,6 +298,43 @@ def test_scrolling_back_joins_older_candles(visit: Visit, demo: Running) -> None
     expect(visit.page.get_by_role("button", name="Go to the newest candle")).to_be_hidden()
 
 
+def test_home_shows_the_first_stored_candle_with_its_indicators_and_the_way_back_has_no_hole(
+    visit: Visit, demo: Running
+) -> None:
+    asked: list[dict[str, str]] = []
+
+    def note(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        asked.append({name: values[0] for name, values in query.items()})
+        route.continue_()
+
+    visit.page.route("**/api/draw/delta?*", note)
+    visit.open(demo.url, BTC)
+    visit.wait_until_live(BTC)
+    visit.wait_for("told.drawing === 'ready' && Number(told.lines) > 0")
+    assert all("at_time" not in query for query in asked), "a page of what is not in view"
+    visit.page.get_by_role("application").focus()
+    for _ in range(4):
+        visit.page.keyboard.press("ArrowDown")
+    visit.page.keyboard.press("Home")
+    visit.wait_for("told.viewFrom === told.first && Number(told.drawnPages) > 0")
+    visit.wait_for(f"Number(told.viewTo) - Number(told.viewFrom) > {200 * STEP_S}")
+    first = visit.facts().first
+    pages = [query for query in asked if "at_time" in query]
+    assert any(int(page["at_time"]) - int(page["window_candles"]) * STEP_S <= first for page in pages)
+    visit.wait_for("Number(told.drawings) > 3")
+    for _ in range(40):
+        if visit.page.get_by_role("button", name="Go to the newest candle").is_hidden():
+            break
+        visit.page.keyboard.press("PageDown")
+        visit.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    assert visit.facts().without_hole_or_double
+    visit.page.keyboard.press("End")
+    visit.wait_for("Number(told.lastForming) > 0")
+    facts = visit.facts()
+    assert facts.without_hole_or_double
+
+
 def test_who_looks_back_is_left_there_when_many_candles_arrive(visit: Visit, demo: Running) -> None:
     """The page first gets a history that ends long ago, as of a service that is still filling its store."""
     page, held = visit.page, 300
@@ -336,6 +376,33 @@ def test_a_series_that_the_service_refuses_is_explained(visit: Visit, demo: Runn
     # Chromium itself reports the answer that the page shows.
     assert all("404" in complaint for complaint in visit.complaints)
     visit.complaints.clear()
+    visit.open(demo.url)
+    visit.wait_until_live(BTC)
+
+
+def test_an_address_that_is_no_series_id_is_looked_up_or_refused(visit: Visit, demo: Running) -> None:
+    visit.open(demo.url, "ETHUSDT")
+    visit.wait_until_live(ETH)
+    assert visit.page.url == f"{demo.url}?series={ETH}"
+    visit.open(demo.url, "NOSUCHUSDT")
+    expect(visit.page.locator("#empty")).to_contain_text("No series “NOSUCHUSDT”")
+    assert visit.page.url.endswith("?series=NOSUCHUSDT")
+
+
+def test_a_hole_that_the_exchange_has_not_is_shown_as_such_after_a_page_load(visit: Visit, demo: Running) -> None:
+    def on_history(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        gone = body["candles"][-5:-3]
+        body["candles"] = [candle for candle in body["candles"] if candle not in gone]
+        start = gone[0]["candle_time"]
+        body["gaps"] = [{"start_time": start, "end_time": start + 2 * STEP_S, "state": "confirmed_empty"}]
+        route.fulfill(response=answer, json=body)
+
+    visit.page.route(re.compile(r"/api/market/candles\?.*&limit=1000$"), on_history)
+    visit.open(demo.url, BTC)
+    visit.wait_for("told.gaps === '1' && told.gapStates === 'confirmed_empty'")
+    expect(visit.page.locator("#gaps")).to_have_text("1 gap, 2 candles missing: the exchange has none")
 
 
 def test_a_service_without_a_whitelist_leads_to_the_picker(visit: Visit, demo: Running) -> None:
@@ -393,6 +460,34 @@ def test_a_killed_service_is_said_to_be_gone_and_comes_back_without_a_hole_or_a_
     assert back.without_hole_or_double
     assert all("net::ERR_" in complaint for complaint in visit.complaints), "more than a service that cannot be reached"
     visit.complaints.clear()
+
+
+def test_the_lamp_is_not_live_while_the_exchange_is_dead_and_says_why(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+    flags = ["--whitelist", BTC, "--database-url", f"sqlite:///{tmp_path}/candles.sqlite"]
+    with klinesync(tmp_path, "the simulated exchange listens on", "sim", "--speed", "60") as exchange:
+        ws_url = exchange.url.replace("http://", "ws://")
+        for market in ("spot", "futures"):
+            flags += [f"--binance-{market}-rest-url", exchange.url, f"--binance-{market}-ws-url", ws_url]
+        with klinesync(tmp_path, "klinesync serves", "serve", "--port", "0", *flags) as service:
+            visit.open(service.url, BTC)
+            visit.wait_for("told.lamp === 'good' && told.lampLabel === 'Live' && Number(told.age) < 10")
+            assert page.title().endswith("BTC/USDT 1m · klinesync")
+            exchange.process.kill()
+            visit.wait_for("told.lamp === 'bad'")
+            assert visit.facts().state == "live", "the page itself is connected"
+            expect(page.locator("#status-text")).to_have_text("Exchange down")
+            assert page.title().startswith("Exchange down")
+            expect(page.locator("#notice-stream")).to_be_visible()
+            page.locator("#status").click()
+            expect(page.locator("#panel-facts")).to_contain_text("an exchange is unreachable")
+            with klinesync(
+                tmp_path, "the simulated exchange listens on", "sim", "--speed", "60", "--port", exchange.port
+            ):
+                visit.wait_for("told.lamp === 'good'")
+                expect(page.locator("#notice-stream")).to_be_hidden()
+                assert not page.title().startswith("Exchange down")
+                page.goto("about:blank")
 
 
 def pixels(visit: Visit, *colors: str) -> list[int]:

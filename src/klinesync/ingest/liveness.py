@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from klinesync.core.candle import Candle
+from klinesync.core.dates import date_text
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.sources import StreamStatus
 
@@ -143,8 +144,9 @@ class StreamWatch:
             return False
         if now_ms < self._timeframe.next(owed) * 1000 + self._stale_ms:
             return False
-        had = "brings no data" if self.last_frame_ms is None else f"last brought data at {self.last_frame_ms // 1000}"
-        self._turn("stale", now_ms, f"REST shows the candle of {owed} with trades; the stream {had}")
+        last_ms = self.last_frame_ms
+        had = "has brought no data" if last_ms is None else f"last brought data at {date_text(last_ms // 1000)}"
+        self._turn("stale", now_ms, f"REST shows the candle of {date_text(owed)} with trades; the stream {had}")
         self._owed = None
         self._retry_at_s = now_s + RETRY_FIRST_S
         return True
