@@ -37,7 +37,7 @@ def disk_trouble(error: apsw.Error | OSError, path: Path, system_errno: int = 0)
     if isinstance(error, apsw.IOError) or (isinstance(error, OSError) and error.errno == errno.EIO):
         return f"the disk that holds {path} is failing ({error}): read the system's log, and copy the store elsewhere"
     if isinstance(error, OSError):
-        return f"{path}: {error.strerror or error}"
+        return error.strerror or str(error)
     return f"{error}"
 
 

@@ -34,6 +34,7 @@ from klinesync.market_data.history.files import BadFile
 from klinesync.market_data.history.merging import Merged, merged, poorer, rows_of
 from klinesync.market_data.history.names import freqtrade_path
 from klinesync.storage.database import CandleStore
+from klinesync.storage.disk import disk_trouble
 
 if TYPE_CHECKING:
     Array: TypeAlias = pa.Array[pa.Scalar[pa.DataType]]
@@ -150,7 +151,8 @@ def export(
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else error  # pyarrow's texts are long
+        # pyarrow's texts are long
+        why = disk_trouble(OSError(error.errno, os.strerror(error.errno)), path) if error.errno else error
         raise ExportFailed(f"{path} cannot be written: {why}") from error
     return Exported(path, len(written), how)
 
