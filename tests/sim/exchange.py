@@ -85,6 +85,27 @@ class Listing:
         )
 
 
+# How far wrong a clock may be, in ms, and how fast it drifts; and stamps that no clock shows.
+APART_MS = (3_000, 59_000)
+DRIFT = (-0.5, 1.0)
+ABSURD_MS = (0, 10**18, 253_402_300_799_000)
+# So much before its end an early frame closes a candle; at a speed at which 15 s are something to tell.
+EARLY_MS = 15_000
+EARLY_SPEED_MOST = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WrongClock:
+    """A clock that was off by `off_ms` when the true one showed `since_ms`, and drifts."""
+
+    since_ms: int = 0
+    off_ms: int = 0
+    drift: float = 0.0
+
+    def stamp(self, true_ms: int) -> int:
+        return true_ms + self.off_ms + int(self.drift * (true_ms - self.since_ms))
+
+
 Sink = Callable[[Listing, Candle, bool, str], None]
 """Takes whose stream it is, the candle that is pushed, whether it is a final one, and the frame's text."""
 
@@ -103,6 +124,9 @@ class SimulatedExchange:
         self.clock = ExchangeClock(begin_ms, loop.time(), scenario.speed)
         self.listings = {series: self._make(series) for series in scenario.series}
         self.sinks: dict[str, list[Sink]] = {"spot": [], "futures": []}
+        self._untimely = Random(f"untimely {scenario.seed}")
+        self._absurd: dict[str, bool] = {}
+        self.wrong_clocks: dict[tuple[str, str], WrongClock] = {}
         # Revisions that the streams told when nothing kept them from being heard.
         self.must_be_revised: set[tuple[SeriesId, int]] = set()
         self.calm_revisions = False
@@ -117,6 +141,38 @@ class SimulatedExchange:
 
     def now_ms(self) -> int:
         return self.clock.now_ms(self._loop.time())
+
+    def stamp_ms(self, market: str, clock: str) -> int:
+        """What a clock of the market shows: `rest` or `frames`."""
+        return self.wrong_clocks.get((market, clock), WrongClock()).stamp(self.now_ms())
+
+    def strike_clocks(self) -> None:
+        """Once an exchange minute: a clock of each market may be wrong from now on, or all right again.
+
+        REST's clock is never ahead: with so few frames as here it is often the only one, and then it is believed.
+        """
+        rng = self._untimely
+        for market in self.sinks:
+            if rng.random() >= self.scenario.faults.clocks:
+                continue
+            for clock in ("rest", "frames"):
+                self.wrong_clocks.pop((market, clock), None)
+            kind, clock = rng.choice(("apart", "apart", "drift", "right")), rng.choice(("rest", "frames"))
+            if kind == "apart":
+                off_ms = rng.randint(*APART_MS) * (-1 if clock == "rest" else rng.choice((1, 1, -1)))
+                self.wrong_clocks[market, clock] = WrongClock(self.now_ms(), off_ms)
+            elif kind == "drift":
+                drift = rng.uniform(*DRIFT)
+                drift = -abs(drift) / 2 if clock == "rest" else drift
+                self.wrong_clocks[market, clock] = WrongClock(self.now_ms(), 0, drift)
+
+    def _time_ms(self, market: str) -> int:
+        rng, faults = self._untimely, self.scenario.faults
+        stormy, before = self._stormy(self.now_ms() // 1000), self._absurd.pop(market, False)
+        if faults.absurd_time and stormy and not before and rng.random() < faults.absurd_time:
+            self._absurd[market] = True  # two in a row may agree with each other
+            return rng.choice((*ABSURD_MS, self.now_ms() + 3_600_000, self.now_ms() - 3_600_000))
+        return self.stamp_ms(market, "rest")
 
     def mono_s(self, time_s: float) -> float:
         """When, on the loop's clock, the exchange's shows `time_s`."""
@@ -158,7 +214,7 @@ class SimulatedExchange:
     def rest(self, market: str, name: str, params: Mapping[str, str], lag_s: float) -> bytes:
         """The body of a good answer. `lag_s`: so much of the newest rows is not shown yet (exchange time)."""
         if name == "time":
-            return b'{"serverTime":%d}' % self.now_ms()
+            return b'{"serverTime":%d}' % self._time_ms(market)
         if name == "exchangeInfo":
             return self._info(market)
         assert name == "klines", name
@@ -275,6 +331,9 @@ class SimulatedExchange:
         if traded:
             for share in sorted(rng.random() for _ in range(rng.randint(0, scenario.forming_per_minute))):
                 self.at(minute * 1000 + int(share * 60_000), self._push_forming, listing, minute, share)
+            early = scenario.faults.early_close if scenario.speed <= EARLY_SPEED_MOST else 0.0
+            if early and self._stormy(minute) and self._untimely.random() < early:
+                self.at((minute + MINUTE_S) * 1000 - EARLY_MS, self._push_early, listing, minute)
             low, high = CLOSE_DELAY_MS[market]
             delay_ms = rng.randint(low, high)
             if self._stormy(minute) and rng.random() < scenario.faults.late_close:
@@ -320,12 +379,22 @@ class SimulatedExchange:
         listing.told.add(candle)
         self._push(listing, candle, closed=False)
 
+    def _push_early(self, listing: Listing, minute: int) -> None:
+        """A frame that calls a candle final before its end, with what it is by then and a stamp past its end."""
+        candle = listing.forming(minute, 1.0 - EARLY_MS / 60_000)
+        if candle is None or minute in listing.untraded:
+            return
+        text = kline_frame(listing, candle, closed=True, event_ms=(minute + MINUTE_S) * 1000 + 5)
+        for sink in tuple(self.sinks[listing.series.market]):
+            sink(listing, candle, False, text)
+
     def _push_closed(self, listing: Listing, candle: Candle) -> None:
         if candle.time >= listing.begins(self.now_ms() / 1000):
             self._push(listing, candle, closed=True)
 
     def _push(self, listing: Listing, candle: Candle, *, closed: bool) -> None:
-        text = kline_frame(listing, candle, closed=closed, event_ms=self.now_ms())
+        event_ms = self.stamp_ms(listing.series.market, "frames")
+        text = kline_frame(listing, candle, closed=closed, event_ms=event_ms)
         for sink in tuple(self.sinks[listing.series.market]):
             sink(listing, candle, closed, text)
 

@@ -84,6 +84,13 @@ class Faults:
     # Of a symbol: not traded for some minutes. And how often streams and REST are both away for minutes.
     delist: float = 0.0
     blackouts: int = 0
+    # Of a minute of a market: one of its clocks is wrong from then on, by up to a minute, or drifts; or both are right
+    # again. Of an answer to `time`: absurd. Of a minute: a frame closes it 15 s early, stamped past its end. Of a
+    # stored candle: a frame tells other values of it.
+    clocks: float = 0.0
+    absurd_time: float = 0.0
+    early_close: float = 0.0
+    other_values: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,7 @@ def draw_scenario(seed: int) -> Scenario:
     rng = Random(f"scenario {seed}")
     edge = Random(f"edge {seed}")
     ledgers = Random(f"ledgers {seed}")
+    clocks = Random(f"clocks {seed}")
     symbols = sorted(rng.sample(_SYMBOLS, rng.randint(1, 4)))
 
     def maybe(low: float, high: float, chance: float = 0.4) -> float:
@@ -151,6 +159,10 @@ def draw_scenario(seed: int) -> Scenario:
     def count(*counts: int) -> int:
         value = edge.choice(counts)
         return value if edge.random() < SELDOM else 0
+
+    def untimely(low: float, high: float) -> float:
+        value = clocks.uniform(low, high)
+        return value if clocks.random() < SELDOM else 0.0
 
     faults = Faults(
         lose_closed=maybe(0.02, 0.3),
@@ -182,6 +194,10 @@ def draw_scenario(seed: int) -> Scenario:
         blackouts=count(1, 2),
         factor_fails=ledgers.choice((0.0, 0.0, 0.005, 0.1)),
         overlay_fails=ledgers.choice((0.0, 0.0, 0.0, 0.1)),
+        clocks=untimely(0.02, 0.3),
+        absurd_time=untimely(0.02, 0.4),
+        early_close=untimely(0.02, 0.3),
+        other_values=untimely(0.02, 0.3),
     )
     catch_up_max_candles = rng.choice((10, 50, 2000))
     series = tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols)
@@ -199,7 +215,8 @@ def draw_scenario(seed: int) -> Scenario:
         watched=(*series, *rng.sample(derived, rng.randint(0, 2))),
         first_history_candles=rng.choice((1, 5, 60, 150)),
         # Where weight is scarce a first history in pages of two rows would take hours.
-        rest_page=max(rng.choice((2, 7, 50, 499)), 7 if faults.weight else 0),
+        # And fewer than four rows would not get on where later rows alone prove.
+        rest_page=max(rng.choice((2, 7, 50, 499)), 7 if faults.weight else 4),
         forming_per_minute=rng.choice((0, 1, 2, 4)),
         outages=rng.choice((0, 0, 1, 2, 3)),
         quiet=rng.choice((0.0, 0.0, 0.1, 0.5)),

@@ -30,7 +30,7 @@ from klinesync.runtime.clock import DIFFER_MS
 from sim import checkers
 from sim.checkers import Witness
 from sim.clients import Habits, Link, SimulatedClient, candle_of, series_of
-from sim.exchange import MINUTE_S, Listing, SimulatedExchange
+from sim.exchange import MINUTE_S, Listing, SimulatedExchange, kline_frame
 from sim.ledgers import LedgerWatch, check_ledgers
 from sim.network import ExchangeSocket, Network
 from sim.plugins import Trouble, factors_with, overlays_with
@@ -90,6 +90,7 @@ class World:
         self._heads_at_start: dict[SeriesId, int] = {}
         self.wrong: list[str] = []
         self._rng = Random(f"world {scenario.seed}")
+        self._lies = Random(f"lies {scenario.seed}")
         self._echo = echo
         self._folder = str(path.parent)
         self._hash = hashlib.blake2b(digest_size=12)
@@ -177,6 +178,7 @@ class World:
             minute += MINUTE_S
             await self._until(self.exchange.mono_s(minute))
             self.network.strike()
+            self.exchange.strike_clocks()
             self.disk.strike()
             self._plan_end()
             if minute // MINUTE_S % 20 == 0:
@@ -197,6 +199,7 @@ class World:
         self.note("calm")
         self.exchange.slow_down(SETTLING_SPEED)
         self.network.calm()
+        self.exchange.wrong_clocks.clear()
         self.disk.calm()
         self.trouble.calm()
         self._crashes_left = self._restarts_left = 0
@@ -342,6 +345,8 @@ class World:
         known_ms = None
         if service.process is process:
             known_ms = service.clocks[listing.series.market].estimate_ms(self.loop.time())
+        if self.scenario.faults.clocks:
+            known_ms = None  # where clocks differ it may wait for two later rows
         if known_ms is not None and abs(self.exchange.now_ms() - known_ms) <= DIFFER_MS:  # else it may not believe it
             due_s = self.loop.time() + checkers.WAIT_MOST_S
             self.loop.call_at(due_s, self._check_written, process, listing, candle, context=self.loop.outside)
@@ -362,6 +367,10 @@ class World:
         if witness is None or not witness.has(series, candle.time):
             waited_s = checkers.WAIT_MOST_S
             self.violate(f"{series}: the stream told the closed candle of {candle.time} {waited_s:g} s ago: not stored")
+        elif not self._calmed and self._lies.random() < self.scenario.faults.other_values:
+            lie = candle._replace(volume=round(candle.volume + 0.0001, 4))
+            stamp_ms = self.exchange.stamp_ms(series.market, "frames")
+            self.network.tell(process, listing, kline_frame(listing, lie, closed=True, event_ms=stamp_ms))
 
     # The clients.
 

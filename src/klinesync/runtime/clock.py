@@ -35,6 +35,8 @@ BEARS_OUT_S = 60.0
 # A speed is measured over this time of ours at least. One that may be 1, as far as it can be told, is.
 MEASURE_S = 0.2
 LATENCY_S = 2.0
+# A speed that was taken for 1 is one after this time (ours); before, it is measured on from the same stamp.
+SURE_S = 5.0
 # Sentences that wait to be logged.
 MAX_NEWS = 16
 
@@ -101,7 +103,8 @@ class _Clock:
         if self.speed is not None:
             expected_ms = base.ms + self.speed * (stamp.at_s - base.at_s) * 1000
             unsure_ms = (base.latency_s + stamp.latency_s) * max(1.0, self.speed) * 1000
-            if abs(stamp.ms - expected_ms) > max(LATENCY_S, self.speed * MEASURE_S) * 1000 + unsure_ms:
+            sure = self.speed != 1.0 or newest.at_s - base.at_s >= SURE_S
+            if sure and abs(stamp.ms - expected_ms) > max(LATENCY_S, self.speed * MEASURE_S) * 1000 + unsure_ms:
                 self._base = base = newest  # it goes at another speed now
         elapsed_s = stamp.at_s - base.at_s
         unsure_s = base.latency_s + stamp.latency_s
