@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.liveness import IN_FLIGHT_S, RETRY_FIRST_S, RETRY_MOST_S, StreamWatch
+from klinesync.ingest.liveness import IN_FLIGHT_S, MAX_DETAIL_CHARS, RETRY_FIRST_S, RETRY_MOST_S, StreamWatch
 
 MINUTE = Timeframe.parse("1m")
 STALE_S = 15.0
@@ -190,3 +190,33 @@ def test_a_stream_that_brings_every_close_in_time_is_never_stale(steps: list[tup
         if there and step != "untraded":
             watch.frame(candle(minute), ms(minute, 2), closed=True)
         assert not watch.check(ms(minute, 40), minute * 60.0 + 40)
+
+
+def test_why_a_stream_is_not_subscribed_is_told_until_it_is() -> None:
+    watch = StreamWatch(MINUTE, STALE_S)
+    watch.failing("SUBSCRIBE was answered with 2 Invalid\nrequest")
+    assert (watch.status.state, watch.status.detail) == (
+        "reconnecting",
+        "SUBSCRIBE was answered with 2 Invalid\\nrequest",
+    )
+    watch.attached(60_000)
+    assert watch.status.detail is None
+    watch.failing("too late")
+    assert watch.status.detail is None
+    watch.lost(60_000)
+    watch.failing("connection refused")
+    watch.frame(candle(1), ms(0, 5), closed=False)
+    assert (watch.state, watch.detail) == ("live", None), "a frame overtakes the acknowledgement"
+
+
+def test_what_is_wrong_with_a_stale_stream_is_not_overwritten() -> None:
+    watch = stale_one()
+    watch.failing("connection refused")
+    assert watch.detail is not None
+    assert watch.detail.startswith("REST shows")
+
+
+def test_a_sentence_about_a_stream_has_a_bounded_length() -> None:
+    watch = StreamWatch(MINUTE, STALE_S)
+    watch.failing("x" * 100_000)
+    assert watch.detail == "x" * MAX_DETAIL_CHARS

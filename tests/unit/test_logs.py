@@ -9,8 +9,18 @@ from collections.abc import Iterator
 import pytest
 
 from klinesync.core.errors import UpstreamError
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
-from klinesync.runtime.logs import CAUSE_PER_S, HANDLER, OncePerCause, set_up_logs
+from klinesync.runtime.logs import (
+    CAUSE_PER_S,
+    HANDLER,
+    MAX_MESSAGE_CHARS,
+    MAX_TRACE_LINES,
+    TRACE_MARGIN,
+    LogFormat,
+    OncePerCause,
+    set_up_logs,
+)
 
 log = logging.getLogger("klinesync.test_logs")
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -71,13 +81,56 @@ def test_an_unexpected_error_has_its_trace_in_the_same_line(stream: io.StringIO)
     assert "RuntimeError: broken" in str(line["trace"])
 
 
-def test_any_text_makes_one_line(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What pytest captures is sent between processes, which a lone surrogate cannot be.
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    set_up_logs("json", "info", stream)
-    log.info("two\nlines, a \x00 and a lone \ud800")
-    (line,) = lines(stream)
-    assert str(line["message"]).startswith("two\nlines, a \x00")
+FORGED = "busy\n2026-11-29 12:00:00,000 ERROR   klinesync: sold\r\x1b]0;title\x07\x9b31m\u202e\u2028\x00\ud800"
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_text_from_outside_makes_one_line_and_sends_nothing_to_a_terminal(
+    stream: io.StringIO, log_format: LogFormat
+) -> None:
+    set_up_logs(log_format, "info", stream)
+    log.info("the exchange says %s", FORGED, extra={"file": FORGED, "size": 10**400})
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable()
+    assert "the exchange says busy" in line
+    if log_format == "json":
+        assert json.loads(line)["message"] == f"the exchange says {printable(FORGED)}"
+        assert json.loads(line)["file"] == printable(FORGED)
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_text_in_a_trace_forges_no_record(stream: io.StringIO, log_format: LogFormat) -> None:
+    set_up_logs(log_format, "info", stream)
+    try:
+        raise RuntimeError(FORGED)
+    except RuntimeError:
+        log.exception("it broke", stack_info=True)
+    first, *trace = stream.getvalue().splitlines()
+    assert all(line.isprintable() for line in (first, *trace))
+    if log_format == "json":
+        assert trace == []
+        trace = [TRACE_MARGIN + line for line in json.loads(first)["trace"].split("\n")]
+    assert all(line.startswith(TRACE_MARGIN) for line in trace)
+    assert any("RuntimeError: busy" in line for line in trace)
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_record_has_a_bounded_length(stream: io.StringIO, log_format: LogFormat) -> None:
+    def fail(depth: int) -> None:
+        if depth:
+            fail_again(depth - 1)
+        raise RuntimeError("x" * 100_000)
+
+    def fail_again(depth: int) -> None:
+        fail(depth)
+
+    set_up_logs(log_format, "info", stream)
+    try:
+        fail(300)
+    except RuntimeError:
+        log.exception("%s", "y" * 100_000)
+    assert len(stream.getvalue()) < 2 * MAX_MESSAGE_CHARS + 120 * MAX_TRACE_LINES
+    assert "lines are left out" in stream.getvalue()
 
 
 def test_the_web_servers_lines_and_warnings_go_the_same_way(stream: io.StringIO) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.printable import MAX_SHOWN_CHARS, printable, shown
+from klinesync.core.errors import BadFlag, UpstreamError
+from klinesync.core.printable import MAX_SHOWN_CHARS, printable, printable_values, shown
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,20 @@ def test_any_text_is_printed_on_one_line_and_escaped_once(text: str) -> None:
 def test_of_a_long_text_the_beginning_is_shown() -> None:
     assert shown("x" * (MAX_SHOWN_CHARS + 1)) == "'" + "x" * MAX_SHOWN_CHARS + "…'"
     assert shown("a\tb") == "'a\\tb'"
+
+
+def test_the_message_of_every_error_of_ours_is_printable() -> None:
+    forged = "busy\n\x1b[31mERROR sold"
+    assert str(UpstreamError(f"it answered 503: {forged}")) == "it answered 503: busy\\n\\x1b[31mERROR sold"
+    assert str(BadFlag("port", forged)) == "flag port: busy\\n\\x1b[31mERROR sold"
+
+
+def test_texts_in_the_fields_of_an_event_are_printable() -> None:
+    facts = {"detail": "a\nb", "count": 3, "none": None, "names": ["x\x07"], "more": {"k\n": "\x1b"}}
+    assert printable_values(facts) == {
+        "detail": "a\\nb",
+        "count": 3,
+        "none": None,
+        "names": ["x\\x07"],
+        "more": {"k\\n": "\\x1b"},
+    }

@@ -88,12 +88,16 @@ class Heard:
     attached: asyncio.Queue[SeriesId] = field(default_factory=asyncio.Queue)
     events: asyncio.Queue[KlineEvent] = field(default_factory=asyncio.Queue)
     lost: asyncio.Queue[list[SeriesId]] = field(default_factory=asyncio.Queue)
+    failing: asyncio.Queue[tuple[list[SeriesId], str]] = field(default_factory=asyncio.Queue)
 
     def callbacks(self, event: Callable[[KlineEvent], None] | None) -> StreamCallbacks:
         def lost(series: Iterable[SeriesId]) -> None:
             self.lost.put_nowait(list(series))
 
-        return StreamCallbacks(self.attached.put_nowait, event or self.events.put_nowait, lost)
+        def failing(series: Iterable[SeriesId], reason: str) -> None:
+            self.failing.put_nowait((list(series), reason))
+
+        return StreamCallbacks(self.attached.put_nowait, event or self.events.put_nowait, lost, failing)
 
 
 @asynccontextmanager
@@ -174,6 +178,36 @@ async def test_a_subscription_that_is_not_answered_is_tried_again(monkeypatch: p
         await exchange.asked()
         exchange.answers = True
         assert await soon(heard.attached) == BTC
+
+
+async def test_why_streams_are_not_carried_is_told_while_handshakes_fail() -> None:
+    exchange = Exchange(refuses=1)
+    async with connected(exchange, BTC) as (connection, heard):
+        series, reason = await soon(heard.failing)
+        assert (series, reason.partition(" ")[2]) == ([BTC], "answers a WebSocket handshake with 503")
+        connection.want(ETH)
+        assert await soon(heard.failing) == ([ETH], reason)
+        assert {await soon(heard.attached), await soon(heard.attached)} == {BTC, ETH}
+        await exchange.sockets[0].close()
+        await soon(heard.lost)
+        assert await soon(heard.failing) == ([BTC, ETH], "the connection to the exchange ended with code 1000")
+
+
+async def test_why_streams_are_not_carried_is_told_while_acknowledgements_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exchange = Exchange(error={"code": 2, "msg": "Invalid\nrequest"})
+    async with connected(exchange, BTC) as (_, heard):
+        assert await soon(heard.failing) == (
+            [BTC],
+            "the exchange refuses a subscription: SUBSCRIBE was answered with 2 Invalid\\nrequest",
+        )
+    monkeypatch.setattr(binance_ws, "ANSWER_TIMEOUT_S", 0.05)
+    async with connected(Exchange(answers=False), BTC) as (_, heard):
+        assert await soon(heard.failing) == (
+            [BTC],
+            "the exchange has not answered a subscription within 0.05 s",
+        )
 
 
 async def test_a_frame_that_is_none_is_quarantined_and_the_connection_lives_on() -> None:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import errno
 
 from klinesync.core.dates import date_text
+from klinesync.core.printable import printable
 
 
 class KlinesyncError(Exception):
-    """The root. `code` is stable; the message is a sentence for people."""
+    """The root. `code` is stable; the message is a sentence for people, on one line: text from outside in the message
+    (an exchange's `msg`, a file name) is escaped, wherever the sentence goes."""
 
     code = "internal"
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Rejected(KlinesyncError):

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 # What HTTP clients raise, without an error of the operating system, when the other side ends a connection early.
 _BROKEN_OFF = frozenset({"ServerDisconnectedError", "ClientPayloadError"})
+# What an HTTP client raises when a WebSocket is answered with anything but 101.
+_BAD_HANDSHAKE = "WSServerHandshakeError"
 
 
 def unreachable(url: str, error: BaseException) -> str:
@@ -36,6 +38,8 @@ def unreachable(url: str, error: BaseException) -> str:
             return f"{host} broke the connection off"
     if type(cause).__name__ in _BROKEN_OFF:
         return f"{host} broke the connection off"
+    if type(cause).__name__ == _BAD_HANDSHAKE:
+        return f"{host} answers a WebSocket handshake with {getattr(cause, 'status', 'no status')}"
     if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
         # The text of a failed connect may be the client's own, with the address again.
         return f"{host} cannot be reached: {os.strerror(cause.errno).lower()}"

@@ -1,12 +1,14 @@
 """The one place that escapes control characters.
 
 Text from outside (file names, cells of files, what an exchange says) goes through here before it is printed, logged or
-answered, so that it can forge no line and send nothing to a terminal.
+answered, so that it can forge no line and send nothing to a terminal. Every log record and the message of every
+`KlinesyncError` pass here.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 
 # What is shown of a text from outside, in characters, where it is part of a sentence.
 MAX_SHOWN_CHARS = 100
@@ -25,6 +27,21 @@ def shown(text: str, most: int = MAX_SHOWN_CHARS) -> str:
     """A text from outside as a part of a sentence: in quotes, printable, at most `most` characters of it."""
     cut = text if len(text) <= most else text[:most] + "…"
     return f"'{printable(cut)}'"
+
+
+def printable_values(values: Mapping[str, object]) -> dict[str, object]:
+    """The same fields of an event, each text in them printable, also texts in lists and mappings."""
+    return {printable(name): _printable_value(value) for name, value in values.items()}
+
+
+def _printable_value(value: object) -> object:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(name)): _printable_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable_value(item) for item in value]
+    return value
 
 
 def _shown(char: str) -> str:

@@ -269,6 +269,7 @@ class BinanceConnection:
         self._links: list[_Link] = []  # the one in charge last; before it, one that is about to end
         self._event = asyncio.Event()  # something of the links has changed
         self._log_limit = LogLimit(QUARANTINE_LOG_EVERY_S)
+        self._failure: str | None = None  # why streams are not carried; None once the exchange acknowledges some
         self.reconnects = 0
         self.rotations = 0
         self.quarantined = 0
@@ -312,6 +313,7 @@ class BinanceConnection:
         if stream is None:
             self._wanted[name] = Stream(symbol_id, series)
             self._changed()
+            self._tell_failing([series])
             return
         self._wanted[name] = stream._replace(others=(*stream.others, series))
         if any(name in link.attached for link in self._links):
@@ -368,6 +370,7 @@ class BinanceConnection:
                 try:
                     symbol_id = await self._symbols.symbol_id(series)
                 except UpstreamError as error:
+                    self._callbacks.failing([series], f"its name at the exchange is not known yet: {error}")
                     suppressed = self._log_limit.allow("names", asyncio.get_running_loop().time())
                     if suppressed is not None:
                         log.warning("%s: %s cannot be subscribed yet: %s", self._url, series, error)
@@ -412,6 +415,7 @@ class BinanceConnection:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             reason = unreachable(self._url, error)
             log.warning("the stream %s cannot be connected: %s", self._url, UpstreamError(reason, cause=reason))
+            self._failed(reason)
             return None
         link = _Link(socket, loop.time(), self._clock.estimate_ms(loop.time()))
         self._links.append(link)
@@ -446,6 +450,8 @@ class BinanceConnection:
             rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
             not_before_s = 0.0
         log.warning("%s ended with code %s", self._url, link.socket.close_code)
+        if self._failure is None:
+            self._failed(f"the connection to the exchange ended with code {link.socket.close_code}")
         link.raise_defect()
 
     def _is_due(self, link: _Link, rotate_s: float, now_s: float) -> bool:
@@ -501,6 +507,7 @@ class BinanceConnection:
             subscriber.cancel()
             self._links.remove(link)
             self._lose(link)
+            self._tell_failing(self._not_carried())
             await asyncio.gather(subscriber, return_exceptions=True)
             await link.socket.close()
 
@@ -511,6 +518,20 @@ class BinanceConnection:
         lost = [series for stream in gone for series in (stream.series, *stream.others)]
         if lost:
             self._callbacks.lost(lost)
+
+    def _failed(self, reason: str) -> None:
+        """Remember and tell why streams are not carried."""
+        self._failure = reason
+        self._tell_failing(self._not_carried())
+
+    def _tell_failing(self, series: Sequence[SeriesId]) -> None:
+        if self._failure is not None and series:
+            self._callbacks.failing(series, self._failure)
+
+    def _not_carried(self) -> list[SeriesId]:
+        carried = set[str]().union(*(link.attached for link in self._links))
+        streams = [stream for name, stream in self._wanted.items() if name not in carried]
+        return [series for stream in streams for series in (stream.series, *stream.others)]
 
     async def _keep_subscribed(self, link: _Link) -> None:
         """Send the difference between what is wanted and what was sent, whenever it changes, at a pace."""
@@ -533,15 +554,18 @@ class BinanceConnection:
                     await self._ask(link, "SUBSCRIBE", names)
                     self._attach(link, names)
         except (ConnectionError, TimeoutError, Refused) as error:
-            reason = str(error) if isinstance(error, Refused) else unreachable(self._url, error)
+            reason = _why_not_subscribed(self._url, error)
+            # A connection that breaks is the same trouble for each stream; a refusal is logged each time.
             problem = UpstreamError(reason, cause=None if isinstance(error, Refused) else reason)
             log.warning("%s: streams cannot be subscribed: %s", self._url, problem)
+            self._failed(reason)
             await link.socket.close()
 
     def _attach(self, link: _Link, names: Sequence[str]) -> None:
         """The exchange has acknowledged streams. Who is carried by another link meanwhile has missed nothing."""
         carried = set[str]().union(*(other.attached for other in self._links if other is not link))
         link.attached.update(names)
+        self._failure = None
         self._event.set()
         for name in names:
             stream = self._wanted.get(name)
@@ -591,6 +615,14 @@ class BinanceConnection:
         suppressed = self._log_limit.allow("frame", asyncio.get_running_loop().time())
         if suppressed is not None:
             log.warning("%s: a frame is quarantined (%d more since the last): %s", self._url, suppressed, reason)
+
+
+def _why_not_subscribed(url: str, error: ConnectionError | TimeoutError | Refused) -> str:
+    if isinstance(error, Refused):
+        return f"the exchange refuses a subscription: {error}"
+    if isinstance(error, TimeoutError):
+        return f"the exchange has not answered a subscription within {ANSWER_TIMEOUT_S:g} s"
+    return unreachable(url, error)
 
 
 def _portions(names: list[str]) -> Iterable[list[str]]:

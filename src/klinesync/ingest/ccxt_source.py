@@ -427,15 +427,18 @@ class CcxtConnection:
     async def _carry(self, series: SeriesId) -> None:
         failures = 0
         while True:
-            began_s = self._source.monotonic()
+            began_s, reason = self._source.monotonic(), None
             try:
                 await self._follow(series)
             except UpstreamError as error:
+                reason = str(error)
                 self._log(series.market, f"{series}: it cannot be followed: {error}")
             finally:
                 if series in self._attached:
                     self._attached.discard(series)
                     self._callbacks.lost([series])
+            if reason is not None:
+                self._callbacks.failing([series], reason)
             self.reconnects += 1
             failures = 0 if self._source.monotonic() - began_s > AGAIN_MOST_S else failures + 1
             most_s = min(AGAIN_FIRST_S * 2 ** min(failures, AGAIN_DOUBLINGS), AGAIN_MOST_S)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
+from klinesync.core.printable import printable
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.sources import StreamStatus
 
@@ -23,6 +24,8 @@ IN_FLIGHT_S = 2.0
 RETRY_FIRST_S = 15.0
 RETRY_MOST_S = 900.0
 RETRY_DOUBLINGS = 10
+# Longest sentence about a stream, in characters.
+MAX_DETAIL_CHARS = 500
 
 STALE = ("stale", "rest_fallback")
 CONNECTION_LOST = "the connection to the exchange is lost"
@@ -81,6 +84,11 @@ class StreamWatch:
         self._acknowledged = False
         self._owed = None
 
+    def failing(self, reason: str) -> None:
+        """The stream is not subscribed, and this is why. What a stale stream says stays: REST stands in for it."""
+        if self.state == "reconnecting":
+            self._set_detail(reason)
+
     def unreachable(self, now_ms: int | None, detail: str) -> None:
         """Nothing is heard of the exchange, though the connection still seems to be open: the stream serves nobody."""
         if self.serves:
@@ -114,7 +122,8 @@ class StreamWatch:
                 self._retries = 0
                 return True
         if self.state in ("subscribed", "reconnecting"):  # the first frame may overtake the acknowledgement
-            self._turn("live", event_ms, self.detail)
+            # What was in the way of the subscription no longer is.
+            self._turn("live", event_ms, self.detail if self.state == "subscribed" else None)
         return False
 
     def shown(self, candles: Iterable[Candle], now_ms: int | None, now_s: float) -> None:
@@ -165,10 +174,14 @@ class StreamWatch:
         self._retry_at_s = now_s + min(RETRY_FIRST_S * 2**self._retries, RETRY_MOST_S)
 
     def _turn(self, state: str, now_ms: int | None, detail: str | None = None) -> None:
-        self.detail = detail
+        self._set_detail(detail)
         if state != self.state:
             self.state = state
             self._since_ms = now_ms
+
+    def _set_detail(self, detail: str | None) -> None:
+        # Text of the exchange is in it: the status of a symbol, the message of an error.
+        self.detail = None if detail is None else printable(detail[:MAX_DETAIL_CHARS])
 
 
 def _seconds(time_ms: int | None) -> int | None:

@@ -385,7 +385,8 @@ class IngestSupervisor:
             if connection.room:
                 return connection
         connection = self._source.connection(
-            market, StreamCallbacks(attached=self._attached, event=self._event, lost=self._lost)
+            market,
+            StreamCallbacks(attached=self._attached, event=self._event, lost=self._lost, failing=self._failing),
         )
         number = next(self._connection_numbers)
         task = self._group.create_task(connection.run(), name=f"connection {number} {market}")
@@ -411,6 +412,12 @@ class IngestSupervisor:
             if job is not None:
                 job.watch.lost(self._now_ms(one.market))
                 self._tell(job)
+
+    def _failing(self, series: Iterable[SeriesId], reason: str) -> None:
+        for one in series:
+            job = self._jobs.get(one)
+            if job is not None:
+                job.watch.failing(reason)
 
     def _event(self, event: KlineEvent) -> None:
         market, now_s = event.series.market, asyncio.get_running_loop().time()

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Scope
 
 from klinesync import __version__
 from klinesync.core.errors import CannotListen, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.core.printable import printable
 from klinesync.market import (
     backfill_routes,
     debug_routes,
@@ -181,7 +182,7 @@ def _add_page(app: FastAPI, folder: Path) -> None:
 
 
 def _error(status: int, code: str, detail: str) -> JSONResponse:
-    return JSONResponse({"detail": detail, "code": code}, status)
+    return JSONResponse({"detail": printable(detail), "code": code}, status)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

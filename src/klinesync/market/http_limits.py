@@ -16,6 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from klinesync.core.printable import printable
+
 log = logging.getLogger(__name__)
 
 # Our longest URL has some 300 bytes. A browser's cookies for the name `localhost` may be many.
@@ -119,7 +121,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.close()  # an answer is under way: there is no place for another
             return
         status, code, detail = self._refusal or (HTTPStatus.BAD_REQUEST, "bad_request", "this is no HTTP request")
-        body = msgspec.json.encode({"detail": detail, "code": code})
+        body = msgspec.json.encode({"detail": printable(detail), "code": code})
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -22,6 +22,7 @@ from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from klinesync.core.errors import BadFlag
+from klinesync.core.printable import printable
 from klinesync.runtime.flags import is_loopback
 
 log = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ def head_of(scope: Scope) -> RequestHead:
 
 
 async def _answer(refusal: Refusal, scope: Scope, send: Send) -> None:
-    body = msgspec.json.encode({"detail": refusal.detail, "code": refusal.code})
+    body = msgspec.json.encode({"detail": printable(refusal.detail), "code": refusal.code})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -1,8 +1,11 @@
-"""Logs on stderr: lines for people, or one JSON object a line for whoever collects them."""
+"""Logs on stderr: lines for people, or one JSON object a line for whoever collects them.
+
+Records hold text from outside: an exchange's `msg`, file names, the messages of errors. Both formatters escape it, in
+traces too, so that no text forges a record or sends anything to a terminal.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from typing import Literal, TextIO
 import msgspec
 
 from klinesync.core.errors import UpstreamError
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.log_limit import LogLimit
 
@@ -21,10 +25,30 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 HANDLER = "klinesync"
+# Every line of a trace begins like this, which no record does: text in a trace cannot pass for a record.
+TRACE_MARGIN = "    | "
+# Longest message of a record, in characters. What an exchange or a file says in a message may be longer.
+MAX_MESSAGE_CHARS = 8192
+# Longest trace, in lines: the first and the last ones are kept. 1,000 frames of a recursion are no news.
+MAX_TRACE_LINES = 120
 # Seconds in which one cause of upstream trouble is logged once.
 CAUSE_PER_S = 60.0
 # What every record has; anything else was given with `extra`.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class ConsoleLines(logging.Formatter):
+    """One line a record; the lines of a trace follow, each behind `TRACE_MARGIN`."""
+
+    def __init__(self) -> None:
+        super().__init__(CONSOLE_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's lines."""
+        record.message = _cut(record.getMessage())
+        record.asctime = self.formatTime(record)
+        line = printable(self.formatMessage(record))
+        return "\n".join((line, *(TRACE_MARGIN + one for one in _trace(self, record))))
 
 
 class JsonLines(logging.Formatter):
@@ -37,21 +61,44 @@ class JsonLines(logging.Formatter):
         line: dict[str, object] = {
             "time": f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z",
             "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
+            "logger": printable(record.name),
+            "message": printable(_cut(record.getMessage())),
         }
         series = next((arg for arg in _arguments(record) if isinstance(arg, SeriesId)), None)
         if series is not None:
             line["series"] = str(series)
         for name, value in vars(record).items():
             if name not in _USUAL and name not in line:
-                line[name] = value if value is None or isinstance(value, str | int | float) else str(value)
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        try:
-            return msgspec.json.encode(line).decode()
-        except UnicodeEncodeError:  # a lone surrogate, in what somebody sent us
-            return json.dumps(line)
+                line[printable(name)] = _field(value)
+        trace = _trace(self, record)
+        if trace:
+            line["trace"] = "\n".join(trace)
+        return msgspec.json.encode(line).decode()
+
+
+def _field(value: object) -> str | int | float | None:
+    """What was given with `extra`, as JSON has it: integers of more than 64 bits are text."""
+    if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64):
+        return value
+    return printable(_cut(str(value)))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[:MAX_MESSAGE_CHARS] + "…"
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
+    """The printable lines of a record's trace and stack, a bounded number of them."""
+    # What another handler has put into `exc_text` is not escaped: the trace is made anew.
+    parts = [formatter.formatException(record.exc_info)] if record.exc_info else []
+    if record.stack_info:
+        parts.append(formatter.formatStack(record.stack_info))
+    lines = [printable(_cut(line)) for part in parts for line in part.split("\n")]
+    left_out = len(lines) - MAX_TRACE_LINES
+    if left_out <= 0:
+        return lines
+    half = MAX_TRACE_LINES // 2
+    return [*lines[:half], f"… {left_out} lines are left out", *lines[-half:]]
 
 
 class OncePerCause(logging.Filter):
@@ -88,7 +135,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel, stream: TextIO | None = 
         root.removeHandler(handler)
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.name = HANDLER
-    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter(CONSOLE_FORMAT))
+    handler.setFormatter(JsonLines() if log_format == "json" else ConsoleLines())
     handler.addFilter(OncePerCause())
     root.addHandler(handler)
     root.setLevel(level.upper())

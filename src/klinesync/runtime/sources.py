@@ -28,13 +28,24 @@ class KlineEvent(Struct, frozen=True):
     by_rest: bool = False
 
 
+def _nobody(_series: Iterable[SeriesId], _reason: str) -> None:
+    """Nobody asks why streams fail."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamCallbacks:
-    """Whom a connection tells: each runs on the event loop and returns at once."""
+    """Whom a connection tells: each runs on the event loop and returns at once.
+
+    attached: the exchange has acknowledged the subscription of a series.
+    event: a candle has come.
+    lost: series are carried no more.
+    failing: series are not carried, and why: a handshake, an acknowledgement or the exchange's name is missing.
+    """
 
     attached: Callable[[SeriesId], None]
     event: Callable[[KlineEvent], None]
     lost: Callable[[Iterable[SeriesId]], None]
+    failing: Callable[[Iterable[SeriesId], str], None] = _nobody
 
 
 class Urgency(IntEnum):

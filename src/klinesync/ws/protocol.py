@@ -13,6 +13,7 @@ import msgspec
 
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import BadSeriesId, Rejected
+from klinesync.core.printable import printable, printable_values
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump
 from klinesync.ws.frames import text_frame
@@ -207,15 +208,16 @@ def gap(series: SeriesId, jump: Jump, *, reason: str = "missing", state: str = "
 
 
 def system(series: SeriesId, event: str, message: str, data: Mapping[str, object] | None = None) -> bytes:
-    """Something that happened to a series: a sentence for people, the facts in `data`."""
+    """Something that happened to a series: a sentence for people, the facts in `data`. Text in both is escaped."""
+    facts = printable_values(data or {})
     return _frame(
-        {"type": "system", "series_id": str(series), "event": event, "message": message, "data": dict(data or {})}
+        {"type": "system", "series_id": str(series), "event": event, "message": printable(message), "data": facts}
     )
 
 
 def error_message(code: str, message: str, series_id: str | None = None) -> bytes:
-    """What went wrong; the connection stays."""
-    body: dict[str, object] = {"type": "error", "code": code, "message": message}
+    """What went wrong; the connection stays. Text of the client's is escaped."""
+    body: dict[str, object] = {"type": "error", "code": code, "message": printable(message)}
     if series_id is not None:
-        body["series_id"] = series_id
+        body["series_id"] = printable(series_id)
     return _frame(body)
