@@ -245,3 +245,20 @@ async def test_a_full_queue_makes_bulk_writers_wait_and_lets_them_go_on(
         task.cancel()
         await asyncio.wait([task])
     assert [len(one) for one in pipeline.transactions] == [3, 1]
+
+
+async def test_a_frame_changes_no_stored_candle_and_says_which_it_questions(tmp_path: Path) -> None:
+    published = Published()
+    async with running(tmp_path, published) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(1), candle(2)], "rest")
+        other = candle(2)._replace(close=1.5)
+        rounded = candle(1)._replace(volume=1.0 + 1e-12)
+        written = pipeline.offer(BTC, [rounded, other, candle(3)])
+        assert written is not None
+        applied = await written
+        assert applied.questioned == (other,)
+        assert await database.read(lambda store: store.newest(BTC, 3)) == [rounded, candle(2), candle(3)]
+        by_rest = pipeline.offer(BTC, [other], by_frames=False)
+        assert by_rest is not None
+        assert (await by_rest).revised == {120}, "a row of REST decides, whoever brings it"
+    assert published.times(BTC) == [1, 2, 1, 3, 2]
