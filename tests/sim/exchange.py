@@ -89,9 +89,10 @@ class Listing:
 APART_MS = (3_000, 59_000)
 DRIFT = (-0.5, 1.0)
 ABSURD_MS = (0, 10**18, 253_402_300_799_000)
-# So much before its end an early frame closes a candle; at a speed at which 15 s are something to tell.
+# So much before its end an early frame closes a candle. Answers of REST may take 14 s of ours here, so that at a higher
+# speed nobody could tell.
 EARLY_MS = 15_000
-EARLY_SPEED_MOST = 10.0
+EARLY_SPEED_MOST = 1.0
 
 
 @dataclass(frozen=True, slots=True)

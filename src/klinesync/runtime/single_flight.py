@@ -37,4 +37,5 @@ class SingleFlight(Generic[Found]):
             return found
         finally:
             self._flight = None
-            flight.cancel()  # when it was not settled
+            if not flight.get_loop().is_closed():  # else the process ends, and nobody waits any more
+                flight.cancel()  # when it was not settled
