@@ -31,7 +31,7 @@ LINE_APART_S = 0.02
 FASTEST = 2_000.0
 # How far the speed of a clock may be from what was measured. And how old (ours) a clock may be to bear out the other.
 SLACK = 1.05
-BEARS_OUT_S = 60.0
+BEARS_OUT_S = 600.0
 # A speed is measured over this time of ours at least. One that may be 1, as far as it can be told, is.
 MEASURE_S = 0.2
 LATENCY_S = 2.0
@@ -273,7 +273,7 @@ class ExchangeClock:
     def _clear_up(self, frames: _Clock, answer: Stamp) -> None:
         """REST's answer bears out a frame that was doubted."""
         suspect = next((one for one in reversed(frames.suspects) if self._same(one, answer)), None)
-        if suspect is not None:
+        if suspect is not None and (frames.newest is None or suspect.ms != frames.newest.ms):
             self._set(frames, suspect)
 
     def _suspect(self, clock: _Clock, stamp: Stamp) -> None:
@@ -306,7 +306,7 @@ class ExchangeClock:
         before_ms = clock.estimate_ms(run[-1].at_s)
         clock.set(*run)
         self._behind = 0
-        if before_ms is not None:
+        if before_ms is not None and abs(run[-1].ms - before_ms) > DIFFER_MS:
             self.moved[clock.name] += 1
             by_s = (run[-1].ms - before_ms) / 1000
             self._news.append(f"the exchange's clock ({clock.name}) is set by {by_s:+.3f} s, to {run[-1].ms}")
