@@ -29,7 +29,6 @@ import aiohttp
 import apsw
 from derived import FIRST, USUAL, minutes
 
-from klinesync.cli.serve import GARBAGE_THRESHOLDS
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
@@ -315,7 +314,6 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=1000, help="of the minute's end")
     parser.add_argument("--profile", action="store_true", help="what the writer thread does at the minute's end")
     chosen = parser.parse_args()
-    gc.set_threshold(*GARBAGE_THRESHOLDS)  # as `serve` does
     asyncio.run(run(chosen.series, chosen.profile))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from klinesync.market.http_limits import MAX_BODY_BYTES
+from klinesync.market.bodies import MAX_BODY_BYTES
 from running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"

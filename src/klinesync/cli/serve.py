@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import tempfile
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 # Most series of each market that the demo follows when no whitelist is given.
 DEMO_MOST_SERIES_A_MARKET = 20
-# A look for garbage goes through all that a thousand series hold in memory, and stops everything meanwhile. Little of
-# what comes and goes here is garbage that only such a look finds.
-GARBAGE_THRESHOLDS = (100_000, 20, 50)
 
 
 def _demo_arguments(demo: argparse.ArgumentParser) -> None:
@@ -76,7 +72,6 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Call
     from klinesync.market.http_limits import allow_connections
     from klinesync.market.runtime_builder import build_market_runtime
 
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     verbose = logging.getLogger().isEnabledFor(logging.DEBUG)  # --verbose
     set_up_logs(flags.log_format, "debug" if verbose else flags.log_level)
     listener = bind(flags.host, flags.port)

@@ -37,8 +37,9 @@ from klinesync.market import (
     top_markets_routes,
     ws_routes,
 )
+from klinesync.market.bodies import BodyLimit
 from klinesync.market.compression import Compression
-from klinesync.market.http_limits import BodyLimit, BoundedHttp
+from klinesync.market.http_limits import BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
 from klinesync.market.security import TOKEN, GuardedApp
@@ -67,6 +68,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=REFUSED,
         redoc_url=None,
+        redirect_slashes=False,  # a path with a slash behind is another one: 404
     )
     app.state.runtime = runtime
     app.state.front = front
@@ -90,7 +92,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_defect)
     app.add_middleware(Compression)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, budget=front.bodies)
     app.add_middleware(GuardedApp, guard=guard)
     if guard.origins:
         # Outside of the guard, so that a page elsewhere can read why it is refused.

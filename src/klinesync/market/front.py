@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -11,6 +11,7 @@ from klinesync.core.candle import Candle, Forming, check_candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, DerivedSeries
 from klinesync.core.series_id import SeriesId
+from klinesync.market.bodies import BodyBudget
 from klinesync.market.inspection import Inspection, Parts
 from klinesync.market.security import Guard
 from klinesync.market_data.series_health import SeriesHealthService
@@ -49,11 +50,12 @@ class DebugApi:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """`debug` is None where the debug API is off."""
+    """`debug` is None where the debug API is off; `bodies`: bytes of requests in flight."""
 
     guard: Guard
     inspection: Inspection
     debug: DebugApi | None
+    bodies: BodyBudget = field(default_factory=BodyBudget)
 
 
 def compose_front(

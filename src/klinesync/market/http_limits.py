@@ -12,8 +12,6 @@ import resource
 from http import HTTPStatus
 
 import msgspec
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from klinesync.core.printable import printable
@@ -31,7 +29,6 @@ HEAD_TIMEOUT_S = 20.0
 MAX_CONNECTIONS = 20_000
 # File descriptors beside these: the store, its log and its readers, connections to exchanges.
 OTHER_FILES = 500
-MAX_BODY_BYTES = 8 << 20
 
 
 def allow_connections() -> None:
@@ -117,7 +114,7 @@ class BoundedHttp(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be passed on in our own shape, and close."""
         self._end_await()
-        if not _is_over(self.cycle):
+        if not self._take_answer():
             self.transport.close()  # an answer is under way: there is no place for another
             return
         status, code, detail = self._refusal or (HTTPStatus.BAD_REQUEST, "bad_request", "this is no HTTP request")
@@ -128,6 +125,18 @@ class BoundedHttp(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+    def _take_answer(self) -> bool:
+        """Whether what is written now answers what was read last. A request whose body is broken (its encoding is none
+        that we know, a chunk's size is no number) is with the application already: to that the client has left."""
+        cycle = self.cycle
+        if _is_over(cycle):
+            return True
+        if self.pipeline or cycle.response_started or not cycle.more_body:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return True
 
     def _refuse(self, status: HTTPStatus, code: str, detail: str) -> None:
         self._refusal = (status, code, detail)
@@ -157,26 +166,3 @@ HEAD_TOO_LONG = (
     "too_large",
     f"the request's head is longer than {MAX_HEAD_BYTES} bytes",
 )
-
-
-class BodyLimit:
-    """Refuses a request whose body is longer than `MAX_BODY_BYTES`, declared or not, before it is read whole."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        taken = 0
-
-        async def receive_limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
-            return message
-
-        await self._app(scope, receive_limited, send)
