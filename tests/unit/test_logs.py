@@ -14,11 +14,13 @@ from klinesync.core.series_id import SeriesId
 from klinesync.runtime.logs import (
     CAUSE_PER_S,
     HANDLER,
+    KIND_PER_S,
     MAX_MESSAGE_CHARS,
     MAX_TRACE_LINES,
     TRACE_MARGIN,
     LogFormat,
     OncePerCause,
+    OncePerKind,
     set_up_logs,
 )
 
@@ -167,3 +169,35 @@ def test_one_cause_of_upstream_trouble_is_logged_once_whatever_it_fails() -> Non
     now_s = CAUSE_PER_S
     told = line("SOL", "h cannot be found")
     assert told == "SOL: 100 % of SOL failed: h cannot be found (and 1 more for that reason)"
+
+
+def test_what_clients_make_the_server_say_is_logged_once_a_minute_with_a_count() -> None:
+    now_s = 0.0
+    kinds = OncePerKind(lambda: now_s)
+    server = logging.getLogger("uvicorn.error")
+
+    def said(text: str, *args: object) -> str | None:
+        record = server.makeRecord(server.name, logging.WARNING, "", 0, text, args, None)
+        return record.getMessage() if kinds.filter(record) else None
+
+    assert said("%s connected", "1.2.3.4") == "1.2.3.4 connected"
+    assert [said("%s connected", number) for number in range(1500)] == [None] * 1500
+    assert said("Invalid HTTP request received.") == "Invalid HTTP request received."
+    now_s = KIND_PER_S
+    assert said("%s connected", "5.6.7.8") == "5.6.7.8 connected (and 1500 more like it)"
+
+
+def test_lines_of_one_kind_differ_in_numbers_and_addresses() -> None:
+    kinds = OncePerKind(lambda: 0.0)
+    loop = logging.getLogger("asyncio")
+    records = [
+        loop.makeRecord(loop.name, logging.ERROR, "", 0, f"Fatal error on <Transport fd={n} at 0x7f{n:x}>", (), None)
+        for n in range(100)
+    ]
+    assert [kinds.filter(record) for record in records] == [True] + [False] * 99
+
+
+def test_our_own_lines_are_all_written() -> None:
+    kinds = OncePerKind(lambda: 0.0)
+    records = [log.makeRecord(log.name, logging.INFO, "", 0, "a line", (), None) for _ in range(3)]
+    assert all(map(kinds.filter, records))

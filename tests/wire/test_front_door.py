@@ -212,6 +212,49 @@ async def test_what_is_no_http_is_refused_in_our_shape(service: Service) -> None
         assert (status, answer["code"]) == (400, "bad_request")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Transfer-Encoding: xchunked\r\n\r\n{}",
+        b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFFF\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\nnonsense\r\n",
+    ],
+)
+async def test_a_body_in_no_known_encoding_is_refused_in_our_shape(
+    service: Service, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /api/market/ingest/candle_closed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    status, answer = await raw(service, head + body)
+    assert (status, answer["code"]) == (400, "bad_request")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_path_with_a_slash_behind_is_another_one(service: Service) -> None:
+    for path in ("/api/market/candles/", "/api/market/ingest/candle_closed/", "/api/", "/healthz/"):
+        async with service.http.get(service.url + path, allow_redirects=False) as response:
+            assert (response.status, (await response.json())["code"]) == (404, "not_found")
+
+
+async def test_clients_that_leave_are_no_errors(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    post = b"POST /api/market/ingest/candle_closed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    stream = b"GET /api/market/status/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    upgrade = (
+        b"GET /ws/market HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    port = int(service.url.rpartition(":")[2])
+    for sent in (post, stream, upgrade, GET + b"\r\n", post[:-1], upgrade[:-2]) * 5:
+        for steps in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            writer.transport.abort()
+    assert (await service.get("/healthz"))[0] == 200
+    await until(lambda: service.runtime.hub.clients == 0, "all have left")
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 
 

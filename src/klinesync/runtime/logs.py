@@ -7,6 +7,7 @@ traces too, so that no text forges a record or sends anything to a terminal.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -33,6 +34,12 @@ MAX_MESSAGE_CHARS = 8192
 MAX_TRACE_LINES = 120
 # Seconds in which one cause of upstream trouble is logged once.
 CAUSE_PER_S = 60.0
+# Seconds in which one kind of line of the loggers that clients can make speak is logged once.
+KIND_PER_S = 60.0
+CHATTY = frozenset({"asyncio", "uvicorn", "websockets"})
+# What of an unformatted line tells its kind.
+MAX_KIND_CHARS = 100
+_NUMBERS = re.compile(r"(0x)?[0-9][0-9a-fA-F]*")
 # What every record has; anything else was given with `extra`.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -122,6 +129,29 @@ class OncePerCause(logging.Filter):
         return suppressed is not None
 
 
+class OncePerKind(logging.Filter):
+    """Lets one line in `KIND_PER_S` through for each kind of what the web server and its parsers say, however many
+    clients make them say it; the next line of the kind says how many were left out. At DEBUG level all lines stay."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._limit = LogLimit(KIND_PER_S)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        if record.name.partition(".")[0] not in CHATTY or logging.getLogger().isEnabledFor(logging.DEBUG):
+            return True
+        # asyncio's lines are made before they get here: numbers and addresses in them are of one object.
+        kind = _NUMBERS.sub("", str(record.msg)[:MAX_KIND_CHARS])
+        error = record.exc_info[0] if record.exc_info else None
+        suppressed = self._limit.allow((record.name, kind, error), self._clock())
+        if suppressed:
+            record.msg = f"{record.getMessage().rstrip()} (and {suppressed} more like it)"
+            record.args = ()
+        return suppressed is not None
+
+
 def _arguments(record: logging.LogRecord) -> tuple[object, ...]:
     """The values of the message; a single mapping stands for itself."""
     return record.args if isinstance(record.args, tuple) else ()
@@ -137,6 +167,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel, stream: TextIO | None = 
     handler.name = HANDLER
     handler.setFormatter(JsonLines() if log_format == "json" else ConsoleLines())
     handler.addFilter(OncePerCause())
+    handler.addFilter(OncePerKind())
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(capture=True)
