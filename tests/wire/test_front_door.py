@@ -136,6 +136,43 @@ async def test_what_a_foreign_page_reads_its_browser_keeps_from_it(service: Serv
         assert "Access-Control-Allow-Origin" not in response.headers
 
 
+async def test_a_page_elsewhere_makes_the_service_do_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image, a script or a `no-cors` fetch has no Origin: the browser's mark of its site is all that there is."""
+
+    def reached(series_id: str) -> None:
+        raise AssertionError("the request got in")
+
+    monkeypatch.setattr("klinesync.market.http_routes.SeriesId.parse", reached)
+    for site in ("cross-site", "same-site", "Cross-Site"):
+        for origin in ({}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+            async with service.http.get(
+                service.url + "/api/market/candles",
+                params={"series_id": BTC},
+                headers={"Sec-Fetch-Site": site} | origin,
+            ) as response:
+                assert (response.status, (await response.json())["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("site", ["none", "same-origin"])
+async def test_the_page_itself_and_the_address_bar_read_the_api(service: Service, site: str) -> None:
+    async with service.http.get(
+        service.url + "/api/market/whitelist", headers={"Sec-Fetch-Site": site, "Host": "localhost"}
+    ) as response:
+        assert response.status == 200
+
+
+async def test_the_page_may_be_linked_to_from_anywhere(service: Service) -> None:
+    for path in ("/", "/docs", "/healthz"):
+        async with service.http.get(service.url + path, headers={"Sec-Fetch-Site": "cross-site"}) as response:
+            assert response.status != 403
+
+
+async def test_an_allowed_origin_is_admitted_whatever_its_site(with_token: Service) -> None:
+    admitted = {"Origin": "https://charts.example", "Sec-Fetch-Site": "cross-site"}
+    async with with_token.http.get(with_token.url + "/api/market/whitelist", headers=admitted) as response:
+        assert response.status == 200
+
+
 async def test_an_allowed_origin_reads_and_writes_and_is_told_why_not(with_token: Service) -> None:
     origin = {"Origin": "https://charts.example"}
     url = with_token.url + "/api/market/ingest/candle_closed"

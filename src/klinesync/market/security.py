@@ -3,7 +3,8 @@
 A service on loopback is still reached by every page that a browser on the machine shows. Such a page can post to it,
 open a WebSocket to it, or make its own name resolve to 127.0.0.1 (DNS rebinding) and then read everything. So what a
 request names as `Host` must be ours, and a foreign `Origin` may not write or open a socket; what it reads without CORS
-headers the browser keeps from it.
+headers the browser keeps from it. A read may still make us ask an exchange, and needs no `Origin` (an image, a link):
+below `/api` the browser's own mark of a foreign page, `Sec-Fetch-Site`, is enough to refuse it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ MAX_ORIGINS_LOGGED = 100
 GUARDED_PATHS = ("/api/market/ingest/", "/api/market/debug/", "/metrics")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 DEFAULT_PORTS = {"http": 80, "https": 443}
+# What browsers say of a request that a page of another site, or of another origin of this site, has caused.
+FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 # Addresses that stand for every address of the machine.
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, not bound to
 
@@ -96,6 +99,7 @@ class RequestHead:
     hosts: Sequence[bytes] = ()
     origins: Sequence[bytes] = ()
     authorizations: Sequence[bytes] = ()
+    fetch_sites: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,10 @@ class Guard:
             return Refusal(403, "forbidden", sentence)
         if (head.kind == "websocket" or head.method not in SAFE_METHODS) and not self._may_write(head, host):
             return Refusal(403, "forbidden", "Origin is neither this service's nor one of allowed_origins")
+        # Without an Origin nothing tells whose page asks.
+        elsewhere = any(site.strip().lower() in FOREIGN_SITES for site in head.fetch_sites)
+        if elsewhere and below_api(head.path) and not (head.origins and self._may_write(head, host)):
+            return Refusal(403, "forbidden", "a page of another site asks; allowed_origins admits its Origin")
         if self.token is not None and guarded(head.path) and head.method != "OPTIONS":
             given = head.authorizations[0] if len(head.authorizations) == 1 else b""
             if not bears(given, self.token):
@@ -172,6 +180,11 @@ def check_exposure(host: str, api_token: str | None) -> None:
 def guarded(path: str) -> bool:
     """Whether the path is one that the token guards."""
     return any(path == one.rstrip("/") or path.startswith(f"{one.rstrip('/')}/") for one in GUARDED_PATHS)
+
+
+def below_api(path: str) -> bool:
+    """Whether the path is one of the API: the page's own files may be linked to from anywhere."""
+    return path == "/api" or path.startswith("/api/")
 
 
 def bears(authorization: bytes, token: str) -> bool:
@@ -238,7 +251,8 @@ def head_of(scope: Scope) -> RequestHead:
     hosts: list[bytes] = []
     origins: list[bytes] = []
     authorizations: list[bytes] = []
-    wanted = {b"host": hosts, b"origin": origins, b"authorization": authorizations}
+    fetch_sites: list[bytes] = []
+    wanted = {b"host": hosts, b"origin": origins, b"authorization": authorizations, b"sec-fetch-site": fetch_sites}
     for name, value in scope["headers"]:
         if (values := wanted.get(name.lower())) is not None:
             values.append(value)
@@ -251,6 +265,7 @@ def head_of(scope: Scope) -> RequestHead:
         hosts=hosts,
         origins=origins,
         authorizations=authorizations,
+        fetch_sites=fetch_sites,
     )
 
 
