@@ -91,6 +91,8 @@ class Faults:
     absurd_time: float = 0.0
     early_close: float = 0.0
     other_values: float = 0.0
+    # Of a minute: an exception that nobody expected, in one task of the service.
+    defect: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def draw_scenario(seed: int) -> Scenario:
     edge = Random(f"edge {seed}")
     ledgers = Random(f"ledgers {seed}")
     clocks = Random(f"clocks {seed}")
+    parts = Random(f"parts {seed}")
     symbols = sorted(rng.sample(_SYMBOLS, rng.randint(1, 4)))
 
     def maybe(low: float, high: float, chance: float = 0.4) -> float:
@@ -198,6 +201,7 @@ def draw_scenario(seed: int) -> Scenario:
         absurd_time=untimely(0.02, 0.4),
         early_close=untimely(0.02, 0.3),
         other_values=untimely(0.02, 0.3),
+        defect=parts.choice((0.0, 0.0, 0.1, 0.5)),
     )
     catch_up_max_candles = rng.choice((10, 50, 2000))
     series = tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols)

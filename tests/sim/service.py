@@ -107,6 +107,7 @@ class Service:
         self._number = number
         self._stop = loop.create_future()
         self.runtime: MarketRuntime | None = None
+        self.thrown = 0  # exceptions that nobody expected, into its tasks
         self.clocks: dict[str, ExchangeClock] = {}
         self.rest: BinanceRest | None = None
         self.store: Store | None = None

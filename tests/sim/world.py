@@ -20,6 +20,7 @@ from random import Random
 from typing import Any
 from unittest import mock
 
+from defects import throw_into
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
@@ -91,6 +92,7 @@ class World:
         self.wrong: list[str] = []
         self._rng = Random(f"world {scenario.seed}")
         self._lies = Random(f"lies {scenario.seed}")
+        self._parts_rng = Random(f"parts of {scenario.seed}")
         self._echo = echo
         self._folder = str(path.parent)
         self._hash = hashlib.blake2b(digest_size=12)
@@ -180,6 +182,7 @@ class World:
             self.network.strike()
             self.exchange.strike_clocks()
             self.disk.strike()
+            self._break_a_part()
             self._plan_end()
             if minute // MINUTE_S % 20 == 0:
                 self._check_stored()
@@ -190,6 +193,32 @@ class World:
         self.exchange.slow_down(1.0)
         await self._settle()
         await self._stop_in_order()
+
+    def _break_a_part(self) -> None:
+        """Perhaps a task of the service gets an exception that nobody expected; nobody else may have one."""
+        service = self._services[-1]
+        runtime = service.runtime
+        if runtime is None or not service.process.alive:
+            return
+        self._check_defects(service)
+        if self._parts_rng.random() >= self.scenario.faults.defect:
+            return
+        tasks = {
+            task.get_name(): task
+            for task in runtime.bulkheads.tasks
+            # A client's own tasks end the client. The sweep waits in its task group, where nothing of ours can raise.
+            if not task.done() and not task.get_name().startswith(("socket", "start-up sweep"))
+        }
+        name = self._parts_rng.choice(sorted(tasks))
+        if throw_into(tasks[name]):
+            service.thrown += 1
+            self.note(f"defect in {name}")
+
+    def _check_defects(self, service: Service) -> None:
+        if service.runtime is not None:
+            counts = service.runtime.bulkheads.counts
+            if counts and not service.thrown:
+                self.violate(f"defects that nobody threw: {dict(counts)}")
 
     async def _until(self, time_s: float) -> None:
         await asyncio.sleep(max(0.0, time_s - self.loop.time()))
@@ -240,6 +269,7 @@ class World:
     async def _stop_in_order(self) -> None:
         """The last service stops as it should: every client is told, and what is stored stays."""
         self._ending = True
+        self._check_defects(self._services[-1])
         codes = [len(client.ended_codes) for client in self.clients]
         before = {series: self._witness.candles(series) for series in self.scenario.series} if self._witness else {}
         self._services[-1].stop()
@@ -330,6 +360,8 @@ class World:
         service = self._services[-1]
         if service.process is not socket.owner or service.stopping or service.runtime is None:
             return True
+        if service.thrown:
+            return True  # a defect ends what it is in
         status = service.runtime.supervisor.status
         followed = {one.stream: one.series for one in self.exchange.of_market(socket.market)}
         return all(status(followed[stream]).state in STALE for stream in streams if stream in followed)

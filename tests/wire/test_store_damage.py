@@ -147,16 +147,6 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
 FIELDS = ("candle_time", "open", "high", "low", "close", "volume")
 
 
-async def test_a_damaged_name_of_a_series_costs_that_series_alone(store: Path) -> None:
-    connection = apsw.Connection(str(store))
-    connection.execute("UPDATE series SET series_id = 'binance:spot:BTCoUSDT:1m' WHERE series_id = ?", (str(BTC),))
-    connection.close()
-    async with service_on(store) as service:
-        assert (await page(service, ETH))["gaps"] == []
-        _, whole = await service.get("/api/market/status")
-        assert (whole["status"], whole["status_reason"]) == ("red", "store_damaged")
-
-
 async def test_damage_is_told_though_nobody_reads(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
     spoil(store, CUT)

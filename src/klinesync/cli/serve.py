@@ -77,6 +77,7 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Call
     listener = bind(flags.host, flags.port)
     host, port = listener.getsockname()[:2]
     async with build_market_runtime(flags, command=command) as runtime:
+        asyncio.get_running_loop().set_exception_handler(runtime.on_loop_defect)
         allow_connections()
         server = create_server(create_app(runtime), runtime)
         with on_signal(server.stop):

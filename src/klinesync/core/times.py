@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from math import isfinite
 from typing import SupportsIndex, TypeAlias
 
-from klinesync.core.dates import parse_time
 from klinesync.core.errors import Rejected
 
 # Unix seconds, a datetime (UTC when naive), or ISO 8601 text (UTC when without a zone).
@@ -14,6 +14,7 @@ Time: TypeAlias = SupportsIndex | float | datetime | str
 
 # Unix seconds above this value (the year 5138) are milliseconds that somebody forgot to divide.
 MAX_SECONDS = 100_000_000_000
+_COMPACT_DATE = re.compile(r"[12]\d{7}")
 
 
 class BadTime(Rejected):
@@ -29,7 +30,7 @@ def unix_seconds(value: Time) -> int:
     `2026-11-29 08:00`, `2026-11-29T08:00:00Z`) or unix seconds. Without a zone the time is UTC. Raises `BadTime`.
     """
     if isinstance(value, str):
-        return _checked(_parsed(value), value)
+        return _checked(_parsed(value.strip()), value)
     if isinstance(value, datetime):
         return _checked(_seconds(value), value)
     if isinstance(value, bool):
@@ -46,10 +47,16 @@ def unix_seconds(value: Time) -> int:
 
 
 def _parsed(text: str) -> int:
+    if text.isascii() and text.isdecimal() and not _COMPACT_DATE.fullmatch(text):
+        if len(text) > 20:
+            raise BadTime(f"{text[:40]!r} is no time; give unix seconds or ISO 8601")
+        return int(text)
     try:
-        return parse_time(text)
-    except ValueError as error:
-        raise BadTime(str(error)) from None
+        return _seconds(datetime.fromisoformat(text))
+    except ValueError:
+        raise BadTime(
+            f"{text[:40]!r} is no time; write 2026-11-29, 2026-11-29T08:00 (UTC unless a zone is given) or unix seconds"
+        ) from None
 
 
 def _seconds(moment: datetime) -> int:

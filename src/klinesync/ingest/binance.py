@@ -10,6 +10,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
 from klinesync.ingest.weight import RestStatus
+from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Errand, HistoryPage, Listing, RestContact, StreamCallbacks, Ticker
@@ -27,7 +28,9 @@ class BinanceSource:
         *,
         clocks: Mapping[str, ExchangeClock],
         streams_most: int = STREAMS_PER_CONNECTION,
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self._bulkheads = bulkheads
         self._session = session
         self._rest = rest
         self._ws_urls = ws_urls
@@ -52,6 +55,7 @@ class BinanceSource:
             clock=self._clocks[market],
             counts=self.stream_counts[market],
             streams_most=self._streams_most,
+            bulkheads=self._bulkheads,
         )
 
     def history(

@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import aiohttp
@@ -24,6 +25,7 @@ from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_decode import BadAnswer, decoded
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.log_limit import LogLimit
@@ -224,16 +226,10 @@ class _Link:
         return self.task is not None and self.task.done()
 
     async def end(self) -> None:
-        """Close the socket; returns when the link's task is over. A defect of ours in it is raised."""
+        """Close the socket; returns when the link's task is over."""
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait([self.task])
-            self.raise_defect()
-
-    def raise_defect(self) -> None:
-        """The exchange's troubles end a link without an error: an error in its task is a defect of ours."""
-        if self.task is not None and not self.task.cancelled():
-            self.task.result()
 
 
 class BinanceConnection:
@@ -251,7 +247,9 @@ class BinanceConnection:
         clock: ExchangeClock | None = None,
         counts: StreamCounts | None = None,
         streams_most: int = STREAMS_PER_CONNECTION,
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._session = session
         self._market = market
         self._counts = counts or StreamCounts()
@@ -419,12 +417,14 @@ class BinanceConnection:
             return None
         link = _Link(socket, loop.time(), self._clock.estimate_ms(loop.time()))
         self._links.append(link)
-        link.task = asyncio.create_task(self._carry(link), name=f"link {self._url}")
+        link.task = self._bulkheads.begin(
+            loop, partial(self._carry, link), part=Part.CONNECTION, name=f"link {self._url}"
+        )
         link.task.add_done_callback(lambda _: self._event.set())
         return link
 
     async def _stay(self, link: _Link) -> None:
-        """Returns when no link is left; each is replaced before the exchange ends it. Raises what is our defect."""
+        """Returns when no link is left; each is replaced before the exchange ends it."""
         loop = asyncio.get_running_loop()
         rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
         not_before_s = 0.0
@@ -441,7 +441,6 @@ class BinanceConnection:
                 continue
             await self._overlap(link, successor)
             if successor.ended:
-                successor.raise_defect()
                 continue
             await link.end()
             self.rotations += 1
@@ -452,7 +451,6 @@ class BinanceConnection:
         log.warning("%s ended with code %s", self._url, link.socket.close_code)
         if self._failure is None:
             self._failed(f"the connection to the exchange ended with code {link.socket.close_code}")
-        link.raise_defect()
 
     def _is_due(self, link: _Link, rotate_s: float, now_s: float) -> bool:
         if link.leaving or now_s - link.born_s > rotate_s:
@@ -496,19 +494,23 @@ class BinanceConnection:
 
     async def _carry(self, link: _Link) -> None:
         """Receive, and keep subscribed, until the link ends."""
-        subscriber = asyncio.create_task(self._keep_subscribed(link), name=f"subscribe {self._url}")
+        loop, work = asyncio.get_running_loop(), partial(self._keep_subscribed, link)
+        subscriber = self._bulkheads.begin(loop, work, part=Part.CONNECTION, name=f"subscribe {self._url}")
         try:
             async for message in link.socket:
                 if message.type is aiohttp.WSMsgType.TEXT:
                     self._take(link, message.data)
                 elif message.type is aiohttp.WSMsgType.BINARY:
                     self._quarantine("it is binary")
+        except (aiohttp.ClientError, ConnectionError) as error:
+            # A ping is answered on a transport that is closing already, after a pause of this process for example.
+            log.warning("%s: the connection broke: %r", self._url, error)
         finally:
             subscriber.cancel()
             self._links.remove(link)
             self._lose(link)
             self._tell_failing(self._not_carried())
-            await asyncio.gather(subscriber, return_exceptions=True)
+            await asyncio.wait([subscriber])
             await link.socket.close()
 
     def _lose(self, link: _Link) -> None:
@@ -553,13 +555,14 @@ class BinanceConnection:
                     link.sent.update(dict.fromkeys(names))
                     await self._ask(link, "SUBSCRIBE", names)
                     self._attach(link, names)
-        except (ConnectionError, TimeoutError, Refused) as error:
+        except (aiohttp.ClientError, ConnectionError, TimeoutError, Refused) as error:
             reason = _why_not_subscribed(self._url, error)
             # A connection that breaks is the same trouble for each stream; a refusal is logged each time.
             problem = UpstreamError(reason, cause=None if isinstance(error, Refused) else reason)
             log.warning("%s: streams cannot be subscribed: %s", self._url, problem)
             self._failed(reason)
-            await link.socket.close()
+        finally:
+            await link.socket.close()  # also after a defect: nobody would subscribe any more
 
     def _attach(self, link: _Link, names: Sequence[str]) -> None:
         """The exchange has acknowledged streams. Who is carried by another link meanwhile has missed nothing."""
@@ -617,7 +620,7 @@ class BinanceConnection:
             log.warning("%s: a frame is quarantined (%d more since the last): %s", self._url, suppressed, reason)
 
 
-def _why_not_subscribed(url: str, error: ConnectionError | TimeoutError | Refused) -> str:
+def _why_not_subscribed(url: str, error: aiohttp.ClientError | ConnectionError | TimeoutError | Refused) -> str:
     if isinstance(error, Refused):
         return f"the exchange refuses a subscription: {error}"
     if isinstance(error, TimeoutError):

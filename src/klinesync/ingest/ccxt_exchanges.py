@@ -8,6 +8,7 @@ from functools import partial
 
 from klinesync.ingest.ccxt_client import NOT_INSTALLED, CcxtClient, CcxtThread, Maker, ccxt_exchange, offers_exchange
 from klinesync.ingest.ccxt_source import POLL_LEAST_S, CcxtSource
+from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
 
 
@@ -26,7 +27,9 @@ class CcxtExchanges:
         makers: Mapping[str, Maker] | None = None,
         poll_least_s: float = POLL_LEAST_S,
         environment_proxies: bool = False,
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._enabled = enabled
         self._make: Maker = partial(ccxt_exchange, environment_proxies=environment_proxies)
         self._final_margin_s = final_margin_s
@@ -61,6 +64,7 @@ class CcxtExchanges:
             monotonic=self._monotonic,
             rng=self._rng,
             poll_least_s=self._poll_least_s,
+            bulkheads=self._bulkheads,
         )
 
     async def stop(self) -> None:

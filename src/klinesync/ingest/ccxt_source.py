@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle, UpstreamError
@@ -20,6 +21,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.ccxt_client import Abilities, Answer, CcxtClient
 from klinesync.ingest.ccxt_rows import LONGEST_AHEAD_MS, LiveCandles, Page, Row, ccxt_symbol, next_start, read_page
 from klinesync.ingest.venue_margin import DateClock, VenueMargin
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
@@ -89,7 +91,9 @@ class CcxtSource:
         monotonic: Callable[[], float],
         rng: random.Random,
         poll_least_s: float = POLL_LEAST_S,
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self.bulkheads = bulkheads or Bulkheads()
         self.client = client
         self.clocks = clocks
         self.margin = VenueMargin(int(final_margin_s * 1000))
@@ -264,7 +268,8 @@ class CcxtSource:
     def leave(self, series: SeriesId, can: Abilities) -> None:
         """Unsubscribe the series' stream, where the exchange takes that, without waiting for it."""
         if can.unwatch:
-            task = asyncio.create_task(self._unwatch(series), name=f"unwatch {series}")
+            loop, work = asyncio.get_running_loop(), partial(self._unwatch, series)
+            task = self.bulkheads.begin(loop, work, part=Part.CONNECTION, name=f"unwatch {series}")
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
@@ -412,6 +417,7 @@ class CcxtConnection:
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._tasks.clear()
         async with asyncio.TaskGroup() as group:
             while True:
                 restart, self._restart = self._restart, set()
@@ -420,7 +426,9 @@ class CcxtConnection:
                     self._tasks.pop(one).cancel()
                 for one in self._wanted:
                     if one not in self._tasks:
-                        self._tasks[one] = group.create_task(self._carry(one), name=f"live {one}")
+                        self._tasks[one] = self._source.bulkheads.begin(
+                            group, partial(self._carry, one), part=Part.CONNECTION, name=f"live {one}", restart=True
+                        )
                 await self._changed.wait()
                 self._changed.clear()
 

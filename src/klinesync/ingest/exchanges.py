@@ -14,6 +14,7 @@ from typing import Protocol
 from klinesync.core.errors import UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.supervisor import IngestSupervisor, JobState
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.sources import (
     Connection,
@@ -84,8 +85,15 @@ class Exchanges:
     """
 
     def __init__(
-        self, name: str, source: ListedSource, clocks: Clocks, offers: Offers, monotonic: Callable[[], float]
+        self,
+        name: str,
+        source: ListedSource,
+        clocks: Clocks,
+        offers: Offers,
+        monotonic: Callable[[], float],
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._name = name
         self._source = source
         self._markets = tuple(clocks)
@@ -105,18 +113,25 @@ class Exchanges:
         return self._own
 
     async def run(self) -> None:
-        """Follow series of other exchanges until cancelled; then their connections are closed."""
+        """Follow series of other exchanges until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 for name, other in self._others.items():
-                    group.create_task(other.supervisor.run(), name=f"supervisor {name}")
+                    self._begin(group, name, other.supervisor)
                 await asyncio.Event().wait()
         finally:
             self._group = None
-            for other in self._others.values():
+
+    async def close(self) -> None:
+        """Close the connections of the other exchanges, after `run`."""
+        for name, other in self._others.items():
+            with self._bulkheads.contained(Part.EXCHANGE, f"closing {name}"):
                 await other.source.close()
-            await self._offers.stop()
+        await self._offers.stop()
+
+    def _begin(self, group: asyncio.TaskGroup, name: str, supervisor: IngestSupervisor) -> None:
+        self._bulkheads.begin(group, supervisor.run, part=Part.EXCHANGE, name=f"supervisor {name}", restart=True)
 
     def refusal(self, series: SeriesId) -> str | None:
         """Why the series' exchange and market cannot be asked; None when they can."""
@@ -277,5 +292,5 @@ class Exchanges:
             self.clocks.update({(name, market): clock for market, clock in clocks.items()})
             log.info("%s is asked through ccxt from now on", name)
             if self._group is not None:
-                self._group.create_task(other.supervisor.run(), name=f"supervisor {name}")
+                self._begin(self._group, name, other.supervisor)
         return other

@@ -75,5 +75,8 @@ class Questioner:
         except (UpstreamError, StoreError) as error:
             log.info("%s: a question is put off: %s", series, error)
             self.questions.failed(series, span, asyncio.get_running_loop().time())
+        except BaseException:  # a defect, or the end of the task: the question stands
+            self.questions.failed(series, span, asyncio.get_running_loop().time())
+            raise
         else:
             self.questions.answered(series, span, changed, asyncio.get_running_loop().time())

@@ -70,12 +70,16 @@ class StampCheck:
         begun, self._resolving = self._resolving, True
         return not begun
 
+    def abandon(self) -> None:
+        """The task that resolved is gone, perhaps before its first step."""
+        self._resolving = False
+
     async def resolve(self) -> None:
         """Ask the exchange, and settle what waits. While nothing at all is known of the exchange's time, frames wait
         for more."""
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(max(0.0, ASK_EVERY_S - self._clock.answer_age_s(loop.time())))
         try:
+            await asyncio.sleep(max(0.0, ASK_EVERY_S - self._clock.answer_age_s(loop.time())))
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 await self._ask()
         except (UpstreamError, TimeoutError) as error:

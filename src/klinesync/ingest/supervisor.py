@@ -7,14 +7,14 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.dates import date_text
-from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.errors import StoreError, Transient, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.audit import Audit
@@ -25,6 +25,7 @@ from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.reach import UNREACHABLE_AFTER_S, ExchangeWatch
 from klinesync.ingest.stamp_check import StampCheck
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import (
@@ -140,8 +141,10 @@ class IngestSupervisor:
         ondemand_idle_ttl_s: float,
         ondemand_max_jobs: int,
         rng: random.Random,
+        bulkheads: Bulkheads | None = None,
     ) -> None:
         self._source = source
+        self._bulkheads = bulkheads or Bulkheads()
         self._clocks = clocks
         self._pipeline = pipeline
         self._stored = stored
@@ -269,22 +272,32 @@ class IngestSupervisor:
         return [connection.status for market in self._connections.values() for connection in market]
 
     async def run(self) -> None:
-        """Carry everything until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            group.create_task(self._tick_on(), name="streams")
-            group.create_task(self._watch_listings(), name="listings")
-            for market, questioner in self._questioners.items():
-                group.create_task(questioner.run(), name=f"questions {market}")
-            if self._audit_interval_s:
-                self.audit = self._make_audit()
-                group.create_task(self.audit.run(), name="audit")
-            self._running.set()
-            self._apply([Start(entry.series) for entry in self._table.entries()])
-            try:
-                await asyncio.get_running_loop().create_future()
-            finally:
-                self._ending = True
+        """Carry everything until cancelled. After a defect it may be run again: every series is followed anew."""
+        begin = self._bulkheads.begin
+        self._ending = False
+        for series in list(self._jobs):
+            self._unfollow(series)
+        for check in self._checks.values():
+            check.abandon()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                begin(group, self._tick_on, part=Part.STREAMS, name="streams", restart=True)
+                begin(group, self._watch_listings, part=Part.LISTINGS, name="listings", restart=True)
+                for market, questioner in self._questioners.items():
+                    begin(group, questioner.run, part=Part.CLOCK, name=f"questions {market}", restart=True)
+                if self._audit_interval_s:
+                    self.audit = self._make_audit()
+                    begin(group, self.audit.run, part=Part.AUDIT, name="audit", restart=True)
+                self._running.set()
+                self._apply([Start(entry.series) for entry in self._table.entries()])
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    self._ending = True
+        finally:
+            self._running.clear()
+            self._group = None
 
     def _make_audit(self) -> Audit:
         def untold(series: SeriesId, candles: Sequence[Candle], since_ms: int) -> Sequence[Candle]:
@@ -327,7 +340,10 @@ class IngestSupervisor:
             match command:
                 case Start(series):
                     if self._group is not None:  # else `run` begins with it
-                        self._group.create_task(self._follow_until_it_works(series), name=f"follow {series}")
+                        work = partial(self._follow_until_it_works, series)
+                        self._bulkheads.begin(
+                            self._group, work, part=Part.SERIES, name=f"follow {series}", restart=True
+                        )
                 case Stop(series):
                     self._unfollow(series)
 
@@ -374,9 +390,26 @@ class IngestSupervisor:
         if job.connection.idle:
             self._connections[series.market].pop(job.connection).cancel()
 
+    def _follow_anew(self, series: SeriesId) -> None:
+        """After a defect in what is done for the series: begin with it from its stored head."""
+        if self._ending or series not in self._jobs:
+            return
+        self._unfollow(series)
+        if series in self._table:
+            self._apply([Start(series)])
+
+    def _contained(self, series: SeriesId) -> AbstractContextManager[None]:
+        """A defect within the block has the series followed anew, and disturbs no other."""
+        return self._bulkheads.contained(Part.SERIES, str(series), partial(self._follow_anew, series))
+
     async def caught_up(self, series: SeriesId) -> None:
-        """Returns once the followed series' history has been read up to now, or cannot be as it is not traded."""
-        await asyncio.shield(self._jobs[series].caught_up)
+        """Returns once the followed series' history has been read up to now, or cannot be as it is not traded. Raises
+        `Transient` when the series is followed anew meanwhile: `follow` and wait again."""
+        job = self._jobs.get(series)
+        if job is not None:
+            await asyncio.wait([job.caught_up])
+        if job is None or job.caught_up.cancelled():
+            raise Transient(f"{series} is followed anew")
 
     def _connection(self, market: str) -> Connection:
         """A connection of `market` with room for one more stream."""
@@ -386,10 +419,12 @@ class IngestSupervisor:
                 return connection
         connection = self._source.connection(
             market,
-            StreamCallbacks(attached=self._attached, event=self._event, lost=self._lost, failing=self._failing),
+            StreamCallbacks(
+                attached=self._take_attached, event=self._take_event, lost=self._lost, failing=self._failing
+            ),
         )
-        number = next(self._connection_numbers)
-        task = self._group.create_task(connection.run(), name=f"connection {number} {market}")
+        name = f"connection {next(self._connection_numbers)} {market}"
+        task = self._bulkheads.begin(self._group, connection.run, part=Part.CONNECTION, name=name, restart=True)
         self._connections[market][connection] = task
         return connection
 
@@ -397,6 +432,14 @@ class IngestSupervisor:
 
     def _now_ms(self, market: str) -> int | None:
         return self._clocks[market].estimate_ms(asyncio.get_running_loop().time())
+
+    def _take_event(self, event: KlineEvent) -> None:
+        with self._contained(event.series):
+            self._event(event)
+
+    def _take_attached(self, series: SeriesId) -> None:
+        with self._contained(series):
+            self._attached(series)
 
     def _attached(self, series: SeriesId) -> None:
         job = self._jobs.get(series)
@@ -451,8 +494,10 @@ class IngestSupervisor:
                 now_ms = clock.estimate_ms(now_s)
                 jobs = [job for one, job in self._jobs.items() if one.market == market]
                 for job in jobs:
-                    self._tick(job, now_s, now_ms)
-                self._look_at(market, jobs, now_s, now_ms)
+                    with self._contained(job.feed.series):
+                        self._tick(job, now_s, now_ms)
+                with self._bulkheads.contained(Part.STREAMS, market):
+                    self._look_at(market, jobs, now_s, now_ms)
                 for sentence in clock.take_news():
                     log.warning("event=exchange.clock market=%s: %s", market, sentence)
                 if jobs and self._wants_time(market, clock, now_s):
@@ -486,7 +531,8 @@ class IngestSupervisor:
     def _ask_time(self, market: str) -> None:
         assert self._group is not None, "run is running"
         if (check := self._checks[market]).begin():
-            self._group.create_task(check.resolve(), name=f"exchange time {market}")
+            name = f"exchange time {market}"
+            self._bulkheads.begin(self._group, check.resolve, part=Part.CLOCK, name=name, mend=check.abandon)
 
     def _tick(self, job: Job, now_s: float, now_ms: int | None) -> None:
         feed, watch = job.feed, job.watch
@@ -572,7 +618,8 @@ class IngestSupervisor:
                     continue
                 for job in jobs:
                     if self._jobs.get(job.feed.series) is job:
-                        self._judge(job, listings.get(job.feed.series.symbol))
+                        with self._contained(job.feed.series):
+                            self._judge(job, listings.get(job.feed.series.symbol))
             await asyncio.sleep(LISTINGS_PAUSE_S)
 
     def _judge(self, job: Job, listing: Listing | None) -> None:
@@ -622,22 +669,23 @@ class IngestSupervisor:
 
     def _due(self, job: Job) -> None:
         job.later = None
-        self._carry_out(job, job.feed.due(asyncio.get_running_loop().time()))
+        with self._contained(job.feed.series):
+            self._carry_out(job, job.feed.due(asyncio.get_running_loop().time()))
 
     def _settled(self, job: Job, command: Persist, written: asyncio.Future[Applied]) -> None:
         if written.cancelled():
             return
-        if written.exception() is None:
-            self._declare(job, command)
-            if questioned := written.result().questioned:
-                self._questioners[job.feed.series.market].ask(job.feed.series, questioned)
-        else:
-            self._begin_again(job, command.candles)
+        with self._contained(job.feed.series):
+            if written.exception() is None:
+                self._declare(job, command)
+                if questioned := written.result().questioned:
+                    self._questioners[job.feed.series.market].ask(job.feed.series, questioned)
+            else:
+                self._begin_again(job, command.candles)
 
     def _begin_again(self, job: Job, unwritten: Sequence[Candle] = ()) -> None:
         """What was let through is not stored (a write failed, or there was no room): live is held, and the series
         begins again from its stored head."""
-        assert self._group is not None, "run is running"
         job.feed.stalled(unwritten)
         if self._ending or job.beginning_again or self._jobs.get(job.feed.series) is not job:
             return
@@ -645,7 +693,7 @@ class IngestSupervisor:
         if job.history is not None:
             job.history.cancel()
             self._history_watch.ended(job.feed.series, "the store cannot be written")
-        job.history = self._group.create_task(self._read_again(job), name=f"history {job.feed.series}")
+        job.history = self._begin_history(job, partial(self._read_again, job))
 
     async def _read_again(self, job: Job) -> None:
         series = job.feed.series
@@ -664,9 +712,19 @@ class IngestSupervisor:
     # History.
 
     def _read_soon(self, job: Job, fetch: Fetch) -> None:
-        assert self._group is not None, "run is running"
         job.errand = Errand(fetch.urgency)
-        job.history = self._group.create_task(self._read(job, fetch, job.errand), name=f"history {job.feed.series}")
+        job.history = self._begin_history(job, partial(self._read, job, fetch, job.errand))
+
+    def _begin_history(self, job: Job, work: Work) -> asyncio.Task[None]:
+        assert self._group is not None, "run is running"
+        series = job.feed.series
+
+        def mend() -> None:
+            self._history_watch.ended(series, "a defect, see the log")
+            if self._jobs.get(series) is job:
+                self._follow_anew(series)
+
+        return self._bulkheads.begin(self._group, work, part=Part.HISTORY, name=f"history {series}", mend=mend)
 
     async def _read(self, job: Job, fetch: Fetch, errand: Errand) -> None:
         """Read history from REST into the pipeline, page by page, and let live through at its end."""

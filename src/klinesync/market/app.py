@@ -20,7 +20,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import PathLike
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from klinesync import __version__
 from klinesync.core.errors import CannotListen, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
@@ -46,6 +47,7 @@ from klinesync.market.security import TOKEN, GuardedApp
 from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
 from klinesync.market_data.factor_services import LedgerOutOfSync
 from klinesync.market_data.top_markets import RateLimited
+from klinesync.runtime.bulkheads import Bulkheads, Part
 
 SHUTDOWN_TIMEOUT_S = 10
 BACKLOG = 2048
@@ -90,7 +92,6 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_exception_handler(KlinesyncError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_defect)
     app.add_middleware(Compression)
     app.add_middleware(BodyLimit, budget=front.bodies)
     app.add_middleware(GuardedApp, guard=guard)
@@ -102,8 +103,39 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
+    # Outermost: what even the answer to a defect could not stop ends here.
+    app.add_middleware(DefectBulkhead, bulkheads=runtime.bulkheads)
     _add_page(app, Path(str(resources.files("klinesync"))) / "web")
     return app
+
+
+class DefectBulkhead:
+    """A defect in what answers a request is counted and logged here, and ends that request alone."""
+
+    def __init__(self, app: ASGIApp, bulkheads: Bulkheads) -> None:
+        self._app = app
+        self._bulkheads = bulkheads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sent)
+        except ClientDisconnected:
+            raise
+        except Exception as error:
+            self._bulkheads.defect(Part.REQUEST, f"{scope['type']} {scope.get('path', '')[:200]!r}", error)
+            if scope["type"] != "http":
+                raise  # the socket's protocol answers
+            if begun:
+                return  # what was sent cannot be taken back: the server ends the connection
+            answer = _error(500, "internal", "something went wrong in the service; its log says what")
+            await answer(scope, receive, send)
 
 
 class Server(uvicorn.Server):
@@ -213,11 +245,6 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or "body"
     return _error(422, "bad_request", f"{where}: {first['msg']}")
-
-
-async def _on_defect(request: Request, error: Exception) -> Response:
-    # The server logs it, with its trace, which is nobody's outside.
-    return _error(500, "internal", "something went wrong in the service; its log says what")
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

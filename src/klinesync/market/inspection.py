@@ -14,6 +14,7 @@ from klinesync.ingest.weight import RestStatus
 from klinesync.market_data.startup_sync import SweepProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.runtime.bulkheads import Part
 from klinesync.runtime.clock import FRAMES, REST, ExchangeClock
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
@@ -73,6 +74,7 @@ class Parts:
     by market and reason, the closed candles of frames that REST decides about. `clocks`: what is known of each market's
     time, by exchange and market; `final_margins_s`: how long after its end a row may change, by exchange. `audit`: None
     where nobody audits. `grace_s`: exchange time after a close before its candle is expected.
+    `defects`: by the part that they ended.
     """
 
     database: Database
@@ -94,6 +96,7 @@ class Parts:
     now_s: Callable[[SeriesId], float]
     monotonic: Callable[[], float]
     grace_s: float
+    defects: Mapping[Part, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +184,8 @@ class Inspection:
 
     def _readings(self) -> Iterable[Reading]:
         yield Reading("klinesync_info", 1, (__version__,))
+        for part in Part:
+            yield Reading("klinesync_defects_total", self._parts.defects.get(part, 0), (part.value,))
         yield from self._of_streams()
         yield from self._of_clocks()
         yield from self._of_rest()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
+from typing import Any
 
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
@@ -29,6 +30,7 @@ from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
 
@@ -39,7 +41,8 @@ STORE_PROBE_S = 5.0
 
 
 class MarketRuntime:
-    """What the routes use. One TaskGroup carries every long-lived task; when one breaks, the service stops.
+    """What the routes use. One TaskGroup carries every long-lived task. A part that breaks begins again; when the
+    writer breaks, the service stops.
 
     `resources` are entered first and left last, also when the store cannot be opened.
     """
@@ -71,7 +74,9 @@ class MarketRuntime:
         ingest: MarketIngestService,
         coordinator: WsSubscriptionCoordinator,
         whitelist: Sequence[SeriesId],
+        bulkheads: Bulkheads,
     ) -> None:
+        self.bulkheads = bulkheads
         self.reader = reader
         self.factors = factors
         self.ingest = ingest
@@ -109,30 +114,10 @@ class MarketRuntime:
             stack.push_async_callback(self._pipeline.drain)
             write = group.create_task(self._pipeline.run(), name="pipeline")
             stack.push_async_callback(_cancel, write)
-            form = group.create_task(self._forming.run(), name="derived forming")
-            stack.push_async_callback(_cancel, form)
-            supervise = group.create_task(self.supervisor.run(), name="supervisor")
-            stack.push_async_callback(_cancel, supervise)
-            exchanges = group.create_task(self.exchanges.run(), name="other exchanges")
-            stack.push_async_callback(_cancel, exchanges)
-            follow = group.create_task(self.startup.run(), name="start-up sweep")
-            stack.push_async_callback(_cancel, follow)
-            heal = group.create_task(self._backfill.run(), name="backfill")
-            stack.push_async_callback(_cancel, heal)
-            look_after = group.create_task(self._derived_history.run(), name="derived histories")
-            stack.push_async_callback(_cancel, look_after)
-            if self._coverage is not None:
-                cover = group.create_task(self._coverage.run(), name="coverage")
-                stack.push_async_callback(_cancel, cover)
-            if self._retention is not None:
-                trim = group.create_task(self._retention.run(), name="retention")
-                stack.push_async_callback(_cancel, trim)
-            redo = group.create_task(self._derived_redo.run(), name="derived redo")
-            stack.push_async_callback(_cancel, redo)
-            scrub = group.create_task(self._scrub.run(), name="store scrub")
-            stack.push_async_callback(_cancel, scrub)
-            probe = group.create_task(self._probe_store(), name="store probe")
-            stack.push_async_callback(_cancel, probe)
+            stack.push_async_callback(self.exchanges.close)
+            for part, name, work in self._parts():
+                task = self.bulkheads.begin(group, work, part=part, name=name, restart=True)
+                stack.push_async_callback(_cancel, task)
             self._stack = stack.pop_all()
         self._started = True
         return self
@@ -142,6 +127,30 @@ class MarketRuntime:
     ) -> bool | None:
         self._started = False
         return await self._stack.__aexit__(kind, error, trace)
+
+    def on_loop_defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception in a callback of the event loop, which no task could catch."""
+        error = context.get("exception")
+        if error is None or not isinstance(error, Exception):
+            loop.default_exception_handler(context)
+        elif not isinstance(error, ConnectionError):
+            self.bulkheads.defect(Part.LOOP, str(context.get("message", "a callback")), error)
+
+    def _parts(self) -> Iterator[tuple[Part, str, Work]]:
+        """What runs all the time, in the order in which it starts."""
+        yield Part.DERIVED, "derived forming", self._forming.run
+        yield Part.STREAMS, "supervisor", self.supervisor.run
+        yield Part.EXCHANGE, "other exchanges", self.exchanges.run
+        yield Part.STARTUP, "start-up sweep", self.startup.run
+        yield Part.BACKFILL, "backfill", self._backfill.run
+        yield Part.DERIVED, "derived histories", self._derived_history.run
+        if self._coverage is not None:
+            yield Part.COVERAGE, "coverage", self._coverage.run
+        if self._retention is not None:
+            yield Part.RETENTION, "retention", self._retention.run
+        yield Part.DERIVED, "derived redo", self._derived_redo.run
+        yield Part.STORE, "store scrub", self._scrub.run
+        yield Part.STORE, "store probe", self._probe_store
 
     @property
     def backfill(self) -> BackfillService:

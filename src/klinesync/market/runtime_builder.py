@@ -56,6 +56,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.pipelines.watchdog import Watchdog
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path, whitelist
 from klinesync.runtime.http_client import HttpClient
@@ -89,6 +90,7 @@ def build_market_runtime(
     """
     guard = Guard.of(flags.host, flags.allowed_origins, flags.api_token)
     listed = whitelist(flags)
+    bulkheads = Bulkheads()
     rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
     monotonic = asyncio.get_running_loop().time
     proxies = proxies_of(flags)
@@ -98,6 +100,7 @@ def build_market_runtime(
         monotonic=monotonic,
         rng=rng,
         environment_proxies=flags.enable_environment_proxies,
+        bulkheads=bulkheads,
     )
     for series in listed:
         if series.exchange != EXCHANGE and (why := others.refusal(series.exchange)) is not None:
@@ -109,16 +112,21 @@ def build_market_runtime(
     if source is None:
         session = HttpClient(aiohttp.ClientTimeout(total=TIMEOUT_S), proxies)
         resources.append(session)
-        source = _binance(flags, session, clocks, rng, StoredListings(database, EXCHANGE))
-    exchanges = Exchanges(EXCHANGE, source, clocks, others, monotonic=monotonic)
-    hub = CandleHub()
-    forming = DerivedForming(hub, database, derived)
+        source = _binance(flags, session, clocks, rng, StoredListings(database, EXCHANGE), bulkheads)
+    exchanges = Exchanges(EXCHANGE, source, clocks, others, monotonic=monotonic, bulkheads=bulkheads)
+    hub = CandleHub(bulkheads)
+    forming = DerivedForming(hub, database, derived, bulkheads)
 
     def publish(applied: Applied) -> None:
-        reader.changed(applied)
-        service_status.changed(applied.series)
-        forming.publish(applied)
-        derived_history.published(applied)
+        name = str(applied.series)
+        with bulkheads.contained(Part.PUBLISH, name, reader.forget_pages):
+            reader.changed(applied)
+        with bulkheads.contained(Part.PUBLISH, name):
+            service_status.changed(applied.series)
+        with bulkheads.contained(Part.PUBLISH, name, lambda: hub.resync(applied.series)):
+            forming.publish(applied)
+        with bulkheads.contained(Part.PUBLISH, name):
+            derived_history.published(applied)
 
     indicators = parse_indicators(flags.indicators)
     ledger = ledger_step(flags, indicators)
@@ -158,6 +166,7 @@ def build_market_runtime(
         kept_from=keeps_from,
         now_s=lambda series: exchange_s(series) or wall_s(),
         rng=rng,
+        bulkheads=bulkheads,
     )
     derived_history = DerivedHistory(
         history=exchanges.history,
@@ -171,6 +180,7 @@ def build_market_runtime(
         base_candles=flags.derived_backfill_base_candles,
         native_candles=flags.derived_native_candles,
         watch=board.watch(),
+        bulkheads=bulkheads,
     )
 
     def ensure_derived(series: SeriesId, page_start: int | None) -> bool:
@@ -196,6 +206,7 @@ def build_market_runtime(
             watch=board.watch(),
             derived=ensure_derived,
             shelf=next((shelf for shelf in shelves if shelf.gap_most is not None), None),
+            bulkheads=bulkheads,
         )
 
     def declared(series: SeriesId) -> None:
@@ -228,6 +239,7 @@ def build_market_runtime(
             ondemand_idle_ttl_s=flags.ondemand_idle_ttl_s,
             ondemand_max_jobs=flags.ondemand_max_jobs,
             rng=rng,
+            bulkheads=bulkheads,
         )
 
     supervisor = exchanges.supervised(supervise)
@@ -243,6 +255,7 @@ def build_market_runtime(
         caught_up=caught_up,
         monotonic=monotonic,
         request_declared=backfill.request_declared if heals else None,
+        bulkheads=bulkheads,
     )
     ingest = None
     if flags.enable_ondemand_ingest:
@@ -300,6 +313,7 @@ def build_market_runtime(
             now_s=lambda series: exchange_s(series) or wall_s(),
             monotonic=monotonic,
             grace_s=flags.kline_health_grace_s,
+            defects=bulkheads.counts,
         ),
         debug=flags.enable_debug_api,
         derived=derived,
@@ -344,8 +358,10 @@ def build_market_runtime(
             lambda series: exchanges.status(series).state,
             ingest,
             lambda series: exchange_s(series) or wall_s(),
+            bulkheads,
         ),
         whitelist=listed,
+        bulkheads=bulkheads,
     )
 
 
@@ -465,6 +481,7 @@ def _binance(
     clocks: dict[str, ExchangeClock],
     rng: random.Random,
     listings: ListingShelf,
+    bulkheads: Bulkheads,
 ) -> BinanceSource:
     rest = BinanceRest(
         session,
@@ -478,5 +495,11 @@ def _binance(
     )
     ws_urls = {"spot": flags.binance_spot_ws_url, "futures": flags.binance_futures_ws_url}
     return BinanceSource(
-        session, rest, ws_urls, rng, clocks=clocks, streams_most=flags.binance_ws_streams_per_connection
+        session,
+        rest,
+        ws_urls,
+        rng,
+        clocks=clocks,
+        streams_most=flags.binance_ws_streams_per_connection,
+        bulkheads=bulkheads,
     )

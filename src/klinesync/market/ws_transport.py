@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse
@@ -24,9 +25,10 @@ from websockets.frames import Frame
 from websockets.protocol import State
 
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
+from klinesync.runtime.bulkheads import Part
 from klinesync.ws import protocol
 from klinesync.ws.frames import payload_of
-from klinesync.ws.hub import CLOSE_POLICY_VIOLATION, Client
+from klinesync.ws.hub import CLOSE_DEFECT, CLOSE_POLICY_VIOLATION, Client
 from klinesync.ws.rate import RATE_PER_S, MessageRate, Verdict
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,6 @@ PING_TIMEOUT_S = 40.0
 
 CLOSE_NOT_UTF8 = 1007
 CLOSE_TOO_BIG = 1009
-CLOSE_DEFECT = 1011
 
 EXTENSION = "klinesync.socket"
 
@@ -117,8 +118,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
             await self.app(self.scope, self.receive, self.send)
         except ClientDisconnected:
             pass
-        except Exception:
-            log.exception("a WebSocket's handshake failed")
+        except Exception:  # noqa: BLE001  # counted and logged where it was raised
             self.send_500_response()
         if self._client is None and self.close_timer is None:
             self.transport.close()
@@ -204,7 +204,9 @@ class MarketSocket(WebSocketsSansIOProtocol):
             self._inbox = deque()
         self._inbox.append(message)
         if self._handling is None:
-            self._handling = self.loop.create_task(self._handle(self._client), name="socket messages")
+            self._handling = self._coordinator.bulkheads.begin(
+                self.loop, partial(self._handle, self._client), part=Part.CLIENT, name="socket messages"
+            )
         if len(self._inbox) >= INBOX_MAX_MESSAGES and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
@@ -214,9 +216,10 @@ class MarketSocket(WebSocketsSansIOProtocol):
         try:
             while self._inbox:
                 await handle(self._coordinator, client, self._rate, self._inbox.popleft())
-        except Exception:
-            log.exception("a client's message broke something")
-            self._fail(CLOSE_DEFECT)
+        except BaseException as reason:
+            if isinstance(reason, Exception) and self._client is not None:
+                self._fail(CLOSE_DEFECT)
+            raise
         finally:
             self._handling = self._inbox = None
             self._read_on()
@@ -291,12 +294,13 @@ class AsgiSocket:
     async def serve(self, coordinator: WsSubscriptionCoordinator) -> None:
         """Until the connection ends."""
         coordinator.connected(self._client)
+        loop, begin = asyncio.get_running_loop(), coordinator.bulkheads.begin
         tasks = [
-            asyncio.create_task(work, name=name)
+            begin(loop, work, part=Part.CLIENT, name=name)
             for work, name in (
-                (self._write(), "socket writer"),
-                (self._read(coordinator), "socket reader"),
-                (self._wait_ending(), "socket end"),
+                (self._write, "socket writer"),
+                (partial(self._read, coordinator), "socket reader"),
+                (self._wait_ending, "socket end"),
             )
         ]
         try:

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Candle
@@ -25,6 +26,7 @@ from klinesync.market_data import heal_queue
 from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue, Look, Need, Piece, Standing, unsettled
 from klinesync.market_data.history.sources import HistoryFiles
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Urgency
 from klinesync.storage.database import CandleStore, Database
@@ -112,7 +114,9 @@ class BackfillService:
         covers: Callable[[SeriesId], bool] = lambda _: True,
         kept_from: Callable[[SeriesId, int], int] = lambda _series, _head: 0,
         now_s: Callable[[SeriesId], float] = lambda _: float(MAX_TIME),
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._history = history
         self._pipeline = pipeline
         self._database = database
@@ -230,11 +234,15 @@ class BackfillService:
     async def run(self) -> None:
         """Read what is requested, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._resume(), name="backfill resumed")
+            self._begin_part(group, self._resume, "backfill resumed")
             for number in range(1, MAX_AT_ONCE + 1):
-                group.create_task(self._work(), name=f"backfill {number}")
+                self._begin_part(group, self._work, f"backfill {number}")
             for number in range(1, MAX_URGENT_AT_ONCE + 1):
-                group.create_task(self._work(urgent_only=True), name=f"urgent backfill {number}")
+                self._begin_part(group, partial(self._work, urgent_only=True), f"urgent backfill {number}")
+            await asyncio.Event().wait()
+
+    def _begin_part(self, group: asyncio.TaskGroup, work: Work, name: str) -> None:
+        self._bulkheads.begin(group, work, part=Part.BACKFILL, name=name, restart=True)
 
     async def _resume(self) -> None:
         """Take up again what was being backfilled when the service ended."""
@@ -269,22 +277,37 @@ class BackfillService:
                     async with asyncio.timeout_at(self._queue.next_due_s(urgent_only=urgent_only)):
                         await self._changed.wait()
                 continue
+            left: Sequence[Need] | None = None
             try:
-                left = await self._carry_out(work)
-            except StoreError as error:
-                self._warn(work.series, "%s: its gaps cannot be healed at present: %s", work.series, error)
-                await asyncio.sleep(STORE_RETRY_S * self._rng.uniform(0.75, 1.0))
-                left = work.needs if isinstance(work, Fetch) else ()
-                if isinstance(work, Look):
-                    self._queue.look(work.series)
-                self._fail(work.series, error)
-            self._queue.settle(work, left)
+                with self._bulkheads.contained(Part.BACKFILL, f"history of {work.series}"):
+                    left = await self._try(work)
+            finally:
+                self._queue.settle(work, self._all_of(work) if left is None else left)
             self._changed.set()
             if work.series in self._deep:
-                try:
-                    await self._judge(work.series)
-                except StoreError as error:
-                    self._fail(work.series, error)
+                with self._bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
+                    try:
+                        await self._judge(work.series)
+                    except StoreError as error:
+                        self._fail(work.series, error)
+
+    def _all_of(self, work: Look | Fetch) -> Sequence[Need]:
+        """The needs of work that came to nothing by a defect: asked for again, with backoff."""
+        if isinstance(work, Look):
+            return ()
+        return [heal_queue.in_vain(need, _now_s(), self._rng) for need in work.needs]
+
+    async def _try(self, work: Look | Fetch) -> Sequence[Need]:
+        """Do it; what is left of it."""
+        try:
+            return await self._carry_out(work)
+        except StoreError as error:
+            self._warn(work.series, "%s: its gaps cannot be healed at present: %s", work.series, error)
+            await asyncio.sleep(STORE_RETRY_S * self._rng.uniform(0.75, 1.0))
+            if isinstance(work, Look):
+                self._queue.look(work.series)
+            self._fail(work.series, error)
+            return work.needs if isinstance(work, Fetch) else ()
 
     async def _carry_out(self, work: Look | Fetch) -> Sequence[Need]:
         """Do it; what is left of it. Raises `StoreError`."""

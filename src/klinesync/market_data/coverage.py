@@ -20,6 +20,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill import BackfillService, Shelf
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import Errand, HistoryWatch, Source, Urgency
 from klinesync.storage.database import Database
@@ -181,7 +182,9 @@ class Coverage:
         watch: HistoryWatch,
         derived: Callable[[SeriesId, int | None], bool] = lambda _series, _start: False,
         shelf: Shelf | None = None,
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._source = source
         self._pipeline = pipeline
         self._database = database
@@ -253,22 +256,29 @@ class Coverage:
         """Read the tails that are asked for, until cancelled."""
         async with asyncio.TaskGroup() as group:
             for number in range(1, TAILS_AT_ONCE + 1):
-                group.create_task(self._work(), name=f"tail {number}")
+                self._bulkheads.begin(group, self._work, part=Part.COVERAGE, name=f"tail {number}", restart=True)
+            await asyncio.Event().wait()
 
     async def _work(self) -> None:
         while True:
             series = await self._waiting.get()
+            attempt = Attempt(in_vain=True)
             try:
-                attempt = await self._attempt(series)
-            except UpstreamError as error:
-                self._warn(series, "%s: its tail cannot be read: %s", series, error)
-                attempt = Attempt(in_vain=True, again_s=error.retry_after_s or 0.0)
-            except StoreError as error:
-                self._warn(series, "%s: its tail cannot be stored: %s", series, error)
-                attempt = Attempt(in_vain=True)
+                with self._bulkheads.contained(Part.COVERAGE, f"tail of {series}"):
+                    attempt = await self._try(series)
             finally:
                 self._asked.remove(series)
             self._cool_downs.begin(series, _now_s(), in_vain=attempt.in_vain, at_least_s=attempt.again_s)
+
+    async def _try(self, series: SeriesId) -> Attempt:
+        try:
+            return await self._attempt(series)
+        except UpstreamError as error:
+            self._warn(series, "%s: its tail cannot be read: %s", series, error)
+            return Attempt(in_vain=True, again_s=error.retry_after_s or 0.0)
+        except StoreError as error:
+            self._warn(series, "%s: its tail cannot be stored: %s", series, error)
+            return Attempt(in_vain=True)
 
     async def _attempt(self, series: SeriesId) -> Attempt:
         """Raises `UpstreamError`, `StoreError`."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.derived import FormingBuckets
@@ -23,6 +24,7 @@ from klinesync.market_data.backfill import NOTHING_BEFORE_TTL_S, BackfillService
 from klinesync.market_data.coverage import LOG_EVERY_S, CoolDowns, OlderAsked, back, ceil
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Urgency
 from klinesync.storage.database import CandleStore, Database
@@ -62,7 +64,10 @@ class DerivedForming:
     is carried on. `run` does the reading.
     """
 
-    def __init__(self, hub: CandleHub, database: Database, derived: DerivedStep) -> None:
+    def __init__(
+        self, hub: CandleHub, database: Database, derived: DerivedStep, bulkheads: Bulkheads | None = None
+    ) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._hub = hub
         self._database = database
         self._derived = derived
@@ -104,21 +109,32 @@ class DerivedForming:
         """Read the state of series that need it, until cancelled."""
         while True:
             series = await self._to_read.get()
-            progress = self._progress[series]
-            buckets = FormingBuckets(series, self._derived.targets)
+            read: bool | None = None
             try:
-                await self._database.read(lambda store, to=buckets, of=series: self._resume(store, of, to))  # type: ignore[misc]
-            except StoreError as error:
-                log.warning("%s: the derived candles in progress cannot be read: %s", series, error)
+                with self._bulkheads.contained(Part.DERIVED, f"derived forming of {series}"):
+                    read = await self._read(series)
+            finally:
+                if not read:
+                    self._to_read.put_nowait(series)
+            if read is None:
                 await asyncio.sleep(RETRY_S)
-                self._to_read.put_nowait(series)
-                continue
-            waiting, progress.waiting = progress.waiting, []
-            if all(buckets.close(candle) for candle in waiting):
-                progress.buckets = buckets
-                self._show(progress)
-            else:
-                self._to_read.put_nowait(series)
+
+    async def _read(self, series: SeriesId) -> bool | None:
+        """Read the state of a series; whether it is current: candles that closed meanwhile may ask for another look.
+        None: the store could not be read."""
+        progress = self._progress[series]
+        buckets = FormingBuckets(series, self._derived.targets)
+        try:
+            await self._database.read(lambda store: self._resume(store, series, buckets))
+        except StoreError as error:
+            log.warning("%s: the derived candles in progress cannot be read: %s", series, error)
+            return None
+        waiting, progress.waiting = progress.waiting, []
+        if not all(buckets.close(candle) for candle in waiting):
+            return False
+        progress.buckets = buckets
+        self._show(progress)
+        return True
 
     def _read_anew(self, series: SeriesId) -> None:
         self._progress[series] = _Progress()
@@ -212,7 +228,9 @@ class DerivedHistory:
         base_candles: int,
         native_candles: int,
         watch: HistoryWatch,
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._history = history
         self._pipeline = pipeline
         self._database = database
@@ -279,24 +297,34 @@ class DerivedHistory:
         """Look after what is read or watched, until cancelled."""
         async with asyncio.TaskGroup() as group:
             for number in range(1, HISTORIES_AT_ONCE + 1):
-                group.create_task(self._work(), name=f"derived history {number}")
+                name = f"derived history {number}"
+                self._bulkheads.begin(group, self._work, part=Part.DERIVED, name=name, restart=True)
+            await asyncio.Event().wait()
 
     async def _work(self) -> None:
         while True:
             series = await self._waiting.get()
-            again_s, in_vain = 0.0, True
+            in_vain, again_s = True, 0.0
+            again = partial(self._wait_for, series, 0)
             try:
-                in_vain = await self._attempt(series, self._asked[series])
-            except UpstreamError as error:
-                self._warn(series, "%s: its native candles cannot be read: %s", error)
-                again_s = error.retry_after_s or 0.0
-                self._wait_for(series, 0)
-            except StoreError as error:
-                self._warn(series, "%s: its history cannot be brought up to date: %s", error)
-                self._wait_for(series, 0)
+                with self._bulkheads.contained(Part.DERIVED, f"history of {series}", again):
+                    in_vain, again_s = await self._look_after(series)
             finally:
                 del self._asked[series]
             self._cool_downs.begin(series, _now_s(), in_vain=in_vain, at_least_s=again_s)
+
+    async def _look_after(self, series: SeriesId) -> tuple[bool, float]:
+        """Whether it was in vain, and in how many seconds at least to try again."""
+        try:
+            return await self._attempt(series, self._asked[series]), 0.0
+        except UpstreamError as error:
+            self._warn(series, "%s: its native candles cannot be read: %s", error)
+            self._wait_for(series, 0)
+            return True, error.retry_after_s or 0.0
+        except StoreError as error:
+            self._warn(series, "%s: its history cannot be brought up to date: %s", error)
+            self._wait_for(series, 0)
+            return True, 0.0
 
     async def _attempt(self, series: SeriesId, page_start: int | None) -> bool:
         """Whether it was in vain. Raises `UpstreamError`, `StoreError`."""

@@ -113,6 +113,11 @@ class PageCache:
         if len(self._changed) > MAX_CHANGED_SERIES:
             _, self._forgotten = self._changed.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget every page."""
+        self._pages.clear()
+        self.size = 0
+
     def get(self, key: PageKey) -> Page | None:
         """The page, when it is still what the store would give."""
         page = self._pages.get(key)
@@ -189,6 +194,10 @@ class CandleReader:
     def changed(self, applied: Applied) -> None:
         """A write has changed a series: to be told after its commit, and before who waits for it is answered."""
         self._pages.changed(applied.series, applied.commit)
+
+    def forget_pages(self) -> None:
+        """Which pages are current is not known any more: read them anew."""
+        self._pages.clear()
 
     async def page(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> bytes:
         """The oldest `limit` candles after `since`, or the newest `limit` (before `before`), as far as they are stored;

@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from klinesync.core.errors import KlinesyncError, Rejected
 from klinesync.core.series_id import SeriesId
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,9 @@ class StartupSync:
         caught_up: Callable[[SeriesId], Awaitable[None]],
         monotonic: Callable[[], float],
         request_declared: Callable[[SeriesId], None] | None = None,
+        bulkheads: Bulkheads | None = None,
     ) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._series = tuple(dict.fromkeys(series))
         self._follow = follow
         self._caught_up = caught_up
@@ -76,7 +80,9 @@ class StartupSync:
         if self._series:
             async with asyncio.TaskGroup() as group:
                 for series in self._series:
-                    group.create_task(self._bring_up_to_date(series), name=f"start-up {series}")
+                    if series in self._waiting:
+                        work, name = partial(self._bring_up_to_date, series), f"start-up {series}"
+                        self._bulkheads.begin(group, work, part=Part.STARTUP, name=name, restart=True)
         self._ended_s = self._monotonic()
 
     async def _bring_up_to_date(self, series: SeriesId) -> None:

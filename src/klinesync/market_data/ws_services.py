@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.read_services import CandleReader
+from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.ws import protocol
 from klinesync.ws.hub import CandleHub, Client
 from klinesync.ws.protocol import BadMessage, Ping, Subscribe, Unsubscribe, WsMessageParser
@@ -55,8 +56,10 @@ class WsSubscriptionCoordinator:
         stream_state: Callable[[SeriesId], str],
         ingest: Ingest | None,
         now_s: Callable[[SeriesId], float],
+        bulkheads: Bulkheads | None = None,
     ) -> None:
         self._now_s = now_s
+        self.bulkheads = bulkheads or Bulkheads()
         self._hub = hub
         self._reader = reader
         self._stream_state = stream_state

@@ -135,6 +135,12 @@ METRICS = (
         "Those of them that had other values before, or lie behind the head.",
     ),
     Metric("klinesync_store_writable", "gauge", "1 while the store can be written; 0 after a write that failed."),
+    Metric(
+        "klinesync_defects_total",
+        "counter",
+        "Exceptions that nobody expected, by the part of the service that they ended and that began again.",
+        ("part",),
+    ),
     # Factors and overlays.
     Metric("klinesync_ledgers_behind", "gauge", "Series whose factors or overlays lag behind their candles."),
     Metric(

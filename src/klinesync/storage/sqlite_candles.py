@@ -15,7 +15,6 @@ from operator import itemgetter
 import apsw
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
-from klinesync.core.errors import BadSeriesId
 from klinesync.core.gaps import Gap, GapChange, GapState, Span, runs
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -80,9 +79,7 @@ class Known:
             " FROM series"
         )
         for number, name, gap, oldest_row, head, packed in found:
-            series = self.parsed(name)
-            if series is None:
-                continue
+            series = SeriesId.parse(str(name))
             self.numbers[series] = int(number)
             if gap is None:
                 self.gapless.add(series)
@@ -100,14 +97,6 @@ class Known:
                 assert isinstance(found, int)
                 number = self.numbers[series] = found
         return number
-
-    def parsed(self, name: object) -> SeriesId | None:
-        """The stored name of a series; None of one that is damaged, which is noted."""
-        try:
-            return SeriesId.parse(str(name))
-        except BadSeriesId:
-            self.damage.note(Damage(None, None, f"the name of a series is not readable: {str(name)[:80]!r}"))
-            return None
 
     def forget(self) -> None:
         self.numbers.clear()
@@ -230,12 +219,12 @@ class SqliteCandleStore:
 
     def series(self) -> list[SeriesId]:
         found = self._connection.execute("SELECT series_id FROM series ORDER BY series_no")
-        return [one for (text,) in found if (one := self._known.parsed(text)) is not None]
+        return [SeriesId.parse(str(text)) for (text,) in found]
 
     def derived_of(self, series: SeriesId) -> list[SeriesId]:
         number = self._number(series)
         found = self._connection.execute("SELECT series_id FROM series WHERE derived_from = ?", (number,))
-        return [one for (text,) in found if (one := self._known.parsed(text)) is not None]
+        return [SeriesId.parse(str(text)) for (text,) in found]
 
     def derivation(self, series: SeriesId) -> Derivation:
         found = self._connection.execute(
@@ -457,13 +446,7 @@ class SqliteCandleStore:
             f" WHERE series_no = ? AND time >= ? AND time < ? ORDER BY time {'DESC' if newest else 'ASC'} LIMIT ?",
             (number, start, end, limit),
         )
-        rows = found.fetchall()
-        times = [row[0] for row in rows]
-        if times != sorted(set(times), reverse=newest):  # type: ignore[type-var]  # the table is STRICT
-            damage = Damage(None, None, f"the newest candles of series number {number} are out of order")
-            self._known.damage.note(damage)
-            raise StoreDamaged(damage)
-        return make(rows)
+        return make(found.fetchall())
 
     def _chunks(
         self,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from klinesync.core.candle import Applied, Forming
 from klinesync.core.series_id import SeriesId
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
 from klinesync.ws.session import Announcement, Subscription
@@ -34,6 +35,7 @@ LOG_EVERY_S = 10.0
 
 CLOSE_GOING_AWAY = 1001
 CLOSE_POLICY_VIOLATION = 1008
+CLOSE_DEFECT = 1011
 CLOSE_TRY_AGAIN_LATER = 1013
 
 
@@ -221,7 +223,8 @@ class HubStatus:
 class CandleHub:
     """Who watches what."""
 
-    def __init__(self) -> None:
+    def __init__(self, bulkheads: Bulkheads | None = None) -> None:
+        self._bulkheads = bulkheads or Bulkheads()
         self._messages = 0  # live ones: catch-ups go from the coordinator straight to the client
         self._slow_clients = 0
         self._log_limit = LogLimit(LOG_EVERY_S)
@@ -309,11 +312,19 @@ class CandleHub:
             return
         announcement = Announcement(applied)
         for client, subscription in watchers.items():
-            messages = subscription.announce(announcement)
-            if messages:
-                self._messages += len(messages)
-                client.outbox.drop_forming(applied.series, announcement.newest)
-                self._put(client, applied.series, messages)
+            try:
+                messages = subscription.announce(announcement)
+                if messages:
+                    self._messages += len(messages)
+                    client.outbox.drop_forming(applied.series, announcement.newest)
+                    self._put(client, applied.series, messages)
+            except Exception as error:  # noqa: BLE001  # a bulkhead, without the cost of `contained` for each client
+                self._broke(client, error)
+
+    def resync(self, series: SeriesId) -> None:
+        """What was published of the series may be incomplete: its clients are closed, and resume with `since`."""
+        for client in self._watchers.get(series, {}):
+            client.outbox.end(CLOSE_DEFECT)
 
     def show(self, forming: Forming) -> None:
         """A forming candle."""
@@ -323,8 +334,11 @@ class CandleHub:
         messages = [protocol.candle_forming(forming.series, forming.candle)]
         self._messages += len(watchers)
         for client, subscription in watchers.items():
-            if subscription.wants_forming(forming.candle):
-                client.outbox.put_forming(forming.series, forming.candle.time, messages)
+            try:
+                if subscription.wants_forming(forming.candle):
+                    client.outbox.put_forming(forming.series, forming.candle.time, messages)
+            except Exception as error:  # noqa: BLE001  # as in `publish`
+                self._broke(client, error)
 
     def tell(self, series: SeriesId, message: bytes) -> None:
         """A `system` message for all who watch the series, behind what waits for them already."""
@@ -348,3 +362,8 @@ class CandleHub:
                 "max_bytes": OUTBOX_MAX_BYTES,
             }
             outbox.put_first(protocol.system(series, "slow", sentence, facts))
+
+    def _broke(self, client: Client, error: Exception) -> None:
+        """A defect in what is done for one client: the connection ends, and the client resumes with `since`."""
+        self._bulkheads.defect(Part.CLIENT, "publishing", error)
+        client.outbox.end(CLOSE_DEFECT)

@@ -1,0 +1,145 @@
+"""Bulkheads: a defect ends and restarts the part that it is in, and nothing else.
+
+Every task of the service begins through `Bulkheads.begin`. A defect is an exception that nobody expected: it is counted
+(`klinesync_defects_total{part}`), logged with its trace once a kind and minute, and makes the service `degraded` for
+`DEGRADED_S`. A part that is meant to run all the time is begun again after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from enum import StrEnum
+from typing import Protocol
+from weakref import WeakSet
+
+from klinesync.runtime.log_limit import LogLimit
+
+log = logging.getLogger(__name__)
+
+# A part that a defect ended begins again after so many seconds, doubling up to the most.
+RESTART_FIRST_S = 0.5
+RESTART_MOST_S = 30.0
+# A part that ran for so many seconds before its defect is restarted after the first pause.
+HEALTHY_S = 60.0
+# For how long after a defect the service is called degraded, in seconds.
+DEGRADED_S = 300.0
+# One trace of a kind of defect is logged in so many seconds.
+LOG_EVERY_S = 60.0
+
+Work = Callable[[], Coroutine[object, object, None]]
+
+
+class Part(StrEnum):
+    """What a defect can end. The label of the metric."""
+
+    AUDIT = "audit"
+    BACKFILL = "backfill"
+    CLIENT = "client"
+    CLOCK = "clock"
+    CONNECTION = "connection"
+    COVERAGE = "coverage"
+    DERIVED = "derived"
+    EXCHANGE = "exchange"
+    HISTORY = "history"
+    LISTINGS = "listings"
+    LOOP = "loop"
+    PUBLISH = "publish"
+    REQUEST = "request"
+    RETENTION = "retention"
+    SERIES = "series"
+    STARTUP = "startup"
+    STORE = "store"
+    STREAMS = "streams"
+
+
+class Begins(Protocol):
+    """What carries tasks: a task group, or an event loop."""
+
+    def create_task(self, work: Coroutine[object, object, None], *, name: str) -> asyncio.Task[None]:
+        """Begin a task."""
+        ...
+
+
+class Bulkheads:
+    """Begins the tasks of one service, and counts what goes wrong in them. `counts`: defects by part; `tasks`: those
+    that run."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Part] = Counter()
+        self.tasks: WeakSet[asyncio.Task[None]] = WeakSet()
+        self._last_s: dict[Part, float] = {}
+        self._log_limit = LogLimit(LOG_EVERY_S)
+
+    def degraded(self, now_s: float) -> list[Part]:
+        """The parts that had a defect in the last `DEGRADED_S`, by name. `now_s`: the event loop's time."""
+        return sorted(part for part, at_s in self._last_s.items() if now_s - at_s < DEGRADED_S)
+
+    def defect(self, part: Part, name: str, error: BaseException) -> None:
+        """Count a defect of `part`, and log it. `name`: of the task, or of what it was about."""
+        now_s = asyncio.get_running_loop().time()
+        self.counts[part] += 1
+        self._last_s[part] = now_s
+        suppressed = self._log_limit.allow((part, type(error)), now_s)
+        if suppressed is not None:
+            log.error("defect in %s (%s), %d more since the last line", part, name, suppressed, exc_info=error)
+
+    def begin(
+        self,
+        carrier: Begins,
+        work: Work,
+        *,
+        part: Part,
+        name: str,
+        restart: bool = False,
+        mend: Callable[[], None] | None = None,
+    ) -> asyncio.Task[None]:
+        """Begin a task; a defect in it does not reach the carrier.
+
+        carrier: the task group that owns the task, or the event loop.
+        work: makes the coroutine, anew at each restart.
+        part: what is counted.
+        name: of the task.
+        restart: whether the work begins again after a defect, until it ends or is cancelled.
+        mend: called after each defect, before a restart; puts right what the work left half done.
+        """
+        task = carrier.create_task(self._carry(work, part, name, restart, mend), name=name)
+        self.tasks.add(task)
+        return task
+
+    @contextlib.contextmanager
+    def contained(self, part: Part, name: str, mend: Callable[[], None] | None = None) -> Iterator[None]:
+        """A defect within the block ends the block alone; `mend` is called then."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # a bulkhead is for whatever nobody expected
+            self.defect(part, name, error)
+            if mend is not None:
+                with self.contained(part, f"mending {name}"):
+                    mend()
+
+    async def _carry(self, work: Work, part: Part, name: str, restart: bool, mend: Callable[[], None] | None) -> None:
+        pause_s = RESTART_FIRST_S
+        while True:
+            began_s = asyncio.get_running_loop().time()
+            broken = True
+            with self.contained(part, name, mend):
+                try:
+                    await work()
+                except asyncio.CancelledError as error:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    # Nobody cancels this task: what it waited for was cancelled, and nobody expected that.
+                    raise RuntimeError("something that was waited for was cancelled") from error
+                broken = False
+            if not broken or not restart:
+                return
+            if asyncio.get_running_loop().time() - began_s > HEALTHY_S:
+                pause_s = RESTART_FIRST_S
+            with self.contained(part, f"pause of {name}"):
+                await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RESTART_MOST_S)

@@ -1,0 +1,18 @@
+"""Exceptions that nobody expected, thrown into tasks where they wait."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Unexpected(Exception):
+    """Nobody catches this one by name."""
+
+
+def throw_into(task: asyncio.Task[None]) -> bool:
+    """Raise `Unexpected` where the task waits; False when it does not wait for something that can raise."""
+    waits_for = getattr(task, "_fut_waiter", None)
+    if waits_for is None or waits_for.done() or isinstance(waits_for, asyncio.Task):
+        return False
+    waits_for.set_exception(Unexpected(task.get_name()))
+    return True

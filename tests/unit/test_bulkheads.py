@@ -1,0 +1,116 @@
+"""Bulkheads: what a defect ends, what begins again, what is counted and told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from klinesync.runtime import bulkheads
+from klinesync.runtime.bulkheads import DEGRADED_S, Bulkheads, Part
+
+
+class Unexpected(Exception):
+    """Nobody catches this one by name."""
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulkheads, "RESTART_FIRST_S", 0.001)
+
+
+async def test_a_defect_ends_its_own_task_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    parts = Bulkheads()
+    went_on = asyncio.Event()
+
+    async def breaks() -> None:
+        raise Unexpected("for once")
+
+    async def works() -> None:
+        await asyncio.sleep(0)
+        went_on.set()
+
+    async with asyncio.TaskGroup() as group:
+        parts.begin(group, breaks, part=Part.AUDIT, name="audit")
+        parts.begin(group, works, part=Part.STREAMS, name="streams")
+    assert went_on.is_set()
+    assert dict(parts.counts) == {Part.AUDIT: 1}
+    assert "defect in audit (audit)" in caplog.text
+    assert "Unexpected: for once" in caplog.text, "with its trace"
+
+
+async def test_a_part_that_runs_all_the_time_begins_again_and_is_mended_before() -> None:
+    parts, steps = Bulkheads(), list[str]()
+
+    async def work() -> None:
+        steps.append("work")
+        if len(steps) < 5:
+            raise Unexpected
+
+    async with asyncio.TaskGroup() as group:
+        parts.begin(group, work, part=Part.BACKFILL, name="b", restart=True, mend=lambda: steps.append("mend"))
+    assert steps == ["work", "mend"] * 2 + ["work"]
+    assert parts.counts[Part.BACKFILL] == 2
+
+
+async def test_a_mend_that_breaks_ends_nothing() -> None:
+    parts = Bulkheads()
+
+    def mend() -> None:
+        raise Unexpected("in the mend")
+
+    with parts.contained(Part.SERIES, "x", mend):
+        raise Unexpected
+    assert parts.counts[Part.SERIES] == 2
+
+
+async def test_cancellation_is_no_defect() -> None:
+    parts = Bulkheads()
+
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    async with asyncio.TaskGroup() as group:
+        task = parts.begin(group, work, part=Part.STREAMS, name="streams", restart=True)
+        await asyncio.sleep(0)
+        task.cancel()
+    assert task.cancelled()
+    assert not parts.counts
+
+
+async def test_a_part_that_waited_for_something_cancelled_begins_again() -> None:
+    parts, rounds = Bulkheads(), list[int]()
+
+    async def work() -> None:
+        rounds.append(1)
+        if len(rounds) == 1:
+            gone = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            await gone
+
+    async with asyncio.TaskGroup() as group:
+        task = parts.begin(group, work, part=Part.STARTUP, name="start-up", restart=True)
+    assert not task.cancelled()
+    assert (len(rounds), parts.counts[Part.STARTUP]) == (2, 1)
+
+
+async def test_one_trace_a_kind_and_minute_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    parts = Bulkheads()
+    for _ in range(100):
+        with parts.contained(Part.CLIENT, "message"):
+            raise Unexpected
+    with parts.contained(Part.CLIENT, "message"):
+        raise KeyError("another kind")
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 2
+    assert parts.counts[Part.CLIENT] == 101
+
+
+async def test_the_service_is_degraded_for_a_while() -> None:
+    parts = Bulkheads()
+    with parts.contained(Part.CLIENT, "message"):
+        raise Unexpected
+    now_s = asyncio.get_running_loop().time()
+    assert parts.degraded(now_s) == [Part.CLIENT]
+    assert parts.degraded(now_s + DEGRADED_S) == []
