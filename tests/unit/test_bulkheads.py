@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from klinesync.runtime import bulkheads
-from klinesync.runtime.bulkheads import DEGRADED_S, Bulkheads, Part
+from klinesync.runtime.bulkheads import Bulkheads, Part
 
 
 class Unexpected(Exception):
@@ -107,10 +107,10 @@ async def test_one_trace_a_kind_and_minute_is_logged(caplog: pytest.LogCaptureFi
     assert parts.counts[Part.CLIENT] == 101
 
 
-async def test_the_service_is_degraded_for_a_while() -> None:
+async def test_it_is_known_how_long_ago_a_part_had_a_defect() -> None:
     parts = Bulkheads()
     with parts.contained(Part.CLIENT, "message"):
         raise Unexpected
-    now_s = asyncio.get_running_loop().time()
-    assert parts.degraded(now_s) == [Part.CLIENT]
-    assert parts.degraded(now_s + DEGRADED_S) == []
+    later_s = asyncio.get_running_loop().time() + 100.0
+    assert list(parts.ago_s(later_s)) == [Part.CLIENT]
+    assert 100.0 <= parts.ago_s(later_s)[Part.CLIENT] < 160.0

@@ -339,23 +339,31 @@ async def test_a_successor_that_cannot_be_had_is_tried_again_while_the_first_car
         assert heard.lost.empty()
 
 
+class SetClock(ExchangeClock):
+    """An exchange's clock that a test sets."""
+
+    now_ms = 1_700_000_000_000
+
+    def estimate_ms(self, now_s: float) -> int | None:
+        return self.now_ms
+
+
 async def test_a_socket_is_replaced_when_the_exchanges_clock_says_that_its_day_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.05)
     monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.0)
-    clock = ExchangeClock()
+    clock = SetClock()
     now_s = asyncio.get_running_loop().time
-    clock.learn(1_700_000_000_000, now_s())
     exchange = Exchange()
     async with connected(exchange, BTC, clock=clock) as (connection, heard):
         await soon(heard.attached)
         await exchange.asked()
-        clock.learn(1_700_000_000_000 + 21 * 3_600_000, now_s())
+        clock.now_ms += 21 * 3_600_000
         looked = now_s() + 0.2
         await until(lambda: now_s() > looked, "some looks at the clock")
         assert len(exchange.sockets) == 1
-        clock.learn(1_700_000_000_000 + 23 * 3_600_000, now_s())
+        clock.now_ms += 2 * 3_600_000
         await exchange.asked()
         await exchange.sockets[1].send_json(FRAME)
         await until(lambda: connection.rotations == 1, "it is replaced")

@@ -75,6 +75,9 @@ async def test_every_task_of_a_running_service_may_break_and_the_service_is_whol
         told = set(one.runtime.bulkheads.counts)
         assert told >= {Part.AUDIT, Part.BACKFILL, Part.COVERAGE, Part.DERIVED, Part.EXCHANGE, Part.LISTINGS}
         assert told >= {Part.RETENTION, Part.STORE, Part.STREAMS}
+        _, status = await one.get("/api/market/status")
+        assert status["status"] != "green"
+        assert "restarted after a defect" in str(status), "it is told"
         async with one.http.get(one.url + "/metrics") as response:
             assert "klinesync_defects_total" in await response.text()
         watching.cancel()

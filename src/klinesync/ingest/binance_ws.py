@@ -263,7 +263,6 @@ class BinanceConnection:
         self._names: dict[SeriesId, str] = {}  # the stream of each wanted series
         self._nameless: dict[SeriesId, None] = {}  # wanted, and not known by what name
         self._naming = asyncio.Event()
-        self._naming_task: asyncio.Task[None] | None = None
         self._links: list[_Link] = []  # the one in charge last; before it, one that is about to end
         self._event = asyncio.Event()  # something of the links has changed
         self._log_limit = LogLimit(QUARANTINE_LOG_EVERY_S)
@@ -352,7 +351,8 @@ class BinanceConnection:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        naming = self._naming_task = asyncio.create_task(self._find_names(), name=f"names {self._url}")
+        loop, name = asyncio.get_running_loop(), f"names {self._url}"
+        naming = self._bulkheads.begin(loop, self._find_names, part=Part.LISTINGS, name=name, restart=True)
         try:
             await self._stay_connected()
         finally:
@@ -429,8 +429,6 @@ class BinanceConnection:
         rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
         not_before_s = 0.0
         while not link.ended:
-            if self._naming_task is not None and self._naming_task.done():
-                self._naming_task.result()  # a defect of ours: it ends only with this connection
             if loop.time() < not_before_s or not self._is_due(link, rotate_s, loop.time()):
                 await self._wait(ROTATE_CHECK_S)
                 continue

@@ -166,7 +166,8 @@ class IngestSupervisor:
         self._connections: dict[str, dict[Connection, asyncio.Task[None]]] = {market: {} for market in clocks}
         self._connection_numbers = count(1)
         self._checks = {
-            market: StampCheck(clock, partial(source.now_ms, market), self._believe) for market, clock in clocks.items()
+            market: StampCheck(clock, partial(source.now_ms, market), self._take_believed)
+            for market, clock in clocks.items()
         }
         self._watches = {market: ExchangeWatch() for market in clocks}
         self._questioners = {market: Questioner(source, pipeline.submit) for market in clocks}
@@ -467,6 +468,10 @@ class IngestSupervisor:
         self._watches[market].frame_s = now_s
         if not self._checks[market].check(event, now_s):
             self._ask_time(market)
+
+    def _take_believed(self, event: KlineEvent, now_s: float) -> None:
+        with self._contained(event.series):
+            self._believe(event, now_s)
 
     def _believe(self, event: KlineEvent, now_s: float) -> None:
         job = self._jobs.get(event.series)

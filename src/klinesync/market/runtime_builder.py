@@ -45,7 +45,7 @@ from klinesync.market_data.listings import StoredListings
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention, cut_of
 from klinesync.market_data.startup_sync import StartupSync
-from klinesync.market_data.status import MarketFacts, RestFacts
+from klinesync.market_data.status import MarketFacts, Restart, RestFacts
 from klinesync.market_data.status_service import StatusService
 from klinesync.market_data.store_scrub import StoreScrub
 from klinesync.market_data.top_markets import TopMarkets
@@ -290,6 +290,7 @@ def build_market_runtime(
         now_s=lambda: service_now_s(exchanges.clocks.values(), monotonic(), wall_s),
         ingest=flags.enable_whitelist_ingest or flags.enable_ondemand_ingest,
         damaged=database.damage.sentence,
+        restarts=lambda: [Restart(part, ago_s) for part, ago_s in bulkheads.ago_s(monotonic()).items()],
     )
     front = compose_front(
         guard,

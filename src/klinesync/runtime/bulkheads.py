@@ -1,8 +1,8 @@
 """Bulkheads: a defect ends and restarts the part that it is in, and nothing else.
 
 Every task of the service begins through `Bulkheads.begin`. A defect is an exception that nobody expected: it is counted
-(`klinesync_defects_total{part}`), logged with its trace once a kind and minute, and makes the service `degraded` for
-`DEGRADED_S`. A part that is meant to run all the time is begun again after a pause.
+(`klinesync_defects_total{part}`), logged with its trace once a kind and minute, and told by the service's status for
+some minutes. A part that is meant to run all the time is begun again after a pause.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ RESTART_FIRST_S = 0.5
 RESTART_MOST_S = 30.0
 # A part that ran for so many seconds before its defect is restarted after the first pause.
 HEALTHY_S = 60.0
-# For how long after a defect the service is called degraded, in seconds.
-DEGRADED_S = 300.0
 # One trace of a kind of defect is logged in so many seconds.
 LOG_EVERY_S = 60.0
 
@@ -74,9 +72,9 @@ class Bulkheads:
         self._last_s: dict[Part, float] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
 
-    def degraded(self, now_s: float) -> list[Part]:
-        """The parts that had a defect in the last `DEGRADED_S`, by name. `now_s`: the event loop's time."""
-        return sorted(part for part, at_s in self._last_s.items() if now_s - at_s < DEGRADED_S)
+    def ago_s(self, now_s: float) -> dict[Part, float]:
+        """By part, how many seconds ago its last defect was. `now_s`: the event loop's time."""
+        return {part: now_s - at_s for part, at_s in self._last_s.items()}
 
     def defect(self, part: Part, name: str, error: BaseException) -> None:
         """Count a defect of `part`, and log it. `name`: of the task, or of what it was about."""
