@@ -18,6 +18,7 @@ from klinesync.cli.command import Command, HelpFormatter, Parser, WrongUse, desc
 from klinesync.cli.output import Output
 from klinesync.core.errors import BadFlag, KlinesyncError
 from klinesync.core.printable import printable
+from klinesync.first_moments import UNTIL_STOPPED, signals_as_usual
 
 # Exit status of work that a signal interrupted, as shells have it.
 INTERRUPTED = 130
@@ -65,6 +66,8 @@ def _status(argv: Sequence[str], output: Output) -> int:
         from klinesync.runtime.logs import set_up_logs
 
         set_up_logs("console", "debug" if arguments.verbose else "info")
+        if arguments.name not in UNTIL_STOPPED:
+            signals_as_usual()  # the others leave at once, until they have handlers of their own
         return command.run(arguments)
     except WrongUse as error:
         return _wrong_use(error, error.prog)

@@ -55,22 +55,60 @@ def first(group: BaseExceptionGroup[KlinesyncError]) -> KlinesyncError:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM stops as SIGINT does, with everything put away."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM and SIGHUP stop as SIGINT does, with everything put away."""
+    before = {number: signal.getsignal(number) for number in stop_signals() if number != signal.SIGINT}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def on_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at SIGINT or SIGTERM."""
+    """Call `stop` at each of `stop_signals`."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = stop_signals()
+    for number in numbers:
         loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGINT, SIGTERM and SIGHUP. SIGHUP is left alone where it is ignored: `nohup` has asked for that."""
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+
+
+class Stop:
+    """What a signal does to a command that runs until it is stopped: its start is given up; once it runs, `then` is
+    called, at each signal."""
+
+    def __init__(self) -> None:
+        self.then: Callable[[], None] | None = None
+        self._command = asyncio.current_task()
+        self._given_up = False
+
+    def __call__(self) -> None:
+        if self.then is not None:
+            self.then()
+        elif self._command is not None and not self._given_up:
+            self._given_up = True
+            self._command.cancel()
+
+    @contextlib.contextmanager
+    def covers_start(self) -> Iterator[None]:
+        """A start that was given up is a command that ended as it was meant to."""
+        try:
+            with on_signal(self):
+                yield
+        except asyncio.CancelledError:
+            if self._command is None or not self._given_up:
+                raise
+            self._command.uncancel()

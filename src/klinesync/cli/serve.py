@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from klinesync.cli.arguments import count, given_flags, port, speed, time_of
 from klinesync.cli.command import Command, WrongUse, add_nothing
-from klinesync.cli.running import on_signal, run
+from klinesync.cli.running import Stop, run
 from klinesync.core.errors import BadFlag, CannotListen
 from klinesync.runtime.flag_groups import FLAG_GROUPS
 from klinesync.runtime.flags import RuntimeFlags, load_flags, read_configuration
@@ -51,7 +51,16 @@ def _add_exchange(parser: argparse.ArgumentParser) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     flags = load_flags(given_flags(arguments))
-    return run(_serve_until_stopped(flags, "serve", ready=lambda url: print(f"klinesync serves {url}", flush=True)))
+
+    async def serve() -> int:
+        stop = Stop()
+        with stop.covers_start():
+            await _serve_until_stopped(
+                flags, "serve", stop, ready=lambda url: print(f"klinesync serves {url}", flush=True)
+            )
+        return 0
+
+    return run(serve())
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -66,8 +75,8 @@ def _sim(arguments: argparse.Namespace) -> int:
     return run(_sim_until_stopped(arguments))
 
 
-async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Callable[[str], None]) -> int:
-    """The service until SIGINT or SIGTERM; `ready` gets its address once it answers."""
+async def _serve_until_stopped(flags: RuntimeFlags, command: str, stop: Stop, *, ready: Callable[[str], None]) -> None:
+    """The service until `stop` is called; `ready` gets its address once it answers."""
     from klinesync.market.app import bind, create_app, create_server
     from klinesync.market.http_limits import allow_connections
     from klinesync.market.runtime_builder import build_market_runtime
@@ -80,13 +89,19 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, *, ready: Call
         asyncio.get_running_loop().set_exception_handler(runtime.on_loop_defect)
         allow_connections()
         server = create_server(create_app(runtime), runtime)
-        with on_signal(server.stop):
-            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-            await server.serve(sockets=[listener])
-    return 0
+        stop.then = server.stop
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        await server.serve(sockets=[listener])
 
 
 async def _demo_until_stopped(arguments: argparse.Namespace, given: dict[str, str]) -> int:
+    stop = Stop()
+    with stop.covers_start():
+        await _serve_demo(arguments, given, stop)
+    return 0
+
+
+async def _serve_demo(arguments: argparse.Namespace, given: dict[str, str], stop: Stop) -> None:
     from klinesync.sim.server import SimConfig, SimServer
 
     def ready(url: str) -> None:
@@ -112,7 +127,7 @@ async def _demo_until_stopped(arguments: argparse.Namespace, given: dict[str, st
                 f"the simulated exchange runs at {exchange.http_url} ({arguments.speed:g} times real time)", flush=True
             )
             print(f"the store is {flags.database_url}", flush=True)
-            return await _serve_until_stopped(flags, "demo", ready=ready)
+            await _serve_until_stopped(flags, "demo", stop, ready=ready)
 
 
 def _demo_whitelist(exchange: SimExchange) -> list[str]:
@@ -138,15 +153,17 @@ async def _sim_until_stopped(arguments: argparse.Namespace) -> int:
         start=arguments.start,
         faults=() if arguments.faults is None else _fault_script(arguments.faults),
     )
-    stop = asyncio.Event()
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            exchange = await stack.enter_async_context(SimServer(config))
-        except OSError as error:
-            raise CannotListen("127.0.0.1", arguments.port, error) from None
-        with on_signal(stop.set):
+    stop = Stop()
+    stopped = asyncio.Event()
+    with stop.covers_start():
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                exchange = await stack.enter_async_context(SimServer(config))
+            except OSError as error:
+                raise CannotListen("127.0.0.1", arguments.port, error) from None
+            stop.then = stopped.set
             print(f"the simulated exchange listens on {exchange.http_url}", flush=True)
-            await stop.wait()
+            await stopped.wait()
     return 0
 
 
@@ -170,7 +187,7 @@ COMMANDS = {
         add_nothing,
         more=(
             "Follows the whitelist from the start and other series while somebody watches, and serves the "
-            "page, HTTP and WebSocket. Runs until SIGINT or SIGTERM."
+            "page, HTTP and WebSocket. Runs until SIGINT, SIGTERM or SIGHUP."
         ),
         examples=("klinesync serve --port 8000 --whitelist binance:spot:BTC/USDT:1m",),
         output="service",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
@@ -44,14 +45,15 @@ from klinesync.market.http_limits import BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
 from klinesync.market.security import TOKEN, GuardedApp
+from klinesync.market.stopping import CLIENTS_END_S, REFUSALS_SENT_S, RequestGate
 from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
 from klinesync.market_data.factor_services import LedgerOutOfSync
 from klinesync.market_data.top_markets import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
-SHUTDOWN_TIMEOUT_S = 10
 BACKLOG = 2048
-SOCKETS_END_TIMEOUT_S = 6.0
+# A last wait of the server's own for connections that were cut off, in seconds.
+CUT_OFF_TIMEOUT_S = 1
 
 PAGE_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -103,8 +105,10 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    # Outermost: what even the answer to a defect could not stop ends here.
+    # What even the answer to a defect could not stop ends here.
     app.add_middleware(DefectBulkhead, bulkheads=runtime.bulkheads)
+    # Outermost: what ends here at a stop was no defect.
+    app.add_middleware(RequestGate, requests=front.requests)
     _add_page(app, Path(str(resources.files("klinesync"))) / "web")
     return app
 
@@ -139,18 +143,40 @@ class DefectBulkhead:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which at its shutdown lets event streams end, and the hub end the sockets with 1001, first."""
+    """uvicorn, whose stop takes a bounded time, whatever clients do."""
 
     def __init__(self, config: uvicorn.Config, runtime: MarketRuntime) -> None:
         super().__init__(config)
         self._runtime = runtime
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """End the clients' connections, then the server's."""
+        """Take no more connections, end event streams, bodies that arrive, and sockets with 1001; let requests that are
+        being answered end, and refuse those that take too long; then cut off whatever is left."""
+        for server in self.servers:
+            server.close()
+        front = self._runtime.front
+        front.requests.stop()
+        front.bodies.close()
         self._runtime.top_markets.end()
         self._runtime.status.end()
-        await self._runtime.hub.end(SOCKETS_END_TIMEOUT_S)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedHttp):
+                connection.shutdown()  # at once, or after its answer
+        await self._runtime.hub.end(0)
+        await self._gone(CLIENTS_END_S)
+        front.requests.end()
+        await self._gone(REFUSALS_SENT_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
         await super().shutdown(sockets)
+
+    async def _gone(self, timeout_s: float) -> None:
+        """Until there is neither connection nor request, for at most `timeout_s`; at a second `stop` at once."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s
+        state = self.server_state
+        while (state.connections or state.tasks) and not self.force_exit and loop.time() < until_s:  # noqa: ASYNC110  # uvicorn has sets, no event
+            await asyncio.sleep(0.02)
 
     def stop(self) -> None:
         """Shut down; at the second call without waiting for anybody."""
@@ -185,7 +211,7 @@ def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        timeout_graceful_shutdown=CUT_OFF_TIMEOUT_S,
     )
     return Server(config, runtime)
 

@@ -14,6 +14,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.market.bodies import BodyBudget
 from klinesync.market.inspection import Inspection, Parts
 from klinesync.market.security import Guard
+from klinesync.market.stopping import Requests
 from klinesync.market_data.series_health import SeriesHealthService
 from klinesync.pipelines.derived_step import DerivedStep
 
@@ -50,12 +51,13 @@ class DebugApi:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """`debug` is None where the debug API is off; `bodies`: bytes of requests in flight."""
+    """`debug` is None where the debug API is off; `bodies`, `requests`: those in flight."""
 
     guard: Guard
     inspection: Inspection
     debug: DebugApi | None
     bodies: BodyBudget = field(default_factory=BodyBudget)
+    requests: Requests = field(default_factory=Requests)
 
 
 def compose_front(
