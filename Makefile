@@ -3,6 +3,7 @@
 #   make demo          the service on a simulated exchange, with its page
 #   make test          all tests (what is missing on this machine skips its tests with a reason)
 #   make sim SEEDS=N   the whole service under virtual time, N seeds
+#   make fuzz          structured fuzzing of all that reads data from outside, SECONDS a target
 #   make lint          style, types, who may import whom
 #   make test-clients  unmodified third-party clients against the simulated exchange
 #   make test-package  wheel and sdist: built in a clean tree, installed into empty environments
@@ -13,15 +14,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLIENTS_BIN := .venv-clients/bin
 DEMO_FLAGS ?=
+FUZZ_FLAGS ?=
 SEEDS ?= 500
 FIRST_SEED ?= random
+# How long each target is fuzzed.
+SECONDS ?= 600
 # Processes that share the tests: more than cores, because most tests wait for something.
 WORKERS ?= 3
 
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
 
-.PHONY: setup demo test test-python test-page test-clients test-package sim lint bench clean
+.PHONY: setup demo test test-python test-page test-clients test-package sim fuzz lint bench clean
 
 setup: .venv/.dev $(PAGE)
 
@@ -45,6 +49,10 @@ test-package: setup
 
 sim: setup
 	$(BIN)/pytest -n $(WORKERS) tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+
+# A payload that finds a defect is kept in tests/fuzz/corpus.
+fuzz: setup
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(FUZZ_FLAGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -69,7 +69,7 @@ WHOLE = [
     json.dumps(answer).encode()
     for answer in ({"serverTime": 1}, [ROW, ROW], [TICKER], {"symbols": [SYMBOL]}, FRAME, {"code": -1, "msg": "x"})
 ]
-PIECES = [b"1e999", b"9" * 40, b"null", b"[", b"\xed\xa0"]
+PIECES = [b"1e999", b"9" * 40, b"9" * 400, b"9" * 5_000, b"NaN", b"null", b"[", b"\xed\xa0"]
 DEEP = [opening * 20_000 + closing * 20_000 for opening, closing in ((b"[", b"]"), (b'{"a":', b"}"), (b"[", b""))]
 
 
@@ -88,15 +88,21 @@ def test_any_bytes_are_read_or_are_the_one_declared_error(body: bytes) -> None:
     check(body)
 
 
+@pytest.mark.parametrize("number", [b"9" * 400, b"-" + b"9" * 400, b"9" * 5_000, b"1" + b"0" * 22, b"1e999", b"NaN"])
+@pytest.mark.parametrize("whole", WHOLE)
+def test_numbers_without_end_are_the_one_declared_error_wherever_they_are(number: bytes, whole: bytes) -> None:
+    for place in re.finditer(rb'"[^"]*"|-?\d+', whole):
+        check(whole[: place.start()] + number + whole[place.end() :])
+        check(whole[: place.start()] + b'"' + number + b'"' + whole[place.end() :])
+
+
 @given(st.sampled_from(WHOLE), st.data())
 def test_answers_with_bytes_changed_are_read_or_are_the_one_declared_error(whole: bytes, data: st.DataObject) -> None:
     body = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(body) - 1))
         size = data.draw(st.integers(0, 3))
-        body[at : at + size] = data.draw(
-            st.binary(max_size=4) | st.sampled_from([b"1e999", b"9" * 40, b"null", b"[", b"\xed\xa0"])
-        )
+        body[at : at + size] = data.draw(st.binary(max_size=4) | st.sampled_from(PIECES))
         if not body:
             break
     check(bytes(body))
@@ -112,8 +118,14 @@ def test_nesting_without_end_is_the_one_declared_error_wherever_it_is(deep: byte
         check(whole[: number.start()] + deep + whole[number.end() :])
 
 
+# JSON has no NaN and no infinity: an answer with one is none, as a whole.
 odd_values = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2)
 )
 
 

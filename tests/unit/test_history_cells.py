@@ -366,3 +366,22 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_refused(tmp_path: Path) ->
         file.truncate(100)
     with pytest.raises(BadFile, match="it cannot be read"):
         list(reading)
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", "日".encode()[:2]])
+def test_a_row_of_another_length_is_told_whatever_bytes_are_in_it(bad: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    rows = [b"%d,1,2,0.5,1,10,x\n" % (1_700_000_040 + 60 * at) for at in range(3)]
+    path.write_bytes(b"date,open,high,low,close,volume,note\n" + rows[0] + b"1,2," + bad + b"\n" + b"".join(rows[1:]))
+    candles, told = judged(path)
+    assert len(candles) == 3
+    assert told == ["line 3 has 3 columns instead of 7"]
+
+
+def test_bytes_that_are_no_utf_8_cost_nothing_where_nobody_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    note = "日本".encode() + b"\xff" + "é".encode() * 400_000  # characters that end in another block
+    rows = [b"%d,1,2,0.5,1,10," % (1_700_000_040 + 60 * at) + note + b"\n" for at in range(3)]
+    path.write_bytes(b"date,open,high,low,close,volume,note\n" + b"".join(rows))
+    candles, told = judged(path)
+    assert (len(candles), told) == (3, [])

@@ -70,3 +70,17 @@ def test_binance_opened_its_first_candles_there() -> None:
     assert Timeframe.parse("3d").floor(listed) == listed
     assert Timeframe.parse("1w").floor(listed) == 1502668800  # 2017-08-14
     assert Timeframe.parse("1M").floor(listed) == 1501545600  # 2017-08-01
+
+
+@pytest.mark.parametrize("time", [253_402_300_799, 253_399_622_400, 10**15, 10**18, 10**40, -(10**15)])
+def test_months_lie_beyond_the_calendar_too(time: int) -> None:
+    month = Timeframe.parse("1M")
+    opened = month.floor(time)
+    assert opened <= time < month.next(opened)
+    assert 28 * 86_400 <= month.next(opened) - opened <= 31 * 86_400
+    assert month.shift(month.next(opened), -1) == opened
+    assert month.count(opened, month.shift(opened, 4800)) == 4800
+
+
+def test_the_last_month_of_the_calendar_ends_with_it() -> None:
+    assert Timeframe.parse("1M").next(253_399_622_400) == 253_402_300_800

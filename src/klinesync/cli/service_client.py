@@ -15,6 +15,7 @@ import msgspec
 from klinesync import __version__
 from klinesync.core.busy import repeat_after_s
 from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.errors import Rejected, Transient
 from klinesync.core.gaps import Span
 from klinesync.core.network_errors import unreachable
@@ -153,7 +154,8 @@ class ServiceClient:
                 ) as answer:
                     if elsewhere := location(answer):
                         raise ServiceError(f"the service at {self._url} answers {answer.status}{elsewhere}")
-                    text = await answer.text()
+                    # Whatever charset the answer claims: bytes that are no UTF-8 are not understood, and shown as such.
+                    text = (await answer.read()).decode(errors="replace")
                 pause_s = repeat_after_s(answer.status, _code(text), answer.headers.get("Retry-After"), repeats)
                 if pause_s is None:
                     return answer.status, text
@@ -182,20 +184,20 @@ def _as_json(candle: Candle) -> Mapping[str, float]:
 
 def _decoded(text: str, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError as error:
+        return decode_json(text, kind)
+    except Undecodable as error:
         raise ServiceError(f"what the service answers is not to be understood: {error}") from None
 
 
 def _code(text: str) -> str | None:
     try:
-        return msgspec.json.decode(text, type=_Coded).code
-    except msgspec.DecodeError:
+        return decode_json(text, _Coded).code
+    except Undecodable:
         return None
 
 
 def _detail(text: str) -> str:
     try:
-        return msgspec.json.decode(text, type=_Refusal).detail
-    except msgspec.DecodeError:
+        return decode_json(text, _Refusal).detail
+    except Undecodable:
         return text[:200]

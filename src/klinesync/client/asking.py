@@ -6,14 +6,19 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from klinesync.core.busy import repeat_after_s
+from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.errors import KlinesyncError, Rejected
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Longest wait for an answer or a handshake, in seconds.
 ANSWER_TIMEOUT_S = 30.0
@@ -73,9 +78,25 @@ async def get(session: aiohttp.ClientSession, url: str, params: Mapping[str, str
 def refusal_in(body: bytes) -> Refusal | None:
     """The refusal that a body is; None where the body is something else."""
     try:
-        return msgspec.json.decode(body, type=Refusal)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return decode_json(body, Refusal)
+    except Undecodable:
         return None
+
+
+def answer_in(body: bytes, kind: type[T], read: Callable[[T], R], where: str) -> R:
+    """What an answer says.
+
+    body: of the answer
+    kind: the form that the answer has
+    read: makes of that form what is wanted; it may find that the form's values do not fit each other
+    where: the address, for the sentence
+
+    Raises `ServiceError`.
+    """
+    try:
+        return read(decode_json(body, kind))
+    except (Undecodable, msgspec.MsgspecError, Rejected, ValueError, OverflowError, RecursionError) as error:
+        raise ServiceError("bad_message", f"{where} answers with what is not understood: {error}") from None
 
 
 def unreachable(url: str, error: Exception) -> str:

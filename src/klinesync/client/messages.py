@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from klinesync.client.asking import ServiceError
-from klinesync.client.tables import WireCandle
+from klinesync.client.tables import WireCandle, WireTime
+from klinesync.core.decoding import Undecodable, decoded
 
 
 class SubscribedMessage(msgspec.Struct, tag_field="type", tag="subscribed"):
     """The first answer to a subscription with `ack`."""
 
-    head_time: int | None = None
+    head_time: WireTime | None = None
     stream: str = ""
 
 
 class CaughtUpMessage(msgspec.Struct, tag_field="type", tag="caught_up"):
     """The seam of catch-up and live. An older service does not send this message."""
 
-    head_time: int | None = None
+    head_time: WireTime | None = None
 
 
 class ClosedMessage(msgspec.Struct, tag_field="type", tag="candle_closed"):
@@ -46,8 +45,8 @@ class FormingMessage(msgspec.Struct, tag_field="type", tag="candle_forming"):
 class GapMessage(msgspec.Struct, tag_field="type", tag="gap"):
     """A jump before the next closed candle. `truncated`: the candles are stored, and are paged over HTTP."""
 
-    expected_next_time: int
-    actual_time: int
+    expected_next_time: WireTime
+    actual_time: WireTime
     reason: str = "missing"
     state: str = "unknown"
 
@@ -87,8 +86,8 @@ class _Any(msgspec.Struct):
 
 
 class _Gap(msgspec.Struct):
-    start_time: int
-    end_time: int
+    start_time: WireTime
+    end_time: WireTime
     state: str = "unknown"
 
 
@@ -99,22 +98,23 @@ class Page(msgspec.Struct):
     gaps: list[_Gap] = []
 
 
-_decode_message: Callable[[str], Message] = msgspec.json.Decoder(Message).decode
-_decode_any = msgspec.json.Decoder(_Any).decode
-_decode_page = msgspec.json.Decoder(Page).decode
+_message = msgspec.json.Decoder(Message)
+_any = msgspec.json.Decoder(_Any)
+_page = msgspec.json.Decoder(Page)
 
 
-def message_in(text: str) -> Message | None:
+def message_in(text: str | bytes) -> Message | None:
     """What a message says; None for one of a type that is not known here. Raises `ServiceError`."""
-    problem: Exception
     try:
-        return _decode_message(text)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        message: Message = decoded(_message, text)
+    except Undecodable as error:
         problem = error
+    else:
+        return message
     try:
-        if _decode_any(text).type not in _KNOWN:
+        if decoded(_any, text).type not in _KNOWN:
             return None
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except Undecodable as error:
         problem = error
     raise ServiceError("bad_message", f"the service sent what is none of the protocol's messages: {problem}")
 
@@ -122,6 +122,6 @@ def message_in(text: str) -> Message | None:
 def page_in(body: bytes) -> Page:
     """A page of candles. Raises `ServiceError`."""
     try:
-        return _decode_page(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return decoded(_page, body)
+    except Undecodable as error:
         raise ServiceError("bad_message", f"the service sent what is no page of candles: {error}") from None

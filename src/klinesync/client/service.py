@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 
 import aiohttp
-import msgspec
 import numpy as np
 
 from klinesync.client import tables
-from klinesync.client.asking import ANSWER_TIMEOUT_S, ServiceError, get, refusal_in, service_url, unreachable
+from klinesync.client.asking import ANSWER_TIMEOUT_S, ServiceError, answer_in, get, refusal_in, service_url, unreachable
 from klinesync.client.follow import PAGE_CANDLES, follow
 from klinesync.client.merge import merged
 from klinesync.client.progress import EVERYTHING, What
@@ -28,6 +27,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.times import Time, unix_seconds
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 DEFAULT_CANDLES = 500
 # The window of drawings and frames, in candles, as the page has it.
@@ -96,7 +96,7 @@ class AsyncKlinesync:
         Returns a structured array of `tables.CANDLE`. Raises `ServiceError`, `BadTime`.
         """
         query = {"series_id": series, "since": _seconds(since), "before": _seconds(before), "limit": limit}
-        return (await self._get("/api/market/candles", query, tables.WirePage)).table()
+        return await self._get("/api/market/candles", query, tables.WirePage, tables.WirePage.table)
 
     async def history(self, series: SeriesId | str, start: Time, end: Time | None = None) -> Table:
         """All stored candles of a span, read page by page.
@@ -127,7 +127,7 @@ class AsyncKlinesync:
         Raises `ServiceError`, `BadTime`.
         """
         query = {"series_id": series, "at_time": _seconds(at_time), "window_candles": window}
-        return (await self._get("/api/factor/slices", query, tables.WireSlices)).read()
+        return await self._get("/api/factor/slices", query, tables.WireSlices, tables.WireSlices.read)
 
     async def slices_after(self, series: SeriesId | str, since: Time, *, limit: int = CATCH_UP_SLICES) -> list[Slices]:
         """What factors knew when each of several candles closed, each with a window of that candle alone.
@@ -139,8 +139,7 @@ class AsyncKlinesync:
         Raises `ServiceError`, `BadTime`.
         """
         query = {"series_id": series, "since": unix_seconds(since), "limit": limit}
-        answer = await self._get("/api/factor/slices_after", query, tables.WireSlicesAfter)
-        return [slices.read() for slices in answer.slices]
+        return await self._get("/api/factor/slices_after", query, tables.WireSlicesAfter, tables.WireSlicesAfter.read)
 
     async def drawings(
         self,
@@ -170,7 +169,7 @@ class AsyncKlinesync:
                 "cursor_point_time": cursor.point_time,
                 "epoch": cursor.epoch,
             }
-        return (await self._get("/api/draw/delta", query, tables.WireDrawings)).read()
+        return await self._get("/api/draw/delta", query, tables.WireDrawings, tables.WireDrawings.read)
 
     async def frame(
         self, series: SeriesId | str, at_time: Time | None = None, *, window: int = DEFAULT_WINDOW
@@ -185,12 +184,12 @@ class AsyncKlinesync:
         """
         path = "/api/frame/live" if at_time is None else "/api/frame/at_time"
         query = {"series_id": series, "at_time": _seconds(at_time), "window_candles": window}
-        return (await self._get(path, query, tables.WireFrame)).read()
+        return await self._get(path, query, tables.WireFrame, tables.WireFrame.read)
 
     async def catalogue(self) -> list[dict[str, Json]]:
         """The factors and indicators that the service computes: `key`, `label` and `sub_features` of each. Raises
         `ServiceError`."""
-        return (await self._get("/api/factor/catalog", {}, tables.WireCatalogue)).factors
+        return await self._get("/api/factor/catalog", {}, tables.WireCatalogue, lambda answer: answer.factors)
 
     async def follow(
         self,
@@ -279,7 +278,7 @@ class AsyncKlinesync:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_MOST_S)
 
-    async def _get(self, path: str, query: Mapping[str, object], kind: type[T]) -> T:
+    async def _get(self, path: str, query: Mapping[str, object], kind: type[T], read: Callable[[T], R]) -> R:
         params = {name: str(value) for name, value in query.items() if value is not None}
         try:
             status, body = await get(self._open(), self._url + path, params)
@@ -291,11 +290,7 @@ class AsyncKlinesync:
                 text = f"{self._url}{path} answers {status} with what is no answer of klinesync"
                 raise ServiceError("bad_message", text)
             raise ServiceError(refusal.code, refusal.detail)
-        try:
-            return msgspec.json.decode(body, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            what = f"{self._url}{path} answers with what is not understood: {error}"
-            raise ServiceError("bad_message", what) from None
+        return answer_in(body, kind, read, self._url + path)
 
     def _open(self) -> aiohttp.ClientSession:
         """The session of this event loop."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from klinesync.core.candle import Candle, check_values
+from klinesync.core.candle import MAX_TIME, Candle, check_values
 from klinesync.core.errors import BadCandle, KlinesyncError
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ Table: TypeAlias = NDArray[np.void]
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 
 
+# A time that the calendar has: the arrays hold no larger ones.
+WireTime: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)]
 # Names that an error lists at most.
 MAX_LISTED = 60
 
@@ -51,7 +54,7 @@ class UnknownFactor(KlinesyncError, KeyError):
         super().__init__(f"{what}; there are: {listed}" if self.known else what)
 
     def __str__(self) -> str:  # a KeyError shows a sentence in quotes
-        return str(self.args[0])
+        return printable(str(self.args[0]))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -175,14 +178,14 @@ class Frame:
 class WirePoint(msgspec.Struct):
     """A point as it is sent."""
 
-    time: int
+    time: WireTime
     value: float
 
 
 class WireCandle(msgspec.Struct):
     """A candle as it is sent. One that none can be (a price of 0, say) is refused by the decoder."""
 
-    candle_time: int
+    candle_time: WireTime
     open: float
     high: float
     low: float
@@ -245,6 +248,10 @@ class WireSlicesAfter(msgspec.Struct):
     """The answer of `GET /api/factor/slices_after`."""
 
     slices: list[WireSlices]
+
+    def read(self) -> list[Slices]:
+        """They with arrays."""
+        return [one.read() for one in self.slices]
 
 
 class _WireCursor(msgspec.Struct):

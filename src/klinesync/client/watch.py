@@ -21,6 +21,7 @@ from klinesync.client.board import HELD_CANDLES, Board, Health, Unanswered, cloc
 from klinesync.client.follow import follow
 from klinesync.client.progress import EVERYTHING, What
 from klinesync.client.session import open_session
+from klinesync.client.tables import WireTime
 from klinesync.client.updates import (
     CaughtUp,
     ClosedCandle,
@@ -31,6 +32,7 @@ from klinesync.client.updates import (
     System,
     Update,
 )
+from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.series_id import SeriesId
 
 # Candles from before the start that are shown where there is no board.
@@ -46,7 +48,7 @@ T = TypeVar("T")
 
 
 class _Page(msgspec.Struct):
-    server_head_time: int | None
+    server_head_time: WireTime | None
 
 
 class _Backfill(msgspec.Struct):
@@ -62,7 +64,7 @@ class _Stream(msgspec.Struct):
 
 
 class _Health(msgspec.Struct):
-    now_time: int
+    now_time: WireTime
     status: str
     status_reason: str
     backfill: _Backfill
@@ -201,11 +203,16 @@ async def _health(session: aiohttp.ClientSession, url: str, series: SeriesId) ->
             return None
         if status != 200:
             return Unanswered(f"it answers {status}")
-        found = msgspec.json.decode(body, type=_Health)
-    except msgspec.MsgspecError:
-        return Unanswered("its answer is not understood")
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return Unanswered(plain(why_not(error)))
+    return health_in(body)
+
+
+def health_in(body: bytes) -> Health | Unanswered:
+    """What a health answer says."""
+    found = _decoded(body, _Health)
+    if found is None:
+        return Unanswered("its answer is not understood")
     stream = found.stream
     return Health(
         plain(found.status),
@@ -238,8 +245,8 @@ async def _since(session: aiohttp.ClientSession, url: str, series: SeriesId, sho
 
 def _decoded(body: bytes, kind: type[T]) -> T | None:
     try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError:
+        return decode_json(body, kind)
+    except Undecodable:
         return None
 
 

@@ -85,6 +85,14 @@ class SeriesId:
         return f"{self._text}:{candle_time}"
 
 
+def names_series(exchange: str, market: str, symbol: str) -> bool:
+    """Whether a series id can name a symbol of a market, spelled as it is given."""
+    try:
+        return SeriesId.parse(f"{exchange}:{market}:{symbol}:1m").symbol == symbol
+    except BadSeriesId:
+        return False
+
+
 _shared = lru_cache(MAX_REMEMBERED)(SeriesId)
 
 

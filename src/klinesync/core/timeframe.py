@@ -14,6 +14,10 @@ from typing import ClassVar
 from klinesync.core.errors import BadTimeframe
 
 DAY_S = 86_400
+# After so many years the calendar repeats itself. Times are moved by whole cycles into the years that `datetime` knows:
+# a month's end may lie past its last year, and a time from outside anywhere.
+CYCLE_YEARS = 400
+CYCLE_DAYS = 146_097
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +90,15 @@ class Timeframe:
 
 def _month_of(time: int) -> int:
     """Months since year 0 of the month that `time` falls into."""
+    cycles, time = divmod(time, CYCLE_DAYS * DAY_S)
     moment = datetime.fromtimestamp(time, UTC)
-    return moment.year * 12 + moment.month - 1
+    return (moment.year + cycles * CYCLE_YEARS) * 12 + moment.month - 1
 
 
 def _month_open(month: int) -> int:
     year, zero_based = divmod(month, 12)
-    return timegm((year, zero_based + 1, 1, 0, 0, 0))
+    cycles, year = divmod(year - 1970, CYCLE_YEARS)
+    return timegm((1970 + year, zero_based + 1, 1, 0, 0, 0)) + cycles * CYCLE_DAYS * DAY_S
 
 
 Timeframe.known.update(

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import msgspec
 
+from klinesync.core import decoding
 from klinesync.core.candle import MAX_TIME
-from klinesync.core.errors import Rejected
-from klinesync.core.series_id import SeriesId
+from klinesync.core.series_id import names_series
 from klinesync.runtime.sources import Listing, Ticker
 
 EXCHANGE = "binance"
@@ -65,7 +65,7 @@ class Klines:
 
 
 class _Time(msgspec.Struct):
-    serverTime: int  # noqa: N815  # the exchange's name
+    serverTime: decoding.Int64  # noqa: N815  # the exchange's name
 
 
 class _List(msgspec.Struct):
@@ -95,12 +95,23 @@ class _Ticker(msgspec.Struct):
 
 
 class _Problem(msgspec.Struct):
-    code: int = 0
+    code: decoding.Int64 = 0
     msg: str = ""
 
 
 _WholeRow = tuple[
-    int, float, float, float, float, float, msgspec.Raw, msgspec.Raw, msgspec.Raw, msgspec.Raw, msgspec.Raw, msgspec.Raw
+    decoding.Int64,
+    float,
+    float,
+    float,
+    float,
+    float,
+    msgspec.Raw,
+    msgspec.Raw,
+    msgspec.Raw,
+    msgspec.Raw,
+    msgspec.Raw,
+    msgspec.Raw,
 ]
 _time = msgspec.json.Decoder(_Time)
 _list = msgspec.json.Decoder(_List)
@@ -111,17 +122,15 @@ _ticker = msgspec.json.Decoder(_Ticker, strict=False)
 _problem = msgspec.json.Decoder(_Problem)
 _whole_rows = msgspec.json.Decoder(list[_WholeRow], strict=False)
 _number = msgspec.json.Decoder(float, strict=False)
-_whole_number = msgspec.json.Decoder(int, strict=False)
+_whole_number = msgspec.json.Decoder(decoding.Int64, strict=False)
 
 
 def decoded(decoder: msgspec.json.Decoder[Item], data: bytes | str | msgspec.Raw) -> Item:
     """What `decoder` makes of any data. Raises `BadAnswer`."""
     try:
-        return decoder.decode(data)
-    except (ValueError, OverflowError) as error:  # msgspec's errors, bytes that are no UTF-8, numbers without end
+        return decoding.decoded(decoder, data)
+    except decoding.Undecodable as error:
         raise BadAnswer(str(error)) from None
-    except RecursionError:
-        raise BadAnswer("it is nested too deep") from None
 
 
 def decode_time(body: bytes) -> int:
@@ -135,7 +144,7 @@ def decode_problem(body: bytes) -> str:
         problem = decoded(_problem, body)
     except BadAnswer:
         return repr(body[:_MOST_TOLD_CHARS])
-    return f"{problem.code} {problem.msg}"
+    return f"{problem.code} {problem.msg[:_MOST_TOLD_CHARS]}"
 
 
 def decode_klines(body: bytes) -> Klines:
@@ -252,14 +261,14 @@ def _delivery_day(contract: _Contract) -> str:
 
 def _check_name(market: str, listing: Listing) -> None:
     """Raises `BadAnswer` for a symbol that no series id, stream or request can name."""
-    if not listing.symbol_id.strip() or not set(listing.symbol_id).isdisjoint("/@&?# \t\r\n"):
+    if (
+        not listing.symbol_id.strip()
+        or not listing.symbol_id.isprintable()
+        or not set(listing.symbol_id).isdisjoint("/@&?# ")
+    ):
         raise BadAnswer("its name fits no stream")
-    try:
-        series = SeriesId.parse(f"{EXCHANGE}:{market}:{listing.symbol}:1m")
-    except Rejected as error:
-        raise BadAnswer(str(error)) from None
-    if series.symbol != listing.symbol:
-        raise BadAnswer(f"{listing.symbol} is another way to write {series.symbol}")
+    if not names_series(EXCHANGE, market, listing.symbol):
+        raise BadAnswer(f"no series id can name {listing.symbol}")
 
 
 def _told(item: msgspec.Raw) -> str:

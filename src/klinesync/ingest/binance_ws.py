@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 
 from klinesync.core.candle import Candle, check_candle
+from klinesync.core.decoding import Int64
 from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
@@ -43,6 +44,8 @@ MESSAGE_PACE_S = 0.35
 MAX_FRAME_CHARS = 64 << 10
 MAX_SOCKET_BYTES = 16 << 20
 HEARTBEAT_S = 20.0
+# Of the exchange's own words in an error, so many characters are told.
+MAX_MSG_CHARS = 200
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
@@ -71,7 +74,7 @@ SHUTDOWN = "serverShutdown"
 
 
 class _Kline(msgspec.Struct, gc=False):
-    t: int
+    t: Int64
     s: str
     i: str
     o: float
@@ -83,19 +86,19 @@ class _Kline(msgspec.Struct, gc=False):
 
 
 class _Event(msgspec.Struct, gc=False):
-    E: int
+    E: Int64
     k: _Kline
 
 
 class _Error(msgspec.Struct, gc=False):
-    code: int = 0
+    code: Int64 = 0
     msg: str = ""
 
 
 class _Frame(msgspec.Struct, gc=False):
     stream: str = ""
     data: msgspec.Raw = msgspec.Raw()
-    id: int | None = None
+    id: Int64 | None = None
     error: _Error | None = None
     e: str = ""
 
@@ -171,7 +174,7 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
             if frame.e == SHUTDOWN or frame.stream:
                 return Shutdown()
             if frame.id is not None or frame.error is not None:
-                error = None if frame.error is None else f"{frame.error.code} {frame.error.msg}"
+                error = None if frame.error is None else f"{frame.error.code} {frame.error.msg[:MAX_MSG_CHARS]}"
                 return Answer(frame.id, error)
             raise BadFrame("it is neither a stream's nor an answer")
         stream = streams.get(frame.stream)
@@ -182,7 +185,7 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
         raise BadFrame(str(problem)) from None
     kline, series = event.k, stream.series
     if kline.i != series.timeframe.code or kline.s != stream.symbol_id:
-        raise BadFrame(f"symbol {kline.s[:50]!r}, interval {kline.i[:50]!r} on stream {frame.stream!r}")
+        raise BadFrame(f"symbol {kline.s[:50]!r}, interval {kline.i[:50]!r} on stream {frame.stream[:100]!r}")
     open_s, rest_ms = divmod(kline.t, 1000)
     if rest_ms:
         raise BadCandle(kline.t / 1000, "its time is no whole second")

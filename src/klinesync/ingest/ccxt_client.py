@@ -14,12 +14,23 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import UpstreamError
-from klinesync.core.series_id import SeriesId
-from klinesync.ingest.ccxt_rows import Row, ccxt_symbol, date_ms, header, own_symbol, upstream_error
+from klinesync.core.series_id import SeriesId, names_series
+from klinesync.ingest.ccxt_rows import (
+    MAX_BITS,
+    Row,
+    ccxt_symbol,
+    date_ms,
+    header,
+    own_symbol,
+    plain_row,
+    upstream_error,
+)
 from klinesync.ingest.turn_queue import Kind, Outcome
 from klinesync.ingest.turns import Turns
 from klinesync.runtime.proxies import Proxies
@@ -222,7 +233,7 @@ class CcxtClient:
 
         async def ask(exchange: Ccxt) -> int:
             stamp_ms = await exchange.fetch_time()
-            if stamp_ms is None or stamp_ms <= 0:
+            if stamp_ms is None or not 0 < stamp_ms < 2**MAX_BITS:
                 raise UpstreamError(f"{self.name}: the answer to fetchTime has no time")
             return int(stamp_ms)
 
@@ -235,7 +246,7 @@ class CcxtClient:
             markets = await exchange.load_markets(again)
             if not markets:
                 raise UpstreamError(f"{self.name}: the answer to loadMarkets lists nothing")
-            found = (_listing(item, market) for item in markets.values())
+            found = (_listing(self.name, item, market) for item in markets.values())
             return {one.symbol: one for one in found if one is not None}
 
         return await self._request("loadMarkets", Kind.LISTINGS, errand, ask)
@@ -256,7 +267,7 @@ class CcxtClient:
             since_ms = None if start is None else start * 1000
             rows = await exchange.fetch_ohlcv(ccxt_symbol(series), series.timeframe.code, since_ms, limit)
             # Another answer may have come since: then its date is even later, and the exchange's all the same.
-            return Answer([tuple(row) for row in rows], date_ms(header(exchange.last_response_headers, "date")))
+            return Answer([plain_row(row) for row in rows], date_ms(header(exchange.last_response_headers, "date")))
 
         return await self._request(f"fetchOHLCV of {series}", Kind.ROWS, errand, ask)
 
@@ -267,9 +278,11 @@ class CcxtClient:
             told = await exchange.fetch_tickers(list(symbols))
             found = []
             for symbol, ticker in told.items():
-                numbers = [ticker.get(name) for name in ("last", "quoteVolume", "percentage")]
-                values = [float(one) for one in numbers if isinstance(one, int | float)]
-                if symbol in symbols and len(values) == len(numbers):
+                if symbol not in symbols or not isinstance(ticker, Mapping):
+                    continue
+                numbers = plain_row([ticker.get(name) for name in ("last", "quoteVolume", "percentage")])
+                values = [float(one) for one in numbers if one is not None and isfinite(one)]
+                if len(values) == len(numbers):
                     found.append(Ticker(symbols[symbol], *values))
             return found
 
@@ -279,7 +292,7 @@ class CcxtClient:
         """The next rows that the exchange pushes."""
 
         async def ask(exchange: Ccxt) -> list[Row]:
-            return [tuple(row) for row in await exchange.watch_ohlcv(ccxt_symbol(series), series.timeframe.code)]
+            return [plain_row(row) for row in await exchange.watch_ohlcv(ccxt_symbol(series), series.timeframe.code)]
 
         return await self._call(f"watchOHLCV of {series}", ask)
 
@@ -360,17 +373,24 @@ def _is_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _listing(item: Mapping[str, object], market: str) -> Listing | None:
+def _listing(exchange: str, item: object, market: str) -> Listing | None:
+    """One of ccxt's markets; None for one of another kind, and for one that no series id can name."""
+    if not isinstance(item, Mapping):
+        return None
     spot, swap = item.get("spot") is True, item.get("swap") is True
     base, quote, settle, symbol_id = (item.get(name) for name in ("base", "quote", "settle", "id"))
     if not (spot if market == "spot" else swap) or not isinstance(base, str) or not isinstance(quote, str):
         return None
+    name = own_symbol(base, quote, settle if swap and isinstance(settle, str) else None)
+    if not isinstance(symbol_id, str) or not symbol_id.isprintable() or not names_series(exchange, market, name):
+        return None
     created_ms = item.get("created")
+    created_s = created_ms // 1000 if isinstance(created_ms, int) else None
     return Listing(
-        own_symbol(base, quote, settle if swap and isinstance(settle, str) else None),
-        str(symbol_id),
+        name,
+        symbol_id,
         base,
         quote,
         "inactive" if item.get("active") is False else "TRADING",
-        created_ms // 1000 if isinstance(created_ms, int) else None,
+        created_s if created_s is not None and 0 <= created_s <= MAX_TIME else None,
     )

@@ -25,6 +25,8 @@ Row = Sequence[float | None]
 
 # Rows that open so much later than what is known of the exchange's time are no candles of it.
 LONGEST_AHEAD_MS = 86_400_000
+# Larger whole numbers are nobody's, and no float can be made of some.
+MAX_BITS = 63
 # Where an exchange does not say how many rows an answer holds, it is taken to cover so many candles at least.
 UNTOLD_WINDOW = 100
 # A live series that is so many candles behind begins again at the newest ones; history brings what lies between.
@@ -62,6 +64,18 @@ def ccxt_symbol(series: SeriesId) -> str:
 def own_symbol(base: str, quote: str, settle: str | None) -> str:
     """Our name of a spot pair (`settle` None) or a swap: one that is settled in its quote asset is `BASE/QUOTE`."""
     return f"{base}/{quote}" if settle is None or settle == quote else f"{base}/{quote}:{settle}"
+
+
+def plain_row(values: object) -> Row:
+    """A row as ccxt gives it, whatever that is: what is no number, or a whole number of more than 64 bits, counts as
+    missing; what is no row counts as an empty one."""
+    return tuple(map(_plain_number, values)) if isinstance(values, list | tuple) else ()
+
+
+def _plain_number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return None if isinstance(value, int) and value.bit_length() > MAX_BITS else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +246,7 @@ class LiveCandles:
         """What a stream brings, which is the candle in progress at most. Raises `BadCandle`."""
         if not rows:
             return []
-        row = max(rows, key=lambda one: one[0] or 0.0)
+        row = max(rows, key=lambda one: (one[0] if one else None) or 0.0)
         candle = _candle(row, self._frame)
         if candle.time * 1000 > now_ms + LONGEST_AHEAD_MS:
             raise BadCandle(candle.time, "it lies in the future")
@@ -291,7 +305,7 @@ def date_ms(text: str | None) -> int | None:
         return None
     try:
         return int(parsedate_to_datetime(text).timestamp()) * 1000
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):  # the parser's own defects among them
         return None
 
 

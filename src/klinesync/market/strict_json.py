@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 
-import msgspec
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+
+from klinesync.core.decoding import Undecodable, decode_json
 
 
 class StrictJsonRequest(Request):
@@ -15,8 +16,8 @@ class StrictJsonRequest(Request):
     async def json(self) -> object:
         """The body's value. Raises 422 for what is no JSON."""
         try:
-            return msgspec.json.decode(await self.body())
-        except (ValueError, RecursionError) as error:  # msgspec's errors, and bytes that are no UTF-8
+            return decode_json(await self.body(), object)
+        except Undecodable as error:
             raise HTTPException(422, f"body: {error}") from None
 
 

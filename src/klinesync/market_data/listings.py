@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from klinesync.core.decoding import Undecodable, decoded
 from klinesync.core.errors import StoreError
 from klinesync.runtime.sources import Listing
 from klinesync.storage.database import CandleStore, Database
@@ -51,7 +52,7 @@ def stored_listings(store: CandleStore, exchange: str, market: str) -> list[List
     if body is None:
         return []
     try:
-        return _decoder.decode(body)
-    except msgspec.DecodeError as error:
+        return decoded(_decoder, body)
+    except Undecodable as error:
         log.warning("%s %s: the stored list of symbols is left out: %s", exchange, market, error)
         return []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from klinesync.core.errors import Rejected, UpstreamError
+from klinesync.core.series_id import names_series
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.runtime.sources import Listing, Ticker
 
@@ -90,12 +91,12 @@ def ranked(
     exchange: str, market: str, listings: Mapping[str, Listing], tickers: Sequence[Ticker]
 ) -> dict[str, tuple[TopMarket, ...]]:
     """The symbols that are traded now, by quote asset, those with the greatest quote volume first. One that has no
-    ticker is left out."""
+    ticker is left out, and one that no series id can name."""
     tickers_by_id = {ticker.symbol_id: ticker for ticker in tickers}
     found: dict[str, list[TopMarket]] = {}
     for listing in listings.values():
         ticker = tickers_by_id.get(listing.symbol_id)
-        if ticker is not None and listing.trading:
+        if ticker is not None and listing.trading and names_series(exchange, market, listing.symbol):
             found.setdefault(listing.quote_asset, []).append(
                 TopMarket(
                     exchange,

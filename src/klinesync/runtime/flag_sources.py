@@ -122,8 +122,11 @@ def _read_toml(sources: Sources, path: Path, known: Collection[str]) -> None:
         return
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, OverflowError) as error:  # TOMLDecodeError is a ValueError
         sources.problems.append(BadFlag(CONFIG_FILE, f"cannot be read: {error}"))
+        return
+    except RecursionError:
+        sources.problems.append(BadFlag(CONFIG_FILE, "cannot be read: it is nested too deep"))
         return
     for name, value in found.items():
         _take(sources, Given(name, value, CONFIG_FILE, f"{CONFIG_FILE} ({name})"), known, name)

@@ -15,10 +15,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from klinesync.core.decoding import decode_json
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.flag_sources import ENV_PREFIX, Given, read_sources
@@ -290,11 +290,11 @@ def whitelist(flags: RuntimeFlags) -> tuple[SeriesId, ...]:
     try:
         if path.stat().st_size > MAX_WHITELIST_BYTES:
             raise BadFlag("whitelist_path", f"{path} is larger than {MAX_WHITELIST_BYTES} bytes")
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[str, ...]])
+        found = decode_json(path.read_bytes(), dict[str, tuple[str, ...]])
         return parse_series_list(found["series_ids"])
     except KeyError:
         raise BadFlag("whitelist_path", f'{path} has no "series_ids"') from None
-    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+    except (OSError, ValueError) as error:
         raise BadFlag("whitelist_path", f"{path} cannot be used: {error}") from None
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.errors import StoreError
 
 # What is read of a lock file, which another program may have written.
@@ -163,7 +164,7 @@ def lock_path(store: Path) -> Path:
 
 def _who(text: bytes) -> str:
     try:
-        holder = msgspec.json.decode(text, type=Holder)
-    except msgspec.DecodeError:  # it is about to write it
+        holder = decode_json(text, Holder)
+    except Undecodable:  # it is about to write it
         return "another process"
     return f"process {holder.pid} (klinesync {holder.command}), since {holder.since}"

@@ -12,12 +12,14 @@ from itertools import starmap
 import msgspec
 
 from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.decoding import Undecodable, decoded
 from klinesync.core.errors import BadSeriesId, Rejected
 from klinesync.core.printable import printable, printable_values
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump
 from klinesync.ws.frames import text_frame
 
+_any = msgspec.json.Decoder(object)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -92,8 +94,8 @@ class WsMessageParser:
     def parse(self, text: str | bytes) -> ClientMessage:
         """The message that `text` is. Raises `BadMessage`."""
         try:
-            message: object = msgspec.json.decode(text)
-        except (ValueError, RecursionError):  # msgspec's errors, bytes that are no UTF-8, and nesting without end
+            message: object = decoded(_any, text)
+        except Undecodable:
             raise BadMessage("message is not JSON") from None
         if not isinstance(message, dict):
             raise BadMessage("message is not a JSON object")

@@ -6,12 +6,14 @@ file would tell.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -21,11 +23,48 @@ from klinesync.market_data.history.cells import TIME_COLUMNS, VALUE_COLUMNS, fin
 from klinesync.market_data.history.json_files import Broken
 from klinesync.market_data.history.rows import Columns
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 # Bytes of text that are decoded at a time.
 BLOCK_BYTES = 1 << 20
 # A line that is longer is none of a table of candles, in bytes.
 MAX_LINE_BYTES = 100_000
 SEPARATORS = (",", ";", "\t", "|")
+
+
+class _Utf8(io.RawIOBase):
+    """A file in which each byte that is no UTF-8 is a question mark. pyarrow reads cells as bytes, but makes text of a
+    row of another length; where it cannot, it drops the row and tells nobody."""
+
+    def __init__(self, file: BinaryIO | IO[bytes]) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        """As of a file that is read."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """As of a file, but for those bytes."""
+        view = memoryview(buffer)
+        if not self._ready:
+            self._ready = memoryview(self._next())
+        size = min(len(view), len(self._ready))
+        view[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _next(self) -> bytes:
+        """The next bytes; a character is held back until its last byte has come. Empty at the end."""
+        while block := self._file.read(BLOCK_BYTES):
+            if block.isascii() and not self._decoder.getstate()[0]:
+                return block
+            text = self._decoder.decode(block)
+            if text:
+                return text.encode(errors="replace")  # one question mark for each byte
+        return self._decoder.decode(b"", final=True).encode(errors="replace")
 
 
 class _Head(NamedTuple):
@@ -134,7 +173,7 @@ def _rows(file: BinaryIO | IO[bytes], head: _Head, broken: Broken) -> Iterator[C
 
     # All is read as bytes first, so that one cell that is no number costs its row and not the file.
     reader = pa_csv.open_csv(
-        file,
+        io.BufferedReader(_Utf8(file), BLOCK_BYTES),
         read_options=pa_csv.ReadOptions(
             use_threads=False, block_size=BLOCK_BYTES, column_names=keys, skip_rows=head.skip
         ),

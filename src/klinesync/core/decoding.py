@@ -1,0 +1,37 @@
+"""The one way to read JSON from outside: any bytes at all are read, or are `Undecodable`.
+
+A decoder alone raises several errors: its own, UnicodeDecodeError for text that is no UTF-8, RecursionError for
+nesting without end. Callers name the one error that theirs are.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+# Whole numbers of 64 bits. Larger ones are nobody's, and floats cannot be made of some: arithmetic with them raises.
+Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+# Of what a decoder says, so much is told, in characters: names of fields, which it repeats, have any length.
+MAX_REASON_CHARS = 300
+
+
+class Undecodable(ValueError):
+    """Data that cannot be read. The message says why."""
+
+
+def decoded(decoder: msgspec.json.Decoder[T], data: bytes | str | msgspec.Raw) -> T:
+    """What `decoder` makes of any data. Raises `Undecodable`."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:  # also bytes that are no UTF-8
+        raise Undecodable(str(error)[:MAX_REASON_CHARS]) from None
+    except RecursionError:
+        raise Undecodable("it is nested too deep") from None
+
+
+def decode_json(data: bytes | str, kind: type[T]) -> T:
+    """Any data as a value of `kind`. Raises `Undecodable`."""
+    return decoded(msgspec.json.Decoder(kind), data)

@@ -1,0 +1,5 @@
+"""Structured fuzzing of what reads data from outside: `make fuzz`."""
+
+from pathlib import Path
+
+CORPUS = Path(__file__).parent / "corpus"

@@ -1,0 +1,77 @@
+"""`python -m fuzz`: structured fuzzing of everything that reads data from outside.
+
+--seconds: how long each target is fuzzed. --targets: names, all by default. --seed: of the mutations; by default
+another one each time, which is printed. A payload that finds a defect is written into the target's corpus, where the
+tests run it from then on. Exit status 1 when there was one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import hashlib
+import logging
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+
+from fuzz import CORPUS
+from fuzz.mutation import mutated
+from fuzz.targets import TARGETS, Target
+
+# A payload that takes longer hangs its reader, in seconds. The stacks are printed, and the run ends.
+HANG_S = 60.0
+
+
+def main() -> int:
+    """Fuzz; 1 when a target has a defect."""
+    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--targets", nargs="*", choices=sorted(TARGETS), default=sorted(TARGETS))
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    for name in os.environ:
+        if name.startswith("KLINESYNC_"):
+            del os.environ[name]
+    print(f"seed {arguments.seed}", flush=True)
+    failed = [name for name in arguments.targets if not fuzz(TARGETS[name], arguments.seconds, arguments.seed)]
+    if failed:
+        print(f"defects in {', '.join(failed)}; the payloads are in {CORPUS}", file=sys.stderr)
+    return bool(failed)
+
+
+def fuzz(target: Target, seconds: float, seed: int) -> bool:
+    """Whether no payload found a defect in so many seconds."""
+    rng, payloads = random.Random(f"{target.name} {seed}"), target.payloads()
+    began_s, runs = time.monotonic(), 0
+    for payload in _endless(rng, payloads):
+        faulthandler.dump_traceback_later(HANG_S, exit=True)
+        try:
+            target.run(payload)
+        except Exception:  # noqa: BLE001  # whatever a reader raises is what is looked for
+            traceback.print_exc(limit=-6)
+            path = CORPUS / target.name / f"found_{hashlib.sha256(payload).hexdigest()[:12]}"
+            path.write_bytes(payload)
+            print(f"{target.name}: {path.name} after {runs} payloads", flush=True)
+            return False
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        runs += 1
+        if time.monotonic() - began_s > seconds:
+            break
+    print(f"{target.name}: {runs} payloads", flush=True)
+    return True
+
+
+def _endless(rng: random.Random, payloads: list[bytes]) -> Iterator[bytes]:
+    yield from payloads
+    while True:
+        yield mutated(rng, payloads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

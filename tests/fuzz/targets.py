@@ -1,0 +1,503 @@
+"""What reads data from outside, each as a function of bytes. A target lets the one error that its reader declares pass;
+any other exception is a defect of the reader."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import msgspec
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Message as AsgiMessage
+
+from fuzz import CORPUS
+from klinesync.cli import service_client
+from klinesync.client import tables
+from klinesync.client.asking import ServiceError, answer_in, refusal_in
+from klinesync.client.messages import message_in, page_in
+from klinesync.client.updates import ClosedCandle, Gap, System
+from klinesync.client.watch import as_json, health_in, line
+from klinesync.core.candle import check_candle
+from klinesync.core.errors import BadCandle, BadFlag, KlinesyncError, UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.binance_rest import BinanceRest, market_routes
+from klinesync.ingest.binance_ws import BadFrame, Stream, parse_frame
+from klinesync.ingest.ccxt_client import CcxtClient, CcxtThread
+from klinesync.ingest.ccxt_rows import LiveCandles, date_ms, read_page, upstream_error
+from klinesync.ingest.venue_margin import VenueMargin
+from klinesync.market import app as market_app
+from klinesync.market.schemas import CandlesClosedBody
+from klinesync.market.strict_json import StrictJsonRoute
+from klinesync.market_data.history.files import BadFile, column_names, verify_checksum
+from klinesync.market_data.history.importing import Manner, survey
+from klinesync.market_data.history.planning import ImportFile
+from klinesync.market_data.listings import stored_listings
+from klinesync.market_data.top_markets import ranked
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.flag_sources import CONFIG_FILE, ENV_FILE
+from klinesync.runtime.flags import RuntimeFlags, read_configuration, whitelist
+from klinesync.runtime.sources import Errand, KlineEvent, Listing, Ticker, Urgency
+from klinesync.storage import lock
+from klinesync.storage.chunks import unpack
+from klinesync.ws import protocol
+from klinesync.ws.protocol import BadMessage, WsMessageParser
+from sim.virtual_loop import VirtualLoop
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+CONTRACT = SeriesId.parse("binance:futures:BTC/USDT:1m")
+OTHER_VENUE = SeriesId.parse("fake:spot:BTC/USDT:1m")
+STREAMS = {"btcusdt@kline_1m": Stream("BTCUSDT", BTC)}
+MONTH = Timeframe.parse("1M")
+# The same answer again and again has no end.
+MAX_PAGES = 5
+# The time of the recorded payloads, in UTC seconds.
+NOW_S = int(json.loads((CORPUS / "rest_time_spot" / "recorded").read_bytes())["serverTime"]) // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A reader under test. `run` raises what is a defect; `corpus` is the folder of its payloads."""
+
+    name: str
+    run: Callable[[bytes], None]
+
+    def payloads(self) -> list[bytes]:
+        """Recorded payloads, and those that found defects."""
+        return [path.read_bytes() for path in sorted((CORPUS / self.name).iterdir())]
+
+
+# The exchange: REST.
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    async def read(self) -> bytes:
+        return self.body
+
+
+class _Exchange:
+    """Stands in for an HTTP client: what is under test gets the payload, other questions a sound answer."""
+
+    def __init__(self, name: str, payload: bytes, status: int, headers: Mapping[str, str]) -> None:
+        self._name = name
+        self._answer = _Response(status, payload, headers)
+
+    @asynccontextmanager
+    async def get(self, url: str, params: Mapping[str, str] | None = None) -> AsyncIterator[_Response]:
+        name = url.rpartition("/")[2]
+        if name == self._name:
+            yield self._answer
+        else:
+            market = "spot" if "/api/" in url else "futures"
+            yield _Response(200, _recorded(f"rest_{name}_{market}"), {})
+
+
+@cache
+def _recorded(target: str) -> bytes:
+    return (CORPUS / target / "recorded").read_bytes()
+
+
+def _rest(
+    name: str,
+    ask: Callable[[BinanceRest], Awaitable[object]],
+    payload: bytes,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> object:
+    loop = VirtualLoop()
+    try:
+        exchange = _Exchange(name, payload, status, headers or {})
+        routes = market_routes("http://exchange", "http://exchange")
+        clocks = {market: ExchangeClock() for market in routes}
+        for clock in clocks.values():
+            if name != "time":
+                clock.learn(NOW_S * 1000, loop.time())
+        rest = BinanceRest(exchange, routes, clocks, final_margin_s=2.0, monotonic=loop.time)  # type: ignore[arg-type]
+        with suppress(UpstreamError):
+            return loop.run_until_complete(_within(ask(rest)))
+        return None
+    finally:
+        loop.close()
+
+
+async def _within(answer: Awaitable[object]) -> object:
+    """What retries for more than an hour of virtual time hangs."""
+    async with asyncio.timeout(3600):
+        return await answer
+
+
+async def _history(rest: BinanceRest, series: SeriesId) -> None:
+    pages = 0
+    async with aclosing(rest.history(series, NOW_S - 3600, Errand(Urgency.READ))) as history:
+        async for page in history:
+            for candle in page.candles:
+                check_candle(candle, series.timeframe)
+            pages += 1
+            if pages == MAX_PAGES:
+                return
+
+
+def _time(market: str, payload: bytes) -> None:
+    _rest("time", lambda rest: rest.now_ms(market), payload)
+
+
+def _klines(series: SeriesId, payload: bytes) -> None:
+    _rest("klines", lambda rest: _history(rest, series), payload)
+
+
+def _exchange_info(market: str, payload: bytes) -> None:
+    listings = _rest("exchangeInfo", lambda rest: rest.listings(market, 0.0), payload)
+    assert listings is None or isinstance(listings, Mapping)
+    _check_listings(market, listings or {})
+
+
+def _check_listings(market: str, listings: Mapping[str, Listing]) -> None:
+    msgspec.json.encode(list(listings.values()))
+    tickers = [Ticker(one.symbol_id, 1.0, 2.0, 3.0) for one in listings.values()]
+    for items in ranked("binance", market, listings, tickers).values():
+        for item in items:
+            SeriesId.parse(f"binance:{market}:{item.symbol}:1m")
+            assert item.symbol_id.isprintable()
+
+
+def _tickers(payload: bytes) -> None:
+    msgspec.json.encode(_rest("24hr", lambda rest: rest.tickers("spot"), payload))
+
+
+def _rest_error(payload: bytes) -> None:
+    """The first line is the status, the second one stands in all headers that are read."""
+    first, _, rest = payload.partition(b"\n")
+    header, _, body = rest.partition(b"\n")
+    with suppress(ValueError):
+        status = int(first[:3])
+        text = header.decode("utf-8", "surrogateescape")[:1000]
+        headers = {"Retry-After": text, "X-MBX-USED-WEIGHT-1M": text, "Location": text}
+        _rest("time", lambda client: client.now_ms("spot"), body, status, headers)
+
+
+# The exchange: streams.
+
+
+def _frame(payload: bytes) -> None:
+    clock = ExchangeClock()
+    clock.learn(NOW_S * 1000, 0.0)
+    text = payload.decode("utf-8", "surrogateescape")
+    for data in (payload, text):
+        with suppress(BadFrame, BadCandle):
+            event = parse_frame(data, STREAMS)
+            if isinstance(event, KlineEvent):
+                for now_s in (1.0, 2.0, 3.0, 60.0):
+                    clock.heard(event.event_ms, now_s)
+                    clock.estimate_ms(now_s)
+                    clock.final_ms(now_s)
+                    clock.ahead_of_rest(event.candle.time * 1000, now_s)
+                clock.take_news()
+
+
+# Other exchanges, through ccxt, which makes Python's values of whatever JSON it gets.
+
+
+class _Venue:
+    """An exchange object of ccxt's whose every answer is one value."""
+
+    def __init__(self, value: object, headers: Mapping[str, str]) -> None:
+        self.value = value
+        self.has = {"fetchOHLCV": True, "fetchTime": True, "watchOHLCV": True, "fetchTickers": True}
+        self.timeframes = {"1m": "1m"}
+        self.rateLimit = 1.0
+        self.last_response_headers = headers
+
+    async def load_markets(self, reload: bool = False) -> object:
+        return self.value
+
+    def feature_value(self, symbol: str, method: str, parameter: str) -> object:
+        return self.value
+
+    async def fetch_time(self) -> object:
+        return self.value
+
+    async def fetch_ohlcv(self, *asked: object) -> object:
+        return self.value
+
+    async def fetch_tickers(self, symbols: list[str]) -> object:
+        return self.value
+
+    async def watch_ohlcv(self, symbol: str, timeframe: str) -> object:
+        return self.value
+
+    async def close(self) -> None:
+        return None
+
+
+class _Inline(CcxtThread):
+    """The thread of ccxt, without a thread."""
+
+    async def call(self, work: Callable[[], Awaitable[object]]) -> object:  # type: ignore[override]
+        return await work  # type: ignore[misc]
+
+
+def _ccxt(payload: bytes) -> None:
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError):
+        return  # ccxt's own affair
+    date = payload.decode("utf-8", "surrogateescape")[:200]
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(_ask_ccxt(value, {"Date": date, "Retry-After": date}, loop.time))
+    finally:
+        loop.close()
+
+
+async def _ask_ccxt(value: object, headers: Mapping[str, str], monotonic: Callable[[], float]) -> None:
+    venue = _Venue(value, headers)
+    client = CcxtClient("fake", _Inline(), monotonic=monotonic, make=lambda _: venue)  # type: ignore[arg-type,return-value]
+    errand, frame = Errand(Urgency.READ), OTHER_VENUE.timeframe
+    with suppress(UpstreamError):
+        clock = ExchangeClock()
+        clock.answered(await client.now_ms(errand), 1.0)
+        clock.estimate_ms(2.0)
+    with suppress(UpstreamError):
+        await client.most_rows(OTHER_VENUE)
+    for market in ("spot", "futures"):
+        with suppress(UpstreamError):
+            _check_names(market, await client.listings(market, errand, again=False))
+    with suppress(UpstreamError):
+        msgspec.json.encode(await client.tickers({"BTC/USDT": "BTCUSDT"}, errand))
+    live = LiveCandles(frame, VenueMargin(2000))
+    with suppress(UpstreamError):
+        answer = await client.rows(OTHER_VENUE, 0, None, errand)
+        now_ms = NOW_S * 1000
+        page = read_page(frame, answer.rows, 0, None, final_ms=now_ms, known_ms=now_ms, margin_ms=2000)
+        live.take(page)
+        for bad in page.bad:
+            str(bad)
+    with suppress(UpstreamError, BadCandle):
+        live.pushed(await client.watch(OTHER_VENUE), NOW_S * 1000)
+
+
+def _check_names(market: str, listings: Mapping[str, Listing]) -> None:
+    for name, listing in listings.items():
+        assert SeriesId.parse(f"fake:{market}:{name}:1m").symbol == name
+        msgspec.json.encode(listing)
+
+
+def _header(payload: bytes) -> None:
+    text = payload.decode("latin-1")
+    stamp_ms = date_ms(text)
+    assert stamp_ms is None or isinstance(stamp_ms, int)
+    str(upstream_error("fetchOHLCV", ConnectionError(text), text))
+
+
+# Clients of the service.
+
+
+def _client_message(payload: bytes) -> None:
+    for data in (payload, payload.decode("utf-8", "surrogateescape")):
+        try:
+            WsMessageParser().parse(data)
+        except BadMessage as error:
+            protocol.error_message(error.code, str(error), error.series_id)
+
+
+@cache
+def _http_app() -> FastAPI:
+    router = APIRouter(route_class=StrictJsonRoute)
+
+    @router.post("/")
+    async def take(body: CandlesClosedBody) -> dict[str, int]:
+        series = SeriesId.parse(body.series_id)
+        for one in body.candles:
+            check_candle(one.candle(), series.timeframe)
+        return {"count": len(body.candles)}
+
+    app = FastAPI()
+    app.include_router(router)
+    app.add_exception_handler(KlinesyncError, market_app._on_error)
+    app.add_exception_handler(RequestValidationError, market_app._on_invalid)
+    app.add_exception_handler(HTTPException, market_app._on_http)
+    return app
+
+
+def _http_body(payload: bytes) -> None:
+    asyncio.run(_post(payload))
+
+
+async def _post(payload: bytes) -> None:
+    parts: list[AsgiMessage] = [{"type": "http.request", "body": payload, "more_body": False}]
+    sent: list[AsgiMessage] = []
+
+    async def receive() -> AsgiMessage:
+        return parts.pop() if parts else {"type": "http.disconnect"}
+
+    async def send(message: AsgiMessage) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/", "raw_path": b"/", "root_path": "", "query_string": b"", "server": ("127.0.0.1", 80),
+        "client": ("127.0.0.1", 1), "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    await _http_app()(scope, receive, send)
+    assert sent[0]["status"] in (200, 422), sent
+
+
+# What reads a service's answers: our own clients.
+
+
+def _service_message(payload: bytes) -> None:
+    for data in (payload, payload.decode("utf-8", "surrogateescape")):
+        with suppress(ServiceError):
+            message = message_in(data)
+            for update in _updates(message):
+                line(update)
+                as_json(update)
+
+
+def _updates(message: object) -> Iterator[ClosedCandle | Gap | System]:
+    for one in getattr(message, "candles", [getattr(message, "candle", None)]):
+        if isinstance(one, tables.WireCandle):
+            yield ClosedCandle(one.candle(), revised=False, series=BTC)
+
+
+_ANSWERS: tuple[tuple[type, Callable[..., object]], ...] = (
+    (tables.WirePage, tables.WirePage.table),
+    (tables.WireSlices, tables.WireSlices.read),
+    (tables.WireSlicesAfter, tables.WireSlicesAfter.read),
+    (tables.WireDrawings, tables.WireDrawings.read),
+    (tables.WireFrame, tables.WireFrame.read),
+    (tables.WireCatalogue, lambda answer: answer.factors),
+)
+
+
+def _service_answer(payload: bytes) -> None:
+    for kind, read in _ANSWERS:
+        with suppress(ServiceError):
+            answer_in(payload, kind, read, "http://service")
+    with suppress(ServiceError):
+        page_in(payload)
+    refusal_in(payload)
+    health_in(payload)
+    text = payload.decode(errors="replace")
+    service_client._detail(text)
+    service_client._code(text)
+    with suppress(service_client.ServiceError):
+        service_client._decoded(text, service_client._Begun)
+
+
+# Files.
+
+
+@cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="klinesync-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _history_file(ending: str, payload: bytes) -> None:
+    path = _folder() / f"file{ending}"
+    path.write_bytes(payload)
+    for manner in (Manner(), Manner(unterminated=True)):
+        with suppress(BadFile):
+            survey(ImportFile(path, BTC), NOW_S, manner)
+    if ending in (".csv", ".feather", ".parquet"):
+        with suppress(BadFile):
+            column_names(path, ending)
+
+
+def _checksum(payload: bytes) -> None:
+    path = _folder() / "archive.zip"
+    path.write_bytes(b"x")
+    path.with_name(path.name + ".CHECKSUM").write_bytes(payload)
+    with suppress(BadFile):
+        verify_checksum(path)
+
+
+def _whitelist_file(payload: bytes) -> None:
+    path = _folder() / "whitelist.json"
+    path.write_bytes(payload)
+    with suppress(BadFlag):
+        whitelist(RuntimeFlags(whitelist_path=path))
+
+
+def _configuration(name: str, payload: bytes) -> None:
+    folder = _folder() / name.replace(".", "_")
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(payload)
+    with _working_in(folder):
+        for problem in read_configuration().problems:
+            str(problem)
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+class _Shelf:
+    """A store that has the payload as its list of symbols."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+
+    def listing(self, exchange: str, market: str) -> bytes:
+        return self._payload
+
+
+def _stored(payload: bytes) -> None:
+    """What files of our own hold: they may be damaged."""
+    lock._who(payload)
+    stored_listings(_Shelf(payload), "binance", "spot")  # type: ignore[arg-type]
+    with suppress(ValueError):
+        unpack(payload)
+
+
+def _targets() -> Iterator[Target]:
+    yield Target("rest_time_spot", partial(_time, "spot"))
+    yield Target("rest_time_futures", partial(_time, "futures"))
+    yield Target("rest_klines_spot", partial(_klines, BTC))
+    yield Target("rest_klines_futures", partial(_klines, CONTRACT))
+    yield Target("rest_klines_month", partial(_klines, BTC.with_timeframe(MONTH)))
+    yield Target("rest_exchangeInfo_spot", partial(_exchange_info, "spot"))
+    yield Target("rest_exchangeInfo_futures", partial(_exchange_info, "futures"))
+    yield Target("rest_tickers", _tickers)
+    yield Target("rest_error", _rest_error)
+    yield Target("stream_frame", _frame)
+    yield Target("ccxt", _ccxt)
+    yield Target("header", _header)
+    yield Target("client_message", _client_message)
+    yield Target("http_body", _http_body)
+    yield Target("service_message", _service_message)
+    yield Target("service_answer", _service_answer)
+    for ending in (".csv", ".json", ".json.gz", ".feather", ".parquet", ".zip"):
+        yield Target("file" + ending.replace(".", "_"), partial(_history_file, ending))
+    yield Target("file_checksum", _checksum)
+    yield Target("file_whitelist", _whitelist_file)
+    yield Target("file_toml", partial(_configuration, CONFIG_FILE))
+    yield Target("file_env", partial(_configuration, ENV_FILE))
+    yield Target("stored", _stored)
+
+
+TARGETS = {target.name: target for target in _targets()}
