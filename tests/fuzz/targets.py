@@ -30,6 +30,7 @@ from klinesync.client.updates import ClosedCandle, Gap, System
 from klinesync.client.watch import as_json, health_in, line
 from klinesync.core.candle import check_candle
 from klinesync.core.errors import BadCandle, BadFlag, KlinesyncError, UpstreamError
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.binance_rest import BinanceRest, market_routes
@@ -60,10 +61,27 @@ CONTRACT = SeriesId.parse("binance:futures:BTC/USDT:1m")
 OTHER_VENUE = SeriesId.parse("fake:spot:BTC/USDT:1m")
 STREAMS = {"btcusdt@kline_1m": Stream("BTCUSDT", BTC)}
 MONTH = Timeframe.parse("1M")
+# Longest sentence of an error, in characters.
+MAX_SENTENCE_CHARS = 2_000
 # The same answer again and again has no end.
 MAX_PAGES = 5
 # The time of the recorded payloads, in UTC seconds.
 NOW_S = int(json.loads((CORPUS / "rest_time_spot" / "recorded").read_bytes())["serverTime"]) // 1000
+
+
+@contextmanager
+def _declared(*errors: type[Exception]) -> Iterator[None]:
+    """Lets these errors pass, and looks at their sentence: a bounded length, one line, nothing for a terminal."""
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, KlinesyncError):
+            _check_sentence(str(error))
+
+
+def _check_sentence(sentence: str) -> None:
+    assert printable(sentence) == sentence, ascii(sentence[:500])
+    assert len(sentence) <= MAX_SENTENCE_CHARS, f"{len(sentence)} characters: {sentence[:300]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +147,10 @@ def _rest(
             if name != "time":
                 clock.learn(NOW_S * 1000, loop.time())
         rest = BinanceRest(exchange, routes, clocks, final_margin_s=2.0, monotonic=loop.time)  # type: ignore[arg-type]
-        with suppress(UpstreamError):
+        with _declared(UpstreamError):
             return loop.run_until_complete(_within(ask(rest)))
+        for market in routes:
+            _check_sentence(rest.contact(market).failure or "")
         return None
     finally:
         loop.close()
@@ -199,7 +219,7 @@ def _frame(payload: bytes) -> None:
     clock.learn(NOW_S * 1000, 0.0)
     text = payload.decode("utf-8", "surrogateescape")
     for data in (payload, text):
-        with suppress(BadFrame, BadCandle):
+        with _declared(BadFrame, BadCandle):
             event = parse_frame(data, STREAMS)
             if isinstance(event, KlineEvent):
                 for now_s in (1.0, 2.0, 3.0, 60.0):
@@ -269,26 +289,26 @@ async def _ask_ccxt(value: object, headers: Mapping[str, str], monotonic: Callab
     venue = _Venue(value, headers)
     client = CcxtClient("fake", _Inline(), monotonic=monotonic, make=lambda _: venue)  # type: ignore[arg-type,return-value]
     errand, frame = Errand(Urgency.READ), OTHER_VENUE.timeframe
-    with suppress(UpstreamError):
+    with _declared(UpstreamError):
         clock = ExchangeClock()
         clock.answered(await client.now_ms(errand), 1.0)
         clock.estimate_ms(2.0)
-    with suppress(UpstreamError):
+    with _declared(UpstreamError):
         await client.most_rows(OTHER_VENUE)
     for market in ("spot", "futures"):
-        with suppress(UpstreamError):
+        with _declared(UpstreamError):
             _check_names(market, await client.listings(market, errand, again=False))
-    with suppress(UpstreamError):
+    with _declared(UpstreamError):
         msgspec.json.encode(await client.tickers({"BTC/USDT": "BTCUSDT"}, errand))
     live = LiveCandles(frame, VenueMargin(2000))
-    with suppress(UpstreamError):
+    with _declared(UpstreamError):
         answer = await client.rows(OTHER_VENUE, 0, None, errand)
         now_ms = NOW_S * 1000
         page = read_page(frame, answer.rows, 0, None, final_ms=now_ms, known_ms=now_ms, margin_ms=2000)
         live.take(page)
         for bad in page.bad:
-            str(bad)
-    with suppress(UpstreamError, BadCandle):
+            _check_sentence(str(bad))
+    with _declared(UpstreamError, BadCandle):
         live.pushed(await client.watch(OTHER_VENUE), NOW_S * 1000)
 
 
@@ -302,7 +322,7 @@ def _header(payload: bytes) -> None:
     text = payload.decode("latin-1")
     stamp_ms = date_ms(text)
     assert stamp_ms is None or isinstance(stamp_ms, int)
-    str(upstream_error("fetchOHLCV", ConnectionError(text), text))
+    _check_sentence(str(upstream_error("fetchOHLCV", ConnectionError(text), text)))
 
 
 # Clients of the service.
@@ -313,6 +333,7 @@ def _client_message(payload: bytes) -> None:
         try:
             WsMessageParser().parse(data)
         except BadMessage as error:
+            _check_sentence(str(error))
             protocol.error_message(error.code, str(error), error.series_id)
 
 
@@ -363,7 +384,7 @@ async def _post(payload: bytes) -> None:
 
 def _service_message(payload: bytes) -> None:
     for data in (payload, payload.decode("utf-8", "surrogateescape")):
-        with suppress(ServiceError):
+        with _declared(ServiceError):
             message = message_in(data)
             for update in _updates(message):
                 line(update)
@@ -388,16 +409,16 @@ _ANSWERS: tuple[tuple[type, Callable[..., object]], ...] = (
 
 def _service_answer(payload: bytes) -> None:
     for kind, read in _ANSWERS:
-        with suppress(ServiceError):
+        with _declared(ServiceError):
             answer_in(payload, kind, read, "http://service")
-    with suppress(ServiceError):
+    with _declared(ServiceError):
         page_in(payload)
     refusal_in(payload)
     health_in(payload)
     text = payload.decode(errors="replace")
     service_client._detail(text)
     service_client._code(text)
-    with suppress(service_client.ServiceError):
+    with _declared(service_client.ServiceError):
         service_client._decoded(text, service_client._Begun)
 
 
@@ -415,10 +436,10 @@ def _history_file(ending: str, payload: bytes) -> None:
     path = _folder() / f"file{ending}"
     path.write_bytes(payload)
     for manner in (Manner(), Manner(unterminated=True)):
-        with suppress(BadFile):
+        with _declared(BadFile):
             survey(ImportFile(path, BTC), NOW_S, manner)
     if ending in (".csv", ".feather", ".parquet"):
-        with suppress(BadFile):
+        with _declared(BadFile):
             column_names(path, ending)
 
 
@@ -426,14 +447,14 @@ def _checksum(payload: bytes) -> None:
     path = _folder() / "archive.zip"
     path.write_bytes(b"x")
     path.with_name(path.name + ".CHECKSUM").write_bytes(payload)
-    with suppress(BadFile):
+    with _declared(BadFile):
         verify_checksum(path)
 
 
 def _whitelist_file(payload: bytes) -> None:
     path = _folder() / "whitelist.json"
     path.write_bytes(payload)
-    with suppress(BadFlag):
+    with _declared(BadFlag):
         whitelist(RuntimeFlags(whitelist_path=path))
 
 
@@ -443,7 +464,7 @@ def _configuration(name: str, payload: bytes) -> None:
     (folder / name).write_bytes(payload)
     with _working_in(folder):
         for problem in read_configuration().problems:
-            str(problem)
+            _check_sentence(str(problem))
 
 
 @contextmanager
@@ -470,7 +491,7 @@ def _stored(payload: bytes) -> None:
     """What files of our own hold: they may be damaged."""
     lock._who(payload)
     stored_listings(_Shelf(payload), "binance", "spot")  # type: ignore[arg-type]
-    with suppress(ValueError):
+    with _declared(ValueError):
         unpack(payload)
 
 

@@ -212,6 +212,14 @@ async def _answers(http: aiohttp.ClientSession, url: str, process: asyncio.subpr
 # --- output that is closed, full, or read by nobody
 
 
+def test_a_flag_of_a_file_sends_nothing_to_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "klinesync.toml").write_text('freqtrade_data_dir = "/a\\u001b[31m\\nport = 1"\n')
+    code, out, errors = klinesync("flags", cwd=tmp_path)
+    assert (code, errors) == (0, "")
+    assert "freqtrade_data_dir = /a\\x1b[31m\\nport = 1  [klinesync.toml]" in out
+    assert all(line.isprintable() for line in out.splitlines())
+
+
 @pytest.mark.parametrize("command", ["flags", "flags --json", "--help", "serve --help", "completion bash", "verify"])
 def test_a_reader_that_has_seen_enough_ends_nothing_and_is_not_told(command: str, tmp_path: Path) -> None:
     store = f"--database-url=sqlite:///{tmp_path}/store.sqlite" if command == "verify" else ""

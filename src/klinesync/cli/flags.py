@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from klinesync.cli.arguments import given_flags
 from klinesync.cli.command import Command
 from klinesync.core.errors import BadFlag
+from klinesync.core.printable import printable
 
 if TYPE_CHECKING:
     from klinesync.runtime.flags import Configuration
@@ -44,14 +45,17 @@ def _flags(arguments: argparse.Namespace) -> int:
     else:
         for row in rows:
             changed = "" if row.source == "default" else f"  (default {row.default or 'none'})"
-            print(f"{row.name} = {row.value or 'none'}  [{row.source}]{changed}")
+            print(printable(f"{row.name} = {row.value or 'none'}  [{row.source}]{changed}"))
             print(f"    {row.environment}: {row.meaning}")
             if row.name in wrong:
                 print(f"    WRONG: {wrong[row.name]}")
     for problem in problems:
         print(f"klinesync: {problem}", file=sys.stderr)
     if found.left_out:
-        print(f"klinesync: variables of an orchestrator, left out: {', '.join(found.left_out)}", file=sys.stderr)
+        print(
+            f"klinesync: variables of an orchestrator, left out: {printable(', '.join(found.left_out))}",
+            file=sys.stderr,
+        )
     return 0
 
 

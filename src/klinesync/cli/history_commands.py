@@ -205,7 +205,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         )
     print(printable(f"{path}: {candles} of {arguments.series_id} ({size} bytes){beside}"))
     for text in () if how is None else how.told:
-        print(f"    {text}")
+        print(printable(f"    {text}"))
     return 0
 
 
@@ -243,7 +243,7 @@ async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         are = "is" if found.missing == 1 else "are"
         why = found.trouble or "what its source has is stored; run it again later"
         print(
-            f"klinesync: {counted(found.missing, 'candle')} of {series} {are} still missing: {why}",
+            printable(f"klinesync: {counted(found.missing, 'candle')} of {series} {are} still missing: {why}"),
             file=sys.stderr,
         )
     return 1 if found.missing else 0

@@ -100,11 +100,11 @@ def _print_audit(audit: SeriesAudit) -> None:
         if spans:
             print(f"    {counted(spans, 'gap')} {state.replace('_', ' ')}: {counted(candles, 'candle')}")
     if audit.ledger is not None and audit.head is not None:
-        print(f"    factors and overlays: {_ledger_sentence(audit.ledger)}")
+        print(printable(f"    factors and overlays: {_ledger_sentence(audit.ledger)}"))
     for kind, count in audit.kinds.items():
         print(f"    DIFFERS: {count} {kind}")
     for difference in audit.shown:
-        print(f"        {iso(difference.time)}: {difference.what}")
+        print(printable(f"        {iso(difference.time)}: {difference.what}"))
         for name, candle in (("stored", difference.stored), ("expected", difference.expected)):
             if candle is not None:
                 print(
