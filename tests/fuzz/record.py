@@ -43,6 +43,7 @@ def main() -> None:
     asyncio.run(record_streams(exchange, service))
     record_ccxt()
     record_files()
+    record_texts()
 
 
 def get(url: str) -> bytes:
@@ -147,6 +148,27 @@ def record_files() -> None:
     keep(
         "stored", json.dumps([listing | {"status": "TRADING", "onboard_s": None, "kind": "spot"}]).encode(), "listings"
     )
+
+
+def record_texts() -> None:
+    """Short texts that people and programs write."""
+    for name, text in {
+        "series": SERIES,
+        "contract": "binance:futures:BTC/USDT:USDT-250328:1m",
+        "time": "2025-11-30T08:00:00.5+01:00",
+        "seconds": "1764460800",
+        "indicators": "EMA(21),MACD(12,26,9),BBANDS(20,2.0)",
+        "origin": "https://user:secret@chart.example:8443/path?query",
+        "address": "http://[::1]:8000",
+        "accept": "br;q=0.9, gzip;q=0.5, *;q=0",
+        "freqtrade": "BTC_USDT_USDT-1m-futures.feather",
+        "archive": "data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2025-11-30.zip",
+    }.items():
+        keep("text", text.encode(), name)
+    for name, text in {"origin": "http://chart.example", "bearer": "Bearer a token of some length"}.items():
+        keep("request_head", text.encode(), name)
+    keep("request_head", b"cross-site", "site")
+    keep("request_head", b"[::1]:8000", "host")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 from fastapi import APIRouter, FastAPI
@@ -28,27 +28,37 @@ from klinesync.client.asking import ServiceError, answer_in, refusal_in
 from klinesync.client.messages import message_in, page_in
 from klinesync.client.updates import ClosedCandle, Gap, System
 from klinesync.client.watch import as_json, health_in, line
+from klinesync.core.busy import repeat_after_s
 from klinesync.core.candle import check_candle
-from klinesync.core.errors import BadCandle, BadFlag, KlinesyncError, UpstreamError
+from klinesync.core.dates import parse_time
+from klinesync.core.errors import BadCandle, BadFlag, BadSeriesId, KlinesyncError, UpstreamError
+from klinesync.core.network_errors import address_of
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.core.times import BadTime, unix_seconds
+from klinesync.factor.indicator_names import parse_indicators
 from klinesync.ingest.binance_rest import BinanceRest, market_routes
 from klinesync.ingest.binance_ws import BadFrame, Stream, parse_frame
 from klinesync.ingest.ccxt_client import CcxtClient, CcxtThread
 from klinesync.ingest.ccxt_rows import LiveCandles, date_ms, read_page, upstream_error
 from klinesync.ingest.venue_margin import VenueMargin
 from klinesync.market import app as market_app
+from klinesync.market.content_coding import negotiate
 from klinesync.market.schemas import CandlesClosedBody
+from klinesync.market.security import Guard, Origin, head_of
 from klinesync.market.strict_json import StrictJsonRoute
 from klinesync.market_data.history.files import BadFile, column_names, verify_checksum
 from klinesync.market_data.history.importing import Manner, survey
+from klinesync.market_data.history.names import archive_file, freqtrade_series
 from klinesync.market_data.history.planning import ImportFile
 from klinesync.market_data.listings import stored_listings
 from klinesync.market_data.top_markets import ranked
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flag_sources import CONFIG_FILE, ENV_FILE
+from klinesync.runtime.flag_values import web_address
 from klinesync.runtime.flags import RuntimeFlags, read_configuration, whitelist
+from klinesync.runtime.proxies import Proxies
 from klinesync.runtime.sources import Errand, KlineEvent, Listing, Ticker, Urgency
 from klinesync.storage import lock
 from klinesync.storage.chunks import unpack
@@ -495,7 +505,49 @@ def _stored(payload: bytes) -> None:
         unpack(payload)
 
 
+# Short texts: names, times, headers, parameters of requests.
+
+
+def _text(payload: bytes) -> None:
+    text = payload.decode("utf-8", "surrogateescape")
+    with _declared(BadSeriesId):
+        SeriesId.parse(text)
+    with _declared(BadTime):
+        unix_seconds(text)
+    with _declared(ValueError):
+        parse_time(text)
+    with _declared(BadFlag):
+        parse_indicators(text)
+    with _declared(ValueError):
+        Origin.parse(text)
+    with _declared(ValueError):
+        web_address(text, "http", "https")
+    with _declared(BadFlag):
+        Proxies({"https_proxy": text, "no_proxy": text}).proxy_for("https://exchange/")
+    negotiate(text)
+    address_of(text)
+    freqtrade_series(text, "binance")
+    archive_file(PurePath(text))
+    repeat_after_s(503, "busy", text, 0)
+
+
+def _request_head(payload: bytes) -> None:
+    guard = Guard.of("127.0.0.1", ["http://chart.example"], "a token of some length")
+    for path in ("/api/market/candles", "/api/market/ingest/candle_closed", "/ws/market"):
+        scope = {
+            "type": "http", "method": "POST", "path": path, "server": ("127.0.0.1", 8000),
+            "headers": [(name, payload) for name in (b"host", b"origin", b"authorization", b"sec-fetch-site")],
+        }  # fmt: skip
+        for headers in (scope["headers"], [(b"host", b"127.0.0.1:8000"), *scope["headers"][1:]]):
+            head = head_of(scope | {"headers": headers})
+            refusal = guard.refuses(head)
+            assert refusal is None or refusal.status in (400, 401, 403)
+            guard.foreign_origin(head)
+
+
 def _targets() -> Iterator[Target]:
+    yield Target("text", _text)
+    yield Target("request_head", _request_head)
     yield Target("rest_time_spot", partial(_time, "spot"))
     yield Target("rest_time_futures", partial(_time, "futures"))
     yield Target("rest_klines_spot", partial(_klines, BTC))

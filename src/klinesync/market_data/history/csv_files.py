@@ -35,7 +35,7 @@ SEPARATORS = (",", ";", "\t", "|")
 
 class _Utf8(io.RawIOBase):
     """A file in which each byte that is no UTF-8 is a question mark. pyarrow reads cells as bytes, but makes text of a
-    row of another length; where it cannot, it drops the row and tells nobody."""
+    row of another length; where it cannot, it prints a trace and gives up the whole file."""
 
     def __init__(self, file: BinaryIO | IO[bytes]) -> None:
         self._file = file
