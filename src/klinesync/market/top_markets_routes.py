@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from klinesync.core.errors import UpstreamError
+from klinesync.market.event_stream import EventStream, described
 from klinesync.market.http_routes import runtime_of
 from klinesync.market.schemas import ErrorAnswer, TopMarketsAnswer
 from klinesync.market_data.top_markets import (
     DEFAULT_LIMIT,
     MAX_LIMIT,
     TopAnswer,
-    TopMarkets,
     TopQuery,
 )
 
@@ -30,49 +26,21 @@ MOST_EVENTS = 1_000_000
 router = APIRouter(prefix="/api/market/top_markets", tags=["markets"])
 _encode = msgspec.json.Encoder().encode
 
-# One event of the stream; `data` is JSON.
-EVENT_SCHEMA: dict[str, object] = {
-    "type": "object",
-    "properties": {
-        "event": {"enum": ["top_markets", "error"]},
-        "id": {"type": "string", "description": "`generated_at_ms`"},
-        "data": {"type": "string", "contentMediaType": "application/json"},
-    },
-    "required": ["event", "data"],
-}
-
 Exchange = Annotated[str, Query(description="`binance`")]
 Market = Annotated[str, Query(description="`spot` or `futures`")]
 QuoteAsset = Annotated[str, Query(min_length=1, max_length=20, description="in any case")]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events: an answer as `top_markets`, trouble as `error`, a comment when there is nothing to say."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, top_markets: TopMarkets, query: TopQuery, interval_s: float, max_events: int | None) -> None:
-        self._top_markets = top_markets
-        self._events = top_markets.follow(query, interval_s, max_events)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(self._texts(), headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Carry the events until they end or the client is gone. Raises `RateLimited` before the first byte."""
-        with self._top_markets.streaming():
-            async with aclosing(self._events):
-                await super().__call__(scope, receive, send)
-
-    async def _texts(self) -> AsyncGenerator[bytes, None]:
-        async for event in self._events:
-            match event:
-                case TopAnswer():
-                    yield b"event: top_markets\nid: %d\ndata: %b\n\n" % (event.generated_at_ms, _encode(event))
-                case UpstreamError():
-                    yield b"event: error\ndata: %b\n\n" % _encode({"detail": str(event), "code": event.code})
-                case None:
-                    yield b": nothing new\n\n"
+def event_text(event: TopAnswer | UpstreamError | None) -> bytes:
+    """An answer, trouble of the exchange, or nothing new (a comment), as one event."""
+    match event:
+        case TopAnswer():
+            return b"event: top_markets\nid: %d\ndata: %b\n\n" % (event.generated_at_ms, _encode(event))
+        case UpstreamError():
+            return b"event: error\ndata: %b\n\n" % _encode({"detail": str(event), "code": event.code})
+        case None:
+            return b": nothing new\n\n"
 
 
 @router.get(
@@ -102,7 +70,7 @@ async def get_top_markets(
     "/stream",
     status_code=200,
     responses={
-        200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA}}, "description": "server-sent events"},
+        200: described("top_markets", "error", id_is="generated_at_ms"),
         429: {"model": ErrorAnswer},
     },
     response_class=Response,
@@ -117,10 +85,10 @@ async def stream_top_markets(
         float, Query(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S, allow_inf_nan=False)
     ] = DEFAULT_INTERVAL_S,
     max_events: Annotated[int, Query(ge=0, le=MOST_EVENTS, description="0: endless")] = 0,
-) -> EventStream:
+) -> Response:
     """The same as server-sent events: at once, and then when the items have changed, looked at every `interval_s`
     seconds (the exchange is asked less often); ends after `max_events` of them, 0: never."""
     top_markets = runtime_of(request).top_markets
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
     top_markets.check(query)
-    return EventStream(top_markets, query, interval_s, max_events or None)
+    return EventStream(top_markets.follow(query, interval_s, max_events or None), event_text, top_markets.streaming)
