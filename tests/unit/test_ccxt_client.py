@@ -189,6 +189,61 @@ async def test_listings_have_our_names_and_only_pairs_and_swaps() -> None:
     assert not futures["BTC/USD:BTC"].trading
 
 
+async def test_a_listing_that_no_series_id_can_name_or_that_is_none_costs_itself_alone() -> None:
+    class Odd(Fake):
+        async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
+            good = {"id": "BTCUSDT", "base": "BTC", "quote": "USDT", "spot": True}
+            odd: list[object] = [
+                None,
+                [],
+                good | {"base": "$A B"},
+                good | {"base": ""},
+                good | {"base": "x" * 200},
+                good | {"id": "a\x1b[31m"},
+                good | {"id": 7},
+                good | {"base": None},
+            ]
+            listed: dict[str, object] = {str(number): item for number, item in enumerate(odd)}
+            listed["late"] = good | {"base": "ETH", "created": 10**400}
+            return listed | {"good": good}  # type: ignore[return-value]
+
+    async with client(Odd(answering([]))) as one:
+        spot = await one.listings("spot", Errand(Urgency.READ), again=False)
+    assert list(spot) == ["ETH/USDT", "BTC/USDT"]
+    assert spot["ETH/USDT"].onboard_s is None
+
+
+@pytest.mark.parametrize("stamp_ms", [10**19, 10**400, -1, 0, None])
+async def test_a_time_of_more_than_64_bits_is_no_time(stamp_ms: int | None) -> None:
+    class Late(Fake):
+        async def fetch_time(self) -> int | None:
+            return stamp_ms
+
+    async with client(Late(answering([]))) as one:
+        with pytest.raises(UpstreamError, match="has no time"):
+            await one.now_ms(Errand(Urgency.READ))
+
+
+async def test_odd_values_of_rows_and_tickers_cost_themselves_alone() -> None:
+    class Odd(Fake):
+        async def fetch_tickers(self, symbols: list[str]) -> Mapping[str, Mapping[str, object]]:
+            good: Mapping[str, object] = {"last": 1.0, "quoteVolume": 2, "percentage": -3.5}
+            odd: dict[str, object] = {
+                "A": None,
+                "B": [],
+                "C": {**good, "last": 10**400},
+                "D": {**good, "percentage": float("nan")},
+            }
+            return {**odd, "BTC/USDT": good}  # type: ignore[dict-item]
+
+    rows: list[object] = [(60_000, 1.0, 2.0, 0.5, 1.5, 10.0), None, 7, (), [10**400, "1", True, {}, 1.5, 2.0]]
+    async with client(Odd(answering(rows))) as one:  # type: ignore[arg-type]
+        answer = await one.rows(SERIES, 0, None, Errand(Urgency.READ))
+        tickers = await one.tickers({name: name for name in ["A", "B", "C", "D", "BTC/USDT"]}, Errand(Urgency.READ))
+    assert answer.rows == [rows[0], (), (), (), (None, None, None, None, 1.5, 2.0)]
+    assert [ticker.symbol_id for ticker in tickers] == ["BTC/USDT"]
+
+
 async def test_an_answer_that_lists_nothing_is_no_list() -> None:
     class Empty(Fake):
         async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
-from klinesync.core.errors import UpstreamError
+from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -266,6 +266,13 @@ def test_what_a_stream_pushes_is_shown_as_in_progress_and_never_as_final() -> No
     assert one.told == T0
 
 
+def test_an_empty_row_of_a_stream_is_no_candle() -> None:
+    one = live()
+    with pytest.raises(BadCandle):
+        one.pushed([()], at(2))
+    assert one.pushed([(), row(2)], at(2)) == [(candle(2), False)]
+
+
 def test_nothing_of_a_candle_that_was_told_as_final_is_shown() -> None:
     one = live()
     assert one.take(read(row(0), row(1), final_ms=at(2) + MARGIN_MS)) == [
@@ -374,4 +381,6 @@ def test_the_date_of_an_answer_is_a_stamp() -> None:
     assert header({"Date": "Sun, 22 Nov 2026 23:30:43 GMT"}, "date") == "Sun, 22 Nov 2026 23:30:43 GMT"
     assert date_ms("Sun, 22 Nov 2026 23:30:43 GMT") == 1_795_390_243_000
     assert date_ms("yesterday") is None
+    assert date_ms("Fri, 31 Dec 99999 23:59:59 GMT") is None
+    assert date_ms("0 Jan 0 0:0:0 -9999") is None
     assert date_ms(header(None, "date")) is None

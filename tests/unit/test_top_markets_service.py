@@ -87,6 +87,13 @@ def test_symbols_are_ranked_by_quote_volume_for_each_quote_asset() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["A B/USDT", "A:B/USDT", "/USDT", "A/USDT:USDT", "A", "A\n/USDT", "x" * 200 + "/USDT"])
+def test_only_what_a_series_id_can_name_is_ranked(name: str) -> None:
+    odd = replace(listing("A"), symbol=name, symbol_id="ODD")
+    found = ranked("binance", "spot", {name: odd, "B/USDT": listing("B")}, [ticker("ODD", 9.0), ticker("BUSDT", 1.0)])
+    assert [item.symbol for items in found.values() for item in items] == ["B/USDT"]
+
+
 async def test_an_answer_serves_everybody_for_a_while() -> None:
     exchange = Exchange()
     exchange.silent.clear()
