@@ -22,10 +22,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message as AsgiMessage
 
 from fuzz import CORPUS
+from fuzz.mutation import MAX_BYTES
 from klinesync.cli import service_client
 from klinesync.client import tables
 from klinesync.client.asking import ServiceError, answer_in, refusal_in
-from klinesync.client.messages import message_in, page_in
+from klinesync.client.messages import GapMessage, SystemMessage, message_in, page_in
 from klinesync.client.updates import ClosedCandle, Gap, System
 from klinesync.client.watch import as_json, health_in, line
 from klinesync.core.busy import repeat_after_s
@@ -89,9 +90,9 @@ def _declared(*errors: type[Exception]) -> Iterator[None]:
             _check_sentence(str(error))
 
 
-def _check_sentence(sentence: str) -> None:
+def _check_sentence(sentence: str, most: int = MAX_SENTENCE_CHARS) -> None:
     assert printable(sentence) == sentence, ascii(sentence[:500])
-    assert len(sentence) <= MAX_SENTENCE_CHARS, f"{len(sentence)} characters: {sentence[:300]}"
+    assert len(sentence) <= most, f"{len(sentence)} characters: {sentence[:300]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,11 +398,15 @@ def _service_message(payload: bytes) -> None:
         with _declared(ServiceError):
             message = message_in(data)
             for update in _updates(message):
-                line(update)
-                as_json(update)
+                _check_sentence(line(update) or "", most=10 * MAX_BYTES)
+                assert as_json(update).isprintable()
 
 
 def _updates(message: object) -> Iterator[ClosedCandle | Gap | System]:
+    if isinstance(message, SystemMessage):
+        yield System(message.event, message.message, message.data, series=BTC)
+    if isinstance(message, GapMessage):
+        yield Gap(message.expected_next_time, message.actual_time, message.state, series=BTC)
     for one in getattr(message, "candles", [getattr(message, "candle", None)]):
         if isinstance(one, tables.WireCandle):
             yield ClosedCandle(one.candle(), revised=False, series=BTC)

@@ -22,7 +22,6 @@ from klinesync.client.board import (
     notice,
     number,
     places,
-    plain,
     sparkline,
 )
 from klinesync.client.follow import CaughtUp, ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
@@ -320,11 +319,17 @@ def test_the_sparkline_runs_from_the_oldest_to_the_newest() -> None:
     assert "▁" not in "".join(text.plain for text in board.lines(100, 40, NOW, ascii_only=True))
 
 
+def test_json_lines_are_ascii_whatever_a_message_says() -> None:
+    told = as_json(system("stream.stale", "\x1b[2J\u202e\u2028", {"of": "日本", "count": 10**40}))
+    assert told.isascii()
+    assert told.isprintable()
+    assert json.loads(told)["data"] == {"of": "日本", "count": 10**40}
+
+
 def test_what_a_message_says_does_not_move_the_cursor() -> None:
-    assert plain("a\x1b[2Jb\nc\x07") == "a [2Jb c "
     text = line(system("stream.stale", "a\x1b[2J\nb", {}))
-    assert text == "stream.stale: a [2J b"
-    assert line(disconnected("\x1b[2J")) == "not connected:  [2J"
+    assert text == "stream.stale: a\\x1b[2J\\nb"
+    assert line(disconnected("\x1b[2J")) == "not connected: \\x1b[2J"
     board = taken(disconnected("\x1b[31m\nred"))
     assert not [letter for text in shown(board) for letter in text if not letter.isprintable()]
 

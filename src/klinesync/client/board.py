@@ -21,6 +21,7 @@ from klinesync.client.updates import (
     Update,
 )
 from klinesync.core.candle import Candle
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
 
@@ -116,7 +117,7 @@ class Board:
     def take(self, update: Update, now_s: float) -> None:
         """Bring the board up to date."""
         if isinstance(update, Disconnected):
-            self.connected, self.trouble = False, plain(update.reason)
+            self.connected, self.trouble = False, printable(update.reason)
             self.health = None
             self.notices.clear()
             self._stream, self._state_at_s, self._live = "", None, False
@@ -124,7 +125,7 @@ class Board:
         self.connected, self.trouble = True, ""
         match update:
             case Connected(_, stream):
-                self._set_stream(plain(stream), None)
+                self._set_stream(printable(stream), None)
             case CaughtUp():
                 self._live = True
             case ClosedCandle(candle, revised):
@@ -137,7 +138,7 @@ class Board:
                     self.forming = candle
                     self._measure(candle)
             case Gap(_, actual, state):
-                self._gaps[actual] = plain(state)
+                self._gaps[actual] = printable(state)
             case System():
                 self._notice(update, now_s)
 
@@ -169,7 +170,7 @@ class Board:
         kind, _, what = system.event.partition(".")
         running = system.data.get("state") == "running"
         if kind == "stream":
-            self._set_stream(plain(what), now_s)
+            self._set_stream(printable(what), now_s)
             lasts, over = what != "live", what == "live"
         elif system.event == "backfill.progress":
             lasts, over = running, not running
@@ -442,11 +443,6 @@ def moment(time: int, series: SeriesId) -> str:
     return text[:10] if series.timeframe.seconds >= DAY_S else text
 
 
-def plain(text: str) -> str:
-    """One line without anything that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
 def notice(system: System) -> str:
     """What happened, with its sentence."""
-    return plain(f"{system.event}: {system.message}" if system.message else system.event)
+    return printable(f"{system.event}: {system.message}" if system.message else system.event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from rich.live import Live
 
 from klinesync.client.asking import ServiceError, get, service_url, unreachable
 from klinesync.client.asking import reason as why_not
-from klinesync.client.board import HELD_CANDLES, Board, Health, Unanswered, clock, notice, number, plain
+from klinesync.client.board import HELD_CANDLES, Board, Health, Unanswered, clock, notice, number
 from klinesync.client.follow import follow
 from klinesync.client.progress import EVERYTHING, What
 from klinesync.client.session import open_session
@@ -33,6 +34,7 @@ from klinesync.client.updates import (
     Update,
 )
 from klinesync.core.decoding import Undecodable, decode_json
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 
 # Candles from before the start that are shown where there is no board.
@@ -86,7 +88,7 @@ def line(update: Update) -> str | None:
         case System():
             return notice(update)
         case Disconnected(reason):
-            return f"not connected: {plain(reason)}"
+            return f"not connected: {printable(reason)}"
         case FormingCandle() | Connected() | CaughtUp():
             return None
 
@@ -108,7 +110,8 @@ def as_json(update: Update) -> str:
             body = {"type": "caught_up", "head_time": head}
         case Disconnected(reason):
             body = {"type": "disconnected", "reason": reason}
-    return msgspec.json.encode(body).decode()
+    # In ASCII: JSON escapes control characters, and with them whatever else a terminal would obey.
+    return json.dumps(body, separators=(",", ":"))
 
 
 async def watch(url: str, series_id: str, *, as_json_lines: bool) -> int:
@@ -204,7 +207,7 @@ async def _health(session: aiohttp.ClientSession, url: str, series: SeriesId) ->
         if status != 200:
             return Unanswered(f"it answers {status}")
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        return Unanswered(plain(why_not(error)))
+        return Unanswered(printable(why_not(error)))
     return health_in(body)
 
 
@@ -215,13 +218,13 @@ def health_in(body: bytes) -> Health | Unanswered:
         return Unanswered("its answer is not understood")
     stream = found.stream
     return Health(
-        plain(found.status),
-        plain(found.status_reason),
-        plain(stream.state),
-        plain(stream.detail or ""),
+        printable(found.status),
+        printable(found.status_reason),
+        printable(stream.state),
+        printable(stream.detail or ""),
         None if stream.since is None else max(found.now_time - stream.since, 0.0),
         None if stream.last_frame_at is None else max(found.now_time - stream.last_frame_at, 0.0),
-        plain(found.backfill.state),
+        printable(found.backfill.state),
         found.backfill.progress_pct,
     )
 
@@ -235,7 +238,7 @@ async def _since(session: aiohttp.ClientSession, url: str, series: SeriesId, sho
     if status != 200:
         refusal = _decoded(body, _Refusal)
         reason = f"what answers at {url} answers {status}; is it klinesync?" if refusal is None else refusal.detail
-        raise ServiceError(str(status), plain(reason))
+        raise ServiceError(str(status), printable(reason))
     page = _decoded(body, _Page)
     if page is None:
         raise ServiceError("bad_message", f"what answers at {url} is no klinesync")
