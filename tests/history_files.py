@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from klinesync.core.candle import Candle
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.history.sources import HistoryFiles
+from klinesync.market_data.listings import StoredListings
+from klinesync.runtime.sources import Listing
+from klinesync.storage.sqlite import SqliteDatabase
 
 EVER = Span(0, 2_000_000_000)
 HEADER = (
@@ -81,3 +84,22 @@ async def all_of(files: HistoryFiles, series: SeriesId, span: Span = EVER) -> li
             found += page
     assert [candle.time for candle in found] == sorted({candle.time for candle in found})
     return found
+
+
+LISTED = {
+    "spot": [Listing(f"{base}/USDT", f"{base}USDT", base, "USDT", "TRADING") for base in ("BTC", "ETH", "LINK")],
+    "futures": [
+        *(
+            Listing(f"{base}/USDT", f"{base}USDT", base, "USDT", "TRADING", None, "perpetual")
+            for base in ("BTC", "LINK")
+        ),
+        Listing("BTC/USDT:USDT-250328", "BTCUSDT_250328", "BTC", "USDT", "TRADING", None, "delivery"),
+    ],
+}
+
+
+async def keep_listings(store: Path, listings: Mapping[str, Sequence[Listing]] = LISTED) -> None:
+    """Make a store that has seen the exchange's lists of symbols."""
+    async with SqliteDatabase(store, "test") as database:
+        for market, listed in listings.items():
+            await StoredListings(database, "binance").keep(market, listed)

@@ -21,7 +21,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
 from klinesync.market_data.history import sources
 from klinesync.market_data.history.files import BadFile, batches, verify_checksum
-from klinesync.market_data.history.names import ArchiveFile, archive_file, months
+from klinesync.market_data.history.names import ArchiveFile, archive_name, months
 from klinesync.market_data.history.sources import ExchangeArchive
 from klinesync.sim.server import SimConfig, SimServer
 from upstream import plain, plain_id
@@ -47,17 +47,32 @@ def read(path: Path) -> list[Candle]:
 
 
 @pytest.mark.parametrize(
-    ("path", "series", "span"),
+    ("path", "symbol", "series", "span"),
     [
-        ("data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-02-29.zip", "binance:spot:BTC/USDT:1m", DAY_S),
-        ("data/futures/um/monthly/klines/LTCUSDT/4h/LTCUSDT-4h-2024-02.zip", "binance:futures:LTC/USDT:4h", 29 * DAY_S),
-        ("data/spot/monthly/klines/ETHBTC/1mo/ETHBTC-1mo-2023-12.zip", "binance:spot:ETH/BTC:1M", 31 * DAY_S),
+        ("data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-02-29.zip", "BTC/USDT", "binance:spot:BTC/USDT:1m", DAY_S),
+        ("data/futures/um/monthly/klines/LTCUSDT/4h/LTCUSDT-4h-2024-02.zip", "LTC/USDT",
+         "binance:futures:LTC/USDT:4h", 29 * DAY_S),
+        ("data/futures/um/monthly/klines/BTCUSDT_250328/1m/BTCUSDT_250328-1m-2025-03.zip", "BTC/USDT:USDT-250328",
+         "binance:futures:BTC/USDT:USDT-250328:1m", 31 * DAY_S),
+        ("data/spot/monthly/klines/ETHBTC/1mo/ETHBTC-1mo-2023-12.zip", "ETH/BTC",
+         "binance:spot:ETH/BTC:1M", 31 * DAY_S),
     ],
 )  # fmt: skip
-def test_a_path_says_which_series_and_which_time_a_file_holds(path: str, series: str, span: int) -> None:
-    found = archive_file(PurePath(path))
-    assert found is not None
+def test_a_path_says_which_symbol_of_the_exchange_and_which_time_a_file_holds(
+    path: str, symbol: str, series: str, span: int
+) -> None:
+    name = archive_name(PurePath(path))
+    assert name is not None
+    assert len(name.markets) == 1
+    assert name.symbol_id == PurePath(path).name.partition("-")[0]
+    found = name.file(name.markets[0], symbol)
     assert (str(found.series), found.span.end - found.span.start, found.path) == (series, span, path)
+
+
+def test_a_zip_outside_an_archives_folders_is_of_spot_else_of_futures() -> None:
+    name = archive_name(PurePath("BTCUSDT-1m-2024-02-29.zip"))
+    assert name is not None
+    assert name.markets == ("spot", "futures")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +86,7 @@ def test_a_path_says_which_series_and_which_time_a_file_holds(path: str, series:
     ],
 )
 def test_what_is_no_candle_file_of_ours_is_none(path: str) -> None:
-    assert archive_file(PurePath(path)) is None
+    assert archive_name(PurePath(path)) is None
 
 
 def test_the_months_of_a_span_are_those_that_it_touches() -> None:

@@ -40,6 +40,8 @@ def read(path: Path) -> tuple[list[Candle], list[str]]:
         ("BTC_USDT-1Mo.json.gz", "binance:spot:BTC/USDT:1M"),
         ("1000SHIB_USDT_USDT-5m-futures.parquet", "binance:futures:1000SHIB/USDT:5m"),
         ("BTC_USD_BTC-1h-futures.json", "binance:futures:BTC/USD:BTC:1h"),
+        ("BTC_USDT_USDT-250328-1h-futures.feather", "binance:futures:BTC/USDT:USDT-250328:1h"),
+        ("A_B_USDT_USDT-1h-futures.feather", None),
         ("BTC_USDT_USDT-8h-funding_rate.feather", None),
         ("BTC_USDT_USDT-1h-mark.feather", None),
         ("BTC_USDT-trades.feather", None),

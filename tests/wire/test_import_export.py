@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from pyarrow import feather as pa_feather
 
-from history_files import all_of, minutes, write_archive, write_freqtrade
+from history_files import all_of, keep_listings, minutes, write_archive, write_freqtrade
 from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
@@ -56,11 +56,19 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def lists(store: Path) -> None:
+    """The store has seen the exchange's lists of symbols."""
+    asyncio.run(keep_listings(store))
+
+
+@pytest.fixture
 def run(store: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command on the store, in this process."""
+    """A command on the store, in this process. No exchange can be asked."""
 
     def run(*arguments: object) -> Ended:
-        status = main([*map(str, arguments), f"--database-url=sqlite:///{store}"])
+        nowhere = ("--binance-spot-rest-url=http://127.0.0.1:9", "--binance-futures-rest-url=http://127.0.0.1:9")
+        asks = nowhere if arguments[0] == "import" else ()
+        status = main([*map(str, arguments), f"--database-url=sqlite:///{store}", *asks])
         return Ended(status, *capsys.readouterr())
 
     return run
@@ -99,6 +107,7 @@ def test_importing_again_changes_nothing(tmp_path: Path, store: Path, run: Run) 
     assert revised(store) == 0
 
 
+@pytest.mark.usefixtures("lists")
 def test_a_tree_of_an_archive_is_imported_in_order_whatever_header_and_unit(
     tmp_path: Path, store: Path, run: Run
 ) -> None:
@@ -113,6 +122,70 @@ def test_a_tree_of_an_archive_is_imported_in_order_whatever_header_and_unit(
     assert stored(store) == [candle for day in three for candle in day]
     assert stored(store, FUTURES) == three[0]
     assert revised(store) == 0
+
+
+DATED = SeriesId.parse("binance:futures:BTC/USDT:USDT-250328:1m")
+DATED_DAY = "data/futures/um/daily/klines/BTCUSDT_250328/1m/BTCUSDT_250328-1m-2024-05-01.zip"
+
+
+@pytest.mark.usefixtures("lists")
+def test_a_dated_contracts_archive_is_the_dated_contracts_series(tmp_path: Path, store: Path, run: Run) -> None:
+    write_archive(tmp_path / "tree" / DATED_DAY, minutes(START, 1440))
+    done = run("import", tmp_path / "tree")
+    assert (done.status, done.err) == (0, "")
+    assert stored(store, DATED) == minutes(START, 1440)
+    assert stored(store, FUTURES) == stored(store) == []
+
+
+def test_an_archive_for_a_store_that_knows_no_symbols_is_refused_with_the_command_that_imports_it(
+    tmp_path: Path, store: Path, run: Run
+) -> None:
+    for day in (1, 2):
+        name = DATED_DAY.replace("-01.zip", f"-0{day}.zip")
+        write_archive(tmp_path / "tree" / name, minutes(START + (day - 1) * DAY_S, 1440))
+    write_freqtrade(tmp_path / "tree" / "ETH_USDT-1m.feather", minutes(START, 3))
+    done = run("import", tmp_path / "tree")
+    folder = (tmp_path / "tree" / DATED_DAY).parent
+    assert done.status == 1
+    assert f"{folder} is refused: no list in the store says what BTCUSDT_250328 is, and binance cannot be " in done.err
+    assert "(127.0.0.1:9 cannot be reached: connection refused); run the import once where it can be asked" in done.err
+    command = f"klinesync import {folder}/BTCUSDT_250328-1m-*.zip --series binance:futures:BASE/QUOTE:1m"
+    assert f"name the series of its 2 files: {command} (BASE/QUOTE is what BTCUSDT_250328 stands for" in done.err
+    assert (stored(store, DATED), len(stored(store, SeriesId.parse("binance:spot:ETH/USDT:1m")))) == ([], 3)
+    assert run("import", *sorted(folder.glob("BTCUSDT_250328-1m-*.zip")), "--series", DATED).status == 0
+    assert stored(store, DATED) == minutes(START, 2 * 1440)
+
+
+@pytest.mark.usefixtures("lists")
+def test_a_symbol_that_neither_list_nor_exchange_names_is_never_split(tmp_path: Path, store: Path, run: Run) -> None:
+    path = write_archive(tmp_path / "data/spot/LUNAUSDT-1m-2024-05-01.zip", minutes(START, 1440))
+    done = run("import", path)
+    assert done.status == 1
+    assert f"{path} is refused: no list in the store says what LUNAUSDT is" in done.err
+    assert f"klinesync import {path} --series binance:spot:BASE/QUOTE:1m (" in done.err
+
+
+async def test_symbols_of_archives_are_asked_of_the_exchange_once_and_kept(tmp_path: Path, store: Path) -> None:
+    async with SimServer(SimConfig(symbols=2, contracts=True, start=START + 40 * DAY_S)) as exchange:
+        quarterly = next(name for name in exchange.exchange.futures if "_" in name)
+        dated = SeriesId.parse(f"binance:futures:BTC/USDT:USDT-{quarterly.rpartition('_')[2]}:1m")
+        for name in (quarterly, "BTCUSDT", "NOSUCHUSDT"):
+            for day in (1, 2):
+                place = tmp_path / f"futures/um/{name}-1m-2024-05-0{day}.zip"
+                write_archive(place, minutes(START + (day - 1) * DAY_S, 1440))
+        bare = write_archive(tmp_path / f"{quarterly}-1m-2024-05-03.zip", minutes(START + 2 * DAY_S, 1440))
+        database = f"--database-url=sqlite:///{store}"
+        asked = await asyncio.to_thread(
+            klinesync, "import", str(tmp_path / "futures"), str(bare), database, *endpoints(exchange), "--json"
+        )
+    assert asked[0] == 1
+    assert "binance does not list NOSUCHUSDT on futures; name the series of its 2 files: klinesync import" in asked[2]
+    assert stored(store, dated) == minutes(START, 3 * 1440)
+    assert stored(store, FUTURES) == minutes(START, 2 * 1440)
+    again = [str(path) for path in sorted((tmp_path / "futures/um").glob(f"{quarterly}*.zip"))]
+    nowhere = "--binance-futures-rest-url=http://127.0.0.1:9"
+    status, _, err = await asyncio.to_thread(klinesync, "import", *again, database, nowhere)
+    assert (status, err) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +248,7 @@ def test_what_has_not_closed_yet_by_the_clock_is_left_out(
 # --- what is refused
 
 
+@pytest.mark.usefixtures("lists")
 def test_a_file_that_fails_its_checksum_is_refused_whole_and_the_others_are_not(
     tmp_path: Path, store: Path, run: Run
 ) -> None:
@@ -188,6 +262,7 @@ def test_a_file_that_fails_its_checksum_is_refused_whole_and_the_others_are_not(
     assert stored(store) == minutes(START + DAY_S, 1440)
 
 
+@pytest.mark.usefixtures("lists")
 @pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
 @pytest.mark.parametrize("name", [DAY, "BTC_USDT-1m.feather", "BTC_USDT-1m.json", "BTC_USDT-1m.json.gz"])
 def test_a_truncated_file_is_refused_whole(name: str, kept: float, tmp_path: Path, store: Path, run: Run) -> None:
@@ -203,6 +278,7 @@ def test_a_truncated_file_is_refused_whole(name: str, kept: float, tmp_path: Pat
     assert stored(store) == []
 
 
+@pytest.mark.usefixtures("lists")
 def test_a_zip_without_a_checksum_is_taken_and_said_to_be_so(tmp_path: Path, store: Path, run: Run) -> None:
     path = write_archive(tmp_path / DAY, minutes(START, 1440), checksum=False)
     done = run("import", path)
@@ -216,10 +292,11 @@ def test_a_file_that_is_not_what_it_seems_is_refused_whole(tmp_path: Path, store
     )
     done = run("import", path)
     assert done.status == 1
-    assert "8 of its 9 rows are bad; row 2: candle at 1714521600 refused: it is given twice" in done.err
+    assert "8 of its 9 rows are bad; row 2: candle at 2024-05-01 00:00 UTC refused: it is given twice" in done.err
     assert stored(store) == []
 
 
+@pytest.mark.usefixtures("lists")
 @pytest.mark.parametrize("name", ["any.csv", "BTC_USDT-1m.feather", "BTC_USDT-1m.json.gz", DAY])
 def test_rows_in_any_order_are_imported(name: str, tmp_path: Path, store: Path, run: Run) -> None:
     candles = minutes(START, 1440)
@@ -336,7 +413,7 @@ def test_a_part_of_a_derived_series_is_exported(tmp_path: Path, run: Run) -> Non
         ((SERIES, "--format=csv", "--output=x.csv", "--factors"), 1, "its factors have not been computed"),
         ((SERIES, "--format=feather", "--output=x.csv", "--factors", "--freqtrade"), 2, "leave --factors or"),
         ((SERIES, "--format=csv", "--output=x", "--freqtrade"), 2, "freqtrade reads no CSV"),
-        ((SERIES, "--format=csv", "--output=x.csv", "--from=7200", "--to=3600"), 1, "does not lie before --to"),
+        ((SERIES, "--format=csv", "--output=x.csv", "--from=7200", "--to=3600"), 2, "does not lie before --to"),
     ],
 )
 def test_an_export_that_cannot_be_says_why(
@@ -455,7 +532,7 @@ async def test_a_backfill_brings_what_is_missing_and_a_second_one_nothing(tmp_pa
         other = tmp_path / "other.sqlite"
         status, _, err = await asyncio.to_thread(
             klinesync, "backfill", str(SERIES), *span[:2], f"--database-url=sqlite:///{other}", "--source=archive",
-            f"--archive-url={exchange.http_url}",
+            f"--archive-url={exchange.http_url}", *endpoints(exchange),
         )  # fmt: skip
         assert (status, err) == (0, ""), err
         assert stored(other) == archive
@@ -478,6 +555,7 @@ async def test_rows_that_are_read_here_go_through_a_service(store: Path) -> None
         assert stored(store) == await all_of(ExchangeArchive(exchange.http_url, plain_id), SERIES, days(39, 40))
 
 
+@pytest.mark.usefixtures("lists")
 def test_recorded_files_come_in_exactly(real_data: Path, store: Path, run: Run) -> None:
     paths = [real_data / "spot" / "BTC_USDT-1m.feather", real_data / "archive"]
     done = run("import", *paths, "--json")

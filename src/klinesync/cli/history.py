@@ -82,7 +82,15 @@ def _export(arguments: argparse.Namespace) -> int:
 # The flags that the commands use.
 DERIVED_FLAGS = ("enable_derived_timeframes", "derived_base_timeframe", "derived_timeframes")
 FACTOR_FLAGS = ("indicators", "factor_pivot_window_major", "factor_pivot_window_minor")
-IMPORT_FLAGS = ("database_url", "api_token", *DERIVED_FLAGS)
+IMPORT_FLAGS = (
+    "database_url",
+    "api_token",
+    "binance_spot_rest_url",
+    "binance_futures_rest_url",
+    "binance_rest_weight_share",
+    "enable_environment_proxies",
+    *DERIVED_FLAGS,
+)
 EXPORT_FLAGS = ("database_url", *FACTOR_FLAGS)
 BACKFILL_FLAGS = (
     "database_url",
@@ -111,7 +119,8 @@ COMMANDS = {
         _import,
         _import_arguments,
         more=(
-            "The name says which series a file holds, or --series. Of a folder the files count whose names "
+            "The name says which series a file holds, or --series. What the symbols of an archive are is taken from "
+            "the exchange's list, the one in the store or a new one. Of a folder the files count whose names "
             "do. A file that is unreadable, truncated or fails its checksum is refused as a whole; single "
             "bad rows are left out and counted. May be interrupted, and run again to go on."
         ),

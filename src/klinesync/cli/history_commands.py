@@ -38,16 +38,16 @@ from klinesync.market_data.factor_columns import FactorColumns
 from klinesync.market_data.history.exporting import EVER, export
 from klinesync.market_data.history.files import BadFile
 from klinesync.market_data.history.importing import Manner, Now, Put, import_files, sentence, stoppable
-from klinesync.market_data.history.planning import Imported, ImportFile, plan
+from klinesync.market_data.history.planning import Imported, ImportFile, find, plan
 from klinesync.market_data.history.sources import SymbolId
-from klinesync.market_data.listings import StoredListings
+from klinesync.market_data.listings import StoredListings, SymbolNames, stored_listings
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import Errand, ListingShelf, Urgency
+from klinesync.runtime.sources import Errand, Listing, ListingShelf, Urgency
 from klinesync.storage.database import CandleStore
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase
@@ -58,13 +58,18 @@ SOURCE = "file"
 # So many more objects there must be before Python looks for garbage while candles pass through: several batches.
 COLLECT_AFTER_OBJECTS = 500_000
 
+# Nobody waits longer for the exchange's list of symbols when files are imported.
+ASK_LISTING_TIMEOUT_S = 20.0
+
 # Where files are that --source names.
 _SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
 
 
 async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """`klinesync import`: 1 when a file was refused, or something failed midway."""
-    planned, done = await stoppable(lambda stopped: plan(arguments.path, arguments.series, arguments.exchange, stopped))
+    found = await stoppable(lambda stopped: find(arguments.path, arguments.series, arguments.exchange, stopped))
+    names = _symbol_names(flags)
+    planned, done = await plan(found, names.name)
     derived = _derived_step(flags, arguments.url)
     files = [file for file in planned if not (derived.derives(file.series) or file.series in derived.dormant)]
     done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
@@ -78,7 +83,7 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
         _report([*done, *imported], len(files) - len(imported), took_s, as_json=arguments.json)
 
     try:
-        async with _writer(flags, derived, arguments.url, "import") as (put, now):
+        async with _writer(flags, derived, arguments.url, "import", names.asked) as (put, now):
             with bar() as say, _seldom_collected():
                 try:
                     await import_files(files, put, now, manner, imported, _progress_of(say, files))
@@ -101,6 +106,32 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
         refusal = refused[0] if count == 1 else f"{len(refused)} of {count} files refused{why}"
         print(printable(f"klinesync: {refusal}"), file=sys.stderr)
     return 1 if refused else 0
+
+
+def _symbol_names(flags: RuntimeFlags) -> SymbolNames:
+    """Names of symbols by the lists in the store, else by the exchange's."""
+    path = sqlite_path(flags)
+
+    def kept(market: str) -> Sequence[Listing]:
+        if not path.is_file():
+            return []
+        try:
+            with SqliteReader(path) as store:
+                return store.read(lambda look: stored_listings(look, EXCHANGE, market))
+        except StoreError:
+            return []  # told by who opens it for writing, which may bring its schema up to date
+
+    async def ask(market: str) -> Sequence[Listing]:
+        clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
+        async with _binance(flags, clocks) as rest:
+            try:
+                async with asyncio.timeout(ASK_LISTING_TIMEOUT_S):
+                    return list((await rest.listings(market, 0.0)).values())
+            except TimeoutError:
+                why = rest.contact(market).failure or f"no answer within {ASK_LISTING_TIMEOUT_S:g} s"
+                raise UpstreamError(why) from None
+
+    return SymbolNames(kept, ask)
 
 
 def _derived(file: ImportFile, derived: DerivedStep, *, named: bool) -> Imported:
@@ -404,14 +435,12 @@ async def _rest(
     """The REST of the series' exchange, which teaches `clocks`; `listings` keeps its symbols.
 
     Raises `UnknownSeries` when there is none."""
-    monotonic = asyncio.get_running_loop().time
-    rng = random.Random()  # noqa: S311  # jitter, not a secret
     if series.exchange != EXCHANGE:
         others = CcxtExchanges(
             enabled=flags.enable_ccxt_backfill,
             final_margin_s=flags.rest_final_margin_s,
-            monotonic=monotonic,
-            rng=rng,
+            monotonic=asyncio.get_running_loop().time,
+            rng=random.Random(),  # noqa: S311  # jitter, not a secret
             environment_proxies=flags.enable_environment_proxies,
         )
         if (why := others.refusal(series.exchange)) is not None:
@@ -423,15 +452,24 @@ async def _rest(
             await source.close()
             await others.stop()
         return
+    async with _binance(flags, clocks, listings) as rest:
+        yield rest
+
+
+@contextlib.asynccontextmanager
+async def _binance(
+    flags: RuntimeFlags, clocks: Mapping[str, ExchangeClock], listings: ListingShelf | None = None
+) -> AsyncIterator[BinanceRest]:
+    """The REST of our own exchange, as `_rest` gives it."""
     async with HttpClient(aiohttp.ClientTimeout(total=TIMEOUT_S), proxies_of(flags)) as session:
         yield BinanceRest(
             session,
             market_routes(flags.binance_spot_rest_url, flags.binance_futures_rest_url),
             clocks,
             final_margin_s=flags.rest_final_margin_s,
-            monotonic=monotonic,
+            monotonic=asyncio.get_running_loop().time,
             share=flags.binance_rest_weight_share,
-            rng=rng,
+            rng=random.Random(),  # noqa: S311  # jitter, not a secret
             shelf=listings,
         )
 
@@ -441,11 +479,20 @@ async def _rest(
 
 @contextlib.asynccontextmanager
 async def _writer(
-    flags: RuntimeFlags, derived: DerivedStep, url: str | None, command: str
+    flags: RuntimeFlags,
+    derived: DerivedStep,
+    url: str | None,
+    command: str,
+    listings: Mapping[str, Sequence[Listing]] | None = None,
 ) -> AsyncIterator[tuple[Put, Now]]:
-    """Into the store, under its lock, and by the system's clock; or to the running service at `url`, by its."""
+    """Into the store, under its lock, and by the system's clock; or to the running service at `url`, by its.
+
+    listings: our exchange's lists of symbols by market, kept in a store that is written here.
+    """
     if url is None:
-        async with _open_store(flags, derived, command) as (_, pipeline):
+        async with _open_store(flags, derived, command) as (database, pipeline):
+            for market, listed in (listings or {}).items():
+                await StoredListings(database, EXCHANGE).keep(market, listed)
             yield lambda series, candles: _submit(pipeline, series, candles), _system_now
         return
     async with service_client(url, flags.api_token) as service:

@@ -1,14 +1,15 @@
-"""StoredListings: the newest list of symbols of each market of one exchange, in the store."""
+"""StoredListings: the newest list of symbols of each market of one exchange, in the store; and SymbolNames, which
+names symbols by such lists."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from klinesync.core.decoding import Undecodable, decoded
-from klinesync.core.errors import StoreError
+from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.runtime.sources import Listing
 from klinesync.storage.database import CandleStore, Database
 
@@ -44,6 +45,42 @@ class StoredListings:
                 await self._database.write(write)
         except StoreError as error:
             log.warning("%s %s: the list of symbols cannot be stored: %s", self._exchange, market, error)
+
+
+class SymbolNames:
+    """Our names of an exchange's symbols: by the list that is kept, else by the exchange's own, which is asked for once
+    a market, whether it comes or not.
+
+    kept: the list of a market that is kept; empty when there is none.
+    ask: the list of a market, asked for now. Raises `UpstreamError`.
+    """
+
+    def __init__(self, kept: Callable[[str], Sequence[Listing]], ask: Callable[[str], Awaitable[Sequence[Listing]]]):
+        self._kept = kept
+        self._ask = ask
+        self._names: dict[str, dict[str, str]] = {}
+        self._failures: dict[str, UpstreamError] = {}
+        self.asked: dict[str, Sequence[Listing]] = {}  # lists that the exchange gave, by market
+
+    async def name(self, market: str, symbol_id: str) -> str | None:
+        """Our name of the symbol; None when the exchange does not list it. Raises `UpstreamError` when no list has it
+        and the exchange cannot be asked."""
+        if market not in self._names:
+            self._names[market] = _by_id(self._kept(market))
+        if symbol_id not in self._names[market] and market not in self.asked:
+            if market in self._failures:
+                raise self._failures[market]
+            try:
+                self.asked[market] = await self._ask(market)
+            except UpstreamError as error:
+                self._failures[market] = error
+                raise
+            self._names[market] = _by_id(self.asked[market])
+        return self._names[market].get(symbol_id)
+
+
+def _by_id(listings: Sequence[Listing]) -> dict[str, str]:
+    return {listing.symbol_id: listing.symbol for listing in listings}
 
 
 def stored_listings(store: CandleStore, exchange: str, market: str) -> list[Listing]:

@@ -8,35 +8,33 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import PurePath
 
-from klinesync.core.errors import Rejected
+from klinesync.core.errors import BadTimeframe, Rejected
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
-from klinesync.core.timeframe import DAY_S
+from klinesync.core.timeframe import DAY_S, Timeframe
 
 FREQTRADE_ENDINGS = (".feather", ".parquet", ".json", ".json.gz")
 ARCHIVE_EXCHANGE = "binance"
 CHECKSUM = ".CHECKSUM"
 
 _FREQTRADE = re.compile(
-    r"(?P<base>[^_-]+)_(?P<quote>[^_-]+)(?:_(?P<settle>[^_-]+))?-(?P<timeframe>\d+(?:Mo|[mhdw]))(?P<futures>-futures)?"
-    r"(?:\.feather|\.parquet|\.json|\.json\.gz)"
+    r"(?P<base>[^_-]+)_(?P<quote>[^_-]+)(?:_(?P<settle>[^_-]+(?:-\d{6})?))?-(?P<timeframe>\d+(?:Mo|[mhdw]))"
+    r"(?P<futures>-futures)?(?:\.feather|\.parquet|\.json|\.json\.gz)"
 )
 _ARCHIVE = re.compile(
-    r"(?P<symbol>[^\W_]+)-(?P<timeframe>\d+(?:mo|[mhdw]))-(?P<year>\d{4})-(?P<month>\d\d)(?:-(?P<day>\d\d))?\.zip"
+    r"(?P<symbol>[^\s/@&?#]+?)-(?P<timeframe>\d+(?:mo|[mhdw]))-(?P<year>\d{4})-(?P<month>\d\d)(?:-(?P<day>\d\d))?\.zip"
 )
 # The months' names: ours, freqtrade's, the archive's.
 _MONTH, _FREQTRADE_MONTH, _ARCHIVE_MONTH = "1M", "1Mo", "1mo"
-# Of an archive's symbol (`BTCUSDT`) the end that is one of these is the quote asset; the first that fits counts.
-_QUOTES = (
-    "USDT", "USDC", "FDUSD", "BUSD", "TUSD", "USDP", "USDS", "USD1", "USDE", "PAX", "DAI", "UST",
-    "BTC", "ETH", "BNB", "TRX", "XRP", "DOGE", "SOL", "DOT", "VAI", "EURI",
-    "TRY", "EUR", "GBP", "AUD", "BRL", "RUB", "UAH", "NGN", "ZAR", "PLN", "RON", "ARS", "JPY", "MXN", "COP", "CZK",
-    "IDRT", "BIDR", "BKRW", "BVND",
-)  # fmt: skip
+# Folders of an archive that say a market; `cm` are coin-margined contracts.
+_FUTURES, _SPOT, _COIN_MARGINED = frozenset({"futures", "um"}), "spot", "cm"
 
 
 def freqtrade_series(name: str, exchange: str) -> SeriesId | None:
-    """The series of a freqtrade file of that name (`BTC_USDT-1m.feather`); None when it is no candle file's name."""
+    """The series of a freqtrade file of that name (`BTC_USDT-1m.feather`); None when it is no candle file's name.
+
+    The name separates base, quote and settlement asset, so that nothing is guessed: a name with other parts is none.
+    """
     match = _FREQTRADE.fullmatch(name)
     if match is None or bool(match["settle"]) != bool(match["futures"]):
         return None
@@ -99,28 +97,49 @@ def months(series: SeriesId, symbol_id: str, span: Span) -> Iterator[ArchiveFile
         moment = _next(moment)
 
 
-def archive_file(path: PurePath) -> ArchiveFile | None:
-    """What an archive's zip holds, by its name and, for the market, the folders that it lies in (spot when none of
-    them says `futures`); None when it is no such zip. USD-M futures only."""
+@dataclass(frozen=True, slots=True)
+class ArchiveName:
+    """What the name of an archive's zip says. `symbol_id`: the exchange's name of the symbol, of which the exchange's
+    list alone says what it consists. `markets`: the market that its folders say; where they say none, spot, else
+    futures. `first`, `daily`: as in `ArchiveFile`."""
+
+    symbol_id: str
+    markets: tuple[str, ...]
+    timeframe: Timeframe
+    first: date
+    daily: bool
+
+    def file(self, market: str, symbol: str) -> ArchiveFile:
+        """The file, once it is known which symbol of which market it holds."""
+        series = SeriesId.parse(f"{ARCHIVE_EXCHANGE}:{market}:{symbol}:{self.timeframe}")
+        return ArchiveFile(series, self.symbol_id, self.first, self.daily)
+
+
+def archive_name(path: PurePath) -> ArchiveName | None:
+    """What the name of an archive's zip says, and the folders that it lies in; None when it is no such zip, or one of
+    coin-margined contracts."""
     match = _ARCHIVE.fullmatch(path.name)
     folders = {part.lower() for part in path.parts[:-1]}
-    if match is None or "cm" in folders:
+    if match is None or coin_margined_archive(path):
         return None
-    quote = next((quote for quote in _QUOTES if match["symbol"].endswith(quote) and match["symbol"] != quote), None)
-    market = "futures" if folders & {"futures", "um"} else "spot"
-    if quote is None:
-        return None
-    symbol = f"{match['symbol'].removesuffix(quote)}/{quote}"
-    series = _series(ARCHIVE_EXCHANGE, market, symbol, match["timeframe"])
     try:
+        timeframe = Timeframe.parse(_MONTH if match["timeframe"] == _ARCHIVE_MONTH else match["timeframe"])
         first = date(int(match["year"]), int(match["month"]), int(match["day"] or 1))
-    except ValueError:
+    except (BadTimeframe, ValueError):
         return None
-    return None if series is None else ArchiveFile(series, match["symbol"], first, daily=match["day"] is not None)
+    markets: tuple[str, ...] = ("spot",) if _SPOT in folders else ("spot", "futures")
+    if folders & _FUTURES:
+        markets = ("futures",)
+    return ArchiveName(match["symbol"], markets, timeframe, first, daily=match["day"] is not None)
+
+
+def coin_margined_archive(path: PurePath) -> bool:
+    """Whether a zip lies in an archive's folder of coin-margined contracts."""
+    return _ARCHIVE.fullmatch(path.name) is not None and _COIN_MARGINED in {part.lower() for part in path.parts[:-1]}
 
 
 def _series(exchange: str, market: str, symbol: str, timeframe: str) -> SeriesId | None:
-    code = _MONTH if timeframe in (_FREQTRADE_MONTH, _ARCHIVE_MONTH) else timeframe
+    code = _MONTH if timeframe == _FREQTRADE_MONTH else timeframe
     try:
         return SeriesId.parse(f"{exchange}:{market}:{symbol}:{code}")
     except Rejected:  # a timeframe or a symbol that we do not have

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from klinesync.core.counted import counted
+from klinesync.core.errors import UpstreamError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.history.files import ENDINGS, BadFile, check_regular
-from klinesync.market_data.history.names import CHECKSUM, archive_file, freqtrade_series
+from klinesync.market_data.history.names import (
+    ARCHIVE_EXCHANGE,
+    CHECKSUM,
+    ArchiveName,
+    archive_name,
+    coin_margined_archive,
+    freqtrade_series,
+)
 
 # Files passed over in one folder that are named; the others are counted.
 MAX_PASSED_OVER = 100
+# Symbols that no list names and that are told of; the others are counted.
+MAX_UNNAMED = 100
 # Parts of names of freqtrade's files that hold something else than candles.
 _NO_CANDLES = {
     "-mark.": "mark prices",
@@ -54,51 +66,137 @@ class Imported:
     note: str | None = None
 
 
-def plan(
+@dataclass(frozen=True, slots=True)
+class ArchiveZip:
+    """A zip of an archive, whose name says the exchange's name of a symbol."""
+
+    path: Path
+    name: ArchiveName
+
+
+@dataclass(slots=True)
+class Found:
+    """What lies under the paths of an import: `files` whose series is known, archives' `zips`, and `others`, which are
+    refused, or passed over in a folder, each with the reason."""
+
+    files: list[ImportFile] = field(default_factory=list)
+    zips: list[ArchiveZip] = field(default_factory=list)
+    others: list[Imported] = field(default_factory=list)
+
+    def add(self, found: ImportFile | ArchiveZip) -> None:
+        """A file to import."""
+        if isinstance(found, ImportFile):
+            self.files.append(found)
+        else:
+            self.zips.append(found)
+
+
+# Our name of a market's symbol by the exchange's name (`spot`, `BTCUSDT`: `BTC/USDT`); None for a symbol that the
+# exchange does not list. Raises `UpstreamError` where no list has it and the exchange cannot be asked.
+SymbolName = Callable[[str, str], Awaitable[str | None]]
+
+
+def find(
     paths: Sequence[Path], series: SeriesId | None, exchange: str, stopped: Callable[[], bool] = lambda: False
-) -> tuple[list[ImportFile], list[Imported]]:
-    """The files to import, in order; and those that are refused, or passed over in a folder, each with the reason.
+) -> Found:
+    """The files to import, as far as their names say what they hold.
 
     series: what the files hold, whatever their names say; None: what the names say.
     exchange: whose freqtrade files are.
     stopped: asked between files; ends the search early.
     """
-    files: list[ImportFile] = []
-    others: list[Imported] = []
+    found = Found()
     for path in paths:
         if path.is_dir():
             if series is not None:
-                others.append(_refuse(path, "it is a folder, and one series was named; name the files"))
+                found.others.append(_refuse(path, "it is a folder, and one series was named; name the files"))
                 continue
-            found, passed_over = _in_folder(path, exchange, stopped)
-            files += found
-            if not found:
-                others.append(_refuse(path, "no file in this folder has a name that says which series it holds"))
-            others += passed_over
+            _in_folder(found, path, exchange, stopped)
         elif not path.exists():
-            others.append(_refuse(path, "there is no such file"))
+            found.others.append(_refuse(path, "there is no such file"))
         else:
             file = ImportFile(path, series) if series is not None else _identify(path, exchange)
             try:
                 check_regular(path)
             except BadFile as error:
-                others.append(Imported(path, series, refused=str(error)))
+                found.others.append(Imported(path, series, refused=str(error)))
                 continue
             if file is None:
                 readable = path.name.lower().endswith(ENDINGS)
                 hint = "; say so with --series binance:spot:BTC/USDT:1m" if readable else ""
-                others.append(_refuse(path, _why_no_series(path) + hint))
+                found.others.append(_refuse(path, _why_no_series(path) + hint))
             else:
-                files.append(file)
+                found.add(file)
+    return found
+
+
+async def plan(found: Found, symbol_name: SymbolName) -> tuple[list[ImportFile], list[Imported]]:
+    """The files to import, in order, and all that are not imported. Zips of a symbol that has no name are refused, all
+    of a folder together.
+
+    symbol_name: what the symbols are that zips name.
+    """
+    files, others = list(found.files), list(found.others)
+    alike: dict[tuple[tuple[str, ...], str], list[ArchiveZip]] = {}
+    for file in found.zips:
+        alike.setdefault((file.name.markets, file.name.symbol_id), []).append(file)
+    unnamed: list[Imported] = []
+    for (markets, symbol_id), zips in alike.items():
+        named = await _named(markets, symbol_id, symbol_name)
+        if isinstance(named, str):
+            unnamed += _unnamed(zips, named)
+            continue
+        for file in zips:
+            known = file.name.file(*named)
+            files.append(ImportFile(file.path, known.series, known.span.start))
+    others += unnamed[:MAX_UNNAMED]
+    if len(unnamed) > MAX_UNNAMED:
+        more = counted(len(unnamed) - MAX_UNNAMED, "more folder")
+        others.append(_refuse(unnamed[-1].path, f"it is the last of {more} with symbols that no list has"))
     unique = {file.path.resolve(): file for file in files}
     return sorted(unique.values(), key=lambda file: (str(file.series), file.first)), others
 
 
-def _in_folder(folder: Path, exchange: str, stopped: Callable[[], bool]) -> tuple[list[ImportFile], list[Imported]]:
-    """The files below a folder whose names say what they hold, and the others."""
-    files: list[ImportFile] = []
+async def _named(markets: Sequence[str], symbol_id: str, symbol_name: SymbolName) -> tuple[str, str] | str:
+    """The market and our name of a symbol, or why there is none."""
+    try:
+        for market in markets:
+            symbol = await symbol_name(market, symbol_id)
+            if symbol is not None:
+                return market, symbol
+    except UpstreamError as error:
+        return (
+            f"no list in the store says what {symbol_id} is, and {ARCHIVE_EXCHANGE} cannot be asked ({error}); run the "
+            "import once where it can be asked, or name the series"
+        )
+    return f"{ARCHIVE_EXCHANGE} does not list {symbol_id} on {' or '.join(markets)}; name the series"
+
+
+def _unnamed(zips: Sequence[ArchiveZip], why: str) -> list[Imported]:
+    """Zips of one symbol, refused: one sentence for each folder and timeframe, with the command that imports them."""
+    places: dict[tuple[Path, str], list[ArchiveZip]] = {}
+    for file in zips:
+        places.setdefault((file.path.parent, str(file.name.timeframe)), []).append(file)
+    refused = []
+    for (folder, timeframe), there in places.items():
+        path, name = there[0].path, there[0].name
+        files, which = shlex.quote(str(path)), ""
+        if len(there) > 1:
+            stem = path.name[: path.name.index("-", len(name.symbol_id) + 1) + 1]
+            files, path = f"{shlex.quote(str(folder / stem))}*.zip", folder
+            which = f" of its {len(there)} files"
+        series = f"{ARCHIVE_EXCHANGE}:{name.markets[0]}:BASE/QUOTE:{timeframe}"
+        other = "" if len(name.markets) == 1 else f" (on futures {ARCHIVE_EXCHANGE}:futures:…)"
+        how = f"klinesync import {files} --series {series}{other}"
+        means = f"BASE/QUOTE is what {name.symbol_id} stands for: BTC/USDT, with a delivery date BTC/USDT:USDT-250328"
+        refused.append(_refuse(path, f"{why}{which}: {how} ({means})"))
+    return refused
+
+
+def _in_folder(found: Found, folder: Path, exchange: str, stopped: Callable[[], bool]) -> None:
+    """Add the files below a folder whose names say what they hold, and the others."""
     passed_over: list[Imported] = []
-    count = 0
+    count = files = 0
     for path, error in _walk(folder):
         if stopped():
             break
@@ -109,7 +207,8 @@ def _in_folder(folder: Path, exchange: str, stopped: Callable[[], bool]) -> tupl
             except BadFile as bad:
                 error = bad.reason
             else:
-                files.append(file)
+                found.add(file)
+                files += 1
                 continue
         count += 1
         if count <= MAX_PASSED_OVER:
@@ -117,7 +216,9 @@ def _in_folder(folder: Path, exchange: str, stopped: Callable[[], bool]) -> tupl
             passed_over.append(Imported(path, None, note=f"passed over: {printable(why)}"))
     if count > MAX_PASSED_OVER:
         passed_over.append(Imported(folder, None, note=f"passed over: {count - MAX_PASSED_OVER} more files"))
-    return files, passed_over
+    if not files:
+        found.others.append(_refuse(folder, "no file in this folder has a name that says which series it holds"))
+    found.others += passed_over
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
@@ -134,12 +235,12 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
         yield Path(str(error.filename)), f"it cannot be read: {error.strerror}"
 
 
-def _identify(path: Path, exchange: str) -> ImportFile | None:
+def _identify(path: Path, exchange: str) -> ImportFile | ArchiveZip | None:
     series = freqtrade_series(path.name, exchange)
     if series is not None:
         return ImportFile(path, series)
-    file = archive_file(path)
-    return None if file is None else ImportFile(path, file.series, file.span.start)
+    name = archive_name(path)
+    return None if name is None else ArchiveZip(path, name)
 
 
 def _why_no_series(path: Path) -> str:
@@ -150,6 +251,8 @@ def _why_no_series(path: Path) -> str:
     for part, what in _NO_CANDLES.items():
         if part in name:
             return f"by its name it holds {what}, not candles"
+    if coin_margined_archive(path):
+        return "its folder is that of coin-margined contracts, which are not built"
     return "its name does not say which series it holds"
 
 
