@@ -83,10 +83,11 @@ def klinesync(folder: Path, *arguments: str | Path) -> dict[str, object]:
 def imported(path: Path, count: int) -> tuple[float, float]:
     """Candles per second of a first import, and of a second one."""
     first, again = [], []
+    files = sorted(path.glob("*.zip")) if path.is_dir() else [path]
     for _ in range(ROUNDS):
         with TemporaryDirectory(prefix="klinesync-bench-") as name:
             for rates in (first, again):
-                answer = klinesync(Path(name), "import", path)
+                answer = klinesync(Path(name), "import", *files, "--series", SERIES)
                 assert answer["candles"] == count
                 rates.append(count / float(str(answer["seconds"])))
     return max(first), max(again)

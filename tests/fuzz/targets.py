@@ -51,7 +51,7 @@ from klinesync.market.security import Guard, Origin, head_of
 from klinesync.market.strict_json import StrictJsonRoute
 from klinesync.market_data.history.files import BadFile, column_names, verify_checksum
 from klinesync.market_data.history.importing import Manner, survey
-from klinesync.market_data.history.names import archive_file, freqtrade_series
+from klinesync.market_data.history.names import archive_name, freqtrade_series
 from klinesync.market_data.history.planning import ImportFile
 from klinesync.market_data.listings import stored_listings
 from klinesync.market_data.top_markets import ranked
@@ -532,7 +532,7 @@ def _text(payload: bytes) -> None:
     negotiate(text)
     address_of(text)
     freqtrade_series(text, "binance")
-    archive_file(PurePath(text))
+    archive_name(PurePath(text))
     repeat_after_s(503, "busy", text, 0)
 
 
