@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.read_services import CandleReader
-from klinesync.runtime.bulkheads import Bulkheads
+from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
-from klinesync.ws.hub import CandleHub, Client
+from klinesync.ws.hub import CLOSE_DEFECT, CandleHub, Client
 from klinesync.ws.protocol import BadMessage, Ping, Subscribe, Unsubscribe, WsMessageParser
 from klinesync.ws.session import Subscription
 
 log = logging.getLogger(__name__)
 
 MAX_SUBSCRIPTIONS = 2000
+# Answers come in the order of the messages while the client reads and the store takes no longer, in seconds, for a
+# catch-up: then what comes after a `subscribe` is handled while its catch-up is still read.
+IN_ORDER_S = 1.0
+# At most one line of subscriptions that failed for the store, in so many seconds.
+LOG_EVERY_S = 60.0
 
 
 class TooManySubscriptions(Rejected):
@@ -37,6 +45,17 @@ class Ingest:
     covers: Callable[[SeriesId], bool]
     acquire: Callable[[SeriesId], None]
     release: Callable[[SeriesId], None]
+
+
+@dataclass(slots=True)
+class Turn:
+    """A subscription whose catch-up is to come. `ack`: whether `subscribed` is still to be sent."""
+
+    message: Subscribe
+    ack: bool
+
+
+_NO_TURNS: Mapping[SeriesId, Turn] = {}
 
 
 class WsSubscriptionCoordinator:
@@ -66,6 +85,10 @@ class WsSubscriptionCoordinator:
         self._ingest = ingest
         self._parser = WsMessageParser()
         self._held: dict[Client, set[SeriesId]] = {}  # by connected client: what it holds a reference to
+        # By client with catch-ups to come: these, in order, the first of them under way; and the task that sends them.
+        self._turns: dict[Client, dict[SeriesId, Turn]] = {}
+        self._catching_up: dict[Client, asyncio.Task[None]] = {}
+        self._log_limit = LogLimit(LOG_EVERY_S)
 
     def connected(self, client: Client) -> None:
         """A client is there."""
@@ -75,17 +98,19 @@ class WsSubscriptionCoordinator:
     def disconnected(self, client: Client) -> None:
         """A client is gone, in whatever state: everything that it held is given back."""
         self._hub.disconnected(client)
+        self._turns.pop(client, None)
+        if (task := self._catching_up.pop(client, None)) is not None:
+            task.cancel()
         for series in self._held.pop(client, ()):
             self._release(series)
 
     async def handle(self, client: Client, text: str | bytes) -> None:
         """Do what one message asks. Every answer, errors too, goes through the client's outbox."""
-        series_id: str | None = None
+        series: SeriesId | None = None
         try:
             message = self._parser.parse(text)
             match message:
                 case Subscribe(series):
-                    series_id = str(series)
                     await self._subscribe(client, message)
                 case Unsubscribe(series):
                     self._unsubscribe(client, series)
@@ -94,28 +119,81 @@ class WsSubscriptionCoordinator:
         except BadMessage as error:
             client.outbox.put([protocol.error_message(error.code, str(error), error.series_id)])
         except Rejected as error:
-            client.outbox.put([protocol.error_message(error.code, str(error), series_id)])
+            client.outbox.put([protocol.error_message(error.code, str(error), None if series is None else str(series))])
         except StoreError as error:
-            log.error("%s: a subscription failed: %s", series_id, error)
-            sentence = "the store cannot be read at present; subscribe again later"
-            client.outbox.put([protocol.error_message(error.code, sentence, series_id)])
+            self._tell_store_error(client, series, error)
 
     async def _subscribe(self, client: Client, message: Subscribe) -> None:
         series = message.series
-        if series not in client.subscriptions:
-            if len(client.subscriptions) >= MAX_SUBSCRIPTIONS:
+        turns = self._turns.get(client, _NO_TURNS)
+        if series not in client.subscriptions and series not in turns:
+            if len(client.subscriptions.keys() | turns.keys()) >= MAX_SUBSCRIPTIONS:
                 raise TooManySubscriptions
             await self._reader.check_known_or_stored(series)
         held = self._held.get(client)
-        if held is None:
+        if held is None or client.outbox.ended is not None:
             return  # gone meanwhile
         if series not in held and self._ingest is not None and self._ingest.covers(series):
             self._ingest.acquire(series)
             held.add(series)
-        await client.outbox.room()
-        if client not in self._held or client.outbox.ended is not None:
-            return  # gone meanwhile
-        since = message.since
+        if message.since is None:
+            self._turns.get(client, {}).pop(series, None)
+            await self._attach(client, message, message.ack, lambda: client in self._held)
+        else:
+            await self._wait_turn(client, message)
+
+    async def _wait_turn(self, client: Client, message: Subscribe) -> None:
+        """Have the catch-up of a subscription wait for those before it. What the message asks for is answered at once,
+        and what else the client says is handled meanwhile."""
+        series, ack = message.series, message.ack
+        turns = self._turns.get(client)
+        if turns is None:
+            self._turns[client] = {series: Turn(message, ack)}
+            self._catching_up[client] = task = self.bulkheads.begin(
+                asyncio.get_running_loop(), partial(self._take_turns, client), part=Part.CLIENT, name="catch-ups"
+            )
+            if client.outbox.has_room:
+                await asyncio.wait([task], timeout=IN_ORDER_S)
+            return
+        self._hub.detach(client, series)  # the subscription starts over: nothing of the earlier one comes after this
+        turns[series] = turn = Turn(message, ack)
+        if ack:
+            turn.ack = False
+            head = await self._reader.head(series)
+            if client in self._held:
+                client.outbox.put([protocol.subscribed(series, head, self._stream_state(series))])
+
+    async def _take_turns(self, client: Client) -> None:
+        """One catch-up after the other, each when the client has taken most of the one before."""
+        turns = self._turns[client]
+        try:
+            while turns:
+                await client.outbox.room()
+                if client.outbox.ended is not None or not turns:
+                    break
+                series, turn = next(iter(turns.items()))
+
+                def stands(series: SeriesId = series, turn: Turn = turn) -> bool:
+                    return turns.get(series) is turn and client in self._held
+
+                try:
+                    await self._attach(client, turn.message, turn.ack, stands)
+                except StoreError as error:
+                    self._tell_store_error(client, series, error)
+                if turns.get(series) is turn:
+                    del turns[series]
+        except Exception:
+            client.outbox.end(CLOSE_DEFECT)
+            raise
+        finally:
+            if self._turns.get(client) is turns:
+                del self._turns[client]
+                self._catching_up.pop(client, None)
+
+    async def _attach(self, client: Client, message: Subscribe, ack: bool, stands: Callable[[], bool]) -> None:
+        """Attach a subscription, and send its catch-up. `ack`: whether `subscribed` is to be sent before; `stands`:
+        whether the client still wants it."""
+        series, since = message.series, message.since
         if since is not None and since > self._now_s(series):
             try:
                 # In the future: it counts as the head. (Our clock may be behind the exchange's, whose time may not be
@@ -123,22 +201,23 @@ class WsSubscriptionCoordinator:
                 head = await self._reader.head(series)
                 since = head if head is None else min(since, head)
             except StoreError:
-                if series not in client.subscriptions:
-                    self._unsubscribe(client, series)
+                if stands() and series not in client.subscriptions:
+                    self._release_held(client, series)
                 raise
-            if client not in self._held:
-                return  # gone meanwhile
+            if not stands():
+                return  # gone, or something else meanwhile
         subscription = Subscription(series, since, supports_batch=message.supports_batch, what=message.what)
         self._hub.attach(client, subscription)
         try:
             catch_up = await self._reader.catch_up(series, since)
         except StoreError:
             if client.subscriptions.get(series) is subscription:
-                self._unsubscribe(client, series)
+                self._hub.detach(client, series)
+                self._release_held(client, series)
             raise
         if client.subscriptions.get(series) is not subscription:
-            return  # gone meanwhile
-        if message.ack:
+            return  # gone, or something else meanwhile
+        if ack:
             client.outbox.put([protocol.subscribed(series, catch_up.head, self._stream_state(series))])
         client.outbox.put(
             subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer, catch_up.commit, catch_up.gaps)
@@ -147,8 +226,19 @@ class WsSubscriptionCoordinator:
             heads = [time for time in (catch_up.head, subscription.newest) if time is not None]
             client.outbox.put([protocol.caught_up(series, max(heads, default=None))])
 
+    def _tell_store_error(self, client: Client, series: SeriesId | None, error: StoreError) -> None:
+        more = self._log_limit.allow("store", asyncio.get_running_loop().time())
+        if more is not None:
+            log.error("%s: a subscription failed: %s (%d more since the last line)", series, error, more)
+        sentence = "the store cannot be read at present; subscribe again later"
+        client.outbox.put([protocol.error_message(error.code, sentence, None if series is None else str(series))])
+
     def _unsubscribe(self, client: Client, series: SeriesId) -> None:
+        self._turns.get(client, {}).pop(series, None)
         self._hub.detach(client, series)
+        self._release_held(client, series)
+
+    def _release_held(self, client: Client, series: SeriesId) -> None:
         held = self._held.get(client)
         if held is not None and series in held:
             held.remove(series)

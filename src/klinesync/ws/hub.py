@@ -108,10 +108,15 @@ class Outbox:
             self._bytes += len(message)
             self._flush()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether so little waits that the next catch-up may be read."""
+        return len(self._messages) <= ROOM_MESSAGES and self._bytes <= ROOM_BYTES
+
     async def room(self) -> None:
         """Returns once little waits, or the outbox has ended: a client that takes nothing for `ROOM_PATIENCE_S` is
         closed with 1013."""
-        while self.ended is None and (len(self._messages) > ROOM_MESSAGES or self._bytes > ROOM_BYTES):
+        while self.ended is None and not self.has_room:
             taken, self._room = self._taken, asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(ROOM_PATIENCE_S):
