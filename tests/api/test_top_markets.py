@@ -13,9 +13,10 @@ import aiohttp
 import pytest
 
 from klinesync.core.errors import UpstreamError
+from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest, market_routes
 from klinesync.market_data import top_markets
-from klinesync.market_data.top_markets import FORCED_MOST, TopMarkets
+from klinesync.market_data.top_markets import FORCED_MOST, MAX_LIMIT, TopMarkets
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Listing, Ticker
@@ -59,6 +60,34 @@ async def service_with(store: Path, exchange: Exchange) -> AsyncIterator[Service
             monotonic=asyncio.get_running_loop().time,
         )
         yield service
+
+
+async def test_every_contract_is_listed_under_a_name_that_is_served_and_odd_symbols_are_left_out(
+    tmp_path: Path,
+) -> None:
+    async with (
+        SimServer(SimConfig(symbols=3, contracts=True, odd_symbols=True)) as exchange,
+        running_service(tmp_path / "store.sqlite", exchange, whitelist="binance:spot:ETH/USDT:1m") as service,
+    ):
+        for market, listed in (("spot", exchange.exchange.spot), ("futures", exchange.exchange.futures)):
+            status, answer = await service.get(
+                PATH, exchange="binance", market=market, quote_asset="USDT", limit=MAX_LIMIT
+            )
+            assert status == 200, answer
+            items = answer["items"]
+            assert isinstance(items, list)
+            named = {item["symbol_id"]: SeriesId.parse(f"binance:{market}:{item['symbol']}:1m") for item in items}
+            assert set(named) == {name for name, listing in listed.items() if listing.symbol.quote == "USDT"}
+            assert [str(series).split(":", 2)[2] for series in named.values()] == [
+                f"{item['symbol']}:1m" for item in items
+            ]
+            assert len(set(named.values())) == len(items)
+        kinds = {listing.symbol.contract: name for name, listing in exchange.exchange.futures.items()}
+        assert kinds.keys() >= {"PERPETUAL", "TRADIFI_PERPETUAL"}
+        assert any(":USDT-" in series.symbol for series in named.values()), "a contract with a delivery date"
+        for name in kinds.values():
+            status, page = await service.get("/api/market/candles", series_id=str(named[name]), limit=1)
+            assert status == 200, page
 
 
 @pytest.fixture

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
+
+from history_files import minutes, write_freqtrade
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest import audit, supervisor
+from klinesync.sim.rest import RestRequest
 from klinesync.sim.server import SimConfig, SimServer
 from processes import klinesync
+from running_service import Service, running_service
+from upstream import complete, passed, stored, until
 
 
 async def test_backfill_of_what_the_exchange_does_not_list_ends_at_once_and_stores_nothing(tmp_path: Path) -> None:
@@ -31,3 +41,85 @@ async def test_backfill_of_what_the_exchange_does_not_list_ends_at_once_and_stor
         assert (status, "lists no such symbol" in told) == (1, True), told
         status, _, told = await backfill("binance:futures:BTC/USD:BTC:1m")
         assert (status, "coin-margined" in told) == (1, True), told
+
+
+# Names whose joined texts are symbols of the exchange (`BTCUSDT`), and which it does not list.
+UNLISTED = [SeriesId.parse("binance:futures:BTC/USDT:USDT-200101:1m"), SeriesId.parse("binance:spot:BT/CUSDT:1m")]
+LISTED = SeriesId.parse("binance:spot:ETH/USDT:1m")
+HOLE = range(100, 105)
+
+
+class Ended(NamedTuple):
+    """What a series looks like to who asks the service."""
+
+    candles: list[Candle]
+    state: object
+    detail: object
+
+
+async def seen(service: Service, series: SeriesId) -> Ended:
+    _, health = await service.get("/api/market/health", series_id=str(series))
+    stream = health["stream"]
+    assert isinstance(stream, dict)
+    return Ended(await stored(service, series), stream["state"], stream["detail"])
+
+
+async def test_an_imported_series_that_is_not_listed_is_served_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "TICK_S", 0.05)
+    monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.1)
+    store = tmp_path / "store.sqlite"
+    async with SimServer(SimConfig(symbols=2, contracts=True, odd_symbols=True, speed=60)) as exchange:
+        asked: list[tuple[str, str]] = []
+        answer = exchange._api.answer
+
+        def noted(request: RestRequest, now_ms: int) -> object:
+            if request.path == "klines":
+                asked.append((request.market, request.params.get("symbol", "")))
+            return answer(request, now_ms)
+
+        monkeypatch.setattr(exchange._api, "answer", noted)
+        end = exchange.now_ms() // 60_000 * 60 - 1200
+        rows = [candle for at, candle in enumerate(minutes(end - 300 * 60, 300)) if at not in HOLE]
+        for number, series in enumerate(UNLISTED):
+            path = write_freqtrade(tmp_path / f"{number}.feather", rows)
+            done = await asyncio.to_thread(
+                klinesync, "import", str(path), f"--series={series}", f"--database-url=sqlite:///{store}"
+            )
+            assert done[0] == 0, done
+        async with (
+            running_service(
+                store, exchange, whitelist=f"{LISTED},{UNLISTED[0]}", audit_interval_s="0.02",
+                startup_kline_sync_target_candles="400",
+            ) as service,
+            service.http.ws_connect(service.url + "/ws/market") as socket,
+        ):  # fmt: skip
+            for series in UNLISTED:
+                await socket.send_json({"type": "subscribe", "series_id": str(series), "since": 0, "ack": True})
+                await service.get("/api/market/candles", series_id=str(series), limit=5000)
+                await service.get("/api/market/candles", series_id=str(series), before=rows[50].time, limit=500)
+                five = series.with_timeframe(series.timeframe.known["5m"])
+                assert len(await stored(service, five)) >= 57
+                body = {"series_id": str(series), "from": rows[0].time - 6000}
+                status, refused = await service.post("/api/market/ingest/backfill", body)
+                assert (status, refused["code"]) == (404, "unknown_series"), refused
+            followed = service.runtime.supervisor
+            async with asyncio.timeout(60):
+                for series in UNLISTED:
+                    while followed.status(series).state != "delisted":
+                        await asyncio.sleep(0.05)
+            auditing = followed.audit
+            assert auditing is not None
+            looked = auditing.looked
+            await until(lambda: auditing.looked > looked + 5, "the audit goes on")
+            await passed(exchange, 600)
+            await complete(service, exchange, LISTED)
+            for series in UNLISTED:
+                assert await seen(service, series) == (rows, "delisted", "the exchange does not list it")
+                _, page = await service.get("/api/market/candles", series_id=str(series), limit=5000)
+                gaps = page["gaps"]
+                assert isinstance(gaps, list)
+                assert [gap["state"] for gap in gaps] == ["unknown"]
+            assert followed.status(LISTED).state == "live"
+            assert set(asked) == {("spot", "ETHUSDT")}
