@@ -188,7 +188,8 @@ def _unnamed(zips: Sequence[ArchiveZip], why: str) -> list[Imported]:
         series = f"{ARCHIVE_EXCHANGE}:{name.markets[0]}:BASE/QUOTE:{timeframe}"
         other = "" if len(name.markets) == 1 else f" (on futures {ARCHIVE_EXCHANGE}:futures:…)"
         how = f"klinesync import {files} --series {series}{other}"
-        means = f"BASE/QUOTE is what {name.symbol_id} stands for: BTC/USDT, with a delivery date BTC/USDT:USDT-250328"
+        dated = ", or with a delivery date BTC/USDT:USDT-250328" if "futures" in name.markets else ""
+        means = f"BASE/QUOTE is what {name.symbol_id} stands for, such as BTC/USDT{dated}"
         refused.append(_refuse(path, f"{why}{which}: {how} ({means})"))
     return refused
 
