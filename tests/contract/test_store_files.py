@@ -200,6 +200,42 @@ async def test_a_store_that_is_removed_or_replaced_while_it_is_open_takes_no_wri
     ]
 
 
+def copy_over(path: Path, backup_file: Path) -> None:
+    path.write_bytes(backup_file.read_bytes())
+
+
+def move_in(path: Path, backup_file: Path) -> None:
+    path.rename(path.with_name("former.sqlite"))
+    shutil.copyfile(backup_file, path)
+
+
+@pytest.mark.parametrize("put_in_place", [copy_over, move_in])
+async def test_a_backup_put_in_place_of_an_open_store_gets_nothing_of_that_stores_log(
+    tmp_path: Path, put_in_place: Callable[[Path, Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, kept = tmp_path / "k.sqlite", tmp_path / "backup.sqlite"
+    await filled(path, 3000)
+    with SqliteReader(path) as reader:
+        backup(reader, kept)
+    await filled(path, 5000)
+    async with SqliteDatabase(path) as database:
+        await database.write(put(5000, 8000))
+        put_in_place(path, kept)
+        with pytest.raises(StoreReplaced):
+            await database.write(put(8000, 8001))
+    assert path.read_bytes() == kept.read_bytes()
+    assert times(path) == list(range(3000))
+    aside = tmp_path / "k.sqlite-wal.aside1"
+    assert [str(aside) in record.message for record in caplog.records if "store_log_aside" in record.message] == [True]
+    async with SqliteDatabase(path) as database:
+        await database.write(put(3000, 3010))
+    assert times(path) == list(range(3010))
+    if put_in_place is move_in:  # the former store is whole again together with its log
+        former = tmp_path / "former.sqlite"
+        aside.rename(tmp_path / "former.sqlite-wal")
+        assert times(former)[:8000] == list(range(8000))
+
+
 async def test_a_removed_store_is_noticed_though_nobody_writes(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     async with SqliteDatabase(path) as database:

@@ -7,6 +7,7 @@ watch asks the file system which files are there: some microseconds, after each 
 from __future__ import annotations
 
 import os
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ class FileWatch:
         self._known: list[_Which] = []
         self._written: tuple[int, int] = (0, 0)
         self._header = b""
+        self._written_over = False
 
     def open(self) -> None:
         """Hold the file, which is made where there is none, to be able to look into it. Raises `OSError`."""
@@ -91,9 +93,29 @@ class FileWatch:
         if header != self._header:
             for pragma, at in _HEADER_FIELDS:
                 if int.from_bytes(header[at : at + 4]) != writer.execute(f"PRAGMA {pragma}").get:
+                    self._written_over = True
                     return "another program has written over the file"
         self._remember(main)
         return None
+
+    def is_another(self) -> bool:
+        """Whether the path leads to another store: a file that was put in its place, or written over in place."""
+        return self._path.exists() and (self._written_over or not self.is_main())
+
+    def set_log_aside(self) -> Path | None:
+        """Rename our write-ahead log, so that SQLite never adds it to another file; its new name, None where it is not
+        there any more. After SQLite has closed the file. Raises `OSError`."""
+        wal, known = self._beside[0][0], self._known[0]
+        try:
+            found = wal.stat()
+        except FileNotFoundError:
+            return None
+        if (found.st_dev, found.st_ino) != known:
+            return None
+        names = (Path(f"{wal}.aside{number}") for number in count(1))
+        aside = next(name for name in names if not name.exists())
+        wal.rename(aside)
+        return aside
 
     def close(self) -> None:
         """Let go of the file; after SQLite has."""

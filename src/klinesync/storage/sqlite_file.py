@@ -163,11 +163,37 @@ class SqliteFile:
         return result
 
     def close(self) -> None:
-        """Close the connection, then let go of the file."""
+        """Close the connection, then let go of the file. Our write-ahead log never gets into another store's file: the
+        log is not checkpointed, and is renamed, because the next program that opens that file would add it."""
         if self._writer is not None:
+            another = self.replaced is not None and self._watch.is_another()
+            if another:
+                self._writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._writer.close()
             self._writer = None
+            if another:
+                self._set_log_aside()
             self._watch.close()
+
+    def _set_log_aside(self) -> None:
+        try:
+            aside = self._watch.set_log_aside()
+        except OSError as error:
+            log.error(
+                "store_log_left the write-ahead log of the store that was opened lies beside another store, %s, "
+                "and cannot be renamed: %s; move %s-wal away before that store is opened",
+                self.path,
+                disk_trouble(error, self.path),
+                self.path,
+            )
+            return
+        if aside is not None:
+            log.error(
+                "store_log_aside the write-ahead log of the store that was opened is now %s: it is no part of the "
+                "store that took its place; whoever puts the former store back renames it to %s-wal",
+                aside,
+                self.path,
+            )
 
 
 def _data_version(writer: apsw.Connection) -> int:
