@@ -237,3 +237,11 @@ def test_what_is_wrong_takes_the_default_and_all_of_it_is_told() -> None:
     found = read_configuration({"retention_days": "-1"})
     assert (found.flags.port, found.flags.retention_days) == (8000, 0)
     assert sorted(problem.name for problem in found.problems) == ["port", "prot", "retention_days", "role"]
+
+
+def test_a_default_that_stands_for_a_refused_value_is_told_as_a_default() -> None:
+    Path("klinesync.toml").write_text('port = "x"\nrole = "serve"\nhost = "::1"\n')
+    sources = {row.name: (row.value, row.source) for row in read_configuration({"retention_days": "-1"}).rows()}
+    assert sources["port"] == ("8000", "default")
+    assert sources["retention_days"] == ("0", "default")
+    assert sources["host"] == ("::1", "klinesync.toml")

@@ -36,7 +36,7 @@ def test_a_linear_contract_is_one_series_in_both_spellings() -> None:
         (":spot:BTC/USDT:1m", "no exchange"),
         ("Binance:spot:BTC/USDT:1m", "no exchange in lower case"),
         ("binance:margin:BTC/USDT:1m", "market 'margin'"),
-        ("binance:spot:BTCUSDT:1m", "BASE/QUOTE"),
+        ("binance:spot:BTCUSDT:1m", "has symbol 'BTCUSDT' in place of BASE/QUOTE; it is written exchange:market"),
         ("binance:spot:BTC/:1m", "BASE/QUOTE"),
         ("binance:spot:BTC /USDT:1m", "BASE/QUOTE"),
         ("binance:spot:BTC/USDT\n:1m", "BASE/QUOTE"),

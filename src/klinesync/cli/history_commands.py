@@ -568,7 +568,9 @@ def _span(arguments: argparse.Namespace, otherwise: Span) -> Span:
     start = otherwise.start if arguments.from_ is None else arguments.from_
     end = otherwise.end if arguments.to is None else arguments.to
     if start >= end:
-        raise WrongUse(f"--from {date_text(start)} does not lie before --to {date_text(end)}", "klinesync")
+        raise WrongUse(
+            f"--from {date_text(start)} does not lie before --to {date_text(end)}", f"klinesync {arguments.name}"
+        )
     return Span(start, end)
 
 

@@ -58,7 +58,7 @@ class SeriesId:
             raise BadSeriesId(text, f"has market {market!r}; it is spot or futures")
         match = _SYMBOL.fullmatch(symbol)
         if match is None:
-            raise BadSeriesId(text, f"has symbol {symbol!r}; it is written BASE/QUOTE")
+            raise BadSeriesId(text, f"has symbol {symbol!r} in place of BASE/QUOTE")
         base, quote, settle = match.groups()
         if settle is not None and market == "spot":
             raise BadSeriesId(text, "names a settlement asset, which only futures have")

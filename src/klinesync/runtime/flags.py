@@ -182,12 +182,13 @@ class Configuration:
 
     flags: RuntimeFlags
     given: Mapping[str, Given]
+    accepted: Mapping[str, Given]  # without malformed values, in whose place defaults stand
     problems: tuple[BadFlag, ...]
     left_out: tuple[str, ...]
 
     def source(self, name: str) -> str:
         """Where a flag's value comes from."""
-        return self.given[name].source if name in self.given else "default"
+        return self.accepted[name].source if name in self.accepted else "default"
 
     def rows(self) -> list[FlagRow]:
         """Every flag with its default, the value in force and where that came from."""
@@ -221,7 +222,7 @@ def read_configuration(command_line: Mapping[str, object] | None = None) -> Conf
                 problems.append(_refused(given.pop(name), reason))
     for name, reason in _unbuilt(flags).items():
         problems.append(_refused(given[name], reason))
-    return Configuration(flags, sources.given, tuple(problems), tuple(sources.left_out))
+    return Configuration(flags, sources.given, given, tuple(problems), tuple(sources.left_out))
 
 
 def load_flags(command_line: Mapping[str, object] | None = None) -> RuntimeFlags:

@@ -97,8 +97,8 @@ def export(
     if store.read(lambda look: look.span(series)) is None:
         raise UnknownSeries(str(series), "the store has no candles of it")
     path = output / freqtrade_path(series, f".{kind}") if freqtrade else output
+    before = _state(path)  # of the name as it was given: what /dev/stdout resolves to has no path
     path = path.resolve() if path.is_symlink() else path
-    before = _state(path)
     how = Merged() if freqtrade and not overwrite and before is not None else None
     schema = _FREQTRADES if freqtrade else _OURS
     times: list[rows.Ints] = []
