@@ -47,12 +47,11 @@ class Ingest:
     release: Callable[[SeriesId], None]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """A subscription whose catch-up is to come. `ack`: whether `subscribed` is still to be sent."""
+    """A subscription whose catch-up is to come; it was acknowledged."""
 
     message: Subscribe
-    ack: bool
 
 
 _NO_TURNS: Mapping[SeriesId, Turn] = {}
@@ -138,30 +137,36 @@ class WsSubscriptionCoordinator:
             held.add(series)
         if message.since is None:
             self._turns.get(client, {}).pop(series, None)
-            await self._attach(client, message, message.ack, lambda: client in self._held)
+            await self._attach(client, message, lambda: client in self._held, ack=message.ack)
         else:
             await self._wait_turn(client, message)
 
     async def _wait_turn(self, client: Client, message: Subscribe) -> None:
         """Have the catch-up of a subscription wait for those before it. What the message asks for is answered at once,
-        and what else the client says is handled meanwhile."""
-        series, ack = message.series, message.ack
+        in the order of the messages, and what else the client says is handled meanwhile."""
+        series = message.series
+        # The subscription starts over: nothing of an earlier one comes after this.
+        self._turns.get(client, {}).pop(series, None)
+        self._hub.detach(client, series)
+        if message.ack:
+            try:
+                head = await self._reader.head(series)
+            except StoreError:
+                self._release_held(client, series)
+                raise
+            if client not in self._held:
+                return
+            client.outbox.put([protocol.subscribed(series, head, self._stream_state(series))])
         turns = self._turns.get(client)
-        if turns is None:
-            self._turns[client] = {series: Turn(message, ack)}
-            self._catching_up[client] = task = self.bulkheads.begin(
-                asyncio.get_running_loop(), partial(self._take_turns, client), part=Part.CLIENT, name="catch-ups"
-            )
-            if client.outbox.has_room:
-                await asyncio.wait([task], timeout=IN_ORDER_S)
+        if turns is not None:
+            turns[series] = Turn(message)
             return
-        self._hub.detach(client, series)  # the subscription starts over: nothing of the earlier one comes after this
-        turns[series] = turn = Turn(message, ack)
-        if ack:
-            turn.ack = False
-            head = await self._reader.head(series)
-            if client in self._held:
-                client.outbox.put([protocol.subscribed(series, head, self._stream_state(series))])
+        self._turns[client] = {series: Turn(message)}
+        self._catching_up[client] = task = self.bulkheads.begin(
+            asyncio.get_running_loop(), partial(self._take_turns, client), part=Part.CLIENT, name="catch-ups"
+        )
+        if client.outbox.has_room:
+            await asyncio.wait([task], timeout=IN_ORDER_S)
 
     async def _take_turns(self, client: Client) -> None:
         """One catch-up after the other, each when the client has taken most of the one before."""
@@ -177,7 +182,7 @@ class WsSubscriptionCoordinator:
                     return turns.get(series) is turn and client in self._held
 
                 try:
-                    await self._attach(client, turn.message, turn.ack, stands)
+                    await self._attach(client, turn.message, stands, ack=False)
                 except StoreError as error:
                     self._tell_store_error(client, series, error)
                 if turns.get(series) is turn:
@@ -190,9 +195,9 @@ class WsSubscriptionCoordinator:
                 del self._turns[client]
                 self._catching_up.pop(client, None)
 
-    async def _attach(self, client: Client, message: Subscribe, ack: bool, stands: Callable[[], bool]) -> None:
-        """Attach a subscription, and send its catch-up. `ack`: whether `subscribed` is to be sent before; `stands`:
-        whether the client still wants it."""
+    async def _attach(self, client: Client, message: Subscribe, stands: Callable[[], bool], *, ack: bool) -> None:
+        """Attach a subscription, and send its catch-up. `stands`: whether the client still wants it; `ack`: whether
+        `subscribed` is to be sent before."""
         series, since = message.series, message.since
         if since is not None and since > self._now_s(series):
             try:
