@@ -52,6 +52,9 @@ TICK_S = 0.5
 CLOCK_AGE_S = 5.0
 # Of histories that cannot be read one in so long is logged, for each market.
 FAILED_LOG_EVERY_S = 5.0
+# One line about the clocks of a market in so many seconds: those of a quick exchange are set often until its speed is
+# known.
+CLOCK_LOG_EVERY_S = 60.0
 # History does not wait longer than this for a stream that cannot be subscribed.
 ATTACH_WAIT_S = 5.0
 # Exchange time that a stream gets beyond what a REST row takes to be final, before REST is asked for a candle. Futures
@@ -172,6 +175,7 @@ class IngestSupervisor:
         self._watches = {market: ExchangeWatch() for market in clocks}
         self._questioners = {market: Questioner(source, pipeline.submit) for market in clocks}
         self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
+        self._clock_log_limit = LogLimit(CLOCK_LOG_EVERY_S)
         self._suspected = asyncio.Event()
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
         self._group: asyncio.TaskGroup | None = None
@@ -504,7 +508,8 @@ class IngestSupervisor:
                 with self._bulkheads.contained(Part.STREAMS, market):
                     self._look_at(market, jobs, now_s, now_ms)
                 for sentence in clock.take_news():
-                    log.warning("event=exchange.clock market=%s: %s", market, sentence)
+                    if (more := self._clock_log_limit.allow(market, now_s)) is not None:
+                        log.warning("event=exchange.clock market=%s more=%d: %s", market, more, sentence)
                 if jobs and self._wants_time(market, clock, now_s):
                     self._ask_time(market)
 

@@ -14,6 +14,8 @@ from collections import Counter, deque
 from itertools import pairwise
 from typing import NamedTuple
 
+from klinesync.core.dates import date_text
+
 # Two clocks that lie further apart than this differ; at a simulated speed, than this time of ours.
 DIFFER_MS = 2_000
 DIFFER_OURS_S = 0.1
@@ -309,7 +311,9 @@ class ExchangeClock:
         if before_ms is not None and abs(run[-1].ms - before_ms) > DIFFER_MS:
             self.moved[clock.name] += 1
             by_s = (run[-1].ms - before_ms) / 1000
-            self._news.append(f"the exchange's clock ({clock.name}) is set by {by_s:+.3f} s, to {run[-1].ms}")
+            self._news.append(
+                f"the exchange's clock ({clock.name}) is set by {by_s:+.3f} s, to {date_text(run[-1].ms // 1000)}"
+            )
 
     def _explains(self, before: Stamp, stamp: Stamp) -> bool:
         """Whether the time between two stamps of one clock explains them, at any speed seen so far."""
