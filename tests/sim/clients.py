@@ -310,10 +310,8 @@ class SimulatedClient:
         elif code == "store_error" or (code == "unknown_series" and self._may_be_unknown(series_of(series_id))):
             # The subscription failed: it asks again after a while.
             series = series_of(series_id)
-            view = self.views.get(series)
-            # Of one that was acknowledged already it is the catch-up that failed.
-            number = self._answered(series) if self._unanswered[series] else None
-            if view is not None and number in (view.number, None):
+            number, view = self._answered(series), self.views.get(series)
+            if view is not None and view.number == number:
                 self._loop.call_later(0.5, self._again, view, context=self._loop.outside)
         elif code != "bad_request":
             self._violate(f"{self.name}: an error that nothing explains: {message}")

@@ -24,6 +24,8 @@ MAX_SUBSCRIPTIONS = 2000
 # Answers come in the order of the messages while the client reads and the store takes no longer, in seconds, for a
 # catch-up: then what comes after a `subscribe` is handled while its catch-up is still read.
 IN_ORDER_S = 1.0
+# A catch-up that the store could not give is read again after so many seconds.
+STORE_RETRY_S = 1.0
 # At most one line of subscriptions that failed for the store, in so many seconds.
 LOG_EVERY_S = 60.0
 
@@ -137,7 +139,12 @@ class WsSubscriptionCoordinator:
             held.add(series)
         if message.since is None:
             self._turns.get(client, {}).pop(series, None)
-            await self._attach(client, message, lambda: client in self._held, ack=message.ack)
+            try:
+                await self._attach(client, message, lambda: client in self._held, ack=message.ack)
+            except StoreError:
+                if series not in client.subscriptions:
+                    self._release_held(client, series)
+                raise
         else:
             await self._wait_turn(client, message)
 
@@ -184,7 +191,10 @@ class WsSubscriptionCoordinator:
                 try:
                     await self._attach(client, turn.message, stands, ack=False)
                 except StoreError as error:
-                    self._tell_store_error(client, series, error)
+                    # The subscription was acknowledged: an error now could be taken for the answer to another one.
+                    self._log_store_error(series, error)
+                    await asyncio.sleep(STORE_RETRY_S)
+                    continue
                 if turns.get(series) is turn:
                     del turns[series]
         except Exception:
@@ -197,18 +207,13 @@ class WsSubscriptionCoordinator:
 
     async def _attach(self, client: Client, message: Subscribe, stands: Callable[[], bool], *, ack: bool) -> None:
         """Attach a subscription, and send its catch-up. `stands`: whether the client still wants it; `ack`: whether
-        `subscribed` is to be sent before."""
+        `subscribed` is to be sent before. Raises `StoreError`, and then nothing is attached."""
         series, since = message.series, message.since
         if since is not None and since > self._now_s(series):
-            try:
-                # In the future: it counts as the head. (Our clock may be behind the exchange's, whose time may not be
-                # known yet: what is stored is not in the future.)
-                head = await self._reader.head(series)
-                since = head if head is None else min(since, head)
-            except StoreError:
-                if stands() and series not in client.subscriptions:
-                    self._release_held(client, series)
-                raise
+            # In the future: it counts as the head. (Our clock may be behind the exchange's, whose time may not be known
+            # yet: what is stored is not in the future.)
+            head = await self._reader.head(series)
+            since = head if head is None else min(since, head)
             if not stands():
                 return  # gone, or something else meanwhile
         subscription = Subscription(series, since, supports_batch=message.supports_batch, what=message.what)
@@ -218,7 +223,6 @@ class WsSubscriptionCoordinator:
         except StoreError:
             if client.subscriptions.get(series) is subscription:
                 self._hub.detach(client, series)
-                self._release_held(client, series)
             raise
         if client.subscriptions.get(series) is not subscription:
             return  # gone, or something else meanwhile
@@ -231,10 +235,13 @@ class WsSubscriptionCoordinator:
             heads = [time for time in (catch_up.head, subscription.newest) if time is not None]
             client.outbox.put([protocol.caught_up(series, max(heads, default=None))])
 
-    def _tell_store_error(self, client: Client, series: SeriesId | None, error: StoreError) -> None:
+    def _log_store_error(self, series: SeriesId | None, error: StoreError) -> None:
         more = self._log_limit.allow("store", asyncio.get_running_loop().time())
         if more is not None:
             log.error("%s: a subscription failed: %s (%d more since the last line)", series, error, more)
+
+    def _tell_store_error(self, client: Client, series: SeriesId | None, error: StoreError) -> None:
+        self._log_store_error(series, error)
         sentence = "the store cannot be read at present; subscribe again later"
         client.outbox.put([protocol.error_message(error.code, sentence, None if series is None else str(series))])
 
