@@ -28,6 +28,7 @@ OUR_TABLES = frozenset(
         "backfill",
         "derivation",
         "probe",
+        "listing",
     }
 )
 _FIRST_TABLES = frozenset({"series", "candle", "candle_revision", "gap", "commit_count"})
