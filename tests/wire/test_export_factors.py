@@ -116,10 +116,10 @@ async def test_a_part_has_the_rows_that_the_whole_has(service: Service, tmp_path
     assert exported(tmp_path, kind="feather") == 0
     whole = pyarrow.feather.read_table(tmp_path / "out").to_pylist()
     start, end = FIRST + 60 * 300, FIRST + 60 * 700
-    assert exported(tmp_path, f"--from={start}", f"--to={end}", kind="feather") == 0
+    assert exported(tmp_path, f"--from={start}", f"--to={end}", "--overwrite", kind="feather") == 0
     part = pyarrow.feather.read_table(tmp_path / "out").to_pylist()
     assert part == [row for row in whole if start <= row["candle_time"] < end]
-    assert exported(tmp_path, f"--from={start}", f"--to={end}", kind="csv") == 0
+    assert exported(tmp_path, f"--from={start}", f"--to={end}", "--overwrite", kind="csv") == 0
     assert pyarrow.csv.read_csv(tmp_path / "out").to_pylist() == part
 
 
@@ -132,7 +132,7 @@ async def test_a_ledger_that_lags_or_is_another_ones_is_refused_in_a_sentence(
     assert "its factors were computed with other settings or versions" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     lines = [",".join(map(str, row.values())) for row in ROWS[:120]]
-    (tmp_path / "more.csv").write_text("\n".join([",".join(ROWS[0]), *lines]))
+    (tmp_path / "more.csv").write_text("\n".join([",".join(ROWS[0]), *lines]) + "\n")
     store = f"--database-url=sqlite:///{tmp_path / 'store.sqlite'}"
     command = [sys.executable, "-m", "klinesync", "import", store, f"--series={BTC}", str(tmp_path / "more.csv")]
     assert (await asyncio.to_thread(subprocess.run, command, check=False)).returncode == 0
