@@ -13,6 +13,7 @@ from klinesync.cli.service_client import ServiceClient, ServiceError, service_cl
 from klinesync.core import busy
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.market_data.history.importing import PartlyStored
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 CANDLE = Candle(1_700_000_040, 1.0, 2.0, 0.5, 1.5, 10.0)
@@ -57,13 +58,17 @@ async def test_a_write_that_a_busy_service_refuses_is_sent_again(code: str) -> N
 
 async def test_a_service_that_stays_busy_is_given_up() -> None:
     async with refusing(100, 503, "busy") as (client, taken):
-        with pytest.raises(ServiceError, match="answers 503: not now"):
+        with pytest.raises(PartlyStored, match="answers 503: not now") as failed:
             await client.put(BTC, [CANDLE])
+    assert failed.value.stored == 0
+    assert isinstance(failed.value.__cause__, ServiceError)
     assert len(taken) == 1 + busy.MAX_REPEATS
 
 
 async def test_another_refusal_is_not_repeated() -> None:
     async with refusing(100, 503, "store_error") as (client, taken):
-        with pytest.raises(ServiceError, match="not now"):
+        with pytest.raises(PartlyStored, match="not now") as failed:
             await client.put(BTC, [CANDLE])
+    assert failed.value.stored == 0
+    assert isinstance(failed.value.__cause__, ServiceError)
     assert len(taken) == 1
