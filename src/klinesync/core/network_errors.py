@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 _BROKEN_OFF = frozenset({"ServerDisconnectedError", "ClientPayloadError"})
 # What an HTTP client raises when a WebSocket is answered with anything but 101.
 _BAD_HANDSHAKE = "WSServerHandshakeError"
+# What an HTTP client raises when a proxy answers a CONNECT with anything but 200.
+_PROXY_REFUSAL = "ClientHttpProxyError"
 
 
 def unreachable(url: str, error: BaseException) -> str:
@@ -40,6 +42,8 @@ def unreachable(url: str, error: BaseException) -> str:
         return f"{host} broke the connection off"
     if type(cause).__name__ == _BAD_HANDSHAKE:
         return f"{host} answers a WebSocket handshake with {getattr(cause, 'status', 'no status')}"
+    if type(cause).__name__ == _PROXY_REFUSAL:
+        return f"{host} cannot be reached: the proxy refuses with {getattr(cause, 'status', 'no status')}"
     if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
         # The text of a failed connect may be the client's own, with the address again.
         return f"{host} cannot be reached: {os.strerror(cause.errno).lower()}"
