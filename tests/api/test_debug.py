@@ -249,6 +249,7 @@ async def test_a_service_that_follows_an_exchange_measures_everything(tmp_path: 
     named = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name, *_ in found}
     assert {metric.name for metric in METRICS} - named <= {
         "klinesync_rest_errors_total",
+        "klinesync_rest_items_left_out_total",
         "klinesync_plugin_faults_total",
         "klinesync_plugin_suspended",
     }
