@@ -30,6 +30,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.runtime.flags import load_flags
+from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
@@ -216,6 +217,25 @@ def test_an_event_that_is_wrong_is_shown_with_what_it_should_be(store: Path, ver
     (difference,) = result.series[str(SERIES)]["first_differences"]
     assert '"direction":"up"' in difference["what"]
     assert "and the candles give" in difference["what"]
+
+
+def test_what_cannot_be_read_is_named_by_its_time_and_hides_no_other_damage(
+    store: Path, verified: Callable[..., Verified]
+) -> None:
+    connection = apsw.Connection(str(store))
+    time = connection.execute(f"SELECT visible_time FROM factor_event WHERE {EVENT}").get
+    connection.close()
+    damage(store, f"UPDATE factor_event SET event = 'nonsense' WHERE {EVENT}")
+    damage(store, f"DELETE FROM drawing WHERE {DRAWING}")
+    with SqliteReader(store) as reader, pytest.raises(StoreDamaged) as raised:
+        reader.read(lambda look: look.ledger.events(SERIES, START, START + 60 * MINUTES))
+    assert raised.value.damage.span == (time, time + 1)
+    result = verified(store)
+    assert result.kinds() == {str(SERIES): {"factor_event_wrong": 1, "drawing_missing": 1}}
+    shown = result.series[str(SERIES)]["first_differences"]
+    wrong = [(one["candle_time"], one["what"]) for one in shown if one["kind"] == "factor_event_wrong"]
+    assert wrong == [(time, "it cannot be read")]
+    assert result.ledger()["status"] == "up_to_date"
 
 
 def test_a_candle_that_changed_under_its_ledger_is_found(store: Path, verified: Callable[..., Verified]) -> None:

@@ -24,6 +24,7 @@ from klinesync.market_data.findings import Difference, LedgerAudit, Reading, Ser
 from klinesync.overlay.instruction import Drawing, Instruction
 from klinesync.overlay.plugin import OverlayFault
 from klinesync.pipelines.ledger_step import LedgerStep, values_at
+from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import CandleStore, Ledger
 
 # Candles folded in one snapshot.
@@ -255,7 +256,7 @@ class _Walk:
         for time, some in by_time.items():
             try:
                 stored = store.ledger.drawings(self._series, time, time + 1)
-            except msgspec.MsgspecError:
+            except StoreDamaged:
                 continue
             for count, drawing in some:
                 for one in stored:
@@ -275,7 +276,7 @@ class _Walk:
         for time, texts in expected.items():
             try:
                 stored = [text for _, text in read(time, time + 1)]
-            except msgspec.MsgspecError:
+            except StoreDamaged:
                 continue  # told below
             told.update(stored)
             self._compare_texts(what, time, stored, texts)
@@ -352,7 +353,7 @@ def _readable(
         return []
     try:
         return list(read(start, end))
-    except msgspec.MsgspecError:
+    except StoreDamaged:
         if end - start == 1:
             return [(start, None)]
         middle = (start + end) // 2

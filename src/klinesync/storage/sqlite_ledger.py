@@ -100,14 +100,17 @@ class SqliteLedgerStore:
 
     def events(self, series: SeriesId, start: int, end: int) -> list[Said]:
         found = self._connection.execute(
-            "SELECT factor, event FROM factor_event WHERE series_no = ? AND visible_time >= ? AND visible_time < ?"
-            " ORDER BY visible_time, event_no",
+            "SELECT visible_time, factor, event FROM factor_event"
+            " WHERE series_no = ? AND visible_time >= ? AND visible_time < ? ORDER BY visible_time, event_no",
             (self._number(series), start, end),
         )
-        try:
-            return [Said(str(factor), _event.decode(str(event))) for factor, event in found]  # type: ignore[arg-type]
-        except msgspec.DecodeError as error:
-            raise self._damaged(series, start, end, "factor events", error) from error
+        said: list[Said] = []
+        for time, factor, event in found:
+            try:
+                said.append(Said(str(factor), _event.decode(str(event))))  # type: ignore[arg-type]
+            except msgspec.DecodeError as error:
+                raise self._damaged(series, int(time), "factor events", error) from error
+        return said
 
     def add_drawings(self, series: SeriesId, drawings: Sequence[Instruction]) -> None:
         if not drawings:
@@ -120,17 +123,20 @@ class SqliteLedgerStore:
 
     def drawings(self, series: SeriesId, start: int, end: int) -> list[Instruction]:
         found = self._connection.execute(
-            "SELECT instruction FROM drawing WHERE series_no = ? AND visible_time >= ? AND visible_time < ?"
-            " ORDER BY version_id",
+            "SELECT visible_time, instruction FROM drawing"
+            " WHERE series_no = ? AND visible_time >= ? AND visible_time < ? ORDER BY version_id",
             (self._number(series), start, end),
         )
-        try:
-            return [_instruction.decode(str(text)) for (text,) in found]
-        except msgspec.DecodeError as error:
-            raise self._damaged(series, start, end, "drawings", error) from error
+        drawings: list[Instruction] = []
+        for time, text in found:
+            try:
+                drawings.append(_instruction.decode(str(text)))
+            except msgspec.DecodeError as error:
+                raise self._damaged(series, int(time), "drawings", error) from error
+        return drawings
 
-    def _damaged(self, series: SeriesId, start: int, end: int, what: str, error: msgspec.DecodeError) -> StoreDamaged:
-        damage = Damage(series, Span(start, end), f"stored {what} cannot be read: {error}")
+    def _damaged(self, series: SeriesId, time: int, what: str, error: msgspec.DecodeError) -> StoreDamaged:
+        damage = Damage(series, Span(time, time + 1), f"stored {what} cannot be read: {error}")
         self._board.note(damage)
         return StoreDamaged(damage)
 
