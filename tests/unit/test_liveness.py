@@ -129,6 +129,18 @@ def test_a_lost_connection_is_named_until_it_is_subscribed_again() -> None:
     assert watch.state == "subscribed"
 
 
+def test_a_frame_that_waited_while_its_connection_was_lost_makes_nothing_live() -> None:
+    watch = attached()
+    watch.lost(ms(2))
+    watch.frame(candle(1), ms(2), closed=True, connected=False)
+    assert watch.state == "reconnecting"
+    watch.frame(candle(2), ms(2, 5), closed=False)
+    assert watch.state == "live", "one of the next connection does"
+    stale = stale_one()
+    assert not stale.frame(candle(4), ms(4, 1), closed=True, connected=False)
+    assert stale.state == "stale"
+
+
 def test_a_symbol_that_is_not_traded_owes_nothing() -> None:
     watch = attached()
     watch.shown([candle(1)], ms(1, 3), 100.0)

@@ -36,7 +36,7 @@ class Market:
         self.clock = ExchangeClock()
         self.believed: list[KlineEvent] = []
         self.asked = 0
-        self.check = StampCheck(self.clock, self.ask, lambda event, _: self.believed.append(event))
+        self.check = StampCheck(self.clock, self.ask, lambda event, *_: self.believed.append(event))
         if known_ms is not None:
             self.clock.learn(known_ms, self.now_s())
 

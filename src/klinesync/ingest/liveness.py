@@ -108,8 +108,11 @@ class StreamWatch:
         """The exchange trades the symbol (again)."""
         self._turn("subscribed" if self._acknowledged else "reconnecting", now_ms, detail)
 
-    def frame(self, candle: Candle, event_ms: int, *, closed: bool) -> bool:
-        """The stream brought something; True when that makes a stale stream live again: a closed candle, in time."""
+    def frame(self, candle: Candle, event_ms: int, *, closed: bool, connected: bool = True) -> bool:
+        """The stream brought something; True when that makes a stale stream live again: a closed candle, in time.
+
+        connected: False for a frame that waited while its connection was lost. It is no sign of life.
+        """
         self.last_frame_ms = event_ms
         time = candle.time
         if closed:
@@ -117,11 +120,14 @@ class StreamWatch:
                 self._brought = time
             if self._owed is not None and time >= self._owed:
                 self._owed = None
-            if self.is_stale and event_ms <= self._timeframe.next(time) * 1000 + self._stale_ms:
+            if connected and self.is_stale and event_ms <= self._timeframe.next(time) * 1000 + self._stale_ms:
                 self._turn("live", event_ms)
                 self._retries = 0
                 return True
-        if self.state in ("subscribed", "reconnecting"):  # the first frame may overtake the acknowledgement
+        if connected and self.state in (
+            "subscribed",
+            "reconnecting",
+        ):  # the first frame may overtake the acknowledgement
             # What was in the way of the subscription no longer is.
             self._turn("live", event_ms, self.detail if self.state == "subscribed" else None)
         return False

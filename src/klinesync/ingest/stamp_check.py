@@ -34,12 +34,16 @@ class StampCheck:
     """The check of one market.
 
     `clock`: what is known of its time, which learns from the answer. `ask` asks for that time, at most once in
-    `ASK_EVERY_S`. `believe` takes an event that is borne out, and when it came. `refused` counts the frames that were
-    left out for their stamps, `early` the closed candles that were left out as their end lies ahead of REST's clock.
+    `ASK_EVERY_S`. `believe` takes an event that is borne out, the present moment, and when the event came. `refused`
+    counts the frames that were left out for their stamps, `early` the closed candles that were left out as their end
+    lies ahead of REST's clock.
     """
 
     def __init__(
-        self, clock: ExchangeClock, ask: Callable[[], Awaitable[int]], believe: Callable[[KlineEvent, float], None]
+        self,
+        clock: ExchangeClock,
+        ask: Callable[[], Awaitable[int]],
+        believe: Callable[[KlineEvent, float, float], None],
     ) -> None:
         self._clock = clock
         self._ask = ask
@@ -54,12 +58,12 @@ class StampCheck:
     def check(self, event: KlineEvent, now_s: float) -> bool:
         """Take one event. False when it waits: then somebody must `resolve`."""
         if event.by_rest:
-            self._believe(event, now_s)
+            self._believe(event, now_s, now_s)
             return True
         # Each stamp is taken in, also those of frames that wait behind another: several may bear each other out.
         believed = self._clock.heard(event.event_ms, now_s)
         if believed and event.series not in self._series and not self._early(event, now_s):
-            self._believe(event, now_s)
+            self._believe(event, now_s, now_s)
             return True
         self._waiting.append((event, now_s))
         self._series.add(event.series)
@@ -101,7 +105,7 @@ class StampCheck:
             elif self._early(event, now_s):
                 self._leave(event, now_s)
             else:
-                self._believe(event, now_s)
+                self._believe(event, now_s, came_s)
 
     def _early(self, event: KlineEvent, now_s: float) -> bool:
         """Whether the event closes a candle clearly before its end, by REST's clock."""

@@ -110,6 +110,7 @@ class Job:
     overdue_head: int | None = None
     overdue_seen: bool = False
     ask_after_s: float = 0.0
+    lost_s: float = float("-inf")  # when the connection was lost last
     fruitless: int = 0
     by_rest: bool = False
 
@@ -458,6 +459,7 @@ class IngestSupervisor:
         for one in series:
             job = self._jobs.get(one)
             if job is not None:
+                job.lost_s = asyncio.get_running_loop().time()
                 job.watch.lost(self._now_ms(one.market))
                 self._tell(job)
 
@@ -473,18 +475,18 @@ class IngestSupervisor:
         if not self._checks[market].check(event, now_s):
             self._ask_time(market)
 
-    def _take_believed(self, event: KlineEvent, now_s: float) -> None:
+    def _take_believed(self, event: KlineEvent, now_s: float, came_s: float) -> None:
         with self._contained(event.series):
-            self._believe(event, now_s)
+            self._believe(event, now_s, came_s)
 
-    def _believe(self, event: KlineEvent, now_s: float) -> None:
+    def _believe(self, event: KlineEvent, now_s: float, came_s: float) -> None:
         job = self._jobs.get(event.series)
         if job is None:
             return
         candle, job.by_rest = event.candle, event.by_rest
         if job.watch.state == "delisted":
             self._suspected.set()  # or is it traded again?
-        job.watch.frame(candle, event.event_ms, closed=event.closed)
+        job.watch.frame(candle, event.event_ms, closed=event.closed, connected=came_s >= job.lost_s)
         self._tell(job)
         if event.closed:
             self._carry_out(job, job.feed.closed(candle, event.event_ms))
