@@ -88,7 +88,8 @@ def is_candles(value: object) -> bool:
 PROTOCOL: Mapping[str, tuple[Mapping[str, Callable[[object], bool]], Mapping[str, Callable[[object], bool]]]] = {
     "pong": ({}, {}),
     "subscribed": ({"series_id": is_text, "head_time": lambda v: v is None or is_time(v), "stream": is_text}, {}),
-    "candles_batch": ({"series_id": is_text, "candles": is_candles}, {}),
+    "caught_up": ({"series_id": is_text, "head_time": lambda v: v is None or is_time(v)}, {}),
+    "candles_batch": ({"series_id": is_text, "candles": is_candles}, {"revised": one_of(True)}),
     "candle_closed": ({"series_id": is_text, "candle": is_candle}, {"revised": one_of(True)}),
     "candle_forming": ({"series_id": is_text, "candle": is_candle}, {}),
     "gap": (
@@ -97,7 +98,7 @@ PROTOCOL: Mapping[str, tuple[Mapping[str, Callable[[object], bool]], Mapping[str
             "expected_next_time": is_time,
             "actual_time": is_time,
             "reason": one_of("missing", "truncated"),
-            "state": one_of("unknown", "healing", "confirmed_empty"),
+            "state": one_of("unknown", "healing", "confirmed_empty", "lost"),
         },
         {},
     ),
