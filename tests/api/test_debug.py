@@ -158,8 +158,8 @@ async def test_a_forming_candle_is_shown_and_not_stored(service: Service) -> Non
     async with service.http.ws_connect(service.url + "/ws/market") as socket:
         for series_id in (BTC, BTC.replace("1m", "5m")):
             await socket.send_json({"type": "subscribe", "series_id": series_id, "ack": True})
-            for answer in ("subscribed", "caught_up"):
-                assert (await socket.receive_json(timeout=10))["type"] == answer
+            for kind in ("subscribed", "caught_up"):
+                assert (await socket.receive_json(timeout=10))["type"] == kind
         shown = candle(0)
         status, answer = await service.post("/api/market/ingest/candle_forming", {"series_id": BTC, "candle": shown})
         assert (status, answer) == (200, {"ok": True, "series_id": BTC, "candle_time": START})

@@ -51,7 +51,7 @@ class Answer:
 
 
 class IdleExchange:
-    """An exchange whose streams cannot be connected, and that has nothing to tell but the time."""
+    """An exchange whose streams cannot be connected, and that has nothing to tell but the time and a symbol."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
@@ -60,6 +60,10 @@ class IdleExchange:
     def get(self, url: str, params: Mapping[str, str]) -> Answer:
         if url.endswith("/time"):
             return Answer(b'{"serverTime":%d}' % int((EPOCH_S + self._loop.time()) * 1000))
+        if url.endswith("/exchangeInfo"):
+            return Answer(
+                b'{"symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC","quoteAsset":"USDT"}]}'
+            )
         if url.endswith("/klines"):
             self.pages += 1
             return Answer(b"[]")
