@@ -162,7 +162,9 @@ async def check_store(
     for target in TARGETS:
         expected, wholly_empty = expectations(target, stored, empty)
         derived = series.with_timeframe(target)
-        assert await database.read(lambda store, of=derived: store.between(of, 0, MAX_TIME)) == expected  # type: ignore[misc]
+        # Before the first whole bucket may stand the exchange's own candle of the bucket that the base begins in.
+        every = await database.read(lambda store, of=derived: store.between(of, 0, MAX_TIME))  # type: ignore[misc]
+        assert [candle for candle in every if candle.time >= expected[0].time] == expected
         gaps: list[Gap] = await database.read(lambda store, of=derived: store.gaps(of))  # type: ignore[misc]
         assert [gap.span for gap in gaps] == wholly_empty
         assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in gaps)
