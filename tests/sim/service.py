@@ -18,6 +18,7 @@ from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.ws_routes import market_socket
+from klinesync.market_data.listings import StoredListings
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.database import CandleStore
@@ -128,7 +129,7 @@ class Service:
         runtime = build_market_runtime(
             flags_of(self._scenario, self.path),
             database=store,
-            source=self._source(self.clocks),
+            source=self._source(self.clocks, store),
             rng=Random(f"service {self._scenario.seed} {self._number}"),
             wall_s=lambda: EPOCH_S + self._loop.time(),
         )
@@ -140,7 +141,7 @@ class Service:
             await runtime.hub.end(SOCKETS_END_S)
         self.runtime = None
 
-    def _source(self, clocks: dict[str, ExchangeClock]) -> BinanceSource:
+    def _source(self, clocks: dict[str, ExchangeClock], store: Store) -> BinanceSource:
         session = Session(self._network, self.process)
         page = self._scenario.rest_page
         routes = {
@@ -153,6 +154,7 @@ class Service:
             clocks,
             final_margin_s=2.0,
             monotonic=self._loop.time,
+            shelf=StoredListings(store, "binance"),
         )
         rng = Random(f"connections {self._scenario.seed} {self._number}")
         urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
