@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import store_scrub
-from klinesync.storage.database import Origin
+from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_candles import SqliteCandleStore
 from running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -59,6 +60,12 @@ def spoil(store: Path, statement: str) -> tuple[int, int]:
     count = len(packed) // 48
     times = [int.from_bytes(packed[at * 8 : at * 8 + 8], "little") for at in range(count)]
     return times[0], times[-1]
+
+
+def put_back(store: CandleStore, chunks: Sequence[tuple[object, ...]]) -> None:
+    """Write the chunks (id, bytes) as they were, in the transaction of `store`."""
+    assert isinstance(store, SqliteCandleStore)
+    store._connection.executemany("UPDATE candle_chunk SET candles = ?2 WHERE chunk_id = ?1", chunks)
 
 
 @asynccontextmanager
@@ -162,11 +169,8 @@ async def test_health_is_well_again_once_the_chunk_can_be_read_again(store: Path
     async with service_on(store) as service:
         await page(service)
         await wait_for_health(service, "store_damaged")
-        database = service.runtime._database
-        assert isinstance(database, SqliteDatabase)
-        writer = database._file._writer
-        assert isinstance(writer, apsw.Connection)
-        writer.executemany("UPDATE candle_chunk SET candles = ?2 WHERE chunk_id = ?1", before)
+        # In a transaction of its own: the writer may be in one, which rolls back what it cannot read.
+        await service.runtime._database.write(lambda store: put_back(store, before))
         found = await page(service)
         assert found["gaps"] == []
         _, answer = await service.get("/api/market/health", series_id=str(BTC))
