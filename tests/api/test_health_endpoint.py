@@ -134,7 +134,7 @@ async def test_the_answer_has_the_contracts_shape(tmp_path: Path) -> None:
                 "left_s": None,
             },
             "stream": {"state": "live", "since": START, "last_frame_at": START + 1200, "detail": None},
-            "gaps": {"unknown": 0, "healing": 0, "confirmed_empty": 0},
+            "gaps": {"unknown": 0, "healing": 0, "confirmed_empty": 0, "lost": 0},
         }
 
 
@@ -192,14 +192,14 @@ async def test_a_hole_is_red_until_somebody_is_at_work_on_it_and_green_when_it_i
     async with world(tmp_path) as made:
         await made.write(*range(7), *range(10, 20))
         assert await made.judged() == ("red", "interior_gap")
-        assert (await made.get())["gaps"] == {"unknown": 3, "healing": 0, "confirmed_empty": 0}
+        assert (await made.get())["gaps"] == {"unknown": 3, "healing": 0, "confirmed_empty": 0, "lost": 0}
         # The derived series lacks one candle. It heals with its base.
         assert await made.judged(FIVE) == ("red", "interior_gap")
         made.backfill.request_declared(BTC)
         for series_id, missing in ((str(BTC), 3), (FIVE, 1)):
             answer = await made.get(series_id)
             assert (answer["status"], answer["status_reason"]) == ("yellow", "gap_healing")
-            assert answer["gaps"] == {"unknown": 0, "healing": missing, "confirmed_empty": 0}
+            assert answer["gaps"] == {"unknown": 0, "healing": missing, "confirmed_empty": 0, "lost": 0}
         work = asyncio.create_task(made.backfill.run())
         hole = Span(START + 420, START + 600)
         made.pages.put_nowait(HistoryPage([candle(6), candle(10)], [hole]))
@@ -207,7 +207,7 @@ async def test_a_hole_is_red_until_somebody_is_at_work_on_it_and_green_when_it_i
             while made.backfill.working_on(BTC):
                 await asyncio.sleep(0.005)
         assert await made.judged() == ("green", "up_to_date")
-        assert (await made.get())["gaps"] == {"unknown": 0, "healing": 0, "confirmed_empty": 3}
+        assert (await made.get())["gaps"] == {"unknown": 0, "healing": 0, "confirmed_empty": 3, "lost": 0}
         work.cancel()
         await asyncio.wait([work])
 
@@ -236,7 +236,7 @@ async def test_a_series_that_waits_in_the_sweep_is_not_alarming(tmp_path: Path) 
         made.serve()
         answer = await made.get()
         assert (answer["status"], answer["status_reason"]) == ("yellow", "backfill_running")
-        assert answer["gaps"] == {"unknown": 0, "healing": 4, "confirmed_empty": 0}
+        assert answer["gaps"] == {"unknown": 0, "healing": 4, "confirmed_empty": 0, "lost": 0}
         backfill = answer["backfill"]
         assert isinstance(backfill, dict)
         assert backfill["note"] == "waits in the start-up sweep: 0 of 1 series are up to date"

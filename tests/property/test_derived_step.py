@@ -173,6 +173,22 @@ async def test_wholly_empty_buckets_are_confirmed_gaps_of_the_derived_series(tmp
         await database.read(look)
 
 
+async def test_buckets_of_which_a_part_is_lost_are_lost_until_all_of_it_is_there(tmp_path: Path) -> None:
+    five = SERIES.with_timeframe(Timeframe.parse("5m"))
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        world = World(database)
+        await world.submit([candle(minute, 0) for minute in (*range(12), *range(33, 60))])
+        await world.submit([], Empty([Span(START + 12 * 60, START + 33 * 60)], "the venue keeps no more", lost=True))
+
+        def lost(store: CandleStore) -> list[tuple[int, int, str, str | None]]:
+            ledger = store.gaps(five)
+            return [((gap.start - START) // 60, (gap.end - START) // 60, gap.state.value, gap.proof) for gap in ledger]
+
+        assert await database.read(lost) == [(10, 35, "lost", "its base is lost in part")]
+        await world.submit([candle(minute, 0) for minute in range(12, 33)])
+        assert await database.read(lost) == []
+
+
 async def test_a_correction_leaves_a_revision_in_the_base_and_in_what_is_derived(tmp_path: Path) -> None:
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         world = World(database)

@@ -21,12 +21,14 @@ from klinesync.core.gaps import (
     confirm_empty,
     end_healing,
     fill,
+    lose,
     missing_candles,
     missing_spans,
     note,
     reach,
     runs,
     unproven,
+    unsettled,
     within,
     without,
 )
@@ -34,7 +36,7 @@ from klinesync.core.timeframe import Timeframe
 
 MINUTE = Timeframe.parse("1m")
 MONTH = Timeframe.parse("1M")
-UNKNOWN, HEALING, EMPTY = GapState.UNKNOWN, GapState.HEALING, GapState.CONFIRMED_EMPTY
+UNKNOWN, HEALING, EMPTY, LOST = GapState
 LENGTH = 20  # candles that the model knows: few, so that spans meet
 
 
@@ -105,7 +107,7 @@ class Series:
 
 
 TIMEFRAMES = st.sampled_from((MINUTE, Timeframe.parse("3d"), MONTH))
-OPERATIONS = st.sampled_from(("note", "fill", "begin", "end", "confirm", "confirm", "arrive"))
+OPERATIONS = st.sampled_from(("note", "fill", "begin", "end", "confirm", "confirm", "lose", "arrive"))
 RANGES = st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 8)).map(
     lambda drawn: set(range(drawn[0], min(LENGTH, drawn[0] + drawn[1])))
 )
@@ -137,13 +139,16 @@ def test_any_sequence_of_changes_leaves_what_a_dict_of_minutes_would_hold(
                     del model[at]
             case "begin":
                 change = begin_healing(near, spans)
-                model |= {at: Known(HEALING) for at in known if model[at].state is UNKNOWN}
+                model |= {at: Known(HEALING) for at in known if model[at].state in (UNKNOWN, LOST)}
             case "end":
                 change = end_healing(near, spans)
                 model |= {at: Known(UNKNOWN) for at in known if model[at].state is HEALING}
             case "confirm":
                 change = confirm_empty(near, spans, proof, time)
                 model |= {at: Known(EMPTY, proof, time) for at in known if model[at].state is not EMPTY}
+            case "lose":
+                change = lose(near, spans, proof, time)
+                model |= {at: Known(LOST, proof, time) for at in known if model[at].state in (UNKNOWN, HEALING)}
             case _:
                 before = series.extent()
                 touched = series.near([reach(timeframe, before, sorted(chosen))])
@@ -202,7 +207,7 @@ def test_spans_are_cut_like_sets(one: set[int], two: set[int], start: int, lengt
 
 LEDGERS = st.dictionaries(
     st.integers(0, LENGTH - 1),
-    st.sampled_from((Known(UNKNOWN), Known(HEALING), Known(EMPTY, "a", 1), Known(EMPTY, "b", 2))),
+    st.sampled_from((Known(UNKNOWN), Known(HEALING), Known(EMPTY, "a", 1), Known(EMPTY, "b", 2), Known(LOST, "c", 3))),
 )
 
 
@@ -212,23 +217,24 @@ def ledger(noted: dict[int, Known]) -> list[Gap]:
 
 
 @given(LEDGERS, st.integers(0, LENGTH - 1), st.integers(1, LENGTH), st.integers(0, LENGTH - 1), st.integers(0, LENGTH))
-def test_unproven_is_what_no_candle_and_no_proof_covers(
+def test_unproven_is_what_no_candle_and_no_proof_covers_and_what_of_it_is_not_lost_is_unsettled(
     noted: dict[int, Known], first: int, length: int, stored_first: int, stored_length: int
 ) -> None:
     times = grid(MINUTE)
     window = Span(times[first], times[min(LENGTH, first + length)])
     stored = Span(times[stored_first], times[min(LENGTH, stored_first + stored_length)]) if stored_length else None
-    expected: set[int] = set()
-    for at, time in enumerate(times[:-1]):
-        if window.start <= time < window.end:
-            known = noted.get(at)
-            covered = stored is not None and stored.start <= time < stored.end
-            if known.state is not EMPTY if known is not None else not covered:
-                expected.add(time)
-    found = unproven(ledger(noted), stored, window)
-    assert {time for time in times if any(start <= time < end for start, end in found)} == expected
-    assert sum(MINUTE.count(*span) for span in found) == len(expected)
-    assert found == sorted(found)
+    for look, settled in ((unproven, {EMPTY}), (unsettled, {EMPTY, LOST})):
+        expected: set[int] = set()
+        for at, time in enumerate(times[:-1]):
+            if window.start <= time < window.end:
+                known = noted.get(at)
+                covered = stored is not None and stored.start <= time < stored.end
+                if known.state not in settled if known is not None else not covered:
+                    expected.add(time)
+        found = look(ledger(noted), stored, window)
+        assert {time for time in times if any(start <= time < end for start, end in found)} == expected
+        assert sum(MINUTE.count(*span) for span in found) == len(expected)
+        assert found == sorted(found)
 
 
 @given(LEDGERS, st.integers(0, LENGTH - 1), st.integers(0, LENGTH), st.integers(0, 5))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import SETTLED, Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill_board import BackfillReport
@@ -33,7 +33,7 @@ def minutes(first: int, end: int) -> Span:
 
 def gap(first: int, end: int, state: GapState = GapState.UNKNOWN) -> Gap:
     span = minutes(first, end)
-    return Gap(*span, state, "proof", 1) if state is GapState.CONFIRMED_EMPTY else Gap(*span, state)
+    return Gap(*span, state, "proof", 1) if state in SETTLED else Gap(*span, state)
 
 
 def facts(after_s: int = 30, **changes: object) -> Facts:
@@ -73,7 +73,7 @@ def test_the_head_is_the_latest_closed_time() -> None:
         status_reason="up_to_date",
         backfill=IDLE,
         stream=LIVE,
-        gaps=MissingCandles(0, 0, 0),
+        gaps=MissingCandles(0, 0, 0, 0),
     )
 
 
@@ -138,17 +138,24 @@ def test_a_series_of_which_nothing_is_stored(changes: dict[str, object], status:
 @pytest.mark.parametrize(
     ("changes", "reason", "counts"),
     [
-        ({"gaps": [gap(10, 20)]}, "interior_gap", (10, 0, 0)),
-        ({"gaps": [gap(10, 20)], "at_work": [minutes(0, 20)]}, "gap_healing", (0, 10, 0)),
-        ({"gaps": [gap(10, 20)], "at_work": [minutes(0, 15)]}, "interior_gap", (5, 5, 0)),
-        ({"gaps": [gap(10, 20), gap(30, 31)], "at_work": [minutes(10, 20)]}, "interior_gap", (1, 10, 0)),
-        ({"gaps": [gap(10, 20, GapState.CONFIRMED_EMPTY)]}, "up_to_date", (0, 0, 10)),
-        ({"gaps": [gap(10, 20, GapState.CONFIRMED_EMPTY), gap(50, 51)]}, "interior_gap", (1, 0, 10)),
-        ({"gaps": [gap(10, 20)], "backfill": ENDED}, "interior_gap", (10, 0, 0)),
-        ({"gaps": [gap(10, 20)], "stream": StreamStatus("delisted")}, "interior_gap", (10, 0, 0)),
+        ({"gaps": [gap(10, 20)]}, "interior_gap", (10, 0, 0, 0)),
+        ({"gaps": [gap(10, 20)], "at_work": [minutes(0, 20)]}, "gap_healing", (0, 10, 0, 0)),
+        ({"gaps": [gap(10, 20)], "at_work": [minutes(0, 15)]}, "interior_gap", (5, 5, 0, 0)),
+        ({"gaps": [gap(10, 20), gap(30, 31)], "at_work": [minutes(10, 20)]}, "interior_gap", (1, 10, 0, 0)),
+        ({"gaps": [gap(10, 20, GapState.CONFIRMED_EMPTY)]}, "up_to_date", (0, 0, 10, 0)),
+        ({"gaps": [gap(10, 20, GapState.CONFIRMED_EMPTY), gap(50, 51)]}, "interior_gap", (1, 0, 10, 0)),
+        ({"gaps": [gap(10, 20)], "backfill": ENDED}, "interior_gap", (10, 0, 0, 0)),
+        ({"gaps": [gap(10, 20)], "stream": StreamStatus("delisted")}, "interior_gap", (10, 0, 0, 0)),
+        ({"gaps": [gap(10, 20, GapState.LOST)]}, "gap_lost", (0, 0, 0, 10)),
+        ({"gaps": [gap(10, 20, GapState.LOST), gap(50, 51)]}, "interior_gap", (1, 0, 0, 10)),
+        (
+            {"gaps": [gap(10, 20, GapState.LOST), gap(50, 51)], "at_work": [minutes(50, 51)]},
+            "gap_healing",
+            (0, 1, 0, 10),
+        ),
     ],
 )
-def test_a_hole_behind_the_head(changes: dict[str, object], reason: str, counts: tuple[int, int, int]) -> None:
+def test_a_hole_behind_the_head(changes: dict[str, object], reason: str, counts: tuple[int, int, int, int]) -> None:
     found = judged(30, changes)
     assert (found.status_reason, found.gaps) == (reason, MissingCandles(*counts))
 
@@ -219,7 +226,7 @@ def any_facts(draw: st.DrawFn) -> Facts:
         return list(zip(edges[::2], edges[1::2], strict=False))
 
     ledger = [
-        Gap(at(first), at(end), state, *(("proof", 1) if state is GapState.CONFIRMED_EMPTY else (None, None)))
+        Gap(at(first), at(end), state, *(("proof", 1) if state in SETTLED else (None, None)))
         for first, end in (spans(stored_end - 1) if stored_end > 3 else [])
         for state in [draw(st.sampled_from(list(GapState)))]
     ]
@@ -245,15 +252,15 @@ def test_the_status_follows_from_the_reason_and_the_numbers_agree(known: Facts) 
     assert (found.status_reason == "missing_head") <= (known.stored is None)
     frame = known.series.timeframe
     missing = sum(frame.count(*one.span) for one in known.gaps)
-    assert found.gaps.unknown + found.gaps.healing + found.gaps.confirmed_empty == missing
-    assert min(found.gaps.unknown, found.gaps.healing, found.gaps.confirmed_empty) >= 0
+    assert found.gaps.unknown + found.gaps.healing + found.gaps.confirmed_empty + found.gaps.lost == missing
+    assert min(found.gaps.unknown, found.gaps.healing, found.gaps.confirmed_empty, found.gaps.lost) >= 0
     assert frame.next(found.expected_latest_closed_time) <= known.now_time - GRACE_S or known.stream.state == "delisted"
     if known.stored is None:
         return
     assert found.missing_candles is not None
     assert found.head_time is not None
     if found.status == "green":
-        assert found.missing_candles == found.gaps.unknown == found.gaps.healing == 0
+        assert found.missing_candles == found.gaps.unknown == found.gaps.healing == found.gaps.lost == 0
         assert found.head_time >= found.expected_latest_closed_time
     if found.status_reason.startswith(("backfill", "lagging")):
         assert found.missing_candles == frame.count(

@@ -125,6 +125,7 @@ def test_healing_that_finds_nothing_leaves_the_outages_confirmed(confirmed: list
         GapState.UNKNOWN: 0,
         GapState.HEALING: 0,
         GapState.CONFIRMED_EMPTY: 284 if symbol == "BTC_USDT" else 434,
+        GapState.LOST: 0,
     }
 
 

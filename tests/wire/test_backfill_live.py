@@ -259,7 +259,7 @@ async def test_an_outage_in_deep_history_is_confirmed_and_never_asked_for_again(
             await ask(service, first)
             async with asyncio.timeout(PATIENCE_S):
                 while (counts := (await health(service))["gaps"]) != {
-                    "unknown": 0, "healing": 0, "confirmed_empty": 1500
+                    "unknown": 0, "healing": 0, "confirmed_empty": 1500, "lost": 0
                 }:  # fmt: skip
                     await asyncio.sleep(0.05)
             assert counts

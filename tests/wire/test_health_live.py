@@ -57,7 +57,7 @@ async def test_a_service_comes_up_to_date_and_heals_the_hole_that_its_store_decl
                 seen = await until(service, series_id, is_green)
                 assert all(answer["status"] == "yellow" for answer in seen[:-1]), seen
                 newest = seen[-1]
-                assert newest["gaps"] == {"unknown": 0, "healing": 0, "confirmed_empty": 0}
+                assert newest["gaps"] == {"unknown": 0, "healing": 0, "confirmed_empty": 0, "lost": 0}
                 assert newest["missing_candles"] == 0
             stream = (await until(service, str(BTC), is_green))[-1]["stream"]
             assert isinstance(stream, dict)
@@ -79,7 +79,7 @@ async def test_without_healing_the_hole_stays_and_is_red(tmp_path: Path) -> None
             for series_id, missing in ((str(BTC), 10), (FIVE, 2)):
                 seen = await until(service, series_id, lambda answer: answer["missing_candles"] == 0)
                 assert (seen[-1]["status"], seen[-1]["status_reason"]) == ("red", "interior_gap")
-                assert seen[-1]["gaps"] == {"unknown": missing, "healing": 0, "confirmed_empty": 0}
+                assert seen[-1]["gaps"] == {"unknown": missing, "healing": 0, "confirmed_empty": 0, "lost": 0}
 
 
 async def test_health_can_be_switched_off(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ async def test_an_outage_of_the_exchange_is_declared_and_shown_to_be_empty(tmp_p
                 if candles and gaps["confirmed_empty"] == 3:
                     break
                 await asyncio.sleep(0.1)
-        assert gaps == {"unknown": 0, "healing": 0, "confirmed_empty": 3}
+        assert gaps == {"unknown": 0, "healing": 0, "confirmed_empty": 3, "lost": 0}
 
 
 async def test_a_read_fetches_the_tail_though_nobody_follows(tmp_path: Path) -> None:

@@ -382,4 +382,4 @@ async def test_a_read_and_a_follow_that_start_at_the_same_moment_give_no_double_
         assert follower.gaps == 0
         assert len(whole) >= 2000
         health = await world.health(SPOT)
-        assert health["gaps"] == {"unknown": 0, "healing": 0, "confirmed_empty": 0}
+        assert health["gaps"] == {"unknown": 0, "healing": 0, "confirmed_empty": 0, "lost": 0}

@@ -127,6 +127,7 @@ def test_a_sound_store_passes_with_its_gaps_told_by_state(store: Path, verified:
         "unknown": {"spans": 1, "candles": 1},
         "healing": {"spans": 0, "candles": 0},
         "confirmed_empty": {"spans": 1, "candles": 7},
+        "lost": {"spans": 0, "candles": 0},
     }
     assert result.series["binance:spot:BTC/USDT:5m"]["derived_from"] == str(SERIES)
     assert {path.name: path.read_bytes() for path in store.parent.iterdir() if path.suffix == ".sqlite"} == before
@@ -146,7 +147,7 @@ def test_a_sound_store_passes_with_its_gaps_told_by_state(store: Path, verified:
         (f"INSERT INTO gap VALUES ({numbered('1m')}, {at(9)}, {at(11)}, 'unknown', NULL, NULL)", "gap_not_a_hole"),
         (f"INSERT INTO gap VALUES ({numbered('1m')}, {at(900)}, {at(901)}, 'unknown', NULL, NULL)", "gap_not_a_hole"),
         (f"INSERT INTO gap VALUES ({numbered('1m')}, {at(-9)}, {at(-8)}, 'unknown', NULL, NULL)", "gap_not_a_hole"),
-        (f"UPDATE gap SET state = 'lost' WHERE start_time = {HOLE.start}", "bad_gap"),
+        (f"UPDATE gap SET state = 'elsewhere' WHERE start_time = {HOLE.start}", "bad_gap"),
         (f"UPDATE gap SET end_time = start_time WHERE start_time = {HOLE.start}", "bad_gap"),
         (f"UPDATE gap SET end_time = end_time + 1 WHERE start_time = {HOLE.start}", "bad_gap"),
         (f"UPDATE gap SET proof = NULL WHERE start_time = {HOLE.start}", "bad_gap"),
@@ -300,4 +301,5 @@ async def test_a_recorded_outage_that_is_confirmed_empty_passes(
         "unknown": {"spans": 0, "candles": 0},
         "healing": {"spans": 0, "candles": 0},
         "confirmed_empty": {"spans": spans, "candles": missing},
+        "lost": {"spans": 0, "candles": 0},
     }

@@ -6,7 +6,7 @@ every operation here is a plain function from the rows that touch its spans to a
 the rows to insert. Rows that lie elsewhere may be passed too (the whole ledger, say); they are left alone.
 
 What is not in the ledger and lies between the first and the last stored candle is stored. Only a noted gap can be
-healed or confirmed empty, so a stored candle can never be declared empty by mistake.
+healed, confirmed empty or lost, so a stored candle can never be declared empty by mistake.
 """
 
 from __future__ import annotations
@@ -30,16 +30,22 @@ class Span(NamedTuple):
 
 
 class GapState(StrEnum):
-    """What is known about a gap: nothing yet, that somebody fetches it, or that the exchange has nothing there."""
+    """What is known about a gap: nothing yet, that somebody fetches it, that the exchange has nothing there, or that
+    there may have been candles and no source gives them any more."""
 
     UNKNOWN = "unknown"
     HEALING = "healing"
     CONFIRMED_EMPTY = "confirmed_empty"
+    LOST = "lost"
+
+
+# States of gaps that nobody fetches any more. Such a gap has a proof: why, and since when.
+SETTLED = frozenset({GapState.CONFIRMED_EMPTY, GapState.LOST})
 
 
 class Gap(NamedTuple):
-    """One row of the ledger. `proof` (a text) and `time` (UTC seconds by which all of it was confirmed) are set when,
-    and only when, the gap is confirmed empty."""
+    """One row of the ledger. `proof` (a text) and `time` (UTC seconds by which all of it was confirmed or given up) are
+    set when, and only when, the gap is settled: confirmed empty or lost."""
 
     start: int
     end: int
@@ -131,8 +137,8 @@ def fill(gaps: Sequence[Gap], filled: Sequence[Span]) -> GapChange:
 
 
 def begin_healing(gaps: Sequence[Gap], spans: Sequence[Span]) -> GapChange:
-    """Somebody fetches `spans`: what of them is unknown is healing now."""
-    return _turn(gaps, spans, (GapState.UNKNOWN,), GapState.HEALING)
+    """Somebody fetches `spans`: what of them is unknown is healing now, and so is what was lost."""
+    return _turn(gaps, spans, (GapState.UNKNOWN, GapState.LOST), GapState.HEALING)
 
 
 def end_healing(gaps: Sequence[Gap], spans: Sequence[Span]) -> GapChange:
@@ -146,7 +152,14 @@ def confirm_empty(gaps: Sequence[Gap], spans: Sequence[Span], proof: str, time: 
     What was confirmed before keeps its proof and time, so that confirming again writes nothing.
     """
     assert proof, "a gap is confirmed empty by a proof"
-    return _turn(gaps, spans, (GapState.UNKNOWN, GapState.HEALING), GapState.CONFIRMED_EMPTY, proof, time)
+    old = (GapState.UNKNOWN, GapState.HEALING, GapState.LOST)
+    return _turn(gaps, spans, old, GapState.CONFIRMED_EMPTY, proof, time)
+
+
+def lose(gaps: Sequence[Gap], spans: Sequence[Span], reason: str, time: int) -> GapChange:
+    """No source gives candles at `spans` any more. `reason` says why, `time` since when (UTC seconds)."""
+    assert reason, "a gap is lost for a reason"
+    return _turn(gaps, spans, (GapState.UNKNOWN, GapState.HEALING), GapState.LOST, reason, time)
 
 
 def arrived(gaps: Sequence[Gap], timeframe: Timeframe, stored: Span | None, times: Sequence[int]) -> GapChange:
@@ -175,13 +188,23 @@ def reach(timeframe: Timeframe, stored: Span | None, times: Sequence[int]) -> Sp
 
 
 def unproven(gaps: Sequence[Gap], stored: Span | None, window: Span) -> list[Span]:
-    """What of `window` is neither stored nor confirmed empty: open gaps, and what lies outside `stored`.
+    """What of `window` is neither stored nor confirmed empty: open and lost gaps, and what lies outside `stored`.
 
     This is the same as looking for missing candles and leaving out the confirmed spans, without reading a candle.
     """
-    unsettled = clipped((gap.span for gap in gaps if gap.state is not GapState.CONFIRMED_EMPTY), window)
+    return _outside(gaps, stored, window, frozenset({GapState.CONFIRMED_EMPTY}))
+
+
+def unsettled(gaps: Sequence[Gap], stored: Span | None, window: Span) -> list[Span]:
+    """What of `window` may still be fetched: what is neither stored, nor confirmed empty, nor lost."""
+    return _outside(gaps, stored, window, SETTLED)
+
+
+def _outside(gaps: Sequence[Gap], stored: Span | None, window: Span, states: frozenset[GapState]) -> list[Span]:
+    """What of `window` is neither stored nor a gap in one of the `states`."""
+    inside = clipped((gap.span for gap in gaps if gap.state not in states), window)
     outside = without([window], [] if stored is None else [stored])
-    return sorted(unsettled + without(outside, [gap.span for gap in gaps]))
+    return sorted(inside + without(outside, [gap.span for gap in gaps]))
 
 
 def declared(timeframe: Timeframe, window: Span, times: Sequence[int], gaps: Sequence[Gap]) -> list[Gap]:

@@ -192,6 +192,7 @@ class GapsAnswer(BaseModel):
     unknown: int
     healing: int
     confirmed_empty: int
+    lost: int
 
 
 class HealthAnswer(BaseModel):

@@ -14,8 +14,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME
-from klinesync.core.gaps import Gap, Span, clipped, unproven, without
+from klinesync.core.gaps import Gap, Span, clipped, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.sources import Urgency
@@ -431,8 +432,8 @@ def _together(timeframe: Timeframe, due: Sequence[Need]) -> list[Need]:
 
 
 def unsettled(span: Span, stored: Span | None, ledger: Sequence[Gap]) -> list[Span]:
-    """What of `span` is neither stored nor confirmed empty: ascending, disjoint."""
-    return _joined(unproven(ledger, stored, span))
+    """What of `span` is neither stored nor settled (confirmed empty, lost): ascending, disjoint."""
+    return _joined(gaps.unsettled(ledger, stored, span))
 
 
 def _joined(ascending: Iterable[Span]) -> list[Span]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from klinesync.core.gaps import Gap, GapState, Span, without
+from klinesync.core.gaps import SETTLED, Gap, GapState, Span, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill_board import BackfillReport
@@ -20,6 +20,7 @@ Reason = Literal[
     "backfill_recent",
     "head_ahead_of_closed_window",
     "gap_healing",
+    "gap_lost",
     "interior_gap",
     "missing_head",
     "lagging_no_recent_backfill",
@@ -31,6 +32,7 @@ STATUS: dict[Reason, Status] = {
     "backfill_recent": "yellow",
     "head_ahead_of_closed_window": "yellow",
     "gap_healing": "yellow",
+    "gap_lost": "yellow",
     "interior_gap": "red",
     "missing_head": "red",
     "lagging_no_recent_backfill": "red",
@@ -57,12 +59,13 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class MissingCandles:
-    """How many candles are missing behind the head: of which nothing is known, which somebody is at work on, and which
-    the exchange has shown that it does not have."""
+    """How many candles are missing behind the head: of which nothing is known, which somebody is at work on, which the
+    exchange has shown that it does not have, and which no source gives any more."""
 
     unknown: int
     healing: int
     confirmed_empty: int
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,10 @@ def assess(facts: Facts, grace_s: float) -> Health:
     if head is not None and facts.stream.state == "delisted" and facts.backfill.state != "running":
         expected = min(expected, head)  # nothing follows any more
     tail = [] if facts.stored is None else _tail(timeframe, facts.stored.end, expected, facts.gaps)
-    missing = [gap.span for gap in facts.gaps if gap.state is not GapState.CONFIRMED_EMPTY]
+    missing = [gap.span for gap in facts.gaps if gap.state not in SETTLED]
+    lost = [gap.span for gap in facts.gaps if gap.state is GapState.LOST]
     unknown = without(missing, facts.at_work)
-    reason = _reason(facts, tail, missing, unknown)
+    reason = _reason(facts, tail, missing, unknown, lost)
     return Health(
         series_id=str(facts.series),
         timeframe_seconds=timeframe.seconds,
@@ -112,12 +116,17 @@ def assess(facts: Facts, grace_s: float) -> Health:
         gaps=MissingCandles(
             unknown=_count(timeframe, unknown),
             healing=_count(timeframe, missing) - _count(timeframe, unknown),
-            confirmed_empty=_count(timeframe, [gap.span for gap in facts.gaps]) - _count(timeframe, missing),
+            confirmed_empty=_count(
+                timeframe, [gap.span for gap in facts.gaps if gap.state is GapState.CONFIRMED_EMPTY]
+            ),
+            lost=_count(timeframe, lost),
         ),
     )
 
 
-def _reason(facts: Facts, tail: Sequence[Span], missing: Sequence[Span], unknown: Sequence[Span]) -> Reason:
+def _reason(
+    facts: Facts, tail: Sequence[Span], missing: Sequence[Span], unknown: Sequence[Span], lost: Sequence[Span]
+) -> Reason:
     """The worst that is the case."""
     if facts.damaged:
         return "store_damaged"
@@ -135,7 +144,9 @@ def _reason(facts: Facts, tail: Sequence[Span], missing: Sequence[Span], unknown
         return "backfill_running" if running else "backfill_recent"
     if facts.stored.end > facts.now_time:
         return "head_ahead_of_closed_window"
-    return "gap_healing" if missing else "up_to_date"
+    if missing:
+        return "gap_healing"
+    return "gap_lost" if lost else "up_to_date"
 
 
 def _tail(timeframe: Timeframe, head_close: int, expected: int, gaps: Sequence[Gap]) -> list[Span]:

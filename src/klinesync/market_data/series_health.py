@@ -132,7 +132,7 @@ def holes(timeframe: Timeframe, ledger: Iterable[Gap], at_work: Sequence[Span]) 
     return found
 
 
-_WORST_FIRST = (GapState.UNKNOWN, GapState.HEALING, GapState.CONFIRMED_EMPTY)
+_WORST_FIRST = (GapState.LOST, GapState.UNKNOWN, GapState.HEALING, GapState.CONFIRMED_EMPTY)
 
 
 def recent_opens(timeframe: Timeframe, base_stored: Span, now: int, most: int) -> list[int]:

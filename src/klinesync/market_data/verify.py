@@ -19,7 +19,7 @@ from klinesync.core.candle import MAX_TIME, Candle, check_candle
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, StoreError, UnknownSeries
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import SETTLED, Gap, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.findings import Difference, Reading, SeriesAudit
@@ -116,7 +116,7 @@ def _audit_ledger(store: Reading, audit: SeriesAudit) -> None:
             audit.note(
                 Difference("bad_gap", row.start, f"the gap to {date_text(row.end)} is no span of the {timeframe} grid")
             )
-        elif (row.proof is not None and row.time is not None) != (row.state is GapState.CONFIRMED_EMPTY):
+        elif (row.proof is not None and row.time is not None) != (row.state in SETTLED):
             audit.note(Difference("bad_gap", row.start, f"the {row.state} gap has a proof that does not fit its state"))
         elif stored is None or row.end <= stored.start or row.start >= stored.end:
             audit.note(Difference("gap_not_a_hole", row.start, "the gap does not lie between stored candles"))

@@ -250,12 +250,17 @@ class DerivedStep:
         return fold(target, base if parent == self.base else self._fold(base, parent))
 
     def _settle_gaps(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> None:
-        """A bucket that lies in the base's confirmed gaps is a confirmed gap of the derived series too."""
-        buckets = _wholly_empty(store.gaps(series, window), target)
-        if buckets:
-            derived = series.with_timeframe(target)
-            ledger = store.gaps(derived, Span(buckets[0].start, buckets[-1].end))
-            store.change_gaps(derived, gaps.confirm_empty(ledger, buckets, "its base is confirmed empty", at))
+        """A bucket that lies in the base's confirmed gaps is a confirmed gap of the derived series too, and one of
+        which a part of the base is lost is lost."""
+        base, derived = store.gaps(series, window), series.with_timeframe(target)
+        empty = _wholly_empty(base, target)
+        if empty:
+            ledger = store.gaps(derived, Span(empty[0].start, empty[-1].end))
+            store.change_gaps(derived, gaps.confirm_empty(ledger, empty, "its base is confirmed empty", at))
+        lost = _touched(base, target)
+        if lost:
+            ledger = store.gaps(derived, Span(lost[0].start, lost[-1].end))
+            store.change_gaps(derived, gaps.lose(ledger, lost, "its base is lost in part", at))
 
 
 def _runs(timeframe: Timeframe, times: Sequence[int]) -> list[Span]:
@@ -287,6 +292,12 @@ def _between(
     before = store.between(series, window.start, first) if window.start < first else ()
     behind = store.between(series, end, window.end) if end < window.end else ()
     return [*before, *middle, *behind]
+
+
+def _touched(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
+    """The buckets of `target` of which a candle of the base is lost, ascending and joined."""
+    lost = (gap.span for gap in ledger if gap.state is GapState.LOST)
+    return _joined([Span(target.floor(span.start), target.next(target.floor(span.end - 1))) for span in lost])
 
 
 def _wholly_empty(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:

@@ -52,10 +52,12 @@ MAX_REFRESH_CANDLES = 20_000
 
 
 class Empty(Struct, frozen=True):
-    """Spans of open times at which the exchange has nothing, and how it showed that."""
+    """Spans of open times at which the exchange has nothing, and how it showed that. `lost`: there may have been
+    candles, but no source gives them any more, and `proof` says why."""
 
     spans: Sequence[Span]
     proof: str
+    lost: bool = False
 
 
 class Submission(Struct, frozen=True):
@@ -365,7 +367,8 @@ class IngestPipeline:
         spans = ()
         if empty is not None and empty.spans:
             window = Span(empty.spans[0].start, empty.spans[-1].end)
-            change = gaps.confirm_empty(store.gaps(series, window), empty.spans, empty.proof, at)
+            settle = gaps.lose if empty.lost else gaps.confirm_empty
+            change = settle(store.gaps(series, window), empty.spans, empty.proof, at)
             store.change_gaps(series, change)
             spans = empty.spans if change else ()
         changes = [applied, *self._derived.advance(store, series, applied, spans, at)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from klinesync.core.candle import Applied, Candle
-from klinesync.core.gaps import Gap, GapState, Span, without
+from klinesync.core.gaps import Gap, GapState, Span, clipped, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump, Splice
 from klinesync.ws import protocol
@@ -252,8 +252,10 @@ class Subscription:
         ]
 
     def _gap(self, jump: Jump, gaps: Sequence[Gap]) -> bytes:
-        """A jump, with what is known of it: confirmed empty only when all of it is."""
+        """A jump, with what is known of it: confirmed empty only when all of it is, lost when a part of it is."""
         hole = [Span(jump.expected, jump.actual)]
+        if any(clipped([gap.span], hole[0]) for gap in gaps if gap.state is GapState.LOST):
+            return protocol.gap(self.series, jump, state=GapState.LOST)
         states = [
             state
             for state in (GapState.CONFIRMED_EMPTY, GapState.HEALING)
