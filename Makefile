@@ -87,11 +87,12 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.venv-clients/.installed: tests/clients/requirements.txt tests/clients/constraints.txt
+# With the package itself, so that a whole service can be asked for what it has through ccxt.
+.venv-clients/.installed: tests/clients/requirements.txt tests/clients/constraints.txt pyproject.toml
 	rm -rf .venv-clients
 	$(PYTHON) -m venv .venv-clients
 	$(CLIENTS_BIN)/pip install --quiet --disable-pip-version-check \
-		-r tests/clients/requirements.txt -c tests/clients/constraints.txt
+		-r tests/clients/requirements.txt -e . -c tests/clients/constraints.txt
 	@touch $@
 
 frontend/node_modules/.installed: frontend/package.json frontend/package-lock.json

@@ -1,0 +1,113 @@
+"""A whole service that follows local doubles of venues through unmodified ccxt."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from klinesync.client.follow import ClosedCandle, follow
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest import ccxt_source, reach, supervisor, turn_queue
+from klinesync.ingest.ccxt_exchanges import CcxtExchanges
+from running_service import Service, running_service
+from venues.market import Row
+from venues.pointed import maker
+from venues.venue import Venue
+
+MARGIN_S = 2.0
+PATIENCE_S = 60.0
+# Durations by our clock, in seconds, of what watches and asks. At a venue whose time is quicker they are shorter.
+DURATIONS = {
+    supervisor: (
+        "TICK_S", "CLOCK_AGE_S", "ATTACH_WAIT_S", "LISTINGS_AGE_S", "SUSPECT_LISTINGS_AGE_S", "LISTINGS_PAUSE_S",
+    ),
+    ccxt_source: (
+        "ASK_TIME_EVERY_S", "CONFIRM_S", "LISTINGS_TTL_S", "UNLISTED_TTL_S", "LISTINGS_PAUSE_S", "POLL_LEAST_S",
+        "POLL_MOST_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S", "AGAIN_FIRST_S", "AGAIN_MOST_S",
+    ),
+    turn_queue: ("REFUSED_FIRST_S", "REFUSED_MOST_S", "TROUBLE_FIRST_S", "TROUBLE_MOST_S", "HELD_MOST_S"),
+    reach: ("ASK_AFTER_S", "ASK_EVERY_S", "UNREACHABLE_AFTER_S"),
+}  # fmt: skip
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
+    """Have everything that is timed by our clock pass as quickly as the venues' time."""
+    for module, names in DURATIONS.items():
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(module, name) / speed)
+    monkeypatch.setattr(supervisor, "UNREACHABLE_AFTER_S", reach.UNREACHABLE_AFTER_S)
+    monkeypatch.setattr(ccxt_source, "POLLS_PER_CANDLE", ccxt_source.POLLS_PER_CANDLE * speed)
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """A closed candle that a client was shown, and the venue's time of that moment in ms. `revised`: it was shown
+    with other values before."""
+
+    series: SeriesId
+    candle: Candle
+    at_ms: int
+    revised: bool
+
+
+@asynccontextmanager
+async def watching(service: Service, venues: Sequence[Venue], series: Iterable[SeriesId]) -> AsyncIterator[list[Close]]:
+    """Clients that watch those series, within; the list of what they are shown, which grows."""
+    closes: list[Close] = []
+    by_name = {venue.name: venue for venue in venues}
+
+    async def watch(one: SeriesId) -> None:
+        async with aclosing(follow(service.url, one, wait_out_refusals=True)) as updates:
+            async for update in updates:
+                at_ms = by_name[one.exchange].now_ms()
+                if isinstance(update, ClosedCandle):
+                    closes.append(Close(one, update.candle, at_ms, update.revised))
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(watch(one), name=f"watch {one}") for one in series]
+        yield closes
+        for task in tasks:
+            task.cancel()
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, *venues: Venue, timeout_s: float = 10.0, **flags: str) -> AsyncIterator[Service]:
+    """A service that follows nothing of Binance, and the running doubles beside it."""
+    given = {"startup_kline_sync_target_candles": "10", "audit_interval_s": "0", "rest_final_margin_s": str(MARGIN_S)}
+    others = CcxtExchanges(
+        enabled=True,
+        final_margin_s=MARGIN_S,
+        monotonic=asyncio.get_running_loop().time,
+        rng=random.Random(1),
+        makers={venue.name: maker(venue, timeout_s=timeout_s) for venue in venues},
+        poll_least_s=ccxt_source.POLL_LEAST_S,
+    )
+    async with running_service(tmp_path / "store.sqlite", None, others, **(given | flags)) as service:
+        yield service
+
+
+def whitelist(*series: SeriesId) -> dict[str, str]:
+    """The flags that have these series followed from the start."""
+    return {"whitelist": ",".join(map(str, series)), "enable_whitelist_ingest": "on"}
+
+
+async def until(holds: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait for a condition."""
+    try:
+        async with asyncio.timeout(patience_s):
+            while not holds():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {patience_s:g} s: {what}") from None
+
+
+def candle(row: Row | None) -> Candle | None:
+    """A venue's row as the service stores it."""
+    return None if row is None else Candle(*row)

@@ -1,0 +1,39 @@
+"""ccxt's own exchange objects, unmodified, whose addresses are those of local doubles."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+
+from klinesync.ingest.ccxt_client import Ccxt, Maker
+from venues.venue import Venue
+
+_SERVER = re.compile(r"^(http|ws)s?://[^/]+")
+
+
+def maker(venue: Venue, *, timeout_s: float = 10.0) -> Maker:
+    """Makes ccxt's object of that venue. It needs ccxt. A venue that is quick may be asked as much more often.
+
+    timeout_s: when ccxt gives up a request.
+    """
+
+    def make(name: str) -> Ccxt:
+        kind = getattr(import_module("ccxt.pro"), venue.name)
+        rate_limit_ms = venue.rate_limit_ms / venue.speed
+        made = kind({"enableRateLimit": True, "rateLimit": rate_limit_ms, "timeout": int(timeout_s * 1000)})
+        made.urls["api"] = _pointed(made.urls["api"], venue)
+        if venue.answers_date_only:
+            made.has["fetchTime"] = False
+        exchange: Ccxt = made
+        return exchange
+
+    return make
+
+
+def _pointed(urls: object, venue: Venue) -> object:
+    if isinstance(urls, dict):
+        return {name: _pointed(url, venue) for name, url in urls.items()}
+    assert isinstance(urls, str), urls
+    kind = _SERVER.match(urls)
+    assert kind is not None, urls
+    return _SERVER.sub(venue.http_url if kind[1] == "http" else venue.ws_url, urls)
