@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +22,7 @@ from klinesync.core.gaps import (
     confirm_empty,
     end_healing,
     fill,
+    joined,
     lose,
     missing_candles,
     missing_spans,
@@ -324,6 +326,14 @@ def test_a_restart_puts_all_healing_back_to_unknown_and_joins_it() -> None:
 
 def test_retention_forgets_the_holes_before_the_first_candle_that_is_kept() -> None:
     assert fill([HOLE], [Span(0, 900)]) == GapChange((HOLE,), (Gap(900, 1200, UNKNOWN),))
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9))))
+def test_joined_spans_are_what_lies_in_any_of_them_ascending_and_apart(spans: list[tuple[int, int]]) -> None:
+    found = joined(Span(start, start + length) for start, length in spans)
+    covered = {at for start, length in spans for at in range(start, start + length)}
+    assert {at for start, end in found for at in range(start, end)} == covered
+    assert all(one.end < two.start for one, two in pairwise(found))
 
 
 def test_a_confirmation_without_a_proof_is_a_mistake_of_the_program() -> None:

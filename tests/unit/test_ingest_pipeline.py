@@ -12,10 +12,12 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import BadCandle, DerivedSeries, StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.factor.graph import FactorGraph
+from klinesync.overlay.graph import OverlayGraph
 from klinesync.pipelines import ingest_pipeline
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
-from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.storage.database import CandleStore, Database
 from klinesync.storage.sqlite import SqliteDatabase
 
@@ -202,6 +204,37 @@ async def test_a_failed_commit_publishes_nothing_and_lets_nothing_of_its_live_se
         await pipeline.mend(BTC)
         await offered(pipeline, BTC, candle(2), candle(3))
         assert published.times(BTC) == [1, 2, 3]
+
+
+class OnAFullDisk(LedgerStep):
+    """A step whose writes find no room on the disk, as long as `full`."""
+
+    full = True
+
+    def advance(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
+        if self.full:
+            raise apsw.FullError("database or disk is full")
+
+
+async def test_a_disk_that_is_full_when_factors_are_written_is_no_fault_of_theirs_and_stores_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published = Published()
+    step = OnAFullDisk(FactorGraph(()), OverlayGraph((), ()))
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        pipeline = IngestPipeline(database, NOTHING_DERIVED, step, published, lambda: 0.0)
+        task = asyncio.create_task(pipeline.run())
+        with pytest.raises(StoreError, match="disk full"):
+            await pipeline.submit(BTC, [candle(1)], "test")
+        assert published.times(BTC) == []
+        assert await database.read(lambda store: store.head(BTC)) is None
+        assert "disk full" in str(database.write_error)
+        step.full = False
+        await pipeline.submit(BTC, [candle(1)], "test")
+        assert published.times(BTC) == [1]
+        task.cancel()
+        await asyncio.wait([task])
+    assert not any(record.exc_info for record in caplog.records)
 
 
 async def test_a_series_whose_candles_find_no_room_falls_behind_until_there_is(

@@ -14,8 +14,12 @@ import pytest
 
 from klinesync.cli import main
 from klinesync.core.candle import Candle
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.market_data import store_scrub
+from klinesync.storage import damage
+from klinesync.storage.damage import Damage, Kept
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_candles import SqliteCandleStore
@@ -26,10 +30,12 @@ ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
 START = 1_700_006_400 // 86400 * 86400
 COUNT = 2000
 POLL_S = 0.02
+PAGE_BYTES = 4096
 
 
 def candle(number: int, more: float = 0.0) -> Candle:
-    return Candle(START + number * 60, 1.0, 2.0 + number + more, 0.5, 1.5, 1.0)
+    high = 2.0 + number / 1000 + abs(number % 60 - 30) + more  # no two alike, with pivots
+    return Candle(START + number * 60, 1.0, high, 0.5, 1.5, 1.0)
 
 
 @pytest.fixture
@@ -86,6 +92,15 @@ async def wait_for_health(service: Service, reason: str) -> dict[str, object]:
             status, answer = await service.get("/api/market/health", series_id=str(BTC))
             if status == 200 and answer["status_reason"] == reason:
                 return answer
+            await asyncio.sleep(POLL_S)
+
+
+async def wait_for_health_without_damage(service: Service) -> None:
+    async with asyncio.timeout(60):
+        reason: object = "store_damaged"
+        while reason == "store_damaged":
+            _, answer = await service.get("/api/market/health", series_id=str(BTC))
+            reason = answer["status_reason"]
             await asyncio.sleep(POLL_S)
 
 
@@ -173,8 +188,110 @@ async def test_health_is_well_again_once_the_chunk_can_be_read_again(store: Path
         await service.runtime._database.write(lambda store: put_back(store, before))
         found = await page(service)
         assert found["gaps"] == []
-        _, answer = await service.get("/api/market/health", series_id=str(BTC))
-        assert answer["status_reason"] != "store_damaged"
+        await wait_for_health_without_damage(service)
+
+
+async def test_a_notice_of_damage_ends_with_the_damaged_candles_though_nobody_reads_them(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
+    monkeypatch.setattr(store_scrub, "RECHECK_S", 0.05)
+    _, last = spoil(store, CUT)
+    async with service_on(store) as service:
+        await wait_for_health(service, "store_damaged")
+        for series in (BTC, BTC.with_timeframe(Timeframe.parse("5m"))):
+            await service.runtime._database.write(lambda store, of=series: store.trim(of, last + 60))  # type: ignore[misc]
+        await wait_for_health_without_damage(service)
+
+
+async def test_damage_that_has_no_room_on_the_board_is_no_hole(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(damage, "MAX_DAMAGED_PARTS", 0)
+    spoil(store, CUT)
+    async with SqliteDatabase(store) as database:
+        found = await database.read(lambda store: store_scrub.look_for_holes(store, BTC, -1))
+        assert found == store_scrub.Slice(START + (COUNT - 1) * 60, [])
+
+
+async def test_damage_that_was_mended_while_a_reader_looked_at_an_older_state_is_no_hole(store: Path) -> None:
+    first, last = spoil(store, CUT)
+    async with SqliteDatabase(store) as database:
+
+        def look(store: CandleStore) -> store_scrub.Slice | None:
+            return store_scrub.look_for_holes(Forgetful(store), BTC, -1)  # type: ignore[arg-type]  # a proxy
+
+        class Forgetful:
+            """The board learns from another reader that the candles can be read, right after they were read here."""
+
+            def __init__(self, store: CandleStore) -> None:
+                self._store = store
+
+            def __getattr__(self, name: str) -> object:
+                database.damage.clear(BTC, Kept.CANDLES, Span(0, last + 60))
+                return getattr(self._store, name)
+
+        found = await database.read(look)
+        assert found == store_scrub.Slice(START + (COUNT - 1) * 60, [])
+    assert first < last
+
+
+def break_table(store: Path, table: str) -> None:
+    """Make the first page of a table one that SQLite cannot read."""
+    connection = apsw.Connection(str(store))
+    root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).get
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.close()
+    assert isinstance(root, int)
+    raw = bytearray(store.read_bytes())
+    raw[(root - 1) * PAGE_BYTES] = 0xFF  # the kind of the page
+    store.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize("table", ["ledger", "factor_event", "drawing", "checkpoint"])
+async def test_a_ledger_that_cannot_be_read_is_red_is_logged_once_and_costs_no_candle(
+    store: Path, table: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service_on(store) as service, asyncio.timeout(60):
+        for series in (BTC, ETH):
+            answer: dict[str, object] = {}
+            while answer.get("factor_head_time") != START + (COUNT - 1) * 60:
+                _, answer = await service.get("/api/factor/health", series_id=str(series))
+                await asyncio.sleep(POLL_S)
+    break_table(store, table)
+    caplog.clear()
+    async with service_on(store) as service:
+        for number in range(COUNT, COUNT + 70):  # beyond a checkpoint
+            for series in (BTC, ETH):
+                body = {"series_id": str(series), "candle": dict(zip(FIELDS, candle(number), strict=True))}
+                status, answer = await service.post("/api/market/ingest/candle_closed", body)
+                assert status == 200, answer
+        body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, candle(COUNT, 0.5), strict=True))}
+        status, answer = await service.post("/api/market/ingest/candle_closed", body)
+        assert status == 200, answer
+        for series in (BTC, ETH):
+            found = await page(service, series)
+            assert len(found["candles"]) == COUNT + 70  # type: ignore[arg-type]
+            assert found["gaps"] == []
+        _, whole = await service.get("/api/market/status")
+        assert (whole["status"], whole["status_reason"]) == ("red", "store_damaged")
+        assert await service.get("/readyz") == (200, {"status": "ready"})
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("store_damaged")]
+    assert lines
+    assert len(lines) == len(set(lines))
+    assert not any(record.exc_info for record in caplog.records)
+    lags = [record.getMessage() for record in caplog.records if "cannot catch up" in record.getMessage()]
+    assert len(lags) == len(set(lags))
+
+
+async def test_sound_candles_say_nothing_of_a_damaged_ledger(store: Path) -> None:
+    async with SqliteDatabase(store) as database:
+        at = START + 60
+        of_ledger = Damage(BTC, Span(at, at + 1), "nonsense", Kept.EVENTS)
+        database.damage.note(of_ledger)
+        await database.read(lambda store: store.oldest(BTC, COUNT, since=-1))
+        assert database.damage.parts() == [of_ledger]
+        assert await database.read(lambda store: store.damaged(BTC)) == []  # no candle is missing
+        await database.read(lambda store: store.ledger.events(BTC, at, at + 1))
+        assert database.damage.parts() == []
 
 
 async def test_a_chunk_that_is_gone_without_a_trace_is_declared_by_the_page_and_then_by_the_ledger(
@@ -214,10 +331,9 @@ async def test_a_page_of_the_file_that_sqlite_cannot_read_costs_its_own_candles_
     connection.close()
     assert isinstance(packed, bytes)
     raw = bytearray(store.read_bytes())
-    page_size = 4096
     middle = raw.find(packed[5000:5200])
     assert middle > 0
-    at = middle // page_size * page_size
+    at = middle // PAGE_BYTES * PAGE_BYTES
     raw[at : at + 4] = (1 << 30).to_bytes(4)  # the number of the next page of the chain
     store.write_bytes(bytes(raw))
     async with service_on(store) as service:

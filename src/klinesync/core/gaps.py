@@ -116,6 +116,17 @@ def without(spans: Iterable[Span], cuts: Sequence[Span]) -> list[Span]:
     return left
 
 
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """What lies in one of `spans` or more; ascending and disjoint."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1].end:
+            found[-1] = Span(found[-1].start, max(end, found[-1].end))
+        else:
+            found.append(Span(start, end))
+    return found
+
+
 def clipped(spans: Iterable[Span], window: Span) -> list[Span]:
     """What of `spans` lies inside `window`, which may be empty."""
     cut = (Span(max(start, window.start), min(end, window.end)) for start, end in spans)

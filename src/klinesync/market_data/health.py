@@ -43,8 +43,8 @@ STATUS: dict[Reason, Status] = {
 class Facts:
     """What is known of a series. `now_time`: UTC seconds of the exchange; `stored`: from the first stored open time to
     the close of the head; `gaps`: the whole ledger; `at_work`: the spans that somebody heals, or soon will, ascending
-    and disjoint; `sweeping`: the start-up sweep has still to read the series up to now; `damaged`: the spans whose
-    stored candles cannot be read."""
+    and disjoint; `sweeping`: the start-up sweep has still to read the series up to now; `damaged`: something
+    that is stored of it cannot be read."""
 
     series: SeriesId
     now_time: int
@@ -54,7 +54,7 @@ class Facts:
     sweeping: bool
     backfill: BackfillReport
     stream: StreamStatus
-    damaged: Sequence[Span] = ()
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class HealthService:
             sweeping=sweeping or (report.state != "failed" and self._first_history_due(base)),
             backfill=self._with_turn(report) if sweeping else report,
             stream=self._stream(base),
-            damaged=self._database.damage.spans(series),
+            damaged=bool(self._database.damage.of(series)),
         )
         return assess(facts, self._grace_s + self._late_s(base))
 

@@ -1,12 +1,14 @@
 """StoreScrub: reads the stored candles once after the start, slowly, so that damage is told before somebody needs them.
 
 Unreadable candles are noted by the store itself while they are read. Candles that are gone without a trace (a row of
-the file that is missing) leave a hole that no gap accounts for: it is declared, and so can be healed.
+the file that is missing) leave a hole that no gap accounts for: it is declared, and so can be healed. Damage that is
+known is read again from time to time, so that the notice ends when the damage does, though nobody asks for the candles.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from klinesync.core import gaps
 from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.storage.damage import Damage
 from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,9 @@ SCRUB_CANDLES = 5000
 SCRUB_PAUSE_S = 0.02
 # Pause after a look that failed, in seconds.
 SCRUB_RETRY_S = 5.0
+# Damage is read again this often, in seconds; and so many parts each time.
+RECHECK_S = 30.0
+RECHECK_PARTS = 100
 # Series that wait for a scrub because a reader met a hole. More are met again.
 MAX_ASKED = 1000
 
@@ -48,6 +54,7 @@ class StoreScrub:
         self._declared = declared
         self._asked: dict[SeriesId, None] = {}
         self._arrived = asyncio.Event()
+        self._rechecked = 0
 
     def ask(self, series: SeriesId) -> None:
         """A reader has met a hole of `series` that no gap accounts for; returns at once."""
@@ -56,16 +63,34 @@ class StoreScrub:
             self._arrived.set()
 
     async def run(self) -> None:
-        """Read all series, then those that are asked for, until cancelled."""
+        """Read all series, then those that are asked for, and what is damaged, until cancelled."""
         await asyncio.sleep(SCRUB_BEGINS_S)
         await self._read_all()
         while True:
-            await self._arrived.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_S):
+                    await self._arrived.wait()
             self._arrived.clear()
             while self._asked:
                 series = next(iter(self._asked))
                 del self._asked[series]
                 await self._read(series)
+            await self._recheck()
+
+    async def _recheck(self) -> None:
+        """Read some of the damaged parts again; the board forgets those that can be read."""
+        for damage in self._parts_in_turn():
+            await asyncio.sleep(SCRUB_PAUSE_S)
+            with contextlib.suppress(StoreError):  # still damaged, and told
+                await self._database.read(lambda store, damage=damage: store.recheck(damage))  # type: ignore[misc]
+
+    def _parts_in_turn(self) -> list[Damage]:
+        """The next `RECHECK_PARTS` damaged parts: each comes in its turn."""
+        parts = self._database.damage.parts()
+        first = self._rechecked % len(parts) if parts else 0
+        some = [*parts[first:], *parts[:first]][:RECHECK_PARTS]
+        self._rechecked = first + len(some)
+        return some
 
     async def _read_all(self) -> None:
         while True:
@@ -87,19 +112,22 @@ class StoreScrub:
                 if found is None:
                     return
                 if found.undeclared:
-                    await self._declare(series, since)
+                    await self._declare(series, found.undeclared)
             except StoreError as error:
                 log.warning("%s: its stored candles cannot be looked through: %s", series, error)
                 return
             since = found.last
 
-    async def _declare(self, series: SeriesId, since: int) -> None:
+    async def _declare(self, series: SeriesId, found: list[Span]) -> None:
+        """Declare what of the holes that were found is one still."""
         holes: list[Span] = []
 
         def change(store: CandleStore) -> None:
-            found = look_for_holes(store, series, since)
-            if found is not None and found.undeclared:
-                holes.extend(found.undeclared)
+            for span in found:
+                times = [candle.time for candle in store.between(series, *span)]
+                missing = gaps.missing_spans(series.timeframe, *span, times)
+                holes.extend(gaps.without(missing, [gap.span for gap in store.gaps(series, span)]))
+            if holes:
                 window = Span(holes[0].start, holes[-1].end)
                 store.change_gaps(series, gaps.note(store.gaps(series, window), holes))
 

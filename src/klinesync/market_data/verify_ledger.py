@@ -348,16 +348,20 @@ class _Walk:
 def _readable(
     read: Callable[[int, int], list[tuple[int, bytes]]], start: int, end: int
 ) -> list[tuple[int, bytes | None]]:
-    """What `read` gives of `[start, end)`; None at a time of which something cannot be read."""
-    if start >= end:
-        return []
-    try:
-        return list(read(start, end))
-    except StoreDamaged:
-        if end - start == 1:
-            return [(start, None)]
-        middle = (start + end) // 2
-        return [*_readable(read, start, middle), *_readable(read, middle, end)]
+    """What `read` gives of `[start, end)`; None at a time of which something cannot be read, or from which on nothing
+    can, where the file is damaged."""
+    found: list[tuple[int, bytes | None]] = []
+    while start < end:
+        try:
+            return [*found, *read(start, end)]
+        except StoreDamaged as error:
+            span = error.damage.span
+            if span is None or span.end - span.start > 1:
+                return [*found, (start, None)]
+            found += _readable(read, start, span.start)
+            found.append((span.start, None))
+            start = span.end
+    return found
 
 
 def _time_of(said: Said) -> int:

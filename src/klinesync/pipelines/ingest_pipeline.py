@@ -28,8 +28,8 @@ from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_cl
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.metrics import Durations
-from klinesync.storage.damage import StoreDamaged
-from klinesync.storage.database import CandleStore, Database, Derivation, DerivationOrigin, Origin
+from klinesync.storage.damage import Damage, Kept, StoreDamaged
+from klinesync.storage.database import CandleStore, Database, Derivation, DerivationOrigin, Origin, R
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ POSTED = frozenset({"http", "file"})
 CATCH_UP_RETRY_S = 1.0
 # The same failure of the store is logged that often, in seconds.
 LOG_EVERY_S = 60.0
+# A ledger that lags because of damage, which is told where it is met, is logged that often, in seconds.
+DAMAGE_LINE_S = 600.0
+# A transaction that meets so many unreadable ledgers one after the other is done without any.
+MAX_LEDGERS_BY_NAME = 8
 # Base candles of one transaction that brings a derived series up to date.
 MAX_REFRESH_CANDLES = 20_000
 
@@ -58,6 +62,17 @@ class Empty(Struct, frozen=True):
     spans: Sequence[Span]
     proof: str
     lost: bool = False
+
+
+class LedgerDamaged(StoreDamaged):
+    """Of a transaction that changed the series `changed` a ledger, or what a ledger is computed from, cannot be read.
+    `unreadable`: whose ledger is to be left alone for that."""
+
+    def __init__(self, damage: Damage, changed: Sequence[SeriesId]) -> None:
+        super().__init__(damage)
+        self.changed = tuple(changed)
+        named = (damage.series,) if damage.series in changed and damage.series is not None else self.changed
+        self.unreadable: dict[SeriesId, StoreDamaged] = dict.fromkeys(named, self)
 
 
 class Submission(Struct, frozen=True):
@@ -113,6 +128,9 @@ class IngestPipeline:
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
         self._told_failure = LogLimit(LOG_EVERY_S)
+        self._told_damage = LogLimit(DAMAGE_LINE_S)
+        # Ledgers that nothing is added to until they are caught up with again, by their series; and why.
+        self._unreadable_ledgers: dict[SeriesId, StoreDamaged] = {}
         # Counted since the start: transactions, the candles that they changed by where these came from, and of those
         # the ones that were revised.
         self.batches = 0
@@ -259,7 +277,7 @@ class IngestPipeline:
             self._advance_ledgers(store, changes, now_s)
             return changes
 
-        for applied in await self._database.write(change):
+        for applied in await self._commit(change):
             self._publish(applied)
         self._arrived.set()
 
@@ -284,8 +302,11 @@ class IngestPipeline:
     async def _look(self, look: Callable[[CandleStore], None]) -> bool:
         try:
             await self._database.read(look)
+        except StoreDamaged:
+            return False  # told where it was met
         except StoreError as error:
-            log.error("factors and overlays cannot be looked after at present: %s", error)
+            if self._told_failure.allow(str(error), _now_s()) is not None:
+                log.error("factors and overlays cannot be looked after at present: %s", error)
             return False
         return True
 
@@ -302,7 +323,8 @@ class IngestPipeline:
         try:
             progress = await self._database.write(lambda store: self._ledger.catch_up(store, series, now_s))
         except StoreDamaged as error:
-            log.error("%s: its factors and overlays cannot catch up: %s", series, error)
+            if self._told_damage.allow(str(error), now_s) is not None:
+                log.error("%s: its factors and overlays cannot catch up: %s", series, error)
             self._ledger.put_off(series, error, now_s)
         except StoreError as error:
             if self._told_failure.allow(str(error), now_s) is not None:
@@ -312,6 +334,8 @@ class IngestPipeline:
             log.exception("%s: its factors and overlays cannot catch up", series)
             self._ledger.put_off(series, error, now_s)
         else:
+            if not progress.left:
+                self._unreadable_ledgers.pop(series, None)
             self._tell(progress)
 
     async def drain(self) -> None:
@@ -329,14 +353,41 @@ class IngestPipeline:
         self._advance_ledgers(store, [one for change in changes for one in change], now_s)
         return changes
 
+    async def _commit(self, change: Callable[[CandleStore], R]) -> R:
+        """What `change` returns, once it is committed. Raises `StoreError`.
+
+        A transaction that met an unreadable page cannot be committed: it is done again without the ledger that the page
+        belongs to, so that damage of ledgers costs no candle.
+        """
+        for _ in range(MAX_LEDGERS_BY_NAME):
+            try:
+                return await self._database.write(change)
+            except LedgerDamaged as error:
+                self._unreadable_ledgers |= error.unreadable
+        try:
+            return await self._database.write(change)
+        except LedgerDamaged as error:
+            self._unreadable_ledgers |= dict.fromkeys(error.changed, error)
+        return await self._database.write(change)
+
     def _advance_ledgers(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
+        store.save()  # candles that cannot be written are no trouble of a ledger
+        sound = [applied for applied in changes if applied.series not in self._unreadable_ledgers]
+        try:
+            if len(sound) < len(changes):
+                with store.savepoint():
+                    for applied in changes:
+                        error = self._unreadable_ledgers.get(applied.series)
+                        if error is not None and error.damage.kept is not Kept.LEDGER:
+                            self._ledger.leave_behind(store, applied, error, now_s)
+            self._advance_sound(store, sound, now_s)
+        except StoreDamaged as error:
+            raise LedgerDamaged(error.damage, [applied.series for applied in changes]) from error
+
+    def _advance_sound(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
         try:
             with store.savepoint():
                 self._ledger.advance(store, changes, now_s)
-        except StoreDamaged as error:
-            # A ledger that cannot read old candles lags; a new candle is stored all the same.
-            log.error("factors and overlays lag behind the candles: %s", error)
-            self._ledger.set_back(store, changes, error, now_s)
         except StoreError:
             raise
         except Exception as error:
@@ -405,11 +456,12 @@ class IngestPipeline:
         began_s = loop.time()
         one_by_one = False
         try:
-            results = await self._database.write(lambda store: self.apply(store, batch, began_s))
+            results = await self._commit(lambda store: self.apply(store, batch, began_s))
         except StoreDamaged as error:
             self.batches_failed += 1
             if len(batch) == 1:
-                log.error("a submission was not stored: %s", error)
+                if self._told_failure.allow(str(error), began_s) is not None:
+                    log.error("a submission was not stored: %s", error)
                 self._fail(batch, error)
             else:
                 one_by_one = True

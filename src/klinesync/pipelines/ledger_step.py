@@ -234,6 +234,17 @@ class LedgerStep:
             if not self.idle:
                 self.put_off(series, error, now_s)
 
+    def leave_behind(self, store: CandleStore, applied: Applied, error: Exception, now_s: float) -> None:
+        """A change of a series whose ledger cannot be read nor rewound: the ledger lags. What it says of candles that
+        were changed is nobody's: it begins anew once it can be written."""
+        if not applied.candles:
+            return
+        ledger = store.ledger.get(applied.series)
+        if ledger is not None and _reaches(ledger, min(candle.time for candle in applied.candles)):
+            store.ledger.put(applied.series, ledger._replace(fingerprint=""))
+        if not self.idle and applied.series not in self._behind:
+            self.put_off(applied.series, error, now_s)
+
     def put_off(self, series: SeriesId, error: Exception, now_s: float) -> None:
         """The series' ledger could not be advanced, and is tried again after a while."""
         self._entries.pop(series, None)

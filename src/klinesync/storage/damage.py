@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from enum import StrEnum
 from typing import NamedTuple
 
 from klinesync.core.errors import StoreError
@@ -16,23 +17,45 @@ log = logging.getLogger(__name__)
 MAX_DAMAGED_PARTS = 1000
 
 
+class Kept(StrEnum):
+    """What the store keeps of a series."""
+
+    CANDLES = "candles"
+    EVENTS = "factor events"
+    DRAWINGS = "drawings"
+    CHECKPOINTS = "checkpoints"
+    LEDGER = "ledger"
+
+
 class Damage(NamedTuple):
-    """An unreadable part: open times `span` of `series`, and what is wrong with them. None: of the whole store."""
+    """An unreadable part of the store.
+
+    series: whose; None: of the whole store.
+    span: the open times that cannot be read; None: which ones is not known.
+    what: what is wrong, for people.
+    kept: what of the series cannot be read.
+    """
 
     series: SeriesId | None
     span: Span | None
     what: str
+    kept: Kept = Kept.CANDLES
 
     def sentence(self) -> str:
         """The damage in words."""
-        if self.series is None or self.span is None:
+        if self.series is None:
             return f"the store is damaged: {self.what}"
-        start, end = self.span
-        return f"the store is damaged: series {self.series}, candles from {start} to {end}: {self.what}"
+        span = "" if self.span is None else f" from {self.span.start} to {self.span.end}"
+        return f"the store is damaged: series {self.series}, {self.kept}{span}: {self.what}"
+
+    @property
+    def start(self) -> int:
+        """The first unreadable open time; -1 where the span is not known."""
+        return -1 if self.span is None else self.span.start
 
 
 class StoreDamaged(StoreError):
-    """Stored candles cannot be read."""
+    """A part of the store cannot be read."""
 
     code = "store_damaged"
 
@@ -46,12 +69,12 @@ class DamageBoard:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._parts: dict[tuple[SeriesId | None, int], Damage] = {}
+        self._parts: dict[tuple[SeriesId | None, Kept, int], Damage] = {}
         self._full = False
 
     def note(self, damage: Damage) -> None:
         """Remember a damaged part; the first time it is logged."""
-        key = damage.series, -1 if damage.span is None else damage.span.start
+        key = damage.series, damage.kept, damage.start
         with self._lock:
             known = key in self._parts
             full = len(self._parts) >= MAX_DAMAGED_PARTS
@@ -67,21 +90,32 @@ class DamageBoard:
             span = "" if damage.span is None else f"{damage.span.start}..{damage.span.end}"
             log.error("store_damaged series=%s span=%s: %s", damage.series or "", span, damage.what)
 
-    def clear(self, series: SeriesId, span: Span) -> None:
-        """`span` of `series` was read without trouble: damage that begins in it is over."""
+    def clear(self, series: SeriesId, kept: Kept, span: Span | None) -> None:
+        """What is `kept` of `series` in `span` was read without trouble: damage that begins there is over. None: all of
+        it was read, and damage of unknown span is over."""
+        least, end = (-1, 0) if span is None else span
         with self._lock:
-            over = [key for key in self._parts if key[0] == series and span.start <= key[1] < span.end]
-            for key in over:
-                del self._parts[key]
-        for _, start in over:
-            log.warning("store_mended series=%s span=%d..%d: the candles can be read again", series, start, span.end)
+            over = [
+                part
+                for (whose, what, start), part in self._parts.items()
+                if whose == series and what is kept and least <= start < end
+            ]
+            for part in over:
+                del self._parts[series, kept, part.start]
+        for part in over:
+            where = "" if part.span is None else f"{part.span.start}..{part.span.end}"
+            log.warning("store_mended series=%s span=%s: the %s can be read again", series, where, kept)
 
-    def spans(self, series: SeriesId) -> list[Span]:
-        """The damaged spans of `series`, ascending."""
+    def of(self, series: SeriesId) -> list[Damage]:
+        """All damage of `series`, whatever is kept there."""
         if not self._parts:
             return []
         with self._lock:
-            return sorted(part.span for part in self._parts.values() if part.series == series and part.span is not None)
+            return [part for part in self._parts.values() if part.series == series]
+
+    def spans(self, series: SeriesId) -> list[Span]:
+        """The spans of `series` whose candles are damaged, ascending."""
+        return sorted(part.span for part in self.of(series) if part.kept is Kept.CANDLES and part.span is not None)
 
     def parts(self) -> list[Damage]:
         """All damaged parts that are remembered."""

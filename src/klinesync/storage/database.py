@@ -18,7 +18,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction
 from klinesync.storage.chunks import Maker, T
-from klinesync.storage.damage import DamageBoard
+from klinesync.storage.damage import Damage, DamageBoard
 
 R = TypeVar("R")
 
@@ -216,7 +216,11 @@ class CandleStore(Protocol):
         ...
 
     def damaged(self, series: SeriesId) -> list[Span]:
-        """The spans of the series that were found to be unreadable, ascending."""
+        """The spans of the series whose candles were found to be unreadable, here or by others, ascending."""
+        ...
+
+    def recheck(self, damage: Damage) -> None:
+        """Read again what was damaged; the board forgets what can be read. Raises `StoreDamaged` when it cannot."""
         ...
 
     def revisions(self, series: SeriesId) -> list[Revision]:
@@ -237,8 +241,12 @@ class CandleStore(Protocol):
         ...
 
     def savepoint(self) -> AbstractContextManager[object]:
-        """What is written inside is undone when the block raises; the transaction goes on. Only within
-        `Database.write`."""
+        """What is written inside is undone when the block raises; the transaction goes on, but for a `StoreError` that
+        is no damage. Only within `Database.write`."""
+        ...
+
+    def save(self) -> None:
+        """Write what was kept back so far, so that a later error is not of that. Only within `Database.write`."""
         ...
 
     def change_gaps(self, series: SeriesId, change: GapChange) -> None:

@@ -7,15 +7,17 @@ and to keep. A series' chunks all lie before its rows.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from operator import itemgetter
+from typing import Concatenate, ParamSpec
 
 import apsw
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
-from klinesync.core.gaps import Gap, GapChange, GapState, Span, runs
+from klinesync.core.errors import StoreError
+from klinesync.core.gaps import Gap, GapChange, GapState, Span, joined, runs
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.chunks import (
@@ -30,7 +32,7 @@ from klinesync.storage.chunks import (
     pack,
     unpack_between,
 )
-from klinesync.storage.damage import Damage, DamageBoard, StoreDamaged
+from klinesync.storage.damage import Damage, DamageBoard, Kept, StoreDamaged
 from klinesync.storage.database import Derivation, DerivationOrigin, Ledger, Origin, Revision
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 
@@ -107,6 +109,33 @@ class Known:
         self.ledgers.clear()
 
 
+# After these SQLite may have rolled back all of the transaction.
+_REFUSED_BY_DISK = (apsw.FullError, apsw.IOError, apsw.NoMemError, apsw.CantOpenError, apsw.ReadOnlyError)
+
+P = ParamSpec("P")
+
+
+class TransactionLost(StoreError):
+    """The disk refused a write inside a savepoint (it is full, or failing): no more of the transaction is to be done,
+    for SQLite may have rolled all of it back. The cause is SQLite's error."""
+
+
+def _names_series(
+    method: Callable[Concatenate[SqliteCandleStore, SeriesId, P], T],
+) -> Callable[Concatenate[SqliteCandleStore, SeriesId, P], T]:
+    """Of a method that asks for one series: pages of the file that SQLite cannot read are damage of that series, and
+    raise `StoreDamaged`."""
+
+    @wraps(method)
+    def named(store: SqliteCandleStore, series: SeriesId, /, *args: P.args, **more: P.kwargs) -> T:
+        try:
+            return method(store, series, *args, **more)
+        except apsw.CorruptError as error:
+            raise store._unreadable(series, error) from error  # noqa: SLF001  # a decorator of its methods
+
+    return named
+
+
 class SqliteCandleStore:
     """`CandleStore` on one connection, in one transaction; `commit` is its number where that is known.
 
@@ -118,23 +147,29 @@ class SqliteCandleStore:
         self._known = known
         self._commit = commit
         self._unsaved: list[tuple[int | float, ...]] = []
+        # Damage that this transaction has met. The board may have forgotten it meanwhile, by a look at a later state.
+        self._met: list[tuple[SeriesId, Span]] = []
         # Not a method of this: one that held the other would leave both to be found as garbage, after each transaction.
         number = partial(known.number, connection)
         self.ledger = SqliteLedgerStore(connection, number, known.ledgers if known.writes else None, known.damage)
 
+    @_names_series
     def head(self, series: SeriesId) -> int | None:
         edges = self._edges(series)
         return None if edges is None else edges[1]
 
+    @_names_series
     def first(self, series: SeriesId) -> int | None:
         edges = self._edges(series)
         return None if edges is None else edges[0]
 
+    @_names_series
     def newest(
         self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
     ) -> list[Candle]:
         return self._newest_rows(series, limit, as_candles, before, after, strict=True)
 
+    @_names_series
     def newest_rows(
         self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
     ) -> list[T]:
@@ -160,9 +195,11 @@ class SqliteCandleStore:
                 break
         return [row for part in reversed(parts) for row in part]
 
+    @_names_series
     def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
         return self._oldest_rows(series, limit, as_candles, since, strict=True)
 
+    @_names_series
     def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
         return self._oldest_rows(series, limit, make, since, strict=False)
 
@@ -177,6 +214,7 @@ class SqliteCandleStore:
                 return found[:limit]
         return found + self._rows(number, since + 1, MAX_TIME + 1, make, limit - len(found))
 
+    @_names_series
     def count_after(self, series: SeriesId, since: int, most: int) -> int:
         number = self._number(series)
         if number is None:
@@ -202,10 +240,12 @@ class SqliteCandleStore:
             found += (packed or 0) // CANDLE_BYTES
         return min(found, most)
 
+    @_names_series
     def between(self, series: SeriesId, start: int, end: int) -> list[Candle]:
         number = self._number(series)
         return [] if number is None else self._between(series, number, start, end)
 
+    @_names_series
     def span(self, series: SeriesId) -> Span | None:
         edges = self._edges(series)
         return None if edges is None else Span(edges[0], series.timeframe.next(edges[1]))
@@ -221,11 +261,13 @@ class SqliteCandleStore:
         found = self._connection.execute("SELECT series_id FROM series ORDER BY series_no")
         return [SeriesId.parse(str(text)) for (text,) in found]
 
+    @_names_series
     def derived_of(self, series: SeriesId) -> list[SeriesId]:
         number = self._number(series)
         found = self._connection.execute("SELECT series_id FROM series WHERE derived_from = ?", (number,))
         return [SeriesId.parse(str(text)) for (text,) in found]
 
+    @_names_series
     def derivation(self, series: SeriesId) -> Derivation:
         found = self._connection.execute(
             "SELECT base.series_id, series.origin FROM series LEFT JOIN series AS base"
@@ -237,6 +279,7 @@ class SqliteCandleStore:
         base, origin = found
         return Derivation(None if base is None else SeriesId.parse(str(base)), DerivationOrigin(int(origin)))
 
+    @_names_series
     def set_derivation(self, series: SeriesId, derivation: Derivation) -> None:
         base = None if derivation.base is None else self._number(derivation.base)
         self._connection.execute(
@@ -257,6 +300,7 @@ class SqliteCandleStore:
             "INSERT INTO derivation VALUES (?, ?)", (base.code, ",".join(target.code for target in targets))
         )
 
+    @_names_series
     def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
         if series in self._known.gapless:
             return []
@@ -277,8 +321,30 @@ class SqliteCandleStore:
         return gaps
 
     def damaged(self, series: SeriesId) -> list[Span]:
-        return self._known.damage.spans(series)
+        met = [span for whose, span in self._met if whose == series]
+        return joined([*self._known.damage.spans(series), *met])
 
+    def recheck(self, damage: Damage) -> None:
+        if damage.series is None:
+            return
+        if damage.kept is Kept.CANDLES:
+            self._recheck_candles(damage.series, damage.span)
+        else:
+            self.ledger.recheck(damage)
+
+    @_names_series
+    def _recheck_candles(self, series: SeriesId, span: Span | None) -> None:
+        number = self._number(series)
+        start, end = span or (0, MAX_TIME + 1)
+        if number is not None:
+            for _ in self._chunks(series, number, start, end, as_candles):
+                pass
+            self._rows(number, start, end, as_candles)
+            self._edges(series)
+            self.gaps(series)
+        self._known.damage.clear(series, Kept.CANDLES, span)
+
+    @_names_series
     def revisions(self, series: SeriesId) -> list[Revision]:
         found = self._connection.execute(
             "SELECT time, open, high, low, close, volume, revised_at, source FROM candle_revision"
@@ -287,6 +353,7 @@ class SqliteCandleStore:
         )
         return [_as_revision(row) for row in found]
 
+    @_names_series
     def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
         if len(candles) == 1:
             ascending = list(candles)
@@ -328,6 +395,7 @@ class SqliteCandleStore:
                 self._known.tails.pop(series, None)
         return Applied(series, tuple(ascending), revised, commit=self.commit(), rounded=rounded)
 
+    @_names_series
     def trim(self, series: SeriesId, before: int) -> None:
         number = self._number(series)
         if number is None:
@@ -358,14 +426,16 @@ class SqliteCandleStore:
             with self._connection:  # apsw makes a block of a connection a savepoint
                 yield
                 self.ledger.save()
-        except BaseException:
+        except BaseException as error:
             self._unsaved = []
             self.ledger.forget()
             self._known.forget()
+            lost = isinstance(error, _REFUSED_BY_DISK) or not self._connection.in_transaction
+            if isinstance(error, apsw.Error) and lost:
+                raise TransactionLost(str(error)) from error
             raise
 
     def save(self) -> None:
-        """Write what is kept still; before the commit."""
         self._save_rows()
         self.ledger.save()
 
@@ -375,10 +445,20 @@ class SqliteCandleStore:
             return
         self._unsaved = []
         whole = len(rows) - len(rows) % ROWS_OF_A_STATEMENT
-        for at in range(0, whole, ROWS_OF_A_STATEMENT):
-            self._connection.execute(_PUT_MANY, [value for row in rows[at : at + ROWS_OF_A_STATEMENT] for value in row])
-        self._connection.executemany(_PUT_ONE, rows[whole:])
+        try:
+            for at in range(0, whole, ROWS_OF_A_STATEMENT):
+                some = rows[at : at + ROWS_OF_A_STATEMENT]
+                self._connection.execute(_PUT_MANY, [value for row in some for value in row])
+            self._connection.executemany(_PUT_ONE, rows[whole:])
+        except apsw.CorruptError as error:
+            numbers = {row[0] for row in rows}
+            whose = [series for series, number in self._known.numbers.items() if number in numbers]
+            if len(whose) == 1:
+                raise self._unreadable(whose[0], error) from error
+            # Of several series nobody knows which: the caller tries each by itself.
+            raise StoreDamaged(Damage(None, None, str(error))) from error
 
+    @_names_series
     def change_gaps(self, series: SeriesId, change: GapChange) -> None:
         if not change:
             return
@@ -476,7 +556,7 @@ class SqliteCandleStore:
                 self._damaged(series, number, chunk, chunk, why, strict=strict)
                 continue
             if self._known.damage:
-                self._known.damage.clear(series, self._chunk_span(series, number, chunk))
+                self._known.damage.clear(series, Kept.CANDLES, self._chunk_span(series, number, chunk))
             if rows:
                 yield rows
 
@@ -499,6 +579,7 @@ class SqliteCandleStore:
                     first, last = (first, chunk - 1) if newest else (chunk + 1, last)
                     yield chunk, packed
             except apsw.CorruptError as error:
+                strict = strict or self._known.writes  # what met such a page cannot be committed
                 bad = self._next_chunk(number, first, last, newest=newest)
                 if bad is None:
                     self._damaged(series, number, first, last, str(error), strict=strict)
@@ -523,8 +604,14 @@ class SqliteCandleStore:
         start, end = self._chunk_span(series, number, first).start, self._chunk_span(series, number, last).end
         damage = Damage(series, Span(start, end), f"the stored candles cannot be read: {why}")
         self._known.damage.note(damage)
+        self._met.append((series, Span(start, end)))
         if strict:
             raise StoreDamaged(damage)
+
+    def _unreadable(self, series: SeriesId, error: apsw.CorruptError) -> StoreDamaged:
+        damage = Damage(series, None, f"the store's file cannot be read there: {error}")
+        self._known.damage.note(damage)
+        return StoreDamaged(damage)
 
     def _grid(self, series: SeriesId, number: int, chunk: int) -> Grid:
         span = self._chunk_span(series, number, chunk)

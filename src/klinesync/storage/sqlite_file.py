@@ -9,11 +9,11 @@ from pathlib import Path
 import apsw
 
 from klinesync.core.errors import StoreError
-from klinesync.storage.damage import DamageBoard
+from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
 from klinesync.storage.disk import disk_trouble
 from klinesync.storage.file_watch import FileWatch
-from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
+from klinesync.storage.sqlite_candles import Known, SqliteCandleStore, TransactionLost
 from klinesync.storage.sqlite_reader import BUSY_TIMEOUT_MS
 from klinesync.storage.sqlite_schema import check_owner, migrate
 
@@ -153,9 +153,12 @@ class SqliteFile:
             errno = writer.system_errno
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
-            if isinstance(error, apsw.Error):
-                why = disk_trouble(error, self.path, errno)
+            cause = error.__cause__ if isinstance(error, TransactionLost) else error
+            if isinstance(cause, apsw.Error):
+                why = disk_trouble(cause, self.path, errno)
                 self.write_error = StoreError(f"the store {self.path} cannot be written: {why}")
+                if isinstance(cause, apsw.CorruptError | apsw.NotADBError):  # in a part that is of no one series
+                    self.damage.note(Damage(None, None, f"{self.path}: {cause}"))
                 raise self.write_error from error
             raise
         self.check()
