@@ -201,12 +201,16 @@ def check_gap_ledger(witness: Witness, exchange: SimulatedExchange) -> list[str]
             f"{series}: {gap} has a state or a proof that it should not"
             for gap in gaps
             # What the exchange has forgotten it neither shows nor shows to be empty.
-            if not (_confirmed(gap) or (gap.state is GapState.UNKNOWN and exchange.forgot(series, gap.end - 1)))
+            if not (_confirmed(gap) or (gap.state in _FORGOTTEN and exchange.forgot(series, gap.end - 1)))
         ]
         noted = {time for gap in gaps for time in range(gap.start, gap.end, MINUTE_S)}
         wrong += [f"{series}: the hole at {time} is not in the ledger" for time in sorted(holes - noted)]
         wrong += [f"{series}: {time} is a hole in the ledger, and no hole" for time in sorted(noted - holes)]
     return wrong[:MOST_SENTENCES]
+
+
+# What of a hole that the exchange has forgotten may be known: nothing, or that it is lost.
+_FORGOTTEN = (GapState.UNKNOWN, GapState.LOST)
 
 
 def _confirmed(gap: Gap) -> bool:

@@ -22,7 +22,7 @@ from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
-from klinesync.runtime.sources import Errand, HistoryPage, Urgency
+from klinesync.runtime.sources import Errand, HistoryPage, Reach, Urgency
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -84,7 +84,13 @@ class Exchange:
 class World:
     """A store, what writes to it, and the healing beside it. `fail`: writes do."""
 
-    def __init__(self, database: InThreadSqliteDatabase, exchange: Exchange, shelves: Sequence[Shelf] = ()) -> None:
+    def __init__(
+        self,
+        database: InThreadSqliteDatabase,
+        exchange: Exchange,
+        shelves: Sequence[Shelf] = (),
+        oldest: int | None = None,
+    ) -> None:
         self.database = database
         self.exchange = exchange
         self.board = BackfillBoard(lambda: 1_700_000_000.0)
@@ -97,6 +103,7 @@ class World:
             watch=self.board.watch(),
             deep_watch=self.board.watch(),
             shelves=shelves,
+            reach=lambda _: None if oldest is None else Reach(60 * oldest, "it keeps the newest few"),
             rng=random.Random(1),
         )
 
@@ -123,13 +130,17 @@ class World:
 
 @asynccontextmanager
 async def world_on(
-    path: Path, exchange: Exchange, fail: Callable[[], None] | None = None, shelves: Sequence[Shelf] = ()
+    path: Path,
+    exchange: Exchange,
+    fail: Callable[[], None] | None = None,
+    shelves: Sequence[Shelf] = (),
+    oldest: int | None = None,
 ) -> AsyncIterator[World]:
     async def pause() -> None:
         await asyncio.sleep(0)
 
     async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
-        world = World(database, exchange, shelves)
+        world = World(database, exchange, shelves, oldest)
         tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.healing.run())]
         try:
             yield world
@@ -192,9 +203,11 @@ async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(
     waits: list[float] = []
     in_vain = heal_queue.in_vain
 
-    def noted(need: heal_queue.Need, now_s: float, rng: random.Random, at_least_s: float = 0.0) -> heal_queue.Need:
+    def noted(
+        need: heal_queue.Need, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, beyond: bool = False
+    ) -> heal_queue.Need:
         waits.append(at_least_s)
-        return in_vain(need, now_s, rng, at_least_s / 1000)
+        return in_vain(need, now_s, rng, at_least_s / 1000, beyond=beyond)
 
     monkeypatch.setattr(heal_queue, "in_vain", noted)
     exchange = Exchange(range(100))
@@ -535,7 +548,8 @@ async def test_a_backfill_goes_on_after_a_restart_whatever_was_stored_when_it_wa
 async def test_what_the_exchange_does_not_have_is_not_asked_for_again_after_a_restart(tmp_path: Path) -> None:
     exchange = Exchange(range(7, 80))
     async with world_on(tmp_path, exchange) as world:
-        assert (await world.healing.backfill(BTC, span(0, 100))).missing == 27
+        over = await world.healing.backfill(BTC, span(0, 100))
+        assert (over.missing, over.begins) == (20, 60 * 7), "before the first one there is nothing"
     exchange.asked.clear()
     async with world_on(tmp_path, exchange) as world:
         assert await world.database.read(lambda store: store.backfills()) == []
@@ -565,7 +579,7 @@ async def test_a_series_of_which_nothing_is_stored_is_backfilled_up_to_what_the_
         over = await world.healing.backfill(BTC, span(0, 100))
         assert await world.minutes(BTC) == list(range(7, 80))
         assert await world.ledger(BTC) == []
-        assert (over.total, over.missing, over.trouble) == (100, 27, None)
+        assert (over.total, over.missing, over.trouble) == (100, 20, None)
         exchange.minutes |= set(range(80, 120))
         over = await world.healing.backfill(BTC, span(50, 110))
         assert await world.minutes(BTC) == list(range(7, 110))
@@ -804,3 +818,84 @@ async def test_what_a_user_waits_for_interrupts_the_files(tmp_path: Path) -> Non
         assert await world.minutes(BTC) == list(range(910))
         assert len(archive.asked) == 2, "it went on where it was interrupted"
         assert archive.asked[1][0] >= 5 * PAGE
+
+
+# What an exchange will never give.
+
+
+async def test_what_lies_behind_an_exchanges_depth_is_lost_at_once_and_never_asked_for(tmp_path: Path) -> None:
+    exchange = Exchange(range(50, 100))
+    async with world_on(tmp_path, exchange, oldest=50) as world:
+        await world.write(BTC, [*range(10), *range(90, 100)])
+        world.healing.request_declared(BTC)
+        await world.settled(BTC)
+        (hole,) = await world.ledger(BTC)
+        assert (hole.span, hole.state, hole.proof) == (span(10, 50), GapState.LOST, "it keeps the newest few")
+        assert await world.minutes(BTC) == [*range(10), *range(50, 100)]
+        assert min(start for _, start, _ in exchange.asked) >= 49, "what it does not have is not asked for"
+        exchange.asked.clear()
+        world.healing.request_declared(BTC)
+        await world.settled(BTC)
+        over = await world.healing.backfill(BTC, span(0, 100))
+        assert (over.missing, over.lost, over.lost_why) == (0, 40, "it keeps the newest few")
+    assert exchange.asked == []
+
+
+async def test_a_backfill_takes_what_an_exchange_keeps_and_says_what_it_does_not(tmp_path: Path) -> None:
+    exchange = Exchange(range(50, 100))
+    async with world_on(tmp_path, exchange, oldest=50) as world:
+        over = await world.healing.backfill(BTC, span(0, 100))
+        assert await world.minutes(BTC) == list(range(50, 100))
+        assert (over.missing, over.lost, over.lost_why, over.begins) == (0, 50, "it keeps the newest few", None)
+        exchange.asked.clear()
+        over = await world.healing.backfill(BTC, span(0, 40))
+        assert (over.missing, over.lost) == (0, 40)
+    assert exchange.asked == []
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["newer rows alone", "a wrong question"])
+async def test_a_hole_that_an_unknown_depth_has_left_behind_is_lost_after_a_while_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    exchange = Exchange(range(60, 100))
+
+    def reached(start: int) -> None:
+        if refuses and start < 60:
+            exchange.trouble = [UpstreamError("Maximum 40 points ago are allowed", 400)]
+
+    async with world_on(tmp_path, Asked(exchange, reached)) as world:
+        await world.write(BTC, [*range(10), *range(60, 100)])
+        world.healing.request_declared(BTC)
+        await world.until(lambda: len(exchange.asked) >= heal_queue.PATIENCE + 1)
+        assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN], "it may be trouble"
+        monkeypatch.setattr(heal_queue, "LOST_AFTER_S", 0.0)
+        async with asyncio.timeout(TIMEOUT_S):
+            while [gap.state for gap in await world.ledger(BTC)] != [GapState.LOST]:
+                await asyncio.sleep(0.001)
+        await world.settled(BTC)
+        exchange.asked.clear()
+        world.healing.request_declared(BTC)
+        await world.settled(BTC)
+        assert exchange.asked == []
+        exchange.minutes |= set(range(60))
+        refuses = False
+        over = await world.healing.backfill(BTC, span(0, 100))
+        assert (over.missing, over.lost) == (0, 0), "a user may have it asked for once more"
+        assert await world.minutes(BTC) == list(range(100))
+        assert await world.ledger(BTC) == []
+
+
+class Asked(Exchange):
+    """Another one, of which each question is looked at before."""
+
+    def __init__(self, other: Exchange, look: Callable[[int], None]) -> None:
+        super().__init__(())
+        self.other = other
+        self.look = look
+
+    async def history(
+        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        self.look(start // 60)
+        async for page in self.other.history(series, start, errand, until):
+            yield page

@@ -51,6 +51,7 @@ class Fake:
         self.minutes = list(minutes)
         self.now_s = now_s
         self.asked: list[str] = []
+        self.sinces: list[int | None] = []
         self.tells_date = False
         self.pushes: asyncio.Queue[Sequence[Row]] = asyncio.Queue()
 
@@ -73,6 +74,7 @@ class Fake:
         self, symbol: str, timeframe: str, since: int | None = None, limit: int | None = None
     ) -> Sequence[Row]:
         self._answer("rows")
+        self.sinces.append(since)
         rows = [row(minute) for minute in self.minutes]
         return [one for one in rows if since is None or (one[0] or 0) >= since][:limit]
 
@@ -90,11 +92,13 @@ class Fake:
 
 
 @asynccontextmanager
-async def source_of(exchange: Fake, monotonic: Callable[[], float] | None = None) -> AsyncIterator[CcxtSource]:
+async def source_of(
+    exchange: Fake, monotonic: Callable[[], float] | None = None, name: str = "fake"
+) -> AsyncIterator[CcxtSource]:
     clock = monotonic or asyncio.get_running_loop().time
     thread = CcxtThread()
     source = CcxtSource(
-        CcxtClient("fake", thread, monotonic=clock, make=lambda _: exchange),
+        CcxtClient(name, thread, monotonic=clock, make=lambda _: exchange),
         clocks={"spot": ExchangeClock(), "futures": ExchangeClock()},
         final_margin_s=MARGIN_S,
         monotonic=clock,
@@ -202,3 +206,17 @@ async def test_what_is_pushed_is_never_closed_and_does_not_hold_up_the_clock() -
     assert all(event.by_rest for event in events)
     assert [event.event_ms for event in events] == sorted({event.event_ms for event in events})
     assert source.quarantined == 1
+
+
+async def test_what_a_venue_keeps_no_more_is_not_asked_for() -> None:
+    exchange = Fake(range(1000), T0 + 60 * 1000 + 30)
+    async with source_of(exchange, name="kraken") as source:
+        assert source.reach(BTC) is None, "what time it is there is not known yet"
+        found = await history(source)
+        reach = source.reach(BTC)
+        assert reach is not None
+        assert reach.oldest == T0 + 60 * (1000 - 717)
+        assert reach.sentence == "kraken keeps the newest 720 candles of 1m only"
+        assert found[0].time == reach.oldest
+        assert found[-1] == candle(999 - 1) or found[-1] == candle(999)
+        assert min(since or 0 for since in exchange.sinces) == reach.oldest * 1000

@@ -17,6 +17,7 @@ from pyarrow import feather as pa_feather
 from history_files import all_of, keep_listings, minutes, write_archive, write_freqtrade
 from klinesync.cli import main
 from klinesync.core.candle import Candle
+from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
@@ -536,6 +537,27 @@ async def test_a_backfill_brings_what_is_missing_and_a_second_one_nothing(tmp_pa
         )  # fmt: skip
         assert (status, err) == (0, ""), err
         assert stored(other) == archive
+
+
+async def test_a_backfill_that_begins_before_a_listing_is_done_when_all_that_there_is_is_stored(
+    tmp_path: Path, store: Path
+) -> None:
+    first_s = 1_748_736_000
+    (tmp_path / "recorded").mkdir()
+    rows = [[(first_s + 60 * at) * 1000, 1.0, 2.0, 0.5, 1.5, 3.25] for at in range(120)]
+    (tmp_path / "recorded" / "BTC_USDT-1m.json").write_text(json.dumps(rows))
+    async with SimServer(SimConfig(data=tmp_path / "recorded", start=first_s + 7140)) as exchange:
+        begin = first_s + (exchange.now_ms() // 1000 - first_s) // DAY_S * DAY_S
+        span = (f"--from={begin - 1000 * 60}", f"--to={begin + 100 * 60}", f"--database-url=sqlite:///{store}")
+        ask = ("backfill", str(SERIES), *span, *endpoints(exchange))
+        status, out, err = await asyncio.to_thread(klinesync, *ask)
+        assert (status, err) == (0, "")
+        assert "100 candles brought, 0 still missing" in out
+        assert f"{SERIES}: binance has nothing before {date_text(begin)}" in out
+        assert [candle.time for candle in stored(store)] == list(range(begin, begin + 6000, 60))
+        status, out, err = await asyncio.to_thread(klinesync, *ask, "--json")
+        facts = json.loads(out)
+        assert (status, err, facts["missing"], facts["lost"], facts["nothing_before"]) == (0, "", 0, 0, begin)
 
 
 def days(first: int, end: int) -> Span:

@@ -241,7 +241,8 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
 
 
 async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
-    """`klinesync backfill`: 1 when something is still missing that is not known to be empty."""
+    """`klinesync backfill`: 1 when something is still missing that may yet be had, or when nothing of the span can be
+    had any more."""
     began_s = time.monotonic()
     with bar() as say:
         if arguments.url is not None and arguments.source is None:
@@ -263,12 +264,22 @@ async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
             "to": found.span.end,
             "candles": found.candles,
             "missing": found.missing,
+            "lost": found.lost,
+            "nothing_before": found.begins,
             "seconds": seconds,
         }
         print(json.dumps(facts, indent=1))
     else:
         print(
             f"{series}: {counted(found.candles, 'candle')} brought, {found.missing} still missing, in {seconds:.1f} s"
+        )
+        if found.begins is not None:
+            print(printable(f"{series}: {series.exchange} has nothing before {date_text(found.begins)}"))
+    if found.lost:
+        are = "is" if found.lost == 1 else "are"
+        print(
+            printable(f"klinesync: {counted(found.lost, 'candle')} of {series} {are} lost: {found.lost_why}"),
+            file=sys.stderr,
         )
     if found.missing:
         are = "is" if found.missing == 1 else "are"
@@ -277,7 +288,8 @@ async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
             printable(f"klinesync: {counted(found.missing, 'candle')} of {series} {are} still missing: {why}"),
             file=sys.stderr,
         )
-    return 1 if found.missing else 0
+    all_lost = found.lost > 0 and found.lost == series.timeframe.count(*found.span)
+    return 1 if found.missing or all_lost else 0
 
 
 async def _backfill_store(
@@ -311,6 +323,7 @@ async def _backfill_store(
             covers=lambda one: one.exchange == series.exchange,
             kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
             now_s=exchange_s,
+            reach=lambda one: rest.reach(one) if isinstance(rest, CcxtSource) else None,
         )
         running = group.create_task(service.run(), name="backfill")
         try:

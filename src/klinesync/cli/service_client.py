@@ -52,6 +52,9 @@ class _Begun(msgspec.Struct):
     from_: int = msgspec.field(name="from")
     to: int
     missing_candles: int
+    lost_candles: int = 0
+    lost_why: str | None = None
+    nothing_before: int | None = None
 
 
 class _Report(msgspec.Struct):
@@ -105,6 +108,7 @@ class ServiceClient:
         span = Span(begun.from_, begun.to)
         base = SeriesId.parse(begun.series_id)
         how = BackfillProgress(base, span, begun.missing_candles, begun.missing_candles, 0, 0.0)
+        after = begun
         running = begun.missing_candles > 0
         while running:
             status, text = await self._ask("GET", "/api/market/health", {"series_id": str(base)})
@@ -121,8 +125,16 @@ class ServiceClient:
             if running:
                 await asyncio.sleep(POLL_S)
         # What is missing still? Asked for once more, it says so, and asks for nothing that it has.
-        left = (await self._begin(series, *span)).missing_candles if begun.missing_candles else 0
-        return replace(how, missing=left, elapsed_s=time.monotonic() - began_s)
+        if begun.missing_candles:
+            after = await self._begin(series, *span)
+        return replace(
+            how,
+            missing=after.missing_candles,
+            elapsed_s=time.monotonic() - began_s,
+            lost=after.lost_candles,
+            lost_why=after.lost_why,
+            begins=after.nothing_before,
+        )
 
     async def _begin(self, series: SeriesId, start: int, end: int | None) -> _Begun:
         body: dict[str, object] = {"series_id": str(series), "from": start}

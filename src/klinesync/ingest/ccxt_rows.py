@@ -151,12 +151,19 @@ def read_page(
 
 
 def next_start(
-    frame: Timeframe, start: int, page: Page, until: int | None, limit: int | None, now_s: int | None
+    frame: Timeframe,
+    start: int,
+    page: Page,
+    until: int | None,
+    limit: int | None,
+    now_s: int | None,
+    window: int | None = None,
 ) -> int | None:
     """Where the next page begins, so that it overlaps this one by a row; None when this was the last one.
 
     Many exchanges answer with what lies in a window of `limit` candles behind `start`, so that an answer without
-    anything new is the end only when the window reaches up to now (`now_s`, by the exchange's clock).
+    anything new is the end only when the window reaches up to now (`now_s`, by the exchange's clock). `window`: where
+    the exchange looks into a longer one than `limit`, in candles.
     """
     newest = page.newest
     if until is not None and until < page.end:
@@ -170,7 +177,7 @@ def next_start(
         return None  # nothing newer has ended
     if newest is not None and frame.floor(newest) > start:
         return frame.floor(newest)
-    window_end = frame.shift(start, (UNTOLD_WINDOW if limit is None else max(limit, 2)) - 1)
+    window_end = frame.shift(start, max(window or 0, UNTOLD_WINDOW if limit is None else max(limit, 2)) - 1)
     if now_s is None or window_end >= frame.floor(now_s) or (until is not None and window_end >= until):
         return None
     return window_end

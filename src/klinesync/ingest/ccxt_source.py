@@ -21,6 +21,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.ccxt_client import Abilities, Answer, CcxtClient
 from klinesync.ingest.ccxt_rows import LONGEST_AHEAD_MS, LiveCandles, Page, Row, ccxt_symbol, next_start, read_page
 from klinesync.ingest.venue_margin import DateClock, VenueMargin
+from klinesync.ingest.venues import Polling, polling, venue
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
@@ -31,6 +32,7 @@ from klinesync.runtime.sources import (
     HistoryPage,
     KlineEvent,
     Listing,
+    Reach,
     RestContact,
     StreamCallbacks,
     Ticker,
@@ -95,6 +97,7 @@ class CcxtSource:
     ) -> None:
         self.bulkheads = bulkheads or Bulkheads()
         self.client = client
+        self.venue = venue(client.name)
         self.clocks = clocks
         self.margin = VenueMargin(int(final_margin_s * 1000))
         self.monotonic = monotonic
@@ -213,14 +216,29 @@ class CcxtSource:
     ) -> AsyncGenerator[HistoryPage, None]:
         """Closed candles from the open time `start` on, a page at a time. Raises `UpstreamError`."""
         frame, clock = series.timeframe, self.clocks[series.market]
-        at: int | None = start
+        if series.market in self.venue.depth and clock.estimate_ms(self.monotonic()) is None:
+            await self.now_ms(series.market)
+        reach = self.reach(series)
+        at: int | None = start if reach is None else max(start, reach.oldest)
         while at is not None and (until is None or at <= until):
             limit = await self.limit(series, at, until)
             page = await self.page(series, at, until, limit, errand, prove=True)
             if page.candles or page.empty:
                 yield HistoryPage(page.candles, page.empty)
             now_ms = clock.estimate_ms(self.monotonic())
-            at = next_start(frame, at, page, until, limit, None if now_ms is None else now_ms // 1000)
+            now_s = None if now_ms is None else now_ms // 1000
+            at = next_start(frame, at, page, until, limit, now_s, self.venue.window)
+
+    def reach(self, series: SeriesId) -> Reach | None:
+        """How far back its history goes; None where all of it can be had, or the exchange's time is not known."""
+        now_ms = self.clocks[series.market].estimate_ms(self.monotonic())
+        oldest = None if now_ms is None else self.venue.oldest(series, now_ms // 1000)
+        return None if oldest is None else Reach(oldest, self.venue.depth_sentence(series))
+
+    def polling(self, market: str) -> Polling | None:
+        """What following series of that market costs; None while nothing is known of it."""
+        can = self._abilities
+        return polling(self.venue, market, None if can is None else can.rate_limit_s)
 
     # What the connections use.
 
@@ -289,7 +307,7 @@ class CcxtSource:
             if why is not None:
                 raise UpstreamError(f"{series}: {why}", 400)
         if market not in self._most_rows:
-            self._most_rows[market] = await self.client.most_rows(series)
+            self._most_rows[market] = self.venue.page.get(market) or await self.client.most_rows(series)
         most = self._most_rows[market]
         if most is None or until is None:
             return most

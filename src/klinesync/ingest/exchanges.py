@@ -23,6 +23,7 @@ from klinesync.runtime.sources import (
     HistoryPage,
     Listing,
     MarketContact,
+    Reach,
     RestContact,
     Source,
     StreamCallbacks,
@@ -49,6 +50,10 @@ class ListedSource(Source, Protocol):
 
 class OtherSource(ListedSource, Protocol):
     """A Source that is closed at the end."""
+
+    def reach(self, series: SeriesId) -> Reach | None:
+        """How far back its history goes; None where all of it can be had, or that is not known yet."""
+        ...
 
     async def close(self) -> None:
         """Close its connections."""
@@ -157,6 +162,11 @@ class Exchanges:
         """Closed candles from `start` on. Raises `UpstreamError`."""
         source = self._source if series.exchange == self._name else self._other(series).source
         return source.history(series, start, errand, until)
+
+    def reach(self, series: SeriesId) -> Reach | None:
+        """How far back the exchange's history goes; None where all of it can be had, or that is not known yet."""
+        other = self._others.get(series.exchange)
+        return None if other is None else other.source.reach(series)
 
     async def knows(self, series: SeriesId) -> bool:
         """Whether the series can be had. Of another exchange the time is asked as well, where it is not known. Raises

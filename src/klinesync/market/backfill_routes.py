@@ -29,5 +29,12 @@ async def post_backfill(request: Request, body: BackfillBody) -> BackfillBegun:
     await runtime.reader.check_known(series)
     begun = await runtime.backfill.start(series, Span(body.from_, to))
     return BackfillBegun(
-        ok=True, series_id=str(series), from_=begun.span.start, to=begun.span.end, missing_candles=begun.missing
+        ok=True,
+        series_id=str(series),
+        from_=begun.span.start,
+        to=begun.span.end,
+        missing_candles=begun.missing,
+        lost_candles=begun.lost,
+        lost_why=begun.lost_why,
+        nothing_before=begun.begins,
     )

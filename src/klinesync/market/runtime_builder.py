@@ -165,6 +165,7 @@ def build_market_runtime(
         covers=exchanges.covers,
         kept_from=keeps_from,
         now_s=lambda series: exchange_s(series) or wall_s(),
+        reach=exchanges.reach,
         rng=rng,
         bulkheads=bulkheads,
     )

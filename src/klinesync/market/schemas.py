@@ -140,13 +140,18 @@ class BackfillBody(BaseModel):
 
 class BackfillBegun(BaseModel):
     """What is read now of the series that was asked for, or of its base: so many candles, as far as the exchange has
-    them. `GET /api/market/health` of `series_id` tells how it goes."""
+    them. `GET /api/market/health` of `series_id` tells how it goes. Candles of the span that no source gives any more
+    are counted as lost, with the reason; before the open time `nothing_before` the exchange has shown that it has
+    none."""
 
     ok: bool
     series_id: str
     from_: int = Field(serialization_alias="from")
     to: int
     missing_candles: int
+    lost_candles: int
+    lost_why: str | None
+    nothing_before: int | None
 
 
 class WhitelistAnswer(BaseModel):

@@ -20,7 +20,7 @@ from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import NotListed, Rejected, StoreError, UnknownSeries, UpstreamError
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import SETTLED, Gap, GapState, Span, clipped
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import heal_queue
 from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue, Look, Need, Piece, Standing, unsettled
@@ -28,7 +28,7 @@ from klinesync.market_data.history.sources import HistoryFiles
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Urgency
+from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Reach, Urgency
 from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,10 @@ NOTHING_BEFORE_TTL_S = 6 * 3600.0
 MAX_NOTHING_BEFORE = 10_000
 # What health calls an explicit backfill.
 BACKFILL = "backfill"
+# Why a hole is lost that lies before what the exchange's answers reach back to.
+NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"
+# HTTP status of a question that the exchange calls wrong.
+WRONG_QUESTION = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,11 @@ class Shelf:
 @dataclass(frozen=True, slots=True)
 class BackfillProgress:
     """How an explicit backfill of `span` stands: of the `total` candles that it lacked when it began, `elapsed_s` ago,
-    so many are still `missing`; so many `candles` were brought. `trouble`: what is in the way, if anything is."""
+    so many are still `missing`; so many `candles` were brought. `trouble`: what is in the way, if anything is.
+
+    `lost`: candles of the span that no source gives any more, and `lost_why` as a sentence. `begins`: the first open
+    time that there is, where the span begins before it, and the exchange has shown that it has nothing there.
+    """
 
     series: SeriesId
     span: Span
@@ -73,6 +81,9 @@ class BackfillProgress:
     candles: int
     elapsed_s: float
     trouble: str | None = None
+    lost: int = 0
+    lost_why: str | None = None
+    begins: int | None = None
 
     @property
     def progress_pct(self) -> float:
@@ -97,7 +108,8 @@ class BackfillService:
 
     `history` is the exchange's (`Source.history`), which `covers` a series or not; `shelves` come before it, in that
     order. `watch` is told of each reading, `deep_watch` of explicit backfills; `kept_from`: before what open time a
-    series with that head is trimmed (0: never); `now_s`: what time it is on its exchange, as far as is known (files may
+    series with that head is trimmed (0: never); `reach`: how far back the exchange's history of a series goes (None:
+    all of it is there, or that is not known); `now_s`: what time it is on its exchange, as far as is known (files may
     have candles of the future); `rng` spreads what is asked for again.
     """
 
@@ -114,6 +126,7 @@ class BackfillService:
         covers: Callable[[SeriesId], bool] = lambda _: True,
         kept_from: Callable[[SeriesId, int], int] = lambda _series, _head: 0,
         now_s: Callable[[SeriesId], float] = lambda _: float(MAX_TIME),
+        reach: Callable[[SeriesId], Reach | None] = lambda _: None,
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._bulkheads = bulkheads or Bulkheads()
@@ -126,6 +139,7 @@ class BackfillService:
         self._covers = covers
         self._kept_from = kept_from
         self._now_s = now_s
+        self._reach = reach
         self._deep: dict[SeriesId, _Deep] = {}
         self._rng = rng
         self._queue = HealQueue()
@@ -158,7 +172,8 @@ class BackfillService:
     ) -> BackfillProgress:
         """Read all of `span` of an ingested series that is neither stored nor confirmed empty, oldest part first; how
         that went. What the exchange has not (yet), or what it was asked for in vain several times, is still `missing`
-        then. Whoever does not want to wait any longer may be cancelled: it goes on.
+        then. What was lost is asked for once more, as far as the exchange's history reaches. Whoever does not want to
+        wait any longer may be cancelled: it goes on.
 
         `on_progress` is called after every page. Overlapping ones are read once. It is noted in the store until it is
         over: what is left of it is taken up again after a restart.
@@ -191,17 +206,37 @@ class BackfillService:
         first = frame.next(frame.floor(max(span.start, kept_from, 0) - 1))
         end = min(frame.next(frame.floor(span.end - 1)), frame.floor(int(self._now_s(series))))
         span = Span(first, max(first, end))
-        left = unsettled(span, stored, ledger) if span.start < span.end else []
+        left = gaps.unproven(ledger, stored, span) if span.start < span.end else []
+        left, beyond = self._beyond(series, span, left, stored, ledger)
         if not left:
-            return BackfillProgress(series, span, 0, 0, 0, 0.0), None
+            return beyond.of(BackfillProgress(series, span, 0, 0, 0, 0.0)), None
         await self._mark(series, left, asked=span)
         ask = self._begin(series, span, left, on_progress)
         return ask.progress(series, self._deep[series], 0), ask
 
+    def _beyond(
+        self, series: SeriesId, span: Span, missing: Sequence[Span], stored: Span | None, ledger: Sequence[Gap]
+    ) -> tuple[list[Span], _Beyond]:
+        """What of the `missing` parts of `span` may still be had, and what the others are."""
+        frame, reach = series.timeframe, self._reach(series)
+        left, why = list(missing), None
+        inside = [gap for gap in ledger if gap.state is GapState.LOST and clipped([gap.span], span)]
+        lost = clipped([gap.span for gap in inside], span)
+        if inside:
+            why = inside[-1].proof
+        if reach is not None and (older := clipped(left, Span(0, reach.oldest))):
+            lost, why = [*gaps.without(older, lost), *lost], reach.sentence
+            left = gaps.without(left, [Span(0, reach.oldest)])
+        begins, nothing = None, self.nothing_before(series)
+        if stored is not None and nothing is not None and nothing.end == stored.start:
+            begins = stored.start if clipped(left, nothing) else None
+            left = gaps.without(left, [nothing])
+        return left, _Beyond(sum(frame.count(*part) for part in lost), why, begins)
+
     def _kept(self, series: SeriesId, spans: Sequence[Span], stored: Span | None) -> list[Span]:
         """What of them would not be trimmed at once."""
         kept_from = 0 if stored is None else self._kept_from(series, series.timeframe.shift(stored.end, -1))
-        return gaps.clipped(spans, Span(kept_from, MAX_TIME + 1))
+        return clipped(spans, Span(kept_from, MAX_TIME + 1))
 
     def _begin(
         self, series: SeriesId, span: Span, left: list[Span], on_progress: Callable[[BackfillProgress], None]
@@ -210,7 +245,7 @@ class BackfillService:
         total = sum(series.timeframe.count(*part) for part in left)
         done: asyncio.Future[BackfillProgress] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda over: over.cancelled() or over.exception())  # nobody may be waiting for it
-        ask = _Ask(span, left, total, on_progress, _now_s(), deep.candles, done)
+        ask = _Ask(span, left, total, on_progress, _now_s(), deep.candles, done, _Beyond())
         deep.asks.append(ask)
         whole = Span(min(one.left[0].start for one in deep.asks), max(one.left[-1].end for one in deep.asks))
         if whole != deep.whole:
@@ -291,6 +326,31 @@ class BackfillService:
                     except StoreError as error:
                         self._fail(work.series, error)
 
+    async def _give_up(self, series: SeriesId, needs: Sequence[Need]) -> list[Need]:
+        """What of the needs may still be had. What of the others lies between stored candles is declared lost. Raises
+        `StoreError`."""
+        now_s, reach = _now_s(), self._reach(series)
+        kept = [need for need in needs if not heal_queue.is_lost(need, now_s)]
+        lost = [(need.span, NOT_REACHED) for need in needs if need not in kept]
+        if reach is not None:
+            lost += [(need.span, reach.sentence) for need in kept if need.span.start < reach.oldest]
+            lost = [(Span(span.start, max(span.start, min(span.end, reach.oldest))), why) for span, why in lost]
+            kept = heal_queue.reached(kept, reach.oldest)
+        if not lost:
+            return kept
+        stored, ledger = await self._stored(series)
+        for span, why in lost:
+            holes = [] if stored is None else clipped(heal_queue.unsettled(span, stored, ledger), stored)
+            if holes:
+                missing = sum(series.timeframe.count(*hole) for hole in holes)
+                self._warn(
+                    series, "%s: %d candles from %s on are lost: %s", series, missing, date_text(span.start), why
+                )
+                await self._pipeline.submit(series, [], "rest", Empty(holes, why, lost=True))
+            if stored is not None and span.start < stored.start and reach is not None and reach.oldest >= stored.start:
+                self._remember(series, Span(span.start, stored.start))
+        return kept
+
     def _all_of(self, work: Look | Fetch) -> Sequence[Need]:
         """The needs of work that came to nothing by a defect: asked for again, with backoff."""
         if isinstance(work, Look):
@@ -315,7 +375,7 @@ class BackfillService:
         match work:
             case Look(series):
                 for gap in reversed(ledger):  # the newest find room first
-                    if gap.state is not GapState.CONFIRMED_EMPTY:
+                    if gap.state not in SETTLED:
                         marked = gap.state is GapState.HEALING
                         reason = BACKFILL if marked else "declared gap"
                         self._queue.request(series, gap.span, reason, oldest_first=marked)
@@ -350,6 +410,15 @@ class BackfillService:
                 if not fetch.needs or not now.needs:
                     trouble = None
                     return later
+            reachable = await self._give_up(series, fetch.needs)
+            if reachable != list(fetch.needs):
+                stored, ledger = await self._stored(series)
+                later += heal_queue.too_early(fetch, stored, _now_s(), self._rng)
+                fetch = Fetch(series, tuple(reachable))
+                now = heal_queue.standing(fetch, stored, ledger) if reachable else replace(now, needs=())
+                if not now.needs:
+                    trouble = None
+                    return later
             piece = heal_queue.piece_of(series.timeframe, now)
             reading.reached = piece.span.start
             older = now.stored is not None and piece.span.end == now.stored.start
@@ -360,6 +429,7 @@ class BackfillService:
             answer = Answer(reading.reached, reading.first, stored, ledger)
             self._remember(series, heal_queue.nothing_before_first(piece, answer))
             left = heal_queue.left_over(fetch, now, piece, answer, _now_s(), self._rng)
+            left = await self._give_up(series, left)
             trouble = self._in_vain(series, left)
         except NotListed as error:
             trouble = str(error)
@@ -370,7 +440,10 @@ class BackfillService:
             self._warn(series, "%s: its gaps cannot be read: %s", series, error)
             again_s = error.retry_after_s or 0.0
             asked = [replace(need, vain=0) if reading.rows else need for need in now.needs]
-            left = [heal_queue.in_vain(need, _now_s(), self._rng, again_s) for need in asked]
+            # An exchange may call a question about candles that it keeps no more a wrong one.
+            beyond = error.status == WRONG_QUESTION and not reading.rows
+            left = [heal_queue.in_vain(need, _now_s(), self._rng, again_s, beyond=beyond) for need in asked]
+            left = await self._give_up(series, left)
             left += heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)
         except StoreError as error:
             trouble = str(error)
@@ -502,12 +575,12 @@ class BackfillService:
         deep = self._deep[series]
         stored, ledger = await self._stored(series)
         for ask in list(deep.asks):
-            ask.left = unsettled(ask.span, stored, ledger)
+            ask.left, ask.beyond = self._beyond(series, ask.span, unsettled(ask.span, stored, ledger), stored, ledger)
             waiting = [need for part in ask.left for need in self._queue.waiting(series, part)]
             if self._queue.looks(series) or any(need.vain < PATIENCE for need in waiting):
                 ask.tell(series, deep, ask.span.start)
                 continue
-            holes = gaps.clipped(ask.left, stored) if stored is not None else []
+            holes = clipped(ask.left, stored) if stored is not None else []
             await self._database.write(lambda store, ask=ask, holes=holes: _end(store, series, ask.span, holes))  # type: ignore[misc]
             if ask in deep.asks:
                 deep.asks.remove(ask)
@@ -577,6 +650,19 @@ class _Progress:
             self.reached = max(self.reached, page.empty[-1].end)
 
 
+@dataclass(frozen=True, slots=True)
+class _Beyond:
+    """What of an explicit backfill cannot be had: see `BackfillProgress`."""
+
+    lost: int = 0
+    lost_why: str | None = None
+    begins: int | None = None
+
+    def of(self, how: BackfillProgress) -> BackfillProgress:
+        """The progress, with this in it."""
+        return replace(how, lost=self.lost, lost_why=self.lost_why, begins=self.begins)
+
+
 @dataclass(slots=True, eq=False)
 class _Ask:
     """One call of `backfill`: what it asked for, what of it was `left` at the last look, and who waits for it."""
@@ -588,13 +674,16 @@ class _Ask:
     began_s: float
     candles_before: int
     done: asyncio.Future[BackfillProgress]
+    beyond: _Beyond
 
     def progress(self, series: SeriesId, deep: _Deep, upto: int) -> BackfillProgress:
         """How it stands when all before `upto` was read since the last look."""
         missing = sum(series.timeframe.count(max(start, upto), end) for start, end in self.left if end > upto)
         candles = deep.candles - self.candles_before
         elapsed_s = _now_s() - self.began_s
-        return BackfillProgress(series, self.span, self.total, missing, candles, elapsed_s, deep.trouble)
+        return self.beyond.of(
+            BackfillProgress(series, self.span, self.total, missing, candles, elapsed_s, deep.trouble)
+        )
 
     def tell(self, series: SeriesId, deep: _Deep, upto: int) -> None:
         self.on_progress(self.progress(series, deep, upto))

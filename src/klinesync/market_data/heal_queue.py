@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME
-from klinesync.core.gaps import Gap, Span, clipped, without
+from klinesync.core.gaps import Gap, GapState, Span, clipped, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.sources import Urgency
@@ -33,6 +33,9 @@ FIRST_RETRY_S = 30.0
 MOST_RETRY_S = 6 * 3600.0
 # After so many answers in vain nobody is said to be at work on it, though it is still asked for now and then.
 PATIENCE = 3
+# For so long, in seconds, each answer must have shown that the exchange's history does not reach back to a hole, before
+# the hole is lost: an exchange in trouble may give the newest rows alone for some minutes.
+LOST_AFTER_S = 3600.0
 
 _EVERYTHING = Span(0, MAX_TIME + 1)
 
@@ -43,7 +46,8 @@ class Need:
     forgotten. `front`: whether its oldest page comes first (None: when it lies between stored candles). `vain`: how
     often it was asked for without an answer that settles it; `due_s`: not before that monotonic time. `urgency`:
     `DEEP`, or more urgent until it was asked for once. `oldest_first`: it was asked for at length, and may lie behind
-    the stored head too; `filed`: the files were looked into."""
+    the stored head too; `filed`: the files were looked into. `beyond_s`: since when (monotonic) each answer
+    showed that the exchange's history does not reach so far back; None when the last one did not."""
 
     span: Span
     reason: str
@@ -54,6 +58,7 @@ class Need:
     urgency: Urgency = Urgency.DEEP
     oldest_first: bool = False
     filed: bool = False
+    beyond_s: float | None = None
 
     @property
     def urgent(self) -> bool:
@@ -281,7 +286,8 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
         whole = replace(asked[0], span=Span(asked[0].span.start, asked[-1].span.end))
         return Standing(stored, (whole,), whole.span.start, shift(whole.span.end, -1))
     # A hole is read whole, with what of it is confirmed: only a stored candle at either end can prove that it is empty.
-    holes = _joined(gap.span for gap in ledger)
+    # What of it is lost is not asked for.
+    holes = _joined(gap.span for gap in ledger if gap.state is not GapState.LOST)
     wanted = [need for need in fetch.needs if not need.inside or need.span.end > stored.start]
     older = [need for need in wanted if not need.inside and need.span.start < stored.start]
     if older:
@@ -351,12 +357,12 @@ def left_over(
             if not need.oldest_first and _early(span, answer.stored):
                 continue
             if span.end <= piece.span.start:
-                left.append(replace(need, span=span, front=False, vain=0, due_s=now_s))
+                left.append(replace(need, span=span, front=False, vain=0, beyond_s=None, due_s=now_s))
             elif piece.cut and (answer.first is None or span.end <= answer.first):
                 # The piece begins with nothing; so may the older part end.
-                left.append(replace(need, span=span, front=True, vain=0, due_s=now_s))
+                left.append(replace(need, span=span, front=True, vain=0, beyond_s=None, due_s=now_s))
             else:
-                left += _asked(need, span, answer, now_s, rng)
+                left += _asked(need, span, piece, answer, now_s, rng)
     return left
 
 
@@ -382,10 +388,12 @@ def _early(span: Span, stored: Span | None) -> bool:
     return stored is None or span.end > stored.end
 
 
-def _asked(need: Need, span: Span, answer: Answer, now_s: float, rng: random.Random) -> Iterator[Need]:
+def _asked(need: Need, span: Span, piece: Piece, answer: Answer, now_s: float, rng: random.Random) -> Iterator[Need]:
     """What waits again of a missing `span` that was asked for, at least in part."""
     if span.end > answer.reached:
-        yield replace(need, span=Span(max(span.start, answer.reached), span.end), front=False, vain=0, due_s=now_s)
+        yield replace(
+            need, span=Span(max(span.start, answer.reached), span.end), front=False, vain=0, beyond_s=None, due_s=now_s
+        )
         span = Span(span.start, answer.reached)
     if need.oldest_first:  # what is newer than all that came is no hole
         span = Span(span.start, min(span.end, span.start if answer.stored is None else answer.stored.end))
@@ -393,13 +401,32 @@ def _asked(need: Need, span: Span, answer: Answer, now_s: float, rng: random.Ran
         return
     if answer.first is not None and answer.stored is not None and span.end <= answer.stored.start:
         return  # it was asked for, and the first row came later: the series begins there
-    yield in_vain(replace(need, span=span), now_s, rng)
+    # The stored candle before the hole was asked for too: an answer without it does not reach back to the hole.
+    beyond = not piece.cut and (answer.first is None or answer.first > piece.start)
+    yield in_vain(replace(need, span=span), now_s, rng, beyond=beyond)
 
 
-def in_vain(need: Need, now_s: float, rng: random.Random, at_least_s: float = 0.0) -> Need:
-    """The need, to be asked for again after the next of its intervals."""
-    vain = need.vain + 1
-    return replace(need, vain=vain, due_s=now_s + max(at_least_s, _delay_s(vain, rng)))
+def in_vain(need: Need, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, beyond: bool = False) -> Need:
+    """The need, to be asked for again after the next of its intervals. `beyond`: the answer shows that the exchange's
+    history does not reach back to it."""
+    vain, since_s = need.vain + 1, None
+    if beyond:
+        since_s = now_s if need.beyond_s is None else need.beyond_s
+    return replace(need, vain=vain, due_s=now_s + max(at_least_s, _delay_s(vain, rng)), beyond_s=since_s)
+
+
+def is_lost(need: Need, now_s: float) -> bool:
+    """Whether the exchange has shown for long enough that its history does not reach back to the need."""
+    return need.beyond_s is not None and need.vain >= PATIENCE and now_s - need.beyond_s >= LOST_AFTER_S
+
+
+def reached(needs: Iterable[Need], oldest: int) -> list[Need]:
+    """What of the needs lies at or behind the `oldest` open time that the exchange still gives."""
+    return [
+        replace(need, span=Span(max(need.span.start, oldest), need.span.end))
+        for need in needs
+        if need.span.end > oldest
+    ]
 
 
 def _delay_s(vain: int, rng: random.Random) -> float:

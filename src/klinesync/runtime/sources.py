@@ -80,6 +80,15 @@ class HistoryPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back an exchange's history of a series goes: `oldest` is the first open time that it still gives, in UTC
+    seconds, and `sentence` says why nothing before it can be had."""
+
+    oldest: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """A symbol as the exchange lists it: `symbol` is ours (`BTC/USDT`), `symbol_id` and `status` the exchange's.
     `onboard_s`: since when it is listed, in UTC seconds, where it tells. `kind`: spot, perpetual or delivery."""
