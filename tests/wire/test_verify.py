@@ -27,6 +27,7 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.chunks import unpack
 from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_reader import MAX_FILE_PROBLEMS
 from running_service import running_service
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -91,6 +92,70 @@ def store(tmp_path: Path) -> Path:
     candles = [minute(number) for number in range(600) if number not in missing]
     asyncio.run(write(path, SERIES, candles, [HOLE]))
     return path
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.parent.iterdir()}
+
+
+def spoil_page(store: Path, what: str, at: int, spoilt: bytes) -> None:
+    """Write over bytes of the first page of a table or index."""
+    connection = apsw.Connection(str(store))
+    root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (what,)).get
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.close()
+    assert isinstance(root, int)
+    raw = bytearray(store.read_bytes())
+    raw[(root - 1) * 4096 + at : (root - 1) * 4096 + at + len(spoilt)] = spoilt
+    store.write_bytes(bytes(raw))
+
+
+def test_the_file_of_a_sound_store_is_sound(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_of(store)
+    arguments = ["verify", f"--database-url=sqlite:///{store}", *FLAGS]
+    main(arguments)
+    assert "file: SQLite's integrity check finds nothing" in capsys.readouterr().out.splitlines()
+    main([*arguments, "--json"])
+    assert json.loads(capsys.readouterr().out)["file_problems"] == []
+    assert files_of(store) == before
+
+
+@pytest.mark.parametrize("what", ["candle_revision_of", "probe_index"])
+def test_damage_of_the_file_that_no_candle_shows_is_told_and_nothing_is_written(
+    store: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection = apsw.Connection(str(store))
+    if what == "probe_index":  # an index that says something else than its table
+        connection.execute("CREATE TABLE probe (a INTEGER)")
+        connection.execute("CREATE INDEX probe_index ON probe (a)")
+        connection.executemany("INSERT INTO probe VALUES (?)", [(number,) for number in range(200)])
+    connection.close()
+    spoil_page(store, what, 4000 if what == "probe_index" else 0, b"\x7f" * 40)
+    before = files_of(store)
+    arguments = ["verify", f"--database-url=sqlite:///{store}", *FLAGS, str(SERIES)]
+    assert main(arguments) == 1
+    out, errors = capsys.readouterr()
+    assert "file: damaged" in out.splitlines()
+    assert 1 <= out.count("    DAMAGED: ") <= MAX_FILE_PROBLEMS
+    assert f"{SERIES}: 592 candles" in out
+    assert "is damaged; put a backup in place" in errors
+    assert "Traceback" not in errors
+    assert main([*arguments, "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert 1 <= len(answer["file_problems"]) <= MAX_FILE_PROBLEMS
+    assert [row["candle_count"] for row in answer["series"]] == [592]
+    assert files_of(store) == before
+
+
+def test_a_file_that_is_too_damaged_to_be_audited_is_told_all_the_same(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil_page(store, "series", 0, b"\xff")
+    assert main(["verify", f"--database-url=sqlite:///{store}", *FLAGS]) == 1
+    out, errors = capsys.readouterr()
+    assert "    DAMAGED: " in out
+    assert "malformed" in errors
+    assert "Traceback" not in errors
 
 
 def damage(store: Path, *statements: str) -> None:

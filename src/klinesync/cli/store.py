@@ -16,6 +16,7 @@ from klinesync.cli.progress import progress
 from klinesync.cli.running import stoppable
 from klinesync.core.candle import Candle
 from klinesync.core.counted import counted
+from klinesync.core.errors import StoreError
 from klinesync.core.printable import printable
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.flags import load_flags, sqlite_path
@@ -46,37 +47,54 @@ def _verify(arguments: argparse.Namespace) -> int:
     indicators = parse_indicators(flags.indicators)
     ledger = LedgerVerifier(ledger_step(flags, indicators), indicators)
     targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
+    # What the service has made of the store counts, not the flags of this command, unless the store does not say.
+    by_flags = (
+        Timeframe.parse(flags.derived_base_timeframe),
+        tuple(Timeframe.parse(code) for code in targets),
+    )
     with SqliteReader(sqlite_path(flags)) as store, progress() as say:
-        # What the service has made of the store counts, not the flags of this command.
-        base, timeframes = store.read(lambda look: look.derived_settings()) or (
-            Timeframe.parse(flags.derived_base_timeframe),
-            tuple(Timeframe.parse(code) for code in targets),
-        )
-        audits = list(
-            verify(
-                store,
-                base,
-                timeframes,
-                arguments.series_id,
-                lambda audit: say(f"{audit.series}: {audit.now}"),
-                ledger,
+        say(f"{store.path}: SQLite's integrity check")
+        problems = store.file_problems()
+        try:
+            audits = list(
+                verify(
+                    store,
+                    *(store.read(lambda look: look.derived_settings()) or by_flags),
+                    arguments.series_id,
+                    lambda audit: say(f"{audit.series}: {audit.now}"),
+                    ledger,
+                )
             )
-        )
+        except StoreError:
+            _print_file(problems)  # else what explains the error is not told
+            raise
     different = [audit for audit in audits if audit.differences]
     differences = sum(audit.differences for audit in audits)
     if arguments.json:
         found = [_audit_json(audit) for audit in audits]
-        print(json.dumps({"store": str(store.path), "differences": differences, "series": found}, indent=1))
+        answer = {
+            "store": str(store.path),
+            "differences": differences,
+            "file_problems": problems,
+            "series": found,
+        }
+        print(json.dumps(answer, indent=1))
     else:
+        _print_file(problems)
         for audit in audits:
             _print_audit(audit)
         print(f"{len(audits)} series, {counted(sum(audit.count for audit in audits), 'candle')}")
+    if problems:
+        print(
+            printable(f"klinesync: the file {store.path} is damaged; put a backup in place"),
+            file=sys.stderr,
+        )
     if different:
         print(
             f"klinesync: {counted(differences, 'difference')} in {len(different)} of {len(audits)} series",
             file=sys.stderr,
         )
-    return 1 if different else 0
+    return 1 if different or problems else 0
 
 
 def _backup(arguments: argparse.Namespace) -> int:
@@ -89,6 +107,12 @@ def _backup(arguments: argparse.Namespace) -> int:
     size = arguments.path.stat().st_size
     print(printable(f"{sqlite_path(flags)} is copied to {arguments.path} ({size} bytes)"))
     return 0
+
+
+def _print_file(problems: list[str]) -> None:
+    print("file: damaged" if problems else "file: SQLite's integrity check finds nothing")
+    for problem in problems:
+        print(printable(f"    DAMAGED: {problem}"))
 
 
 def _print_audit(audit: SeriesAudit) -> None:
@@ -190,7 +214,9 @@ COMMANDS = {
     "verify": Command(
         _verify,
         _verify_arguments,
-        more=("Only reads, also beside a running service. Exit status 1 when something differs."),
+        more=(
+            "Only reads, also beside a running service. Exit status 1 when something differs or the file is damaged."
+        ),
         examples=("klinesync verify",),
         flags=VERIFY_FLAGS,
     ),

@@ -25,6 +25,10 @@ from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
 from klinesync.storage.sqlite_schema import check_owner, migrations, refuse_newer, version_of
 
 BUSY_TIMEOUT_MS = 5000
+# Problems of the file that are told. SQLite stops looking for more, which of a badly damaged file takes long.
+MAX_FILE_PROBLEMS = 20
+# Characters of one problem.
+MAX_PROBLEM_CHARS = 300
 
 
 def open_reader(path: Path) -> apsw.Connection:
@@ -78,6 +82,18 @@ class SqliteReader:
                 return look(SqliteCandleStore(connection, self._known))
         except apsw.Error as error:
             raise self._error("read", error) from error
+
+    def file_problems(self) -> list[str]:
+        """What SQLite's integrity check finds in the whole file, `MAX_FILE_PROBLEMS` at most; empty when it is sound.
+        Raises `StoreError` when the file cannot even be opened."""
+        found: list[str] = []
+        with self.snapshot() as connection:
+            try:
+                for (text,) in connection.execute(f"PRAGMA integrity_check({MAX_FILE_PROBLEMS})"):
+                    found += str(text).splitlines()  # one row may hold many
+            except apsw.Error as error:  # damage that ends the check itself
+                found.append(str(error))
+        return [] if found == ["ok"] else [line[:MAX_PROBLEM_CHARS] for line in found[:MAX_FILE_PROBLEMS]]
 
     @contextmanager
     def snapshot(self) -> Iterator[apsw.Connection]:
