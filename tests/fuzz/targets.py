@@ -237,7 +237,7 @@ def _frame(payload: bytes) -> None:
                     clock.heard(event.event_ms, now_s)
                     clock.estimate_ms(now_s)
                     clock.final_ms(now_s)
-                    clock.ahead_of_rest(event.candle.time * 1000, now_s)
+                    clock.is_ahead(event.candle.time * 1000, now_s)
                 clock.take_news()
 
 

@@ -231,6 +231,19 @@ def test_frames_that_have_stopped_are_no_clock_any_more() -> None:
     assert model.true_ms - final_ms < 7_000, "REST alone proves"
 
 
+@pytest.mark.parametrize("silent_s", [1.0, FRESH_FRAME_S + 1.0, 60.0])
+def test_the_least_time_is_not_that_of_frames_that_went_ahead_and_stopped(silent_s: float) -> None:
+    model = ModelExchange()
+    model.run(10.0)
+    model.off_ms["frames"] = 15_000.0
+    model.run(20.0)
+    assert model.clock.difference(model.now_s) is not None
+    model.run(silent_s, frames=False)
+    least_ms = model.clock.least_ms(model.now_s)
+    assert least_ms is not None
+    assert least_ms <= model.true_ms + model.near_ms
+
+
 def test_in_the_calm_rest_is_asked_for_its_time_at_the_start_alone() -> None:
     model = ModelExchange()
     model.answer()

@@ -19,6 +19,7 @@ from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.ws_routes import market_socket
 from klinesync.market_data.listings import StoredListings
+from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.database import CandleStore
@@ -126,10 +127,12 @@ class Service:
 
     async def _run(self) -> None:
         store = self.store = Store(self.path, self._disk)
+        bulkheads = Bulkheads()
         runtime = build_market_runtime(
             flags_of(self._scenario, self.path),
             database=store,
-            source=self._source(self.clocks, store),
+            source=self._source(self.clocks, store, bulkheads),
+            bulkheads=bulkheads,
             rng=Random(f"service {self._scenario.seed} {self._number}"),
             wall_s=lambda: EPOCH_S + self._loop.time(),
         )
@@ -141,7 +144,7 @@ class Service:
             await runtime.hub.end(SOCKETS_END_S)
         self.runtime = None
 
-    def _source(self, clocks: dict[str, ExchangeClock], store: Store) -> BinanceSource:
+    def _source(self, clocks: dict[str, ExchangeClock], store: Store, bulkheads: Bulkheads) -> BinanceSource:
         session = Session(self._network, self.process)
         page = self._scenario.rest_page
         routes = {
@@ -158,7 +161,14 @@ class Service:
         )
         rng = Random(f"connections {self._scenario.seed} {self._number}")
         urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
-        return BinanceSource(session, self.rest, urls, rng, clocks=clocks)  # type: ignore[arg-type]  # what is used of it
+        return BinanceSource(
+            session,  # type: ignore[arg-type]  # what is used of it
+            self.rest,
+            urls,
+            rng,
+            clocks=clocks,
+            bulkheads=bulkheads,
+        )
 
     def accept(self, websocket: WebSocket, name: str) -> asyncio.Task[None]:
         """Serve a client's connection, as the web server would."""

@@ -377,7 +377,7 @@ def let_rest_not_stand_in(patch: pytest.MonkeyPatch) -> None:
 
 def believe_every_stamp(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExchangeClock, "heard", lambda *_: True)
-    patch.setattr(ExchangeClock, "ahead_of_rest", lambda *_: False)
+    patch.setattr(ExchangeClock, "is_ahead", lambda *_: False)
 
 
 def never_ask_about_other_values(patch: pytest.MonkeyPatch) -> None:

@@ -381,15 +381,19 @@ class World:
             known_ms = None  # where clocks differ it may wait for two later rows
         if known_ms is not None and abs(self.exchange.now_ms() - known_ms) <= DIFFER_MS:  # else it may not believe it
             due_s = self.loop.time() + checkers.WAIT_MOST_S
-            self.loop.call_at(due_s, self._check_written, process, listing, candle, context=self.loop.outside)
+            told = (process, service.thrown)
+            self.loop.call_at(due_s, self._check_written, told, listing, candle, context=self.loop.outside)
 
-    def _check_written(self, process: Process, listing: Listing, candle: Candle) -> None:
+    def _check_written(self, told: tuple[Process, int], listing: Listing, candle: Candle) -> None:
         service, witness, series = self._services[-1], self._witness, listing.series
+        process, thrown = told
         if service.process is not process or not process.alive or service.stopping or self._ending:
             return
+        if service.thrown != thrown:
+            return  # a defect ends what it is in, and what was held there; REST has it, once it answers
         due_s = self.disk.troubled_at_s + checkers.WAIT_MOST_S
         if due_s > self.loop.time():
-            self.loop.call_at(due_s, self._check_written, process, listing, candle, context=self.loop.outside)
+            self.loop.call_at(due_s, self._check_written, told, listing, candle, context=self.loop.outside)
             return
         first = None if witness is None else witness.first(series)
         if first is not None and candle.time < first:

@@ -132,6 +132,35 @@ async def test_an_early_close_waits_for_the_time_and_is_left_out_whatever_its_ow
     assert market.believed == [ordinary]
 
 
+async def test_an_early_close_that_made_the_first_of_two_stamps_is_left_out_while_rest_cannot_be_asked() -> None:
+    closes_s = NOW_MS // 1000 // 60 * 60 + 60
+    candle = Candle(closes_s - 60, 1.0, 1.0, 1.0, 1.0, 1.0)
+    early = KlineEvent(BTC, candle, closed=True, event_ms=closes_s * 1000 + 5)
+    later = KlineEvent(BTC, Candle(closes_s, 1.0, 1.0, 1.0, 1.0, 1.0), closed=False, event_ms=closes_s * 1000 + 9_000)
+    market = Market(None, known_ms=None)
+    now_s = market.now_s()
+    assert not market.check.check(early, now_s - 24.0), "15 s before its end"
+    assert not market.check.check(later, now_s), "the second stamp that agrees"
+    await market.check.resolve()
+    assert market.believed == [later]
+    assert market.check.early == 1
+
+
+@pytest.mark.parametrize(("came_s", "early"), [(30.0, True), (15.9, False)])
+async def test_a_close_that_waited_is_early_by_when_it_came_not_by_when_the_exchange_answers(
+    came_s: float, early: bool
+) -> None:
+    closes_s = NOW_MS // 1000 // 60 * 60 + 60
+    candle = Candle(closes_s - 60, 1.0, 1.0, 1.0, 1.0, 1.0)
+    closing = KlineEvent(BTC, candle, closed=True, event_ms=closes_s * 1000 + 5)
+    market = Market(closes_s * 1000 + 16_000, known_ms=None)
+    assert not market.check.check(closing, market.now_s() - came_s)
+    await market.check.resolve()
+    await market.check.resolve()
+    assert market.believed == ([] if early else [closing])
+    assert market.check.early + market.check.refused == early
+
+
 async def test_closes_of_many_series_that_come_early_share_one_question() -> None:
     closes_s = NOW_MS // 1000 // 60 * 60 + 60
     known_ms = closes_s * 1000 - 30_000

@@ -18,6 +18,7 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_ws
 from klinesync.ingest.binance_ws import BinanceConnection, Symbols
+from klinesync.runtime import bulkheads
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import KlineEvent, StreamCallbacks
@@ -78,6 +79,22 @@ class Plain:
         return plain(series)
 
     async def symbol_id(self, series: SeriesId) -> str:
+        return plain(series)
+
+
+class Broken(Plain):
+    """Finds no name in its table, and breaks when it is first asked for one."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def symbol_id_now(self, series: SeriesId) -> str | None:
+        return None
+
+    async def symbol_id(self, series: SeriesId) -> str:
+        self._asked += 1
+        if self._asked == 1:
+            raise RuntimeError("broken on purpose")
         return plain(series)
 
 
@@ -451,4 +468,13 @@ async def test_a_series_whose_name_is_not_known_yet_is_subscribed_once_it_is(mon
     monkeypatch.setattr(binance_ws, "NAMES_RETRY_S", 0.05)
     exchange = Exchange()
     async with connected(exchange, BTC, symbols=OneSymbol(refuse=2)) as (_, heard):
+        assert await soon(heard.attached) == BTC
+
+
+async def test_a_series_whose_name_is_not_known_yet_is_not_forgotten_by_a_defect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bulkheads, "RESTART_FIRST_S", 0.05)
+    exchange = Exchange()
+    async with connected(exchange, BTC, symbols=Broken()) as (_, heard):
         assert await soon(heard.attached) == BTC

@@ -16,7 +16,7 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market import runtime_builder
-from klinesync.market_data import coverage
+from klinesync.market_data import coverage, derived_services
 from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import SAME
@@ -283,6 +283,40 @@ async def test_a_native_candle_that_the_exchange_does_not_show_yet_is_asked_for_
             ):
                 await asyncio.sleep(0.05)
                 candles = await page(service, hours, limit=100)
+
+
+async def test_a_native_candle_that_no_clock_proves_is_asked_for_again_though_nobody_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is long past, and only later candles can prove that it is final."""
+    monkeypatch.setattr(derived_services, "SHOWN_AFTER_S", -HOUR.seconds)
+    hours = BASE.with_timeframe(HOUR)
+    flags = {
+        "whitelist_ingest": "on",
+        "whitelist": str(BASE),
+        "startup_kline_sync_target_candles": "30",
+        "derived_backfill_base_candles": "1",
+    }
+    async with (
+        SimServer(SimConfig(symbols=3, start=START, speed=30)) as exchange,
+        reading(tmp_path / "store.sqlite", exchange, **flags) as service,
+    ):
+        await until_page(service, BASE, 30, limit=30)  # a longer page has older ones of the base fetched
+        history = service.runtime._derived_history
+        read, asked = history._history, 0
+
+        async def holding_back(series: SeriesId, start: int, errand: Errand, last: int | None) -> AsyncIterator[object]:
+            nonlocal asked
+            asked += 1
+            early = asked <= 2
+            async for one in read(series, start, errand, last):
+                yield HistoryPage([candle for candle in one.candles if candle.time != last], []) if early else one
+
+        monkeypatch.setattr(history, "_history", holding_back)
+        history.ensure(hours)
+        await until(lambda: asked > 2, "what was held back is asked for again")
+        candles = await until_page(service, hours, 100, limit=100)
+        assert alike(candles, theirs(exchange, hours, candles[0].time, candles[-1].time + 1))
 
 
 async def test_a_hole_in_the_base_keeps_its_native_candle_until_it_is_filled(tmp_path: Path) -> None:

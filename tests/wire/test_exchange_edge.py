@@ -466,6 +466,28 @@ async def test_a_symbol_that_is_delisted_while_followed_is_named_left_alone_and_
         assert client.events() == ["stream.delisted", "stream.subscribed", "stream.live"]
 
 
+async def test_holes_of_a_delisted_symbol_are_filled_once_it_is_traded_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with following(tmp_path, SPOT_ETH) as (exchange, service):
+        fault = exchange.faults.add(Delist(symbols=("ETHUSDT",), market="spot", gone=True))
+        await until(lambda: state(service, SPOT_ETH) == "delisted", "its end is noticed")
+        first = (await stored(service, SPOT_ETH))[0].time
+        old = range(first - 30 * 60, first - 20 * 60, 60)
+        await service.runtime.ingest.ingest_candles_closed(SPOT_ETH, truth(exchange, SPOT_ETH, old), 0.0)
+        service.runtime.backfill.request_declared(SPOT_ETH)
+        await until(lambda: "its gaps are left as they are" in caplog.text, "nobody has anything of it")
+        exchange.faults.remove(fault)
+
+        async def filled() -> bool:
+            times = [candle.time for candle in await stored(service, SPOT_ETH) if candle.time <= first]
+            return times == list(range(old.start, first + 60, 60))
+
+        async with asyncio.timeout(30):
+            while not await filled():
+                await asyncio.sleep(0.1)
+
+
 async def test_a_symbol_that_is_not_listed_yet_is_followed_from_its_first_candle_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -364,6 +364,8 @@ class BinanceConnection:
 
     async def _find_names(self) -> None:
         """Learn under what names the exchange lists the series that are wanted, for as long as there are such."""
+        if self._nameless:  # left by a run that a defect ended
+            self._naming.set()
         while True:
             await self._naming.wait()
             self._naming.clear()

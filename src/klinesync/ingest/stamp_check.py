@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from klinesync.core.dates import date_text
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.clock import ExchangeClock
@@ -102,26 +103,26 @@ class StampCheck:
             now_s = loop.time()
             if not self._clock.trusts(event.event_ms, came_s):
                 self._refuse(event, now_s)
-            elif self._early(event, now_s):
+            elif self._early(event, came_s):
                 self._leave(event, now_s)
             else:
                 self._believe(event, now_s, came_s)
 
-    def _early(self, event: KlineEvent, now_s: float) -> bool:
-        """Whether the event closes a candle clearly before its end, by REST's clock."""
+    def _early(self, event: KlineEvent, came_s: float) -> bool:
+        """Whether the event, which came at `came_s`, closed a candle clearly before its end."""
         if not event.closed:
             return False
-        return self._clock.ahead_of_rest(event.series.timeframe.next(event.candle.time) * 1000, now_s)
+        return self._clock.is_ahead(event.series.timeframe.next(event.candle.time) * 1000, came_s)
 
     def _leave(self, event: KlineEvent, now_s: float) -> None:
         self.early += 1
         suppressed = self._log_limit.allow("early", now_s)
         if suppressed is not None:
             log.warning(
-                "%s: a frame closes the candle of %d before its end by REST's clock; REST is asked for the candle "
+                "%s: a frame closes the candle of %s before its end by the exchange's clock; REST is asked for it "
                 "(%d more since the last)",
                 event.series,
-                event.candle.time,
+                date_text(event.candle.time),
                 suppressed,
             )
 

@@ -119,9 +119,9 @@ class IngestSupervisor:
     """Follows series of one exchange, until `run` is cancelled.
 
     `notice(series, status)` tells clients of each change of a stream's state; `heal(series, span, reason)` is asked
-    to fill what live could not wait for. A first history has `first_history_candles`; of what a series that was away
-    missed the newest `most_tail_candles` are read at once, what is older is left to `heal`. `audit_interval_s` 0: no
-    audit.
+    to fill what live could not wait for, `heal_declared(series)` to fill all declared gaps. A first history has
+    `first_history_candles`; of what a series that was away missed the newest `most_tail_candles` are read at once, what
+    is older is left to `heal`. `audit_interval_s` 0: no audit.
     """
 
     def __init__(
@@ -135,6 +135,7 @@ class IngestSupervisor:
         base_of: Callable[[SeriesId], SeriesId],
         notice: Callable[[SeriesId, StreamStatus], None],
         heal: Callable[[SeriesId, Span, str], None] | None,
+        heal_declared: Callable[[SeriesId], None] | None,
         history_watch: HistoryWatch,
         first_history_candles: int,
         most_tail_candles: int,
@@ -156,6 +157,7 @@ class IngestSupervisor:
         self._base_of = base_of
         self._notice = notice
         self._heal = heal
+        self._heal_declared = heal_declared
         self._history_watch = history_watch
         self._first_history_candles = first_history_candles
         self._most_tail_candles = most_tail_candles
@@ -656,6 +658,8 @@ class IngestSupervisor:
         job.fruitless = 0
         job.ask_after_s = 0.0
         self._carry_out(job, job.feed.attached())
+        if self._heal_declared is not None:
+            self._heal_declared(series)  # what was left, as nobody had anything of an unlisted symbol
 
     # Carrying out.
 

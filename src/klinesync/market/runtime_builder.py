@@ -78,19 +78,20 @@ def build_market_runtime(
     database: Database | None = None,
     source: ListedSource | None = None,
     others: Offers | None = None,
+    bulkheads: Bulkheads | None = None,
     rng: random.Random | None = None,
     wall_s: Callable[[], float] = time.time,
     command: str = "serve",
 ) -> MarketRuntime:
     """The parts of the service, wired. Runs inside the event loop; nothing has started yet. Raises `BadFlag`.
 
-    The simulation brings its own database, source, jitter and wall clock; else they are made as the flags say. `others`
-    has the exchanges for which we have no client of our own, by default those of ccxt.
-    `command` is what the store's lock tells others of this process.
+    The simulation brings its own database, source, bulkheads, jitter and wall clock; else they are made as the flags
+    say. `others` has the exchanges for which we have no client of our own, by default those of ccxt. `command` is what
+    the store's lock tells others of this process.
     """
     guard = Guard.of(flags.host, flags.allowed_origins, flags.api_token)
     listed = whitelist(flags)
-    bulkheads = Bulkheads()
+    bulkheads = bulkheads or Bulkheads()
     rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
     monotonic = asyncio.get_running_loop().time
     proxies = proxies_of(flags)
@@ -230,6 +231,7 @@ def build_market_runtime(
             base_of=derived.base_of,
             notice=teller.stream,
             heal=backfill.request if heals else None,
+            heal_declared=backfill.request_declared if heals else None,
             history_watch=board.watch(),
             first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
             most_tail_candles=flags.market_auto_tail_backfill_max_candles,

@@ -17,6 +17,7 @@ from functools import partial
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.derived import FormingBuckets
 from klinesync.core.errors import StoreError, UpstreamError
+from klinesync.core.finality import LATER_ROWS
 from klinesync.core.gaps import GapState, Span, clipped, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -366,9 +367,8 @@ class DerivedHistory:
             return False
         wanted = lacking.native
         came = await self._fetch(series, wanted)
-        shown_at = wanted.end + SHOWN_AFTER_S
-        if (came is None or came.end < wanted.end) and self._now_s(base) < shown_at:
-            self._wait_for(series, shown_at)
+        if came is None or came.end < wanted.end:
+            self._wait_for_final(series, wanted.end, self._now_s(base))
         if came is None:
             return True
         if wanted.start < came.start and (stored is None or wanted.start < stored.start):
@@ -403,6 +403,15 @@ class DerivedHistory:
             self._watch.ended(series, trouble)
         full = [page.candles for page in held if page.candles]
         return Span(full[0][0].time, frame.next(full[-1][-1].time)) if full else None
+
+    def _wait_for_final(self, series: SeriesId, end: int, now_s: float) -> None:
+        """The native candle that ends at `end` has not come. It may not be shown yet; nor be final yet, where no clock
+        proves that: two later ones do. Past those there is none."""
+        shown_at = end + SHOWN_AFTER_S
+        if now_s < shown_at:
+            self._wait_for(series, shown_at)
+        elif now_s < series.timeframe.shift(end, LATER_ROWS) + SHOWN_AFTER_S:
+            self._wait_for(series, 0)
 
     def _wait_for(self, series: SeriesId, at: int) -> None:
         """Look after the series again once its base has closed a candle up to `at`."""

@@ -82,8 +82,19 @@ class _Clock:
         """The newest stamp, and the time since at the clock's speed."""
         if self.newest is None:
             return None
-        speed = 1.0 if self.speed is None else self.speed
-        return self.newest.ms + int(max(0.0, now_s - self.newest.at_s) * 1000 * speed)
+        return self.newest.ms + int(max(0.0, now_s - self.newest.at_s) * 1000 * self._pace)
+
+    def showed_ms(self, then_s: float) -> int | None:
+        """What the clock showed at some moment. Before the newest stamp: at the latest, unless it goes slower than
+        ours: two stamps of which the earlier one lies make any clock look slow."""
+        if self.newest is None:
+            return None
+        since_s = then_s - self.newest.at_s
+        return self.newest.ms + int(since_s * 1000 * (self._pace if since_s >= 0 else max(1.0, self._pace)))
+
+    @property
+    def _pace(self) -> float:
+        return 1.0 if self.speed is None else self.speed
 
     def set(self, *run: Stamp) -> None:
         """Begin anew with these stamps. The suspects stay: they may show a speed that is not known yet."""
@@ -203,7 +214,7 @@ class ExchangeClock:
         ]
         if not found:
             return None
-        return min(found) if self.difference(now_s) is not None else max(found)
+        return min(found) if self.difference(now_s) is not None or self._apart(now_s) else max(found)
 
     def age_s(self, now_s: float) -> float:
         """How long ago the newest stamp that is believed arrived; endless before the first."""
@@ -214,23 +225,22 @@ class ExchangeClock:
         """How long ago REST answered with its time, whatever it was; endless before the first answer."""
         return now_s - self._answered_at_s
 
-    def ahead_of_rest(self, time_ms: int, now_s: float) -> bool:
-        """Whether a time lies clearly ahead of REST's clock. False where that is not known."""
-        newest, rest_ms = self._rest.newest, self._rest.estimate_ms(now_s)
-        if newest is None or rest_ms is None:
+    def is_ahead(self, time_ms: int, then_s: float) -> bool:
+        """Whether a time lay clearly ahead of the exchange's at that moment: by REST's clock, or by the frames' one
+        while nothing is known of REST's. False where neither is known."""
+        clock = self._frames if self._rest.newest is None else self._rest
+        newest, shown_ms = clock.newest, clock.showed_ms(then_s)
+        if newest is None or shown_ms is None:
             return False
-        unsure_ms = newest.latency_s * 1000 * max(1.0, self._rest.speed or 1.0)
-        return time_ms > rest_ms + self._differ_ms(self._rest) + unsure_ms
+        unsure_ms = newest.latency_s * 1000 * max(1.0, clock.speed or 1.0)
+        return time_ms > shown_ms + self._differ_ms(clock) + unsure_ms
 
     def wants_answer(self, now_s: float) -> bool:
         """Whether REST should be asked for its time: by what is known the two clocks have come apart, or they differ
         and it is not known whether they still do."""
         if self.difference(now_s) is not None:
             return True
-        rest_ms, frames_ms = self._rest.estimate_ms(now_s), self._frames.estimate_ms(now_s)
-        if rest_ms is None or frames_ms is None or self._fresh_frame(now_s) is None:
-            return False
-        return abs(rest_ms - frames_ms) > self._differ_ms(self._rest, self._frames)
+        return self._fresh_frame(now_s) is not None and self._apart(now_s)
 
     def difference(self, now_s: float) -> ClockDifference | None:
         """How the two clocks differ, while both go; None when they agree."""
@@ -350,6 +360,13 @@ class ExchangeClock:
             self._behind += 1
         differ = ahead or self._behind >= BEHIND_ANSWERS
         self._turn(ClockDifference(rest_ms, frames_ms) if differ else None)
+
+    def _apart(self, now_s: float) -> bool:
+        """Whether the two clocks lie apart, by what is known of each, however old."""
+        rest_ms, frames_ms = self._rest.estimate_ms(now_s), self._frames.estimate_ms(now_s)
+        if rest_ms is None or frames_ms is None:
+            return False
+        return abs(rest_ms - frames_ms) > self._differ_ms(self._rest, self._frames)
 
     def _turn(self, difference: ClockDifference | None) -> None:
         if (difference is None) != (self._difference is None):
