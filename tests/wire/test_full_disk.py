@@ -11,12 +11,16 @@ import apsw
 import pytest
 
 from klinesync.cli import main
+from klinesync.core.series_id import SeriesId
 from klinesync.market import runtime
+from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite import SqliteDatabase
 from processes import SERIES, running, serve_arguments
 from running_service import Service, running_service
+from small_disk import small_disk
 
 POLL_S = 0.05
+ANOTHER = SeriesId.parse("binance:spot:POSTED/USDT:1m")
 
 
 async def wait_for_status(url: str, path: str, status: int) -> dict[str, object]:
@@ -64,6 +68,7 @@ async def test_a_file_that_cannot_grow_turns_readyz_red_until_it_can_and_nothing
 
             assert await wait_for_status(url, "/readyz", 503) == {"status": "the store cannot be written"}
             await wait_for_status(url, "/healthz", 200)
+            await wait_until_told(url, "disk full")
             before, _ = await head_of(url)
             async with aiohttp.ClientSession() as http, http.ws_connect(url + "/ws/market") as socket:
                 await socket.send_json({"type": "subscribe", "series_id": str(SERIES), "since": before - 300})
@@ -90,6 +95,87 @@ async def test_a_file_that_cannot_grow_turns_readyz_red_until_it_can_and_nothing
             await wait_for_head(url, forming)
             assert await asyncio.to_thread(main, ["verify", f"--database-url=sqlite:///{store}"]) == 0
     assert "Traceback" not in log.read_text()
+
+
+async def wait_until_told(url: str, words: str) -> None:
+    """The status is red because of the store, and says why in these words."""
+    async with aiohttp.ClientSession() as http, asyncio.timeout(60):
+        while True:
+            async with http.get(url + "/api/market/status") as response:
+                told = await response.json()
+            if told["status"] == "red" and words in (told["store"]["detail"] or ""):
+                assert told["status_reason"] == "store_unavailable"
+                assert told["store"]["ok"] is False
+                return
+            await asyncio.sleep(POLL_S)
+
+
+async def test_a_live_service_on_a_full_disk_shows_nothing_that_is_not_stored_and_recovers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store.sqlite"
+    with small_disk() as disk:
+        async with (
+            SimServer(SimConfig(symbols=2, speed=600.0)) as exchange,
+            running_service(store, exchange, whitelist=str(SERIES)) as service,
+        ):
+            await wait_for_head(service.url, 0, least_count=2010)
+            async with service.http.ws_connect(service.url + "/ws/market") as socket:
+                before, _ = await head_of(service.url)
+                await socket.send_json({"type": "subscribe", "series_id": str(SERIES), "since": before - 300})
+                seen: list[int] = []
+
+                async def receive() -> int:
+                    """The open time of the next candle; a closed one is in the file already."""
+                    while True:
+                        message = await socket.receive_json(timeout=30)
+                        if message["type"] == "candle_closed":
+                            seen.append(message["candle"]["candle_time"])
+                            assert await asyncio.to_thread(head_in_file, store) >= seen[-1]
+                        if message["type"] in ("candle_closed", "candle_forming"):
+                            return int(message["candle"]["candle_time"])
+
+                while not seen or seen[-1] < before + 300:
+                    await receive()
+                disk.room_bytes = 0
+                await wait_until_told(service.url, "disk full")
+                assert await service.get("/readyz") == (503, {"status": "the store cannot be written"})
+                full = await asyncio.to_thread(head_in_file, store)
+                posted = {"candle_time": 0, "open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0}
+                body = {"series_id": str(ANOTHER), "candle": posted}
+                status, answer = await service.post("/api/market/ingest/candle_closed", body)
+                assert (status, answer["code"]) == (500, "ingest_failed:candles")
+                forming = full
+                while forming < full + 30 * 60:
+                    forming = await receive()
+                assert await asyncio.to_thread(head_in_file, store) == full
+                assert (await head_of(service.url))[0] == full
+                assert max(seen) <= full
+                assert disk.refused > 0
+
+                disk.room_bytes = 1 << 40
+                await wait_for_status(service.url, "/readyz", 200)
+                while seen[-1] < forming:
+                    await receive()
+                assert seen == list(range(before - 240, seen[-1] + 60, 60))
+            status, told = await service.get("/api/market/status")
+            assert (status, told["store"]["ok"]) == (200, True)  # type: ignore[index]
+            status, _ = await service.post("/api/market/ingest/candle_closed", body)
+            assert status == 200
+    assert await asyncio.to_thread(main, ["verify", f"--database-url=sqlite:///{store}"]) == 0
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def head_in_file(store: Path) -> int:
+    """The newest candle of the series that another program finds in the file."""
+    connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        number = connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(SERIES),)).get
+        head = connection.execute("SELECT max(time) FROM candle WHERE series_no = ?", (number,)).get
+    finally:
+        connection.close()
+    assert isinstance(head, int)
+    return head
 
 
 async def limit(service: Service, pages: int) -> None:

@@ -1,0 +1,56 @@
+"""A disk that runs full: a VFS of SQLite on which files grow as long as there is room."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import apsw
+
+_NAME = "small-disk"
+
+
+class SmallDisk(apsw.VFS):
+    """SQLite's own VFS; what makes a file longer takes of `room_bytes`, and is refused as the system does it (ENOSPC)
+    when there is not enough. `refused` counts that."""
+
+    def __init__(self, room_bytes: int = 1 << 40) -> None:
+        self.real = apsw.vfs_names()[0]  # the first one is the default
+        super().__init__(_NAME, self.real, makedefault=True)
+        self._lock = threading.Lock()
+        self.room_bytes = room_bytes
+        self.refused = 0
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> _File:  # noqa: N802  # SQLite's name
+        return _File(self, name, flags)
+
+    def take(self, count: int) -> None:
+        with self._lock:
+            if count > self.room_bytes:
+                self.refused += 1
+                raise apsw.FullError("no space left on the device")
+            self.room_bytes -= count
+
+
+class _File(apsw.VFSFile):
+    def __init__(self, disk: SmallDisk, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        super().__init__(disk.real, name, flags)
+        self._disk = disk
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        longer = offset + len(data) - super().xFileSize()
+        if longer > 0:
+            self._disk.take(longer)
+        super().xWrite(data, offset)
+
+
+@contextmanager
+def small_disk() -> Iterator[SmallDisk]:
+    """The VFS that every store of this process is opened with meanwhile."""
+    disk = SmallDisk()
+    try:
+        yield disk
+    finally:
+        disk.unregister()
+        apsw.set_default_vfs(disk.real)
