@@ -288,7 +288,7 @@ async def test_a_native_candle_that_the_exchange_does_not_show_yet_is_asked_for_
 async def test_a_native_candle_that_no_clock_proves_is_asked_for_again_though_nobody_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its end is long past, and only later candles can prove that it is final."""
+    """Its end is long past."""
     monkeypatch.setattr(derived_services, "SHOWN_AFTER_S", -HOUR.seconds)
     hours = BASE.with_timeframe(HOUR)
     flags = {

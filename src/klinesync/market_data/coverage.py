@@ -115,6 +115,10 @@ class CoolDowns:
         until_s, _ = self._until.get(series, (now_s, 0))
         return until_s <= now_s
 
+    def in_vain(self, series: SeriesId) -> int:
+        """How many attempts in a row were in vain."""
+        return self._until.get(series, (0.0, 0))[1]
+
     def begin(self, series: SeriesId, now_s: float, *, in_vain: bool, at_least_s: float = 0.0) -> None:
         """An attempt is over. `in_vain`: it failed, or brought nothing that was expected; `at_least_s`: how long the
         exchange wants to be left alone."""

@@ -17,7 +17,6 @@ from functools import partial
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.derived import FormingBuckets
 from klinesync.core.errors import StoreError, UpstreamError
-from klinesync.core.finality import LATER_ROWS
 from klinesync.core.gaps import GapState, Span, clipped, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -40,6 +39,8 @@ HISTORIES_AT_ONCE = 2
 MAX_WAITING = 1000
 # By then, after its end (seconds of the exchange), a native candle is shown.
 SHOWN_AFTER_S = 60
+# How often a native candle that has ended is asked for in vain, unless somebody reads the series.
+MOST_IN_VAIN = 6
 # Native candles that one read has fetched at most.
 MAX_NATIVE = 5000
 # Series of which it is remembered where the exchange's native candles begin, and for which candles of their base they
@@ -367,7 +368,8 @@ class DerivedHistory:
             return False
         wanted = lacking.native
         came = await self._fetch(series, wanted)
-        if came is None or came.end < wanted.end:
+        short = came is None or came.end < wanted.end
+        if short:
             self._wait_for_final(series, wanted.end, self._now_s(base))
         if came is None:
             return True
@@ -376,7 +378,7 @@ class DerivedHistory:
             self._begins.move_to_end(series)
             if len(self._begins) > MAX_REMEMBERED:
                 self._begins.popitem(last=False)
-        return False
+        return short
 
     async def _fetch(self, series: SeriesId, span: Span) -> Span | None:
         """Where the candles lie that came, if any did. Raises `UpstreamError`, `StoreError`."""
@@ -405,12 +407,12 @@ class DerivedHistory:
         return Span(full[0][0].time, frame.next(full[-1][-1].time)) if full else None
 
     def _wait_for_final(self, series: SeriesId, end: int, now_s: float) -> None:
-        """The native candle that ends at `end` has not come. It may not be shown yet; nor be final yet, where no clock
-        proves that: two later ones do. Past those there is none."""
+        """The native candle that ends at `end` has not come: it may not be shown yet; or not be final yet, where no
+        clock proves that. After so many attempts there is none."""
         shown_at = end + SHOWN_AFTER_S
         if now_s < shown_at:
             self._wait_for(series, shown_at)
-        elif now_s < series.timeframe.shift(end, LATER_ROWS) + SHOWN_AFTER_S:
+        elif self._cool_downs.in_vain(series) < MOST_IN_VAIN:
             self._wait_for(series, 0)
 
     def _wait_for(self, series: SeriesId, at: int) -> None:
