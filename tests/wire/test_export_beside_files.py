@@ -186,6 +186,13 @@ def test_what_is_no_file_of_candles_is_left_as_it_is(tmp_path: Path, run: Run) -
         assert f"{place} cannot be written: it is {what}" in done.err
 
 
+def test_a_dash_is_no_file(run: Run) -> None:
+    done = run("--format=csv", "--output", "-")
+    assert done.status == 1
+    assert "cannot go to standard output; name a file" in done.err
+    assert not Path("-").exists()
+
+
 def test_a_link_stays_a_link(tmp_path: Path, run: Run) -> None:
     (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
     assert run("--format=csv", "--output", tmp_path / "link.csv").status == 0

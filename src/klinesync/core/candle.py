@@ -137,4 +137,5 @@ def _bad_value(candle: Candle) -> str | None:
 def _bad_time(time: int, timeframe: Timeframe) -> str:
     if not 0 <= time <= MAX_TIME:
         return f"time lies outside 0 … {MAX_TIME}"
-    return f"time is not on the {timeframe} grid; the candle it falls into opens at {timeframe.floor(time)}"
+    opens = timeframe.floor(time)
+    return f"time is not on the {timeframe} grid; the candle it falls into opens at {date_text(opens)} ({opens})"

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from klinesync.core.candle import Applied, Candle
+from klinesync.core.counted import counted
+from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
@@ -95,6 +97,7 @@ class Audit:
             applied = await self._submit(series, candles, "audit", Empty(page.empty, page.proof))
             if applied.candles:
                 self.revised += len(applied.candles)
-                times = ", ".join(str(candle.time) for candle in applied.candles[:5])
-                log.warning("%s: the audit found %d candles to differ: %s", series, len(applied.candles), times)
+                times = ", ".join(date_text(candle.time) for candle in applied.candles[:5])
+                found = counted(len(applied.candles), "candle")
+                log.warning("%s: the audit found other values of %s: %s", series, found, times)
         self.looked += 1

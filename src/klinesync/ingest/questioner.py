@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from klinesync.core.candle import Applied, Candle
+from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
@@ -43,9 +44,9 @@ class Questioner:
         suppressed = self._log_limit.allow(series, now_s)
         if suppressed is not None:
             log.warning(
-                "%s: a frame tells other values of the stored candle of %d; REST is asked (%d more since the last)",
+                "%s: a frame tells other values of the stored candle of %s; REST is asked (%d more since the last)",
                 series,
-                times[0],
+                date_text(times[0]),
                 suppressed,
             )
 

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import count
 
 from klinesync.core.candle import Applied, Candle, Forming
+from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, Transient, UpstreamError
 from klinesync.core.gaps import Span
@@ -840,8 +841,8 @@ class IngestSupervisor:
         it is, they lie behind the stored head, and are none.)"""
         feed = job.feed
         for hole in command.unproven():
-            missing = feed.timeframe.count(hole.start, hole.end)
-            log.warning("%s: %d candles are missing from %d on; they are declared", feed.series, missing, hole.start)
+            missing = counted(feed.timeframe.count(hole.start, hole.end), "candle")
+            log.warning("%s: %s missing from %s on: declared", feed.series, missing, date_text(hole.start))
             if self._heal is not None:
                 self._heal(feed.series, hole, "gap")
 

@@ -96,6 +96,8 @@ def export(
     """
     if store.read(lambda look: look.span(series)) is None:
         raise UnknownSeries(str(series), "the store has no candles of it")
+    if str(output) == "-":
+        raise ExportFailed("an export is put in place whole, and cannot go to standard output; name a file")
     path = output / freqtrade_path(series, f".{kind}") if freqtrade else output
     before = _state(path)  # of the name as it was given: what /dev/stdout resolves to has no path
     path = path.resolve() if path.is_symlink() else path
