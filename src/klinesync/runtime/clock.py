@@ -82,19 +82,16 @@ class _Clock:
         """The newest stamp, and the time since at the clock's speed."""
         if self.newest is None:
             return None
-        return self.newest.ms + int(max(0.0, now_s - self.newest.at_s) * 1000 * self._pace)
+        speed = 1.0 if self.speed is None else self.speed
+        return self.newest.ms + int(max(0.0, now_s - self.newest.at_s) * 1000 * speed)
 
-    def showed_ms(self, then_s: float) -> int | None:
-        """What the clock showed at some moment. Before the newest stamp: at the latest, unless it goes slower than
-        ours: two stamps of which the earlier one lies make any clock look slow."""
+    def showed_ms(self, then_s: float, speed: float) -> int | None:
+        """What the clock showed at some moment, if it goes at that speed. Before the newest stamp: at the latest,
+        unless it goes slower than ours: two stamps of which the earlier one lies make any clock look slow."""
         if self.newest is None:
             return None
         since_s = then_s - self.newest.at_s
-        return self.newest.ms + int(since_s * 1000 * (self._pace if since_s >= 0 else max(1.0, self._pace)))
-
-    @property
-    def _pace(self) -> float:
-        return 1.0 if self.speed is None else self.speed
+        return self.newest.ms + int(since_s * 1000 * (speed if since_s >= 0 else max(1.0, speed)))
 
     def set(self, *run: Stamp) -> None:
         """Begin anew with these stamps. The suspects stay: they may show a speed that is not known yet."""
@@ -228,12 +225,13 @@ class ExchangeClock:
     def is_ahead(self, time_ms: int, then_s: float) -> bool:
         """Whether a time lay clearly ahead of the exchange's at that moment: by REST's clock, or by the frames' one
         while nothing is known of REST's. False where neither is known."""
-        clock = self._frames if self._rest.newest is None else self._rest
-        newest, shown_ms = clock.newest, clock.showed_ms(then_s)
+        clock, other = (self._frames, self._rest) if self._rest.newest is None else (self._rest, self._frames)
+        speed = next((one.speed for one in (clock, other) if one.speed is not None), 1.0)
+        newest, shown_ms = clock.newest, clock.showed_ms(then_s, speed)
         if newest is None or shown_ms is None:
             return False
-        unsure_ms = newest.latency_s * 1000 * max(1.0, clock.speed or 1.0)
-        return time_ms > shown_ms + self._differ_ms(clock) + unsure_ms
+        near_ms = max(self._differ_ms(clock), speed * DIFFER_OURS_S * 1000)
+        return time_ms > shown_ms + near_ms + newest.latency_s * 1000 * max(1.0, speed)
 
     def wants_answer(self, now_s: float) -> bool:
         """Whether REST should be asked for its time: by what is known the two clocks have come apart, or they differ
