@@ -22,6 +22,7 @@ from klinesync.storage.sqlite_candles import Known
 from klinesync.storage.sqlite_file import SqliteFile, StoreReplaced
 from klinesync.storage.sqlite_reader import look_into, open_closed, open_reader
 from klinesync.storage.sqlite_schema import ForeignFile, check_owner, migrations, version_of
+from klinesync.storage.wal_origin import ForeignLog, refuse_foreign_log
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,9 @@ class SqliteDatabase:
             except OSError as error:
                 why = disk_trouble(error, self.path)
                 raise StoreError(f"the store {self.path} cannot be opened: {why}") from error
+            refuse_foreign_log(self.path)
             self._file.open()
-        except (StoreLocked, ForeignFile):
+        except (StoreLocked, ForeignFile, ForeignLog):
             self._lock.release()
             raise
         except StoreError as error:

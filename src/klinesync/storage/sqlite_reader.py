@@ -23,6 +23,7 @@ from klinesync.storage.disk import disk_trouble
 from klinesync.storage.lock import SharedLock
 from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
 from klinesync.storage.sqlite_schema import check_owner, migrations, refuse_newer, version_of
+from klinesync.storage.wal_origin import refuse_foreign_log
 
 BUSY_TIMEOUT_MS = 5000
 # Problems of the file that are told. SQLite stops looking for more, which of a badly damaged file takes long.
@@ -154,6 +155,8 @@ class SqliteReader:
         if self._connection is not None and closed and files == self._closed_as:
             return self._connection
         self._close_connection()
+        if closed:
+            refuse_foreign_log(self.path)
         self._connection = open_closed(self.path) if closed else open_reader(self.path)
         self._closed_as = files if closed else None
         return self._connection
