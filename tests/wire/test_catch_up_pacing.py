@@ -11,8 +11,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import ws_services
+from klinesync.storage.database import CandleStore, Origin
 from klinesync.ws import hub
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 from running_service import Service, running_service
@@ -115,6 +117,40 @@ async def test_catch_ups_alone_never_close_a_client_and_one_page_waits_at_a_time
         "candle_closed": len(NAMES) * CATCH_UP_MAX_CANDLES,
     }
     assert most <= most_messages
+
+
+MANY = [SeriesId.parse(f"binance:spot:MANY{number}/USDT:1m") for number in range(1000)]
+
+
+async def test_a_thousand_series_of_one_connection_end_without_a_close_and_in_the_room_of_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 40
+    rows = [Candle(START + 60 * minute, 1.0, 2.0, 0.5, 1.5, 10.0) for minute in range(each)]
+    most_messages = hub.ROOM_MESSAGES + each + 2 * len(MANY)  # acknowledgements come at once
+    monkeypatch.setattr(hub, "OUTBOX_MAX_MESSAGES", most_messages)
+
+    def fill(store: CandleStore) -> None:
+        for series in MANY:
+            store.write(series, rows, Origin("test", 1))
+
+    async with running_service(tmp_path / "store.sqlite", enable_ondemand_ingest="off") as service:
+        await service.runtime._database.write(fill)
+        session, client, _ = await connect(service)
+        async with session:
+            transport = pause(client)
+            for series in MANY:
+                await client.send_json({"type": "subscribe", "series_id": str(series), "since": 0, "ack": True})
+            await client.send_json({"type": "subscribe", "series_id": LIVE})
+            await until(lambda: service.runtime.hub.watched(SeriesId.parse(LIVE)), "all is said")
+            assert service.runtime.hub.status.waiting_messages <= most_messages
+            transport.resume_reading()
+            got = Counter[str]()
+            while got["caught_up"] < len(MANY):
+                message = await client.receive_json(timeout=30)
+                got[message["type"]] += 1
+            await client.close()
+    assert got == {"subscribed": len(MANY), "caught_up": len(MANY), "candle_closed": len(MANY) * each}
 
 
 async def test_a_subscription_that_starts_over_while_it_waits_comes_once_from_its_newest_since(
