@@ -306,9 +306,9 @@ async def _ask_ccxt(value: object, headers: Mapping[str, str], monotonic: Callab
         clock.estimate_ms(2.0)
     with _declared(UpstreamError):
         await client.most_rows(OTHER_VENUE)
-    for market in ("spot", "futures"):
-        with _declared(UpstreamError):
-            _check_names(market, await client.listings(market, errand, again=False))
+    with _declared(UpstreamError):
+        for market, listings in (await client.listings(errand, again=False)).items():
+            _check_names(market, listings)
     with _declared(UpstreamError):
         msgspec.json.encode(await client.tickers({"BTC/USDT": "BTCUSDT"}, errand))
     live = LiveCandles(frame, VenueMargin(2000))

@@ -18,7 +18,7 @@ from klinesync.ingest import ccxt_client
 from klinesync.ingest.ccxt_client import Ccxt, CcxtClient, CcxtThread
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_rows import Row
-from klinesync.runtime.sources import Errand, Urgency
+from klinesync.runtime.sources import Errand, Listing, Urgency
 
 SERIES = SeriesId.parse("fake:futures:BTC/USDT:1m")
 WAIT_S = 30.0
@@ -180,8 +180,8 @@ async def test_after_too_many_requests_users_are_told_and_the_others_wait() -> N
 
 async def test_listings_have_our_names_and_only_pairs_and_swaps() -> None:
     async with client(Fake(answering([]))) as one:
-        spot = await one.listings("spot", Errand(Urgency.READ), again=False)
-        futures = await one.listings("futures", Errand(Urgency.READ), again=False)
+        lists = await one.listings(Errand(Urgency.READ), again=False)
+    spot, futures = lists["spot"], lists["futures"]
     assert list(spot) == ["BTC/USDT"]
     assert spot["BTC/USDT"].trading
     assert list(futures) == ["BTC/USDT", "BTC/USD:BTC"]
@@ -208,7 +208,7 @@ async def test_a_listing_that_no_series_id_can_name_or_that_is_none_costs_itself
             return listed | {"good": good}  # type: ignore[return-value]
 
     async with client(Odd(answering([]))) as one:
-        spot = await one.listings("spot", Errand(Urgency.READ), again=False)
+        spot = (await one.listings(Errand(Urgency.READ), again=False))["spot"]
     assert list(spot) == ["ETH/USDT", "BTC/USDT"]
     assert spot["ETH/USDT"].onboard_s is None
 
@@ -251,7 +251,36 @@ async def test_an_answer_that_lists_nothing_is_no_list() -> None:
 
     async with client(Empty(answering([]))) as one:
         with pytest.raises(UpstreamError, match="lists nothing"):
-            await one.listings("spot", Errand(Urgency.SWEEP), again=False)
+            await one.listings(Errand(Urgency.SWEEP), again=False)
+
+
+async def test_ccxt_goes_on_with_what_it_knew_of_a_market_of_which_an_answer_is_no_whole_list() -> None:
+    class Keeping(Fake):
+        """Keeps its markets as ccxt does."""
+
+        markets: Mapping[str, Mapping[str, object]] | None = None
+        told: Mapping[str, Mapping[str, object]] = {}
+
+        async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
+            self.set_markets(self.told if self.told else await super().load_markets())
+            return self.markets or {}
+
+        def set_markets(self, markets: Mapping[str, Mapping[str, object]]) -> object:
+            self.markets = markets
+            return markets
+
+    def judge(market: str, listings: Mapping[str, Listing], _expected: bool) -> str | None:
+        return None if listings else "lists nothing"
+
+    exchange = Keeping(answering([]))
+    async with client(exchange) as one:
+        whole = await one.listings(Errand(Urgency.READ), again=False, judge=judge)
+        before = dict(exchange.markets or {})
+        exchange.told = {"ETH/USDT": {"id": "ETHUSDT", "base": "ETH", "quote": "USDT", "spot": True}}
+        lists = await one.listings(Errand(Urgency.READ), again=True, judge=judge)
+    assert (set(whole), set(lists), set(lists["spot"])) == ({"spot", "futures"}, {"spot"}, {"ETH/USDT"})
+    assert exchange.markets is not None
+    assert set(exchange.markets) == {"ETH/USDT", *(name for name in before if ":" in name)}
 
 
 async def test_tickers_without_numbers_are_left_out() -> None:

@@ -52,6 +52,8 @@ class Fake:
         self.now_s = now_s
         self.asked: list[str] = []
         self.sinces: list[int | None] = []
+        self.bases = ["BTC"]
+        self.lists: list[bool] = []  # whether each was asked for again
         self.tells_date = False
         self.pushes: asyncio.Queue[Sequence[Row]] = asyncio.Queue()
 
@@ -61,7 +63,9 @@ class Fake:
             self.last_response_headers = {"Date": formatdate(self.now_s, usegmt=True)}
 
     async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
-        return {"BTC/USDT": {"base": "BTC", "quote": "USDT", "id": "BTCUSDT", "spot": True}}
+        self.lists.append(reload)
+        facts: Mapping[str, object] = {"quote": "USDT", "spot": True}
+        return {f"{base}/USDT": {"base": base, "id": f"{base}USDT", **facts} for base in self.bases}
 
     def feature_value(self, symbol: str, method: str, parameter: str) -> object:
         return 100
@@ -220,3 +224,29 @@ async def test_what_a_venue_keeps_no_more_is_not_asked_for() -> None:
         assert found[0].time == reach.oldest
         assert found[-1] == candle(999 - 1) or found[-1] == candle(999)
         assert min(since or 0 for since in exchange.sinces) == reach.oldest * 1000
+
+
+async def test_a_first_answer_without_the_symbols_of_a_market_that_has_some_is_no_list_and_is_asked_for_again() -> None:
+    exchange, now_s = Fake([0], T0 + 60, spot=True), 1000.0
+    exchange.bases = []
+    async with source_of(exchange, lambda: now_s) as source:
+        for asked, pause_s in ((1, 5.0), (2, 10.0), (3, 20.0), (4, 30.0), (5, 30.0)):
+            for _ in range(3):
+                with pytest.raises(UpstreamError, match="lists nothing"):
+                    await source.knows(BTC)
+            assert len(exchange.lists) == asked
+            now_s += pause_s
+        exchange.bases = ["BTC", "ETH"]
+        assert await source.knows(BTC)
+
+
+async def test_a_list_is_asked_for_again_to_confirm_that_a_symbol_is_gone_and_else_seldom() -> None:
+    exchange, now_s = Fake([0], T0 + 60), 1000.0
+    exchange.bases = ["BTC", "ETH"]
+    async with source_of(exchange, lambda: now_s) as source:
+        assert set(await source.listings("spot", 3600.0)) == {"BTC/USDT", "ETH/USDT"}
+        exchange.bases = ["ETH"]
+        now_s += 60.0
+        assert "BTC/USDT" in await source.listings("spot", 60.0), "lists are large"
+        assert set(await source.listings("spot", 0.0)) == {"ETH/USDT"}
+        assert exchange.lists == [False, True]

@@ -57,6 +57,7 @@ class Exchange:
         self.asked: list[dict[str, str]] = []
         self.asked_time = 0
         self.most_rows = 10_000
+        self.spot_symbols: Sequence[str] = ("BTC",)  # base assets
 
     def _failure(self) -> web.StreamResponse | None:
         return self.failures.pop(0)() if self.failures else None
@@ -98,7 +99,7 @@ class Exchange:
                 symbol | {"symbol": "OLDUSDT", "baseAsset": "OLD", "status": "PENDING_TRADING", "contractType": ""},
             ]
         else:
-            symbols = [symbol]
+            symbols = [symbol | {"symbol": f"{base}USDT", "baseAsset": base} for base in self.spot_symbols]
         return web.json_response({"symbols": symbols})
 
 
@@ -776,6 +777,29 @@ async def test_knows_falls_back_on_an_older_list_and_looks_again_for_what_a_list
         exchange.failures = [failure(403)]
         assert await rest.knows(SERIES)
         assert len(exchange.asked) == 4
+
+
+@pytest.mark.parametrize("told", [(), ("BTC", "ETH")], ids=["empty", "shrunken"])
+async def test_a_list_that_has_lost_most_symbols_replaces_nothing_and_is_asked_for_again_with_backoff(
+    told: Sequence[str],
+) -> None:
+    exchange, shelf = Exchange(), Kept("BTC", "ETH", *(f"S{number}" for number in range(98)))
+    exchange.spot_symbols = told
+    now_s = 0.0
+    async with connected(exchange, lambda: now_s, shelf=shelf) as (rest, _):
+        assert await rest.knows(SeriesId.parse("binance:spot:S7/USDT:1m")), "by the list that was kept"
+        for pause_s in (5.0, 10.0, 20.0):
+            asked = len(exchange.asked)
+            with pytest.raises(UpstreamError, match="no whole list"):
+                await rest.listings("spot", 0.0)
+            assert len(exchange.asked) <= asked + 1
+            now_s += pause_s + 0.1
+        assert await rest.knows(SeriesId.parse("binance:spot:S7/USDT:1m"))
+        assert shelf.kept == {}, "what is kept over a restart stays, too"
+        exchange.spot_symbols = shelf.symbols[:95]
+        now_s += 60.0
+        assert len(await rest.listings("spot", 0.0)) == 95
+        assert len(shelf.kept["spot"]) == 95
 
 
 async def test_tickers_are_told_as_numbers_and_those_that_are_none_left_out() -> None:

@@ -10,7 +10,7 @@ import json
 import random
 import threading
 import urllib.request
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pytest
 from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, follow
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import supervisor
+from klinesync.ingest import ccxt_source, supervisor, turn_queue, whole_lists
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_rows import Row
 from klinesync.market.runtime_builder import build_market_runtime
@@ -45,6 +45,8 @@ class Pointed:
         self.last_response_headers: Mapping[str, str] | None = None
         self.url = url
         self.closed = False
+        self.listed: Callable[[list[str]], list[str]] = list  # what is sent of the list of base assets
+        self.lists = 0
 
     async def _get(self, path: str, **params: object) -> object:
         text = "&".join(f"{name}={value}" for name, value in params.items() if value is not None)
@@ -61,8 +63,10 @@ class Pointed:
             kind = {"spot": settle is None, "swap": settle is not None}
             return {"base": base, "quote": "USDT", "settle": settle, "id": symbol_id, "active": True} | kind
 
-        listed = {f"{base}/USDT": market(base, f"{base}USDT", None) for base in ("BTC", "ETH")}
-        return listed | {f"{base}/USDT:USDT": market(base, f"{base}USDT", "USDT") for base in ("BTC", "ETH")}
+        self.lists += 1
+        bases = self.listed(["BTC", "ETH", *(f"S{number}" for number in range(30))])
+        listed = {f"{base}/USDT": market(base, f"{base}USDT", None) for base in bases}
+        return listed | {f"{base}/USDT:USDT": market(base, f"{base}USDT", "USDT") for base in bases}
 
     def feature_value(self, symbol: str, method: str, parameter: str) -> object:
         return 500
@@ -179,6 +183,36 @@ async def test_an_outage_of_the_exchange_is_declared_and_shown_to_be_empty(tmp_p
                     break
                 await asyncio.sleep(0.1)
         assert gaps == {"unknown": 0, "healing": 0, "confirmed_empty": 3, "lost": 0}
+
+
+async def test_a_list_without_the_symbol_says_little_and_a_second_one_a_while_later_that_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SUSPECT_LISTINGS_AGE_S", 1.0)
+    monkeypatch.setattr(supervisor, "LISTINGS_AGE_S", 0.2)
+    monkeypatch.setattr(supervisor, "LISTINGS_PAUSE_S", 0.05)
+    monkeypatch.setattr(ccxt_source, "UNLISTED_TTL_S", 0.1)
+    monkeypatch.setattr(turn_queue, "TROUBLE_MOST_S", 0.05)
+    monkeypatch.setattr(whole_lists, "PAUSE_FIRST_S", 0.05)
+    monkeypatch.setattr(whole_lists, "PAUSE_MOST_KNOWN_S", 0.2)
+    async with serving(tmp_path, whitelist=str(BTC), enable_whitelist_ingest="on") as (exchange, service, made):
+        await complete(service, exchange, BTC)
+
+        def state() -> str:
+            return service.runtime.exchanges.status(BTC).state
+
+        for part in (0, 3):  # nothing, and a part that even has the symbol
+            made[0].listed = lambda bases, part=part: bases[:part]  # type: ignore[misc]
+            lists = made[0].lists
+            await until(lambda lists=lists: made[0].lists > lists + 8, "it is asked again")  # type: ignore[misc]
+            assert state() != "delisted", part
+        made[0].listed = lambda bases: [base for base in bases if base != "BTC"]
+        lists, began_s = made[0].lists, asyncio.get_running_loop().time()
+        await until(lambda: state() == "delisted", "two lists do not have it")
+        assert made[0].lists >= lists + 2
+        assert asyncio.get_running_loop().time() - began_s >= 1.0
+        made[0].listed = list
+        await until(lambda: state() != "delisted", "it is traded again")
 
 
 async def test_a_read_fetches_the_tail_though_nobody_follows(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from klinesync.ingest.binance_decode import (
 from klinesync.ingest.binance_symbols import SymbolTable, coin_margined
 from klinesync.ingest.rest_gate import RestGate
 from klinesync.ingest.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
+from klinesync.ingest.whole_lists import WholeLists
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_limit import LogLimit
@@ -161,6 +162,7 @@ class BinanceRest:
         self._listed: dict[str, _Listed] = {}
         self._listing: dict[str, SingleFlight[_Listed]] = {market: SingleFlight() for market in routes}
         self._not_listed: dict[str, tuple[float, UpstreamError]] = {}
+        self._whole: dict[str, WholeLists] = {}
         self._time_errands: dict[str, Errand] = {}
         self._time: dict[str, SingleFlight[None]] = {market: SingleFlight() for market in routes}
         self._log_limit = LogLimit(LOG_EVERY_S)
@@ -473,15 +475,23 @@ class BinanceRest:
 
     async def _ask_listings(self, market: str) -> _Listed:
         failed_at_s, failure = self._not_listed.get(market, (float("-inf"), None))
-        if failure is not None and self._monotonic() - failed_at_s < LISTINGS_PAUSE_S:
+        now_s, whole = self._monotonic(), self._whole.setdefault(market, WholeLists())
+        if failure is not None and (now_s - failed_at_s < LISTINGS_PAUSE_S or whole.pause_s(now_s) > 0.0):
             raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
+        kept = await self._kept(market)
+        if kept is not None:
+            whole.kept(kept.by_name.keys())
         try:
             body = await self._ask(market, "exchangeInfo", WEIGHTS[market].exchange_info, MAX_LIST_BYTES)
             listings, left_out = self._decode(market, partial(decode_listings, market), body, "exchangeInfo")
+            table = SymbolTable(listings)
+            # A market without symbols that never had one is believed: an exchange may have one market only.
+            why = whole.refusal(table.by_name.keys(), self._monotonic(), expected=False)
+            if why is not None:
+                raise self._nonsense(market, f"the answer to exchangeInfo {why}: it is no whole list")
         except UpstreamError as error:
             self._not_listed[market] = (self._monotonic(), error)
             raise
-        table = SymbolTable(listings)
         for listing in table.ambiguous:
             left_out.add(f"{listing.symbol_id}: more than one symbol is named {listing.symbol}, or like it")
         self._leave_out(market, "symbol", left_out)

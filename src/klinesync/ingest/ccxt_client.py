@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import UpstreamError
@@ -94,7 +94,23 @@ class Ccxt(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsMarkets(Protocol):
+    """ccxt's own list of symbols, by which it names them in requests: a reload replaces it, whatever was answered."""
+
+    markets: Mapping[str, Mapping[str, object]] | None
+
+    def set_markets(self, markets: Mapping[str, Mapping[str, object]]) -> object:
+        """Replace the list."""
+        ...
+
+
 Maker = Callable[[str], Ccxt]
+# Says why an answer is no whole list of a market (None: it is one), given the market, its symbols by our names, and
+# whether the exchange should have symbols there.
+JudgeList = Callable[[str, Mapping[str, Listing], bool], str | None]
+# ccxt's word for our markets.
+KINDS = {"spot": "spot", "futures": "swap"}
 
 
 def offers_exchange(name: str) -> bool | None:
@@ -239,15 +255,34 @@ class CcxtClient:
 
         return await self._request("fetchTime", Kind.TIME, errand, ask)
 
-    async def listings(self, market: str, errand: Errand, *, again: bool) -> dict[str, Listing]:
-        """What it lists on `market`, by our symbol: pairs on spot, swaps on futures."""
+    async def listings(
+        self, errand: Errand, *, again: bool, judge: JudgeList = lambda _market, _listings, _expected: None
+    ) -> dict[str, dict[str, Listing]]:
+        """What it lists, by market and our symbol: pairs on spot, swaps on futures. Markets of which the answer is no
+        whole list are left out, and ccxt goes on with what it knew of them.
 
-        async def ask(exchange: Ccxt) -> dict[str, Listing]:
+        again: ask, though ccxt has a list.
+        judge: runs on ccxt's thread.
+        """
+
+        async def ask(exchange: Ccxt) -> dict[str, dict[str, Listing]]:
+            before = exchange.markets if isinstance(exchange, KeepsMarkets) else None
             markets = await exchange.load_markets(again)
+            lists: dict[str, dict[str, Listing]] = {}
+            refused = []
+            for market, kind in KINDS.items():
+                found = (_listing(self.name, item, market) for item in markets.values())
+                listings = {one.symbol: one for one in found if one is not None}
+                if judge(market, listings, exchange.has.get(kind) is True) is None:
+                    lists[market] = listings
+                else:
+                    refused.append(market)
+            if refused and before and isinstance(exchange, KeepsMarkets):
+                old = {name: item for name, item in before.items() if _is_of(item, refused)}
+                exchange.set_markets({**old, **markets})
             if not markets:
                 raise UpstreamError(f"{self.name}: the answer to loadMarkets lists nothing")
-            found = (_listing(self.name, item, market) for item in markets.values())
-            return {one.symbol: one for one in found if one is not None}
+            return lists
 
         return await self._request("loadMarkets", Kind.LISTINGS, errand, ask)
 
@@ -371,6 +406,12 @@ def _is_cancelled() -> bool:
     """Whether it is the current task that somebody cancels, and not what it waits for."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+def _is_of(item: Mapping[str, object], markets: Sequence[str]) -> bool:
+    """Whether one of ccxt's markets is of these kinds, or of one that is not ours."""
+    kinds = [KINDS[market] for market in markets]
+    return any(item.get(kind) is True for kind in kinds) or not any(item.get(kind) is True for kind in KINDS.values())
 
 
 def _listing(exchange: str, item: object, market: str) -> Listing | None:

@@ -22,6 +22,7 @@ from klinesync.ingest.ccxt_client import Abilities, Answer, CcxtClient
 from klinesync.ingest.ccxt_rows import LONGEST_AHEAD_MS, LiveCandles, Page, Row, ccxt_symbol, next_start, read_page
 from klinesync.ingest.venue_margin import DateClock, VenueMargin
 from klinesync.ingest.venues import Polling, polling, venue
+from klinesync.ingest.whole_lists import WholeLists
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
@@ -52,8 +53,6 @@ CONFIRM_S = 8.0
 # How long a list of symbols is kept, and how old it may be when it does not have a symbol. ccxt's lists are large.
 LISTINGS_TTL_S = 3600.0
 UNLISTED_TTL_S = 300.0
-# After a failure the list is not asked for again before so long: who asks gets the same error.
-LISTINGS_PAUSE_S = 5.0
 # A candle in progress is polled so many times in its length, but not more often, nor more seldom, than this.
 POLLS_PER_CANDLE = 20
 POLL_LEAST_S = 2.0
@@ -108,8 +107,10 @@ class CcxtSource:
         self._abilities: Abilities | None = None
         self._asking_abilities: SingleFlight[Abilities] = SingleFlight()
         self._listed: dict[str, tuple[float, Mapping[str, Listing]]] = {}
-        self._listing: dict[str, SingleFlight[Mapping[str, Listing]]] = {market: SingleFlight() for market in clocks}
-        self._not_listed: dict[str, tuple[float, UpstreamError]] = {}
+        self._listing: SingleFlight[None] = SingleFlight()
+        self._not_listed: dict[str, UpstreamError] = {}
+        self._whole = {market: WholeLists() for market in clocks}
+        self._lists_loaded = False  # ccxt has a list, whole or not
         self._most_rows: dict[str, int | None] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
         self._leaving: set[asyncio.Task[None]] = set()
@@ -181,24 +182,51 @@ class CcxtSource:
         return None
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What the market lists, by our symbol; not asked again before `UNLISTED_TTL_S`. Raises `UpstreamError`."""
-        listed = self._listed.get(market)
-        if listed is not None and self.monotonic() - listed[0] <= max(max_age_s, UNLISTED_TTL_S):
+        """What the market lists, by our symbol. Not asked for again before `UNLISTED_TTL_S`, save with a `max_age_s` of
+        0, by which a symbol that is gone is confirmed to be. Raises `UpstreamError`, also where the answer is no whole
+        list: then what was listed before still is."""
+        listed, now_s = self._listed.get(market), self.monotonic()
+        fresh_s = max(max_age_s, UNLISTED_TTL_S) if max_age_s > 0.0 else 0.0
+        if listed is not None and now_s - listed[0] <= fresh_s:
             return listed[1]
+        if self._whole[market].pause_s(now_s) <= 0.0:
+            await self._listing.get(self._ask_listings)
+        if (failure := self._not_listed.get(market)) is not None:
+            raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
+        return self._listed[market][1]
 
-        async def ask() -> Mapping[str, Listing]:
-            failed_at_s, failure = self._not_listed.get(market, (float("-inf"), None))
-            if failure is not None and self.monotonic() - failed_at_s < LISTINGS_PAUSE_S:
-                raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
-            try:
-                symbols = await self.client.listings(market, Errand(Urgency.READ), again=listed is not None)
-            except UpstreamError as error:
-                self._not_listed[market] = (self.monotonic(), error)
-                raise
-            self._listed[market] = (self.monotonic(), symbols)
-            return symbols
+    async def _ask_listings(self) -> None:
+        """Ask for the lists of all markets, which come as one."""
+        unjudged = set(self.clocks)
 
-        return await self._listing[market].get(ask)
+        def judge(market: str, listings: Mapping[str, Listing], expected: bool) -> str | None:
+            unjudged.discard(market)
+            why = self._whole[market].refusal(listings.keys(), self.monotonic(), expected=expected)
+            if why is None:
+                self._not_listed.pop(market, None)
+            else:
+                name = self.client.name
+                self._not_listed[market] = UpstreamError(f"{name} {why}: no whole list of its {market} market")
+            return why
+
+        try:
+            lists = await self.client.listings(Errand(Urgency.READ), again=self._lists_loaded, judge=judge)
+        except UpstreamError as error:
+            for market, whole in self._whole.items():
+                if market in unjudged or market not in self._not_listed:
+                    whole.failed(self.monotonic())
+                    self._not_listed[market] = error
+            return
+        self._lists_loaded = True
+        now_s = self.monotonic()
+        for market, failure in self._not_listed.items():
+            self._log(market, f"{failure}; it is asked for again in {self._whole[market].pause_s(now_s):.0f} s")
+        self._listed.update({market: (now_s, listings) for market, listings in lists.items()})
+
+    def _log(self, key: object, sentence: str) -> None:
+        suppressed = self._log_limit.allow(key, self.monotonic())
+        if suppressed is not None:
+            log.warning("%s%s", sentence, f" (and {suppressed} times more before)" if suppressed else "")
 
     async def tickers(self, market: str) -> Sequence[Ticker]:
         """The last 24 hours of every symbol. Raises `UpstreamError`, also where the exchange has no such list."""

@@ -56,6 +56,8 @@ FAILED_LOG_EVERY_S = 5.0
 # One line about the clocks of a market in so many seconds: those of a quick exchange are set often until its speed is
 # known.
 CLOCK_LOG_EVERY_S = 60.0
+# One line about lists of symbols that cannot be had in so many seconds, for each market.
+LISTS_LOG_EVERY_S = 60.0
 # History does not wait longer than this for a stream that cannot be subscribed.
 ATTACH_WAIT_S = 5.0
 # Exchange time that a stream gets beyond what a REST row takes to be final, before REST is asked for a candle. Futures
@@ -67,7 +69,8 @@ FRUITLESS_MOST_S = 300.0
 FRUITLESS_DOUBLINGS = 10
 # So many fruitless answers in a row, and it is asked whether the symbol is traded at all.
 FRUITLESS_SUSPECT = 2
-# How often the lists of symbols are looked at: of themselves, and when a symbol is suspect or gone.
+# How often the lists of symbols are looked at: of themselves, and when a symbol is suspect or gone. Two lists without a
+# symbol that are as far apart as the latter say that it is gone.
 LISTINGS_AGE_S = 3600.0
 SUSPECT_LISTINGS_AGE_S = 60.0
 LISTINGS_PAUSE_S = 5.0
@@ -112,6 +115,8 @@ class Job:
     overdue_seen: bool = False
     ask_after_s: float = 0.0
     lost_s: float = float("-inf")  # when the connection was lost last
+    listed: bool = False  # a list had it
+    absent_s: float | None = None  # since when lists do not have it; None while they do, and once it is delisted
     fruitless: int = 0
     by_rest: bool = False
 
@@ -122,7 +127,8 @@ class IngestSupervisor:
     `notice(series, status)` tells clients of each change of a stream's state; `heal(series, span, reason)` is asked
     to fill what live could not wait for, `heal_declared(series)` to fill all declared gaps. A first history has
     `first_history_candles`; of what a series that was away missed the newest `most_tail_candles` are read at once, what
-    is older is left to `heal`. `audit_interval_s` 0: no audit.
+    is older is left to `heal`. `one_list_decides`: a symbol that no list had is not traded by the first whole list, as
+    such a list comes in one piece. `audit_interval_s` 0: no audit.
     """
 
     def __init__(
@@ -147,6 +153,7 @@ class IngestSupervisor:
         ondemand_idle_ttl_s: float,
         ondemand_max_jobs: int,
         rng: random.Random,
+        one_list_decides: bool = True,
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._source = source
@@ -167,6 +174,7 @@ class IngestSupervisor:
         self._final_margin_s = rest_final_margin_s
         self._audit_interval_s = audit_interval_s
         self._rng = rng
+        self._one_list_decides = one_list_decides
         self.audit: Audit | None = None
         self._table = JobTable(ondemand_idle_ttl_s, ondemand_max_jobs)
         self._jobs: dict[SeriesId, Job] = {}
@@ -180,6 +188,7 @@ class IngestSupervisor:
         self._questioners = {market: Questioner(source, pipeline.submit) for market in clocks}
         self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
         self._clock_log_limit = LogLimit(CLOCK_LOG_EVERY_S)
+        self._lists_log_limit = LogLimit(LISTS_LOG_EVERY_S)
         self._suspected = asyncio.Event()
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
         self._group: asyncio.TaskGroup | None = None
@@ -614,10 +623,15 @@ class IngestSupervisor:
 
     async def _watch_listings(self) -> None:
         """Look at the exchange's lists of symbols: now and then, and soon where one is suspect or gone."""
+        loop = asyncio.get_running_loop()
         while True:
             gone = any(job.watch.state == "delisted" for job in self._jobs.values())
+            wait_s = SUSPECT_LISTINGS_AGE_S if gone else LISTINGS_AGE_S
+            for absent_s in (job.absent_s for job in self._jobs.values()):
+                if absent_s is not None:
+                    wait_s = min(wait_s, max(0.0, absent_s + SUSPECT_LISTINGS_AGE_S - loop.time()))
             try:
-                async with asyncio.timeout(SUSPECT_LISTINGS_AGE_S if gone else LISTINGS_AGE_S):
+                async with asyncio.timeout(wait_s):
                     await self._suspected.wait()
             except TimeoutError:
                 pass  # it is time anyway
@@ -626,24 +640,35 @@ class IngestSupervisor:
                 jobs = [job for one, job in self._jobs.items() if one.market == market]
                 if not jobs:
                     continue
+                second = [job for job in jobs if _needs_second_list(job, loop.time())]
                 try:
-                    listings = await self._source.listings(market, SUSPECT_LISTINGS_AGE_S)
+                    listings = await self._source.listings(market, 0.0 if second else SUSPECT_LISTINGS_AGE_S)
                 except UpstreamError as error:
-                    log.warning("the %s market cannot be asked for its symbols: %s", market, error)
+                    if (more := self._lists_log_limit.allow(market, loop.time())) is not None:
+                        log.warning("the %s market cannot be asked for its symbols (%d more): %s", market, more, error)
                     continue
                 for job in jobs:
                     if self._jobs.get(job.feed.series) is job:
                         with self._contained(job.feed.series):
-                            self._judge(job, listings.get(job.feed.series.symbol))
+                            self._judge(job, listings.get(job.feed.series.symbol), second=job in second)
             await asyncio.sleep(LISTINGS_PAUSE_S)
 
-    def _judge(self, job: Job, listing: Listing | None) -> None:
+    def _judge(self, job: Job, listing: Listing | None, *, second: bool) -> None:
+        """Whether the symbol is traded, by a whole list. It is gone by two lists, the `second` a minute after the first
+        one: a list may be wrong for a moment."""
         gone = job.watch.state == "delisted"
         if listing is not None and listing.trading:
+            job.listed, job.absent_s = True, None
             if gone:
                 since = "" if listing.onboard_s is None else f", since {date_text(listing.onboard_s)} by its own word"
                 self._listed(job, f"the exchange trades it (again){since}")
         elif not gone:
+            decided = self._one_list_decides and not job.listed
+            if not decided and not second:
+                if job.absent_s is None:
+                    job.absent_s = asyncio.get_running_loop().time()
+                return
+            job.absent_s = None
             detail = "the exchange does not list it" if listing is None else f"its status is {listing.status}"
             job.watch.delisted(self._now_ms(job.feed.series.market), detail)
             if not job.caught_up.done():
@@ -856,3 +881,8 @@ class IngestSupervisor:
                 if reach < first:
                     self._heal(job.feed.series, Span(max(0, reach), first), "startup")
                 return
+
+
+def _needs_second_list(job: Job, now_s: float) -> bool:
+    """Whether the first list without the job's symbol is so old that the next one decides."""
+    return job.absent_s is not None and now_s - job.absent_s >= SUSPECT_LISTINGS_AGE_S

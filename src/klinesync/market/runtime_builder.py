@@ -242,6 +242,7 @@ def build_market_runtime(
             ondemand_idle_ttl_s=flags.ondemand_idle_ttl_s,
             ondemand_max_jobs=flags.ondemand_max_jobs,
             rng=rng,
+            one_list_decides=exchange is source,
             bulkheads=bulkheads,
         )
 
