@@ -193,6 +193,41 @@ async def test_the_last_row_counts_as_closed_once_the_exchange_said_that_its_mar
         assert clocks["spot"].rest_ms == exchange.now_ms
 
 
+async def test_a_clock_that_has_leapt_is_followed_within_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
+    exchange = Exchange()
+    async with connected(exchange) as (rest, clocks):
+        known_ms = await rest.now_ms("spot")
+        exchange.asked_time = 0
+        exchange.now_ms += 86_400_000
+        assert await rest.now_ms("spot") >= exchange.now_ms
+        assert exchange.asked_time == 4
+        assert clocks["spot"].moved == {"rest": 1}
+        assert exchange.now_ms - known_ms > 80_000_000
+
+
+async def test_answers_that_do_not_agree_move_no_clock_and_are_asked_for_a_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
+    exchange = Exchange()
+
+    async def absurd(request: web.Request) -> web.Response:
+        exchange.asked_time += 1
+        if exchange.asked_time <= wrong:
+            return web.json_response({"serverTime": exchange.now_ms + 10**9 * (-1) ** exchange.asked_time})
+        return web.json_response({"serverTime": exchange.now_ms})
+
+    wrong = 0
+    exchange.time = absurd  # type: ignore[method-assign]  # as a test wants it
+    async with connected(exchange) as (rest, _):
+        await rest.now_ms("spot")
+        for wrong, questions in ((1, 2), (3, 4), (1000, binance_rest.TIME_ANSWERS)):  # noqa: B007  # read above
+            exchange.asked_time = 0
+            assert abs(await rest.now_ms("spot") - exchange.now_ms) < 60_000
+            assert exchange.asked_time == questions
+
+
 async def test_a_row_is_closed_when_two_later_ones_follow_in_the_same_answer_whatever_time_it_is() -> None:
     exchange = Exchange()
     exchange.rows = [row(0), row(1), row(2)]

@@ -178,14 +178,18 @@ class BinanceRest:
 
     async def now_ms(self, market: str) -> int:
         """The exchange's time, asked now: single flight, at most once in `ASK_TIME_EVERY_S`. Where nothing was known of
-        it the answers must agree. Raises `UpstreamError`."""
+        it the answers must agree; where an answer is doubted it is asked until the clock has leapt or the doubt is
+        over, `TIME_ANSWERS` times at most. Raises `UpstreamError`."""
         clock = self._clocks[market]
         for _ in range(TIME_ANSWERS):
             await self._ask_time(market, Errand(Urgency.READ))
             estimate_ms = clock.estimate_ms(self._monotonic())
-            if estimate_ms is not None:
+            if estimate_ms is not None and not clock.doubts_answer:
                 return estimate_ms
             await asyncio.sleep(max(0.0, ASK_TIME_EVERY_S - clock.answer_age_s(self._monotonic())))
+        estimate_ms = clock.estimate_ms(self._monotonic())
+        if estimate_ms is not None:
+            return estimate_ms  # answers that do not agree with each other move no clock
         raise UpstreamError(f"{EXCHANGE} {market}: {TIME_ANSWERS} answers to time do not agree with each other")
 
     async def _ask_time(self, market: str, errand: Errand) -> None:

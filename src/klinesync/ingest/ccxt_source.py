@@ -136,14 +136,18 @@ class CcxtSource:
 
     async def now_ms(self, market: str) -> int:
         """The exchange's time: asked, or the newest `Date` of its server (or the newest open time, failing that) where
-        it cannot be asked. Raises `UpstreamError`."""
+        it cannot be asked. Where an answer is doubted it is asked again, `TIME_ANSWERS` times at most. Raises
+        `UpstreamError`."""
         clock = self.clocks[market]
         for _ in range(TIME_ANSWERS):
             await self._ask_time(market, Errand(Urgency.READ))
             estimate_ms = clock.estimate_ms(self.monotonic())
-            if estimate_ms is not None:
+            if estimate_ms is not None and not clock.doubts_answer:
                 return estimate_ms
             await asyncio.sleep(max(0.0, ASK_TIME_EVERY_S - clock.answer_age_s(self.monotonic())))
+        estimate_ms = clock.estimate_ms(self.monotonic())
+        if estimate_ms is not None:
+            return estimate_ms  # answers that do not agree with each other move no clock
         raise UpstreamError(f"{self.client.name}: {TIME_ANSWERS} answers to the time do not agree with each other")
 
     def contact(self, market: str) -> RestContact:

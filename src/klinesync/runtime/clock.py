@@ -137,6 +137,7 @@ class ExchangeClock:
         self._difference: ClockDifference | None = None
         self._asked_at_s = 0.0
         self._answered_at_s = float("-inf")
+        self._answer_doubted = False
         self._news: deque[str] = deque(maxlen=MAX_NEWS)
         self.doubted: Counter[str] = Counter()
         self.moved: Counter[str] = Counter()
@@ -154,6 +155,7 @@ class ExchangeClock:
         believed = self._take(self._rest, self._frames, Stamp(stamp_ms, now_s, now_s - self._asked_at_s))
         if believed:
             self._compare(stamp_ms, now_s)
+        self._answer_doubted = not believed
         return believed
 
     def heard(self, stamp_ms: int, now_s: float) -> bool:
@@ -232,6 +234,11 @@ class ExchangeClock:
             return False
         near_ms = max(self._differ_ms(clock), speed * DIFFER_OURS_S * 1000)
         return time_ms > shown_ms + near_ms + newest.latency_s * 1000 * max(1.0, speed)
+
+    @property
+    def doubts_answer(self) -> bool:
+        """Whether REST's newest answer is doubted: it was wrong, or the clock has leapt, which more answers show."""
+        return self._answer_doubted
 
     def wants_answer(self, now_s: float) -> bool:
         """Whether REST should be asked for its time: by what is known the two clocks have come apart, or they differ
