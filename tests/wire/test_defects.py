@@ -12,6 +12,7 @@ from aiohttp import ClientSession
 
 from defects import Unexpected, throw_into
 from klinesync.core.series_id import SeriesId
+from klinesync.runtime import bulkheads
 from klinesync.runtime.bulkheads import Part
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
@@ -19,7 +20,7 @@ from running_service import Service, running_service
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:ETH/USDT:1m")
 DERIVED = SPOT.with_timeframe(SPOT.timeframe.parse("5m"))
-SPEED = 120.0
+SPEED = 300.0
 # A part has so long to be whole again, in seconds.
 WHOLE_AGAIN_S = 10.0
 
@@ -50,7 +51,10 @@ def names(service: Service) -> Counter[str]:
     return Counter(task.get_name() for task in service.runtime.bulkheads.tasks if not task.done())
 
 
-async def test_every_task_of_a_running_service_may_break_and_the_service_is_whole_again(tmp_path: Path) -> None:
+async def test_every_task_of_a_running_service_may_break_and_the_service_is_whole_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulkheads, "RESTART_FIRST_S", 0.1)  # there are some forty of them
     whitelist = f"{SPOT},{FUTURES}"
     flags = {"whitelist": whitelist, "derived_timeframes": "5m", "retention_days": "3000", "audit_interval_s": "0.2"}
     seen: list[int] = []
