@@ -15,6 +15,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import Said
 from klinesync.ingest.feed import HOLD_MOST_S
+from klinesync.ingest.liveness import STALE
 from klinesync.ingest.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
 from klinesync.ingest.supervisor import TICK_S
 from klinesync.overlay.instruction import Instruction
@@ -287,6 +288,8 @@ def check_streams(service: Service, exchange: SimulatedExchange, network: Networ
         status = service.runtime.supervisor.status(series)
         if not network.delivers(service.process, listing):
             wrong.append(f"{series}: its stream brings nothing, and the service says {status}")
+        elif status.state in STALE and status.since is not None and status.since >= exchange.end_s:
+            continue  # it was found out by the last candle of all; none comes any more that could make it live
         elif status.state != "live":
             wrong.append(f"{series}: its stream is {status}")
     return wrong[:MOST_SENTENCES]

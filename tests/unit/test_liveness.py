@@ -99,6 +99,14 @@ def test_a_stream_that_was_attached_before_the_time_was_known_owes_what_closes_f
     assert watch.check(ms(3, 60), 300.0)
 
 
+def test_a_stream_owes_what_closes_once_the_time_is_known_though_rest_shows_it_late() -> None:
+    watch = StreamWatch(MINUTE, STALE_S)
+    watch.attached(None)
+    assert not watch.check(ms(1), 100.0), "the time is known now"
+    watch.shown([candle(0), candle(1), candle(2)], ms(3, 3), 220.0)
+    assert watch.check(ms(3, 60), 300.0)
+
+
 def test_rest_stands_in_and_a_close_in_time_makes_it_live_again() -> None:
     watch = stale_one()
     watch.shown([candle(2)], ms(2, 3), 200.0)

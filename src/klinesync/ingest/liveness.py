@@ -154,6 +154,8 @@ class StreamWatch:
 
     def check(self, now_ms: int, now_s: float) -> bool:
         """Whether the stream turns stale now."""
+        if self._acknowledged and self._attached_ms is None:
+            self._attached_ms = now_ms  # nothing was known of the exchange's time when it was acknowledged
         owed = self._owed
         if owed is None or not self.serves or now_s - self._owed_since_s < IN_FLIGHT_S:
             return False
