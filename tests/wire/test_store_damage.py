@@ -52,14 +52,14 @@ def store(tmp_path: Path) -> Path:
     return path
 
 
-def spoil(store: Path, statement: str) -> tuple[int, int]:
-    """Do it to the third chunk of BTC: its rowid is `:id` in the statement. Returns its first and last open time."""
+def spoil(store: Path, statement: str, which: int = 2) -> tuple[int, int]:
+    """Do it to a chunk of BTC: its rowid is `:id` in the statement. Returns its first and last open time."""
     connection = apsw.Connection(str(store))
     number = connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(BTC),)).get
     assert isinstance(number, int)
     chunk_id, packed = connection.execute(
-        "SELECT chunk_id, candles FROM candle_chunk WHERE chunk_id >= ? ORDER BY chunk_id LIMIT 1 OFFSET 2",
-        (number << 32,),
+        "SELECT chunk_id, candles FROM candle_chunk WHERE chunk_id >= ? ORDER BY chunk_id LIMIT 1 OFFSET ?",
+        (number << 32, which),
     ).get
     connection.execute(statement, {"id": chunk_id})
     connection.close()
@@ -318,14 +318,13 @@ async def test_a_chunk_that_is_gone_without_a_trace_is_declared_by_the_page_and_
     assert f"store_hole series={BTC} span={first}..{last + 60}" in caplog.text
 
 
-async def test_a_page_of_the_file_that_sqlite_cannot_read_costs_its_own_candles_alone(
-    store: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    # The chain of overflow pages of one chunk is cut: the file's bytes, not the row.
+def cut_page(store: Path, which: int = 2) -> tuple[int, int]:
+    """Cut the chain of overflow pages of a chunk of BTC: the file's bytes, not the row."""
     connection = apsw.Connection(str(store))
-    first, last = spoil(store, "SELECT :id")
+    first, last = spoil(store, "SELECT :id", which)
     packed = connection.execute(
-        "SELECT candles FROM candle_chunk WHERE substr(candles, 1, 8) = ?", (first.to_bytes(8, "little"),)
+        "SELECT candles FROM candle_chunk WHERE substr(candles, 1, 8) = ? ORDER BY chunk_id",
+        (first.to_bytes(8, "little"),),
     ).get
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     connection.close()
@@ -336,6 +335,38 @@ async def test_a_page_of_the_file_that_sqlite_cannot_read_costs_its_own_candles_
     at = middle // PAGE_BYTES * PAGE_BYTES
     raw[at : at + 4] = (1 << 30).to_bytes(4)  # the number of the next page of the chain
     store.write_bytes(bytes(raw))
+    return first, last
+
+
+async def test_a_page_that_cannot_be_read_costs_no_base_candle_that_completes_a_bucket_of_it(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, last = cut_page(store, 7)
+    assert START + 86400 < first < last < START + 2 * 86400
+    day, hour = (BTC.with_timeframe(Timeframe.parse(code)) for code in ("1d", "1h"))
+    async with running_service(store, derived_timeframes="1h,1d", enable_ondemand_ingest="off") as service:
+        rows = [dict(zip(FIELDS, candle(number), strict=True)) for number in range(COUNT, 2 * 1440)]
+        body = {"series_id": str(BTC), "candles": rows}
+        status, answer = await service.post("/api/market/ingest/candles_closed", body)
+        assert status == 200, answer
+        found = await page(service)
+        assert found["server_head_time"] == START + (2 * 1440 - 1) * 60
+        assert found["gaps"] == [{"start_time": first, "end_time": last + 60, "state": "unknown"}]
+        hours = [row["candle_time"] for row in (await page(service, hour))["candles"]]  # type: ignore[attr-defined]
+        new = range(START + -(-COUNT // 60) * 3600, START + 2 * 86400, 3600)
+        assert set(new) <= set(hours)
+        assert not [time for time in hours if first - 3600 < time <= last]
+        status, answer = await service.get("/api/market/candles", series_id=str(day), limit=10)
+        assert START + 86400 not in [row["candle_time"] for row in answer.get("candles", [])]  # type: ignore[attr-defined]
+        await wait_for_health(service, "store_damaged")
+        assert await service.get("/readyz") == (200, {"status": "ready"})
+    assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_a_page_of_the_file_that_sqlite_cannot_read_costs_its_own_candles_alone(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, last = cut_page(store)
     async with service_on(store) as service:
         found = await page(service)
         assert found["gaps"] == [{"start_time": first, "end_time": last + 60, "state": "unknown"}]

@@ -17,7 +17,7 @@ from klinesync.core.derived import complete, fold, parent_of
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import MAX_REMEMBERED, SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.damage import StoreDamaged
+from klinesync.storage.damage import DoAgain, StoreDamaged
 from klinesync.storage.database import CandleStore, Derivation, DerivationOrigin, Origin
 
 SOURCE = "derived"
@@ -205,11 +205,14 @@ class DerivedStep:
     ) -> list[Applied]:
         ledger = store.gaps(series, window)
         unproven = gaps.unproven(ledger, store.span(series), window)
+        parent = parent_of(target, self.base)
+        # What cannot be computed stays a hole of the derived series; the base goes on.
+        damaged = [*store.damaged(series), *store.damaged(series.with_timeframe(parent))]
+        whole = gaps.without([window], _touching(gaps.joined(damaged), target)) if damaged else [window]
         try:
-            parts = self._parts(store, series, parent_of(target, self.base), window, ledger, fresh)
-        except StoreDamaged:
-            # Noted and told. What cannot be computed stays a hole of the derived series; the base goes on.
-            parts = []
+            parts = [part for span in whole for part in self._parts(store, series, parent, span, ledger, fresh)]
+        except StoreDamaged as error:
+            raise DoAgain(error.damage) from error
         candles = complete(target, fold(target, parts), unproven)
         derived = series.with_timeframe(target)
         before = store.span(derived)
@@ -296,8 +299,12 @@ def _between(
 
 def _touched(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
     """The buckets of `target` of which a candle of the base is lost, ascending and joined."""
-    lost = (gap.span for gap in ledger if gap.state is GapState.LOST)
-    return _joined([Span(target.floor(span.start), target.next(target.floor(span.end - 1))) for span in lost])
+    return _touching([gap.span for gap in ledger if gap.state is GapState.LOST], target)
+
+
+def _touching(spans: Sequence[Span], target: Timeframe) -> list[Span]:
+    """The buckets of `target` that `spans` touch, ascending and joined."""
+    return _joined([Span(target.floor(span.start), target.next(target.floor(span.end - 1))) for span in spans])
 
 
 def _wholly_empty(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:

@@ -28,7 +28,7 @@ from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_cl
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.metrics import Durations
-from klinesync.storage.damage import Damage, Kept, StoreDamaged
+from klinesync.storage.damage import Damage, DoAgain, Kept, StoreDamaged
 from klinesync.storage.database import CandleStore, Database, Derivation, DerivationOrigin, Origin, R
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ CATCH_UP_RETRY_S = 1.0
 LOG_EVERY_S = 60.0
 # A ledger that lags because of damage, which is told where it is met, is logged that often, in seconds.
 DAMAGE_LINE_S = 600.0
-# A transaction that meets so many unreadable ledgers one after the other is done without any.
-MAX_LEDGERS_BY_NAME = 8
+# A transaction that meets damage is done again so often; then once more, without any ledger.
+MAX_DONE_AGAIN = 8
 # Base candles of one transaction that brings a derived series up to date.
 MAX_REFRESH_CANDLES = 20_000
 
@@ -356,12 +356,14 @@ class IngestPipeline:
     async def _commit(self, change: Callable[[CandleStore], R]) -> R:
         """What `change` returns, once it is committed. Raises `StoreError`.
 
-        A transaction that met an unreadable page cannot be committed: it is done again without the ledger that the page
-        belongs to, so that damage of ledgers costs no candle.
+        A transaction that met an unreadable page cannot be committed: it is done again without the ledger, or the base
+        candles of a derived one, that the page belongs to, so that such damage costs no new candle.
         """
-        for _ in range(MAX_LEDGERS_BY_NAME):
+        for _ in range(MAX_DONE_AGAIN):
             try:
                 return await self._database.write(change)
+            except DoAgain:
+                pass  # the damage is known now, and left alone
             except LedgerDamaged as error:
                 self._unreadable_ledgers |= error.unreadable
         try:

@@ -64,6 +64,11 @@ class StoreDamaged(StoreError):
         super().__init__(f"{damage.sentence()}; `klinesync verify` lists all damage; restore a backup")
 
 
+class DoAgain(StoreDamaged):
+    """The damage is noted, and the same transaction does without the damaged part when it is done again. A transaction
+    that met an unreadable page cannot be committed."""
+
+
 class DamageBoard:
     """What is damaged. Reader threads and the writer thread note damage; the event loop reads."""
 
