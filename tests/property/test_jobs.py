@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -151,3 +152,47 @@ def test_with_a_ttl_of_zero_a_job_ends_with_the_next_look() -> None:
     table.acquire(SERIES[0])
     table.release(SERIES[0], 5.0)
     assert table.expire(5.0) == [Stop(SERIES[0])]
+
+
+class FewFit:
+    """An exchange on which so many series fit."""
+
+    def __init__(self, fit: int) -> None:
+        self.fit = fit
+
+    def load(self, series: SeriesId) -> float:
+        return 1.0 / self.fit if self.fit else 0.0
+
+    def too_many(self, series: SeriesId, count: int) -> str:
+        return f"{self.fit} fit, and {count} are too many"
+
+
+@given(st.integers(1, 12), st.integers(0, 6), st.integers(0, 6))
+def test_no_more_are_ingested_on_demand_than_the_exchange_has_room_for_and_the_whitelist_counts(
+    fit: int, pinned: int, idle: int
+) -> None:
+    names = [SeriesId.parse(f"simex:spot:S{number}/USDT:1m") for number in range(40)]
+    table = JobTable(TTL_S, 0, FewFit(fit))
+    for series in names[:pinned]:
+        assert table.pin(series) == [Start(series)], "what is pinned is never refused"
+    room = max(0, fit - pinned)
+    idle = min(idle, room)
+    for number in range(room):
+        table.acquire(names[pinned + number])
+    for number in range(idle):
+        table.release(names[pinned + number], float(number))
+    for number in range(idle):
+        commands = table.acquire(names[20 + number])
+        assert commands == [Stop(names[pinned + number]), Start(names[20 + number])], "the longest idle one makes room"
+    with pytest.raises(NoCapacity) as refused:
+        table.acquire(names[39])
+    assert (refused.value.code, str(refused.value)) == ("capacity", "ondemand_ingest_capacity")
+    assert refused.value.detail == f"{fit} fit, and {max(fit, pinned) + 1} are too many"
+    if pinned:
+        assert table.acquire(names[0]) == [], "what runs needs no room"
+
+
+def test_an_exchange_of_which_nothing_is_known_has_room() -> None:
+    table = JobTable(TTL_S, 0, FewFit(0))
+    for number in range(100):
+        table.acquire(SeriesId.parse(f"simex:spot:S{number}/USDT:1m"))

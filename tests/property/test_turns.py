@@ -14,6 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from klinesync.core.errors import UpstreamError
 from klinesync.ingest import turn_queue
+from klinesync.ingest.pace import BURST_S, Pace
 from klinesync.ingest.turn_queue import (
     HELD_MOST_S,
     RETRY_AFTER_MOST_S,
@@ -242,3 +243,17 @@ async def test_a_request_that_is_cancelled_just_before_its_turn_comes_ends_nothi
     async with asyncio.timeout(10):
         await third
     assert (turns.waiting, turns.under_way) == (0, 0)
+
+
+def test_a_request_waits_for_a_budget_that_is_paced_and_is_not_given_up_for_it() -> None:
+    queue = TurnQueue(8, Pace(2.0))
+    first = queue.join(Errand(Urgency.FILL), Kind.ROWS, 40.0)
+    assert queue.next(0.0) is first
+    second = queue.join(Errand(Urgency.READ), Kind.ROWS, 40.0)
+    assert queue.next(0.0) is None
+    assert queue.impatient(0.0) == [], "a user waits for a while, too"
+    wait_s = queue.wakes_s(0.0)
+    assert wait_s is not None
+    assert wait_s == pytest.approx(40.0 / 2.0 - BURST_S)
+    assert queue.next(wait_s - 0.01) is None
+    assert queue.next(wait_s + 0.01) is second

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.pace import BURST_S, Pace
 from klinesync.ingest.turn_queue import Kind
-from klinesync.ingest.venues import FIT_SHARE, VENUES, Polling, polling, venue
+from klinesync.ingest.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, excess, polling, venue
 
 NINE = ("okx", "bybit", "kraken", "coinbase", "kucoin", "gate", "hyperliquid", "bitget", "krakenfutures")
 MINUTE = Timeframe.parse("1m")
@@ -30,10 +31,10 @@ def test_nine_venues_are_in_the_table_and_any_other_is_taken_as_ccxt_describes_i
 
 
 def test_a_request_for_candles_of_hyperliquid_weighs_20_and_1_for_each_60_of_them() -> None:
-    cost = VENUES["hyperliquid"].cost
-    assert [cost.of(Kind.ROWS) + cost.of_rows(rows) for rows in (0, 59, 60, 5000)] == [20, 20, 21, 103]
-    assert cost.of(Kind.TIME) == 2
-    assert VENUES["hyperliquid"].request_s["futures"] * 1200 / 60 == cost.of(Kind.ROWS), "a tail of few candles"
+    one = VENUES["hyperliquid"]
+    assert [one.weight(Kind.ROWS, "futures", rows) for rows in (0, 59, 60, 5000)] == [20, 20, 21, 103]
+    assert one.weight(Kind.TIME) == 2
+    assert one.request_s("futures") == pytest.approx(20 / (1200 * PACED_SHARE / 60))
 
 
 @pytest.mark.parametrize(
@@ -57,8 +58,8 @@ def test_the_depth_is_the_venues_in_candles_of_any_length(
 
 @given(st.sampled_from(NINE), FRAMES)
 def test_as_many_series_as_fit_take_their_share_and_one_more_is_too_many(name: str, frame: Timeframe) -> None:
-    for market in VENUES[name].request_s:
-        cost = polling(VENUES[name], market, None)
+    for market in VENUES[name].rows:
+        cost = polling(VENUES[name], market)
         assert cost is not None
         fit = cost.fit(frame)
         assert cost.load([frame] * fit) <= 1.0 + 1e-9
@@ -66,8 +67,41 @@ def test_as_many_series_as_fit_take_their_share_and_one_more_is_too_many(name: s
         assert fit * cost.needs(frame) <= FIT_SHARE * cost.per_minute + 1e-9
 
 
-def test_a_venue_that_allows_a_request_a_second_has_room_for_two_dozen_series_of_a_minute() -> None:
-    cost = polling(VENUES["hyperliquid"], "futures", 0.2)
+def test_series_that_do_not_fit_are_told_with_how_many_do() -> None:
+    cost = polling(VENUES["hyperliquid"], "futures")
     assert cost is not None
-    assert cost.request_s == 1.0, "ccxt's own limit is wrong there"
-    assert cost.fit(MINUTE) == 24
+    assert cost.fit(MINUTE) == 18
+    those = [SeriesId.parse(f"hyperliquid:futures:S{number}/USDC:1m") for number in range(19)]
+    others = [series("okx"), series("elsewhere"), *(series("kraken", frame="1h") for _ in range(900))]
+    (sentence,) = excess(VENUES, [*others, *those])
+    takes = "hyperliquid allows about 45 requests for candles a minute, and a series of 1m takes 2"
+    assert sentence == f"{takes}: 18 series fit, and 19 are too many"
+    assert excess(VENUES, those[:18]) == []
+    half = [SeriesId.parse(f"hyperliquid:spot:S{number}/USDC:1m") for number in range(10)]
+    assert len(excess(VENUES, [*half, *those[:10]])) == 1, "both markets share the budget of an address"
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 3.0), st.sampled_from([2.0, 20.0, 103.0, 120.0])), min_size=1, max_size=400))
+def test_a_paced_budget_is_never_exceeded_in_any_minute_and_a_request_waits_no_longer_than_for_it(
+    wishes: list[tuple[float, float]],
+) -> None:
+    pace, now_s = Pace(PACED_SHARE * 1200 / 60), 1000.0
+    spent: list[tuple[float, float]] = []
+    for pause_s, weight in wishes:
+        now_s += pause_s
+        now_s += pace.held_s(now_s)
+        assert pace.held_s(now_s) < 1e-6
+        pace.spend(weight, now_s)
+        spent.append((now_s, weight))
+        assert sum(one for at_s, one in spent if now_s - at_s < 60.0) <= 1200.0
+    assert Pace().held_s(0.0) == 0.0
+
+
+def test_a_quiet_venue_lets_a_burst_pass_at_once() -> None:
+    pace = Pace(15.0)
+    for _ in range(7):
+        assert pace.held_s(1000.0) == 0.0
+        pace.spend(20.0, 1000.0)
+    assert pace.held_s(1000.0) == 0.0
+    pace.spend(20.0, 1000.0)
+    assert pace.held_s(1000.0) == pytest.approx(160 / 15 - BURST_S)

@@ -22,6 +22,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ingest import ccxt_source, supervisor, turn_queue, whole_lists
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_rows import Row
+from klinesync.ingest.exchanges import Clocks, OtherSource
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.flags import load_flags
 from klinesync.sim.faults import Outage
@@ -38,10 +39,12 @@ WAIT_S = 60.0
 class Pointed:
     """An exchange object as ccxt's, whose exchange is the simulated one. It polls: it has no `watch_ohlcv`."""
 
+    rate_limit_ms = 5.0
+
     def __init__(self, url: str) -> None:
         self.has: Mapping[str, object] = {"fetchOHLCV": True, "fetchTime": True}
         self.timeframes: Mapping[str, object] | None = {"1m": "1m", "5m": "5m", "1h": "1h"}
-        self.rateLimit = 5.0
+        self.rateLimit = self.rate_limit_ms
         self.last_response_headers: Mapping[str, str] | None = None
         self.url = url
         self.closed = False
@@ -258,6 +261,48 @@ async def test_what_only_comes_from_outside_is_served_under_a_name_that_no_excha
             message = await socket.receive_json(timeout=30)
         assert message["type"] == "subscribed"
         assert not jobs(service)
+
+
+async def test_what_the_venue_has_no_room_for_is_refused_with_how_many_series_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pointed, "rate_limit_ms", 24_000.0)
+    async with serving(tmp_path) as (_, service, _):
+        async with service.http.ws_connect(service.url + "/ws/market") as socket:
+            for series in (BTC, FUTURES):
+                await socket.send_json({"type": "subscribe", "series_id": str(series), "ack": True})
+            while (message := await socket.receive_json(timeout=30))["type"] != "error":
+                pass
+        assert (message["code"], message["message"]) == ("capacity", "ondemand_ingest_capacity")
+        assert message["series_id"] == str(FUTURES)
+        needs = "simex allows about 2 requests for candles a minute, and a series of 1m takes 2"
+        assert message["detail"] == f"{needs}: 1 series fit, and 2 are too many"
+
+
+def too_many() -> str:
+    return ",".join(f"hyperliquid:futures:S{number}/USDC:1m" for number in range(19))
+
+
+async def test_a_whitelist_that_its_venue_has_no_room_for_stops_the_start_with_how_many_series_fit(
+    tmp_path: Path,
+) -> None:
+    flags = {"database_url": f"sqlite:///{tmp_path}/store.sqlite", "whitelist": too_many()}
+    with pytest.raises(BadFlag, match=r"whitelist.*hyperliquid.* 18 series fit, and 19 are too many"):
+        build_market_runtime(load_flags(flags), others=Every())
+    build_market_runtime(load_flags(flags | {"enable_whitelist_ingest": "off"}), others=Every())
+
+
+class Every:
+    """Has any exchange, and makes none."""
+
+    def refusal(self, name: str) -> str | None:
+        return None
+
+    def source(self, name: str, clocks: Clocks) -> OtherSource:
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        return
 
 
 async def test_a_whitelist_with_an_exchange_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ async def _connection(session: aiohttp.ClientSession, url: str, progress: Progre
             match message_in(frame.data):
                 case None:
                     pass  # none of a follower's business
-                case ErrorMessage(code=code, message=text):
-                    raise ServiceError(code, _sentence(code, text))
+                case ErrorMessage(code=code, message=text, detail=detail):
+                    raise ServiceError(code, detail or _sentence(code, text))
                 case GapMessage(reason="truncated") as gap:
                     # More was stored than one catch-up sends: the rest is read page by page.
                     if "closed" not in progress.what:

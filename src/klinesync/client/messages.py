@@ -60,10 +60,11 @@ class SystemMessage(msgspec.Struct, tag_field="type", tag="system"):
 
 
 class ErrorMessage(msgspec.Struct, tag_field="type", tag="error"):
-    """A refusal."""
+    """A refusal. `detail`: a sentence, where `message` is a code."""
 
     code: str
     message: str = ""
+    detail: str | None = None
 
 
 Message = (

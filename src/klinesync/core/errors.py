@@ -23,9 +23,11 @@ class KlinesyncError(Exception):
 
 
 class Rejected(KlinesyncError):
-    """The caller's mistake. Nothing was changed."""
+    """The caller's mistake. Nothing was changed. `detail`: a sentence, where the message is a code and there is more to
+    say."""
 
     code = "bad_request"
+    detail: str | None = None
 
 
 class BadSeriesId(Rejected):

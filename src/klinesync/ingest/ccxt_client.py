@@ -33,6 +33,7 @@ from klinesync.ingest.ccxt_rows import (
 )
 from klinesync.ingest.turn_queue import Kind, Outcome
 from klinesync.ingest.turns import Turns
+from klinesync.ingest.venues import PACED_SHARE, venue
 from klinesync.runtime.proxies import Proxies
 from klinesync.runtime.sources import Errand, Listing, RestContact, Ticker
 
@@ -223,6 +224,7 @@ class CcxtClient:
         self._exchange: Ccxt | None = None
         self._closed = False
         self.requests = 0  # over REST, as far as they are ours: ccxt may make several of one
+        self.venue = venue(name)
         self.turns = Turns(name, AT_ONCE, monotonic)
         self.contact = RestContact()
         self._monotonic = monotonic
@@ -242,7 +244,10 @@ class CcxtClient:
                 rate_limit_s=exchange.rateLimit / 1000,
             )
 
-        return await self._call("its abilities", look)
+        can = await self._call("its abilities", look)
+        if self.venue.paced and can.rate_limit_s:
+            self.turns.pace.weight_per_s = PACED_SHARE / can.rate_limit_s
+        return can
 
     async def now_ms(self, errand: Errand) -> int:
         """The exchange's time, asked now."""
@@ -295,8 +300,11 @@ class CcxtClient:
 
         return await self._call("its limits", look)
 
-    async def rows(self, series: SeriesId, start: int | None, limit: int | None, errand: Errand) -> Answer:
-        """Rows from the open time `start` (UTC seconds) on; None: the newest."""
+    async def rows(
+        self, series: SeriesId, start: int | None, limit: int | None, errand: Errand, looked_into: int = 0
+    ) -> Answer:
+        """Rows from the open time `start` (UTC seconds) on; None: the newest. `looked_into`: how many candles the venue
+        charges for."""
 
         async def ask(exchange: Ccxt) -> Answer:
             since_ms = None if start is None else start * 1000
@@ -304,7 +312,8 @@ class CcxtClient:
             # Another answer may have come since: then its date is even later, and the exchange's all the same.
             return Answer([plain_row(row) for row in rows], date_ms(header(exchange.last_response_headers, "date")))
 
-        return await self._request(f"fetchOHLCV of {series}", Kind.ROWS, errand, ask)
+        weight = self.venue.weight(Kind.ROWS, series.market, looked_into)
+        return await self._request(f"fetchOHLCV of {series}", Kind.ROWS, errand, ask, weight)
 
     async def tickers(self, symbols: Mapping[str, str], errand: Errand) -> list[Ticker]:
         """The last 24 hours; `symbols` are the exchange's by ccxt's."""
@@ -351,8 +360,15 @@ class CcxtClient:
         except (UpstreamError, TimeoutError) as error:
             log.warning("%s: its connections could not be closed: %s", self.name, str(error) or "no end in time")
 
-    async def _request(self, what: str, kind: Kind, errand: Errand, ask: Callable[[Ccxt], Awaitable[Found]]) -> Found:
-        async with self.turns.turn(errand, kind) as turn:
+    async def _request(
+        self,
+        what: str,
+        kind: Kind,
+        errand: Errand,
+        ask: Callable[[Ccxt], Awaitable[Found]],
+        weight: float | None = None,
+    ) -> Found:
+        async with self.turns.turn(errand, kind, self.venue.weight(kind) if weight is None else weight) as turn:
             errand.begun = True
             self.requests += 1
             try:

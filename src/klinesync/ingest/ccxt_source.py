@@ -21,7 +21,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.ccxt_client import Abilities, Answer, CcxtClient
 from klinesync.ingest.ccxt_rows import LONGEST_AHEAD_MS, LiveCandles, Page, Row, ccxt_symbol, next_start, read_page
 from klinesync.ingest.venue_margin import DateClock, VenueMargin
-from klinesync.ingest.venues import Polling, polling, venue
+from klinesync.ingest.venues import Polling, polling
 from klinesync.ingest.whole_lists import WholeLists
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
@@ -96,7 +96,7 @@ class CcxtSource:
     ) -> None:
         self.bulkheads = bulkheads or Bulkheads()
         self.client = client
-        self.venue = venue(client.name)
+        self.venue = client.venue
         self.clocks = clocks
         self.margin = VenueMargin(int(final_margin_s * 1000))
         self.monotonic = monotonic
@@ -272,6 +272,17 @@ class CcxtSource:
         can = self._abilities
         return polling(self.venue, market, None if can is None else can.rate_limit_s)
 
+    def load(self, series: SeriesId) -> float:
+        """See `Room`."""
+        cost = self.polling(series.market)
+        return 0.0 if cost is None else cost.load([series.timeframe])
+
+    def too_many(self, series: SeriesId, count: int) -> str:
+        """See `Room`."""
+        cost = self.polling(series.market)
+        assert cost is not None, "it has a load"
+        return cost.too_many(count, series.timeframe)
+
     # What the connections use.
 
     async def page(
@@ -284,7 +295,7 @@ class CcxtSource:
         if prove and can.time and self._may_prove(series, start, until, limit):
             await (self.now_ms(series.market) if clock.rest_ms is None else self._ask_time(series.market, errand))
         final_ms = clock.final_ms(self.monotonic())
-        answer = await self.client.rows(series, start, limit, errand)
+        answer = await self.client.rows(series, start, limit, errand, self._looked_into(series, start, limit))
         self._learn(series, answer, can)
         page = read_page(
             frame,
@@ -299,6 +310,13 @@ class CcxtSource:
             self.quarantine(series, bad)
         return page
 
+    def _looked_into(self, series: SeriesId, start: int, limit: int | None) -> int:
+        """How many candles the venue looks into for an answer from `start` on: all up to now in an open window."""
+        frame, now_ms = series.timeframe, self.clocks[series.market].estimate_ms(self.monotonic())
+        if now_ms is None:
+            return limit or 0
+        return min(frame.count(start, max(start, frame.floor(now_ms // 1000))) + 1, self.venue.window or limit or 0)
+
     def quarantine(self, series: SeriesId, bad: BadCandle) -> None:
         """Count a row that is no candle, and say so now and then."""
         self.quarantined += 1
@@ -312,7 +330,7 @@ class CcxtSource:
         length_s = series.timeframe.seconds / POLLS_PER_CANDLE
         if confirms:
             length_s = min(length_s, CONFIRM_S)
-        fair_s = self.polled * can.rate_limit_s / POLL_SHARE
+        fair_s = self.polled * (self.venue.request_s(series.market, can.rate_limit_s) or 0.0) / POLL_SHARE
         return max(self.poll_least_s, min(length_s, POLL_MOST_S), fair_s) * self.rng.uniform(0.9, 1.1)
 
     def leave(self, series: SeriesId, can: Abilities) -> None:

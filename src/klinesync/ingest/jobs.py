@@ -8,12 +8,14 @@ on demand at once; when all are taken, the one that has been idle longest makes 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 
 Kind = Literal["whitelist", "ondemand"]
+# Shares that add up to 1 do so up to this.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,14 @@ JobCommand = Start | Stop
 
 
 class NoCapacity(Rejected):
-    """All on-demand jobs are taken, and each has a subscriber."""
+    """All on-demand jobs are taken, and each has a subscriber; or the exchange has no room for one more. `detail`: a
+    sentence about it, where there is more to say."""
 
     code = "capacity"
 
-    def __init__(self) -> None:
+    def __init__(self, detail: str | None = None) -> None:
         super().__init__("ondemand_ingest_capacity")
+        self.detail = detail
 
 
 @dataclass(slots=True)
@@ -56,13 +60,27 @@ class Entry:
         return "whitelist" if self.pinned else "ondemand"
 
 
+class Room(Protocol):
+    """What the exchange has room for."""
+
+    def load(self, series: SeriesId) -> float:
+        """The share of the exchange's requests that following the series takes; all of them together may take 1."""
+        ...
+
+    def too_many(self, series: SeriesId, count: int) -> str:
+        """A sentence about `count` series, the last one of them `series`, for which there is no room."""
+        ...
+
+
 class JobTable:
     """The jobs. `idle_ttl_s`: how long one on demand goes on without a reference; `max_jobs`: most of them, 0 for no
-    limit. Series are base series; monotonic times never go back."""
+    limit; `room`: what the exchange has room for beside, None: for any number. What is pinned always has room. Series
+    are base series; monotonic times never go back."""
 
-    def __init__(self, idle_ttl_s: float, max_jobs: int) -> None:
+    def __init__(self, idle_ttl_s: float, max_jobs: int, room: Room | None = None) -> None:
         self._idle_ttl_s = idle_ttl_s
         self._max_jobs = max_jobs
+        self._room = room
         self._entries: dict[SeriesId, Entry] = {}
         # On-demand jobs without a reference, in the order in which they lost the last one.
         self._idle: dict[SeriesId, None] = {}
@@ -93,11 +111,7 @@ class JobTable:
         entry = self._entries.get(series)
         commands: list[JobCommand] = []
         if entry is None:
-            if self._max_jobs and self._on_demand >= self._max_jobs:
-                longest = next(iter(self._idle), None)
-                if longest is None:
-                    raise NoCapacity
-                commands.append(self._stop(longest))
+            commands += [self._stop(one) for one in self._making_room(series)]
             entry = self._entries[series] = Entry(series)
             self._on_demand += 1
             commands.append(Start(series))
@@ -124,6 +138,25 @@ class JobTable:
                 break
             commands.append(self._stop(series))
         return commands
+
+    def _making_room(self, series: SeriesId) -> list[SeriesId]:
+        """The idle series that make room for this one, the longest idle first. Raises `NoCapacity`."""
+        idle, stopped = iter(self._idle), list[SeriesId]()
+        if self._max_jobs and self._on_demand >= self._max_jobs:
+            longest = next(idle, None)
+            if longest is None:
+                raise NoCapacity
+            stopped.append(longest)
+        if self._room is None or not (load := self._room.load(series)):
+            return stopped
+        left = 1.0 - sum(self._room.load(one) for one in self._entries if one not in stopped)
+        while load > left + ROUNDING:
+            longest = next(idle, None)
+            if longest is None:
+                raise NoCapacity(self._room.too_many(series, len(self._entries) + 1))
+            stopped.append(longest)
+            left += self._room.load(longest)
+        return stopped
 
     def _stop(self, series: SeriesId) -> Stop:
         del self._entries[series]

@@ -20,7 +20,7 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
-from klinesync.ingest.jobs import JobCommand, JobTable, Start, Stop
+from klinesync.ingest.jobs import JobCommand, JobTable, NoCapacity, Room, Start, Stop
 from klinesync.ingest.liveness import STALE, StreamWatch
 from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.reach import UNREACHABLE_AFTER_S, ExchangeWatch
@@ -56,6 +56,8 @@ FAILED_LOG_EVERY_S = 5.0
 # One line about the clocks of a market in so many seconds: those of a quick exchange are set often until its speed is
 # known.
 CLOCK_LOG_EVERY_S = 60.0
+# One line about an exchange that has no room for one more series in so many seconds.
+FULL_LOG_EVERY_S = 60.0
 # One line about lists of symbols that cannot be had in so many seconds, for each market.
 LISTS_LOG_EVERY_S = 60.0
 # History does not wait longer than this for a stream that cannot be subscribed.
@@ -128,7 +130,7 @@ class IngestSupervisor:
     to fill what live could not wait for, `heal_declared(series)` to fill all declared gaps. A first history has
     `first_history_candles`; of what a series that was away missed the newest `most_tail_candles` are read at once, what
     is older is left to `heal`. `one_list_decides`: a symbol that no list had is not traded by the first whole list, as
-    such a list comes in one piece. `audit_interval_s` 0: no audit.
+    such a list comes in one piece. `room`: what the exchange has room for. `audit_interval_s` 0: no audit.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class IngestSupervisor:
         ondemand_max_jobs: int,
         rng: random.Random,
         one_list_decides: bool = True,
+        room: Room | None = None,
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._source = source
@@ -176,7 +179,7 @@ class IngestSupervisor:
         self._rng = rng
         self._one_list_decides = one_list_decides
         self.audit: Audit | None = None
-        self._table = JobTable(ondemand_idle_ttl_s, ondemand_max_jobs)
+        self._table = JobTable(ondemand_idle_ttl_s, ondemand_max_jobs, room)
         self._jobs: dict[SeriesId, Job] = {}
         self._connections: dict[str, dict[Connection, asyncio.Task[None]]] = {market: {} for market in clocks}
         self._connection_numbers = count(1)
@@ -189,6 +192,7 @@ class IngestSupervisor:
         self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
         self._clock_log_limit = LogLimit(CLOCK_LOG_EVERY_S)
         self._lists_log_limit = LogLimit(LISTS_LOG_EVERY_S)
+        self._full_log_limit = LogLimit(FULL_LOG_EVERY_S)
         self._suspected = asyncio.Event()
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
         self._group: asyncio.TaskGroup | None = None
@@ -347,7 +351,15 @@ class IngestSupervisor:
 
     def acquire(self, series: SeriesId) -> None:
         """Follow a series, or its base, at least until `release`. Raises `NoCapacity`, and then nothing has changed."""
-        self._apply(self._table.acquire(self._base_of(series)))
+        base = self._base_of(series)
+        try:
+            commands = self._table.acquire(base)
+        except NoCapacity as error:
+            more = self._full_log_limit.allow(base.market, asyncio.get_running_loop().time())
+            if error.detail is not None and more is not None:
+                log.warning("%s is not followed (%d more since the last): %s", base, more, error.detail)
+            raise
+        self._apply(commands)
 
     def release(self, series: SeriesId) -> None:
         """Give back what `acquire` took. The series is followed a while longer, in case somebody comes back."""

@@ -13,6 +13,8 @@ things hold requests back:
 - A probe is alone: while trouble lasts, one request of what is in trouble is under way, and the next one waits for a
   whole pause behind it, also where the probe was given up.
 
+Where a venue's budget is paced here, a request also waits until enough of it is paid off (`Pace`).
+
 A request does not wait for longer than `HELD_MOST_S`: its owner is told, and knows when to ask again.
 """
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from klinesync.ingest.pace import Pace
 from klinesync.runtime.sources import Errand, Urgency
 
 # Pause after a refusal without Retry-After, in seconds; doubles up to the most.
@@ -59,11 +62,13 @@ class Outcome(Enum):
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """One request: it waits, is under way, and is over. `granted_s`: when it was granted."""
+    """One request: it waits, is under way, and is over. `weight`: what it takes of a budget that is paced here.
+    `granted_s`: when it was granted."""
 
     errand: Errand
     kind: Kind
     number: int
+    weight: float = 1.0
     granted_s: float | None = None
 
 
@@ -128,9 +133,10 @@ class _Refusal:
 
 @dataclass(slots=True)
 class TurnQueue:
-    """The queue of one venue. `places`: requests under way at once."""
+    """The queue of one venue. `places`: requests under way at once; `pace`: how a budget is spent."""
 
     places: int
+    pace: Pace = field(default_factory=Pace)
     _waiting: dict[Turn, None] = field(default_factory=dict)  # in the order of coming
     _under_way: set[Turn] = field(default_factory=set)
     _count: int = 0
@@ -157,10 +163,10 @@ class TurnQueue:
         until_s = max(self._refusal.until_s, self._any.until_s, self._kinds[kind].until_s)
         return max(0.0, until_s - now_s)
 
-    def join(self, errand: Errand, kind: Kind) -> Turn:
+    def join(self, errand: Errand, kind: Kind, weight: float = 1.0) -> Turn:
         """Queue a request."""
         self._count += 1
-        turn = Turn(errand, kind, self._count)
+        turn = Turn(errand, kind, self._count, weight)
         self._waiting[turn] = None
         return turn
 
@@ -185,7 +191,7 @@ class TurnQueue:
 
     def next(self, now_s: float) -> Turn | None:
         """Who goes now; under way from now on. The urgency of those who wait may have been raised."""
-        if len(self._under_way) >= self.places:
+        if len(self._under_way) >= self.places or self.pace.held_s(now_s) > 0.0:
             return None
         kinds = [kind for kind in Kind if self._may_go(kind, now_s)]
         turn = min((turn for turn in self._waiting if turn.kind in kinds), key=_order, default=None)
@@ -194,14 +200,16 @@ class TurnQueue:
         del self._waiting[turn]
         turn.granted_s = now_s
         self._under_way.add(turn)
+        self.pace.spend(turn.weight, now_s)
         for held in (self._refusal, self._any, self._kinds[turn.kind]):
             held.probed(now_s)
         return turn
 
     def wakes_s(self, now_s: float) -> float | None:
         """In how many seconds a pause ends that holds a waiting request back; None when none does."""
-        held = [held_s for turn in self._waiting if (held_s := self.held_s(turn.kind, now_s)) > 0.0]
-        return min(held, default=None)
+        paced_s = self.pace.held_s(now_s)
+        waits = (max(paced_s, self.held_s(turn.kind, now_s)) for turn in self._waiting)
+        return min((wait_s for wait_s in waits if wait_s > 0.0), default=None)
 
     def ended(self, turn: Turn, outcome: Outcome, now_s: float, retry_after_s: float | None = None) -> None:
         """A request under way was answered, or was not. `retry_after_s`: the pause that the venue asked for."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from klinesync.core.errors import UpstreamError
+from klinesync.ingest.pace import Pace
 from klinesync.ingest.turn_queue import Kind, Outcome, Turn, TurnQueue
 from klinesync.runtime.sources import Errand, Urgency
 
@@ -25,6 +26,11 @@ class Turns:
         self._monotonic = monotonic
         self._granted: dict[Turn, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def pace(self) -> Pace:
+        """How a budget is spent that is paced here."""
+        return self._queue.pace
 
     @property
     def refused_s(self) -> float:
@@ -46,10 +52,10 @@ class Turns:
         return self._queue.under_way
 
     @asynccontextmanager
-    async def turn(self, errand: Errand, kind: Kind) -> AsyncIterator[Turn]:
+    async def turn(self, errand: Errand, kind: Kind, weight: float = 1.0) -> AsyncIterator[Turn]:
         """A request may be sent within. Raises `UpstreamError` when the turn does not come: at once while the venue
         is left alone for longer than such a request waits, and to a user's request after `READ_PATIENCE_S`."""
-        turn = self._queue.join(errand, kind)
+        turn = self._queue.join(errand, kind, weight)
         granted = self._granted[turn] = asyncio.get_running_loop().create_future()
         try:
             self._pump()

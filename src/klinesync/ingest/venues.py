@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from klinesync.core.counted import counted
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.turn_queue import Kind
@@ -21,6 +22,9 @@ LEAST_POLLS_PER_MINUTE = 1.0
 # Share of a venue's requests that the closes of followed series may take. The rest is for time, lists, holes, history
 # and retries: with all of it in use one retry would make every later close late.
 FIT_SHARE = 0.8
+# Share of a venue's budget that is used where we pace requests ourselves: with what `Pace` lets pass at once, and one
+# large request more, a minute never takes more than the budget.
+PACED_SHARE = 0.75
 # Candles that the depth is taken to be shorter: some end while a request waits for its turn.
 DEPTH_SPARE = 3
 
@@ -34,36 +38,15 @@ class Quiet(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What requests weigh. `rows`: one for candles, and one more for each `rows_per_weight` candles of the answer (0:
-    candles weigh nothing); `time`, `listings`, `tickers`: the other kinds."""
-
-    rows: float = 1.0
-    rows_per_weight: int = 0
-    time: float = 1.0
-    listings: float = 1.0
-    tickers: float = 1.0
-
-    def of(self, kind: Kind) -> float:
-        """The weight of a request of that kind, as far as it is known before the answer."""
-        return {Kind.ROWS: self.rows, Kind.TIME: self.time, Kind.LISTINGS: self.listings, Kind.TICKERS: self.tickers}[
-            kind
-        ]
-
-    def of_rows(self, rows: int) -> float:
-        """What the candles of an answer weigh beside the request."""
-        return rows // self.rows_per_weight if self.rows_per_weight else 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Venue:
-    """One exchange.
+    """One exchange. Requests weigh in ccxt's unit, of which its limiter lets one pass in `rate_limit_s`.
 
     name: as ccxt names it.
-    request_s: shortest time between two requests for candles, in seconds, by market: by the venue's budget for one
-        address, or by ccxt's limiter where that is slower. Empty: as ccxt says.
-    weight_per_minute: the venue's budget, where ccxt's limiter counts its requests wrong; None: ccxt counts right.
-    cost: what requests weigh, with `weight_per_minute`.
+    rate_limit_s: ccxt's, in seconds, for as long as ccxt was not asked; None: not known.
+    rows: what a request for candles weighs, by market; a market that is not named: 1.
+    rows_per_weight: a request weighs 1 more for each so many candles of the answer (0: candles weigh nothing).
+    others: what requests of the other kinds weigh, where ccxt counts wrong.
+    paced: whether ccxt counts requests wrong, so that we pace them ourselves.
     page: most candles of one answer, by market, where ccxt says otherwise.
     window: candles of the span that one answer looks into, where that is not the page; None: it is.
     depth: how many of the newest candles exist, by market; of a market that is not named all of them do.
@@ -73,15 +56,31 @@ class Venue:
     """
 
     name: str
-    request_s: Mapping[str, float] = field(default_factory=dict)
-    weight_per_minute: float | None = None
-    cost: Cost = Cost()
+    rate_limit_s: float | None = None
+    rows: Mapping[str, float] = field(default_factory=dict)
+    rows_per_weight: int = 0
+    others: Mapping[Kind, float] = field(default_factory=dict)
+    paced: bool = False
     page: Mapping[str, int] = field(default_factory=dict)
     window: int | None = None
     depth: Mapping[str, int] = field(default_factory=dict)
     quiet: Quiet = Quiet.OMITTED
     pushes: bool = True
     tells_time: bool = True
+
+    def weight(self, kind: Kind, market: str | None = None, rows: int = 0) -> float:
+        """What a request weighs. rows: candles of the answer."""
+        if kind is not Kind.ROWS:
+            return self.others.get(kind, 1.0)
+        return self.rows.get(market or "", 1.0) + (rows // self.rows_per_weight if self.rows_per_weight else 0.0)
+
+    def request_s(self, market: str, rate_limit_s: float | None = None) -> float | None:
+        """The shortest time between two requests for few candles, in seconds. rate_limit_s: ccxt's, once it is known.
+        None when nothing is known."""
+        unit_s = self.rate_limit_s if rate_limit_s is None else rate_limit_s
+        if not unit_s:
+            return None
+        return unit_s * self.weight(Kind.ROWS, market) / (PACED_SHARE if self.paced else 1.0)
 
     def oldest(self, series: SeriesId, now_s: int) -> int | None:
         """The oldest open time that the venue still has of the series; None where it has all. `now_s`: its time."""
@@ -95,33 +94,35 @@ class Venue:
         return f"{self.name} keeps the newest {self.depth[series.market]:,} candles of {series.timeframe} only"
 
 
-def _everywhere(seconds: float) -> Mapping[str, float]:
-    return {"spot": seconds, "futures": seconds}
+def _everywhere(weight: float) -> Mapping[str, float]:
+    return {"spot": weight, "futures": weight}
 
 
-# Where ccxt counts right, `request_s` is its limiter's: `rateLimit` (ms) times the cost of the path.
+# The rate limits and weights are those of ccxt 4.5.90, where `paced` does not say otherwise.
 VENUES: Mapping[str, Venue] = {
     venue.name: venue
     for venue in (
-        Venue("okx", _everywhere(0.055), quiet=Quiet.FLAT),
-        Venue("bybit", _everywhere(0.1), quiet=Quiet.FLAT),
-        Venue("kraken", {"spot": 1.2}, depth={"spot": 720}, window=720),
-        Venue("coinbase", _everywhere(0.102), pushes=False),
-        # Futures answered with 200 rows where ccxt says 500.
-        Venue("kucoin", {"spot": 0.0225, "futures": 0.045}, page={"futures": 200}),
-        Venue("gate", _everywhere(0.05), depth={"spot": 10_000, "futures": 10_000}, quiet=Quiet.FLAT),
+        Venue("okx", 0.110, _everywhere(0.5), quiet=Quiet.FLAT),
+        Venue("bybit", 0.020, _everywhere(5.0), quiet=Quiet.FLAT),
+        Venue("kraken", 1.0, {"spot": 1.2}, depth={"spot": 720}, window=720),
+        Venue("coinbase", 0.034, {"spot": 3.0}, pushes=False),
+        # Futures were seen to answer with 200 rows where ccxt says 500.
+        Venue("kucoin", 0.0075, {"spot": 3.0, "futures": 6.0}, page={"futures": 200}),
+        Venue("gate", 0.050, _everywhere(1.0), depth={"spot": 10_000, "futures": 10_000}, quiet=Quiet.FLAT),
         # 1,200 a minute for an address. A request for candles weighs 20, and 1 more for each 60 of them; ccxt counts 4.
         Venue(
             "hyperliquid",
-            _everywhere(1.0),
-            weight_per_minute=1200.0,
-            cost=Cost(rows=20.0, rows_per_weight=60, time=2.0, listings=120.0, tickers=40.0),
+            0.050,
+            _everywhere(20.0),
+            rows_per_weight=60,
+            others={Kind.TIME: 2.0, Kind.LISTINGS: 120.0, Kind.TICKERS: 40.0},
+            paced=True,
             depth={"spot": 5000, "futures": 5000},
             window=5000,
             quiet=Quiet.LATE,
         ),
-        Venue("bitget", _everywhere(0.05), quiet=Quiet.FLAT),
-        Venue("krakenfutures", {"futures": 0.6}, quiet=Quiet.FLAT, pushes=False, tells_time=False),
+        Venue("bitget", 0.050, _everywhere(1.0), quiet=Quiet.FLAT),
+        Venue("krakenfutures", 0.600, {"futures": 1.0}, quiet=Quiet.FLAT, pushes=False, tells_time=False),
     )
 }
 
@@ -152,13 +153,42 @@ class Polling:
         """How many series of `frame` can be followed at once."""
         return int(FIT_SHARE * self.per_minute / self.needs(frame) + 1e-9)
 
+    def too_many(self, series: int, frame: Timeframe) -> str:
+        """A sentence about so many series of `frame` that do not fit."""
+        needs = f"{self.needs(frame):.3g}"
+        return (
+            f"{self.venue.name} allows about {self.per_minute:.0f} requests for candles a minute, and a series of "
+            f"{frame} takes {needs}: {counted(self.fit(frame), 'series', 'series')} fit, and {series} are too many"
+        )
+
     def load(self, frames: Iterable[Timeframe]) -> float:
         """The share that these series take of what may be taken: above 1 they do not fit."""
         return sum(map(self.needs, frames)) / (FIT_SHARE * self.per_minute)
 
 
-def polling(of: Venue, market: str, rate_limit_s: float | None) -> Polling | None:
+def polling(of: Venue, market: str, rate_limit_s: float | None = None) -> Polling | None:
     """What following series costs on that market. `rate_limit_s`: what ccxt says, None where it was not asked yet.
     None when nothing is known."""
-    request_s = of.request_s.get(market, rate_limit_s)
-    return None if not request_s else Polling(of, request_s)
+    request_s = of.request_s(market, rate_limit_s)
+    return None if request_s is None else Polling(of, request_s)
+
+
+def excess(venues: Mapping[str, Venue], series: Iterable[SeriesId]) -> list[str]:
+    """A sentence about each venue on which these series do not fit."""
+    series = list(series)
+    by_market: dict[tuple[str, str], list[SeriesId]] = {}
+    for one in series:
+        by_market.setdefault((one.exchange, one.market), []).append(one)
+    loads: dict[str, float] = {}
+    for (name, market), those in by_market.items():
+        cost = polling(venues[name], market) if name in venues else None
+        if cost is not None:
+            loads[name] = loads.get(name, 0.0) + cost.load(one.timeframe for one in those)
+    sentences = []
+    for name, load in loads.items():
+        if load > 1.0:
+            those = [one for one in series if one.exchange == name]
+            cost = polling(venues[name], those[0].market)
+            assert cost is not None, "it has a load"
+            sentences.append(cost.too_many(len(those), those[0].timeframe))
+    return sentences

@@ -25,8 +25,10 @@ from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_decode import EXCHANGE
 from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
+from klinesync.ingest.ccxt_source import CcxtSource
 from klinesync.ingest.exchanges import Exchanges, ListedSource, Offers
 from klinesync.ingest.supervisor import CLOCK_AGE_S, IngestSupervisor
+from klinesync.ingest.venues import VENUES, excess
 from klinesync.ingest.weight import RestStatus
 from klinesync.market.front import compose_front
 from klinesync.market.inspection import Parts
@@ -107,6 +109,8 @@ def build_market_runtime(
         if series.exchange != EXCHANGE and (why := others.refusal(series.exchange)) is not None:
             raise BadFlag("whitelist", f"{series}: {why}")
     derived = _derived_step(flags)
+    if flags.enable_whitelist_ingest and (too_many := excess(VENUES, dict.fromkeys(map(derived.base_of, listed)))):
+        raise BadFlag("whitelist", "; ".join(too_many))
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     resources: list[AbstractAsyncContextManager[object]] = []
     database = database or SqliteDatabase(sqlite_path(flags), command, serves=True)
@@ -243,6 +247,7 @@ def build_market_runtime(
             ondemand_max_jobs=flags.ondemand_max_jobs,
             rng=rng,
             one_list_decides=exchange is source,
+            room=exchange if isinstance(exchange, CcxtSource) else None,
             bulkheads=bulkheads,
         )
 

@@ -120,7 +120,8 @@ class WsSubscriptionCoordinator:
         except BadMessage as error:
             client.outbox.put([protocol.error_message(error.code, str(error), error.series_id)])
         except Rejected as error:
-            client.outbox.put([protocol.error_message(error.code, str(error), None if series is None else str(series))])
+            name = None if series is None else str(series)
+            client.outbox.put([protocol.error_message(error.code, str(error), name, error.detail)])
         except StoreError as error:
             self._tell_store_error(client, series, error)
 

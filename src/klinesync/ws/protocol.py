@@ -217,9 +217,12 @@ def system(series: SeriesId, event: str, message: str, data: Mapping[str, object
     )
 
 
-def error_message(code: str, message: str, series_id: str | None = None) -> bytes:
-    """What went wrong; the connection stays. Text of the client's is escaped."""
+def error_message(code: str, message: str, series_id: str | None = None, detail: str | None = None) -> bytes:
+    """What went wrong; the connection stays. Text of the client's is escaped. `detail`: a sentence beside a message
+    that is a code."""
     body: dict[str, object] = {"type": "error", "code": code, "message": printable(message)}
     if series_id is not None:
         body["series_id"] = printable(series_id)
+    if detail is not None:
+        body["detail"] = printable(detail)
     return _frame(body)
