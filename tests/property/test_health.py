@@ -59,6 +59,14 @@ def judged(after_s: int, changes: dict[str, object]) -> Health:
     return assess(replace(facts(after_s), **changes), GRACE_S)  # type: ignore[arg-type]
 
 
+def test_where_rest_has_shown_that_there_are_no_candles_none_is_missing() -> None:
+    assert health(400).status_reason == "lagging_no_recent_backfill"
+    quiet = health(400, stream=replace(LIVE, quiet=minutes(CANDLES, CANDLES + 7)))
+    assert (quiet.status, quiet.missing_candles) == ("green", 0)
+    one = health(400, stream=replace(LIVE, quiet=minutes(CANDLES + 1, CANDLES + 7)))
+    assert one.missing_candles == 1, "a candle that was told, and is not stored yet"
+
+
 def test_the_head_is_the_latest_closed_time() -> None:
     assert health() == Health(
         series_id=str(BTC),

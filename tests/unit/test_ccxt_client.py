@@ -143,6 +143,32 @@ async def test_whatever_ccxt_raises_is_an_upstream_error(raised: Exception, said
             await one.rows(SERIES, 60, 10, Errand(Urgency.DEEP))
 
 
+@pytest.mark.parametrize(
+    ("answer", "not_empty", "said"),
+    [([], True, "lacks rows"), ([[None, None], [None]], False, "cannot be understood"), ([[]], True, "understood")],
+)
+async def test_an_answer_that_has_no_rows_where_there_are_some_is_an_upstream_error(
+    answer: Sequence[Row], not_empty: bool, said: str
+) -> None:
+    async with client(Fake(answering(answer))) as one:
+        with pytest.raises(UpstreamError, match=said):
+            await one.rows(SERIES, 60, 10, Errand(Urgency.READ), not_empty=not_empty)
+
+
+async def test_an_answer_without_rows_may_be_true() -> None:
+    async with client(Fake(answering([]))) as one:
+        assert (await one.rows(SERIES, 60, 10, Errand(Urgency.READ))).rows == []
+
+
+async def test_requests_that_are_held_back_say_for_what() -> None:
+    async with client(Fake(answering(BaseError("down")))) as one:
+        for _ in range(2):
+            with pytest.raises(UpstreamError, match="down"):
+                await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+        with pytest.raises(UpstreamError, match=r"fake is in trouble and is asked again in 1 s: .*BaseError down"):
+            await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+
+
 async def test_a_connection_that_ccxt_cancels_is_an_upstream_error_and_cancels_nobody() -> None:
     async with client(Fake(answering([]))) as one:
         with pytest.raises(UpstreamError, match="the connection was ended"):

@@ -292,6 +292,18 @@ def test_a_candle_that_was_shown_is_due_until_it_is_told() -> None:
     assert one.due_ms(at(2.1)) == at(3) + MARGIN_MS
 
 
+def test_where_rest_has_nothing_behind_the_newest_told_candle_it_is_quiet_until_the_next_look() -> None:
+    one = live()
+    assert one.quiet(read(final_ms=at(1)), at(1)) is None
+    page = read(row(0), row(1), final_ms=at(9))
+    one.take(page)
+    assert one.quiet(page, at(9)) == Span(T0 + 2 * 60, T0 + 10 * 60), "a look a minute is expected"
+    traded = read(row(0), row(1), row(8), final_ms=at(8.5))
+    assert live().quiet(traded, at(8.5)) is None, "nothing was told yet"
+    assert one.quiet(traded, at(8.5)) == Span(T0 + 2 * 60, T0 + 8 * 60)
+    assert one.quiet(read(row(0), row(1), row(2), final_ms=at(2.5)), at(2.5)) is None
+
+
 def test_a_series_far_behind_begins_again_at_the_newest_candles() -> None:
     one = live()
     assert one.since(at(5.5)) == T0 + 3 * 60

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
+from klinesync.core.gaps import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.liveness import IN_FLIGHT_S, MAX_DETAIL_CHARS, RETRY_FIRST_S, RETRY_MOST_S, StreamWatch
 
@@ -147,6 +148,49 @@ def test_a_frame_that_waited_while_its_connection_was_lost_makes_nothing_live() 
     stale = stale_one()
     assert not stale.frame(candle(4), ms(4, 1), closed=True, connected=False)
     assert stale.state == "stale"
+
+
+def test_a_stream_whose_source_polls_rest_in_its_place_is_no_live_one_until_it_brings_frames_again() -> None:
+    watch = attached()
+    watch.frame(candle(1), ms(0, 5), closed=False)
+    watch.stood_in(ms(1), "the handshake is refused")
+    for time_ms, closed in ((ms(1, 3), True), (ms(1, 5), False)):
+        assert not watch.frame(candle(1), time_ms, closed=closed)
+        assert (watch.state, watch.status.detail) == ("rest_fallback", "the handshake is refused")
+    assert not watch.retry(1e9), "the source tries again by itself"
+    watch.unreachable(ms(2), "nothing is heard")
+    assert watch.state == "reconnecting"
+    watch.reachable(ms(2, 9))
+    assert watch.state == "rest_fallback"
+    watch.stood_in(ms(3), None)
+    assert watch.state == "subscribed"
+    watch.frame(candle(4), ms(3, 5), closed=False)
+    assert (watch.state, watch.status.detail) == ("live", None)
+
+
+def test_a_stream_that_rest_stood_in_for_is_lost_when_rest_fails_too() -> None:
+    watch = attached()
+    watch.stood_in(ms(1), "the handshake is refused")
+    watch.quiet = Span(120, 180)
+    watch.lost(ms(2))
+    assert (watch.state, watch.status.quiet) == ("reconnecting", None)
+    watch.attached(ms(3))
+    watch.frame(candle(3), ms(3), closed=False)
+    assert watch.state == "live"
+
+
+def test_a_candle_ends_the_quiet_that_was_shown() -> None:
+    watch = attached()
+    watch.quiet = Span(120, 300)
+    watch.frame(candle(1), ms(1, 3), closed=True)
+    assert watch.status.quiet == Span(120, 300), "that candle lies before it"
+    watch.frame(candle(3), ms(3, 3), closed=True)
+    assert watch.status.quiet is None
+
+
+def test_a_stream_is_being_connected_since_it_was_asked_for() -> None:
+    status = StreamWatch(MINUTE, STALE_S, 90_000).status
+    assert (status.state, status.since) == ("reconnecting", 90)
 
 
 def test_a_symbol_that_is_not_traded_owes_nothing() -> None:

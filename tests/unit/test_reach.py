@@ -63,7 +63,7 @@ def test_a_dead_exchange_is_unreachable_after_five_seconds_and_back_with_the_fir
     market.frames = market.answers = False
     turned = market.run(40)
     assert turned == [died_s + UNREACHABLE_AFTER_S]
-    assert market.watch.heard_s == died_s
+    assert market.watch.silent_from_s == died_s
     assert market.watch.failure == "no route"
     assert min(market.asked_s) == died_s + ASK_AFTER_S
     assert all(after - before >= ASK_EVERY_S for before, after in zip(market.asked_s, market.asked_s[1:], strict=False))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klinesync.core.dates import date_text
 from klinesync.market_data.health import Status
 from klinesync.market_data.status import (
     RESTART_COUNTS_S,
@@ -87,6 +88,21 @@ def test_what_is_the_matter_with_an_exchange(changes: dict[str, object], reason:
         assert exchange.since == NOW - 9
     if state == "degraded" and "streams" in changes:
         assert exchange.since == NOW - 100, "since the first stream that failed"
+
+
+def test_until_when_an_exchange_is_left_alone_is_told_also_where_its_weight_is_not_counted() -> None:
+    contact = MarketContact("spot", (stream("reconnecting"),), unreachable=True, failure="429", left_alone_s=239.2)
+    answer = status(facts(MarketFacts("okx", contact)))
+    assert answer.exchanges[0].rest.banned_until == NOW + 240
+    assert answer.detail == (
+        f"okx spot: neither frames nor answers come: 429; REST is not asked before {date_text(NOW + 240)}"
+    )
+
+
+def test_why_rest_stands_in_for_a_stream_is_told() -> None:
+    refused = replace(stream("rest_fallback"), detail="the handshake is refused")
+    answer = status(facts(market(streams=(stream("live"), refused))))
+    assert answer.detail == "binance spot: REST stands in for 1 of 2 streams: the handshake is refused"
 
 
 def test_what_is_the_matter_with_other_parts() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import NamedTuple
 from zlib import crc32
 
@@ -39,13 +40,15 @@ class Quiet(Enum):
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One symbol. settle: None for a spot pair, the settle asset for a perpetual swap. listed_s: open time of its first
-    candle, UTC seconds. quiet_percent: how many of a hundred minutes have no trade. traded: whether it is traded."""
+    candle, UTC seconds. quiet_percent: how many of a hundred minutes have no trade. quiet_from_s: there are no
+    trades from then on. traded: whether it is traded."""
 
     base: str
     quote: str = "USDT"
     settle: str | None = None
     listed_s: int = 0
     quiet_percent: int = 0
+    quiet_from_s: float = inf
     traded: bool = True
 
     @property
@@ -112,7 +115,7 @@ class Candles:
 
     def is_quiet(self, pair: Pair, frame_s: int, open_s: int) -> bool:
         """Whether nothing was traded."""
-        return _dice(pair, frame_s, open_s, "quiet") % 100 < pair.quiet_percent
+        return open_s >= pair.quiet_from_s or _dice(pair, frame_s, open_s, "quiet") % 100 < pair.quiet_percent
 
 
 def _row(pair: Pair, frame_s: int, open_s: int, part: float) -> Row:

@@ -24,6 +24,8 @@ def maker(venue: Venue, *, timeout_s: float = 10.0) -> Maker:
         made.urls["api"] = _pointed(made.urls["api"], venue)
         if venue.answers_date_only:
             made.has["fetchTime"] = False
+        if venue.is_polled:
+            made.has["watchOHLCV"] = made.has["unWatchOHLCV"] = False
         exchange: Ccxt = made
         return exchange
 

@@ -93,6 +93,7 @@ class Venue(ABC):
         self.date_ahead_s = 0.0  # of `Date` headers
         self.clock_ahead_s = 0.0  # of the time that REST tells, and of `Date` headers
         self.answers_date_only = False  # its REST has no time of its own
+        self.is_polled = False  # ccxt knows no stream of it
         self.listed_share = 1.0  # how much of its list of markets is sent
         self.enforces_budget = False
         self.seen: list[Seen] = []

@@ -301,16 +301,36 @@ class CcxtClient:
         return await self._call("its limits", look)
 
     async def rows(
-        self, series: SeriesId, start: int | None, limit: int | None, errand: Errand, looked_into: int = 0
+        self,
+        series: SeriesId,
+        start: int | None,
+        limit: int | None,
+        errand: Errand,
+        looked_into: int = 0,
+        *,
+        not_empty: bool = False,
     ) -> Answer:
-        """Rows from the open time `start` (UTC seconds) on; None: the newest. `looked_into`: how many candles the venue
-        charges for."""
+        """Rows of a series.
+
+        start: the open time in UTC seconds from which on; None: the newest.
+        limit: how many rows at most; None: as many as the exchange likes.
+        looked_into: how many candles the venue charges for.
+        not_empty: whether the exchange has shown rows from `start` on before, so that an answer without any is wrong.
+        """
 
         async def ask(exchange: Ccxt) -> Answer:
             since_ms = None if start is None else start * 1000
-            rows = await exchange.fetch_ohlcv(ccxt_symbol(series), series.timeframe.code, since_ms, limit)
+            told = await exchange.fetch_ohlcv(ccxt_symbol(series), series.timeframe.code, since_ms, limit)
+            rows = [plain_row(row) for row in told]
+            if rows and not any(row and row[0] is not None for row in rows):
+                # ccxt makes rows of anything: of the letters of an HTML page, where a venue sends lists.
+                raise UpstreamError(f"{self.name}: the answer to fetchOHLCV of {series} cannot be understood")
+            if not_empty and not rows:
+                raise UpstreamError(
+                    f"{self.name}: the answer to fetchOHLCV of {series} lacks rows that were there before"
+                )
             # Another answer may have come since: then its date is even later, and the exchange's all the same.
-            return Answer([plain_row(row) for row in rows], date_ms(header(exchange.last_response_headers, "date")))
+            return Answer(rows, date_ms(header(exchange.last_response_headers, "date")))
 
         weight = self.venue.weight(Kind.ROWS, series.market, looked_into)
         return await self._request(f"fetchOHLCV of {series}", Kind.ROWS, errand, ask, weight)
@@ -376,9 +396,10 @@ class CcxtClient:
             except UpstreamError as error:
                 self.contact = replace(self.contact, failure=str(error), status=error.status)
                 if error.status == 429:
-                    self.turns.ended(turn, Outcome.REFUSED, error.retry_after_s)
+                    self.turns.ended(turn, Outcome.REFUSED, error.retry_after_s, failure=str(error))
                     raise UpstreamError(str(error), error.status, self.turns.refused_s) from error
-                self.turns.ended(turn, Outcome.SERVED if error.status in WRONG_REQUEST else Outcome.FAILED)
+                outcome = Outcome.SERVED if error.status in WRONG_REQUEST else Outcome.FAILED
+                self.turns.ended(turn, outcome, failure=None if outcome is Outcome.SERVED else str(error))
                 raise
             self.turns.ended(turn, Outcome.SERVED)
             self.contact = RestContact(self._monotonic())

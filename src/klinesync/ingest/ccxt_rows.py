@@ -33,6 +33,8 @@ UNTOLD_WINDOW = 100
 MOST_BEHIND = 20
 # Live begins this many candles before the one that is open: the one before it may not have been stored yet.
 LIVE_BACK = 2
+# A series of which REST has nothing new counts as quiet for so long, in seconds of the exchange: until the next look.
+QUIET_HOLDS_S = 90
 # Told candles of which is remembered what was told.
 KEPT_TOLD = 4
 # ccxt's errors by the name of their class, and the HTTP status that says the same.
@@ -248,6 +250,18 @@ class LiveCandles:
         if newest is None and page.candles and self._told != page.candles[-1]:
             newest = page.candles[-1]
         return news + self._show(newest)
+
+    def quiet(self, page: Page, now_ms: int) -> Span | None:
+        """Where the page, which was taken, shows that there are no candles behind the newest told one: up to its newest
+        row, or up to the next look where no row follows. None: nowhere.
+
+        now_ms: the exchange's time when the page was asked for.
+        """
+        if self._told is None or page.newest is None:
+            return None
+        start, follows = self._frame.next(self._told.time), page.newest > self._told.time
+        end = self._frame.floor(page.newest if follows else now_ms // 1000 + QUIET_HOLDS_S)
+        return Span(start, end) if start < end else None
 
     def pushed(self, rows: Sequence[Row], now_ms: int) -> list[tuple[Candle, bool]]:
         """What a stream brings, which is the candle in progress at most. Raises `BadCandle`."""

@@ -68,6 +68,7 @@ LOOK_MOST_S = 5.0
 # A stream that pushes nothing while so many traded candles close is no good: the series is polled for so long.
 SILENT_CANDLES = 2
 SILENT_PAUSE_S = 300.0
+SILENT_REASON = "the stream brings nothing new, while REST shows candles with trades"
 # After a failure a live series begins again after so long, then twice as long, and so on.
 AGAIN_FIRST_S = 0.5
 AGAIN_MOST_S = 30.0
@@ -152,7 +153,8 @@ class CcxtSource:
 
     def contact(self, market: str) -> RestContact:
         """The newest contact with the exchange: its markets share one client."""
-        return replace(self.client.contact, final_margin_s=self.margin.ms / 1000)
+        left_alone_s = self.client.turns.refused_s
+        return replace(self.client.contact, final_margin_s=self.margin.ms / 1000, left_alone_s=left_alone_s)
 
     async def knows(self, series: SeriesId) -> bool:
         """Whether the series can be had. Raises `UpstreamError`."""
@@ -286,16 +288,26 @@ class CcxtSource:
     # What the connections use.
 
     async def page(
-        self, series: SeriesId, start: int, until: int | None, limit: int | None, errand: Errand, *, prove: bool
+        self,
+        series: SeriesId,
+        start: int,
+        until: int | None,
+        limit: int | None,
+        errand: Errand,
+        *,
+        prove: bool,
+        not_empty: bool = False,
     ) -> Page:
         """One answer of at most `limit` rows. `prove`: ask the exchange's time before, where it can be asked and may
-        prove more than what is known. Bad rows are counted and logged. Raises `UpstreamError`."""
+        prove more than what is known. `not_empty`: there were rows before, so that an answer without any is wrong. Bad
+        rows are counted and logged. Raises `UpstreamError`."""
         can, clock = await self.abilities(), self.clocks[series.market]
         frame, asked_s = series.timeframe, self.monotonic()
         if prove and can.time and self._may_prove(series, start, until, limit):
             await (self.now_ms(series.market) if clock.rest_ms is None else self._ask_time(series.market, errand))
         final_ms = clock.final_ms(self.monotonic())
-        answer = await self.client.rows(series, start, limit, errand, self._looked_into(series, start, limit))
+        looked_into = self._looked_into(series, start, limit)
+        answer = await self.client.rows(series, start, limit, errand, looked_into, not_empty=not_empty)
         self._learn(series, answer, can)
         page = read_page(
             frame,
@@ -423,6 +435,10 @@ class CcxtSource:
             clock.learn(stamp_ms, now_s)
 
 
+class _StreamFailed(Exception):
+    """A stream cannot be had: its handshake is refused, or its connection was cut. The message says why."""
+
+
 class CcxtConnection:
     """Live candles of some series of one market, each followed by a task of its own."""
 
@@ -435,6 +451,7 @@ class CcxtConnection:
         self._tasks: dict[SeriesId, asyncio.Task[None]] = {}
         self._restart: set[SeriesId] = set()
         self._attached: set[SeriesId] = set()
+        self._live: dict[SeriesId, LiveCandles] = {}
         self._changed = asyncio.Event()
         self._log_limit = LogLimit(LOG_EVERY_S)
         self._order_ms = 0
@@ -470,6 +487,7 @@ class CcxtConnection:
     def unwant(self, series: SeriesId) -> None:
         """Follow it no more."""
         self._wanted.pop(series, None)
+        self._live.pop(series, None)
         self._changed.set()
 
     def renew(self, series: SeriesId) -> None:
@@ -517,8 +535,7 @@ class CcxtConnection:
                 self._callbacks.failing([series], reason)
             self.reconnects += 1
             failures = 0 if self._source.monotonic() - began_s > AGAIN_MOST_S else failures + 1
-            most_s = min(AGAIN_FIRST_S * 2 ** min(failures, AGAIN_DOUBLINGS), AGAIN_MOST_S)
-            await asyncio.sleep(most_s * self._source.rng.uniform(0.5, 1.0))
+            await asyncio.sleep(self._backoff_s(failures))
 
     async def _follow(self, series: SeriesId) -> None:
         """Raises `UpstreamError`; does not return."""
@@ -526,22 +543,43 @@ class CcxtConnection:
         can = await source.abilities()
         if self._clock.rest_ms is None:
             await source.now_ms(series.market)
-        live = LiveCandles(series.timeframe, source.margin)
+        # Kept over a restart: what was told before it may have changed since.
+        live = self._live.setdefault(series, LiveCandles(series.timeframe, source.margin))
         page = await self._ask(series, live, Urgency.SWEEP)
         self._attached.add(series)
         self._callbacks.attached(series)
-        self._tell(series, live.take(page))
+        news = live.take(page)
+        self._tell(series, news)
+        confirms = any(closed for _, closed in news)
+        if not can.watch:
+            await self._poll(series, live, can, float("inf"), confirms=confirms)
+        failures = 0
         while True:
-            if can.watch:
-                await self._watch(series, live, can)
-                self._log("silent", f"{series}: its stream brings nothing; it is polled meanwhile")
-                await self._poll(series, live, can, source.monotonic() + SILENT_PAUSE_S)
-            else:
-                await self._poll(series, live, can, float("inf"))
+            began_s = source.monotonic()
+            try:
+                await self._watch(series, live, can, confirms=confirms)
+                reason, pause_s = SILENT_REASON, SILENT_PAUSE_S
+            except _StreamFailed as failed:
+                failures = 0 if source.monotonic() - began_s > AGAIN_MOST_S else failures + 1
+                reason, pause_s = str(failed), self._backoff_s(failures)
+            self._log("stream", f"{series}: REST is polled in place of its stream: {reason}")
+            self._callbacks.stands_in(series, reason)
+            confirms = await self._poll(series, live, can, source.monotonic() + pause_s)
 
-    async def _poll(self, series: SeriesId, live: LiveCandles, can: Abilities, until_s: float) -> None:
-        """Ask REST again and again, until that monotonic time. Raises `UpstreamError`."""
-        source, confirms = self._source, False
+    def _backoff_s(self, failures: int) -> float:
+        """How long to wait after so many failures in a row, in seconds."""
+        most_s: float = min(AGAIN_FIRST_S * 2 ** min(failures, AGAIN_DOUBLINGS), AGAIN_MOST_S)
+        return most_s * self._source.rng.uniform(0.5, 1.0)
+
+    async def _poll(
+        self, series: SeriesId, live: LiveCandles, can: Abilities, until_s: float, *, confirms: bool = False
+    ) -> bool:
+        """Ask REST again and again. Raises `UpstreamError`.
+
+        until_s: until that monotonic time.
+        confirms: whether a candle was just told as closed, which the venue may still change. Returns the same.
+        """
+        source = self._source
         source.polled += 1
         try:
             while source.monotonic() < until_s:
@@ -552,13 +590,19 @@ class CcxtConnection:
                 confirms = live.told != told
         finally:
             source.polled -= 1
+        return confirms
 
-    async def _watch(self, series: SeriesId, live: LiveCandles, can: Abilities) -> None:
-        """Take what the stream pushes, and ask REST for what is due. Returns when the stream is silent and REST is not.
-        Raises `UpstreamError`."""
+    async def _watch(self, series: SeriesId, live: LiveCandles, can: Abilities, *, confirms: bool) -> None:
+        """Take what the stream pushes, and ask REST for what is due. Returns when the stream brings nothing new and
+        REST does. Raises `UpstreamError` for REST's troubles, `_StreamFailed` for the stream's.
+
+        confirms: whether a candle was just told as closed, which the venue may still change.
+        """
         source, silent, asked_s = self._source, 0, float("-inf")
-        confirm_s: float | None = None
+        looked_s = source.monotonic()
+        confirm_s = source.monotonic() + CONFIRM_S if confirms else None
         pushes: asyncio.Task[list[Row]] | None = None
+        subscribed = True
         try:
             while silent < SILENT_CANDLES:
                 if pushes is None:
@@ -570,12 +614,19 @@ class CcxtConnection:
                     wait_s = min(wait_s, max(0.0, max(confirm_s, next_s) - now_s))
                 done, _ = await asyncio.wait([pushes], timeout=wait_s)
                 if done:
-                    rows, pushes, silent = pushes.result(), None, 0
-                    self._take_pushed(series, live, rows)
+                    try:
+                        rows, pushes = pushes.result(), None
+                    except UpstreamError as error:
+                        subscribed = False
+                        raise _StreamFailed(str(error)) from error
+                    if self._take_pushed(series, live, rows):
+                        silent = 0
+                        self._callbacks.stands_in(series, None)
                 now_s, told = source.monotonic(), live.told
                 confirms = confirm_s is not None and now_s >= max(confirm_s, next_s)
-                if confirms or (self._due_s(live) <= 0.0 and now_s >= next_s):
-                    asked_s, confirm_s = now_s, None if confirms else confirm_s
+                quiet = now_s - looked_s >= series.timeframe.seconds + source.margin.ms / 1000
+                if confirms or quiet or (self._due_s(live) <= 0.0 and now_s >= next_s):
+                    asked_s, looked_s, confirm_s = now_s, now_s, None if confirms else confirm_s
                     silent += await self._look(series, live)
                     if live.told != told:  # the venue may change it: look again
                         confirm_s = source.monotonic() + CONFIRM_S
@@ -583,29 +634,36 @@ class CcxtConnection:
             if pushes is not None:
                 pushes.cancel()
                 await asyncio.wait([pushes])
-            source.leave(series, can)
+            if subscribed:
+                source.leave(series, can)
 
     async def _look(self, series: SeriesId, live: LiveCandles) -> bool:
         """Ask REST, and tell what is new; whether a candle with trades was told as closed. Raises `UpstreamError`."""
-        due = self._due_s(live) <= 0.0
+        due, now_ms = self._due_s(live) <= 0.0, self._now_ms()
         # A stamp proves the newest candle that has ended: one later row shows its end, not its values.
         page = await self._ask(series, live, Urgency.REPAIR if due else Urgency.FILL, prove=due)
         news = live.take(page)
         self._tell(series, news)
+        quiet = live.quiet(page, now_ms)
+        if quiet is not None:
+            self._callbacks.quiet(series, quiet)
         return any(closed and candle.volume for candle, closed in news)
 
     async def _ask(self, series: SeriesId, live: LiveCandles, urgency: Urgency, *, prove: bool = False) -> Page:
         start = live.since(self._now_ms())
         limit = await self._source.limit(series, start, None)
-        return await self._source.page(series, start, None, limit, Errand(urgency), prove=prove)
+        errand, not_empty = Errand(urgency), live.told is not None
+        return await self._source.page(series, start, None, limit, errand, prove=prove, not_empty=not_empty)
 
-    def _take_pushed(self, series: SeriesId, live: LiveCandles, rows: Sequence[Row]) -> None:
+    def _take_pushed(self, series: SeriesId, live: LiveCandles, rows: Sequence[Row]) -> bool:
+        """Tell what a push brings; whether that is anything new. (A frozen stream pushes the same again and again.)"""
         try:
             news = live.pushed(rows, self._now_ms())
         except BadCandle as bad:
             self._source.quarantine(series, bad)
-            return
+            return False
         self._tell(series, news)
+        return bool(news)
 
     def _tell(self, series: SeriesId, news: Iterable[tuple[Candle, bool]]) -> None:
         """Pass on what is new. ccxt's rows have no stamp of the exchange: they get one that shows their order."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
+from klinesync.core.gaps import Span
 from klinesync.core.printable import printable
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.sources import StreamStatus
@@ -32,20 +33,25 @@ CONNECTION_LOST = "the connection to the exchange is lost"
 
 
 class StreamWatch:
-    """One stream. `stale_s`: exchange time after its close by which a traded candle must have come."""
+    """One stream.
+
+    stale_s: exchange time after its close by which a traded candle must have come, in seconds.
+    since_ms: when the stream was asked for, UTC; None where that is not known.
+    """
 
     __slots__ = (
         "_acknowledged", "_attached_ms", "_brought", "_owed", "_owed_since_s", "_retries", "_retry_at_s", "_since_ms",
-        "_stale_ms", "_timeframe", "detail", "last_frame_ms", "state",
+        "_stale_ms", "_stood_in", "_timeframe", "detail", "last_frame_ms", "quiet", "state",
     )  # fmt: skip
 
-    def __init__(self, timeframe: Timeframe, stale_s: float) -> None:
+    def __init__(self, timeframe: Timeframe, stale_s: float, since_ms: int | None = None) -> None:
         self._timeframe = timeframe
         self._stale_ms = int(stale_s * 1000)
         self.state = "reconnecting"  # until it is acknowledged
         self.detail: str | None = None
         self.last_frame_ms: int | None = None
-        self._since_ms: int | None = None
+        self.quiet: Span | None = None  # where REST has shown that there are no candles behind the newest closed one
+        self._since_ms = since_ms
         self._acknowledged = False
         self._attached_ms: int | None = None
         self._brought = -1  # the newest open time of which the stream brought the final candle
@@ -53,11 +59,13 @@ class StreamWatch:
         self._owed_since_s = 0.0
         self._retries = 0
         self._retry_at_s = 0.0
+        self._stood_in: str | None = None  # why the source polls REST in place of the stream
 
     @property
     def status(self) -> StreamStatus:
         """What is told of the stream."""
-        return StreamStatus(self.state, _seconds(self._since_ms), _seconds(self.last_frame_ms), self.detail)
+        since, last_frame_at = _seconds(self._since_ms), _seconds(self.last_frame_ms)
+        return StreamStatus(self.state, since, last_frame_at, self.detail, self.quiet)
 
     @property
     def is_stale(self) -> bool:
@@ -69,6 +77,11 @@ class StreamWatch:
         """Whether the stream is there to bring what closes: it may be waited for."""
         return self.state in ("subscribed", "live")
 
+    @property
+    def is_polled(self) -> bool:
+        """Whether the source itself polls REST in place of the stream: what closes comes as if the stream served."""
+        return self._stood_in is not None
+
     def attached(self, now_ms: int | None) -> None:
         """The exchange has acknowledged the subscription. That is no data: a stale stream stays stale."""
         self._acknowledged = True
@@ -78,9 +91,12 @@ class StreamWatch:
             self._turn("subscribed", now_ms)
 
     def lost(self, now_ms: int | None, detail: str = CONNECTION_LOST) -> None:
-        """The connection is gone. A stale stream stays stale: REST goes on to stand in for it."""
-        if self.serves:
+        """The connection is gone. A stale stream stays stale: REST goes on to stand in for it. Where the source polled
+        REST in its place, that has ended, too."""
+        if self.serves or self.is_polled:
             self._turn("reconnecting", now_ms, detail)
+        self._stood_in = None
+        self.quiet = None
         self._acknowledged = False
         self._owed = None
 
@@ -91,13 +107,27 @@ class StreamWatch:
 
     def unreachable(self, now_ms: int | None, detail: str) -> None:
         """Nothing is heard of the exchange, though the connection still seems to be open: the stream serves nobody."""
-        if self.serves:
+        if self.serves or self.is_polled:
             self._turn("reconnecting", now_ms, detail)
 
     def reachable(self, now_ms: int | None) -> None:
         """The exchange is heard again. A stream whose connection survived the silence is still subscribed."""
-        if self.state == "reconnecting" and self._acknowledged:
+        if self.state == "reconnecting" and self.is_polled:
+            self._turn("rest_fallback", now_ms, self._stood_in)
+        elif self.state == "reconnecting" and self._acknowledged:
             self._turn("subscribed", now_ms)
+
+    def stood_in(self, now_ms: int | None, reason: str | None) -> None:
+        """The source polls REST in place of the stream.
+
+        now_ms: the exchange's time.
+        reason: why, as a sentence; None once the stream brings frames again.
+        """
+        self._stood_in = reason
+        if reason is None and self.state == "rest_fallback":
+            self._turn("subscribed" if self._acknowledged else "reconnecting", now_ms)
+        elif reason is not None and self.state != "delisted":
+            self._turn("rest_fallback", now_ms, reason)
 
     def delisted(self, now_ms: int | None, detail: str) -> None:
         """The exchange does not trade the symbol; nothing is owed until `listed`."""
@@ -116,11 +146,14 @@ class StreamWatch:
         self.last_frame_ms = event_ms
         time = candle.time
         if closed:
+            if self.quiet is not None and time >= self.quiet.start:
+                self.quiet = None
             if time > self._brought:
                 self._brought = time
             if self._owed is not None and time >= self._owed:
                 self._owed = None
-            if connected and self.is_stale and event_ms <= self._timeframe.next(time) * 1000 + self._stale_ms:
+            in_time = event_ms <= self._timeframe.next(time) * 1000 + self._stale_ms
+            if connected and in_time and self.is_stale and not self.is_polled:
                 self._turn("live", event_ms)
                 self._retries = 0
                 return True
@@ -128,6 +161,9 @@ class StreamWatch:
             "subscribed",
             "reconnecting",
         ):  # the first frame may overtake the acknowledgement
+            if self.is_polled:
+                self._turn("rest_fallback", event_ms, self._stood_in)
+                return False
             # What was in the way of the subscription no longer is.
             self._turn("live", event_ms, self.detail if self.state == "subscribed" else None)
         return False
@@ -170,7 +206,7 @@ class StreamWatch:
 
     def retry(self, now_s: float) -> bool:
         """Whether a stale stream is to be subscribed anew now; the next time is later by twice as much."""
-        if not self.is_stale or now_s < self._retry_at_s:
+        if not self.is_stale or self.is_polled or now_s < self._retry_at_s:
             return False
         self.retried(now_s)
         return True

@@ -22,7 +22,7 @@ REFUSALS = (401, 403, 451)
 
 
 class ExchangeWatch:
-    """The watch over one market. `check` runs at each tick; `unreachable` and `heard_s` are its result."""
+    """The watch over one market. `check` runs at each tick; `unreachable` and `silent_from_s` are its result."""
 
     __slots__ = ("_asked_s", "_checked_s", "_contact", "_counted_from_s", "_heard_s", "frame_s", "unreachable")
 
@@ -36,9 +36,12 @@ class ExchangeWatch:
         self._contact = RestContact()
 
     @property
-    def heard_s(self) -> float | None:
-        """When the newest frame or answer came, as of the newest `check`; None when nothing ever came."""
-        return self._heard_s
+    def silent_from_s(self) -> float | None:
+        """Since when nothing is heard, as of the newest `check`: the newest frame or answer, or when the first series
+        was followed; None while nothing is followed."""
+        if self._counted_from_s is None:
+            return None
+        return self._counted_from_s if self._heard_s is None else max(self._counted_from_s, self._heard_s)
 
     @property
     def refused(self) -> str | None:
@@ -88,5 +91,6 @@ class ExchangeWatch:
         return self._contact.failure
 
     def _silent_s(self, now_s: float) -> float:
-        assert self._counted_from_s is not None, "it is followed"
-        return now_s - max(self._counted_from_s, self._heard_s if self._heard_s is not None else self._counted_from_s)
+        from_s = self.silent_from_s
+        assert from_s is not None, "it is followed"
+        return now_s - from_s

@@ -130,7 +130,8 @@ class IngestSupervisor:
     to fill what live could not wait for, `heal_declared(series)` to fill all declared gaps. A first history has
     `first_history_candles`; of what a series that was away missed the newest `most_tail_candles` are read at once, what
     is older is left to `heal`. `one_list_decides`: a symbol that no list had is not traded by the first whole list, as
-    such a list comes in one piece. `room`: what the exchange has room for. `audit_interval_s` 0: no audit.
+    such a list comes in one piece. `room`: what the exchange has room for. `audit_interval_s` 0: no audit. `wall_s`:
+    UTC seconds by this machine, for times that are told while the exchange's is not known.
     """
 
     def __init__(
@@ -155,11 +156,13 @@ class IngestSupervisor:
         ondemand_idle_ttl_s: float,
         ondemand_max_jobs: int,
         rng: random.Random,
+        wall_s: Callable[[], float],
         one_list_decides: bool = True,
         room: Room | None = None,
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._source = source
+        self._wall_s = wall_s
         self._bulkheads = bulkheads or Bulkheads()
         self._clocks = clocks
         self._pipeline = pipeline
@@ -188,6 +191,7 @@ class IngestSupervisor:
             for market, clock in clocks.items()
         }
         self._watches = {market: ExchangeWatch() for market in clocks}
+        self._silent_since: dict[str, int] = {}  # when nothing was heard any more of a market that became unreachable
         self._questioners = {market: Questioner(source, pipeline.submit) for market in clocks}
         self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
         self._clock_log_limit = LogLimit(CLOCK_LOG_EVERY_S)
@@ -223,17 +227,13 @@ class IngestSupervisor:
         return [self._contact(market, reach, now_s) for market, reach in self._watches.items()]
 
     def _contact(self, market: str, reach: ExchangeWatch, now_s: float) -> MarketContact:
-        now_ms, heard_s = self._now_ms(market), reach.heard_s
-        since = None
-        if reach.unreachable and heard_s is not None and now_ms is not None:
-            since = int(now_ms / 1000 - (now_s - heard_s))
         difference = self._clocks[market].difference(now_s)
         return MarketContact(
             market,
             streams=tuple(job.watch.status for one, job in self._jobs.items() if one.market == market),
             connected=any(connection.status.connected for connection in self._connections[market]),
             unreachable=reach.unreachable,
-            unreachable_since=since,
+            unreachable_since=self._silent_since.get(market) if reach.unreachable else None,
             silent_s=None if reach.frame_s is None else now_s - reach.frame_s,
             answers=reach.answers(now_s),
             refused=reach.refused,
@@ -241,6 +241,7 @@ class IngestSupervisor:
             clocks_differ=None if difference is None else str(difference),
             final_margin_s=self._margin_s(market),
             final_margin_seen=self._margin_s(market) > self._final_margin_s,
+            left_alone_s=self._source.contact(market).left_alone_s,
         )
 
     def _margin_s(self, market: str) -> float:
@@ -398,7 +399,7 @@ class IngestSupervisor:
         self._jobs[series] = Job(
             feed,
             connection,
-            StreamWatch(series.timeframe, self._stream_stale_s),
+            StreamWatch(series.timeframe, self._stream_stale_s, self._utc_ms(series.market)),
             loop.create_future(),
             loop.time() + ATTACH_WAIT_S,
         )
@@ -450,7 +451,12 @@ class IngestSupervisor:
         connection = self._source.connection(
             market,
             StreamCallbacks(
-                attached=self._take_attached, event=self._take_event, lost=self._lost, failing=self._failing
+                attached=self._take_attached,
+                event=self._take_event,
+                lost=self._lost,
+                failing=self._failing,
+                stands_in=self._stands_in,
+                quiet=self._quiet,
             ),
         )
         name = f"connection {next(self._connection_numbers)} {market}"
@@ -462,6 +468,11 @@ class IngestSupervisor:
 
     def _now_ms(self, market: str) -> int | None:
         return self._clocks[market].estimate_ms(asyncio.get_running_loop().time())
+
+    def _utc_ms(self, market: str) -> int:
+        """The exchange's time, or ours where nothing is known of it: to tell since when something is the case."""
+        now_ms = self._now_ms(market)
+        return int(self._wall_s() * 1000) if now_ms is None else now_ms
 
     def _take_event(self, event: KlineEvent) -> None:
         with self._contained(event.series):
@@ -492,6 +503,17 @@ class IngestSupervisor:
             job = self._jobs.get(one)
             if job is not None:
                 job.watch.failing(reason)
+
+    def _stands_in(self, series: SeriesId, reason: str | None) -> None:
+        job = self._jobs.get(series)
+        if job is not None:
+            job.watch.stood_in(self._now_ms(series.market), reason)
+            self._tell(job)
+
+    def _quiet(self, series: SeriesId, span: Span) -> None:
+        job = self._jobs.get(series)
+        if job is not None:
+            job.watch.quiet = span
 
     def _event(self, event: KlineEvent) -> None:
         market, now_s = event.series.market, asyncio.get_running_loop().time()
@@ -552,6 +574,8 @@ class IngestSupervisor:
         followed = any(job.watch.state != "delisted" for job in jobs)
         if not reach.check(now_s, self._source.contact(market), followed=followed):
             return
+        if reach.unreachable and (silent_from_s := reach.silent_from_s) is not None:
+            self._silent_since[market] = int(self._utc_ms(market) / 1000 - (now_s - silent_from_s))
         detail = f"the exchange has given neither frames nor answers for {UNREACHABLE_AFTER_S:g} s"
         if reach.unreachable:
             log.warning("event=exchange.unreachable market=%s streams=%d: %s", market, len(jobs), detail)
@@ -598,7 +622,8 @@ class IngestSupervisor:
         feed = job.feed
         head, frame = feed.head, feed.timeframe
         if head is not None:
-            margin_s = self._margin_s(feed.series.market) + (STREAM_FIRST_S if job.watch.serves else 0.0)
+            brings = job.watch.serves or job.watch.is_polled
+            margin_s = self._margin_s(feed.series.market) + (STREAM_FIRST_S if brings else 0.0)
             if now_ms < frame.next(frame.next(head)) * 1000 + int(margin_s * 1000):
                 return False
         if job.overdue_seen and job.overdue_head == head:

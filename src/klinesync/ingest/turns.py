@@ -26,6 +26,7 @@ class Turns:
         self._monotonic = monotonic
         self._granted: dict[Turn, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._failure: str | None = None
 
     @property
     def pace(self) -> Pace:
@@ -70,8 +71,15 @@ class Turns:
             self._queue.over(turn)
             self._pump()
 
-    def ended(self, turn: Turn, outcome: Outcome, retry_after_s: float | None = None) -> None:
-        """How the request of that turn ended; to be told within the turn."""
+    def ended(
+        self, turn: Turn, outcome: Outcome, retry_after_s: float | None = None, *, failure: str | None = None
+    ) -> None:
+        """How the request of that turn ended; to be told within the turn.
+
+        retry_after_s: the pause that the venue asked for, in seconds.
+        failure: what was in the way, as a sentence; the requests that are held back for it tell it.
+        """
+        self._failure = failure
         self._queue.ended(turn, outcome, self._monotonic(), retry_after_s)
 
     def _pump(self) -> None:
@@ -101,6 +109,10 @@ class Turns:
 
     def _held_error(self, kind: Kind) -> UpstreamError:
         if (left_s := self.refused_s) > 0.0:
-            return UpstreamError(f"{self._name} wants to be left alone for {left_s:.0f} s more", 429, left_s)
+            return UpstreamError(f"{self._name} wants to be left alone for {left_s:.0f} s more{self._why}", 429, left_s)
         left_s = self.held_s(kind)
-        return UpstreamError(f"{self._name} is in trouble and is asked again in {left_s:.0f} s", 0, left_s)
+        return UpstreamError(f"{self._name} is in trouble and is asked again in {left_s:.0f} s{self._why}", 0, left_s)
+
+    @property
+    def _why(self) -> str:
+        return "" if self._failure is None else f": {self._failure}"

@@ -246,6 +246,7 @@ def build_market_runtime(
             ondemand_idle_ttl_s=flags.ondemand_idle_ttl_s,
             ondemand_max_jobs=flags.ondemand_max_jobs,
             rng=rng,
+            wall_s=wall_s,
             one_list_decides=exchange is source,
             room=exchange if isinstance(exchange, CcxtSource) else None,
             bulkheads=bulkheads,

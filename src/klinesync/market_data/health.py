@@ -96,6 +96,8 @@ def assess(facts: Facts, grace_s: float) -> Health:
     if head is not None and facts.stream.state == "delisted" and facts.backfill.state != "running":
         expected = min(expected, head)  # nothing follows any more
     tail = [] if facts.stored is None else _tail(timeframe, facts.stored.end, expected, facts.gaps)
+    if facts.stream.quiet is not None:
+        tail = without(tail, on_grid(timeframe, [facts.stream.quiet]))  # nothing was traded
     missing = [gap.span for gap in facts.gaps if gap.state not in SETTLED]
     lost = [gap.span for gap in facts.gaps if gap.state is GapState.LOST]
     unknown = without(missing, facts.at_work)

@@ -78,7 +78,7 @@ class HealthService:
     ) -> Health:
         exchange_s = self._exchange_s(base)
         now_time = int(self._wall_s() if exchange_s is None else exchange_s)
-        report = self._board.report(base, self._recent_s)
+        report, stream = self._board.report(base, self._recent_s), self._stream(base)
         # One whose first reading failed is not waiting for its turn any more: that reading counts.
         sweeping = self._startup is not None and self._startup.waiting(base) and report.state != "failed"
         at_work = on_grid(series.timeframe, self._healed(base, base_stored, sweeping=sweeping))
@@ -89,8 +89,8 @@ class HealthService:
             gaps=ledger,
             at_work=at_work,
             sweeping=sweeping or (report.state != "failed" and self._first_history_due(base)),
-            backfill=self._with_turn(report) if sweeping else report,
-            stream=self._stream(base),
+            backfill=_with_reason(self._with_turn(report) if sweeping else report, stream),
+            stream=stream,
             damaged=bool(self._database.damage.of(series)),
         )
         return assess(facts, self._grace_s + self._late_s(base))
@@ -110,3 +110,11 @@ class HealthService:
         progress = self._startup.progress()
         note = f"waits in the start-up sweep: {progress.done} of {progress.total} series are up to date"
         return replace(report, note=note)
+
+
+def _with_reason(report: BackfillReport, stream: StreamStatus) -> BackfillReport:
+    """The report of a backfill that waits for an exchange which does not answer says why."""
+    waits = report.state in ("idle", "running") and stream.state == "reconnecting" and stream.detail is not None
+    if not waits or (report.state == "idle" and report.note is None):
+        return report
+    return replace(report, note=stream.detail if report.note is None else f"{report.note}; {stream.detail}")

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
+from klinesync.core.dates import date_text
 from klinesync.market_data.health import Status
 from klinesync.runtime.sources import MarketContact
 
@@ -210,8 +212,9 @@ def status(facts: StatusFacts) -> ServiceStatus:
     troubles = list(_of_store(facts.store))
     markets = []
     for market in facts.markets:
-        own = list(_of_market(market))
-        markets.append(_market_status(market, own))
+        rest = _rest_use(market, facts.now_time)
+        own = list(_of_market(market, rest))
+        markets.append(_market_status(market, rest, own))
         name = f"{market.exchange} {market.contact.market}"
         troubles += [_Trouble(one.reason, f"{name}: {one.detail}") for one in own]
     counts = Counter(facts.series or ())
@@ -256,7 +259,15 @@ def _of_store(store: StoreFacts) -> Iterable[_Trouble]:
         yield _Trouble("store_damaged", store.damaged)
 
 
-def _of_market(market: MarketFacts) -> Iterable[_Trouble]:
+def _rest_use(market: MarketFacts, now_time: int) -> RestUse:
+    """The use of REST; where it is not counted, until when it is left alone is known all the same."""
+    if market.rest is not None:
+        return RestUse(market.rest.weight_used, market.rest.weight_limit, market.rest.banned_until)
+    left_alone_s = market.contact.left_alone_s
+    return RestUse(None, None, now_time + ceil(left_alone_s) if left_alone_s > 0.0 else None)
+
+
+def _of_market(market: MarketFacts, rest: RestUse) -> Iterable[_Trouble]:
     """What is the matter with a market of which something is followed. (One that is idle has no streams to lose.)"""
     contact, counts = market.contact, _counts(market.contact)
     traded = len(contact.streams) - counts.delisted
@@ -266,7 +277,7 @@ def _of_market(market: MarketFacts) -> Iterable[_Trouble]:
         yield _Trouble("exchange_refuses", f"its REST refuses this service: {contact.refused}")
     if contact.unreachable:
         why = contact.failure or "no answer to the question for its time"
-        yield _Trouble("exchange_unreachable", f"neither frames nor answers come: {_with_ban(market.rest, why)}")
+        yield _Trouble("exchange_unreachable", f"neither frames nor answers come: {_with_ban(rest, why)}")
     waits_s = HANDSHAKES_FAIL_AFTER_S if contact.silent_s is None else contact.silent_s
     if not contact.connected and contact.answers and counts.reconnecting and waits_s >= HANDSHAKES_FAIL_AFTER_S:
         yield _Trouble("handshakes_fail", "no connection for streams can be opened, while REST answers")
@@ -275,17 +286,18 @@ def _of_market(market: MarketFacts) -> Iterable[_Trouble]:
     if counts.stale:
         yield _Trouble("stream_stale", f"{counts.stale} of {traded} streams withhold what REST shows")
     if counts.rest_fallback:
-        yield _Trouble("stream_rest_fallback", f"REST stands in for {counts.rest_fallback} of {traded} streams")
+        why = next((f": {one.detail}" for one in contact.streams if one.state == "rest_fallback" and one.detail), "")
+        yield _Trouble("stream_rest_fallback", f"REST stands in for {counts.rest_fallback} of {traded} streams{why}")
     if market.clocks_differ is not None:
         yield _Trouble("clocks_differ", market.clocks_differ)
 
 
-def _with_ban(rest: RestFacts | None, why: str) -> str:
-    return why if rest is None or rest.banned_until is None else f"{why}; REST is not asked before {rest.banned_until}"
+def _with_ban(rest: RestUse, why: str) -> str:
+    return why if rest.banned_until is None else f"{why}; REST is not asked before {date_text(rest.banned_until)}"
 
 
-def _market_status(market: MarketFacts, troubles: Sequence[_Trouble]) -> MarketStatus:
-    contact, rest = market.contact, market.rest
+def _market_status(market: MarketFacts, rest: RestUse, troubles: Sequence[_Trouble]) -> MarketStatus:
+    contact = market.contact
     counts = _counts(contact)
     worst = min(troubles, key=lambda one: _ORDER[one.reason], default=None)
     frames = [one.last_frame_at for one in contact.streams if one.last_frame_at is not None]
@@ -298,9 +310,7 @@ def _market_status(market: MarketFacts, troubles: Sequence[_Trouble]) -> MarketS
         last_frame_at=max(frames, default=None),
         detail=_detail(contact, counts) if worst is None else worst.detail,
         streams=counts,
-        rest=RestUse(None, None, None)
-        if rest is None
-        else RestUse(rest.weight_used, rest.weight_limit, rest.banned_until),
+        rest=rest,
     )
 
 

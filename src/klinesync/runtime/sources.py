@@ -32,6 +32,14 @@ def _nobody(_series: Iterable[SeriesId], _reason: str) -> None:
     """Nobody asks why streams fail."""
 
 
+def _no_stand_in(_series: SeriesId, _reason: str | None) -> None:
+    """Nobody asks whether REST stands in."""
+
+
+def _no_quiet(_series: SeriesId, _span: Span) -> None:
+    """Nobody asks where there are no candles."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamCallbacks:
     """Whom a connection tells: each runs on the event loop and returns at once.
@@ -40,12 +48,16 @@ class StreamCallbacks:
     event: a candle has come.
     lost: series are carried no more.
     failing: series are not carried, and why: a handshake, an acknowledgement or the exchange's name is missing.
+    stands_in: REST is polled in place of the stream of a series, and why; None: the stream brings frames again.
+    quiet: REST has shown that there are no candles in a span behind the newest closed one.
     """
 
     attached: Callable[[SeriesId], None]
     event: Callable[[KlineEvent], None]
     lost: Callable[[Iterable[SeriesId]], None]
     failing: Callable[[Iterable[SeriesId], str], None] = _nobody
+    stands_in: Callable[[SeriesId, str | None], None] = _no_stand_in
+    quiet: Callable[[SeriesId, Span], None] = _no_quiet
 
 
 class Urgency(IntEnum):
@@ -131,12 +143,14 @@ class Ticker:
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
     """Where a series' stream stands: off, subscribed, live, stale, rest_fallback, reconnecting or delisted. Times are
-    UTC seconds of the exchange; `detail` is a sentence where there is something to say."""
+    UTC seconds of the exchange; `detail` is a sentence where there is something to say; `quiet`: the span behind the
+    newest closed candle in which REST has shown that there are none."""
 
     state: str
     since: int | None = None
     last_frame_at: int | None = None
     detail: str | None = None
+    quiet: Span | None = None
 
 
 def stream_sentence(status: StreamStatus) -> str:
@@ -165,12 +179,14 @@ class RestContact:
     status: HTTP status of that failure, 0 without an answer.
     final_margin_s: how long after its end the venue may change a row, as far as was seen; None where that is not
         watched.
+    left_alone_s: for how long REST is not asked from now on at the exchange's wish, in seconds; 0 where it is asked.
     """
 
     answered_s: float | None = None
     failure: str | None = None
     status: int = 0
     final_margin_s: float | None = None
+    left_alone_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +196,7 @@ class MarketContact:
     streams: the state of each followed stream.
     connected: whether a connection for streams is open.
     unreachable: neither a frame nor an answer came for a while.
-    unreachable_since: when the newest frame or answer came, once `unreachable`.
+    unreachable_since: when the newest frame or answer came, or the first series was followed, once `unreachable`.
     silent_s: seconds since the newest frame of any stream; None before the first frame.
     answers: whether REST answered lately.
     refused: a sentence, when REST refuses this service (401, 403, 451).
@@ -188,6 +204,7 @@ class MarketContact:
     clocks_differ: a sentence with both times, while the market's clocks differ; None while they agree.
     final_margin_s: how long after its end a row of REST may change.
     final_margin_seen: whether rows were seen to change later than the configured margin.
+    left_alone_s: for how long REST is not asked from now on at the exchange's wish, in seconds; 0 where it is asked.
     """
 
     market: str
@@ -202,6 +219,7 @@ class MarketContact:
     clocks_differ: str | None = None
     final_margin_s: float = 0.0
     final_margin_seen: bool = False
+    left_alone_s: float = 0.0
 
 
 class HistoryWatch(Protocol):
