@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -280,6 +281,54 @@ async def test_a_ledger_that_cannot_be_read_is_red_is_logged_once_and_costs_no_c
     assert not any(record.exc_info for record in caplog.records)
     lags = [record.getMessage() for record in caplog.records if "cannot catch up" in record.getMessage()]
     assert len(lags) == len(set(lags))
+
+
+TABLES = [
+    "series",
+    "candle",
+    "candle_chunk",
+    "candle_revision",
+    "gap",
+    "commit_count",
+    "backfill",
+    "derivation",
+    "listing",
+]
+
+
+@pytest.mark.parametrize("table", TABLES)
+async def test_whatever_table_is_damaged_the_status_is_red_the_log_is_short_and_what_is_acknowledged_is_stored(
+    store: Path, table: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
+    break_table(store, table)
+    async with service_on(store) as service:
+        acknowledged = []
+        for number, more in ((COUNT, 0.0), (COUNT + 1, 0.0), (COUNT - 300, 0.5)):
+            row = candle(number, more)
+            body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, row, strict=True))}
+            status, answer = await service.post("/api/market/ingest/candle_closed", body)
+            if status == 200:
+                acknowledged.append(row)
+            else:
+                assert (status, answer["code"]) == (500, "ingest_failed:candles")
+        status, found = await service.get("/api/market/candles", series_id=str(BTC), limit=5000)
+        assert status in (200, 503)
+        if acknowledged:
+            assert status == 200
+            rows = [tuple(row.values()) for row in found["candles"]]  # type: ignore[attr-defined]
+            assert {tuple(row) for row in acknowledged} <= set(rows)
+        async with asyncio.timeout(60):
+            whole: dict[str, object] = {}
+            while whole.get("status") != "red":
+                _, whole = await service.get("/api/market/status")
+                await asyncio.sleep(POLL_S)
+        assert whole["status_reason"] in ("store_damaged", "store_unavailable")
+        assert "damaged" in whole["store"]["detail"]  # type: ignore[index]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("store_damaged")]
+    assert len(lines) == len(set(lines))
+    assert not any(record.exc_info for record in caplog.records)
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) < 20
 
 
 async def test_sound_candles_say_nothing_of_a_damaged_ledger(store: Path) -> None:

@@ -17,7 +17,7 @@ from klinesync.core import gaps
 from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.damage import Damage
+from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,8 @@ class StoreScrub:
                     return
                 if found.undeclared:
                     await self._declare(series, found.undeclared)
+            except StoreDamaged:
+                return  # told where it was met
             except StoreError as error:
                 log.warning("%s: its stored candles cannot be looked through: %s", series, error)
                 return

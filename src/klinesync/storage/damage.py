@@ -25,6 +25,7 @@ class Kept(StrEnum):
     DRAWINGS = "drawings"
     CHECKPOINTS = "checkpoints"
     LEDGER = "ledger"
+    ANY = "what is stored of it"
 
 
 class Damage(NamedTuple):

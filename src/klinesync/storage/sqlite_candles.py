@@ -327,13 +327,13 @@ class SqliteCandleStore:
     def recheck(self, damage: Damage) -> None:
         if damage.series is None:
             return
-        if damage.kept is Kept.CANDLES:
-            self._recheck_candles(damage.series, damage.span)
+        if damage.kept in (Kept.CANDLES, Kept.ANY):
+            self._recheck(damage.series, damage.kept, damage.span)
         else:
             self.ledger.recheck(damage)
 
     @_names_series
-    def _recheck_candles(self, series: SeriesId, span: Span | None) -> None:
+    def _recheck(self, series: SeriesId, kept: Kept, span: Span | None) -> None:
         number = self._number(series)
         start, end = span or (0, MAX_TIME + 1)
         if number is not None:
@@ -342,7 +342,8 @@ class SqliteCandleStore:
             self._rows(number, start, end, as_candles)
             self._edges(series)
             self.gaps(series)
-        self._known.damage.clear(series, Kept.CANDLES, span)
+            self.revisions(series)
+        self._known.damage.clear(series, kept, span)
 
     @_names_series
     def revisions(self, series: SeriesId) -> list[Revision]:
@@ -609,7 +610,7 @@ class SqliteCandleStore:
             raise StoreDamaged(damage)
 
     def _unreadable(self, series: SeriesId, error: apsw.CorruptError) -> StoreDamaged:
-        damage = Damage(series, None, f"the store's file cannot be read there: {error}")
+        damage = Damage(series, None, f"the store's file cannot be read there: {error}", Kept.ANY)
         self._known.damage.note(damage)
         return StoreDamaged(damage)
 
