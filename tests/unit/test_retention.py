@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import apsw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,8 @@ from klinesync.market_data.retention import Retention, cut_of, old, trim
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
-from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
+from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
@@ -187,6 +189,48 @@ async def test_each_series_is_as_old_as_its_own_head(tmp_path: Path) -> None:
         await Retention(database, no_ledger(), Timeframe.parse("1m"), (), 5).trim()
         assert await database.read(lambda store: store.newest(other, 99)) == rows[4:]
         assert await database.read(lambda store: store.newest(SERIES, 99)) == rows[:4]
+
+
+async def test_damaged_candles_are_trimmed_and_what_cannot_be_holds_up_no_other_series(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    first, second = SERIES, SeriesId.parse("binance:spot:ETH/USDT:1h")
+    rows = [candle(hour) for hour in range(24 * 100)]
+    async with InThreadSqliteDatabase(path, pause=no_pause) as database:
+        for series in (first, second):
+            await database.write(lambda store, to=series: store.write(to, rows, Origin("test", 0)))  # type: ignore[misc]
+    connection = apsw.Connection(str(path))
+    connection.execute(
+        "UPDATE candle_chunk SET candles = zeroblob(5)"
+        " WHERE chunk_id = (SELECT chunk_id FROM candle_chunk ORDER BY chunk_id LIMIT 1 OFFSET 1)"
+    )
+    connection.close()
+    for days, count in ((60, 24 * 60), (30, 24 * 30)):
+        async with InThreadSqliteDatabase(path, pause=no_pause) as database:
+            await Retention(database, no_ledger(), HOUR, (), days).trim()
+            for series in (first, second):
+                left = await database.read(lambda store, of=series: store.oldest(of, 10_000, since=-1))  # type: ignore[misc]
+                assert len(left) <= count + 24
+                assert left == rows[-len(left) :]
+
+
+async def test_a_series_that_cannot_be_trimmed_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = SERIES, SeriesId.parse("binance:spot:ETH/USDT:1h")
+    rows = [candle(hour) for hour in range(24 * 100)]
+
+    def broken(store: CandleStore, ledger: LedgerStep, one: retention.Old, most: int) -> bool:
+        if one.series == first:
+            raise StoreDamaged(Damage(first, None, "a page is damaged"))
+        return trim(store, ledger, one, most)
+
+    monkeypatch.setattr(retention, "trim", broken)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        for series in (first, second):
+            await database.write(lambda store, to=series: store.write(to, rows, Origin("test", 0)))  # type: ignore[misc]
+        await Retention(database, no_ledger(), HOUR, (), 60).trim()
+        assert await database.read(lambda store: store.first(first)) == rows[0].time
+        assert (await database.read(lambda store: store.first(second)) or 0) > rows[0].time
 
 
 Everything = dict[SeriesId, tuple[list[Candle], list[Gap], list[int]]]

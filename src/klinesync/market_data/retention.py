@@ -19,6 +19,8 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.storage.chunks import as_candles
+from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ def old(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe], days:
 def trim(store: CandleStore, ledger: LedgerStep, old: Old, most: int) -> bool:
     """One transaction's share: the oldest `most` base candles, and what is derived from them. Whether more is left."""
     series = old.series
-    oldest = store.oldest(series, most + 1, since=-1)
+    oldest = store.oldest_rows(series, most + 1, as_candles, since=-1)  # damaged ones go with their neighbours
     more = len(oldest) > most and oldest[most].time < old.cut
     _trim(store, ledger, series, oldest[most].time if more else old.cut)
     first = store.first(series)
@@ -115,10 +117,15 @@ class Retention:
         """Trim all that has grown old, in small transactions between the live batches. Raises `StoreError`."""
         found = await self._database.read(lambda store: list(old(store, self._base, self._targets, self._days)))
         for one in found:
-            more = True
-            while more:
-                more = await self._database.write(
-                    lambda store, one=one: trim(store, self._ledger, one, MAX_TRIMMED_CANDLES)  # type: ignore[misc]
-                )
-                await asyncio.sleep(PAUSE_S)
-            log.info("%s: candles before %d are trimmed", one.series, one.cut)
+            try:
+                await self._trim(one)
+            except StoreDamaged as error:  # the other series are trimmed all the same
+                log.warning("%s: its old candles cannot be trimmed: %s", one.series, error)
+            else:
+                log.info("%s: candles before %d are trimmed", one.series, one.cut)
+
+    async def _trim(self, one: Old) -> None:
+        more = True
+        while more:
+            more = await self._database.write(lambda store: trim(store, self._ledger, one, MAX_TRIMMED_CANDLES))
+            await asyncio.sleep(PAUSE_S)
