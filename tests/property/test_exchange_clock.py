@@ -244,18 +244,21 @@ def test_the_least_time_is_not_that_of_frames_that_went_ahead_and_stopped(silent
     assert least_ms <= model.true_ms + model.near_ms
 
 
-@pytest.mark.parametrize("speed", [1.0, 60.0, 300.0])
-def test_no_close_looks_early_while_rest_that_answered_once_is_away(speed: float) -> None:
+@pytest.mark.parametrize("answers", [1, 2, 10])
+@pytest.mark.parametrize("speed", [1.0, 7.0, 60.0, 300.0])
+def test_no_close_looks_early_while_rest_that_answered_before_is_away(speed: float, answers: int) -> None:
     model = ModelExchange(speed=speed)
     model.frame()
-    model.answer()
-    for number in range(200):
+    for _ in range(answers):
+        model.answer()
+        model.pass_time(1.0)
+    for number in range(400):
         model.pass_time(0.5)
         model.frame()
         if number < 3:
             continue  # the speed is being learned
         assert not model.clock.is_ahead(model.stamp("frames"), model.now_s)
-    assert model.clock.is_ahead(int(model.true_ms + max(15_000.0, speed * 1000)), model.now_s)
+    assert model.clock.is_ahead(int(model.true_ms + 15_000.0 + 20_000.0 * speed), model.now_s)
 
 
 def test_in_the_calm_rest_is_asked_for_its_time_at_the_start_alone() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from klinesync.ingest import reach
+from klinesync.ingest import binance_ws, reach
 from klinesync.sim.faults import RefuseConnect, RestError, Silent
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
@@ -122,6 +122,38 @@ async def test_an_exchange_that_dies_is_red_within_seconds_and_green_again_once_
                 assert one["data"]["since"] is not None
             assert "lost" in stream_events[0]["data"]["detail"]
             assert {one["status"] for one in told} == {"green", "yellow", "red"}
+
+
+async def test_all_streams_are_live_within_ten_seconds_of_the_exchanges_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long each connection's own backoff has become."""
+    monkeypatch.setattr(binance_ws, "BACKOFF_FIRST_S", binance_ws.BACKOFF_MOST_S)
+    async with AsyncExitStack() as stack:
+        exchange = await stack.enter_async_context(SimServer(SimConfig(symbols=4)))
+        port = int(exchange.http_url.rpartition(":")[2])
+        names = ("BTC", "ETH", "BNB", "SOL")
+        flags = FEW | {
+            "whitelist": ",".join(
+                f"binance:{market}:{name}/USDT:1m" for market in ("spot", "futures") for name in names
+            ),
+            "binance_ws_streams_per_connection": "1",
+        }
+        service = await stack.enter_async_context(running_service(tmp_path / "store.sqlite", exchange, **flags))
+        supervisor = service.runtime.supervisor
+
+        def live() -> int:
+            return sum(job.state == "live" for job in supervisor.jobs_state())
+
+        async with asyncio.timeout(TIMEOUT_S):
+            while live() < 8:
+                await asyncio.sleep(0.05)
+        await exchange.__aexit__(None, None, None)
+        await until(service, lambda one: one["status"] == "red")
+        assert live() == 0
+        async with SimServer(SimConfig(symbols=4, port=port)), asyncio.timeout(10):
+            while live() < 8:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_quiet_exchange_is_asked_for_its_time_and_is_never_red(tmp_path: Path) -> None:

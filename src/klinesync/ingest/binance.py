@@ -9,6 +9,7 @@ from klinesync.core.errors import NotListed
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
+from klinesync.ingest.comeback import Comeback
 from klinesync.ingest.weight import RestStatus
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
@@ -37,6 +38,7 @@ class BinanceSource:
         self._rng = rng
         self._clocks = clocks
         self._streams_most = streams_most
+        self._comebacks = {market: Comeback(rng) for market in ws_urls}
         self.stream_counts: Mapping[str, StreamCounts] = {market: StreamCounts() for market in ws_urls}
 
     def rest_status(self) -> dict[str, RestStatus]:
@@ -54,6 +56,7 @@ class BinanceSource:
             market=market,
             clock=self._clocks[market],
             counts=self.stream_counts[market],
+            comeback=self._comebacks[market],
             streams_most=self._streams_most,
             bulkheads=self._bulkheads,
         )

@@ -26,6 +26,7 @@ from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.binance_decode import BadAnswer, decoded
+from klinesync.ingest.comeback import Comeback
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
@@ -236,7 +237,8 @@ class _Link:
 
 
 class BinanceConnection:
-    """Carries the wanted streams of one market. `clock` tells the exchange's time; `counts` are the market's."""
+    """Carries the wanted streams of one market. `clock` tells the exchange's time; `counts` and `comeback` are the
+    market's."""
 
     def __init__(
         self,
@@ -249,10 +251,12 @@ class BinanceConnection:
         market: str = "spot",
         clock: ExchangeClock | None = None,
         counts: StreamCounts | None = None,
+        comeback: Comeback | None = None,
         streams_most: int = STREAMS_PER_CONNECTION,
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._bulkheads = bulkheads or Bulkheads()
+        self._comeback = comeback or Comeback(rng)
         self._session = session
         self._market = market
         self._counts = counts or StreamCounts()
@@ -359,6 +363,7 @@ class BinanceConnection:
         try:
             await self._stay_connected()
         finally:
+            self._comeback.gone(self)
             naming.cancel()
             await asyncio.wait([naming])
 
@@ -402,7 +407,7 @@ class BinanceConnection:
             self._counts.reconnects += 1
             failures = 0 if loop.time() - began_s > HEALTHY_S else min(failures + 1, BACKOFF_DOUBLINGS)
             most_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MOST_S)
-            await asyncio.sleep(most_s * self._rng.uniform(0.5, 1.0))
+            await self._comeback.pause(self, most_s * self._rng.uniform(0.5, 1.0))
 
     async def _connect(self) -> _Link | None:
         """A new link, carried by a task of its own; None when it cannot be had."""
@@ -572,6 +577,7 @@ class BinanceConnection:
         carried = set[str]().union(*(other.attached for other in self._links if other is not link))
         link.attached.update(names)
         self._failure = None
+        self._comeback.carried(self)
         self._event.set()
         for name in names:
             stream = self._wanted.get(name)

@@ -233,7 +233,10 @@ class ExchangeClock:
         if newest is None or shown_ms is None:
             return False
         near_ms = max(self._differ_ms(clock), speed * DIFFER_OURS_S * 1000)
-        return time_ms > shown_ms + near_ms + newest.latency_s * 1000 * max(1.0, speed)
+        unsure_s = newest.latency_s * max(1.0, speed)
+        if speed != 1.0:  # it was measured
+            unsure_s += abs(then_s - newest.at_s) * speed * (SLACK - 1.0)
+        return time_ms > shown_ms + near_ms + unsure_s * 1000
 
     @property
     def doubts_answer(self) -> bool:
