@@ -359,5 +359,21 @@ def test_a_name_that_ccxt_does_not_have_is_refused(monkeypatch: pytest.MonkeyPat
     assert exchanges().refusal("nope") == "ccxt has no exchange nope"
 
 
+@pytest.mark.parametrize(("told", "refused"), [("True", False), ("False", True), ("None", True), ("'emulated'", True)])
+def test_an_exchange_of_which_ccxt_has_no_candles_is_refused_as_its_file_says_or_that_of_the_one_it_extends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: str, refused: bool
+) -> None:
+    folder = tmp_path / "async_support"
+    folder.mkdir()
+    (folder / "plain.py").write_text(f"class plain(Exchange, ImplicitAPI):\n            'fetchOHLCV': {told},\n")
+    (folder / "extended.py").write_text("class extended(plain, ImplicitAPI):\n            'fetchTime': True,\n")
+    spec = ModuleSpec("ccxt", None, is_package=True)
+    assert spec.submodule_search_locations is not None
+    spec.submodule_search_locations.append(str(tmp_path))
+    monkeypatch.setattr(ccxt_client, "find_spec", lambda _: spec)
+    for name in ("plain", "extended"):
+        assert exchanges().refusal(name) == (f"ccxt has no OHLCV of {name}" if refused else None)
+
+
 def test_switched_off_there_are_none() -> None:
     assert "enable_ccxt_backfill" in str(exchanges(enabled=False).refusal("okx"))

@@ -250,3 +250,21 @@ async def test_a_list_is_asked_for_again_to_confirm_that_a_symbol_is_gone_and_el
         assert "BTC/USDT" in await source.listings("spot", 60.0), "lists are large"
         assert set(await source.listings("spot", 0.0)) == {"ETH/USDT"}
         assert exchange.lists == [False, True]
+
+
+async def test_a_quiet_exchange_without_a_time_or_dates_is_asked_for_rows_no_more_often_than_it_may_tell_it() -> None:
+    exchange, now_s = Fake([0, 1], T0 + 120, fetchTime=None), 1000.0
+    async with source_of(exchange, lambda: now_s) as source:
+        await source.now_ms("spot")
+        asked = len(exchange.asked)
+        for _ in range(120):  # a minute, in which nothing is traded
+            now_s += 0.5
+            await source.now_ms("spot")
+        assert len(exchange.asked) - asked == 60.0 / ccxt_source.ASK_DATE_EVERY_S
+        asked = len(exchange.asked)
+        for _ in range(60):  # polls tell the same
+            now_s += 1.0
+            await history(source)
+            polls = len(exchange.asked)
+            await source.now_ms("spot")
+            assert len(exchange.asked) == polls

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,12 @@ AT_ONCE = 8
 WRONG_REQUEST = frozenset({400, 404})
 # At the end ccxt gets so long to close its connections.
 CLOSE_TIMEOUT_S = 5.0
+
+# Exchanges of ccxt extend others, no more than so many deep.
+MOST_PARENTS = 5
+# How a file of ccxt says whether the exchange has OHLCV, and which exchange it extends.
+_HAS_OHLCV = re.compile(r"^\s+'fetchOHLCV': (True|False|None|'emulated'),", re.MULTILINE)
+_PARENT = re.compile(r"^class \w+\((\w+)[,)]", re.MULTILINE)
 
 NOT_INSTALLED = "exchanges other than binance need ccxt, which is not installed: pip install 'klinesync[ccxt]'"
 
@@ -120,6 +127,24 @@ def offers_exchange(name: str) -> bool | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return any((Path(folder) / "async_support" / f"{name}.py").is_file() for folder in spec.submodule_search_locations)
+
+
+def offers_history(name: str) -> bool | None:
+    """Whether ccxt's exchange of that name has OHLCV, as its file says, or that of the exchange which it extends; None
+    when they do not say. Imports nothing."""
+    spec = find_spec("ccxt")
+    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    for _ in range(MOST_PARENTS):
+        path = next((path for folder in folders if (path := folder / "async_support" / f"{name}.py").is_file()), None)
+        if path is None:
+            return None
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if (told := _HAS_OHLCV.search(text)) is not None:
+            return told[1] == "True"
+        if (parent := _PARENT.search(text)) is None:
+            return None
+        name = parent[1]
+    return None
 
 
 def ccxt_exchange(name: str, *, environment_proxies: bool = False) -> Ccxt:

@@ -6,7 +6,15 @@ import random
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from klinesync.ingest.ccxt_client import NOT_INSTALLED, CcxtClient, CcxtThread, Maker, ccxt_exchange, offers_exchange
+from klinesync.ingest.ccxt_client import (
+    NOT_INSTALLED,
+    CcxtClient,
+    CcxtThread,
+    Maker,
+    ccxt_exchange,
+    offers_exchange,
+    offers_history,
+)
 from klinesync.ingest.ccxt_source import POLL_LEAST_S, CcxtSource
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
@@ -51,6 +59,8 @@ class CcxtExchanges:
             return NOT_INSTALLED
         if not offered:
             return f"ccxt has no exchange {name}"
+        if offers_history(name) is False:
+            return f"ccxt has no OHLCV of {name}"
         self._found.add(name)
         return None
 

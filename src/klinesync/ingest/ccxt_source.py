@@ -48,6 +48,9 @@ SERIES_PER_CONNECTION = 200
 # until the clock is known: two that agree.
 ASK_TIME_EVERY_S = 1.0
 TIME_ANSWERS = 6
+# Where the exchange cannot be asked for its time, rows are asked for in place of it no more often than this, in seconds
+# (ours), for each market: any answer counts, though it told nothing new, as where a series is quiet and has no `Date`.
+ASK_DATE_EVERY_S = 5.0
 # A candle that was told as closed is looked at again after this time (ours), where no poll comes before.
 CONFIRM_S = 8.0
 # How long a list of symbols is kept, and how old it may be when it does not have a symbol. ccxt's lists are large.
@@ -75,6 +78,9 @@ AGAIN_MOST_S = 30.0
 AGAIN_DOUBLINGS = 10
 # Bad rows and troubles are logged so often for one series.
 LOG_EVERY_S = 60.0
+# That a series cannot be had at all is logged so often: nothing changes of itself. And the status of such an error.
+REFUSAL_LOG_EVERY_S = 3600.0
+WRONG_QUESTION = 400
 _ANY_FRAME = Timeframe.parse("1m")
 
 
@@ -116,6 +122,7 @@ class CcxtSource:
         self._log_limit = LogLimit(LOG_EVERY_S)
         self._leaving: set[asyncio.Task[None]] = set()
         self._time: dict[str, SingleFlight[None]] = {market: SingleFlight() for market in clocks}
+        self._dated_s: dict[str, float] = {}
         self._dates = {market: DateClock() for market in clocks}
 
     async def close(self) -> None:
@@ -225,14 +232,7 @@ class CcxtSource:
             return
         self._lists_loaded = True
         now_s = self.monotonic()
-        for market, failure in self._not_listed.items():
-            self._log(market, f"{failure}; it is asked for again in {self._whole[market].pause_s(now_s):.0f} s")
         self._listed.update({market: (now_s, listings) for market, listings in lists.items()})
-
-    def _log(self, key: object, sentence: str) -> None:
-        suppressed = self._log_limit.allow(key, self.monotonic())
-        if suppressed is not None:
-            log.warning("%s%s", sentence, f" (and {suppressed} times more before)" if suppressed else "")
 
     async def tickers(self, market: str) -> Sequence[Ticker]:
         """The last 24 hours of every symbol. Raises `UpstreamError`, also where the exchange has no such list."""
@@ -400,10 +400,15 @@ class CcxtSource:
                 clock.asking(self.monotonic())
                 stamp_ms = await self.client.now_ms(errand)
                 clock.answered(stamp_ms, self.monotonic())
-            else:
+            elif clock.estimate_ms(self.monotonic()) is None or self._date_age_s(market) >= ASK_DATE_EVERY_S:
+                self._dated_s[market] = self.monotonic()
                 await self._ask_date(market, errand)
 
         await self._time[market].get(fetch)
+
+    def _date_age_s(self, market: str) -> float:
+        """How long ago an answer told what it could of the time, where the exchange cannot be asked."""
+        return self.monotonic() - self._dated_s.get(market, float("-inf"))
 
     async def _ask_date(self, market: str, errand: Errand) -> None:
         """Ask for rows, whose `Date` and newest open time tell the time. Raises `UpstreamError`."""
@@ -425,6 +430,7 @@ class CcxtSource:
         if can.time:
             return
         clock, now_s = self.clocks[series.market], self.monotonic()
+        self._dated_s[series.market] = now_s
         newest_ms = max((int(row[0]) for row in answer.rows if row and row[0] is not None), default=None)
         if newest_ms is not None and clock.rest_ms is not None and newest_ms > clock.rest_ms + LONGEST_AHEAD_MS:
             return  # no row of this exchange
@@ -454,6 +460,7 @@ class CcxtConnection:
         self._live: dict[SeriesId, LiveCandles] = {}
         self._changed = asyncio.Event()
         self._log_limit = LogLimit(LOG_EVERY_S)
+        self._refusal_log_limit = LogLimit(REFUSAL_LOG_EVERY_S)
         self._order_ms = 0
         self.reconnects = 0
 
@@ -526,7 +533,7 @@ class CcxtConnection:
                 await self._follow(series)
             except UpstreamError as error:
                 reason = str(error)
-                self._log(series.market, f"{series}: it cannot be followed: {error}")
+                self._say_unfollowed(series, error)
             finally:
                 if series in self._attached:
                     self._attached.discard(series)
@@ -536,6 +543,13 @@ class CcxtConnection:
             self.reconnects += 1
             failures = 0 if self._source.monotonic() - began_s > AGAIN_MOST_S else failures + 1
             await asyncio.sleep(self._backoff_s(failures))
+
+    def _say_unfollowed(self, series: SeriesId, error: UpstreamError) -> None:
+        sentence = f"{series}: it cannot be followed: {error}"
+        if error.status != WRONG_QUESTION:
+            self._log(series.market, sentence)
+        elif self._refusal_log_limit.allow(sentence, self._source.monotonic()) is not None:
+            log.warning(sentence)
 
     async def _follow(self, series: SeriesId) -> None:
         """Raises `UpstreamError`; does not return."""
