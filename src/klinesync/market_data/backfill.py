@@ -434,7 +434,9 @@ class BackfillService:
         except NotListed as error:
             trouble = str(error)
             self._warn(series, "%s: its gaps are left as they are: %s", series, error)
-            left = []  # nobody has anything of it
+            # Nobody has anything of it, unless it is listed again, or the list was wrong.
+            waiting = [need for need in now.needs if not need.oldest_first]
+            left = [heal_queue.in_vain(need, _now_s(), self._rng) for need in waiting]
         except UpstreamError as error:
             trouble = str(error)
             self._warn(series, "%s: its gaps cannot be read: %s", series, error)

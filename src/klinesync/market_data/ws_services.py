@@ -233,8 +233,9 @@ class WsSubscriptionCoordinator:
             subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer, catch_up.commit, catch_up.gaps)
         )
         if message.ack:
-            heads = [time for time in (catch_up.head, subscription.newest) if time is not None]
-            client.outbox.put([protocol.caught_up(series, max(heads, default=None))])
+            # What was held has passed by now. The store may be ahead of that where no rows were asked for.
+            head = catch_up.head if subscription.newest is None else subscription.newest
+            client.outbox.put([protocol.caught_up(series, head)])
 
     def _log_store_error(self, series: SeriesId | None, error: StoreError) -> None:
         more = self._log_limit.allow("store", asyncio.get_running_loop().time())
