@@ -13,6 +13,7 @@ import pytest
 
 from klinesync.market import http_limits
 from klinesync.market.security import guarded
+from klinesync.market_data import status_service
 from processes import klinesync, running, serve_arguments
 from running_service import Service, running_service
 from upstream import until
@@ -290,6 +291,76 @@ async def test_clients_that_leave_are_no_errors(service: Service, caplog: pytest
     assert (await service.get("/healthz"))[0] == 200
     await until(lambda: service.runtime.hub.clients == 0, "all have left")
     assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+UPGRADE = b" HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+KEY = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        (b"GET /ws/market" + UPGRADE + b"\r\n", 400, "bad_request"),
+        (b"GET /ws/market" + UPGRADE + b"Sec-WebSocket-Key: \xff\xfe\r\n\r\n", 400, "bad_request"),
+        (b"GET /ws/market" + UPGRADE.replace(b"13", b"8") + KEY + b"\r\n", 400, "bad_request"),
+        (b"GET /ws/market" + UPGRADE + KEY + b"Sec-WebSocket-Protocol: ,;\r\n\r\n", 400, "bad_request"),
+        (b"GET /ws/market" + UPGRADE + KEY + b"Content-Length: 5\r\n\r\nabcde", 400, "bad_request"),
+        (b"GET /ws/market" + UPGRADE + KEY + b"Transfer-Encoding: chunked\r\n\r\n", 400, "bad_request"),
+        (b"POST /ws/market" + UPGRADE + KEY + b"\r\n", 405, "method_not_allowed"),
+        (b"GET /ws/market?" + b"x" * 8180 + UPGRADE + KEY + b"\r\n", 414, "too_large"),
+        (b"GET /ws/market" + UPGRADE + KEY + b"X: " + b"y" * 9_000 + b"\r\n\r\n", 431, "too_large"),
+        (b"GET /ws/market/" + UPGRADE + KEY + b"\r\n", 404, "not_found"),
+        (b"GET /api/market/candles" + UPGRADE + KEY + b"\r\n", 404, "not_found"),
+        (b"GET /assets/x" + UPGRADE + KEY + b"\r\n", 404, "not_found"),
+    ],
+)
+async def test_a_handshake_that_is_refused_is_answered_in_our_shape(
+    service: Service, request_: bytes, status: int, code: str
+) -> None:
+    answered, answer = await raw(service, request_)
+    assert (answered, answer["code"]) == (status, code)
+    detail = answer["detail"]
+    assert isinstance(detail, str)
+    assert 0 < len(detail) < 300
+    assert service.runtime.bulkheads.counts.total() == 0
+
+
+async def test_a_browser_with_many_cookies_opens_a_socket(service: Service) -> None:
+    assert await handshake(service, Cookie="a=" + "y" * 20_000) == 101
+
+
+async def test_a_handshake_behind_an_unanswered_request_is_refused_and_keeps_no_event_stream(service: Service) -> None:
+    port = int(service.url.rpartition(":")[2])
+    stream = b"GET /api/market/status/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for _ in range(status_service.MAX_STREAMS + 1):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(stream)
+        async with asyncio.timeout(30):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"GET /ws/market" + UPGRADE + KEY + b"\r\n")
+            assert b" 101 " not in await reader.read()
+        writer.close()
+    async with service.http.get(service.url + "/api/market/status/stream") as response:
+        assert response.status == 200
+
+
+async def test_a_client_that_leaves_before_its_answer_is_no_defect(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with running(*serve_arguments("http://127.0.0.1:9", tmp_path / "store.sqlite"), log=log) as service:
+        url = await service.address("serves")
+        port = int(url.rpartition(":")[2])
+        page = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        behind = (b"", b"nonsense\r\n\r\n", b"GET /ws/market" + UPGRADE + KEY + b"\r\n", b"POST / HTTP/1.1\r\nX")
+        for number in range(400):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(page + behind[number % len(behind)])
+            await asyncio.sleep(number % 20 / 5000)
+            writer.transport.abort()
+        async with aiohttp.ClientSession() as http, http.get(url + "/metrics") as response:
+            metrics = await response.text()
+        assert 'klinesync_defects_total{part="request"} 0.0' in metrics
+        assert "Traceback" not in log.read_text()
+        assert "ERROR" not in log.read_text()
 
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"

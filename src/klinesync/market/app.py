@@ -94,6 +94,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_exception_handler(KlinesyncError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(ws_routes.SocketPaths)
     app.add_middleware(Compression)
     app.add_middleware(BodyLimit, budget=front.bodies)
     app.add_middleware(GuardedApp, guard=guard)

@@ -12,7 +12,13 @@ import resource
 from http import HTTPStatus
 
 import msgspec
-from uvicorn._types import ASGI3Application
+from uvicorn._types import (
+    ASGI3Application,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    Scope,
+)
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from klinesync.core.printable import printable
@@ -75,13 +81,32 @@ class BoundedHttp(HttpToolsProtocol):
         self._end_await()
         if self._running is not None:
             # uvicorn tells the request that was read last; the one that is being answered may be an earlier one.
-            self._running.disconnected = True
-            self._running.message_event.set()
+            _disconnect(self._running)
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+
+        async def answer(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+            async def sent(message: ASGISendEvent) -> None:
+                # Closed by us, for what came behind this request; uvicorn learns of that later, and would write.
+                if self.transport.is_closing():
+                    _disconnect(cycle)
+                await send(message)
+
+            await app(scope, receive, sent)
+
+        super()._start_asgi_task(cycle, answer)
+
+    def handle_websocket_upgrade(self) -> None:
+        if not _is_over(self.cycle):
+            # The answer would be written between the frames, and never learn that the client has left.
+            self._refuse(HTTPStatus.BAD_REQUEST, "bad_request", "an earlier request is not answered yet")
+            self.send_400_response("")
+            return
+        # Nobody here reads cookies. A browser may have more of them than a handshake's parser takes in one line.
+        self.scope["headers"] = [header for header in self.scope["headers"] if header[0] != b"cookie"]
+        super().handle_websocket_upgrade()
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
@@ -144,8 +169,7 @@ class BoundedHttp(HttpToolsProtocol):
             return True
         if self.pipeline or cycle.response_started or not cycle.more_body:
             return False
-        cycle.disconnected = True
-        cycle.message_event.set()
+        _disconnect(cycle)
         return True
 
     def _refuse(self, status: HTTPStatus, code: str, detail: str) -> None:
@@ -164,6 +188,12 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_timer = None
         self._refuse(HTTPStatus.REQUEST_TIMEOUT, "too_slow", f"no whole request within {HEAD_TIMEOUT_S:g} s")
         self.send_400_response("")
+
+
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    """Tell a request that its client has left: what is sent goes nowhere."""
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 def _is_over(cycle: RequestResponseCycle | None) -> bool:

@@ -1,18 +1,40 @@
-"""`/ws/market`."""
+"""`/ws/market`, and the answer to handshakes elsewhere."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, WebSocket
+from http import HTTPStatus
 
+from fastapi import APIRouter, WebSocket
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from klinesync.core.printable import printable
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.ws_transport import serve_socket
+
+SOCKET_PATH = "/ws/market"
 
 router = APIRouter()
 
 
-@router.websocket("/ws/market")
+@router.websocket(SOCKET_PATH)
 async def market_socket(websocket: WebSocket) -> None:
     """Subscriptions of one client. See the protocol's reference for the messages."""
     runtime = websocket.app.state.runtime
     assert isinstance(runtime, MarketRuntime)
     await serve_socket(websocket, runtime.coordinator, runtime.hub.clients)
+
+
+class SocketPaths:
+    """ASGI: handshakes elsewhere than at `SOCKET_PATH` are answered with 404 in our shape of errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket" or scope["path"] == SOCKET_PATH:
+            await self._app(scope, receive, send)
+            return
+        detail = printable(f"there is no WebSocket at {scope['path']}; it is {SOCKET_PATH}")
+        answer = JSONResponse({"detail": detail, "code": "not_found"}, HTTPStatus.NOT_FOUND)
+        await WebSocket(scope, receive, send).send_denial_response(answer)

@@ -15,15 +15,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
+import msgspec
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn._types import ASGIReceiveEvent
+from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 from websockets.frames import Frame
+from websockets.http11 import Response
 from websockets.protocol import State
+from websockets.server import ServerProtocol
 
+from klinesync.core.printable import printable
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.runtime.bulkheads import Part
 from klinesync.ws import protocol
@@ -46,6 +53,9 @@ CLOSE_TIMEOUT_S = 5.0
 # client has not read yet, so a slow one needs some time.
 PING_INTERVAL_S = 20.0
 PING_TIMEOUT_S = 40.0
+
+# Longest reason for a refused handshake, in characters: a header's value may be a part of it.
+MAX_REFUSAL_CHARS = 200
 
 CLOSE_NOT_UTF8 = 1007
 CLOSE_TOO_BIG = 1009
@@ -90,6 +100,29 @@ class Nobody(asyncio.Queue[ASGIReceiveEvent]):
 NOBODY = Nobody()
 
 
+class SocketProtocol(ServerProtocol):
+    """The WebSocket protocol of one connection. A handshake that is refused is answered in our shape of errors."""
+
+    def reject(self, status: HTTPStatus | int, text: str) -> Response:
+        """The answer to a handshake: `status`, and the reason as JSON."""
+        response = super().reject(status, text)
+        code = _REFUSAL_CODES.get(response.status_code, "bad_request")
+        detail = printable(" ".join(text[:MAX_REFUSAL_CHARS].split())) or "the handshake is refused"
+        response.body = msgspec.json.encode({"detail": detail, "code": code})
+        for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(response.body)))):
+            del response.headers[name]
+            response.headers[name] = value
+        return response
+
+
+_REFUSAL_CODES: dict[int, str] = {
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "too_large",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "too_large",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "internal",
+}
+
+
 class MarketSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol; once `serve` was called, a client's wire.
 
@@ -107,10 +140,36 @@ class MarketSocket(WebSocketsSansIOProtocol):
 
     # --- from the handshake to the client
 
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.conn = SocketProtocol(max_size=config.ws_max_size, logger=logging.getLogger("uvicorn.error"))
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         # Joins what it is given. Bound once: this is called for every message to every client.
         self.write = self.transport.writelines
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            self._refuse_handshake(self.conn.handshake_exc)
+
+    def _refuse_handshake(self, reason: Exception) -> None:
+        """Answer a handshake that cannot be read (it has a body, or a line that is too long), and close: uvicorn would
+        neither answer nor close."""
+        self.handshake_complete = self.close_sent = True
+        answer = b"".join(self.conn.data_to_send())
+        if not answer:
+            text = f"this is no WebSocket handshake: {reason.__cause__ or reason}"
+            answer = self.conn.reject(HTTPStatus.BAD_REQUEST, text).serialize()
+        self.transport.write(answer)
+        self.transport.close()
 
     async def run_asgi(self) -> None:
         self.scope["extensions"] = {**(self.scope["extensions"] or {}), EXTENSION: {"socket": self}}
