@@ -14,7 +14,7 @@ import pytest
 from klinesync.client.follow import ClosedCandle, follow
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import ccxt_source, reach, supervisor, turn_queue, whole_lists
+from klinesync.ingest import ccxt_source, pace, reach, supervisor, turn_queue, whole_lists
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from running_service import Service, running_service
 from venues.market import Row
@@ -32,6 +32,7 @@ DURATIONS = {
         "ASK_TIME_EVERY_S", "ASK_DATE_EVERY_S", "CONFIRM_S", "LISTINGS_TTL_S", "UNLISTED_TTL_S", "POLL_LEAST_S",
         "POLL_MOST_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S", "AGAIN_FIRST_S", "AGAIN_MOST_S",
     ),
+    pace: ("BURST_S",),
     whole_lists: ("PAUSE_FIRST_S", "PAUSE_MOST_S", "PAUSE_MOST_KNOWN_S", "BELIEVED_AFTER_S"),
     turn_queue: ("REFUSED_FIRST_S", "REFUSED_MOST_S", "TROUBLE_FIRST_S", "TROUBLE_MOST_S", "HELD_MOST_S"),
 }  # fmt: skip

@@ -117,7 +117,7 @@ class CcxtSource:
         self._listing: SingleFlight[None] = SingleFlight()
         self._not_listed: dict[str, UpstreamError] = {}
         self._whole = {market: WholeLists() for market in clocks}
-        self._lists_loaded = False  # ccxt has a list, whole or not
+        self._lists_asked = False  # ccxt keeps whatever came then, until it is told to ask again
         self._most_rows: dict[str, int | None] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
         self._leaving: set[asyncio.Task[None]] = set()
@@ -222,15 +222,15 @@ class CcxtSource:
                 self._not_listed[market] = UpstreamError(f"{name} {why}: no whole list of its {market} market")
             return why
 
+        again, self._lists_asked = self._lists_asked, True
         try:
-            lists = await self.client.listings(Errand(Urgency.READ), again=self._lists_loaded, judge=judge)
+            lists = await self.client.listings(Errand(Urgency.READ), again=again, judge=judge)
         except UpstreamError as error:
             for market, whole in self._whole.items():
                 if market in unjudged or market not in self._not_listed:
                     whole.failed(self.monotonic())
                     self._not_listed[market] = error
             return
-        self._lists_loaded = True
         now_s = self.monotonic()
         self._listed.update({market: (now_s, listings) for market, listings in lists.items()})
 
