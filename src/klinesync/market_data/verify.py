@@ -99,7 +99,7 @@ def _readable(store: Reading, audit: SeriesAudit, series: SeriesId) -> bool:
             return False
     try:
         store.read(lambda look: look.gaps(series))
-    except ValueError as error:  # a state that does not exist
+    except StoreDamaged as error:  # a state that does not exist
         audit.note(Difference("bad_gap", 0, f"{series}: the gap ledger cannot be read: {error}"))
         return False
     return True

@@ -11,23 +11,31 @@ import apsw
 # Where a file system has less room, a write that failed for no stated reason failed for that.
 LEAST_FREE_BYTES = 1 << 20
 
+
+class OddValue(ValueError):
+    """A value in the store's file that no statement of ours has written there."""
+
+
+# What is raised where the bytes of the file are damaged: by SQLite, by its binding (a text that is no UTF-8), by us.
+UNREADABLE = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError, OddValue)
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def disk_trouble(error: apsw.Error | OSError, path: Path, system_errno: int = 0) -> str:
+def disk_trouble(error: apsw.Error | OSError | ValueError, path: Path, system_errno: int = 0) -> str:
     """Why `path` cannot be read or written, and what to do: a clause that follows "cannot be written: ".
 
     `system_errno`: the system's last error number on the connection, behind an I/O error of SQLite.
     """
     if isinstance(error, apsw.IOError | apsw.CantOpenError) and system_errno in _FULL | _READ_ONLY:
         error = OSError(system_errno, os.strerror(system_errno))
+    if isinstance(error, UNREADABLE) and not isinstance(error, apsw.NotADBError):
+        return f"{path} is damaged ({error}); `klinesync verify` lists the damage; restore a backup"
     if _is_full(error, path):
         return f"disk full: make room on the disk that holds {path}"
     if isinstance(error, apsw.NotADBError):
         return f"{path} is no SQLite file; name another one with --database-url"
-    if isinstance(error, apsw.CorruptError):
-        return f"{path} is damaged ({error}); `klinesync verify` lists the damage; restore a backup"
     if _is_read_only(error, path):
         return f"read-only: {path} and its folder must be writable for this user, and the disk mounted writable"
     if isinstance(error, apsw.BusyError | apsw.LockedError):
@@ -41,7 +49,7 @@ def disk_trouble(error: apsw.Error | OSError, path: Path, system_errno: int = 0)
     return f"{error}"
 
 
-def _is_full(error: apsw.Error | OSError, path: Path) -> bool:
+def _is_full(error: apsw.Error | OSError | ValueError, path: Path) -> bool:
     if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno in _FULL):
         return True
     # SQLite reports a write-ahead index that cannot grow as an I/O error, or says that it cannot open the file.
@@ -54,7 +62,7 @@ def _is_full(error: apsw.Error | OSError, path: Path) -> bool:
     return room.f_bavail * room.f_frsize < LEAST_FREE_BYTES and not room.f_flag & os.ST_RDONLY
 
 
-def _is_read_only(error: apsw.Error | OSError, path: Path) -> bool:
+def _is_read_only(error: apsw.Error | OSError | ValueError, path: Path) -> bool:
     if isinstance(error, apsw.ReadOnlyError) or (isinstance(error, OSError) and error.errno in _READ_ONLY):
         return True
     if not isinstance(error, apsw.CantOpenError | apsw.PermissionsError) or not path.is_file():

@@ -16,7 +16,7 @@ import apsw
 from klinesync.core.errors import StoreError
 from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
-from klinesync.storage.disk import disk_trouble
+from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.lock import StoreLock, StoreLocked
 from klinesync.storage.sqlite_candles import Known
 from klinesync.storage.sqlite_file import SqliteFile, StoreReplaced
@@ -125,7 +125,7 @@ class SqliteDatabase:
                 return check_owner(reader, self.path) and version_of(reader) == len(migrations())
             finally:
                 reader.close()
-        except (apsw.Error, OSError, StoreError):
+        except (apsw.Error, OSError, StoreError, *UNREADABLE):
             return False
 
     def _write(self, change: Callable[[CandleStore], R]) -> R:
@@ -187,7 +187,7 @@ class SqliteDatabase:
             if reader is None or reader.generation != self._generation:
                 reader = self._reader_local.reader = self._open_reader()
             return look_into(reader.connection, reader.known, look)
-        except (apsw.Error, OSError) as error:
+        except (apsw.Error, OSError, *UNREADABLE) as error:
             raise _cannot_read(self.path, error, self.damage) from error
 
     def _open_reader(self) -> _Reader:
@@ -281,15 +281,15 @@ class InThreadSqliteDatabase:
         await self._pause()
         try:
             result = look_into(self._reader, self._reader_known, look)
-        except apsw.Error as error:
+        except (apsw.Error, *UNREADABLE) as error:
             raise _cannot_read(self.path, error, self.damage) from error
         await self._pause()
         return result
 
 
-def _cannot_read(path: Path, error: apsw.Error | OSError, damage: DamageBoard) -> StoreError:
+def _cannot_read(path: Path, error: apsw.Error | OSError | ValueError, damage: DamageBoard) -> StoreError:
     """What a failed look raises; damage that no series explains is damage of the whole store."""
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+    if isinstance(error, UNREADABLE):
         damage.note(Damage(None, None, f"{path}: {error}"))
     return StoreError(f"the store {path} cannot be read: {disk_trouble(error, path)}")
 
@@ -305,5 +305,5 @@ def _refuse_foreign(path: Path) -> None:
             check_owner(connection, path)
         finally:
             connection.close()
-    except (apsw.Error, OSError):
+    except (apsw.Error, OSError, *UNREADABLE):
         return

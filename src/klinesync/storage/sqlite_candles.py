@@ -10,13 +10,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
+from itertools import chain
 from operator import itemgetter
 from typing import Concatenate, ParamSpec
 
 import apsw
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
-from klinesync.core.errors import StoreError
+from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.gaps import Gap, GapChange, GapState, Span, joined, runs
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -34,6 +35,7 @@ from klinesync.storage.chunks import (
 )
 from klinesync.storage.damage import Damage, DamageBoard, Kept, StoreDamaged
 from klinesync.storage.database import Derivation, DerivationOrigin, Ledger, Origin, Revision
+from klinesync.storage.disk import UNREADABLE, OddValue
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 
 # The newest candles of a series that its writer remembers: as many as the next derived candle is made of (seven days).
@@ -51,6 +53,8 @@ _EDGES = """
     (SELECT substr(candles, 1, 8) FROM candle_chunk WHERE chunk_id >= series.series_no << 32
         AND chunk_id < (series.series_no + 1) << 32 ORDER BY chunk_id LIMIT 1)
 """
+_GAP_STATES = {state.value: state for state in GapState}
+_NUMBERS = frozenset({int, float})
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
 _PUT_ONE, _PUT_MANY = _PUT.format(_ROW), _PUT.format(", ".join([_ROW] * ROWS_OF_A_STATEMENT))
 
@@ -81,7 +85,7 @@ class Known:
             " FROM series"
         )
         for number, name, gap, oldest_row, head, packed in found:
-            series = SeriesId.parse(str(name))
+            series = _series(name)
             self.numbers[series] = int(number)
             if gap is None:
                 self.gapless.add(series)
@@ -96,8 +100,7 @@ class Known:
         if number is None:
             found = connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(series),)).get
             if found is not None:
-                assert isinstance(found, int)
-                number = self.numbers[series] = found
+                number = self.numbers[series] = _integer(found)
         return number
 
     def forget(self) -> None:
@@ -130,7 +133,7 @@ def _names_series(
     def named(store: SqliteCandleStore, series: SeriesId, /, *args: P.args, **more: P.kwargs) -> T:
         try:
             return method(store, series, *args, **more)
-        except apsw.CorruptError as error:
+        except UNREADABLE as error:
             raise store._unreadable(series, error) from error  # noqa: SLF001  # a decorator of its methods
 
     return named
@@ -224,7 +227,7 @@ class SqliteCandleStore:
             "SELECT count(*) FROM (SELECT 1 FROM candle WHERE series_no = ? AND time > ? LIMIT ?)",
             (number, since, most),
         ).get
-        assert isinstance(found, int)
+        found = _integer(found)
         if found < most:
             chunk = chunk_of(number, series.timeframe, max(since, 0))
             found += sum(len(few) for few in self._chunks_of(series, number, chunk, chunk, since + 1))
@@ -236,8 +239,7 @@ class SqliteCandleStore:
                 " WHERE chunk_id >= ? AND chunk_id < ? ORDER BY chunk_id LIMIT ?)",
                 limits,
             ).get
-            assert packed is None or isinstance(packed, int)
-            found += (packed or 0) // CANDLE_BYTES
+            found += (0 if packed is None else _integer(packed)) // CANDLE_BYTES
         return min(found, most)
 
     @_names_series
@@ -253,19 +255,18 @@ class SqliteCandleStore:
     def commit(self) -> int:
         if self._commit is None:
             found = self._connection.execute("SELECT commits FROM commit_count").get
-            assert isinstance(found, int)
-            self._commit = found
+            self._commit = _integer(found)
         return self._commit
 
     def series(self) -> list[SeriesId]:
         found = self._connection.execute("SELECT series_id FROM series ORDER BY series_no")
-        return [SeriesId.parse(str(text)) for (text,) in found]
+        return [_series(text) for (text,) in found]
 
     @_names_series
     def derived_of(self, series: SeriesId) -> list[SeriesId]:
         number = self._number(series)
         found = self._connection.execute("SELECT series_id FROM series WHERE derived_from = ?", (number,))
-        return [SeriesId.parse(str(text)) for (text,) in found]
+        return [_series(text) for (text,) in found]
 
     @_names_series
     def derivation(self, series: SeriesId) -> Derivation:
@@ -277,7 +278,9 @@ class SqliteCandleStore:
         if found is None:
             return Derivation(None)
         base, origin = found
-        return Derivation(None if base is None else SeriesId.parse(str(base)), DerivationOrigin(int(origin)))
+        if origin not in iter(DerivationOrigin):
+            raise OddValue(f"{str(origin)[:40]!r} is no origin of a series")
+        return Derivation(None if base is None else _series(base), DerivationOrigin(origin))
 
     @_names_series
     def set_derivation(self, series: SeriesId, derivation: Derivation) -> None:
@@ -292,7 +295,10 @@ class SqliteCandleStore:
         if found is None:
             return None
         base, targets = found
-        return Timeframe.parse(str(base)), tuple(Timeframe.parse(code) for code in str(targets).split(",") if code)
+        try:
+            return Timeframe.parse(str(base)), tuple(Timeframe.parse(code) for code in str(targets).split(",") if code)
+        except Rejected as error:
+            raise OddValue(str(error)) from error
 
     def set_derived_settings(self, base: Timeframe, targets: Sequence[Timeframe]) -> None:
         self._connection.execute("DELETE FROM derivation")
@@ -477,7 +483,8 @@ class SqliteCandleStore:
         row = self._connection.execute(
             "SELECT symbols FROM listing WHERE exchange = ? AND market = ?", (exchange, market)
         ).get
-        assert row is None or isinstance(row, bytes)
+        if not isinstance(row, bytes | None):
+            raise OddValue("a list of symbols is no bytes")
         return row
 
     def keep_listing(self, exchange: str, market: str, symbols: bytes) -> None:
@@ -486,10 +493,7 @@ class SqliteCandleStore:
     def backfills(self) -> list[tuple[SeriesId, Span]]:
         found = []
         for series, start, end in self._connection.execute("SELECT series_id, start_time, end_time FROM backfill"):
-            assert isinstance(series, str)
-            assert isinstance(start, int)
-            assert isinstance(end, int)
-            found.append((SeriesId.parse(series), Span(start, end)))
+            found.append((_series(series), Span(_integer(start), _integer(end))))
         return found
 
     def add_backfill(self, series: SeriesId, span: Span) -> None:
@@ -527,7 +531,10 @@ class SqliteCandleStore:
             f" WHERE series_no = ? AND time >= ? AND time < ? ORDER BY time {'DESC' if newest else 'ASC'} LIMIT ?",
             (number, start, end, limit),
         )
-        return make(found.fetchall())
+        rows = found.fetchall()
+        if not _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
+            raise OddValue("a candle has a value that is no number")
+        return make(rows)
 
     def _chunks(
         self,
@@ -574,12 +581,11 @@ class SqliteCandleStore:
                     f" ORDER BY chunk_id {order}",
                     (_chunk_id(number, first), _chunk_id(number, last)),
                 ):
-                    assert isinstance(chunk_id, int)
-                    chunk = chunk_id - _chunk_id(number, 0)
+                    chunk = _integer(chunk_id) - _chunk_id(number, 0)
                     # The next read after a failed one begins behind this chunk.
                     first, last = (first, chunk - 1) if newest else (chunk + 1, last)
                     yield chunk, packed
-            except apsw.CorruptError as error:
+            except UNREADABLE as error:
                 strict = strict or self._known.writes  # what met such a page cannot be committed
                 bad = self._next_chunk(number, first, last, newest=newest)
                 if bad is None:
@@ -597,7 +603,7 @@ class SqliteCandleStore:
                 f"SELECT {'max' if newest else 'min'}(chunk_id) FROM candle_chunk WHERE chunk_id BETWEEN ? AND ?",  # noqa: S608
                 (_chunk_id(number, first), _chunk_id(number, last)),
             ).get
-        except apsw.CorruptError:
+        except UNREADABLE:
             return None
         return found - _chunk_id(number, 0) if isinstance(found, int) else None
 
@@ -609,7 +615,7 @@ class SqliteCandleStore:
         if strict:
             raise StoreDamaged(damage)
 
-    def _unreadable(self, series: SeriesId, error: apsw.CorruptError) -> StoreDamaged:
+    def _unreadable(self, series: SeriesId, error: Exception) -> StoreDamaged:
         damage = Damage(series, None, f"the store's file cannot be read there: {error}", Kept.ANY)
         self._known.damage.note(damage)
         return StoreDamaged(damage)
@@ -678,8 +684,7 @@ class SqliteCandleStore:
     def _oldest_row(self, number: int) -> int | None:
         self._save_rows()
         found = self._connection.execute("SELECT min(time) FROM candle WHERE series_no = ?", (number,)).get
-        assert found is None or isinstance(found, int)
-        return found
+        return None if found is None else _integer(found)
 
     def _edges(self, series: SeriesId) -> tuple[int, int] | None:
         """The oldest and the newest stored open time."""
@@ -690,7 +695,8 @@ class SqliteCandleStore:
                 return None
             self._save_rows()
             found = self._connection.execute(f"SELECT {_EDGES} FROM series WHERE series_no = ?", (number,)).get  # noqa: S608
-            assert isinstance(found, tuple)
+            if not isinstance(found, tuple):
+                raise OddValue("the row of the series is gone")
             edges = _edges_of(*found)
             if edges is not None and self._known.writes:
                 self._known.edges[series] = edges
@@ -708,12 +714,12 @@ def _edges_of(oldest_row: object, head: object, packed: object) -> tuple[int, in
     """Of a series with that oldest and newest row, whose first chunk begins with these bytes, if it has chunks."""
     if oldest_row is None:
         return None
-    assert isinstance(oldest_row, int)
-    assert isinstance(head, int)
+    oldest, newest = _integer(oldest_row), _integer(head)
     if packed is None:
-        return oldest_row, head
-    assert isinstance(packed, bytes)
-    return first_time(packed), head
+        return oldest, newest
+    if not isinstance(packed, bytes):
+        raise OddValue("a chunk is no bytes")
+    return first_time(packed), newest
 
 
 def _by_chunk(number: int, timeframe: Timeframe, ascending: Sequence[Candle]) -> dict[int, Sequence[Candle]]:
@@ -739,7 +745,25 @@ def _merged(stored: Sequence[Candle], arriving: Sequence[Candle]) -> Sequence[Ca
 
 
 def _as_gap(row: Sequence[object]) -> Gap:
-    return Gap._make(row)._replace(state=GapState(str(row[2])))
+    start, end, state, proof, time = row
+    known = _GAP_STATES.get(str(state))
+    if known is None:
+        raise OddValue(f"{str(state)[:40]!r} is no state of a gap")
+    proof = None if proof is None else str(proof)
+    return Gap(_integer(start), _integer(end), known, proof, None if time is None else _integer(time))
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int):
+        raise OddValue(f"{str(value)[:40]!r} is no integer")
+    return value
+
+
+def _series(text: object) -> SeriesId:
+    try:
+        return SeriesId.parse(str(text))
+    except Rejected as error:
+        raise OddValue(str(error)) from error
 
 
 def _as_revision(row: Sequence[object]) -> Revision:

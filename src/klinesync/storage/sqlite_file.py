@@ -11,7 +11,7 @@ import apsw
 from klinesync.core.errors import StoreError
 from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
-from klinesync.storage.disk import disk_trouble
+from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.file_watch import FileWatch
 from klinesync.storage.sqlite_candles import Known, SqliteCandleStore, TransactionLost
 from klinesync.storage.sqlite_reader import BUSY_TIMEOUT_MS
@@ -78,7 +78,7 @@ class SqliteFile:
                 writer.close()
             self._watch.close()
             self._known.forget()
-            if isinstance(error, apsw.Error | OSError):
+            if isinstance(error, (apsw.Error, OSError, *UNREADABLE)):
                 why = disk_trouble(error, self.path, errno)
                 raise StoreError(f"the store {self.path} cannot be opened: {why}") from error
             raise
@@ -154,10 +154,10 @@ class SqliteFile:
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
             cause = error.__cause__ if isinstance(error, TransactionLost) else error
-            if isinstance(cause, apsw.Error):
+            if isinstance(cause, (apsw.Error, *UNREADABLE)):
                 why = disk_trouble(cause, self.path, errno)
                 self.write_error = StoreError(f"the store {self.path} cannot be written: {why}")
-                if isinstance(cause, apsw.CorruptError | apsw.NotADBError):  # in a part that is of no one series
+                if isinstance(cause, UNREADABLE):  # in a part that is of no one series
                     self.damage.note(Damage(None, None, f"{self.path}: {cause}"))
                 raise self.write_error from error
             raise

@@ -8,18 +8,20 @@ import apsw
 import msgspec
 
 from klinesync.core.candle import MAX_TIME
+from klinesync.core.errors import Rejected
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction
 from klinesync.storage.damage import Damage, DamageBoard, Kept, StoreDamaged
 from klinesync.storage.database import Ledger
+from klinesync.storage.disk import UNREADABLE
 
 _event = msgspec.json.Decoder(dict[str, object])
 _instruction = msgspec.json.Decoder(Instruction)
 _encoder = msgspec.json.Encoder()
-# What SQLite and its binding raise for damaged bytes: a page that is no page of a table, a text that is no UTF-8.
-_DAMAGED = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError)
+# Also what contradicts itself: a drawing that is there already has a number that the ledger says is not given yet.
+_DAMAGED = (*UNREADABLE, apsw.ConstraintError)
 
 
 class SqliteLedgerStore:
@@ -101,7 +103,10 @@ class SqliteLedgerStore:
             " FROM ledger JOIN series USING (series_no)",
             (),
         )
-        return {SeriesId.parse(str(row[0])): Ledger(*row[1:]) for row in found}  # type: ignore[arg-type]  # STRICT
+        try:
+            return {SeriesId.parse(str(row[0])): msgspec.convert(row[1:], Ledger) for row in found}
+        except (Rejected, msgspec.ValidationError) as error:
+            raise self._damaged(None, Kept.LEDGER, None, error) from error
 
     def add_events(self, series: SeriesId, said: Sequence[Said]) -> None:
         if not said:

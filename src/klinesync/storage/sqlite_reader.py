@@ -19,7 +19,7 @@ import apsw
 from klinesync.core.errors import StoreError
 from klinesync.storage.damage import DamageBoard
 from klinesync.storage.database import CandleStore, R
-from klinesync.storage.disk import disk_trouble
+from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.lock import SharedLock
 from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
 from klinesync.storage.sqlite_schema import check_owner, migrations, refuse_newer, version_of
@@ -81,7 +81,7 @@ class SqliteReader:
         try:
             with self.snapshot() as connection:
                 return look(SqliteCandleStore(connection, self._known))
-        except apsw.Error as error:
+        except (apsw.Error, *UNREADABLE) as error:
             raise self._error("read", error) from error
 
     def file_problems(self) -> list[str]:
@@ -92,7 +92,7 @@ class SqliteReader:
             try:
                 for (text,) in connection.execute(f"PRAGMA integrity_check({MAX_FILE_PROBLEMS})"):
                     found += str(text).splitlines()  # one row may hold many
-            except apsw.Error as error:  # damage that ends the check itself
+            except (apsw.Error, *UNREADABLE) as error:  # damage that ends the check itself
                 found.append(str(error))
         return [] if found == ["ok"] else [line[:MAX_PROBLEM_CHARS] for line in found[:MAX_FILE_PROBLEMS]]
 
@@ -102,7 +102,7 @@ class SqliteReader:
         meanwhile. Raises `StoreError`."""
         try:
             connection = self._ready()
-        except (apsw.Error, OSError) as error:
+        except (apsw.Error, OSError, *UNREADABLE) as error:
             raise self._error("opened", error) from error
         try:
             connection.execute("BEGIN")
@@ -123,7 +123,7 @@ class SqliteReader:
         try:
             with self.snapshot() as connection:
                 self._check(connection)
-        except apsw.Error as error:
+        except (apsw.Error, *UNREADABLE) as error:
             self._close()
             raise self._error("opened", error) from error
         except BaseException:
@@ -161,7 +161,7 @@ class SqliteReader:
         self._closed_as = files if closed else None
         return self._connection
 
-    def _error(self, done: str, error: apsw.Error | OSError) -> StoreError:
+    def _error(self, done: str, error: apsw.Error | OSError | ValueError) -> StoreError:
         return StoreError(f"the store {self.path} cannot be {done}: {disk_trouble(error, self.path)}")
 
     def _close_connection(self) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import apsw
 
 from klinesync.core.errors import StoreError
+from klinesync.storage.disk import UNREADABLE
 
 # The log's format (https://sqlite.org/fileformat2.html#walformat): a header of 32 bytes, then frames: 24 bytes, a page.
 _HEADER = struct.Struct(">8I")
@@ -49,7 +50,7 @@ def refuse_foreign_log(path: Path) -> None:
             return
         stored = _stored(path)
         counts = None if stored is None else _counts_in(wal, stored.page)
-    except (apsw.Error, OSError):
+    except (apsw.Error, OSError, *UNREADABLE):
         return
     if stored is None or counts is None:
         return
