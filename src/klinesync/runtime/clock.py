@@ -86,12 +86,8 @@ class _Clock:
         return self.newest.ms + int(max(0.0, now_s - self.newest.at_s) * 1000 * speed)
 
     def showed_ms(self, then_s: float, speed: float) -> int | None:
-        """What the clock showed at some moment, if it goes at that speed. Before the newest stamp: at the latest,
-        unless it goes slower than ours: two stamps of which the earlier one lies make any clock look slow."""
-        if self.newest is None:
-            return None
-        since_s = then_s - self.newest.at_s
-        return self.newest.ms + int(since_s * 1000 * (speed if since_s >= 0 else max(1.0, speed)))
+        """What the clock showed at some moment, before the newest stamp or after it, if it goes at that speed."""
+        return None if self.newest is None else self.newest.ms + int((then_s - self.newest.at_s) * 1000 * speed)
 
     def set(self, *run: Stamp) -> None:
         """Begin anew with these stamps. The suspects stay: they may show a speed that is not known yet."""
@@ -228,12 +224,13 @@ class ExchangeClock:
         """Whether a time lay clearly ahead of the exchange's at that moment: by REST's clock, or by the frames' one
         while nothing is known of REST's. False where neither is known."""
         clock, other = (self._frames, self._rest) if self._rest.newest is None else (self._rest, self._frames)
-        speed = next((one.speed for one in (clock, other) if one.speed is not None), 1.0)
+        # Not slower than ours: a frame that comes late, and a first stamp that lies, make any clock look slow.
+        speed = max(1.0, next((one.speed for one in (clock, other) if one.speed is not None), 1.0))
         newest, shown_ms = clock.newest, clock.showed_ms(then_s, speed)
         if newest is None or shown_ms is None:
             return False
         near_ms = max(self._differ_ms(clock), speed * DIFFER_OURS_S * 1000)
-        unsure_s = newest.latency_s * max(1.0, speed)
+        unsure_s = newest.latency_s * speed
         if speed != 1.0:  # it was measured
             unsure_s += abs(then_s - newest.at_s) * speed * (SLACK - 1.0)
         return time_ms > shown_ms + near_ms + unsure_s * 1000
