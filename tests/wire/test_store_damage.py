@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 
 from klinesync.cli import main
 from klinesync.core.candle import Candle
+from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -24,6 +25,7 @@ from klinesync.storage.damage import Damage, Kept
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_candles import SqliteCandleStore
+from klinesync.storage.sqlite_reader import SqliteReader
 from running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -329,6 +331,59 @@ async def test_whatever_table_is_damaged_the_status_is_red_the_log_is_short_and_
     assert len(lines) == len(set(lines))
     assert not any(record.exc_info for record in caplog.records)
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) < 20
+
+
+def without_types(store: Path, statement: str) -> None:
+    """Carry out a statement as if no table had types, which damaged bytes have not either."""
+    connection = apsw.Connection(str(store))
+    connection.execute("PRAGMA writable_schema = ON")
+    schema = connection.execute("SELECT rowid, sql FROM sqlite_schema").fetchall()
+    connection.execute("UPDATE sqlite_schema SET sql = replace(sql, 'STRICT, WITHOUT ROWID', 'WITHOUT ROWID')")
+    connection.execute("UPDATE sqlite_schema SET sql = replace(sql, ' STRICT', '')")
+    connection.execute("UPDATE sqlite_schema SET sql = replace(sql, 'REAL NOT NULL', 'NOT NULL')")
+    connection.close()
+    connection = apsw.Connection(str(store))
+    connection.execute(statement)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.executemany("UPDATE sqlite_schema SET sql = ?2 WHERE rowid = ?1", schema)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE candle SET high = 'much' WHERE time = (SELECT max(time) FROM candle)",
+        "UPDATE candle_chunk SET candles = 'text' WHERE chunk_id = (SELECT min(chunk_id) FROM candle_chunk)",
+        "INSERT INTO gap VALUES (1, 0, 60, 'nonsense', NULL, NULL)",
+        "UPDATE series SET series_id = 'nonsense' WHERE series_no = 2",
+        "UPDATE series SET origin = 77",
+    ],
+)
+async def test_values_that_no_statement_of_ours_has_written_are_damage(
+    store: Path, statement: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_types(store, statement)
+    looks: list[Callable[[CandleStore], object]] = [
+        lambda look: look.series(),
+        lambda look: look.newest(BTC, COUNT),
+        lambda look: look.gaps(BTC),
+        lambda look: look.derivation(BTC),
+    ]
+    damaged = 0
+    with SqliteReader(store) as reader:
+        for look in looks:
+            try:
+                reader.read(look)
+            except StoreError:
+                damaged += 1
+    assert damaged
+    try:
+        async with SqliteDatabase(store) as database:
+            await database.write(lambda store: store.write(BTC, [candle(COUNT)], Origin("test", 1)))
+    except StoreError as error:
+        assert "damaged" in str(error)  # noqa: PT017  # it may be raised, and then says so
+    assert main(["verify", f"--database-url=sqlite:///{store}"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
 
 
 async def test_sound_candles_say_nothing_of_a_damaged_ledger(store: Path) -> None:
