@@ -263,7 +263,8 @@ def test_no_close_looks_early_while_rest_that_answered_before_is_away(speed: flo
         if number < 3:
             continue  # the speed is being learned
         assert not model.clock.is_ahead(model.stamp("frames"), model.now_s)
-    assert model.clock.is_ahead(int(model.true_ms + 15_000.0 + 20_000.0 * speed), model.now_s)
+    if speed >= 1.0:  # else REST may have gone as fast as ours since
+        assert model.clock.is_ahead(int(model.true_ms + 15_000.0 + 20_000.0 * speed), model.now_s)
 
 
 def test_in_the_calm_rest_is_asked_for_its_time_at_the_start_alone() -> None:
