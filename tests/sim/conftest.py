@@ -12,12 +12,14 @@ from sim.world import Outcome
 
 SEEDS_FILE = Path(__file__).parent / "seeds.txt"
 FRESH_SEEDS = 20
+VENUE_SCHEDULES = 30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("simulation")
     group.addoption("--seeds", type=int, default=FRESH_SEEDS, help="how many fresh seeds to simulate")
     group.addoption("--first-seed", default="0", help="the first of them (default 0), or `random`")
+    group.addoption("--schedules", type=int, default=VENUE_SCHEDULES, help="how many schedules of a venue to simulate")
     group.addoption("--keep-seeds", action="store_true", help="write failing seeds into tests/sim/seeds.txt")
 
 
@@ -31,6 +33,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
     if "kept_seed" in metafunc.fixturenames:
         metafunc.parametrize("kept_seed", kept_seeds())
+    if "venue_seed" in metafunc.fixturenames:
+        metafunc.parametrize("venue_seed", range(config.getoption("--schedules", VENUE_SCHEDULES)))
     if "fresh_seed" in metafunc.fixturenames:
         given = config.getoption("--first-seed", "0")
         # All processes of one run draw the same.
@@ -38,6 +42,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         first = drawn.randrange(10**9) if given == "random" else int(given)
         count = config.getoption("--seeds", FRESH_SEEDS)
         metafunc.parametrize("fresh_seed", range(first, first + count))
+
+
+@pytest.fixture(scope="session")
+def venue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stores of a venue's schedules lie while they run."""
+    return tmp_path_factory.mktemp("venue")
 
 
 @pytest.fixture

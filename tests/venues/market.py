@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from math import inf
 from typing import NamedTuple
 from zlib import crc32
@@ -133,6 +134,7 @@ def _price(pair: Pair, at_s: int) -> float:
     return round(BASE_PRICE + _dice(pair, 60, at_s // 60 * 60, "price") % 20_000 / 100, 2)
 
 
+@lru_cache(maxsize=100_000)
 def _dice(pair: Pair, frame_s: int, open_s: int, what: str) -> int:
     return crc32(f"{pair.base}/{pair.quote}/{pair.settle}/{frame_s}/{open_s}/{what}".encode())
 

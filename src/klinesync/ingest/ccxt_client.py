@@ -401,7 +401,7 @@ class CcxtClient:
             return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._thread.call(self._guarded("close", exchange.close()))
+                await self._thread.call(self._guarded("close", exchange.close))
         except (UpstreamError, TimeoutError) as error:
             log.warning("%s: its connections could not be closed: %s", self.name, str(error) or "no end in time")
 
@@ -436,7 +436,7 @@ class CcxtClient:
                 raise UpstreamError(f"{self.name}: {what}: the exchange is closed")
             return await ask(self._exchange or self._made())
 
-        return await self._thread.call(self._guarded(what, work()))
+        return await self._thread.call(self._guarded(what, work))
 
     def _made(self) -> Ccxt:
         if self._is_ccxt and not offers_exchange(self.name):
@@ -448,10 +448,10 @@ class CcxtClient:
         self._exchange = exchange
         return exchange
 
-    async def _guarded(self, what: str, answer: Awaitable[Found]) -> Found:
+    async def _guarded(self, what: str, ask: Callable[[], Awaitable[Found]]) -> Found:
         """The answer of ccxt, on its thread; whatever it raises as an `UpstreamError`."""
         try:
-            return await answer
+            return await ask()
         except UpstreamError:
             raise
         except asyncio.CancelledError:

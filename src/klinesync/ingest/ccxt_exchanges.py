@@ -23,7 +23,8 @@ from klinesync.runtime.clock import ExchangeClock
 class CcxtExchanges:
     """Makes sources by ccxt's names. `enabled` off: there are none. `makers` make exchange objects in place of ccxt's
     own classes, by name: a test's, or one that ccxt does not have. `environment_proxies`: they use the proxies that the
-    environment names."""
+    environment names. `thread`: where their objects live, by default a thread of its own; the simulation brings another
+    place."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class CcxtExchanges:
         poll_least_s: float = POLL_LEAST_S,
         environment_proxies: bool = False,
         bulkheads: Bulkheads | None = None,
+        thread: CcxtThread | None = None,
     ) -> None:
         self._bulkheads = bulkheads or Bulkheads()
         self._enabled = enabled
@@ -45,7 +47,7 @@ class CcxtExchanges:
         self._rng = rng
         self._makers = makers or {}
         self._poll_least_s = poll_least_s
-        self._thread = CcxtThread()
+        self._thread = thread or CcxtThread()
         self._found: set[str] = set()  # no more than ccxt has
 
     def refusal(self, name: str) -> str | None:
