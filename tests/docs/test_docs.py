@@ -11,6 +11,7 @@ from pathlib import Path
 
 import flags_table
 import pytest
+import venues_table
 
 from klinesync.cli.program import parser
 from klinesync.market.app import create_app
@@ -30,6 +31,10 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 def test_the_page_of_flags_follows_from_the_code() -> None:
     assert flags_table.PAGE.read_text() == flags_table.page(), "write it anew: python tests/docs/flags_table.py"
+
+
+def test_the_table_of_venues_is_that_of_the_code() -> None:
+    assert venues_table.shown() == venues_table.table(), "write it anew: python tests/docs/venues_table.py"
 
 
 def test_every_command_is_documented() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
@@ -268,3 +269,17 @@ async def test_a_quiet_exchange_without_a_time_or_dates_is_asked_for_rows_no_mor
             polls = len(exchange.asked)
             await source.now_ms("spot")
             assert len(exchange.asked) == polls
+
+
+async def test_polls_make_room_for_closes_and_a_close_is_looked_at_again_however_many_series_there_are() -> None:
+    async with source_of(Fake([0], T0 + 60)) as source:
+        can = replace(await source.abilities(), rate_limit_s=1.0)
+        pauses: list[float] = []
+        for source.polled in (1, 10, 20, 24, 100):
+            pauses.append(source.pause_s(BTC, can))
+            assert source.pause_s(BTC, can, confirms=True) <= ccxt_source.CONFIRM_S * 1.1
+        assert pauses[0] < 4.0
+        assert 10 * 1.0 / ccxt_source.POLL_SHARE * 0.9 < pauses[1] < pauses[2] < ccxt_source.POLL_MOST_S * 1.1
+        assert all(pause_s > ccxt_source.POLL_MOST_S * 0.9 for pause_s in pauses[2:]), (
+            "closes are all that is asked for"
+        )

@@ -60,8 +60,11 @@ UNLISTED_TTL_S = 300.0
 POLLS_PER_CANDLE = 20
 POLL_LEAST_S = 2.0
 POLL_MOST_S = 60.0
-# All polls together take at most this share of the requests that the exchange allows.
+# Polls of candles in progress take at most this share of the requests that the exchange allows; less where closes take
+# much, down to the least; and this share is taken by neither.
 POLL_SHARE = 0.5
+LEAST_POLL_SHARE = 0.05
+SPARE_SHARE = 0.1
 # A poll for what is due comes no sooner than this behind the one before.
 POLL_AGAIN_S = 0.25
 # The fewest rows of an answer: the newest two are proven by a clock alone, and the first is that of the one before.
@@ -338,12 +341,16 @@ class CcxtSource:
 
     def pause_s(self, series: SeriesId, can: Abilities, *, confirms: bool = False) -> float:
         """How long to wait between two polls of a series, the share of the others considered. `confirms`: a candle was
-        just told as closed, and is to be looked at again soon."""
-        length_s = series.timeframe.seconds / POLLS_PER_CANDLE
+        just told as closed, and is to be looked at again soon, however many others there are."""
+        length_s = min(series.timeframe.seconds / POLLS_PER_CANDLE, POLL_MOST_S)
         if confirms:
             length_s = min(length_s, CONFIRM_S)
-        fair_s = self.polled * (self.venue.request_s(series.market, can.rate_limit_s) or 0.0) / POLL_SHARE
-        return max(self.poll_least_s, min(length_s, POLL_MOST_S), fair_s) * self.rng.uniform(0.9, 1.1)
+        elif (cost := polling(self.venue, series.market, can.rate_limit_s)) is not None:
+            # What closes take comes first: the more series, the fewer polls of candles in progress.
+            closes = self.polled * cost.needs(series.timeframe) / cost.per_minute
+            share = max(LEAST_POLL_SHARE, min(POLL_SHARE, 1.0 - SPARE_SHARE - closes))
+            length_s = max(length_s, min(self.polled * cost.request_s / share, POLL_MOST_S))
+        return max(self.poll_least_s, length_s) * self.rng.uniform(0.9, 1.1)
 
     def leave(self, series: SeriesId, can: Abilities) -> None:
         """Unsubscribe the series' stream, where the exchange takes that, without waiting for it."""
@@ -625,7 +632,7 @@ class CcxtConnection:
                 now_s = source.monotonic()
                 wait_s = min(due_s, LOOK_MOST_S) if due_s > 0.0 else max(0.0, next_s - now_s)
                 if confirm_s is not None:
-                    wait_s = min(wait_s, max(0.0, max(confirm_s, next_s) - now_s))
+                    wait_s = min(wait_s, max(0.0, confirm_s - now_s))
                 done, _ = await asyncio.wait([pushes], timeout=wait_s)
                 if done:
                     try:
@@ -637,7 +644,7 @@ class CcxtConnection:
                         silent = 0
                         self._callbacks.stands_in(series, None)
                 now_s, told = source.monotonic(), live.told
-                confirms = confirm_s is not None and now_s >= max(confirm_s, next_s)
+                confirms = confirm_s is not None and now_s >= confirm_s
                 quiet = now_s - looked_s >= series.timeframe.seconds + source.margin.ms / 1000
                 if confirms or quiet or (self._due_s(live) <= 0.0 and now_s >= next_s):
                     asked_s, looked_s, confirm_s = now_s, now_s, None if confirms else confirm_s

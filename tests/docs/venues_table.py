@@ -1,0 +1,67 @@
+"""The table of venues in the how-to of other exchanges, as it follows from the code. Run as a program it writes the
+table anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from klinesync.core.timeframe import Timeframe
+from klinesync.ingest.ccxt_source import POLL_AGAIN_S, POLL_LEAST_S, POLL_MOST_S, POLLS_PER_CANDLE
+from klinesync.ingest.venue_margin import DATE_STEP_MS
+from klinesync.ingest.venues import REQUESTS_PER_CANDLE, VENUES, Quiet, Venue, polling
+from klinesync.runtime.flags import RuntimeFlags
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "follow-other-exchanges.md"
+BEGIN, END = "<!-- venues: begin -->\n", "<!-- venues: end -->\n"
+COLUMNS = (
+    "venue",
+    "market",
+    "series of 1m that fit",
+    "requests a minute: at most; of one series",
+    "closed after its end: one alone; the last of all that fit",
+    "candles kept",
+    "a minute without trades",
+    "in between shown by",
+)
+MINUTE = Timeframe.parse("1m")
+MARGIN_S: float = RuntimeFlags.model_fields["rest_final_margin_s"].default
+QUIET = {Quiet.FLAT: "flat candle", Quiet.OMITTED: "missing", Quiet.LATE: "missing, later a flat candle"}
+
+
+def table() -> str:
+    """The table's text."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    for venue in VENUES.values():
+        markets: dict[tuple[str, ...], list[str]] = {}  # by what they have in common
+        for market in venue.rows:
+            markets.setdefault(_cells(venue, market), []).append(market)
+        rows += [(venue.name, ", ".join(names), *cells) for cells, names in markets.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def shown() -> str:
+    """The table as the page has it."""
+    return PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def _cells(venue: Venue, market: str) -> tuple[str, ...]:
+    cost = polling(venue, market)
+    assert cost is not None, "each venue of the table has a rate"
+    fit = cost.fit(MINUTE)
+    polls = 60.0 / max(POLL_LEAST_S, min(MINUTE.seconds / POLLS_PER_CANDLE, POLL_MOST_S))
+    own = f"{REQUESTS_PER_CANDLE}" if venue.pushes else f"{REQUESTS_PER_CANDLE} to {polls:.0f}"
+    first_s = MARGIN_S + POLL_AGAIN_S + (0.0 if venue.tells_time else DATE_STEP_MS / 1000)
+    depth = f"{venue.depth[market]:,}" if market in venue.depth else "all"
+    return (
+        f"{fit}",
+        f"{cost.per_minute:.0f}; {own}",
+        f"{first_s + cost.request_s:.1f} s; {first_s + fit * cost.request_s:.0f} s",
+        depth,
+        QUIET[venue.quiet],
+        "stream" if venue.pushes else "polls",
+    )
+
+
+if __name__ == "__main__":
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
