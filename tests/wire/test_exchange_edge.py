@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -12,7 +13,8 @@ import pytest
 
 from klinesync.client.follow import ClosedCandle, Gap, System, Update, follow
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import audit, binance_ws, liveness, supervisor
+from klinesync.ingest import audit, binance_rest, binance_ws, liveness, supervisor
+from klinesync.market_data import known_series
 from klinesync.sim.faults import (
     ClockSkew,
     Delist,
@@ -509,3 +511,26 @@ async def test_a_symbol_that_is_not_listed_yet_is_followed_from_its_first_candle
             for series in unlisted:
                 listings = exchange.exchange.spot if series.market == "spot" else exchange.exchange.futures
                 assert whole[series][0].time == listings["ETHUSDT"].tape.first_s
+
+
+async def test_an_exchange_that_takes_connections_and_never_answers_holds_up_no_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_series, "PATIENCE_S", 0.2)
+    silent = socket.create_server(("127.0.0.1", 0))  # the system takes connections, and nobody answers
+    port = silent.getsockname()[1]
+    flags = {"binance_spot_rest_url": f"http://127.0.0.1:{port}", "binance_spot_ws_url": f"ws://127.0.0.1:{port}"}
+    with silent:
+        async with (
+            running_service(tmp_path / "s", None, **flags) as service,
+            asyncio.timeout(binance_rest.TIMEOUT_S - 1),  # a request takes longer to fail
+        ):
+            _, page = await service.get("/api/market/candles", series_id=str(SPOT))
+            assert page["candles"] == []
+            client = await service.http.ws_connect(service.url.replace("http", "ws") + "/ws/market")
+            for name in ("ETH", "BNB", "XRP"):
+                await client.send_json({"type": "subscribe", "series_id": f"binance:spot:{name}/USDT:1m", "ack": True})
+            await client.send_json({"type": "ping"})
+            kinds = [(await client.receive_json())["type"] for _ in range(7)]
+            await client.close()
+        assert kinds == [*["subscribed", "caught_up"] * 3, "pong"]

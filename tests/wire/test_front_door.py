@@ -273,6 +273,14 @@ async def test_a_path_with_a_slash_behind_is_another_one(service: Service) -> No
             assert (response.status, (await response.json())["code"]) == (404, "not_found")
 
 
+@pytest.mark.parametrize("part", ["bytes=99999999-", "bytes=5-1", "x=1", "bytes=" + "0-1," * 1000, "bytes=0-3"])
+async def test_the_page_is_sent_whole_whatever_part_is_asked_for(service: Service, part: str) -> None:
+    async with service.http.get(service.url) as response:
+        whole = response.status, await response.read()
+    async with service.http.get(service.url, headers={"Range": part}) as response:
+        assert (response.status, await response.read()) == whole
+
+
 async def test_clients_that_leave_are_no_errors(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     post = b"POST /api/market/ingest/candle_closed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     stream = b"GET /api/market/status/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -94,6 +94,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_exception_handler(KlinesyncError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(WholeAnswers)
     app.add_middleware(ws_routes.SocketPaths)
     app.add_middleware(Compression)
     app.add_middleware(BodyLimit, budget=front.bodies)
@@ -112,6 +113,20 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_middleware(RequestGate, requests=front.requests)
     _add_page(app, Path(str(resources.files("klinesync"))) / "web")
     return app
+
+
+class WholeAnswers:
+    """ASGI: asks the application for whole answers alone. The page's files are short; that a part of one cannot be had
+    would be answered with text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = [header for header in scope["headers"] if header[0] not in (b"range", b"if-range")]
+            scope = {**scope, "headers": headers}
+        await self._app(scope, receive, send)
 
 
 class DefectBulkhead:

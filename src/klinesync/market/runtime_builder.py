@@ -43,6 +43,7 @@ from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles, SymbolId
 from klinesync.market_data.ingest_service import MarketIngestService
+from klinesync.market_data.known_series import KnownSeries
 from klinesync.market_data.listings import StoredListings
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.retention import Retention, cut_of
@@ -223,7 +224,7 @@ def build_market_runtime(
             backfill.request_declared(series)
 
     scrub = StoreScrub(database, declared)
-    reader = CandleReader(database, exchanges.known, coverage, scrub.ask)
+    reader = CandleReader(database, KnownSeries(exchanges.known, bulkheads).known, coverage, scrub.ask)
 
     def supervise(exchange: Source, its_clocks: Mapping[str, ExchangeClock]) -> IngestSupervisor:
         return IngestSupervisor(

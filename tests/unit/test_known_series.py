@@ -1,0 +1,119 @@
+"""Whether a series is listed, asked of exchanges that answer late or never. Time is virtual."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TypeVar
+
+import pytest
+
+from klinesync.core.errors import UnknownSeries, UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.market_data import known_series
+from klinesync.market_data.known_series import MAX_QUESTIONS, PATIENCE_LEAST_S, PATIENCE_S, KnownSeries
+from klinesync.runtime.bulkheads import Bulkheads, Part
+from sim.virtual_loop import VirtualLoop
+
+Result = TypeVar("Result")
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
+CONTRACT = SeriesId.parse("binance:futures:BTC/USDT:1m")
+
+
+def run(work: Coroutine[object, object, Result]) -> Result:
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
+
+
+class Exchange:
+    """Answers for a market when its event is set; `asked`: the questions that came."""
+
+    def __init__(self) -> None:
+        self.answers = {"spot": asyncio.Event(), "futures": asyncio.Event()}
+        self.asked: list[SeriesId] = []
+
+    async def knows(self, series: SeriesId) -> bool:
+        self.asked.append(series)
+        await self.answers[series.market].wait()
+        if series == ETH:
+            raise UnknownSeries(str(series), "it is not listed")
+        return True
+
+
+async def waited_s(known: KnownSeries, series: SeriesId) -> float:
+    """How long it takes to learn that the exchange has not told."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    with pytest.raises(UpstreamError):
+        await known.known(series)
+    return loop.time() - began_s
+
+
+def test_a_market_that_never_answers_is_waited_for_once_and_disturbs_no_other_market() -> None:
+    async def work() -> None:
+        exchange = Exchange()
+        exchange.answers["futures"].set()
+        known = KnownSeries(exchange.knows, Bulkheads())
+        assert await waited_s(known, BTC) == pytest.approx(PATIENCE_S)
+        assert await waited_s(known, ETH) == pytest.approx(PATIENCE_LEAST_S), "it has hung for that long already"
+        assert await waited_s(known, BTC) == pytest.approx(PATIENCE_LEAST_S)
+        assert await known.known(CONTRACT)
+        assert exchange.asked == [BTC, ETH, CONTRACT], "a question that is pending is not asked again"
+        exchange.answers["spot"].set()
+        await asyncio.sleep(1)
+        assert await known.known(BTC)
+        with pytest.raises(UnknownSeries):
+            await known.known(ETH)
+
+    run(work())
+
+
+def test_many_wait_for_one_answer_and_one_that_leaves_takes_it_from_nobody() -> None:
+    async def work() -> None:
+        exchange = Exchange()
+        known = KnownSeries(exchange.knows, Bulkheads())
+        waiting = [asyncio.ensure_future(known.known(BTC)) for _ in range(5)]
+        await asyncio.sleep(1)
+        waiting[0].cancel()
+        await asyncio.sleep(1)
+        exchange.answers["spot"].set()
+        assert await asyncio.gather(*waiting[1:]) == [True] * 4
+        assert exchange.asked == [BTC]
+
+    run(work())
+
+
+def test_questions_that_are_pending_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_QUESTIONS == 1000
+    monkeypatch.setattr(known_series, "MAX_QUESTIONS", 1)
+
+    async def work() -> None:
+        exchange = Exchange()
+        known = KnownSeries(exchange.knows, Bulkheads())
+        assert await waited_s(known, BTC) == pytest.approx(PATIENCE_S)
+        assert await waited_s(known, CONTRACT) == 0
+        exchange.answers["spot"].set()
+        await asyncio.sleep(1)
+        exchange.answers["futures"].set()
+        assert await known.known(CONTRACT), "there is room again"
+
+    run(work())
+
+
+def test_a_defect_in_a_question_is_counted_and_leaves_nobody_waiting() -> None:
+    async def knows(series: SeriesId) -> bool:
+        raise ZeroDivisionError
+
+    async def work() -> None:
+        bulkheads = Bulkheads()
+        known = KnownSeries(knows, bulkheads)
+        assert await waited_s(known, BTC) == 0
+        assert await waited_s(known, BTC) == 0
+        assert bulkheads.counts == {Part.LISTINGS: 2}
+
+    run(work())
