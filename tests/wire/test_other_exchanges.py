@@ -280,14 +280,14 @@ async def test_what_the_venue_has_no_room_for_is_refused_with_how_many_series_fi
 
 
 def too_many() -> str:
-    return ",".join(f"hyperliquid:futures:S{number}/USDC:1m" for number in range(19))
+    return ",".join(f"hyperliquid:futures:S{number}/USDC:1m" for number in range(20))
 
 
 async def test_a_whitelist_that_its_venue_has_no_room_for_stops_the_start_with_how_many_series_fit(
     tmp_path: Path,
 ) -> None:
     flags = {"database_url": f"sqlite:///{tmp_path}/store.sqlite", "whitelist": too_many()}
-    with pytest.raises(BadFlag, match=r"whitelist.*hyperliquid.* 18 series fit, and 19 are too many"):
+    with pytest.raises(BadFlag, match=r"whitelist.*hyperliquid.* 19 series fit, and 20 are too many"):
         build_market_runtime(load_flags(flags), others=Every())
     build_market_runtime(load_flags(flags | {"enable_whitelist_ingest": "off"}), others=Every())
 

@@ -21,7 +21,7 @@ REQUESTS_PER_CANDLE = 2
 LEAST_POLLS_PER_MINUTE = 1.0
 # Share of a venue's requests that the closes of followed series may take. The rest is for time, lists, holes, history
 # and retries: with all of it in use one retry would make every later close late.
-FIT_SHARE = 0.8
+FIT_SHARE = 0.85
 # Share of a venue's budget that is used where we pace requests ourselves: with what `Pace` lets pass at once, and one
 # large request more, a minute never takes more than the budget.
 PACED_SHARE = 0.75
