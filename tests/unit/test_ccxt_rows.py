@@ -304,6 +304,24 @@ def test_where_rest_has_nothing_behind_the_newest_told_candle_it_is_quiet_until_
     assert one.quiet(read(row(0), row(1), row(2), final_ms=at(2.5)), at(2.5)) is None
 
 
+def test_a_series_stays_quiet_for_hours_as_long_as_somebody_looks() -> None:
+    one = live()
+    one.since(at(2.5))
+    one.take(read(row(0), row(1), final_ms=at(2.5)))
+    nothing = read(final_ms=at(2.5))
+    for minute in range(3, 200):
+        start = one.since(at(minute))
+        page = read(row(0), row(1), final_ms=at(minute)) if start <= T0 + 60 else nothing
+        one.take(page)
+        quiet = one.quiet(page, at(minute))
+        assert quiet is not None, minute
+        assert (quiet.start, quiet.end) == (T0 + 2 * 60, T0 + (minute + 1) * 60)
+    one.since(at(400))
+    assert one.quiet(nothing, at(400)) is None, "nobody looked for hours"
+    one.since(at(401))
+    assert one.quiet(nothing, at(401)) is None
+
+
 def test_a_series_far_behind_begins_again_at_the_newest_candles() -> None:
     one = live()
     assert one.since(at(5.5)) == T0 + 3 * 60

@@ -13,6 +13,7 @@ import pytest
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
+from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import ccxt_source
 from klinesync.ingest.ccxt_client import CcxtClient, CcxtThread
@@ -283,3 +284,57 @@ async def test_polls_make_room_for_closes_and_a_close_is_looked_at_again_however
         assert all(pause_s > ccxt_source.POLL_MOST_S * 0.9 for pause_s in pauses[2:]), (
             "closes are all that is asked for"
         )
+
+
+async def test_a_series_without_trades_is_quiet_from_its_first_page_on() -> None:
+    exchange = Fake([0, 1], T0 + 300.0)
+    quiet: asyncio.Queue[Span] = asyncio.Queue()
+    async with source_of(exchange) as source:
+        callbacks = StreamCallbacks(
+            lambda _: None, lambda _: None, lambda _: None, quiet=lambda _, span: quiet.put_nowait(span)
+        )
+        connection = source.connection("spot", callbacks)
+        connection.want(BTC)
+        task = asyncio.create_task(connection.run())
+        async with asyncio.timeout(WAIT_S):
+            span = await quiet.get()
+        assert exchange.asked.count("rows") == 2, "the newest candles, and further back"
+        assert span.start == T0 + 120
+        assert span.end >= T0 + 300
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_stream_that_is_refused_is_polled_for_and_said_to_be_back_with_its_first_push(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ccxt_source, "AGAIN_FIRST_S", 0.1)
+    monkeypatch.setattr(ccxt_source, "AGAIN_MOST_S", 0.2)
+
+    class Refused(Fake):
+        refuses = True
+
+        async def watch_ohlcv(self, symbol: str, timeframe: str) -> Sequence[Row]:
+            if self.refuses:
+                raise ConnectionRefusedError("the handshake is refused")
+            return await super().watch_ohlcv(symbol, timeframe)
+
+    exchange = Refused([0, 1, 2], T0 + 130.0, watchOHLCV=True)
+    told: asyncio.Queue[str | None] = asyncio.Queue()
+    lost: list[SeriesId] = []
+    async with source_of(exchange) as source:
+        callbacks = StreamCallbacks(
+            lambda _: None, lambda _: None, lost.extend, stands_in=lambda _, reason: told.put_nowait(reason)
+        )
+        connection = source.connection("spot", callbacks)
+        connection.want(BTC)
+        task = asyncio.create_task(connection.run())
+        async with asyncio.timeout(WAIT_S):
+            assert "the handshake is refused" in str(await told.get())
+            exchange.refuses = False
+            exchange.pushes.put_nowait([[*row(2)[:4], 1.75, 11.0]])
+            while await told.get() is not None:
+                pass
+        assert lost == [], "the series was carried all the time"
+        task.cancel()
+        await asyncio.wait([task])

@@ -199,21 +199,27 @@ class LiveCandles:
         self._told: Candle | None = None
         self._forming: Candle | None = None
         self._awaited: int | None = None  # the oldest open time that was shown and not told
+        self._asked_from = 0  # the open time that the newest page was asked from
+        self._looked_ms = 0  # the exchange's time when that page was asked for
+        self._quiet_from: int | None = None  # behind the newest told candle, also once that is forgotten
 
     @property
     def told(self) -> int | None:
         """The newest open time that was told as final."""
         return None if self._told is None else self._told.time
 
-    def since(self, now_ms: int) -> int:
-        """From what open time on rows are to be asked for. One far behind begins again at the newest."""
+    def since(self, now_ms: int, back: int = LIVE_BACK) -> int:
+        """From what open time on rows are to be asked for. One far behind begins again at the newest: `back` candles
+        before the one that is open."""
         frame = self._frame
         newest = frame.floor(now_ms // 1000)
         if self._told is None or frame.count(self._told.time, newest) > MOST_BEHIND:
             self._told = self._forming = self._awaited = None
             self._recent.clear()
-            return max(0, frame.shift(newest, -LIVE_BACK))
-        return max(0, frame.shift(self._told.time, -1))
+            self._asked_from = max(0, frame.shift(newest, -back))
+        else:
+            self._asked_from = max(0, frame.shift(self._told.time, -1))
+        return self._asked_from
 
     def due_ms(self, now_ms: int) -> int:
         """When the next candle is final, in the exchange's time: the oldest that was shown and not told, or the one
@@ -257,10 +263,16 @@ class LiveCandles:
 
         now_ms: the exchange's time when the page was asked for.
         """
-        if self._told is None or page.newest is None:
+        if self._told is not None:
+            self._quiet_from = self._frame.next(self._told.time)
+        elif self._asked_from * 1000 > self._looked_ms:
+            self._quiet_from = None  # nobody has looked between the last page and this one
+        self._looked_ms = now_ms
+        start, newest = self._quiet_from, page.newest
+        if start is None or (self._told is not None and newest is None):
             return None
-        start, follows = self._frame.next(self._told.time), page.newest > self._told.time
-        end = self._frame.floor(page.newest if follows else now_ms // 1000 + QUIET_HOLDS_S)
+        follows = newest is not None and newest >= start
+        end = self._frame.floor(newest if newest is not None and follows else now_ms // 1000 + QUIET_HOLDS_S)
         return Span(start, end) if start < end else None
 
     def pushed(self, rows: Sequence[Row], now_ms: int) -> list[tuple[Candle, bool]]:

@@ -19,7 +19,16 @@ from klinesync.core.finality import LATER_ROWS
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.ccxt_client import Abilities, Answer, CcxtClient
-from klinesync.ingest.ccxt_rows import LONGEST_AHEAD_MS, LiveCandles, Page, Row, ccxt_symbol, next_start, read_page
+from klinesync.ingest.ccxt_rows import (
+    LIVE_BACK,
+    LONGEST_AHEAD_MS,
+    LiveCandles,
+    Page,
+    Row,
+    ccxt_symbol,
+    next_start,
+    read_page,
+)
 from klinesync.ingest.venue_margin import DateClock, VenueMargin
 from klinesync.ingest.venues import Polling, polling
 from klinesync.ingest.whole_lists import WholeLists
@@ -74,6 +83,8 @@ LOOK_MOST_S = 5.0
 # A stream that pushes nothing while so many traded candles close is no good: the series is polled for so long.
 SILENT_CANDLES = 2
 SILENT_PAUSE_S = 300.0
+# How many candles a series that begins without a row is looked back, to see since when nothing was traded.
+QUIET_BACK = 99
 SILENT_REASON = "the stream brings nothing new, while REST shows candles with trades"
 # After a failure a live series begins again after so long, then twice as long, and so on.
 AGAIN_FIRST_S = 0.5
@@ -566,11 +577,14 @@ class CcxtConnection:
             await source.now_ms(series.market)
         # Kept over a restart: what was told before it may have changed since.
         live = self._live.setdefault(series, LiveCandles(series.timeframe, source.margin))
+        asked_ms = self._now_ms()
         page = await self._ask(series, live, Urgency.SWEEP)
+        if live.told is None and page.newest is None:  # nothing was traded of late: since when?
+            page = await self._ask(series, live, Urgency.SWEEP, back=QUIET_BACK)
+            page = replace(page, candles=page.candles[-LIVE_BACK:])
         self._attached.add(series)
         self._callbacks.attached(series)
-        news = live.take(page)
-        self._tell(series, news)
+        news = self._take(series, live, page, asked_ms)
         confirms = any(closed for _, closed in news)
         if not can.watch:
             await self._poll(series, live, can, float("inf"), confirms=confirms)
@@ -660,18 +674,25 @@ class CcxtConnection:
 
     async def _look(self, series: SeriesId, live: LiveCandles) -> bool:
         """Ask REST, and tell what is new; whether a candle with trades was told as closed. Raises `UpstreamError`."""
-        due, now_ms = self._due_s(live) <= 0.0, self._now_ms()
+        due, asked_ms = self._due_s(live) <= 0.0, self._now_ms()
         # A stamp proves the newest candle that has ended: one later row shows its end, not its values.
         page = await self._ask(series, live, Urgency.REPAIR if due else Urgency.FILL, prove=due)
-        news = live.take(page)
-        self._tell(series, news)
-        quiet = live.quiet(page, now_ms)
-        if quiet is not None:
-            self._callbacks.quiet(series, quiet)
+        news = self._take(series, live, page, asked_ms)
         return any(closed and candle.volume for candle, closed in news)
 
-    async def _ask(self, series: SeriesId, live: LiveCandles, urgency: Urgency, *, prove: bool = False) -> Page:
-        start = live.since(self._now_ms())
+    def _take(self, series: SeriesId, live: LiveCandles, page: Page, asked_ms: int) -> list[tuple[Candle, bool]]:
+        """Tell what a page brings, which was asked for at that time of the exchange; returns what is new."""
+        news = live.take(page)
+        self._tell(series, news)
+        quiet = live.quiet(page, asked_ms)
+        if quiet is not None:
+            self._callbacks.quiet(series, quiet)
+        return news
+
+    async def _ask(
+        self, series: SeriesId, live: LiveCandles, urgency: Urgency, *, prove: bool = False, back: int = LIVE_BACK
+    ) -> Page:
+        start = live.since(self._now_ms(), back)
         limit = await self._source.limit(series, start, None)
         errand, not_empty = Errand(urgency), live.told is not None
         return await self._source.page(series, start, None, limit, errand, prove=prove, not_empty=not_empty)
