@@ -308,6 +308,81 @@ async def test_a_lock_file_that_another_process_took_ends_the_writing(tmp_path: 
         other.release()
 
 
+# --- a log that is cut or written over while the store is open
+
+
+def empty_log(path: Path) -> None:
+    os.truncate(f"{path}-wal", 0)
+
+
+def cut_log(path: Path) -> None:
+    os.truncate(f"{path}-wal", Path(f"{path}-wal").stat().st_size // 2)
+
+
+def write_over_log(path: Path) -> None:
+    wal = Path(f"{path}-wal")
+    wal.write_bytes(b"\xa5" * wal.stat().st_size)
+
+
+def write_over_end_of_log(path: Path) -> None:
+    with Path(f"{path}-wal").open("r+b") as wal:
+        wal.seek(-5000, os.SEEK_END)
+        wal.write(b"\xa5" * 5000)
+
+
+def older_log(path: Path) -> None:
+    shutil.copyfile(path.with_name("older-wal"), f"{path}-wal")
+
+
+@pytest.mark.parametrize("damage", [empty_log, cut_log, write_over_log, write_over_end_of_log, older_log])
+@pytest.mark.parametrize("noticed_by", ["write", "check"])
+async def test_a_log_that_is_cut_or_written_over_takes_no_write_and_never_reaches_the_store(
+    tmp_path: Path, damage: Callable[[Path], None], noticed_by: str
+) -> None:
+    path = tmp_path / "store.sqlite"
+    await filled(path, 3000)
+    async with SqliteDatabase(path) as database:
+        await database.write(put(3000, 3010))
+        shutil.copyfile(f"{path}-wal", tmp_path / "older-wal")
+        await database.write(put(3010, 6000))
+        damage(path)
+        if noticed_by == "check":
+            with pytest.raises(StoreReplaced, match=r"write-ahead log .* was cut or written over"):
+                await database.check()
+        for _ in range(2):
+            with pytest.raises(StoreReplaced, match=r"write-ahead log .* was cut or written over"):
+                await database.write(put(6000, 6010))
+    with SqliteReader(path) as reader:
+        assert reader.file_problems() == []
+    assert times(path)[:3000] == list(range(3000))
+    async with SqliteDatabase(path) as database:
+        await database.write(put(6000, 6010))
+
+
+async def test_a_shared_memory_file_that_is_cut_ends_the_writing_and_not_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, 3000))
+        os.truncate(f"{path}-shm", 0)
+        with pytest.raises(StoreReplaced, match=r"shared-memory file .* was cut"):
+            await database.write(put(3000, 3010))
+        assert await database.read(lambda store: store.head(BTC)) == 2999 * 60
+    assert times(path) == list(range(3000))
+
+
+async def test_a_store_is_not_written_by_two_processes_through_two_names_of_its_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "store.sqlite", tmp_path / "other.sqlite"
+    await filled(path, 10)
+    other.hardlink_to(path)
+    async with SqliteDatabase(path) as database:
+        with pytest.raises(StoreLocked, match="hard link"):
+            await SqliteDatabase(other).__aenter__()
+        await database.write(put(10, 20))
+    async with SqliteDatabase(other) as database:
+        await database.write(put(20, 30))
+    assert times(path) == list(range(30))
+
+
 # --- a closed store
 
 

@@ -6,12 +6,16 @@ watch asks the file system which files are there: some microseconds, after each 
 
 from __future__ import annotations
 
+import fcntl
 import os
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 import apsw
+
+from klinesync.storage.lock import StoreLocked
+from klinesync.storage.log_watch import LogWatch
 
 # Where the header of a SQLite file tells its page count, free pages and schema cookie: big-endian, 4 bytes each.
 HEADER_BYTES = 100
@@ -39,10 +43,24 @@ class FileWatch:
         self._written: tuple[int, int] = (0, 0)
         self._header = b""
         self._written_over = False
+        self._log = LogWatch(real)
 
-    def open(self) -> None:
-        """Hold the file, which is made where there is none, to be able to look into it. Raises `OSError`."""
+    def open(self, *, alone: bool) -> None:
+        """Hold the file, which is made where there is none, to be able to look into it. With `alone`, no other process
+        holds it so, not even by another name (a hard link), whose lock file is another. Raises `OSError`,
+        `StoreLocked`."""
         self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if not alone:
+            return
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreLocked(
+                f"the store {self._path} is in use by another process, by another name of the same file (a hard "
+                "link); one process writes to a store at a time"
+            ) from None
+        except OSError:  # a file system without such locks: the lock file is what keeps others out
+            return
 
     def learn(self) -> None:
         """The files that are there now are the store's. Raises `OSError` when one is missing."""
@@ -50,6 +68,7 @@ class FileWatch:
         self._main = _Which(main.st_dev, main.st_ino)
         self._known = [_Which(one.st_dev, one.st_ino) for one in (path.stat() for path, _ in self._beside)]
         self._remember(main)
+        self._log.open()
 
     def check(self) -> str | None:
         """What is not as it was, in words; None when all files are in place. After a commit of ours."""
@@ -66,6 +85,8 @@ class FileWatch:
                 return f"its {name} {path} was removed"
             if (found.st_dev, found.st_ino) != known:
                 return f"its {name} {path} was replaced"
+        if (what := self.check_index() or self._log.check()) is not None:
+            return what
         if (main.st_mtime_ns, main.st_size) != self._written:
             self._remember(main)
         return None
@@ -78,11 +99,17 @@ class FileWatch:
             return False
         return (main.st_dev, main.st_ino) == self._main
 
+    def check_index(self) -> str | None:
+        """Whether the shared-memory file was cut, in words; before SQLite reads it, which would end the process."""
+        return self._log.check_index()
+
     def check_written(self, writer: apsw.Connection) -> str | None:
         """As `check`, before a transaction: whether somebody else wrote into the file itself since our last one.
 
         Only a checkpoint of ours writes there. A new time of change alone proves nothing: the header decides.
         """
+        if (what := self._log.check()) is not None:
+            return what
         try:
             main = self._path.stat()
         except OSError:
@@ -97,6 +124,11 @@ class FileWatch:
                     return "another program has written over the file"
         self._remember(main)
         return None
+
+    @property
+    def log_is_damaged(self) -> bool:
+        """Whether a checkpoint would bring damage of the write-ahead log into the store."""
+        return self._log.damaged
 
     def is_another(self) -> bool:
         """Whether the path leads to another store: a file that was put in its place, or written over in place."""
@@ -118,7 +150,8 @@ class FileWatch:
         return aside
 
     def close(self) -> None:
-        """Let go of the file; after SQLite has."""
+        """Let go of the files; after SQLite has."""
+        self._log.close()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -50,7 +50,7 @@ class SqliteDatabase:
         self.path = path
         self._serves = serves
         self._lock = StoreLock(path, command)
-        self._file = SqliteFile(path)
+        self._file = SqliteFile(path, alone=True)
         self._unwritable: StoreError | None = None
         self._writer_thread = ThreadPoolExecutor(1, "store-writer")
         self._reader_threads = ThreadPoolExecutor(READER_THREADS, "store-reader")

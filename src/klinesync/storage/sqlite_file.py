@@ -36,11 +36,12 @@ class SqliteFile:
     """The writing connection. Used by one thread at a time.
 
     `write_error`: why the last write failed. `replaced`: set for good once the file was found removed, replaced or
-    written by another program; nothing is written since.
+    written by another program; nothing is written since. With `alone`, no other process opens it, by whatever name.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, alone: bool = False) -> None:
         self.path = path
+        self._alone = alone
         self.damage = DamageBoard()
         self.write_error: StoreError | None = None
         self.replaced: StoreReplaced | None = None
@@ -58,7 +59,7 @@ class SqliteFile:
         """Open the file, and bring its schema up to date. Raises `StoreError`; then nothing is open."""
         writer: apsw.Connection | None = None
         try:
-            self._watch.open()
+            self._watch.open(alone=self._alone)
             writer = apsw.Connection(str(self.path))
             writer.set_busy_timeout(BUSY_TIMEOUT_MS)
             check_owner(writer, self.path)  # before anything is written
@@ -138,6 +139,8 @@ class SqliteFile:
             raise self.replaced
         assert self._writer is not None, "the store is open"
         writer = self._writer
+        if (what := self._watch.check_index()) is not None:
+            raise self.found_replaced(what)
         try:
             # IMMEDIATE, because a transaction that begins by reading cannot become a writing one under contention.
             writer.execute("BEGIN IMMEDIATE")
@@ -167,10 +170,11 @@ class SqliteFile:
 
     def close(self) -> None:
         """Close the connection, then let go of the file. Our write-ahead log never gets into another store's file: the
-        log is not checkpointed, and is renamed, because the next program that opens that file would add it."""
+        log is not checkpointed, and is renamed, because the next program that opens that file would add it. A damaged
+        log is not checkpointed either: the store stays as the last checkpoint left it."""
         if self._writer is not None:
             another = self.replaced is not None and self._watch.is_another()
-            if another:
+            if another or self._watch.log_is_damaged:
                 self._writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._writer.close()
             self._writer = None

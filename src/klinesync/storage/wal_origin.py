@@ -94,7 +94,7 @@ def _counts(file: int, page: int) -> Iterator[int]:
     if magic not in (_MAGIC_LITTLE, _MAGIC_BIG) or not 512 <= page_size <= 65536:
         return
     order = ">" if magic == _MAGIC_BIG else "<"
-    sums = _checksum(order, raw[:24], (0, 0))
+    sums = checksum(order, raw[:24], (0, 0))
     if sums != (one, two):
         return
     at, found = _HEADER.size, False
@@ -111,7 +111,7 @@ def _counts(file: int, page: int) -> Iterator[int]:
             content = os.pread(file, page_size, at + _FRAME.size)
             if len(content) < page_size:
                 return
-            sums = _checksum(order, content, _checksum(order, head[:8], sums))
+            sums = checksum(order, content, checksum(order, head[:8], sums))
             if sums != (one, two):
                 return
         if number_of_page == page:
@@ -122,7 +122,9 @@ def _counts(file: int, page: int) -> Iterator[int]:
         at += _FRAME.size + page_size
 
 
-def _checksum(order: str, content: bytes, sums: tuple[int, int]) -> tuple[int, int]:
+def checksum(order: str, content: bytes, sums: tuple[int, int]) -> tuple[int, int]:
+    """The log's checksum of `content`, whose length is a multiple of 8 bytes, continued from `sums`. `order`: `<` or
+    `>`, the byte order of the numbers that are summed."""
     one, two = sums
     for even, odd in struct.iter_unpack(f"{order}2I", content):
         one = (one + even + two) & 0xFFFFFFFF
