@@ -12,6 +12,8 @@ from typing import Self
 TIME_LIMIT_S = 2.0
 # How late it may come at most, as a part of the limit.
 LATE = 0.25
+# Its thread ends when there was nothing to watch for so many seconds; the next use begins another one.
+IDLE_S = 5.0
 
 
 class TookTooLong(Exception):
@@ -26,18 +28,20 @@ class Watchdog:
         self._limit_s = limit_s
         self._lock = threading.Lock()
         self._due_s: float | None = None
+        self._used_s = 0.0
         self._thread_id = 0
         self._fired = False
         self._watching: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if self._watching is None:
-            self._watching = threading.Thread(target=self._watch, name="plugin watchdog", daemon=True)
-            self._watching.start()
         with self._lock:
             self._fired = False
             self._thread_id = threading.get_ident()
-            self._due_s = time.monotonic() + self._limit_s
+            self._used_s = time.monotonic()
+            self._due_s = self._used_s + self._limit_s
+            if self._watching is None:
+                self._watching = threading.Thread(target=self._watch, name="plugin watchdog", daemon=True)
+                self._watching.start()
         return self
 
     def __exit__(
@@ -56,7 +60,11 @@ class Watchdog:
         while True:
             time.sleep(self._limit_s * LATE)
             with self._lock:
-                if self._due_s is not None and time.monotonic() > self._due_s:
+                if self._due_s is None:
+                    if time.monotonic() - self._used_s > IDLE_S:
+                        self._watching = None
+                        return
+                elif time.monotonic() > self._due_s:
                     self._due_s += self._limit_s  # once more, should it be swallowed
                     self._fired = True
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
