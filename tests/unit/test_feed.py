@@ -72,6 +72,13 @@ def test_the_same_frame_again_is_dropped() -> None:
     assert close(feed, 6) == []
 
 
+def test_other_values_with_the_same_stamp_are_not_dropped() -> None:
+    feed = live_feed(5)
+    assert close(feed, 6) == [Persist(candles(6))]
+    assert close(feed, 6, value=1.5) == [Persist((candle(6, 1.5),))], "the write makes them a question to REST"
+    assert close(feed, 6, value=1.5) == []
+
+
 def test_a_late_close_and_a_revision_are_written_and_an_older_frame_does_not_revert_it() -> None:
     feed = live_feed(5)
     close(feed, 6, event_ms=1000)

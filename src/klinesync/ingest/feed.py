@@ -88,6 +88,7 @@ class IngestFeed:
         self._hole_fetches = 0
         self._hole_after: int | None = None
         self._stamps: dict[int, int] = {}
+        self._values: dict[int, Candle] = {}  # of the frames with these stamps
         self._late: dict[int, Candle] = {}  # late ones, for when no page is under way any more
         self._failures = 0
         self._forming_interval_s = forming_interval_s
@@ -179,13 +180,17 @@ class IngestFeed:
         """A live candle that the exchange calls final, in a frame that it sent at `event_ms`.
 
         One at or before what was let through is written too: it is late, or a revision, or the same again, and the
-        write tells which. Of several frames about one candle the one that was sent last counts.
+        write tells which. Of several frames about one candle the one that was sent last counts; one that says something
+        else with the same stamp is let through, as the write asks which of the two is right.
         """
-        if event_ms <= self._stamps.get(candle.time, -1):
+        stamp_ms = self._stamps.get(candle.time, -1)
+        if event_ms < stamp_ms or (event_ms == stamp_ms and candle == self._values.get(candle.time)):
             return []
         self._stamps[candle.time] = event_ms
+        self._values[candle.time] = candle
         if len(self._stamps) > MAX_STAMPS:
-            del self._stamps[min(self._stamps)]
+            oldest = min(self._stamps)
+            del self._stamps[oldest], self._values[oldest]
         if self._pending is not None and self._pending.time <= candle.time:
             self._pending = None
         splice = self._splice
