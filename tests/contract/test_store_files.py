@@ -359,12 +359,23 @@ async def test_a_log_that_is_cut_or_written_over_takes_no_write_and_never_reache
         await database.write(put(6000, 6010))
 
 
-async def test_a_shared_memory_file_that_is_cut_ends_the_writing_and_not_the_process(tmp_path: Path) -> None:
+def head_of(store: CandleStore) -> object:
+    return store.head(BTC)
+
+
+@pytest.mark.parametrize("noticed_by", ["write", "read"])
+async def test_a_shared_memory_file_that_is_cut_ends_the_writing_and_not_the_process(
+    tmp_path: Path, noticed_by: str
+) -> None:
     path = tmp_path / "store.sqlite"
     async with SqliteDatabase(path) as database:
         await database.write(put(0, 3000))
+        await database.read(lambda store: store.head(BTC))
         os.truncate(f"{path}-shm", 0)
+        noticed = database.write(put(3000, 3010)) if noticed_by == "write" else database.read(head_of)
         with pytest.raises(StoreReplaced, match=r"shared-memory file .* was cut"):
+            await noticed
+        with pytest.raises(StoreReplaced):
             await database.write(put(3000, 3010))
         assert await database.read(lambda store: store.head(BTC)) == 2999 * 60
     assert times(path) == list(range(3000))

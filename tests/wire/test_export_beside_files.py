@@ -211,3 +211,37 @@ def test_an_empty_span_is_a_failure_and_leaves_the_file(arguments: tuple[str, ..
     assert "the store has no candles of binance:spot:BTC/USDT:1m from 2023-01-01T00:00:00Z to 2023-02-01" in done.err
     assert path.read_bytes() == before
     assert [one.name for one in folder.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "name", ["store.sqlite", "link.sqlite", "hard.sqlite", "store.sqlite-wal", "store.sqlite.lock"]
+)
+@pytest.mark.parametrize("command", ["export", "backup"])
+def test_nothing_takes_the_place_of_the_stores_own_files(
+    name: str, command: str, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store.sqlite"
+    (tmp_path / "link.sqlite").symlink_to(store)
+    (tmp_path / "hard.sqlite").hardlink_to(store)
+    before = store.read_bytes()
+    if command == "export":
+        ended = run("--format", "csv", "--overwrite", "--output", tmp_path / name)
+    else:
+        status = main(["backup", str(tmp_path / name), f"--database-url=sqlite:///{store}"])
+        ended = Ended(status, *capsys.readouterr())
+    assert ended.status == 1
+    assert f"{name} belongs to the store" in ended.err
+    assert store.read_bytes() == before
+    assert not (tmp_path / "store.sqlite-wal").exists()
+
+
+def test_a_working_folder_that_was_removed_is_told_in_words(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "cannot be written" in run("--format", "csv", "--output", "x.csv").err
+    assert main(["backup", "x.sqlite", f"--database-url=sqlite:///{tmp_path}/store.sqlite"]) == 1
+    assert "cannot be copied to x.sqlite: No such file or directory" in capsys.readouterr().err

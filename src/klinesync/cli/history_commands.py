@@ -50,6 +50,7 @@ from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.sources import Errand, Listing, ListingShelf, Urgency
 from klinesync.storage.database import CandleStore
 from klinesync.storage.lock import StoreLocked
+from klinesync.storage.own_files import refuse_own_file
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 
@@ -196,6 +197,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         indicators = parse_indicators(flags.indicators)
         factors = FactorColumns(ledger_step(flags, indicators), indicators, arguments.series_id)
     with SqliteReader(sqlite_path(flags)) as store, bar() as say:
+        refuse_own_file(store.path, arguments.output)
         stored = store.read(lambda look: look.span(arguments.series_id))
         begin, end = (0, 1) if stored is None else (max(stored.start, span.start), min(stored.end, span.end))
 

@@ -11,6 +11,7 @@ import apsw
 
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.storage.disk import disk_trouble
+from klinesync.storage.own_files import refuse_own_file
 from klinesync.storage.sqlite_reader import SqliteReader
 
 # 4 MB a step: progress is told between two of them.
@@ -23,7 +24,7 @@ def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], Non
     It grows under another name beside `target`. `progress` gets pages done and pages in all. The writer is not held up;
     until the copy is made its write-ahead log keeps what it writes meanwhile. Raises `Rejected`, `StoreError`.
     """
-    target = target.absolute()
+    refuse_own_file(store.path, target)
     if os.path.lexists(target):
         raise Rejected(f"{target} exists already; a backup is written to a new file")
     try:

@@ -186,6 +186,7 @@ class SqliteDatabase:
             reader: _Reader | None = getattr(self._reader_local, "reader", None)
             if reader is None or reader.generation != self._generation:
                 reader = self._reader_local.reader = self._open_reader()
+            self._file.check_index()
             return look_into(reader.connection, reader.known, look)
         except (apsw.Error, OSError, *UNREADABLE) as error:
             raise _cannot_read(self.path, error, self.damage) from error

@@ -119,6 +119,12 @@ class SqliteFile:
         if self._writer is not None and (what := self._watch.check()) is not None:
             raise self.found_replaced(what)
 
+    def check_index(self) -> None:
+        """Before SQLite reads: a shared-memory file that was cut would end the process. Raises `StoreReplaced`. May be
+        called by any thread while the file is open."""
+        if self._writer is not None and (what := self._watch.check_index()) is not None:
+            raise self.found_replaced(what)
+
     def check_main(self) -> None:
         """As `check`, for a connection that was just opened: whether it has opened the store's own file."""
         if self._writer is not None and not self._watch.is_main():
@@ -139,8 +145,7 @@ class SqliteFile:
             raise self.replaced
         assert self._writer is not None, "the store is open"
         writer = self._writer
-        if (what := self._watch.check_index()) is not None:
-            raise self.found_replaced(what)
+        self.check_index()
         try:
             # IMMEDIATE, because a transaction that begins by reading cannot become a writing one under contention.
             writer.execute("BEGIN IMMEDIATE")

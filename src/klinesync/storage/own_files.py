@@ -1,0 +1,23 @@
+"""Which files are a store's own: no export or backup may take their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from klinesync.core.errors import Rejected
+
+# The store, what SQLite keeps beside it (a log, its index, a journal), and our lock file.
+SUFFIXES = ("", "-wal", "-shm", "-journal", ".lock")
+
+
+def refuse_own_file(store: Path, target: Path) -> None:
+    """Raises `Rejected` when writing the file `target` would replace `store`, or put something in the place of a file
+    that belongs to the store, by whatever name."""
+    real = store.resolve()
+    try:
+        inside = target.parent.samefile(real.parent) and target.name in {f"{real.name}{suffix}" for suffix in SUFFIXES}
+        own = inside or (target.exists() and real.exists() and target.samefile(real))
+    except OSError:  # there is no such folder, which whoever writes there tells
+        return
+    if own:
+        raise Rejected(f"{target} belongs to the store {store}; nothing else is written there: name another file")
