@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +37,45 @@ def test_its_thread_ends_when_it_is_not_used_and_the_next_use_is_watched_again(m
             time.sleep(0.01)
         with pytest.raises(TookTooLong):
             never_return(one)
+
+
+def compute(seconds: float) -> None:
+    until_s = time.thread_time() + seconds
+    while time.thread_time() < until_s:
+        pass
+
+
+def test_what_computes_too_long_is_made_to_raise() -> None:
+    with pytest.raises(TookTooLong), Watchdog(limit_s=0.1):
+        compute(20.0)
+
+
+def test_a_thread_that_gets_no_processor_for_a_while_has_not_taken_too_long() -> None:
+    """As on a busy machine: the limit passes several times, and the thread has computed for less."""
+    with Watchdog(limit_s=0.2):
+        for _ in range(8):
+            compute(0.01)
+            time.sleep(0.08)
+
+
+def test_a_process_that_stood_still_has_not_taken_too_long(tmp_path: Path) -> None:
+    script = tmp_path / "paused.py"
+    script.write_text(
+        "import time\n"
+        "from klinesync.pipelines.watchdog import Watchdog\n"
+        "with Watchdog(limit_s=0.3):\n"
+        "    print('within', flush=True)\n"
+        "    until_s = time.thread_time() + 0.05\n"
+        "    while time.thread_time() < until_s:\n"
+        "        pass\n"
+        "    time.sleep(0.5)\n"
+        "print('done', flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "within\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3.0)  # ten times the limit, twice that for what waits
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "done\n"
+        assert process.wait(30) == 0

@@ -1,4 +1,9 @@
-"""Watchdog: a plugin that never returns is made to raise, so that it does not hold the writer."""
+"""Watchdog: a plugin that never returns is made to raise, so that it does not hold the writer.
+
+What counts is the processor's time of the plugin's thread: a machine that is busy, or a process that stood still for a
+while, is no fault of a plugin. A plugin that waits uses none: for that there is a longer limit, of time in which this
+process runs at all.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,10 @@ import time
 from types import TracebackType
 from typing import Self
 
-# What factors and overlays may take for the candles of one series in one transaction: a hundred times what is usual.
+# What factors and overlays may compute for the candles of one series in one transaction: a hundred times what is usual.
 TIME_LIMIT_S = 2.0
+# For what waits instead of computing the limit is so many times as long.
+WAITING = 5.0
 # How late it may come at most, as a part of the limit.
 LATE = 0.25
 # Its thread ends when there was nothing to watch for so many seconds; the next use begins another one.
@@ -21,13 +28,16 @@ class TookTooLong(Exception):
 
 
 class Watchdog:
-    """`with watchdog:` around what may take `limit_s` at most; in one thread at a time. `TookTooLong` is raised where
-    that thread happens to be. A call into C that never returns is beyond its reach."""
+    """`with watchdog:` around what may compute for `limit_s` at most; in one thread at a time. `TookTooLong` is raised
+    where that thread happens to be. A call into C that never returns is beyond its reach."""
 
     def __init__(self, limit_s: float = TIME_LIMIT_S) -> None:
         self._limit_s = limit_s
         self._lock = threading.Lock()
-        self._due_s: float | None = None
+        self._busy = False
+        self._began_cpu_s = 0.0  # the thread's time when it entered
+        self._passed_s = 0.0  # since then, without pauses of the whole process
+        self._strikes = 0
         self._used_s = 0.0
         self._thread_id = 0
         self._fired = False
@@ -38,7 +48,10 @@ class Watchdog:
             self._fired = False
             self._thread_id = threading.get_ident()
             self._used_s = time.monotonic()
-            self._due_s = self._used_s + self._limit_s
+            self._began_cpu_s = time.thread_time()
+            self._passed_s = 0.0
+            self._strikes = 0
+            self._busy = True
             if self._watching is None:
                 self._watching = threading.Thread(target=self._watch, name="plugin watchdog", daemon=True)
                 self._watching.start()
@@ -48,7 +61,7 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
-            self._due_s = None
+            self._busy = False
             if not self._fired:
                 return
             # It may be under way still, and must not strike elsewhere.
@@ -57,16 +70,31 @@ class Watchdog:
             raise TookTooLong  # it came too late, or was swallowed
 
     def _watch(self) -> None:
+        interval_s = self._limit_s * LATE
         while True:
-            time.sleep(self._limit_s * LATE)
+            before_s = time.monotonic()
+            time.sleep(interval_s)
             with self._lock:
-                if self._due_s is None:
-                    if time.monotonic() - self._used_s > IDLE_S:
+                now_s = time.monotonic()
+                if not self._busy:
+                    if now_s - self._used_s > IDLE_S:
                         self._watching = None
                         return
-                elif time.monotonic() > self._due_s:
-                    self._due_s += self._limit_s  # once more, should it be swallowed
+                    continue
+                self._passed_s += min(now_s - before_s, 2 * interval_s)
+                if self._is_due():
+                    self._strikes += 1  # once more later, should it be swallowed
                     self._fired = True
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
                         ctypes.c_ulong(self._thread_id), ctypes.py_object(TookTooLong)
                     )
+
+    def _is_due(self) -> bool:
+        allowed_s = self._limit_s * (self._strikes + 1)
+        if self._passed_s > allowed_s * WAITING:
+            return True
+        if self._passed_s < self._limit_s or not hasattr(time, "pthread_getcpuclockid"):
+            return False
+        # The thread is within the block, so that it is there.
+        computed_s = time.clock_gettime(time.pthread_getcpuclockid(self._thread_id)) - self._began_cpu_s
+        return computed_s > allowed_s
