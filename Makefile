@@ -20,7 +20,7 @@ FIRST_SEED ?= random
 # How long each target is fuzzed.
 SECONDS ?= 600
 # Processes that share the tests: more than cores, because most tests wait for something.
-WORKERS ?= 3
+WORKERS ?= 4
 
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)

@@ -263,6 +263,9 @@ def test_no_close_looks_early_while_rest_that_answered_before_is_away(speed: flo
         if number < 3:
             continue  # the speed is being learned
         assert not model.clock.is_ahead(model.stamp("frames"), model.now_s)
+        least_ms = model.clock.least_ms(model.now_s)
+        assert least_ms is not None
+        assert speed < 1.0 or least_ms >= model.true_ms - model.near_ms, "what is banned waits no longer than it must"
     if speed >= 1.0:  # else REST may have gone as fast as ours since
         assert model.clock.is_ahead(int(model.true_ms + 15_000.0 + 20_000.0 * speed), model.now_s)
 

@@ -472,6 +472,7 @@ async def test_holes_of_a_delisted_symbol_are_filled_once_it_is_traded_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with following(tmp_path, SPOT_ETH) as (exchange, service):
+        await complete(service, exchange, SPOT_ETH)
         fault = exchange.faults.add(Delist(symbols=("ETHUSDT",), market="spot", gone=True))
         await until(lambda: state(service, SPOT_ETH) == "delisted", "its end is noticed")
         first = (await stored(service, SPOT_ETH))[0].time

@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict
 from pathlib import Path
 
 import aiohttp
@@ -420,7 +419,8 @@ class _Teller:
 
     def stream(self, series: SeriesId, status: StreamStatus) -> None:
         """The state of its stream has changed."""
-        self._tell(series, f"stream.{status.state}", stream_sentence(status), asdict(status))
+        told = {"state": status.state, "since": status.since, "last_frame_at": status.last_frame_at}
+        self._tell(series, f"stream.{status.state}", stream_sentence(status), told | {"detail": status.detail})
 
     def backfill(self, series: SeriesId, message: str, facts: Mapping[str, object]) -> None:
         """How the reading of its history goes."""

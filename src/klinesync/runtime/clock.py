@@ -209,7 +209,9 @@ class ExchangeClock:
         ]
         if not found:
             return None
-        return min(found) if self.difference(now_s) is not None or self._apart(now_s) else max(found)
+        frames_ms = None if self._rest.newest is None else self._frames.estimate_ms(now_s)
+        wrong = frames_ms is not None and self.is_ahead(frames_ms, now_s)
+        return min(found) if wrong or self.difference(now_s) is not None else max(found)
 
     def age_s(self, now_s: float) -> float:
         """How long ago the newest stamp that is believed arrived; endless before the first."""
