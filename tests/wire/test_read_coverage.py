@@ -286,17 +286,19 @@ async def test_a_ban_in_the_middle_leaves_what_came_before_and_the_rest_comes_af
         world.exchange.faults.add(fault)
         first = NEWEST + 60 - 2500 * 60
         second = first + 999 * 60  # the last of the first page
-        right = [world.truth(SPOT, first, second + 60), world.truth(SPOT, first, NEWEST + 60)]
+        right = world.truth(SPOT, first, NEWEST + 60)
         seen = []
 
         def over(page: list[Candle]) -> bool:
             if page not in seen:
                 seen.append(page)
-            return page == right[-1]
+            return page == right
 
         await world.until_page(over, SPOT, since=0, limit=5000)
-        assert seen[:2] == [[], right[0]], "what came before is served meanwhile"
-        assert all(page == right[-1][: len(page)] for page in seen), "and no page has a hole"
+        # One page, or two where somebody else had asked for the symbols or the time.
+        assert len(seen[0]) == 0
+        assert 999 < len(seen[1]) < len(right), "what came before is served meanwhile"
+        assert all(page == right[: len(page)] for page in seen), "and no page has a hole"
         # Who reads all the time, with next to no cool-down, does not ask before the ban is over.
         starts = [time for _, time in world.exchange.asked]
         assert sorted(set(starts)) == [first, second, second + 999 * 60]

@@ -36,7 +36,7 @@ def at(text: str) -> int:
 OUTAGE = Span(at("2021-04-25 04:01"), at("2021-04-25 08:45"))
 EARLIER = Span(at("2021-04-20 02:00"), at("2021-04-20 04:30"))
 START = at("2021-04-25 03:51")
-HISTORY = 8_000  # reaches back beyond the earlier outage
+HISTORY = 10_000  # reaches back beyond the earlier outage, also when the start takes a minute at this speed
 
 
 class Exchange(SimServer):
