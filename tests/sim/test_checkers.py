@@ -50,7 +50,7 @@ from sim.scenario import Scenario, draw_scenario
 from sim.world import run_scenario, run_seed
 
 # A break that so many seeds do not show is not watched for.
-FEW_SEEDS = 20
+FEW_SEEDS = 40
 
 
 @dataclass(frozen=True)
