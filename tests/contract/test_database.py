@@ -4,6 +4,7 @@ nothing half-written stays."""
 import asyncio
 import contextlib
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -197,6 +198,33 @@ async def test_a_transaction_leaves_nothing_for_the_garbage_collector(
             assert not [one for one in gc.get_objects() if isinstance(one, SqliteCandleStore)]
         finally:
             gc.enable()
+
+
+async def test_a_store_whose_opening_is_cancelled_is_closed_before_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the service is told to stop in its first moments: nothing may be written behind its end."""
+    path = tmp_path / "store.sqlite"
+    begun, go_on = threading.Event(), threading.Event()
+    opens = SqliteDatabase._open
+
+    def slow(database: SqliteDatabase) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        opens(database)
+
+    monkeypatch.setattr(SqliteDatabase, "_open", slow)
+    opening = asyncio.create_task(SqliteDatabase(path).__aenter__())
+    assert await asyncio.to_thread(begun.wait, 30)
+    opening.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not opening.done(), "the thread is still at it"
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    async with SqliteDatabase(path):
+        pass  # nobody holds its lock
 
 
 async def test_a_store_of_a_newer_version_is_refused_with_a_sentence(

@@ -62,7 +62,15 @@ class SqliteDatabase:
         self._reads_unlocked = threading.Lock()
 
     async def __aenter__(self) -> Self:
-        await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._open)
+        opening = asyncio.get_running_loop().run_in_executor(self._writer_thread, self._open)
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on: what it opens is closed before anybody believes that nothing is open.
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                await asyncio.to_thread(self._close)
+            raise
         return self
 
     async def __aexit__(
