@@ -12,7 +12,7 @@ import random
 # While the exchange is away it is tried once in so many seconds at most, by one connection of a market.
 PROBE_MOST_S = 5.0
 # Within so many seconds the others follow once it is back.
-FOLLOW_WITHIN_S = 2.0
+FOLLOW_WITHIN_S = 1.0
 
 
 class Comeback:
