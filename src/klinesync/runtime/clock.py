@@ -82,8 +82,7 @@ class _Clock:
         """The newest stamp, and the time since at the clock's speed."""
         if self.newest is None:
             return None
-        speed = 1.0 if self.speed is None else self.speed
-        return self.newest.ms + int(max(0.0, now_s - self.newest.at_s) * 1000 * speed)
+        return self.showed_ms(max(now_s, self.newest.at_s), 1.0 if self.speed is None else self.speed)
 
     def showed_ms(self, then_s: float, speed: float) -> int | None:
         """What the clock showed at some moment, before the newest stamp or after it, if it goes at that speed."""
@@ -201,11 +200,10 @@ class ExchangeClock:
 
     def least_ms(self, now_s: float) -> int | None:
         """What time it is there at least, unless the clock goes slower than ours and was not asked since."""
-        stamps = [one for one in (self._rest, self._frames) if one.newest is not None]
         found = [
-            one.newest.ms + int(max(0.0, now_s - one.newest.at_s) * 1000 * min(1.0, one.speed or 1.0))
-            for one in stamps
-            if one.newest is not None
+            ms
+            for one in (self._rest, self._frames)
+            if (ms := one.showed_ms(now_s, min(1.0, one.speed or 1.0))) is not None
         ]
         if not found:
             return None
