@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from klinesync.runtime.logs import HANDLER
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("klinesync", deadline=None)
 settings.load_profile("klinesync")
+
+
+# Children inherit signals that are ignored here, as under `nohup` or behind a script's `&`; not those with a handler.
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
