@@ -16,6 +16,7 @@ from venue_service import first_closes, hurry, is_final, series_of, serving, unt
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import reach
+from klinesync.ingest.ccxt_source import CcxtSource
 from running_service import Service
 from venues import faults
 from venues.bybit import Bybit
@@ -62,6 +63,12 @@ async def test_a_date_that_is_ahead_closes_no_candle_before_its_end(tmp_path: Pa
                 assert is_final(venue, close)
 
 
+def requests_waiting(service: Service) -> int:
+    source = service.runtime.exchanges._others["kraken"].source
+    assert isinstance(source, CcxtSource)
+    return source.client.turns.waiting
+
+
 async def test_clients_that_leave_while_their_requests_wait_end_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,7 +80,7 @@ async def test_clients_that_leave_while_their_requests_wait_end_nothing(
             for _ in range(2):
                 async with watching(service, [kraken], [series_of(kraken, base) for base in bases]):
                     await until(lambda: len(service.runtime.exchanges.followed()) == 21, "they are followed")
-                    await asyncio.sleep(1.0)
+                    await until(lambda: requests_waiting(service) >= 10, "their requests wait")
             await until(lambda: service.runtime.exchanges.followed() == [pinned], "only the pinned one is followed")
             left_ms = kraken.now_ms()
             await until(lambda: len(first_closes(closes, kraken, left_ms)) >= 2, "the pinned one goes on")

@@ -10,6 +10,8 @@ import pytest
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.market_data.read_services import CatchUp
+from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.ws import hub as hub_module
 from klinesync.ws.frames import payload_of, text_frame
 from klinesync.ws.hub import CandleHub, Client, Outbox
@@ -118,3 +120,39 @@ def test_a_catch_up_alone_is_no_slowness() -> None:
 
     most = hub_module.ROOM_MESSAGES + 2 * CATCH_UP_MAX_CANDLES  # a gap before each candle
     assert most <= hub_module.OUTBOX_MAX_MESSAGES // 2
+
+
+class LateReader:
+    """The store is ahead of what is published: two of its candles come while the catch-up is read, two come later."""
+
+    def __init__(self, hub: CandleHub) -> None:
+        self._hub = hub
+
+    async def check_known_or_stored(self, series: SeriesId) -> None:
+        pass
+
+    async def catch_up(self, series: SeriesId, since: int | None) -> CatchUp:
+        publish(self._hub, range(1, 3))
+        return CatchUp([], 60, 0, 4, [], 240)
+
+
+async def test_caught_up_names_the_newest_candle_that_was_sent_where_the_store_is_ahead_of_it() -> None:
+    hub, wire = CandleHub(), Wire()
+    reader = LateReader(hub)
+    coordinator = WsSubscriptionCoordinator(hub, reader, lambda _: "live", None, lambda _: 300.0)  # type: ignore[arg-type]
+    client = Client(wire)
+    coordinator.connected(client)
+    await coordinator.handle(client, json.dumps({"type": "subscribe", "series_id": str(BTC), "ack": True}))
+    publish(hub, range(3, 5))
+    told = [
+        (one["type"], one["head_time"] if one["type"] != "candle_closed" else one["candle"]["candle_time"])  # type: ignore[index]
+        for one in wire.messages()
+    ]
+    assert told == [
+        ("subscribed", 240),
+        ("candle_closed", 60),
+        ("candle_closed", 120),
+        ("caught_up", 120),
+        ("candle_closed", 180),
+        ("candle_closed", 240),
+    ]

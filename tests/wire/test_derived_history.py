@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from math import isclose
 from pathlib import Path
@@ -53,6 +53,24 @@ async def reading(
     given = {"enable_whitelist_ingest": whitelist_ingest, "audit_interval_s": "0"} | flags
     async with running_service(store, exchange, **given) as service:
         yield service
+
+
+class Late:
+    """Native history whose last candle is not shown yet when it is asked for the first two times."""
+
+    def __init__(
+        self, history: Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]]
+    ) -> None:
+        self._history = history
+        self.asked = 0
+
+    async def read(
+        self, series: SeriesId, start: int, errand: Errand, last: int | None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        self.asked += 1
+        early = self.asked <= 2
+        async for one in self._history(series, start, errand, last):
+            yield HistoryPage([candle for candle in one.candles if candle.time != last], []) if early else one
 
 
 def theirs(exchange: SimServer, series: SeriesId, first: int, end: int) -> list[Candle]:
@@ -264,20 +282,12 @@ async def test_a_native_candle_that_the_exchange_does_not_show_yet_is_asked_for_
     ):
         await until_page(service, BASE, 500)
         history = service.runtime._derived_history
-        read, asked = history._history, 0
-
-        async def holding_back(series: SeriesId, start: int, errand: Errand, last: int | None) -> AsyncIterator[object]:
-            nonlocal asked
-            asked += 1
-            early = asked <= 2
-            async for one in read(series, start, errand, last):
-                yield HistoryPage([candle for candle in one.candles if candle.time != last], []) if early else one
-
-        monkeypatch.setattr(history, "_history", holding_back)
+        late = Late(history._history)
+        monkeypatch.setattr(history, "_history", late.read)
         candles: list[Candle] = []
         async with asyncio.timeout(PATIENCE_S):
             while (
-                asked < 3
+                late.asked < 3
                 or len(candles) < 100
                 or not alike(candles, theirs(exchange, hours, candles[0].time, candles[-1].time + 1))
             ):
@@ -303,18 +313,10 @@ async def test_a_native_candle_that_no_clock_proves_is_asked_for_again_though_no
     ):
         await until_page(service, BASE, 30, limit=30)  # a longer page has older ones of the base fetched
         history = service.runtime._derived_history
-        read, asked = history._history, 0
-
-        async def holding_back(series: SeriesId, start: int, errand: Errand, last: int | None) -> AsyncIterator[object]:
-            nonlocal asked
-            asked += 1
-            early = asked <= 2
-            async for one in read(series, start, errand, last):
-                yield HistoryPage([candle for candle in one.candles if candle.time != last], []) if early else one
-
-        monkeypatch.setattr(history, "_history", holding_back)
+        late = Late(history._history)
+        monkeypatch.setattr(history, "_history", late.read)
         history.ensure(hours)
-        await until(lambda: asked > 2, "what was held back is asked for again")
+        await until(lambda: late.asked > 2, "what was held back is asked for again")
         candles = await until_page(service, hours, 100, limit=100)
         assert alike(candles, theirs(exchange, hours, candles[0].time, candles[-1].time + 1))
 
