@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -420,6 +420,23 @@ def test_what_was_asked_for_in_vain_waits_twice_as_long_each_time_up_to_a_limit(
     most = [min(FIRST_RETRY_S * 2**turn, MOST_RETRY_S) for turn in range(20)]
     assert all(0.75 * limit <= wait <= limit for wait, limit in zip(waits, most, strict=True))
     assert in_vain(Need(span(0, 1), "a test"), 100.0, rng, at_least_s=500.0).due_s == 600.0
+
+
+def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> None:
+    queue, rng = HealQueue(), random.Random(0)
+    queue.request(BTC, span(1, 2), "declared gap")
+    queue.request(ETH, span(1, 2), "declared gap")
+    for _ in range(2):
+        work = queue.take(0.0)
+        assert isinstance(work, Fetch)
+        queue.settle(work, [in_vain(replace(need, vain=5), 0.0, rng) for need in work.needs])
+    assert queue.take(1.0) is None
+    queue.retry_now(BTC)
+    queue.retry_now(SeriesId.parse("binance:spot:NONE/USDT:1m"))
+    work = queue.take(1.0)
+    assert isinstance(work, Fetch)
+    assert (work.series, [need.vain for need in work.needs]) == (BTC, [0])
+    assert queue.take(1.0) is None
 
 
 def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() -> None:

@@ -127,11 +127,12 @@ class IngestSupervisor:
     """Follows series of one exchange, until `run` is cancelled.
 
     `notice(series, status)` tells clients of each change of a stream's state; `heal(series, span, reason)` is asked
-    to fill what live could not wait for, `heal_declared(series)` to fill all declared gaps. A first history has
-    `first_history_candles`; of what a series that was away missed the newest `most_tail_candles` are read at once, what
-    is older is left to `heal`. `one_list_decides`: a symbol that no list had is not traded by the first whole list, as
-    such a list comes in one piece. `room`: what the exchange has room for. `audit_interval_s` 0: no audit. `wall_s`:
-    UTC seconds by this machine, for times that are told while the exchange's is not known.
+    to fill what live could not wait for, `heal_declared(series)` to fill all declared gaps of a symbol that is listed
+    again. A first history has `first_history_candles`; of what a series that was away missed the newest
+    `most_tail_candles` are read at once, what is older is left to `heal`. `one_list_decides`: a symbol that no list had
+    is not traded by the first whole list, as such a list comes in one piece. `room`: what the exchange has room for.
+    `audit_interval_s` 0: no audit. `wall_s`: UTC seconds by this machine, for times that are told while the exchange's
+    is not known.
     """
 
     def __init__(

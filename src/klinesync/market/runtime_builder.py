@@ -235,7 +235,7 @@ def build_market_runtime(
             base_of=derived.base_of,
             notice=teller.stream,
             heal=backfill.request if heals else None,
-            heal_declared=backfill.request_declared if heals else None,
+            heal_declared=backfill.retry_declared if heals else None,
             history_watch=board.watch(),
             first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
             most_tail_candles=flags.market_auto_tail_backfill_max_candles,

@@ -167,6 +167,12 @@ class BackfillService:
         self._queue.look(series)
         self._changed.set()
 
+    def retry_declared(self, series: SeriesId) -> None:
+        """The same for a series that the exchange lists again: needs that failed before do not wait for their next
+        retry."""
+        self._queue.retry_now(series)
+        self.request_declared(series)
+
     async def backfill(
         self, series: SeriesId, span: Span, on_progress: Callable[[BackfillProgress], None] = lambda _: None
     ) -> BackfillProgress:

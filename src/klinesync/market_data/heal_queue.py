@@ -185,6 +185,12 @@ class HealQueue:
         """The store may have declared gaps of the series."""
         self._lines.setdefault(series, _Line()).look = True
 
+    def retry_now(self, series: SeriesId) -> None:
+        """The exchange's history of the series may have changed: every pending need of it is due at once, with its
+        retry interval back at the first."""
+        if (line := self._lines.get(series)) is not None:
+            self._wait(series, [replace(need, vain=0, due_s=float("-inf")) for need in line.needs])
+
     def take(self, now_s: float, *, urgent_only: bool = False) -> Look | Fetch | None:
         """The next piece of work, what is urgent first; None when nothing is due."""
         for series in self._urgent:
