@@ -167,7 +167,7 @@ async def test_a_forming_candle_is_shown_and_not_stored(service: Service) -> Non
         assert message == {"type": "candle_forming", "series_id": BTC, "candle": shown}
         # What is derived of it follows once its bucket was read.
         message = {"series_id": BTC}
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while message["series_id"] == BTC:
                 await service.post("/api/market/ingest/candle_forming", {"series_id": BTC, "candle": shown})
                 message = await socket.receive_json()

@@ -159,7 +159,7 @@ async def test_the_stream_shows_the_candle_in_progress_and_its_end(kind: type[Ve
         client = maker(venue)(venue.name)
         try:
             seen: dict[int, list[float]] = {}
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while len(seen) < 4:
                     for row in await client.watch_ohlcv("BTC/USDT", "1m"):
                         seen[row[0]] = list(row)

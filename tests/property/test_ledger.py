@@ -373,7 +373,7 @@ async def pipeline_of(database: InThreadSqliteDatabase, step: LedgerStep) -> Asy
     pipeline = IngestPipeline(database, DerivedStep(BTC.timeframe, []), step, lambda _: None, lambda: 0.0, tell=tell)
     task = asyncio.create_task(pipeline.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             yield pipeline, up_to_date
     finally:
         task.cancel()

@@ -42,7 +42,7 @@ class Exchange:
 
 
 async def settle(exchange: Exchange, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(exchange.carried) < count:
             await asyncio.sleep(0.001)
 

@@ -135,7 +135,7 @@ async def test_a_defect_in_one_series_disturbs_no_other(tmp_path: Path, monkeypa
     monkeypatch.setattr(IngestFeed, "closed", breaks)
     flags = {"whitelist": f"{SPOT},{FUTURES}", "derived_timeframes": "5m"}
     async with SimServer(SimConfig(speed=SPEED)) as exchange, running_service(tmp_path / "s", exchange, **flags) as one:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(broken) < 3:
                 await asyncio.sleep(0.05)
         await whole(one)

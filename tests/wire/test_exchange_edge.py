@@ -486,7 +486,7 @@ async def test_holes_of_a_delisted_symbol_are_filled_once_it_is_traded_again(
             times = [candle.time for candle in await stored(service, SPOT_ETH) if candle.time <= first]
             return times == list(range(old.start, first + 60, 60))
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not await filled():
                 await asyncio.sleep(0.1)
 

@@ -127,7 +127,7 @@ async def heard(
     """The first `count` updates."""
     seen: list[Update] = []
     async with (
-        asyncio.timeout(30),
+        asyncio.timeout(60),
         aclosing(follow(url, BTC, since, what=what, wait_out_refusals=wait_out_refusals)) as updates,
     ):
         async for update in updates:

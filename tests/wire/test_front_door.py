@@ -48,7 +48,7 @@ async def raw(service: Service, request: bytes, *more: bytes) -> tuple[int, dict
         for part in (request, *more):
             writer.write(part)
             await asyncio.sleep(0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             answer = await reader.read()
     finally:
         writer.close()
@@ -343,7 +343,7 @@ async def test_a_handshake_behind_an_unanswered_request_is_refused_and_keeps_no_
     for _ in range(status_service.MAX_STREAMS + 1):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(stream)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"GET /ws/market" + UPGRADE + KEY + b"\r\n")
             assert b" 101 " not in await reader.read()
@@ -399,7 +399,7 @@ async def test_a_head_that_never_ends_is_cut_off(service: Service, begin: bytes,
     writer.write(begin)
 
     async def go_on() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 writer.write(piece)
                 await writer.drain()
@@ -429,7 +429,7 @@ async def test_bodies_and_pipelined_requests_do_not_count_as_heads(service: Serv
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(post + body + post + body)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 999 + GET + b"\r\n")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         answer = await reader.read()
     writer.close()
     assert answer.count(b"HTTP/1.1 200 OK") == 1002
@@ -441,7 +441,7 @@ async def test_who_does_not_finish_a_request_is_cut_off(service: Service, monkey
         port = int(service.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(begin)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert b" 408 " in await reader.read()
         writer.close()
 
@@ -469,7 +469,7 @@ async def test_connections_are_bounded_and_one_that_ends_makes_room(
             assert (status, answer["code"]) == (503, "too_many_connections")
             await first.close()
             await until(lambda: service.runtime.hub.clients == 1, "the first is gone")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while (await raw(service, GET + b"\r\n"))[0] != 200:
                     await asyncio.sleep(0.01)
 

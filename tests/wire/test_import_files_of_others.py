@@ -229,7 +229,7 @@ async def test_work_in_a_thread_stops_when_it_is_cancelled() -> None:
     task = asyncio.create_task(stoppable(work), name="work")
     await begun.wait()
     task.cancel()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await over.wait()
 
 

@@ -52,7 +52,7 @@ def head(length: int) -> bytes:
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], dict[str, object]]:
     """Status, headers and body of one answer."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
@@ -117,7 +117,7 @@ async def test_a_drip_is_ended_although_bytes_come(service: Service, monkeypatch
     reader, writer = await connected(service)
     writer.write(head(1 << 20))
     answered = asyncio.create_task(answer(reader))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not answered.done():
             writer.write(b" ")
             await asyncio.sleep(0.01)
