@@ -41,7 +41,7 @@ from klinesync.market.app import bind, create_app, create_server
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.flags import load_flags
 from klinesync.storage.chunks import chunk_of, unpack
-from klinesync.ws.protocol import CandleOut
+from klinesync.ws.messages import CandleOut
 
 SERIES = [SeriesId.parse(f"binance:spot:COIN{number}/USDT:1m") for number in range(20)]
 HISTORY = 20_000

@@ -1,13 +1,24 @@
-// The words of drawings: draw deltas, instructions and the catalogue of what can be shown, read tolerantly. What this
-// page does not understand is passed over, one instruction at a time.
+// Drawings as data: draw deltas, instructions and the catalogue of layers, parsed tolerantly. An instruction that this
+// page does not understand is skipped; the others are drawn.
 
-import { asFields, type Fields, numberOf, textOf } from "./json.ts";
+import { asFields, type Fields, keyOf, listOf, numberOf, textOf } from "./json.ts";
+import type {
+  CursorAnswer,
+  DrawDeltaAnswer,
+  FactorAnswer,
+  FactorCatalogAnswer,
+  FeatureAnswer,
+  InstructionAnswer,
+  MarkerAnswer,
+  PointAnswer,
+  PolylineAnswer,
+} from "./messages.ts";
 
-/** A value at a candle; time in UTC seconds of its open. */
+/** A value at a candle. `time`: the candle's open time. */
 export interface Point {
   readonly time: number;
   readonly value: number;
-  /** The next point is not that of the next candle: no line leads there. */
+  /** The next point does not belong to the next candle: no line is drawn to it. */
   readonly breaks?: boolean;
 }
 
@@ -15,12 +26,14 @@ export interface Marker {
   readonly type: "marker";
   readonly feature: string;
   readonly time: number;
-  readonly position: "aboveBar" | "belowBar";
+  readonly position: MarkerAnswer["position"];
   readonly color: string;
-  readonly shape: "circle" | "arrowUp" | "arrowDown";
+  readonly shape: MarkerAnswer["shape"];
   readonly text: string;
   readonly size: number;
 }
+
+type LineStyle = NonNullable<PolylineAnswer["lineStyle"]>;
 
 export interface Polyline {
   readonly type: "polyline";
@@ -28,12 +41,12 @@ export interface Polyline {
   readonly points: readonly Point[];
   readonly color: string;
   readonly lineWidth: number;
-  readonly lineStyle: "solid" | "dashed" | "dotted";
-  /** The zone of which this is one edge; null for a line by itself. */
+  readonly lineStyle: LineStyle;
+  /** The zone that this line is an edge of; null for a line of its own. */
   readonly edge: Edge | null;
 }
 
-/** One of the two lines around a zone, which are told apart by the ends of their ids: `…:top` and `…:bottom`. */
+/** One of the two lines around a zone. Their instruction ids end with `:top` and `:bottom`. */
 export interface Edge {
   readonly zone: string;
   readonly side: "top" | "bottom";
@@ -43,12 +56,12 @@ export type Definition = Marker | Polyline;
 
 export interface Instruction {
   readonly id: string;
-  /** From when on it is known; null when that is not told. */
+  /** Open time of the candle at which the drawing became known; null when the service does not say. */
   readonly visibleTime: number | null;
   readonly definition: Definition;
 }
 
-/** Up to where a reader knows. */
+/** Position of a reader in the ledger: the newest drawing and the newest point received. */
 export interface Cursor {
   readonly versionId: number;
   readonly pointTime: number;
@@ -57,7 +70,7 @@ export interface Cursor {
 export interface DrawDelta {
   readonly series: string | null;
   readonly epoch: number | null;
-  /** The newest candle that the drawings know; null for a series without candles. */
+  /** Open time of the newest candle that the drawings cover; null for a series without candles. */
   readonly to: number | null;
   readonly active: readonly string[];
   readonly patch: readonly Instruction[];
@@ -65,10 +78,10 @@ export interface DrawDelta {
   readonly cursor: Cursor;
 }
 
-export type Pane = "price" | "own";
-export type LineLook = "line" | "dashed" | "histogram";
+export type Pane = NonNullable<FactorAnswer["pane"]>;
+export type LineLook = NonNullable<FeatureAnswer["style"]>;
 
-/** Something that can be shown or hidden: a feature of the drawings, or an output of an indicator. */
+/** Something that the reader can show or hide: a feature of the drawings, or an output of an indicator. */
 export interface Layer {
   readonly key: string;
   readonly label: string;
@@ -76,7 +89,7 @@ export interface Layer {
   readonly look: LineLook;
 }
 
-/** What belongs together: a factor. `pane` is where its values are drawn; null for what has none, or was not told. */
+/** The layers of one factor. `pane`: where the values of an indicator are drawn; null for a factor without values. */
 export interface LayerGroup {
   readonly key: string;
   readonly label: string;
@@ -84,102 +97,96 @@ export interface LayerGroup {
   readonly layers: readonly Layer[];
 }
 
-/** The body of `GET /api/draw/delta`; null when it is something else. */
+const POSITIONS: Readonly<Record<Marker["position"], true>> = { aboveBar: true, belowBar: true };
+const SHAPES: Readonly<Record<Marker["shape"], true>> = { circle: true, arrowUp: true, arrowDown: true };
+const LINE_STYLES: Readonly<Record<LineStyle, true>> = { solid: true, dashed: true, dotted: true };
+const LOOKS: Readonly<Record<LineLook, true>> = { line: true, dashed: true, histogram: true };
+const PANES: Readonly<Record<Pane, true>> = { price: true, own: true };
+
+/** The body of `GET /api/draw/delta`; null for anything else. */
 export function parseDrawDelta(body: unknown): DrawDelta | null {
-  const fields = asFields(body);
-  const cursor = asFields(fields?.["next_cursor"]);
-  const active = fields?.["active_ids"];
-  const patch = fields?.["instruction_catalog_patch"];
-  const points = asFields(fields?.["series_points"]);
+  const fields = asFields<DrawDeltaAnswer>(body);
+  const cursor = asFields<CursorAnswer>(fields?.next_cursor);
+  const active = fields?.active_ids;
+  const patch = fields?.instruction_catalog_patch;
   if (fields === null || cursor === null || !Array.isArray(active) || !Array.isArray(patch)) return null;
+  const points = asFields<Record<string, unknown>>(fields.series_points) ?? {};
   return {
-    series: textOf(fields["series_id"]),
-    epoch: numberOf(fields["epoch"]),
-    to: numberOf(fields["to_candle_time"]),
-    active: active.filter((id): id is string => typeof id === "string"),
-    patch: patch.map(parseInstruction).filter((one) => one !== null),
-    points: new Map(Object.entries(points ?? {}).map(([name, held]) => [name, parsePoints(held)])),
-    cursor: { versionId: numberOf(cursor["version_id"]) ?? 0, pointTime: numberOf(cursor["point_time"]) ?? 0 },
+    series: textOf(fields.series_id),
+    epoch: numberOf(fields.epoch),
+    to: numberOf(fields.to_candle_time),
+    active: listOf(active, textOf),
+    patch: listOf(patch, parseInstruction),
+    points: new Map(Object.entries(points).map(([name, values]) => [name, listOf(values, parsePoint)])),
+    cursor: { versionId: numberOf(cursor.version_id) ?? 0, pointTime: numberOf(cursor.point_time) ?? 0 },
   };
 }
 
 /** The body of `GET /api/factor/catalog`. */
 export function parseCatalogue(body: unknown): LayerGroup[] {
-  const factors = asFields(body)?.["factors"];
-  if (!Array.isArray(factors)) return [];
-  return factors.map(parseGroup).filter((group) => group !== null);
+  return listOf(asFields<FactorCatalogAnswer>(body)?.factors, parseGroup);
 }
 
 function parseGroup(value: unknown): LayerGroup | null {
-  const fields = asFields(value);
-  const key = textOf(fields?.["key"]);
+  const fields = asFields<FactorAnswer>(value);
+  const key = textOf(fields?.key);
   if (fields === null || key === null) return null;
-  const label = textOf(fields["label"]) ?? key;
-  const shown = fields["default_visible"] !== false;
-  const subFeatures = fields["sub_features"];
-  const layers = Array.isArray(subFeatures)
-    ? subFeatures.map((one) => parseLayer(one, label, shown)).filter((layer) => layer !== null)
-    : [];
-  const itself: Layer = { key, label, defaultVisible: shown, look: lookOf(fields["style"]) };
-  const pane = fields["pane"];
-  return {
-    key,
-    label,
-    pane: pane === "price" || pane === "own" ? pane : null,
-    layers: layers.length > 0 ? layers : [itself],
-  };
+  const label = textOf(fields.label) ?? key;
+  const defaultVisible = fields.default_visible !== false;
+  const layers = listOf(fields.sub_features, (feature) => parseLayer(feature, label, defaultVisible));
+  const ownLayer: Layer = { key, label, defaultVisible, look: "line" };
+  return { key, label, pane: keyOf(PANES, fields.pane), layers: layers.length > 0 ? layers : [ownLayer] };
 }
 
-function parseLayer(value: unknown, group: string, groupShown: boolean): Layer | null {
-  const fields = asFields(value);
-  const key = textOf(fields?.["key"]);
+function parseLayer(value: unknown, group: string, groupVisible: boolean): Layer | null {
+  const fields = asFields<FeatureAnswer>(value);
+  const key = textOf(fields?.key);
   if (fields === null || key === null) return null;
   return {
     key,
-    label: within(group, textOf(fields["label"]) ?? key),
-    defaultVisible: groupShown && fields["default_visible"] !== false,
-    look: lookOf(fields["style"]),
+    label: labelWithin(group, textOf(fields.label) ?? key),
+    defaultVisible: groupVisible && fields.default_visible !== false,
+    look: lookOf(fields.style),
   };
 }
 
-/** What `BBANDS(20) upperband` is called beside its group, `BBANDS(20)`. */
-function within(group: string, label: string): string {
+/** `upperband` for `BBANDS(20) upperband` in the group `BBANDS(20)`. */
+function labelWithin(group: string, label: string): string {
   return label.startsWith(`${group} `) ? label.slice(group.length + 1) : label;
 }
 
 function lookOf(style: unknown): LineLook {
-  return style === "histogram" || style === "dashed" ? style : "line";
+  return keyOf(LOOKS, style) ?? "line";
 }
 
 function parseInstruction(value: unknown): Instruction | null {
-  const fields = asFields(value);
-  const id = textOf(fields?.["instruction_id"]);
-  const definition = asFields(fields?.["definition"]);
+  const fields = asFields<InstructionAnswer>(value);
+  const id = textOf(fields?.instruction_id);
+  const definition = asFields<InstructionAnswer["definition"]>(fields?.definition);
   if (id === null || definition === null) return null;
   const parsed =
-    definition["type"] === "marker"
+    definition.type === "marker"
       ? parseMarker(definition)
-      : definition["type"] === "polyline"
+      : definition.type === "polyline"
         ? parsePolyline(definition, edgeOf(id))
         : null;
-  return parsed === null ? null : { id, visibleTime: numberOf(fields?.["visible_time"]), definition: parsed };
+  return parsed === null ? null : { id, visibleTime: numberOf(fields?.visible_time), definition: parsed };
 }
 
-function parseMarker(fields: Fields): Marker | null {
-  const feature = textOf(fields["feature"]);
-  const time = numberOf(fields["time"]);
-  const color = textOf(fields["color"]);
+function parseMarker(fields: Fields<MarkerAnswer>): Marker | null {
+  const feature = textOf(fields.feature);
+  const time = numberOf(fields.time);
+  const color = textOf(fields.color);
   if (feature === null || time === null || color === null) return null;
-  const shape = fields["shape"];
   return {
     type: "marker",
     feature,
     time,
-    position: fields["position"] === "belowBar" ? "belowBar" : "aboveBar",
+    position: keyOf(POSITIONS, fields.position) ?? "aboveBar",
     color,
-    shape: shape === "arrowUp" || shape === "arrowDown" ? shape : "circle",
-    text: textOf(fields["text"]) ?? "",
-    size: numberOf(fields["size"]) ?? 1,
+    shape: keyOf(SHAPES, fields.shape) ?? "circle",
+    text: textOf(fields.text) ?? "",
+    size: numberOf(fields.size) ?? 1,
   };
 }
 
@@ -188,31 +195,25 @@ function edgeOf(id: string): Edge | null {
   return side === "top" || side === "bottom" ? { zone, side } : null;
 }
 
-function parsePolyline(fields: Fields, edge: Edge | null): Polyline | null {
-  const feature = textOf(fields["feature"]);
-  const color = textOf(fields["color"]);
-  const points = parsePoints(fields["points"]);
+function parsePolyline(fields: Fields<PolylineAnswer>, edge: Edge | null): Polyline | null {
+  const feature = textOf(fields.feature);
+  const color = textOf(fields.color);
+  const points = listOf(fields.points, parsePoint);
   if (feature === null || color === null || points.length < 2) return null;
-  const style = fields["lineStyle"];
   return {
     type: "polyline",
     feature,
     points,
     color,
-    lineWidth: numberOf(fields["lineWidth"]) ?? 1,
-    lineStyle: style === "dashed" || style === "dotted" ? style : "solid",
+    lineWidth: numberOf(fields.lineWidth) ?? 1,
+    lineStyle: keyOf(LINE_STYLES, fields.lineStyle) ?? "solid",
     edge,
   };
 }
 
-function parsePoints(value: unknown): Point[] {
-  if (!Array.isArray(value)) return [];
-  const points: Point[] = [];
-  for (const one of value) {
-    const fields = asFields(one);
-    const time = numberOf(fields?.["time"]);
-    const height = numberOf(fields?.["value"]);
-    if (time !== null && height !== null) points.push({ time, value: height });
-  }
-  return points;
+function parsePoint(value: unknown): Point | null {
+  const fields = asFields<PointAnswer>(value);
+  const time = numberOf(fields?.time);
+  const number = numberOf(fields?.value);
+  return time === null || number === null ? null : { time, value: number };
 }

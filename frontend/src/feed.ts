@@ -9,7 +9,7 @@ import {
   parseMessage,
   parseRefusal,
   PING_MESSAGE,
-  type ServerMessage,
+  type Message,
   subscribeMessage,
   unsubscribeMessage,
 } from "./wire.ts";
@@ -305,7 +305,7 @@ export class Feed {
     }
   }
 
-  #take(message: ServerMessage): void {
+  #take(message: Message): void {
     if (message.type === "pong" || message.type === "unknown") return;
     // Without its history a series has nothing that live candles could join.
     if (message.series !== null && (message.series !== this.#series?.id || this.#history.kind !== "ready")) return;
@@ -363,7 +363,7 @@ export class Feed {
     this.events.changed(change);
   }
 
-  #system({ event, message, state, detail }: Extract<ServerMessage, { type: "system" }>): void {
+  #system({ event, message, state, detail }: Extract<Message, { type: "system" }>): void {
     if (event === "resync") {
       this.#reload();
       return;

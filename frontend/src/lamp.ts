@@ -5,7 +5,8 @@
 import type { Connection } from "./connection.ts";
 import { exchangeName, formatAge, formatClock, marketName } from "./format.ts";
 import type { Series } from "./series.ts";
-import type { ExchangeStatus, SeriesHealth, ServiceStatus } from "./status.ts";
+import type { ExchangeStatus, HealthReason, SeriesHealth, ServiceReason, ServiceStatus } from "./status.ts";
+import { keyOf } from "./json.ts";
 import { STATUS_OLD_MS, type Told, type TellingOf } from "./status-feed.ts";
 
 /** `off`: what is stored is shown, and nothing is followed. */
@@ -71,7 +72,7 @@ const STREAMS: Readonly<Record<string, Verdict>> = {
 };
 
 /** A series' health in words; `up_to_date` needs none. */
-const HEALTH: Readonly<Record<string, string>> = {
+const HEALTH: Readonly<Record<HealthReason, string>> = {
   up_to_date: "up to date",
   backfill_running: "history is being read",
   backfill_recent: "history was read a moment ago; the newest candles are not there yet",
@@ -85,7 +86,7 @@ const HEALTH: Readonly<Record<string, string>> = {
 };
 
 /** The reasons of the service's status in words. */
-const SERVICE: Readonly<Record<string, string>> = {
+const SERVICE: Readonly<Record<ServiceReason, string>> = {
   store_unavailable: "the store does not answer",
   exchange_refuses: "an exchange refuses the service",
   exchange_unreachable: "an exchange is unreachable",
@@ -256,12 +257,16 @@ function toneOf(level: ServiceStatus["level"]): Tone {
 }
 
 function healthWords(reason: string | null): string {
-  return reason === null ? "unknown" : (HEALTH[reason] ?? words(reason));
+  if (reason === null) return "unknown";
+  const code = keyOf(HEALTH, reason);
+  return code === null ? words(reason) : HEALTH[code];
 }
 
 /** A code such as `exchange_unreachable` as words; a sentence stays. */
 function words(reason: string | null): string {
-  return reason === null ? "" : (SERVICE[reason] ?? reason.replaceAll("_", " "));
+  if (reason === null) return "";
+  const code = keyOf(SERVICE, reason);
+  return code === null ? reason.replaceAll("_", " ") : SERVICE[code];
 }
 
 /** With a capital letter and a full stop; null for no text. */

@@ -1,31 +1,43 @@
-// The state of the service and of one series as the service tells it: `GET /api/market/status` and
-// `GET /api/market/health`, read tolerantly. What is missing becomes null, never a good state.
+// The state of the service and the health of one series: `GET /api/market/status` and `GET /api/market/health`, parsed
+// tolerantly. A missing value becomes null, never a good state.
 
-import { asFields, numberOf, textOf } from "./json.ts";
+import { asFields, keyOf, listOf, numberOf, textOf } from "./json.ts";
+import type {
+  BackfillAnswer,
+  GapsAnswer,
+  HealthAnswer,
+  MarketStatusAnswer,
+  ServiceStatusAnswer,
+  StoreStatusAnswer,
+  StreamAnswer,
+} from "./messages.ts";
 
-export type Level = "green" | "yellow" | "red";
-export type ExchangeState = "live" | "degraded" | "unreachable" | "idle" | "unknown";
+export type Level = ServiceStatusAnswer["status"];
+/** Codes of `status_reason` that this page has sentences for. */
+export type ServiceReason = ServiceStatusAnswer["status_reason"];
+export type HealthReason = HealthAnswer["status_reason"];
+export type ExchangeState = MarketStatusAnswer["state"] | "unknown";
 
 /** One market of one exchange. */
 export interface ExchangeStatus {
   readonly exchange: string;
   readonly market: string;
   readonly state: ExchangeState;
-  /** Why, in a sentence; null when nothing is to be said. */
+  /** Reason as a sentence; null when the service gives none. */
   readonly detail: string | null;
 }
 
 export interface ServiceStatus {
-  /** null for a word that this page does not know. */
+  /** null for a level that this page does not know. */
   readonly level: Level | null;
   readonly reason: string | null;
   readonly exchanges: readonly ExchangeStatus[];
-  /** null where the service does not say. */
+  /** null when the service does not report the state of its store. */
   readonly storeOk: boolean | null;
   readonly storeDetail: string | null;
 }
 
-/** Missing candles of a series, by what is known of them. */
+/** Missing candles of a series, counted by state. */
 export interface GapCounts {
   readonly unknown: number;
   readonly healing: number;
@@ -40,60 +52,66 @@ export interface SeriesHealth {
   /** `stream.state`: off, subscribed, live, stale, rest_fallback, reconnecting, delisted. */
   readonly stream: string | null;
   readonly streamDetail: string | null;
-  /** How old the newest frame of the stream was when this was told, in seconds of the exchange. */
+  /** Age of the stream's newest frame at the time of the answer, in seconds of the exchange. */
   readonly frameAge: number | null;
   readonly backfill: string | null;
   readonly gaps: GapCounts;
 }
 
-/** The body of `GET /api/market/status`; null when it is something else. */
+const LEVELS: Readonly<Record<Level, true>> = { green: true, yellow: true, red: true };
+const EXCHANGE_STATES: Readonly<Record<MarketStatusAnswer["state"], true>> = {
+  live: true,
+  degraded: true,
+  unreachable: true,
+  idle: true,
+};
+
+/** The body of `GET /api/market/status`; null for anything else. */
 export function parseStatus(body: unknown): ServiceStatus | null {
-  const fields = asFields(body);
-  if (fields === null || typeof fields["status"] !== "string") return null;
-  const { exchanges } = fields;
-  const store = asFields(fields["store"]);
-  const ok = store?.["ok"];
+  const fields = asFields<ServiceStatusAnswer>(body);
+  if (fields === null || typeof fields.status !== "string") return null;
+  const store = asFields<StoreStatusAnswer>(fields.store);
+  const ok = store?.ok;
   return {
-    level: levelOf(fields["status"]),
-    reason: textOf(fields["status_reason"]),
-    exchanges: Array.isArray(exchanges) ? exchanges.map(parseExchange).filter((one) => one !== null) : [],
+    level: keyOf(LEVELS, fields.status),
+    reason: textOf(fields.status_reason),
+    exchanges: listOf(fields.exchanges, parseExchange),
     storeOk: typeof ok === "boolean" ? ok : null,
-    storeDetail: textOf(store?.["detail"]),
+    storeDetail: textOf(store?.detail),
   };
 }
 
-/** The body of `GET /api/market/health`; null when it is something else. */
+/** The body of `GET /api/market/health`; null for anything else. */
 export function parseHealth(body: unknown): SeriesHealth | null {
-  const fields = asFields(body);
-  const series = textOf(fields?.["series_id"]);
+  const fields = asFields<HealthAnswer>(body);
+  const series = textOf(fields?.series_id);
   if (fields === null || series === null) return null;
-  const stream = asFields(fields["stream"]);
-  const gaps = asFields(fields["gaps"]);
-  const now = numberOf(fields["now_time"]);
-  const frame = numberOf(stream?.["last_frame_at"]);
-  const count = (name: string): number => numberOf(gaps?.[name]) ?? 0;
+  const stream = asFields<StreamAnswer>(fields.stream);
+  const gaps = asFields<GapsAnswer>(fields.gaps);
+  const now = numberOf(fields.now_time);
+  const frame = numberOf(stream?.last_frame_at);
   return {
     series,
-    level: levelOf(fields["status"]),
-    reason: textOf(fields["status_reason"]),
-    stream: textOf(stream?.["state"]),
-    streamDetail: textOf(stream?.["detail"]),
+    level: keyOf(LEVELS, fields.status),
+    reason: textOf(fields.status_reason),
+    stream: textOf(stream?.state),
+    streamDetail: textOf(stream?.detail),
     frameAge: now === null || frame === null ? null : Math.max(0, now - frame),
-    backfill: textOf(asFields(fields["backfill"])?.["state"]),
-    gaps: { unknown: count("unknown"), healing: count("healing"), confirmedEmpty: count("confirmed_empty"), lost: count("lost") },
+    backfill: textOf(asFields<BackfillAnswer>(fields.backfill)?.state),
+    gaps: {
+      unknown: numberOf(gaps?.unknown) ?? 0,
+      healing: numberOf(gaps?.healing) ?? 0,
+      confirmedEmpty: numberOf(gaps?.confirmed_empty) ?? 0,
+      lost: numberOf(gaps?.lost) ?? 0,
+    },
   };
 }
 
 function parseExchange(value: unknown): ExchangeStatus | null {
-  const fields = asFields(value);
-  const exchange = textOf(fields?.["exchange"]);
-  const market = textOf(fields?.["market"]);
+  const fields = asFields<MarketStatusAnswer>(value);
+  const exchange = textOf(fields?.exchange);
+  const market = textOf(fields?.market);
   if (fields === null || exchange === null || market === null) return null;
-  const { state } = fields;
-  const known = state === "live" || state === "degraded" || state === "unreachable" || state === "idle";
-  return { exchange, market, state: known ? state : "unknown", detail: textOf(fields["detail"]) || null };
-}
-
-function levelOf(value: unknown): Level | null {
-  return value === "green" || value === "yellow" || value === "red" ? value : null;
+  const state = keyOf(EXCHANGE_STATES, fields.state) ?? "unknown";
+  return { exchange, market, state, detail: textOf(fields.detail) || null };
 }

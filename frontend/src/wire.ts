@@ -1,12 +1,23 @@
-// The service's messages, read tolerantly: unknown types and fields are passed over, nulls are allowed, and a
-// candle that is not six finite numbers is dropped rather than drawn.
+// The service's messages, parsed tolerantly: unknown types and fields are ignored, nulls are allowed, and a candle that
+// is not six finite numbers is dropped.
 
-import { asFields, type Fields, numberOf, textOf } from "./json.ts";
+import { asFields, type Fields, keyOf, listOf, numberOf, textOf } from "./json.ts";
+import type {
+  CandleOut,
+  CandlesAnswer,
+  ClientMessage,
+  ErrorAnswer,
+  GapState,
+  PageGapAnswer,
+  ServerMessage,
+  WhitelistAnswer,
+} from "./messages.ts";
 import type { Candle } from "./series.ts";
 
-export type GapState = "unknown" | "healing" | "confirmed_empty" | "lost";
+export type { GapState } from "./messages.ts";
 
-export type ServerMessage =
+/** A message of the service, as far as the page needs it. */
+export type Message =
   | { readonly type: "candles"; readonly series: string; readonly candles: Candle[]; readonly revised: boolean }
   | { readonly type: "forming"; readonly series: string; readonly candle: Candle }
   | {
@@ -23,16 +34,16 @@ export type ServerMessage =
       readonly series: string | null;
       readonly event: string;
       readonly message: string;
-      /** Where what is told stands, `succeeded` say; null where the event has no such thing. */
+      /** State of the work that the event reports, for example `succeeded`; null for an event that has none. */
       readonly state: string | null;
-      /** A reason of the event beside its message; null where the event has none. */
+      /** Reason beside the message; null for an event that has none. */
       readonly detail: string | null;
     }
   | { readonly type: "error"; readonly series: string | null; readonly code: string; readonly message: string }
   | { readonly type: "pong" }
   | { readonly type: "unknown" };
 
-/** A hole of stored candles: open times from `from` up to, but not at, `to`. */
+/** A hole of stored candles: open times from `from` (inclusive) to `to` (exclusive). */
 export interface DeclaredGap {
   readonly from: number;
   readonly to: number;
@@ -42,149 +53,151 @@ export interface DeclaredGap {
 export interface History {
   readonly series: string | null;
   readonly candles: Candle[];
-  /** What is known of the holes between these candles. */
+  /** Declared holes between these candles. */
   readonly gaps: DeclaredGap[];
 }
 
-const UNKNOWN: ServerMessage = { type: "unknown" };
+const UNKNOWN: Message = { type: "unknown" };
+const GAP_STATES: Readonly<Record<GapState, true>> = { unknown: true, healing: true, confirmed_empty: true, lost: true };
 
-/** What a frame says; `unknown` for anything that this page does not understand. */
-export function parseMessage(text: string): ServerMessage {
+type Reader<Type> = (fields: Fields<Extract<ServerMessage, { type: Type }>>) => Message | null;
+
+/** One reader for each type of message; a reader returns null for a message without a mandatory field. */
+const READERS: { readonly [Type in ServerMessage["type"]]: Reader<Type> } = {
+  candles_batch: ({ series_id, candles, revised }) =>
+    candlesMessage(series_id, listOf(candles, parseCandle), revised),
+  candle_closed: ({ series_id, candle, revised }) => candlesMessage(series_id, listOf([candle], parseCandle), revised),
+  candle_forming: (fields) => {
+    const series = textOf(fields.series_id);
+    const candle = parseCandle(fields.candle);
+    return series === null || candle === null ? null : { type: "forming", series, candle };
+  },
+  gap: (fields) => {
+    const series = textOf(fields.series_id);
+    if (series === null) return null;
+    return {
+      type: "gap",
+      series,
+      from: numberOf(fields.expected_next_time),
+      to: numberOf(fields.actual_time),
+      reason: textOf(fields.reason) ?? "missing",
+      state: gapState(fields.state),
+    };
+  },
+  subscribed: (fields) => {
+    const series = textOf(fields.series_id);
+    if (series === null) return null;
+    return { type: "subscribed", series, head: numberOf(fields.head_time), stream: textOf(fields.stream) };
+  },
+  caught_up: () => null,
+  system: (fields) => {
+    const data = asFields<{ state: string; detail: string }>(fields.data);
+    return {
+      type: "system",
+      series: textOf(fields.series_id),
+      event: textOf(fields.event) ?? "",
+      message: textOf(fields.message) ?? "",
+      state: textOf(data?.state),
+      detail: textOf(data?.detail),
+    };
+  },
+  error: (fields) => ({
+    type: "error",
+    series: textOf(fields.series_id),
+    code: textOf(fields.code) ?? "error",
+    message: textOf(fields.message) ?? "the service gave no reason",
+  }),
+  pong: () => ({ type: "pong" }),
+};
+
+/** The message in a WebSocket frame; `unknown` for a frame that the page does not understand. */
+export function parseMessage(text: string): Message {
   const fields = parseJson(text);
-  if (fields === null) return UNKNOWN;
-  const series = textOf(fields["series_id"]);
-  switch (fields["type"]) {
-    case "candles_batch":
-      return series === null ? UNKNOWN : { type: "candles", series, candles: parseCandles(fields["candles"]), revised: fields["revised"] === true };
-    case "candle_closed":
-      return series === null
-        ? UNKNOWN
-        : { type: "candles", series, candles: parseCandles([fields["candle"]]), revised: fields["revised"] === true };
-    case "candle_forming": {
-      const candle = parseCandle(fields["candle"]);
-      return series === null || candle === null ? UNKNOWN : { type: "forming", series, candle };
-    }
-    case "gap":
-      return series === null
-        ? UNKNOWN
-        : {
-            type: "gap",
-            series,
-            from: numberOf(fields["expected_next_time"]),
-            to: numberOf(fields["actual_time"]),
-            reason: textOf(fields["reason"]) ?? "missing",
-            state: gapState(fields["state"]),
-          };
-    case "subscribed":
-      return series === null
-        ? UNKNOWN
-        : { type: "subscribed", series, head: numberOf(fields["head_time"]), stream: textOf(fields["stream"]) };
-    case "system":
-      return {
-        type: "system",
-        series,
-        event: textOf(fields["event"]) ?? "",
-        message: textOf(fields["message"]) ?? "",
-        state: textOf(asFields(fields["data"])?.["state"]),
-        detail: textOf(asFields(fields["data"])?.["detail"]),
-      };
-    case "error":
-      return {
-        type: "error",
-        series,
-        code: textOf(fields["code"]) ?? "error",
-        message: textOf(fields["message"]) ?? "the service gave no reason",
-      };
-    case "pong":
-      return { type: "pong" };
-    default:
-      return UNKNOWN;
-  }
+  const type = keyOf(READERS, fields?.type);
+  return fields === null || type === null ? UNKNOWN : (READERS[type](fields) ?? UNKNOWN);
 }
 
 /** The body of `GET /api/market/candles`. */
 export function parseHistory(body: unknown): History {
-  const fields = asFields(body);
-  const gaps = fields?.["gaps"];
+  const fields = asFields<CandlesAnswer>(body);
   return {
-    series: textOf(fields?.["series_id"]),
-    candles: parseCandles(fields?.["candles"]),
-    gaps: Array.isArray(gaps) ? gaps.map(parseGap).filter((gap) => gap !== null) : [],
+    series: textOf(fields?.series_id),
+    candles: listOf(fields?.candles, parseCandle),
+    gaps: listOf(fields?.gaps, parseGap),
   };
 }
 
-/** The body of `GET /api/market/whitelist`. */
+/** The series ids in the body of `GET /api/market/whitelist`. */
 export function parseWhitelist(body: unknown): string[] {
-  const ids = asFields(body)?.["series_ids"];
-  return Array.isArray(ids) ? ids.filter((id): id is string => typeof id === "string") : [];
+  return listOf(asFields<WhitelistAnswer>(body)?.series_ids, textOf);
 }
 
-/** What the service computes from a base timeframe; `base` is null when it computes nothing. */
+/** The timeframes that the service derives from a base timeframe; `base` is null when it derives none. */
 export interface Derived {
   readonly base: string | null;
   readonly timeframes: readonly string[];
 }
 
+/** The derived timeframes in the body of `GET /api/market/whitelist`. */
 export function parseDerived(body: unknown): Derived {
-  const fields = asFields(body);
-  const timeframes = fields?.["derived_timeframes"];
-  return {
-    base: textOf(fields?.["derived_base_timeframe"]),
-    timeframes: Array.isArray(timeframes) ? timeframes.filter((one): one is string => typeof one === "string") : [],
-  };
+  const fields = asFields<WhitelistAnswer>(body);
+  return { base: textOf(fields?.derived_base_timeframe), timeframes: listOf(fields?.derived_timeframes, textOf) };
 }
 
 /** The sentence of an error answer. FastAPI's own answers hold a list of findings instead of a sentence. */
 export function parseRefusal(status: number, body: unknown): string {
-  const detail = asFields(body)?.["detail"];
+  const detail = asFields<ErrorAnswer>(body)?.detail;
   if (typeof detail === "string" && detail !== "") return detail;
-  if (Array.isArray(detail)) {
-    const findings = detail.map((finding) => textOf(asFields(finding)?.["msg"])).filter((finding) => finding !== null);
-    if (findings.length > 0) return findings.join("; ");
-  }
-  return `the service answered with status ${status}`;
+  const findings = listOf(detail, (finding) => textOf(asFields<{ msg: string }>(finding)?.msg));
+  return findings.length > 0 ? findings.join("; ") : `the service answered with status ${status}`;
 }
 
+/** Subscribes to closed candles after `since`, then live ones. */
 export function subscribeMessage(series: string, since: number): string {
-  return JSON.stringify({ type: "subscribe", series_id: series, since, supports_batch: true, ack: true });
+  return encode({ type: "subscribe", series_id: series, since, supports_batch: true, ack: true });
 }
 
 export function unsubscribeMessage(series: string): string {
-  return JSON.stringify({ type: "unsubscribe", series_id: series });
+  return encode({ type: "unsubscribe", series_id: series });
 }
 
-export const PING_MESSAGE = JSON.stringify({ type: "ping" });
+export const PING_MESSAGE = encode({ type: "ping" });
 
-function parseCandles(value: unknown): Candle[] {
-  return Array.isArray(value) ? value.map(parseCandle).filter((candle) => candle !== null) : [];
+function encode(message: ClientMessage): string {
+  return JSON.stringify(message);
+}
+
+function candlesMessage(id: unknown, candles: Candle[], revised: unknown): Message | null {
+  const series = textOf(id);
+  return series === null ? null : { type: "candles", series, candles, revised: revised === true };
 }
 
 function parseCandle(value: unknown): Candle | null {
-  const fields = asFields(value);
+  const fields = asFields<CandleOut>(value);
   if (fields === null) return null;
-  const time = numberOf(fields["candle_time"]);
-  const open = numberOf(fields["open"]);
-  const high = numberOf(fields["high"]);
-  const low = numberOf(fields["low"]);
-  const close = numberOf(fields["close"]);
+  const time = numberOf(fields.candle_time);
+  const open = numberOf(fields.open);
+  const high = numberOf(fields.high);
+  const low = numberOf(fields.low);
+  const close = numberOf(fields.close);
   if (time === null || open === null || high === null || low === null || close === null) return null;
-  return { time, open, high, low, close, volume: numberOf(fields["volume"]) ?? 0 };
+  return { time, open, high, low, close, volume: numberOf(fields.volume) ?? 0 };
 }
 
 function parseGap(value: unknown): DeclaredGap | null {
-  const fields = asFields(value);
-  const from = numberOf(fields?.["start_time"]);
-  const to = numberOf(fields?.["end_time"]);
-  return from === null || to === null || to <= from ? null : { from, to, state: gapState(fields?.["state"]) };
+  const fields = asFields<PageGapAnswer>(value);
+  const from = numberOf(fields?.start_time);
+  const to = numberOf(fields?.end_time);
+  return from === null || to === null || to <= from ? null : { from, to, state: gapState(fields?.state) };
 }
 
 function gapState(value: unknown): GapState {
-  return value === "healing" || value === "confirmed_empty" || value === "lost" ? value : "unknown";
+  return keyOf(GAP_STATES, value) ?? "unknown";
 }
 
-function parseJson(text: string): Fields | null {
+function parseJson(text: string): Fields<ServerMessage> | null {
   try {
-    return asFields(JSON.parse(text));
+    return asFields<ServerMessage>(JSON.parse(text));
   } catch (error) {
     if (error instanceof SyntaxError) return null;
     throw error;

@@ -18,7 +18,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.coverage import Coverage, full_page_start
 from klinesync.storage.chunks import as_candles
 from klinesync.storage.database import CandleStore, Database
-from klinesync.ws.protocol import CandleOut
+from klinesync.ws.messages import CandleOut
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
 _encode = msgspec.json.Encoder().encode

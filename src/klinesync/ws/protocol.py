@@ -8,45 +8,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
+from typing import get_args
 
 import msgspec
 
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.decoding import Undecodable, decoded
 from klinesync.core.errors import BadSeriesId, Rejected
+from klinesync.core.gaps import GapState
 from klinesync.core.printable import printable, printable_values
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump
 from klinesync.ws.frames import text_frame
+from klinesync.ws.messages import (
+    CandleClosed,
+    CandleForming,
+    CandleOut,
+    CandlesBatch,
+    CaughtUp,
+    ErrorMessage,
+    GapMessage,
+    GapReason,
+    Pong,
+    ServerMessage,
+    Subscribed,
+    SystemEvent,
+    What,
+)
 
 _any = msgspec.json.Decoder(object)
 _encode = msgspec.json.Encoder().encode
 
 
-class CandleOut(msgspec.Struct, gc=False):
-    """A candle as clients see it, in HTTP and WebSocket alike."""
-
-    candle_time: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-
-
-class _CandleForming(msgspec.Struct, gc=False, tag_field="type", tag="candle_forming"):
-    series_id: str
-    candle: CandleOut
-
-
-class _CandleClosed(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candle_closed"):
-    series_id: str
-    candle: CandleOut
-    revised: bool = False
-
-
-# What a subscription may be narrowed to.
-WHAT = frozenset({"closed", "forming", "corrections"})
+WHAT: frozenset[str] = frozenset(get_args(What))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +147,7 @@ class WsMessageParser:
         return value
 
 
-def _frame(message: dict[str, object]) -> bytes:
+def _frame(message: ServerMessage) -> bytes:
     return text_frame(_encode(message))
 
 
@@ -164,65 +158,49 @@ def candles_out(candles: Iterable[Candle]) -> list[CandleOut]:
 
 def pong() -> bytes:
     """The answer to a ping."""
-    return _frame({"type": "pong"})
+    return _frame(Pong())
 
 
 def subscribed(series: SeriesId, head_time: int | None, stream: str) -> bytes:
     """The acknowledgement that `ack` asks for."""
-    return _frame({"type": "subscribed", "series_id": str(series), "head_time": head_time, "stream": stream})
+    return _frame(Subscribed(str(series), head_time, stream))
 
 
 def caught_up(series: SeriesId, head_time: int | None) -> bytes:
     """The seam of catch-up and live, for who asked for an `ack`; `head_time`: the newest closed candle up to here."""
-    return _frame({"type": "caught_up", "series_id": str(series), "head_time": head_time})
+    return _frame(CaughtUp(str(series), head_time))
 
 
 def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> bytes:
     """One closed candle; `revised`: in place of, or behind, what was sent before."""
-    return text_frame(_encode(_CandleClosed(str(series), CandleOut(*candle), revised)))
+    return _frame(CandleClosed(str(series), CandleOut(*candle), revised))
 
 
 def candles_batch(series: SeriesId, candles: Sequence[Candle], *, revised: bool = False) -> bytes:
     """Several closed candles, ascending; `revised`: each in place of, or behind, what was sent before."""
-    message: dict[str, object] = {"type": "candles_batch", "series_id": str(series), "candles": candles_out(candles)}
-    if revised:
-        message["revised"] = True
-    return _frame(message)
+    return _frame(CandlesBatch(str(series), candles_out(candles), revised))
 
 
 def candle_forming(series: SeriesId, candle: Candle) -> bytes:
     """The candle in progress."""
-    return text_frame(_encode(_CandleForming(str(series), CandleOut(*candle))))
+    return _frame(CandleForming(str(series), CandleOut(*candle)))
 
 
-def gap(series: SeriesId, jump: Jump, *, reason: str = "missing", state: str = "unknown") -> bytes:
+def gap(series: SeriesId, jump: Jump, *, reason: GapReason = "missing", state: GapState = GapState.UNKNOWN) -> bytes:
     """A jump, told before the candle behind it. `truncated`: the candles are stored, and can be paged."""
-    return _frame(
-        {
-            "type": "gap",
-            "series_id": str(series),
-            "expected_next_time": jump.expected,
-            "actual_time": jump.actual,
-            "reason": reason,
-            "state": state,
-        }
-    )
+    return _frame(GapMessage(str(series), jump.expected, jump.actual, reason, state))
 
 
 def system(series: SeriesId, event: str, message: str, data: Mapping[str, object] | None = None) -> bytes:
     """Something that happened to a series: a sentence for people, the facts in `data`. Text in both is escaped."""
-    facts = printable_values(data or {})
-    return _frame(
-        {"type": "system", "series_id": str(series), "event": event, "message": printable(message), "data": facts}
-    )
+    return _frame(SystemEvent(str(series), event, printable(message), printable_values(data or {})))
 
 
 def error_message(code: str, message: str, series_id: str | None = None, detail: str | None = None) -> bytes:
     """What went wrong; the connection stays. Text of the client's is escaped. `detail`: a sentence beside a message
     that is a code."""
-    body: dict[str, object] = {"type": "error", "code": code, "message": printable(message)}
-    if series_id is not None:
-        body["series_id"] = printable(series_id)
-    if detail is not None:
-        body["detail"] = printable(detail)
-    return _frame(body)
+    return _frame(ErrorMessage(code, printable(message), _printable_or_unset(series_id), _printable_or_unset(detail)))
+
+
+def _printable_or_unset(text: str | None) -> str | msgspec.UnsetType:
+    return msgspec.UNSET if text is None else printable(text)

@@ -1,0 +1,126 @@
+"""The shapes of the messages of `/ws/market`, in both directions, as they are on the wire. Pure.
+
+`protocol.py` encodes the messages of the service from these types. The TypeScript types of the page are generated
+from them (`make types`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from klinesync.core.gaps import GapState
+
+GapReason = Literal["missing", "truncated"]
+# The kinds of candles that a subscription may be narrowed to.
+What = Literal["closed", "forming", "corrections"]
+
+
+class CandleOut(msgspec.Struct, gc=False):
+    """A candle as clients see it, in HTTP and WebSocket alike."""
+
+    candle_time: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+class CandlesBatch(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candles_batch"):
+    """Several closed candles, ascending; `revised`: each in place of, or behind, what was sent before."""
+
+    series_id: str
+    candles: list[CandleOut]
+    revised: bool = False
+
+
+class CandleClosed(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candle_closed"):
+    """One closed candle; `revised`: in place of, or behind, what was sent before."""
+
+    series_id: str
+    candle: CandleOut
+    revised: bool = False
+
+
+class CandleForming(msgspec.Struct, gc=False, tag_field="type", tag="candle_forming"):
+    """The candle in progress."""
+
+    series_id: str
+    candle: CandleOut
+
+
+class GapMessage(msgspec.Struct, gc=False, tag_field="type", tag="gap"):
+    """Missing candles from `expected_next_time` up to `actual_time`, sent before the candle at `actual_time`."""
+
+    series_id: str
+    expected_next_time: int
+    actual_time: int
+    reason: GapReason
+    state: GapState
+
+
+class Subscribed(msgspec.Struct, gc=False, tag_field="type", tag="subscribed"):
+    """The acknowledgement of a subscription; `stream`: the state of the series' stream."""
+
+    series_id: str
+    head_time: int | None
+    stream: str
+
+
+class CaughtUp(msgspec.Struct, gc=False, tag_field="type", tag="caught_up"):
+    """The seam of catch-up and live; `head_time`: the newest closed candle sent so far."""
+
+    series_id: str
+    head_time: int | None
+
+
+class SystemEvent(msgspec.Struct, gc=False, tag_field="type", tag="system"):
+    """An event of a series: a sentence for people, the facts in `data`."""
+
+    series_id: str
+    event: str
+    message: str
+    data: dict[str, object]
+
+
+class ErrorMessage(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="error"):
+    """A request that failed; the connection stays. `detail`: a sentence beside a message that is a code."""
+
+    code: str
+    message: str
+    series_id: str | msgspec.UnsetType = msgspec.UNSET
+    detail: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Pong(msgspec.Struct, gc=False, tag_field="type", tag="pong"):
+    """The answer to a ping."""
+
+
+ServerMessage = (
+    CandlesBatch | CandleClosed | CandleForming | GapMessage | Subscribed | CaughtUp | SystemEvent | ErrorMessage | Pong
+)
+
+
+class SubscribeRequest(msgspec.Struct, gc=False, tag_field="type", tag="subscribe"):
+    """Candles after `since` (exclusive), then live; without `since` live only. `WsMessageParser` explains refusals."""
+
+    series_id: str
+    since: int | None = None
+    supports_batch: bool | None = None
+    ack: bool | None = None
+    what: list[What] | None = None
+
+
+class UnsubscribeRequest(msgspec.Struct, gc=False, tag_field="type", tag="unsubscribe"):
+    """No more of the series."""
+
+    series_id: str
+
+
+class PingRequest(msgspec.Struct, gc=False, tag_field="type", tag="ping"):
+    """Asks for a pong."""
+
+
+ClientMessage = SubscribeRequest | UnsubscribeRequest | PingRequest
