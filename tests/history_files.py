@@ -17,7 +17,7 @@ import pyarrow.parquet as pa_parquet
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data.history.sources import HistoryFiles
+from klinesync.history.reading import HistoryFiles
 from klinesync.market_data.listings import StoredListings
 from klinesync.runtime.sources import Listing
 from klinesync.storage.sqlite import SqliteDatabase
@@ -80,8 +80,9 @@ async def all_of(files: HistoryFiles, series: SeriesId, span: Span = EVER) -> li
     found: list[Candle] = []
     async with aclosing(files.pages(series, span)) as pages:
         async for page in pages:
-            assert page
-            found += page
+            assert page.candles
+            assert not page.empty
+            found += page.candles
     assert [candle.time for candle in found] == sorted({candle.time for candle in found})
     return found
 

@@ -16,8 +16,9 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle, StoreError, UpstreamError
 from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
+from klinesync.history.reading import Shelf
 from klinesync.market_data import backfill, heal_queue
-from klinesync.market_data.backfill import BackfillProgress, BackfillService, Shelf
+from klinesync.market_data.backfill import BackfillProgress, BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
@@ -708,12 +709,12 @@ class Files:
         self.trouble = trouble
         self.asked: list[tuple[int, int]] = []
 
-    async def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
+    async def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[HistoryPage, None]:
         self.asked.append((span.start // 60, span.end // 60))
         rows = [minute for minute in sorted(self.minutes) if span.start <= 60 * minute < span.end]
         for first in range(0, len(rows), PAGE):
             await asyncio.sleep(0)
-            yield [candle(minute) for minute in rows[first : first + PAGE]]
+            yield HistoryPage([candle(minute) for minute in rows[first : first + PAGE]], [])
             if self.trouble is not None:
                 raise self.trouble
 

@@ -185,7 +185,7 @@ async def test_a_reader_that_goes_away_leaves_nothing_behind(tmp_path: Path, mon
     monkeypatch.setattr(sources, "PAGE_CANDLES", 10)
     write_freqtrade(tmp_path / "BTC_USDT-1m.json", minutes(START, 100))
     async with aclosing(FreqtradeFiles(tmp_path).pages(SPOT, EVER)) as pages:
-        assert await anext(pages) == [minute(START + 60 * at) for at in range(10)]
+        assert (await anext(pages)).candles == [minute(START + 60 * at) for at in range(10)]
 
 
 async def test_recorded_files_are_read_row_by_row(real_data: Path) -> None:

@@ -10,9 +10,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -28,6 +27,7 @@ from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.indicator_names import parse_indicators
+from klinesync.history.reading import Pages, read_pages, untold
 from klinesync.ingest.binance_decode import EXCHANGE
 from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
@@ -47,7 +47,7 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import Errand, Listing, ListingShelf, Urgency
+from klinesync.runtime.sources import Errand, HistoryPage, Listing, ListingShelf, Urgency
 from klinesync.storage.database import CandleStore
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.own_files import refuse_own_file
@@ -368,40 +368,54 @@ async def _backfill_pages(
 ) -> BackfillProgress:
     """All of the span from one source, whatever is stored."""
     began_s = time.monotonic()
-    total = series.timeframe.count(*span)
-    found = BackfillProgress(series, span, total, total, 0, 0.0)
     async with (
         _writer(flags, _derived_step(flags, url), url, "backfill") as (put, _),
-        aclosing(_pages(flags, series, span, source)) as pages,
+        _pages(flags, series, span, source) as pages,
     ):
-        async for page in pages:
-            await put(series, page)
-            brought = found.candles + len(page)
-            took_s = time.monotonic() - began_s
-            found = replace(found, candles=brought, missing=total - brought, elapsed_s=took_s)
-            say(f"{series}: {counted(brought, 'candle')}", (page[-1].time - span.start) / (span.end - span.start))
-    return found
+        brought = _Brought(series, span, put, say)
+        await read_pages(pages, brought.write, untold(series, span.start))
+    total = series.timeframe.count(*span)
+    elapsed_s = time.monotonic() - began_s
+    return BackfillProgress(series, span, total, total - brought.candles, brought.candles, elapsed_s)
 
 
-def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None) -> AsyncGenerator[list[Candle], None]:
-    if source not in _SHELF_FLAGS:
-        return _rest_pages(flags, series, span)
+@dataclass(slots=True)
+class _Brought:
+    """The candles of `span` that pages have brought so far, each handed to `put` once: an exchange's pages overlap."""
+
+    series: SeriesId
+    span: Span
+    put: Put
+    say: Say
+    candles: int = 0
+    newest: int = -1
+
+    async def write(self, page: HistoryPage) -> None:
+        begin = max(self.newest + 1, self.span.start)
+        candles = [candle for candle in page.candles if begin <= candle.time < self.span.end]
+        if not candles:
+            return
+        await self.put(self.series, candles)
+        self.newest = candles[-1].time
+        self.candles += len(candles)
+        part = (self.newest - self.span.start) / (self.span.end - self.span.start)
+        self.say(f"{self.series}: {counted(self.candles, 'candle')}", part)
+
+
+@contextlib.asynccontextmanager
+async def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None) -> AsyncIterator[Pages]:
+    """The pages of `source`: `freqtrade`, `archive`, else the exchange's REST. Raises `BadFlag`, `UnknownSeries`."""
     if source == "freqtrade":
         flags = flags.model_copy(update={"market_history_source": "freqtrade"})
-    return _file_pages(flags, series, span, source)
-
-
-async def _file_pages(
-    flags: RuntimeFlags, series: SeriesId, span: Span, source: str
-) -> AsyncGenerator[list[Candle], None]:
     async with _rest(flags, series, {"spot": ExchangeClock(), "futures": ExchangeClock()}) as rest:
+        if source not in _SHELF_FLAGS:
+            yield rest.history(series, span.start, Errand(Urgency.DEEP), series.timeframe.shift(span.end, -1))
+            return
         shelves = history_shelves(flags, _archive_names(rest))
         shelf = next((shelf for shelf in shelves if shelf.name == source), None)
         if shelf is None:
             raise BadFlag(_SHELF_FLAGS[source], f"it is needed for --source {source}")
-        async with aclosing(shelf.files.pages(series, span)) as pages:
-            async for page in pages:
-                yield page
+        yield shelf.files.pages(series, span)
 
 
 def _archive_names(rest: BinanceRest | CcxtSource) -> SymbolId:
@@ -424,20 +438,6 @@ async def _check_listed(rest: BinanceRest | CcxtSource, series: SeriesId, *, nee
         return
     if why is not None:
         raise UnknownSeries(str(series), why)
-
-
-async def _rest_pages(flags: RuntimeFlags, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
-    last = series.timeframe.shift(span.end, -1)
-    async with (
-        _rest(flags, series, {"spot": ExchangeClock(), "futures": ExchangeClock()}) as rest,
-        aclosing(rest.history(series, span.start, Errand(Urgency.DEEP), last)) as pages,
-    ):
-        newest = span.start - 1
-        async for page in pages:  # they overlap by a row
-            candles = [candle for candle in page.candles if newest < candle.time <= last]
-            if candles:
-                newest = candles[-1].time
-                yield candles
 
 
 @contextlib.asynccontextmanager

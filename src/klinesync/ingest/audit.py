@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.counted import counted
@@ -16,8 +17,9 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.history.reading import read_pages, untold
 from klinesync.pipelines.ingest_pipeline import Empty
-from klinesync.runtime.sources import Errand, Source, Urgency
+from klinesync.runtime.sources import Errand, HistoryPage, Source, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +94,16 @@ class Audit:
         start = max(stored.start, frame.shift(until, 1 - AUDIT_CANDLES))
         if until < start:
             return
-        async for page in self._source.history(series, start, Errand(Urgency.DEEP), until):
-            candles = self._untold_since(series, page.candles, old_s * 1000)
-            applied = await self._submit(series, candles, "audit", Empty(page.empty, page.proof))
-            if applied.candles:
-                self.revised += len(applied.candles)
-                times = ", ".join(date_text(candle.time) for candle in applied.candles[:5])
-                found = counted(len(applied.candles), "candle")
-                log.warning("%s: the audit found other values of %s: %s", series, found, times)
+        pages = self._source.history(series, start, Errand(Urgency.DEEP), until)
+        await read_pages(pages, partial(self._compare, series, old_s * 1000), untold(series, start))
         self.looked += 1
+
+    async def _compare(self, series: SeriesId, old_ms: int, page: HistoryPage) -> None:
+        """Write the page's candles that the stream has not told at or after `old_ms`: what differs is a revision."""
+        candles = self._untold_since(series, page.candles, old_ms)
+        applied = await self._submit(series, candles, "audit", Empty(page.empty, page.proof))
+        if applied.candles:
+            self.revised += len(applied.candles)
+            times = ", ".join(date_text(candle.time) for candle in applied.candles[:5])
+            revised = counted(len(applied.candles), "candle")
+            log.warning("%s: the audit found other values of %s: %s", series, revised, times)

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.history.reading import REST, read_pages, untold
 from klinesync.ingest.questions import PAUSE_S, Questions
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Errand, Source, Urgency
+from klinesync.runtime.sources import Errand, HistoryPage, Source, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +72,8 @@ class Questioner:
         changed: set[int] = set()
         last = series.timeframe.shift(span.end, -1)
         try:
-            async for page in self._source.history(series, span.start, Errand(Urgency.FILL), last):
-                applied = await self._submit(series, page.candles, "rest")
-                changed.update(candle.time for candle in applied.candles)
+            pages = self._source.history(series, span.start, Errand(Urgency.FILL), last)
+            await read_pages(pages, partial(self._write, series, changed), untold(series, span.start))
         except (UpstreamError, StoreError) as error:
             log.info("%s: a question is put off: %s", series, error)
             self.questions.failed(series, span, asyncio.get_running_loop().time())
@@ -81,3 +82,8 @@ class Questioner:
             raise
         else:
             self.questions.answered(series, span, changed, asyncio.get_running_loop().time())
+
+    async def _write(self, series: SeriesId, changed: set[int], page: HistoryPage) -> None:
+        """Store the rows; the open times of those that were stored with other values are `changed`."""
+        applied = await self._submit(series, page.candles, REST)
+        changed.update(candle.time for candle in applied.candles)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -18,6 +18,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, Transient, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.history.reading import REST, Progress, read_pages
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
 from klinesync.ingest.jobs import JobCommand, JobTable, NoCapacity, Room, Start, Stop
@@ -33,6 +34,7 @@ from klinesync.runtime.sources import (
     Connection,
     ConnectionStatus,
     Errand,
+    HistoryPage,
     HistoryWatch,
     KlineEvent,
     Listing,
@@ -121,6 +123,19 @@ class Job:
     absent_s: float | None = None  # since when lists do not have it; None while they do, and once it is delisted
     fruitless: int = 0
     by_rest: bool = False
+
+
+@dataclass(slots=True)
+class _TailReading:
+    """A reading of the newest `most` candles of a series. `again`: where to go on, once it has turned out that now is
+    later than was known, and more candles are missing than are read at once."""
+
+    job: Job
+    most: int
+    again: int | None = None
+
+    def is_far_behind(self) -> bool:
+        return self.again is not None
 
 
 class IngestSupervisor:
@@ -850,25 +865,27 @@ class IngestSupervisor:
         if now_ms is not None:
             span = Span(start, max(frame.next(start), frame.floor(now_ms // 1000)))
             self._history_watch.began(series, span, "tail" if feed.caught_up else "startup")
-        candles = 0
-        async with aclosing(self._source.history(series, start, errand)) as pages:
-            async for page in pages:
-                loop = asyncio.get_running_loop()
-                job.watch.shown(page.candles[-OWED_ROWS:], self._now_ms(series.market), loop.time())
-                self._tell(job)
-                for command in feed.history(page):
-                    if isinstance(command, Persist):
-                        empty = Empty(command.empty, command.proof)
-                        await self._pipeline.submit(series, command.candles, "rest", empty)
-                        self._declare(job, command)
-                self._carry_out(job, feed.page_written())
-                candles += len(page.candles)
-                if page.candles:
-                    upto = frame.next(page.candles[-1].time)
-                    self._history_watch.advanced(series, upto, candles)
-                    if upto < (reach := await self._reach(series, most)):
-                        return reach
-        return None
+        progress = Progress(series, start, partial(self._history_watch.advanced, series))
+        reading = _TailReading(job, most)
+        pages = self._source.history(series, start, errand)
+        await read_pages(pages, partial(self._take_page, reading), progress, enough=reading.is_far_behind)
+        return reading.again
+
+    async def _take_page(self, reading: _TailReading, page: HistoryPage) -> None:
+        """Write a page of a followed series. Raises `UpstreamError`, `StoreError`."""
+        job, feed = reading.job, reading.job.feed
+        job.watch.shown(page.candles[-OWED_ROWS:], self._now_ms(feed.series.market), asyncio.get_running_loop().time())
+        self._tell(job)
+        for command in feed.history(page):
+            if isinstance(command, Persist):
+                empty = Empty(command.empty, command.proof)
+                await self._pipeline.submit(feed.series, command.candles, REST, empty)
+                self._declare(job, command)
+        self._carry_out(job, feed.page_written())
+        if page.candles:
+            reach = await self._reach(feed.series, reading.most)
+            if feed.timeframe.next(page.candles[-1].time) < reach:
+                reading.again = reach
 
     def _ended(self, job: Job, before: int | None) -> None:
         """History was read. REST that had nothing new is asked less often; or is the symbol not traded?"""

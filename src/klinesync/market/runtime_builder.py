@@ -20,6 +20,7 @@ from klinesync.factor.indicator import Indicator
 from klinesync.factor.indicator_names import parse_indicators
 from klinesync.factor.plugin import FactorSettings
 from klinesync.factor.registry import load_factors
+from klinesync.history.reading import Shelf
 from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_decode import EXCHANGE
 from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
@@ -33,7 +34,7 @@ from klinesync.market.front import compose_front
 from klinesync.market.inspection import Parts
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.security import Guard
-from klinesync.market_data.backfill import BackfillService, Shelf
+from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.coverage import Coverage
 from klinesync.market_data.derived_redo import DerivedRedo

@@ -11,20 +11,19 @@ import contextlib
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from klinesync.core import gaps
-from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.candle import MAX_TIME
 from klinesync.core.dates import date_text
 from klinesync.core.errors import NotListed, Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.core.gaps import SETTLED, Gap, GapState, Span, clipped
 from klinesync.core.series_id import SeriesId
+from klinesync.history.reading import REST, Progress, Shelf, on_board, read_pages
 from klinesync.market_data import heal_queue
 from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue, Look, Need, Piece, Standing, unsettled
-from klinesync.market_data.history.sources import HistoryFiles
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.log_limit import LogLimit
@@ -51,18 +50,6 @@ BACKFILL = "backfill"
 NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"
 # HTTP status of a question that the exchange calls wrong.
 WRONG_QUESTION = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """Files that are looked into before the exchange is asked. Their rows are stored as brought by `name`; what they
-    lack they do not prove empty. Nothing shorter than `least_candles` is looked for, and of a gap that nobody asked to
-    be backfilled only the newest `gap_most` candles (None: all)."""
-
-    name: str
-    files: HistoryFiles
-    least_candles: int = 1
-    gap_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,77 +381,70 @@ class BackfillService:
 
     async def _fetch(self, fetch: Fetch, now: Standing) -> Sequence[Need]:
         series = fetch.series
-        deep = self._deep.get(series) if all(need.oldest_first for need in fetch.needs) else None
-        trouble: str | None = "the reading was broken off"
+        explicit = series in self._deep and all(need.oldest_first for need in fetch.needs)
+        watch = _DeepWatch(self._deep, self._deep_watch) if explicit else self._watch
+        span = heal_queue.piece_of(series.timeframe, now).span
         errand = self._errands[series] = Errand(fetch.urgency)
-        reading = _Progress(now.needs[0].span.start)
-        later: list[Need] = []  # what is not asked for now
-        if deep is None:
-            self._watch.began(series, heal_queue.piece_of(series.timeframe, now).span, fetch.needs[-1].reason)
         try:
-            if self._shelves and not all(need.filed for need in now.needs):
-                if not await self._look_into_files(fetch, now, errand, reading):
-                    trouble = None
-                    due = [replace(need, due_s=_now_s()) for need in now.needs]
-                    return [*due, *heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)]
-                stored, ledger = await self._stored(series)
-                early = heal_queue.too_early(fetch, stored, _now_s(), self._rng)
-                fetch, others = heal_queue.after_files(fetch, now, stored, ledger)
-                later = [*early, *others]
-                if fetch.needs:
-                    now = heal_queue.standing(fetch, stored, ledger)
-                if not fetch.needs or not now.needs:
-                    trouble = None
-                    return later
-            reachable = await self._give_up(series, fetch.needs)
-            if reachable != list(fetch.needs):
-                stored, ledger = await self._stored(series)
-                later += heal_queue.too_early(fetch, stored, _now_s(), self._rng)
-                fetch = Fetch(series, tuple(reachable))
-                now = heal_queue.standing(fetch, stored, ledger) if reachable else replace(now, needs=())
-                if not now.needs:
-                    trouble = None
-                    return later
-            piece = heal_queue.piece_of(series.timeframe, now)
-            reading.reached = piece.span.start
-            older = now.stored is not None and piece.span.end == now.stored.start
-            first = now.needs[0] if now.needs[0].oldest_first else None
-            newest_first = older and piece.most is None
-            await self._read(series, piece, reading, errand, newest_first=newest_first, deep=first)
+            with on_board(watch, series, span, fetch.needs[-1].reason) as progress:
+                return await self._fetch_told(fetch, now, errand, progress)
+        finally:
+            del self._errands[series]
+
+    async def _fetch_told(self, fetch: Fetch, now: Standing, errand: Errand, progress: Progress) -> Sequence[Need]:
+        """The files, then the exchange; the needs that remain. Raises `StoreError`."""
+        series = fetch.series
+        later: list[Need] = []  # what is not asked for now
+        if self._shelves and not all(need.filed for need in now.needs):
+            if not await self._look_into_files(fetch, now, errand, progress):
+                due = [replace(need, due_s=_now_s()) for need in now.needs]
+                return [*due, *heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)]
             stored, ledger = await self._stored(series)
-            answer = Answer(reading.reached, reading.first, stored, ledger)
+            early = heal_queue.too_early(fetch, stored, _now_s(), self._rng)
+            fetch, others = heal_queue.after_files(fetch, now, stored, ledger)
+            later = [*early, *others]
+            if fetch.needs:
+                now = heal_queue.standing(fetch, stored, ledger)
+            if not fetch.needs or not now.needs:
+                return later
+        reachable = await self._give_up(series, fetch.needs)
+        if reachable != list(fetch.needs):
+            stored, ledger = await self._stored(series)
+            later += heal_queue.too_early(fetch, stored, _now_s(), self._rng)
+            fetch = Fetch(series, tuple(reachable))
+            now = heal_queue.standing(fetch, stored, ledger) if reachable else replace(now, needs=())
+            if not now.needs:
+                return later
+        piece = heal_queue.piece_of(series.timeframe, now)
+        asked = progress.part(piece.span.start)
+        try:
+            await self._read(series, piece, now, errand, asked)
+            stored, ledger = await self._stored(series)
+            first = None if asked.came is None else asked.came.start
+            answer = Answer(asked.reached, first, stored, ledger)
             self._remember(series, heal_queue.nothing_before_first(piece, answer))
             left = heal_queue.left_over(fetch, now, piece, answer, _now_s(), self._rng)
             left = await self._give_up(series, left)
-            trouble = self._in_vain(series, left)
+            progress.trouble = self._in_vain(series, left)
         except NotListed as error:
-            trouble = str(error)
+            progress.trouble = str(error)
             self._warn(series, "%s: its gaps are left as they are: %s", series, error)
             # Nobody has anything of it, unless it is listed again, or the list was wrong.
             waiting = [need for need in now.needs if not need.oldest_first]
             left = [heal_queue.in_vain(need, _now_s(), self._rng) for need in waiting]
         except UpstreamError as error:
-            trouble = str(error)
+            progress.trouble = str(error)
             self._warn(series, "%s: its gaps cannot be read: %s", series, error)
             again_s = error.retry_after_s or 0.0
-            asked = [replace(need, vain=0) if reading.rows else need for need in now.needs]
+            needs = [replace(need, vain=0) if asked.candles else need for need in now.needs]
             # An exchange may call a question about candles that it keeps no more a wrong one.
-            beyond = error.status == WRONG_QUESTION and not reading.rows
-            left = [heal_queue.in_vain(need, _now_s(), self._rng, again_s, beyond=beyond) for need in asked]
+            beyond = error.status == WRONG_QUESTION and not asked.candles
+            left = [heal_queue.in_vain(need, _now_s(), self._rng, again_s, beyond=beyond) for need in needs]
             left = await self._give_up(series, left)
             left += heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)
-        except StoreError as error:
-            trouble = str(error)
-            raise
-        finally:
-            del self._errands[series]
-            if deep is None:
-                self._watch.ended(series, trouble)
-            else:
-                deep.trouble = trouble
         return [*left, *later]
 
-    async def _look_into_files(self, fetch: Fetch, now: Standing, errand: Errand, reading: _Progress) -> bool:
+    async def _look_into_files(self, fetch: Fetch, now: Standing, errand: Errand, progress: Progress) -> bool:
         """Read from the files what they have of the needs that stand. False when something urgent is waiting for the
         series: then the rest comes later. Raises `StoreError`."""
         series = fetch.series
@@ -477,7 +457,13 @@ class BackfillService:
                         continue
                     older = stored is not None and part.end == stored.start and not need.oldest_first
                     try:
-                        whole = await self._read_files(shelf, series, need, part, errand, reading, newest_first=older)
+                        whole = await read_pages(
+                            shelf.files.pages(series, part),
+                            partial(self._write, series, shelf.name, need),
+                            progress.part(part.start),
+                            newest_first=older,
+                            enough=partial(_is_more_urgent, errand, need),
+                        )
                     except (UpstreamError, Rejected) as error:
                         self._warn(series, "%s: files (%s) are left out: %s", series, shelf.name, error)
                         continue
@@ -485,77 +471,22 @@ class BackfillService:
                         return False
         return True
 
-    async def _read_files(
-        self,
-        shelf: Shelf,
-        series: SeriesId,
-        need: Need,
-        span: Span,
-        errand: Errand,
-        reading: _Progress,
-        *,
-        newest_first: bool,
-    ) -> bool:
-        held: list[list[Candle]] = []
-        async with aclosing(shelf.files.pages(series, span)) as pages:
-            async for page in pages:
-                if newest_first:
-                    held.append(page)
-                else:
-                    await self._pipeline.submit(series, page, shelf.name)
-                    await self._mark_rest(series, need)
-                self._tell(series, need.oldest_first, series.timeframe.next(page[-1].time), len(page), reading)
-                if errand.urgency < need.urgency:
-                    return False
-        for page in reversed(held):
-            await self._pipeline.submit(series, page, shelf.name)
-        return True
+    async def _read(self, series: SeriesId, piece: Piece, now: Standing, errand: Errand, progress: Progress) -> None:
+        """Read a piece of the needs that stand from the exchange. Raises `UpstreamError`, `StoreError`."""
+        older = now.stored is not None and piece.span.end == now.stored.start
+        whole = await read_pages(
+            self._history(series, piece.start, errand, piece.until),
+            partial(self._write, series, REST, now.needs[0]),
+            progress,
+            newest_first=older and piece.most is None,
+            enough=partial(_is_piece_full, piece, progress),
+        )
+        if whole:
+            progress.reached = piece.span.end
 
-    async def _read(
-        self,
-        series: SeriesId,
-        piece: Piece,
-        reading: _Progress,
-        errand: Errand,
-        *,
-        newest_first: bool,
-        deep: Need | None,
-    ) -> None:
-        """Read a piece into the pipeline, page by page. With `newest_first`, which is for what ends with the first
-        stored candle, the pages wait for the last one: each joins what is stored then, and nobody ever reads a hole.
-        Raises `UpstreamError`, `StoreError`.
-        """
-        held: list[HistoryPage] = []
-        async with aclosing(self._history(series, piece.start, errand, piece.until)) as pages:
-            async for page in pages:
-                if newest_first:
-                    held.append(page)
-                else:
-                    await self._submit(series, page)
-                    if deep is not None:
-                        await self._mark_rest(series, deep)
-                reading.take(series, page)
-                self._tell(series, deep is not None, reading.reached, len(page.candles), reading)
-                if piece.most is not None and reading.reached > piece.span.start and reading.rows >= piece.most:
-                    return
-        for page in reversed(held):
-            await self._submit(series, page)
-        reading.reached = piece.span.end
-
-    async def _submit(self, series: SeriesId, page: HistoryPage) -> None:
-        await self._pipeline.submit(series, page.candles, "rest", Empty(page.empty, page.proof))
-
-    def _tell(self, series: SeriesId, oldest_first: bool, upto: int, rows: int, reading: _Progress) -> None:
-        """A page is in."""
-        reading.brought += rows
-        deep = self._deep.get(series) if oldest_first else None
-        if deep is None:
-            self._watch.advanced(series, upto, reading.brought)
-            return
-        deep.candles += rows
-        self._deep_watch.advanced(series, upto, deep.candles)
-        for ask in deep.asks:
-            ask.tell(series, deep, upto)
+    async def _write(self, series: SeriesId, source: str, need: Need, page: HistoryPage) -> None:
+        await self._pipeline.submit(series, page.candles, source, Empty(page.empty, page.proof))
+        await self._mark_rest(series, need)
 
     # Explicit backfills.
 
@@ -639,23 +570,29 @@ class BackfillService:
             log.warning(text, *values)
 
 
-@dataclass(slots=True)
-class _Progress:
-    """How far a piece is read: all before `reached`. How many `rows` came, and the open time of the `first`."""
+class _DeepWatch:
+    """Counts a reading among the explicit backfills of its series; health shows these, not their readings."""
 
-    reached: int
-    rows: int = 0
-    first: int | None = None
-    brought: int = 0  # from files, too
+    def __init__(self, deeps: Mapping[SeriesId, _Deep], watch: HistoryWatch) -> None:
+        self._deeps = deeps
+        self._watch = watch
+        self._counted = 0
 
-    def take(self, series: SeriesId, page: HistoryPage) -> None:
-        if self.first is None and page.candles:
-            self.first = page.candles[0].time
-        self.rows += len(page.candles)
-        if page.candles:
-            self.reached = max(self.reached, series.timeframe.next(page.candles[-1].time))
-        if page.empty:
-            self.reached = max(self.reached, page.empty[-1].end)
+    def began(self, series: SeriesId, span: Span, reason: str) -> None:
+        """The explicit backfill began before."""
+
+    def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
+        if (deep := self._deeps.get(series)) is None:
+            return  # nobody waits for it any more
+        deep.candles += candles - self._counted
+        self._counted = candles
+        self._watch.advanced(series, upto, deep.candles)
+        for ask in deep.asks:
+            ask.tell(series, deep, upto)
+
+    def ended(self, series: SeriesId, error: str | None = None) -> None:
+        if (deep := self._deeps.get(series)) is not None:
+            deep.trouble = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -707,6 +644,16 @@ class _Deep:
     candles: int = 0
     marked: set[Span] = field(default_factory=set)
     trouble: str | None = None
+
+
+def _is_more_urgent(errand: Errand, need: Need) -> bool:
+    """Whether the series is wanted more urgently than when the need was taken."""
+    return errand.urgency < need.urgency
+
+
+def _is_piece_full(piece: Piece, progress: Progress) -> bool:
+    """Whether a piece that is read until enough candles came has them."""
+    return piece.most is not None and progress.reached > piece.span.start and progress.candles >= piece.most
 
 
 def _of_shelf(shelf: Shelf, series: SeriesId, need: Need, span: Span, stored: Span | None, now_s: float) -> Span | None:

@@ -11,15 +11,15 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from klinesync.core.errors import Rejected, StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.backfill import BackfillService, Shelf
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.history.reading import REST, Shelf, into, on_board, read_pages, untold
+from klinesync.market_data.backfill import BackfillService
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import Errand, HistoryWatch, Source, Urgency
@@ -307,38 +307,24 @@ class Coverage:
         frame, start = series.timeframe, span.start
         if stored is not None and stored.end == start:
             start = frame.shift(start, -1)  # with the head, so that one answer shows a hole behind it
-        trouble: str | None = "the reading was broken off"
-        candles = 0
-        self._watch.began(series, span, REASON)
-        try:
-            async with aclosing(self._source.history(series, start, Errand(Urgency.READ))) as pages:
-                async for page in pages:
-                    await self._pipeline.submit(series, page.candles, "rest", Empty(page.empty, page.proof))
-                    candles += len(page.candles)
-                    if page.candles:
-                        self._watch.advanced(series, frame.next(page.candles[-1].time), candles)
-            trouble = None
-        except (UpstreamError, StoreError) as error:
-            trouble = str(error)
-            raise
-        finally:
-            self._watch.ended(series, trouble)
-            if candles and self._heal is not None:
-                self._heal(series)  # what was out of reach is a hole now, and so may be what was broken off
+        with on_board(self._watch, series, span, REASON) as progress:
+            try:
+                pages = self._source.history(series, start, Errand(Urgency.READ))
+                await read_pages(pages, into(self._pipeline, series, REST), progress)
+            finally:
+                if progress.candles and self._heal is not None:
+                    self._heal(series)  # what was out of reach is a hole now, and so may be what was broken off
 
     async def _read_files(self, shelf: Shelf, series: SeriesId, span: Span) -> bool:
         """Read what the files have of a tail; whether that is anything. Raises `StoreError`."""
-        candles = 0
+        progress = untold(series, span.start)
         try:
-            async with aclosing(shelf.files.pages(series, span)) as pages:
-                async for page in pages:
-                    await self._pipeline.submit(series, page, shelf.name)
-                    candles += len(page)
+            await read_pages(shelf.files.pages(series, span), into(self._pipeline, series, shelf.name), progress)
         except (UpstreamError, Rejected) as error:
             self._warn(series, "%s: files (%s) are left out: %s", series, shelf.name, error)
-        if candles and self._heal is not None:
+        if progress.candles and self._heal is not None:
             self._heal(series)  # what they lack in between
-        return candles > 0
+        return progress.candles > 0
 
     async def _stored(self, series: SeriesId) -> Span | None:
         return await self._database.read(lambda store: store.span(series))

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +19,7 @@ from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.gaps import GapState, Span, clipped, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.history.reading import on_board, read_pages
 from klinesync.market_data.backfill import NOTHING_BEFORE_TTL_S, BackfillService
 from klinesync.market_data.coverage import LOG_EVERY_S, CoolDowns, OlderAsked, back, ceil
 from klinesync.pipelines.derived_step import DerivedStep
@@ -382,29 +382,15 @@ class DerivedHistory:
 
     async def _fetch(self, series: SeriesId, span: Span) -> Span | None:
         """Where the candles lie that came, if any did. Raises `UpstreamError`, `StoreError`."""
-        frame = series.timeframe
-        trouble: str | None = "the reading was broken off"
-        held: list[HistoryPage] = []
-        candles = 0
-        self._watch.began(series, span, NATIVE_REASON)
-        try:
-            last = frame.shift(span.end, -1)
-            async with aclosing(self._history(series, span.start, Errand(Urgency.READ), last)) as pages:
-                async for page in pages:
-                    held.append(page)
-                    candles += len(page.candles)
-                    if page.candles:
-                        self._watch.advanced(series, frame.next(page.candles[-1].time), candles)
-            for page in reversed(held):  # each joins what is stored
-                await self._pipeline.submit_native(series, page.candles, Empty(page.empty, page.proof))
-            trouble = None
-        except (UpstreamError, StoreError) as error:
-            trouble = str(error)
-            raise
-        finally:
-            self._watch.ended(series, trouble)
-        full = [page.candles for page in held if page.candles]
-        return Span(full[0][0].time, frame.next(full[-1][-1].time)) if full else None
+        last = series.timeframe.shift(span.end, -1)
+        with on_board(self._watch, series, span, NATIVE_REASON) as progress:
+            pages = self._history(series, span.start, Errand(Urgency.READ), last)
+            # The newest first: each page joins what is stored.
+            await read_pages(pages, partial(self._write_native, series), progress, newest_first=True)
+        return progress.came
+
+    async def _write_native(self, series: SeriesId, page: HistoryPage) -> None:
+        await self._pipeline.submit_native(series, page.candles, Empty(page.empty, page.proof))
 
     def _wait_for_final(self, series: SeriesId, end: int, now_s: float) -> None:
         """The native candle that ends at `end` has not come: it may not be shown yet; or not be final yet, where no

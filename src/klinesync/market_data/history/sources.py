@@ -24,6 +24,7 @@ from klinesync.core.network_errors import unreachable
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
+from klinesync.history.reading import Pages
 from klinesync.market_data.history import rows
 from klinesync.market_data.history.files import MAX_CHECKSUM_BYTES, BadFile, batches, check_sha256, verify_checksum
 from klinesync.market_data.history.names import (
@@ -37,6 +38,7 @@ from klinesync.market_data.history.names import (
 from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.proxies import Proxies
+from klinesync.runtime.sources import HistoryPage
 
 log = logging.getLogger(__name__)
 
@@ -65,18 +67,6 @@ READ_TIMEOUT_S = 30.0
 SymbolId = Callable[[SeriesId], Awaitable[str | None]]
 
 
-class HistoryFiles(Protocol):
-    """Files with candles of many series."""
-
-    def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
-        """The sound candles that open in `span`, strictly ascending, in pages that are never empty. Nothing at all
-        where there is no file. Raises `UpstreamError` when a server does not answer; blocking work is in a thread.
-
-        Whether a candle lies in the future is not judged: the caller's span ends before that.
-        """
-        ...
-
-
 class FreqtradeFiles:
     """The data folder of freqtrade: that of one `exchange` itself, or one with a folder for each exchange."""
 
@@ -86,7 +76,7 @@ class FreqtradeFiles:
         self._shuffled = _Shuffled()
         self._logged = LogLimit(LOG_EVERY_S)
 
-    async def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
+    async def pages(self, series: SeriesId, span: Span) -> Pages:
         """See `HistoryFiles`. Of several formats the first counts that is there: feather, parquet, JSON."""
         path = await asyncio.to_thread(self._find, series)
         if path is None:
@@ -95,7 +85,7 @@ class FreqtradeFiles:
         try:
             async with aclosing(reading.pages()) as pages:
                 async for page in pages:
-                    yield page
+                    yield HistoryPage(page, [])
         except BadFile as error:
             _warn(self._logged, error.path, str(error))
         reading.tell(self._logged)
@@ -139,7 +129,7 @@ class ExchangeArchive:
         """The files that are left alone, from `data/` on, and why."""
         return {path: why for path, (why, until_s) in self._quarantined.items() if time.monotonic() < until_s}
 
-    async def pages(self, series: SeriesId, span: Span) -> AsyncGenerator[list[Candle], None]:
+    async def pages(self, series: SeriesId, span: Span) -> Pages:
         """See `HistoryFiles`. Monthly files where they exist and most of the month is wanted, else daily ones."""
         if series.exchange != self._exchange or span.start >= span.end:
             return
@@ -158,7 +148,7 @@ class ExchangeArchive:
                 try:
                     async with aclosing(reading.pages()) as pages:
                         async for page in pages:
-                            yield page
+                            yield HistoryPage(page, [])
                 except BadFile as error:
                     self._quarantine(file, error)
                 reading.tell(self._logged)
@@ -204,12 +194,10 @@ class _Shelf(Protocol):
 
     async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
         """Whether to ask for each of a month's days. Raises `UpstreamError`."""
-        ...
 
     async def get(self, file: ArchiveFile) -> Path | None:
         """The file, which is what its checksum says; None when it is not there. It may be gone when the next one is
         asked for. Raises `BadFile`, `UpstreamError`."""
-        ...
 
     async def __aenter__(self) -> _Shelf: ...
 
