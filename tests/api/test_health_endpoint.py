@@ -73,7 +73,7 @@ class World:
         )
 
     async def _history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None
     ) -> AsyncGenerator[HistoryPage, None]:
         yield await self.pages.get()
 

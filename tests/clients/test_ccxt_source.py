@@ -180,11 +180,11 @@ def faulty() -> Iterator[SimulatedExchange]:
 
 
 async def read(
-    source: CcxtSource, series: SeriesId, start: int, until: int | None = None, errand: Errand | None = None
+    source: CcxtSource, series: SeriesId, start: int, end: int | None = None, errand: Errand | None = None
 ) -> tuple[list[Candle], list[Span]]:
     candles: list[Candle] = []
     empty: list[Span] = []
-    async for page in source.history(series, start, errand or Errand(Urgency.SWEEP), until):
+    async for page in source.history(series, start, errand or Errand(Urgency.SWEEP), end):
         if candles and page.candles and page.candles[0].time == candles[-1].time:
             assert page.candles[0] == candles.pop()  # pages overlap by a row
         candles += page.candles
@@ -210,9 +210,10 @@ async def test_history_up_to_a_time_ends_with_it(exchange: SimulatedExchange, ma
     series = series_of(market, "ETH/USDT", "1h")
     async with rig(exchange) as one:
         now_ms = await one.source.now_ms(series.market)
-        until = now_ms // 3_600_000 * 3600 - 100 * 3600
-        candles, _ = await read(one.source, series, until - 9 * 3600, until)
-    assert candles == candles_of(exchange.rows(market, "ETHUSDT", "1h", (until - 9 * 3600) * 1000, until * 1000))
+        end = now_ms // 3_600_000 * 3600 - 100 * 3600
+        start = end - 10 * 3600
+        candles, _ = await read(one.source, series, start, end)
+    assert candles == candles_of(exchange.rows(market, "ETHUSDT", "1h", start * 1000, end * 1000 - 1))
     assert len(candles) == 10
 
 

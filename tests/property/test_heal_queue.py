@@ -77,11 +77,12 @@ class World:
         self.stored.update(minutes)
         self.ledger = gaps.confirm_empty(self.ledger, empty, "a test says so", 1).applied_to(self.ledger)
 
-    def pages(self, start: int, until: int) -> Iterator[tuple[list[int], list[Span]]]:
+    def pages(self, asked: Span) -> Iterator[tuple[list[int], list[Span]]]:
         """Pages of the exchange's answer: rows, and the spans between them."""
         rows = sorted(self.exchange - self.mute)
+        start = asked.start
         while True:
-            page = [minute for minute in rows if start <= 60 * minute <= until][:PAGE]
+            page = [minute for minute in rows if start <= 60 * minute < asked.end][:PAGE]
             self.requests += 1
             if not page:
                 return
@@ -98,7 +99,7 @@ class World:
         piece = piece_of(MINUTE, now)
         self.reads.append(piece)
         reached, first, rows = piece.span.start, None, 0
-        for page, empty in self.pages(piece.start, piece.until):
+        for page, empty in self.pages(piece.around):
             self.write(page, empty)
             rows += len(page)
             reached, first = max(reached, 60 * page[-1] + 60), 60 * page[0] if first is None else first
@@ -240,7 +241,7 @@ def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> No
     world.heal(queue)
     assert world.stored == set(range(200))
     first, *others = world.reads
-    assert first == Piece(span(1, 199), 0, 60 * 199, most=1)
+    assert first == Piece(span(1, 199), span(0, 200), most=1)
     ends = [piece.span.end for piece in others]
     assert ends == sorted(ends, reverse=True)
     assert all(MINUTE.count(*piece.span) <= PIECE for piece in others)
@@ -387,7 +388,7 @@ def test_nothing_that_is_urgent_and_due_is_passed_over_and_nothing_is_lost(
 
 
 def test_a_first_row_that_is_the_first_stored_candle_shows_that_there_is_nothing_right_before() -> None:
-    piece = Piece(span(10, 50), 60 * 9, 60 * 50)
+    piece = Piece(span(10, 50), span(9, 51))
 
     def shown(first: int | None, stored: Span | None) -> Span | None:
         return nothing_before_first(piece, Answer(60 * 50, None if first is None else 60 * first, stored, []))

@@ -313,9 +313,9 @@ def never_confirm_a_hole(patch: pytest.MonkeyPatch) -> None:
     history = BinanceRest.history
 
     async def blind(
-        self: BinanceRest, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self: BinanceRest, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        async for page in history(self, series, start, errand, until):
+        async for page in history(self, series, start, errand, end):
             yield replace(page, empty=[])
 
     patch.setattr(BinanceRest, "history", blind)

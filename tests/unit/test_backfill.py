@@ -54,10 +54,10 @@ class Exchange:
         self.at_once = self.most_at_once = 0
 
     async def history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        assert until is not None
-        self.asked.append((series, start // 60, until // 60))
+        assert end is not None
+        self.asked.append((series, start // 60, end // 60))
         self.urgencies.add(errand.urgency)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -67,7 +67,7 @@ class Exchange:
                 await asyncio.sleep(0)
                 if self.trouble:
                     raise self.trouble.pop(0)
-                page = [minute for minute in sorted(self.minutes) if start <= 60 * minute <= until][:PAGE]
+                page = [minute for minute in sorted(self.minutes) if start <= 60 * minute < end][:PAGE]
                 if not page:
                     return
                 times = [60 * minute for minute in page]
@@ -190,7 +190,7 @@ async def test_an_answer_that_lacks_a_neighbour_proves_nothing_and_the_hole_is_a
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN]
         report = world.board.report(BTC, 120)
         assert report.state in ("failed", "running")
-        assert set(exchange.asked) == {(BTC, 9, 15)}
+        assert set(exchange.asked) == {(BTC, 9, 16)}
         exchange.minutes |= set(range(20))
         async with asyncio.timeout(TIMEOUT_S):
             while await world.ledger(BTC):  # the store tells nobody
@@ -278,7 +278,7 @@ async def test_two_thousand_requests_for_one_hole_are_one_reading(tmp_path: Path
         exchange.open.set()
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(12))
-    assert exchange.asked == [(BTC, 0, 11)]
+    assert exchange.asked == [(BTC, 0, 12)]
 
 
 async def test_only_so_many_series_are_read_at_once_and_one_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
@@ -289,12 +289,12 @@ async def test_only_so_many_series_are_read_at_once_and_one_that_hangs_holds_up_
     answer = exchange.history
 
     async def history(
-        series: SeriesId, start: int, errand: Errand, until: int | None = None
+        series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
         if series == BTC:
             hanging.set()
             await asyncio.get_running_loop().create_future()
-        async for page in answer(series, start, errand, until):
+        async for page in answer(series, start, errand, end):
             yield page
 
     exchange.history = history  # type: ignore[method-assign]
@@ -334,7 +334,7 @@ async def test_a_long_hole_is_read_a_piece_at_a_time_the_newest_first_after_its_
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(100))
     # The oldest page brings 1 to 9.
-    assert exchange.asked == [(BTC, 0, 99), (BTC, 73, 99), (BTC, 47, 73), (BTC, 21, 47), (BTC, 9, 21)]
+    assert exchange.asked == [(BTC, 0, 100), (BTC, 73, 100), (BTC, 47, 74), (BTC, 21, 48), (BTC, 9, 22)]
 
 
 async def test_history_before_the_first_candle_is_read_on_request(tmp_path: Path) -> None:
@@ -355,12 +355,12 @@ async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_place
     answer = exchange.history
 
     async def history(
-        series: SeriesId, start: int, errand: Errand, until: int | None = None
+        series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
         if series != BTC:
             hanging.append(errand)
             await asyncio.get_running_loop().create_future()
-        async for page in answer(series, start, errand, until):
+        async for page in answer(series, start, errand, end):
             yield page
 
     exchange.history = history  # type: ignore[method-assign]
@@ -439,9 +439,9 @@ async def test_older_history_that_is_broken_off_leaves_no_hole(tmp_path: Path) -
     broken: list[int] = []
 
     async def history(
-        series: SeriesId, start: int, errand: Errand, until: int | None = None
+        series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        async for page in answer(series, start, errand, until):
+        async for page in answer(series, start, errand, end):
             yield page
             if not broken:
                 broken.append(page.candles[0].time)
@@ -486,7 +486,7 @@ async def test_what_is_asked_for_at_length_comes_oldest_part_first_and_its_rest_
     # From the first one on to the stored one behind it; each piece joins the one before.
     starts = [start for _, start, _ in exchange.asked]
     assert starts == sorted(starts)
-    assert exchange.asked[0] == (BTC, 5, 90)
+    assert exchange.asked[0] == (BTC, 5, 91)
     assert exchange.urgencies == {Urgency.DEEP}
 
 
@@ -620,7 +620,7 @@ async def test_overlapping_backfills_are_read_once_and_each_is_told_of_its_own(t
         assert [over.total for over in overs] == [30, 30, 20, 20, 30, 30, 40, 40]
         assert all(over.missing == 0 for over in overs)
         assert await world.minutes(BTC) == list(range(50, 95))
-    rows = [minute for _, start, until in exchange.asked for minute in range(start, until + 1)]
+    rows = [minute for _, start, end in exchange.asked for minute in range(start, end)]
     assert len(rows) <= 90, "the whole of it about once"
 
 
@@ -732,7 +732,7 @@ async def test_files_then_the_archive_then_the_exchange_are_each_asked_only_for_
         assert await world.minutes(BTC) == list(range(260))
         assert files.asked == [(0, 250)]
         assert archive.asked == [(0, 150)], "180 to 250 is too short for it"
-        rest = {minute for _, start, until in exchange.asked for minute in range(start, until + 1)}
+        rest = {minute for _, start, end in exchange.asked for minute in range(start, end)}
         assert not rest & set(range(40, 140)), "what the files brought"
         assert dict(world.pipeline.written) == {"http": 10, "freqtrade": 30, "archive": 130, "rest": 90}
 
@@ -895,8 +895,8 @@ class Asked(Exchange):
         self.look = look
 
     async def history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
         self.look(start // 60)
-        async for page in self.other.history(series, start, errand, until):
+        async for page in self.other.history(series, start, errand, end):
             yield page

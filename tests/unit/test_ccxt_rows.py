@@ -47,9 +47,9 @@ def at(minute: float) -> int:
 
 
 def read(
-    *rows: Row, start: int = T0, until: int | None = None, final_ms: int | None = None, known_ms: int | None = None
+    *rows: Row, start: int = T0, end: int | None = None, final_ms: int | None = None, known_ms: int | None = None
 ) -> Page:
-    return read_page(MINUTE, rows, start, until, final_ms=final_ms, known_ms=known_ms, margin_ms=MARGIN_MS)
+    return read_page(MINUTE, rows, start, end, final_ms=final_ms, known_ms=known_ms, margin_ms=MARGIN_MS)
 
 
 # --- closedness
@@ -73,7 +73,7 @@ def test_a_stamp_proves_the_newest_row_once_the_margin_has_passed() -> None:
 
 
 def test_rows_before_the_start_are_passed_over_and_rows_behind_the_end_prove_those_before() -> None:
-    page = read(row(-2), row(0), row(1), row(2), row(3), until=T0 + 60)
+    page = read(row(-2), row(0), row(1), row(2), row(3), end=T0 + 120)
     assert page.candles == [candle(0), candle(1)]
     assert page.newest == T0 + 180
 
@@ -142,7 +142,7 @@ def test_reading_ends_where_the_exchange_has_no_more(page: Page) -> None:
 
 
 def test_reading_ends_with_the_last_one_that_was_asked_for() -> None:
-    page = read(row(0), row(1), row(2), until=T0 + 60, final_ms=at(9))
+    page = read(row(0), row(1), row(2), end=T0 + 120, final_ms=at(9))
     assert next_start(MINUTE, T0, page, T0 + 60, 3, T0 + 540) is None
 
 
@@ -177,17 +177,17 @@ class Exchange:
             found = [one for one in found if one < first + self.limit]
         return [row(one) for one in found[: self.limit]]
 
-    def history(self, start: int, until: int | None) -> tuple[list[Candle], list[Span], int]:
+    def history(self, start: int, end: int | None) -> tuple[list[Candle], list[Span], int]:
         candles: dict[int, Candle] = {}
         empty: list[Span] = []
         pages, place = 0, start
         while True:
-            page = read(*self.rows(place), start=place, until=until, final_ms=at(self.now))
+            page = read(*self.rows(place), start=place, end=end, final_ms=at(self.now))
             candles |= {one.time: one for one in page.candles}
             empty += page.empty
             pages += 1
-            following = next_start(MINUTE, place, page, until, self.limit, at(self.now) // 1000)
-            if following is None or (until is not None and following > until):
+            following = next_start(MINUTE, place, page, end, self.limit, at(self.now) // 1000)
+            if following is None or (end is not None and following >= end):
                 return [candles[time] for time in sorted(candles)], empty, pages
             assert following > place, "every page gets on"
             place = following
@@ -198,21 +198,21 @@ class Exchange:
     now=st.integers(0, 121),
     limit=st.integers(4, 30),
     start=st.integers(0, 120),
-    until=st.none() | st.integers(0, 120),
+    end=st.none() | st.integers(1, 121),
     windowed=st.booleans(),
 )
-@example(minutes={0, 1, 2, 3, 4}, now=4, limit=4, start=0, until=None, windowed=False)
+@example(minutes={0, 1, 2, 3, 4}, now=4, limit=4, start=0, end=None, windowed=False)
 def test_paging_brings_every_final_candle_and_proves_no_hole_that_there_is_not(
-    minutes: set[int], now: int, limit: int, start: int, until: int | None, windowed: bool
+    minutes: set[int], now: int, limit: int, start: int, end: int | None, windowed: bool
 ) -> None:
     minutes = {one for one in minutes if one <= now}
     exchange = Exchange(minutes, now, limit, windowed=windowed)
-    candles, empty, _ = exchange.history(T0 + 60 * start, None if until is None else T0 + 60 * until)
+    candles, empty, _ = exchange.history(T0 + 60 * start, None if end is None else T0 + 60 * end)
     # At `now` the end and the margin have passed of the minute before the last one; or two later rows follow.
     wanted = [
         one
         for number, one in enumerate(sorted(minutes))
-        if one >= start and (until is None or one <= until) and (one < now - 1 or number < len(minutes) - 2)
+        if one >= start and (end is None or one < end) and (one < now - 1 or number < len(minutes) - 2)
     ]
     assert [one.time for one in candles] == [T0 + 60 * one for one in wanted]
     lacking = {T0 + 60 * one for one in range(121) if one not in minutes}

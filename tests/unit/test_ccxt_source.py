@@ -118,8 +118,8 @@ async def source_of(
         await thread.stop()
 
 
-async def history(source: CcxtSource, start: int = T0, until: int | None = None) -> list[Candle]:
-    return [one async for page in source.history(BTC, start, Errand(Urgency.SWEEP), until) for one in page.candles]
+async def history(source: CcxtSource, start: int = T0, end: int | None = None) -> list[Candle]:
+    return [one async for page in source.history(BTC, start, Errand(Urgency.SWEEP), end) for one in page.candles]
 
 
 async def test_the_newest_row_is_final_once_the_exchanges_time_says_so() -> None:
@@ -174,7 +174,7 @@ async def test_a_page_from_the_past_needs_no_new_stamp() -> None:
         await source.now_ms("spot")
         now_s += 3600.0
         exchange.asked.clear()
-        assert len(await history(source, T0, T0 + 60 * 9)) == 10
+        assert len(await history(source, T0, T0 + 60 * 10)) == 10
         assert exchange.asked == ["rows"]
 
 

@@ -63,16 +63,16 @@ class Exchange:
         self.open.set()
 
     async def history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
         self.asked.append((series, start // 60))
         self.urgencies.add(errand.urgency)
-        last = 10**9 if until is None else until // 60
+        end_minute = 10**9 if end is None else end // 60
         while True:
             await self.open.wait()
             if self.trouble:
                 raise self.trouble.pop()
-            page = [minute for minute in sorted(self.minutes) if start // 60 <= minute <= last][:PAGE]
+            page = [minute for minute in sorted(self.minutes) if start // 60 <= minute < end_minute][:PAGE]
             if not page:
                 return
             yield HistoryPage([candle(minute) for minute in page], [])
@@ -280,11 +280,11 @@ async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_rea
         answer = world.exchange.history
 
         async def history(
-            series: SeriesId, start: int, errand: Errand, until: int | None = None
+            series: SeriesId, start: int, errand: Errand, end: int | None = None
         ) -> AsyncGenerator[HistoryPage, None]:
-            async for page in answer(series, start, errand, until):
+            async for page in answer(series, start, errand, end):
                 yield page
-                if until is None and len(world.exchange.asked) == 1:
+                if end is None and len(world.exchange.asked) == 1:
                     raise UpstreamError("no answer")
 
         world.exchange.history = history  # type: ignore[method-assign]

@@ -71,3 +71,12 @@ async def test_a_hole_that_is_confirmed_empty_without_a_candle_shows_as_such_in_
             lambda store: store.change_gaps(BTC, confirm_empty(store.gaps(BTC), span, "it said so", 0))
         )
         assert holes([await page(reader, 500)]) == [(180, 300, "confirmed_empty")]
+
+
+async def test_what_is_stored_ends_behind_the_newest_candle(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        reader = CandleReader(database, knows)
+        assert await reader.stored(BTC) is None
+        rows = [Candle(60 * one, 1.0, 2.0, 0.5, 1.5, 1.0) for one in (1, 2, 5)]
+        await database.write(lambda store: write_closed(store, BTC, rows, Origin("http", 0)))
+        assert await reader.stored(BTC) == Span(60, 360) == await database.read(lambda store: store.span(BTC))

@@ -223,7 +223,7 @@ def test_recorded_candles_go_through_rest_and_read_back_bit_for_bit(real_data: P
         exchange = make_exchange([(one.symbol, RecordedTape(one.rows, 0)) for one in recordings], 1, 0, "recorded")
         for one in recordings:
             listing = exchange.listings(one.symbol.market)[one.symbol.name]
-            end_ms = (one.span[1] + 60) * 1000
+            end_ms = (one.span.end + 60) * 1000
             rows = listing.klines(Grid(Timeframe.parse("1m")), 0, None, 10**6, end_ms)
             read = json.loads(kline_rows(listing, Grid(Timeframe.parse("1m")), rows))
             for column, name in ((1, "open"), (2, "high"), (3, "low"), (4, "close"), (5, "volume"), (7, "quote")):
@@ -240,7 +240,7 @@ def test_folded_candles_are_the_exchanges_own(real_data: Path) -> None:
     listing = make_exchange([(one.symbol, RecordedTape(one.rows, 0))], 1, 0, "recorded").spot["BTCUSDT"]
     for code in ("5m", "15m"):
         theirs = pa_feather.read_table(str(real_data / "spot" / f"BTC_USDT-{code}.feather"))
-        ours = listing.klines(Grid(Timeframe.parse(code)), 0, None, 10**6, (one.span[1] + 10**6) * 1000)
+        ours = listing.klines(Grid(Timeframe.parse(code)), 0, None, 10**6, (one.span.end + 10**6) * 1000)
         time = theirs.column("date").cast(pa.int64()).to_numpy() // 10**9
         both = np.isin(time, ours.time[:-1])
         assert both.sum() > 8000

@@ -157,10 +157,10 @@ async def pages(
     rest: BinanceRest,
     series: SeriesId = SERIES,
     start: int = START,
-    until: int | None = None,
+    end: int | None = None,
     urgency: Urgency = Urgency.REPAIR,
 ) -> list[HistoryPage]:
-    return [page async for page in rest.history(series, start, Errand(urgency), until)]
+    return [page async for page in rest.history(series, start, Errand(urgency), end)]
 
 
 async def history(rest: BinanceRest, series: SeriesId = SERIES, start: int = START) -> list[Candle]:
@@ -268,8 +268,8 @@ async def test_history_goes_on_while_rows_come_though_an_exchange_gives_fewer_th
         assert await history(rest) == [candle(minute) for minute in range(699)]
         assert {asked["limit"] for asked in exchange.asked} == {"1000"}
         exchange.asked.clear()
-        until = [page async for page in rest.history(SERIES, START, Errand(Urgency.DEEP), START + 250 * 60)]
-        assert until[-1].candles[-1] == candle(250)
+        part = [page async for page in rest.history(SERIES, START, Errand(Urgency.DEEP), START + 251 * 60)]
+        assert part[-1].candles[-1] == candle(250)
         assert len(exchange.asked) == 3, "the span is covered"
 
 
@@ -286,12 +286,12 @@ async def test_a_row_with_other_columns_is_read_and_one_that_cannot_be_read_is_l
     exchange.answer = lambda: web.json_response([row(0), *odd, row(7)])
     async with connected(exchange) as (rest, clocks):
         clocks["spot"].learn((START + 6000) * 1000, asyncio.get_running_loop().time())
-        (page,) = await pages(rest, until=START + 7 * 60)
+        (page,) = await pages(rest, end=START + 8 * 60)
         assert page.candles == [candle(minute) for minute in (0, 1, 2, 3, 7)]
         assert page.empty == [], "what cannot be read may have been anything"
         assert rest.left_out == {("spot", "kline"): 3}
         exchange.answer = lambda: web.json_response([row(0), row(1, high=None), row(3)])
-        (page,) = await pages(rest, until=START + 3 * 60)
+        (page,) = await pages(rest, end=START + 4 * 60)
         assert page.empty == [Span(START + 120, START + 180)], "the row of minute 1 is there"
 
 
@@ -571,7 +571,7 @@ async def test_a_span_that_is_over_is_read_without_asking_the_time_however_old_t
     async with connected(exchange, lambda: now_s) as (rest, clocks):
         clocks["futures"].learn((START + 6000) * 1000, now_s)
         now_s = 50.0
-        (page,) = await pages(rest, FUTURES, until=START + 20 * 60)
+        (page,) = await pages(rest, FUTURES, end=START + 21 * 60)
     assert [one.time for one in page.candles] == [START + 60 * minute for minute in range(21)]
     assert exchange.asked_time == 0
     assert exchange.asked == [
@@ -591,21 +591,21 @@ async def test_with_an_end_the_last_row_needs_a_stamp_as_no_row_follows_it(ms_af
     exchange.rows = [row(0), row(1), row(2)]
     exchange.now_ms = (START + 120) * 1000 + ms_after_close
     async with connected(exchange) as (rest, _):
-        found = {one for page in await pages(rest, until=START + 60) for one in page.candles}
+        found = {one for page in await pages(rest, end=START + 120) for one in page.candles}
     assert found == set([candle(0), candle(1)][: 1 + closed])
 
 
-@pytest.mark.parametrize("until", [998, 999, 1000, 1500])
-async def test_a_reading_with_an_end_stops_there_also_at_the_end_of_a_page(until: int) -> None:
+@pytest.mark.parametrize("end", [999, 1000, 1001, 1501])
+async def test_a_reading_with_an_end_stops_there_also_at_the_end_of_a_page(end: int) -> None:
     exchange = Exchange()
     exchange.rows = [row(minute) for minute in range(2000)]
     exchange.now_ms = (START + 60 * 5000) * 1000
     async with connected(exchange) as (rest, clocks):
         clocks["spot"].learn(exchange.now_ms, asyncio.get_running_loop().time())
-        found = {one.time for page in await pages(rest, until=START + 60 * until) for one in page.candles}
-        assert await pages(rest, until=START - 60) == []
-    assert found == {START + 60 * minute for minute in range(until + 1)}
-    assert len(exchange.asked) == 1 + (until >= 1000)
+        found = {one.time for page in await pages(rest, end=START + 60 * end) for one in page.candles}
+        assert await pages(rest, end=START) == []
+    assert found == {START + 60 * minute for minute in range(end)}
+    assert len(exchange.asked) == 1 + (end > 1000)
 
 
 async def test_deep_pages_ask_no_time_and_where_holes_bring_them_up_to_now_their_last_row_is_proven_after_all() -> None:
@@ -716,7 +716,7 @@ async def test_a_page_that_no_exchange_would_send_is_refused_whole(rows: list[li
     exchange.answer = lambda: web.json_response(rows)
     async with connected(exchange) as (rest, _):
         with pytest.raises(UpstreamError, match=match):
-            await pages(rest, until=START + 600 if match == "more than was asked for" and len(rows) < 9 else None)
+            await pages(rest, end=START + 660 if match == "more than was asked for" and len(rows) < 9 else None)
         assert rest.status()["spot"].errors == {200: 1}
 
 

@@ -19,7 +19,7 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.history.reading import read_pages, untold
 from klinesync.pipelines.ingest_pipeline import Empty
-from klinesync.runtime.sources import Errand, HistoryPage, Source, Urgency
+from klinesync.runtime.sources import Errand, History, HistoryPage, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,12 @@ AUDIT_AGAIN_S = 60.0
 
 class Audit:
     """Looks at one series every `interval_s`, in turns. `series` are those that are followed and caught up; `stored` is
-    the span of one's first and last stored open time; `untold_since` leaves out what the stream told later than a time
+    the stored span of one; `untold_since` leaves out what the stream told later than a time
     (ms); `submit` writes."""
 
     def __init__(
         self,
-        source: Source,
+        history: History,
         *,
         series: Callable[[], Iterable[SeriesId]],
         stored: Callable[[SeriesId], Awaitable[Span | None]],
@@ -48,7 +48,7 @@ class Audit:
         now_ms: Callable[[SeriesId], int | None],
         interval_s: float,
     ) -> None:
-        self._source = source
+        self._history = history
         self._series = series
         self._stored = stored
         self._untold_since = untold_since
@@ -90,11 +90,11 @@ class Audit:
             return
         frame = series.timeframe
         old_s = now_ms // 1000 - AUDIT_AGE_S
-        until = min(stored.end, frame.shift(frame.floor(old_s), -1))
-        start = max(stored.start, frame.shift(until, 1 - AUDIT_CANDLES))
-        if until < start:
+        end = min(stored.end, frame.floor(old_s))
+        start = max(stored.start, frame.shift(end, -AUDIT_CANDLES))
+        if start >= end:
             return
-        pages = self._source.history(series, start, Errand(Urgency.DEEP), until)
+        pages = self._history(series, start, Errand(Urgency.DEEP), end)
         await read_pages(pages, partial(self._compare, series, old_s * 1000), untold(series, start))
         self.looked += 1
 

@@ -62,10 +62,10 @@ class BinanceSource:
         )
 
     def history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
         """Closed candles from `start` on, page by page. Raises `UpstreamError`."""
-        return self._rest.history(series, start, errand, until)
+        return self._rest.history(series, start, errand, end)
 
     async def now_ms(self, market: str) -> int:
         """The exchange's time. Raises `UpstreamError`."""

@@ -287,34 +287,34 @@ class BinanceRest:
         return tickers
 
     async def history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        """Closed candles from the open time `start` to the newest that is proven final, but not after `until`, a page
-        at a time, ascending.
+        """Closed candles of the span `[start, end)`, a page at a time, ascending; without `end` up to the newest candle
+        that is proven final.
 
         Bad rows are quarantined: left out, counted and logged. Raises `UpstreamError`; nothing of a page that cannot
         be what was asked for is yielded.
         """
         frame, symbol_id = series.timeframe, await self.symbol_id(series)
         first, overlaps, asked = True, False, False
-        while until is None or start <= until:
-            if not asked and self._needs_time(series, start, until):
+        while end is None or start < end:
+            if not asked and self._needs_time(series, start, end):
                 asked = await self._try_time(series.market, errand)
-            page = await self._page(series, symbol_id, start, until, errand)
+            page = await self._page(series, symbol_id, start, end, errand)
             times = page.klines.times
             if not times:
                 return  # nothing follows
-            # Rows behind `until` were asked for as proof alone.
+            # Rows at `end` and behind it were asked for as proof alone.
             last = frame.floor(times[-1] // 1000)
             if overlaps and last <= start:
                 return  # nothing follows the row that pages overlap by
-            end = final_end(frame, [time_ms // 1000 for time_ms in times], page.final_ms, self._final_margin_ms)
-            reached = until is not None and until < end
-            if until is not None:
-                end = min(end, frame.next(until))
+            proven = final_end(frame, [time_ms // 1000 for time_ms in times], page.final_ms, self._final_margin_ms)
+            reached = end is not None and end <= proven
+            if end is not None:
+                proven = min(proven, end)
             # What is not final does not prove a hole before it either: it is not stored.
-            final = [time_ms for time_ms in times if time_ms < end * 1000]
-            candles = self._sound(series, [row for row in page.klines.rows if row[0] < end * 1000])
+            final = [time_ms for time_ms in times if time_ms < proven * 1000]
+            candles = self._sound(series, [row for row in page.klines.rows if row[0] < proven * 1000])
             # A row that is no candle still says that there is something; one off the grid leaves its minute uncovered.
             shown = [time_ms // 1000 for time_ms in final if time_ms % 1000 == 0 and frame.is_open(time_ms // 1000)]
             if first and final and series.market == "futures" and frame.floor(times[0] // 1000) > start:
@@ -332,7 +332,7 @@ class BinanceRest:
             follows = self._is_late(page) or now_ms is None or now_ms >= frame.next(frame.next(last)) * 1000
             ends_now = now_ms is not None and last * 1000 <= now_ms < frame.next(last) * 1000
             full = page.klines.count >= page.limit and not ends_now
-            if reached or (not follows and end > last):
+            if reached or (not follows and proven > last):
                 return
             progress = shown[-1] if shown else start
             overlaps = progress > start
@@ -349,21 +349,23 @@ class BinanceRest:
 
     # Pages of klines.
 
-    async def _page(self, series: SeriesId, symbol_id: str, start: int, until: int | None, errand: Errand) -> _Page:
-        """One page of rows from `start` on; with `until` up to that, and the rows that prove it where no clock does."""
+    async def _page(self, series: SeriesId, symbol_id: str, start: int, end: int | None, errand: Errand) -> _Page:
+        """One page of rows from `start` on; with `end` those before that, and the rows behind them that prove
+        the newest where no clock does."""
         market, gate, clock = series.market, self._gate(series.market), self._clocks[series.market]
         weights = WEIGHTS[market]
-        if until is not None and not self._proves(series, until, clock.final_ms(self._monotonic())):
-            until = series.timeframe.shift(until, LATER_ROWS)
-        limit = weights.page_size(self._expected(series, start, until), self._routes[market].page)
+        if end is not None and not self._proves(end, clock.final_ms(self._monotonic())):
+            end = series.timeframe.shift(end, LATER_ROWS)
+        limit = weights.page_size(self._expected(series, start, end), self._routes[market].page)
         params = {
             "symbol": symbol_id,
             "interval": series.timeframe.code,
             "startTime": str(start * 1000),
             "limit": str(limit),
         }
-        if until is not None:
-            params["endTime"] = str(until * 1000)
+        if end is not None:
+            # Binance's `endTime` is the newest open time that is wanted.
+            params["endTime"] = str(series.timeframe.shift(end, -1) * 1000)
 
         async def ask() -> _Page:
             async with gate.turn(errand, weights.page(limit)) as turn:
@@ -374,39 +376,37 @@ class BinanceRest:
             return _Page(self._decode(market, decode_klines, body, "klines"), limit, final_ms, estimate_ms)
 
         page = await self._repeat(gate, errand, ask)
-        self._check_page(series, page, start, until)
+        self._check_page(series, page, start, end)
         self._leave_out(market, "kline", page.klines.left_out, series)
         return page
 
-    def _expected(self, series: SeriesId, start: int, until: int | None) -> int | None:
+    def _expected(self, series: SeriesId, start: int, end: int | None) -> int | None:
         """How many rows there may be from `start` on, as far as can be known."""
         frame = series.timeframe
-        if until is not None:
-            return max(LEAST_ROWS, frame.count(start, frame.next(until)))
+        if end is not None:
+            return max(LEAST_ROWS, frame.count(start, end))
         now_ms = self._clocks[series.market].estimate_ms(self._monotonic())
         return None if now_ms is None else max(LEAST_ROWS, frame.count(start, frame.floor(now_ms // 1000)) + 2)
 
-    def _proves(self, series: SeriesId, open_time: int, final_ms: int | None) -> bool:
-        """Whether a clock proves the candle of that open time, and all before it."""
-        end_ms = series.timeframe.next(open_time) * 1000
-        return final_ms is not None and end_ms + self._final_margin_ms <= final_ms
+    def _proves(self, end: int, final_ms: int | None) -> bool:
+        """Whether a clock proves all candles before `end`."""
+        return final_ms is not None and end * 1000 + self._final_margin_ms <= final_ms
 
-    def _needs_time(self, series: SeriesId, start: int, until: int | None) -> bool:
+    def _needs_time(self, series: SeriesId, start: int, end: int | None) -> bool:
         """Whether the exchange must be asked for its time before a page from `start` on: by our estimate the newest
         candle that has ended is final, and no clock proves it."""
         frame, clock, now_s = series.timeframe, self._clocks[series.market], self._monotonic()
         estimate_ms = clock.estimate_ms(now_s)
         if estimate_ms is None:
-            return until is None  # else later rows may do
+            return end is None  # else later rows may do
         ended = frame.floor((estimate_ms - self._final_margin_ms) // 1000)
-        newest = frame.shift(ended, -1)
-        if newest < start:
+        if ended <= start:
             return False
-        if until is not None and until <= frame.shift(newest, -LATER_ROWS):
+        if end is not None and end <= frame.shift(ended, -LATER_ROWS):
             return False  # the rows behind it prove it
         if clock.difference(now_s) is not None:
             return False  # the clocks prove nothing
-        return not self._proves(series, newest, clock.final_ms(now_s))
+        return not self._proves(ended, clock.final_ms(now_s))
 
     def _is_late(self, page: _Page) -> bool:
         """Whether the exchange's time, asked now, might prove more of a page: nothing was known of it, or a row opens
@@ -428,7 +428,7 @@ class BinanceRest:
             return False
         return True
 
-    def _check_page(self, series: SeriesId, page: _Page, start: int, until: int | None) -> None:
+    def _check_page(self, series: SeriesId, page: _Page, start: int, end: int | None) -> None:
         """Raises `UpstreamError` when the rows cannot be what was asked for."""
         times = page.klines.times
         if not times:
@@ -439,7 +439,7 @@ class BinanceRest:
             raise self._nonsense(
                 series.market, f"{series}: a page of klines from {date_text(start)} on is not in order"
             )
-        if page.klines.count > page.limit or (until is not None and times[-1] > until * 1000):
+        if page.klines.count > page.limit or (end is not None and times[-1] >= end * 1000):
             raise self._nonsense(
                 series.market, f"{series}: a page of klines from {date_text(start)} on is more than was asked for"
             )

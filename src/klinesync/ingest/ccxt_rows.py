@@ -104,13 +104,13 @@ def read_page(
     frame: Timeframe,
     rows: Sequence[Row],
     start: int,
-    until: int | None,
+    end: int | None,
     *,
     final_ms: int | None,
     known_ms: int | None,
     margin_ms: int,
 ) -> Page:
-    """Read the answer to "rows from `start` on" (open time in UTC seconds; `until` is included).
+    """Read the answer to "rows from `start` on" (open times in UTC seconds), of which those before `end` are wanted.
 
     `final_ms`: the exchange's clock, by stamps from before it was asked, None where no clock proves anything;
     `known_ms`: what time it is there, as far as is known. `margin_ms`: how long after its end a row may change. Rows
@@ -132,8 +132,9 @@ def read_page(
             f"rows from {date_text(start)} on reach to {date_text(times[-1])}, which lies in the future"
         )
     newest = times[-1]
-    end = final_end(frame, times, final_ms, margin_ms)
-    still_open = end <= frame.floor(newest)
+    proven = final_end(frame, times, final_ms, margin_ms)
+    still_open = proven <= frame.floor(newest)
+    wanted = proven if end is None else min(proven, end)
     candles: list[Candle] = []
     forming = None
     for time in times:
@@ -142,21 +143,21 @@ def read_page(
         except BadCandle as error:
             bad.append(error)
             continue
-        if time >= end:
+        if time >= proven:
             forming = candle if time == newest else forming
-        elif until is None or time <= until:
+        elif time < wanted:
             candles.append(candle)
     # A row that is no candle still says that there is something; one off the grid leaves its span uncovered.
-    shown = [time for time in times if frame.is_open(time) and time < end and (until is None or time <= until)]
+    shown = [time for time in times if frame.is_open(time) and time < wanted]
     empty = missing_spans(frame, shown[0], shown[-1], shown) if shown else []
-    return Page(candles, empty, forming, bad, newest, still_open, len(times), end, final_ms)
+    return Page(candles, empty, forming, bad, newest, still_open, len(times), proven, final_ms)
 
 
 def next_start(
     frame: Timeframe,
     start: int,
     page: Page,
-    until: int | None,
+    end: int | None,
     limit: int | None,
     now_s: int | None,
     window: int | None = None,
@@ -168,7 +169,7 @@ def next_start(
     the exchange looks into a longer one than `limit`, in candles.
     """
     newest = page.newest
-    if until is not None and until < page.end:
+    if end is not None and end <= page.end:
         return None
     if page.still_open:
         # A full answer does not show whether rows follow the newest ones: again, from the newest final one on.
@@ -180,7 +181,7 @@ def next_start(
     if newest is not None and frame.floor(newest) > start:
         return frame.floor(newest)
     window_end = frame.shift(start, max(window or 0, UNTOLD_WINDOW if limit is None else max(limit, 2)) - 1)
-    if now_s is None or window_end >= frame.floor(now_s) or (until is not None and window_end >= until):
+    if now_s is None or window_end >= frame.floor(now_s) or (end is not None and frame.next(window_end) >= end):
         return None
     return window_end
 

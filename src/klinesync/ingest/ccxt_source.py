@@ -260,22 +260,22 @@ class CcxtSource:
         return await self.client.tickers(symbols, Errand(Urgency.READ))
 
     async def history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        """Closed candles from the open time `start` on, a page at a time. Raises `UpstreamError`."""
+        """Closed candles of the span `[start, end)`, or from `start` on, a page at a time. Raises `UpstreamError`."""
         frame, clock = series.timeframe, self.clocks[series.market]
         if series.market in self.venue.depth and clock.estimate_ms(self.monotonic()) is None:
             await self.now_ms(series.market)
         reach = self.reach(series)
         at: int | None = start if reach is None else max(start, reach.oldest)
-        while at is not None and (until is None or at <= until):
-            limit = await self.limit(series, at, until)
-            page = await self.page(series, at, until, limit, errand, prove=True)
+        while at is not None and (end is None or at < end):
+            limit = await self.limit(series, at, end)
+            page = await self.page(series, at, end, limit, errand, prove=True)
             if page.candles or page.empty:
                 yield HistoryPage(page.candles, page.empty)
             now_ms = clock.estimate_ms(self.monotonic())
             now_s = None if now_ms is None else now_ms // 1000
-            at = next_start(frame, at, page, until, limit, now_s, self.venue.window)
+            at = next_start(frame, at, page, end, limit, now_s, self.venue.window)
 
     def reach(self, series: SeriesId) -> Reach | None:
         """How far back its history goes; None where all of it can be had, or the exchange's time is not known."""
@@ -305,7 +305,7 @@ class CcxtSource:
         self,
         series: SeriesId,
         start: int,
-        until: int | None,
+        end: int | None,
         limit: int | None,
         errand: Errand,
         *,
@@ -317,7 +317,7 @@ class CcxtSource:
         rows are counted and logged. Raises `UpstreamError`."""
         can, clock = await self.abilities(), self.clocks[series.market]
         frame, asked_s = series.timeframe, self.monotonic()
-        if prove and can.time and self._may_prove(series, start, until, limit):
+        if prove and can.time and self._may_prove(series, start, end, limit):
             await (self.now_ms(series.market) if clock.rest_ms is None else self._ask_time(series.market, errand))
         final_ms = clock.final_ms(self.monotonic())
         looked_into = self._looked_into(series, start, limit)
@@ -327,7 +327,7 @@ class CcxtSource:
             frame,
             answer.rows,
             start,
-            until,
+            end,
             final_ms=final_ms,
             known_ms=clock.estimate_ms(asked_s),
             margin_ms=self.margin.ms,
@@ -377,7 +377,7 @@ class CcxtSource:
         except UpstreamError as error:
             log.info("%s: its stream stays subscribed: %s", series, error)
 
-    async def limit(self, series: SeriesId, start: int, until: int | None) -> int | None:
+    async def limit(self, series: SeriesId, start: int, end: int | None) -> int | None:
         """How many rows to ask for; None when the exchange does not say how many an answer holds. Raises
         `UpstreamError`, with status 400 for a series that cannot be had."""
         market = series.market
@@ -389,23 +389,23 @@ class CcxtSource:
         if market not in self._most_rows:
             self._most_rows[market] = self.venue.page.get(market) or await self.client.most_rows(series)
         most = self._most_rows[market]
-        if most is None or until is None:
+        if most is None or end is None:
             return most
         # And the rows behind them that show that they are final.
-        return max(LEAST_ROWS, min(most, series.timeframe.count(start, series.timeframe.next(until)) + LATER_ROWS))
+        return max(LEAST_ROWS, min(most, series.timeframe.count(start, end) + LATER_ROWS))
 
-    def _may_prove(self, series: SeriesId, start: int, until: int | None, limit: int | None) -> bool:
+    def _may_prove(self, series: SeriesId, start: int, end: int | None, limit: int | None) -> bool:
         """Whether a newer stamp might prove rows to be final that the newest one does not."""
         clock, frame = self.clocks[series.market], series.timeframe
         if clock.rest_ms is None:
             return True
-        ends = [] if until is None else [until]
+        ends = [] if end is None else [end]
         if limit is not None:
-            ends.append(frame.shift(start, limit - 1))
+            ends.append(frame.shift(start, limit))
         estimate_ms = clock.estimate_ms(self.monotonic())
         if estimate_ms is not None:
-            ends.append(frame.shift(frame.floor((estimate_ms - self.margin.ms) // 1000), -1))
-        return not ends or frame.next(min(ends)) * 1000 + self.margin.ms > clock.rest_ms
+            ends.append(frame.floor((estimate_ms - self.margin.ms) // 1000))
+        return not ends or min(ends) * 1000 + self.margin.ms > clock.rest_ms
 
     async def _ask_time(self, market: str, errand: Errand) -> None:
         """Ask for the exchange's time, unless it was just told. Raises `UpstreamError`."""

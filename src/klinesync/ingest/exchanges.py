@@ -157,11 +157,11 @@ class Exchanges:
     # As a Source.
 
     def history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
         """Closed candles from `start` on. Raises `UpstreamError`."""
         source = self._source if series.exchange == self._name else self._other(series).source
-        return source.history(series, start, errand, until)
+        return source.history(series, start, errand, end)
 
     def reach(self, series: SeriesId) -> Reach | None:
         """How far back the exchange's history goes; None where all of it can be had, or that is not known yet."""

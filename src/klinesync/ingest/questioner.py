@@ -70,9 +70,8 @@ class Questioner:
     async def _put(self, series: SeriesId, span: Span) -> None:
         """One request, and what becomes of its rows."""
         changed: set[int] = set()
-        last = series.timeframe.shift(span.end, -1)
         try:
-            pages = self._source.history(series, span.start, Errand(Urgency.FILL), last)
+            pages = self._source.history(series, span.start, Errand(Urgency.FILL), span.end)
             await read_pages(pages, partial(self._write, series, changed), untold(series, span.start))
         except (UpstreamError, StoreError) as error:
             log.info("%s: a question is put off: %s", series, error)

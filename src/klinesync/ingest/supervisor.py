@@ -344,7 +344,7 @@ class IngestSupervisor:
             return candles if job is None else job.feed.untold_since(candles, since_ms)
 
         return Audit(
-            self._source,
+            self._source.history,
             series=lambda: (one for one, job in self._jobs.items() if self._at_rest(job)),
             stored=self._stored,
             untold_since=untold,
@@ -410,7 +410,7 @@ class IngestSupervisor:
         if series in self._jobs or series not in self._table:
             return
         loop = asyncio.get_running_loop()
-        feed = IngestFeed(series, None if stored is None else stored.end, forming_interval_s=self._forming_interval_s)
+        feed = IngestFeed(series, _head(series, stored), forming_interval_s=self._forming_interval_s)
         connection = self._connection(series.market)
         self._jobs[series] = Job(
             feed,
@@ -802,7 +802,7 @@ class IngestSupervisor:
             else:
                 break
         job.beginning_again = False
-        self._carry_out(job, job.feed.restarted(None if stored is None else stored.end))
+        self._carry_out(job, job.feed.restarted(_head(series, stored)))
 
     # History.
 
@@ -936,6 +936,11 @@ class IngestSupervisor:
                 if reach < first:
                     self._heal(job.feed.series, Span(max(0, reach), first), "startup")
                 return
+
+
+def _head(series: SeriesId, stored: Span | None) -> int | None:
+    """The newest open time of the stored span."""
+    return None if stored is None else series.timeframe.shift(stored.end, -1)
 
 
 def _needs_second_list(job: Job, now_s: float) -> bool:

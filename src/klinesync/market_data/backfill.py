@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,7 +27,7 @@ from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue,
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Reach, Urgency
+from klinesync.runtime.sources import Errand, History, HistoryPage, HistoryWatch, Reach, Urgency
 from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class BackfillService:
     def __init__(
         self,
         *,
-        history: Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]],
+        history: History,
         pipeline: IngestPipeline,
         database: Database,
         watch: HistoryWatch,
@@ -475,7 +475,7 @@ class BackfillService:
         """Read a piece of the needs that stand from the exchange. Raises `UpstreamError`, `StoreError`."""
         older = now.stored is not None and piece.span.end == now.stored.start
         whole = await read_pages(
-            self._history(series, piece.start, errand, piece.until),
+            self._history(series, piece.around.start, errand, piece.around.end),
             partial(self._write, series, REST, now.needs[0]),
             progress,
             newest_first=older and piece.most is None,

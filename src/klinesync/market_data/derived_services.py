@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +26,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Urgency
+from klinesync.runtime.sources import Errand, History, HistoryPage, HistoryWatch, Urgency
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.hub import CandleHub
 
@@ -219,7 +219,7 @@ class DerivedHistory:
     def __init__(
         self,
         *,
-        history: Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]],
+        history: History,
         pipeline: IngestPipeline,
         database: Database,
         derived: DerivedStep,
@@ -382,9 +382,8 @@ class DerivedHistory:
 
     async def _fetch(self, series: SeriesId, span: Span) -> Span | None:
         """Where the candles lie that came, if any did. Raises `UpstreamError`, `StoreError`."""
-        last = series.timeframe.shift(span.end, -1)
         with on_board(self._watch, series, span, NATIVE_REASON) as progress:
-            pages = self._history(series, span.start, Errand(Urgency.READ), last)
+            pages = self._history(series, span.start, Errand(Urgency.READ), span.end)
             # The newest first: each page joins what is stored.
             await read_pages(pages, partial(self._write_native, series), progress, newest_first=True)
         return progress.came

@@ -92,24 +92,22 @@ class Fetch:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What is left to ask of a fetch: the `stored` span, the `needs` as far as they are missing behind the head, grown
-    to all that is missing of the holes that they touch, and the open times `start` and `until` of the stored candles
-    around those."""
+    to all that is missing of the holes that they touch, and `around`: the span of those holes with the stored candle on
+    either side."""
 
     stored: Span | None
     needs: tuple[Need, ...]
-    start: int
-    until: int
+    around: Span
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is asked for at once: `span`, or its oldest pages until `most` rows came. Asked from `start` to `until`
-    (included), which are stored candles, so that one answer shows what is empty; where older needs were `cut` off,
-    `start` may be missing."""
+    """What is asked for at once: `span`, or its oldest pages until `most` rows came. The request covers `around`, which
+    begins and ends with a stored candle, so that one answer shows what is empty; where older needs were `cut` off, its
+    first candle may be missing."""
 
     span: Span
-    start: int
-    until: int
+    around: Span
     most: int | None = None
     cut: bool = False
 
@@ -288,9 +286,9 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
     if stored is None:
         asked = [need for need in fetch.needs if need.oldest_first]
         if not asked:
-            return Standing(stored, (), *fetch.span)
+            return Standing(stored, (), fetch.span)
         whole = replace(asked[0], span=Span(asked[0].span.start, asked[-1].span.end))
-        return Standing(stored, (whole,), whole.span.start, shift(whole.span.end, -1))
+        return Standing(stored, (whole,), whole.span)
     # A hole is read whole, with what of it is confirmed: only a stored candle at either end can prove that it is empty.
     # What of it is lost is not asked for.
     holes = _joined(gap.span for gap in ledger if gap.state is not GapState.LOST)
@@ -303,7 +301,7 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
     if newer:
         holes.append(Span(stored.end, newer[-1]))
     needs: list[Need] = []
-    start, until = fetch.span
+    start, end = fetch.span
     for need in wanted:
         touched = [hole for hole in holes if hole.start < need.span.end and need.span.start < hole.end]
         missing = [part for hole in touched for part in unsettled(hole, stored, ledger)]
@@ -318,12 +316,12 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
         else:
             start = start if needs else touched[0].start
             needs.append(replace(need, span=span, inside=span.start >= stored.start))
-        until = touched[-1].end
-    if until > stored.end:  # nor is there one behind the head
-        until = shift(until, -1)
-    if start > stored.start:  # before the first stored candle there is no neighbour
+        end = touched[-1].end
+    if end < stored.end:  # behind the head there is no neighbour
+        end = shift(end, 1)
+    if start > stored.start:  # nor is there one before the first stored candle
         start = shift(start, -1)
-    return Standing(stored, tuple(needs), start, until)
+    return Standing(stored, tuple(needs), Span(start, end))
 
 
 def after_files(fetch: Fetch, asked: Standing, stored: Span | None, ledger: Sequence[Gap]) -> tuple[Fetch, list[Need]]:
@@ -343,14 +341,14 @@ def piece_of(timeframe: Timeframe, now: Standing) -> Piece:
     """What of the needs that stand is asked for at once."""
     span = Span(now.needs[0].span.start, now.needs[-1].span.end)
     if timeframe.count(*span) <= PIECE_CANDLES:
-        return Piece(span, now.start, now.until)
+        return Piece(span, now.around)
     first = now.needs[0]
     if first.oldest_first:
-        return Piece(span, now.start, now.until, most=PIECE_CANDLES)
+        return Piece(span, now.around, most=PIECE_CANDLES)
     if first.inside if first.front is None else first.front:
-        return Piece(span, now.start, now.until, most=1)
+        return Piece(span, now.around, most=1)
     start = timeframe.shift(span.end, -PIECE_CANDLES)
-    return Piece(Span(start, span.end), timeframe.shift(start, -1), now.until, cut=True)
+    return Piece(Span(start, span.end), Span(timeframe.shift(start, -1), now.around.end), cut=True)
 
 
 def left_over(
@@ -408,7 +406,7 @@ def _asked(need: Need, span: Span, piece: Piece, answer: Answer, now_s: float, r
     if answer.first is not None and answer.stored is not None and span.end <= answer.stored.start:
         return  # it was asked for, and the first row came later: the series begins there
     # The stored candle before the hole was asked for too: an answer without it does not reach back to the hole.
-    beyond = not piece.cut and (answer.first is None or answer.first > piece.start)
+    beyond = not piece.cut and (answer.first is None or answer.first > piece.around.start)
     yield in_vain(replace(need, span=span), now_s, rng, beyond=beyond)
 
 

@@ -264,13 +264,9 @@ class CandleReader:
         return await self._database.read(lambda store: store.head(series))
 
     async def stored(self, series: SeriesId) -> Span | None:
-        """The first and the newest stored open time; None when nothing is stored."""
-
-        def look(store: CandleStore) -> Span | None:
-            first, head = store.first(series), store.head(series)
-            return None if first is None or head is None else Span(first, head)
-
-        return await self._database.read(look)
+        """The stored span, from the first stored open time to the end of the newest candle; None when nothing is
+        stored."""
+        return await self._database.read(lambda store: store.span(series))
 
     async def check_known_or_stored(self, series: SeriesId) -> None:
         """Raises `UnknownSeries` when nothing is stored of the series, and the exchange does not list it."""

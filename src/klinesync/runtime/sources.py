@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -289,6 +289,10 @@ class Connection(Protocol):
         ...
 
 
+# Reads closed candles of a series: of the span `[start, end)`, or from `start` on (see `Source.history`).
+History: TypeAlias = Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]]
+
+
 class Source(Protocol):
     """One exchange. Its methods raise `UpstreamError` when it does not answer, or not with sense."""
 
@@ -297,10 +301,10 @@ class Source(Protocol):
         ...
 
     def history(
-        self, series: SeriesId, start: int, errand: Errand, until: int | None = None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        """Closed candles from the open time `start` to the newest that is proven final, page by page, ascending; with
-        `until` no further than that open time, which is included.
+        """Closed candles of the span `[start, end)`, page by page, ascending; without `end` up to the newest candle
+        that is proven final.
 
         Pages overlap by a row, so that every hole lies within one answer, which proves it.
         """

@@ -20,6 +20,7 @@ import pyarrow.parquet as pa_parquet
 
 from klinesync.core.candle import MAX_VALUE, Candle, check_candle
 from klinesync.core.errors import BadCandle, Rejected
+from klinesync.core.gaps import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.sim.dice import dice_key, units
 from klinesync.sim.symbol import Symbol, has_digits, split_name
@@ -75,9 +76,8 @@ class Recording:
     rows: Rows
 
     @property
-    def span(self) -> tuple[int, int]:
-        """First open time, and the end (exclusive), in seconds."""
-        return int(self.rows.time[0]), int(self.rows.time[-1]) + MINUTE_S
+    def span(self) -> Span:
+        return Span(int(self.rows.time[0]), int(self.rows.time[-1]) + MINUTE_S)
 
 
 def load_recordings(directory: Path, seed: int) -> list[Recording]:
@@ -116,14 +116,14 @@ def choose_start(recordings: Sequence[Recording], host_now_s: float, start_s: in
     shift puts it inside, as can happen with less than a day, it starts at two thirds. Raises `BadRecording` for a
     start outside all recordings.
     """
-    first = max(recording.span[0] for recording in recordings)
-    end = min(recording.span[1] for recording in recordings)
+    first = max(recording.span.start for recording in recordings)
+    end = min(recording.span.end for recording in recordings)
     if end <= first:
-        first, end = max((recording.span for recording in recordings), key=lambda span: span[1] - span[0])
+        first, end = max((recording.span for recording in recordings), key=lambda span: span.end - span.start)
     if start_s is not None:
         spans = [recording.span for recording in recordings]
-        if not any(span[0] <= start_s < span[1] for span in spans):
-            low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+        if not any(span.start <= start_s < span.end for span in spans):
+            low, high = min(span.start for span in spans), max(span.end for span in spans)
             raise BadRecording(
                 f"start {_moment(start_s)} lies outside the recordings, which reach from {_moment(low)} "
                 f"to {_moment(high)}"

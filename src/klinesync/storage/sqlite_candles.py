@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from itertools import chain
 from operator import itemgetter
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, NamedTuple, ParamSpec
 
 import apsw
 
@@ -59,10 +59,17 @@ _ROW = "(?, ?, ?, ?, ?, ?, ?)"
 _PUT_ONE, _PUT_MANY = _PUT.format(_ROW), _PUT.format(", ".join([_ROW] * ROWS_OF_A_STATEMENT))
 
 
+class _Edges(NamedTuple):
+    """The oldest and the newest stored open time of a series. Not a span: that would end behind the newest candle."""
+
+    oldest: int
+    newest: int
+
+
 class Known:
     """What a connection remembers of the store, so as not to ask for it a thousand times a minute.
 
-    The numbers of series never change. The edges (first and newest open time), the newest candles, the chunk in which a
+    The numbers of series never change. The edges, the newest candles, the chunk in which a
     series' rows begin, the rows of ledgers, and which series have no gap are facts of the one writer: it alone may
     remember them, and it forgets them when a transaction is rolled back.
     """
@@ -71,7 +78,7 @@ class Known:
         self.writes = writes
         self.damage = DamageBoard() if damage is None else damage
         self.numbers: dict[SeriesId, int] = {}
-        self.edges: dict[SeriesId, tuple[int, int]] = {}
+        self.edges: dict[SeriesId, _Edges] = {}
         self.tails: dict[SeriesId, tuple[Candle, ...]] = {}
         self.row_chunks: dict[SeriesId, int] = {}
         self.gapless: set[SeriesId] = set()
@@ -159,12 +166,12 @@ class SqliteCandleStore:
     @_names_series
     def head(self, series: SeriesId) -> int | None:
         edges = self._edges(series)
-        return None if edges is None else edges[1]
+        return None if edges is None else edges.newest
 
     @_names_series
     def first(self, series: SeriesId) -> int | None:
         edges = self._edges(series)
-        return None if edges is None else edges[0]
+        return None if edges is None else edges.oldest
 
     @_names_series
     def newest(
@@ -250,7 +257,7 @@ class SqliteCandleStore:
     @_names_series
     def span(self, series: SeriesId) -> Span | None:
         edges = self._edges(series)
-        return None if edges is None else Span(edges[0], series.timeframe.next(edges[1]))
+        return None if edges is None else Span(edges.oldest, series.timeframe.next(edges.newest))
 
     def commit(self) -> int:
         if self._commit is None:
@@ -372,7 +379,7 @@ class SqliteCandleStore:
         if number is None:
             number = self._add_series(series, origin)
         edges = self._edges(series)
-        head = None if edges is None else edges[1]
+        head = None if edges is None else edges.newest
         revised: frozenset[int] = frozenset()
         rounded: frozenset[int] = frozenset()
         if head is not None and ascending[0].time <= head:
@@ -392,10 +399,11 @@ class SqliteCandleStore:
             )
         if ascending:
             first, last = ascending[0].time, ascending[-1].time
-            edges = (first, last) if edges is None else (min(edges[0], first), max(edges[1], last))
-            self._place(series, number, ascending, edges[1])
-            self._known.edges[series] = edges
-            if head is None or head < first:
+            if edges is not None:
+                first, last = min(edges.oldest, first), max(edges.newest, last)
+            self._place(series, number, ascending, last)
+            self._known.edges[series] = _Edges(first, last)
+            if head is None or head < ascending[0].time:
                 tail = (*self._known.tails.get(series, ()), *ascending[-TAIL_CANDLES:])
                 self._known.tails[series] = tail[-TAIL_CANDLES:]
             else:
@@ -686,8 +694,7 @@ class SqliteCandleStore:
         found = self._connection.execute("SELECT min(time) FROM candle WHERE series_no = ?", (number,)).get
         return None if found is None else _integer(found)
 
-    def _edges(self, series: SeriesId) -> tuple[int, int] | None:
-        """The oldest and the newest stored open time."""
+    def _edges(self, series: SeriesId) -> _Edges | None:
         edges = self._known.edges.get(series)
         if edges is None:
             number = self._number(series)
@@ -710,16 +717,16 @@ def _chunk_id(number: int, chunk: int) -> int:
     return (number << 32) + chunk
 
 
-def _edges_of(oldest_row: object, head: object, packed: object) -> tuple[int, int] | None:
+def _edges_of(oldest_row: object, head: object, packed: object) -> _Edges | None:
     """Of a series with that oldest and newest row, whose first chunk begins with these bytes, if it has chunks."""
     if oldest_row is None:
         return None
     oldest, newest = _integer(oldest_row), _integer(head)
     if packed is None:
-        return oldest, newest
+        return _Edges(oldest, newest)
     if not isinstance(packed, bytes):
         raise OddValue("a chunk is no bytes")
-    return first_time(packed), newest
+    return _Edges(first_time(packed), newest)
 
 
 def _by_chunk(number: int, timeframe: Timeframe, ascending: Sequence[Candle]) -> dict[int, Sequence[Candle]]:

@@ -1,0 +1,63 @@
+"""Which candles one look of the audit compares with the exchange's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.gaps import Span
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.audit import AUDIT_AGE_S, AUDIT_CANDLES, Audit
+from klinesync.pipelines.ingest_pipeline import Empty
+from klinesync.runtime.sources import Errand, HistoryPage
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+NOW_S = 60 * 1000 + AUDIT_AGE_S
+
+
+async def look_at(stored: Span | None) -> list[tuple[int, int | None]]:
+    asked: list[tuple[int, int | None]] = []
+
+    async def history(
+        series: SeriesId, start: int, errand: Errand, end: int | None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        asked.append((start, end))
+        yield HistoryPage([], [])
+
+    async def stored_span(_: SeriesId) -> Span | None:
+        return stored
+
+    async def submit(series: SeriesId, candles: Sequence[Candle], name: str, empty: Empty) -> Applied:
+        return Applied(series, (), frozenset())
+
+    audit = Audit(
+        history,
+        series=lambda: [BTC],
+        stored=stored_span,
+        untold_since=lambda _, candles, __: candles,
+        submit=submit,
+        now_ms=lambda _: NOW_S * 1000,
+        interval_s=1.0,
+    )
+    await audit.look(BTC)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        (None, []),
+        (Span(0, 60 * 2000), [(60 * (1000 - AUDIT_CANDLES), 60 * 1000)]),
+        (Span(60 * 990, 60 * 2000), [(60 * 990, 60 * 1000)]),
+        (Span(0, 60 * 500), [(60 * (500 - AUDIT_CANDLES), 60 * 500)]),
+        (Span(60 * 999, 60 * 1001), [(60 * 999, 60 * 1000)]),
+        (Span(60 * 1000, 60 * 1001), []),
+    ],
+    ids=["empty store", "old head", "short history", "head behind", "one old candle", "young candles alone"],
+)
+async def test_the_audit_compares_the_newest_stored_candles_that_are_old_enough(
+    stored: Span | None, asked: list[tuple[int, int | None]]
+) -> None:
+    assert await look_at(stored) == asked
