@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from klinesync.client.follow import ClosedCandle, follow
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import ccxt_source, pace, reach, supervisor, turn_queue, whole_lists
@@ -30,12 +31,17 @@ DURATIONS = {
     ),
     ccxt_source: (
         "ASK_TIME_EVERY_S", "ASK_DATE_EVERY_S", "CONFIRM_S", "LISTINGS_TTL_S", "UNLISTED_TTL_S", "POLL_LEAST_S",
-        "POLL_MOST_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S", "AGAIN_FIRST_S", "AGAIN_MOST_S",
+        "POLL_MOST_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S",
     ),
     pace: ("BURST_S",),
-    whole_lists: ("PAUSE_FIRST_S", "PAUSE_MOST_S", "PAUSE_MOST_KNOWN_S", "BELIEVED_AFTER_S"),
-    turn_queue: ("REFUSED_FIRST_S", "REFUSED_MOST_S", "TROUBLE_FIRST_S", "TROUBLE_MOST_S", "HELD_MOST_S"),
+    whole_lists: ("BELIEVED_AFTER_S",),
+    turn_queue: ("HELD_MOST_S",),
 }  # fmt: skip
+BACKOFFS = {
+    ccxt_source: ("BEGIN_AGAIN",),
+    whole_lists: ("FIRST_LIST", "NEXT_LIST"),
+    turn_queue: ("REFUSED", "TROUBLE"),
+}
 # These are shortened less: what a busy machine takes to answer counts as silence, too.
 SILENCES = ("ASK_AFTER_S", "ASK_EVERY_S", "UNREACHABLE_AFTER_S")
 SILENCES_SPEED = 2.5
@@ -46,6 +52,11 @@ def hurry(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
     for module, names in DURATIONS.items():
         for name in names:
             monkeypatch.setattr(module, name, getattr(module, name) / speed)
+    for module, names in BACKOFFS.items():
+        for name in names:
+            backoff: Backoff = getattr(module, name)
+            quicker = replace(backoff, initial_s=backoff.initial_s / speed, most_s=backoff.most_s / speed)
+            monkeypatch.setattr(module, name, quicker)
     for name in SILENCES:
         monkeypatch.setattr(reach, name, getattr(reach, name) / SILENCES_SPEED)
     monkeypatch.setattr(supervisor, "UNREACHABLE_AFTER_S", reach.UNREACHABLE_AFTER_S)

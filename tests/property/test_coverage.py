@@ -12,9 +12,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data import coverage
 from klinesync.market_data.coverage import (
-    COOL_DOWN_S,
+    COOL_DOWN,
     LEAST_OLDER_CANDLES,
-    MOST_COOL_DOWN_S,
     CoolDowns,
     OlderAsked,
     full_page_start,
@@ -159,7 +158,7 @@ def test_a_tail_is_left_alone_for_longer_after_each_attempt_in_vain(attempts: li
     for in_vain, at_least_s, passes_s in attempts:
         table.begin(BTC, now_s, in_vain=in_vain, at_least_s=at_least_s)
         vain = vain + 1 if in_vain else 0
-        pause_s = max(min(COOL_DOWN_S * 2**vain, MOST_COOL_DOWN_S), at_least_s)
+        pause_s = max(COOL_DOWN.delay_s(vain), at_least_s)
         assert not table.over(BTC, now_s + pause_s * 0.99)
         assert table.over(BTC, now_s + pause_s * 1.01)
         assert table.over(ETH, now_s)
@@ -183,7 +182,7 @@ def test_older_history_is_asked_for_again_further_back_or_after_a_while(asks: li
     granted: tuple[int, float] | None = None
     for start, passes_s in asks:
         now_s += passes_s
-        free = granted is None or start < granted[0] or now_s - granted[1] >= COOL_DOWN_S
+        free = granted is None or start < granted[0] or now_s - granted[1] >= COOL_DOWN.initial_s
         assert asked.admits(BTC, start, now_s) is free
         if free:
             granted = (start, now_s)

@@ -15,9 +15,8 @@ from klinesync.core.gaps import Gap, GapState, Span
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import heal_queue
 from klinesync.market_data.heal_queue import (
-    FIRST_RETRY_S,
-    MOST_RETRY_S,
     PATIENCE,
+    RETRY,
     Answer,
     Fetch,
     HealQueue,
@@ -208,14 +207,14 @@ def test_an_exchange_that_hides_rows_is_asked_again_later_and_not_now(
     world.heal(queue)
     assert queue.take(0.0) is None
     due_s = queue.next_due_s()
-    assert due_s is None or due_s >= FIRST_RETRY_S * 0.75
+    assert due_s is None or due_s >= RETRY.initial_s * 0.75
     # What is asked for in vain waits; once the exchange shows all, all is settled.
     world.mute = set()
-    world.heal(queue, now_s=10 * MOST_RETRY_S)
+    world.heal(queue, now_s=10 * RETRY.most_s)
     for gap in world.ledger:
         if gap.state is GapState.UNKNOWN:
             queue.request(BTC, gap.span, "a test")  # a hidden row between shown ones was taken for empty: not these
-    world.heal(queue, now_s=20 * MOST_RETRY_S)
+    world.heal(queue, now_s=20 * RETRY.most_s)
     assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
 
 
@@ -316,14 +315,14 @@ def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_un
     assert queue.take(0.0) is None
     due_s = queue.next_due_s(urgent_only=True)
     assert due_s is not None
-    assert FIRST_RETRY_S * 0.75 <= due_s <= FIRST_RETRY_S
+    assert RETRY.initial_s * 0.75 <= due_s <= RETRY.initial_s
     work = queue.take(due_s, urgent_only=True)
     assert isinstance(work, Fetch)
     assert [(need.span, need.reason, need.vain) for need in work.needs] == [(span(10, 20), "read", 1)]
     queue.settle(work, [in_vain(need, due_s, rng) for need in work.needs])
     assert queue.next_due_s(urgent_only=True) is None
-    assert queue.take(due_s + MOST_RETRY_S, urgent_only=True) is None
-    assert needs_of(queue, due_s + MOST_RETRY_S) == [span(10, 20)]
+    assert queue.take(due_s + RETRY.most_s, urgent_only=True) is None
+    assert needs_of(queue, due_s + RETRY.most_s) == [span(10, 20)]
 
 
 @given(
@@ -418,7 +417,7 @@ def test_what_was_asked_for_in_vain_waits_twice_as_long_each_time_up_to_a_limit(
     for _ in range(20):
         need = in_vain(need, 100.0, rng)
         waits.append(need.due_s - 100.0)
-    most = [min(FIRST_RETRY_S * 2**turn, MOST_RETRY_S) for turn in range(20)]
+    most = [RETRY.delay_s(turn) for turn in range(20)]
     assert all(0.75 * limit <= wait <= limit for wait, limit in zip(waits, most, strict=True))
     assert in_vain(Need(span(0, 1), "a test"), 100.0, rng, at_least_s=500.0).due_s == 600.0
 
@@ -497,7 +496,7 @@ def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
     world.write([25])
     world.heal(queue, now_s=5.0)
     assert not world.requests
-    world.heal(queue, now_s=FIRST_RETRY_S)
+    world.heal(queue, now_s=RETRY.initial_s)
     assert world.stored == {*range(10, 21), 25} | world.stored
     assert set(range(10, 20)) <= world.stored
 
@@ -515,7 +514,7 @@ def test_a_hole_that_retention_has_reached_is_forgotten_and_what_it_trimmed_is_n
     world.ledger = gaps.fill(world.ledger, [span(0, 70)]).applied_to(world.ledger)
     world.mute = set()
     world.requests = 0
-    world.heal(queue, now_s=MOST_RETRY_S)
+    world.heal(queue, now_s=RETRY.most_s)
     assert world.requests == 0
     assert min(world.stored) == 70
     assert queue.at_work(BTC) == []

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
@@ -384,7 +385,7 @@ async def pipeline_of(database: InThreadSqliteDatabase, step: LedgerStep) -> Asy
 async def test_what_nobody_foresaw_takes_back_what_is_not_true_any_more_and_is_made_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_step, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(ledger_step, "RETRY", Backoff(0.01, 60.0))
     rows = walk(10)
     step = make_step()
     fold, failures = step._fold, [AssertionError("in the batch"), AssertionError("in the catch-up")]

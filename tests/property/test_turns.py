@@ -18,8 +18,7 @@ from klinesync.ingest.pace import BURST_S, Pace
 from klinesync.ingest.turn_queue import (
     HELD_MOST_S,
     RETRY_AFTER_MOST_S,
-    TROUBLE_FIRST_S,
-    TROUBLE_MOST_S,
+    TROUBLE,
     Kind,
     Outcome,
     Turn,
@@ -133,7 +132,7 @@ def test_a_venue_that_fails_everything_is_asked_once_in_thirty_seconds_in_the_en
         now_s += 0.25
     assert sum(at < 60.0 for at in sent) <= 8
     late = [at for at in sent if at > 120.0]
-    assert all(after - before >= TROUBLE_MOST_S for before, after in pairwise(late))
+    assert all(after - before >= TROUBLE.most_s for before, after in pairwise(late))
     assert len(late) >= 10, "the venue is asked all the same"
 
 
@@ -164,7 +163,7 @@ def test_probes_that_are_given_up_come_no_faster_than_others() -> None:
             sent += 1
         queue.over(turn)
         now_s += 0.1
-    assert sent <= 60.0 / TROUBLE_FIRST_S
+    assert sent <= 60.0 / TROUBLE.initial_s
 
 
 def test_a_full_queue_gives_up_its_least_urgent_request(monkeypatch: pytest.MonkeyPatch) -> None:

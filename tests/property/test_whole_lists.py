@@ -47,9 +47,9 @@ def test_an_exchange_that_gives_no_whole_list_is_asked_again_at_growing_interval
     lists, now_s = WholeLists(), 0.0
     if known:
         lists.refusal(symbols(100), now_s)
-    most_s = whole_lists.PAUSE_MOST_KNOWN_S if known else whole_lists.PAUSE_MOST_S
-    expected_s = whole_lists.PAUSE_FIRST_S
-    for one in empty:
+    backoff = whole_lists.NEXT_LIST if known else whole_lists.FIRST_LIST
+    for retry, one in enumerate(empty):
+        expected_s = backoff.delay_s(retry)
         if one or not known:
             assert lists.refusal(set(), now_s) is not None
         else:
@@ -57,10 +57,9 @@ def test_an_exchange_that_gives_no_whole_list_is_asked_again_at_growing_interval
         assert lists.pause_s(now_s) == expected_s
         now_s += expected_s
         assert lists.pause_s(now_s) == 0.0
-        expected_s = min(2 * expected_s, most_s)
     assert lists.refusal(symbols(100), now_s) is None
     lists.failed(now_s)
-    assert lists.pause_s(now_s) == whole_lists.PAUSE_FIRST_S, "a whole list ends the backoff"
+    assert lists.pause_s(now_s) == whole_lists.NEXT_LIST.initial_s, "a whole list ends the backoff"
 
 
 def test_a_list_that_stays_shrunken_is_believed_in_the_end_and_an_empty_one_never() -> None:

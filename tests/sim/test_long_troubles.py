@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -78,12 +79,12 @@ def test_days_without_streams_and_without_candles_do_not_end_the_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for module, name in (
-        (supervisor, "FRUITLESS_MOST_S"),
-        (binance_ws, "BACKOFF_MOST_S"),
         (runtime, "STORE_PROBE_S"),
         (supervisor, "TICK_S"),
     ):
         monkeypatch.setattr(module, name, 45.0)
+    monkeypatch.setattr(supervisor, "FRUITLESS", replace(supervisor.FRUITLESS, most_s=45.0))
+    monkeypatch.setattr(binance_ws, "RECONNECT", replace(binance_ws.RECONNECT, most_s=45.0))
     caplog.set_level(logging.CRITICAL, "klinesync")  # it says so each time
     loop = VirtualLoop()
     exchange = IdleExchange(loop)

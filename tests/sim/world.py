@@ -24,9 +24,11 @@ from defects import throw_into
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import weight
+from klinesync.ingest import liveness, supervisor, weight
 from klinesync.ingest.binance_ws import HEALTHY_S
 from klinesync.ingest.liveness import STALE
+from klinesync.market_data import coverage, heal_queue
+from klinesync.pipelines import ledger_step
 from klinesync.runtime.clock import DIFFER_MS
 from sim import checkers
 from sim.checkers import Witness
@@ -578,14 +580,14 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         "ingest.audit.AUDIT_CANDLES": scenario.audit_candles,
         # What was tried in vain again and again is tried once more before the calm is over.
         # (More often, and a connection would never be there long enough to bring anything.)
-        "ingest.liveness.RETRY_MOST_S": 1.5 * HEALTHY_S,
-        "ingest.supervisor.FRUITLESS_MOST_S": MOST_WAIT_S,
-        "market_data.heal_queue.MOST_RETRY_S": MOST_WAIT_S,
-        "market_data.coverage.MOST_COOL_DOWN_S": MOST_WAIT_S,
+        "ingest.liveness.RESUBSCRIBE": replace(liveness.RESUBSCRIBE, most_s=1.5 * HEALTHY_S),
+        "ingest.supervisor.FRUITLESS": replace(supervisor.FRUITLESS, most_s=MOST_WAIT_S),
+        "market_data.heal_queue.RETRY": replace(heal_queue.RETRY, most_s=MOST_WAIT_S),
+        "market_data.coverage.COOL_DOWN": replace(coverage.COOL_DOWN, most_s=MOST_WAIT_S),
         # Few candles have many checkpoints, and indicators begin anew often.
         "pipelines.ledger_step.CHECKPOINT_CANDLES": 8,
         "pipelines.ledger_step.KEPT_CHECKPOINTS": 3,
-        "pipelines.ledger_step.RETRY_MOST_S": MOST_WAIT_S,
+        "pipelines.ledger_step.RETRY": replace(ledger_step.RETRY, most_s=MOST_WAIT_S),
         "factor.indicator.MIN_CHUNK": 8,
         "factor.indicator.CHUNK_PERIODS": 4,
     }

@@ -12,6 +12,7 @@ import apsw
 import pytest
 
 from klinesync.core import gaps
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle, StoreError, UpstreamError
 from klinesync.core.gaps import Gap, GapState, Span
@@ -157,7 +158,7 @@ async def world_on(
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heal_queue, "PIECE_CANDLES", 25)
     monkeypatch.setattr(heal_queue, "PAGE_CANDLES", PAGE)
-    monkeypatch.setattr(heal_queue, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(heal_queue, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
     monkeypatch.setattr(backfill, "STORE_RETRY_S", 0.02)
 
 

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from klinesync.core.backoff import Backoff
 from klinesync.runtime import bulkheads
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
@@ -17,7 +18,7 @@ class Unexpected(Exception):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulkheads, "RESTART_FIRST_S", 0.001)
+    monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.001, 30.0))
 
 
 async def test_a_defect_ends_its_own_task_and_no_other(caplog: pytest.LogCaptureFixture) -> None:

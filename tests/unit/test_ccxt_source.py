@@ -11,6 +11,7 @@ from email.utils import formatdate
 
 import pytest
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
@@ -308,8 +309,7 @@ async def test_a_series_without_trades_is_quiet_from_its_first_page_on() -> None
 async def test_a_stream_that_is_refused_is_polled_for_and_said_to_be_back_with_its_first_push(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ccxt_source, "AGAIN_FIRST_S", 0.1)
-    monkeypatch.setattr(ccxt_source, "AGAIN_MOST_S", 0.2)
+    monkeypatch.setattr(ccxt_source, "BEGIN_AGAIN", Backoff(0.1, 0.2, jitter=0.5))
 
     class Refused(Fake):
         refuses = True

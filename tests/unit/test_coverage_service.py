@@ -11,6 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
@@ -238,7 +239,7 @@ async def test_where_the_time_is_not_known_the_exchange_is_asked_for_it_once_a_c
 async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
     async with world_on(tmp_path) as world:
         world.exchange.trouble = [UpstreamError("banned", 418, retry_after_s=3600.0)]
         await world.read(BTC)
@@ -255,7 +256,7 @@ async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
 async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_the_list_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
     async with world_on(tmp_path) as world:
         world.exchange.gone.add(BTC)
         await world.write(BTC, range(900, 905))
@@ -274,7 +275,7 @@ async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_t
 async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_reach_is_healed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
     async with world_on(tmp_path) as world:
         await world.write(BTC, range(900, 905))
         answer = world.exchange.history
@@ -301,7 +302,7 @@ async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_rea
 async def test_a_store_that_cannot_be_written_is_tried_by_a_later_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.0)
+    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
     full = True
 
     def fail() -> None:

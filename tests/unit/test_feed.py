@@ -5,9 +5,9 @@ from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.splice import Jump
 from klinesync.ingest.feed import (
+    ASK_AGAIN,
     HOLD_MOST_S,
     MAX_HOLE_FETCHES,
-    MAX_RETRY_DELAY_S,
     Command,
     Fetch,
     Hurry,
@@ -209,7 +209,7 @@ def test_failing_history_is_asked_for_again_without_end() -> None:
         assert isinstance(again, Fetch)
         delays.append(again.delay_s)
     assert delays == sorted(delays)
-    assert delays[-1] == MAX_RETRY_DELAY_S
+    assert delays[-1] == ASK_AGAIN.most_s
 
 
 def test_while_history_fails_live_that_follows_the_head_passes_and_live_behind_a_hole_waits() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.liveness import IN_FLIGHT_S, MAX_DETAIL_CHARS, RETRY_FIRST_S, RETRY_MOST_S, StreamWatch
+from klinesync.ingest.liveness import IN_FLIGHT_S, MAX_DETAIL_CHARS, RESUBSCRIBE, StreamWatch
 
 MINUTE = Timeframe.parse("1m")
 STALE_S = 15.0
@@ -214,20 +214,20 @@ def test_a_stale_stream_is_retried_ever_more_seldom() -> None:
         while not watch.retry(now_s):
             now_s += 1.0
         waits.append(now_s - before_s)
-    assert waits[0] == RETRY_FIRST_S
+    assert waits[0] == RESUBSCRIBE.initial_s
     assert waits == sorted(waits)
-    assert waits[-1] == RETRY_MOST_S
+    assert waits[-1] == RESUBSCRIBE.most_s
 
 
 def test_a_stream_that_was_made_anew_with_its_connection_has_had_its_try() -> None:
     watch = stale_one()
     watch.retried(120.0)
-    assert not watch.retry(120.0 + RETRY_FIRST_S)
-    assert watch.retry(120.0 + 2 * RETRY_FIRST_S)
+    assert not watch.retry(120.0 + RESUBSCRIBE.initial_s)
+    assert watch.retry(120.0 + RESUBSCRIBE.delay_s(1))
     for _ in range(2000):
         watch.retried(200.0)
-    assert not watch.retry(200.0 + RETRY_MOST_S - 1)
-    assert watch.retry(200.0 + RETRY_MOST_S), "after weeks too"
+    assert not watch.retry(200.0 + RESUBSCRIBE.most_s - 1)
+    assert watch.retry(200.0 + RESUBSCRIBE.most_s), "after weeks too"
 
 
 @given(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.errors import StoreError, UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import startup_sync
@@ -80,7 +81,7 @@ async def test_all_are_followed_at_once_and_counted_as_they_come_up_to_date() ->
 async def test_one_that_fails_is_tried_again_and_one_that_hangs_holds_up_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(startup_sync, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(startup_sync, "RETRY", Backoff(0.001, 60.0))
     ingest = Ingest()
     ingest.trouble[ALL[0]] = [StoreError("the store cannot be read"), StoreError("still not")]
     ingest.late_trouble[ALL[1]] = [UpstreamError("no answer")]

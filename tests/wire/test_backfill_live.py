@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
@@ -235,7 +236,7 @@ async def test_a_ban_in_the_middle_of_deep_history_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.DEEP, 0.1)
-    monkeypatch.setattr(heal_queue, "FIRST_RETRY_S", 0.5)
+    monkeypatch.setattr(heal_queue, "RETRY", Backoff(0.5, 6 * 3600.0, jitter=0.25))
     store, first = tmp_path / "store.sqlite", NEWEST - 9_000 * 60
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange, following(store, exchange) as service:
         await complete(service, exchange, BTC)
@@ -311,7 +312,9 @@ async def test_freqtrades_files_then_the_archive_then_rest_fill_what_is_asked_fo
 async def test_a_long_gap_at_the_start_comes_from_files_but_for_its_newest_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heal_queue, "FIRST_RETRY_S", 3600.0)  # nothing has to be asked for again
+    monkeypatch.setattr(
+        heal_queue, "RETRY", Backoff(3600.0, 6 * 3600.0, jitter=0.25)
+    )  # nothing has to be asked for again
     store = tmp_path / "store.sqlite"
     first = (NEWEST // 86_400 - 20) * 86_400
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange:

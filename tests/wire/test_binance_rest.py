@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.gaps import Span
@@ -171,7 +172,7 @@ async def history(rest: BinanceRest, series: SeriesId = SERIES, start: int = STA
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is repeated is repeated at once, and so is the question for the time."""
     monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
-    monkeypatch.setattr(binance_rest, "RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(binance_rest, "RETRY", Backoff(0.0, 0.0))
 
 
 def failure(status: int, **headers: str) -> Callable[[], web.Response]:

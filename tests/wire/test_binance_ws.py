@@ -14,6 +14,7 @@ from typing import TypeVar
 import pytest
 from aiohttp import web
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_ws
@@ -474,7 +475,7 @@ async def test_a_series_whose_name_is_not_known_yet_is_subscribed_once_it_is(mon
 async def test_a_series_whose_name_is_not_known_yet_is_not_forgotten_by_a_defect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bulkheads, "RESTART_FIRST_S", 0.05)
+    monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.05, 30.0))
     exchange = Exchange()
     async with connected(exchange, BTC, symbols=Broken()) as (_, heard):
         assert await soon(heard.attached) == BTC

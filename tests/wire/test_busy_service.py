@@ -11,6 +11,7 @@ from aiohttp import web
 
 from klinesync.cli.service_client import ServiceClient, ServiceError, service_client
 from klinesync.core import busy
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.history.importing import PartlyStored
@@ -45,7 +46,7 @@ async def refusing(refusals: int, status: int, code: str) -> AsyncIterator[tuple
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(busy, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(busy, "REPEAT", Backoff(0.001, 30.0))
 
 
 @pytest.mark.parametrize("code", ["busy", "shutting_down"])

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession
 
 from defects import Unexpected, throw_into
+from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime import bulkheads
 from klinesync.runtime.bulkheads import Part
@@ -54,7 +55,7 @@ def names(service: Service) -> Counter[str]:
 async def test_every_task_of_a_running_service_may_break_and_the_service_is_whole_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulkheads, "RESTART_FIRST_S", 0.1)  # there are some forty of them
+    monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.1, 30.0))  # there are some forty of them
     whitelist = f"{SPOT},{FUTURES}"
     flags = {"whitelist": whitelist, "derived_timeframes": "5m", "retention_days": "3000", "audit_interval_s": "0.2"}
     seen: list[int] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.derived import roll_up
 from klinesync.core.gaps import Span
@@ -42,7 +43,7 @@ PATIENCE_S = 40.0
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN_S", 0.2)
+    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.2, 300.0))
     monkeypatch.setattr(runtime_builder, "CLOCK_AGE_S", 0.2)
 
 

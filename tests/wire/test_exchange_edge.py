@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from klinesync.client.follow import ClosedCandle, Gap, System, Update, follow
+from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import audit, binance_rest, binance_ws, liveness, supervisor
 from klinesync.market_data import known_series
@@ -55,7 +56,7 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "IN_FLIGHT_S", 0.5)
     monkeypatch.setattr(supervisor, "SUSPECT_LISTINGS_AGE_S", 1.0)
     monkeypatch.setattr(supervisor, "LISTINGS_PAUSE_S", 0.2)
-    monkeypatch.setattr(supervisor, "FRUITLESS_FIRST_S", 0.2)
+    monkeypatch.setattr(supervisor, "FRUITLESS", Backoff(0.2, 300.0))
     monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.2)
     monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.5)
 
@@ -146,7 +147,7 @@ async def test_streams_that_are_acknowledged_and_silent_are_found_named_and_stoo
 async def test_one_silent_stream_of_three_hundred_is_found_and_the_others_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liveness, "RETRY_FIRST_S", 1.0)
+    monkeypatch.setattr(liveness, "RESUBSCRIBE", Backoff(1.0, 900.0))
     async with SimServer(SimConfig(speed=30, symbols=300)) as exchange:
         names = [f"binance:spot:{one.symbol.base}/{one.symbol.quote}:1m" for one in exchange.exchange.spot.values()]
         exchange.faults.add(Silent(symbols=("ETHUSDT",), market="spot"))
@@ -168,7 +169,7 @@ async def test_one_silent_stream_of_three_hundred_is_found_and_the_others_are_le
 async def test_a_connection_on_which_all_is_silent_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liveness, "RETRY_FIRST_S", 0.5)
+    monkeypatch.setattr(liveness, "RESUBSCRIBE", Backoff(0.5, 900.0))
     async with following(tmp_path, SPOT, SPOT_ETH) as (exchange, service), listening(service, SPOT) as client:
         exchange.faults.add(Silent(connections="present"))
         await until(lambda: "stream.stale" in client.events(), "stale")

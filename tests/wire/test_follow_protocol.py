@@ -28,6 +28,7 @@ from klinesync.client.follow import (
 )
 from klinesync.client.progress import EVERYTHING, What
 from klinesync.core import busy
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 
@@ -112,8 +113,8 @@ async def saying(*script: Say) -> AsyncIterator[Scripted]:
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow_module, "BACKOFF_FIRST_S", 0.001)
-    monkeypatch.setattr(busy, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(follow_module, "RECONNECT", Backoff(0.001, 15.0, jitter=0.5))
+    monkeypatch.setattr(busy, "REPEAT", Backoff(0.001, 30.0))
 
 
 async def heard(

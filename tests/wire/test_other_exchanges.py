@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, follow
+from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import ccxt_source, supervisor, turn_queue, whole_lists
@@ -195,9 +196,9 @@ async def test_a_list_without_the_symbol_says_little_and_a_second_one_a_while_la
     monkeypatch.setattr(supervisor, "LISTINGS_AGE_S", 0.2)
     monkeypatch.setattr(supervisor, "LISTINGS_PAUSE_S", 0.05)
     monkeypatch.setattr(ccxt_source, "UNLISTED_TTL_S", 0.1)
-    monkeypatch.setattr(turn_queue, "TROUBLE_MOST_S", 0.05)
-    monkeypatch.setattr(whole_lists, "PAUSE_FIRST_S", 0.05)
-    monkeypatch.setattr(whole_lists, "PAUSE_MOST_KNOWN_S", 0.2)
+    monkeypatch.setattr(turn_queue, "TROUBLE", Backoff(0.05, 0.05))
+    monkeypatch.setattr(whole_lists, "FIRST_LIST", Backoff(0.05, 30.0))
+    monkeypatch.setattr(whole_lists, "NEXT_LIST", Backoff(0.05, 0.2))
     async with serving(tmp_path, whitelist=str(BTC), enable_whitelist_ingest="on") as (exchange, service, made):
         await complete(service, exchange, BTC)
 

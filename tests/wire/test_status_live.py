@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from klinesync.core.backoff import Backoff
 from klinesync.ingest import binance_ws, reach
 from klinesync.sim.faults import RefuseConnect, RestError, Silent
 from klinesync.sim.server import SimConfig, SimServer
@@ -128,7 +129,8 @@ async def test_all_streams_are_live_within_ten_seconds_of_the_exchanges_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long each connection's own backoff has become."""
-    monkeypatch.setattr(binance_ws, "BACKOFF_FIRST_S", binance_ws.BACKOFF_MOST_S)
+    longest_s = binance_ws.RECONNECT.most_s
+    monkeypatch.setattr(binance_ws, "RECONNECT", Backoff(longest_s, longest_s, jitter=0.5))
     async with AsyncExitStack() as stack:
         exchange = await stack.enter_async_context(SimServer(SimConfig(symbols=4)))
         port = int(exchange.http_url.rpartition(":")[2])

@@ -409,7 +409,7 @@ async def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str 
         flags = flags.model_copy(update={"market_history_source": "freqtrade"})
     async with _rest(flags, series, {"spot": ExchangeClock(), "futures": ExchangeClock()}) as rest:
         if source not in _SHELF_FLAGS:
-            yield rest.history(series, span.start, Errand(Urgency.DEEP), series.timeframe.shift(span.end, -1))
+            yield rest.history(series, span.start, Errand(Urgency.DEEP), span.end)
             return
         shelves = history_shelves(flags, _archive_names(rest))
         shelf = next((shelf for shelf in shelves if shelf.name == source), None)

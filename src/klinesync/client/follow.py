@@ -23,6 +23,7 @@ from klinesync.client.updates import (
     System,
     Update,
 )
+from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
 
 __all__ = [
@@ -38,9 +39,8 @@ __all__ = [
     "follow",
 ]
 
-# Initial backoff after a connection ended, in seconds; doubles up to `BACKOFF_MOST_S`.
-BACKOFF_FIRST_S = 0.5
-BACKOFF_MOST_S = 15.0
+# Before a connection that ended is made anew.
+RECONNECT = Backoff(initial_s=0.5, most_s=15.0, jitter=0.5)
 # Interval of pings to the service, in seconds; a ping without answer ends the connection.
 HEARTBEAT_S = 20.0
 # Longest wait for the service to accept the end of a connection, in seconds.
@@ -96,7 +96,7 @@ async def follow(
     """
     url = service_url(url)
     progress = Progress(series, since, what)
-    failures = 0
+    failures, rng = 0, random.Random()  # noqa: S311  # jitter
     async with open_session(ANSWER_TIMEOUT_S) as session:
         while True:
             retry_after_s = 0.0
@@ -116,9 +116,8 @@ async def follow(
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 reason = unreachable(url, error)
             yield Disconnected(reason, series=series)
-            backoff_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MOST_S)
-            await _pause(max(backoff_s * random.uniform(0.5, 1.0), retry_after_s))  # noqa: S311  # jitter
-            failures = min(failures + 1, 10)
+            await _pause(max(RECONNECT.delay_s(failures, rng), retry_after_s))
+            failures += 1
 
 
 # The pause between two connections.

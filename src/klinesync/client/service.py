@@ -21,6 +21,7 @@ from klinesync.client.progress import EVERYTHING, What
 from klinesync.client.session import open_session
 from klinesync.client.tables import Cursor, Drawings, Frame, Json, Slices, Table
 from klinesync.client.updates import ClosedCandle, Connected, System, Update
+from klinesync.core.backoff import Backoff
 from klinesync.core.dates import date_text
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
@@ -36,9 +37,8 @@ DEFAULT_WINDOW = 2000
 MAX_FOLLOWED = 1000
 # Candles whose factors are asked for at once during catch-up.
 CATCH_UP_SLICES = 200
-# Backoff while factors of a closed candle are not there yet, in seconds; doubles from the first to the most.
-RETRY_FIRST_S = 0.1
-RETRY_MOST_S = 2.0
+# While the factors of a closed candle are not there yet.
+FACTORS_LAG = Backoff(initial_s=0.1, most_s=2.0)
 # How long factors are waited for before `factor.lagging` says so, in seconds.
 TOLD_AFTER_S = 5.0
 
@@ -256,7 +256,7 @@ class AsyncKlinesync:
     ) -> AsyncGenerator[System]:
         """Puts what factors knew at the candle into `ahead`, however long it takes, with those of up to `limit` candles
         from there on. Nothing when the candle has been trimmed meanwhile."""
-        pause_s = RETRY_FIRST_S
+        retry = 0
         began_s, told = time.monotonic(), False
         while at_time not in ahead:
             ahead.clear()
@@ -275,8 +275,8 @@ class AsyncKlinesync:
                 told = True
                 message = f"factors of the closed candle at {date_text(at_time)} are waited for: {why}"
                 yield System("factor.lagging", message, {"candle_time": at_time}, series=series)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_MOST_S)
+            await asyncio.sleep(FACTORS_LAG.delay_s(retry))
+            retry += 1
 
     async def _get(self, path: str, query: Mapping[str, object], kind: type[T], read: Callable[[T], R]) -> R:
         params = {name: str(value) for name, value in query.items() if value is not None}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from math import isfinite
 
+from klinesync.core.backoff import Backoff
+
 # Refusals of a request that was not begun: the same request may be sent again, whatever its method.
 REPEATED_CODES = frozenset({"busy", "shutting_down"})
-# Repeats of one request; with the pauses below the last repeat comes about a minute after the first request.
+# Repeats of one request; with the backoff below the last repeat comes about a minute after the first request.
 MAX_REPEATS = 6
-# Shortest pause before the first repeat, in seconds; doubles with each repeat. A longer Retry-After wins.
-FIRST_PAUSE_S = 1.0
-# Longest pause, in seconds, whatever Retry-After says.
-MAX_PAUSE_S = 30.0
+# Before a repeat. A longer Retry-After wins, up to the longest delay.
+REPEAT = Backoff(initial_s=1.0, most_s=30.0)
 
 
 def repeat_after_s(status: int, code: str | None, retry_after: str | None, repeats: int) -> float | None:
@@ -24,9 +24,8 @@ def repeat_after_s(status: int, code: str | None, retry_after: str | None, repea
     """
     if status != 503 or code not in REPEATED_CODES or repeats >= MAX_REPEATS:
         return None
-    pause_s = FIRST_PAUSE_S * 2.0**repeats
     try:
         named_s = float(retry_after or 0)
     except ValueError:  # a date, which the service never sends
         named_s = 0.0
-    return min(max(pause_s, named_s if isfinite(named_s) else 0.0), MAX_PAUSE_S)
+    return min(max(REPEAT.delay_s(repeats), named_s if isfinite(named_s) else 0.0), REPEAT.most_s)

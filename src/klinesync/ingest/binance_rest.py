@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, NotListed, UpstreamError
@@ -53,9 +54,9 @@ Found = TypeVar("Found")
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
-# A request that was not answered, or with the server's error, is repeated so often, after so long, then twice as long.
+# How often a request is repeated that was not answered, or with the server's error; and the backoff before that.
 RETRIES = 2
-RETRY_FIRST_S = 0.25
+RETRY = Backoff(initial_s=0.5, most_s=1.0, jitter=0.5)
 # The exchange's time is asked no more often than this, in seconds (ours), for each market. So many answers must do
 # until the clock is known: two that agree, or at a speed that is not known yet some that run on.
 ASK_TIME_EVERY_S = 1.0
@@ -534,7 +535,7 @@ class BinanceRest:
                 if attempt >= RETRIES or (blocked and not gate.waits(errand)):
                     raise
             if not blocked:  # else the gate knows when the host wants to be asked again
-                await asyncio.sleep(RETRY_FIRST_S * 2**attempt * self._rng.uniform(1.0, 2.0))
+                await asyncio.sleep(RETRY.delay_s(attempt, self._rng))
         raise AssertionError("the last attempt returns or raises")
 
     async def _send(self, turn: Turn, market: str, name: str, params: Mapping[str, str], most_bytes: int) -> bytes:

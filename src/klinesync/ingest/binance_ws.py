@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import aiohttp
 import msgspec
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.decoding import Int64
 from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
@@ -50,10 +51,9 @@ MAX_MSG_CHARS = 200
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
-BACKOFF_FIRST_S = 0.25
-BACKOFF_MOST_S = 30.0
-BACKOFF_DOUBLINGS = 10
-# A connection that lived this long was healthy: the next failure begins the backoff anew.
+# Before a connection that ended or could not be had is tried again. Retries are counted from 1 after a failure, from 0
+# after the end of a healthy connection: one that lived for `HEALTHY_S`.
+RECONNECT = Backoff(initial_s=0.25, most_s=30.0, jitter=0.5)
 HEALTHY_S = 30.0
 # The exchange ends a socket after 24 hours of its time. It is replaced before, each at another moment.
 ROTATE_AFTER_S = (22 * 3600.0, 23 * 3600.0)
@@ -405,9 +405,8 @@ class BinanceConnection:
                     await self._end_links()
             self.reconnects += 1
             self._counts.reconnects += 1
-            failures = 0 if loop.time() - began_s > HEALTHY_S else min(failures + 1, BACKOFF_DOUBLINGS)
-            most_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MOST_S)
-            await self._comeback.pause(self, most_s * self._rng.uniform(0.5, 1.0))
+            failures = 0 if loop.time() - began_s > HEALTHY_S else failures + 1
+            await self._comeback.pause(self, RECONNECT.delay_s(failures, self._rng))
 
     async def _connect(self) -> _Link | None:
         """A new link, carried by a task of its own; None when it cannot be had."""

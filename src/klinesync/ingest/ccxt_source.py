@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from dataclasses import replace
 from functools import partial
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.finality import LATER_ROWS
@@ -86,10 +87,9 @@ SILENT_PAUSE_S = 300.0
 # How many candles a series that begins without a row is looked back, to see since when nothing was traded.
 QUIET_BACK = 99
 SILENT_REASON = "the stream brings nothing new, while REST shows candles with trades"
-# After a failure a live series begins again after so long, then twice as long, and so on.
-AGAIN_FIRST_S = 0.5
-AGAIN_MOST_S = 30.0
-AGAIN_DOUBLINGS = 10
+# Before a live series begins again. Retries are counted from 1 after a failure, from 0 where the series had been well
+# for the longest delay.
+BEGIN_AGAIN = Backoff(initial_s=0.5, most_s=30.0, jitter=0.5)
 # Bad rows and troubles are logged so often for one series.
 LOG_EVERY_S = 60.0
 # That a series cannot be had at all is logged so often: nothing changes of itself. And the status of such an error.
@@ -559,8 +559,8 @@ class CcxtConnection:
             if reason is not None:
                 self._callbacks.failing([series], reason)
             self.reconnects += 1
-            failures = 0 if self._source.monotonic() - began_s > AGAIN_MOST_S else failures + 1
-            await asyncio.sleep(self._backoff_s(failures))
+            failures = 0 if self._source.monotonic() - began_s > BEGIN_AGAIN.most_s else failures + 1
+            await asyncio.sleep(BEGIN_AGAIN.delay_s(failures, self._source.rng))
 
     def _say_unfollowed(self, series: SeriesId, error: UpstreamError) -> None:
         sentence = f"{series}: it cannot be followed: {error}"
@@ -595,16 +595,11 @@ class CcxtConnection:
                 await self._watch(series, live, can, confirms=confirms)
                 reason, pause_s = SILENT_REASON, SILENT_PAUSE_S
             except _StreamFailed as failed:
-                failures = 0 if source.monotonic() - began_s > AGAIN_MOST_S else failures + 1
-                reason, pause_s = str(failed), self._backoff_s(failures)
+                failures = 0 if source.monotonic() - began_s > BEGIN_AGAIN.most_s else failures + 1
+                reason, pause_s = str(failed), BEGIN_AGAIN.delay_s(failures, source.rng)
             self._log("stream", f"{series}: REST is polled in place of its stream: {reason}")
             self._callbacks.stands_in(series, reason)
             confirms = await self._poll(series, live, can, source.monotonic() + pause_s)
-
-    def _backoff_s(self, failures: int) -> float:
-        """How long to wait after so many failures in a row, in seconds."""
-        most_s: float = min(AGAIN_FIRST_S * 2 ** min(failures, AGAIN_DOUBLINGS), AGAIN_MOST_S)
-        return most_s * self._source.rng.uniform(0.5, 1.0)
 
     async def _poll(
         self, series: SeriesId, live: LiveCandles, can: Abilities, until_s: float, *, confirms: bool = False

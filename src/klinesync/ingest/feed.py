@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import Span, without
 from klinesync.core.series_id import SeriesId
@@ -20,7 +21,8 @@ from klinesync.runtime.sources import HistoryPage, Urgency
 
 # How often REST is asked for a hole that its answers neither fill nor show, before the hole is passed.
 MAX_HOLE_FETCHES = 5
-MAX_RETRY_DELAY_S = 30.0
+# Before REST is asked again: after it failed, or after its answer neither filled nor showed a hole.
+ASK_AGAIN = Backoff(initial_s=0.5, most_s=30.0)
 # How long closed live candles are held for the history before them; then the hole is declared, and they go on.
 HOLD_MOST_S = 60.0
 # Closed candles of which it is remembered when the exchange sent them.
@@ -264,7 +266,7 @@ class IngestFeed:
         commands = self._write_late()
         commands += self._persist(through)
         if splice.holding:
-            commands += self._fetch(0.5 * 2**self._hole_fetches)
+            commands += self._fetch(ASK_AGAIN.delay_s(self._hole_fetches))
             self._hole_fetches += 1
         return commands
 
@@ -275,8 +277,8 @@ class IngestFeed:
         """
         self._fetching = False
         self._page = None
-        delay_s = min(0.5 * 2**self._failures, MAX_RETRY_DELAY_S)
-        self._failures = min(self._failures + 1, 10)
+        delay_s = ASK_AGAIN.delay_s(self._failures)
+        self._failures += 1
         commands = self._write_late()
         if self._splice.last is not None:
             commands += self._persist(self._splice.release_run())

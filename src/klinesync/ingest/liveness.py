@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
 from klinesync.core.gaps import Span
@@ -21,10 +22,8 @@ from klinesync.runtime.sources import StreamStatus
 
 # What REST shows may still be on its way in the stream: so long, on our clock, it is waited for before a verdict.
 IN_FLIGHT_S = 2.0
-# A stale stream is subscribed anew after so long, then twice as long, and so on.
-RETRY_FIRST_S = 15.0
-RETRY_MOST_S = 900.0
-RETRY_DOUBLINGS = 10
+# Before a stale stream is subscribed anew.
+RESUBSCRIBE = Backoff(initial_s=15.0, most_s=900.0)
 # Longest sentence about a stream, in characters.
 MAX_DETAIL_CHARS = 500
 
@@ -201,7 +200,7 @@ class StreamWatch:
         had = "has brought no data" if last_ms is None else f"last brought data at {date_text(last_ms // 1000)}"
         self._turn("stale", now_ms, f"REST shows the candle of {date_text(owed)} with trades; the stream {had}")
         self._owed = None
-        self._retry_at_s = now_s + RETRY_FIRST_S
+        self._retry_at_s = now_s + RESUBSCRIBE.initial_s
         return True
 
     def retry(self, now_s: float) -> bool:
@@ -214,8 +213,8 @@ class StreamWatch:
     def retried(self, now_s: float) -> None:
         """The stream is subscribed anew, for itself or with its whole connection. (Did each stream of a connection keep
         its own time, they would make it anew in turns, again and again, and it would bring nothing.)"""
-        self._retries = min(self._retries + 1, RETRY_DOUBLINGS)
-        self._retry_at_s = now_s + min(RETRY_FIRST_S * 2**self._retries, RETRY_MOST_S)
+        self._retries += 1
+        self._retry_at_s = now_s + RESUBSCRIBE.delay_s(self._retries)
 
     def _turn(self, state: str, now_ms: int | None, detail: str | None = None) -> None:
         self._set_detail(detail)

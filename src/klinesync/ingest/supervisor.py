@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
@@ -67,10 +68,8 @@ ATTACH_WAIT_S = 5.0
 # Exchange time that a stream gets beyond what a REST row takes to be final, before REST is asked for a candle. Futures
 # bring the last of their closed candles 2 s after the close.
 STREAM_FIRST_S = 1.0
-# REST is not asked again at once when it did not have what is due, but after so long, twice as long, and so on.
-FRUITLESS_FIRST_S = 1.0
-FRUITLESS_MOST_S = 300.0
-FRUITLESS_DOUBLINGS = 10
+# Before REST is asked again after an answer that did not have what is due.
+FRUITLESS = Backoff(initial_s=1.0, most_s=300.0)
 # So many fruitless answers in a row, and it is asked whether the symbol is traded at all.
 FRUITLESS_SUSPECT = 2
 # How often the lists of symbols are looked at: of themselves, and when a symbol is suspect or gone. Two lists without a
@@ -895,8 +894,8 @@ class IngestSupervisor:
             job.fruitless = 0
             job.ask_after_s = 0.0
         else:
-            job.ask_after_s = now_s + min(FRUITLESS_FIRST_S * 2**job.fruitless, FRUITLESS_MOST_S)
-            job.fruitless = min(job.fruitless + 1, FRUITLESS_DOUBLINGS)
+            job.ask_after_s = now_s + FRUITLESS.delay_s(job.fruitless)
+            job.fruitless += 1
             if job.fruitless >= FRUITLESS_SUSPECT:
                 self._suspected.set()
         self._carry_out(job, job.feed.history_ended())

@@ -6,10 +6,10 @@ The queue grants at most `places` turns at once, the most urgent request first, 
 things hold requests back:
 
 - A venue that refuses (429, 418) is left alone for as long as it asks for, `RETRY_AFTER_MOST_S` at most; where it does
-  not say, for `REFUSED_FIRST_S`, doubling up to `REFUSED_MOST_S`. Then one probe goes.
+  not say, for the backoff `REFUSED`. Then one probe goes.
 - Failures of one kind of request (the time, the listings, rows) slow this kind down; failures of any kind without a
-  success between them slow all of them down. From the second failure in a row on, a probe goes after `TROUBLE_FIRST_S`,
-  doubling up to `TROUBLE_MOST_S`.
+  success between them slow all of them down. From the second failure in a row on, a probe goes after the
+  backoff `TROUBLE`.
 - A probe is alone: while trouble lasts, one request of what is in trouble is under way, and the next one waits for a
   whole pause behind it, also where the probe was given up.
 
@@ -23,21 +23,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from klinesync.core.backoff import Backoff
 from klinesync.ingest.pace import Pace
 from klinesync.runtime.sources import Errand, Urgency
 
-# Pause after a refusal without Retry-After, in seconds; doubles up to the most.
-REFUSED_FIRST_S = 5.0
-REFUSED_MOST_S = 300.0
+# After a refusal without Retry-After.
+REFUSED = Backoff(initial_s=5.0, most_s=300.0)
 # The longest pause that a venue may ask for, in seconds: a Retry-After of a day must not silence the venue for a day.
 RETRY_AFTER_MOST_S = 900.0
-# Pause after the second failure in a row, in seconds; doubles up to the most.
-TROUBLE_FIRST_S = 1.0
-TROUBLE_MOST_S = 30.0
+# After the failures in a row that are more than `HARMLESS_FAILURES`.
+TROUBLE = Backoff(initial_s=1.0, most_s=30.0)
 # Failures in a row that are taken as bad luck of one request, not as trouble of the venue.
 HARMLESS_FAILURES = 1
 # The longest pause that a request waits out in the queue, in seconds; one that a user waits for waits for none.
-HELD_MOST_S = TROUBLE_MOST_S
+HELD_MOST_S = TROUBLE.most_s
 # Requests that wait at most; past that the least urgent one is refused.
 MOST_WAITING = 5000
 
@@ -87,8 +86,7 @@ class _Trouble:
 
     def probed(self, now_s: float) -> None:
         if self.lasts:
-            doublings = min(self.failures - HARMLESS_FAILURES - 1, 10)
-            self.until_s = now_s + min(TROUBLE_FIRST_S * 2**doublings, TROUBLE_MOST_S)
+            self.until_s = now_s + TROUBLE.delay_s(self.failures - HARMLESS_FAILURES - 1)
 
     def failed(self, granted_s: float, now_s: float) -> None:
         if granted_s < self.counted_s:
@@ -104,31 +102,36 @@ class _Trouble:
 
 @dataclass(slots=True)
 class _Refusal:
-    """Whether the venue refuses, and until when it is left alone. `untold_s`: the last pause it did not ask for."""
+    """Whether the venue refuses, and until when it is left alone. `without_pause`: how many refusals in a row
+    asked for no pause."""
 
     until_s: float = float("-inf")
     counted_s: float = float("-inf")
-    untold_s: float = 0.0
+    without_pause: int = 0
     lasts: bool = False
 
     def probed(self, now_s: float) -> None:
         if self.lasts:
-            self.until_s = max(self.until_s, now_s + max(self.untold_s, REFUSED_FIRST_S))
+            self.until_s = max(self.until_s, now_s + self._own_pause_s())
 
     def refused(self, retry_after_s: float | None, granted_s: float, now_s: float) -> None:
         if retry_after_s is None:
             if granted_s >= self.counted_s:
-                self.untold_s = min(max(REFUSED_FIRST_S, 2 * self.untold_s), REFUSED_MOST_S)
-            retry_after_s = self.untold_s
+                self.without_pause += 1
+            retry_after_s = self._own_pause_s()
         self.until_s = max(self.until_s, now_s + min(retry_after_s, RETRY_AFTER_MOST_S))
         self.counted_s = now_s
         self.lasts = True
 
     def served(self, granted_s: float) -> None:
         if granted_s >= self.counted_s:  # it was sent after the refusal
-            self.untold_s = 0.0
+            self.without_pause = 0
             self.until_s = float("-inf")
             self.lasts = False
+
+    def _own_pause_s(self) -> float:
+        """The pause where the venue asks for none."""
+        return REFUSED.delay_s(max(self.without_pause - 1, 0))
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from klinesync.core.backoff import Backoff
+
 # A list that lacks more than this share of the symbols of the last whole one is shrunken, and so many may always be
 # gone. Exchanges delist a few symbols a day, seldom two in a hundred at once; a page or market that is missing is a
 # fifth and more.
@@ -16,11 +18,10 @@ MOST_GONE_SHARE = 0.1
 MOST_GONE = 5
 # A shrunken list that has been told for so long, in seconds, is whole: the exchange has really closed so many symbols.
 BELIEVED_AFTER_S = 3600.0
-# Pause before the list is asked for again: after the first answer that is no whole list, in seconds; doubles up to the
-# most, which is longer where an older list is known.
-PAUSE_FIRST_S = 5.0
-PAUSE_MOST_S = 30.0
-PAUSE_MOST_KNOWN_S = 300.0
+# Before the list is asked for again after an answer that is no whole list: while no list is known, and while an older
+# one is.
+FIRST_LIST = Backoff(initial_s=5.0, most_s=30.0)
+NEXT_LIST = Backoff(initial_s=5.0, most_s=300.0)
 
 
 @dataclass(slots=True)
@@ -61,8 +62,8 @@ class WholeLists:
 
     def failed(self, now_s: float) -> None:
         """The list was asked for, and no whole one came."""
-        most_s = PAUSE_MOST_KNOWN_S if self.known else PAUSE_MOST_S
-        self._ask_at_s = now_s + min(PAUSE_FIRST_S * 2 ** min(self._failures, 10), most_s)
+        backoff = NEXT_LIST if self.known else FIRST_LIST
+        self._ask_at_s = now_s + backoff.delay_s(self._failures)
         self._failures += 1
 
     def pause_s(self, now_s: float) -> float:

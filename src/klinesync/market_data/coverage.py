@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.errors import Rejected, StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
@@ -33,9 +34,9 @@ REASON = "read"
 TAILS_AT_ONCE = 4
 # Series whose tails wait to be read. What finds no room is asked for by a later read.
 MAX_WAITING = 1000
-# After an attempt a series' tail is left alone for so long; twice as long after each one that brought nothing.
-COOL_DOWN_S = 15.0
-MOST_COOL_DOWN_S = 300.0
+# Before the tail of a series is attempted again: the initial delay after one that brought something, longer after each
+# one in a row that brought nothing.
+COOL_DOWN = Backoff(initial_s=15.0, most_s=300.0)
 # Series of which such is remembered; the ones that were attempted longest ago are forgotten first.
 MAX_COOLING = 10_000
 # Older history is asked for in spans of at least a page, so that the next few reads that scroll back find theirs.
@@ -123,8 +124,7 @@ class CoolDowns:
         """An attempt is over. `in_vain`: it failed, or brought nothing that was expected; `at_least_s`: how long the
         exchange wants to be left alone."""
         vain = self._until.get(series, (0.0, 0))[1] + 1 if in_vain else 0
-        pause_s = min(COOL_DOWN_S * 2.0 ** min(vain, 30), MOST_COOL_DOWN_S)
-        self._until[series] = (now_s + max(pause_s, at_least_s), vain)
+        self._until[series] = (now_s + max(COOL_DOWN.delay_s(vain), at_least_s), vain)
         self._until.move_to_end(series)
         if len(self._until) > MAX_COOLING:
             self._until.popitem(last=False)
@@ -139,7 +139,7 @@ class OlderAsked:
     def admits(self, series: SeriesId, start: int, now_s: float) -> bool:
         """Whether what begins at `start` may be asked for; then it counts as asked."""
         asked = self._asked.get(series)
-        if asked is not None and asked[0] <= start and now_s - asked[1] < COOL_DOWN_S:
+        if asked is not None and asked[0] <= start and now_s - asked[1] < COOL_DOWN.initial_s:
             return False
         self._asked[series] = (start, now_s)
         self._asked.move_to_end(series)
@@ -287,7 +287,7 @@ class Coverage:
     async def _attempt(self, series: SeriesId) -> Attempt:
         """Raises `UpstreamError`, `StoreError`."""
         if not await self._source.knows(series):
-            return Attempt(in_vain=True, again_s=MOST_COOL_DOWN_S)
+            return Attempt(in_vain=True, again_s=COOL_DOWN.most_s)
         exchange_s = self._exchange_s(series)
         if exchange_s is None:
             exchange_s = await self._source.now_ms(series.market) / 1000

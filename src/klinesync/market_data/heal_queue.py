@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from klinesync.core import gaps
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.gaps import Gap, GapState, Span, clipped, without
 from klinesync.core.series_id import SeriesId
@@ -28,9 +29,8 @@ MAX_NEEDS = 100_000
 PIECE_CANDLES = 5000
 # Short needs that one page may span are read together.
 PAGE_CANDLES = 500
-# A need that was asked for in vain is asked for again: after the first interval, which then doubles.
-FIRST_RETRY_S = 30.0
-MOST_RETRY_S = 6 * 3600.0
+# Before a need that was asked for in vain is asked for again.
+RETRY = Backoff(initial_s=30.0, most_s=6 * 3600.0, jitter=0.25)
 # After so many answers in vain nobody is said to be at work on it, though it is still asked for now and then.
 PATIENCE = 3
 # For so long, in seconds, each answer must have shown that the exchange's history does not reach back to a hole, before
@@ -382,7 +382,7 @@ def too_early(fetch: Fetch, stored: Span | None, now_s: float, rng: random.Rando
     """What of `fetch` lies behind no stored candle yet: it is no hole, and live candles may bring it."""
     begin = 0 if stored is None else stored.end
     return [
-        replace(need, span=Span(max(need.span.start, begin), need.span.end), due_s=now_s + _delay_s(1, rng))
+        replace(need, span=Span(max(need.span.start, begin), need.span.end), due_s=now_s + RETRY.delay_s(0, rng))
         for need in fetch.needs
         if need.span.end > begin and not need.oldest_first
     ]
@@ -416,7 +416,7 @@ def in_vain(need: Need, now_s: float, rng: random.Random, at_least_s: float = 0.
     vain, since_s = need.vain + 1, None
     if beyond:
         since_s = now_s if need.beyond_s is None else need.beyond_s
-    return replace(need, vain=vain, due_s=now_s + max(at_least_s, _delay_s(vain, rng)), beyond_s=since_s)
+    return replace(need, vain=vain, due_s=now_s + max(at_least_s, RETRY.delay_s(need.vain, rng)), beyond_s=since_s)
 
 
 def is_lost(need: Need, now_s: float) -> bool:
@@ -431,10 +431,6 @@ def reached(needs: Iterable[Need], oldest: int) -> list[Need]:
         for need in needs
         if need.span.end > oldest
     ]
-
-
-def _delay_s(vain: int, rng: random.Random) -> float:
-    return min(FIRST_RETRY_S * 2.0 ** min(vain - 1, 30), MOST_RETRY_S) * rng.uniform(0.75, 1.0)
 
 
 def _raised(need: Need, span: Span, reason: str, urgency: Urgency) -> Need:

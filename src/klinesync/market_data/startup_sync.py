@@ -7,7 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.errors import KlinesyncError, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.bulkheads import Bulkheads, Part
@@ -17,9 +19,8 @@ log = logging.getLogger(__name__)
 
 # How often progress is logged at most.
 LOG_EVERY_S = 5.0
-# A series that cannot be followed is tried again: after the first interval, which then doubles.
-FIRST_RETRY_S = 1.0
-MOST_RETRY_S = 60.0
+# Before a series that cannot be followed is tried again.
+RETRY = Backoff(initial_s=1.0, most_s=60.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,7 @@ class StartupSync:
         self._ended_s = self._monotonic()
 
     async def _bring_up_to_date(self, series: SeriesId) -> None:
-        retry_s = FIRST_RETRY_S
-        while True:
+        for retry in count():
             try:
                 await self._follow(series)
                 await self._caught_up(series)
@@ -99,12 +99,12 @@ class StartupSync:
                 self._log()
                 return
             except KlinesyncError as error:
+                retry_s = RETRY.delay_s(retry)
                 suppressed = self._troubles.allow(error.code, self._monotonic())
                 if suppressed is not None:
                     more = f" (so it went for {suppressed} others)" if suppressed else ""
                     log.warning("start-up sweep: %s is tried again in %g s: %s%s", series, retry_s, error, more)
             await asyncio.sleep(retry_s)
-            retry_s = min(2 * retry_s, MOST_RETRY_S)
         if self._request_declared is not None:
             self._request_declared(series)
         self._waiting.discard(series)

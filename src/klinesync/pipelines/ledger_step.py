@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.columns import Columns
@@ -42,9 +43,8 @@ MAX_WARMED = 10_000
 MAX_FAULTS = 5
 # And so often it may take too long: each time, everybody waits.
 MAX_TIMEOUTS = 2
-# A ledger that could not be advanced is tried again after so long; twice as long after each time.
-RETRY_FIRST_S = 1.0
-RETRY_MOST_S = 60.0
+# Before a ledger that could not be advanced is tried again.
+RETRY = Backoff(initial_s=1.0, most_s=60.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +252,7 @@ class LedgerStep:
 
     def _try_later(self, series: SeriesId, reason: str, now_s: float) -> None:
         lag = self._behind.get(series) or Lag("")
-        pause_s = min(RETRY_FIRST_S * 2 ** min(lag.tries, 10), RETRY_MOST_S)
-        self._behind[series] = Lag(reason, lag.tries + 1, now_s + pause_s)
+        self._behind[series] = Lag(reason, lag.tries + 1, now_s + RETRY.delay_s(lag.tries))
 
     def trim(self, store: CandleStore, series: SeriesId, before: int) -> None:
         """The candles that open before `before` are about to be trimmed: what became visible then goes with them. The

@@ -16,14 +16,14 @@ from enum import StrEnum
 from typing import Protocol
 from weakref import WeakSet
 
+from klinesync.core.backoff import Backoff
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
 
-# A part that a defect ended begins again after so many seconds, doubling up to the most.
-RESTART_FIRST_S = 0.5
-RESTART_MOST_S = 30.0
-# A part that ran for so many seconds before its defect is restarted after the first pause.
+# Before a part that a defect ended begins again.
+RESTART = Backoff(initial_s=0.5, most_s=30.0)
+# Seconds that a part must have run before its defect for its backoff to begin anew.
 HEALTHY_S = 60.0
 # One trace of a kind of defect is logged in so many seconds.
 LOG_EVERY_S = 60.0
@@ -120,7 +120,7 @@ class Bulkheads:
                     mend()
 
     async def _carry(self, work: Work, part: Part, name: str, restart: bool, mend: Callable[[], None] | None) -> None:
-        pause_s = RESTART_FIRST_S
+        restarts = 0
         while True:
             began_s = asyncio.get_running_loop().time()
             broken = True
@@ -137,7 +137,7 @@ class Bulkheads:
             if not broken or not restart:
                 return
             if asyncio.get_running_loop().time() - began_s > HEALTHY_S:
-                pause_s = RESTART_FIRST_S
+                restarts = 0
             with self.contained(part, f"pause of {name}"):
-                await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RESTART_MOST_S)
+                await asyncio.sleep(RESTART.delay_s(restarts))
+            restarts += 1

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from klinesync.core.backoff import Backoff
 from klinesync.sim.tape import Market
 
 WEIGHT_LIMIT: dict[Market, int] = {"spot": 6000, "futures": 2400}
 MESSAGE_LIMIT: dict[Market, int] = {"spot": 5, "futures": 10}
 MAX_STREAMS = 1024
 LIFETIME_MS = 24 * 3600 * 1000
-_FIRST_BAN_MS = 120_000
-_LONGEST_BAN_MS = 3 * 24 * 3600 * 1000
+_BAN = Backoff(initial_s=120.0, most_s=3 * 24 * 3600.0)
 _REFUSALS_BEFORE_BAN = 10  # how many requests into a wall of 429 it takes to be banned is not documented
 _FORGIVEN_AFTER_MS = 24 * 3600 * 1000
 
@@ -55,7 +55,7 @@ class WeightLimit:
             if client.refused > _REFUSALS_BEFORE_BAN:
                 forgiven = now_ms - client.banned_until_ms > _FORGIVEN_AFTER_MS
                 client.bans = 1 if forgiven else client.bans + 1
-                client.banned_until_ms = now_ms + min(_LONGEST_BAN_MS, _FIRST_BAN_MS << min(client.bans - 1, 16))
+                client.banned_until_ms = now_ms + round(1000 * _BAN.delay_s(client.bans - 1))
                 return banned(client.banned_until_ms, now_ms)
             return Refusal(429, rest_of_minute_s(now_ms), too_much(self._market))
         client.used += weight

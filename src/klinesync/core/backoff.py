@@ -1,0 +1,42 @@
+"""Backoff: how long to wait before a retry. Pure: the number of the retry in, seconds out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Delays that grow by a factor with each retry in a row, up to a limit, as a value.
+
+    Whoever retries counts the failures in a row; after a success the count is 0 again.
+
+    initial_s: delay before the first retry, in seconds.
+    most_s: longest delay, in seconds; at least `initial_s`.
+    factor: growth with each retry, at least 1; 2 by default.
+    jitter: largest share of a delay that is left off by chance, from 0 (none, the default) to 1 (all of it), so that
+        clients which failed together do not come back together.
+    """
+
+    initial_s: float
+    most_s: float
+    factor: float = 2.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert 0.0 <= self.initial_s <= self.most_s < float("inf"), f"{self} begins above its longest delay, or below 0"
+        assert self.factor >= 1.0, f"{self} shrinks"
+        assert 0.0 <= self.jitter <= 1.0, f"{self} has a jitter that is no share"
+
+    def delay_s(self, retry: int, rng: Random | None = None) -> float:
+        """Seconds to wait before a retry.
+
+        retry: its number in a row, from 0.
+        rng: for the jitter; without one the delay is the longest that the jitter admits.
+        """
+        try:
+            delay_s = min(self.initial_s * self.factor**retry, self.most_s)
+        except OverflowError:  # after some thousand retries in a row
+            delay_s = self.most_s
+        return delay_s if rng is None else delay_s * rng.uniform(1.0 - self.jitter, 1.0)
