@@ -83,6 +83,8 @@ const HEALTH: Readonly<Record<HealthReason, string>> = {
   missing_head: "nothing is stored yet",
   lagging_no_recent_backfill: "the newest candles are missing, and nobody is fetching them",
   store_damaged: "a part of the stored candles is damaged",
+  exchange_refuses: "the exchange refuses the service",
+  exchange_unreachable: "the exchange is unreachable",
 };
 
 /** The reasons of the service's status in words. */

@@ -149,7 +149,8 @@ export interface HealthAnswer {
   readonly missing_seconds: number | null;
   readonly missing_candles: number | null;
   readonly status: "green" | "red" | "yellow";
-  readonly status_reason: "backfill_recent" | "backfill_running" | "gap_healing" | "gap_lost" | "head_ahead_of_closed_window" | "interior_gap" | "lagging_no_recent_backfill" | "missing_head" | "store_damaged" | "up_to_date";
+  readonly status_reason: "backfill_recent" | "backfill_running" | "exchange_refuses" | "exchange_unreachable" | "gap_healing" | "gap_lost" | "head_ahead_of_closed_window" | "interior_gap" | "lagging_no_recent_backfill" | "missing_head" | "store_damaged" | "up_to_date";
+  readonly detail: string | null;
   readonly backfill: BackfillAnswer;
   readonly stream: StreamAnswer;
   readonly gaps: GapsAnswer;

@@ -116,6 +116,7 @@ async def test_the_answer_has_the_contracts_shape(tmp_path: Path) -> None:
             "missing_candles": 0,
             "status": "green",
             "status_reason": "up_to_date",
+            "detail": None,
             "backfill": {
                 "state": "idle",
                 "progress_pct": None,

@@ -99,7 +99,6 @@ async def serving(tmp_path: Path, *venues: Venue, timeout_s: float = 10.0, **fla
     """A service that follows nothing of Binance, and the running doubles beside it."""
     given = {"startup_kline_sync_target_candles": "10", "audit_interval_s": "0", "rest_final_margin_s": str(MARGIN_S)}
     others = CcxtExchanges(
-        enabled=True,
         final_margin_s=MARGIN_S,
         monotonic=asyncio.get_running_loop().time,
         rng=random.Random(1),

@@ -14,7 +14,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill_board import BackfillReport
 from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, assess, on_grid
-from klinesync.runtime.sources import StreamStatus
+from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 START = 1_700_000_040  # on the minute
@@ -65,6 +65,25 @@ def test_where_rest_has_shown_that_there_are_no_candles_none_is_missing() -> Non
     assert (quiet.status, quiet.missing_candles) == ("green", 0)
     one = health(400, stream=replace(LIVE, quiet=minutes(CANDLES + 1, CANDLES + 7)))
     assert one.missing_candles == 1, "a candle that was told, and is not stored yet"
+
+
+@pytest.mark.parametrize("reason", ["exchange_refuses", "exchange_unreachable"])
+def test_what_is_missing_while_the_exchange_gives_nothing_is_told_with_what_it_said(
+    reason: Literal["exchange_refuses", "exchange_unreachable"],
+) -> None:
+    trouble = ExchangeTrouble(reason, "it answered 451: restricted location")
+    for missing in (
+        {"stored": None},
+        {"stored": None, "sweeping": True},
+        {"now_time": START + 60 * CANDLES + 400, "backfill": RUNNING},
+        {"gaps": [gap(10, 20)], "at_work": [minutes(10, 20)]},
+    ):
+        found = health(trouble=trouble, **missing)
+        assert (found.status, found.status_reason, found.detail) == ("red", reason, trouble.detail)
+    whole = health(trouble=trouble)
+    assert (whole.status_reason, whole.detail) == ("up_to_date", None), "nothing is missing"
+    damaged = health(trouble=trouble, stored=None, damaged=True)
+    assert (damaged.status_reason, damaged.detail) == ("store_damaged", None)
 
 
 def test_the_head_is_the_latest_closed_time() -> None:

@@ -373,7 +373,6 @@ class _Serving:
     async def __aenter__(self) -> None:
         world, loop = self._world, self._world._loop
         others = CcxtExchanges(
-            enabled=True,
             final_margin_s=MARGIN_S,
             monotonic=loop.time,
             rng=world._rng,

@@ -338,8 +338,8 @@ async def test_the_thread_ends_also_when_something_still_waits_on_it() -> None:
 # --- which exchanges there are
 
 
-def exchanges(*, enabled: bool = True) -> CcxtExchanges:
-    return CcxtExchanges(enabled=enabled, final_margin_s=2.0, monotonic=Clock(), rng=random.Random(1))
+def exchanges() -> CcxtExchanges:
+    return CcxtExchanges(final_margin_s=2.0, monotonic=Clock(), rng=random.Random(1))
 
 
 def test_without_ccxt_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,3 @@ def test_an_exchange_of_which_ccxt_has_no_candles_is_refused_as_its_file_says_or
     monkeypatch.setattr(ccxt_client, "find_spec", lambda _: spec)
     for name in ("plain", "extended"):
         assert exchanges().refusal(name) == (f"ccxt has no OHLCV of {name}" if refused else None)
-
-
-def test_switched_off_there_are_none() -> None:
-    assert "enable_ccxt_backfill" in str(exchanges(enabled=False).refusal("okx"))

@@ -29,7 +29,7 @@ from klinesync.runtime.flags import load_flags
 from klinesync.sim.faults import Outage
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
-from upstream import complete, stored, truth, until
+from upstream import PATIENCE_S, complete, passed, stored, truth, until
 
 BTC = SeriesId.parse("simex:spot:BTC/USDT:1m")
 BTC_5M = SeriesId.parse("simex:spot:BTC/USDT:5m")
@@ -120,7 +120,6 @@ async def serving(tmp_path: Path, **flags: str) -> AsyncIterator[tuple[SimServer
             return made[-1]
 
         others = CcxtExchanges(
-            enabled=True,
             final_margin_s=2.0,
             monotonic=asyncio.get_running_loop().time,
             rng=random.Random(1),
@@ -310,3 +309,15 @@ async def test_a_whitelist_with_an_exchange_that_cannot_be_had_stops_the_start(t
     flags = {"database_url": f"sqlite:///{tmp_path}/store.sqlite", "whitelist": str(BTC)}
     with pytest.raises(BadFlag, match=r"simex:spot:BTC/USDT:1m: .*ccxt"):
         build_market_runtime(load_flags(flags))
+
+
+async def test_with_history_over_rest_off_a_series_is_followed_from_the_candle_in_progress_on(tmp_path: Path) -> None:
+    flags = {"whitelist": str(BTC), "enable_whitelist_ingest": "on", "enable_ccxt_backfill": "off"}
+    async with serving(tmp_path, **flags) as (exchange, service, _):
+        began = exchange.now_ms() // 60_000 * 60
+        await passed(exchange, 200)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(candles := await stored(service, BTC)) < 3:
+                await asyncio.sleep(0.05)
+        assert candles == truth(exchange, BTC, range(candles[0].time, candles[-1].time + 60, 60))
+        assert candles[0].time >= began

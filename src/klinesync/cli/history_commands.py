@@ -314,7 +314,7 @@ async def _backfill_store(
         asyncio.TaskGroup() as group,
     ):
         shelves = history_shelves(flags, _archive_names(rest)) if files else []
-        await _check_listed(rest, series, needed=not shelves)
+        await _check_listed(rest, series, needed=not shelves and flags.enable_ccxt_backfill)
         service = BackfillService(
             history=rest.history,
             pipeline=pipeline,
@@ -323,6 +323,7 @@ async def _backfill_store(
             rng=random.Random(),  # noqa: S311  # jitter, not a secret
             shelves=shelves,
             covers=lambda one: one.exchange == series.exchange,
+            asks=lambda _: flags.enable_ccxt_backfill,
             kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
             now_s=exchange_s,
             reach=lambda one: rest.reach(one) if isinstance(rest, CcxtSource) else None,
@@ -405,6 +406,8 @@ class _Brought:
 @contextlib.asynccontextmanager
 async def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None) -> AsyncIterator[Pages]:
     """The pages of `source`: `freqtrade`, `archive`, else the exchange's REST. Raises `BadFlag`, `UnknownSeries`."""
+    if source not in _SHELF_FLAGS and not flags.enable_ccxt_backfill:
+        raise BadFlag("enable_ccxt_backfill", "it is off: history is read from files alone")
     if source == "freqtrade":
         flags = flags.model_copy(update={"market_history_source": "freqtrade"})
     async with _rest(flags, series, {"spot": ExchangeClock(), "futures": ExchangeClock()}) as rest:
@@ -452,7 +455,6 @@ async def _rest(
     Raises `UnknownSeries` when there is none."""
     if series.exchange != EXCHANGE:
         others = CcxtExchanges(
-            enabled=flags.enable_ccxt_backfill,
             final_margin_s=flags.rest_final_margin_s,
             monotonic=asyncio.get_running_loop().time,
             rng=random.Random(),  # noqa: S311  # jitter, not a secret

@@ -16,6 +16,8 @@ from klinesync.runtime.sources import HistoryPage, HistoryWatch
 
 # Source of rows that an exchange's REST brought, as revisions name it.
 REST = "rest"
+# Why a span is read from files before the exchange is asked, as health names it.
+FILES = "files"
 # What health says of a reading that a cancellation or a defect ended.
 BROKEN_OFF = "the reading was broken off"
 
@@ -33,6 +35,21 @@ class HistoryFiles(Protocol):
 
         Whether a candle lies in the future is not judged: the caller's span ends before that.
         """
+        ...
+
+
+class TailFiles(HistoryFiles, Protocol):
+    """Files that are read before the exchange is asked for the newest candles, and alone while the exchange cannot be
+    asked. `name` is the source of their candles, as revisions name it."""
+
+    @property
+    def name(self) -> str:
+        """The source."""
+        ...
+
+    async def end(self, series: SeriesId, before: int) -> int | None:
+        """Where the files end: the close of their newest candle, `before` at most, in UTC seconds; None when they have
+        none."""
         ...
 
 

@@ -21,7 +21,7 @@ from klinesync.runtime.clock import ExchangeClock
 
 
 class CcxtExchanges:
-    """Makes sources by ccxt's names. `enabled` off: there are none. `makers` make exchange objects in place of ccxt's
+    """Makes sources by ccxt's names. `makers` make exchange objects in place of ccxt's
     own classes, by name: a test's, or one that ccxt does not have. `environment_proxies`: they use the proxies that the
     environment names. `thread`: where their objects live, by default a thread of its own; the simulation brings another
     place."""
@@ -29,7 +29,6 @@ class CcxtExchanges:
     def __init__(
         self,
         *,
-        enabled: bool,
         final_margin_s: float,
         monotonic: Callable[[], float],
         rng: random.Random,
@@ -40,7 +39,6 @@ class CcxtExchanges:
         thread: CcxtThread | None = None,
     ) -> None:
         self._bulkheads = bulkheads or Bulkheads()
-        self._enabled = enabled
         self._make: Maker = partial(ccxt_exchange, environment_proxies=environment_proxies)
         self._final_margin_s = final_margin_s
         self._monotonic = monotonic
@@ -52,8 +50,6 @@ class CcxtExchanges:
 
     def refusal(self, name: str) -> str | None:
         """Why there is no exchange of that name; None when there is one. Imports nothing."""
-        if not self._enabled:
-            return f"{name} is asked through ccxt, which enable_ccxt_backfill has switched off"
         if name in self._makers or name in self._found:
             return None
         offered = offers_exchange(name)

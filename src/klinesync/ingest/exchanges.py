@@ -20,6 +20,7 @@ from klinesync.runtime.sources import (
     Connection,
     ConnectionStatus,
     Errand,
+    ExchangeTrouble,
     HistoryPage,
     Listing,
     MarketContact,
@@ -261,6 +262,12 @@ class Exchanges:
         assert self._own is not None, "it is supervised"
         supervisors = [(self._name, self._own), *((name, other.supervisor) for name, other in self._others.items())]
         return [(name, contact) for name, supervisor in supervisors for contact in supervisor.contacts()]
+
+    def trouble(self, series: SeriesId) -> ExchangeTrouble | None:
+        """Why the series' exchange gives no candles at present; None while it does, or is not asked."""
+        begun = series.exchange == self._name or series.exchange in self._others
+        contacts = self._supervisor(series).contacts() if begun else []
+        return next((contact.trouble for contact in contacts if contact.market == series.market), None)
 
     def followed(self) -> list[SeriesId]:
         """The base series that are followed, of all exchanges."""

@@ -19,6 +19,8 @@ UNREACHABLE_AFTER_S = 5.0
 LONGEST_PAUSE_S = 2.0
 # HTTP statuses by which an exchange refuses this service: no key, forbidden, legal reasons.
 REFUSALS = (401, 403, 451)
+# HTTP status of an answer that calls the question wrong: the exchange itself is well.
+WRONG_QUESTION = 400
 
 
 class ExchangeWatch:
@@ -84,6 +86,12 @@ class ExchangeWatch:
         """Whether the newest request was answered, not long ago."""
         at_s = self._contact.answered_s
         return self._contact.failure is None and at_s is not None and now_s - at_s < UNREACHABLE_AFTER_S
+
+    def unanswered(self, now_s: float) -> bool:
+        """Whether the newest request failed, other than as a wrong question, and none was answered for a while."""
+        at_s, contact = self._contact.answered_s, self._contact
+        failed = contact.failure is not None and contact.status != WRONG_QUESTION
+        return failed and (at_s is None or now_s - at_s >= UNREACHABLE_AFTER_S)
 
     @property
     def failure(self) -> str | None:

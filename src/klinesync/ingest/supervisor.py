@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -19,7 +19,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, Transient, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
-from klinesync.history.reading import REST, Progress, read_pages
+from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board, read_pages
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
 from klinesync.ingest.jobs import JobCommand, JobTable, NoCapacity, Room, Start, Stop
@@ -143,10 +143,11 @@ class IngestSupervisor:
     `notice(series, status)` tells clients of each change of a stream's state; `heal(series, span, reason)` is asked
     to fill what live could not wait for, `heal_declared(series)` to fill all declared gaps of a symbol that is listed
     again. A first history has `first_history_candles`; of what a series that was away missed the newest
-    `most_tail_candles` are read at once, what is older is left to `heal`. `one_list_decides`: a symbol that no list had
-    is not traded by the first whole list, as such a list comes in one piece. `room`: what the exchange has room for.
-    `audit_interval_s` 0: no audit. `wall_s`: UTC seconds by this machine, for times that are told while the exchange's
-    is not known.
+    `most_tail_candles` are read at once, what is older is left to `heal`. `files` are read before a first history is
+    asked of the exchange, and alone while the exchange cannot be asked. `live_only`: the exchange is asked for no
+    candle that opened before its series was followed. `one_list_decides`: a symbol that no list had is not traded by
+    the first whole list, as such a list comes in one piece. `room`: what the exchange has room for. `audit_interval_s`
+    0: no audit. `wall_s`: UTC seconds by this machine, for times that are told while the exchange's is not known.
     """
 
     def __init__(
@@ -175,6 +176,8 @@ class IngestSupervisor:
         one_list_decides: bool = True,
         room: Room | None = None,
         bulkheads: Bulkheads | None = None,
+        files: TailFiles | None = None,
+        live_only: bool = False,
     ) -> None:
         self._source = source
         self._wall_s = wall_s
@@ -196,6 +199,9 @@ class IngestSupervisor:
         self._audit_interval_s = audit_interval_s
         self._rng = rng
         self._one_list_decides = one_list_decides
+        self._files = files
+        self._live_only = live_only
+        self._live_from: dict[SeriesId, int] = {}  # the open time that a series was followed from
         self.audit: Audit | None = None
         self._table = JobTable(ondemand_idle_ttl_s, ondemand_max_jobs, room)
         self._jobs: dict[SeriesId, Job] = {}
@@ -253,6 +259,7 @@ class IngestSupervisor:
             answers=reach.answers(now_s),
             refused=reach.refused,
             failure=reach.failure,
+            unanswered=reach.unanswered(now_s),
             clocks_differ=None if difference is None else str(difference),
             final_margin_s=self._margin_s(market),
             final_margin_seen=self._margin_s(market) > self._final_margin_s,
@@ -345,12 +352,19 @@ class IngestSupervisor:
         return Audit(
             self._source.history,
             series=lambda: (one for one, job in self._jobs.items() if self._at_rest(job)),
-            stored=self._stored,
+            stored=self._audited,
             untold_since=untold,
             submit=self._pipeline.submit,
             now_ms=lambda series: self._now_ms(series.market),
             interval_s=self._audit_interval_s,
         )
+
+    async def _audited(self, series: SeriesId) -> Span | None:
+        """The stored span that the audit asks the exchange about. Raises `StoreError`."""
+        stored = await self._stored(series)
+        if stored is None or not self._live_only:
+            return stored
+        return Span(max(stored.start, self._live_from.get(series, stored.end)), stored.end)
 
     def _at_rest(self, job: Job) -> bool:
         """Whether the series is caught up, and nothing of it is being read or recovered."""
@@ -391,6 +405,7 @@ class IngestSupervisor:
                             self._group, work, part=Part.SERIES, name=f"follow {series}", restart=True
                         )
                 case Stop(series):
+                    self._live_from.pop(series, None)
                     self._unfollow(series)
 
     async def _follow_until_it_works(self, series: SeriesId) -> None:
@@ -550,6 +565,9 @@ class IngestSupervisor:
         job.watch.frame(candle, event.event_ms, closed=event.closed, connected=came_s >= job.lost_s)
         self._tell(job)
         if event.closed:
+            # A source without frames begins with the rows of some candles that closed before.
+            if self._live_only and event.by_rest and candle.time < self._live_edge(event.series, event.event_ms):
+                return
             self._carry_out(job, job.feed.closed(candle, event.event_ms))
         else:
             self._carry_out(job, job.feed.forming(candle, now_s))
@@ -831,7 +849,9 @@ class IngestSupervisor:
                 await self._read_tail(job, fetch.start, errand, self._most_tail_candles)
             else:
                 async with self._sweeps:
-                    await self._read_tail(job, fetch.start or 0, errand, self._first_history_candles)
+                    if self._files is not None:
+                        await self._read_files(job, self._files)
+                    await self._read_tail(job, feed.head or 0, errand, self._first_history_candles)
         except UpstreamError as error:
             self._history_watch.ended(series, str(error))
             self._failed(job, error)
@@ -845,17 +865,49 @@ class IngestSupervisor:
     async def _read_tail(self, job: Job, start: int, errand: Errand, most: int) -> None:
         """Read what there is from `start` on, but only the newest `most` candles. Raises `UpstreamError`,
         `StoreError`."""
-        again: int | None = max(start, await self._reach(job.feed.series, most))
+        series = job.feed.series
+        start = max(start, await self._reach(series, most))
+        if self._live_only:
+            now_ms = await self._known_ms(series.market)
+            start = max(start, self._live_edge(series, now_ms))
+            if start >= series.timeframe.floor(now_ms // 1000):
+                return  # nothing that may be asked for has closed
+        again: int | None = start
         while again is not None:
             again = await self._read_pages(job, again, errand, most)
 
+    def _live_edge(self, series: SeriesId, now_ms: int) -> int:
+        """The open time of the candle that was in progress when the series was first seen to be followed."""
+        return self._live_from.setdefault(series, series.timeframe.floor(now_ms // 1000))
+
     async def _reach(self, series: SeriesId, candles: int) -> int:
         """Where a history begins that reaches so many candles back from now. Raises `UpstreamError`."""
-        now_ms = self._now_ms(series.market)
-        if now_ms is None:
-            now_ms = await self._source.now_ms(series.market)
+        now_ms = await self._known_ms(series.market)
         frame = series.timeframe
         return max(0, frame.shift(frame.floor(now_ms // 1000), -candles))
+
+    async def _known_ms(self, market: str) -> int:
+        """The exchange's time, asked where nothing is known of it. Raises `UpstreamError`."""
+        now_ms = self._now_ms(market)
+        return await self._source.now_ms(market) if now_ms is None else now_ms
+
+    async def _read_files(self, job: Job, files: TailFiles) -> None:
+        """Read from files what they have of a first history, by this machine's clock where the exchange cannot be asked
+        for its time: then the newest candles that they have, however long ago that was. Raises `StoreError`."""
+        feed, series, frame = job.feed, job.feed.series, job.feed.timeframe
+        upto: int | None = None
+        with suppress(UpstreamError):  # the exchange is asked again for what the files do not have
+            upto = frame.floor(await self._known_ms(series.market) // 1000)
+        end = await files.end(series, int(self._wall_s()) if upto is None else upto)
+        if end is None:
+            return
+        start = max(0, frame.shift(end if upto is None else upto, -self._first_history_candles))
+        if feed.head is not None:
+            start = max(start, frame.next(feed.head))
+        if start < end:
+            with on_board(self._history_watch, series, Span(start, end), FILES) as progress:
+                pages = files.pages(series, Span(start, end))
+                await read_pages(pages, partial(self._let_through, job, files.name), progress)
 
     async def _read_pages(self, job: Job, start: int, errand: Errand, most: int) -> int | None:
         """Where to go on, when meanwhile it has turned out that now is later, and too much is missing; else None."""
@@ -875,16 +927,21 @@ class IngestSupervisor:
         job, feed = reading.job, reading.job.feed
         job.watch.shown(page.candles[-OWED_ROWS:], self._now_ms(feed.series.market), asyncio.get_running_loop().time())
         self._tell(job)
-        for command in feed.history(page):
-            if isinstance(command, Persist):
-                empty = Empty(command.empty, command.proof)
-                await self._pipeline.submit(feed.series, command.candles, REST, empty)
-                self._declare(job, command)
-        self._carry_out(job, feed.page_written())
+        await self._let_through(job, REST, page)
         if page.candles:
             reach = await self._reach(feed.series, reading.most)
             if feed.timeframe.next(page.candles[-1].time) < reach:
                 reading.again = reach
+
+    async def _let_through(self, job: Job, source: str, page: HistoryPage) -> None:
+        """Write the part of a page that its feed lets through. Raises `StoreError`."""
+        feed = job.feed
+        for command in feed.history(page):
+            if isinstance(command, Persist):
+                empty = Empty(command.empty, command.proof)
+                await self._pipeline.submit(feed.series, command.candles, source, empty)
+                self._declare(job, command)
+        self._carry_out(job, feed.page_written())
 
     def _ended(self, job: Job, before: int | None) -> None:
         """History was read. REST that had nothing new is asked less often; or is the symbol not traded?"""

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 
 from klinesync.core.candle import Applied
-from klinesync.core.errors import BadFlag, Rejected
+from klinesync.core.errors import BadFlag, Rejected, UnknownSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
@@ -99,7 +99,6 @@ def build_market_runtime(
     monotonic = asyncio.get_running_loop().time
     proxies = proxies_of(flags)
     others = others or CcxtExchanges(
-        enabled=flags.enable_ccxt_backfill,
         final_margin_s=flags.rest_final_margin_s,
         monotonic=monotonic,
         rng=rng,
@@ -161,6 +160,14 @@ def build_market_runtime(
         return kept_from(flags.retention_days, derived, series, head)
 
     shelves = history_shelves(flags, source.symbol_id if isinstance(source, BinanceSource) else None)
+    files = freqtrade_files(flags)
+
+    def asks(series: SeriesId) -> bool:
+        return flags.enable_ccxt_backfill and exchanges.covers(series)
+
+    def covers(series: SeriesId) -> bool:
+        return files is not None or exchanges.covers(series)
+
     backfill = BackfillService(
         history=exchanges.history,
         pipeline=pipeline,
@@ -168,7 +175,8 @@ def build_market_runtime(
         watch=board.watch(),
         deep_watch=board.watch(),
         shelves=shelves,
-        covers=exchanges.covers,
+        covers=covers,
+        asks=asks,
         kept_from=keeps_from,
         now_s=lambda series: exchange_s(series) or wall_s(),
         reach=exchanges.reach,
@@ -185,7 +193,7 @@ def build_market_runtime(
         now_s=lambda series: exchange_s(series) or wall_s(),
         kept_from=keeps_from,
         base_candles=flags.derived_backfill_base_candles,
-        native_candles=flags.derived_native_candles,
+        native_candles=flags.derived_native_candles if flags.enable_ccxt_backfill else 0,
         watch=board.watch(),
         bulkheads=bulkheads,
     )
@@ -204,7 +212,7 @@ def build_market_runtime(
             backfill=backfill,
             heal=backfill.request_declared if heals else None,
             base_of=derived.base_of,
-            covers=exchanges.covers,
+            covers=covers,
             followed=exchanges.keeps_up,
             exchange_s=fresh_exchange_s,
             final_margin_s=flags.rest_final_margin_s,
@@ -212,7 +220,9 @@ def build_market_runtime(
             max_candles=flags.market_auto_tail_backfill_max_candles,
             watch=board.watch(),
             derived=ensure_derived,
-            shelf=next((shelf for shelf in shelves if shelf.gap_most is not None), None),
+            files=files,
+            now_s=lambda series: exchange_s(series) or wall_s(),
+            asks=asks,
             bulkheads=bulkheads,
         )
 
@@ -224,7 +234,16 @@ def build_market_runtime(
             backfill.request_declared(series)
 
     scrub = StoreScrub(database, declared)
-    reader = CandleReader(database, KnownSeries(exchanges.known, bulkheads).known, coverage, scrub.ask)
+
+    async def known(series: SeriesId) -> bool:
+        try:
+            return await exchanges.known(series)
+        except UnknownSeries:
+            if files is None or exchanges.covers(series) or not await files.has(derived.base_of(series)):
+                raise
+            return True
+
+    reader = CandleReader(database, KnownSeries(known, bulkheads).known, coverage, scrub.ask)
 
     def supervise(exchange: Source, its_clocks: Mapping[str, ExchangeClock]) -> IngestSupervisor:
         return IngestSupervisor(
@@ -251,6 +270,8 @@ def build_market_runtime(
             one_list_decides=exchange is source,
             room=exchange if isinstance(exchange, CcxtSource) else None,
             bulkheads=bulkheads,
+            files=files,
+            live_only=not flags.enable_ccxt_backfill,
         )
 
     supervisor = exchanges.supervised(supervise)
@@ -272,10 +293,17 @@ def build_market_runtime(
     if flags.enable_ondemand_ingest:
 
         def acquire(series: SeriesId) -> None:
-            exchanges.acquire(series)
-            derived_history.ensure(series)
+            if exchanges.covers(series):
+                exchanges.acquire(series)
+                derived_history.ensure(series)
+            elif coverage is not None:  # its files are read
+                coverage.ensure(series, derived.base_of(series), None, None, newest=True)
 
-        ingest = Ingest(exchanges.covers, acquire, exchanges.release)
+        def release(series: SeriesId) -> None:
+            if exchanges.covers(series):
+                exchanges.release(series)
+
+        ingest = Ingest(covers, acquire, release)
     health = HealthService(
         database=database,
         base_of=derived.base_of,
@@ -288,6 +316,7 @@ def build_market_runtime(
         startup=startup,
         first_history_due=exchanges.first_history_due,
         late_s=lambda series: max(0.0, (exchanges.final_margin_s(series) or 0.0) - flags.rest_final_margin_s),
+        trouble=exchanges.trouble,
         grace_s=flags.kline_health_grace_s,
         recent_s=flags.kline_health_backfill_recent_seconds,
     )
@@ -456,15 +485,21 @@ class _Teller:
                 self._hub.tell(one, protocol.system(one, event, message, facts))
 
 
+def freqtrade_files(flags: RuntimeFlags) -> FreqtradeFiles | None:
+    """Freqtrade's files, where the flags name them as a source of history. Raises `BadFlag`."""
+    if flags.market_history_source != "freqtrade":
+        return None
+    if flags.freqtrade_data_dir is None:
+        raise BadFlag("freqtrade_data_dir", "say where freqtrade keeps its data files")
+    return FreqtradeFiles(flags.freqtrade_data_dir)
+
+
 def history_shelves(flags: RuntimeFlags, symbol_id: SymbolId | None) -> list[Shelf]:
     """The files that the flags name, in the order in which they are looked into; an archive only with `symbol_id`,
     which tells the exchange's name of a series' symbol. Raises `BadFlag`."""
     shelves = []
-    if flags.market_history_source == "freqtrade":
-        if flags.freqtrade_data_dir is None:
-            raise BadFlag("freqtrade_data_dir", "say where freqtrade keeps its data files")
-        limit = flags.market_gap_backfill_freqtrade_limit
-        shelves.append(Shelf("freqtrade", FreqtradeFiles(flags.freqtrade_data_dir), gap_most=limit))
+    if (files := freqtrade_files(flags)) is not None:
+        shelves.append(Shelf(files.name, files, gap_most=flags.market_gap_backfill_freqtrade_limit))
     if flags.archive_url is not None and symbol_id is not None:
         remote = flags.archive_url.startswith(("http://", "https://"))
         location = flags.archive_url if remote else Path(flags.archive_url)

@@ -213,6 +213,7 @@ class HealthAnswer(BaseModel):
     missing_candles: int | None
     status: Status
     status_reason: Reason
+    detail: str | None
     backfill: BackfillAnswer
     stream: StreamAnswer
     gaps: GapsAnswer

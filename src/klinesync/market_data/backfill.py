@@ -48,6 +48,8 @@ MAX_NOTHING_BEFORE = 10_000
 BACKFILL = "backfill"
 # Why a hole is lost that lies before what the exchange's answers reach back to.
 NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"
+# Why a hole is left that no file fills.
+NOT_ASKED = "no file has the rest, and the exchange is not asked for history"
 # HTTP status of a question that the exchange calls wrong.
 WRONG_QUESTION = 400
 
@@ -93,11 +95,12 @@ class BackfillService:
     """Heals declared gaps: asks the exchange for them, one reading of a series at a time, until each is filled or
     confirmed empty; what is requested with more urgency comes before. `run` is its one task.
 
-    `history` is the exchange's (`Source.history`), which `covers` a series or not; `shelves` come before it, in that
-    order. `watch` is told of each reading, `deep_watch` of explicit backfills; `kept_from`: before what open time a
-    series with that head is trimmed (0: never); `reach`: how far back the exchange's history of a series goes (None:
-    all of it is there, or that is not known); `now_s`: what time it is on its exchange, as far as is known (files may
-    have candles of the future); `rng` spreads what is asked for again.
+    `history` is the exchange's (`Source.history`); `shelves` come before it, in that order. `covers`: whether anything
+    of a series can be had at all; `asks`: whether its exchange may be asked for history. `watch` is told of each
+    reading, `deep_watch` of explicit backfills; `kept_from`: before what open time a series with that head is trimmed
+    (0: never); `reach`: how far back the exchange's history of a series goes (None: all of it is there, or that is not
+    known); `now_s`: what time it is on its exchange, as far as is known (files may have candles of the future); `rng`
+    spreads what is asked for again.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class BackfillService:
         deep_watch: HistoryWatch | None = None,
         shelves: Sequence[Shelf] = (),
         covers: Callable[[SeriesId], bool] = lambda _: True,
+        asks: Callable[[SeriesId], bool] = lambda _: True,
         kept_from: Callable[[SeriesId, int], int] = lambda _series, _head: 0,
         now_s: Callable[[SeriesId], float] = lambda _: float(MAX_TIME),
         reach: Callable[[SeriesId], Reach | None] = lambda _: None,
@@ -124,6 +128,7 @@ class BackfillService:
         self._deep_watch = deep_watch or watch
         self._shelves = tuple(shelves)
         self._covers = covers
+        self._asks = asks
         self._kept_from = kept_from
         self._now_s = now_s
         self._reach = reach
@@ -407,6 +412,11 @@ class BackfillService:
                 now = heal_queue.standing(fetch, stored, ledger)
             if not fetch.needs or not now.needs:
                 return later
+        if not self._asks(series):
+            progress.trouble = NOT_ASKED
+            stored, _ = await self._stored(series)
+            left = [heal_queue.unanswered(need, _now_s(), self._rng) for need in now.needs]
+            return [*left, *heal_queue.too_early(fetch, stored, _now_s(), self._rng), *later]
         reachable = await self._give_up(series, fetch.needs)
         if reachable != list(fetch.needs):
             stored, ledger = await self._stored(series)

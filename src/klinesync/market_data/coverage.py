@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from klinesync.core.backoff import Backoff
+from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import Rejected, StoreError, UpstreamError
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.history.reading import REST, Shelf, into, on_board, read_pages, untold
+from klinesync.history.reading import FILES, REST, TailFiles, into, on_board, read_pages
 from klinesync.market_data.backfill import BackfillService
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
@@ -164,8 +165,9 @@ class Coverage:
     asked for); `final_margin_s`: how long after its close a candle is final there; `kept_from`: before what open time a
     series with that head is trimmed (0: never); `heal` looks after the declared gaps of a series, where that is wanted.
     `max_candles`: most that one read may fetch. `derived` is told of derived series that are read, and where the page
-    would begin, were it full; it says whether older history is its affair. `shelf`: files that are looked into for a
-    tail before the exchange is asked. `watch` is told of the tails that are read.
+    would begin, were it full; it says whether older history is its affair. `files` are read for a tail before the
+    exchange is asked, and alone where it cannot be asked: then `now_s` tells the time. `asks`: whether the exchange of
+    a series may be asked for history at all; by default each is. `watch` is told of the tails that are read.
     """
 
     def __init__(
@@ -185,7 +187,9 @@ class Coverage:
         max_candles: int,
         watch: HistoryWatch,
         derived: Callable[[SeriesId, int | None], bool] = lambda _series, _start: False,
-        shelf: Shelf | None = None,
+        files: TailFiles | None = None,
+        now_s: Callable[[SeriesId], float] = lambda _: float(MAX_TIME),
+        asks: Callable[[SeriesId], bool] = lambda _: True,
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._bulkheads = bulkheads or Bulkheads()
@@ -203,7 +207,9 @@ class Coverage:
         self._max_candles = max_candles
         self._watch = watch
         self._derived = derived
-        self._shelf = shelf
+        self._files = files
+        self._now_s = now_s
+        self._asks = asks
         self._waiting: asyncio.Queue[SeriesId] = asyncio.Queue(MAX_WAITING)
         self._asked: set[SeriesId] = set()  # waits, or is being read
         self._cool_downs = CoolDowns()
@@ -234,7 +240,7 @@ class Coverage:
 
     def _ensure_tail(self, base: SeriesId, stored: Span | None) -> None:
         exchange_s = self._exchange_s(base)
-        if exchange_s is not None and self._tail(base, stored, exchange_s) is None:
+        if exchange_s is not None and self._tail(base, stored, exchange_s - self._final_margin_s) is None:
             return
         if self._waiting.full():
             self._warn(base, "%s: %d series wait for their tails; a later read asks again", base, MAX_WAITING)
@@ -251,8 +257,8 @@ class Coverage:
         if span is not None and self._older_asked.admits(base, span.start, now_s):
             self._backfill.request(base, span, REASON, Urgency.READ)
 
-    def _tail(self, series: SeriesId, stored: Span | None, exchange_s: float) -> Span | None:
-        final_s = exchange_s - self._final_margin_s
+    def _tail(self, series: SeriesId, stored: Span | None, final_s: float) -> Span | None:
+        """What is missing behind the stored head; `final_s`: by when a candle must have closed, in UTC seconds."""
         newest = series.timeframe.latest_closed(int(final_s))
         return missing_tail(series.timeframe, stored, final_s, self._max_candles, self._kept_from(series, newest))
 
@@ -286,21 +292,39 @@ class Coverage:
 
     async def _attempt(self, series: SeriesId) -> Attempt:
         """Raises `UpstreamError`, `StoreError`."""
-        if not await self._source.knows(series):
-            return Attempt(in_vain=True, again_s=COOL_DOWN.most_s)
-        exchange_s = self._exchange_s(series)
-        if exchange_s is None:
-            exchange_s = await self._source.now_ms(series.market) / 1000
-        stored = await self._stored(series)
-        span = self._tail(series, stored, exchange_s)
+        trouble: UpstreamError | None = None  # why the exchange is not asked
+        now_s: float | None = None
+        if self._asks(series):
+            try:
+                if not await self._source.knows(series):
+                    return Attempt(in_vain=True, again_s=COOL_DOWN.most_s)
+                now_s = self._exchange_s(series)
+                if now_s is None:
+                    now_s = await self._source.now_ms(series.market) / 1000
+            except UpstreamError as error:
+                if self._files is None:
+                    raise
+                trouble = error
+        asked = now_s is not None
+        final_s = (self._now_s(series) if now_s is None else now_s) - self._final_margin_s
+        stored = before = await self._stored(series)
+        span = self._tail(series, stored, final_s)
         if span is None or self._followed(series):
             return Attempt(in_vain=False)
-        if self._shelf is not None and await self._read_files(self._shelf, series, span):
-            stored = await self._stored(series)
-            span = self._tail(series, stored, exchange_s)
-        if span is not None:
+        if self._files is not None:
+            end = await self._files.end(series, int(final_s))
+            if end is None or (asked and end <= span.start):
+                span = None
+            elif not asked:  # the newest candles that the files have, however long ago that was
+                span = self._tail(series, stored, end)
+            if span is not None and await self._read_files(self._files, series, span):
+                stored = await self._stored(series)
+        if asked and (span := self._tail(series, stored, final_s)) is not None:
             await self._read(series, stored, span)
-        return Attempt(in_vain=await self._stored(series) == stored)
+            stored = await self._stored(series)
+        if trouble is not None and stored == before:
+            raise trouble
+        return Attempt(in_vain=stored == before)
 
     async def _read(self, series: SeriesId, stored: Span | None, span: Span) -> None:
         """Read a tail into the pipeline, page by page. Raises `UpstreamError`, `StoreError`."""
@@ -315,13 +339,14 @@ class Coverage:
                 if progress.candles and self._heal is not None:
                     self._heal(series)  # what was out of reach is a hole now, and so may be what was broken off
 
-    async def _read_files(self, shelf: Shelf, series: SeriesId, span: Span) -> bool:
+    async def _read_files(self, files: TailFiles, series: SeriesId, span: Span) -> bool:
         """Read what the files have of a tail; whether that is anything. Raises `StoreError`."""
-        progress = untold(series, span.start)
-        try:
-            await read_pages(shelf.files.pages(series, span), into(self._pipeline, series, shelf.name), progress)
-        except (UpstreamError, Rejected) as error:
-            self._warn(series, "%s: files (%s) are left out: %s", series, shelf.name, error)
+        with on_board(self._watch, series, span, FILES) as progress:
+            try:
+                await read_pages(files.pages(series, span), into(self._pipeline, series, files.name), progress)
+            except (UpstreamError, Rejected) as error:
+                progress.trouble = str(error)
+                self._warn(series, "%s: files (%s) are left out: %s", series, files.name, error)
         if progress.candles and self._heal is not None:
             self._heal(series)  # what they lack in between
         return progress.candles > 0

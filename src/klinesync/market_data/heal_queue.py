@@ -419,6 +419,13 @@ def in_vain(need: Need, now_s: float, rng: random.Random, at_least_s: float = 0.
     return replace(need, vain=vain, due_s=now_s + max(at_least_s, RETRY.delay_s(need.vain, rng)), beyond_s=since_s)
 
 
+def unanswered(need: Need, now_s: float, rng: random.Random) -> Need:
+    """The need, of which files have nothing and the exchange is not asked: nobody is at work on it, and the files are
+    looked into again after the next of its intervals."""
+    again = in_vain(need, now_s, rng)
+    return replace(again, vain=max(again.vain, PATIENCE), filed=False)
+
+
 def is_lost(need: Need, now_s: float) -> bool:
     """Whether the exchange has shown for long enough that its history does not reach back to the need."""
     return need.beyond_s is not None and need.vain >= PATIENCE and now_s - need.beyond_s >= LOST_AFTER_S

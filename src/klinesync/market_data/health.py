@@ -10,7 +10,7 @@ from klinesync.core.gaps import SETTLED, Gap, GapState, Span, without
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill_board import BackfillReport
-from klinesync.runtime.sources import StreamStatus
+from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
 
 Status = Literal["green", "yellow", "red"]
 Reason = Literal[
@@ -24,6 +24,8 @@ Reason = Literal[
     "interior_gap",
     "missing_head",
     "lagging_no_recent_backfill",
+    "exchange_refuses",
+    "exchange_unreachable",
 ]
 STATUS: dict[Reason, Status] = {
     "store_damaged": "red",
@@ -36,6 +38,8 @@ STATUS: dict[Reason, Status] = {
     "interior_gap": "red",
     "missing_head": "red",
     "lagging_no_recent_backfill": "red",
+    "exchange_refuses": "red",
+    "exchange_unreachable": "red",
 }
 
 
@@ -44,7 +48,7 @@ class Facts:
     """What is known of a series. `now_time`: UTC seconds of the exchange; `stored`: from the first stored open time to
     the close of the head; `gaps`: the whole ledger; `at_work`: the spans that somebody heals, or soon will, ascending
     and disjoint; `sweeping`: the start-up sweep has still to read the series up to now; `damaged`: something
-    that is stored of it cannot be read."""
+    that is stored of it cannot be read; `trouble`: why its exchange gives no candles at present."""
 
     series: SeriesId
     now_time: int
@@ -55,6 +59,7 @@ class Facts:
     backfill: BackfillReport
     stream: StreamStatus
     damaged: bool = False
+    trouble: ExchangeTrouble | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class MissingCandles:
 @dataclass(frozen=True, slots=True)
 class Health:
     """The answer. `lag_seconds`: since the head closed. `missing_*`: what is expected after the head, and is not there.
-    Both are None when nothing is stored."""
+    Both are None when nothing is stored. `detail`: a sentence about the reason, where there is more to say."""
 
     series_id: str
     timeframe_seconds: int
@@ -86,6 +91,7 @@ class Health:
     backfill: BackfillReport
     stream: StreamStatus
     gaps: MissingCandles
+    detail: str | None = None
 
 
 def assess(facts: Facts, grace_s: float) -> Health:
@@ -123,6 +129,7 @@ def assess(facts: Facts, grace_s: float) -> Health:
             ),
             lost=_count(timeframe, lost),
         ),
+        detail=facts.trouble.detail if facts.trouble is not None and reason == facts.trouble.reason else None,
     )
 
 
@@ -132,6 +139,8 @@ def _reason(
     """The worst that is the case."""
     if facts.damaged:
         return "store_damaged"
+    if facts.trouble is not None and (facts.stored is None or tail or missing):
+        return facts.trouble.reason  # whoever is at work on it gets no answer
     running = facts.sweeping or facts.backfill.state == "running"
     if facts.stored is None:
         if running or facts.at_work:

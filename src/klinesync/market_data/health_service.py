@@ -11,7 +11,7 @@ from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
 from klinesync.market_data.health import Facts, Health, assess, on_grid
 from klinesync.market_data.startup_sync import StartupSync
-from klinesync.runtime.sources import StreamStatus
+from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
 from klinesync.storage.database import CandleStore, Database
 
 
@@ -23,6 +23,7 @@ class HealthService:
     `startup` are None where nobody heals gaps or sweeps. `recent_s`: how long a backfill counts as recent.
     `first_history_due`: whether a followed series still waits for its first history; by default none does. `late_s`:
     how much later than usual the exchange of a base series is known to have final rows, in seconds of the exchange.
+    `trouble`: why the exchange of a base series gives no candles at present; by default each gives them.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class HealthService:
         recent_s: float,
         first_history_due: Callable[[SeriesId], bool] = lambda _: False,
         late_s: Callable[[SeriesId], float] = lambda _: 0.0,
+        trouble: Callable[[SeriesId], ExchangeTrouble | None] = lambda _: None,
     ) -> None:
         self._database = database
         self._base_of = base_of
@@ -54,6 +56,7 @@ class HealthService:
         self._first_history_due = first_history_due
         self._grace_s = grace_s
         self._late_s = late_s
+        self._trouble = trouble
         self._recent_s = recent_s
 
     async def health(self, series: SeriesId) -> Health:
@@ -92,6 +95,7 @@ class HealthService:
             backfill=_with_reason(self._with_turn(report) if sweeping else report, stream),
             stream=stream,
             damaged=bool(self._database.damage.of(series)),
+            trouble=self._trouble(base),
         )
         return assess(facts, self._grace_s + self._late_s(base))
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from klinesync.core.dates import date_text
 from klinesync.market_data.health import Status
-from klinesync.runtime.sources import MarketContact
+from klinesync.runtime.sources import NO_ANSWER, MarketContact
 
 # A part that was restarted after a defect counts for this long, in seconds.
 RESTART_COUNTS_S = 300.0
@@ -276,7 +276,7 @@ def _of_market(market: MarketFacts, rest: RestUse) -> Iterable[_Trouble]:
     if contact.refused is not None:
         yield _Trouble("exchange_refuses", f"its REST refuses this service: {contact.refused}")
     if contact.unreachable:
-        why = contact.failure or "no answer to the question for its time"
+        why = contact.failure or NO_ANSWER
         yield _Trouble("exchange_unreachable", f"neither frames nor answers come: {_with_ban(rest, why)}")
     waits_s = HANDSHAKES_FAIL_AFTER_S if contact.silent_s is None else contact.silent_s
     if not contact.connected and contact.answers and counts.reconnecting and waits_s >= HANDSHAKES_FAIL_AFTER_S:

@@ -96,7 +96,8 @@ class RuntimeFlags(BaseModel):
     enable_startup_kline_sync: bool = Field(True, description="sweep the whitelist to the latest closed time at start")
     startup_kline_sync_target_candles: int = Field(2000, ge=1, description="how many candles the sweep reaches back")
     enable_ccxt_backfill: bool = Field(
-        True, description="ask exchanges without a client of our own through ccxt, for history and live"
+        True,
+        description="read history over REST, of any exchange; off: files alone, and live candles from then on",
     )
     enable_ccxt_backfill_on_read: bool | None = Field(
         None, description="reads may fetch over REST; follows enable_market_auto_tail_backfill when unset"

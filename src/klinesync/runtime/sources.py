@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -189,6 +189,18 @@ class RestContact:
     left_alone_s: float = 0.0
 
 
+# Where nothing failed, and nothing came.
+NO_ANSWER = "no answer to the question for its time"
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeTrouble:
+    """Why an exchange gives no candles at present: it refuses this service, or gives no answer; and a sentence."""
+
+    reason: Literal["exchange_refuses", "exchange_unreachable"]
+    detail: str
+
+
 @dataclass(frozen=True, slots=True)
 class MarketContact:
     """What is heard of one market of an exchange. Times are UTC seconds of the exchange.
@@ -201,6 +213,7 @@ class MarketContact:
     answers: whether REST answered lately.
     refused: a sentence, when REST refuses this service (401, 403, 451).
     failure: why the newest request failed; None when it was answered.
+    unanswered: the newest request failed, and none was answered for a while.
     clocks_differ: a sentence with both times, while the market's clocks differ; None while they agree.
     final_margin_s: how long after its end a row of REST may change.
     final_margin_seen: whether rows were seen to change later than the configured margin.
@@ -216,10 +229,20 @@ class MarketContact:
     answers: bool = False
     refused: str | None = None
     failure: str | None = None
+    unanswered: bool = False
     clocks_differ: str | None = None
     final_margin_s: float = 0.0
     final_margin_seen: bool = False
     left_alone_s: float = 0.0
+
+    @property
+    def trouble(self) -> ExchangeTrouble | None:
+        """Why the market gives no history; None while it answers."""
+        if self.refused is not None:
+            return ExchangeTrouble("exchange_refuses", self.refused)
+        if self.unreachable or self.unanswered:
+            return ExchangeTrouble("exchange_unreachable", self.failure or NO_ANSWER)
+        return None
 
 
 class HistoryWatch(Protocol):

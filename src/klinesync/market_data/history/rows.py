@@ -123,6 +123,11 @@ class Judge:
             self._newest = rows.candle(len(rows) - 1)
         return rows
 
+    def newest_open(self, batch: Columns) -> int | None:
+        """The newest open time of the sound rows of a batch, whatever their order; None when none is sound."""
+        sound, _ = self._fitting(batch)
+        return int(sound.time.max()) if len(sound) else None
+
     def arranged(self, batches: Iterable[Columns], most: int, span: Span | None = None) -> Columns:
         """The sound rows of all batches, whatever their order, ascending. `span`: those that open in it. At most `most`
         are held. Raises `TooManyRows`."""

@@ -52,6 +52,8 @@ QUARANTINE_S = 6 * 3600.0
 MAX_QUARANTINED = 1000
 # Files with rows in another order than that of time that are remembered.
 MAX_SHUFFLED = 1000
+# Files of which it is remembered where they end.
+MAX_ENDS = 10_000
 # Rows of such a file that are sorted at a time: two years of minutes, 50 MB.
 MAX_SORTED_ROWS = 1_000_000
 # From so much of a month on, its file is worth fetching; less comes from daily files.
@@ -65,16 +67,43 @@ READ_TIMEOUT_S = 30.0
 
 
 SymbolId = Callable[[SeriesId], Awaitable[str | None]]
+# A file as it is now: its path, size and time of change in ns.
+FileVersion = tuple[str, int, int]
 
 
 class FreqtradeFiles:
     """The data folder of freqtrade: that of one `exchange` itself, or one with a folder for each exchange."""
 
+    name = "freqtrade"
+
     def __init__(self, folder: Path, exchange: str = ARCHIVE_EXCHANGE) -> None:
         self._folder = folder
         self._exchange = exchange
         self._shuffled = _Shuffled()
+        self._ends: dict[FileVersion, int | None] = {}
         self._logged = LogLimit(LOG_EVERY_S)
+
+    async def has(self, series: SeriesId) -> bool:
+        """Whether there is a file of the series."""
+        return await asyncio.to_thread(self._find, series) is not None
+
+    async def end(self, series: SeriesId, before: int) -> int | None:
+        """See `TailFiles`. A file is read once for this, and again when it changes."""
+        path = await asyncio.to_thread(self._find, series)
+        if path is None:
+            return None
+        version = _version(path)
+        if version not in self._ends:
+            try:
+                newest = await asyncio.to_thread(_newest_open, path, series)
+            except BadFile as error:
+                _warn(self._logged, error.path, str(error))
+                newest = None
+            if len(self._ends) >= MAX_ENDS:
+                del self._ends[next(iter(self._ends))]
+            self._ends[version] = newest
+        newest = self._ends[version]
+        return None if newest is None else min(series.timeframe.next(newest), series.timeframe.floor(before))
 
     async def pages(self, series: SeriesId, span: Span) -> Pages:
         """See `HistoryFiles`. Of several formats the first counts that is there: feather, parquet, JSON."""
@@ -304,27 +333,35 @@ class _Server:
         return True
 
 
+def _version(path: Path) -> FileVersion:
+    try:
+        facts = path.stat()
+    except OSError:  # it has gone: the reading says so
+        return str(path), 0, 0
+    return str(path), facts.st_size, facts.st_mtime_ns
+
+
+def _newest_open(path: Path, series: SeriesId) -> int | None:
+    """The newest open time in a file. Raises `BadFile`."""
+    judge = rows.Judge(series.timeframe, MAX_TIME)
+    opens = (judge.newest_open(batch) for batch in batches(path, judge.broken))
+    return max((newest for newest in opens if newest is not None), default=None)
+
+
 class _Shuffled:
     """Files whose rows were seen not to be in the order of time, as they are now: by path, size and time of change."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int, int], None] = {}
+        self._known: dict[FileVersion, None] = {}
 
     def __contains__(self, path: Path) -> bool:
-        return self._key(path) in self._known
+        return _version(path) in self._known
 
     def add(self, path: Path) -> None:
         """Remember the file; of more than `MAX_SHUFFLED` the oldest is forgotten."""
         if len(self._known) >= MAX_SHUFFLED:
             del self._known[next(iter(self._known))]
-        self._known[self._key(path)] = None
-
-    def _key(self, path: Path) -> tuple[str, int, int]:
-        try:
-            facts = path.stat()
-        except OSError:  # it has gone: the reading says so
-            return str(path), 0, 0
-        return str(path), facts.st_size, facts.st_mtime_ns
+        self._known[_version(path)] = None
 
 
 class _Reading:
