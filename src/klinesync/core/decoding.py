@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 # Whole numbers of 64 bits. Larger ones are nobody's, and floats cannot be made of some: arithmetic with them raises.
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-# Of what a decoder says, so much is told, in characters: names of fields, which it repeats, have any length.
+# Longest part of a decoder's message that is repeated, in characters: names of fields and the path to a nested value,
+# which are in it, have any length.
 MAX_REASON_CHARS = 300
 
 
@@ -22,12 +23,17 @@ class Undecodable(ValueError):
     """Data that cannot be read. The message says why."""
 
 
+def reason_of(error: Exception) -> str:
+    """What a decoder says of data from outside, of a bounded length."""
+    return str(error)[:MAX_REASON_CHARS]
+
+
 def decoded(decoder: msgspec.json.Decoder[T], data: bytes | str | msgspec.Raw) -> T:
     """What `decoder` makes of any data. Raises `Undecodable`."""
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:  # also bytes that are no UTF-8
-        raise Undecodable(str(error)[:MAX_REASON_CHARS]) from None
+        raise Undecodable(reason_of(error)) from None
     except RecursionError:
         raise Undecodable("it is nested too deep") from None
 

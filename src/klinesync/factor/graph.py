@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from klinesync.core.candle import Candle
+from klinesync.core.decoding import reason_of
 from klinesync.factor.plugin import (
     AnyFactor,
     BadFactor,
@@ -161,7 +162,7 @@ class FactorGraph:
                 raise ForeignStates("the stored states are those of other factors, versions or parameters")
             return {name: self._decoders[name].decode(parts[name]) for name in self.names}
         except (msgspec.MsgspecError, KeyError) as error:
-            raise ForeignStates(f"the stored states cannot be read: {error}") from error
+            raise ForeignStates(f"the stored states cannot be read: {reason_of(error)}") from error
 
     def heads(self, states: States, candle: Candle) -> dict[str, dict[str, Json]]:
         """Each factor's `head` after `candle`, the last one in `states`. Raises `FactorFault`."""

@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from klinesync.core.candle import MAX_TIME, MAX_VALUE
 from klinesync.core.dates import date_text
+from klinesync.core.decoding import reason_of
 
 # An id names a feature and a few times; a longer one is a mistake.
 MAX_ID_CHARS = 200
@@ -133,7 +134,7 @@ def checked(drawings: Sequence[Drawing]) -> list[Drawing]:
     try:
         found = _drawings.decode(_encoder.encode(drawings))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BadDrawing(f"{error} (NaN and infinities count as null)") from error
+        raise BadDrawing(f"{reason_of(error)} (NaN and infinities count as null)") from error
     for drawing in found:
         _, last = extent(drawing.definition)
         if last > drawing.visible_time:
@@ -159,7 +160,7 @@ def decode_definition(text: bytes | str) -> Definition:
     try:
         return _definition.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadDrawing(f"a stored definition cannot be read: {error}") from error
+        raise BadDrawing(f"a stored definition cannot be read: {reason_of(error)}") from error
 
 
 _encoder = msgspec.json.Encoder()

@@ -8,6 +8,7 @@ import apsw
 import msgspec
 
 from klinesync.core.candle import MAX_TIME
+from klinesync.core.decoding import reason_of
 from klinesync.core.errors import Rejected
 from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
@@ -271,7 +272,7 @@ class SqliteLedgerStore:
             raise self._damaged(series, kept, None, error) from error
 
     def _damaged(self, series: SeriesId | None, kept: Kept, span: Span | None, error: Exception) -> StoreDamaged:
-        damage = Damage(series, span, f"the stored {kept} cannot be read: {error}", kept)
+        damage = Damage(series, span, f"the stored {kept} cannot be read: {reason_of(error)}", kept)
         self._board.note(damage)
         return StoreDamaged(damage)
 

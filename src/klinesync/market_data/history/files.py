@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pa_parquet
 
+from klinesync.core.decoding import reason_of
 from klinesync.core.errors import Rejected
 from klinesync.core.printable import printable
 from klinesync.market_data.history.cells import find_columns, of_arrow
@@ -160,7 +161,7 @@ def _parquet(path: Path, _broken: Broken) -> Iterator[Columns]:
 
 
 def _first_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
     return (text or type(error).__name__).splitlines()[0].rstrip(".")
 
 
