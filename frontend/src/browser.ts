@@ -1,28 +1,42 @@
-// The browser behind the feed's ports.
+// The browser behind the ports.
 
-import type { Ports, Socket, SocketEvents } from "./feed.ts";
+import { addressOf, textOfAddress } from "./address.ts";
+import type { AddressBar } from "./navigation.ts";
+import type { Ports, Socket, SocketEvents } from "./ports.ts";
 
+/** Timeout of a request, in milliseconds. */
 const ANSWER_TIMEOUT_MS = 30_000;
 
-export const browserPorts: Ports = {
-  openSocket,
-  async get(path, timeoutMs = ANSWER_TIMEOUT_MS) {
-    const response = await fetch(path, {
-      headers: { accept: "application/json" },
-      signal: AbortSignal.timeout(timeoutMs),
-    });
-    const text = await response.text();
-    // An error page of something between here and the service is no JSON, and no reason to fail either.
-    const body: unknown = response.ok || text.startsWith("{") ? JSON.parse(text) : null;
-    return { status: response.status, body };
-  },
-  now: () => Date.now(),
-  after(ms, call) {
-    const timer = setTimeout(call, ms);
-    return () => clearTimeout(timer);
-  },
-  random: () => Math.random(),
-};
+/** Network, clock and chance of the browser. */
+export function browserPorts(): Ports {
+  return {
+    openSocket,
+    async get(path, timeoutMs = ANSWER_TIMEOUT_MS) {
+      const response = await fetch(path, {
+        headers: { accept: "application/json" },
+        signal: AbortSignal.timeout(timeoutMs),
+      });
+      const text = await response.text();
+      // An error page of a proxy is not JSON; its status is enough.
+      const body: unknown = response.ok || text.startsWith("{") ? JSON.parse(text) : null;
+      return { status: response.status, body };
+    },
+    now: () => Date.now(),
+    after(ms, call) {
+      const timer = setTimeout(call, ms);
+      return () => clearTimeout(timer);
+    },
+    random: () => Math.random(),
+  };
+}
+
+export function browserAddressBar(): AddressBar {
+  return {
+    text: () => textOfAddress(location.search),
+    push: (series) => history.pushState(null, "", addressOf(location.pathname, series)),
+    replace: (series) => history.replaceState(null, "", addressOf(location.pathname, series)),
+  };
+}
 
 function openSocket(events: SocketEvents): Socket {
   const scheme = location.protocol === "https:" ? "wss:" : "ws:";

@@ -72,11 +72,11 @@ export class CandleChart {
   #exchanging = false;
   #headroom = { px: 0, most: 0 };
   #headroomKept = -1;
+  #events: ChartEvents | null = null;
 
   constructor(
     private readonly element: HTMLElement,
     private palette: Palette,
-    private readonly events: ChartEvents,
   ) {
     this.#chart = createChart(element, {
       autoSize: true,
@@ -116,18 +116,23 @@ export class CandleChart {
     this.#candles.attachPrimitive(this.#gapMarks);
     this.setPalette(palette);
 
-    this.#chart.subscribeCrosshairMove(({ time }) => this.events.pointed(time === undefined ? null : Number(time)));
+    this.#chart.subscribeCrosshairMove(({ time }) => this.#events?.pointed(time === undefined ? null : Number(time)));
     this.#chart.timeScale().subscribeVisibleLogicalRangeChange((range) => {
       if (range === null) return;
       this.#askForMore();
       const times = this.#chart.timeScale().getVisibleRange();
-      if (times !== null) this.events.viewed(Number(times.from), Number(times.to));
+      if (times !== null) this.#events?.viewed(Number(times.from), Number(times.to));
       const atEnd = range.to >= this.#bars() - 1;
       if (atEnd !== this.#atEnd) {
         this.#atEnd = atEnd;
-        this.events.atEnd(atEnd);
+        this.#events?.atEnd(atEnd);
       }
     });
+  }
+
+  /** Notifies `events` from now on. */
+  bind(events: ChartEvents): void {
+    this.#events = events;
   }
 
   /** Decimals that prices of this series are shown with. */
@@ -315,14 +320,14 @@ export class CandleChart {
     this.#drawGaps();
     // Older candles may have come to exist while the reader stands at the beginning.
     this.#askForMore();
-    this.events.drawn();
+    this.#events?.drawn();
   }
 
   #askForMore(): void {
     const range = this.#chart.timeScale().getVisibleLogicalRange();
     if (range === null || this.#fresh || this.#exchanging) return;
-    if (range.from < LOAD_AHEAD) this.events.nearStart();
-    if (this.#past && range.to > this.#bars() - LOAD_AHEAD) this.events.nearEnd();
+    if (range.from < LOAD_AHEAD) this.#events?.nearStart();
+    if (this.#past && range.to > this.#bars() - LOAD_AHEAD) this.#events?.nearEnd();
   }
 
   #drawAll(bars: Bar[]): void {

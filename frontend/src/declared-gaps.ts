@@ -39,8 +39,6 @@ export class DeclaredGaps {
   }
 }
 
-export const NO_GAPS = new DeclaredGaps();
-
 /** The parts of `span` that `other` leaves: none, one or two. */
 function without(span: DeclaredGap, other: DeclaredGap): DeclaredGap[] {
   if (other.to <= span.from || other.from >= span.to) return [span];

@@ -22,7 +22,7 @@ import type { SeriesStore } from "./store.ts";
 import type { Palette } from "./theme.ts";
 
 /** Each has a contrast of 3 or more to the light ground and to the dark one. */
-const LINE_COLOURS = ["#c9701f", "#2b8fa8", "#c65596", "#7d8f2b", "#8d74e8", "#b5830f", "#3f83f0", "#7686a0"];
+const LINE_COLOURS: readonly string[] = ["#c9701f", "#2b8fa8", "#c65596", "#7d8f2b", "#8d74e8", "#b5830f", "#3f83f0", "#7686a0"];
 /** The price pane is this many times as high as one of the others. */
 const PRICE_STRETCH = 3.5;
 

@@ -5,7 +5,7 @@ import type { Cursor, Definition, DrawDelta, Point } from "./drawing.ts";
 import { type DrawingPage, joinPoints, keepPages, type View } from "./drawing-pages.ts";
 
 /** Live points kept of an indicator, beyond the window asked for; then the oldest go. */
-export const POINTS_KEPT = 3000;
+export const MAX_POINTS = 3000;
 
 interface Joined {
   readonly generation: number;
@@ -132,8 +132,8 @@ export class DrawingStore {
       held.push(point);
       newest = point.time;
     }
-    if (held.length > POINTS_KEPT) {
-      held.splice(0, held.length - Math.floor(POINTS_KEPT * 0.9));
+    if (held.length > MAX_POINTS) {
+      held.splice(0, held.length - Math.floor(MAX_POINTS * 0.9));
       this.#generation += 1;
     }
     this.#points.set(name, held);

@@ -1,352 +1,306 @@
-// Feed: one series on one connection. It carries out what the connection machine decides, joins history to live
-// through the store, and tells the page what changed. Everything outside reaches it through `Ports`.
+// Feed: the one owner of what is true of the shown series: its candles, closed and forming, its gaps, the state of its
+// history, and the lamp. It joins history to live through the store. Other parts ask the feed, or are notified through
+// `FeedEvents`; none keeps a copy. Everything outside reaches the feed through `Ports`.
 
-import { backoff, type Command, type Connection, type Event, INITIAL, step } from "./connection.ts";
-import { type Candle, nextOpen, parseSeries, type Series } from "./series.ts";
-import { type Change, SeriesStore } from "./store.ts";
-import {
-  parseHistory,
-  parseMessage,
-  parseRefusal,
-  PING_MESSAGE,
-  type Message,
-  subscribeMessage,
-  unsubscribeMessage,
-} from "./wire.ts";
+import type { Connection } from "./connection.ts";
+import { GapFeed } from "./gap-feed.ts";
+import { type HistoryState, SeriesHistory } from "./history.ts";
+import { type Lamp, lampOf, type StreamReport } from "./lamp.ts";
+import { Link } from "./link.ts";
+import { NoticeBoard } from "./notice-board.ts";
+import { PastFeed } from "./past.ts";
+import type { Ports } from "./ports.ts";
+import { nextOpen, type Series } from "./series.ts";
+import { StatusFeed } from "./status-feed.ts";
+import type { Change, SeriesStore } from "./store.ts";
+import { type Message, parseMessage, subscribeMessage, unsubscribeMessage } from "./wire.ts";
 
-export interface Socket {
-  send(text: string): void;
-  close(): void;
-}
-
-export interface SocketEvents {
-  opened(): void;
-  message(text: string): void;
-  closed(): void;
-}
-
-export interface Answer {
-  readonly status: number;
-  readonly body: unknown;
-}
-
-export interface Ports {
-  openSocket(events: SocketEvents): Socket;
-  /** Rejects when the service cannot be reached, its answer cannot be read, or none has come after `timeoutMs`. */
-  get(path: string, timeoutMs?: number): Promise<Answer>;
-  now(): number;
-  /** Call once after `ms`; the result cancels. */
-  after(ms: number, call: () => void): () => void;
-  random(): number;
-}
-
-export type HistoryState =
-  | { readonly kind: "none" }
-  | { readonly kind: "loading" }
-  | { readonly kind: "ready" }
-  /** The service cannot answer at present; it is asked again. */
-  | { readonly kind: "unreachable"; readonly why: string }
-  /** The service refuses the series. */
-  | { readonly kind: "refused"; readonly why: string };
-
-/** Where the upstream of the series stands: a state of the health's `stream.state`, and a sentence of the service. */
-export interface StreamWord {
-  readonly state: string;
-  readonly detail: string | null;
-}
-
-/** Work that the service does for the series; `state` is null where the event has none. */
-export interface WorkWord {
-  readonly event: string;
-  readonly text: string;
-  readonly state: string | null;
-}
+/** The part of a store that comes into view: its first candles, the candles in view before, or its newest. */
+export type Place = "start" | "same" | "end";
 
 export interface FeedEvents {
-  connection(connection: Connection): void;
-  /** A new series is shown, under the name that the service gives it. */
-  series(series: Series, store: SeriesStore): void;
-  history(state: HistoryState): void;
-  changed(change: Change): void;
-  /** A candle of the series came from the service, closed or forming. */
-  heard(): void;
-  /** Candles that correct or fill in what was told before. */
-  revised(candles: readonly Candle[]): void;
-  /** null: nothing is known of it, because the connection or the series is a new one. */
-  stream(stream: StreamWord | null): void;
-  work(work: WorkWord): void;
-  /** Why the service does not serve the subscription; null once it does. */
-  subscription(trouble: string | null): void;
+  /** The connection is in another phase. */
+  connection(): void;
+  /** Another series is shown, under the name that the service gives it, or none. Nothing is known of it yet. */
+  series(): void;
+  /** The history is in another state. */
+  history(): void;
+  /** Bars or gaps of the shown store changed. */
+  bars(change: Change): void;
+  /** Closed candles of the live store changed; `revised`: also ones before the newest. */
+  closed(revised: boolean): void;
+  /** Another store of the same series is shown. */
+  exchanged(place: Place): void;
+  /** The lamp was judged again; `before` is the lamp before that. */
+  lamp(before: Lamp): void;
+  /** `work` or `trouble` has another text. */
+  notices(): void;
 }
 
-export const PAGE_CANDLES = 1000;
-const SUBSCRIBE_AGAIN_MS = 15_000;
-const RELOAD_AT_MOST_EVERY_MS = 3_000;
-const OLDER_AGAIN_MS = 3_000;
-/** What is older than the first candle is asked for again so long after there was nothing. */
-const OLDER_NONE_AGAIN_MS = 15_000;
-/** Events that change what can be asked for, and are no work in progress. */
+/** Delay before a refused subscription is retried, in milliseconds. */
+const SUBSCRIBE_RETRY_MS = 15_000;
+/** Interval at which the lamp is judged again, because its evidence becomes stale without an event, in milliseconds. */
+const LAMP_INTERVAL_MS = 1_000;
+/** System events that report no work in progress. */
 const SILENT_EVENTS: ReadonlySet<string> = new Set(["history.extended", "slow"]);
-const PASSING_ERRORS: ReadonlySet<string> = new Set(["capacity", "rate_limited", "too_many_subscriptions"]);
+const TRANSIENT_ERRORS: ReadonlySet<string> = new Set(["capacity", "rate_limited", "too_many_subscriptions"]);
 
 export class Feed {
-  #connection: Connection = INITIAL;
-  #socket: Socket | null = null;
-  #cancelTick: () => void = () => undefined;
+  readonly #link: Link;
+  readonly #history: SeriesHistory;
+  readonly #status: StatusFeed;
+  readonly #gaps: GapFeed;
+  readonly #past: PastFeed;
+  readonly #notices: NoticeBoard;
+  #events: FeedEvents | null = null;
 
-  #series: Series | null = null;
-  #store = new SeriesStore("1m");
-  #history: HistoryState = { kind: "none" };
-  // Counts loads. An answer to an older one is out of date.
-  #load = 0;
-  #loadedAt = Number.NEGATIVE_INFINITY;
-  #failures = 0;
-  #cancelRetry: () => void = () => undefined;
+  #stream: StreamReport | null = null;
+  #receivedAt: number | null = null;
+  #trouble: string | null = null;
+  #lamp: Lamp;
+  #lampSince: number;
   #cancelSubscribe: () => void = () => undefined;
-  #loadingOlder = false;
-  // After a failure, when older candles may be asked for again.
-  #olderNotBefore = Number.NEGATIVE_INFINITY;
-  #olderNoneUntil = Number.NEGATIVE_INFINITY;
-  // After a `truncated` gap the next candles do not join the history held: they begin a new one.
-  #startsOver = false;
+  // After a `truncated` gap the next candles begin a new history.
+  #replaceNext = false;
 
-  constructor(
-    private readonly ports: Ports,
-    private readonly events: FeedEvents,
-  ) {}
+  constructor(private readonly ports: Ports) {
+    this.#link = new Link(ports, {
+      phase: (before) => this.#phaseChanged(before),
+      opened: () => this.#opened(),
+      message: (text) => this.#take(parseMessage(text)),
+    });
+    this.#history = new SeriesHistory(ports, {
+      series: () => this.#seriesChanged(),
+      state: () => this.#historyChanged(),
+      changed: (change) => this.#changed(change),
+      loaded: () => this.#subscribe(),
+    });
+    this.#notices = new NoticeBoard(ports, () => this.#events?.notices());
+    this.#gaps = new GapFeed(ports, (store) => {
+      if (store === this.shown) this.#events?.bars({ kind: "none" });
+    });
+    this.#status = new StatusFeed(ports, () => this.#statusChanged());
+    this.#past = new PastFeed(ports, {
+      opened: () => this.#events?.exchanged("start"),
+      changed: (change) => this.#events?.bars(change),
+      joined: (opening) => this.#events?.exchanged(opening ? "start" : "same"),
+    });
+    this.#lamp = this.#judged();
+    this.#lampSince = ports.now();
+  }
+
+  /** Notifies `events` from now on, before anything else happens. */
+  bind(events: FeedEvents): void {
+    this.#events = events;
+  }
 
   start(): void {
-    this.#dispatch({ type: "start" });
+    this.#link.start();
+    this.#status.start();
+    this.#judgeRepeatedly();
   }
 
-  /** The network is back, or the reader asks to try now. */
-  retry(): void {
-    this.#dispatch({ type: "retry" });
-    if (this.#history.kind === "unreachable") void this.#loadHistory();
+  // ---- facts -----------------------------------------------------------------------------------------------------
+
+  get connection(): Connection {
+    return this.#link.connection;
   }
 
-  /** The page is seen again after it was hidden. */
-  seen(): void {
-    this.#dispatch({ type: "seen" });
+  /** The shown series; null when there is none. */
+  get series(): Series | null {
+    return this.#history.series;
   }
 
-  /** Show this series from now on. */
-  choose(series: Series): void {
-    if (this.#series !== null) this.#send(unsubscribeMessage(this.#series.id));
-    this.#failures = 0;
-    this.#show(series);
-    this.events.stream(null);
-    this.events.subscription(null);
-    void this.#loadHistory();
+  get history(): HistoryState {
+    return this.#history.state;
   }
 
-  /**
-   * Ask for candles older than the first one; does nothing while as many are held as are kept, and seldom does anything
-   * when there were none: a service may still be fetching them.
-   */
-  async loadOlder(): Promise<void> {
-    const store = this.#store;
-    const { first } = store;
-    if (this.#series === null || first === null || store.full) return;
-    const notBefore = store.olderExists ? this.#olderNotBefore : this.#olderNoneUntil;
-    if (this.#loadingOlder || this.ports.now() < notBefore) return;
-    this.#loadingOlder = true;
-    let answer: Answer | null = null;
-    try {
-      answer = await this.ports.get(`${candlesPath(this.#series)}&before=${first}&limit=${PAGE_CANDLES}`);
-    } catch {
-      // Not reachable: the connection says so.
-    } finally {
-      this.#loadingOlder = false;
-    }
-    if (answer?.status !== 200) {
-      this.#olderNotBefore = this.ports.now() + OLDER_AGAIN_MS;
-    } else if (store === this.#store && store.first === first) {
-      const { candles, gaps } = parseHistory(answer.body);
-      const change = store.prepend(candles);
-      store.declareGaps(gaps);
-      this.events.changed(change);
-      if (!store.olderExists) this.#olderNoneUntil = this.ports.now() + OLDER_NONE_AGAIN_MS;
-    }
-    // Otherwise another series was chosen meanwhile, or its history was replaced.
+  /** The newest candles. */
+  get live(): SeriesStore {
+    return this.#history.live;
   }
 
-  #show(series: Series): void {
-    this.#series = series;
-    this.#store = new SeriesStore(series.timeframe);
-    this.#startsOver = false;
-    this.events.series(series, this.#store);
+  /** The candles that the chart shows: the live ones, or the oldest ones. */
+  get shown(): SeriesStore {
+    return this.#past.store ?? this.live;
   }
 
-  async #loadHistory(): Promise<void> {
-    const series = this.#series;
-    if (series === null) return;
-    this.#cancelRetry();
+  /** Whether the oldest candles are shown instead of the live ones. */
+  get showsPast(): boolean {
+    return this.#past.store !== null;
+  }
+
+  get lamp(): Lamp {
+    return this.#lamp;
+  }
+
+  /** When the lamp took its present tone and label, in milliseconds of the page's clock. */
+  get lampSince(): number {
+    return this.#lampSince;
+  }
+
+  /** Work of the service in progress, as a sentence; null for none. */
+  get work(): string | null {
+    return this.#notices.text;
+  }
+
+  /** Why the service does not serve the subscription, as a sentence; null when it does. */
+  get trouble(): string | null {
+    return this.#trouble;
+  }
+
+  // ---- what the reader asks for ----------------------------------------------------------------------------------
+
+  /** Shows this series from now on; null: none. */
+  choose(series: Series | null): void {
+    if (this.series !== null) this.#link.send(unsubscribeMessage(this.series.id));
+    this.#setTrouble(null);
     this.#cancelSubscribe();
-    this.#load += 1;
-    this.#loadedAt = this.ports.now();
-    const load = this.#load;
-    this.#setHistory({ kind: "loading" });
-    let answer: Answer | null = null;
-    try {
-      answer = await this.ports.get(`${candlesPath(series)}&limit=${PAGE_CANDLES}`);
-    } catch {
-      // No answer: said below, unless this load is out of date.
-    }
-    if (load !== this.#load) return;
-    if (answer === null) this.#historyFailed("The service cannot be reached.");
-    else this.#takeHistory(series, answer);
+    this.#history.choose(series);
   }
 
-  #takeHistory(asked: Series, { status, body }: Answer): void {
-    if (status >= 500 || status === 429) {
-      this.#historyFailed(parseRefusal(status, body));
+  /** The network is back, or the reader asks: retry now. */
+  retry(): void {
+    this.#link.retry();
+    this.#history.retry();
+  }
+
+  /** The page is visible again after it was hidden. */
+  visible(): void {
+    this.#link.visible();
+    this.#status.refresh();
+    this.#judge();
+  }
+
+  /** Requests candles older than the first live one. */
+  loadOlder(): void {
+    if (!this.showsPast) void this.#history.loadOlder();
+  }
+
+  /** Requests candles newer than the shown past. */
+  loadNewer(): void {
+    void this.#past.loadNewer();
+  }
+
+  /** Shows the first stored candles, which may lie far before the first one held; false when they are shown already. */
+  showOldest(): boolean {
+    if (this.series === null || (!this.showsPast && !this.live.olderExists)) return false;
+    void this.#past.open(this.series, this.live);
+    return true;
+  }
+
+  /** Shows the live candles; false when they are shown already. */
+  showNewest(): boolean {
+    if (!this.showsPast) return false;
+    this.#past.end();
+    this.#events?.exchanged("end");
+    return true;
+  }
+
+  // ---- history and live ----------------------------------------------------------------------------------------------
+
+  #seriesChanged(): void {
+    this.#replaceNext = false;
+    this.#stream = null;
+    this.#receivedAt = null;
+    this.#past.end();
+    this.#notices.clear();
+    this.#gaps.clear();
+    this.#status.follow(null);
+    this.#judge();
+    this.#events?.series();
+  }
+
+  #historyChanged(): void {
+    const { kind } = this.history;
+    if (kind === "ready") {
+      this.#replaceNext = false;
+      this.showNewest();
+      this.#status.follow(this.series);
+    } else {
+      this.#cancelSubscribe();
+      if (kind === "refused") this.#status.follow(null);
+    }
+    this.#events?.history();
+  }
+
+  /** Notifies of a change of the live store. */
+  #changed(change: Change): void {
+    if (change.kind === "unjoined") {
+      this.#history.reload();
       return;
     }
-    if (status !== 200) {
-      this.#setHistory({ kind: "refused", why: parseRefusal(status, body) });
-      return;
+    this.#events?.bars(this.showsPast ? { kind: "none" } : change);
+    const { lastClosed } = this.live;
+    this.#events?.closed(change.kind === "tail" && lastClosed !== null && change.from < lastClosed);
+  }
+
+  // ---- the connection and its messages ---------------------------------------------------------------------------
+
+  #opened(): void {
+    if (!this.#history.retry()) this.#subscribe();
+  }
+
+  #phaseChanged(before: Connection): void {
+    if (before.phase === "live") {
+      // Reports of a lost connection are stale, and the end of a notice would be missed.
+      this.#stream = null;
+      this.#notices.clear();
     }
-    this.#failures = 0;
-    const history = parseHistory(body);
-    const named = history.series === null ? null : parseSeries(history.series);
-    if (named !== null && named.id !== asked.id) this.#show(named);
-    this.#startsOver = false;
-    const change = this.#store.replace(history.candles);
-    this.#store.declareGaps(history.gaps);
-    this.#setHistory({ kind: "ready" });
-    this.events.changed(change);
-    this.#subscribe();
-  }
-
-  #historyFailed(why: string): void {
-    this.#setHistory({ kind: "unreachable", why });
-    this.#cancelRetry = this.ports.after(backoff(this.#failures, this.ports.random()), () => void this.#loadHistory());
-    this.#failures += 1;
-  }
-
-  #setHistory(history: HistoryState): void {
-    this.#history = history;
-    this.events.history(history);
-  }
-
-  /** What is held belongs to another store than the service's: load it again, at a bounded rate. */
-  #reload(): void {
-    if (this.#history.kind !== "ready") return;
-    const wait = this.#loadedAt + RELOAD_AT_MOST_EVERY_MS - this.ports.now();
-    this.#setHistory({ kind: "loading" });
-    this.#cancelRetry();
-    this.#load += 1;
-    if (wait <= 0) void this.#loadHistory();
-    else this.#cancelRetry = this.ports.after(wait, () => void this.#loadHistory());
+    this.#status.refresh();
+    this.#judge();
+    this.#events?.connection();
   }
 
   #subscribe(): void {
     this.#cancelSubscribe();
-    if (this.#series === null || this.#history.kind !== "ready") return;
-    // 0 counts as the time before the first stored candle, so that nothing is missed of a series that is still empty.
-    this.#send(subscribeMessage(this.#series.id, this.#store.lastClosed ?? 0));
-  }
-
-  #send(text: string): void {
-    const { phase } = this.#connection;
-    if (phase === "greeting" || phase === "live") this.#socket?.send(text);
-  }
-
-  #dispatch(event: Event): void {
-    const before = this.#connection;
-    const { state, commands } = step(before, event, this.ports.now(), this.ports.random());
-    this.#connection = state;
-    for (const command of commands) this.#carryOut(command);
-    if (state.deadline !== before.deadline) this.#armTick();
-    if (state.phase === before.phase) return;
-    // What a lost connection told of the stream is no news any more.
-    if (before.phase === "live") this.events.stream(null);
-    this.events.connection(state);
-  }
-
-  #armTick(): void {
-    this.#cancelTick();
-    const { deadline } = this.#connection;
-    if (deadline === null) return;
-    this.#cancelTick = this.ports.after(Math.max(0, deadline - this.ports.now()), () => {
-      this.#dispatch({ type: "tick" });
-      // A timer may fire a little early; then the deadline still stands.
-      if (this.#connection.deadline === deadline) this.#armTick();
-    });
-  }
-
-  #carryOut(command: Command): void {
-    const { socket } = command;
-    switch (command.do) {
-      case "open":
-        this.#socket = this.ports.openSocket({
-          opened: () => this.#dispatch({ type: "opened", socket }),
-          message: (text) => {
-            if (socket !== this.#connection.socket) return;
-            this.#dispatch({ type: "heard", socket });
-            this.#take(parseMessage(text));
-          },
-          closed: () => this.#dispatch({ type: "closed", socket }),
-        });
-        break;
-      case "close":
-        this.#socket?.close();
-        break;
-      case "greet":
-        if (this.#history.kind === "unreachable") void this.#loadHistory();
-        else this.#subscribe();
-        break;
-      case "ping":
-        this.#socket?.send(PING_MESSAGE);
-        break;
-      default:
-        command satisfies never;
-    }
+    if (this.series === null || this.history.kind !== "ready") return;
+    // `since` 0 is before the first stored candle: a series that is empty yet misses nothing.
+    this.#link.send(subscribeMessage(this.series.id, this.live.lastClosed ?? 0));
   }
 
   #take(message: Message): void {
     if (message.type === "pong" || message.type === "unknown") return;
-    // Without its history a series has nothing that live candles could join.
-    if (message.series !== null && (message.series !== this.#series?.id || this.#history.kind !== "ready")) return;
-    const store = this.#store;
+    // Live candles need a history to join.
+    if (message.series !== null && (message.series !== this.series?.id || this.history.kind !== "ready")) return;
+    const store = this.live;
     switch (message.type) {
       case "candles":
-        this.events.heard();
-        if (message.revised) this.events.revised(message.candles);
-        if (this.#startsOver && message.candles.length > 0) {
-          this.#startsOver = false;
+        this.#received();
+        if (message.revised) this.#past.revised(message.candles);
+        if (this.#replaceNext && message.candles.length > 0) {
+          this.#replaceNext = false;
           this.#changed(store.replace(message.candles));
         } else {
           this.#changed(store.close(message.candles, message.revised));
         }
         break;
       case "forming":
-        this.events.heard();
+        this.#received();
         this.#changed(store.form(message.candle));
         break;
       case "gap":
-        if (message.reason === "truncated") this.#startsOver = true;
+        if (message.reason === "truncated") this.#replaceNext = true;
         else if (message.from !== null) {
           const { from, state } = message;
           store.declareGaps([{ from, to: message.to ?? nextOpen(store.timeframe, from), state }]);
         }
-        this.events.changed({ kind: "none" });
+        this.#changed({ kind: "none" });
         break;
       case "subscribed":
-        this.events.subscription(null);
-        if (message.stream !== null) this.events.stream({ state: message.stream, detail: null });
-        // The service's store ends before what is shown: it is not the store that this history came from.
-        if (message.head !== null && store.lastClosed !== null && message.head < store.lastClosed) this.#reload();
+        this.#setTrouble(null);
+        if (message.stream !== null) this.#setStream(message.stream, null);
+        // A head before the newest candle held: the history came from another store.
+        if (message.head !== null && store.lastClosed !== null && message.head < store.lastClosed) this.#history.reload();
         break;
       case "system":
-        this.#system(message);
+        this.#takeEvent(message);
         break;
       case "error":
-        this.events.subscription(`The service says: ${message.message} (${message.code})`);
-        if (PASSING_ERRORS.has(message.code)) {
+        this.#setTrouble(`The service says: ${message.message} (${message.code})`);
+        if (TRANSIENT_ERRORS.has(message.code)) {
           this.#cancelSubscribe();
-          this.#cancelSubscribe = this.ports.after(SUBSCRIBE_AGAIN_MS, () => this.#subscribe());
+          this.#cancelSubscribe = this.ports.after(SUBSCRIBE_RETRY_MS, () => this.#subscribe());
         }
         break;
       default:
@@ -354,33 +308,75 @@ export class Feed {
     }
   }
 
-  #changed(change: Change): void {
-    if (change.kind === "unjoined") {
-      this.#reload();
-      return;
-    }
-    this.events.subscription(null);
-    this.events.changed(change);
-  }
-
-  #system({ event, message, state, detail }: Extract<Message, { type: "system" }>): void {
+  #takeEvent({ event, message, state, detail }: Extract<Message, { type: "system" }>): void {
     if (event === "resync") {
-      this.#reload();
+      this.#history.reload();
       return;
     }
     if (event.startsWith("stream.")) {
-      this.events.stream({ state: event.slice("stream.".length), detail: message || detail });
+      this.#setStream(event.slice("stream.".length), message || detail);
       return;
     }
     if (event === "backfill.progress" || event === "history.extended") {
-      // Older candles may be there that were not when the reader last scrolled to the beginning.
-      this.#store.olderExists = true;
-      this.events.changed({ kind: "none" });
+      // Older candles may exist now, also where the last request found none.
+      this.live.olderExists = true;
+      this.#changed({ kind: "none" });
     }
-    if (!SILENT_EVENTS.has(event)) this.events.work({ event, text: message, state });
+    if (!SILENT_EVENTS.has(event)) this.#notices.work({ event, text: message, state });
   }
-}
 
-function candlesPath(series: Series): string {
-  return `/api/market/candles?series_id=${encodeURIComponent(series.id)}`;
+  #setTrouble(trouble: string | null): void {
+    if (trouble === this.#trouble) return;
+    this.#trouble = trouble;
+    this.#events?.notices();
+  }
+
+  // ---- the lamp --------------------------------------------------------------------------------------------------
+
+  #statusChanged(): void {
+    const { health } = this.#status;
+    const { series } = this;
+    if (series !== null && health.kind === "answered" && health.value.series === series.id) {
+      this.#notices.backfill(health.value.backfill);
+      void this.#gaps.counted(series, this.shown, health.value.gaps);
+    }
+    this.#judge();
+  }
+
+  #setStream(state: string, detail: string | null): void {
+    this.#stream = { state, detail, at: this.ports.now() };
+    this.#status.refresh();
+    this.#judge();
+  }
+
+  #received(): void {
+    this.#setTrouble(null);
+    this.#receivedAt = this.ports.now();
+    this.#judge();
+  }
+
+  #judgeRepeatedly(): void {
+    this.#judge();
+    this.ports.after(LAMP_INTERVAL_MS, () => this.#judgeRepeatedly());
+  }
+
+  #judge(): void {
+    const before = this.#lamp;
+    this.#lamp = this.#judged();
+    if (this.#lamp.label !== before.label || this.#lamp.tone !== before.tone) this.#lampSince = this.ports.now();
+    this.#events?.lamp(before);
+  }
+
+  #judged(): Lamp {
+    const { status, health } = this.#status;
+    const evidence = {
+      connection: this.connection,
+      status,
+      health,
+      series: this.history.kind === "refused" ? null : this.series,
+      stream: this.#stream,
+      receivedAt: this.#receivedAt,
+    };
+    return lampOf(evidence, this.ports.now());
+  }
 }

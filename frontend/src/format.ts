@@ -2,22 +2,22 @@
 
 import type { Candle } from "./series.ts";
 
-const MOST_DECIMALS = 8;
-const FEWEST_DECIMALS = 2;
+const MAX_DECIMALS = 8;
+const MIN_DECIMALS = 2;
 
 /**
  * Decimals that show these candles' prices in full: as many as the data has, at least 2, at most 8, and no more than
  * eight significant digits, so that the dust of binary fractions (0.30000000000000004) is not taken for precision.
  */
 export function priceDecimals(candles: readonly Candle[]): number {
-  let decimals = FEWEST_DECIMALS;
+  let decimals = MIN_DECIMALS;
   let highest = 0;
   for (const { open, high, low, close } of candles) {
     highest = Math.max(highest, Math.abs(high));
     for (const price of [open, high, low, close]) decimals = Math.max(decimals, decimalsOf(price));
   }
   const whole = highest > 0 ? Math.floor(Math.log10(highest)) : 0;
-  return Math.min(decimals, MOST_DECIMALS, Math.max(FEWEST_DECIMALS, 7 - whole));
+  return Math.min(decimals, MAX_DECIMALS, Math.max(MIN_DECIMALS, 7 - whole));
 }
 
 /** Decimals of the shortest text that reads back as the same number. */
@@ -27,16 +27,15 @@ function decimalsOf(value: number): number {
   return Math.max(0, fraction - Number(exponent));
 }
 
-const priceFormats = new Map<number, Intl.NumberFormat>();
+/** Formats by number of decimals: making one takes longer than using it. */
+const PRICE_FORMATS: readonly Intl.NumberFormat[] = Array.from(
+  { length: MAX_DECIMALS + 1 },
+  (_, decimals) => new Intl.NumberFormat("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }),
+);
 
-/** `117,230.10`. */
+/** `117,230.10`. `decimals`: from 0 to `MAX_DECIMALS`. */
 export function formatPrice(price: number, decimals: number): string {
-  let format = priceFormats.get(decimals);
-  if (format === undefined) {
-    format = new Intl.NumberFormat("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
-    priceFormats.set(decimals, format);
-  }
-  return format.format(price);
+  return PRICE_FORMATS[decimals]?.format(price) ?? price.toFixed(decimals);
 }
 
 const UNITS: readonly (readonly [number, string])[] = [
@@ -53,7 +52,7 @@ export function formatVolume(volume: number): string {
 
 function significant(value: number): string {
   if (value === 0) return "0";
-  const decimals = Math.min(MOST_DECIMALS, Math.max(0, 3 - Math.floor(Math.log10(value))));
+  const decimals = Math.min(MAX_DECIMALS, Math.max(0, 3 - Math.floor(Math.log10(value))));
   const text = value.toFixed(decimals);
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }

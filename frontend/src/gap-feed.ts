@@ -1,22 +1,22 @@
-// GapFeed: asks again what is known of the holes that are shown. The service tells the state of a hole when it tells the
-// candle behind it; what becomes of the hole later is learnt from the counts in the health of the series.
+// GapFeed: asks for the states of shown gaps again. The service sends the state of a gap with the candle behind the gap;
+// a later change of the state shows in the counts of the series' health.
 
-import type { Answer, Ports } from "./feed.ts";
+import type { Answer, Ports } from "./ports.ts";
 import type { Series } from "./series.ts";
 import type { GapCounts } from "./status.ts";
 import type { Gap, SeriesStore } from "./store.ts";
-import { parseHistory } from "./wire.ts";
+import { type DeclaredGap, historyPath, parseHistory } from "./wire.ts";
 
-/** Holes asked about at a time, the newest first. */
-export const MOST_ASKED = 10;
+/** Most gaps asked for after one change of the counts, the newest first. */
+export const MAX_REQUESTS = 10;
 
 export class GapFeed {
   #counts: GapCounts | null = null;
-  #asking = false;
-  // Counts series; an answer about an earlier one is out of date.
+  #inFlight = false;
+  // Counts series: an answer about an earlier one is discarded.
   #load = 0;
 
-  /** `changed`: a hole of that store has another state now. */
+  /** `changed`: a gap of that store has another state. */
   constructor(
     private readonly ports: Pick<Ports, "get">,
     private readonly changed: (store: SeriesStore) => void,
@@ -26,37 +26,35 @@ export class GapFeed {
   clear(): void {
     this.#load += 1;
     this.#counts = null;
-    this.#asking = false;
+    this.#inFlight = false;
   }
 
-  /** The health of `series` counts its missing candles like this. */
+  /** Takes the counts of missing candles in the health of `series`, and asks for open gaps of `store` if they changed. */
   async counted(series: Series, store: SeriesStore, counts: GapCounts): Promise<void> {
     const before = this.#counts;
     const same = before !== null && JSON.stringify(before) === JSON.stringify(counts);
-    // Unless one was not explained when it was shown, what a hole is does not change while the counts stay.
-    if (this.#asking || same) return;
-    const open = store.gaps.filter((gap) => gap.state !== "confirmed_empty").slice(-MOST_ASKED);
+    if (this.#inFlight || same) return;
+    const open = store.gaps.filter((gap) => gap.state !== "confirmed_empty").slice(-MAX_REQUESTS);
     this.#counts = counts;
     if (open.length === 0) return;
-    this.#asking = true;
+    this.#inFlight = true;
     const load = this.#load;
     for (const gap of open.toReversed()) {
-      const gaps = await this.#ask(series, gap);
+      const gaps = await this.#request(series, gap);
       if (load !== this.#load) return;
-      if (gaps === null) this.#counts = null; // asked again with the next health
+      if (gaps === null) this.#counts = null; // retried with the next health
       else if (store.declareGaps(gaps)) this.changed(store);
     }
-    this.#asking = false;
+    this.#inFlight = false;
   }
 
-  /** The candles on both sides of the hole bring what is known of it; null without an answer. */
-  async #ask(series: Series, { to }: Gap): Promise<ReturnType<typeof parseHistory>["gaps"] | null> {
-    const path = `/api/market/candles?series_id=${encodeURIComponent(series.id)}&before=${to + 1}&limit=2`;
+  /** The gaps between the candles on both sides of the gap; null without an answer. */
+  async #request(series: Series, { to }: Gap): Promise<readonly DeclaredGap[] | null> {
     let answer: Answer | null = null;
     try {
-      answer = await this.ports.get(path);
+      answer = await this.ports.get(historyPath(series, { before: to + 1, limit: 2 }));
     } catch {
-      return null; // not reachable: the lamp says so
+      return null; // unreachable: the lamp shows it
     }
     return answer.status === 200 ? parseHistory(answer.body).gaps : null;
   }

@@ -1,20 +1,44 @@
-// LayersMenu: the boxes that show and hide indicators and drawings.
+// LayersMenu: the layers that the reader wants to see, and the boxes that show and hide them.
 
 import { element } from "./dom.ts";
 import type { LayerGroup } from "./drawing.ts";
-import type { Layers } from "./layers.ts";
+import { Layers } from "./layers.ts";
+import { rememberChoices, rememberedChoices } from "./memory.ts";
 
 export class LayersMenu {
   readonly #button = element("layers", HTMLButtonElement);
   readonly #list = element("layers-list", HTMLDivElement);
-  #layers: Layers | null = null;
+  #layers = new Layers();
+  #changed: (() => void) | null = null;
 
-  /** `choose` is told which keys are to be shown or hidden. */
-  constructor(private readonly choose: (keys: readonly string[], visible: boolean) => void) {}
+  /** Calls `changed` when the reader shows or hides layers. */
+  bind(changed: () => void): void {
+    this.#changed = changed;
+  }
 
-  /** What there is, and what is shown of it. Nothing to choose from: the menu is not offered. */
-  show(layers: Layers): void {
-    const same = this.#layers?.groups === layers.groups;
+  get layers(): Layers {
+    return this.#layers;
+  }
+
+  /** Offers these groups. `roomy`: the page has room for panes that the reader did not ask for. */
+  offer(groups: readonly LayerGroup[], roomy: boolean): void {
+    const { choices } = this.#layers;
+    this.#set(new Layers(groups, choices.size > 0 ? choices : rememberedChoices(), roomy));
+  }
+
+  /** Offers these features too, which the catalogue may not name. */
+  include(features: readonly string[]): void {
+    this.#set(this.#layers.including(features));
+  }
+
+  #choose(keys: readonly string[], visible: boolean): void {
+    this.#set(this.#layers.choose(keys, visible));
+    rememberChoices(this.#layers.choices);
+    this.#changed?.();
+  }
+
+  #set(layers: Layers): void {
+    const same = this.#layers.groups === layers.groups;
     this.#layers = layers;
     this.#button.hidden = layers.groups.length === 0;
     if (!same) this.#list.replaceChildren(...layers.groups.map((group) => this.#groupOf(group)));
@@ -25,8 +49,8 @@ export class LayersMenu {
     const part = document.createElement("div");
     part.className = "layers-group";
     part.append(this.#box(group.label, group.layers.map((layer) => layer.key)));
-    const only = group.layers.length === 1 && group.layers[0]?.key === group.key;
-    if (only) return part;
+    const single = group.layers.length === 1 && group.layers[0]?.key === group.key;
+    if (single) return part;
     const inner = document.createElement("div");
     inner.className = "layers-inner";
     inner.append(...group.layers.map((layer) => this.#box(layer.label, [layer.key])));
@@ -39,7 +63,7 @@ export class LayersMenu {
     const box = document.createElement("input");
     box.type = "checkbox";
     box.dataset["keys"] = keys.join(" ");
-    box.addEventListener("change", () => this.choose(keys, box.checked));
+    box.addEventListener("change", () => this.#choose(keys, box.checked));
     label.append(box, text);
     return label;
   }
@@ -47,9 +71,9 @@ export class LayersMenu {
   #check(): void {
     for (const box of this.#list.querySelectorAll<HTMLInputElement>("input")) {
       const keys = (box.dataset["keys"] ?? "").split(" ");
-      const shown = keys.filter((key) => this.#layers?.visible(key));
-      box.checked = shown.length > 0;
-      box.indeterminate = shown.length > 0 && shown.length < keys.length;
+      const visible = keys.filter((key) => this.#layers.visible(key));
+      box.checked = visible.length > 0;
+      box.indeterminate = visible.length > 0 && visible.length < keys.length;
     }
   }
 }

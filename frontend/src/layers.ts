@@ -26,7 +26,7 @@ export class Layers {
   }
 
   /** The same with a group of those keys that the catalogue does not name. */
-  knowing(keys: readonly string[]): Layers {
+  including(keys: readonly string[]): Layers {
     const unknown = keys.filter((key) => this.find(key) === null);
     if (unknown.length === 0) return this;
     const layers = unknown.map((key): Layer => ({ key, label: key, defaultVisible: true, look: "line" }));

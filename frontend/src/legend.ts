@@ -1,6 +1,6 @@
 // Legend: the newest price, and the values of the candle under the crosshair (or of the newest one).
 
-import { element } from "./dom.ts";
+import { element, setText } from "./dom.ts";
 import type { Reading } from "./drawing-layer.ts";
 import { formatChange, formatCount, formatPrice, formatTime, formatTimeNear, formatVolume } from "./format.ts";
 import { nextOpen } from "./series.ts";
@@ -56,26 +56,26 @@ export class Legend {
     if (shown === null) return;
 
     this.#root.dataset["stale"] = String(stale);
-    set(this.#price, formatPrice(last.candle.close, decimals));
+    setText(this.#price, formatPrice(last.candle.close, decimals));
     this.#price.dataset["direction"] = direction(last.candle.open, last.candle.close);
 
     const { candle, forming } = shown.bar;
     const { timeframe } = store;
     const kind = forming ? (stale ? "stale" : "forming") : "closed";
-    set(this.#badge, kind);
+    setText(this.#badge, kind);
     this.#badge.dataset["kind"] = kind;
     const closes = nextOpen(timeframe, candle.time);
     const until = forming ? `, closes ${formatTimeNear(closes, timeframe, candle.time)}` : "";
     const time = formatTimeNear(candle.time, timeframe, candle.time);
     const date = formatTime(candle.time, timeframe).slice(0, -time.length);
-    set(this.#date, date);
-    set(this.#time, `${time}${until}`);
-    set(this.#open, formatPrice(candle.open, decimals));
-    set(this.#high, formatPrice(candle.high, decimals));
-    set(this.#low, formatPrice(candle.low, decimals));
-    set(this.#close, formatPrice(candle.close, decimals));
-    set(this.#volume, formatVolume(candle.volume));
-    set(this.#change, formatChange(shown.previousClose, candle.close) ?? "");
+    setText(this.#date, date);
+    setText(this.#time, `${time}${until}`);
+    setText(this.#open, formatPrice(candle.open, decimals));
+    setText(this.#high, formatPrice(candle.high, decimals));
+    setText(this.#low, formatPrice(candle.low, decimals));
+    setText(this.#close, formatPrice(candle.close, decimals));
+    setText(this.#volume, formatVolume(candle.volume));
+    setText(this.#change, formatChange(shown.previousClose, candle.close) ?? "");
     this.#change.dataset["direction"] = direction(shown.previousClose ?? candle.open, candle.close);
     this.#root.dataset["direction"] = direction(candle.open, candle.close);
 
@@ -85,7 +85,7 @@ export class Legend {
 
     const gap = forming ? null : store.gapBefore(candle.time);
     this.#gap.hidden = gap === null;
-    if (gap !== null) set(this.#gap, describeGap(gap, timeframe));
+    if (gap !== null) setText(this.#gap, describeGap(gap, timeframe));
   }
 
   #showReadings(readings: readonly Reading[], decimals: number): void {
@@ -105,9 +105,4 @@ export class Legend {
 
 function direction(from: number, to: number): "up" | "down" {
   return to >= from ? "up" : "down";
-}
-
-/** Touch the page only where the text differs. */
-function set(target: HTMLElement, text: string): void {
-  if (target.textContent !== text) target.textContent = text;
 }

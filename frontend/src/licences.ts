@@ -1,4 +1,4 @@
-// The licences of what the page is made from; a chunk of its own, loaded when somebody asks.
+// The licences of what the page is made from; a chunk of its own, loaded when the reader asks.
 
 import inter from "../node_modules/@fontsource-variable/inter/LICENSE?raw";
 import lightweightCharts from "../node_modules/lightweight-charts/LICENSE?raw";
@@ -12,13 +12,14 @@ const WORKS: readonly (readonly [string, string])[] = [
   ["Inter, the typeface", inter],
 ];
 
-const text = element("licences-text", HTMLPreElement);
-const dialog = element("licences-dialog", HTMLDialogElement);
-
-text.textContent = WORKS.map(([title, licence]) => `${title}\n\n${licence.trimEnd()}`).join(`\n\n\n${"-".repeat(72)}\n\n\n`);
-element("licences-close", HTMLButtonElement).addEventListener("click", () => dialog.close());
-
 export function showLicences(): void {
+  const text = element("licences-text", HTMLPreElement);
+  const dialog = element("licences-dialog", HTMLDialogElement);
+  text.textContent = WORKS.map(([title, licence]) => `${title}\n\n${licence.trimEnd()}`).join(`\n\n\n${"-".repeat(72)}\n\n\n`);
+  const close = (): void => dialog.close();
+  const button = element("licences-close", HTMLButtonElement);
+  button.addEventListener("click", close);
+  dialog.addEventListener("close", () => button.removeEventListener("click", close), { once: true });
   dialog.showModal();
   text.focus();
 }

@@ -1,42 +1,54 @@
-// NoticeBoard: keeps the notices of work in progress, and takes each away when its time is over.
+// NoticeBoard: the notices of work in progress, and the timer that ends stale ones.
 
-import type { Ports, WorkWord } from "./feed.ts";
-import { backfillIs, heardOf, type Notices, silentAt, textOfNotices, told } from "./notices.ts";
+import { freshAt, type Notices, staleAt, textOfNotices, withBackfill, withEvent } from "./notices.ts";
+import type { Ports } from "./ports.ts";
+
+/** Work that the service does for the series; `state` is null for an event that has none. */
+export interface WorkReport {
+  readonly event: string;
+  readonly text: string;
+  readonly state: string | null;
+}
 
 export class NoticeBoard {
   #notices: Notices = [];
   #cancel: () => void = () => undefined;
 
-  /** `show` gets the text of all notices, null for none. */
+  /** `changed`: `text` may be another one. */
   constructor(
     private readonly ports: Pick<Ports, "after" | "now">,
-    private readonly show: (text: string | null) => void,
+    private readonly changed: () => void,
   ) {}
 
-  work({ event, text, state }: WorkWord): void {
-    this.#take(told(this.#notices, event, text, state, this.ports.now()));
+  /** The text of all notices; null for none. */
+  get text(): string | null {
+    return textOfNotices(this.#notices);
   }
 
-  /** What the health of the series says of its backfill. */
+  work({ event, text, state }: WorkReport): void {
+    this.#set(withEvent(this.#notices, event, text, state, this.ports.now()));
+  }
+
+  /** Takes the state of the backfill in the health of the series. */
   backfill(state: string | null): void {
-    this.#take(backfillIs(this.#notices, state));
+    this.#set(withBackfill(this.#notices, state));
   }
 
-  /** Another series is shown, or the connection that would tell their end is lost. */
+  /** Another series is shown, or the connection is lost that would report the end of the work. */
   clear(): void {
-    this.#take([]);
+    this.#set([]);
   }
 
-  #take(notices: Notices): void {
+  #set(notices: Notices): void {
     if (notices === this.#notices) return;
     this.#notices = notices;
     this.#cancel();
-    const due = silentAt(notices);
+    const due = staleAt(notices);
     if (due !== null) {
       this.#cancel = this.ports.after(Math.max(0, due - this.ports.now()), () =>
-        this.#take(heardOf(this.#notices, this.ports.now())),
+        this.#set(freshAt(this.#notices, this.ports.now())),
       );
     }
-    this.show(textOfNotices(notices));
+    this.changed();
   }
 }

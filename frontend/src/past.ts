@@ -1,31 +1,35 @@
-// PastFeed: the oldest candles of a series, shown in place of the newest. A series may be far longer than the page can
-// hold, so the way from the newest candle to the first is not loaded. It goes on to newer candles as the reader comes to
-// them, and joins the live history where it meets it. Live candles are taken meanwhile, beside it.
+// PastFeed: the oldest candles of a series, shown instead of the newest. A series may be far longer than the page can
+// hold, so the candles between are not loaded. As the reader scrolls on, newer candles are loaded until they meet the live
+// store, which takes them in. Live candles go to the live store meanwhile.
 
-import type { Answer, Ports } from "./feed.ts";
-import { PAGE_CANDLES } from "./feed.ts";
+import type { Answer, Ports } from "./ports.ts";
 import type { Candle, Series } from "./series.ts";
 import { type Change, SeriesStore } from "./store.ts";
-import { type History, parseHistory } from "./wire.ts";
+import { historyPath, type HistoryPage, parseHistory } from "./wire.ts";
 
-/** After a failure, and at the end of what is stored, newer candles are asked for again after this long. */
-const AGAIN_MS = 3_000;
+/** Delay before newer candles are requested again after a failure, and at the end of the stored ones, in milliseconds. */
+const RETRY_MS = 3_000;
 
 export interface PastEvents {
-  /** The oldest candles are there, in this store of their own. */
-  opened(store: SeriesStore): void;
+  /** The oldest candles are loaded, and `store` holds them. */
+  opened(): void;
   changed(change: Change): void;
-  /** These candles are part of the live history now: they have been put before it. `opening`: they were not shown yet. */
+  /** The live store took the candles in. `opening`: they were not shown before. */
   joined(opening: boolean): void;
 }
 
+/** The oldest candles of a series, and the live store that they will join. */
+interface Opened {
+  readonly series: Series;
+  readonly live: SeriesStore;
+  readonly store: SeriesStore;
+}
+
 export class PastFeed {
-  #series: Series | null = null;
-  #live = new SeriesStore("1m");
-  #store: SeriesStore | null = null;
-  #asking = false;
+  #opened: Opened | null = null;
+  #inFlight = false;
   #notBefore = Number.NEGATIVE_INFINITY;
-  // Counts openings and ends; an answer from before is out of date.
+  // Counts openings and ends: an answer to an earlier one is discarded.
   #load = 0;
 
   constructor(
@@ -33,88 +37,83 @@ export class PastFeed {
     private readonly events: PastEvents,
   ) {}
 
-  /** What is shown in place of the live history; null while that is shown. */
+  /** The candles that are shown instead of the live ones; null while the live ones are shown. */
   get store(): SeriesStore | null {
-    return this.#store;
+    return this.#opened?.store ?? null;
   }
 
-  /** Show the first candles that are stored of `series`. `live`: its newest candles, as the page holds them. */
+  /** Shows the first stored candles of `series`. `live`: the store of its newest candles. */
   async open(series: Series, live: SeriesStore): Promise<void> {
-    if (this.#asking) return;
-    this.#series = series;
-    this.#live = live;
-    const history = await this.#ask(0);
-    const last = history?.candles.at(-1);
-    if (history === null || last === undefined) return;
+    if (this.#inFlight) return;
+    const page = await this.#request(series, 0);
+    if (page === null || page.candles.length === 0) return;
     const store = new SeriesStore(series.timeframe);
-    store.replace(history.candles);
+    store.replace(page.candles);
     store.olderExists = false;
-    store.declareGaps(history.gaps);
-    this.#store = store;
-    if (!this.#joins(true)) this.events.opened(store);
+    store.declareGaps(page.gaps);
+    this.#opened = { series, live, store };
+    if (!this.#join(this.#opened, true)) this.events.opened();
   }
 
-  /** The reader nears the newest of these candles. */
+  /** Requests candles newer than the newest held. */
   async loadNewer(): Promise<void> {
-    const store = this.#store;
-    const since = store?.lastClosed ?? null;
-    if (store === null || since === null || this.#asking || this.ports.now() < this.#notBefore) return;
-    const history = await this.#ask(since);
-    if (history === null || store !== this.#store) return;
-    if (history.candles.length === 0) this.#notBefore = this.ports.now() + AGAIN_MS;
-    const change = store.close(history.candles, true);
-    store.declareGaps(history.gaps);
-    if (!this.#joins(false)) this.events.changed(change);
+    const opened = this.#opened;
+    const since = opened?.store.lastClosed ?? null;
+    if (opened === null || since === null || this.#inFlight || this.ports.now() < this.#notBefore) return;
+    const page = await this.#request(opened.series, since);
+    if (page === null || opened !== this.#opened) return;
+    if (page.candles.length === 0) this.#notBefore = this.ports.now() + RETRY_MS;
+    const change = opened.store.close(page.candles, true);
+    opened.store.declareGaps(page.gaps);
+    if (!this.#join(opened, false)) this.events.changed(change);
   }
 
-  /** Candles that correct or fill in what is shown. */
+  /** Takes candles that correct or fill in what is held. */
   revised(candles: readonly Candle[]): void {
-    const store = this.#store;
+    const { store } = this;
     if (store === null) return;
     const { first, lastClosed } = store;
     if (first === null || lastClosed === null) return;
     this.events.changed(store.close(candles.filter(({ time }) => time >= first && time <= lastClosed), true));
   }
 
-  /** The live history is shown again. */
+  /** The live candles are shown again. */
   end(): void {
     this.#load += 1;
-    this.#store = null;
-    this.#asking = false;
+    this.#opened = null;
+    this.#inFlight = false;
     this.#notBefore = Number.NEGATIVE_INFINITY;
   }
 
-  /** Put before the live history once they meet. */
-  #joins(opening: boolean): boolean {
-    const store = this.#store;
-    const last = store?.lastClosed ?? null;
-    const { first } = this.#live;
-    if (store === null || last === null || first === null || last < first) return false;
-    const reachesBack = store.first;
-    this.#live.prepend(store.barsFrom(0).map(({ candle }) => candle));
-    this.#live.declareGaps(store.gaps);
-    // Nothing is older, unless the oldest found no room.
-    this.#live.olderExists = this.#live.first !== reachesBack;
+  /** Hands the candles to the live store if both meet; whether they do. */
+  #join({ live, store }: Opened, opening: boolean): boolean {
+    const { first, lastClosed } = store;
+    if (lastClosed === null || live.first === null || lastClosed < live.first) return false;
+    live.prepend(store.barsFrom(0).map(({ candle }) => candle));
+    live.declareGaps(store.gaps);
+    // No candle is older, unless the live store had no room for the oldest.
+    live.olderExists = live.first !== first;
     this.end();
     this.events.joined(opening);
     return true;
   }
 
-  async #ask(since: number): Promise<History | null> {
+  async #request(series: Series, since: number): Promise<HistoryPage | null> {
     const load = this.#load;
-    this.#asking = true;
+    this.#inFlight = true;
     let answer: Answer | null = null;
     try {
-      const id = encodeURIComponent(this.#series?.id ?? "");
-      answer = await this.ports.get(`/api/market/candles?series_id=${id}&since=${since}&limit=${PAGE_CANDLES}`);
+      answer = await this.ports.get(historyPath(series, { since }));
     } catch {
-      // Not reachable: the connection says so, and the reader asks again by scrolling.
+      // Unreachable: the lamp shows it, and the reader retries by scrolling.
     }
     if (load !== this.#load) return null;
-    this.#asking = false;
-    const answered = answer?.status === 200;
-    this.#notBefore = answered ? Number.NEGATIVE_INFINITY : this.ports.now() + AGAIN_MS;
-    if (answered) return parseHistory(answer?.body);
+    this.#inFlight = false;
+    if (answer?.status === 200) {
+      this.#notBefore = Number.NEGATIVE_INFINITY;
+      return parseHistory(answer.body);
+    }
+    this.#notBefore = this.ports.now() + RETRY_MS;
     return null;
   }
 }

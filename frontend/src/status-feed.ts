@@ -1,140 +1,141 @@
-// StatusFeed: keeps what the service says about itself and about the shown series. It polls instead of holding an event
-// stream: a browser opens six connections to one host, so that the seventh tab would hang, and an event stream that is
-// silent because nothing changes looks like one that is dead. Each answer to a poll proves that the service answers.
+// StatusFeed: the newest status of the service and health of the shown series. It polls instead of holding an event
+// stream: a browser opens six connections to one host, so the seventh tab would hang, and an event stream that is silent
+// because nothing changes looks like a dead one. Each answer to a poll proves that the service answers.
 
-import type { Answer, Ports } from "./feed.ts";
+import type { Answer, Ports } from "./ports.ts";
 import type { Series } from "./series.ts";
 import { type Level, parseHealth, parseStatus, type SeriesHealth, type ServiceStatus } from "./status.ts";
 
-/** Between two questions about the service, and about the series. */
-export const STATUS_EVERY_MS = 2_000;
-export const HEALTH_EVERY_MS = 4_000;
-/** The longest wait for an answer; a poll that takes longer counts as failed. */
-export const STATUS_TIMEOUT_MS = 4_000;
-/** An answer older than this says nothing about now: one poll was lost, and the next is late. */
-export const STATUS_OLD_MS = 7_000;
-/** An older service has no such endpoint. It is asked again this seldom, because it may be replaced. */
-export const ABSENT_AGAIN_MS = 30_000;
+/** Intervals of the polls, in milliseconds. */
+export const STATUS_INTERVAL_MS = 2_000;
+export const HEALTH_INTERVAL_MS = 4_000;
+/** Timeout of a poll, in milliseconds; a slower poll counts as failed. */
+export const POLL_TIMEOUT_MS = 4_000;
+/** Age at which an answer is stale, in milliseconds: one poll was lost, and the next is late. */
+export const STATUS_STALE_MS = 7_000;
+/** Interval of polls that were answered with 404, in milliseconds: an older service may be replaced by a newer one. */
+export const ABSENT_INTERVAL_MS = 30_000;
 
-/**
- * An answer. `at`: when it came, in milliseconds of the page's clock; `since`: when the first of the answers in a row came
- * that have its level and reason.
- */
-export interface TellingOf<T> {
-  readonly kind: "told";
+/** An answer with its times, in milliseconds of the page's clock. */
+export interface Answered<T> {
+  readonly kind: "answered";
+  /** When it came. */
   readonly at: number;
+  /** When the first answer came in the unbroken row of answers with this level and reason. */
   readonly since: number;
-  readonly what: T;
+  readonly value: T;
 }
 
-/** What one endpoint has answered last. */
-export type Told<T> =
+/** The newest answer of one endpoint. */
+export type Polled<T> =
   | { readonly kind: "none" }
-  /** 404: the service does not have this, or has it switched off. */
+  /** 404: the service does not have this endpoint, or has switched it off. */
   | { readonly kind: "absent" }
-  | TellingOf<T>;
-
-export interface StatusEvents {
-  /** Something was learnt. */
-  status(status: Told<ServiceStatus>, health: Told<SeriesHealth>): void;
-}
+  | Answered<T>;
 
 const NONE = { kind: "none" } as const;
 
+/** `request` counts requests: an answer to an earlier one is discarded. */
 interface Poll {
-  asking: number;
+  request: number;
   cancel: () => void;
 }
 
 export class StatusFeed {
   #series: Series | null = null;
-  #status: Told<ServiceStatus> = NONE;
-  #health: Told<SeriesHealth> = NONE;
+  #status: Polled<ServiceStatus> = NONE;
+  #health: Polled<SeriesHealth> = NONE;
   readonly #polls: Readonly<Record<"status" | "health", Poll>> = {
-    status: { asking: 0, cancel: () => undefined },
-    health: { asking: 0, cancel: () => undefined },
+    status: { request: 0, cancel: () => undefined },
+    health: { request: 0, cancel: () => undefined },
   };
 
+  /** `changed`: a poll has ended, or another series is polled. */
   constructor(
     private readonly ports: Pick<Ports, "get" | "after" | "now">,
-    private readonly events: StatusEvents,
+    private readonly changed: () => void,
   ) {}
 
-  start(): void {
-    this.#askStatus();
+  get status(): Polled<ServiceStatus> {
+    return this.#status;
   }
 
-  /** Watch this series from now on, of which nothing is known yet; null: none, the service refuses what is shown. */
+  /** Health of the polled series. */
+  get health(): Polled<SeriesHealth> {
+    return this.#health;
+  }
+
+  start(): void {
+    this.#pollStatus();
+  }
+
+  /** Polls the health of this series from now on; null: of none. */
   follow(series: Series | null): void {
     if (this.#series?.id === series?.id) return;
     this.#series = series;
     this.#health = NONE;
     this.#polls.health.cancel();
-    this.#tell();
-    this.#askHealth();
+    this.changed();
+    this.#pollHealth();
   }
 
-  /** Something has changed, or the page is seen again: do not wait for the next poll. */
-  soon(): void {
-    this.#askStatus();
-    if (this.#series !== null) this.#askHealth();
+  /** Polls now instead of at the next interval. */
+  refresh(): void {
+    this.#pollStatus();
+    if (this.#series !== null) this.#pollHealth();
   }
 
-  #askStatus(): void {
-    void this.#ask("status", "/api/market/status", STATUS_EVERY_MS, () => this.#askStatus(), (answer) => {
-      const what = answer.status === 200 ? parseStatus(answer.body) : null;
-      if (what !== null) this.#status = after(this.#status, what, this.ports.now());
+  #pollStatus(): void {
+    void this.#poll("status", "/api/market/status", STATUS_INTERVAL_MS, () => this.#pollStatus(), (answer) => {
+      const value = answer.status === 200 ? parseStatus(answer.body) : null;
+      if (value !== null) this.#status = answered(this.#status, value, this.ports.now());
       else if (answer.status === 404) this.#status = { kind: "absent" };
     });
   }
 
-  #askHealth(): void {
+  #pollHealth(): void {
     const series = this.#series;
     if (series === null) return;
     const path = `/api/market/health?series_id=${encodeURIComponent(series.id)}`;
-    void this.#ask("health", path, HEALTH_EVERY_MS, () => this.#askHealth(), (answer) => {
+    void this.#poll("health", path, HEALTH_INTERVAL_MS, () => this.#pollHealth(), (answer) => {
       if (series !== this.#series) return;
-      const what = answer.status === 200 ? parseHealth(answer.body) : null;
-      if (what !== null) this.#health = after(this.#health, what, this.ports.now());
+      const value = answer.status === 200 ? parseHealth(answer.body) : null;
+      if (value !== null) this.#health = answered(this.#health, value, this.ports.now());
       else if (answer.status === 404) this.#health = { kind: "absent" };
     });
   }
 
-  /** Ask once, take the answer, and ask again later. A newer question replaces one that is in flight. */
-  async #ask(
+  /** Requests once, hands the answer to `take`, and schedules `repeat`. A newer request replaces one in flight. */
+  async #poll(
     name: "status" | "health",
     path: string,
-    everyMs: number,
-    again: () => void,
+    intervalMs: number,
+    repeat: () => void,
     take: (answer: Answer) => void,
   ): Promise<void> {
     const poll = this.#polls[name];
     poll.cancel();
-    poll.asking += 1;
-    const asked = poll.asking;
+    poll.request += 1;
+    const { request } = poll;
     let answer: Answer | null = null;
     try {
-      answer = await this.ports.get(path, STATUS_TIMEOUT_MS);
+      answer = await this.ports.get(path, POLL_TIMEOUT_MS);
     } catch {
-      // No answer: what was told before grows old, which the lamp shows.
+      // No answer: the newest one becomes stale, which the lamp shows.
     }
-    if (asked !== poll.asking) return;
+    if (request !== poll.request) return;
     if (answer !== null) take(answer);
-    poll.cancel = this.ports.after(answer?.status === 404 ? ABSENT_AGAIN_MS : everyMs, again);
-    this.#tell();
-  }
-
-  #tell(): void {
-    this.events.status(this.#status, this.#health);
+    poll.cancel = this.ports.after(answer?.status === 404 ? ABSENT_INTERVAL_MS : intervalMs, repeat);
+    this.changed();
   }
 }
 
-/** `what`, told at `now` after `before`. */
-function after<T extends { readonly level: Level | null; readonly reason: string | null }>(
-  before: Told<T>,
-  what: T,
+/** `value`, received at `now` after `before`. */
+function answered<T extends { readonly level: Level | null; readonly reason: string | null }>(
+  before: Polled<T>,
+  value: T,
   now: number,
-): TellingOf<T> {
-  const same = before.kind === "told" && before.what.level === what.level && before.what.reason === what.reason;
-  return { kind: "told", at: now, since: same ? before.since : now, what };
+): Answered<T> {
+  const same = before.kind === "answered" && before.value.level === value.level && before.value.reason === value.reason;
+  return { kind: "answered", at: now, since: same ? before.since : now, value };
 }

@@ -1,6 +1,6 @@
 // StatusPanel: shows a Lamp, at the top of the page, in the panel behind it and in the icon of the tab.
 
-import { element } from "./dom.ts";
+import { element, setText } from "./dom.ts";
 import { formatAge } from "./format.ts";
 import type { Fact, Lamp, Tone } from "./lamp.ts";
 
@@ -20,12 +20,12 @@ export class StatusPanel {
   show(lamp: Lamp): void {
     const { tone, label, age, reason } = lamp;
     this.#button.dataset["tone"] = tone;
-    set(this.#text, label);
+    setText(this.#text, label);
     // Every second: for the eye, not for a screen reader, which is told changes of the state alone.
-    set(this.#age, age === null ? "" : formatAge(age));
-    set(this.#said, reason === null ? label : `${label}: ${reason}`);
-    set(this.#title, label);
-    set(this.#reason, reason ?? (tone === "good" ? "The exchange, the stream and the candles are well." : ""));
+    setText(this.#age, age === null ? "" : formatAge(age));
+    setText(this.#said, reason === null ? label : `${label}: ${reason}`);
+    setText(this.#title, label);
+    setText(this.#reason, reason ?? (tone === "good" ? "The exchange, the stream and the candles are well." : ""));
     this.#showFacts(lamp.facts);
     this.#showIcon(tone);
   }
@@ -58,9 +58,4 @@ export class StatusPanel {
     const picture = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">${candles}${dot}</svg>`;
     this.#icon.href = `data:image/svg+xml,${encodeURIComponent(picture)}`;
   }
-}
-
-/** Touch the page only where the text differs. */
-function set(target: HTMLElement, text: string): void {
-  if (target.textContent !== text) target.textContent = text;
 }

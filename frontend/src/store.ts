@@ -2,7 +2,7 @@
 // candles, followed by the forming ones. Every method says what changed, so that the chart redraws no more than that.
 
 import { type Candle, missingBetween, nextOpen } from "./series.ts";
-import { type DeclaredGaps, NO_GAPS } from "./declared-gaps.ts";
+import { DeclaredGaps } from "./declared-gaps.ts";
 import type { DeclaredGap, GapState } from "./wire.ts";
 
 /**
@@ -42,7 +42,7 @@ export class SeriesStore {
   // Usually one. More when the close of a candle comes after the first trade of the next one.
   #forming: Candle[] = [];
   #holes: { from: number; to: number; missing: number }[] = [];
-  #declared: DeclaredGaps = NO_GAPS;
+  #declared = new DeclaredGaps();
   // `gaps` is read with every frame, and holes change seldom.
   #gaps: readonly Gap[] | null = null;
 

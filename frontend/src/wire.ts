@@ -12,9 +12,12 @@ import type {
   ServerMessage,
   WhitelistAnswer,
 } from "./messages.ts";
-import type { Candle } from "./series.ts";
+import type { Candle, Series } from "./series.ts";
 
 export type { GapState } from "./messages.ts";
+
+/** Candles of one page of history. */
+export const PAGE_CANDLES = 1000;
 
 /** A message of the service, as far as the page needs it. */
 export type Message =
@@ -50,7 +53,7 @@ export interface DeclaredGap {
   readonly state: GapState;
 }
 
-export interface History {
+export interface HistoryPage {
   readonly series: string | null;
   readonly candles: Candle[];
   /** Declared holes between these candles. */
@@ -117,8 +120,18 @@ export function parseMessage(text: string): Message {
   return fields === null || type === null ? UNKNOWN : (READERS[type](fields) ?? UNKNOWN);
 }
 
+/** One page of history: the newest `limit` candles, those before `before`, or the oldest after `since` (both exclusive). */
+export function historyPath(
+  series: Series,
+  { before, since, limit = PAGE_CANDLES }: { readonly before?: number; readonly since?: number; readonly limit?: number } = {},
+): string {
+  const start = since === undefined ? "" : `&since=${since}`;
+  const end = before === undefined ? "" : `&before=${before}`;
+  return `/api/market/candles?series_id=${encodeURIComponent(series.id)}${start}${end}&limit=${limit}`;
+}
+
 /** The body of `GET /api/market/candles`. */
-export function parseHistory(body: unknown): History {
+export function parseHistory(body: unknown): HistoryPage {
   const fields = asFields<CandlesAnswer>(body);
   return {
     series: textOf(fields?.series_id),

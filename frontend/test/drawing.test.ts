@@ -1,19 +1,9 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { parseCatalogue, parseDrawDelta, type DrawDelta } from "../src/drawing.ts";
-import { DrawingFeed, type DrawingState, LIVE_WINDOW } from "../src/drawing-feed.ts";
-import { DrawingStore, POINTS_KEPT } from "../src/drawing-store.ts";
-import type { Answer, Ports } from "../src/feed.ts";
+import { DrawingFeed, LIVE_WINDOW } from "../src/drawing-feed.ts";
+import { DrawingStore, MAX_POINTS } from "../src/drawing-store.ts";
 import { decodeChoices, encodeChoices, Layers } from "../src/layers.ts";
-import { parseSeries, type Series } from "../src/series.ts";
-
-const BTC = "binance:spot:BTC/USDT:1m";
-const ETH = "binance:spot:ETH/USDT:1m";
-
-function named(id: string): Series {
-  const series = parseSeries(id);
-  if (series === null) throw new Error(`${id} is no series`);
-  return series;
-}
+import { BTC, ETH, seriesOf, World } from "./support.ts";
 
 function marker(minute: number, more: Record<string, unknown> = {}): Record<string, unknown> {
   return {
@@ -75,8 +65,8 @@ function parsed(value: unknown): DrawDelta {
   return delta;
 }
 
-describe("a delta of the wire", () => {
-  test("is read whole", () => {
+describe("a delta", () => {
+  test("is parsed whole", () => {
     const ids = [marker(3)["instruction_id"], "pen.confirmed"];
     const delta = parsed(
       body(10, {
@@ -99,14 +89,14 @@ describe("a delta of the wire", () => {
     expect([delta.epoch, delta.to, delta.series]).toEqual([1, 600, BTC]);
   });
 
-  test("loses only what is not understood", () => {
+  test("loses only the instructions that are not understood", () => {
     const odd = { instruction_id: "x", definition: { type: "circle", feature: "x" } };
     const bent = { ...LINE, definition: { ...LINE.definition, points: [{ time: 0, value: null }, { time: 60, value: 1 }] } };
     const delta = parsed(body(10, { instruction_catalog_patch: [odd, null, bent, marker(3)] }));
     expect(delta.patch).toHaveLength(1);
   });
 
-  test.each([null, [], {}, { active_ids: [] }, "text"])("is not %j", (other) => {
+  test.each([null, [], {}, { active_ids: [] }, "text"])("cannot be %j", (other) => {
     expect(parseDrawDelta(other)).toBeNull();
   });
 });
@@ -137,7 +127,7 @@ describe("the store", () => {
   });
 
   function shown(): unknown[] {
-    return store.drawings.map((one) => (one.type === "marker" ? [one.time, one.text] : one.type));
+    return store.drawings.map((drawing) => (drawing.type === "marker" ? [drawing.time, drawing.text] : drawing.type));
   }
 
   test("shows what is active, newest versions, in the service's order", () => {
@@ -148,14 +138,14 @@ describe("the store", () => {
     expect(store.to).toBe(660);
   });
 
-  test("is the same when a delta comes twice", () => {
+  test("is the same after a repeated delta", () => {
     store.take(parsed(second), false, 0);
     const before = [shown(), store.pointsOf("ema_21"), store.generation];
     store.take(parsed(second), false, 0);
     expect([shown(), store.pointsOf("ema_21"), store.generation]).toEqual(before);
   });
 
-  test("forgets everything with a new epoch", () => {
+  test("drops everything with a new epoch", () => {
     const { generation } = store;
     store.take(parsed({ ...second, epoch: 2 }), false, 0);
     expect(shown()).toEqual([[240, "new"], [300, ""]]);
@@ -163,114 +153,56 @@ describe("the store", () => {
     expect(store.generation).toBeGreaterThan(generation);
   });
 
-  test("is replaced by the answer to a question without a cursor", () => {
+  test("is replaced by the answer to a request without a cursor", () => {
     store.take(parsed({ ...second, active_ids: ["a", "b"] }), true, 0);
     expect(shown()).toEqual([[240, "new"]]);
   });
 
-  test("only adds points behind those held, and says so by its generation", () => {
+  test("keeps its generation while points are only appended", () => {
     const { generation } = store;
     store.take(parsed(second), false, 0);
     expect(store.generation).toBe(generation);
   });
 
   test("keeps a bounded number of points", () => {
-    const many = Array.from({ length: POINTS_KEPT + 1 }, (_, minute) => minute + 20);
+    const many = Array.from({ length: MAX_POINTS + 1 }, (_, minute) => minute + 20);
     store.take(parsed(body(99_999, { series_points: { ema_21: points(...many) } })), false, 0);
-    expect(store.pointsOf("ema_21").length).toBeLessThanOrEqual(POINTS_KEPT);
-    expect(store.pointsOf("ema_21").at(-1)).toEqual(points(POINTS_KEPT + 20)[0]);
+    expect(store.pointsOf("ema_21").length).toBeLessThanOrEqual(MAX_POINTS);
+    expect(store.pointsOf("ema_21").at(-1)).toEqual(points(MAX_POINTS + 20)[0]);
   });
 });
 
-/** The service as the feed sees it; time moves only by `pass`. */
-class World {
-  now = 0;
-  readonly asked: { path: string; answer(answer: Answer): Promise<void>; fail(): Promise<void> }[] = [];
-  #timers: { at: number; call: () => void }[] = [];
-  state: DrawingState = { kind: "none" };
-  store = new DrawingStore();
-  drawn = 0;
+/** The drawings' feed, and the service as the test plays it. */
+class DrawingWorld extends World {
+  readonly feed = new DrawingFeed(this.ports);
 
-  readonly ports: Pick<Ports, "get" | "after" | "random"> = {
-    get: (path) =>
-      new Promise((resolve, reject) => {
-        this.asked.push({
-          path,
-          answer: async (answer) => {
-            resolve(answer);
-            await settled();
-          },
-          fail: async () => {
-            reject(new TypeError("network"));
-            await settled();
-          },
-        });
-      }),
-    after: (ms, call) => {
-      const timer = { at: this.now + ms, call };
-      this.#timers.push(timer);
-      return () => {
-        this.#timers = this.#timers.filter((other) => other !== timer);
-      };
-    },
-    random: () => 0.5,
-  };
-
-  readonly feed = new DrawingFeed(this.ports, {
-    drawn: (store) => {
-      this.store = store;
-      this.drawn += 1;
-    },
-    state: (state) => {
-      this.state = state;
-    },
-  });
-
-  get request(): World["asked"][number] {
-    const asked = this.asked.at(-1);
-    if (asked === undefined) throw new Error("nothing was asked");
-    return asked;
-  }
-
-  get question(): Record<string, string> {
+  get query(): Record<string, string> {
     return Object.fromEntries(new URLSearchParams(this.request.path.split("?")[1]));
-  }
-
-  pass(ms: number): void {
-    this.now += ms;
-    const due = this.#timers.filter((timer) => timer.at <= this.now);
-    this.#timers = this.#timers.filter((timer) => timer.at > this.now);
-    for (const { call } of due) call();
   }
 
   /** Drawings of BTC/USDT up to minute 10, cursor 2. */
   async shown(): Promise<void> {
     this.feed.enable();
-    this.feed.follow(named(BTC));
+    this.feed.follow(seriesOf(BTC));
     this.feed.candles(600, false);
-    await this.request.answer({ status: 200, body: body(10, { next_cursor: { version_id: 2, point_time: 600 } }) });
+    await this.request.answer(200, body(10, { next_cursor: { version_id: 2, point_time: 600 } }));
   }
 }
 
-/** Until every promise that could go on has done so. */
-async function settled(): Promise<void> {
-  for (let turn = 0; turn < 10; turn += 1) await Promise.resolve();
-}
-
 describe("the feed", () => {
-  let world: World;
+  let world: DrawingWorld;
   beforeEach(() => {
-    world = new World();
+    world = new DrawingWorld();
   });
 
-  test("asks for everything first, and then for what is newer with each closed candle", async () => {
+  test("requests everything first, then a delta with each closed candle", async () => {
     await world.shown();
-    expect(world.question).toEqual({ series_id: BTC, window_candles: String(LIVE_WINDOW) });
-    expect(world.state).toEqual({ kind: "ready" });
+    expect(world.query).toEqual({ series_id: BTC, window_candles: String(LIVE_WINDOW) });
+    expect(world.feed.state).toEqual({ kind: "ready" });
     world.feed.candles(600, false);
-    expect(world.asked).toHaveLength(1);
+    expect(world.requests).toHaveLength(1);
     world.feed.candles(660, false);
-    expect(world.question).toEqual({
+    expect(world.query).toEqual({
       series_id: BTC,
       window_candles: String(LIVE_WINDOW),
       cursor_version_id: "2",
@@ -279,105 +211,133 @@ describe("the feed", () => {
     });
   });
 
-  test("asks nothing of a service that has no drawings", () => {
-    world.feed.follow(named(BTC));
+  test("requests nothing from a service without drawings", () => {
+    world.feed.follow(seriesOf(BTC));
     world.feed.candles(600, false);
-    expect(world.asked).toEqual([]);
+    expect(world.requests).toEqual([]);
     world.feed.enable();
-    expect(world.asked).toHaveLength(1);
+    expect(world.requests).toHaveLength(1);
   });
 
-  test("asks one question at a time", async () => {
+  test("has one request in flight", async () => {
     await world.shown();
     world.feed.candles(660, false);
     world.feed.candles(720, false);
-    expect(world.asked).toHaveLength(2);
-    await world.request.answer({ status: 200, body: body(11) });
-    expect(world.state).toEqual({ kind: "ready" });
-    expect(world.asked).toHaveLength(3);
-    await world.request.answer({ status: 200, body: body(12) });
-    expect(world.asked).toHaveLength(3);
+    expect(world.requests).toHaveLength(2);
+    await world.request.answer(200, body(11));
+    expect(world.feed.state).toEqual({ kind: "ready" });
+    expect(world.requests).toHaveLength(3);
+    await world.request.answer(200, body(12));
+    expect(world.requests).toHaveLength(3);
   });
 
-  test("asks again when a candle that was shown has changed", async () => {
+  test("requests a delta when an earlier candle has changed", async () => {
     await world.shown();
     world.feed.candles(600, true);
-    expect(world.asked).toHaveLength(2);
+    expect(world.requests).toHaveLength(2);
   });
 
-  test("waits while the ledgers catch up, and says so", async () => {
+  test("is behind and retries while the ledgers lag", async () => {
     await world.shown();
     world.feed.candles(660, false);
-    await world.request.answer({ status: 409, body: { detail: "ledger_out_of_sync:overlay", code: "ledger_out_of_sync:overlay" } });
-    expect(world.state).toEqual({ kind: "behind" });
+    await world.request.answer(409, { detail: "ledger_out_of_sync:overlay", code: "ledger_out_of_sync:overlay" });
+    expect(world.feed.state).toEqual({ kind: "behind" });
     world.feed.candles(720, false);
-    expect(world.asked).toHaveLength(2);
+    expect(world.requests).toHaveLength(2);
     world.pass(1000);
-    expect(world.asked).toHaveLength(3);
-    expect(world.question["cursor_version_id"]).toBe("2");
-    await world.request.answer({ status: 200, body: body(12) });
-    expect(world.state).toEqual({ kind: "ready" });
+    expect(world.requests).toHaveLength(3);
+    expect(world.query["cursor_version_id"]).toBe("2");
+    await world.request.answer(200, body(12));
+    expect(world.feed.state).toEqual({ kind: "ready" });
   });
 
-  test("asks again when the drawings end before the newest candle", async () => {
+  test("retries when the drawings end before the newest candle", async () => {
     await world.shown();
     world.feed.candles(660, false);
-    await world.request.answer({ status: 200, body: body(10) });
-    expect(world.state).toEqual({ kind: "behind" });
+    await world.request.answer(200, body(10));
+    expect(world.feed.state).toEqual({ kind: "behind" });
     world.pass(1000);
-    await world.request.answer({ status: 200, body: body(11) });
-    expect(world.state).toEqual({ kind: "ready" });
+    await world.request.answer(200, body(11));
+    expect(world.feed.state).toEqual({ kind: "ready" });
     world.pass(60_000);
-    expect(world.asked).toHaveLength(3);
+    expect(world.requests).toHaveLength(3);
   });
 
-  test("asks again after a failure, ever less often", async () => {
+  test("retries after a failure with a growing backoff", async () => {
     await world.shown();
     world.feed.candles(660, false);
     await world.request.fail();
-    expect(world.state).toEqual({ kind: "unreachable" });
-    const waits: number[] = [];
+    expect(world.feed.state).toEqual({ kind: "unreachable" });
+    const delays: number[] = [];
     for (let turn = 0; turn < 3; turn += 1) {
       const from = world.now;
-      const { length } = world.asked;
-      while (world.asked.length === length) world.pass(50);
-      waits.push(world.now - from);
-      await world.request.answer({ status: 503, body: null });
+      const { length } = world.requests;
+      while (world.requests.length === length) world.pass(50);
+      delays.push(world.now - from);
+      await world.request.answer(503, null);
     }
-    expect(waits).toEqual(waits.toSorted((one, other) => one - other));
-    expect(waits[2]).toBeGreaterThan(waits[0] ?? 0);
+    expect(delays).toEqual(delays.toSorted((first, second) => first - second));
+    expect(delays[2]).toBeGreaterThan(delays[0] ?? 0);
   });
 
-  test("says why the service refuses, and asks with the next candle", async () => {
+  test("keeps the reason of a refusal, and retries with the next candle", async () => {
     await world.shown();
     world.feed.candles(660, false);
-    await world.request.answer({ status: 422, body: { detail: "no", code: "bad_request" } });
-    expect(world.state).toEqual({ kind: "refused", why: "no" });
+    await world.request.answer(422, { detail: "no", code: "bad_request" });
+    expect(world.feed.state).toEqual({ kind: "refused", reason: "no" });
     world.pass(60_000);
-    expect(world.asked).toHaveLength(2);
+    expect(world.requests).toHaveLength(2);
     world.feed.candles(720, false);
-    expect(world.asked).toHaveLength(3);
+    expect(world.requests).toHaveLength(3);
   });
 
-  test("asks for everything when the candles were loaded anew", async () => {
+  test("requests everything when the candles were loaded again", async () => {
     await world.shown();
     world.feed.reload();
-    expect(world.asked).toHaveLength(2);
-    expect(world.question).toEqual({ series_id: BTC, window_candles: String(LIVE_WINDOW) });
+    expect(world.requests).toHaveLength(2);
+    expect(world.query).toEqual({ series_id: BTC, window_candles: String(LIVE_WINDOW) });
   });
 
-  test("drops an answer about a series that is no longer shown", async () => {
+  test("discards an answer about a series that is no longer shown", async () => {
     await world.shown();
     world.feed.candles(660, false);
     const late = world.request;
-    world.feed.follow(named(ETH));
-    expect(world.store.to).toBeNull();
+    world.feed.follow(seriesOf(ETH));
+    expect(world.feed.store.to).toBeNull();
     world.feed.candles(240, false);
-    expect(world.question["series_id"]).toBe(ETH);
-    await late.answer({ status: 200, body: body(11) });
-    expect(world.store.to).toBeNull();
-    await world.request.answer({ status: 200, body: body(4, { series_id: ETH }) });
-    expect(world.store.to).toBe(240);
+    expect(world.query["series_id"]).toBe(ETH);
+    await late.answer(200, body(11));
+    expect(world.feed.store.to).toBeNull();
+    await world.request.answer(200, body(4, { series_id: ETH }));
+    expect(world.feed.store.to).toBe(240);
+  });
+});
+
+describe("pages of older drawings", () => {
+  let world: DrawingWorld;
+  beforeEach(async () => {
+    world = new DrawingWorld();
+    world.feed.enable();
+    world.feed.follow(seriesOf(BTC));
+    world.feed.candles(6000 * 60, false);
+    await world.request.answer(200, body(6000));
+    world.feed.view({ from: 3100 * 60, to: 3200 * 60, first: 0 });
+  });
+
+  test("that lag are behind until their answer comes", async () => {
+    expect(world.query["at_time"]).toBeDefined();
+    await world.request.answer(409, { detail: "ledger_out_of_sync:overlay", code: "ledger_out_of_sync:overlay" });
+    expect(world.feed.state).toEqual({ kind: "behind" });
+    world.pass(1000);
+    await world.request.answer(200, body(4499));
+    expect(world.feed.state).toEqual({ kind: "ready" });
+  });
+
+  test("that lag are behind no longer than they are in view", async () => {
+    await world.request.answer(409, { detail: "ledger_out_of_sync:overlay", code: "ledger_out_of_sync:overlay" });
+    world.feed.view({ from: 5900 * 60, to: 6000 * 60, first: 0 });
+    world.pass(1000);
+    expect(world.feed.state).toEqual({ kind: "ready" });
   });
 });
 
@@ -411,33 +371,33 @@ describe("layers", () => {
   });
   const layers = new Layers(groups);
 
-  test("are as the catalogue proposes", () => {
+  test("are visible as the catalogue proposes", () => {
     expect(groups.map((group) => group.key)).toEqual(["pivot", "macd_12_26_9", "ema_21", "sma_9"]);
-    const names = ["pivot.major", "pivot.minor", "macd_12_26_9.macdhist", "ema_21", "sma_9", "level.known"];
+    const names = ["pivot.major", "pivot.minor", "macd_12_26_9.macdhist", "ema_21", "sma_9", "level.named"];
     expect(names.map((name) => layers.visible(name))).toEqual([true, false, true, true, false, true]);
     expect(layers.find("macd_12_26_9.macdhist")?.layer.look).toBe("histogram");
     expect(layers.find("macd_12_26_9.macdhist")?.layer.label).toBe("macdhist");
     expect(layers.find("ema_21")?.group.pane).toBe("price");
   });
 
-  test("are as the reader chooses", () => {
+  test("are visible as the reader chooses", () => {
     const chosen = layers.choose(["pivot.minor"], true).choose(["ema_21", "pivot.major"], false);
     const names = ["pivot.major", "pivot.minor", "ema_21"];
     expect(names.map((name) => chosen.visible(name))).toEqual([false, true, false]);
     expect(decodeChoices(encodeChoices(chosen.choices))).toEqual(chosen.choices);
   });
 
-  test("without room for panes show those that were chosen", () => {
+  test("without room show the panes that the reader chose", () => {
     const narrow = new Layers(groups, new Map(), false);
     expect(["pivot.major", "ema_21", "macd_12_26_9.macd"].map((name) => narrow.visible(name))).toEqual([true, true, false]);
     expect(narrow.choose(["macd_12_26_9.macd"], true).visible("macd_12_26_9.macd")).toBe(true);
   });
 
-  test("that the catalogue does not name can be hidden, too", () => {
-    const known = layers.knowing(["pivot.major", "level.known"]).knowing(["level.line", "level.known"]);
-    expect(known.groups.at(-1)?.layers.map((layer) => layer.key)).toEqual(["level.known", "level.line"]);
-    expect(known.choose(["level.known"], false).visible("level.known")).toBe(false);
-    expect(known.knowing(["level.known"])).toBe(known);
+  test("that the catalogue does not name can be hidden", () => {
+    const all = layers.including(["pivot.major", "level.named"]).including(["level.line", "level.named"]);
+    expect(all.groups.at(-1)?.layers.map((layer) => layer.key)).toEqual(["level.named", "level.line"]);
+    expect(all.choose(["level.named"], false).visible("level.named")).toBe(false);
+    expect(all.including(["level.named"])).toBe(all);
   });
 
   test.each([null, "", "{", "[]", "1", '{"a":1}'])("are not chosen by %j", (text) => {

@@ -1,17 +1,17 @@
 import { describe, expect, test } from "vitest";
 import { type Connection, INITIAL } from "../src/connection.ts";
-import { type Known, lampOf } from "../src/lamp.ts";
-import { parseSeries } from "../src/series.ts";
+import { type Evidence, lampOf } from "../src/lamp.ts";
 import { parseHealth, parseStatus } from "../src/status.ts";
-import { STATUS_OLD_MS, type Told } from "../src/status-feed.ts";
+import { type Polled, STATUS_STALE_MS } from "../src/status-feed.ts";
+import { BTC as BTC_ID, seriesOf } from "./support.ts";
 
 const NOW = 1_000_000_000;
-const BTC = parseSeries("binance:spot:BTC/USDT:1m");
+const BTC = seriesOf(BTC_ID);
 const CONNECTED: Connection = { ...INITIAL, phase: "live", socket: 1, everLive: true };
 
-function told<T>(what: T | null, at = NOW, since = NOW - 10_000): Told<T> {
-  if (what === null) throw new Error("not understood");
-  return { kind: "told", at, since, what };
+function answered<T>(value: T | null, at = NOW, since = NOW - 10_000): Polled<T> {
+  if (value === null) throw new Error("the answer has another shape");
+  return { kind: "answered", at, since, value };
 }
 
 function status(more: Record<string, unknown> = {}, spot: Record<string, unknown> = {}): unknown {
@@ -22,7 +22,7 @@ function status(more: Record<string, unknown> = {}, spot: Record<string, unknown
 
 function health(more: Record<string, unknown> = {}, stream = "live"): unknown {
   return {
-    series_id: BTC?.id,
+    series_id: BTC.id,
     status: "green",
     status_reason: "up_to_date",
     backfill: { state: "idle" },
@@ -32,121 +32,121 @@ function health(more: Record<string, unknown> = {}, stream = "live"): unknown {
   };
 }
 
-/** A series that is live, but for what the test changes. */
-function known(more: Partial<Known> = {}): Known {
+/** The evidence of a live series, apart from what the test changes. */
+function evidence(more: Partial<Evidence> = {}): Evidence {
   return {
     connection: CONNECTED,
-    status: told(parseStatus(status())),
-    health: told(parseHealth(health())),
+    status: answered(parseStatus(status())),
+    health: answered(parseHealth(health())),
     series: BTC,
     stream: { state: "live", detail: null, at: NOW - 1 },
-    heardAt: NOW - 2_000,
+    receivedAt: NOW - 2_000,
     ...more,
   };
 }
 
-function lamp(more: Partial<Known> = {}): { tone: string; label: string; old: boolean; reason: string | null } {
-  const { tone, label, old, reason } = lampOf(known(more), NOW);
-  return { tone, label, old, reason };
+function lamp(more: Partial<Evidence> = {}): { tone: string; label: string; stale: boolean; reason: string | null } {
+  const { tone, label, stale, reason } = lampOf(evidence(more), NOW);
+  return { tone, label, stale, reason };
 }
 
 describe("the lamp", () => {
   test("is live when connection, exchange, stream and candles are", () => {
-    expect(lamp()).toEqual({ tone: "good", label: "Live", old: false, reason: null });
-    expect(lampOf(known(), NOW).age).toBe(2);
+    expect(lamp()).toEqual({ tone: "good", label: "Live", stale: false, reason: null });
+    expect(lampOf(evidence(), NOW).age).toBe(2);
   });
 
-  test("counts the age from what the page heard, and before that from what the service heard", () => {
-    expect(lampOf(known(), NOW + 3_500).age).toBe(5);
-    const polled = told(parseHealth(health({ now_time: 1000, stream: { state: "live", last_frame_at: 960 } })), NOW - 3_000);
-    expect(lampOf(known({ heardAt: null, health: polled }), NOW).age).toBe(43);
-    expect(lampOf(known({ heardAt: null }), NOW).age).toBeNull();
+  test("takes the age from the last candle of the page, and before the first, from the last frame of the service", () => {
+    expect(lampOf(evidence(), NOW + 3_500).age).toBe(5);
+    const polled = answered(parseHealth(health({ now_time: 1000, stream: { state: "live", last_frame_at: 960 } })), NOW - 3_000);
+    expect(lampOf(evidence({ receivedAt: null, health: polled }), NOW).age).toBe(43);
+    expect(lampOf(evidence({ receivedAt: null }), NOW).age).toBeNull();
   });
 
-  test("is red while the exchange is unreachable, whatever the socket and the stream say", () => {
+  test("is red while the exchange is unreachable, whatever the socket and the stream report", () => {
     const spot = { state: "unreachable", detail: "binance spot gives neither frames nor answers since 14:03:21" };
-    const dead = lamp({ status: told(parseStatus(status({ status: "red" }, spot))) });
+    const dead = lamp({ status: answered(parseStatus(status({ status: "red" }, spot))) });
     expect(dead).toEqual({
       tone: "bad",
       label: "Exchange down",
-      old: true,
+      stale: true,
       reason: "Binance spot gives neither frames nor answers since 14:03:21.",
     });
   });
 
   test.each(["stale", "rest_fallback", "reconnecting", "subscribed", "delisted", "off"])("is not live while the stream is %s", (state) => {
     for (const stream of [null, { state, detail: null, at: NOW + 1 }]) {
-      const shown = lamp({ stream, health: told(parseHealth(health({}, stream === null ? state : "live"))) });
+      const shown = lamp({ stream, health: answered(parseHealth(health({}, stream === null ? state : "live"))) });
       expect(shown.tone).not.toBe("good");
       expect(shown.label).not.toContain("Live");
-      expect(shown.old).toBe(true);
+      expect(shown.stale).toBe(true);
       expect(shown.reason).not.toBeNull();
     }
   });
 
-  test("takes the newer word on the stream: of the event or of the health that was asked for later", () => {
+  test("takes the newest report on the stream: of an event, or of a later health", () => {
     const stale = { state: "stale", detail: "no frames for 15 s" };
     expect(lamp({ stream: { ...stale, at: NOW + 1 } }).reason).toBe("No frames for 15 s.");
     expect(lamp({ stream: { ...stale, at: NOW - 60_000 } }).label).toBe("Live");
   });
 
-  test("is unknown when the service is an older one, and says what the stream says", () => {
+  test("is unknown for an older service, unless its stream reports trouble", () => {
     const older = lamp({ status: { kind: "absent" }, health: { kind: "absent" } });
     expect([older.tone, older.label]).toEqual(["unknown", "State unknown"]);
     const stream = { state: "stale", detail: null, at: NOW };
     expect(lamp({ status: { kind: "absent" }, stream }).label).toBe("Stale");
   });
 
-  test("is unknown when the service has not said for a while how it is", () => {
-    const at = NOW - STATUS_OLD_MS - 1;
-    expect(lamp({ status: told(parseStatus(status()), at) })).toMatchObject({ tone: "unknown", label: "State unknown" });
-    expect(lamp({ status: told(parseStatus(status()), at), heardAt: NOW - 60_000 }).old).toBe(true);
-    expect(lamp({ status: told(parseStatus(status()), at) }).old).toBe(false);
+  test("is unknown when the newest status is stale", () => {
+    const at = NOW - STATUS_STALE_MS - 1;
+    expect(lamp({ status: answered(parseStatus(status()), at) })).toMatchObject({ tone: "unknown", label: "State unknown" });
+    expect(lamp({ status: answered(parseStatus(status()), at), receivedAt: NOW - 60_000 }).stale).toBe(true);
+    expect(lamp({ status: answered(parseStatus(status()), at) }).stale).toBe(false);
     expect(lamp({ status: { kind: "none" } })).toMatchObject({ tone: "unknown", label: "Checking" });
   });
 
-  test("is unknown when the service does not name the exchange, or tells a state that this page does not know", () => {
-    expect(lamp({ status: told(parseStatus(status({ exchanges: [] }))) }).tone).toBe("unknown");
-    expect(lamp({ status: told(parseStatus(status({}, { state: "sleepy" }))) }).tone).toBe("unknown");
+  test("is unknown when the service does not list the exchange, or reports a state that this page does not know", () => {
+    expect(lamp({ status: answered(parseStatus(status({ exchanges: [] }))) }).tone).toBe("unknown");
+    expect(lamp({ status: answered(parseStatus(status({}, { state: "sleepy" }))) }).tone).toBe("unknown");
     expect(lamp({ stream: null, health: { kind: "absent" } }).tone).toBe("unknown");
   });
 
-  test("says of a series that nobody follows that it is stored only", () => {
-    const idle = lamp({ status: told(parseStatus(status({}, { state: "idle", detail: "ingest is off" }))) });
-    expect(idle).toEqual({ tone: "off", label: "Stored only", old: true, reason: "Ingest is off." });
+  test("shows a series that is not followed as stored only", () => {
+    const idle = lamp({ status: answered(parseStatus(status({}, { state: "idle", detail: "ingest is off" }))) });
+    expect(idle).toEqual({ tone: "off", label: "Stored only", stale: true, reason: "Ingest is off." });
   });
 
   test("is red when the store fails, and amber when the exchange is degraded", () => {
     const store = { ok: false, detail: "the disk is full" };
-    expect(lamp({ status: told(parseStatus(status({ store }))) })).toMatchObject({ tone: "bad", reason: "The disk is full." });
-    expect(lamp({ status: told(parseStatus(status({}, { state: "degraded" }))) })).toMatchObject({ tone: "warn", label: "Degraded" });
+    expect(lamp({ status: answered(parseStatus(status({ store }))) })).toMatchObject({ tone: "bad", reason: "The disk is full." });
+    expect(lamp({ status: answered(parseStatus(status({}, { state: "degraded" }))) })).toMatchObject({ tone: "warn", label: "Degraded" });
   });
 
-  test("says what ails the candles of a live series, once two answers in a row say so", () => {
-    const ill = parseHealth(health({ status: "red", status_reason: "interior_gap" }));
-    expect(lamp({ health: told(ill, NOW, NOW) }).label).toBe("Live");
-    expect(lamp({ health: told(ill) })).toMatchObject({ tone: "bad", label: "Incomplete", old: false });
+  test("reports trouble of the candles of a live series after two answers in a row", () => {
+    const incomplete = parseHealth(health({ status: "red", status_reason: "interior_gap" }));
+    expect(lamp({ health: answered(incomplete, NOW, NOW) }).label).toBe("Live");
+    expect(lamp({ health: answered(incomplete) })).toMatchObject({ tone: "bad", label: "Incomplete", stale: false });
     const healing = parseHealth(health({ status: "yellow", status_reason: "gap_healing" }));
-    expect(lamp({ health: told(healing) })).toMatchObject({ tone: "warn", reason: "Missing candles are being fetched." });
+    expect(lamp({ health: answered(healing) })).toMatchObject({ tone: "warn", reason: "Missing candles are being fetched." });
   });
 
   test("is amber when another part of the service is in trouble", () => {
     const red = parseStatus(status({ status: "red", status_reason: "ccxt futures is unreachable" }));
-    expect(lamp({ status: told(red) })).toMatchObject({ tone: "warn", label: "Live, trouble elsewhere", old: false });
-    expect(lamp({ status: told(red, NOW, NOW) }).label).toBe("Live");
+    expect(lamp({ status: answered(red) })).toMatchObject({ tone: "warn", label: "Live, trouble elsewhere", stale: false });
+    expect(lamp({ status: answered(red, NOW, NOW) }).label).toBe("Live");
   });
 
-  test("is red while the page itself is not connected, and says nothing before the first attempt is over", () => {
+  test("is red while the page is not connected, and unknown before the first attempt is over", () => {
     expect(lamp({ connection: { ...CONNECTED, phase: "waiting", downSince: NOW, attempt: 1 } })).toMatchObject({
       tone: "bad",
       label: "Not connected",
-      old: true,
+      stale: true,
     });
     expect(lamp({ connection: { ...INITIAL, phase: "connecting", downSince: NOW } })).toMatchObject({ tone: "unknown", label: "Connecting" });
   });
 
-  test("is never live with anything of the chain in another state than live", () => {
-    const phases = ["connecting", "greeting", "live", "waiting"] as const;
+  test("is live only when every part of the chain is live", () => {
+    const phases = ["connecting", "verifying", "live", "waiting"] as const;
     const states = ["live", "degraded", "unreachable", "idle", "unknown", null];
     const streams = ["live", "stale", "rest_fallback", "reconnecting", "subscribed", "delisted", "off", null];
     for (const phase of phases)
@@ -154,19 +154,19 @@ describe("the lamp", () => {
         for (const stream of streams)
           for (const ok of [true, false]) {
             const exchange = parseStatus(status({ store: { ok, detail: null } }, { state }));
-            const word = stream === null ? null : { state: stream, detail: null, at: NOW };
-            const shown = lamp({ connection: { ...CONNECTED, phase }, status: told(exchange), stream: word, health: { kind: "absent" } });
+            const report = stream === null ? null : { state: stream, detail: null, at: NOW };
+            const shown = lamp({ connection: { ...CONNECTED, phase }, status: answered(exchange), stream: report, health: { kind: "absent" } });
             const allLive = phase === "live" && state === "live" && stream === "live" && ok;
             expect(shown.label.includes("Live")).toBe(allLive);
             expect(shown.tone === "good").toBe(allLive);
           }
   });
 
-  test("behind it, the panel has a line for each part, and does not call old what it does not know", () => {
-    const { facts } = lampOf(known(), NOW);
+  test("has a fact for each part, and none for a part whose state is unknown", () => {
+    const { facts } = lampOf(evidence(), NOW);
     expect(facts.map(({ name }) => name)).toEqual(["Page", "Store", "Binance spot", "Service", "Stream", "Candles", "Last update"]);
-    const silent = lampOf(known({ status: told(parseStatus(status()), NOW - 60_000) }), NOW).facts;
-    expect(silent.map(({ name, tone }) => [name, tone])).toContainEqual(["Service", "unknown"]);
-    expect(silent.map(({ name }) => name)).not.toContain("Binance spot");
+    const withoutStatus = lampOf(evidence({ status: answered(parseStatus(status()), NOW - 60_000) }), NOW).facts;
+    expect(withoutStatus.map(({ name, tone }) => [name, tone])).toContainEqual(["Service", "unknown"]);
+    expect(withoutStatus.map(({ name }) => name)).not.toContain("Binance spot");
   });
 });

@@ -1,54 +1,32 @@
 import { beforeEach, describe, expect, test } from "vitest";
-import { type Answer, PAGE_CANDLES, type Ports } from "../src/feed.ts";
 import { GapFeed } from "../src/gap-feed.ts";
 import { PastFeed } from "../src/past.ts";
-import { type Candle, parseSeries, type Series } from "../src/series.ts";
+import type { Answer } from "../src/ports.ts";
+import type { Candle } from "../src/series.ts";
 import type { GapCounts } from "../src/status.ts";
 import { SeriesStore } from "../src/store.ts";
+import { PAGE_CANDLES } from "../src/wire.ts";
+import { BTC, candle, candles, seriesOf, wireCandles, World } from "./support.ts";
 
-const BTC = "binance:spot:BTC/USDT:1m";
-
-function named(id: string): Series {
-  const series = parseSeries(id);
-  if (series === null) throw new Error(`${id} is no series`);
-  return series;
-}
-
-function candle(minute: number): Candle {
-  return { time: minute * 60, open: 1, high: 2, low: 0.5, close: 1, volume: 3 };
-}
-
-function minutes(from: number, to: number): Candle[] {
-  return Array.from({ length: to - from }, (_, index) => candle(from + index));
-}
-
-function wire(candles: readonly Candle[]): Record<string, number>[] {
-  return candles.map(({ time, ...values }) => ({ candle_time: time, ...values }));
-}
-
-/** A service that has these candles, and answers at once. */
-class Service {
-  now = 0;
-  gone = false;
-  readonly asked: string[] = [];
+/** A service that has these candles, and answers at once, unless it is down. */
+class Service extends World {
+  down = false;
   gaps: { start_time: number; end_time: number; state: string }[] = [];
 
-  constructor(public candles: Candle[]) {}
+  constructor(readonly stored: readonly Candle[]) {
+    super();
+  }
 
-  readonly ports: Pick<Ports, "get" | "now"> = {
-    now: () => this.now,
-    get: (path): Promise<Answer> => {
-      this.asked.push(path);
-      if (this.gone) return Promise.reject(new TypeError("network"));
-      const query = new URLSearchParams(path.split("?")[1]);
-      const limit = Number(query.get("limit"));
-      const before = query.get("before");
-      const page =
-        before === null
-          ? this.candles.filter(({ time }) => time > Number(query.get("since"))).slice(0, limit)
-          : this.candles.filter(({ time }) => time < Number(before)).slice(-limit);
-      return Promise.resolve({ status: 200, body: { series_id: BTC, candles: wire(page), gaps: this.gaps } });
-    },
+  override respond = (path: string): Answer | null => {
+    if (this.down) return null;
+    const query = new URLSearchParams(path.split("?")[1]);
+    const limit = Number(query.get("limit"));
+    const before = query.get("before");
+    const page =
+      before === null
+        ? this.stored.filter(({ time }) => time > Number(query.get("since"))).slice(0, limit)
+        : this.stored.filter(({ time }) => time < Number(before)).slice(-limit);
+    return { status: 200, body: { series_id: BTC, candles: wireCandles(page), gaps: this.gaps } };
   };
 }
 
@@ -63,9 +41,9 @@ describe("the past", () => {
   let opened: number;
   let joined: boolean[];
   beforeEach(() => {
-    service = new Service(minutes(1, 5000));
+    service = new Service(candles(1, 5000));
     live = new SeriesStore("1m");
-    live.replace(minutes(4000, 5000));
+    live.replace(candles(4000, 5000));
     opened = 0;
     joined = [];
     past = new PastFeed(service.ports, {
@@ -79,15 +57,15 @@ describe("the past", () => {
     });
   });
 
-  test("opens at the first stored candle, far from what is held", async () => {
-    await past.open(named(BTC), live);
+  test("opens at the first stored candle, far from the live ones", async () => {
+    await past.open(seriesOf(BTC), live);
     expect(times(past.store)).toEqual([60, PAGE_CANDLES * 60, 0]);
     expect([opened, joined]).toEqual([1, []]);
     expect(live.first).toBe(4000 * 60);
   });
 
-  test("goes on to newer candles until it meets the live ones, without a hole or a double", async () => {
-    await past.open(named(BTC), live);
+  test("loads newer candles until they meet the live ones, without a hole or a duplicate", async () => {
+    await past.open(seriesOf(BTC), live);
     live.close([candle(5000)]);
     for (let turn = 0; turn < 10 && past.store !== null; turn += 1) await past.loadNewer();
     expect(joined).toEqual([false]);
@@ -97,39 +75,39 @@ describe("the past", () => {
     expect(live.olderExists).toBe(false);
   });
 
-  test("is the live history at once when that begins close to it", async () => {
-    live.replace(minutes(500, 5000));
-    await past.open(named(BTC), live);
+  test("joins the live candles at once when these begin close to it", async () => {
+    live.replace(candles(500, 5000));
+    await past.open(seriesOf(BTC), live);
     expect([opened, joined, past.store]).toEqual([0, [true], null]);
     expect(times(live)).toEqual([60, 4999 * 60, 0]);
   });
 
-  test("does nothing without an answer, and asks again a while later", async () => {
-    service.gone = true;
-    await past.open(named(BTC), live);
+  test("does nothing without an answer, and retries after a delay", async () => {
+    service.down = true;
+    await past.open(seriesOf(BTC), live);
     expect([past.store, opened]).toEqual([null, 0]);
-    service.gone = false;
-    await past.open(named(BTC), live);
-    service.gone = true;
-    const { length } = service.asked;
+    service.down = false;
+    await past.open(seriesOf(BTC), live);
+    service.down = true;
+    const { length } = service.requests;
     await past.loadNewer();
     await past.loadNewer();
-    expect(service.asked).toHaveLength(length + 1);
+    expect(service.requests).toHaveLength(length + 1);
     service.now += 3000;
-    service.gone = false;
+    service.down = false;
     await past.loadNewer();
     expect(times(past.store)[1]).toBe(2 * PAGE_CANDLES * 60);
   });
 
-  test("drops an answer that comes after its end", async () => {
-    const opening = past.open(named(BTC), live);
+  test("discards an answer that comes after its end", async () => {
+    const opening = past.open(seriesOf(BTC), live);
     past.end();
     await opening;
     expect([past.store, opened]).toEqual([null, 0]);
   });
 
-  test("takes corrections of the candles that it shows, and of no others", async () => {
-    await past.open(named(BTC), live);
+  test("takes corrections of its own candles alone", async () => {
+    await past.open(seriesOf(BTC), live);
     past.revised([{ ...candle(5), close: 1.5 }, { ...candle(4500), close: 1.5 }]);
     expect(past.store?.barAt(300)?.bar.candle.close).toBe(1.5);
     expect(times(past.store)[1]).toBe(PAGE_CANDLES * 60);
@@ -140,44 +118,44 @@ function counts(more: Partial<GapCounts> = {}): GapCounts {
   return { unknown: 0, healing: 0, confirmedEmpty: 0, lost: 0, ...more };
 }
 
-describe("what is known of holes", () => {
+describe("the state of a gap", () => {
   let service: Service;
   let store: SeriesStore;
   let changes: number;
   let feed: GapFeed;
   beforeEach(() => {
     store = new SeriesStore("1m");
-    store.replace([...minutes(1, 10), ...minutes(12, 20)]);
-    service = new Service([...minutes(1, 10), ...minutes(12, 20)]);
+    store.replace([...candles(1, 10), ...candles(12, 20)]);
+    service = new Service([...candles(1, 10), ...candles(12, 20)]);
     changes = 0;
     feed = new GapFeed(service.ports, () => {
       changes += 1;
     });
   });
 
-  test("is asked for again when the counts of the health change, until the exchange has none", async () => {
-    await feed.counted(named(BTC), store, counts({ unknown: 2 }));
+  test("is requested again when the counts of the health change, until it is confirmed empty", async () => {
+    await feed.counted(seriesOf(BTC), store, counts({ unknown: 2 }));
     expect(store.gaps[0]?.state).toBe("unknown");
-    await feed.counted(named(BTC), store, counts({ unknown: 2 }));
-    expect(service.asked).toHaveLength(1);
+    await feed.counted(seriesOf(BTC), store, counts({ unknown: 2 }));
+    expect(service.requests).toHaveLength(1);
     service.gaps = [{ start_time: 600, end_time: 720, state: "confirmed_empty" }];
-    await feed.counted(named(BTC), store, counts({ confirmedEmpty: 2 }));
+    await feed.counted(seriesOf(BTC), store, counts({ confirmedEmpty: 2 }));
     expect([store.gaps[0]?.state, changes]).toEqual(["confirmed_empty", 1]);
-    await feed.counted(named(BTC), store, counts({ confirmedEmpty: 3 }));
-    expect(service.asked).toHaveLength(2);
+    await feed.counted(seriesOf(BTC), store, counts({ confirmedEmpty: 3 }));
+    expect(service.requests).toHaveLength(2);
   });
 
-  test("is asked for again when there was no answer", async () => {
-    service.gone = true;
-    await feed.counted(named(BTC), store, counts({ unknown: 2 }));
-    service.gone = false;
-    await feed.counted(named(BTC), store, counts({ unknown: 2 }));
-    expect(service.asked).toHaveLength(2);
+  test("is requested again after a failure", async () => {
+    service.down = true;
+    await feed.counted(seriesOf(BTC), store, counts({ unknown: 2 }));
+    service.down = false;
+    await feed.counted(seriesOf(BTC), store, counts({ unknown: 2 }));
+    expect(service.requests).toHaveLength(2);
   });
 
-  test("is of no interest where nothing is missing", async () => {
-    store.replace(minutes(1, 20));
-    await feed.counted(named(BTC), store, counts({ unknown: 2 }));
-    expect(service.asked).toEqual([]);
+  test("is not requested when no candle is missing", async () => {
+    store.replace(candles(1, 20));
+    await feed.counted(seriesOf(BTC), store, counts({ unknown: 2 }));
+    expect(service.requests).toEqual([]);
   });
 });

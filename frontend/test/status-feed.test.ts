@@ -1,144 +1,97 @@
 import { beforeEach, describe, expect, test } from "vitest";
-import type { Answer, Ports } from "../src/feed.ts";
-import { parseSeries, type Series } from "../src/series.ts";
-import { parseHealth, parseStatus, type SeriesHealth, type ServiceStatus } from "../src/status.ts";
-import { ABSENT_AGAIN_MS, HEALTH_EVERY_MS, STATUS_EVERY_MS, StatusFeed, type Told } from "../src/status-feed.ts";
+import type { Answer } from "../src/ports.ts";
+import { parseHealth, parseStatus } from "../src/status.ts";
+import { ABSENT_INTERVAL_MS, HEALTH_INTERVAL_MS, STATUS_INTERVAL_MS, StatusFeed } from "../src/status-feed.ts";
+import { BTC, ETH, seriesOf, World } from "./support.ts";
 
-const BTC = "binance:spot:BTC/USDT:1m";
-const ETH = "binance:spot:ETH/USDT:1m";
-
-function named(id: string): Series {
-  const series = parseSeries(id);
-  if (series === null) throw new Error(`${id} is no series`);
-  return series;
-}
-
-/** A service that answers at once, unless it is gone; time moves only by `pass`. */
-class World {
-  now = 1_000_000;
-  gone = false;
+/** A service that answers at once, unless it is down. */
+class StatusWorld extends World {
+  down = false;
   answers: Record<string, Answer> = {};
-  readonly asked: string[] = [];
-  status: Told<ServiceStatus> = { kind: "none" };
-  health: Told<SeriesHealth> = { kind: "none" };
-  #timers: { at: number; call: () => void }[] = [];
+  readonly feed = new StatusFeed(this.ports, () => undefined);
 
-  readonly ports: Pick<Ports, "get" | "after" | "now"> = {
-    get: (path) => {
-      this.asked.push(path);
-      const answer = this.answers[path.split("?")[0] ?? ""];
-      return this.gone || answer === undefined ? Promise.reject(new TypeError("network")) : Promise.resolve(answer);
-    },
-    now: () => this.now,
-    after: (ms, call) => {
-      const timer = { at: this.now + ms, call };
-      this.#timers.push(timer);
-      return () => {
-        this.#timers = this.#timers.filter((other) => other !== timer);
-      };
-    },
-  };
+  override respond = (path: string): Answer | null => (this.down ? null : (this.answers[path.split("?")[0] ?? ""] ?? null));
 
-  readonly feed = new StatusFeed(this.ports, {
-    status: (status, health) => {
-      this.status = status;
-      this.health = health;
-    },
-  });
-
-  async pass(ms: number): Promise<void> {
-    const until = this.now + ms;
-    for (;;) {
-      for (let turn = 0; turn < 10; turn += 1) await Promise.resolve();
-      const next = this.#timers.toSorted((one, other) => one.at - other.at)[0];
-      if (next === undefined || next.at > until) break;
-      this.#timers = this.#timers.filter((timer) => timer !== next);
-      this.now = next.at;
-      next.call();
-    }
-    this.now = until;
-  }
-
-  say(level: string): void {
+  setLevel(level: string): void {
     this.answers["/api/market/status"] = { status: 200, body: { status: level, status_reason: "x", exchanges: [], store: { ok: true } } };
   }
 }
 
-let world: World;
+let world: StatusWorld;
 beforeEach(() => {
-  world = new World();
-  world.say("green");
+  world = new StatusWorld();
+  world.setLevel("green");
   world.answers["/api/market/health"] = { status: 200, body: { series_id: BTC, status: "green", status_reason: "up_to_date" } };
 });
 
 describe("the status", () => {
-  test("is asked for again and again, and has the time of its newest answer and of its first like it", async () => {
+  test("is polled, and keeps the times of its newest answer and of the first with the same level", async () => {
     world.feed.start();
-    await world.pass(3 * STATUS_EVERY_MS);
-    expect(world.asked).toHaveLength(4);
-    expect(world.status).toMatchObject({ kind: "told", at: 1_000_000 + 3 * STATUS_EVERY_MS, since: 1_000_000, what: { level: "green" } });
-    world.say("red");
-    await world.pass(STATUS_EVERY_MS);
-    expect(world.status).toMatchObject({ at: world.now, since: world.now, what: { level: "red" } });
+    await world.passWithAnswers(3 * STATUS_INTERVAL_MS);
+    expect(world.requests).toHaveLength(4);
+    expect(world.feed.status).toMatchObject({ kind: "answered", at: 1_000_000 + 3 * STATUS_INTERVAL_MS, since: 1_000_000, value: { level: "green" } });
+    world.setLevel("red");
+    await world.passWithAnswers(STATUS_INTERVAL_MS);
+    expect(world.feed.status).toMatchObject({ at: world.now, since: world.now, value: { level: "red" } });
   });
 
-  test("keeps its age while the service is gone, and is asked for all the time", async () => {
+  test("keeps its age while the service is down, and is polled on", async () => {
     world.feed.start();
-    await world.pass(0);
+    await world.passWithAnswers(0);
     const { now } = world;
-    world.gone = true;
-    await world.pass(10 * STATUS_EVERY_MS);
-    expect(world.status).toMatchObject({ kind: "told", at: now });
-    world.gone = false;
-    await world.pass(STATUS_EVERY_MS);
-    expect(world.status).toMatchObject({ kind: "told", at: world.now });
+    world.down = true;
+    await world.passWithAnswers(10 * STATUS_INTERVAL_MS);
+    expect(world.feed.status).toMatchObject({ kind: "answered", at: now });
+    world.down = false;
+    await world.passWithAnswers(STATUS_INTERVAL_MS);
+    expect(world.feed.status).toMatchObject({ kind: "answered", at: world.now });
   });
 
-  test("of an older service is absent, and seldom asked for", async () => {
+  test("of an older service is absent, and polled seldom", async () => {
     world.answers["/api/market/status"] = { status: 404, body: { detail: "nothing here", code: "not_found" } };
     world.feed.start();
-    await world.pass(ABSENT_AGAIN_MS - 1);
-    expect(world.asked).toHaveLength(1);
-    expect(world.status).toEqual({ kind: "absent" });
-    world.say("green");
-    await world.pass(1);
-    expect(world.status).toMatchObject({ kind: "told" });
+    await world.passWithAnswers(ABSENT_INTERVAL_MS - 1);
+    expect(world.requests).toHaveLength(1);
+    expect(world.feed.status).toEqual({ kind: "absent" });
+    world.setLevel("green");
+    await world.passWithAnswers(1);
+    expect(world.feed.status).toMatchObject({ kind: "answered" });
   });
 
-  test("is asked for at once when something happens, once at a time", async () => {
+  test("is polled at once on a refresh, with one repetition afterwards", async () => {
     world.feed.start();
-    await world.pass(500);
-    world.feed.soon();
-    world.feed.soon();
-    await world.pass(0);
-    expect(world.asked).toHaveLength(3);
-    await world.pass(STATUS_EVERY_MS);
-    expect(world.asked).toHaveLength(4);
+    await world.passWithAnswers(500);
+    world.feed.refresh();
+    world.feed.refresh();
+    await world.passWithAnswers(0);
+    expect(world.requests).toHaveLength(3);
+    await world.passWithAnswers(STATUS_INTERVAL_MS);
+    expect(world.requests).toHaveLength(4);
   });
 });
 
 describe("the health", () => {
-  test("is that of the series that is shown", async () => {
-    world.feed.follow(named(BTC));
-    await world.pass(HEALTH_EVERY_MS);
-    expect(world.asked).toHaveLength(2);
-    expect(world.health).toMatchObject({ what: { series: BTC, reason: "up_to_date" } });
-    world.feed.follow(named(ETH));
-    expect(world.health).toEqual({ kind: "none" });
-    expect(world.asked.at(-1)).toContain(encodeURIComponent(ETH));
+  test("is that of the followed series", async () => {
+    world.feed.follow(seriesOf(BTC));
+    await world.passWithAnswers(HEALTH_INTERVAL_MS);
+    expect(world.requests).toHaveLength(2);
+    expect(world.feed.health).toMatchObject({ value: { series: BTC, reason: "up_to_date" } });
+    world.feed.follow(seriesOf(ETH));
+    expect(world.feed.health).toEqual({ kind: "none" });
+    expect(world.requests.at(-1)?.path).toContain(encodeURIComponent(ETH));
   });
 
-  test("is not taken from an answer about the series before", async () => {
-    world.feed.follow(named(BTC));
+  test("is not taken from a late answer about another series", async () => {
+    world.feed.follow(seriesOf(BTC));
     world.answers["/api/market/health"] = { status: 404, body: null };
-    world.feed.follow(named(ETH));
-    await world.pass(0);
-    expect(world.health).toEqual({ kind: "absent" });
+    world.feed.follow(seriesOf(ETH));
+    await world.passWithAnswers(0);
+    expect(world.feed.health).toEqual({ kind: "absent" });
   });
 });
 
-describe("answers of the wire", () => {
-  test("are read tolerantly: what is missing is not known", () => {
+describe("an answer", () => {
+  test("is parsed tolerantly: what is missing is unknown", () => {
     expect(parseStatus(null)).toBeNull();
     expect(parseStatus({ status: 1 })).toBeNull();
     expect(parseStatus({ status: "blue", exchanges: [{ exchange: "x" }, null, { exchange: "x", market: "spot", state: 4 }] })).toEqual({

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { Candle } from "../src/series.ts";
 import { type Change, mergeChanges, SeriesStore } from "../src/store.ts";
-import { MOST_DECLARED, NO_GAPS } from "../src/declared-gaps.ts";
+import { MOST_DECLARED, DeclaredGaps } from "../src/declared-gaps.ts";
 
 /** The candle of minute `minute`; `close` tells versions of it apart. */
 function candle(minute: number, close = 1): Candle {
@@ -194,7 +194,7 @@ describe("a hole", () => {
     });
     for (const gap of elsewhere) held.declareGaps([gap]);
     expect(held.gaps[0]?.state).toBe("healing");
-    const known = elsewhere.reduce((all, gap) => all.with(gap), NO_GAPS).bounded([]);
+    const known = elsewhere.reduce((all, gap) => all.with(gap), new DeclaredGaps()).bounded([]);
     expect(known.count).toBe(MOST_DECLARED);
   });
 });
