@@ -16,8 +16,8 @@ from time import process_time
 
 from klinesync.core.candle import Candle
 from klinesync.core.derived import FormingBuckets, complete, fold, roll_up, touched
-from klinesync.core.gaps import missing_spans
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import missing_spans
 from klinesync.core.timeframe import DAY_S, Timeframe
 
 MINUTE = Timeframe.parse("1m")

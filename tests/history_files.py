@@ -15,8 +15,8 @@ import pyarrow.feather as pa_feather
 import pyarrow.parquet as pa_parquet
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.history.reading import HistoryFiles
 from klinesync.market_data.listings import StoredListings
 from klinesync.runtime.sources import Listing

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UnknownSeries
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market.schemas import HealthAnswer
 from klinesync.market_data import heal_queue
 from klinesync.market_data.backfill import BackfillService

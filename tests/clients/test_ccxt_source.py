@@ -21,8 +21,8 @@ from simulated_exchange import SPOT, USDM, Market, SimulatedExchange, closed_by,
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.ingest.ccxt_client import Ccxt, CcxtClient, CcxtThread
 from klinesync.ingest.ccxt_source import CcxtSource
 from klinesync.ingest.turn_queue import Kind

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.storage import chunks
 from klinesync.storage.database import CandleStore, Database, Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase

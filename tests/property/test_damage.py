@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Gap, GapState, Span, declared
+from klinesync.core.gaps import Gap, GapState, declared
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.chunks import CHUNK_CANDLES, Grid, as_candles, pack, unpack_between
 

@@ -25,8 +25,8 @@ from klinesync.core.derived import (
     touched,
 )
 from klinesync.core.errors import Rejected
-from klinesync.core.gaps import Span, missing_spans, runs
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, missing_spans, runs
 from klinesync.core.timeframe import DAY_S, Timeframe
 
 MINUTE = Timeframe.parse("1m")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.derived import roll_up
-from klinesync.core.gaps import GapState, Span
+from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.derived_services import MAX_NATIVE, lack
 from klinesync.market_data.verify import verify

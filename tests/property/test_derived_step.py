@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
 from klinesync.core.derived import derive, touched
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline, Submission

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -15,25 +14,20 @@ from klinesync.core.gaps import (
     Gap,
     GapChange,
     GapState,
-    Span,
     arrived,
     begin_healing,
-    clipped,
     confirm_empty,
     end_healing,
     fill,
-    joined,
     lose,
     missing_candles,
-    missing_spans,
     note,
     reach,
-    runs,
     unproven,
     unsettled,
     within,
-    without,
 )
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 
 MINUTE = Timeframe.parse("1m")
@@ -180,33 +174,6 @@ def test_whatever_the_order_of_arrival_each_time_between_the_edges_is_stored_or_
         assert not arrived(series.rows, MINUTE, series.extent(), chosen)  # the same again writes nothing
 
 
-@given(TIMEFRAMES, st.sets(st.integers(0, LENGTH - 1)), st.integers(0, LENGTH), st.integers(0, LENGTH))
-def test_missing_spans_are_what_the_times_leave_open(
-    timeframe: Timeframe, present: set[int], first: int, length: int
-) -> None:
-    times = grid(timeframe)
-    end = min(LENGTH, first + length)
-    window = set(times[first:end])
-    stored = sorted(times[at] for at in present if times[at] in window)
-    assert missing_spans(timeframe, times[first], times[end], stored) == spans_of(window - set(stored), timeframe)
-    assert runs(timeframe, stored) == spans_of(stored, timeframe)
-
-
-@given(
-    st.sets(st.integers(0, LENGTH - 1)),
-    st.sets(st.integers(0, LENGTH - 1)),
-    st.integers(0, LENGTH),
-    st.integers(0, LENGTH),
-)
-def test_spans_are_cut_like_sets(one: set[int], two: set[int], start: int, length: int) -> None:
-    times = grid(MINUTE)
-    ones, twos = ({times[at] for at in picked} for picked in (one, two))
-    assert without(spans_of(ones, MINUTE), spans_of(twos, MINUTE)) == spans_of(ones - twos, MINUTE)
-    window = set(times[start : min(LENGTH, start + length)])
-    span = Span(times[start], times[min(LENGTH, start + length)])
-    assert clipped(spans_of(ones, MINUTE), span) == spans_of(ones & window, MINUTE)
-
-
 LEDGERS = st.dictionaries(
     st.integers(0, LENGTH - 1),
     st.sampled_from((Known(UNKNOWN), Known(HEALING), Known(EMPTY, "a", 1), Known(EMPTY, "b", 2), Known(LOST, "c", 3))),
@@ -326,14 +293,6 @@ def test_a_restart_puts_all_healing_back_to_unknown_and_joins_it() -> None:
 
 def test_retention_forgets_the_holes_before_the_first_candle_that_is_kept() -> None:
     assert fill([HOLE], [Span(0, 900)]) == GapChange((HOLE,), (Gap(900, 1200, UNKNOWN),))
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9))))
-def test_joined_spans_are_what_lies_in_any_of_them_ascending_and_apart(spans: list[tuple[int, int]]) -> None:
-    found = joined(Span(start, start + length) for start, length in spans)
-    covered = {at for start, length in spans for at in range(start, start + length)}
-    assert {at for start, end in found for at in range(start, end)} == covered
-    assert all(one.end < two.start for one, two in pairwise(found))
 
 
 def test_a_confirmation_without_a_proof_is_a_mistake_of_the_program() -> None:

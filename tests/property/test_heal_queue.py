@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.core import gaps
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, missing_spans
 from klinesync.market_data import heal_queue
 from klinesync.market_data.heal_queue import (
     PATIENCE,
@@ -85,7 +86,7 @@ class World:
             self.requests += 1
             if not page:
                 return
-            yield page, gaps.missing_spans(MINUTE, 60 * page[0], 60 * page[-1], [60 * minute for minute in page])
+            yield page, missing_spans(MINUTE, 60 * page[0], 60 * page[-1], [60 * minute for minute in page])
             if len(page) < PAGE or 60 * page[-1] <= start:
                 return
             start = 60 * page[-1]

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.gaps import SETTLED, Gap, GapState, Span
+from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, widened
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill_board import BackfillReport
-from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, assess, on_grid
+from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, assess
 from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -223,12 +224,12 @@ def test_months_are_counted_by_the_calendar() -> None:
 
 def test_spans_of_the_base_are_widened_to_the_buckets_that_hold_them() -> None:
     hour = Timeframe.parse("1h")
-    assert on_grid(hour, []) == []
-    assert on_grid(hour, [Span(60, 120), Span(3000, 3660), Span(7200, 7260), Span(18_000, 21_600)]) == [
+    assert widened(hour, []) == []
+    assert widened(hour, [Span(60, 120), Span(3000, 3660), Span(7200, 7260), Span(18_000, 21_600)]) == [
         Span(0, 10_800),
         Span(18_000, 21_600),
     ]
-    assert on_grid(BTC.timeframe, [Span(60, 120), Span(180, 240)]) == [Span(60, 120), Span(180, 240)]
+    assert widened(BTC.timeframe, [Span(60, 120), Span(180, 240)]) == [Span(60, 120), Span(180, 240)]
 
 
 # --- whatever is known

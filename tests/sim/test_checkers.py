@@ -17,6 +17,7 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.derived import fold
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.splice import Jump, Splice
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph, Said, States
@@ -293,7 +294,7 @@ def store_incomplete_buckets(patch: pytest.MonkeyPatch) -> None:
         if applied.candles and series.timeframe == self.base:
             target = self.targets[0]
             open_ = target.floor(applied.candles[-1].time)
-            window = gaps.Span(open_, target.next(open_))
+            window = Span(open_, target.next(open_))
             changes += self._write(store, series, target, window, at)
         return changes
 

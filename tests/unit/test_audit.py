@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 import pytest
 
 from klinesync.core.candle import Applied, Candle
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.ingest.audit import AUDIT_AGE_S, AUDIT_CANDLES, Audit
 from klinesync.pipelines.ingest_pipeline import Empty
 from klinesync.runtime.sources import Errand, HistoryPage

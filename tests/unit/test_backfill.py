@@ -11,12 +11,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from klinesync.core import gaps
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle, StoreError, UpstreamError
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, missing_spans
 from klinesync.history.reading import Shelf
 from klinesync.market_data import backfill, heal_queue
 from klinesync.market_data.backfill import BackfillProgress, BackfillService
@@ -74,7 +74,7 @@ class Exchange:
                 times = [60 * minute for minute in page]
                 yield HistoryPage(
                     [candle(minute) for minute in page],
-                    gaps.missing_spans(series.timeframe, times[0], times[-1], times),
+                    missing_spans(series.timeframe, times[0], times[-1], times),
                 )
                 if len(page) < PAGE or times[-1] <= start:
                     return

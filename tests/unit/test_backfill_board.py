@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data import backfill_board
 from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
 from klinesync.runtime.sources import HistoryWatch

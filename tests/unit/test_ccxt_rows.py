@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle, UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.ccxt_rows import (
     LONGEST_AHEAD_MS,

@@ -14,8 +14,8 @@ import pytest
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.ingest import ccxt_source
 from klinesync.ingest.ccxt_client import CcxtClient, CcxtThread
 from klinesync.ingest.ccxt_rows import Row

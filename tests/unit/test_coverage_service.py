@@ -14,8 +14,8 @@ import pytest
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data import coverage
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard

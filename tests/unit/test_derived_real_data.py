@@ -14,17 +14,8 @@ import pytest
 
 from klinesync.core.candle import Candle
 from klinesync.core.derived import complete, derive, fold, roll_up, touched
-from klinesync.core.gaps import (
-    Gap,
-    GapState,
-    Span,
-    arrived,
-    begin_healing,
-    confirm_empty,
-    missing_candles,
-    missing_spans,
-    unproven,
-)
+from klinesync.core.gaps import Gap, GapState, arrived, begin_healing, confirm_empty, missing_candles, unproven
+from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe
 
 MINUTE = Timeframe.parse("1m")

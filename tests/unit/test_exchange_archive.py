@@ -16,8 +16,8 @@ from aiohttp import web
 from history_files import all_of, minutes, write_archive
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S
 from klinesync.market_data.history import sources
 from klinesync.market_data.history.files import BadFile, batches, verify_checksum

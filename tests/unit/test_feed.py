@@ -1,8 +1,8 @@
 """IngestFeed: commands out for what comes in."""
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.splice import Jump
 from klinesync.ingest.feed import (
     ASK_AGAIN,

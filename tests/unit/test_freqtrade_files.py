@@ -14,8 +14,8 @@ import pytest
 
 from history_files import EVER, all_of, minute, minutes, write_freqtrade
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data.history import sources
 from klinesync.market_data.history.files import BadFile, batches
 from klinesync.market_data.history.names import freqtrade_path, freqtrade_series

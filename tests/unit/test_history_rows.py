@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle, check_candle, check_not_future
 from klinesync.core.errors import BadCandle
-from klinesync.core.gaps import Span
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.history.rows import (
     MAX_TOLD,

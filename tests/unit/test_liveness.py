@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.liveness import IN_FLIGHT_S, MAX_DETAIL_CHARS, RESUBSCRIBE, StreamWatch
 

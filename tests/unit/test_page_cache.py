@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data import read_services
 from klinesync.market_data.read_services import CandleReader, Page, PageCache, PageKey
 from klinesync.storage.database import CandleStore, Origin

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span, confirm_empty
+from klinesync.core.gaps import confirm_empty
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data.read_services import CandleReader
 from klinesync.pipelines.derived_step import write_closed
 from klinesync.storage.database import CandleStore, Origin

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.ingest.questions import AGAIN_AFTER_S, GIVE_UP_S, MAX_QUESTIONS, MAX_SPAN, RETRY_S, Questions
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

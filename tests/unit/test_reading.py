@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError, UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.history.reading import BROKEN_OFF, Progress, on_board, read_pages, untold
 from klinesync.runtime.sources import HistoryPage
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Gap, Span
+from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.market_data import retention
 from klinesync.market_data.retention import Retention, cut_of, old, trim

@@ -1,6 +1,7 @@
 """Holes and buckets, from a gap ledger."""
 
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import Gap, GapState
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.series_health import Bucket, Hole, completeness, holes, recent_opens
 

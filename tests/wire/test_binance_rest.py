@@ -15,8 +15,8 @@ from aiohttp import web
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.ingest import binance_rest
 from klinesync.ingest.binance_rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
 from klinesync.runtime.clock import ExchangeClock

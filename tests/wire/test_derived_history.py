@@ -13,8 +13,8 @@ import pytest
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.derived import roll_up
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.market import runtime_builder
 from klinesync.market_data import coverage, derived_services

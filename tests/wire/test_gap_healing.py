@@ -14,8 +14,9 @@ from aiohttp import web
 
 from klinesync.core.candle import Candle
 from klinesync.core.derived import roll_up
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.binance_rest import BinanceRest, market_routes
 from klinesync.market_data.backfill import BackfillService

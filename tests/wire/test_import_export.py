@@ -19,8 +19,8 @@ from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S
 from klinesync.market_data.history import importing
 from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles

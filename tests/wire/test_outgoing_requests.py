@@ -16,8 +16,8 @@ from klinesync.client.follow import Disconnected, follow
 from klinesync.client.follow import ServiceError as ClientError
 from klinesync.client.service import AsyncKlinesync
 from klinesync.core.errors import UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.ingest.binance_rest import BinanceRest, market_routes
 from klinesync.ingest.ccxt_client import TIMEOUT_MS, ccxt_exchange
 from klinesync.market_data.history.sources import ExchangeArchive

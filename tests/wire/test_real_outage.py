@@ -15,8 +15,9 @@ from aiohttp import web
 
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.derived import derive
-from klinesync.core.gaps import Gap, GapState, Span, runs
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, runs
 from klinesync.core.timeframe import Timeframe
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market

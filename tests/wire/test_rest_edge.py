@@ -10,8 +10,8 @@ from typing import TypeVar
 import pytest
 
 from klinesync.core.errors import UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.ingest.binance_rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
 from klinesync.ingest.weight import AT_ONCE
 from klinesync.runtime.clock import ExchangeClock

@@ -16,8 +16,8 @@ import pytest
 from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data import store_scrub
 from klinesync.storage import damage

@@ -22,9 +22,9 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadFlag, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.indicator_names import parse_indicators
 from klinesync.history.reading import Pages, read_pages, untold

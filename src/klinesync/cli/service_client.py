@@ -17,9 +17,9 @@ from klinesync.core.busy import repeat_after_s
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.errors import Rejected, Transient
-from klinesync.core.gaps import Span
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data.backfill import BACKFILL, BackfillProgress
 from klinesync.market_data.history.importing import PartlyRefused, PartlyStored
 from klinesync.runtime.http_client import location

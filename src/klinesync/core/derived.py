@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from klinesync.core.candle import Candle, Forming
 from klinesync.core.errors import Rejected
-from klinesync.core.gaps import Span, missing_spans, without
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, missing_spans, without
 from klinesync.core.timeframe import DAY_S, Timeframe
 
 CHAIN = tuple(Timeframe.parse(code) for code in ("1m", "5m", "15m", "1h", "4h", "1d"))

@@ -1,6 +1,6 @@
 """Gaps: the spans of open times that a series lacks, and what is known about each of them.
 
-A span is `[start, end)` in UTC seconds, both on the timeframe's grid. The ledger of a series is its gaps, ascending,
+The ledger of a series is its gaps, ascending,
 disjoint, and merged: neighbours of one state (and one proof) are one row. It lives in the store, one row a gap, so
 every operation here is a plain function from the rows that touch its spans to a `GapChange`: the rows to delete and
 the rows to insert. Rows that lie elsewhere may be passed too (the whole ledger, say); they are left alone.
@@ -11,22 +11,13 @@ healed, confirmed empty or lost, so a stored candle can never be declared empty 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
-from operator import attrgetter
 from typing import NamedTuple
 
+from klinesync.core.spans import Span, clipped, common, hull, joined, missing_spans, runs, without
 from klinesync.core.timeframe import Timeframe
-
-
-class Span(NamedTuple):
-    """Open times from `start` to `end` (exclusive), in UTC seconds, both on a timeframe's grid."""
-
-    start: int
-    end: int
 
 
 class GapState(StrEnum):
@@ -75,62 +66,6 @@ class GapChange:
     def applied_to(self, gaps: Iterable[Gap]) -> list[Gap]:
         """The ledger after this change."""
         return sorted((set(gaps) - set(self.delete)) | set(self.insert))
-
-
-# --- spans
-
-
-def runs(timeframe: Timeframe, times: Sequence[int]) -> list[Span]:
-    """The spans that are covered by `times` (strictly ascending, on the grid)."""
-    if not times:
-        return []
-    step_s = timeframe.step_s
-    if step_s and times[-1] - times[0] == (len(times) - 1) * step_s:
-        return [Span(times[0], times[-1] + step_s)]  # the usual case: no hole
-    if step_s:
-        jumps = [(one, two) for one, two in pairwise(times) if two - one != step_s]
-    else:
-        jumps = [(one, two) for one, two in pairwise(times) if two != timeframe.next(one)]
-    starts = [times[0], *(after for _, after in jumps)]
-    lasts = [*(before for before, _ in jumps), times[-1]]
-    return [Span(start, timeframe.next(last)) for start, last in zip(starts, lasts, strict=True)]
-
-
-def missing_spans(timeframe: Timeframe, first: int, end: int, times: Sequence[int]) -> list[Span]:
-    """The open times in `[first, end)` that are not among `times` (strictly ascending, on the grid)."""
-    return without([Span(first, end)], runs(timeframe, times))
-
-
-def without(spans: Iterable[Span], cuts: Sequence[Span]) -> list[Span]:
-    """What of `spans` lies outside all `cuts`. Both ascending and disjoint; the result is too."""
-    left: list[Span] = []
-    for start, end in spans:
-        at = bisect_right(cuts, start, key=_end)
-        while at < len(cuts) and cuts[at].start < end:
-            if start < cuts[at].start:
-                left.append(Span(start, cuts[at].start))
-            start = cuts[at].end  # what is left of the span begins here
-            at += 1
-        if start < end:
-            left.append(Span(start, end))
-    return left
-
-
-def joined(spans: Iterable[Span]) -> list[Span]:
-    """What lies in one of `spans` or more; ascending and disjoint."""
-    found: list[Span] = []
-    for start, end in sorted(spans):
-        if found and start <= found[-1].end:
-            found[-1] = Span(found[-1].start, max(end, found[-1].end))
-        else:
-            found.append(Span(start, end))
-    return found
-
-
-def clipped(spans: Iterable[Span], window: Span) -> list[Span]:
-    """What of `spans` lies inside `window`, which may be empty."""
-    cut = (Span(max(start, window.start), min(end, window.end)) for start, end in spans)
-    return [span for span in cut if span.start < span.end]
 
 
 # --- the ledger: what changes it
@@ -184,7 +119,7 @@ def arrived(gaps: Sequence[Gap], timeframe: Timeframe, stored: Span | None, time
         return GapChange()
     filled = runs(timeframe, times)
     covered = filled if stored is None else sorted([*without(filled, [stored]), stored])
-    holes = without([Span(covered[0].start, covered[-1].end)], covered)
+    holes = without([hull(covered)], covered)
     left = fill(gaps, filled).applied_to(gaps)
     return _change(gaps, note(left, holes).applied_to(left))
 
@@ -208,7 +143,7 @@ def unproven(gaps: Sequence[Gap], stored: Span | None, window: Span) -> list[Spa
 
 def unsettled(gaps: Sequence[Gap], stored: Span | None, window: Span) -> list[Span]:
     """What of `window` may still be fetched: what is neither stored, nor confirmed empty, nor lost."""
-    return _outside(gaps, stored, window, SETTLED)
+    return joined(_outside(gaps, stored, window, SETTLED))
 
 
 def _outside(gaps: Sequence[Gap], stored: Span | None, window: Span, states: frozenset[GapState]) -> list[Span]:
@@ -224,11 +159,7 @@ def declared(timeframe: Timeframe, window: Span, times: Sequence[int], gaps: Seq
     holes = missing_spans(timeframe, *window, times)
     if not holes:
         return []
-    told = [
-        gap.over(span)
-        for gap in gaps
-        for span in without([gap.span], without([gap.span], holes))  # the part inside holes
-    ]
+    told = [gap.over(span) for gap in gaps for span in common([gap.span], holes)]
     untold = without(holes, [gap.span for gap in told])
     return sorted([*told, *(Gap(*span, GapState.UNKNOWN) for span in untold)])
 
@@ -259,9 +190,8 @@ def _turn(
     turned: list[Gap] = []
     for gap in gaps:
         if gap.state in old:
-            outside = without([gap.span], spans)
-            turned += (gap.over(span) for span in outside)
-            turned += (Gap(*span, new, proof, time) for span in without([gap.span], outside))
+            turned += (gap.over(span) for span in without([gap.span], spans))
+            turned += (Gap(*span, new, proof, time) for span in common([gap.span], spans))
         else:
             turned.append(gap)
     return _change(gaps, sorted(turned))
@@ -282,6 +212,3 @@ def _change(before: Sequence[Gap], ascending: Iterable[Gap]) -> GapChange:
         tuple(gap for gap in before if gap not in kept),
         tuple(gap for gap in after if gap not in kept),
     )
-
-
-_end = attrgetter("end")

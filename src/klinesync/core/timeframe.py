@@ -59,6 +59,10 @@ class Timeframe:
             return time - (time - self.offset_s) % self.step_s
         return _month_open(_month_of(time))
 
+    def ceil(self, time: int) -> int:
+        """The first open time that is not before `time`."""
+        return self.next(self.floor(time - 1))
+
     def is_open(self, time: int) -> bool:
         """Whether `time` is on the grid."""
         return self.floor(time) == time

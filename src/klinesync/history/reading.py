@@ -9,8 +9,8 @@ from functools import partial
 from typing import Protocol
 
 from klinesync.core.errors import StoreError, UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.sources import HistoryPage, HistoryWatch
 

@@ -15,8 +15,8 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.history.reading import read_pages, untold
 from klinesync.pipelines.ingest_pipeline import Empty
 from klinesync.runtime.sources import Errand, History, HistoryPage, Urgency

@@ -24,9 +24,9 @@ from klinesync.core.candle import Candle, check_candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, NotListed, UpstreamError
 from klinesync.core.finality import LATER_ROWS, final_end
-from klinesync.core.gaps import Span, missing_spans
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, missing_spans
 from klinesync.ingest.binance_decode import (
     EXCHANGE,
     BadAnswer,

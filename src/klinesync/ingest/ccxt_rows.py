@@ -16,8 +16,8 @@ from klinesync.core.candle import Candle, check_candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.finality import final_end
-from klinesync.core.gaps import Span, missing_spans
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.venue_margin import VenueMargin
 

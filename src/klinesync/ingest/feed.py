@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span, without
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, without
 from klinesync.core.splice import Jump, Splice
 from klinesync.runtime.sources import HistoryPage, Urgency
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
-from klinesync.core.gaps import Span
 from klinesync.core.printable import printable
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.sources import StreamStatus
 

@@ -11,8 +11,8 @@ from functools import partial
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.history.reading import REST, read_pages, untold
 from klinesync.ingest.questions import PAUSE_S, Questions
 from klinesync.runtime.log_limit import LogLimit

@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 
 # When a candle is asked for again while REST still has the stored values: in seconds (ours) after the first answer.
 AGAIN_AFTER_S = (10.0, 120.0)
@@ -98,4 +98,4 @@ class Questions:
             del self._pending[key]
 
     def _covered(self, series: SeriesId, span: Span) -> list[tuple[SeriesId, int]]:
-        return [key for key in self._pending if key[0] == series and span.start <= key[1] < span.end]
+        return [key for key in self._pending if key[0] == series and span.holds(key[1])]

@@ -17,8 +17,8 @@ from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, Transient, UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board, read_pages
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import Rejected
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market.http_routes import INGEST_ANSWERS, runtime_of
 from klinesync.market.schemas import BackfillBegun, BackfillBody
 from klinesync.market.strict_json import StrictJsonRoute

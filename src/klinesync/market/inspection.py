@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from klinesync import __version__
-from klinesync.core.gaps import GapState, Span, missing_candles
+from klinesync.core.gaps import GapState, missing_candles
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.ingest.supervisor import JobState
 from klinesync.ingest.weight import RestStatus
 from klinesync.market_data.startup_sync import SweepProgress

@@ -19,11 +19,12 @@ from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.dates import date_text
 from klinesync.core.errors import NotListed, Rejected, StoreError, UnknownSeries, UpstreamError
-from klinesync.core.gaps import SETTLED, Gap, GapState, Span, clipped
+from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, candle_count, clipped, hull, without
 from klinesync.history.reading import REST, Progress, Shelf, on_board, read_pages
 from klinesync.market_data import heal_queue
-from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue, Look, Need, Piece, Standing, unsettled
+from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue, Look, Need, Piece, Standing
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.log_limit import LogLimit
@@ -201,8 +202,8 @@ class BackfillService:
         frame = series.timeframe
         stored, ledger = await self._stored(series)
         kept_from = 0 if stored is None else self._kept_from(series, frame.shift(stored.end, -1))
-        first = frame.next(frame.floor(max(span.start, kept_from, 0) - 1))
-        end = min(frame.next(frame.floor(span.end - 1)), frame.floor(int(self._now_s(series))))
+        first = frame.ceil(max(span.start, kept_from, 0))
+        end = min(frame.ceil(span.end), frame.floor(int(self._now_s(series))))
         span = Span(first, max(first, end))
         left = gaps.unproven(ledger, stored, span) if span.start < span.end else []
         left, beyond = self._beyond(series, span, left, stored, ledger)
@@ -218,18 +219,18 @@ class BackfillService:
         """What of the `missing` parts of `span` may still be had, and what the others are."""
         frame, reach = series.timeframe, self._reach(series)
         left, why = list(missing), None
-        inside = [gap for gap in ledger if gap.state is GapState.LOST and clipped([gap.span], span)]
+        inside = [gap for gap in ledger if gap.state is GapState.LOST and gap.span.overlaps(span)]
         lost = clipped([gap.span for gap in inside], span)
         if inside:
             why = inside[-1].proof
         if reach is not None and (older := clipped(left, Span(0, reach.oldest))):
-            lost, why = [*gaps.without(older, lost), *lost], reach.sentence
-            left = gaps.without(left, [Span(0, reach.oldest)])
+            lost, why = [*without(older, lost), *lost], reach.sentence
+            left = without(left, [Span(0, reach.oldest)])
         begins, nothing = None, self.nothing_before(series)
         if stored is not None and nothing is not None and nothing.end == stored.start:
             begins = stored.start if clipped(left, nothing) else None
-            left = gaps.without(left, [nothing])
-        return left, _Beyond(sum(frame.count(*part) for part in lost), why, begins)
+            left = without(left, [nothing])
+        return left, _Beyond(candle_count(frame, lost), why, begins)
 
     def _kept(self, series: SeriesId, spans: Sequence[Span], stored: Span | None) -> list[Span]:
         """What of them would not be trimmed at once."""
@@ -240,12 +241,12 @@ class BackfillService:
         self, series: SeriesId, span: Span, left: list[Span], on_progress: Callable[[BackfillProgress], None]
     ) -> _Ask:
         deep = self._deep.setdefault(series, _Deep())
-        total = sum(series.timeframe.count(*part) for part in left)
+        total = candle_count(series.timeframe, left)
         done: asyncio.Future[BackfillProgress] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda over: over.cancelled() or over.exception())  # nobody may be waiting for it
         ask = _Ask(span, left, total, on_progress, _now_s(), deep.candles, done, _Beyond())
         deep.asks.append(ask)
-        whole = Span(min(one.left[0].start for one in deep.asks), max(one.left[-1].end for one in deep.asks))
+        whole = hull([part for one in deep.asks for part in one.left])
         if whole != deep.whole:
             deep.whole = whole
             self._deep_watch.began(series, whole, BACKFILL)
@@ -294,7 +295,7 @@ class BackfillService:
             if not self._covers(series) or (under_way and any(ask.span == span for ask in under_way.asks)):
                 continue
             stored, ledger = await self._stored(series)
-            left = self._kept(series, unsettled(span, stored, ledger), stored)
+            left = self._kept(series, gaps.unsettled(ledger, stored, span), stored)
             if left:
                 log.info("%s: its backfill goes on, from %d on", series, left[0].start)
                 self._begin(series, span, left, lambda _: None)
@@ -338,9 +339,9 @@ class BackfillService:
             return kept
         stored, ledger = await self._stored(series)
         for span, why in lost:
-            holes = [] if stored is None else clipped(heal_queue.unsettled(span, stored, ledger), stored)
+            holes = [] if stored is None else clipped(gaps.unsettled(ledger, stored, span), stored)
             if holes:
-                missing = sum(series.timeframe.count(*hole) for hole in holes)
+                missing = candle_count(series.timeframe, holes)
                 self._warn(
                     series, "%s: %d candles from %s on are lost: %s", series, missing, date_text(span.start), why
                 )
@@ -461,7 +462,7 @@ class BackfillService:
         for shelf in self._shelves:
             stored, ledger = await self._stored(series)
             for need in now.needs:
-                for span in unsettled(need.span, stored, ledger):
+                for span in gaps.unsettled(ledger, stored, need.span):
                     part = _of_shelf(shelf, series, need, span, stored, self._now_s(series))
                     if part is None:
                         continue
@@ -505,8 +506,7 @@ class BackfillService:
         `StoreError`."""
 
         def mark(store: CandleStore) -> None:
-            window = Span(spans[0].start, spans[-1].end)
-            store.change_gaps(series, gaps.begin_healing(store.gaps(series, window), spans))
+            store.change_gaps(series, gaps.begin_healing(store.gaps(series, hull(spans)), spans))
             if asked is not None:
                 store.add_backfill(series, asked)
 
@@ -524,7 +524,9 @@ class BackfillService:
         deep = self._deep[series]
         stored, ledger = await self._stored(series)
         for ask in list(deep.asks):
-            ask.left, ask.beyond = self._beyond(series, ask.span, unsettled(ask.span, stored, ledger), stored, ledger)
+            ask.left, ask.beyond = self._beyond(
+                series, ask.span, gaps.unsettled(ledger, stored, ask.span), stored, ledger
+            )
             waiting = [need for part in ask.left for need in self._queue.waiting(series, part)]
             if self._queue.looks(series) or any(need.vain < PATIENCE for need in waiting):
                 ask.tell(series, deep, ask.span.start)
@@ -569,7 +571,7 @@ class BackfillService:
         vain = [need for need in left if need.vain]
         if not vain:
             return None
-        missing = sum(series.timeframe.count(*need.span) for need in vain)
+        missing = candle_count(series.timeframe, [need.span for need in vain])
         first = date_text(vain[0].span.start)
         sentence = f"the exchange neither brings {missing} candles from {first} on nor shows that it has none"
         self._warn(series, "%s: %s", series, sentence)
@@ -685,8 +687,7 @@ def _end(store: CandleStore, series: SeriesId, asked: Span, holes: Sequence[Span
     """What was asked for is over: nobody is at work on its `holes` any more."""
     store.end_backfill(series, asked)
     if holes:
-        window = Span(holes[0].start, holes[-1].end)
-        store.change_gaps(series, gaps.end_healing(store.gaps(series, window), holes))
+        store.change_gaps(series, gaps.end_healing(store.gaps(series, hull(holes)), holes))
 
 
 def _now_s() -> float:

@@ -8,8 +8,8 @@ from itertools import count
 from typing import Literal
 
 from klinesync.core.counted import counted
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.runtime.sources import HistoryWatch
 
 # Readings of one reader that are over and still told of; the oldest are forgotten.

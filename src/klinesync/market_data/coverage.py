@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import Rejected, StoreError, UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.history.reading import FILES, REST, TailFiles, into, on_board, read_pages
 from klinesync.market_data.backfill import BackfillService
@@ -57,7 +57,7 @@ def full_page_start(
     if first is not None:
         end = first
     elif before is not None:
-        end = min(end, ceil(frame, before))
+        end = min(end, frame.ceil(before))
     return back(frame, end, limit - count)
 
 
@@ -65,7 +65,7 @@ def missing_tail(frame: Timeframe, stored: Span | None, now_s: float, most: int,
     """What is missing behind the stored head up to `now_s` (the exchange's time), but only the newest `most` candles,
     and none that opens before `kept_from`. None when there is nothing to fetch."""
     end = frame.floor(int(now_s))
-    start = max(back(frame, end, most), ceil(frame, kept_from), 0 if stored is None else stored.end)
+    start = max(back(frame, end, most), frame.ceil(kept_from), 0 if stored is None else stored.end)
     return Span(start, end) if start < end else None
 
 
@@ -86,8 +86,8 @@ def missing_older(
     in `nothing`, which lies right before the first stored candle, the exchange has nothing.
     """
     start = min(page_start, back(base, stored.start, LEAST_OLDER_CANDLES))
-    start = max(start, back(base, stored.start, most), ceil(base, kept_from))
-    whole = ceil(frame, start)
+    start = max(start, back(base, stored.start, most), base.ceil(kept_from))
+    whole = frame.ceil(start)
     if whole < stored.start:
         start = whole
     if start >= stored.start or (nothing is not None and nothing.end == stored.start and nothing.start <= start):
@@ -95,14 +95,9 @@ def missing_older(
     return Span(start, stored.start)
 
 
-def ceil(frame: Timeframe, time: int) -> int:
-    """The first open time that is not before `time`."""
-    return frame.next(frame.floor(time - 1))
-
-
 def back(frame: Timeframe, open_time: int, count: int) -> int:
     """The open time `count` candles earlier, or the first one since 1970."""
-    first = ceil(frame, 0)
+    first = frame.ceil(0)
     return first if count * frame.seconds >= open_time - first else max(first, frame.shift(open_time, -count))
 
 

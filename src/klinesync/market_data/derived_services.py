@@ -16,12 +16,13 @@ from functools import partial
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.derived import FormingBuckets
 from klinesync.core.errors import StoreError, UpstreamError
-from klinesync.core.gaps import GapState, Span, clipped, without
+from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, clipped, hull, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.history.reading import on_board, read_pages
 from klinesync.market_data.backfill import NOTHING_BEFORE_TTL_S, BackfillService
-from klinesync.market_data.coverage import LOG_EVERY_S, CoolDowns, OlderAsked, back, ceil
+from klinesync.market_data.coverage import LOG_EVERY_S, CoolDowns, OlderAsked, back
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
@@ -183,9 +184,9 @@ def lack(
     """
     frame = series.timeframe
     upto = max(base_stored.end, base.floor(int(now_s)))  # its tail may still be on its way
-    start = max(back(base, upto, base_candles), ceil(base, kept_from))
+    start = max(back(base, upto, base_candles), base.ceil(kept_from))
     wanted = Span(start, base_stored.start) if start < base_stored.start else None
-    end = ceil(frame, base_stored.start)
+    end = frame.ceil(base_stored.start)
     newest = frame.floor(base_stored.end)
     if not native_candles:
         return Lack(wanted)
@@ -196,7 +197,7 @@ def lack(
         edge = end if stored is None else min(stored.start, end)
         page_start = min(frame.floor(page_start), back(frame, edge, native_candles))
         start = min(start, max(page_start, back(frame, edge, MAX_NATIVE)))
-    start = max(start, ceil(frame, max(kept_from, begins)))
+    start = max(start, frame.ceil(max(kept_from, begins)))
     again_at = end if end > newest else None  # the bucket that the base begins in is still open
     window = Span(start, min(end, newest))
     if window.start >= window.end:
@@ -204,7 +205,7 @@ def lack(
     missing = without([window], [] if stored is None else [stored]) + clipped(holes, window)
     if not missing:
         return Lack(wanted, None, again_at)
-    return Lack(wanted, Span(min(missing)[0], max(span.end for span in missing)), again_at)
+    return Lack(wanted, hull(missing), again_at)
 
 
 class DerivedHistory:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from klinesync.core import gaps
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import MAX_TIME
-from klinesync.core.gaps import Gap, GapState, Span, clipped, without
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, clipped, hull, joined, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.sources import Urgency
 
@@ -81,7 +82,7 @@ class Fetch:
 
     @property
     def span(self) -> Span:
-        return Span(self.needs[0].span.start, self.needs[-1].span.end)
+        return hull([need.span for need in self.needs])
 
     @property
     def urgency(self) -> Urgency:
@@ -141,7 +142,7 @@ class _Line:
 
     def spans(self) -> list[Span]:
         under_way = self.work.needs if isinstance(self.work, Fetch) else ()
-        return sorted(need.span for need in (*self.needs, *under_way))
+        return [need.span for need in (*self.needs, *under_way)]
 
 
 class HealQueue:
@@ -169,7 +170,7 @@ class HealQueue:
             self._wait(series, [_raised(need, span, reason, urgency) for need in line.needs])
         if oldest_first:
             self._wait(series, [_turned(need, span, reason) for need in line.needs])
-        new = without([span], _joined(line.spans()))
+        new = without([span], joined(line.spans()))
         room = max(0, min(MAX_NEEDS_OF_SERIES - len(line.needs), MAX_NEEDS - self._size))
         kept = new[max(0, len(new) - room) :]
         if kept:
@@ -266,7 +267,7 @@ class HealQueue:
         if line is None:
             return []
         under_way = line.work.needs if isinstance(line.work, Fetch) else ()
-        touching = (need for need in (*line.needs, *under_way) if clipped([need.span], span))
+        touching = (need for need in (*line.needs, *under_way) if need.span.overlaps(span))
         return sorted(touching, key=lambda need: need.span)
 
     def at_work(self, series: SeriesId) -> list[Span]:
@@ -277,7 +278,7 @@ class HealQueue:
         if line.look or isinstance(line.work, Look):
             return [_EVERYTHING]
         under_way = line.work.needs if isinstance(line.work, Fetch) else ()
-        return _joined(sorted(need.span for need in (*line.needs, *under_way) if need.vain < PATIENCE))
+        return joined(need.span for need in (*line.needs, *under_way) if need.vain < PATIENCE)
 
 
 def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standing:
@@ -287,11 +288,11 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
         asked = [need for need in fetch.needs if need.oldest_first]
         if not asked:
             return Standing(stored, (), fetch.span)
-        whole = replace(asked[0], span=Span(asked[0].span.start, asked[-1].span.end))
+        whole = replace(asked[0], span=hull([need.span for need in asked]))
         return Standing(stored, (whole,), whole.span)
     # A hole is read whole, with what of it is confirmed: only a stored candle at either end can prove that it is empty.
     # What of it is lost is not asked for.
-    holes = _joined(gap.span for gap in ledger if gap.state is not GapState.LOST)
+    holes = joined(gap.span for gap in ledger if gap.state is not GapState.LOST)
     wanted = [need for need in fetch.needs if not need.inside or need.span.end > stored.start]
     older = [need for need in wanted if not need.inside and need.span.start < stored.start]
     if older:
@@ -303,16 +304,17 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
     needs: list[Need] = []
     start, end = fetch.span
     for need in wanted:
-        touched = [hole for hole in holes if hole.start < need.span.end and need.span.start < hole.end]
-        missing = [part for hole in touched for part in unsettled(hole, stored, ledger)]
+        touched = [hole for hole in holes if hole.overlaps(need.span)]
+        missing = [part for hole in touched for part in gaps.unsettled(ledger, stored, hole)]
         if not clipped(missing, need.span):
             continue
-        span = Span(missing[0].start, missing[-1].end)
+        span = hull(missing)
         if needs and span.start <= needs[-1].span.end:
             last = needs[-1]
             front = last.front or need.front if last.front is not None else need.front
-            joined = Span(last.span.start, max(span.end, last.span.end))
-            needs[-1] = replace(last, span=joined, front=front, urgency=min(last.urgency, need.urgency))
+            needs[-1] = replace(
+                last, span=hull([last.span, span]), front=front, urgency=min(last.urgency, need.urgency)
+            )
         else:
             start = start if needs else touched[0].start
             needs.append(replace(need, span=span, inside=span.start >= stored.start))
@@ -327,7 +329,9 @@ def standing(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Standi
 def after_files(fetch: Fetch, asked: Standing, stored: Span | None, ledger: Sequence[Gap]) -> tuple[Fetch, list[Need]]:
     """What of `asked` the files left, to be asked of the exchange: now, and (the second) on other occasions."""
     parts = [
-        replace(need, span=part, filed=True) for need in asked.needs for part in unsettled(need.span, stored, ledger)
+        replace(need, span=part, filed=True)
+        for need in asked.needs
+        for part in gaps.unsettled(ledger, stored, need.span)
     ]
     if not parts:
         return replace(fetch, needs=()), []
@@ -339,7 +343,7 @@ def after_files(fetch: Fetch, asked: Standing, stored: Span | None, ledger: Sequ
 
 def piece_of(timeframe: Timeframe, now: Standing) -> Piece:
     """What of the needs that stand is asked for at once."""
-    span = Span(now.needs[0].span.start, now.needs[-1].span.end)
+    span = hull([need.span for need in now.needs])
     if timeframe.count(*span) <= PIECE_CANDLES:
         return Piece(span, now.around)
     first = now.needs[0]
@@ -357,7 +361,7 @@ def left_over(
     """What of `fetch`, of which `asked` stood, waits again after `piece` was read with that answer."""
     left = too_early(fetch, answer.stored, now_s, rng)
     for need in asked.needs:
-        for span in unsettled(need.span, answer.stored, answer.ledger):
+        for span in gaps.unsettled(answer.ledger, answer.stored, need.span):
             if not need.oldest_first and _early(span, answer.stored):
                 continue
             if span.end <= piece.span.start:
@@ -442,14 +446,13 @@ def reached(needs: Iterable[Need], oldest: int) -> list[Need]:
 
 def _raised(need: Need, span: Span, reason: str, urgency: Urgency) -> Need:
     """The need, as urgent as a request of `span` that joins it."""
-    joins = need.span.start < span.end and span.start < need.span.end
-    return replace(need, urgency=urgency, reason=reason) if joins and urgency < need.urgency else need
+    raised = urgency < need.urgency and need.span.overlaps(span)
+    return replace(need, urgency=urgency, reason=reason) if raised else need
 
 
 def _turned(need: Need, span: Span, reason: str) -> Need:
     """The need, oldest part first as a request of `span` that joins it."""
-    joins = need.span.start < span.end and span.start < need.span.end
-    return replace(need, oldest_first=True, reason=reason) if joins else need
+    return replace(need, oldest_first=True, reason=reason) if need.span.overlaps(span) else need
 
 
 def _together(timeframe: Timeframe, due: Sequence[Need]) -> list[Need]:
@@ -457,25 +460,8 @@ def _together(timeframe: Timeframe, due: Sequence[Need]) -> list[Need]:
     span both."""
     taken = [due[0]]
     for need in due[1:]:
-        low, high = min(need.span.start, taken[-1].span.start), max(need.span.end, taken[-1].span.end)
-        all_low, all_high = min(need.span.start, taken[0].span.start), max(need.span.end, taken[0].span.end)
-        if timeframe.count(low, high) > PAGE_CANDLES or timeframe.count(all_low, all_high) > PIECE_CANDLES:
+        with_last, with_all = hull([need.span, taken[-1].span]), hull([need.span, taken[0].span])
+        if timeframe.count(*with_last) > PAGE_CANDLES or timeframe.count(*with_all) > PIECE_CANDLES:
             break
         taken.append(need)
     return taken
-
-
-def unsettled(span: Span, stored: Span | None, ledger: Sequence[Gap]) -> list[Span]:
-    """What of `span` is neither stored nor settled (confirmed empty, lost): ascending, disjoint."""
-    return _joined(gaps.unsettled(ledger, stored, span))
-
-
-def _joined(ascending: Iterable[Span]) -> list[Span]:
-    """Ascending spans that may touch or overlap, as disjoint ones."""
-    joined: list[Span] = []
-    for span in ascending:
-        if joined and span.start <= joined[-1].end:
-            joined[-1] = Span(joined[-1].start, max(joined[-1].end, span.end))
-        else:
-            joined.append(span)
-    return joined

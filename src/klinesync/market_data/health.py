@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from klinesync.core.gaps import SETTLED, Gap, GapState, Span, without
+from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, candle_count, widened, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill_board import BackfillReport
 from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
@@ -103,7 +104,7 @@ def assess(facts: Facts, grace_s: float) -> Health:
         expected = min(expected, head)  # nothing follows any more
     tail = [] if facts.stored is None else _tail(timeframe, facts.stored.end, expected, facts.gaps)
     if facts.stream.quiet is not None:
-        tail = without(tail, on_grid(timeframe, [facts.stream.quiet]))  # nothing was traded
+        tail = without(tail, widened(timeframe, [facts.stream.quiet]))  # nothing was traded
     missing = [gap.span for gap in facts.gaps if gap.state not in SETTLED]
     lost = [gap.span for gap in facts.gaps if gap.state is GapState.LOST]
     unknown = without(missing, facts.at_work)
@@ -116,18 +117,18 @@ def assess(facts: Facts, grace_s: float) -> Health:
         head_time=head,
         lag_seconds=None if facts.stored is None else max(0, now - facts.stored.end),
         missing_seconds=None if head is None else sum(span.end - span.start for span in tail),
-        missing_candles=None if head is None else _count(timeframe, tail),
+        missing_candles=None if head is None else candle_count(timeframe, tail),
         status=STATUS[reason],
         status_reason=reason,
         backfill=facts.backfill,
         stream=facts.stream,
         gaps=MissingCandles(
-            unknown=_count(timeframe, unknown),
-            healing=_count(timeframe, missing) - _count(timeframe, unknown),
-            confirmed_empty=_count(
+            unknown=candle_count(timeframe, unknown),
+            healing=candle_count(timeframe, missing) - candle_count(timeframe, unknown),
+            confirmed_empty=candle_count(
                 timeframe, [gap.span for gap in facts.gaps if gap.state is GapState.CONFIRMED_EMPTY]
             ),
-            lost=_count(timeframe, lost),
+            lost=candle_count(timeframe, lost),
         ),
         detail=facts.trouble.detail if facts.trouble is not None and reason == facts.trouble.reason else None,
     )
@@ -166,19 +167,3 @@ def _tail(timeframe: Timeframe, head_close: int, expected: int, gaps: Sequence[G
     if expected_close <= head_close:
         return []
     return without([Span(head_close, expected_close)], [gap.span for gap in gaps])
-
-
-def _count(timeframe: Timeframe, spans: Sequence[Span]) -> int:
-    return sum(timeframe.count(*span) for span in spans)
-
-
-def on_grid(timeframe: Timeframe, spans: Sequence[Span]) -> list[Span]:
-    """Spans of open times, of this or a shorter timeframe, as the spans of this one that hold them: disjoint."""
-    wide: list[Span] = []
-    for span in spans:
-        start, end = timeframe.floor(span.start), timeframe.next(timeframe.floor(span.end - 1))
-        if wide and start <= wide[-1].end:
-            wide[-1] = Span(wide[-1].start, max(end, wide[-1].end))
-        else:
-            wide.append(Span(start, end))
-    return wide

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from klinesync.core.gaps import Gap, Span, clipped
+from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, clipped, widened
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
-from klinesync.market_data.health import Facts, Health, assess, on_grid
+from klinesync.market_data.health import Facts, Health, assess
 from klinesync.market_data.startup_sync import StartupSync
 from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
 from klinesync.storage.database import CandleStore, Database
@@ -84,7 +85,7 @@ class HealthService:
         report, stream = self._board.report(base, self._recent_s), self._stream(base)
         # One whose first reading failed is not waiting for its turn any more: that reading counts.
         sweeping = self._startup is not None and self._startup.waiting(base) and report.state != "failed"
-        at_work = on_grid(series.timeframe, self._healed(base, base_stored, sweeping=sweeping))
+        at_work = widened(series.timeframe, self._healed(base, base_stored, sweeping=sweeping))
         facts = Facts(
             series=series,
             now_time=now_time,

@@ -12,8 +12,9 @@ import msgspec
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
-from klinesync.core.gaps import Gap, GapState, Span, declared, without
+from klinesync.core.gaps import Gap, GapState, declared
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.coverage import Coverage, full_page_start
 from klinesync.storage.chunks import as_candles
@@ -164,7 +165,7 @@ def holes_of_page(
     if window is None or stored is None:
         return [], False
     # What lies outside the stored span is no hole. The end of the window need not be on the grid.
-    window = Span(max(window.start, stored.start), min(frame.next(frame.floor(window.end - 1)), stored.end))
+    window = Span(window.start, frame.ceil(window.end)).clipped(stored)
     if len(times) == frame.count(*window):
         return [], False
     ledger = store.gaps(series, window)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.chunks import as_candles

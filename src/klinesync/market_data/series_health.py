@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from klinesync.core.gaps import Gap, GapState, Span, clipped, without
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, candle_count, clipped, widened, without
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.health import on_grid
 from klinesync.storage.database import CandleStore, Database
 
 # Candles are counted one by one, up to so many; it is the longest read of the debug API.
@@ -94,7 +94,7 @@ class SeriesHealthService:
         at_work: list[Span] = []
         buckets: Sequence[Bucket] = ()
         if base_stored is not None:
-            at_work = on_grid(frame, clipped(self._at_work(base), Span(0, base_stored.end)))
+            at_work = widened(frame, clipped(self._at_work(base), Span(0, base_stored.end)))
         if base != series and base_stored is not None:
             opens = recent_opens(frame, base_stored, now_time, recent_base_buckets)
             buckets = completeness(frame, base.timeframe, base_stored, base_ledger, opens)
@@ -155,6 +155,6 @@ def completeness(
         bucket = Span(start, timeframe.next(start))
         present = without(clipped([stored], bucket), [gap.span for gap in ledger])
         expected = (bucket.end - bucket.start) // 60
-        actual = sum(base.count(*span) for span in present) * base.seconds // 60
+        actual = candle_count(base, present) * base.seconds // 60
         buckets.append(Bucket(start, expected, actual, expected - actual))
     return buckets

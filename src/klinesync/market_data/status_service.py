@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from klinesync import __version__
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data.health import Status
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.status import MarketFacts, Restart, ServiceStatus, StatusFacts, StoreFacts, status

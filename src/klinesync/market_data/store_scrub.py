@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from klinesync.core import gaps
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, hull, missing_spans, without
 from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import CandleStore, Database
 
@@ -127,11 +127,10 @@ class StoreScrub:
         def change(store: CandleStore) -> None:
             for span in found:
                 times = [candle.time for candle in store.between(series, *span)]
-                missing = gaps.missing_spans(series.timeframe, *span, times)
-                holes.extend(gaps.without(missing, [gap.span for gap in store.gaps(series, span)]))
+                missing = missing_spans(series.timeframe, *span, times)
+                holes.extend(without(missing, [gap.span for gap in store.gaps(series, span)]))
             if holes:
-                window = Span(holes[0].start, holes[-1].end)
-                store.change_gaps(series, gaps.note(store.gaps(series, window), holes))
+                store.change_gaps(series, gaps.note(store.gaps(series, hull(holes)), holes))
 
         await self._database.write(change)
         for span in holes:
@@ -155,10 +154,10 @@ def look_for_holes(store: CandleStore, series: SeriesId, since: int) -> Slice | 
     first = store.first(series)
     start = times[0] if first is None or since < first else frame.next(frame.floor(since))
     window = Span(start, frame.next(times[-1]))
-    holes = gaps.missing_spans(frame, *window, times)
+    holes = missing_spans(frame, *window, times)
     if holes:
         accounted = [gap.span for gap in store.gaps(series, window)]
-        holes = gaps.without(gaps.without(holes, accounted), store.damaged(series))
+        holes = without(without(holes, accounted), store.damaged(series))
     return Slice(times[-1], holes)
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isclose
 
-from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Candle, check_candle
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, StoreError, UnknownSeries
-from klinesync.core.gaps import SETTLED, Gap, Span
+from klinesync.core.gaps import SETTLED, Gap
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, clipped, missing_spans, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.findings import Difference, Reading, SeriesAudit
 from klinesync.market_data.verify_ledger import LedgerVerifier
@@ -175,12 +175,12 @@ def _page(store: CandleStore, series: SeriesId, since: int) -> _Window | None:
 
 def _compare_ledger(audit: SeriesAudit, window: Span, times: Sequence[int], found: _Window) -> None:
     timeframe = audit.series.timeframe
-    holes = gaps.missing_spans(timeframe, *window, times)
-    noted = gaps.clipped((gap.span for gap in found.gaps), window)
-    for start, end in gaps.without(gaps.without(holes, noted), found.damaged):
+    holes = missing_spans(timeframe, *window, times)
+    noted = clipped((gap.span for gap in found.gaps), window)
+    for start, end in without(without(holes, noted), found.damaged):
         missing = timeframe.count(start, end)
         audit.note(Difference("hole_not_in_ledger", start, f"{counted(missing, 'candle')} missing and in no gap"))
-    for start, end in gaps.without(noted, holes):
+    for start, end in without(noted, holes):
         stored = timeframe.count(start, end)
         audit.note(Difference("gap_not_a_hole", start, f"{counted(stored, 'candle')} stored and in a gap"))
 
@@ -240,7 +240,7 @@ def _both(store: CandleStore, step: DerivedStep, base: SeriesId, target: Timefra
     native = {
         time: store.between(base, time, target.next(time))
         for time in stored.keys() - expected.keys()
-        if gaps.clipped(places, Span(time, time + 1))
+        if any(place.holds(time) for place in places)
     }
     return _Derived(stored, expected, native)
 

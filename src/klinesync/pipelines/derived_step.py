@@ -14,8 +14,9 @@ from types import MappingProxyType
 from klinesync.core import gaps
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.derived import complete, fold, parent_of
-from klinesync.core.gaps import Gap, GapState, Span
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import MAX_REMEMBERED, SeriesId
+from klinesync.core.spans import Span, clipped, common, hull, joined, narrowed, runs, widened, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.damage import DoAgain, StoreDamaged
 from klinesync.storage.database import CandleStore, Derivation, DerivationOrigin, Origin
@@ -83,8 +84,8 @@ class DerivedStep:
             kept = {one.timeframe for one in store.derived_of(series)}
             targets = tuple(sorted(kept.union(targets), key=lambda target: target.seconds))
         base = series.timeframe
-        new_spans = _runs(base, [candle.time for candle in applied.candles])
-        behind_spans = _runs(base, behind)
+        new_spans = runs(base, [candle.time for candle in applied.candles])
+        behind_spans = runs(base, behind)
         fresh: Fresh = {}
         _keep(fresh, applied)
         changes: list[Applied] = []
@@ -124,11 +125,7 @@ class DerivedStep:
         stored = store.span(series)
         if stored is None:
             return []
-        start = target.floor(stored.start)
-        window = Span(
-            max(window.start, start if start == stored.start else target.next(start)),
-            min(window.end, target.floor(stored.end)),
-        )
+        window = window.clipped(Span(target.ceil(stored.start), target.floor(stored.end)))
         return self._write(store, series, target, window, at) if window.start < window.end else []
 
     def lacking(self, store: CandleStore, series: SeriesId, target: Timeframe) -> list[Span]:
@@ -136,13 +133,12 @@ class DerivedStep:
         stored = store.span(series)
         if stored is None:
             return []
-        start = target.floor(stored.start)
-        whole = Span(start if start == stored.start else target.next(start), target.floor(stored.end))
-        if whole.start >= whole.end:
+        whole = narrowed(target, [stored])
+        if not whole:
             return []
         derived = series.with_timeframe(target)
         span = store.span(derived)
-        outside = gaps.without([whole], [] if span is None else [span])
+        outside = without(whole, [] if span is None else [span])
         inside = [gap.span for gap in store.gaps(derived) if gap.state is not GapState.CONFIRMED_EMPTY]
         return sorted(outside + inside)
 
@@ -165,9 +161,8 @@ class DerivedStep:
             return []
         ledger = store.gaps(base, window)
         unproven = gaps.unproven(ledger, stored, window)
-        buckets = [Span(target.floor(span.start), target.next(target.floor(span.end - 1))) for span in unproven]
-        buckets = _joined(sorted(buckets + _wholly_empty(ledger, target)))
-        return gaps.clipped(buckets, Span(window.start, min(window.end, target.floor(stored.end))))
+        buckets = joined([*widened(target, unproven), *_wholly_empty(ledger, target)])
+        return clipped(buckets, Span(window.start, min(window.end, target.floor(stored.end))))
 
     def write_native(
         self,
@@ -185,12 +180,12 @@ class DerivedStep:
         if candles:
             window = Span(candles[0].time, series.timeframe.next(candles[-1].time))
             places = self.native(store, series, window)
-            taken = [candle for candle in candles if gaps.clipped(places, Span(candle.time, candle.time + 1))]
+            taken = [candle for candle in candles if any(place.holds(candle.time) for place in places)]
         applied = write_closed(store, series, taken, Origin(NATIVE, at, base))
         stored = store.span(series)
         if empty and stored is not None:
-            window = Span(empty[0].start, empty[-1].end)
-            spans = [part for place in self.native(store, series, window) for part in gaps.clipped(empty, place)]
+            window = hull(empty)
+            spans = common(self.native(store, series, window), empty)
             store.change_gaps(series, gaps.confirm_empty(store.gaps(series, window), spans, proof, at))
         return applied
 
@@ -208,7 +203,7 @@ class DerivedStep:
         parent = parent_of(target, self.base)
         # What cannot be computed stays a hole of the derived series; the base goes on.
         damaged = [*store.damaged(series), *store.damaged(series.with_timeframe(parent))]
-        whole = gaps.without([window], _touching(gaps.joined(damaged), target)) if damaged else [window]
+        whole = without([window], widened(target, damaged)) if damaged else [window]
         try:
             parts = [part for span in whole for part in self._parts(store, series, parent, span, ledger, fresh)]
         except StoreDamaged as error:
@@ -258,19 +253,12 @@ class DerivedStep:
         base, derived = store.gaps(series, window), series.with_timeframe(target)
         empty = _wholly_empty(base, target)
         if empty:
-            ledger = store.gaps(derived, Span(empty[0].start, empty[-1].end))
+            ledger = store.gaps(derived, hull(empty))
             store.change_gaps(derived, gaps.confirm_empty(ledger, empty, "its base is confirmed empty", at))
         lost = _touched(base, target)
         if lost:
-            ledger = store.gaps(derived, Span(lost[0].start, lost[-1].end))
+            ledger = store.gaps(derived, hull(lost))
             store.change_gaps(derived, gaps.lose(ledger, lost, "its base is lost in part", at))
-
-
-def _runs(timeframe: Timeframe, times: Sequence[int]) -> list[Span]:
-    """`gaps.runs`, at once for the usual case of one run."""
-    if times and _contiguous(timeframe, times):
-        return [Span(times[0], timeframe.next(times[-1]))]
-    return gaps.runs(timeframe, times)
 
 
 def _keep(fresh: Fresh, applied: Applied) -> None:
@@ -299,32 +287,19 @@ def _between(
 
 def _touched(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
     """The buckets of `target` of which a candle of the base is lost, ascending and joined."""
-    return _touching([gap.span for gap in ledger if gap.state is GapState.LOST], target)
-
-
-def _touching(spans: Sequence[Span], target: Timeframe) -> list[Span]:
-    """The buckets of `target` that `spans` touch, ascending and joined."""
-    return _joined([Span(target.floor(span.start), target.next(target.floor(span.end - 1))) for span in spans])
+    return widened(target, (gap.span for gap in ledger if gap.state is GapState.LOST))
 
 
 def _wholly_empty(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
     """The buckets of `target` of which each candle of the base is confirmed not to be, ascending and joined."""
     if not ledger:
         return []
-    confirmed = _joined([gap.span for gap in ledger if gap.state is GapState.CONFIRMED_EMPTY])
-    buckets = (Span(target.next(target.floor(span.start - 1)), target.floor(span.end)) for span in confirmed)
-    return [bucket for bucket in buckets if bucket.start < bucket.end]
+    return narrowed(target, (gap.span for gap in ledger if gap.state is GapState.CONFIRMED_EMPTY))
 
 
 def _whole_buckets(target: Timeframe, spans: Iterable[Span], stored: Span) -> list[Span]:
     """The buckets of `target` that `spans` touch; those that the stored candles do not span are incomplete."""
-    first = target.floor(stored.start)
-    first = first if first == stored.start else target.next(first)
-    end = target.floor(stored.end)
-    found = (
-        Span(max(first, target.floor(span.start)), min(end, target.next(target.floor(span.end - 1)))) for span in spans
-    )
-    return _joined(sorted(span for span in found if span.start < span.end))
+    return common(widened(target, spans), narrowed(target, [stored]))
 
 
 def write_closed(store: CandleStore, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
@@ -341,14 +316,3 @@ def write_closed(store: CandleStore, series: SeriesId, candles: Sequence[Candle]
 
 def _contiguous(timeframe: Timeframe, times: Sequence[int]) -> bool:
     return len(times) == 1 or timeframe.count(times[0], times[-1]) == len(times) - 1
-
-
-def _joined(spans: Sequence[Span]) -> list[Span]:
-    """Ascending spans that may overlap, as ascending disjoint ones."""
-    joined: list[Span] = []
-    for span in spans:
-        if joined and span.start <= joined[-1].end:
-            joined[-1] = Span(joined[-1].start, max(joined[-1].end, span.end))
-        else:
-            joined.append(span)
-    return joined

@@ -20,8 +20,8 @@ from msgspec.structs import replace
 from klinesync.core import gaps
 from klinesync.core.candle import Applied, Candle, check_candle
 from klinesync.core.errors import DerivedSeries, StoreError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, hull
 from klinesync.core.timeframe import Timeframe
 from klinesync.pipelines.derived_settings import Settled, settle
 from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_closed
@@ -419,9 +419,8 @@ class IngestPipeline:
             store.set_derivation(series, Derivation(base, DerivationOrigin.MIXED))
         spans = ()
         if empty is not None and empty.spans:
-            window = Span(empty.spans[0].start, empty.spans[-1].end)
             settle = gaps.lose if empty.lost else gaps.confirm_empty
-            change = settle(store.gaps(series, window), empty.spans, empty.proof, at)
+            change = settle(store.gaps(series, hull(empty.spans)), empty.spans, empty.proof, at)
             store.change_gaps(series, change)
             spans = empty.spans if change else ()
         changes = [applied, *self._derived.advance(store, series, applied, spans, at)]

@@ -10,8 +10,8 @@ from typing import Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from klinesync.core.candle import Candle
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 
 
 class KlineEvent(Struct, frozen=True):

@@ -20,7 +20,7 @@ import pyarrow.parquet as pa_parquet
 
 from klinesync.core.candle import MAX_VALUE, Candle, check_candle
 from klinesync.core.errors import BadCandle, Rejected
-from klinesync.core.gaps import Span
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.sim.dice import dice_key, units
 from klinesync.sim.symbol import Symbol, has_digits, split_name
@@ -122,7 +122,7 @@ def choose_start(recordings: Sequence[Recording], host_now_s: float, start_s: in
         first, end = max((recording.span for recording in recordings), key=lambda span: span.end - span.start)
     if start_s is not None:
         spans = [recording.span for recording in recordings]
-        if not any(span.start <= start_s < span.end for span in spans):
+        if not any(span.holds(start_s) for span in spans):
             low, high = min(span.start for span in spans), max(span.end for span in spans)
             raise BadRecording(
                 f"start {_moment(start_s)} lies outside the recordings, which reach from {_moment(low)} "

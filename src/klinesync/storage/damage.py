@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 
 log = logging.getLogger(__name__)
 

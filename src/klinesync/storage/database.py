@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
-from klinesync.core.gaps import Gap, GapChange, Span
+from klinesync.core.gaps import Gap, GapChange
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction

@@ -18,8 +18,9 @@ import apsw
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import Rejected, StoreError
-from klinesync.core.gaps import Gap, GapChange, GapState, Span, joined, runs
+from klinesync.core.gaps import Gap, GapChange, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, joined, runs
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.chunks import (
     CANDLE_BYTES,

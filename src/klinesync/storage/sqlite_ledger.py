@@ -10,8 +10,8 @@ import msgspec
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.decoding import reason_of
 from klinesync.core.errors import Rejected
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction
 from klinesync.storage.damage import Damage, DamageBoard, Kept, StoreDamaged

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from klinesync.core.candle import Applied, Candle
-from klinesync.core.gaps import Gap, GapState, Span, clipped, without
+from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, clipped, without
 from klinesync.core.splice import Jump, Splice
 from klinesync.ws import protocol
 

@@ -24,8 +24,8 @@ import pyarrow.parquet as pa_parquet
 
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import KlinesyncError, UnknownSeries
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data.factor_columns import FactorColumns, Kind, Values
 from klinesync.market_data.findings import Reading
 from klinesync.market_data.history import rows

@@ -9,8 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import PurePath
 
 from klinesync.core.errors import BadTimeframe, Rejected
-from klinesync.core.gaps import Span
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S, Timeframe
 
 FREQTRADE_ENDINGS = (".feather", ".parquet", ".json", ".json.gz")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from klinesync.core.candle import MAX_TIME, MAX_VALUE, Candle, check_candle, check_not_future
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle
-from klinesync.core.gaps import Span
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 
 Floats = NDArray[np.float64]

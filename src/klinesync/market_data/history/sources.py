@@ -19,10 +19,10 @@ import aiohttp
 
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import UpstreamError
-from klinesync.core.gaps import Span
 from klinesync.core.network_errors import unreachable
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S
 from klinesync.history.reading import Pages
 from klinesync.market_data.history import rows
@@ -172,7 +172,7 @@ class ExchangeArchive:
             aclosing(files(shelf, series, symbol_id, span)) as found,
         ):
             async for file, path in found:
-                wanted = Span(max(span.start, file.span.start), min(span.end, file.span.end))
+                wanted = span.clipped(file.span)
                 reading = _Reading(path, series, wanted, self._shuffled)
                 try:
                     async with aclosing(reading.pages()) as pages:
@@ -187,13 +187,13 @@ class ExchangeArchive:
     ) -> AsyncGenerator[tuple[ArchiveFile, Path], None]:
         """The files that cover `span`, ascending, each checked; one lies there until the next is asked for."""
         for month in months(series, symbol_id, span):
-            wanted = Span(max(span.start, month.span.start), min(span.end, month.span.end))
+            wanted = span.clipped(month.span)
             if wanted.end - wanted.start >= min(MONTHLY_FROM_S, month.span.end - month.span.start):
                 path = await self._get(shelf, month)
                 if path is not None:
                     yield month, path
                     continue
-            days = [day for day in month.days() if day.span.start < wanted.end and wanted.start < day.span.end]
+            days = [day for day in month.days() if day.span.overlaps(wanted)]
             if not await shelf.worth_a_look(days):
                 continue
             for day in days:
