@@ -1,5 +1,5 @@
-// The address names the series: `/?series=binance:spot:BTC/USDT:1m`. A text that is no series id, `BTCUSDT` say, is looked
-// up among the series of the service. A text that names none of them is refused, never passed over.
+// The address names the series: `/?series=binance:spot:BTC/USDT:1m`. A text that is not a series id, for example `BTCUSDT`,
+// is looked up in the whitelist. A text that names no series is reported, never ignored.
 
 import { parseSeries, type Series, TIMEFRAMES, withTimeframe } from "./series.ts";
 import { timeframesOf } from "./search.ts";
@@ -11,7 +11,7 @@ export function textOfAddress(query: string): string | null {
   return text === "" ? null : text;
 }
 
-/** Both punctuation marks of a series id may stand in a query as they are. */
+/** The address of a series. `:` and `/` need no escaping in a query. */
 export function addressOf(path: string, chosen: Series): string {
   const value = encodeURIComponent(chosen.id).replaceAll("%3A", ":").replaceAll("%2F", "/");
   return `${path}?series=${value}`;
@@ -19,7 +19,7 @@ export function addressOf(path: string, chosen: Series): string {
 
 /**
  * The series that `text` names: an id as it is; otherwise a symbol of the whitelist, with or without its slash, in any
- * case, and beside it in any order a market, an exchange and a timeframe. Of several the first of the whitelist.
+ * case, and with it, in any order, a market, an exchange and a timeframe. Of several matches, the first of the whitelist.
  * null when it names none.
  */
 export function resolve(text: string, whitelist: readonly Series[], derived: Derived): Series | null {
@@ -34,7 +34,7 @@ export function resolve(text: string, whitelist: readonly Series[], derived: Der
     const names = new Set([series.market, series.exchange, series.symbol.toLowerCase(), plain(series.symbol)]);
     if (!others.every((word) => names.has(word))) continue;
     if (timeframe === null) return series;
-    if (timeframesOf(series, whitelist, derived).some((one) => one.timeframe === timeframe)) return withTimeframe(series, timeframe);
+    if (timeframesOf(series, whitelist, derived).some((sibling) => sibling.timeframe === timeframe)) return withTimeframe(series, timeframe);
   }
   return null;
 }

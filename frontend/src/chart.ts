@@ -1,5 +1,5 @@
-// CandleChart: draws a SeriesStore. Changes wait for the next frame and go in together: a few bars as updates,
-// many as one setData.
+// CandleChart: draws a SeriesStore. Changes are collected until the next frame: a few bars are drawn as updates, many as one
+// setData.
 
 import {
   type CandlestickData,
@@ -24,24 +24,24 @@ import type { Layers } from "./layers.ts";
 import { type Bar, type Change, mergeChanges, SeriesStore } from "./store.ts";
 import { type Palette, remPx } from "./theme.ts";
 
-/** More changed bars than this are drawn with one setData. */
-const MOST_UPDATES = 100;
-/** Candles whose prices decide how many decimals are shown. */
+/** Most changed bars that are drawn as updates; more are drawn with one setData. */
+const MAX_UPDATES = 100;
+/** Number of newest candles whose prices decide the number of decimals. */
 const PRECISION_SAMPLE = 500;
-/** Ask for older candles when fewer than this many lie left of the view. */
+/** Candles are requested when fewer than this many lie between the view and the end of the store. */
 const LOAD_AHEAD = 200;
-/** Room left of the first candle at the start, in candles. */
+/** Space before the first candle at the start, in candles. */
 const MARGIN_BARS = 5;
 const NO_CHANGE: Change = { kind: "none" };
 
 export interface ChartEvents {
   /** The bar under the crosshair; null when it is off the candles. */
   pointed(time: number | null): void;
-  /** The reader nears the oldest candle. */
+  /** The view is near the oldest candle. */
   nearStart(): void;
-  /** The reader nears the newest candle of a store that does not reach the newest there is. */
+  /** The view is near the newest candle of a store that ends before the live candles. */
   nearEnd(): void;
-  /** The view has moved: the open times of its first and its last candle. */
+  /** The view moved. `from`, `to`: open times of its first and last candle. */
   viewed(from: number, to: number): void;
   /** Whether the newest candle is in view. */
   atEnd(atEnd: boolean): void;
@@ -61,17 +61,17 @@ export class CandleChart {
   #pending: Change = NO_CHANGE;
   #frame = 0;
   #fresh = true;
-  #drawnLast = Number.NEGATIVE_INFINITY;
-  #gapsShown = "";
+  #lastDrawn = Number.NEGATIVE_INFINITY;
+  #drawnGaps = "";
   #decimals = 2;
   #stale = false;
   #atEnd = true;
-  // The store ends before the newest candle there is.
+  // Whether the store ends before the live candles.
   #past = false;
-  // Where the view lies while stores are exchanged says nothing of what the reader wants to see.
+  // While stores are exchanged, the position of the view is not the choice of the reader.
   #exchanging = false;
-  #headroom = { px: 0, most: 0 };
-  #headroomKept = -1;
+  #headroom = { px: 0, max: 0 };
+  #appliedHeadroom = -1;
   #events: ChartEvents | null = null;
 
   constructor(
@@ -119,7 +119,7 @@ export class CandleChart {
     this.#chart.subscribeCrosshairMove(({ time }) => this.#events?.pointed(time === undefined ? null : Number(time)));
     this.#chart.timeScale().subscribeVisibleLogicalRangeChange((range) => {
       if (range === null) return;
-      this.#askForMore();
+      this.#requestMore();
       const times = this.#chart.timeScale().getVisibleRange();
       if (times !== null) this.#events?.viewed(Number(times.from), Number(times.to));
       const atEnd = range.to >= this.#bars() - 1;
@@ -140,7 +140,7 @@ export class CandleChart {
     return this.#decimals;
   }
 
-  /** Draw this store from now on, from its newest candle. */
+  /** Draws this store from now on, at its newest candle. */
   show(store: SeriesStore): void {
     this.#store = store;
     this.#past = false;
@@ -149,7 +149,7 @@ export class CandleChart {
     this.changed({ kind: "reset" });
   }
 
-  /** Draw older candles of the same series, from their first: a store that ends before the newest candle there is. */
+  /** Draws a store of the same series that ends before the live candles, at its first candle. */
   showPast(store: SeriesStore): void {
     this.#exchange(store);
     this.#exchanging = true;
@@ -159,12 +159,12 @@ export class CandleChart {
     this.changed(NO_CHANGE);
   }
 
-  /** Draw a store of the same series that reaches the newest candle, at the candles that are in view. */
+  /** Draws the live store of the same series, at the candles in view. */
   showLive(store: SeriesStore): void {
     this.#atEnd = false;
-    const backToView = this.#view();
+    const restoreView = this.#view();
     this.#exchange(store);
-    backToView?.();
+    restoreView?.();
     this.changed(NO_CHANGE);
   }
 
@@ -174,7 +174,7 @@ export class CandleChart {
     this.#pending = NO_CHANGE;
     this.#exchanging = true;
     this.#drawAll(store.barsFrom(0));
-    // At once: the lines' times count as bars, too, and those of the other store would move the view when they go.
+    // At once: the times of lines count as bars, and removing those of the other store later would move the view.
     this.#drawings.draw(store, this.palette, true);
     this.#exchanging = false;
   }
@@ -184,29 +184,29 @@ export class CandleChart {
     return this.#atEnd;
   }
 
-  /** Draw what has changed, with the next frame. */
+  /** Draws the change with the next frame. */
   changed(change: Change): void {
     this.#pending = mergeChanges(this.#pending, change);
     if (this.#frame === 0) this.#frame = requestAnimationFrame(() => this.#draw());
   }
 
-  /** Draw these indicators and drawings over the candles, those that `layers` shows. */
+  /** Draws these indicators and drawings over the candles, as far as `layers` has them visible. */
   showDrawings(drawings: DrawingStore, layers: Layers): void {
     this.#drawings.show(drawings, layers);
     this.changed(NO_CHANGE);
   }
 
-  /** What the indicators on the price say at `time`. */
+  /** Values at `time` of the indicators on the price. */
   readingsAt(time: number): Reading[] {
     return this.#drawings.readingsAt(time);
   }
 
-  /** How many indicators are drawn. */
+  /** Number of indicator lines. */
   get lines(): number {
     return this.#drawings.lines;
   }
 
-  /** Grey what is still forming: it is not being told to us any more. */
+  /** Draws forming candles in grey: their values are not up to date. */
   setStale(stale: boolean): void {
     if (stale === this.#stale) return;
     this.#stale = stale;
@@ -242,22 +242,22 @@ export class CandleChart {
     this.changed({ kind: "reset" });
   }
 
-  /** Keep `px` at the top free of candles, for the legend, but no more than the part `most` of the price's pane. */
-  setHeadroom(px: number, most: number): void {
-    this.#headroom = { px, most };
-    this.#keepHeadroom();
+  /** Keeps `px` pixels at the top free of candles, for the legend, up to the part `max` of the price pane. */
+  setHeadroom(px: number, max: number): void {
+    this.#headroom = { px, max };
+    this.#applyHeadroom();
   }
 
-  #keepHeadroom(): void {
+  #applyHeadroom(): void {
     const height = this.element.clientHeight * this.#drawings.priceShare;
-    const top = height > 0 ? Math.min(this.#headroom.most, this.#headroom.px / height) : 0;
-    if (top === this.#headroomKept) return;
-    this.#headroomKept = top;
+    const top = height > 0 ? Math.min(this.#headroom.max, this.#headroom.px / height) : 0;
+    if (top === this.#appliedHeadroom) return;
+    this.#appliedHeadroom = top;
     this.#chart.priceScale("right").applyOptions({ scaleMargins: { top, bottom: 0.22 } });
   }
 
   goToEnd(): void {
-    // At once: a new candle during an animation would leave it one candle short.
+    // Without animation: a new candle during one would leave the view a candle short.
     const timeScale = this.#chart.timeScale();
     timeScale.scrollToPosition(timeScale.options().rightOffset, false);
   }
@@ -269,12 +269,12 @@ export class CandleChart {
     this.#chart.timeScale().setVisibleLogicalRange({ from, to: from + range.to - range.from });
   }
 
-  /** Bring the candle at `time` into the middle of the view. */
+  /** Scrolls the candle at `time` into the middle of the view. */
   goToTime(time: number): void {
-    this.goToBar(this.#indexFrom(time));
+    this.#goToBar(this.#indexFrom(time));
   }
 
-  /** By a part of the visible width; negative is back in time. */
+  /** Scrolls by a part of the visible width; negative: back in time. */
   scroll(part: number): void {
     const range = this.#chart.timeScale().getVisibleLogicalRange();
     if (range === null) return;
@@ -282,7 +282,7 @@ export class CandleChart {
     this.#chart.timeScale().setVisibleLogicalRange({ from: range.from + by, to: range.to + by });
   }
 
-  /** The visible width times `factor`; the right edge stays. */
+  /** Multiplies the visible width by `factor`; the right edge stays. */
   zoom(factor: number): void {
     const range = this.#chart.timeScale().getVisibleLogicalRange();
     if (range === null) return;
@@ -290,14 +290,14 @@ export class CandleChart {
     this.#chart.timeScale().setVisibleLogicalRange({ from: range.to - width, to: range.to });
   }
 
-  private goToBar(index: number): void {
+  #goToBar(index: number): void {
     const range = this.#chart.timeScale().getVisibleLogicalRange();
     if (range === null) return;
     const half = (range.to - range.from) / 2;
     this.#chart.timeScale().setVisibleLogicalRange({ from: index - half, to: index + half });
   }
 
-  /** The position of the first bar at or after `time`. */
+  /** Position of the first bar at or after `time`. */
   #indexFrom(time: number): number {
     return this.#bars() - this.#store.barsFrom(time).length;
   }
@@ -315,15 +315,15 @@ export class CandleChart {
     if (change.kind === "reset") this.#drawAll(store.barsFrom(0));
     else if (change.kind === "tail") this.#drawTail(change.from);
     this.#drawings.draw(store, this.palette, change.kind === "reset");
-    this.#keepHeadroom();
+    this.#applyHeadroom();
     this.#drawLastPrice();
     this.#drawGaps();
-    // Older candles may have come to exist while the reader stands at the beginning.
-    this.#askForMore();
+    // Older candles may exist by now while the view is at the first candle.
+    this.#requestMore();
     this.#events?.drawn();
   }
 
-  #askForMore(): void {
+  #requestMore(): void {
     const range = this.#chart.timeScale().getVisibleLogicalRange();
     if (range === null || this.#fresh || this.#exchanging) return;
     if (range.from < LOAD_AHEAD) this.#events?.nearStart();
@@ -332,49 +332,49 @@ export class CandleChart {
 
   #drawAll(bars: Bar[]): void {
     const following = this.#atEnd && !this.#past;
-    const backToView = this.#fresh || following ? null : this.#view();
+    const restoreView = this.#fresh || following ? null : this.#view();
     this.#showPrecision(bars.slice(-PRECISION_SAMPLE));
     this.#candles.setData(bars.map((bar) => this.#candleOf(bar)));
     this.#volume.setData(bars.map((bar) => this.#volumeOf(bar)));
-    this.#drawnLast = bars.at(-1)?.candle.time ?? Number.NEGATIVE_INFINITY;
+    this.#lastDrawn = bars.at(-1)?.candle.time ?? Number.NEGATIVE_INFINITY;
     if (this.#fresh && bars.length > 0) {
       this.#chart.timeScale().resetTimeScale();
       this.#chart.priceScale("right").applyOptions({ autoScale: true });
       this.#fresh = false;
     }
-    backToView?.();
+    restoreView?.();
   }
 
-  /** Brings back what is in view now, however many candles have come before and behind it. */
+  /** Returns a function that restores the present view, whatever candles were added before and after it. */
   #view(): (() => void) | null {
     const timeScale = this.#chart.timeScale();
     const range = timeScale.getVisibleLogicalRange();
     if (range === null) return null;
-    const left = Math.max(0, Math.round(range.from));
-    const first = this.#candles.dataByIndex(left);
+    const leftmost = Math.max(0, Math.round(range.from));
+    const first = this.#candles.dataByIndex(leftmost);
     if (first === null) return null;
     return () => {
-      const by = this.#indexFrom(Number(first.time)) - left;
+      const by = this.#indexFrom(Number(first.time)) - leftmost;
       timeScale.setVisibleLogicalRange({ from: range.from + by, to: range.to + by });
     };
   }
 
   #drawTail(from: number): void {
     const bars = this.#store.barsFrom(from);
-    if (bars.length > MOST_UPDATES || this.#fresh) {
+    if (bars.length > MAX_UPDATES || this.#fresh) {
       this.#drawAll(this.#store.barsFrom(0));
       return;
     }
     if (bars.some((bar) => !bar.forming)) this.#showPrecision(bars);
     for (const bar of bars) {
-      const behind = bar.candle.time < this.#drawnLast;
-      this.#candles.update(this.#candleOf(bar), behind);
-      this.#volume.update(this.#volumeOf(bar), behind);
-      if (!behind) this.#drawnLast = bar.candle.time;
+      const historical = bar.candle.time < this.#lastDrawn;
+      this.#candles.update(this.#candleOf(bar), historical);
+      this.#volume.update(this.#volumeOf(bar), historical);
+      if (!historical) this.#lastDrawn = bar.candle.time;
     }
   }
 
-  /** More decimals when these prices need them; never fewer, so that the scale does not flicker. */
+  /** Shows more decimals when these prices need them; never fewer, so that the scale does not flicker. */
   #showPrecision(bars: Bar[]): void {
     const closed = bars.filter((bar) => !bar.forming);
     const decimals = priceDecimals((closed.length > 0 ? closed : bars).map((bar) => bar.candle));
@@ -406,7 +406,7 @@ export class CandleChart {
 
   #drawLastPrice(): void {
     const { last } = this.#store;
-    // The newest of older candles has not the last price.
+    // The newest candle of the past does not have the last price.
     if (last === null || this.#past) {
       this.#lastPrice.applyOptions({ lineVisible: false, axisLabelVisible: false });
       return;
@@ -419,9 +419,9 @@ export class CandleChart {
 
   #drawGaps(): void {
     const { gaps } = this.#store;
-    const shown = gaps.map((gap) => `${gap.to}:${gap.missing}:${gap.state}`).join();
-    if (shown === this.#gapsShown) return;
-    this.#gapsShown = shown;
+    const summary = gaps.map((gap) => `${gap.to}:${gap.missing}:${gap.state}`).join();
+    if (summary === this.#drawnGaps) return;
+    this.#drawnGaps = summary;
     this.#gapMarks.show(gaps);
   }
 }

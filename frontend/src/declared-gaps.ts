@@ -1,10 +1,10 @@
-// DeclaredGaps: what the service has said about missing spans, the newest word on each. Values, never changed.
+// DeclaredGaps: the newest state that the service has declared for each span of missing candles. An immutable value.
 
 import type { DeclaredGap, GapState } from "./wire.ts";
 
-/** Spans kept beside those of holes that are shown; the ones that were declared first go first. */
-export const MOST_DECLARED = 2000;
-/** What is said of a hole whose parts are in different states: the first of these that one of them is in. */
+/** Most declared spans, beside those of shown gaps; the earliest declarations are dropped first. */
+export const MAX_DECLARED = 2000;
+/** A gap whose parts have different states has the first of these. */
 const WORST_FIRST: readonly GapState[] = ["lost", "unknown", "healing", "confirmed_empty"];
 
 export class DeclaredGaps {
@@ -14,22 +14,22 @@ export class DeclaredGaps {
     return this.spans.length;
   }
 
-  /** These with one more, which counts where it overlaps older ones. */
+  /** These and `gap`, which overrides the spans that it overlaps. */
   with(gap: DeclaredGap): DeclaredGaps {
     const overlaps = this.spans.some((span) => span.from < gap.to && span.to > gap.from);
     const older = overlaps ? this.spans.flatMap((span) => without(span, gap)) : this.spans;
     return new DeclaredGaps([...older, gap]);
   }
 
-  /** No more than `MOST_DECLARED` of these, and those of the `holes` that are shown. */
-  bounded(holes: readonly { readonly from: number; readonly to: number }[]): DeclaredGaps {
-    const excess = this.spans.length - MOST_DECLARED;
+  /** The newest `MAX_DECLARED` of these, and all that overlap `missing`. */
+  bounded(missing: readonly { readonly from: number; readonly to: number }[]): DeclaredGaps {
+    const excess = this.spans.length - MAX_DECLARED;
     if (excess <= 0) return this;
-    const shown = (span: DeclaredGap): boolean => holes.some((hole) => span.from < hole.to && span.to > hole.from);
-    return new DeclaredGaps(this.spans.filter((span, index) => index >= excess || shown(span)));
+    const needed = (span: DeclaredGap): boolean => missing.some(({ from, to }) => span.from < to && span.to > from);
+    return new DeclaredGaps(this.spans.filter((span, index) => index >= excess || needed(span)));
   }
 
-  /** The state of the hole from `from` up to `to`. A part that nothing was said of is `unknown`. */
+  /** The state of the gap from `from` (inclusive) to `to` (exclusive). An undeclared part is `unknown`. */
   stateOf({ from, to }: { readonly from: number; readonly to: number }): GapState {
     const parts = this.spans.filter((span) => span.from < to && span.to > from);
     const covered = parts.reduce((sum, span) => sum + Math.min(span.to, to) - Math.max(span.from, from), 0);
@@ -39,7 +39,7 @@ export class DeclaredGaps {
   }
 }
 
-/** The parts of `span` that `other` leaves: none, one or two. */
+/** The parts of `span` outside of `other`: none, one or two. */
 function without(span: DeclaredGap, other: DeclaredGap): DeclaredGap[] {
   if (other.to <= span.from || other.from >= span.to) return [span];
   const parts = [

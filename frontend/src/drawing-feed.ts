@@ -23,9 +23,9 @@ export type DrawingState =
   | { readonly kind: "refused"; readonly reason: string };
 
 export interface DrawingEvents {
-  /** `store` changed, or is another one. */
+  /** `store` changed, or was replaced. */
   drawn(): void;
-  /** `state` may be another one. */
+  /** `state` may have changed. */
   state(): void;
 }
 

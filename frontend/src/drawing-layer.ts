@@ -1,5 +1,5 @@
 // DrawingLayer: draws a DrawingStore on the chart: markers and lines over the candles, indicators on the price or in
-// panes of their own. Points are drawn only where there is a candle, for the library would make room for others.
+// panes of their own. A point without a candle is not drawn: the library would add a bar for it.
 
 import {
   createSeriesMarkers,
@@ -21,9 +21,9 @@ import { Polylines } from "./polylines.ts";
 import type { SeriesStore } from "./store.ts";
 import type { Palette } from "./theme.ts";
 
-/** Each has a contrast of 3 or more to the light ground and to the dark one. */
+/** Each colour has a contrast of at least 3 to the light and to the dark background. */
 const LINE_COLOURS: readonly string[] = ["#c9701f", "#2b8fa8", "#c65596", "#7d8f2b", "#8d74e8", "#b5830f", "#3f83f0", "#7686a0"];
-/** The price pane is this many times as high as one of the others. */
+/** Height of the price pane, in heights of the other panes. */
 const PRICE_STRETCH = 3.5;
 
 type Drawn = ISeriesApi<"Line"> | ISeriesApi<"Histogram">;
@@ -34,11 +34,11 @@ interface Line {
   readonly colour: string;
   readonly onPrice: boolean;
   readonly series: Drawn;
-  /** What is drawn of its points: everything up to this time. */
+  /** Time of the newest point that is drawn. */
   drawnTo: number;
 }
 
-/** An indicator's value, for the legend. */
+/** The value of an indicator, for the legend. */
 export interface Reading {
   readonly label: string;
   readonly colour: string;
@@ -51,8 +51,8 @@ export class DrawingLayer {
   #store = new DrawingStore();
   #layers = new Layers();
   #lines: Line[] = [];
-  #plan = "";
-  // Those beside the price's.
+  #arrangement = "";
+  // Number of panes beside the price pane.
   #panes = 0;
   #generation = -1;
   #stale = true;
@@ -65,26 +65,26 @@ export class DrawingLayer {
     candles.attachPrimitive(this.#polylines);
   }
 
-  /** Draw this from now on, with the next `draw`. */
+  /** Shows these drawings from the next `draw` on. */
   show(store: DrawingStore, layers: Layers): void {
     this.#store = store;
     this.#layers = layers;
     this.#stale = true;
   }
 
-  /** Draw what has changed. `anew`: the candles were drawn anew, or the colours changed. */
-  draw(candles: SeriesStore, palette: Palette, anew: boolean): void {
-    if (anew || this.#stale) {
+  /** Draws the changes. `redraw`: the candles were redrawn, or the colours changed. */
+  draw(candles: SeriesStore, palette: Palette, redraw: boolean): void {
+    if (redraw || this.#stale) {
       this.#drawShapes(candles);
       this.#arrange(palette);
     }
-    const whole = anew || this.#generation !== this.#store.generation;
+    const whole = redraw || this.#generation !== this.#store.generation;
     for (const line of this.#lines) this.#drawLine(line, candles, palette, whole);
     this.#generation = this.#store.generation;
     this.#stale = false;
   }
 
-  /** The values at `time` of the indicators that lie on the price. */
+  /** Values at `time` of the indicators on the price. */
   readingsAt(time: number): Reading[] {
     const readings: Reading[] = [];
     for (const { name, label, colour, onPrice } of this.#lines) {
@@ -94,33 +94,33 @@ export class DrawingLayer {
     return readings;
   }
 
-  /** The price pane's part of the chart's height. */
+  /** Height of the price pane as a part of the chart's. */
   get priceShare(): number {
     return PRICE_STRETCH / (PRICE_STRETCH + this.#panes);
   }
 
-  /** How many indicators are drawn. */
+  /** Number of indicator lines. */
   get lines(): number {
     return this.#lines.length;
   }
 
   #drawShapes(candles: SeriesStore): void {
-    const drawings = this.#store.drawings.filter((one) => this.#layers.visible(one.feature));
-    const markers = drawings.filter((one): one is Marker => one.type === "marker" && candles.holds(one.time));
-    markers.sort((one, other) => one.time - other.time);
+    const drawings = this.#store.drawings.filter(({ feature }) => this.#layers.visible(feature));
+    const markers = drawings.filter((drawing): drawing is Marker => drawing.type === "marker" && candles.holds(drawing.time));
+    markers.sort((first, second) => first.time - second.time);
     this.#markers.setMarkers(markers.map(asMarker));
     this.#polylines.show(
-      drawings.filter((one): one is Polyline => one.type === "polyline"),
+      drawings.filter((drawing): drawing is Polyline => drawing.type === "polyline"),
       candles,
     );
   }
 
-  /** Make the line series again when they are not the ones that are wanted. */
+  /** Makes the line series again when other indicators are visible. */
   #arrange(palette: Palette): void {
     const names = this.#store.names.filter((name) => this.#layers.visible(name));
-    const plan = JSON.stringify([palette.text, ...names.map((name) => [name, this.#layers.find(name)?.group.pane])]);
-    if (plan === this.#plan) return;
-    this.#plan = plan;
+    const arrangement = JSON.stringify([palette.text, ...names.map((name) => [name, this.#layers.find(name)?.group.pane])]);
+    if (arrangement === this.#arrangement) return;
+    this.#arrangement = arrangement;
     for (const { series } of this.#lines) this.chart.removeSeries(series);
     this.#lines = [];
     const panes = new Map<string, number>();
@@ -133,39 +133,39 @@ export class DrawingLayer {
   }
 
   #lineOf(name: string, panes: Map<string, number>, colours: Map<string, number>, palette: Palette): Line {
-    const found = this.#layers.find(name);
-    const group = found?.group.key ?? name;
-    const onPrice = found?.group.pane === "price";
-    // On the price an indicator has one colour, in a pane of its own each output has.
+    const match = this.#layers.find(name);
+    const group = match?.group.key ?? name;
+    const onPrice = match?.group.pane === "price";
+    // On the price, an indicator has one colour; in a pane of its own, each output has one.
     const coloured = onPrice ? "price" : group;
     const known = onPrice ? colours.get(`price ${group}`) : undefined;
     const index = known ?? colours.get(coloured) ?? 0;
     if (known === undefined) colours.set(coloured, index + 1);
     if (onPrice) colours.set(`price ${group}`, index);
     const colour = LINE_COLOURS[index % LINE_COLOURS.length] ?? palette.text;
-    const label = onPrice || found === null ? labelOf(found?.group.label ?? name, found?.layer.label ?? name) : found.layer.label;
+    const label = onPrice || match === null ? labelOf(match?.group.label ?? name, match?.layer.label ?? name) : match.layer.label;
     let pane = onPrice ? 0 : panes.get(group);
-    const begins = pane === undefined;
+    const isNew = pane === undefined;
     if (pane === undefined) {
       pane = panes.size + 1;
       panes.set(group, pane);
     }
-    const quiet = { priceLineVisible: false, lastValueVisible: !onPrice, color: colour };
-    const look = found?.layer.look;
+    const options = { priceLineVisible: false, lastValueVisible: !onPrice, color: colour };
+    const look = match?.layer.look;
     const series =
       look === "histogram"
-        ? this.chart.addSeries(HistogramSeries, quiet, pane)
+        ? this.chart.addSeries(HistogramSeries, options, pane)
         : this.chart.addSeries(
             LineSeries,
             {
-              ...quiet,
+              ...options,
               lineWidth: onPrice ? 1 : 2,
               lineStyle: look === "dashed" ? LineStyle.Dashed : LineStyle.Solid,
               crosshairMarkerVisible: false,
             },
             pane,
           );
-    if (begins) this.#entitle(pane, found?.group.label ?? name, palette);
+    if (isNew) this.#entitle(pane, match?.group.label ?? name, palette);
     return { name, label, colour, onPrice, series, drawnTo: Number.NEGATIVE_INFINITY };
   }
 
@@ -191,7 +191,7 @@ export class DrawingLayer {
 
 function barOf(line: Line, { time, value, breaks }: Point, palette: Palette): { time: UTCTimestamp; value: number; color?: string } {
   const bar = { time: time as UTCTimestamp, value };
-  // The library draws the way to the next point in this one's colour.
+  // The library draws the line to the next point in the colour of this point.
   if (breaks === true && line.series.seriesType() === "Line") return { ...bar, color: "transparent" };
   return line.series.seriesType() === "Histogram" ? { ...bar, color: value < 0 ? palette.down : palette.up } : bar;
 }
@@ -201,12 +201,12 @@ function asMarker({ time, position, color, shape, text, size }: Marker): SeriesM
   return text === "" ? marker : { ...marker, text };
 }
 
-/** `BBANDS(20) upperband`; once when both are the same. */
+/** `BBANDS(20) upperband`; the label alone when both are the same. */
 function labelOf(group: string, layer: string): string {
   return group === layer ? group : `${group} ${layer}`;
 }
 
-/** The newest value up to `time`: that of a candle which has just closed is on its way. Null before the first. */
+/** The newest value up to `time`, because the value of a candle that has just closed is in flight; null before the first. */
 function valueAt(points: readonly Point[], time: number): number | null {
   return points[indexAfter(points, time) - 1]?.value ?? null;
 }

@@ -1,12 +1,13 @@
-// DrawingStore: the drawings and indicator values of one series: the newest candles', as the deltas applied so far make
-// them, and pages of older ones.
+// DrawingStore: the drawings and indicator values of one series: those of the newest candles, from the applied deltas, and
+// pages of older ones.
 
 import type { Cursor, Definition, DrawDelta, Point } from "./drawing.ts";
 import { type DrawingPage, joinPoints, keepPages, type View } from "./drawing-pages.ts";
 
-/** Live points kept of an indicator, beyond the window asked for; then the oldest go. */
+/** Most live points of an indicator; beyond it the oldest tenth is dropped. More than the live window has. */
 export const MAX_POINTS = 3000;
 
+/** Points of an indicator, joined from pages and the live part, and what they were joined from. */
 interface Joined {
   readonly generation: number;
   readonly live: number;
@@ -26,7 +27,7 @@ export class DrawingStore {
   #generation = 0;
   readonly #joined = new Map<string, Joined>();
 
-  /** What to ask with; null: for everything. */
+  /** Position to request a delta with; null: everything has to be requested. */
   get cursor(): { readonly cursor: Cursor; readonly epoch: number | null } | null {
     return this.#cursor === null ? null : { cursor: this.#cursor, epoch: this.#epoch };
   }
@@ -35,44 +36,44 @@ export class DrawingStore {
     return this.#epoch;
   }
 
-  /** The newest candle that the drawings know. */
+  /** Open time of the newest candle that the drawings cover. */
   get to(): number | null {
     return this.#to;
   }
 
-  /** The live drawings begin here; pages are what is older. */
+  /** Open time at which the live drawings begin; pages hold what is older. */
   get from(): number {
     return this.#from;
   }
 
-  /** Older parts, by their start, in time order. */
+  /** Pages of older parts by their start, in time order. */
   get pages(): ReadonlyMap<number, DrawingPage> {
     return this.#pages;
   }
 
-  /** Counts how often points were anything but added at the end. */
+  /** Counts changes of points other than appending. */
   get generation(): number {
     return this.#generation;
   }
 
-  /** What is to be shown: older parts first, in the service's order. A newer part's word on a drawing counts. */
+  /** The drawings, older parts first, in the service's order. Of two versions, the newer part's counts. */
   get drawings(): Definition[] {
-    const shown = new Map<string, Definition>();
+    const drawings = new Map<string, Definition>();
     for (const page of this.#pages.values()) {
       for (const { id, definition } of page.drawings) {
-        const composed = shown.has(id) && definition.feature === id;
-        shown.set(composed ? `${id} ${page.start}` : id, definition);
+        const composed = drawings.has(id) && definition.feature === id;
+        drawings.set(composed ? `${id} ${page.start}` : id, definition);
       }
     }
     for (const id of this.#active) {
       const definition = this.#catalogue.get(id);
-      // A line over a whole window is told in pieces: the live one does not replace those of the pages.
-      if (definition !== undefined) shown.set(definition.feature === id ? `${id} live` : id, definition);
+      // A composed line comes in pieces: the live piece does not replace those of the pages.
+      if (definition !== undefined) drawings.set(definition.feature === id ? `${id} live` : id, definition);
     }
-    return [...shown.values()];
+    return [...drawings.values()];
   }
 
-  /** The indicators that have been named, in the service's order. */
+  /** Names of the indicators, in the service's order. */
   get names(): string[] {
     return [...this.#points.keys()];
   }
@@ -81,26 +82,29 @@ export class DrawingStore {
   pointsOf(name: string): readonly Point[] {
     const live = this.#points.get(name) ?? [];
     if (this.#pages.size === 0) return live;
-    const held = this.#joined.get(name);
+    const joined = this.#joined.get(name);
     const newest = live.at(-1)?.time;
-    if (held?.generation === this.#generation && held.live === live.length && held.newest === newest) return held.points;
+    if (joined?.generation === this.#generation && joined.live === live.length && joined.newest === newest) return joined.points;
     const points = joinPoints(this.#pages.values(), name, live, this.#from);
     this.#joined.set(name, { generation: this.#generation, live: live.length, newest, points });
     return points;
   }
 
   /**
-   * Apply a delta of the newest candles, those from `from` on. `whole`: it answers a question without a cursor, so that
-   * nothing held before counts.
+   * Applies a delta of the newest candles.
+   *
+   * delta: the answer of the service.
+   * whole: the request had no cursor, so the answer replaces everything.
+   * from: open time of the first candle that the answer covers.
    */
   take(delta: DrawDelta, whole: boolean, from: number): void {
     if (delta.epoch !== this.#epoch && this.#pages.size > 0) this.#setPages(new Map());
-    if (whole || delta.epoch !== this.#epoch) this.#forget();
+    if (whole || delta.epoch !== this.#epoch) this.#clear();
     for (const { id, definition } of delta.patch) this.#catalogue.set(id, definition);
     this.#active = delta.active;
-    // A window only moves on: what it does not show any more does not come back.
-    const shown = new Set(delta.active);
-    for (const id of this.#catalogue.keys()) if (!shown.has(id)) this.#catalogue.delete(id);
+    // The window only moves forward: a drawing that left it does not come back.
+    const active = new Set(delta.active);
+    for (const id of this.#catalogue.keys()) if (!active.has(id)) this.#catalogue.delete(id);
     for (const [name, points] of delta.points) this.#append(name, points);
     this.#epoch = delta.epoch;
     this.#cursor = delta.cursor;
@@ -108,12 +112,12 @@ export class DrawingStore {
     this.#from = from;
   }
 
-  /** Take a page, in place of the one that began there; those far from the view make room. */
+  /** Takes a page, in place of an earlier one with the same start; the pages furthest from the view are dropped. */
   takePage(page: DrawingPage, view: View): void {
     this.#setPages(keepPages(new Map([...this.#pages, [page.start, page]]), view));
   }
 
-  /** The candles were loaded anew: older parts are asked for again. */
+  /** The candles were loaded again: older parts have to be requested again. */
   dropPages(): void {
     if (this.#pages.size > 0) this.#setPages(new Map());
   }
@@ -125,21 +129,21 @@ export class DrawingStore {
   }
 
   #append(name: string, points: readonly Point[]): void {
-    const held = this.#points.get(name) ?? [];
-    let newest = held.at(-1)?.time ?? Number.NEGATIVE_INFINITY;
+    const stored = this.#points.get(name) ?? [];
+    let newest = stored.at(-1)?.time ?? Number.NEGATIVE_INFINITY;
     for (const point of points) {
       if (point.time <= newest) continue;
-      held.push(point);
+      stored.push(point);
       newest = point.time;
     }
-    if (held.length > MAX_POINTS) {
-      held.splice(0, held.length - Math.floor(MAX_POINTS * 0.9));
+    if (stored.length > MAX_POINTS) {
+      stored.splice(0, stored.length - Math.floor(MAX_POINTS * 0.9));
       this.#generation += 1;
     }
-    this.#points.set(name, held);
+    this.#points.set(name, stored);
   }
 
-  #forget(): void {
+  #clear(): void {
     this.#catalogue.clear();
     this.#points.clear();
     this.#joined.clear();

@@ -33,7 +33,7 @@ export interface FeedEvents {
   exchanged(place: Place): void;
   /** The lamp was judged again; `before` is the lamp before that. */
   lamp(before: Lamp): void;
-  /** `work` or `trouble` has another text. */
+  /** `work` or `trouble` changed. */
   notices(): void;
 }
 
@@ -149,7 +149,7 @@ export class Feed {
     return this.#trouble;
   }
 
-  // ---- what the reader asks for ----------------------------------------------------------------------------------
+  // ---- requests of the reader ------------------------------------------------------------------------------------
 
   /** Shows this series from now on; null: none. */
   choose(series: Series | null): void {
@@ -182,7 +182,7 @@ export class Feed {
     void this.#past.loadNewer();
   }
 
-  /** Shows the first stored candles, which may lie far before the first one held; false when they are shown already. */
+  /** Shows the first stored candles, which may be far before the first live one; false when they are shown already. */
   showOldest(): boolean {
     if (this.series === null || (!this.showsPast && !this.live.olderExists)) return false;
     void this.#past.open(this.series, this.live);
@@ -290,7 +290,7 @@ export class Feed {
       case "subscribed":
         this.#setTrouble(null);
         if (message.stream !== null) this.#setStream(message.stream, null);
-        // A head before the newest candle held: the history came from another store.
+        // A head before the newest stored candle: the history came from another store.
         if (message.head !== null && store.lastClosed !== null && message.head < store.lastClosed) this.#history.reload();
         break;
       case "system":
@@ -318,7 +318,7 @@ export class Feed {
       return;
     }
     if (event === "backfill.progress" || event === "history.extended") {
-      // Older candles may exist now, also where the last request found none.
+      // Older candles may exist now, even if the last request brought none.
       this.live.olderExists = true;
       this.#changed({ kind: "none" });
     }

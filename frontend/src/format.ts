@@ -7,7 +7,7 @@ const MIN_DECIMALS = 2;
 
 /**
  * Decimals that show these candles' prices in full: as many as the data has, at least 2, at most 8, and no more than
- * eight significant digits, so that the dust of binary fractions (0.30000000000000004) is not taken for precision.
+ * eight significant digits, so that the error of binary fractions (0.30000000000000004) does not count as precision.
  */
 export function priceDecimals(candles: readonly Candle[]): number {
   let decimals = MIN_DECIMALS;
@@ -57,7 +57,7 @@ function significant(value: number): string {
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
-/** `+0.12%`; null without something to compare with. */
+/** `+0.12%`; null when `from` is missing or 0. */
 export function formatChange(from: number | null, to: number): string | null {
   if (from === null || from === 0) return null;
   const percent = (to / from - 1) * 100;
@@ -81,7 +81,7 @@ export function formatTime(time: number, timeframe: string): string {
   return /[dwM]$/.test(timeframe) ? iso.slice(0, 10) : `${iso.slice(0, 10)} ${iso.slice(11, 16)}`;
 }
 
-/** The same, without the date when it is the day of `today`. */
+/** Like `formatTime`, without the date on the day of `today`. */
 export function formatTimeNear(time: number, timeframe: string, today: number): string {
   const text = formatTime(time, timeframe);
   const day = formatTime(today, "1d");

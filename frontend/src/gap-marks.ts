@@ -1,4 +1,4 @@
-// GapMarks: a dashed line where candles are missing, with their number and what is known of them at the foot of the chart.
+// GapMarks: a dashed line at each gap, with the number of missing candles and the state of the gap at the foot of the chart.
 
 import type {
   IChartApi,
@@ -12,11 +12,11 @@ import type {
 import { formatCount } from "./format.ts";
 import type { Gap } from "./store.ts";
 
-/** What a renderer draws on; the library names this type only inside. */
+/** The canvas of a renderer; the library does not export this type. */
 type Target = Parameters<IPrimitivePaneRenderer["draw"]>[0];
 
 const LABEL_SPACE_PX = 6;
-const WORDS: Readonly<Record<Gap["state"], string>> = {
+const STATE_WORDS: Readonly<Record<Gap["state"], string>> = {
   unknown: "missing",
   healing: "being fetched",
   confirmed_empty: "not at the exchange",
@@ -45,7 +45,7 @@ export class GapMarks implements ISeriesPrimitive<Time>, IPrimitivePaneView, IPr
     this.#requestUpdate();
   }
 
-  /** `colour` is that of candles that may come yet, `settled` of those that never were, `lost` of those that are gone. */
+  /** Colours of gaps that may be healed (`colour`), that are confirmed empty (`settled`), and that are lost (`lost`). */
   setStyle(colour: string, settled: string, lost: string, background: string, font: string): void {
     this.#colours = { unknown: colour, healing: colour, confirmed_empty: settled, lost };
     this.#background = background;
@@ -76,7 +76,7 @@ export class GapMarks implements ISeriesPrimitive<Time>, IPrimitivePaneView, IPr
         const at = timeScale.timeToCoordinate(gap.to as UTCTimestamp);
         if (at === null || at < -50 || at > mediaSize.width + 50) continue;
         const x = Math.round(at - half) + 0.5;
-        const text = `${formatCount(gap.missing)} ${WORDS[gap.state]}`;
+        const text = `${formatCount(gap.missing)} ${STATE_WORDS[gap.state]}`;
         const colour = this.#colours[gap.state];
         context.strokeStyle = colour;
         const width = context.measureText(text).width + 2 * LABEL_SPACE_PX;

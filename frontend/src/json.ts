@@ -1,5 +1,5 @@
-// Reading JSON that should have a known shape, one value at a time. Nothing is trusted but the names: each is one of the
-// type's, so that a name that the service does not send is a compile error.
+// Reads JSON of a known shape, one value at a time. Types of values are checked at run time, names at compile time: a name
+// that the service does not send is a compile error.
 
 /** Every name that a member of the union `T` has. */
 type NameOf<T> = T extends unknown ? keyof T & string : never;

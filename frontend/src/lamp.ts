@@ -1,5 +1,5 @@
 // The lamp: what the page may claim about the data it shows, judged from the connection, the service's status, the stream
-// and the health of the series. Pure; `now` is in milliseconds of the page's clock. "Live" needs the service's word, not
+// and the health of the series. Pure; `now` is in milliseconds of the page's clock. "Live" needs a report of the service, not
 // older than a few seconds, that the exchange and the stream are live; everything that is not known is shown as unknown.
 
 import type { Connection } from "./connection.ts";
@@ -113,7 +113,7 @@ export function lampOf(evidence: Evidence, now: number): Lamp {
   const age = ageOf(evidence, now);
   const verdict = verdictOf(evidence, now);
   const { tone, label, reason, live = false } = verdict;
-  // While the state of the service is unknown, the page's own candles tell whether they are fresh.
+  // While the state of the service is unknown, the age of the page's own candles decides.
   const stale = tone === "unknown" ? age === null || age > CANDLE_STALE_S : !live;
   return { tone, label, reason, age, stale, facts: factsOf(evidence, now, age) };
 }

@@ -6,7 +6,7 @@ import { formatChange, formatCount, formatPrice, formatTime, formatTimeNear, for
 import { nextOpen } from "./series.ts";
 import type { Gap, SeriesStore } from "./store.ts";
 
-/** What is known of why candles are missing. */
+/** States of gaps in words. */
 export const GAP_STATES: Readonly<Record<Gap["state"], string>> = {
   unknown: "not yet explained",
   healing: "being fetched",
@@ -14,7 +14,7 @@ export const GAP_STATES: Readonly<Record<Gap["state"], string>> = {
   lost: "lost, no source has them any more",
 };
 
-/** `3 candles missing before this one, 14:03 to 14:06: being fetched`. */
+/** `3 candles are missing from 2025-08-12 14:03 to 14:06: being fetched`. */
 export function describeGap(gap: Gap, timeframe: string): string {
   const from = formatTime(gap.from, timeframe);
   const count = gap.missing === 1 ? "1 candle is" : `${formatCount(gap.missing)} candles are`;
@@ -34,12 +34,18 @@ export class Legend {
   readonly #volume = element("value-volume", HTMLElement);
   readonly #change = element("value-change", HTMLElement);
   readonly #readings = element("readings", HTMLDivElement);
-  #readingsShown = "";
+  #shownReadings = "";
   readonly #gap = element("legend-gap", HTMLParagraphElement);
 
   /**
-   * `store` is what is shown, `live` what has the newest price. `pointed` is the open time under the crosshair, null for
-   * none. `stale`: forming values are not being told.
+   * Shows the newest price, and the values of one candle.
+   *
+   * store: the shown candles.
+   * live: the live candles, which have the newest price.
+   * pointed: open time under the crosshair; null for none.
+   * decimals: of prices.
+   * stale: whether forming values are not up to date.
+   * readingsAt: values of the indicators at an open time.
    */
   show(
     store: SeriesStore,
@@ -52,34 +58,34 @@ export class Legend {
     const { last } = live;
     this.#root.hidden = last === null;
     if (last === null) return;
-    const shown = (pointed === null ? null : store.barAt(pointed)) ?? live.barAt(last.candle.time);
-    if (shown === null) return;
+    const detail = (pointed === null ? null : store.barAt(pointed)) ?? live.barAt(last.candle.time);
+    if (detail === null) return;
 
     this.#root.dataset["stale"] = String(stale);
     setText(this.#price, formatPrice(last.candle.close, decimals));
     this.#price.dataset["direction"] = direction(last.candle.open, last.candle.close);
 
-    const { candle, forming } = shown.bar;
+    const { candle, forming } = detail.bar;
     const { timeframe } = store;
     const kind = forming ? (stale ? "stale" : "forming") : "closed";
     setText(this.#badge, kind);
     this.#badge.dataset["kind"] = kind;
     const closes = nextOpen(timeframe, candle.time);
-    const until = forming ? `, closes ${formatTimeNear(closes, timeframe, candle.time)}` : "";
+    const closing = forming ? `, closes ${formatTimeNear(closes, timeframe, candle.time)}` : "";
     const time = formatTimeNear(candle.time, timeframe, candle.time);
     const date = formatTime(candle.time, timeframe).slice(0, -time.length);
     setText(this.#date, date);
-    setText(this.#time, `${time}${until}`);
+    setText(this.#time, `${time}${closing}`);
     setText(this.#open, formatPrice(candle.open, decimals));
     setText(this.#high, formatPrice(candle.high, decimals));
     setText(this.#low, formatPrice(candle.low, decimals));
     setText(this.#close, formatPrice(candle.close, decimals));
     setText(this.#volume, formatVolume(candle.volume));
-    setText(this.#change, formatChange(shown.previousClose, candle.close) ?? "");
-    this.#change.dataset["direction"] = direction(shown.previousClose ?? candle.open, candle.close);
+    setText(this.#change, formatChange(detail.previousClose, candle.close) ?? "");
+    this.#change.dataset["direction"] = direction(detail.previousClose ?? candle.open, candle.close);
     this.#root.dataset["direction"] = direction(candle.open, candle.close);
 
-    // Indicators know closed candles alone.
+    // Indicators are computed from closed candles alone.
     const closed = forming ? live.lastClosed : candle.time;
     this.#showReadings(closed === null ? [] : readingsAt(closed), decimals);
 
@@ -90,8 +96,8 @@ export class Legend {
 
   #showReadings(readings: readonly Reading[], decimals: number): void {
     const text = JSON.stringify([readings, decimals]);
-    if (text === this.#readingsShown) return;
-    this.#readingsShown = text;
+    if (text === this.#shownReadings) return;
+    this.#shownReadings = text;
     this.#readings.replaceChildren(
       ...readings.map(({ label, colour, value }) => {
         const reading = document.createElement("span");

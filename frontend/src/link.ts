@@ -7,7 +7,7 @@ import { PING_MESSAGE } from "./wire.ts";
 export interface LinkEvents {
   /** The connection entered another phase; `before` is the connection before that. */
   phase(before: Connection): void;
-  /** A socket is open: subscribe to what is shown. */
+  /** A socket is open: subscribe to the shown series. */
   opened(): void;
   message(text: string): void;
 }
@@ -40,7 +40,7 @@ export class Link {
     this.#dispatch({ type: "visible" });
   }
 
-  /** Sends on an open socket; on none the text is dropped, because each new socket subscribes anew. */
+  /** Sends on an open socket; without one the text is dropped, because each new socket subscribes again. */
   send(text: string): void {
     const { phase } = this.#connection;
     if (phase === "verifying" || phase === "live") this.#socket?.send(text);

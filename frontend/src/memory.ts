@@ -1,4 +1,4 @@
-// What the browser remembers of the reader's choices. Where its storage is off, a choice holds until the page is left.
+// Memory: the reader's choices in the browser's storage. Where storage is off, a choice holds until the page is closed.
 
 import { type Choices, decodeChoices, encodeChoices } from "./layers.ts";
 import { parseSeries, type Series } from "./series.ts";
@@ -10,7 +10,7 @@ export function rememberSeries(chosen: Series): void {
   write(LAST_SERIES_KEY, chosen.id);
 }
 
-/** The service refuses this series: the next visit does not begin with it. */
+/** The service refuses this series: the next visit does not start with it. */
 export function forgetSeries(refused: Series): void {
   if (read(LAST_SERIES_KEY) === refused.id) write(LAST_SERIES_KEY, null);
 }

@@ -14,7 +14,7 @@ export class NoticeBoard {
   #notices: Notices = [];
   #cancel: () => void = () => undefined;
 
-  /** `changed`: `text` may be another one. */
+  /** `changed`: `text` may have changed. */
   constructor(
     private readonly ports: Pick<Ports, "after" | "now">,
     private readonly changed: () => void,

@@ -220,7 +220,7 @@ export class Page {
     document.addEventListener("visibilitychange", () => {
       if (document.visibilityState === "visible") this.#feed.visible();
     });
-    // The legend lies over the chart: candles stay below it where there is room, and always on a narrow page.
+    // The legend covers a part of the chart: candles stay below it where there is room, and always on a narrow page.
     new ResizeObserver(() => {
       if (this.#chartElement.clientHeight > 0) chart.setHeadroom((this.#roomy ? 8 : 10.5) * remPx(), this.#roomy ? 0.3 : 0.4);
     }).observe(this.#chartElement);

@@ -55,7 +55,7 @@ export class PastFeed {
     if (!this.#join(this.#opened, true)) this.events.opened();
   }
 
-  /** Requests candles newer than the newest held. */
+  /** Requests candles newer than the newest of the store. */
   async loadNewer(): Promise<void> {
     const opened = this.#opened;
     const since = opened?.store.lastClosed ?? null;
@@ -68,7 +68,7 @@ export class PastFeed {
     if (!this.#join(opened, false)) this.events.changed(change);
   }
 
-  /** Takes candles that correct or fill in what is held. */
+  /** Takes candles that correct stored ones, or fill gaps. */
   revised(candles: readonly Candle[]): void {
     const { store } = this;
     if (store === null) return;

@@ -1,4 +1,4 @@
-// Picker: the dialog in which a series is chosen. A combobox over a list box; the keyboard is enough.
+// Picker: the dialog in which the reader chooses a series. A combobox over a list box, usable with the keyboard alone.
 
 import { element } from "./dom.ts";
 import { exchangeName, marketName } from "./format.ts";
@@ -22,7 +22,7 @@ export class Picker {
       this.#render();
     });
     this.#input.addEventListener("keydown", (event) => this.#key(event));
-    // pointerdown is kept from the list so that the input does not lose the focus.
+    // The list gets no pointerdown, so that the input keeps the focus.
     this.#list.addEventListener("pointerdown", (event) => event.preventDefault());
     this.#list.addEventListener("click", (event) => {
       const row = event.target instanceof Element ? event.target.closest("li") : null;
@@ -51,7 +51,7 @@ export class Picker {
     this.#mark();
   }
 
-  /** The service's series; may come while the dialog is open. */
+  /** Takes the service's series, also while the dialog is open. */
   setWhitelist(whitelist: readonly Series[]): void {
     this.#whitelist = whitelist;
     if (this.#dialog.open) this.#render();
@@ -93,9 +93,9 @@ export class Picker {
   }
 
   #hintFor(text: string): string {
-    if (this.#offers.some((offer) => !offer.whitelisted)) return "Of a series that is not followed the page shows what is stored.";
+    if (this.#offers.some((offer) => !offer.whitelisted)) return "Of a series that is not followed, the page shows the stored candles.";
     if (this.#offers.length > 0) return "";
-    if (text === "") return "The service's whitelist is empty. Type a symbol such as SOL/USDT to see what is stored of it.";
+    if (text === "") return "The service's whitelist is empty. Type a symbol such as SOL/USDT to see its stored candles.";
     return `Nothing matches “${text}”. A series id reads exchange:market:BASE/QUOTE:timeframe, for example binance:spot:SOL/USDT:1m.`;
   }
 

@@ -1,5 +1,5 @@
-// Polylines: lines and zones over the candles. The library's own line series holds one value a candle and knows no
-// vertical line, so a zone could not be drawn with it; and a corner outside the candles would stretch the time axis.
+// Polylines: lines and zones over the candles. The library's own line series has one value a candle and no vertical line, so
+// it cannot draw a zone; and a corner outside the candles would stretch the time axis.
 
 import type {
   IPrimitivePaneRenderer,
@@ -12,11 +12,11 @@ import type {
 import type { Polyline } from "./drawing.ts";
 import type { SeriesStore } from "./store.ts";
 
-/** What a renderer draws on; the library names this type only inside. */
+/** The canvas of a renderer; the library does not export this type. */
 type Target = Parameters<IPrimitivePaneRenderer["draw"]>[0];
 
 const DASHES: Readonly<Record<Polyline["lineStyle"], number[]>> = { solid: [], dashed: [6, 5], dotted: [2, 4] };
-/** The inside of a closed line, and what lies between the two edges of a zone. */
+/** Opacity of the inside of a closed line, and of the area between the two edges of a zone. */
 const FILL_ALPHA = 0.1;
 
 interface Zone {
@@ -43,7 +43,7 @@ export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IP
     this.#attached = null;
   }
 
-  /** Draw these lines over these candles. */
+  /** Draws these lines over these candles from now on. */
   show(lines: readonly Polyline[], candles: SeriesStore): void {
     this.#lines = lines;
     this.#zones = zonesOf(lines);
@@ -66,8 +66,8 @@ export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IP
       for (const zone of this.#zones) this.#fill(context, zone, mediaSize.width);
       for (const line of this.#lines) {
         const corners = this.#corners(line);
-        const beside = corners.every(({ x }) => x < 0) || corners.every(({ x }) => x > mediaSize.width);
-        if (corners.length < 2 || beside) continue;
+        const outside = corners.every(({ x }) => x < 0) || corners.every(({ x }) => x > mediaSize.width);
+        if (corners.length < 2 || outside) continue;
         this.#trace(context, line, corners);
       }
       context.setLineDash([]);
@@ -120,7 +120,7 @@ export class Polylines implements ISeriesPrimitive<Time>, IPrimitivePaneView, IP
   }
 }
 
-/** The zones of which both edges are there. */
+/** The zones that have both edges. */
 export function zonesOf(lines: readonly Polyline[]): Zone[] {
   const tops = new Map<string, Polyline>();
   for (const line of lines) if (line.edge?.side === "top") tops.set(line.edge.zone, line);

@@ -1,5 +1,5 @@
 // Resource: an answer of the service that changes seldom. A load that fails is retried with backoff until it succeeds; an
-// endpoint that the service does not have (404) is not asked for again by itself.
+// endpoint that the service does not have (404) is not retried.
 
 import { backoff } from "./connection.ts";
 import type { Answer, Ports } from "./ports.ts";

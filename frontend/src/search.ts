@@ -1,37 +1,38 @@
-// What the picker offers for a text: the service's series that match, best first, then what the text itself names.
+// Search: what the picker offers for a text: matching series of the whitelist, best first, then the series that the text
+// itself names.
 
 import { parseSeries, type Series, TIMEFRAMES, withTimeframe } from "./series.ts";
 import type { Derived } from "./wire.ts";
 
 export interface Offer {
   readonly series: Series;
-  /** Followed for as long as the service runs; of others the page shows what is stored. */
+  /** Followed for as long as the service runs; of other series the page shows the stored candles. */
   readonly whitelisted: boolean;
 }
 
-const MOST_OFFERS = 200;
+const MAX_OFFERS = 200;
 const DEFAULT_EXCHANGE = "binance";
 
-/** The whitelist's ids as series, without those that this page cannot read. */
+/** The series of these ids, without ids that this page cannot parse. */
 export function readable(ids: readonly string[]): Series[] {
   return ids.map(parseSeries).filter((series) => series !== null);
 }
 
-/** `timeframe` is what a bare symbol such as `SOL/USDT` is offered in. */
+/** The offers for `text`. `timeframe`: the one in which a bare symbol such as `SOL/USDT` is offered. */
 export function offersFor(text: string, whitelist: readonly Series[], timeframe: string): Offer[] {
   const words = text.toLowerCase().split(/\s+/).filter((word) => word !== "");
   const matches = whitelist
     .map((series) => ({ series, rank: rank(series, words) }))
     .filter((match) => match.rank !== null)
-    .toSorted((one, other) => (one.rank ?? 0) - (other.rank ?? 0))
-    .slice(0, MOST_OFFERS)
+    .toSorted((first, second) => (first.rank ?? 0) - (second.rank ?? 0))
+    .slice(0, MAX_OFFERS)
     .map(({ series }) => ({ series, whitelisted: true }));
-  const held = new Set(whitelist.map((series) => series.id));
-  const named = namedBy(text.trim(), whitelist, timeframe).filter((series) => !held.has(series.id));
+  const listed = new Set(whitelist.map((series) => series.id));
+  const named = namedBy(text.trim(), whitelist, timeframe).filter((series) => !listed.has(series.id));
   return [...matches, ...named.map((series) => ({ series, whitelisted: false }))];
 }
 
-/** Lower is better; null when a word is not found. */
+/** Rank of a match, lower is better; null when a word does not match. */
 function rank(series: Series, words: readonly string[]): number | null {
   const symbol = series.symbol.toLowerCase();
   const plain = symbol.replaceAll(/[^a-z0-9]/g, "");
@@ -58,10 +59,10 @@ function namedBy(text: string, whitelist: readonly Series[], timeframe: string):
   );
 }
 
-/** This symbol in the timeframes that the service follows it in, and in the one in use; shortest first. */
+/** The symbol of `series` in each timeframe that the service follows or derives, and in its own; shortest first. */
 export function timeframesOf(series: Series, whitelist: readonly Series[], derived: Derived): Series[] {
   const followed = whitelist.filter((other) => withTimeframe(other, series.timeframe).id === series.id);
   const timeframes = new Set([...followed.map((other) => other.timeframe), series.timeframe]);
-  if (derived.base !== null && timeframes.has(derived.base)) for (const one of derived.timeframes) timeframes.add(one);
+  if (derived.base !== null && timeframes.has(derived.base)) for (const timeframe of derived.timeframes) timeframes.add(timeframe);
   return TIMEFRAMES.filter((timeframe) => timeframes.has(timeframe)).map((timeframe) => withTimeframe(series, timeframe));
 }

@@ -21,7 +21,7 @@ export interface Series {
 
 const DAY_S = 86_400;
 
-/** Length in seconds of every fixed timeframe; the calendar month `1M` is the one that has none. */
+/** Length in seconds of every fixed timeframe; the calendar month `1M` has none. */
 const STEP_S: Readonly<Record<string, number>> = {
   "1m": 60,
   "3m": 180,
@@ -44,7 +44,7 @@ export const TIMEFRAMES: readonly string[] = [...Object.keys(STEP_S), "1M"];
 
 const SERIES_ID = /^([a-z][a-z0-9_]*):(spot|futures):([^\s:/]+\/[^\s:/]+(?::[^\s:/]+)?):([0-9]+[a-zA-Z])$/u;
 
-/** The series of that name, or null when the text is not one. The service has the last word on what exists. */
+/** The series with that id; null for a text that is not one. Only the service knows whether the series exists. */
 export function parseSeries(text: string): Series | null {
   const match = SERIES_ID.exec(text);
   if (match === null) return null;
@@ -66,7 +66,7 @@ export function nextOpen(timeframe: string, openTime: number): number {
   return Date.UTC(moment.getUTCFullYear(), moment.getUTCMonth() + 1, 1) / 1000;
 }
 
-/** How many candles are missing between two neighbours, `earlier < later`. */
+/** Number of missing candles between two neighbours, `earlier < later`. */
 export function missingBetween(timeframe: string, earlier: number, later: number): number {
   const step = STEP_S[timeframe];
   if (step !== undefined) return Math.max(0, Math.round((later - earlier) / step) - 1);

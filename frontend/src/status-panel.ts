@@ -1,4 +1,4 @@
-// StatusPanel: shows a Lamp, at the top of the page, in the panel behind it and in the icon of the tab.
+// StatusPanel: shows the lamp at the top of the page, in the panel behind it, and in the icon of the tab.
 
 import { element, setText } from "./dom.ts";
 import { formatAge } from "./format.ts";
@@ -8,32 +8,32 @@ export class StatusPanel {
   readonly #button = element("status", HTMLButtonElement);
   readonly #text = element("status-text", HTMLSpanElement);
   readonly #age = element("status-age", HTMLSpanElement);
-  readonly #said = element("status-said", HTMLSpanElement);
+  readonly #announced = element("status-said", HTMLSpanElement);
   readonly #title = element("panel-title", HTMLHeadingElement);
   readonly #reason = element("panel-reason", HTMLParagraphElement);
   readonly #facts = element("panel-facts", HTMLDListElement);
   readonly #icon = element("icon", HTMLLinkElement);
   readonly #probe = element("status-dot", HTMLSpanElement);
-  #factsShown = "";
-  #iconShown = "";
+  #shownFacts = "";
+  #shownIcon = "";
 
   show(lamp: Lamp): void {
     const { tone, label, age, reason } = lamp;
     this.#button.dataset["tone"] = tone;
     setText(this.#text, label);
-    // Every second: for the eye, not for a screen reader, which is told changes of the state alone.
+    // The age changes every second, and is hidden from screen readers, which announce changes of the state alone.
     setText(this.#age, age === null ? "" : formatAge(age));
-    setText(this.#said, reason === null ? label : `${label}: ${reason}`);
+    setText(this.#announced, reason === null ? label : `${label}: ${reason}`);
     setText(this.#title, label);
-    setText(this.#reason, reason ?? (tone === "good" ? "The exchange, the stream and the candles are well." : ""));
+    setText(this.#reason, reason ?? (tone === "good" ? "The exchange, the stream and the candles are in order." : ""));
     this.#showFacts(lamp.facts);
     this.#showIcon(tone);
   }
 
   #showFacts(facts: readonly Fact[]): void {
     const text = JSON.stringify(facts);
-    if (text === this.#factsShown) return;
-    this.#factsShown = text;
+    if (text === this.#shownFacts) return;
+    this.#shownFacts = text;
     this.#facts.replaceChildren(
       ...facts.map(({ name, text: value, tone }) => {
         const row = document.createElement("div");
@@ -48,11 +48,11 @@ export class StatusPanel {
     );
   }
 
-  /** The tab's icon has a dot in the colour of the lamp. */
+  /** Draws the icon of the tab with a dot in the colour of the lamp. */
   #showIcon(tone: Tone): void {
     const colour = getComputedStyle(this.#probe).backgroundColor;
-    if (`${tone} ${colour}` === this.#iconShown) return;
-    this.#iconShown = `${tone} ${colour}`;
+    if (`${tone} ${colour}` === this.#shownIcon) return;
+    this.#shownIcon = `${tone} ${colour}`;
     const candles = `<path d="M5 6v20" stroke="#e5636f" stroke-width="7"/><path d="M15 3v20" stroke="#35b48c" stroke-width="7"/>`;
     const dot = `<circle cx="24" cy="24" r="8" fill="${colour}"/>`;
     const picture = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">${candles}${dot}</svg>`;

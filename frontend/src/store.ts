@@ -1,5 +1,5 @@
-// SeriesStore: what is known of one series. History and live become one strictly increasing list of closed
-// candles, followed by the forming ones. Every method says what changed, so that the chart redraws no more than that.
+// SeriesStore: the candles of one series. History and live become one strictly increasing list of closed candles, followed
+// by the forming ones. Every method returns what changed, so that the chart redraws nothing else.
 
 import { type Candle, missingBetween, nextOpen } from "./series.ts";
 import { DeclaredGaps } from "./declared-gaps.ts";
@@ -7,9 +7,9 @@ import type { DeclaredGap, GapState } from "./wire.ts";
 
 /**
  * - `none`: nothing to redraw.
- * - `tail`: bars at `from` and later were replaced, or added behind all others; none was taken away or put between.
- * - `reset`: draw everything again.
- * - `unjoined`: the candle contradicts what is held, so this history belongs to another store: load it again.
+ * - `tail`: bars at `from` and later were replaced or appended; none was removed or inserted.
+ * - `reset`: redraw everything.
+ * - `unjoined`: the candle contradicts the stored ones, so the history came from another store: load it again.
  */
 export type Change =
   | { readonly kind: "none" }
@@ -22,7 +22,7 @@ export interface Bar {
   readonly forming: boolean;
 }
 
-/** A hole between two closed candles: `missing` candles from `from` up to, but not at, `to`. */
+/** `missing` candles between two closed ones, with open times from `from` (inclusive) to `to` (exclusive). */
 export interface Gap {
   readonly from: number;
   readonly to: number;
@@ -34,19 +34,19 @@ const NONE: Change = { kind: "none" };
 const RESET: Change = { kind: "reset" };
 const UNJOINED: Change = { kind: "unjoined" };
 
-/** Candles kept in memory; a tenth of it is let go, oldest first, when live candles exceed it. */
+/** Closed candles in memory; live candles beyond it evict the oldest tenth. */
 export const CAPACITY = 50_000;
 
 export class SeriesStore {
   #closed: Candle[] = [];
-  // Usually one. More when the close of a candle comes after the first trade of the next one.
+  // Usually one candle. Two when the close of a candle comes after the first trade of the next.
   #forming: Candle[] = [];
-  #holes: { from: number; to: number; missing: number }[] = [];
+  #missing: { from: number; to: number; missing: number }[] = [];
   #declared = new DeclaredGaps();
-  // `gaps` is read with every frame, and holes change seldom.
+  // Cached: `gaps` is read with every frame, and changes seldom.
   #gaps: readonly Gap[] | null = null;
 
-  /** Whether the service may hold candles older than the first one here; false when it had none when last asked. */
+  /** Whether the service may have candles older than the first one; false after an empty answer. */
   olderExists = true;
 
   constructor(
@@ -54,7 +54,7 @@ export class SeriesStore {
     readonly capacity = CAPACITY,
   ) {}
 
-  /** Closed candles held. */
+  /** Number of closed candles. */
   get count(): number {
     return this.#closed.length;
   }
@@ -82,13 +82,13 @@ export class SeriesStore {
     return this.#closed.length >= this.capacity;
   }
 
-  /** Holes between the closed candles, oldest first. */
+  /** Gaps between the closed candles, oldest first. */
   get gaps(): readonly Gap[] {
-    this.#gaps ??= this.#holes.map((hole) => ({ ...hole, state: this.#declared.stateOf(hole) }));
+    this.#gaps ??= this.#missing.map((span) => ({ ...span, state: this.#declared.stateOf(span) }));
     return this.#gaps;
   }
 
-  /** Every bar at `from` and later, in time order: closed ones, then forming ones. */
+  /** The bars at `from` and later, in time order: closed ones, then forming ones. */
   barsFrom(from: number): Bar[] {
     const bars: Bar[] = [];
     for (let index = this.#indexFrom(from); index < this.#closed.length; index += 1) {
@@ -119,7 +119,7 @@ export class SeriesStore {
   }
 
   /**
-   * Where `time` lies among the bars, counted from 0: a whole number at a bar, halves in holes, and steps of the
+   * Position of `time` among the bars, counted from 0: a whole number at a bar, a half within a gap, and steps of the
    * timeframe beyond either end.
    */
   positionOf(time: number): number {
@@ -135,21 +135,21 @@ export class SeriesStore {
     return this.#closed[index]?.time === time ? index : index - 0.5;
   }
 
-  /** The hole that ends at `time`, if there is one. */
+  /** The gap that ends at `time`; null for none. */
   gapBefore(time: number): Gap | null {
     return this.gaps.find((gap) => gap.to === time) ?? null;
   }
 
-  /** Take `candles` in place of everything closed. */
+  /** Replaces every closed candle. */
   replace(candles: readonly Candle[]): Change {
     this.#closed = increasing(candles).slice(-this.capacity);
     this.olderExists = true;
     this.#dropForming();
-    this.#findHoles();
+    this.#findMissing();
     return RESET;
   }
 
-  /** History older than the first candle. */
+  /** Adds history older than the first candle. */
   prepend(candles: readonly Candle[]): Change {
     const { first } = this;
     const older = increasing(candles).filter((candle) => first === null || candle.time < first);
@@ -159,77 +159,76 @@ export class SeriesStore {
     }
     const room = Math.max(0, this.capacity - this.#closed.length);
     this.#closed = [...older.slice(Math.max(0, older.length - room)), ...this.#closed];
-    this.#findHoles();
+    this.#findMissing();
     return RESET;
   }
 
-  /** Closed candles, in time order. `revised`: they may correct or fill in what is held. */
+  /** Adds closed candles, in time order. `revised`: they may correct stored candles, or fill gaps. */
   close(candles: readonly Candle[], revised = false): Change {
     let change: Change = NONE;
     for (const candle of candles) {
-      change = mergeChanges(change, this.#closeOne(candle, revised));
+      change = mergeChanges(change, this.#closeCandle(candle, revised));
       if (change.kind === "unjoined") return change;
     }
     if (this.#closed.length > this.capacity) {
       this.#closed = this.#closed.slice(this.#closed.length - Math.floor(this.capacity * 0.9));
-      this.#findHoles();
+      this.#findMissing();
       return RESET;
     }
     return change;
   }
 
-  /** A candle in progress. It never replaces a closed one. */
+  /** Takes the candle in progress, which never replaces a closed one. */
   form(candle: Candle): Change {
     const { lastClosed, lastForming } = this;
     if (lastClosed !== null && candle.time <= lastClosed) return NONE;
     if (lastForming !== null && candle.time < lastForming) return NONE;
     if (lastForming === candle.time) this.#forming.pop();
-    // A close that is late by one candle is awaited beside the next one; by more, its place is given up.
-    const abandoned = this.#forming.length > 1;
-    if (abandoned) this.#forming.shift();
+    // A candle whose close is late stays beside the next forming one, and is dropped with the one after that.
+    const dropped = this.#forming.length > 1;
+    if (dropped) this.#forming.shift();
     this.#forming.push(candle);
-    return abandoned ? RESET : { kind: "tail", from: candle.time };
+    return dropped ? RESET : { kind: "tail", from: candle.time };
   }
 
-  /** What the service says about holes; whether the state of one that is held changes by it. */
+  /** Takes states of gaps; whether the state of a gap of this store changed. */
   declareGaps(gaps: readonly DeclaredGap[]): boolean {
     const before = this.gaps;
-    this.#declared = gaps.reduce((known, gap) => known.with(gap), this.#declared).bounded(this.#holes);
+    this.#declared = gaps.reduce((declared, gap) => declared.with(gap), this.#declared).bounded(this.#missing);
     this.#gaps = null;
     return this.gaps.some((gap, index) => gap.state !== before[index]?.state);
   }
 
-  #closeOne(candle: Candle, revised: boolean): Change {
+  #closeCandle(candle: Candle, revised: boolean): Change {
     const last = this.#closed.at(-1);
     if (last === undefined || candle.time > last.time) {
       this.#closed.push(candle);
-      if (last !== undefined) this.#noteHole(last.time, candle.time);
-      // One that was not shown forming may come to stand before one that is.
-      const wasShown = this.#forming.some((shown) => shown.time === candle.time);
-      // A bar that was shown forming and never closed is taken away by this one.
-      const taken = this.#dropForming();
-      return taken || (!wasShown && this.#forming.length > 0) ? RESET : { kind: "tail", from: candle.time };
+      if (last !== undefined) this.#addMissing(last.time, candle.time);
+      const wasForming = this.#forming.some((forming) => forming.time === candle.time);
+      const removed = this.#dropForming();
+      // A bar was removed, or this one is inserted before a forming one.
+      return removed || (!wasForming && this.#forming.length > 0) ? RESET : { kind: "tail", from: candle.time };
     }
     const index = this.#indexFrom(candle.time);
-    const held = this.#closed[index];
-    if (held !== undefined && held.time === candle.time) {
-      if (sameCandle(held, candle)) return NONE;
+    const stored = this.#closed[index];
+    if (stored !== undefined && stored.time === candle.time) {
+      if (sameCandle(stored, candle)) return NONE;
       if (!revised) return UNJOINED;
       this.#closed[index] = candle;
       return { kind: "tail", from: candle.time };
     }
     if (!revised) return UNJOINED;
     if (index === 0) {
-      // Older than what is held: it comes, with its neighbours, when the reader scrolls back.
+      // Older than the first candle: it is loaded, with its neighbours, when the reader scrolls back.
       this.olderExists = true;
       return NONE;
     }
     this.#closed.splice(index, 0, candle);
-    this.#findHoles();
+    this.#findMissing();
     return RESET;
   }
 
-  /** Forget forming candles up to the last closed one; true when one of them was never closed. */
+  /** Drops forming candles up to the last closed one; true when one of them was never closed. */
   #dropForming(): boolean {
     const { lastClosed } = this;
     if (lastClosed === null || this.#forming.length === 0) return false;
@@ -238,19 +237,19 @@ export class SeriesStore {
     return dropped.some((candle) => this.#closed[this.#indexFrom(candle.time)]?.time !== candle.time);
   }
 
-  #noteHole(earlier: number, later: number): void {
+  #addMissing(earlier: number, later: number): void {
     const missing = missingBetween(this.timeframe, earlier, later);
     if (missing === 0) return;
-    this.#holes.push({ from: nextOpen(this.timeframe, earlier), to: later, missing });
+    this.#missing.push({ from: nextOpen(this.timeframe, earlier), to: later, missing });
     this.#gaps = null;
   }
 
-  #findHoles(): void {
-    this.#holes = [];
+  #findMissing(): void {
+    this.#missing = [];
     this.#gaps = null;
     let previous: Candle | undefined;
     for (const candle of this.#closed) {
-      if (previous !== undefined) this.#noteHole(previous.time, candle.time);
+      if (previous !== undefined) this.#addMissing(previous.time, candle.time);
       previous = candle;
     }
   }
@@ -269,7 +268,7 @@ export class SeriesStore {
   }
 }
 
-/** Two changes as one. */
+/** The change that covers both. */
 export function mergeChanges(first: Change, second: Change): Change {
   if (first.kind === "unjoined" || second.kind === "unjoined") return UNJOINED;
   if (first.kind === "reset" || second.kind === "reset") return RESET;
@@ -278,7 +277,7 @@ export function mergeChanges(first: Change, second: Change): Change {
   return { kind: "tail", from: Math.min(first.from, second.from) };
 }
 
-/** The candles that are newer than all before them. */
+/** The candles that are newer than every candle before them. */
 function increasing(candles: readonly Candle[]): Candle[] {
   let newest = Number.NEGATIVE_INFINITY;
   return candles.filter((candle) => {
@@ -288,12 +287,12 @@ function increasing(candles: readonly Candle[]): Candle[] {
   });
 }
 
-function sameCandle(one: Candle, other: Candle): boolean {
+function sameCandle(first: Candle, second: Candle): boolean {
   return (
-    one.open === other.open &&
-    one.high === other.high &&
-    one.low === other.low &&
-    one.close === other.close &&
-    one.volume === other.volume
+    first.open === second.open &&
+    first.high === second.high &&
+    first.low === second.low &&
+    first.close === second.close &&
+    first.volume === second.volume
   );
 }

@@ -1,4 +1,4 @@
-// Dark or light: the system's preference until the reader chooses otherwise. The colours themselves are in page.css.
+// Theme: dark or light, by the preference of the system until the reader chooses. The colours are in page.css.
 
 export type Theme = "dark" | "light";
 
@@ -22,7 +22,7 @@ export interface Palette {
   readonly lost: string;
 }
 
-/** Apply the stored choice, if there is one. */
+/** Applies the stored choice, if there is one. */
 export function applyStoredTheme(): void {
   const stored = readStored();
   if (stored !== null) document.documentElement.dataset["theme"] = stored;
@@ -40,16 +40,16 @@ export function switchTheme(): void {
   try {
     localStorage.setItem(KEY, theme);
   } catch {
-    // Storage is off: the choice holds until the page is left.
+    // Storage is off: the choice holds until the page is closed.
   }
 }
 
-/** Call when the system's preference changes. */
+/** Calls `call` when the preference of the system changes. */
 export function onSystemTheme(call: () => void): void {
   lightPreferred().addEventListener("change", call);
 }
 
-/** The colours of the theme in force, as the browser computes them. */
+/** The colours of the present theme, as the browser computes them. */
 export function readPalette(): Palette {
   const probe = document.createElement("span");
   document.body.append(probe);

@@ -26,7 +26,7 @@ describe("a text of the address", () => {
     },
   );
 
-  test("is what stands behind series=", () => {
+  test("is the value of series=", () => {
     expect(textOfAddress("?series=BTCUSDT&x=1")).toBe("BTCUSDT");
     expect(textOfAddress("?series=%20")).toBeNull();
     expect(textOfAddress("")).toBeNull();

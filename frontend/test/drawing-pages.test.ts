@@ -1,6 +1,6 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { type DrawDelta, type Instruction, parseDrawDelta } from "../src/drawing.ts";
-import { type DrawingPage, joinPoints, keepPages, MOST_PAGES, nextPage, OVERLAP_CANDLES, PAGE_CANDLES, pageOf } from "../src/drawing-pages.ts";
+import { type DrawingPage, joinPoints, keepPages, MAX_PAGES, nextPage, OVERLAP_CANDLES, PAGE_CANDLES, pageOf } from "../src/drawing-pages.ts";
 import { DrawingStore } from "../src/drawing-store.ts";
 import { zonesOf } from "../src/polylines.ts";
 
@@ -14,8 +14,8 @@ function page(number: number, more: Partial<DrawingPage> = {}): DrawingPage {
   return { start, end, at, epoch: 1, points: new Map(), drawings: [], ...more };
 }
 
-function held(...pages: DrawingPage[]): Map<number, DrawingPage> {
-  return new Map(pages.map((one) => [one.start, one]));
+function pagesOf(...pages: DrawingPage[]): Map<number, DrawingPage> {
+  return new Map(pages.map((each) => [each.start, each]));
 }
 
 function delta(to: number, more: Record<string, unknown> = {}): DrawDelta {
@@ -29,7 +29,7 @@ function delta(to: number, more: Record<string, unknown> = {}): DrawDelta {
     next_cursor: { version_id: 0, point_time: to },
     ...more,
   });
-  if (parsed === null) throw new Error("no delta");
+  if (parsed === null) throw new Error("not a delta");
   return parsed;
 }
 
@@ -37,51 +37,51 @@ function points(from: number, to: number, every = STEP): { time: number; value: 
   return Array.from({ length: Math.ceil((to - from) / every) }, (_, index) => ({ time: from + index * every, value: from + index }));
 }
 
-describe("the page that is wanted", () => {
+describe("the next page", () => {
   const LAST = 100 * LENGTH;
   const LIVE = LAST - 500 * STEP;
 
-  test("is none while the view lies in the live part", () => {
+  test("is none while the view is in the live part", () => {
     expect(nextPage({ from: LAST - 200 * STEP, to: LAST, first: 0 }, new Map(), STEP, LIVE, LAST)).toBeNull();
   });
 
-  test("is the one in view, asked for with what is known a little later", () => {
+  test("is the page in view, requested with its overlap", () => {
     const view = { from: 7 * LENGTH + 300 * STEP, to: 7 * LENGTH + 500 * STEP, first: 0 };
-    const wanted = nextPage(view, new Map(), STEP, LIVE, LAST);
-    expect(wanted).toEqual({ start: 7 * LENGTH, end: 8 * LENGTH, at: 8 * LENGTH + (OVERLAP_CANDLES - 1) * STEP });
-    expect(nextPage(view, held(page(7)), STEP, LIVE, LAST)).toBeNull();
+    const next = nextPage(view, new Map(), STEP, LIVE, LAST);
+    expect(next).toEqual({ start: 7 * LENGTH, end: 8 * LENGTH, at: 8 * LENGTH + (OVERLAP_CANDLES - 1) * STEP });
+    expect(nextPage(view, pagesOf(page(7)), STEP, LIVE, LAST)).toBeNull();
   });
 
-  test("covers every candle of any view, once each page that is asked for is held", () => {
+  test("covers every candle of any view after all requests", () => {
     for (const [from, candles] of [[0, 180], [3.2, 180], [9.95, 200], [12, 7000], [90, 12_000]] as const) {
       const view = { from: from * LENGTH, to: from * LENGTH + candles * STEP, first: 0 };
       let pages = new Map<number, DrawingPage>();
       for (;;) {
-        const wanted = nextPage(view, pages, STEP, LIVE, LAST);
-        if (wanted === null) break;
-        expect(pages.has(wanted.start)).toBe(false);
-        pages = keepPages(new Map([...pages, [wanted.start, { ...page(0), ...wanted }]]), view);
+        const next = nextPage(view, pages, STEP, LIVE, LAST);
+        if (next === null) break;
+        expect(pages.has(next.start)).toBe(false);
+        pages = keepPages(new Map([...pages, [next.start, { ...page(0), ...next }]]), view);
       }
       for (let time = view.from; time <= Math.min(view.to, LIVE - STEP); time += STEP) {
         expect(pages.has(Math.floor(time / LENGTH) * LENGTH)).toBe(true);
       }
-      expect(pages.size).toBeLessThanOrEqual(MOST_PAGES);
+      expect(pages.size).toBeLessThanOrEqual(MAX_PAGES);
     }
   });
 
-  test("is asked for once more when its overlap has come to exist", () => {
+  test("is requested once more when its overlap is complete", () => {
     const start = LAST - LENGTH;
     const view = { from: start + 10 * STEP, to: start + 200 * STEP, first: 0 };
-    const early = nextPage(view, held(page(98)), STEP, LIVE, LAST);
+    const early = nextPage(view, pagesOf(page(98)), STEP, LIVE, LAST);
     expect(early).toEqual({ start, end: LAST, at: LAST });
-    const asked = held(page(98), page(99, { at: LAST }));
+    const asked = pagesOf(page(98), page(99, { at: LAST }));
     expect(nextPage(view, asked, STEP, LIVE, LAST + 400 * STEP)).toBeNull();
     expect(nextPage(view, asked, STEP, LIVE, LAST + 600 * STEP)).toMatchObject({ start, at: LAST + (OVERLAP_CANDLES - 1) * STEP });
   });
 
   test("is none before the first candle", () => {
     const first = 3 * LENGTH + 5 * STEP;
-    expect(nextPage({ from: first, to: first + 100 * STEP, first }, held(page(3)), STEP, LIVE, LAST)).toBeNull();
+    expect(nextPage({ from: first, to: first + 100 * STEP, first }, pagesOf(page(3)), STEP, LIVE, LAST)).toBeNull();
   });
 });
 
@@ -97,7 +97,7 @@ function line(id: string, feature: string, visible: number, ...times: number[]):
 
 describe("a page", () => {
   const query = { start: LENGTH, end: 2 * LENGTH, at: 2 * LENGTH + 499 * STEP };
-  test("has the points between its ends, and what is drawn there", () => {
+  test("has the points and drawings between its ends", () => {
     const patch = [
       marker("before", LENGTH - STEP, LENGTH + STEP),
       marker("in", LENGTH, LENGTH + 50 * STEP),
@@ -110,7 +110,7 @@ describe("a page", () => {
     expect(taken.points.get("ema_21")).toEqual(points(0, 3 * LENGTH).filter(({ time }) => time >= LENGTH && time < 2 * LENGTH));
   });
 
-  test("leaves out what was said of its last candle, and cuts the line over the window", () => {
+  test("omits drawings of its head, and cuts the composed line", () => {
     const corners = [LENGTH - 400 * STEP, LENGTH - STEP, LENGTH + 500 * STEP, 2 * LENGTH + 100 * STEP, 2 * LENGTH + 400 * STEP];
     const patch = [
       line("pen.extending", "pen.extending", query.at, 2 * LENGTH - STEP, query.at),
@@ -135,7 +135,7 @@ describe("points of pages and live", () => {
     expect(joined.filter((point) => point.breaks).map(({ time }) => time)).toEqual([3 * LENGTH - STEP, 6 * LENGTH - STEP]);
   });
 
-  test("are the live ones where both have them", () => {
+  test("are the live points where both have them", () => {
     const one = page(1, { points: new Map([["x", points(LENGTH, 2 * LENGTH)]]) });
     const live = points(2 * LENGTH - 2 * STEP, 3 * LENGTH).map(({ time }) => ({ time, value: -1 }));
     const joined = joinPoints([one], "x", live, 2 * LENGTH - 2 * STEP);
@@ -145,7 +145,7 @@ describe("points of pages and live", () => {
   });
 });
 
-/** A drawing of that id, which is its feature, too. */
+/** A drawing whose id is its feature. */
 function told(id: string, time: number): Instruction[] {
   const looks = { position: "aboveBar", color: "", shape: "circle", text: "", size: 1 } as const;
   return [{ id, visibleTime: 5, definition: { type: "marker", feature: id === "zone" ? "pivot.major" : id, time, ...looks } }];
@@ -159,28 +159,28 @@ describe("the store", () => {
     store.take(delta(9 * LENGTH, { series_points: { x: points(8 * LENGTH, 9 * LENGTH) } }), true, 8 * LENGTH);
   });
 
-  test("shows a drawing that two pages tell once, as the newer page tells it", () => {
+  test("shows a drawing of two pages once, in the version of the newer page", () => {
     store.takePage(page(2, { drawings: told("zone", 7) }), view);
     store.takePage(page(1, { drawings: told("zone", 6) }), view);
     expect(store.drawings.map((one) => one.type === "marker" && one.time)).toEqual([7]);
   });
 
-  test("shows every piece of a line over the window", () => {
+  test("shows every piece of a composed line", () => {
     for (const number of [1, 2, 3]) store.takePage(page(number, { drawings: told("pen.confirmed", number) }), view);
     expect(store.drawings).toHaveLength(3);
   });
 
-  test("says by its generation that points were put before others, and keeps a bounded number of pages", () => {
+  test("changes its generation when points are inserted, and keeps a bounded number of pages", () => {
     const { generation } = store;
     store.takePage(page(1, { points: new Map([["x", points(LENGTH, 2 * LENGTH)]]) }), view);
     expect(store.generation).toBeGreaterThan(generation);
     expect(store.pointsOf("x")[0]?.time).toBe(LENGTH);
-    for (let number = 2; number < 3 * MOST_PAGES; number += 1) store.takePage(page(number), view);
-    expect(store.pages.size).toBe(MOST_PAGES);
+    for (let number = 2; number < 3 * MAX_PAGES; number += 1) store.takePage(page(number), view);
+    expect(store.pages.size).toBe(MAX_PAGES);
     expect(store.pages.has(LENGTH)).toBe(true);
   });
 
-  test("drops its pages with a new epoch, and when the candles were loaded anew", () => {
+  test("drops its pages with a new epoch, and when the candles were loaded again", () => {
     store.takePage(page(1), view);
     store.take(delta(9 * LENGTH + STEP, { epoch: 1 }), false, 8 * LENGTH);
     expect(store.pages.size).toBe(1);
@@ -191,7 +191,7 @@ describe("the store", () => {
     expect(store.pages.size).toBe(0);
   });
 
-  test("adds live points to those of pages", () => {
+  test("appends live points to those of pages", () => {
     store.takePage(page(7, { points: new Map([["x", points(7 * LENGTH, 8 * LENGTH)]]) }), view);
     expect(store.pointsOf("x")).toHaveLength(2 * PAGE_CANDLES);
     store.take(delta(9 * LENGTH, { series_points: { x: [{ time: 9 * LENGTH, value: 1 }] } }), false, 8 * LENGTH);
@@ -210,7 +210,7 @@ function edges(...ids: string[]): ReturnType<typeof zonesOf> {
 }
 
 describe("the edges of a zone", () => {
-  test("make one zone of the lines that have its name", () => {
+  test("form one zone when the names of the lines agree", () => {
     const zones = edges("zhongshu.dead:60:top", "zhongshu.alive:bottom", "zhongshu.dead:60:bottom", "zhongshu.alive:top", "pen.confirmed");
     expect(zones.map(({ top, bottom }) => [top.edge, bottom.edge])).toEqual([
       [{ zone: "zhongshu.alive", side: "top" }, { zone: "zhongshu.alive", side: "bottom" }],
@@ -218,7 +218,7 @@ describe("the edges of a zone", () => {
     ]);
   });
 
-  test("make none while one of them is missing", () => {
+  test("form no zone while an edge is missing", () => {
     expect(edges("zhongshu.dead:60:top", "zhongshu.dead:120:bottom")).toEqual([]);
   });
 });

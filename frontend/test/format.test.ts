@@ -39,7 +39,7 @@ test.each([
   expect(formatVolume(volume)).toBe(text);
 });
 
-test("a change has its sign, and none when it rounds to nothing", () => {
+test("a change has its sign, and none when it rounds to 0", () => {
   expect(formatChange(100, 101.5)).toBe("+1.50%");
   expect(formatChange(100, 98)).toBe("\u22122.00%");
   expect(formatChange(100, 99.9999)).toBe("0.00%");
@@ -55,7 +55,7 @@ test("times are UTC, and days have no hours", () => {
   expect(formatTimeNear(time + 86_400, "1m", time)).toBe("2025-08-13 14:03");
 });
 
-test("one of a thing is not many", () => {
+test("a count of 1 has the singular", () => {
   expect(plural(1, "gap")).toBe("1 gap");
   expect(plural(1200, "candle")).toBe("1,200 candles");
 });

@@ -15,11 +15,11 @@ function found(text: string): string[] {
 }
 
 describe("the picker", () => {
-  test("offers the whole whitelist for nothing typed", () => {
+  test("offers the whole whitelist for an empty text", () => {
     expect(found("")).toHaveLength(4);
   });
 
-  test("puts symbols that begin with the text first", () => {
+  test("lists symbols that begin with the text first", () => {
     expect(found("btc").at(-1)).toBe("binance:spot:ETH/BTC:1m");
     expect(found("btcusdt")).toHaveLength(3);
   });
@@ -29,24 +29,24 @@ describe("the picker", () => {
     expect(found("usdt 1h")).toEqual(["binance:spot:BTC/USDT:1h"]);
   });
 
-  test("offers any whole series id as one that is not followed", () => {
+  test("offers a series id that is not followed", () => {
     expect(found("kraken:spot:XBT/EUR:15m")).toEqual(["+kraken:spot:XBT/EUR:15m"]);
   });
 
-  test("offers a bare symbol on spot and futures in the timeframe in use", () => {
+  test("offers a bare symbol on spot and futures in the present timeframe", () => {
     expect(found("sol/usdt")).toEqual(["+binance:spot:SOL/USDT:5m", "+binance:futures:SOL/USDT:5m"]);
   });
 
-  test("does not offer twice what the whitelist has", () => {
+  test("offers a series of the whitelist once", () => {
     expect(found("binance:spot:BTC/USDT:1m")).toEqual(["binance:spot:BTC/USDT:1m"]);
   });
 
-  test("offers nothing for what names nothing", () => {
+  test("offers nothing for a text without a match", () => {
     expect(found("???")).toEqual([]);
   });
 });
 
-test("timeframes are those that the symbol is followed in and the one in use, shortest first", () => {
+test("timeframes are those of the followed series and the present one, shortest first", () => {
   const series = parseSeries("binance:spot:BTC/USDT:3d");
   if (series === null) throw new Error("no series");
   const nothing = { base: null, timeframes: [] };

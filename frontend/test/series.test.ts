@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { missingBetween, nextOpen, parseSeries, withTimeframe } from "../src/series.ts";
 
 describe("a series id", () => {
-  test("is read into its parts", () => {
+  test("is parsed into its parts", () => {
     expect(parseSeries("binance:futures:BTC/USDT:1m")).toEqual({
       id: "binance:futures:BTC/USDT:1m",
       exchange: "binance",
@@ -23,7 +23,7 @@ describe("a series id", () => {
     },
   );
 
-  test("tells a minute from a month", () => {
+  test("distinguishes a minute from a month", () => {
     const minute = parseSeries("binance:spot:BTC/USDT:1m");
     expect(minute && withTimeframe(minute, "1M").id).toBe("binance:spot:BTC/USDT:1M");
   });
@@ -39,7 +39,7 @@ describe("the grid", () => {
     expect(nextOpen("1M", Date.UTC(2024, 11, 1) / 1000)).toBe(Date.UTC(2025, 0, 1) / 1000);
   });
 
-  test("counts what is missing between neighbours", () => {
+  test("counts missing candles between neighbours", () => {
     expect(missingBetween("1m", 0, 60)).toBe(0);
     expect(missingBetween("1m", 0, 240)).toBe(3);
     expect(missingBetween("1M", Date.UTC(2023, 10, 1) / 1000, Date.UTC(2024, 1, 1) / 1000)).toBe(2);

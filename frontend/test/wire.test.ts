@@ -10,7 +10,7 @@ function parse(message: unknown) {
 }
 
 describe("a message of the service", () => {
-  test("brings closed candles, one or many", () => {
+  test("has closed candles, one or many", () => {
     expect(parse({ type: "candle_closed", series_id: SERIES, candle: WIRE_CANDLE })).toEqual({
       type: "candles",
       series: SERIES,
@@ -24,7 +24,7 @@ describe("a message of the service", () => {
     expect(parse({ type: "candle_closed", series_id: SERIES, candle: WIRE_CANDLE, revised: true })).toMatchObject({ revised: true });
   });
 
-  test("brings a forming candle", () => {
+  test("has a forming candle", () => {
     expect(parse({ type: "candle_forming", series_id: SERIES, candle: WIRE_CANDLE, seq: 7 })).toEqual({
       type: "forming",
       series: SERIES,
@@ -32,13 +32,13 @@ describe("a message of the service", () => {
     });
   });
 
-  test("declares a gap, whose state may be one that is not known here", () => {
+  test("declares a gap; a state that the page does not know is unknown", () => {
     const gap = { type: "gap", series_id: SERIES, expected_next_time: 60, actual_time: 240, reason: "missing" };
     expect(parse({ ...gap, state: "healing" })).toMatchObject({ from: 60, to: 240, state: "healing" });
     expect(parse({ ...gap, state: "pondering" })).toMatchObject({ state: "unknown" });
   });
 
-  test("acknowledges a subscription, with nulls for what is not known", () => {
+  test("acknowledges a subscription, with null for unknown values", () => {
     expect(parse({ type: "subscribed", series_id: SERIES, head_time: null, stream: null })).toEqual({
       type: "subscribed",
       series: SERIES,
@@ -47,7 +47,7 @@ describe("a message of the service", () => {
     });
   });
 
-  test("tells what happened to the series, whatever its data", () => {
+  test("reports an event of the series, with or without data", () => {
     const system = { type: "system", series_id: SERIES, event: "backfill.progress", message: "40 %" };
     const told = { type: "system", series: SERIES, event: "backfill.progress", message: "40 %", detail: null };
     expect(parse({ ...system, data: { state: "running", progress_pct: 40, detail: "why" } })).toEqual({ ...told, state: "running", detail: "why" });
@@ -70,12 +70,12 @@ describe("a message of the service", () => {
 });
 
 describe("an answer of the service", () => {
-  test("is history, under the service's name of the series", () => {
+  test("is a page of history with the service's id of the series", () => {
     expect(parseHistory({ series_id: SERIES, server_head_time: null, candles: [WIRE_CANDLE] })).toEqual({ series: SERIES, candles: [CANDLE], gaps: [] });
     expect(parseHistory(null)).toEqual({ series: null, candles: [], gaps: [] });
   });
 
-  test("says what is known of the holes of a page", () => {
+  test("has the declared gaps of a page", () => {
     const gap = { start_time: 120, end_time: 240, state: "confirmed_empty" };
     const odd = [null, { ...gap, end_time: 120 }, { start_time: 0, state: "lost" }];
     expect(parseHistory({ gaps: [gap, ...odd, { ...gap, start_time: 180, state: "lost" }] }).gaps).toEqual([
@@ -89,7 +89,7 @@ describe("an answer of the service", () => {
     expect(parseWhitelist({})).toEqual([]);
   });
 
-  test("is a refusal with its sentence", () => {
+  test("is the sentence of a refusal", () => {
     expect(parseRefusal(404, { detail: "no such symbol", code: "unknown_series" })).toBe("no such symbol");
     expect(parseRefusal(422, { detail: [{ loc: ["query", "limit"], msg: "too large" }] })).toBe("too large");
     expect(parseRefusal(502, null)).toBe("the service answered with status 502");
