@@ -36,18 +36,18 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# How long a machine under load may take for anything; nothing waits this long when it works.
+# Timeout of every wait, in seconds: a machine under load is slow, and a wait ends as soon as its condition holds.
 PATIENCE_S = 60
 STEP_S = 60
 BTC = "binance:spot:BTC/USDT:1m"
 ETH = "binance:spot:ETH/USDT:1m"
 
-# Notes every state that the page tells through its root element, in order.
+# Records every state that the page publishes on its root element, in order.
 RECORDER = """
-window.told = [];
+window.states = [];
 new MutationObserver(() => {
   const { state, series, candles, first, lastClosed, lastForming, lastPrice, gaps } = document.documentElement.dataset;
-  window.told.push({ state, series, candles: Number(candles), first: Number(first), lastClosed: Number(lastClosed),
+  window.states.push({ state, series, candles: Number(candles), first: Number(first), lastClosed: Number(lastClosed),
                      lastForming: Number(lastForming), lastPrice: Number(lastPrice), gaps: Number(gaps) });
 }).observe(document, { attributes: true, subtree: true,
                        attributeFilter: ["data-state", "data-candles", "data-last-closed", "data-last-price"] });
@@ -56,10 +56,10 @@ new MutationObserver(() => {
 A_FORMING_CANDLE_MOVED_AND_CLOSED = """
 () => {
   const prices = new Map();
-  for (const { lastForming, lastPrice } of window.told)
+  for (const { lastForming, lastPrice } of window.states)
     if (lastForming) prices.set(lastForming, (prices.get(lastForming) ?? new Set()).add(lastPrice));
   const lastClosed = Number(document.documentElement.dataset.lastClosed);
-  return [...prices].some(([time, seen]) => seen.size > 1 && time <= lastClosed);
+  return [...prices].some(([time, values]) => values.size > 1 && time <= lastClosed);
 }
 """
 
@@ -107,7 +107,7 @@ COUNT_DRAWING_PIXELS = """
 
 @dataclass
 class Facts:
-    """What the page tells about itself."""
+    """The facts that the page publishes on its root element."""
 
     state: str
     series: str
@@ -117,38 +117,38 @@ class Facts:
     gaps: int
 
     @property
-    def without_hole_or_double(self) -> bool:
+    def without_gap_or_duplicate(self) -> bool:
         return self.gaps == 0 and self.candles == (self.last_closed - self.first) // STEP_S + 1
 
 
 @dataclass
 class Visit:
-    """A page with what its console complained about."""
+    """A page, and the errors and warnings of its console."""
 
     page: Page
-    complaints: list[str] = field(default_factory=list)
+    console_errors: list[str] = field(default_factory=list)
 
     def open(self, url: str, series: str | None = None) -> None:
         self.page.goto(url if series is None else f"{url}?series={series}")
 
     def wait_for(self, condition: str) -> None:
-        """Until the JavaScript expression holds; `told` are the root element's data attributes."""
-        script = f"() => {{ const told = document.documentElement.dataset; return {condition}; }}"
+        """Waits until the JavaScript expression holds; `data` has the root element's data attributes."""
+        script = f"() => {{ const data = document.documentElement.dataset; return {condition}; }}"
         self.page.wait_for_function(script)
 
     def wait_until_live(self, series: str) -> None:
-        self.wait_for(f"told.state === 'live' && told.series === '{series}' && Number(told.candles) > 0")
+        self.wait_for(f"data.state === 'live' && data.series === '{series}' && Number(data.candles) > 0")
 
     def facts(self) -> Facts:
-        told = self.page.evaluate("() => ({...document.documentElement.dataset})")
-        assert isinstance(told, dict)
+        data = self.page.evaluate("() => ({...document.documentElement.dataset})")
+        assert isinstance(data, dict)
         return Facts(
-            state=str(told["state"]),
-            series=str(told["series"]),
-            candles=int(told["candles"]),
-            first=int(told["first"]),
-            last_closed=int(told["lastClosed"]),
-            gaps=int(told["gaps"]),
+            state=str(data["state"]),
+            series=str(data["series"]),
+            candles=int(data["candles"]),
+            first=int(data["first"]),
+            last_closed=int(data["lastClosed"]),
+            gaps=int(data["gaps"]),
         )
 
 
@@ -166,7 +166,7 @@ class Running:
 
 @contextmanager
 def klinesync(folder: Path, announced: str, *arguments: str) -> Iterator[Running]:
-    """Run a command of klinesync until the block ends; `announced` stands before the address that it prints."""
+    """Run a command of klinesync until the block ends; the command prints its address after the text `announced`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KLINESYNC_")}
     with (
         (folder / f"{arguments[0]}.log").open("a") as log,
@@ -187,7 +187,7 @@ def klinesync(folder: Path, announced: str, *arguments: str) -> Iterator[Running
 
 def _announced_url(process: subprocess.Popen[str], announced: str, log: str) -> str:
     assert process.stdout is not None
-    # A process that never gets so far ends, and with it the wait for its next line.
+    # A process that prints no address is killed, which ends the loop over its lines.
     limit = threading.Timer(PATIENCE_S, process.kill)
     limit.start()
     try:
@@ -215,31 +215,31 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """A page of its own; the test fails when the console complained and the test did not take the complaint."""
+    """A page of its own; the test fails when its console has errors that the test did not expect."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="dark")
     context.set_default_timeout(PATIENCE_S * 1000)
     page = context.new_page()
     page.add_init_script(RECORDER)
-    seen = Visit(page)
+    visited = Visit(page)
 
-    def note(message: ConsoleMessage) -> None:
-        # Chromium reports every answer that is no success; this one is the service's "not yet", and the page waits.
+    def record(message: ConsoleMessage) -> None:
+        # Chromium reports every error status; this one means that the ledgers lag, and the page retries.
         catching_up = "409" in message.text and "/api/draw/delta" in message.location["url"]
         if message.type in ("error", "warning") and not catching_up:
-            seen.complaints.append(message.text)
+            visited.console_errors.append(message.text)
 
-    page.on("console", note)
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    yield seen
-    # What is being answered at this moment is of no interest any more.
+    page.on("console", record)
+    page.on("pageerror", lambda error: visited.console_errors.append(str(error)))
+    yield visited
+    # Routes may still be answering requests of the page.
     page.unroute_all(behavior="ignoreErrors")
     context.close()
-    assert seen.complaints == []
+    assert visited.console_errors == []
 
 
 @pytest.fixture(scope="module")
 def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """`klinesync demo`, a minute of the exchange a second. Pivots need few candles, so that a view has some."""
+    """`klinesync demo`, one exchange minute per second, with small pivot windows, so that every view has pivots."""
     folder = tmp_path_factory.mktemp("demo")
     windows = ("--factor-pivot-window-major", "12", "--factor-pivot-window-minor", "4")
     arguments = ("demo", "--no-browser", "--port", "0", "--speed", "60", *windows)
@@ -247,21 +247,21 @@ def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-def test_history_is_drawn_and_the_last_candle_moves_and_closes(visit: Visit, demo: Running) -> None:
+def test_history_is_drawn_and_the_forming_candle_is_updated_and_closes(visit: Visit, demo: Running) -> None:
     visit.open(demo.url, BTC)
     visit.wait_until_live(BTC)
     before = visit.facts()
     visit.page.wait_for_function(A_FORMING_CANDLE_MOVED_AND_CLOSED)
-    visit.wait_for(f"Number(told.lastClosed) >= {before.last_closed + 5 * STEP_S}")
+    visit.wait_for(f"Number(data.lastClosed) >= {before.last_closed + 5 * STEP_S}")
 
     after = visit.facts()
-    assert after.without_hole_or_double
+    assert after.without_gap_or_duplicate
     assert after.candles == before.candles + (after.last_closed - before.last_closed) // STEP_S
     up, down = visit.page.evaluate(COUNT_CANDLE_PIXELS)
     assert up > 200
     assert down > 200
 
-    closed = [moment["lastClosed"] for moment in visit.page.evaluate("() => window.told") if moment["lastClosed"]]
+    closed = [moment["lastClosed"] for moment in visit.page.evaluate("() => window.states") if moment["lastClosed"]]
     assert closed == sorted(closed)
 
 
@@ -276,7 +276,7 @@ def test_a_series_is_chosen_by_keyboard_and_stays_in_the_address(visit: Visit, d
     page.keyboard.press("Enter")
     visit.wait_until_live(ETH)
     assert page.url == f"{demo.url}?series={ETH}"
-    assert visit.facts().without_hole_or_double
+    assert visit.facts().without_gap_or_duplicate
 
     page.reload()
     visit.wait_until_live(ETH)
@@ -291,63 +291,63 @@ def test_scrolling_back_joins_older_candles(visit: Visit, demo: Running) -> None
     before = visit.facts()
     visit.page.get_by_role("application").focus()
     visit.page.keyboard.press("Home")
-    visit.wait_for(f"Number(told.first) < {before.first}")
-    assert visit.facts().without_hole_or_double
+    visit.wait_for(f"Number(data.first) < {before.first}")
+    assert visit.facts().without_gap_or_duplicate
     expect(visit.page.get_by_role("button", name="Go to the newest candle")).to_be_visible()
     visit.page.keyboard.press("End")
     expect(visit.page.get_by_role("button", name="Go to the newest candle")).to_be_hidden()
 
 
-def test_home_shows_the_first_stored_candle_with_its_indicators_and_the_way_back_has_no_hole(
+def test_home_shows_the_first_stored_candle_with_indicators_and_scrolling_back_leaves_no_gap(
     visit: Visit, demo: Running
 ) -> None:
-    asked: list[dict[str, str]] = []
+    requests: list[dict[str, str]] = []
 
-    def note(route: Route) -> None:
+    def record(route: Route) -> None:
         query = parse_qs(urlsplit(route.request.url).query)
-        asked.append({name: values[0] for name, values in query.items()})
+        requests.append({name: values[0] for name, values in query.items()})
         route.continue_()
 
-    visit.page.route("**/api/draw/delta?*", note)
+    visit.page.route("**/api/draw/delta?*", record)
     visit.open(demo.url, BTC)
     visit.wait_until_live(BTC)
-    visit.wait_for("told.drawing === 'ready' && Number(told.lines) > 0")
-    assert all("at_time" not in query for query in asked), "a page of what is not in view"
+    visit.wait_for("data.drawing === 'ready' && Number(data.lines) > 0")
+    assert all("at_time" not in query for query in requests), "a page that is not in view"
     visit.page.get_by_role("application").focus()
     for _ in range(4):
         visit.page.keyboard.press("ArrowDown")
     visit.page.keyboard.press("Home")
-    visit.wait_for("told.viewFrom === told.first && Number(told.drawnPages) > 0")
-    visit.wait_for(f"Number(told.viewTo) - Number(told.viewFrom) > {200 * STEP_S}")
+    visit.wait_for("data.viewFrom === data.first && Number(data.drawnPages) > 0")
+    visit.wait_for(f"Number(data.viewTo) - Number(data.viewFrom) > {200 * STEP_S}")
     first = visit.facts().first
-    for _ in range(200):  # the page of the first candles may be asked for a moment later
-        pages = [query for query in asked if "at_time" in query]
+    for _ in range(200):  # the page of the first candles may be requested a moment later
+        pages = [query for query in requests if "at_time" in query]
         if any(int(page["at_time"]) - int(page["window_candles"]) * STEP_S <= first for page in pages):
             break
         visit.page.wait_for_timeout(50)
     else:
-        pytest.fail(f"the drawings of the first candles were never asked for: {pages}")
-    visit.wait_for("Number(told.drawings) > 3")
+        pytest.fail(f"the drawings of the first candles were never requested: {pages}")
+    visit.wait_for("Number(data.drawings) > 3")
     for _ in range(40):
         if visit.page.get_by_role("button", name="Go to the newest candle").is_hidden():
             break
         visit.page.keyboard.press("PageDown")
         visit.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-    assert visit.facts().without_hole_or_double
+    assert visit.facts().without_gap_or_duplicate
     visit.page.keyboard.press("End")
-    visit.wait_for("Number(told.lastForming) > 0")
+    visit.wait_for("Number(data.lastForming) > 0")
     facts = visit.facts()
-    assert facts.without_hole_or_double
+    assert facts.without_gap_or_duplicate
 
 
-def test_who_looks_back_is_left_there_when_many_candles_arrive(visit: Visit, demo: Running) -> None:
-    """The page first gets a history that ends long ago, as of a service that is still filling its store."""
+def test_the_view_stays_in_the_past_when_many_candles_arrive(visit: Visit, demo: Running) -> None:
+    """The page first gets a history that ends long ago, as from a service that is still filling its store."""
     page, held = visit.page, 300
     waiting: list[tuple[WebSocketRoute, str | bytes]] = []
     holding = True
 
     def on_socket(socket: WebSocketRoute) -> None:
-        # A handler makes the messages of both sides its own; the page's go on as before.
+        # With a handler for the server's messages, only the page's messages are still forwarded automatically.
         server = socket.connect_to_server()
         server.on_message(lambda text: waiting.append((socket, text)) if holding else socket.send(text))
 
@@ -360,7 +360,7 @@ def test_who_looks_back_is_left_there_when_many_candles_arrive(visit: Visit, dem
     page.route_web_socket(re.compile("/ws/"), on_socket)
     page.route("**/api/market/candles*", on_history)
     visit.open(demo.url, BTC)
-    visit.wait_for(f"told.candles === '{held}'")
+    visit.wait_for(f"data.candles === '{held}'")
     page.get_by_role("application").focus()
     for _ in range(3):
         page.keyboard.press("PageUp")
@@ -368,24 +368,24 @@ def test_who_looks_back_is_left_there_when_many_candles_arrive(visit: Visit, dem
     holding = False
     for socket, text in waiting:
         socket.send(text)
-    visit.wait_for(f"Number(told.candles) > {3 * held}")
+    visit.wait_for(f"Number(data.candles) > {3 * held}")
     facts = visit.facts()
-    assert facts.without_hole_or_double
-    visit.wait_for(f"told.viewFrom === '{facts.first}'")  # the chart moves a frame after it was told to
+    assert facts.without_gap_or_duplicate
+    visit.wait_for(f"data.viewFrom === '{facts.first}'")  # the chart scrolls with the next frame
 
 
 def test_a_series_that_the_service_refuses_is_explained(visit: Visit, demo: Running) -> None:
     visit.open(demo.url, "binance:spot:NOSUCH/USDT:1m")
     expect(visit.page.locator("#empty")).to_contain_text("The service refuses it: ")
     expect(visit.page.locator("#empty")).to_contain_text("NOSUCH/USDT")
-    # Chromium itself reports the answer that the page shows.
-    assert all("404" in complaint for complaint in visit.complaints)
-    visit.complaints.clear()
+    # Chromium reports the 404 that the page explains.
+    assert all("404" in error for error in visit.console_errors)
+    visit.console_errors.clear()
     visit.open(demo.url)
     visit.wait_until_live(BTC)
 
 
-def test_an_address_that_is_no_series_id_is_looked_up_or_refused(visit: Visit, demo: Running) -> None:
+def test_an_address_that_is_no_series_id_is_looked_up_or_reported(visit: Visit, demo: Running) -> None:
     visit.open(demo.url, "ETHUSDT")
     visit.wait_until_live(ETH)
     assert visit.page.url == f"{demo.url}?series={ETH}"
@@ -394,7 +394,26 @@ def test_an_address_that_is_no_series_id_is_looked_up_or_refused(visit: Visit, d
     assert visit.page.url.endswith("?series=NOSUCHUSDT")
 
 
-def test_a_hole_that_the_exchange_has_not_is_shown_as_such_after_a_page_load(visit: Visit, demo: Running) -> None:
+def test_the_way_back_to_an_address_without_a_series_shows_no_series(visit: Visit, demo: Running) -> None:
+    page = visit.page
+    visit.open(demo.url, "NOSUCHUSDT")
+    expect(page.locator("#empty")).to_contain_text("No series “NOSUCHUSDT”")
+    page.locator("#empty").get_by_role("button", name="Choose a series").click()
+    page.keyboard.type("btc spot")
+    page.keyboard.press("Enter")
+    visit.wait_until_live(BTC)
+    page.go_back()
+    expect(page.locator("#empty")).to_contain_text("No series “NOSUCHUSDT”")
+    visit.wait_for("data.candles === '0' && data.series === ''")
+    expect(page.locator("#legend")).to_be_hidden()
+    expect(page.locator("#choose")).to_have_text("Choose a series")
+    assert page.title() == "klinesync"
+    page.go_forward()
+    visit.wait_until_live(BTC)
+    expect(page.locator("#empty")).to_be_hidden()
+
+
+def test_a_gap_that_is_confirmed_empty_is_shown_so_after_a_page_load(visit: Visit, demo: Running) -> None:
     def on_history(route: Route) -> None:
         answer = route.fetch()
         body = answer.json()
@@ -406,7 +425,7 @@ def test_a_hole_that_the_exchange_has_not_is_shown_as_such_after_a_page_load(vis
 
     visit.page.route(re.compile(r"/api/market/candles\?.*&limit=1000$"), on_history)
     visit.open(demo.url, BTC)
-    visit.wait_for("told.gaps === '1' && told.gapStates === 'confirmed_empty'")
+    visit.wait_for("data.gaps === '1' && data.gapStates === 'confirmed_empty'")
     expect(visit.page.locator("#gaps")).to_have_text("1 gap, 2 candles missing: the exchange has none")
 
 
@@ -434,11 +453,9 @@ def test_a_narrow_page_shows_everything_without_scrolling_sideways(visit: Visit,
     expect(visit.page.locator("#status")).to_be_in_viewport()
 
 
-def test_a_killed_service_is_said_to_be_gone_and_comes_back_without_a_hole_or_a_double(
-    visit: Visit, tmp_path: Path
-) -> None:
+def test_the_page_resumes_after_a_killed_service_without_a_gap_or_a_duplicate(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
-    # The exchange goes on while the service is gone, so that there is something to miss.
+    # The exchange runs on while the service is down, so that the page misses candles.
     with klinesync(tmp_path, "the simulated exchange listens on", "sim", "--speed", "60") as exchange:
         ws_url = exchange.url.replace("http://", "ws://")
         flags = ["--whitelist", BTC, "--database-url", f"sqlite:///{tmp_path}/candles.sqlite"]
@@ -448,23 +465,23 @@ def test_a_killed_service_is_said_to_be_gone_and_comes_back_without_a_hole_or_a_
             visit.open(service.url, BTC)
             visit.wait_until_live(BTC)
             start = visit.facts()
-            visit.wait_for(f"Number(told.lastClosed) >= {start.last_closed + 2 * STEP_S} && told.lastForming")
-            assert visit.complaints == []
+            visit.wait_for(f"Number(data.lastClosed) >= {start.last_closed + 2 * STEP_S} && data.lastForming")
+            assert visit.console_errors == []
             service.process.kill()
-            visit.wait_for("told.state === 'reconnecting'")
+            visit.wait_for("data.state === 'reconnecting'")
             expect(page.get_by_role("alert")).to_contain_text("Not connected since")
             expect(page.locator("#status-text")).to_have_text("Not connected")
             assert page.title().startswith("Not connected")
         gone = visit.facts()
         with klinesync(tmp_path, "klinesync serves", "serve", "--port", service.port, *flags):
-            visit.wait_for(f"told.state === 'live' && Number(told.lastClosed) >= {gone.last_closed + 5 * STEP_S}")
+            visit.wait_for(f"data.state === 'live' && Number(data.lastClosed) >= {gone.last_closed + 5 * STEP_S}")
             expect(page.get_by_role("alert")).to_be_hidden()
             back = visit.facts()
-            page.goto("about:blank")  # before the end of the service, of which it would complain
-    assert back.first == start.first, "the history was loaded anew instead of resumed"
-    assert back.without_hole_or_double
-    assert all("net::ERR_" in complaint for complaint in visit.complaints), "more than a service that cannot be reached"
-    visit.complaints.clear()
+            page.goto("about:blank")  # before the service ends, which would be a console error
+    assert back.first == start.first, "the history was loaded again instead of resumed"
+    assert back.without_gap_or_duplicate
+    assert all("net::ERR_" in error for error in visit.console_errors), "other errors than an unreachable service"
+    visit.console_errors.clear()
 
 
 def test_the_lamp_is_not_live_while_the_exchange_is_dead_and_says_why(visit: Visit, tmp_path: Path) -> None:
@@ -476,10 +493,10 @@ def test_the_lamp_is_not_live_while_the_exchange_is_dead_and_says_why(visit: Vis
             flags += [f"--binance-{market}-rest-url", exchange.url, f"--binance-{market}-ws-url", ws_url]
         with klinesync(tmp_path, "klinesync serves", "serve", "--port", "0", *flags) as service:
             visit.open(service.url, BTC)
-            visit.wait_for("told.lamp === 'good' && told.lampLabel === 'Live' && Number(told.age) < 10")
+            visit.wait_for("data.lamp === 'good' && data.lampLabel === 'Live' && Number(data.age) < 10")
             assert page.title().endswith("BTC/USDT 1m · klinesync")
             exchange.process.kill()
-            visit.wait_for("told.lamp === 'bad'")
+            visit.wait_for("data.lamp === 'bad'")
             assert visit.facts().state == "live", "the page itself is connected"
             expect(page.locator("#status-text")).to_have_text("Exchange down")
             assert page.title().startswith("Exchange down")
@@ -489,14 +506,14 @@ def test_the_lamp_is_not_live_while_the_exchange_is_dead_and_says_why(visit: Vis
             with klinesync(
                 tmp_path, "the simulated exchange listens on", "sim", "--speed", "60", "--port", exchange.port
             ):
-                visit.wait_for("told.lamp === 'good'")
+                visit.wait_for("data.lamp === 'good'")
                 expect(page.locator("#notice-stream")).to_be_hidden()
                 assert not page.title().startswith("Exchange down")
                 page.goto("about:blank")
 
 
 def pixels(visit: Visit, *colors: str) -> list[int]:
-    """How many pixels of the chart have each of these colours."""
+    """Number of pixels of the chart in each of these colours."""
     counts = visit.page.evaluate(COUNT_DRAWING_PIXELS, [int(color[1:], 16) for color in colors])
     assert isinstance(counts, list)
     return counts
@@ -504,24 +521,24 @@ def pixels(visit: Visit, *colors: str) -> list[int]:
 
 @dataclass
 class DrawingRoute:
-    """Stands between the page and the service's draw deltas: notes what is asked, and may answer otherwise."""
+    """Intercepts the page's requests for draw deltas: records them, and can change the answers."""
 
-    asked: list[dict[str, str]] = field(default_factory=list)
+    requests: list[dict[str, str]] = field(default_factory=list)
     lagging: bool = False
-    # What is added to the epoch, and to the values of the average.
+    # Added to the epoch, and to the values of the average.
     later_epoch: int = 0
     shift: float = 0.0
 
     def answer(self, route: Route) -> None:
         query = urlsplit(route.request.url).query
-        self.asked.append({name: values[0] for name, values in parse_qs(query).items()})
+        self.requests.append({name: values[0] for name, values in parse_qs(query).items()})
         if self.lagging:
             code = "ledger_out_of_sync:overlay"
             route.fulfill(status=409, json={"detail": code, "code": code})
         elif not self.later_epoch:
             route.continue_()
         else:
-            # As the service answers a cursor of an epoch that has passed: with everything.
+            # The service answers a cursor of an old epoch with everything.
             answer = route.fetch(url=re.sub(r"&(cursor_version_id|cursor_point_time|epoch)=\d+", "", route.request.url))
             delta = answer.json()
             delta["epoch"] += self.later_epoch
@@ -531,21 +548,21 @@ class DrawingRoute:
 
 
 def drawn(visit: Visit, demo: Running) -> DrawingRoute:
-    """The page of BTC with drawings up to its newest candle."""
+    """Opens BTC, and waits for drawings up to the newest candle."""
     deltas = DrawingRoute()
     visit.page.route("**/api/draw/delta?*", deltas.answer)
     visit.open(demo.url, BTC)
     visit.wait_until_live(BTC)
-    visit.wait_for("told.drawing === 'ready' && Number(told.lines) > 0 && Number(told.drawings) > 3")
+    visit.wait_for("data.drawing === 'ready' && Number(data.lines) > 0 && Number(data.drawings) > 3")
     return deltas
 
 
 def test_drawings_follow_the_live_candle_with_a_cursor(visit: Visit, demo: Running) -> None:
     deltas = drawn(visit, demo)
     start = visit.facts()
-    visit.wait_for(f"Number(told.drawnTo) >= {start.last_closed + 3 * STEP_S}")
-    assert "cursor_version_id" not in deltas.asked[0]
-    newest = [query for query in deltas.asked if "cursor_version_id" in query][-1]
+    visit.wait_for(f"Number(data.drawnTo) >= {start.last_closed + 3 * STEP_S}")
+    assert "cursor_version_id" not in deltas.requests[0]
+    newest = [query for query in deltas.requests if "cursor_version_id" in query][-1]
     assert "epoch" in newest
     assert int(newest["cursor_point_time"]) > start.first
     readings = visit.page.locator("#readings")
@@ -555,32 +572,32 @@ def test_drawings_follow_the_live_candle_with_a_cursor(visit: Visit, demo: Runni
     pivots, pens = pixels(visit, RESISTANCE_COLOR, PEN_COLOR)
     assert pivots > 20
     assert pens > 20
-    assert visit.facts().without_hole_or_double
+    assert visit.facts().without_gap_or_duplicate
 
 
-def test_what_is_not_wanted_is_hidden_and_stays_so(visit: Visit, demo: Running) -> None:
+def test_layers_that_the_reader_hides_stay_hidden(visit: Visit, demo: Running) -> None:
     page = visit.page
     drawn(visit, demo)
     # SMA, EMA, RSI and ATR have one line, BBANDS and MACD three.
-    visit.wait_for("Number(told.lines) === 10")
+    visit.wait_for("Number(data.lines) === 10")
     page.get_by_role("button", name="Indicators and drawings").click()
     page.get_by_role("checkbox", name="Pens", exact=True).uncheck()
     page.get_by_role("checkbox", name="MACD(12,26,9)", exact=True).uncheck()
-    visit.wait_for("Number(told.lines) === 7")
+    visit.wait_for("Number(data.lines) === 7")
     assert pixels(visit, PEN_COLOR) == [0]
     page.get_by_role("checkbox", name="Confirmed pens").check()
     expect(page.get_by_role("checkbox", name="Pens", exact=True)).to_be_checked()
 
     page.reload()
     visit.wait_until_live(BTC)
-    visit.wait_for("told.drawing === 'ready' && Number(told.lines) === 7")
+    visit.wait_for("data.drawing === 'ready' && Number(data.lines) === 7")
     page.get_by_role("button", name="Indicators and drawings").click()
     expect(page.get_by_role("checkbox", name="Confirmed pens")).to_be_checked()
     expect(page.get_by_role("checkbox", name="Extending pen")).not_to_be_checked()
     expect(page.get_by_role("checkbox", name="MACD(12,26,9)", exact=True)).not_to_be_checked()
 
 
-def test_drawings_that_lag_are_said_to_catch_up_and_a_new_epoch_replaces_them(visit: Visit, demo: Running) -> None:
+def test_a_notice_says_that_drawings_lag_and_a_new_epoch_replaces_them(visit: Visit, demo: Running) -> None:
     deltas = drawn(visit, demo)
     notice = visit.page.locator("#notice-drawings")
     expect(notice).to_be_hidden()
@@ -589,7 +606,7 @@ def test_drawings_that_lag_are_said_to_catch_up_and_a_new_epoch_replaces_them(vi
     deltas.later_epoch, deltas.shift = 1, -100_000.0
     deltas.lagging = False
     expect(notice).to_be_hidden()
-    # The averages of all candles, also of those before, lie where no value of the old epoch lay.
+    # Every average, also of earlier candles, has a value that the old epoch cannot have.
     visit.page.get_by_role("application").hover(position={"x": 400, "y": 300})
     expect(visit.page.locator("#badge")).to_have_text("closed")
     expect(visit.page.locator("#readings")).to_contain_text(re.compile(r"SMA\(20\) -?\d{1,2},\d{3}\."))
