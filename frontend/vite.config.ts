@@ -19,7 +19,7 @@ export default defineConfig({
     },
   },
   test: {
-    include: ["test/**/*.test.ts"],
+    include: ["test/**/*.test.{ts,js}"],
     environment: "node",
   },
 });

@@ -10,39 +10,39 @@ const WHITELIST = readable([
   "not a series",
 ]);
 
-function found(text: string): string[] {
+function offered(text: string): string[] {
   return offersFor(text, WHITELIST, "5m").map((offer) => `${offer.whitelisted ? "" : "+"}${offer.series.id}`);
 }
 
 describe("the picker", () => {
   test("offers the whole whitelist for an empty text", () => {
-    expect(found("")).toHaveLength(4);
+    expect(offered("")).toHaveLength(4);
   });
 
   test("lists symbols that begin with the text first", () => {
-    expect(found("btc").at(-1)).toBe("binance:spot:ETH/BTC:1m");
-    expect(found("btcusdt")).toHaveLength(3);
+    expect(offered("btc").at(-1)).toBe("binance:spot:ETH/BTC:1m");
+    expect(offered("btcusdt")).toHaveLength(3);
   });
 
   test("takes several words", () => {
-    expect(found("btc futures")).toEqual(["binance:futures:BTC/USDT:1m"]);
-    expect(found("usdt 1h")).toEqual(["binance:spot:BTC/USDT:1h"]);
+    expect(offered("btc futures")).toEqual(["binance:futures:BTC/USDT:1m"]);
+    expect(offered("usdt 1h")).toEqual(["binance:spot:BTC/USDT:1h"]);
   });
 
   test("offers a series id that is not followed", () => {
-    expect(found("kraken:spot:XBT/EUR:15m")).toEqual(["+kraken:spot:XBT/EUR:15m"]);
+    expect(offered("kraken:spot:XBT/EUR:15m")).toEqual(["+kraken:spot:XBT/EUR:15m"]);
   });
 
   test("offers a bare symbol on spot and futures in the present timeframe", () => {
-    expect(found("sol/usdt")).toEqual(["+binance:spot:SOL/USDT:5m", "+binance:futures:SOL/USDT:5m"]);
+    expect(offered("sol/usdt")).toEqual(["+binance:spot:SOL/USDT:5m", "+binance:futures:SOL/USDT:5m"]);
   });
 
   test("offers a series of the whitelist once", () => {
-    expect(found("binance:spot:BTC/USDT:1m")).toEqual(["binance:spot:BTC/USDT:1m"]);
+    expect(offered("binance:spot:BTC/USDT:1m")).toEqual(["binance:spot:BTC/USDT:1m"]);
   });
 
   test("offers nothing for a text without a match", () => {
-    expect(found("???")).toEqual([]);
+    expect(offered("???")).toEqual([]);
   });
 });
 

@@ -1,21 +1,13 @@
 import { describe, expect, test } from "vitest";
 import type { Candle } from "../src/series.ts";
 import { type Change, mergeChanges, SeriesStore } from "../src/store.ts";
-import { MAX_DECLARED, DeclaredGaps } from "../src/declared-gaps.ts";
+import { DeclaredGaps, MAX_DECLARED } from "../src/declared-gaps.ts";
+import { candle, candles as minutes } from "./support.ts";
 
-/** The candle of minute `minute`; `close` distinguishes its versions. */
-function candle(minute: number, close = 1): Candle {
-  return { time: minute * 60, open: 1, high: 2, low: 0.5, close, volume: 3 };
-}
-
-function minutes(from: number, to: number): Candle[] {
-  return Array.from({ length: to - from }, (_, index) => candle(from + index));
-}
-
-function storeOf(...store: Candle[]): SeriesStore {
-  const made = new SeriesStore("1m");
-  made.replace(store);
-  return made;
+function storeOf(...closed: Candle[]): SeriesStore {
+  const store = new SeriesStore("1m");
+  store.replace(closed);
+  return store;
 }
 
 function shown(store: SeriesStore): string {
