@@ -29,6 +29,8 @@ KEY = ConnectionKey(
         (TimeoutError(), "does not answer in time"),
         (aiohttp.ConnectionTimeoutError(), "does not answer in time"),
         (OSError(), "cannot be reached: OSError"),
+        (ssl.SSLError(1, "wrong version"), "cannot be talked to securely: wrong version"),
+        (ssl.SSLCertVerificationError("no match"), "is not trusted: ('no match',)"),
     ],
 )
 def test_the_sentence_names_the_address_and_the_reason(error: Exception, sentence: str) -> None:

@@ -181,9 +181,16 @@ async def test_a_refusal_is_red_at_once_and_for_as_long_as_it_lasts(tmp_path: Pa
         fault = exchange.faults.add(RestError(status=451))
         async with running_service(tmp_path / "store.sqlite", exchange, **FEW) as service:
             seen = await until(service, lambda one: one["status_reason"] == "exchange_refuses")
-            assert "451" in seen[-1]["detail"]
+            assert "answered 451: -1000 " in seen[-1]["detail"], "what the exchange said"
+            code, ready = await service.get("/readyz")
+            assert (code, ready["status"]) == (200, "ready"), "what is stored is served"
+            assert "451" in str(ready["detail"])
+            code, health = await service.get("/api/market/health", series_id=BTC)
+            assert (health["status"], health["status_reason"]) == ("red", "exchange_refuses")
+            assert "answered 451: -1000 " in str(health["detail"])
             exchange.faults.remove(fault)
             await until(service, is_live)
+            assert await service.get("/readyz") == (200, {"status": "ready"})
 
 
 async def test_handshakes_that_fail_while_rest_answers_are_yellow(tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ def unreachable(url: str, error: BaseException) -> str:
             temporary = cause.errno == socket.EAI_AGAIN
             return f"{host} cannot be found: " + ("the name server does not answer" if temporary else "no such name")
         case ssl.SSLCertVerificationError():
-            return f"{host} is not trusted: {cause.verify_message}"
+            return f"{host} is not trusted: {getattr(cause, 'verify_message', None) or cause}"
         case ssl.SSLError():
-            return f"{host} cannot be talked to securely: {cause.reason or cause}"
+            # Only errors that OpenSSL itself raised have a reason.
+            return f"{host} cannot be talked to securely: {getattr(cause, 'reason', None) or cause}"
         case TimeoutError():
             return f"{host} does not answer in time"
         case ConnectionRefusedError():

@@ -57,6 +57,7 @@ class BinanceSource:
             clock=self._clocks[market],
             counts=self.stream_counts[market],
             comeback=self._comebacks[market],
+            access=self._rest.access(market),
             streams_most=self._streams_most,
             bulkheads=self._bulkheads,
         )

@@ -27,6 +27,7 @@ from klinesync.core.finality import LATER_ROWS, final_end
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
+from klinesync.ingest.access import Access
 from klinesync.ingest.binance_decode import (
     EXCHANGE,
     BadAnswer,
@@ -157,6 +158,7 @@ class BinanceRest:
         self._share = share
         self._rng = rng or random.Random(EXCHANGE)  # noqa: S311  # jitter, not a secret
         self._gates: dict[str, RestGate] = {}
+        self._accesses = {market: Access() for market in routes}
         self._contacts: dict[str, RestContact] = {}
         self._shelf = shelf
         self._shelf_read: set[str] = set()
@@ -172,6 +174,11 @@ class BinanceRest:
     def status(self) -> dict[str, RestStatus]:
         """How the REST of each market stands that was asked anything."""
         return {market: gate.status for market, gate in self._gates.items()}
+
+    def access(self, market: str) -> Access:
+        """For how long the market is left alone while it refuses this service, or is in trouble; its handshakes share
+        it."""
+        return self._accesses[market]
 
     def contact(self, market: str) -> RestContact:
         """The newest contact with that market."""
@@ -200,7 +207,7 @@ class BinanceRest:
         question.urgency = min(question.urgency, errand.urgency)  # the most urgent of those who share it
 
         async def ask() -> None:
-            async with gate.turn(question, WEIGHTS[market].time) as turn:
+            async with gate.turn(question, WEIGHTS[market].time, "time") as turn:
                 clock.asking(self._monotonic())
                 body = await self._send(turn, market, "time", {}, MAX_PAGE_BYTES)
                 clock.answered(self._decode(market, decode_time, body, "time"), self._monotonic())
@@ -369,7 +376,7 @@ class BinanceRest:
             params["endTime"] = str(series.timeframe.shift(end, -1) * 1000)
 
         async def ask() -> _Page:
-            async with gate.turn(errand, weights.page(limit)) as turn:
+            async with gate.turn(errand, weights.page(limit), "klines") as turn:
                 now_s = self._monotonic()
                 final_ms, estimate_ms = clock.final_ms(now_s), clock.estimate_ms(now_s)
                 errand.begun = True
@@ -434,20 +441,24 @@ class BinanceRest:
         times = page.klines.times
         if not times:
             if page.klines.count:
-                raise self._nonsense(series.market, "the answer to klines cannot be understood: no row has a time")
+                raise self._nonsense(
+                    series.market, "klines", "the answer to klines cannot be understood: no row has a time"
+                )
             return
         if times[0] < start * 1000 or not _ascending(times):
             raise self._nonsense(
-                series.market, f"{series}: a page of klines from {date_text(start)} on is not in order"
+                series.market, "klines", f"{series}: a page of klines from {date_text(start)} on is not in order"
             )
         if page.klines.count > page.limit or (end is not None and times[-1] >= end * 1000):
             raise self._nonsense(
-                series.market, f"{series}: a page of klines from {date_text(start)} on is more than was asked for"
+                series.market,
+                "klines",
+                f"{series}: a page of klines from {date_text(start)} on is more than was asked for",
             )
         known_ms = self._clocks[series.market].estimate_ms(self._monotonic())
         if known_ms is not None and times[-1] > known_ms + LONGEST_AHEAD_MS:
             raise self._nonsense(
-                series.market, f"{series}: a page of klines from {date_text(start)} on lies in the future"
+                series.market, "klines", f"{series}: a page of klines from {date_text(start)} on lies in the future"
             )
 
     async def _before_listing(self, series: SeriesId, start: int, first: int) -> Span | None:
@@ -493,7 +504,7 @@ class BinanceRest:
             # A market without symbols that never had one is believed: an exchange may have one market only.
             why = whole.refusal(table.by_name.keys(), self._monotonic(), expected=False)
             if why is not None:
-                raise self._nonsense(market, f"the answer to exchangeInfo {why}: it is no whole list")
+                raise self._nonsense(market, "exchangeInfo", f"the answer to exchangeInfo {why}: it is no whole list")
         except UpstreamError as error:
             self._not_listed[market] = (self._monotonic(), error)
             raise
@@ -512,7 +523,9 @@ class BinanceRest:
         if gate is None:
             name = f"{EXCHANGE} {market} ({self._routes[market].base_url})"
             budget = WeightBudget(WEIGHTS[market].limit, self._share)
-            gate = self._gates[market] = RestGate(name, budget, self._clocks[market], self._monotonic)
+            gate = self._gates[market] = RestGate(
+                name, budget, self._clocks[market], self._monotonic, self.access(market)
+            )
         return gate
 
     async def _ask(self, market: str, name: str, weight: int, most_bytes: int) -> bytes:
@@ -520,7 +533,7 @@ class BinanceRest:
         gate, errand = self._gate(market), Errand(Urgency.READ)
 
         async def ask() -> bytes:
-            async with gate.turn(errand, weight) as turn:
+            async with gate.turn(errand, weight, name) as turn:
                 return await self._send(turn, market, name, {}, most_bytes)
 
         return await self._repeat(gate, errand, ask)
@@ -552,23 +565,29 @@ class BinanceRest:
         except TimeoutError as error:
             gate.count_error(0)
             raise self._failed(
-                market, _Passing(f"{url} did not answer within {TIMEOUT_S:g} s", cause=unreachable(url, error))
+                turn, market, _Passing(f"{url} did not answer within {TIMEOUT_S:g} s", cause=unreachable(url, error))
             ) from error
         except aiohttp.ClientError as error:
             gate.count_error(0)
             reason = unreachable(url, error)
-            raise self._failed(market, _Passing(reason, cause=reason)) from error
+            raise self._failed(turn, market, _Passing(reason, cause=reason)) from error
         if status == 200:
             if len(body) > most_bytes:
-                raise self._nonsense(market, f"the answer to {name} is longer than {most_bytes} bytes")
+                raise self._nonsense(market, name, f"the answer to {name} is longer than {most_bytes} bytes")
             return body
         gate.count_error(status)
         kind = _Passing if status >= 500 or retry_after_s is not None else UpstreamError
         reason = f"{url} answered {status}{elsewhere}: {decode_problem(body)}"
-        raise self._failed(market, kind(reason, status, retry_after_s))
+        if status in (400, 404):
+            self.access(market).served(name)
+        raise self._failed(turn, market, kind(reason, status, retry_after_s))
 
-    def _failed(self, market: str, error: UpstreamError) -> UpstreamError:
-        """The same error, once it is noted as the newest contact."""
+    def _failed(self, turn: Turn, market: str, error: UpstreamError) -> UpstreamError:
+        """The same error of a request, once it is noted as the newest contact."""
+        self.access(market).failed(turn.kind, error.status, str(error), turn.went_s, self._monotonic())
+        return self._not_well(market, error)
+
+    def _not_well(self, market: str, error: UpstreamError) -> UpstreamError:
         self._contacts[market] = replace(self.contact(market), failure=str(error), status=error.status)
         return error
 
@@ -576,7 +595,8 @@ class BinanceRest:
         try:
             answer = decode(body)
         except BadAnswer as error:
-            raise self._nonsense(market, f"the answer to {name} cannot be understood: {error}") from error
+            raise self._nonsense(market, name, f"the answer to {name} cannot be understood: {error}") from error
+        self.access(market).served(name)
         self._contacts[market] = RestContact(self._monotonic())  # only what is understood is an answer
         return answer
 
@@ -587,9 +607,11 @@ class BinanceRest:
             what = f"{market}: {left_out.count} of the items of one answer ({kind}) are left out; {left_out.first}"
             self._warn((market, kind, key), what)
 
-    def _nonsense(self, market: str, what: str) -> UpstreamError:
+    def _nonsense(self, market: str, name: str, what: str) -> UpstreamError:
         self._gate(market).count_error(200)
-        return self._failed(market, UpstreamError(what))
+        now_s = self._monotonic()
+        self.access(market).failed(name, 200, what, now_s, now_s)
+        return self._not_well(market, UpstreamError(what))
 
     def _warn(self, key: object, sentence: str) -> None:
         suppressed = self._log_limit.allow(key, self._monotonic())

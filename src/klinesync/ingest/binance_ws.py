@@ -26,6 +26,7 @@ from klinesync.core.decoding import Int64
 from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest.access import HANDSHAKE, Access
 from klinesync.ingest.binance_decode import BadAnswer, decoded
 from klinesync.ingest.comeback import Comeback
 from klinesync.runtime.bulkheads import Bulkheads, Part
@@ -61,6 +62,8 @@ ROTATE_CHECK_S = 5.0
 # Two links overlap until the new one has brought data, at least and at most so long.
 OVERLAP_LEAST_S = 5.0
 OVERLAP_MOST_S = 90.0
+# How often it is looked whether a handshake may go, in seconds: the market may serve this service again.
+LET_GO_POLL_S = 1.0
 # How often a successor that could not be connected is tried.
 SUCCESSOR_RETRY_S = 10.0
 # So much before its candle's end a frame that says final may be stamped: an exchange's machines differ by some ms.
@@ -237,8 +240,8 @@ class _Link:
 
 
 class BinanceConnection:
-    """Carries the wanted streams of one market. `clock` tells the exchange's time; `counts` and `comeback` are the
-    market's."""
+    """Carries the wanted streams of one market. `clock` tells the exchange's time; `counts`, `comeback` and `access`
+    are the market's."""
 
     def __init__(
         self,
@@ -252,11 +255,13 @@ class BinanceConnection:
         clock: ExchangeClock | None = None,
         counts: StreamCounts | None = None,
         comeback: Comeback | None = None,
+        access: Access | None = None,
         streams_most: int = STREAMS_PER_CONNECTION,
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._bulkheads = bulkheads or Bulkheads()
         self._comeback = comeback or Comeback(rng)
+        self._access = access or Access()
         self._session = session
         self._market = market
         self._counts = counts or StreamCounts()
@@ -396,6 +401,7 @@ class BinanceConnection:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
+            await self._let_go()
             began_s = loop.time()
             link = await self._connect()
             if link is not None:
@@ -408,9 +414,20 @@ class BinanceConnection:
             failures = 0 if loop.time() - began_s > HEALTHY_S else failures + 1
             await self._comeback.pause(self, RECONNECT.delay_s(failures, self._rng))
 
+    async def _let_go(self) -> None:
+        """Returns once a handshake may go: the market may be left alone, as it refuses this service."""
+        loop = asyncio.get_running_loop()
+        while True:
+            held_s = self._access.held_s(HANDSHAKE, loop.time())
+            if held_s <= 0.0:
+                return
+            await asyncio.sleep(min(held_s, LET_GO_POLL_S))
+
     async def _connect(self) -> _Link | None:
         """A new link, carried by a task of its own; None when it cannot be had."""
         loop = asyncio.get_running_loop()
+        sent_s = loop.time()
+        self._access.sent(HANDSHAKE, sent_s)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 socket = await self._session.ws_connect(
@@ -421,9 +438,12 @@ class BinanceConnection:
                 )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             reason = unreachable(self._url, error)
+            status = error.status if isinstance(error, aiohttp.WSServerHandshakeError) else 0
+            self._access.failed(HANDSHAKE, status, reason, sent_s, loop.time())
             log.warning("the stream %s cannot be connected: %s", self._url, UpstreamError(reason, cause=reason))
             self._failed(reason)
             return None
+        self._access.served(HANDSHAKE)
         link = _Link(socket, loop.time(), self._clock.estimate_ms(loop.time()))
         self._links.append(link)
         link.task = self._bulkheads.begin(
@@ -438,7 +458,8 @@ class BinanceConnection:
         rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
         not_before_s = 0.0
         while not link.ended:
-            if loop.time() < not_before_s or not self._is_due(link, rotate_s, loop.time()):
+            held = loop.time() < not_before_s or self._access.held_s(HANDSHAKE, loop.time()) > 0.0
+            if held or not self._is_due(link, rotate_s, loop.time()):
                 await self._wait(ROTATE_CHECK_S)
                 continue
             log.info("%s is replaced before the exchange ends it", self._url)

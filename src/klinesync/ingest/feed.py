@@ -270,6 +270,10 @@ class IngestFeed:
             self._hole_fetches += 1
         return commands
 
+    def answers_again(self) -> None:
+        """The exchange answers again after a while: the backoff of what failed begins anew."""
+        self._failures = 0
+
     def history_failed(self) -> list[Command]:
         """History could not be read: ask again. Live behind a hole stays held meanwhile, as long as it may.
 

@@ -6,6 +6,7 @@ asked for its time; only a market that gives neither frames nor answers is unrea
 
 from __future__ import annotations
 
+from klinesync.ingest.access import REFUSALS
 from klinesync.runtime.sources import RestContact
 
 # Seconds without a frame or an answer after which the exchange is asked for its time.
@@ -17,8 +18,6 @@ UNREACHABLE_AFTER_S = 5.0
 # Between two looks of the watch, in seconds. After a longer pause (the host slept, the event loop was blocked) frames
 # may still wait in the sockets, so the silence is counted anew.
 LONGEST_PAUSE_S = 2.0
-# HTTP statuses by which an exchange refuses this service: no key, forbidden, legal reasons.
-REFUSALS = (401, 403, 451)
 # HTTP status of an answer that calls the question wrong: the exchange itself is well.
 WRONG_QUESTION = 400
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from klinesync.core.errors import UpstreamError
+from klinesync.ingest.access import Access
 from klinesync.ingest.weight import LONGEST_RETRY_AFTER_S, Now, RestStatus, Turn, WeightBudget
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.sources import Errand, Urgency
@@ -17,15 +18,26 @@ DEFAULT_RETRY_AFTER_S = 60.0
 POLL_S = 0.25
 # How long a user's request waits for its turn.
 READ_PATIENCE_S = 10.0
+# A request waits for no longer than this, in seconds, where its host is left alone after a failure: its owner is told.
+HELD_PATIENCE_S = 1.0
 # A host that wants to be left alone for longer is not waited for: the request fails at once, and its owner is told
 # how long. Nothing can be done for a repair elsewhere meanwhile, so that it waits as the others do.
 LONGEST_BLOCK_S: Mapping[Urgency, float] = dict.fromkeys(Urgency, 120.0) | {Urgency.READ: READ_PATIENCE_S}
 
 
 class RestGate:
-    """The gate of one host. `name` is how it is told of in errors."""
+    """The gate of one host. `name` is how it is told of in errors; `access`: for how long it is left alone while it
+    refuses this service, or is in trouble."""
 
-    def __init__(self, name: str, budget: WeightBudget, clock: ExchangeClock, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        budget: WeightBudget,
+        clock: ExchangeClock,
+        monotonic: Callable[[], float],
+        access: Access | None = None,
+    ) -> None:
+        self._access = access or Access()
         self._name = name
         self._budget = budget
         self._clock = clock
@@ -48,9 +60,13 @@ class RestGate:
         return self._budget.blocked_s(self._now()) <= LONGEST_BLOCK_S[errand.urgency]
 
     @asynccontextmanager
-    async def turn(self, errand: Errand, weight: int) -> AsyncIterator[Turn]:
-        """One request's turn. Raises `UpstreamError` when it does not come. Cancelled, it gives everything back."""
-        turn = await self._wait(errand, weight)
+    async def turn(self, errand: Errand, weight: int, kind: str = "") -> AsyncIterator[Turn]:
+        """One request's turn. Raises `UpstreamError` when it does not come, also where the host is left alone for
+        longer than `HELD_PATIENCE_S`. Cancelled, it gives everything back.
+
+        kind: what is asked for, `klines` for example: each kind has a backoff of its own.
+        """
+        turn = await self._wait(errand, weight, kind)
         try:
             yield turn
         finally:
@@ -86,11 +102,13 @@ class RestGate:
         """A request failed: HTTP's status, 0 without an answer, 200 when it could not be understood."""
         self._budget.errors[status] += 1
 
-    async def _wait(self, errand: Errand, weight: int) -> Turn:
+    async def _wait(self, errand: Errand, weight: int, kind: str) -> Turn:
         now = self._now()
         if not self.waits(errand):
             raise self._blocked_error(now)
-        turn = self._budget.join(errand, weight)
+        if self._access.held_s(kind, now.monotonic_s) > HELD_PATIENCE_S:
+            raise self._held_error(kind, now)
+        turn = self._budget.join(errand, weight, kind)
         if turn is None:
             raise self._crowded_error()
         crowded_out = self._budget.crowded_out()
@@ -117,11 +135,14 @@ class RestGate:
     def _pump(self) -> None:
         """Let go who may go."""
         now = self._now()
-        while (turn := self._budget.next(now)) is not None:
+        for held in self._budget.held(self._access, HELD_PATIENCE_S, now):
+            self._refuse(held, self._held_error(held.kind, now))
+        while (turn := self._budget.next(now, self._access)) is not None:
             admitted = self._waiting.pop(turn)
             if admitted.done():  # cancelled, and does not know it yet
                 self._budget.over(turn, now)
             else:
+                self._access.sent(turn.kind, now.monotonic_s)
                 admitted.set_result(None)
         if self._budget.waiting and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll)
@@ -147,6 +168,11 @@ class RestGate:
     def _blocked_error(self, now: Now) -> UpstreamError:
         left_s = self._budget.blocked_s(now)
         return UpstreamError(f"{self._name} wants to be left alone for {left_s:.0f} s more", 429, left_s)
+
+    def _held_error(self, kind: str, now: Now) -> UpstreamError:
+        left_s = self._access.held_s(kind, now.monotonic_s)
+        sentence = f"{self._name} is asked again in {left_s:.0f} s: {self._access.why}"
+        return UpstreamError(sentence, self._access.status, left_s)
 
     def _crowded_error(self) -> UpstreamError:
         return UpstreamError(f"{self._name}: too many requests wait for their turn")

@@ -212,6 +212,8 @@ class IngestSupervisor:
             for market, clock in clocks.items()
         }
         self._watches = {market: ExchangeWatch() for market in clocks}
+        self._troubled = dict.fromkeys(clocks, False)  # whether a market gives no history, as of the newest look
+        self._answers_again = {market: asyncio.Event() for market in clocks}
         self._silent_since: dict[str, int] = {}  # when nothing was heard any more of a market that became unreachable
         self._questioners = {market: Questioner(source, pipeline.submit) for market in clocks}
         self._log_limit = LogLimit(FAILED_LOG_EVERY_S)
@@ -605,7 +607,15 @@ class IngestSupervisor:
         """Whether the market is heard at all. Its streams serve nobody while it is not."""
         reach = self._watches[market]
         followed = any(job.watch.state != "delisted" for job in jobs)
-        if not reach.check(now_s, self._source.contact(market), followed=followed):
+        changed = reach.check(now_s, self._source.contact(market), followed=followed)
+        troubled = reach.refused is not None or reach.unreachable or reach.unanswered(now_s)
+        if self._troubled[market] and not troubled:
+            answers_again, self._answers_again[market] = self._answers_again[market], asyncio.Event()
+            answers_again.set()
+            for job in jobs:
+                job.feed.answers_again()
+        self._troubled[market] = troubled
+        if not changed:
             return
         if reach.unreachable and (silent_from_s := reach.silent_from_s) is not None:
             self._silent_since[market] = int(self._utc_ms(market) / 1000 - (now_s - silent_from_s))
@@ -842,7 +852,10 @@ class IngestSupervisor:
         """Read history from REST into the pipeline, page by page, and let live through at its end."""
         feed, series = job.feed, job.feed.series
         if fetch.delay_s:
-            await asyncio.sleep(fetch.delay_s * self._rng.uniform(1.0, 1.5))
+            # No longer than until the market answers again.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(fetch.delay_s * self._rng.uniform(1.0, 1.5)):
+                    await self._answers_again[series.market].wait()
         before = feed.head
         try:
             if feed.caught_up and fetch.start is not None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from klinesync.ingest.access import Access
 from klinesync.runtime.sources import Errand, Urgency
 
 MINUTE_MS = 60_000
@@ -83,11 +84,14 @@ class Now(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Turn:
     """One request: it waits, then is under way. `sent`: the exchange may have counted it; `answered`: it has
-    told what is used. `queued`: it has a place of its own."""
+    told what is used. `queued`: it has a place of its own. `kind`: what is asked for (`klines`); `went_s`: when it was
+    let go, monotonic."""
 
     errand: Errand
     weight: int
     queued: bool = True
+    kind: str = ""
+    went_s: float = 0.0
     sent: bool = False
     answered: bool = False
     # What was known when it was sent, see `WeightBudget`.
@@ -136,11 +140,11 @@ class WeightBudget:
 
     # The line.
 
-    def join(self, errand: Errand, weight: int) -> Turn | None:
+    def join(self, errand: Errand, weight: int, kind: str = "") -> Turn | None:
         """Queue a request. None when the line is full of others that are as urgent; see `crowded_out`."""
         if len(self._line) >= MAX_WAITING and errand.urgency >= self._last().errand.urgency:
             return None
-        turn = Turn(errand, weight)
+        turn = Turn(errand, weight, kind=kind)
         self._line[turn] = None
         return turn
 
@@ -152,14 +156,19 @@ class WeightBudget:
         del self._line[turn]
         return turn
 
-    def next(self, now: Now) -> Turn | None:
-        """Who goes now: the first of the most urgent, when there is room. It is under way from now on."""
-        if not self._line:
-            return None
+    def next(self, now: Now, access: Access | None = None) -> Turn | None:
+        """Who goes now: the first of the most urgent of those that `access` lets go, when there is room. It is under
+        way from now on."""
+        free = self._line.keys()
+        if access is not None:
+            kinds = {kind: access.held_s(kind, now.monotonic_s) > 0.0 for kind in {turn.kind for turn in free}}
+            if any(kinds.values()):
+                free = {turn: None for turn in free if not kinds[turn.kind]}.keys()
         # Looked for each time: the urgency of those who wait may be raised.
-        turn = min(self._line, key=_urgency)
-        if not self._has_room(turn, now):
+        turn = min(free, key=_urgency, default=None)
+        if turn is None or not self._has_room(turn, now):
             return None
+        turn.went_s = now.monotonic_s
         del self._line[turn]
         self._under_way.add(turn)
         return turn
@@ -237,6 +246,14 @@ class WeightBudget:
             # An exchange that runs faster than we do is through with it earlier.
             left_s = min(left_s, (self._blocked_until_ms - now.exchange_ms) / 1000)
         return max(left_s, 0.0)
+
+    def held(self, access: Access, patience_s: float, now: Now) -> list[Turn]:
+        """Those in line that `access` holds for longer than `patience_s`. They are out of the line now."""
+        kinds = {kind: access.held_s(kind, now.monotonic_s) for kind in {turn.kind for turn in self._line}}
+        turns = [turn for turn in self._line if kinds[turn.kind] > patience_s]
+        for turn in turns:
+            del self._line[turn]
+        return turns
 
     def unwilling(self, longest_s: Mapping[Urgency, float], now: Now) -> list[Turn]:
         """Those in line that will not wait until the host is free. They are out of the line now."""

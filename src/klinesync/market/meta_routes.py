@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from klinesync.market.http_routes import runtime_of
-from klinesync.market.schemas import StatusAnswer, WhitelistAnswer
+from klinesync.market.schemas import ReadyAnswer, StatusAnswer, WhitelistAnswer
 
 router = APIRouter(tags=["service"])
 
@@ -27,11 +27,15 @@ async def get_healthz() -> StatusAnswer:
     return StatusAnswer(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": StatusAnswer}})
-async def get_readyz(request: Request, response: Response) -> StatusAnswer:
-    """The service has started, and its store can be read and written."""
-    trouble = await runtime_of(request).unready()
+@router.get("/readyz", responses={503: {"model": ReadyAnswer}}, response_model_exclude_none=True)
+async def get_readyz(request: Request, response: Response) -> ReadyAnswer:
+    """The service has started, and its store can be read and written. What is stored is served though an exchange
+    refuses the service, or gives no answer: `detail` says so then."""
+    runtime = runtime_of(request)
+    trouble = await runtime.unready()
     if trouble is None:
-        return StatusAnswer(status="ready")
+        told = await runtime.status.status()
+        silent = told.status_reason in ("exchange_refuses", "exchange_unreachable")
+        return ReadyAnswer(status="ready", detail=told.detail if silent else None)
     response.status_code = 503
-    return StatusAnswer(status=trouble)
+    return ReadyAnswer(status=trouble)

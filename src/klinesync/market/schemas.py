@@ -405,9 +405,16 @@ class SeriesHealthAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """Of /healthz and /readyz."""
+    """Of /healthz."""
 
     status: str
+
+
+class ReadyAnswer(BaseModel):
+    """Of /readyz. `detail`: a sentence, while the service is ready and an exchange gives nothing; else left out."""
+
+    status: str
+    detail: str | None = None
 
 
 class ErrorAnswer(BaseModel):

@@ -448,9 +448,13 @@ class BackfillService:
             self._warn(series, "%s: its gaps cannot be read: %s", series, error)
             again_s = error.retry_after_s or 0.0
             needs = [replace(need, vain=0) if asked.candles else need for need in now.needs]
-            # An exchange may call a question about candles that it keeps no more a wrong one.
-            beyond = error.status == WRONG_QUESTION and not asked.candles
-            left = [heal_queue.in_vain(need, _now_s(), self._rng, again_s, beyond=beyond) for need in needs]
+            now_s = _now_s()
+            if error.status == WRONG_QUESTION:
+                # An exchange may call a question about candles that it keeps no more a wrong one.
+                beyond = not asked.candles
+                left = [heal_queue.in_vain(need, now_s, self._rng, again_s, beyond=beyond) for need in needs]
+            else:
+                left = [heal_queue.not_answered(need, now_s, self._rng, again_s) for need in needs]
             left = await self._give_up(series, left)
             left += heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)
         return [*left, *later]

@@ -414,6 +414,14 @@ def _asked(need: Need, span: Span, piece: Piece, answer: Answer, now_s: float, r
     yield in_vain(replace(need, span=span), now_s, rng, beyond=beyond)
 
 
+def not_answered(need: Need, now_s: float, rng: random.Random, again_s: float) -> Need:
+    """The need, while the exchange gives no answer at all: its interval grows no further than while somebody is said
+    to be at work on it, so that it is asked for soon after the exchange's return. `again_s`: not before so many
+    seconds."""
+    again = in_vain(need, now_s, rng, again_s)
+    return replace(again, vain=min(again.vain, PATIENCE), filed=False)
+
+
 def in_vain(need: Need, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, beyond: bool = False) -> Need:
     """The need, to be asked for again after the next of its intervals. `beyond`: the answer shows that the exchange's
     history does not reach back to it."""

@@ -280,7 +280,8 @@ def _of_market(market: MarketFacts, rest: RestUse) -> Iterable[_Trouble]:
         yield _Trouble("exchange_unreachable", f"neither frames nor answers come: {_with_ban(rest, why)}")
     waits_s = HANDSHAKES_FAIL_AFTER_S if contact.silent_s is None else contact.silent_s
     if not contact.connected and contact.answers and counts.reconnecting and waits_s >= HANDSHAKES_FAIL_AFTER_S:
-        yield _Trouble("handshakes_fail", "no connection for streams can be opened, while REST answers")
+        why = next((f": {one.detail}" for one in contact.streams if one.state == "reconnecting" and one.detail), "")
+        yield _Trouble("handshakes_fail", f"no connection for streams can be opened, while REST answers{why}")
     if counts.reconnecting:
         yield _Trouble("stream_reconnecting", f"{counts.reconnecting} of {traded} streams are being connected")
     if counts.stale:
