@@ -116,7 +116,14 @@ class RestGate:
             self._refuse(crowded_out, self._crowded_error())
         admitted = self._waiting[turn] = asyncio.get_running_loop().create_future()
         self._pump()
+        held = self._access.held_s(kind, now.monotonic_s) > 0.0
         try:
+            if held:
+                # Also by the loop's clock, and not for ever where a pause is prolonged again and again.
+                await asyncio.wait([admitted], timeout=2 * HELD_PATIENCE_S)
+                now = self._now()
+                if not admitted.done() and self._access.held_s(kind, now.monotonic_s) > 0.0:
+                    raise self._held_error(kind, now)
             async with asyncio.timeout(READ_PATIENCE_S if errand.urgency is Urgency.READ else None):
                 await admitted
         except TimeoutError:
