@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from math import isclose
 from pathlib import Path
@@ -22,7 +22,7 @@ from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import SAME
 from klinesync.runtime.flags import load_flags
-from klinesync.runtime.sources import Errand, HistoryPage
+from klinesync.runtime.sources import Errand, History, HistoryPage
 from klinesync.sim import generator, server
 from klinesync.sim.exchange import Grid
 from klinesync.sim.faults import RestError
@@ -59,19 +59,18 @@ async def reading(
 class Late:
     """Native history whose last candle is not shown yet when it is asked for the first two times."""
 
-    def __init__(
-        self, history: Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]]
-    ) -> None:
+    def __init__(self, history: History) -> None:
         self._history = history
         self.asked = 0
 
     async def read(
-        self, series: SeriesId, start: int, errand: Errand, last: int | None
+        self, series: SeriesId, start: int, errand: Errand, end: int | None
     ) -> AsyncGenerator[HistoryPage, None]:
         self.asked += 1
         early = self.asked <= 2
-        async for one in self._history(series, start, errand, last):
-            yield HistoryPage([candle for candle in one.candles if candle.time != last], []) if early else one
+        async for one in self._history(series, start, errand, end):
+            shown = [candle for candle in one.candles if series.timeframe.next(candle.time) != end]
+            yield HistoryPage(shown, []) if early else one
 
 
 def theirs(exchange: SimServer, series: SeriesId, first: int, end: int) -> list[Candle]:
