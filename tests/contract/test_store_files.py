@@ -21,8 +21,9 @@ from klinesync.storage.backup import backup
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.lock import StoreLock, StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_candles import _refusal_of_disk
 from klinesync.storage.sqlite_file import StoreReplaced
-from klinesync.storage.sqlite_reader import SqliteReader
+from klinesync.storage.sqlite_reader import SqliteReader, open_closed, open_reader
 from klinesync.storage.sqlite_schema import APPLICATION_ID, ForeignFile
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -357,6 +358,45 @@ async def test_a_log_that_is_cut_or_written_over_takes_no_write_and_never_reache
     assert times(path)[:3000] == list(range(3000))
     async with SqliteDatabase(path) as database:
         await database.write(put(6000, 6010))
+
+
+async def test_a_reader_that_fails_after_the_log_was_cut_says_that_it_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, 3000))
+        empty_log(path)
+        with pytest.raises(StoreReplaced):
+            await database.check()
+        with pytest.raises(StoreReplaced, match=r"write-ahead log .* was cut or written over"):
+            await database.read(head_of)
+        assert not database.damage.parts()
+
+
+async def test_what_sqlite_puts_aside_needs_no_room_on_another_disk(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with SqliteDatabase(path) as database:
+        await database.write(put(0, 10))
+        writer = database._file._writer
+        assert isinstance(writer, apsw.Connection)
+        assert writer.execute("PRAGMA temp_store").get == 2
+        reader = open_reader(path)
+        assert reader.execute("PRAGMA temp_store").get == 2
+        reader.close()
+    closed = open_closed(path)
+    assert closed.execute("PRAGMA temp_store").get == 2
+    closed.close()
+
+
+def test_the_disks_refusal_is_found_though_sqlite_then_misses_its_savepoint() -> None:
+    try:
+        try:
+            raise apsw.FullError("database or disk is full")
+        except apsw.FullError:
+            raise apsw.SQLError("no such savepoint: _apsw-0")  # noqa: B904  # as apsw does
+    except apsw.SQLError as error:
+        found = _refusal_of_disk(error)
+    assert isinstance(found, apsw.FullError)
+    assert _refusal_of_disk(apsw.SQLError("no such table")) is None
 
 
 def head_of(store: CandleStore) -> object:

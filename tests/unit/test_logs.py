@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from klinesync.core.errors import UpstreamError
+from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.logs import (
@@ -184,6 +184,23 @@ def test_one_cause_of_upstream_trouble_is_logged_once_whatever_it_fails() -> Non
     now_s = CAUSE_PER_S
     told = line("SOL", "h cannot be found")
     assert told == "SOL: 100 % of SOL failed: h cannot be found (and 1 more for that reason)"
+
+
+def test_trouble_with_the_store_is_told_once_a_minute_however_many_series_meet_it() -> None:
+    now_s = 0.0
+    once = OncePerCause(lambda: now_s)
+
+    def line(series: str, error: StoreError, level: int = logging.WARNING) -> str | None:
+        record = logging.LogRecord("x", level, "x", 1, "%s: the store cannot be read: %s", (series, error), None)
+        return record.getMessage() if once.filter(record) else None
+
+    cut, full = StoreError("the log was cut"), StoreError("disk full")
+    assert line("BTC", cut) == "BTC: the store cannot be read: the log was cut"
+    assert [line(f"S{number}", StoreError("the log was cut")) for number in range(500)] == [None] * 500
+    assert line("BTC", full) is not None
+    assert line("BTC", cut, logging.ERROR) is not None
+    now_s = CAUSE_PER_S
+    assert line("ETH", cut) == "ETH: the store cannot be read: the log was cut (and 500 more for that reason)"
 
 
 def test_what_clients_make_the_server_say_is_logged_once_a_minute_with_a_count() -> None:

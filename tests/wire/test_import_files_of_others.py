@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def run(store: Path, *arguments: object) -> int:
 def stored(store: Path) -> list[Candle]:
     with SqliteReader(store) as reader:
         return reader.read(lambda look: look.between(SERIES, 0, 2_000_000_000))
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_unpacks_without_a_limit_of_memory_is_refused(
+    packing: int, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("x.csv", "candle_time,open,high,low,close,volume\n" + "\n" * 10_000_000)
+    assert run(store, path, f"--series={SERIES}") == 1
+    assert "its file is not packed by deflate, as zip does; pack it anew" in capsys.readouterr().err
 
 
 # --- regular files only

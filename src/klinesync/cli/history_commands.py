@@ -47,6 +47,7 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path
 from klinesync.runtime.http_client import HttpClient
+from klinesync.runtime.looking import is_file
 from klinesync.runtime.sources import Errand, HistoryPage, Listing, ListingShelf, Urgency
 from klinesync.storage.database import CandleStore
 from klinesync.storage.lock import StoreLocked
@@ -114,7 +115,7 @@ def _symbol_names(flags: RuntimeFlags) -> SymbolNames:
     path = sqlite_path(flags)
 
     def kept(market: str) -> Sequence[Listing]:
-        if not path.is_file():
+        if not is_file(path):
             return []
         try:
             with SqliteReader(path) as store:
@@ -560,7 +561,7 @@ def _derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedStep:
     except Rejected as error:
         raise BadFlag("derived_timeframes", str(error)) from None
     path = sqlite_path(flags)
-    if url is not None or not path.is_file():
+    if url is not None or not is_file(path):
         return step
     try:
         with SqliteReader(path) as store:

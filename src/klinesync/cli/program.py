@@ -7,7 +7,9 @@ that help and completion come at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,9 +21,12 @@ from klinesync.cli.output import Output
 from klinesync.core.errors import BadFlag, KlinesyncError
 from klinesync.core.printable import printable
 from klinesync.first_moments import UNTIL_STOPPED, signals_as_usual
+from klinesync.runtime.open_files import TooFewFiles, require_open_files
 
 # Exit status of work that a signal interrupted, as shells have it.
 INTERRUPTED = 130
+# Commands with an event loop, its connections, and a store that is written.
+NEEDS_OPEN_FILES = UNTIL_STOPPED | {"backfill", "import"}
 
 # Each command's module in this package, and what it does in half a sentence.
 SUMMARIES = {
@@ -68,6 +73,8 @@ def _status(argv: Sequence[str], output: Output) -> int:
         set_up_logs("console", "debug" if arguments.verbose else "info")
         if arguments.name not in UNTIL_STOPPED:
             signals_as_usual()  # the others leave at once, until they have handlers of their own
+        if arguments.name in NEEDS_OPEN_FILES:
+            require_open_files()
         return command.run(arguments)
     except WrongUse as error:
         return _wrong_use(error, error.prog)
@@ -78,10 +85,39 @@ def _status(argv: Sequence[str], output: Output) -> int:
         return _failed(error)
     except KlinesyncError as error:
         return _failed(error)
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        trouble = _system_trouble(error)
+        if trouble is None:
+            raise
+        logging.getLogger(__name__).debug("%s", trouble, exc_info=error)
+        return _failed(trouble)
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as end:  # after --help and --version
         return end.code if isinstance(end.code, int) else 0
+
+
+class SystemTrouble(KlinesyncError):
+    """What the system does not give this process: files, memory, a place on a disk."""
+
+    code = "system_error"
+
+
+def _system_trouble(error: OSError | MemoryError | ImportError | RuntimeError) -> KlinesyncError | None:
+    """What the system refused, in a sentence; None for what is a defect of ours."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return TooFewFiles()
+        if error.errno is None:
+            return None
+        what = "" if error.filename is None else f"{error.filename}: "
+        return SystemTrouble(f"{what}{error.strerror}; --verbose tells where")
+    # A limit of memory (`ulimit -v`) also shows as an extension module that cannot be mapped.
+    if isinstance(error, MemoryError) or "failed to map segment" in str(error):
+        return SystemTrouble("the system gives this process too little memory; raise its limit: ulimit -v")
+    if "can't start new thread" in str(error):  # Python has no class of its own for this
+        return SystemTrouble("the system lets this user start no further thread; raise the limit: ulimit -u")
+    return None
 
 
 def _failed(error: KlinesyncError) -> int:

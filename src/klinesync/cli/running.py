@@ -21,8 +21,11 @@ def run(command: Coroutine[object, object, int]) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(command)
-    except* KlinesyncError as group:
-        raise first(group) from None
+    except BaseExceptionGroup as group:
+        errors = list(_leaves(group))
+        if all(isinstance(error, KlinesyncError | OSError) for error in errors):
+            raise next((error for error in errors if isinstance(error, KlinesyncError)), errors[0]) from None
+        raise
 
 
 async def until_interrupted(command: Coroutine[object, object, int], interrupted: int = 0) -> int:
@@ -45,12 +48,12 @@ async def until_interrupted(command: Coroutine[object, object, int], interrupted
     return interrupted
 
 
-def first(group: BaseExceptionGroup[KlinesyncError]) -> KlinesyncError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, KlinesyncError)
-    return error
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 @contextlib.contextmanager

@@ -83,15 +83,15 @@ async def _serve_until_stopped(flags: RuntimeFlags, command: str, stop: Stop, *,
 
     verbose = logging.getLogger().isEnabledFor(logging.DEBUG)  # --verbose
     set_up_logs(flags.log_format, "debug" if verbose else flags.log_level)
-    listener = bind(flags.host, flags.port)
-    host, port = listener.getsockname()[:2]
-    async with build_market_runtime(flags, command=command) as runtime:
-        asyncio.get_running_loop().set_exception_handler(runtime.on_loop_defect)
-        allow_connections()
-        server = create_server(create_app(runtime), runtime)
-        stop.then = server.stop
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-        await server.serve(sockets=[listener])
+    with contextlib.closing(bind(flags.host, flags.port)) as listener:
+        host, port = listener.getsockname()[:2]
+        async with build_market_runtime(flags, command=command) as runtime:
+            asyncio.get_running_loop().set_exception_handler(runtime.on_loop_defect)
+            allow_connections()
+            server = create_server(create_app(runtime), runtime)
+            stop.then = server.stop
+            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+            await server.serve(sockets=[listener])
 
 
 async def _demo_until_stopped(arguments: argparse.Namespace, given: dict[str, str]) -> int:

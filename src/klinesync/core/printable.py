@@ -23,6 +23,11 @@ def printable(text: str) -> str:
     return "".join(map(_shown, text))
 
 
+def is_text(text: str) -> bool:
+    """Whether a text has UTF-8: a file's name may be other bytes, which Python shows as halves of characters."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def shown(text: str, most: int = MAX_SHOWN_CHARS) -> str:
     """A text from outside as a part of a sentence: in quotes, printable, at most `most` characters of it."""
     cut = text if len(text) <= most else text[:most] + "…"

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, InstanceOf
 from pydantic.fields import FieldInfo
 
 from klinesync.core.errors import Rejected
+from klinesync.core.printable import is_text
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 
@@ -162,6 +163,8 @@ def _timeframe_list(value: object) -> tuple[str, ...]:
 def _path(value: object) -> object:
     if value == "":
         raise ValueError("it is empty")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("it holds a zero byte")
     return value
 
 
@@ -212,6 +215,10 @@ def _database(value: object) -> object:
     path = value.removeprefix("sqlite:///")
     if path == value or not path.strip("/"):
         raise ValueError("it is no sqlite:///path")
+    if "\0" in path:
+        raise ValueError("it holds a zero byte")
+    if not is_text(path):  # SQLite opens no other names
+        raise ValueError("it is not UTF-8")
     return value
 
 

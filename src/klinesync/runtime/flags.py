@@ -296,7 +296,9 @@ def whitelist(flags: RuntimeFlags) -> tuple[SeriesId, ...]:
         return parse_series_list(found["series_ids"])
     except KeyError:
         raise BadFlag("whitelist_path", f'{path} has no "series_ids"') from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BadFlag("whitelist_path", f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise BadFlag("whitelist_path", f"{path} cannot be used: {error}") from None
 
 

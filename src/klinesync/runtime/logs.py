@@ -16,7 +16,7 @@ from typing import Literal, TextIO
 
 import msgspec
 
-from klinesync.core.errors import UpstreamError
+from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.log_limit import LogLimit
@@ -32,7 +32,7 @@ TRACE_MARGIN = "    | "
 MAX_MESSAGE_CHARS = 8192
 # Longest trace, in lines: the first and the last ones are kept. 1,000 frames of a recursion are no news.
 MAX_TRACE_LINES = 120
-# Seconds in which one cause of upstream trouble is logged once.
+# Seconds in which one cause of trouble with an exchange or the store is logged once.
 CAUSE_PER_S = 60.0
 # Seconds in which one kind of line of the loggers that clients can make speak is logged once.
 KIND_PER_S = 60.0
@@ -109,8 +109,9 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]
 
 
 class OncePerCause(logging.Filter):
-    """Lets one line in `CAUSE_PER_S` through for each cause of upstream trouble, however many series and requests that
-    trouble fails; the next line says how many were left out. Lines at ERROR, and all lines at DEBUG level, stay."""
+    """Lets one line in `CAUSE_PER_S` through for each cause of trouble with an exchange or the store, however many
+    series and requests that trouble fails; the next line says how many were left out. Lines at ERROR, and all lines at
+    DEBUG level, stay."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class OncePerCause(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line is written."""
-        cause = next((arg.cause for arg in _arguments(record) if isinstance(arg, UpstreamError)), None)
+        cause = next((cause for arg in _arguments(record) if (cause := _cause(arg)) is not None), None)
         if cause is None or record.levelno >= logging.ERROR or logging.getLogger().isEnabledFor(logging.DEBUG):
             return True
         suppressed = self._limit.allow(cause, self._clock())
@@ -150,6 +151,13 @@ class OncePerKind(logging.Filter):
             record.msg = f"{record.getMessage().rstrip()} (and {suppressed} more like it)"
             record.args = ()
         return suppressed is not None
+
+
+def _cause(value: object) -> str | None:
+    """The sentence that is the same for all requests and series that fail for one reason."""
+    if isinstance(value, UpstreamError):
+        return value.cause
+    return str(value) if isinstance(value, StoreError) else None
 
 
 def _arguments(record: logging.LogRecord) -> tuple[object, ...]:

@@ -84,13 +84,16 @@ def load_recordings(directory: Path, seed: int) -> list[Recording]:
     """Every 1m recording below `directory`, by market and name; other timeframes are passed over.
 
     Raises `BadRecording` when there is none, or one cannot be read."""
-    if not directory.is_dir():
-        raise BadRecording(f"data directory {directory} does not exist; name a directory of recorded candles")
     found: dict[tuple[Market, str, str, str], list[Path]] = {}
-    for path in sorted(directory.rglob("*")):
-        key = _identify(path)
-        if key is not None and path.is_file():  # opening a named pipe would wait for a writer
-            found.setdefault(key, []).append(path)
+    try:
+        if not directory.is_dir():
+            raise BadRecording(f"data directory {directory} does not exist; name a directory of recorded candles")
+        for path in sorted(directory.rglob("*")):
+            key = _identify(path)
+            if key is not None and path.is_file():  # opening a named pipe would wait for a writer
+                found.setdefault(key, []).append(path)
+    except OSError as error:
+        raise BadRecording(f"data directory {directory} cannot be read: {error.filename}: {error.strerror}") from None
     if not found:
         raise BadRecording(
             f"data directory {directory} holds no 1m candles; it wants freqtrade files such as BTC_USDT-1m.feather "

@@ -10,6 +10,7 @@ from pathlib import Path
 import apsw
 
 from klinesync.core.errors import Rejected, StoreError
+from klinesync.core.printable import is_text
 from klinesync.storage.disk import disk_trouble
 from klinesync.storage.own_files import refuse_own_file
 from klinesync.storage.sqlite_reader import SqliteReader
@@ -25,6 +26,8 @@ def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], Non
     until the copy is made its write-ahead log keeps what it writes meanwhile. Raises `Rejected`, `StoreError`.
     """
     refuse_own_file(store.path, target)
+    if not is_text(str(target)):
+        raise Rejected(f"{target} is not UTF-8, and SQLite opens no other names; name another file")
     if os.path.lexists(target):
         raise Rejected(f"{target} exists already; a backup is written to a new file")
     try:
@@ -58,6 +61,10 @@ def _copy(source: apsw.Connection, part: Path, progress: Callable[[int, int], No
             while not steps.done:
                 steps.step(PAGES_A_STEP)
                 progress(steps.page_count - steps.remaining, steps.page_count)
+    except apsw.IOError as error:
+        if copy.system_errno:  # tells a limit of a file's size from a failing disk
+            raise OSError(copy.system_errno, os.strerror(copy.system_errno)) from error
+        raise
     finally:
         copy.close()
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import apsw
 
+from klinesync.runtime.looking import is_file, is_folder
+from klinesync.runtime.open_files import TooFewFiles
+
 # Where a file system has less room, a write that failed for no stated reason failed for that.
 LEAST_FREE_BYTES = 1 << 20
 
@@ -21,6 +24,9 @@ UNREADABLE = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError, OddValue)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+# What lies beside a store, each a file.
+_BESIDE = (".lock", "-wal", "-shm", "-journal")
 
 
 def disk_trouble(error: apsw.Error | OSError | ValueError, path: Path, system_errno: int = 0) -> str:
@@ -28,7 +34,7 @@ def disk_trouble(error: apsw.Error | OSError | ValueError, path: Path, system_er
 
     `system_errno`: the system's last error number on the connection, behind an I/O error of SQLite.
     """
-    if isinstance(error, apsw.IOError | apsw.CantOpenError) and system_errno in _FULL | _READ_ONLY:
+    if isinstance(error, apsw.IOError | apsw.CantOpenError) and system_errno in _FULL | _READ_ONLY | _TOO_MANY_FILES:
         error = OSError(system_errno, os.strerror(system_errno))
     if isinstance(error, UNREADABLE) and not isinstance(error, apsw.NotADBError):
         return f"{path} is damaged ({error}); `klinesync verify` lists the damage; restore a backup"
@@ -36,17 +42,48 @@ def disk_trouble(error: apsw.Error | OSError | ValueError, path: Path, system_er
         return f"disk full: make room on the disk that holds {path}"
     if isinstance(error, apsw.NotADBError):
         return f"{path} is no SQLite file; name another one with --database-url"
+    if isinstance(error, OSError) and error.errno in _TOO_MANY_FILES:
+        return str(TooFewFiles())
+    if isinstance(error, FileExistsError | NotADirectoryError) and (file := _file_as_folder(path)) is not None:
+        return f"{file} is no folder"
+    if (barrier := _barred(error, path)) is not None:
+        return f"no permission: this user may not {barrier}"
+    if is_folder(path):
+        return f"{path} is a folder; name a file with --database-url"
+    if (folder := _folder_beside(error, path)) is not None:
+        return f"{folder} is a folder, and a file of that name belongs there; move the folder away"
     if _is_read_only(error, path):
         return f"read-only: {path} and its folder must be writable for this user, and the disk mounted writable"
     if isinstance(error, apsw.BusyError | apsw.LockedError):
         return f"another program holds {path} locked; end that program"
-    if path.is_dir():
-        return f"{path} is a folder; name a file with --database-url"
     if isinstance(error, apsw.IOError) or (isinstance(error, OSError) and error.errno == errno.EIO):
         return f"the disk that holds {path} is failing ({error}): read the system's log, and copy the store elsewhere"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return f"{error}"
+
+
+def _barred(error: apsw.Error | OSError | ValueError, path: Path) -> str | None:
+    """What permissions forbid this user, when it is to read the file at all: `read X`, `look into X`."""
+    denied = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)
+    if not denied and not isinstance(error, apsw.CantOpenError | apsw.PermissionsError):
+        return None
+    for folder in reversed(path.absolute().parents):
+        if is_folder(folder) and not os.access(folder, os.X_OK):
+            return f"look into the folder {folder}"
+    return f"read {path}" if is_file(path) and not os.access(path, os.R_OK) else None
+
+
+def _file_as_folder(path: Path) -> Path | None:
+    """The first part of the path to `path` that is a file, and would have to be a folder."""
+    return next((place for place in reversed(path.absolute().parents) if not is_folder(place) and is_file(place)), None)
+
+
+def _folder_beside(error: apsw.Error | OSError | ValueError, path: Path) -> Path | None:
+    """The folder that has the name of a file beside the store at `path`."""
+    if not isinstance(error, IsADirectoryError | apsw.CantOpenError | apsw.IOError):
+        return None
+    return next((name for suffix in _BESIDE if is_folder(name := Path(f"{path}{suffix}"))), None)
 
 
 def _is_full(error: apsw.Error | OSError | ValueError, path: Path) -> bool:
@@ -65,6 +102,6 @@ def _is_full(error: apsw.Error | OSError | ValueError, path: Path) -> bool:
 def _is_read_only(error: apsw.Error | OSError | ValueError, path: Path) -> bool:
     if isinstance(error, apsw.ReadOnlyError) or (isinstance(error, OSError) and error.errno in _READ_ONLY):
         return True
-    if not isinstance(error, apsw.CantOpenError | apsw.PermissionsError) or not path.is_file():
+    if not isinstance(error, apsw.CantOpenError | apsw.PermissionsError) or not is_file(path):
         return False
     return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))

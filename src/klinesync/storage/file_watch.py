@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import apsw
 
+from klinesync.runtime.looking import real_path
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.log_watch import LogWatch
 
@@ -35,7 +36,7 @@ class FileWatch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        real = path.resolve()
+        real = real_path(path)
         self._beside = [(Path(f"{real}-wal"), "write-ahead log"), (Path(f"{real}-shm"), "shared-memory file")]
         self._descriptor: int | None = None
         self._main: _Which | None = None

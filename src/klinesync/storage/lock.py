@@ -20,6 +20,7 @@ import msgspec
 
 from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.errors import StoreError
+from klinesync.runtime.looking import real_path
 
 # What is read of a lock file, which another program may have written.
 MAX_TEXT_BYTES = 4096
@@ -158,7 +159,7 @@ class SharedLock:
 
 def lock_path(store: Path) -> Path:
     """The lock file of `store`. Symbolic links to one store share its lock."""
-    real = store.resolve()
+    real = real_path(store)
     return real.with_name(f"{real.name}.lock")
 
 

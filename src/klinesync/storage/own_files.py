@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from klinesync.core.errors import Rejected
+from klinesync.runtime.looking import real_path
 
 # The store, what SQLite keeps beside it (a log, its index, a journal), and our lock file.
 SUFFIXES = ("", "-wal", "-shm", "-journal", ".lock")
@@ -13,7 +14,7 @@ SUFFIXES = ("", "-wal", "-shm", "-journal", ".lock")
 def refuse_own_file(store: Path, target: Path) -> None:
     """Raises `Rejected` when writing the file `target` would replace `store`, or put something in the place of a file
     that belongs to the store, by whatever name."""
-    real = store.resolve()
+    real = real_path(store)
     try:
         inside = target.parent.samefile(real.parent) and target.name in {f"{real.name}{suffix}" for suffix in SUFFIXES}
         own = inside or (target.exists() and real.exists() and target.samefile(real))

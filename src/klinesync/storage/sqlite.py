@@ -14,13 +14,14 @@ from typing import Self
 import apsw
 
 from klinesync.core.errors import StoreError
+from klinesync.runtime.looking import is_file
 from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
 from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.lock import StoreLock, StoreLocked
 from klinesync.storage.sqlite_candles import Known
 from klinesync.storage.sqlite_file import SqliteFile, StoreReplaced
-from klinesync.storage.sqlite_reader import look_into, open_closed, open_reader
+from klinesync.storage.sqlite_reader import look_into, open_closed, open_reader, refuse_irregular
 from klinesync.storage.sqlite_schema import ForeignFile, check_owner, migrations, version_of
 from klinesync.storage.wal_origin import ForeignLog, refuse_foreign_log
 
@@ -106,6 +107,7 @@ class SqliteDatabase:
 
     def _open(self) -> None:
         _refuse_foreign(self.path)
+        refuse_irregular(self.path)
         try:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +199,8 @@ class SqliteDatabase:
             self._file.check_index()
             return look_into(reader.connection, reader.known, look)
         except (apsw.Error, OSError, *UNREADABLE) as error:
+            if (replaced := self._file.replaced) is not None:  # that is why, whatever SQLite makes of it
+                raise StoreReplaced(str(replaced)) from error
             raise _cannot_read(self.path, error, self.damage) from error
 
     def _open_reader(self) -> _Reader:
@@ -307,7 +311,7 @@ def _refuse_foreign(path: Path) -> None:
     """Raises `ForeignFile` for another program's file, before a lock file is made beside it. What cannot be told now
     is told by whoever opens the file for writing."""
     try:
-        if not path.is_file() or not path.stat().st_size:
+        if not is_file(path) or not path.stat().st_size:
             return
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:

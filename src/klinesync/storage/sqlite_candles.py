@@ -126,6 +126,17 @@ _REFUSED_BY_DISK = (apsw.FullError, apsw.IOError, apsw.NoMemError, apsw.CantOpen
 P = ParamSpec("P")
 
 
+def _refusal_of_disk(error: BaseException) -> apsw.Error | None:
+    """The disk's refusal behind an error: where it ended the transaction, SQLite goes on to say that there is no
+    savepoint any more."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, _REFUSED_BY_DISK):
+            return behind
+        behind = behind.__context__
+    return None
+
+
 class TransactionLost(StoreError):
     """The disk refused a write inside a savepoint (it is full, or failing): no more of the transaction is to be done,
     for SQLite may have rolled all of it back. The cause is SQLite's error."""
@@ -446,9 +457,11 @@ class SqliteCandleStore:
             self._unsaved = []
             self.ledger.forget()
             self._known.forget()
-            lost = isinstance(error, _REFUSED_BY_DISK) or not self._connection.in_transaction
-            if isinstance(error, apsw.Error) and lost:
-                raise TransactionLost(str(error)) from error
+            cause = _refusal_of_disk(error)
+            if cause is None and isinstance(error, apsw.Error) and not self._connection.in_transaction:
+                cause = error
+            if cause is not None:
+                raise TransactionLost(str(cause)) from cause
             raise
 
     def save(self) -> None:

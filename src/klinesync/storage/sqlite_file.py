@@ -66,6 +66,8 @@ class SqliteFile:
             writer.execute("PRAGMA journal_mode = WAL")
             # FULL: what was published as closed survives a power loss too, not only kill -9.
             writer.execute("PRAGMA synchronous = FULL")
+            # What SQLite puts aside while it works never needs room on another disk than the store's.
+            writer.execute("PRAGMA temp_store = MEMORY")
             writer.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
             writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             migrate(writer, self.path)

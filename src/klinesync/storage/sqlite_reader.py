@@ -7,6 +7,7 @@ That is safe only while nobody writes, so the reader holds the store's lock, sha
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import quote
 import apsw
 
 from klinesync.core.errors import StoreError
+from klinesync.runtime.looking import real_path
 from klinesync.storage.damage import DamageBoard
 from klinesync.storage.database import CandleStore, R
 from klinesync.storage.disk import UNREADABLE, disk_trouble
@@ -36,22 +38,40 @@ def open_reader(path: Path) -> apsw.Connection:
     """A reading connection to a store that a process, maybe this one, writes to. Raises `apsw.Error`."""
     reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     reader.set_busy_timeout(BUSY_TIMEOUT_MS)
+    reader.execute("PRAGMA temp_store = MEMORY")
     return reader
 
 
 def open_closed(path: Path) -> apsw.Connection:
     """A reading connection to a store that nobody writes to; it writes nothing. Raises `apsw.Error`,
     `OSError`."""
-    wal = Path(f"{path.resolve()}-wal")
+    wal = Path(f"{real_path(path)}-wal")
     if not wal.exists() or not wal.stat().st_size:
         uri = f"file:{quote(str(path.absolute()))}?immutable=1"
-        return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        reader = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        reader.execute("PRAGMA temp_store = MEMORY")
+        return reader
     reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix-none")
     # Else the last connection would bring the write-ahead log into the file, and delete the log.
     reader.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     # Exclusive, with locks that do nothing: the index of the write-ahead log is made in memory, not in a file.
     reader.execute("PRAGMA locking_mode = EXCLUSIVE")
+    reader.execute("PRAGMA temp_store = MEMORY")
     return reader
+
+
+def refuse_irregular(path: Path, mode: int | None = None) -> None:
+    """Raises `StoreError` for what is no regular file: opening a named pipe waits for somebody who writes to it.
+    `mode`: the file's, where it is known. What cannot be looked at is told by whoever opens it."""
+    if mode is None:
+        try:
+            mode = path.stat().st_mode
+        except (OSError, ValueError):
+            return
+        if stat.S_ISDIR(mode):
+            return
+    if not stat.S_ISREG(mode):
+        raise StoreError(f"there is no store {path}: it is no regular file; name a file with --database-url")
 
 
 def look_into(reader: apsw.Connection, known: Known, look: Callable[[CandleStore], R]) -> R:
@@ -116,10 +136,13 @@ class SqliteReader:
 
     def __enter__(self) -> Self:
         """Raises `StoreError` when there is no store, another program's file, or a store of another version."""
-        if not self.path.exists():
-            raise StoreError(f"there is no store {self.path}; name another one with --database-url")
-        if not self.path.is_file():
-            raise StoreError(f"there is no store {self.path}: it is no regular file; name a file with --database-url")
+        try:
+            mode = self.path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(f"there is no store {self.path}; name another one with --database-url") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            raise self._error("opened", error) from error
+        refuse_irregular(self.path, mode)
         try:
             with self.snapshot() as connection:
                 self._check(connection)
@@ -176,13 +199,13 @@ class SqliteReader:
 
 def _files(path: Path) -> tuple[object, ...]:
     """The store's three files: which they are, how long, when last written; None of one that is not there."""
-    real = path.resolve()
+    real = real_path(path)
     found: list[object] = []
     for suffix in ("", "-wal", "-shm"):
         try:
-            stat = Path(f"{real}{suffix}").stat()
+            facts = Path(f"{real}{suffix}").stat()
         except FileNotFoundError:
             found.append(None)
         else:
-            found.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            found.append((facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
     return tuple(found)

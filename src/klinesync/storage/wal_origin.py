@@ -17,6 +17,7 @@ from urllib.parse import quote
 import apsw
 
 from klinesync.core.errors import StoreError
+from klinesync.runtime.looking import real_path
 from klinesync.storage.disk import UNREADABLE
 
 # The log's format (https://sqlite.org/fileformat2.html#walformat): a header of 32 bytes, then frames: 24 bytes, a page.
@@ -44,7 +45,7 @@ class _Stored(NamedTuple):
 def refuse_foreign_log(path: Path) -> None:
     """Raises `ForeignLog` when the log beside the closed store `path` does not continue it. What cannot be told (no
     log, a file that cannot be read) is told by whoever opens the store. Only reads."""
-    wal = Path(f"{path.resolve()}-wal")
+    wal = Path(f"{real_path(path)}-wal")
     try:
         if wal.stat().st_size <= _HEADER.size:
             return

@@ -31,6 +31,8 @@ BLOCK_BYTES = 1 << 20
 # A line that is longer is none of a table of candles, in bytes.
 MAX_LINE_BYTES = 100_000
 SEPARATORS = (",", ";", "\t", "|")
+# How the file in a zip may be packed.
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class _Utf8(io.RawIOBase):
@@ -97,6 +99,8 @@ def read_zip(path: Path, broken: Broken) -> Iterator[Columns]:
         members = archive.infolist()
         if len(members) != 1:
             raise ValueError(f"it holds {len(members)} files instead of one")
+        if members[0].compress_type not in _PACKINGS:  # Python unpacks the others without a limit of memory
+            raise ValueError("its file is not packed by deflate, as zip does; pack it anew")
         with archive.open(members[0]) as file:
             head = _read_head(file)
         with archive.open(members[0]) as file:

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BufferedWriter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -127,8 +128,8 @@ def export(
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
             count = 0
-            part.touch(exist_ok=False)
-            with _writer(kind, str(part), schema) as writer:
+            # Opened here: pyarrow opens only files whose names are UTF-8.
+            with part.open("xb") as file, _writer(kind, file, schema) as writer:
                 for upto, batch in batches:
                     writer.write_batch(batch)
                     count += batch.num_rows
@@ -254,7 +255,7 @@ def _batch(page: rows.Columns, schema: pa.Schema, beside: Iterable[Array] = ()) 
 
 
 def _writer(
-    kind: Format, file: str, schema: pa.Schema
+    kind: Format, file: BufferedWriter, schema: pa.Schema
 ) -> pa_parquet.ParquetWriter | pa_ipc.RecordBatchFileWriter | pa_csv.CSVWriter:
     match kind:
         case "parquet":

@@ -7,6 +7,7 @@ Memory does not grow with the file. What cannot be read as a row is told to `bro
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 import zipfile
@@ -28,6 +29,7 @@ from klinesync.market_data.history.csv_files import csv_names, read_csv, read_zi
 from klinesync.market_data.history.json_files import Broken, read_json, read_json_gz
 from klinesync.market_data.history.names import CHECKSUM
 from klinesync.market_data.history.rows import Columns
+from klinesync.market_data.history.unpacked import check_feather, check_parquet
 
 # Rows that are decoded at a time, where the format leaves the choice to us.
 BATCH_ROWS = 16_384
@@ -85,9 +87,12 @@ def column_names(path: Path, ending: str) -> list[str]:
     """The names of all columns of a table. Raises `BadFile`."""
     try:
         if ending == ".feather":
-            with pa.OSFile(str(path), "rb") as file, pa_ipc.open_file(file) as reader:
+            with _opened(path) as file, pa_ipc.open_file(file) as reader:
                 return list(reader.schema.names)
-        return list(pa_parquet.read_schema(path).names) if ending == ".parquet" else csv_names(path)
+        if ending == ".parquet":
+            with _opened(path) as file:
+                return list(pa_parquet.read_schema(file).names)
+        return csv_names(path)
     except _READ_ERRORS as error:
         raise BadFile(path, f"it cannot be read: {_first_line(error)}") from error
 
@@ -97,6 +102,8 @@ def check_regular(path: Path) -> None:
     file is read more than once."""
     try:
         mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise BadFile(path, "there is no such file") from None
     except OSError as error:
         raise BadFile(path, f"it cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(mode):
@@ -108,7 +115,7 @@ def verify_checksum(path: Path, stopped: Callable[[], bool] = lambda: False) -> 
     """Whether a checksum file lies beside an archive's zip. `stopped`: see `check_sha256`. Raises `BadFile` when the
     zip is not what it says."""
     beside = path.with_name(path.name + CHECKSUM)
-    if not beside.exists():
+    if not os.path.lexists(beside):
         return False
     check_regular(beside)
     try:
@@ -146,18 +153,27 @@ def check_sha256(path: Path, checksum: bytes, stopped: Callable[[], bool] = lamb
 
 def _feather(path: Path, _broken: Broken) -> Iterator[Columns]:
     # Not mapped into memory: a file that another program cuts short meanwhile would end this one with SIGBUS.
-    with pa.OSFile(str(path), "rb") as file, pa_ipc.open_file(file) as reader:
+    check_feather(path)
+    with _opened(path) as file, pa_ipc.open_file(file) as reader:
         names = find_columns(reader.schema.names)
         for at in range(reader.num_record_batches):
             batch = reader.get_batch(at)
-            yield of_arrow(names, [batch.column(name) for name in names])
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                rows = batch.slice(start, BATCH_ROWS)
+                yield of_arrow(names, [rows.column(name) for name in names])
 
 
 def _parquet(path: Path, _broken: Broken) -> Iterator[Columns]:
-    with pa_parquet.ParquetFile(path) as file:
+    with _opened(path) as opened, pa_parquet.ParquetFile(opened) as file:
         names = find_columns(file.schema_arrow.names)
+        check_parquet(file, names)
         for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
             yield of_arrow(names, [batch.column(name) for name in names])
+
+
+def _opened(path: Path) -> pa.PythonFile:
+    """The file, whether its name is UTF-8 or not: pyarrow itself opens only names that are."""
+    return pa.PythonFile(path.open("rb"), "r")
 
 
 def _first_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ from klinesync.market_data.history.names import (
     coin_margined_archive,
     freqtrade_series,
 )
+from klinesync.runtime.looking import is_folder
 
 # Files passed over in one folder that are named; the others are counted.
 MAX_PASSED_OVER = 100
@@ -107,13 +108,11 @@ def find(
     """
     found = Found()
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             if series is not None:
                 found.others.append(_refuse(path, "it is a folder, and one series was named; name the files"))
                 continue
             _in_folder(found, path, exchange, stopped)
-        elif not path.exists():
-            found.others.append(_refuse(path, "there is no such file"))
         else:
             file = ImportFile(path, series) if series is not None else _identify(path, exchange)
             try:

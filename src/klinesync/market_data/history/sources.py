@@ -107,7 +107,11 @@ class FreqtradeFiles:
 
     async def pages(self, series: SeriesId, span: Span) -> Pages:
         """See `HistoryFiles`. Of several formats the first counts that is there: feather, parquet, JSON."""
-        path = await asyncio.to_thread(self._find, series)
+        try:
+            path = await asyncio.to_thread(self._find, series)
+        except OSError as error:  # a folder that this user may not look into
+            _warn(self._logged, self._folder, f"{error.filename} cannot be read: {error.strerror}")
+            return
         if path is None:
             return
         reading = _Reading(path, series, span, self._shuffled)
@@ -243,12 +247,18 @@ class _Folder:
 
     async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
         paths = [self._folder / day.path for day in days]
-        return await asyncio.to_thread(lambda: any(path.is_file() for path in paths))
+        try:
+            return await asyncio.to_thread(lambda: any(path.is_file() for path in paths))
+        except OSError:  # `get` tells
+            return True
 
     async def get(self, file: ArchiveFile) -> Path | None:
         path = self._folder / file.path
-        if not await asyncio.to_thread(path.is_file):
-            return None
+        try:
+            if not await asyncio.to_thread(path.is_file):
+                return None
+        except OSError as error:
+            raise BadFile(path, f"it cannot be read: {error.strerror}") from error
         if not await asyncio.to_thread(verify_checksum, path):
             raise BadFile(path, f"no {CHECKSUM} file lies beside it")
         return path

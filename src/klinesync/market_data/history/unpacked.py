@@ -1,0 +1,157 @@
+"""How large a table gets in memory, by what its file says, before anything of the table is unpacked.
+
+A few kilobytes of zeros can stand for gigabytes of rows: a record batch of Arrow's is unpacked whole, and so is a page
+of parquet's.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow.parquet as pa_parquet
+
+# Bytes that one record batch, or the candle's columns of one row group, may unpack into: ten million rows.
+MAX_UNPACKED_BYTES = 512 << 20
+# Bytes of metadata that are read at a time: of the footer, or of one batch. A footer takes 24 bytes for each batch.
+MAX_METADATA_BYTES = 64 << 20
+
+# The format (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format): a file ends with its footer, the
+# footer's length and a mark; batches lie where the footer says, each behind its own metadata.
+_MAGIC = b"ARROW1"
+_TAIL = struct.Struct("<i6s")
+_CONTINUES = 0xFFFFFFFF
+_BLOCK = struct.Struct("<qi4xq")
+_BUFFER = struct.Struct("<qq")
+# Fields by number, as Arrow's schema of its metadata lists them.
+_FOOTER_DICTIONARIES, _FOOTER_BATCHES = 2, 3
+_MESSAGE_KIND, _MESSAGE_HEADER = 1, 2
+_IS_DICTIONARY, _DICTIONARY_DATA = 2, 1
+_BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 3
+
+
+def check_feather(path: Path) -> None:
+    """Raises ValueError for a feather file with a batch that unpacks into too much, and for one whose metadata cannot
+    be read; what reading raises."""
+    try:
+        with path.open("rb") as file:
+            dictionaries, batches = _blocks(file)
+            _check(sum(_unpacked(file, block) for block in dictionaries), "dictionaries")
+            for number, block in enumerate(batches, 1):
+                _check(_unpacked(file, block), f"record batch {number}")
+    except (struct.error, IndexError):
+        raise ValueError("its metadata is damaged") from None
+
+
+def check_parquet(file: pa_parquet.ParquetFile, names: Iterable[str]) -> None:
+    """Raises ValueError for a parquet file with a row group whose columns `names` unpack into too much."""
+    wanted = set(names)
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        columns = [group.column(at) for at in range(group.num_columns)]
+        size = sum(one.total_uncompressed_size for one in columns if one.path_in_schema.partition(".")[0] in wanted)
+        _check(size, f"row group {number + 1}")
+
+
+def _check(size: int, what: str) -> None:
+    if size > MAX_UNPACKED_BYTES:
+        raise ValueError(
+            f"its {what} would take {size} bytes of memory, and at most {MAX_UNPACKED_BYTES} are taken; "
+            "write it in smaller pieces, of 65536 rows say"
+        )
+
+
+def _blocks(file: BinaryIO) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Where the dictionaries and the batches lie: offset, and bytes of metadata before the body."""
+    file.seek(-_TAIL.size, os.SEEK_END)
+    length, magic = _TAIL.unpack(file.read(_TAIL.size))
+    if magic != _MAGIC or not 0 < length <= MAX_METADATA_BYTES:
+        raise ValueError("it has no footer, and may be cut off; fetch it again")
+    file.seek(-_TAIL.size - length, os.SEEK_END)
+    footer = _Table.root(file.read(length))
+    dictionaries, batches = (
+        [(offset, metadata) for offset, metadata, _ in footer.structs(number, _BLOCK)]
+        for number in (_FOOTER_DICTIONARIES, _FOOTER_BATCHES)
+    )
+    return dictionaries, batches
+
+
+def _unpacked(file: BinaryIO, block: tuple[int, int]) -> int:
+    """Bytes that the batch at `block` unpacks into."""
+    offset, length = block
+    if offset < 0 or not 0 < length <= MAX_METADATA_BYTES:
+        raise ValueError("its metadata is damaged")
+    file.seek(offset)
+    metadata = file.read(length)
+    (mark,) = struct.unpack_from("<I", metadata)
+    message = _Table.root(metadata[8 if mark == _CONTINUES else 4 :])
+    batch = message.table(_MESSAGE_HEADER)
+    if batch is not None and message.byte(_MESSAGE_KIND) == _IS_DICTIONARY:
+        batch = batch.table(_DICTIONARY_DATA)
+    if batch is None:
+        return 0
+    buffers = list(batch.structs(_BATCH_BUFFERS, _BUFFER))
+    if batch.table(_BATCH_COMPRESSION) is None:
+        return sum(size for _, size in buffers)
+    return sum(_unpacked_buffer(file, offset + length + at, size) for at, size in buffers)
+
+
+def _unpacked_buffer(file: BinaryIO, at: int, size: int) -> int:
+    """A packed buffer begins with its length once it is unpacked; -1: the buffer is not packed."""
+    if size < 8:
+        return size
+    file.seek(max(at, 0))
+    (unpacked,) = struct.unpack("<q", file.read(8))
+    return size if unpacked < 0 else int(unpacked)
+
+
+class _Table:
+    """A table of a flatbuffer (https://flatbuffers.dev/internals/): fields by number, each of which may be absent."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self._at = at
+
+    @classmethod
+    def root(cls, data: bytes) -> _Table:
+        """The table that a flatbuffer begins with. Raises `struct.error`, as all methods do, where it is damaged."""
+        return cls(data, cls._follow(data, 0))
+
+    def byte(self, number: int) -> int:
+        """A field of one byte; 0 when it is absent."""
+        at = self._field(number)
+        return 0 if at is None else self._data[at]
+
+    def table(self, number: int) -> _Table | None:
+        """A field that is a table."""
+        at = self._field(number)
+        return None if at is None else _Table(self._data, self._follow(self._data, at))
+
+    def structs(self, number: int, layout: struct.Struct) -> Iterator[Sequence[int]]:
+        """A field that is a list of `layout`; empty when it is absent."""
+        at = self._field(number)
+        if at is None:
+            return
+        at = self._follow(self._data, at)
+        (count,) = struct.unpack_from("<I", self._data, at)
+        for place in range(at + 4, at + 4 + count * layout.size, layout.size):
+            yield layout.unpack_from(self._data, place)
+
+    def _field(self, number: int) -> int | None:
+        (back,) = struct.unpack_from("<i", self._data, self._at)
+        fields = self._at - back
+        if fields < 0:
+            raise struct.error("before the beginning")
+        (length,) = struct.unpack_from("<H", self._data, fields)
+        if 4 + 2 * number >= length:
+            return None
+        (offset,) = struct.unpack_from("<H", self._data, fields + 4 + 2 * number)
+        return self._at + int(offset) if offset else None
+
+    @staticmethod
+    def _follow(data: bytes, at: int) -> int:
+        (offset,) = struct.unpack_from("<I", data, at)
+        return at + int(offset)
