@@ -14,6 +14,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UnknownSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.core.stream_state import StreamState
 from klinesync.market.schemas import HealthAnswer
 from klinesync.market_data import heal_queue
 from klinesync.market_data.backfill import BackfillService
@@ -40,7 +41,7 @@ class World:
         self.service = service
         self.exchange_s: float | None = START + 60 * 20 + 30
         self.wall_s = 1_900_000_000.0
-        self.stream = StreamStatus("live", START, START + 60 * 20)
+        self.stream = StreamStatus(StreamState.LIVE, START, START + 60 * 20)
         self.unknown = False
         self.pages: asyncio.Queue[HistoryPage] = asyncio.Queue()
         self.board = BackfillBoard(lambda: self.wall_s)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, widened
+from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill_board import BackfillReport
 from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, assess
@@ -20,7 +21,7 @@ from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 START = 1_700_000_040  # on the minute
 GRACE_S = 5.0
-LIVE = StreamStatus("live", START)
+LIVE = StreamStatus(StreamState.LIVE, START)
 IDLE = BackfillReport()
 RUNNING = BackfillReport(state="running", recent=True)
 ENDED = BackfillReport(state="succeeded", recent=True)
@@ -134,9 +135,9 @@ def test_a_candle_is_expected_a_moment_after_its_close(after_s: int, reason: str
         ({"sweeping": True}, "yellow", "backfill_running"),
         ({"at_work": [minutes(100, 110)]}, "yellow", "backfill_running"),  # the holes of its base that it waits for
         ({"at_work": [minutes(101, 110)]}, "red", "lagging_no_recent_backfill"),
-        ({"stream": StreamStatus("rest_fallback")}, "red", "lagging_no_recent_backfill"),
-        ({"stream": StreamStatus("delisted", START)}, "green", "up_to_date"),
-        ({"stream": StreamStatus("delisted", START), "backfill": RUNNING}, "yellow", "backfill_running"),
+        ({"stream": StreamStatus(StreamState.REST_FALLBACK)}, "red", "lagging_no_recent_backfill"),
+        ({"stream": StreamStatus(StreamState.DELISTED, START)}, "green", "up_to_date"),
+        ({"stream": StreamStatus(StreamState.DELISTED, START), "backfill": RUNNING}, "yellow", "backfill_running"),
         ({"gaps": [gap(100, 110, GapState.CONFIRMED_EMPTY)]}, "green", "up_to_date"),
     ],
 )
@@ -150,7 +151,7 @@ def test_a_series_that_is_behind(changes: dict[str, object], status: str, reason
     [
         ({}, "red", "missing_head"),
         ({"backfill": FAILED}, "red", "missing_head"),
-        ({"stream": StreamStatus("delisted")}, "red", "missing_head"),
+        ({"stream": StreamStatus(StreamState.DELISTED)}, "red", "missing_head"),
         ({"backfill": RUNNING}, "yellow", "backfill_running"),
         ({"backfill": ENDED}, "yellow", "backfill_recent"),
         ({"sweeping": True}, "yellow", "backfill_running"),
@@ -173,7 +174,7 @@ def test_a_series_of_which_nothing_is_stored(changes: dict[str, object], status:
         ({"gaps": [gap(10, 20, GapState.CONFIRMED_EMPTY)]}, "up_to_date", (0, 0, 10, 0)),
         ({"gaps": [gap(10, 20, GapState.CONFIRMED_EMPTY), gap(50, 51)]}, "interior_gap", (1, 0, 10, 0)),
         ({"gaps": [gap(10, 20)], "backfill": ENDED}, "interior_gap", (10, 0, 0, 0)),
-        ({"gaps": [gap(10, 20)], "stream": StreamStatus("delisted")}, "interior_gap", (10, 0, 0, 0)),
+        ({"gaps": [gap(10, 20)], "stream": StreamStatus(StreamState.DELISTED)}, "interior_gap", (10, 0, 0, 0)),
         ({"gaps": [gap(10, 20, GapState.LOST)]}, "gap_lost", (0, 0, 0, 10)),
         ({"gaps": [gap(10, 20, GapState.LOST), gap(50, 51)]}, "interior_gap", (1, 0, 0, 10)),
         (
@@ -204,7 +205,9 @@ def test_of_several_troubles_the_worst_is_named(after_s: int, changes: dict[str,
 
 
 def test_a_delisted_series_expects_nothing_and_says_so() -> None:
-    found = health(10_000_000, stream=StreamStatus("delisted", START, detail="BTCUSDT is not traded any more"))
+    found = health(
+        10_000_000, stream=StreamStatus(StreamState.DELISTED, START, detail="BTCUSDT is not traded any more")
+    )
     assert (found.expected_latest_closed_time, found.missing_candles) == (found.head_time, 0)
     assert (found.stream.state, found.stream.detail) == ("delisted", "BTCUSDT is not traded any more")
     assert found.lag_seconds == 10_000_000
@@ -260,7 +263,6 @@ def any_facts(draw: st.DrawFn) -> Facts:
     ]
     state = draw(st.sampled_from(STATES))
     recent = draw(st.booleans()) if state in ("succeeded", "failed") else state == "running"
-    streams = ("off", "subscribed", "live", "stale", "rest_fallback", "reconnecting", "delisted")
     return Facts(
         series=BTC.with_timeframe(frame),
         now_time=at(draw(st.integers(1, LENGTH + 20))) + draw(st.integers(0, 90)),
@@ -269,7 +271,7 @@ def any_facts(draw: st.DrawFn) -> Facts:
         at_work=[Span(at(first), at(end)) for first, end in spans(LENGTH + 20)],
         sweeping=draw(st.booleans()),
         backfill=BackfillReport(state=state, recent=recent),
-        stream=StreamStatus(draw(st.sampled_from(streams))),
+        stream=StreamStatus(draw(st.sampled_from(StreamState))),
     )
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.core.dates import date_text
+from klinesync.core.stream_state import StreamState
 from klinesync.market_data.health import Status
 from klinesync.market_data.status import (
     RESTART_COUNTS_S,
@@ -25,7 +26,7 @@ NOW = 1_700_000_000
 
 
 def stream(state: str, since: int = NOW - 100) -> StreamStatus:
-    return StreamStatus(state, since, NOW - 1 if state == "live" else None)
+    return StreamStatus(StreamState(state), since, NOW - 1 if state == "live" else None)
 
 
 GOOD = MarketContact("spot", (stream("live"), stream("live", NOW - 50)), connected=True, silent_s=0.2, answers=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from klinesync.core.series_id import SeriesId
+from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.market.runtime_builder import REBUILD_TELL_EVERY_S, _Teller
 from klinesync.pipelines.derived_step import DerivedStep
@@ -73,7 +74,7 @@ async def test_the_state_of_a_stream_is_told_to_who_watches_what_is_derived_too(
     hub = CandleHub()
     teller = _Teller(hub, DerivedStep(Timeframe.parse("1m"), [Timeframe.parse("5m")]), lambda: 0.0)
     base, derived = watching(hub, BTC), watching(hub, FIVE)
-    teller.stream(BTC, StreamStatus("stale", 1_700_000_000, 1_699_999_990, "REST shows more"))
+    teller.stream(BTC, StreamStatus(StreamState.STALE, 1_700_000_000, 1_699_999_990, "REST shows more"))
     for wire, series in ((base, BTC), (derived, FIVE)):
         (message,) = wire.taken()
         assert (message["event"], message["series_id"]) == ("stream.stale", str(series))

@@ -23,6 +23,7 @@ from klinesync.client.updates import (
 from klinesync.core.candle import Candle
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
+from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import DAY_S
 
 # Enough for the sparkline of a wide terminal, and the rows of a tall one.
@@ -41,14 +42,14 @@ COLOURS = {"green": "green", "yellow": "yellow", "red": "red"}
 # How long a message stays whose end nobody tells, in seconds.
 NOTICE_S = 15.0
 # States of a stream: words and colour. A service that tells none is connected, and nothing more is known.
-STATES = {
-    "live": ("live", "green"),
-    "subscribed": ("subscribed, no frame yet", "yellow"),
-    "stale": ("stale", "yellow"),
-    "rest_fallback": ("stale, read over REST", "yellow"),
-    "reconnecting": ("reconnecting", "yellow"),
-    "delisted": ("delisted", "yellow"),
-    "off": ("not followed", "default"),
+STATES: dict[str, tuple[str, str]] = {
+    StreamState.LIVE: ("live", "green"),
+    StreamState.SUBSCRIBED: ("subscribed, no frame yet", "yellow"),
+    StreamState.STALE: ("stale", "yellow"),
+    StreamState.REST_FALLBACK: ("stale, read over REST", "yellow"),
+    StreamState.RECONNECTING: ("reconnecting", "yellow"),
+    StreamState.DELISTED: ("delisted", "yellow"),
+    StreamState.OFF: ("not followed", "default"),
     "": ("connected", "default"),
 }
 
@@ -151,7 +152,7 @@ class Board:
         self._set_stream(health.stream, state_at_s)
         if self._fresh_at_s is None and health.silent_s is not None:
             self._fresh_at_s = now_s - health.silent_s
-        if health.stream == "live":
+        if health.stream == StreamState.LIVE:
             self.notices.pop("stream", None)
         if health.backfill != "running":
             self.notices.pop("backfill", None)
@@ -159,8 +160,8 @@ class Board:
     def _refresh(self, now_s: float) -> None:
         """Live data have come."""
         self._live, self._fresh_at_s = True, now_s
-        if self._stream == "subscribed":
-            self._set_stream("live", now_s)
+        if self._stream == StreamState.SUBSCRIBED:
+            self._set_stream(StreamState.LIVE, now_s)
 
     def _set_stream(self, state: str, at_s: float | None) -> None:
         self._stream, self._state_at_s = state, at_s
@@ -171,7 +172,7 @@ class Board:
         running = system.data.get("state") == "running"
         if kind == "stream":
             self._set_stream(printable(what), now_s)
-            lasts, over = what != "live", what == "live"
+            lasts, over = what != StreamState.LIVE, what == StreamState.LIVE
         elif system.event == "backfill.progress":
             lasts, over = running, not running
         else:
@@ -238,7 +239,7 @@ class Board:
         if isinstance(self.health, Unanswered):
             return "state unknown", "yellow"
         words, colour = STATES.get(self._stream, (self._stream.replace("_", " "), "yellow"))
-        if self._state_at_s is not None and self._stream != "live":
+        if self._state_at_s is not None and self._stream != StreamState.LIVE:
             words += f" for {duration(now_s - self._state_at_s)}"
         return words, colour
 

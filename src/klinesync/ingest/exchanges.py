@@ -13,6 +13,7 @@ from typing import Protocol
 
 from klinesync.core.errors import UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
+from klinesync.core.stream_state import StreamState
 from klinesync.ingest.supervisor import IngestSupervisor, JobState
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
@@ -235,7 +236,7 @@ class Exchanges:
     def status(self, series: SeriesId) -> StreamStatus:
         """Where the stream of the series, or of its base, stands."""
         if series.exchange != self._name and series.exchange not in self._others:
-            return StreamStatus("off")
+            return StreamStatus(StreamState.OFF)
         return self._supervisor(series).status(series)
 
     def keeps_up(self, series: SeriesId) -> bool:

@@ -17,6 +17,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
 from klinesync.core.printable import printable
 from klinesync.core.spans import Span
+from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.sources import StreamStatus
 
@@ -27,7 +28,7 @@ RESUBSCRIBE = Backoff(initial_s=15.0, most_s=900.0)
 # Longest sentence about a stream, in characters.
 MAX_DETAIL_CHARS = 500
 
-STALE = ("stale", "rest_fallback")
+STALE = (StreamState.STALE, StreamState.REST_FALLBACK)
 CONNECTION_LOST = "the connection to the exchange is lost"
 
 
@@ -46,7 +47,7 @@ class StreamWatch:
     def __init__(self, timeframe: Timeframe, stale_s: float, since_ms: int | None = None) -> None:
         self._timeframe = timeframe
         self._stale_ms = int(stale_s * 1000)
-        self.state = "reconnecting"  # until it is acknowledged
+        self.state = StreamState.RECONNECTING  # until it is acknowledged
         self.detail: str | None = None
         self.last_frame_ms: int | None = None
         self.quiet: Span | None = None  # where REST has shown that there are no candles behind the newest closed one
@@ -74,7 +75,7 @@ class StreamWatch:
     @property
     def serves(self) -> bool:
         """Whether the stream is there to bring what closes: it may be waited for."""
-        return self.state in ("subscribed", "live")
+        return self.state in (StreamState.SUBSCRIBED, StreamState.LIVE)
 
     @property
     def is_polled(self) -> bool:
@@ -86,14 +87,14 @@ class StreamWatch:
         self._acknowledged = True
         self._attached_ms = now_ms
         self._owed = None
-        if self.state == "reconnecting":
-            self._turn("subscribed", now_ms)
+        if self.state == StreamState.RECONNECTING:
+            self._turn(StreamState.SUBSCRIBED, now_ms)
 
     def lost(self, now_ms: int | None, detail: str = CONNECTION_LOST) -> None:
         """The connection is gone. A stale stream stays stale: REST goes on to stand in for it. Where the source polled
         REST in its place, that has ended, too."""
         if self.serves or self.is_polled:
-            self._turn("reconnecting", now_ms, detail)
+            self._turn(StreamState.RECONNECTING, now_ms, detail)
         self._stood_in = None
         self.quiet = None
         self._acknowledged = False
@@ -101,20 +102,20 @@ class StreamWatch:
 
     def failing(self, reason: str) -> None:
         """The stream is not subscribed, and this is why. What a stale stream says stays: REST stands in for it."""
-        if self.state == "reconnecting":
+        if self.state == StreamState.RECONNECTING:
             self._set_detail(reason)
 
     def unreachable(self, now_ms: int | None, detail: str) -> None:
         """Nothing is heard of the exchange, though the connection still seems to be open: the stream serves nobody."""
         if self.serves or self.is_polled:
-            self._turn("reconnecting", now_ms, detail)
+            self._turn(StreamState.RECONNECTING, now_ms, detail)
 
     def reachable(self, now_ms: int | None) -> None:
         """The exchange is heard again. A stream whose connection survived the silence is still subscribed."""
-        if self.state == "reconnecting" and self.is_polled:
-            self._turn("rest_fallback", now_ms, self._stood_in)
-        elif self.state == "reconnecting" and self._acknowledged:
-            self._turn("subscribed", now_ms)
+        if self.state == StreamState.RECONNECTING and self.is_polled:
+            self._turn(StreamState.REST_FALLBACK, now_ms, self._stood_in)
+        elif self.state == StreamState.RECONNECTING and self._acknowledged:
+            self._turn(StreamState.SUBSCRIBED, now_ms)
 
     def stood_in(self, now_ms: int | None, reason: str | None) -> None:
         """The source polls REST in place of the stream.
@@ -123,19 +124,19 @@ class StreamWatch:
         reason: why, as a sentence; None once the stream brings frames again.
         """
         self._stood_in = reason
-        if reason is None and self.state == "rest_fallback":
-            self._turn("subscribed" if self._acknowledged else "reconnecting", now_ms)
-        elif reason is not None and self.state != "delisted":
-            self._turn("rest_fallback", now_ms, reason)
+        if reason is None and self.state == StreamState.REST_FALLBACK:
+            self._turn(StreamState.SUBSCRIBED if self._acknowledged else StreamState.RECONNECTING, now_ms)
+        elif reason is not None and self.state != StreamState.DELISTED:
+            self._turn(StreamState.REST_FALLBACK, now_ms, reason)
 
     def delisted(self, now_ms: int | None, detail: str) -> None:
         """The exchange does not trade the symbol; nothing is owed until `listed`."""
-        self._turn("delisted", now_ms, detail)
+        self._turn(StreamState.DELISTED, now_ms, detail)
         self._owed = None
 
     def listed(self, now_ms: int | None, detail: str) -> None:
         """The exchange trades the symbol (again)."""
-        self._turn("subscribed" if self._acknowledged else "reconnecting", now_ms, detail)
+        self._turn(StreamState.SUBSCRIBED if self._acknowledged else StreamState.RECONNECTING, now_ms, detail)
 
     def frame(self, candle: Candle, event_ms: int, *, closed: bool, connected: bool = True) -> bool:
         """The stream brought something; True when that makes a stale stream live again: a closed candle, in time.
@@ -153,18 +154,16 @@ class StreamWatch:
                 self._owed = None
             in_time = event_ms <= self._timeframe.next(time) * 1000 + self._stale_ms
             if connected and in_time and self.is_stale and not self.is_polled:
-                self._turn("live", event_ms)
+                self._turn(StreamState.LIVE, event_ms)
                 self._retries = 0
                 return True
-        if connected and self.state in (
-            "subscribed",
-            "reconnecting",
-        ):  # the first frame may overtake the acknowledgement
+        # The first frame may overtake the acknowledgement.
+        if connected and self.state in (StreamState.SUBSCRIBED, StreamState.RECONNECTING):
             if self.is_polled:
-                self._turn("rest_fallback", event_ms, self._stood_in)
+                self._turn(StreamState.REST_FALLBACK, event_ms, self._stood_in)
                 return False
             # What was in the way of the subscription no longer is.
-            self._turn("live", event_ms, self.detail if self.state == "subscribed" else None)
+            self._turn(StreamState.LIVE, event_ms, self.detail if self.state == StreamState.SUBSCRIBED else None)
         return False
 
     def shown(self, candles: Iterable[Candle], now_ms: int | None, now_s: float) -> None:
@@ -180,8 +179,8 @@ class StreamWatch:
                 continue
             if self._timeframe.next(candle.time) * 1000 < self._attached_ms:
                 continue
-            if self.state == "stale":
-                self._turn("rest_fallback", now_ms, self.detail)
+            if self.state == StreamState.STALE:
+                self._turn(StreamState.REST_FALLBACK, now_ms, self.detail)
             elif self._owed is None:
                 self._owed = candle.time
                 self._owed_since_s = now_s
@@ -198,7 +197,9 @@ class StreamWatch:
             return False
         last_ms = self.last_frame_ms
         had = "has brought no data" if last_ms is None else f"last brought data at {date_text(last_ms // 1000)}"
-        self._turn("stale", now_ms, f"REST shows the candle of {date_text(owed)} with trades; the stream {had}")
+        self._turn(
+            StreamState.STALE, now_ms, f"REST shows the candle of {date_text(owed)} with trades; the stream {had}"
+        )
         self._owed = None
         self._retry_at_s = now_s + RESUBSCRIBE.initial_s
         return True
@@ -216,7 +217,7 @@ class StreamWatch:
         self._retries += 1
         self._retry_at_s = now_s + RESUBSCRIBE.delay_s(self._retries)
 
-    def _turn(self, state: str, now_ms: int | None, detail: str | None = None) -> None:
+    def _turn(self, state: StreamState, now_ms: int | None, detail: str | None = None) -> None:
         self._set_detail(detail)
         if state != self.state:
             self.state = state

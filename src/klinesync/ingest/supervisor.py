@@ -19,6 +19,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, Transient, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.core.stream_state import StreamState
 from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board, read_pages
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
@@ -231,7 +232,7 @@ class IngestSupervisor:
         base = self._base_of(series)
         job = self._jobs.get(base)
         if job is None:
-            return StreamStatus("reconnecting" if base in self._table else "off")
+            return StreamStatus(StreamState.RECONNECTING if base in self._table else StreamState.OFF)
         return job.watch.status
 
     def keeps_up(self, series: SeriesId) -> bool:

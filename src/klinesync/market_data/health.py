@@ -9,6 +9,7 @@ from typing import Literal
 from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, widened, without
+from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.backfill_board import BackfillReport
 from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
@@ -100,7 +101,7 @@ def assess(facts: Facts, grace_s: float) -> Health:
     timeframe, now = facts.series.timeframe, facts.now_time
     expected = timeframe.latest_closed(int(now - grace_s))
     head = None if facts.stored is None else timeframe.shift(facts.stored.end, -1)
-    if head is not None and facts.stream.state == "delisted" and facts.backfill.state != "running":
+    if head is not None and facts.stream.state is StreamState.DELISTED and facts.backfill.state != "running":
         expected = min(expected, head)  # nothing follows any more
     tail = [] if facts.stored is None else _tail(timeframe, facts.stored.end, expected, facts.gaps)
     if facts.stream.quiet is not None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, widened
+from klinesync.core.stream_state import StreamState
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
 from klinesync.market_data.health import Facts, Health, assess
@@ -119,7 +120,9 @@ class HealthService:
 
 def _with_reason(report: BackfillReport, stream: StreamStatus) -> BackfillReport:
     """The report of a backfill that waits for an exchange which does not answer says why."""
-    waits = report.state in ("idle", "running") and stream.state == "reconnecting" and stream.detail is not None
+    waits = (
+        report.state in ("idle", "running") and stream.state is StreamState.RECONNECTING and stream.detail is not None
+    )
     if not waits or (report.state == "idle" and report.note is None):
         return report
     return replace(report, note=stream.detail if report.note is None else f"{report.note}; {stream.detail}")

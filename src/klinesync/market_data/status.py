@@ -13,8 +13,9 @@ from math import ceil
 from typing import Literal
 
 from klinesync.core.dates import date_text
+from klinesync.core.stream_state import StreamState
 from klinesync.market_data.health import Status
-from klinesync.runtime.sources import NO_ANSWER, MarketContact
+from klinesync.runtime.sources import NO_ANSWER, MarketContact, StreamStatus
 
 # A part that was restarted after a defect counts for this long, in seconds.
 RESTART_COUNTS_S = 300.0
@@ -280,14 +281,18 @@ def _of_market(market: MarketFacts, rest: RestUse) -> Iterable[_Trouble]:
         yield _Trouble("exchange_unreachable", f"neither frames nor answers come: {_with_ban(rest, why)}")
     waits_s = HANDSHAKES_FAIL_AFTER_S if contact.silent_s is None else contact.silent_s
     if not contact.connected and contact.answers and counts.reconnecting and waits_s >= HANDSHAKES_FAIL_AFTER_S:
-        why = next((f": {one.detail}" for one in contact.streams if one.state == "reconnecting" and one.detail), "")
+        why = next(
+            (f": {one.detail}" for one in contact.streams if one.state is StreamState.RECONNECTING and one.detail), ""
+        )
         yield _Trouble("handshakes_fail", f"no connection for streams can be opened, while REST answers{why}")
     if counts.reconnecting:
         yield _Trouble("stream_reconnecting", f"{counts.reconnecting} of {traded} streams are being connected")
     if counts.stale:
         yield _Trouble("stream_stale", f"{counts.stale} of {traded} streams withhold what REST shows")
     if counts.rest_fallback:
-        why = next((f": {one.detail}" for one in contact.streams if one.state == "rest_fallback" and one.detail), "")
+        why = next(
+            (f": {one.detail}" for one in contact.streams if one.state is StreamState.REST_FALLBACK and one.detail), ""
+        )
         yield _Trouble("stream_rest_fallback", f"REST stands in for {counts.rest_fallback} of {traded} streams{why}")
     if market.clocks_differ is not None:
         yield _Trouble("clocks_differ", market.clocks_differ)
@@ -328,7 +333,7 @@ def _since(contact: MarketContact, state: ExchangeState) -> int | None:
     """When the state began, as far as the streams tell: the first stream to fail, or the last one to recover."""
     if state == "unreachable" and contact.unreachable_since is not None:
         return contact.unreachable_since
-    good = ("live", "subscribed", "delisted")
+    good = (StreamState.LIVE, StreamState.SUBSCRIBED, StreamState.DELISTED)
     if state == "live":
         return max((one.since for one in contact.streams if one.since is not None), default=None)
     return min((one.since for one in contact.streams if one.since is not None and one.state not in good), default=None)
@@ -350,10 +355,15 @@ def _detail(contact: MarketContact, counts: StreamCounts) -> str | None:
 def _counts(contact: MarketContact) -> StreamCounts:
     counts = Counter(one.state for one in contact.streams)
     return StreamCounts(
-        live=counts["live"],
-        subscribed=counts["subscribed"],
-        stale=counts["stale"],
-        rest_fallback=counts["rest_fallback"],
-        reconnecting=counts["reconnecting"],
-        delisted=counts["delisted"],
+        live=counts[StreamState.LIVE],
+        subscribed=counts[StreamState.SUBSCRIBED],
+        stale=counts[StreamState.STALE],
+        rest_fallback=counts[StreamState.REST_FALLBACK],
+        reconnecting=counts[StreamState.RECONNECTING],
+        delisted=counts[StreamState.DELISTED],
     )
+
+
+def _first_detail(streams: Iterable[StreamStatus], state: StreamState) -> str:
+    """What the first stream in that state has to say, to end a sentence with; empty when none says anything."""
+    return next((f": {one.detail}" for one in streams if one.state is state and one.detail), "")

@@ -12,6 +12,7 @@ from msgspec import Struct
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.core.stream_state import StreamState
 
 
 class KlineEvent(Struct, frozen=True):
@@ -142,11 +143,10 @@ class Ticker:
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """Where a series' stream stands: off, subscribed, live, stale, rest_fallback, reconnecting or delisted. Times are
-    UTC seconds of the exchange; `detail` is a sentence where there is something to say; `quiet`: the span behind the
-    newest closed candle in which REST has shown that there are none."""
+    """Where a series' stream stands. Times are UTC seconds of the exchange; `detail` is a sentence where there is
+    something to say; `quiet`: the span behind the newest closed candle in which REST has shown that there are none."""
 
-    state: str
+    state: StreamState
     since: int | None = None
     last_frame_at: int | None = None
     detail: str | None = None
@@ -155,18 +155,18 @@ class StreamStatus:
 
 def stream_sentence(status: StreamStatus) -> str:
     """The state of a stream as people read it."""
-    sentence = _SENTENCES.get(status.state, f"the stream is {status.state}")
+    sentence = _SENTENCES[status.state]
     return sentence if status.detail is None else f"{sentence}: {status.detail}"
 
 
 _SENTENCES = {
-    "off": "the series is not followed",
-    "subscribed": "the stream is subscribed; no frame has come yet",
-    "live": "the stream is live",
-    "stale": "the stream is stale, REST stands in for it",
-    "rest_fallback": "REST stands in for the stream",
-    "reconnecting": "the stream is being connected",
-    "delisted": "the symbol is not traded, it is followed again once it is",
+    StreamState.OFF: "the series is not followed",
+    StreamState.SUBSCRIBED: "the stream is subscribed; no frame has come yet",
+    StreamState.LIVE: "the stream is live",
+    StreamState.STALE: "the stream is stale, REST stands in for it",
+    StreamState.REST_FALLBACK: "REST stands in for the stream",
+    StreamState.RECONNECTING: "the stream is being connected",
+    StreamState.DELISTED: "the symbol is not traded, it is followed again once it is",
 }
 
 
