@@ -1,4 +1,4 @@
-"""Candle and its checks; Closed and Forming are different types, so that a forming candle cannot be stored."""
+"""Candle and its checks. A candle in progress is a `Forming`, a type of its own that nothing that writes takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ MAX_VALUE = 1e100
 
 
 class Candle(NamedTuple):
-    """One K-line. `time` is the open time in UTC seconds; prices in the quote asset, volume in the base asset."""
+    """One K-line; closed, where nothing else is said.
+
+    `time` is the open time in UTC seconds; prices are in the quote asset, volume in the base asset.
+    """
 
     time: int
     open: float
@@ -30,15 +33,8 @@ class Candle(NamedTuple):
     volume: float
 
 
-class Closed(Struct, frozen=True):
-    """A finished candle, proven final by whoever made this value. The only kind that can be stored."""
-
-    series: SeriesId
-    candle: Candle
-
-
 class Forming(Struct, frozen=True):
-    """A candle in progress: shown, never stored."""
+    """A candle in progress: shown, never stored. The type checker refuses it wherever a `Candle` is written."""
 
     series: SeriesId
     candle: Candle
