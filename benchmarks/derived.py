@@ -15,7 +15,7 @@ from collections.abc import Callable
 from time import process_time
 
 from klinesync.core.candle import Candle
-from klinesync.core.derived import FormingBuckets, complete, fold, roll_up, touched
+from klinesync.core.derived import FormingBuckets, complete, fold, links_to, parent_of, touched
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import missing_spans
 from klinesync.core.timeframe import DAY_S, Timeframe
@@ -52,8 +52,11 @@ def best_of(work: Callable[[], object]) -> float:
 
 def bulk(candles: list[Candle], targets: tuple[Timeframe, ...]) -> None:
     unproven = missing_spans(MINUTE, candles[0].time, candles[-1].time + 60, [candle.time for candle in candles])
-    for target, folded in roll_up(candles, MINUTE, targets).items():
-        complete(target, folded, unproven)
+    folded = {MINUTE: candles}
+    for link in links_to(targets, MINUTE):
+        folded[link] = fold(link, folded[parent_of(link, MINUTE)])
+    for target in targets:
+        complete(target, folded[target], unproven)
 
 
 def report(name: str, count: int, took_s: float) -> None:

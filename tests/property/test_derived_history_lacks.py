@@ -9,9 +9,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derived_candles import roll_up
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Applied, Candle
-from klinesync.core.derived import roll_up
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span

@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derived_candles import derive
 from klinesync.core.candle import Candle
-from klinesync.core.derived import derive, touched
+from klinesync.core.derived import touched
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span

@@ -161,25 +161,6 @@ def test_a_forming_candle_shows_what_it_will_have_closed_and_leaves_no_trace(
     assert bits(rows) == bulk(indicator, MINUTE, candles)
 
 
-@given(histories(), indicators, st.data())
-@settings(max_examples=150, deadline=None)
-def test_a_change_that_does_not_touch_a_handle_changes_nothing_that_it_will_say(
-    candles: list[Candle], indicator: Indicator, data: st.DataObject
-) -> None:
-    """A correction, a filled hole or a deep backfill: the handle that is not touched goes on, the other is reopened."""
-    cut = data.draw(st.integers(1, len(candles)))
-    behind, coming = candles[:cut], candles[cut:]
-    span = (behind[-1].time - behind[0].time) // 60
-    time = behind[0].time + 60 * data.draw(st.integers(-3 * SHORT, max(span, 0)))
-    changed = sorted([*(one for one in behind if one.time != time), Candle(time, 90.0, 130.0, 80.0, 120.0, 5.0)])
-    handle = indicator.open(MINUTE, newest(indicator, behind))
-    if handle.touched_by(time):
-        handle = indicator.open(MINUTE, newest(indicator, changed))
-    rows = [handle.update(candle) for candle in coming]
-    if coming:
-        assert bits(rows) == bulk(indicator, MINUTE, [*changed, *coming], len(changed))
-
-
 @given(histories(), indicators, st.integers(1, 8 * SHORT))
 @settings(max_examples=100, deadline=None)
 def test_deep_history_changes_only_values_whose_warm_up_it_reaches(

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow.feather as pa_feather
 import pytest
 
+from derived_candles import derive, roll_up
 from klinesync.core.candle import Candle
-from klinesync.core.derived import complete, derive, fold, roll_up, touched
+from klinesync.core.derived import complete, fold, touched
 from klinesync.core.gaps import Gap, GapState, arrived, begin_healing, confirm_empty, missing_candles, unproven
 from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe

@@ -117,17 +117,6 @@ def test_each_factor_comes_after_what_it_depends_on_and_otherwise_by_name() -> N
     assert one.outside == {"ema_21"}
 
 
-def test_a_fingerprint_changes_with_the_factor_and_with_those_above_it_only() -> None:
-    def fingerprints(version: int = 1, width: float = 2.0) -> Mapping[str, str]:
-        above = Counting("above", version=version, parameters={"width": width})
-        return FactorGraph([above, Counting("below", ("above",)), Counting("beside")]).fingerprints
-
-    plain = fingerprints()
-    assert plain == fingerprints()
-    for changed in (fingerprints(version=2), fingerprints(width=2.5)):
-        assert {name for name in plain if plain[name] != changed[name]} == {"above", "below"}
-
-
 def test_without_a_factor_its_dependents_are_gone_too() -> None:
     graph = FactorGraph([Counting("a"), Counting("b", ("a",)), Counting("c", ("b",)), Counting("d")])
     assert graph.without("b").names == ("a", "d")

@@ -11,10 +11,11 @@ import pytest
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.plugin import Event, Json
+from klinesync.overlay import structure
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.instruction import Instruction
 from klinesync.overlay.plugin import OverlayFault, View
-from klinesync.overlay.structure import COLORS, AnchorOverlay, PenOverlay, PivotOverlay, ZhongshuOverlay
+from klinesync.overlay.structure import AnchorOverlay, PenOverlay, PivotOverlay, ZhongshuOverlay
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 GRAPH = OverlayGraph(
@@ -255,7 +256,9 @@ def test_each_colour_stands_out_from_the_dark_and_the_light_ground() -> None:
     page = (Path(__file__).parents[2] / "frontend" / "src" / "page.css").read_text()
     grounds = re.search(r"--stage: light-dark\((#\w{6}), (#\w{6})\)", page)
     assert grounds is not None
-    for color in COLORS:
+    colors = [value for name, value in vars(structure).items() if name.endswith("_COLOR")]
+    assert len(colors) == 7
+    for color in colors:
         for ground in grounds.groups():
             # WCAG 2.2, 1.4.11: graphics that carry meaning.
             assert contrast(color, ground) >= 3, (color, ground)

@@ -16,13 +16,10 @@ from klinesync.core.series_id import SeriesId
 from klinesync.factor.plugin import Event
 from klinesync.overlay.graph import MAX_DRAWINGS_OF_AN_EVENT, OverlayGraph
 from klinesync.overlay.instruction import (
-    BadDrawing,
     Drawing,
     Marker,
     Point,
     Polyline,
-    decode_definition,
-    encode_definition,
     within,
 )
 from klinesync.overlay.plugin import BadOverlay, OverlayFault, View
@@ -219,24 +216,6 @@ def test_what_comes_back_is_nobody_elses() -> None:
     assert drawn.definition.points == (Point(0, 1.0), Point(600, 2.0))
 
 
-def test_definitions_are_written_as_the_wire_has_them_and_read_back() -> None:
-    dashed = Polyline("pen.candidate", (Point(0, 0.1), Point(60, 2.5)), "red", line_width=2, line_style="dashed")
-    solid = msgspec.structs.replace(dashed, line_style=msgspec.UNSET)
-    assert msgspec.json.decode(encode_definition(dashed)) == {
-        "type": "polyline",
-        "feature": "pen.candidate",
-        "points": [{"time": 0, "value": 0.1}, {"time": 60, "value": 2.5}],
-        "color": "red",
-        "lineWidth": 2,
-        "lineStyle": "dashed",
-    }
-    assert "lineStyle" not in msgspec.json.decode(encode_definition(solid), type=dict[str, object])
-    for one in (dashed, solid, SOUND):
-        assert decode_definition(encode_definition(one)) == one
-    with pytest.raises(BadDrawing, match="a stored definition cannot be read"):
-        decode_definition(b'{"type":"circle"}')
-
-
 def test_a_drawing_belongs_to_the_windows_that_it_touches() -> None:
     backwards = Polyline("toy.line", (Point(240, 1.0), Point(120, 1.0)), "red")
     assert within(backwards, 240, 600)
@@ -264,7 +243,7 @@ def test_another_packages_overlay_is_loaded_by_calling_its_entry_point() -> None
     [
         ("klinesync.no_such_module:Overlay", "cannot be loaded: ModuleNotFoundError"),
         ("klinesync.overlay.structure:NoSuchOverlay", "cannot be loaded: AttributeError"),
-        ("klinesync.overlay.structure:COLORS", "cannot be loaded: TypeError"),
+        ("klinesync.overlay.structure:PEN_COLOR", "cannot be loaded: TypeError"),
         (f"{__name__}:make_nothing", "returns a object, which is no overlay: it needs name, version"),
     ],
 )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from derived_candles import roll_up
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import MAX_TIME, Candle
-from klinesync.core.derived import roll_up
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe

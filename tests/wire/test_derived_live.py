@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from derived_candles import roll_up
 from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, Update, follow
 from klinesync.core.candle import MAX_TIME, Candle
-from klinesync.core.derived import roll_up
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.sim.exchange import Grid

@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from derived_candles import roll_up
 from klinesync.core.candle import Candle
-from klinesync.core.derived import roll_up
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span

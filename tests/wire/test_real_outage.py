@@ -13,8 +13,8 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from derived_candles import derive
 from klinesync.core.candle import MAX_TIME, Candle
-from klinesync.core.derived import derive
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, runs

@@ -17,27 +17,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import NamedTuple
 
 from klinesync.core.candle import Candle, Forming
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span, missing_spans, without
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S, Timeframe
 
 CHAIN = tuple(Timeframe.parse(code) for code in ("1m", "5m", "15m", "1h", "4h", "1d"))
-
-
-class Bucket(NamedTuple):
-    """What is known of one derived candle.
-
-    `missing` counts the base candles that are neither stored nor confirmed empty: 0 means complete. `candle` is the
-    closed derived candle; None while the bucket is incomplete, and for ever when it is wholly empty.
-    """
-
-    time: int
-    missing: int
-    candle: Candle | None
 
 
 # --- the chain
@@ -115,18 +102,6 @@ def fold(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
     return folded
 
 
-def roll_up(candles: Sequence[Candle], base: Timeframe, targets: Sequence[Timeframe]) -> dict[Timeframe, list[Candle]]:
-    """Ascending base candles, folded in memory into each of `targets`: one pass a link, however many targets share it.
-
-    The result knows nothing of completeness: every bucket with a candle in it is there. Raises `Rejected`.
-    """
-    rolled: dict[Timeframe, Sequence[Candle]] = {base: candles}
-    folded: dict[Timeframe, list[Candle]] = {}
-    for link in links_to(tuple(targets), base):
-        rolled[link] = folded[link] = fold(link, rolled[parent_of(link, base)])
-    return {target: folded[target] for target in targets}
-
-
 def complete(target: Timeframe, folded: Sequence[Candle], unproven: Sequence[Span]) -> list[Candle]:
     """Those of the `folded` candles of `target` whose buckets are complete, and which may therefore be stored.
 
@@ -141,20 +116,6 @@ def complete(target: Timeframe, folded: Sequence[Candle], unproven: Sequence[Spa
         if at == len(unproven) or unproven[at].start >= target.next(candle.time):
             whole.append(candle)
     return whole
-
-
-def derive(
-    target: Timeframe, base: Timeframe, time: int, candles: Sequence[Candle], empty: Sequence[Span] = ()
-) -> Bucket:
-    """The bucket of `target` at `time`, from its base `candles` and the confirmed `empty` spans; both ascending.
-
-    Raises `Rejected` when `target` cannot be computed from `base`.
-    """
-    stored = [candle.time for candle in candles]
-    unproven = without(missing_spans(base, time, target.next(time), stored), empty)
-    missing = sum(base.count(*span) for span in unproven)
-    whole = complete(target, roll_up(candles, base, (target,))[target], unproven)
-    return Bucket(time, missing, whole[0] if whole else None)
 
 
 def touched(target: Timeframe, times: Iterable[int]) -> list[int]:
@@ -199,7 +160,7 @@ class FormingBuckets:
 
         `read(timeframe, first, end)` gives the closed candles of the base or of a link that open in `[first, end)`,
         ascending: less than one bucket of its child (a month's days, a day's 4h candles …). What is not stored, be it
-        a link that is switched off or a candle that a hole keeps from being complete, is a `roll_up` of the base.
+        a link that is switched off or a candle that a hole keeps from being complete, is folded from the base.
         """
         self._head = -1 if head is None else head
         for link in self._links:

@@ -60,10 +60,6 @@ class FactorGraph:
         lines = {factor.name: _line(factor) for factor in self._factors}
         self._fingerprint = "\n".join(lines[name] for name in sorted(lines))
         self._digest = sha256(self._fingerprint.encode()).hexdigest()
-        self._fingerprints: dict[str, str] = {}
-        for factor in self._factors:
-            above = (self._fingerprints.get(name, name) for name in factor.depends_on)
-            self._fingerprints[factor.name] = sha256("\n".join((lines[factor.name], *above)).encode()).hexdigest()
         self._seed: States = {factor.name: self._first(factor) for factor in self._factors}
 
     def _first(self, factor: AnyFactor) -> object:
@@ -79,11 +75,6 @@ class FactorGraph:
     def fingerprint(self) -> str:
         """Name, version, parameters and dependencies of all factors, a line each. Another one needs another ledger."""
         return self._fingerprint
-
-    @property
-    def fingerprints(self) -> Mapping[str, str]:
-        """A digest by factor, of all that its results depend on: itself and what is above it."""
-        return self._fingerprints
 
     def seed(self) -> States:
         """The states before the first candle of a series."""

@@ -43,7 +43,7 @@ class Handle:
 
     __slots__ = (
         "_behind", "_end", "_function", "_grid", "_inputs", "_kept", "_kept_from", "_lookback",
-        "_parameters", "_pick", "_present", "_reach", "_runs", "_seen", "time",
+        "_parameters", "_pick", "_present", "_runs", "_seen", "time",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +67,6 @@ class Handle:
         # The time at which the chunk of the last candle ends.
         self._end = 0
         # The oldest time that the values depend on.
-        self._reach = 0
         # Ascending in `start`: the first is the present anchor's, the others may be the next anchors'.
         self._runs: list[_Run] = []
         # The candles from the start of the oldest run without a stream on; none when all have one.
@@ -105,13 +104,6 @@ class Handle:
             return _finite(run.stream.peek(*self._pick(candle)))
         return self._over([*self._kept[run.start - self._kept_from :], candle])
 
-    def touched_by(self, time: int) -> bool:
-        """Whether a candle that is changed, filled in or taken away at `time` can change what is said from now on.
-
-        The handle has to be opened anew then.
-        """
-        return time >= self._reach
-
     def _begin_behind(self, columns: Columns) -> None:
         """Take up each run that the candles hold the beginning of, from the present anchor's on."""
         starts = self._grid.starts(columns.time)
@@ -139,11 +131,8 @@ class Handle:
         self._forget()
 
     def _begin_chunk(self, number: int) -> None:
-        """Note what belongs to the chunk: of the runs, the first one is its anchor's, the last one begins with it."""
+        """Note where the chunk ends. Of the runs, the first one is its anchor's, the last one begins with it."""
         self._end = self._grid.start(number + 1)
-        anchor, last = self._runs[0], self._runs[-1]
-        by_first_candle = last.start - anchor.start < self._grid.size
-        self._reach = 0 if by_first_candle else self._grid.start(anchor.number)
 
     def _next_anchor(self) -> int:
         """The anchor of a chunk that begins now, as a position in `_runs`: the newest with enough candles behind it."""

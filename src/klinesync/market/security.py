@@ -168,9 +168,6 @@ class Guard:
         return origin == own or origin in self.origins
 
 
-LOOPBACK = Guard()
-
-
 def check_exposure(host: str, api_token: str | None) -> None:
     """Raises `BadFlag` when others than this machine could reach the service, and no token guards it."""
     if not is_loopback(host) and api_token is None:

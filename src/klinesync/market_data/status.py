@@ -281,18 +281,14 @@ def _of_market(market: MarketFacts, rest: RestUse) -> Iterable[_Trouble]:
         yield _Trouble("exchange_unreachable", f"neither frames nor answers come: {_with_ban(rest, why)}")
     waits_s = HANDSHAKES_FAIL_AFTER_S if contact.silent_s is None else contact.silent_s
     if not contact.connected and contact.answers and counts.reconnecting and waits_s >= HANDSHAKES_FAIL_AFTER_S:
-        why = next(
-            (f": {one.detail}" for one in contact.streams if one.state is StreamState.RECONNECTING and one.detail), ""
-        )
+        why = _first_detail(contact.streams, StreamState.RECONNECTING)
         yield _Trouble("handshakes_fail", f"no connection for streams can be opened, while REST answers{why}")
     if counts.reconnecting:
         yield _Trouble("stream_reconnecting", f"{counts.reconnecting} of {traded} streams are being connected")
     if counts.stale:
         yield _Trouble("stream_stale", f"{counts.stale} of {traded} streams withhold what REST shows")
     if counts.rest_fallback:
-        why = next(
-            (f": {one.detail}" for one in contact.streams if one.state is StreamState.REST_FALLBACK and one.detail), ""
-        )
+        why = _first_detail(contact.streams, StreamState.REST_FALLBACK)
         yield _Trouble("stream_rest_fallback", f"REST stands in for {counts.rest_fallback} of {traded} streams{why}")
     if market.clocks_differ is not None:
         yield _Trouble("clocks_differ", market.clocks_differ)

@@ -150,19 +150,5 @@ def checked(drawings: Sequence[Drawing]) -> list[Drawing]:
     return found
 
 
-def encode_definition(definition: Definition) -> bytes:
-    """JSON, as the wire has it and as a store keeps it."""
-    return _encoder.encode(definition)
-
-
-def decode_definition(text: bytes | str) -> Definition:
-    """What `encode_definition` wrote. Raises `BadDrawing` when it is something else."""
-    try:
-        return _definition.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadDrawing(f"a stored definition cannot be read: {reason_of(error)}") from error
-
-
 _encoder = msgspec.json.Encoder()
 _drawings = msgspec.json.Decoder(list[Drawing])
-_definition: msgspec.json.Decoder[Definition] = msgspec.json.Decoder(Definition)
