@@ -68,7 +68,7 @@ async def asked_again(service: Service, venue: Venue) -> None:
     before = venue.asked(Ask.MARKETS)
 
     def is_asked() -> bool:
-        service.runtime.exchanges._others[venue.name].supervisor._suspected.set()
+        service.runtime.exchanges._others[venue.name].supervisor._listings.suspect()
         return venue.asked(Ask.MARKETS) >= before + 3
 
     await until(is_asked, "the lists are asked for", 20.0)

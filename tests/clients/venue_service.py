@@ -15,7 +15,17 @@ from klinesync.client.follow import ClosedCandle, follow
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import ccxt_source, pace, reach, supervisor, turn_queue, whole_lists
+from klinesync.ingest import (
+    ccxt_source,
+    followed,
+    listing_watch,
+    market_watch,
+    pace,
+    reach,
+    supervisor,
+    turn_queue,
+    whole_lists,
+)
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from running_service import Service, running_service
 from venues.market import Row
@@ -26,9 +36,10 @@ MARGIN_S = 2.0
 PATIENCE_S = 60.0
 # Durations by our clock, in seconds, of what watches and asks. At a venue whose time is quicker they are shorter.
 DURATIONS = {
-    supervisor: (
-        "TICK_S", "CLOCK_AGE_S", "ATTACH_WAIT_S", "LISTINGS_AGE_S", "SUSPECT_LISTINGS_AGE_S", "LISTINGS_PAUSE_S",
-    ),
+    supervisor: ("TICK_S",),
+    market_watch: ("CLOCK_AGE_S",),
+    followed: ("ATTACH_WAIT_S", "SUSPECT_LISTINGS_AGE_S"),
+    listing_watch: ("LISTINGS_AGE_S", "LISTINGS_PAUSE_S"),
     ccxt_source: (
         "ASK_TIME_EVERY_S", "ASK_DATE_EVERY_S", "CONFIRM_S", "LISTINGS_TTL_S", "UNLISTED_TTL_S", "POLL_LEAST_S",
         "POLL_MOST_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S",
@@ -59,7 +70,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
             monkeypatch.setattr(module, name, quicker)
     for name in SILENCES:
         monkeypatch.setattr(reach, name, getattr(reach, name) / SILENCES_SPEED)
-    monkeypatch.setattr(supervisor, "UNREACHABLE_AFTER_S", reach.UNREACHABLE_AFTER_S)
+    monkeypatch.setattr(market_watch, "UNREACHABLE_AFTER_S", reach.UNREACHABLE_AFTER_S)
     monkeypatch.setattr(ccxt_source, "POLLS_PER_CANDLE", ccxt_source.POLLS_PER_CANDLE * speed)
 
 

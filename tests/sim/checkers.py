@@ -306,12 +306,12 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
     # Where connections do not live long one may be about to be replaced. Nothing comes any more that could prove the
     # new one, so that both stay.
     most = 2 if exchange.scenario.faults.lifetime else 1
-    held = [len(one._links) for several in supervisor._connections.values() for one in several]  # type: ignore[attr-defined]
+    held = [len(one._links) for several in supervisor._connections._tasks.values() for one in several]  # type: ignore[attr-defined]
     waiting = {
         "live candles": pipeline._live_candles + sum(map(len, pipeline._live.values())),
         "candles of history": pipeline._bulk_candles + len(pipeline._bulk),
         "series with a failed write": len(pipeline._broken),
-        "doubted events": sum(len(check._waiting) for check in supervisor._checks.values()),
+        "doubted events": sum(len(market.check._waiting) for market in supervisor._markets.values()),
         "requests": sum(sum(one.waiting.values()) + one.under_way for one in rest.status().values()),
         "series with holes to heal": sum(not exchange.is_listed_anew(one) for one in runtime._backfill._queue._lines),
         "messages to clients": sum(len(client.outbox._messages) for client in runtime.hub._clients),
@@ -320,7 +320,7 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
         "tasks more than there should be": max(0, len(tasks) - TASKS_MOST - TASKS_PER_CLIENT * clients),
     }
     for series, job in supervisor._jobs.items():
-        waiting[f"candles of {series}"] = len(job.feed._splice.held()) + len(job.feed._late)
+        waiting[f"candles of {series}"] = len(job.followed.feed._splice.held()) + len(job.followed.feed._late)
     return [f"{count} {what} wait or are left" for what, count in waiting.items() if count][:MOST_SENTENCES]
 
 

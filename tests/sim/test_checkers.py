@@ -27,6 +27,7 @@ from klinesync.ingest.audit import Audit
 from klinesync.ingest.binance_rest import BinanceRest
 from klinesync.ingest.binance_ws import BinanceConnection, _Link
 from klinesync.ingest.feed import Command, IngestFeed, Show
+from klinesync.ingest.job import Job
 from klinesync.ingest.liveness import StreamWatch
 from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.supervisor import IngestSupervisor
@@ -116,7 +117,7 @@ def never_repeat_a_failed_write(patch: pytest.MonkeyPatch) -> None:
                 submission.written.exception()
 
     patch.setattr(IngestPipeline, "_fail", fail_the_batch_alone)
-    patch.setattr(IngestSupervisor, "_begin_again", lambda *_: None)
+    patch.setattr(Job, "_begin_again", lambda *_: None)
 
 
 def write_out_of_order(patch: pytest.MonkeyPatch) -> None:

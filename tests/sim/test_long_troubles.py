@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import binance_ws, supervisor
+from klinesync.ingest import binance_ws, followed, supervisor
 from klinesync.ingest.binance import BinanceSource
 from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
 from klinesync.market import runtime
@@ -83,7 +83,7 @@ def test_days_without_streams_and_without_candles_do_not_end_the_service(
         (supervisor, "TICK_S"),
     ):
         monkeypatch.setattr(module, name, 45.0)
-    monkeypatch.setattr(supervisor, "FRUITLESS", replace(supervisor.FRUITLESS, most_s=45.0))
+    monkeypatch.setattr(followed, "FRUITLESS", replace(followed.FRUITLESS, most_s=45.0))
     monkeypatch.setattr(binance_ws, "RECONNECT", replace(binance_ws.RECONNECT, most_s=45.0))
     caplog.set_level(logging.CRITICAL, "klinesync")  # it says so each time
     loop = VirtualLoop()

@@ -24,7 +24,7 @@ from defects import throw_into
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import liveness, supervisor, weight
+from klinesync.ingest import followed, liveness, weight
 from klinesync.ingest.binance_ws import HEALTHY_S
 from klinesync.ingest.liveness import STALE
 from klinesync.market_data import coverage, heal_queue
@@ -581,7 +581,7 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         # What was tried in vain again and again is tried once more before the calm is over.
         # (More often, and a connection would never be there long enough to bring anything.)
         "ingest.liveness.RESUBSCRIBE": replace(liveness.RESUBSCRIBE, most_s=1.5 * HEALTHY_S),
-        "ingest.supervisor.FRUITLESS": replace(supervisor.FRUITLESS, most_s=MOST_WAIT_S),
+        "ingest.followed.FRUITLESS": replace(followed.FRUITLESS, most_s=MOST_WAIT_S),
         "market_data.heal_queue.RETRY": replace(heal_queue.RETRY, most_s=MOST_WAIT_S),
         "market_data.coverage.COOL_DOWN": replace(coverage.COOL_DOWN, most_s=MOST_WAIT_S),
         # Few candles have many checkpoints, and indicators begin anew often.
@@ -593,7 +593,7 @@ def _limits(scenario: Scenario) -> dict[str, object]:
     }
     if scenario.speed == 1.0:
         # A stream of a real exchange brings something every second, these a few times a minute.
-        limits["ingest.supervisor.CLOCK_AGE_S"] = 15.0
+        limits["ingest.market_watch.CLOCK_AGE_S"] = 15.0
     if scenario.faults.lifetime:
         lifetime_s = scenario.faults.lifetime * MINUTE_S
         limits["ingest.binance_ws.ROTATE_AFTER_S"] = (0.4 * lifetime_s, 0.6 * lifetime_s)

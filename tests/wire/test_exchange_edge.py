@@ -14,7 +14,16 @@ import pytest
 from klinesync.client.follow import ClosedCandle, Gap, System, Update, follow
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import audit, binance_rest, binance_ws, liveness, supervisor
+from klinesync.ingest import (
+    audit,
+    binance_rest,
+    binance_ws,
+    followed,
+    listing_watch,
+    liveness,
+    market_watch,
+    supervisor,
+)
 from klinesync.market_data import known_series
 from klinesync.sim.faults import (
     ClockSkew,
@@ -51,12 +60,12 @@ ALL = (SPOT, SPOT_ETH, FUTURES, FUTURES_ETH)
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exchange runs fast here: what waits on our clock waits less."""
-    monkeypatch.setattr(supervisor, "CLOCK_AGE_S", 0.5)
-    monkeypatch.setattr(supervisor, "ATTACH_WAIT_S", 1.0)
+    monkeypatch.setattr(market_watch, "CLOCK_AGE_S", 0.5)
+    monkeypatch.setattr(followed, "ATTACH_WAIT_S", 1.0)
     monkeypatch.setattr(liveness, "IN_FLIGHT_S", 0.5)
-    monkeypatch.setattr(supervisor, "SUSPECT_LISTINGS_AGE_S", 1.0)
-    monkeypatch.setattr(supervisor, "LISTINGS_PAUSE_S", 0.2)
-    monkeypatch.setattr(supervisor, "FRUITLESS", Backoff(0.2, 300.0))
+    monkeypatch.setattr(followed, "SUSPECT_LISTINGS_AGE_S", 1.0)
+    monkeypatch.setattr(listing_watch, "LISTINGS_PAUSE_S", 0.2)
+    monkeypatch.setattr(followed, "FRUITLESS", Backoff(0.2, 300.0))
     monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.2)
     monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.5)
 

@@ -158,7 +158,8 @@ async def test_once_the_exchange_is_there_its_candles_follow_those_of_the_files(
     port = reserved.getsockname()[1]
     reserved.close()
     newest = START // 60 * 60
-    candles = minutes(newest - 600 * 60, 500)
+    async with SimServer(SimConfig(symbols=2, start=START)) as exchange:
+        candles = truth(exchange, BTC, range(newest - 600 * 60, newest - 100 * 60, 60))
     folder = files_with(tmp_path / "data", candles)
     address = {
         f"binance_{market}_{kind}_url": f"{scheme}://127.0.0.1:{port}"

@@ -20,7 +20,7 @@ from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, follow
 from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import ccxt_source, supervisor, turn_queue, whole_lists
+from klinesync.ingest import ccxt_source, followed, listing_watch, market_watch, supervisor, turn_queue, whole_lists
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_rows import Row
 from klinesync.ingest.exchanges import Clocks, OtherSource
@@ -105,7 +105,7 @@ class Pointed:
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "TICK_S", 0.05)
-    monkeypatch.setattr(supervisor, "CLOCK_AGE_S", 0.5)
+    monkeypatch.setattr(market_watch, "CLOCK_AGE_S", 0.5)
 
 
 @asynccontextmanager
@@ -191,9 +191,9 @@ async def test_an_outage_of_the_exchange_is_declared_and_shown_to_be_empty(tmp_p
 async def test_a_list_without_the_symbol_says_little_and_a_second_one_a_while_later_that_it_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "SUSPECT_LISTINGS_AGE_S", 1.0)
-    monkeypatch.setattr(supervisor, "LISTINGS_AGE_S", 0.2)
-    monkeypatch.setattr(supervisor, "LISTINGS_PAUSE_S", 0.05)
+    monkeypatch.setattr(followed, "SUSPECT_LISTINGS_AGE_S", 1.0)
+    monkeypatch.setattr(listing_watch, "LISTINGS_AGE_S", 0.2)
+    monkeypatch.setattr(listing_watch, "LISTINGS_PAUSE_S", 0.05)
     monkeypatch.setattr(ccxt_source, "UNLISTED_TTL_S", 0.1)
     monkeypatch.setattr(turn_queue, "TROUBLE", Backoff(0.05, 0.05))
     monkeypatch.setattr(whole_lists, "FIRST_LIST", Backoff(0.05, 30.0))

@@ -12,7 +12,7 @@ from aiohttp import web
 from history_files import write_freqtrade
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import audit, supervisor
+from klinesync.ingest import audit, followed
 from klinesync.market_data import coverage, heal_queue
 from klinesync.sim.faults import Disconnect, DropClosed
 from klinesync.sim.server import SimConfig, SimServer
@@ -38,7 +38,7 @@ OFF = {
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.05, 300.0))
     monkeypatch.setattr(heal_queue, "RETRY", Backoff(0.05, 3600.0))
-    monkeypatch.setattr(supervisor, "FRUITLESS", Backoff(0.2, 300.0))
+    monkeypatch.setattr(followed, "FRUITLESS", Backoff(0.2, 300.0))
     monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
     monkeypatch.setattr(audit, "AUDIT_AGE_S", 0)
 

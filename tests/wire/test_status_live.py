@@ -165,7 +165,7 @@ async def test_a_quiet_exchange_is_asked_for_its_time_and_is_never_red(tmp_path:
     ):
         await until(service, is_live)
         exchange.faults.add(Silent())
-        watch = service.runtime.supervisor._watches["spot"]
+        watch = service.runtime.supervisor._markets["spot"].reach
 
         def was_silent_for_long(_: Json) -> bool:
             last_s = watch.frame_s

@@ -27,7 +27,9 @@ from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
 from klinesync.ingest.ccxt_source import CcxtSource
 from klinesync.ingest.exchanges import Exchanges, ListedSource, Offers
-from klinesync.ingest.supervisor import CLOCK_AGE_S, IngestSupervisor
+from klinesync.ingest.followed import FollowSettings
+from klinesync.ingest.market_watch import CLOCK_AGE_S
+from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.ingest.venues import VENUES, excess
 from klinesync.ingest.weight import RestStatus
 from klinesync.market.front import compose_front
@@ -257,21 +259,12 @@ def build_market_runtime(
             heal=backfill.request if heals else None,
             heal_declared=backfill.retry_declared if heals else None,
             history_watch=board.watch(),
-            first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
-            most_tail_candles=flags.market_auto_tail_backfill_max_candles,
-            forming_interval_s=flags.market_forming_min_interval_ms / 1000,
-            stream_stale_s=flags.stream_stale_s,
-            rest_final_margin_s=flags.rest_final_margin_s,
-            audit_interval_s=flags.audit_interval_s,
-            ondemand_idle_ttl_s=flags.ondemand_idle_ttl_s,
-            ondemand_max_jobs=flags.ondemand_max_jobs,
+            settings=_follow_settings(flags, one_list_decides=exchange is source),
             rng=rng,
             wall_s=wall_s,
-            one_list_decides=exchange is source,
             room=exchange if isinstance(exchange, CcxtSource) else None,
             bulkheads=bulkheads,
             files=files,
-            live_only=not flags.enable_ccxt_backfill,
         )
 
     supervisor = exchanges.supervised(supervise)
@@ -512,6 +505,21 @@ def kept_from(days: int, derived: DerivedStep, series: SeriesId, head: int) -> i
     """Before what open time a series with that head is trimmed; 0: never."""
     targets = derived.targets if series.timeframe == derived.base else ()
     return cut_of(head, days, targets) if days else 0
+
+
+def _follow_settings(flags: RuntimeFlags, *, one_list_decides: bool) -> FollowSettings:
+    return FollowSettings(
+        first_history_candles=flags.startup_kline_sync_target_candles if flags.enable_startup_kline_sync else 1,
+        most_tail_candles=flags.market_auto_tail_backfill_max_candles,
+        forming_interval_s=flags.market_forming_min_interval_ms / 1000,
+        stream_stale_s=flags.stream_stale_s,
+        rest_final_margin_s=flags.rest_final_margin_s,
+        audit_interval_s=flags.audit_interval_s,
+        ondemand_idle_ttl_s=flags.ondemand_idle_ttl_s,
+        ondemand_max_jobs=flags.ondemand_max_jobs,
+        one_list_decides=one_list_decides,
+        live_only=not flags.enable_ccxt_backfill,
+    )
 
 
 def _derived_step(flags: RuntimeFlags) -> DerivedStep:

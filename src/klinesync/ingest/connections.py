@@ -1,0 +1,53 @@
+"""Connections: the connections to one exchange, as many of each market as its streams need."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from itertools import count
+
+from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.sources import Connection, ConnectionStatus, Source, StreamCallbacks
+
+
+class Connections:
+    """Opens a connection when no other has room, and ends it when it carries no stream any more.
+
+    source: the exchange.
+    markets: the names of its markets.
+    callbacks: whom the connections tell.
+    bulkheads: contains defects; a connection with a defect is restarted.
+    """
+
+    def __init__(
+        self, source: Source, markets: Iterable[str], callbacks: StreamCallbacks, bulkheads: Bulkheads
+    ) -> None:
+        self._source = source
+        self._callbacks = callbacks
+        self._bulkheads = bulkheads
+        self._tasks: dict[str, dict[Connection, asyncio.Task[None]]] = {market: {} for market in markets}
+        self._numbers = count(1)
+
+    def with_room(self, market: str, group: asyncio.TaskGroup) -> Connection:
+        """A connection of `market` with room for one more stream; a new one runs in `group`."""
+        for connection in self._tasks[market]:
+            if connection.room:
+                return connection
+        connection = self._source.connection(market, self._callbacks)
+        name = f"connection {next(self._numbers)} {market}"
+        task = self._bulkheads.begin(group, connection.run, part=Part.CONNECTION, name=name, restart=True)
+        self._tasks[market][connection] = task
+        return connection
+
+    def end_if_idle(self, market: str, connection: Connection) -> None:
+        """End the connection unless it carries a stream."""
+        if connection.idle:
+            self._tasks[market].pop(connection).cancel()
+
+    def of(self, market: str) -> list[Connection]:
+        """The connections of a market."""
+        return list(self._tasks[market])
+
+    def states(self) -> list[ConnectionStatus]:
+        """How all of them stand."""
+        return [connection.status for tasks in self._tasks.values() for connection in tasks]

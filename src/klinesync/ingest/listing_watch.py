@@ -1,0 +1,85 @@
+"""ListingWatch: looks at the exchange's lists of symbols, and tells what they say of each followed series."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from klinesync.core.errors import UpstreamError
+from klinesync.ingest import followed as rules
+from klinesync.ingest.followed import Followed
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.sources import Listing, Source
+
+log = logging.getLogger(__name__)
+
+# How often the lists are looked at when no symbol is suspect or gone, in seconds.
+LISTINGS_AGE_S = 3600.0
+# Shortest time between two looks, in seconds.
+LISTINGS_PAUSE_S = 5.0
+# Shortest time between two log lines about lists that cannot be had, in seconds, for each market.
+LOG_EVERY_S = 60.0
+
+
+class ListingWatch:
+    """`run` is its one task.
+
+    source: the exchange.
+    markets: those whose lists are looked at, as far as a series of them is followed.
+    followed: the followed series of a market.
+    judge: takes a followed series, its symbol as it is listed (None: it is not), and whether a first list without the
+        symbol is old enough for a second one to decide.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        markets: Iterable[str],
+        followed: Callable[[str], Sequence[Followed]],
+        judge: Callable[[Followed, Listing | None, bool], None],
+    ) -> None:
+        self._source = source
+        self._markets = tuple(markets)
+        self._followed = followed
+        self._judge = judge
+        self._suspected = asyncio.Event()
+        self._log_limit = LogLimit(LOG_EVERY_S)
+
+    def suspect(self) -> None:
+        """Look soon: a symbol may be gone, or traded again."""
+        self._suspected.set()
+
+    async def run(self) -> None:
+        """Look now and then, and soon where a symbol is suspect or gone, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(self._wait_s()):
+                    await self._suspected.wait()
+            except TimeoutError:
+                pass  # it is time anyway
+            self._suspected.clear()
+            for market in self._markets:
+                await self._look(market)
+            await asyncio.sleep(LISTINGS_PAUSE_S)
+
+    def _wait_s(self) -> float:
+        now_s = asyncio.get_running_loop().time()
+        followed = [series for market in self._markets for series in self._followed(market)]
+        gone = any(series.is_delisted for series in followed)
+        due = [due_s for series in followed if (due_s := series.list_due_s(now_s)) is not None]
+        return min([rules.SUSPECT_LISTINGS_AGE_S if gone else LISTINGS_AGE_S, *due])
+
+    async def _look(self, market: str) -> None:
+        followed, now_s = self._followed(market), asyncio.get_running_loop().time()
+        if not followed:
+            return
+        second = [series for series in followed if series.list_due_s(now_s) == 0.0]
+        try:
+            listings = await self._source.listings(market, 0.0 if second else rules.SUSPECT_LISTINGS_AGE_S)
+        except UpstreamError as error:
+            if (more := self._log_limit.allow(market, asyncio.get_running_loop().time())) is not None:
+                log.warning("the %s market cannot be asked for its symbols (%d more): %s", market, more, error)
+            return
+        for series in followed:
+            self._judge(series, listings.get(series.series.symbol), series in second)

@@ -1,0 +1,189 @@
+"""MarketWatch: one market of an exchange: what time it is there, whether it is heard, and which frames are believed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from klinesync.ingest.questioner import Questioner
+from klinesync.ingest.reach import UNREACHABLE_AFTER_S, ExchangeWatch
+from klinesync.ingest.stamp_check import StampCheck
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.sources import KlineEvent, MarketContact, Source, StreamStatus
+
+log = logging.getLogger(__name__)
+
+# The exchange is asked for its time when no stream has told it for so long, in seconds.
+CLOCK_AGE_S = 5.0
+# Shortest time between two log lines about the clocks of a market, in seconds: those of a quick exchange are set often
+# until its speed is known.
+CLOCK_LOG_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What has changed of a market: whether it is `unreachable` now (None: no change of that), and whether it
+    `answers_again` after it gave no history for a while."""
+
+    unreachable: bool | None
+    answers_again: bool
+
+
+class MarketWatch:
+    """One market.
+
+    market: its name.
+    source: the exchange, which is asked for its time.
+    clock: what is known of the market's time.
+    pipeline: where rows go that decide between a frame and a stored candle.
+    believe: takes a frame whose stamp is borne out, the present moment, and when the frame came.
+    final_margin_s: how long after its close a REST row may still change, in seconds of the exchange.
+    wall_s: UTC seconds by this machine, for times that are told while the exchange's is not known.
+    """
+
+    def __init__(
+        self,
+        market: str,
+        *,
+        source: Source,
+        clock: ExchangeClock,
+        pipeline: IngestPipeline,
+        believe: Callable[[KlineEvent, float, float], None],
+        final_margin_s: float,
+        wall_s: Callable[[], float],
+        bulkheads: Bulkheads,
+    ) -> None:
+        self.market = market
+        self.questioner = Questioner(source, pipeline.submit)
+        self.check = StampCheck(clock, partial(source.now_ms, market), believe)
+        self.reach = ExchangeWatch()
+        self._source = source
+        self._clock = clock
+        self._final_margin_s = final_margin_s
+        self._wall_s = wall_s
+        self._bulkheads = bulkheads
+        self._log_limit = LogLimit(CLOCK_LOG_EVERY_S)
+        self.answers_again = asyncio.Event()  # set, and replaced, when the market answers after a while of trouble
+        self._troubled = False  # whether the market gave no history at the newest look
+        self._silent_since: int | None = None  # when the market was heard last, once it is unreachable
+        self._group: asyncio.TaskGroup | None = None
+
+    def begin(self, group: asyncio.TaskGroup) -> None:
+        """Run the tasks of the market in `group`, from now on."""
+        self._group = group
+        self.check.abandon()
+        name = f"questions {self.market}"
+        self._bulkheads.begin(group, self.questioner.run, part=Part.CLOCK, name=name, restart=True)
+
+    # Time.
+
+    def now_ms(self) -> int | None:
+        """The exchange's time, as far as it is known."""
+        return self._clock.estimate_ms(_now_s())
+
+    async def known_ms(self) -> int:
+        """The exchange's time, asked where nothing is known of it. Raises `UpstreamError`."""
+        now_ms = self.now_ms()
+        return await self._source.now_ms(self.market) if now_ms is None else now_ms
+
+    def utc_ms(self) -> int:
+        """The exchange's time, or ours where nothing is known of it: to tell since when something is the case."""
+        now_ms = self.now_ms()
+        return int(self._wall_s() * 1000) if now_ms is None else now_ms
+
+    @property
+    def silence(self) -> str:
+        """A sentence about a market that is unreachable."""
+        return f"the exchange has given neither frames nor answers for {UNREACHABLE_AFTER_S:g} s"
+
+    @property
+    def margin_s(self) -> float:
+        """How long after its close a REST row may change here, in seconds of the exchange."""
+        return max(self._final_margin_s, self._source.contact(self.market).final_margin_s or 0.0)
+
+    # Frames.
+
+    def event(self, event: KlineEvent) -> None:
+        """A frame has come: it is believed at once, or waits until the exchange was asked for its time."""
+        now_s = _now_s()
+        self.reach.frame_s = now_s
+        if not self.check.check(event, now_s):
+            self._ask_time()
+
+    def look(self, now_s: float, streams: int, *, followed: bool) -> Look:
+        """What has changed since the last look.
+
+        streams: how many are followed.
+        followed: whether any of them is of a symbol that is traded.
+        """
+        reach = self.reach
+        changed = reach.check(now_s, self._source.contact(self.market), followed=followed)
+        was_troubled = self._troubled
+        self._troubled = reach.refused is not None or reach.unreachable or reach.unanswered(now_s)
+        answers_again = was_troubled and not self._troubled
+        if answers_again:
+            waited_for, self.answers_again = self.answers_again, asyncio.Event()
+            waited_for.set()
+        if not changed:
+            return Look(None, answers_again)
+        if reach.unreachable:
+            if (silent_from_s := reach.silent_from_s) is not None:
+                self._silent_since = int(self.utc_ms() / 1000 - (now_s - silent_from_s))
+            log.warning("event=exchange.unreachable market=%s streams=%d: %s", self.market, streams, self.silence)
+        elif followed:
+            log.warning("event=exchange.reachable market=%s streams=%d: it is heard again", self.market, streams)
+        return Look(reach.unreachable, answers_again)
+
+    def keep_time(self, now_s: float) -> None:
+        """Log what is new of the clocks, and ask the exchange for its time where no frame has told it."""
+        for sentence in self._clock.take_news():
+            if (more := self._log_limit.allow(self.market, now_s)) is not None:
+                log.warning("event=exchange.clock market=%s more=%d: %s", self.market, more, sentence)
+        if self._wants_time(now_s):
+            self._ask_time()
+
+    def _wants_time(self, now_s: float) -> bool:
+        """Whether the exchange is to be asked for its time, though no candle needs it."""
+        clock = self._clock
+        if clock.age_s(now_s) > CLOCK_AGE_S or self.reach.ask_due(now_s):
+            return True
+        every_s = CLOCK_AGE_S if clock.difference(now_s) is not None else 0.0
+        return clock.wants_answer(now_s) and clock.answer_age_s(now_s) > every_s
+
+    def _ask_time(self) -> None:
+        assert self._group is not None, "the supervisor is running"
+        if self.check.begin():
+            name = f"exchange time {self.market}"
+            check = self.check
+            self._bulkheads.begin(self._group, check.resolve, part=Part.CLOCK, name=name, mend=check.abandon)
+
+    def contact(self, streams: Sequence[StreamStatus], *, connected: bool) -> MarketContact:
+        """What is heard of the market."""
+        now_s, reach, margin_s = _now_s(), self.reach, self.margin_s
+        difference = self._clock.difference(now_s)
+        return MarketContact(
+            self.market,
+            streams=tuple(streams),
+            connected=connected,
+            unreachable=reach.unreachable,
+            unreachable_since=self._silent_since if reach.unreachable else None,
+            silent_s=None if reach.frame_s is None else now_s - reach.frame_s,
+            answers=reach.answers(now_s),
+            unanswered=reach.unanswered(now_s),
+            refused=reach.refused,
+            failure=reach.failure,
+            clocks_differ=None if difference is None else str(difference),
+            final_margin_s=margin_s,
+            final_margin_seen=margin_s > self._final_margin_s,
+            left_alone_s=self._source.contact(self.market).left_alone_s,
+        )
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,179 @@
+"""TailReader: reads what a followed series missed, from files and the exchange, and lets live through at its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from klinesync.core.errors import UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
+from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board, read_pages
+from klinesync.ingest.followed import Command, Fetch, Followed, FollowSettings, Moment, Persist
+from klinesync.ingest.market_watch import MarketWatch
+from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Source
+
+# First histories that are read at once: what is read waits in memory until it is written.
+SWEEPS_AT_ONCE = 16
+
+CarryOut = Callable[[Iterable[Command]], None]
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A reading of the newest `most` candles of a series. `again`: where to go on, once it has turned out that now is
+    later than was known, and more candles are missing than are read at once."""
+
+    followed: Followed
+    carry_out: CarryOut
+    most: int
+    again: int | None = None
+
+    def is_far_behind(self) -> bool:
+        return self.again is not None
+
+
+class TailReader:
+    """Reads for the followed series of one exchange.
+
+    source: the exchange; `markets` are its markets, which know their time.
+    pipeline: where candles are written.
+    watch: is told of each reading.
+    settings: how much is read.
+    files: read before a first history is asked of the exchange; None: there are none.
+    wall_s: UTC seconds by this machine, which files go by while the exchange cannot be asked.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        markets: Mapping[str, MarketWatch],
+        pipeline: IngestPipeline,
+        watch: HistoryWatch,
+        settings: FollowSettings,
+        files: TailFiles | None,
+        wall_s: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._markets = markets
+        self._pipeline = pipeline
+        self._watch = watch
+        self._settings = settings
+        self._files = files
+        self._wall_s = wall_s
+        self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
+        self._live_from: dict[SeriesId, int] = {}  # the open time that a series was followed from
+
+    async def read(self, followed: Followed, fetch: Fetch, errand: Errand, carry_out: CarryOut) -> None:
+        """Read what `fetch` asks for, page by page.
+
+        errand: how urgent that is, which may change meanwhile.
+        carry_out: takes the commands that follow from the pages, but those to write, which are carried out here.
+
+        Raises `UpstreamError`, `StoreError`.
+        """
+        feed = followed.feed
+        if feed.caught_up and fetch.start is not None:
+            reading = _Reading(followed, carry_out, self._settings.most_tail_candles)
+            await self._read_tail(reading, fetch.start, errand)
+            return
+        async with self._sweeps:
+            reading = _Reading(followed, carry_out, self._settings.first_history_candles)
+            if self._files is not None:
+                await self._read_files(reading, self._files)
+            await self._read_tail(reading, feed.head or 0, errand)
+
+    def ended(self, series: SeriesId, error: str | None = None) -> None:
+        """The reading of the series is over, or was cancelled: tell it."""
+        self._watch.ended(series, error)
+
+    def live_edge(self, series: SeriesId, now_ms: int) -> int:
+        """The open time of the candle that was in progress when the series was first seen to be followed."""
+        return self._live_from.setdefault(series, series.timeframe.floor(now_ms // 1000))
+
+    def forget(self, series: SeriesId) -> None:
+        """Nobody wants the series any more: once it is followed again, its live edge is another."""
+        self._live_from.pop(series, None)
+
+    def askable(self, series: SeriesId, stored: Span) -> Span:
+        """The part of the stored span that REST may be asked for again."""
+        if not self._settings.live_only:
+            return stored
+        return Span(max(stored.start, self._live_from.get(series, stored.end)), stored.end)
+
+    async def _read_tail(self, reading: _Reading, start: int, errand: Errand) -> None:
+        """Read what there is from `start` on, but only the newest candles."""
+        series = reading.followed.series
+        start = max(start, await self._reach(reading))
+        if self._settings.live_only:
+            now_ms = await self._markets[series.market].known_ms()
+            start = max(start, self.live_edge(series, now_ms))
+            if start >= series.timeframe.floor(now_ms // 1000):
+                return  # nothing that may be asked for has closed
+        again: int | None = start
+        while again is not None:
+            again = await self._read_pages(reading, again, errand)
+
+    async def _reach(self, reading: _Reading) -> int:
+        """Where a history begins that reaches back from now by the candles of the reading. Raises `UpstreamError`."""
+        series = reading.followed.series
+        now_ms = await self._markets[series.market].known_ms()
+        frame = series.timeframe
+        return max(0, frame.shift(frame.floor(now_ms // 1000), -reading.most))
+
+    async def _read_files(self, reading: _Reading, files: TailFiles) -> None:
+        """Read from files what they have of a first history, by this machine's clock where the exchange cannot be asked
+        for its time: then the newest candles that they have, however long ago that was. Raises `StoreError`."""
+        feed, series, frame = reading.followed.feed, reading.followed.series, reading.followed.series.timeframe
+        upto: int | None = None
+        with suppress(UpstreamError):  # the exchange is asked again for what the files do not have
+            upto = frame.floor(await self._markets[series.market].known_ms() // 1000)
+        end = await files.end(series, int(self._wall_s()) if upto is None else upto)
+        if end is None:
+            return
+        start = max(0, frame.shift(end if upto is None else upto, -reading.most))
+        if feed.head is not None:
+            start = max(start, frame.next(feed.head))
+        if start < end:
+            with on_board(self._watch, series, Span(start, end), FILES) as progress:
+                pages = files.pages(series, Span(start, end))
+                await read_pages(pages, partial(self._let_through, reading, files.name), progress)
+
+    async def _read_pages(self, reading: _Reading, start: int, errand: Errand) -> int | None:
+        """Where to go on, when meanwhile it has turned out that now is later, and too much is missing; else None."""
+        followed = reading.followed
+        series, frame = followed.series, followed.series.timeframe
+        now_ms = self._markets[series.market].now_ms()
+        if now_ms is not None:
+            span = Span(start, max(frame.next(start), frame.floor(now_ms // 1000)))
+            self._watch.began(series, span, "tail" if followed.feed.caught_up else "startup")
+        progress = Progress(series, start, partial(self._watch.advanced, series))
+        reading.again = None
+        pages = self._source.history(series, start, errand)
+        await read_pages(pages, partial(self._take_page, reading), progress, enough=reading.is_far_behind)
+        return reading.again
+
+    async def _take_page(self, reading: _Reading, page: HistoryPage) -> None:
+        followed = reading.followed
+        now_ms = self._markets[followed.series.market].now_ms()
+        reading.carry_out(followed.shown(page, Moment(asyncio.get_running_loop().time(), now_ms)))
+        await self._let_through(reading, REST, page)
+        if page.candles:
+            reach = await self._reach(reading)
+            if followed.series.timeframe.next(page.candles[-1].time) < reach:
+                reading.again = reach
+
+    async def _let_through(self, reading: _Reading, source: str, page: HistoryPage) -> None:
+        """Write the part of a page that its feed lets through. Raises `StoreError`."""
+        followed = reading.followed
+        for command in followed.feed.history(page):
+            if isinstance(command, Persist):
+                empty = Empty(command.empty, command.proof)
+                await self._pipeline.submit(followed.series, command.candles, source, empty)
+                reading.carry_out(followed.written(command))
+        reading.carry_out(followed.feed.page_written())
