@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from klinesync.cli import main
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
+from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
 
 NOBODY = 65_534
 SERIES = "binance:spot:BTC/USDT:1m"
@@ -121,24 +124,23 @@ def test_what_is_read_or_written_beside_the_store(store: Path, tmp_path: Path, f
             assert failed("sim", f"--data={path}").startswith(f"klinesync: data directory {path} cannot be read: ")
 
 
+async def btc(_series: SeriesId) -> str:
+    return "BTCUSDT"
+
+
 @pytest.mark.parametrize("source", ["freqtrade", "archive"])
-def test_files_of_a_source_that_cannot_be_looked_at_are_told(
-    source: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+async def test_files_of_a_source_that_cannot_be_looked_at_are_told(
+    source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    series = "binance:spot:ETH/USDT:1m"
-    flag = {"freqtrade": "--freqtrade-data-dir", "archive": "--archive-url"}[source]
-    store.chmod(0o666)
-    with an_ordinary_user(other, 0o644):
-        main(
-            [
-                *("backfill", series, "--from=2024-05-01", "--to=2024-05-02", f"--source={source}", f"{flag}={other}"),
-                *("--binance-spot-rest-url=http://127.0.0.1:9", f"--database-url=sqlite:///{tmp_path}/new.sqlite"),
-            ]
-        )
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
+    folder = tmp_path / "other"
+    folder.mkdir()
+    files = FreqtradeFiles(folder) if source == "freqtrade" else ExchangeArchive(folder, btc)
+    with an_ordinary_user(folder, 0o644):
+        pages = [page async for page in files.pages(SeriesId.parse(SERIES), Span(1_714_521_600, 1_717_200_000))]
+    assert pages == []
+    told = [record.getMessage() for record in caplog.records]
+    assert told, told
+    assert all(line.endswith("cannot be read: Permission denied") for line in told)
 
 
 @pytest.mark.parametrize("suffix", [".lock", "-wal"])
