@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,11 +12,21 @@ from pathlib import Path
 import pytest
 
 from klinesync.cli import main
+from klinesync.cli.program import SUMMARIES
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
 
 NOBODY = 65_534
+# What commands import when they need it.
+LAZY_MODULES = (
+    *(f"klinesync.cli.{module}" for module, _ in SUMMARIES.values()),
+    "klinesync.cli.history_commands",
+    "klinesync.market.app",
+    "klinesync.market.runtime_builder",
+    "klinesync.sim.server",
+    "klinesync.storage.backup",
+)
 SERIES = "binance:spot:BTC/USDT:1m"
 TABLE = "candle_time,open,high,low,close,volume\n1714521600,1,2,1,2,3\n"
 
@@ -50,6 +61,8 @@ def store(tmp_path: Path) -> Path:
 @contextmanager
 def an_ordinary_user(path: Path, mode: int) -> Iterator[None]:
     """`path` with that mode, seen by somebody who is not root."""
+    for name in LAZY_MODULES:  # Python itself may lie in a folder that only root may enter
+        importlib.import_module(name)
     before = path.stat().st_mode & 0o7777
     for folder in path.parents:  # those of pytest are open to their owner alone
         if any("pytest" in part for part in folder.parts):
