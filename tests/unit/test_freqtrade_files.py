@@ -181,6 +181,17 @@ async def test_a_file_that_cannot_be_read_brings_nothing_and_is_told(
     assert "is refused: it cannot be read" in caplog.text
 
 
+async def test_a_folder_that_cannot_be_looked_into_has_no_files_and_no_end_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = FreqtradeFiles(tmp_path / ("x" * 300))  # the system refuses the name, as it does folders of others
+    with caplog.at_level(logging.WARNING):
+        assert await files.end(SPOT, START) is None
+        assert not await files.has(SPOT)
+        assert await all_of(files, SPOT) == []
+    assert "cannot be read" in caplog.text
+
+
 async def test_a_reader_that_goes_away_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "PAGE_CANDLES", 10)
     write_freqtrade(tmp_path / "BTC_USDT-1m.json", minutes(START, 100))

@@ -85,11 +85,11 @@ class FreqtradeFiles:
 
     async def has(self, series: SeriesId) -> bool:
         """Whether there is a file of the series."""
-        return await asyncio.to_thread(self._find, series) is not None
+        return await self._path(series) is not None
 
     async def end(self, series: SeriesId, before: int) -> int | None:
         """See `TailFiles`. A file is read once for this, and again when it changes."""
-        path = await asyncio.to_thread(self._find, series)
+        path = await self._path(series)
         if path is None:
             return None
         version = _version(path)
@@ -107,11 +107,7 @@ class FreqtradeFiles:
 
     async def pages(self, series: SeriesId, span: Span) -> Pages:
         """See `HistoryFiles`. Of several formats the first counts that is there: feather, parquet, JSON."""
-        try:
-            path = await asyncio.to_thread(self._find, series)
-        except OSError as error:  # a folder that this user may not look into
-            _warn(self._logged, self._folder, f"{error.filename} cannot be read: {error.strerror}")
-            return
+        path = await self._path(series)
         if path is None:
             return
         reading = _Reading(path, series, span, self._shuffled)
@@ -122,6 +118,14 @@ class FreqtradeFiles:
         except BadFile as error:
             _warn(self._logged, error.path, str(error))
         reading.tell(self._logged)
+
+    async def _path(self, series: SeriesId) -> Path | None:
+        """The file of the series; None where there is none, or its folder cannot be looked into, which is logged."""
+        try:
+            return await asyncio.to_thread(self._find, series)
+        except OSError as error:  # a folder that this user may not look into
+            _warn(self._logged, self._folder, f"{error.filename} cannot be read: {error.strerror}")
+            return None
 
     def _find(self, series: SeriesId) -> Path | None:
         folders = [self._folder / series.exchange]
