@@ -126,6 +126,8 @@ class RestGate:
                     raise self._held_error(kind, now)
             async with asyncio.timeout(READ_PATIENCE_S if errand.urgency is Urgency.READ else None):
                 await admitted
+        except GeneratorExit:  # the event loop is gone, and nobody waits in the line any more
+            raise
         except TimeoutError:
             self._end(turn)
             raise UpstreamError(f"{self._name}: no room for a request within {READ_PATIENCE_S:g} s") from None
