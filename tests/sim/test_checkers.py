@@ -567,7 +567,7 @@ BREAKS = (
         hold_live_between_pages,
         "ago: not stored",
         {"weight": 60, "crashes": 4},
-        AT_PACE | {"rest_page": 7, "first_history_candles": 150, "history_minutes": 200},
+        AT_PACE | {"rest_page": 7, "first_history_candles": 300, "history_minutes": 400},
     ),
     Break("the old connection ended first", end_the_old_connection_first, "is given up", {"shutdown": 0.1}),
     Break("connections not replaced", replace_no_connection, "carried by no connection", {"lifetime": 10}, AT_PACE),
