@@ -57,6 +57,7 @@ class Exchange:
         self.tickers: object = []
         self.asked: list[dict[str, str]] = []
         self.asked_time = 0
+        self.time_failure: Callable[[], web.Response] | None = None
         self.most_rows = 10_000
         self.spot_symbols: Sequence[str] = ("BTC",)  # base assets
 
@@ -65,7 +66,7 @@ class Exchange:
 
     async def time(self, request: web.Request) -> web.Response:
         self.asked_time += 1
-        return web.json_response({"serverTime": self.now_ms})
+        return self.time_failure() if self.time_failure else web.json_response({"serverTime": self.now_ms})
 
     async def klines(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(dict(request.query))
@@ -607,6 +608,20 @@ async def test_a_reading_with_an_end_stops_there_also_at_the_end_of_a_page(end: 
         assert await pages(rest, end=START) == []
     assert found == {START + 60 * minute for minute in range(end)}
     assert len(exchange.asked) == 1 + (end > 1000)
+
+
+async def test_while_the_time_alone_is_refused_and_held_history_is_read_with_two_later_rows_as_proof() -> None:
+    exchange = Exchange()
+    later_s = 0.0
+    async with connected(exchange, lambda: asyncio.get_running_loop().time() + later_s) as (rest, _):
+        await rest.now_ms("spot")
+        exchange.rows = [row(minute) for minute in range(4)]
+        later_s = 180.0
+        exchange.asked_time = 0
+        exchange.time_failure = failure(403)
+        for _ in range(3):
+            assert await history(rest) == [candle(0), candle(1)]
+        assert exchange.asked_time == 1, "the time is held after it was refused"
 
 
 async def test_deep_pages_ask_no_time_and_where_holes_bring_them_up_to_now_their_last_row_is_proven_after_all() -> None:

@@ -430,8 +430,8 @@ class BinanceRest:
             else:
                 await self._ask_time(market, errand)
         except UpstreamError as error:
-            if error.retry_after_s is not None:
-                raise
+            if error.status in (418, 429):
+                raise  # no request goes; where the time alone is held, rows may be served all the same
             self._warn((market, "time"), f"the {market} market cannot be asked for its time: {error}")
             return False
         return True
