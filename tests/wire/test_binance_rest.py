@@ -624,6 +624,22 @@ async def test_while_the_time_alone_is_refused_and_held_history_is_read_with_two
         assert exchange.asked_time == 1, "the time is held after it was refused"
 
 
+async def test_rows_that_are_refused_whole_again_and_again_are_trouble_of_the_market_and_requests_of_rows_wait() -> (
+    None
+):
+    exchange = Exchange()
+    exchange.rows = [row(1), row(0)]
+    later_s = 0.0
+    async with connected(exchange, lambda: asyncio.get_running_loop().time() + later_s) as (rest, _):
+        await rest.now_ms("spot")
+        for _ in range(4):
+            later_s += 100.0
+            with pytest.raises(UpstreamError, match="is not in order"):
+                await pages(rest, end=START + 120)
+        now_s = asyncio.get_running_loop().time() + later_s
+        assert rest.access("spot").held_s("klines", now_s) > 1.0
+
+
 async def test_deep_pages_ask_no_time_and_where_holes_bring_them_up_to_now_their_last_row_is_proven_after_all() -> None:
     exchange = Exchange()
     exchange.rows = [row(minute) for minute in (*range(900), *range(3000, 3100))]

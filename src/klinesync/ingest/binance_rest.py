@@ -381,10 +381,15 @@ class BinanceRest:
                 final_ms, estimate_ms = clock.final_ms(now_s), clock.estimate_ms(now_s)
                 errand.begun = True
                 body = await self._send(turn, market, "klines", params, MAX_PAGE_BYTES)
-            return _Page(self._decode(market, decode_klines, body, "klines"), limit, final_ms, estimate_ms)
+
+            def checked(body: bytes) -> _Page:
+                page = _Page(decode_klines(body), limit, final_ms, estimate_ms)
+                self._check_page(series, page, start, end)
+                return page
+
+            return self._decode(market, checked, body, "klines")
 
         page = await self._repeat(gate, errand, ask)
-        self._check_page(series, page, start, end)
         self._leave_out(market, "kline", page.klines.left_out, series)
         return page
 
