@@ -283,7 +283,7 @@ async def test_a_ban_in_the_middle_leaves_what_came_before_and_the_rest_comes_af
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.READ, 0.1)
     async with reading(tmp_path, max_candles=2500) as world:
         # Its symbols, its time and the first page; then 429, and the one who comes back is banned.
-        fault: Fault = RateLimit(after=3, count=1, retry_after_s=1, ban_s=2.0)
+        fault: Fault = RateLimit(after=3, count=1, retry_after_s=1, ban_s=6.0)
         world.exchange.faults.add(fault)
         first = NEWEST + 60 - 2500 * 60
         second = first + 999 * 60  # the last of the first page
