@@ -184,3 +184,22 @@ async def test_a_full_line_refuses_the_less_urgent(monkeypatch: pytest.MonkeyPat
     async with asyncio.timeout(60):
         await asyncio.gather(first, repair)
     assert host.begun == ["repair", "first"]
+
+
+def test_requests_that_are_collected_once_their_event_loop_is_gone_let_nobody_else_go() -> None:
+    """So ends a service that is killed in the simulation."""
+    loop = asyncio.new_event_loop()
+
+    async def begun() -> list[asyncio.Task[None]]:
+        host = Host()
+        tasks = [host.ask(f"{number}", Urgency.REPAIR) for number in range(AT_ONCE + 2)]
+        await settled()
+        return tasks
+
+    tasks = loop.run_until_complete(begun())
+    loop.close()
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        coroutine = task.get_coro()
+        assert coroutine is not None
+        coroutine.close()

@@ -126,8 +126,6 @@ class RestGate:
                     raise self._held_error(kind, now)
             async with asyncio.timeout(READ_PATIENCE_S if errand.urgency is Urgency.READ else None):
                 await admitted
-        except GeneratorExit:  # the event loop is gone, and nobody waits in the line any more
-            raise
         except TimeoutError:
             self._end(turn)
             raise UpstreamError(f"{self._name}: no room for a request within {READ_PATIENCE_S:g} s") from None
@@ -143,6 +141,9 @@ class RestGate:
 
     def _pump(self) -> None:
         """Let go who may go."""
+        first = next(iter(self._waiting.values()), None)
+        if first is not None and first.get_loop().is_closed():
+            return  # the service was killed, and its coroutines are collected: nobody waits in the line any more
         now = self._now()
         for held in self._budget.held(self._access, HELD_PATIENCE_S, now):
             self._refuse(held, self._held_error(held.kind, now))
