@@ -306,7 +306,7 @@ async def test_minutes_that_the_exchange_does_not_have_are_not_invented_and_are_
                 await one.told.until(passed)
         closed = one.told.closed(series)
         start, last = closed[0].time, closed[-1].time
-        candles, empty = await read(one.source, series, start, last)
+        candles, empty = await read(one.source, series, start, last + 60)
     truth = candles_of(faulty.rows(SPOT, "BTCUSDT", "1m", start * 1000, last * 1000))
     assert closed == truth
     assert candles == truth
