@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from types import TracebackType
 
 import aiohttp
@@ -15,14 +14,10 @@ import pytest
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import binance_ws, followed, supervisor
-from klinesync.ingest.binance import BinanceSource
-from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
 from klinesync.market import runtime
-from klinesync.market.runtime_builder import build_market_runtime
-from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.flags import RuntimeFlags
-from klinesync.storage.sqlite import InThreadSqliteDatabase
+from klinesync.market.runtime import MarketRuntime
 from sim.scenario import EPOCH_S
+from sim.spot_service import run_beside
 from sim.virtual_loop import VirtualLoop
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -89,30 +84,9 @@ def test_days_without_streams_and_without_candles_do_not_end_the_service(
     loop = VirtualLoop()
     exchange = IdleExchange(loop)
 
-    async def live() -> None:
-        clocks: dict[str, ExchangeClock] = {}
-        rest = BinanceRest(
-            exchange,  # type: ignore[arg-type]  # what is used of it
-            {"spot": MarketRoutes("http://exchange", "/api/v3", 1000)},
-            clocks,
-            final_margin_s=2.0,
-            monotonic=loop.time,
-        )
-        urls = {"spot": "ws://exchange"}
-        service = build_market_runtime(
-            RuntimeFlags(database_url=f"sqlite:///{tmp_path}/store.sqlite", whitelist=str(SERIES), audit_interval_s=0),
-            database=InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=lambda: asyncio.sleep(0)),
-            source=BinanceSource(exchange, rest, urls, Random(1), clocks=clocks),  # type: ignore[arg-type]  # likewise
-            rng=Random(1),
-            wall_s=lambda: EPOCH_S + loop.time(),
-        )
-        clocks.update((market, clock) for (_, market), clock in service.ingest._clocks.items())
-        async with service:
-            await asyncio.sleep(LONG_S)
+    async def live(_: MarketRuntime) -> None:
+        await asyncio.sleep(LONG_S)
 
-    try:
-        loop.run_until_complete(live())
-    finally:
-        loop.bury()
+    run_beside(exchange, loop, tmp_path / "store.sqlite", live, whitelist=str(SERIES), audit_interval_s=0)
     assert exchange.connects > 1024
     assert exchange.pages > 1024

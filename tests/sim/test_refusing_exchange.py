@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from itertools import pairwise
 from pathlib import Path
-from random import Random
 from types import TracebackType
 from typing import Literal
 
@@ -24,15 +23,10 @@ from yarl import URL
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import access
-from klinesync.ingest.binance import BinanceSource
-from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
 from klinesync.ingest.comeback import PROBE_MOST_S
 from klinesync.market.runtime import MarketRuntime
-from klinesync.market.runtime_builder import build_market_runtime
-from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.flags import RuntimeFlags
-from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.scenario import EPOCH_S
+from sim.spot_service import run_beside
 from sim.virtual_loop import VirtualLoop
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -154,45 +148,11 @@ def run(
     loop = VirtualLoop()
     exchange = Exchange(loop)
 
-    async def serve() -> None:
-        clocks: dict[str, ExchangeClock] = {}
-        rest = BinanceRest(
-            exchange,  # type: ignore[arg-type]  # what is used of it
-            {"spot": MarketRoutes("http://exchange", "/api/v3", 1000)},
-            clocks,
-            final_margin_s=2.0,
-            monotonic=loop.time,
-        )
-        urls = {"spot": "ws://exchange"}
-        store = tmp_path / "store.sqlite"
-        flags = RuntimeFlags(
-            database_url=f"sqlite:///{store}",
-            whitelist=f"{BTC},{ETH}",
-            audit_interval_s=1,
-            binance_ws_streams_per_connection=1,
-        )
-        service = build_market_runtime(
-            flags,
-            database=InThreadSqliteDatabase(store, pause=lambda: asyncio.sleep(0)),
-            source=BinanceSource(
-                exchange,  # type: ignore[arg-type]  # likewise
-                rest,
-                urls,
-                Random(1),
-                clocks=clocks,
-                streams_most=1,
-            ),
-            rng=Random(1),
-            wall_s=lambda: EPOCH_S + loop.time(),
-        )
-        clocks.update((market, clock) for (_, market), clock in service.ingest._clocks.items())
-        async with service:
-            await live(service, exchange)
+    async def beside(service: MarketRuntime) -> None:
+        await live(service, exchange)
 
-    try:
-        loop.run_until_complete(serve())
-    finally:
-        loop.bury()
+    store, followed = tmp_path / "store.sqlite", f"{BTC},{ETH}"
+    run_beside(exchange, loop, store, beside, streams_most=1, whitelist=followed, audit_interval_s=1)
 
 
 async def elapse(seconds: float, meanwhile: Callable[[], Coroutine[None, None, object]] | None = None) -> None:

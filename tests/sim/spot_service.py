@@ -1,0 +1,71 @@
+"""A whole service under virtual time beside a double of Binance's spot market that answers at the level of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+
+from klinesync.ingest.binance import BinanceSource
+from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
+from klinesync.market.runtime import MarketRuntime
+from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.flags import RuntimeFlags
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+from sim.scenario import EPOCH_S
+from sim.virtual_loop import VirtualLoop
+
+
+def run_beside(
+    exchange: object,
+    loop: VirtualLoop,
+    store: Path,
+    live: Callable[[MarketRuntime], Awaitable[None]],
+    *,
+    streams_most: int = 200,
+    **flags: object,
+) -> None:
+    """Let `live` run beside a service.
+
+    exchange: has `get` and `ws_connect` of an HTTP client.
+    loop: virtual; buried at the end.
+    store: path of the service's store.
+    streams_most: streams of one connection.
+    flags: the service's.
+    """
+
+    async def serve() -> None:
+        clocks: dict[str, ExchangeClock] = {}
+        routes = {"spot": MarketRoutes("http://exchange", "/api/v3", 1000)}
+        rest = BinanceRest(
+            exchange,  # type: ignore[arg-type]  # what is used of it
+            routes,
+            clocks,
+            final_margin_s=2.0,
+            monotonic=loop.time,
+        )
+        source = BinanceSource(
+            exchange,  # type: ignore[arg-type]  # likewise
+            rest,
+            {"spot": "ws://exchange"},
+            Random(1),
+            clocks=clocks,
+            streams_most=streams_most,
+        )
+        service = build_market_runtime(
+            RuntimeFlags.model_validate({"database_url": f"sqlite:///{store}"} | flags),
+            database=InThreadSqliteDatabase(store, pause=lambda: asyncio.sleep(0)),
+            source=source,
+            rng=Random(1),
+            wall_s=lambda: EPOCH_S + loop.time(),
+        )
+        clocks.update((market, clock) for (_, market), clock in service.ingest._clocks.items())
+        async with service:
+            await live(service)
+
+    try:
+        loop.run_until_complete(serve())
+    finally:
+        loop.bury()
