@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
+from klinesync.core.errors import WRONG_REQUEST
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
@@ -30,8 +31,6 @@ STREAM_FIRST_S = 1.0
 FRUITLESS = Backoff(initial_s=1.0, most_s=300.0)
 # Fruitless answers in a row after which the exchange is asked whether the symbol is traded at all.
 FRUITLESS_SUSPECT = 2
-# HTTP status of a request that the exchange calls wrong: asking again is of no use before the symbol is traded.
-WRONG_REQUEST = 400
 # Shortest time between two looks at the lists of symbols while one is suspect or gone, in seconds. Two lists without
 # the symbol that are this far apart prove that it is delisted.
 SUSPECT_LISTINGS_AGE_S = 60.0
@@ -200,6 +199,14 @@ class Followed:
         self.watch.stood_in(moment.now_ms, reason)
         return self._changed()
 
+    def failing(self, reason: str) -> None:
+        """The stream is not subscribed, and why."""
+        self.watch.failing(reason)
+
+    def quiet(self, span: Span) -> None:
+        """REST has shown that there are no candles in `span`, behind the newest closed one."""
+        self.watch.quiet = span
+
     def unreachable(self, moment: Moment, detail: str) -> list[Command]:
         """Nothing is heard of the exchange."""
         self.watch.unreachable(moment.now_ms, detail)
@@ -227,6 +234,10 @@ class Followed:
         return commands
 
     # Time.
+
+    def due(self, now_s: float) -> list[Command]:
+        """The time of a `ShowLater` has come."""
+        return [*self.feed.due(now_s)]
 
     def tick(self, moment: Moment, margin_s: float) -> list[Command]:
         """Time has passed.
@@ -280,6 +291,18 @@ class Followed:
     def history_begins(self) -> None:
         """The reading that a `Fetch` asked for begins."""
         self._head_asked = self.feed.head
+
+    def page(self, page: HistoryPage) -> list[Command]:
+        """A page of closed history is in, from wherever: what of it is to be written."""
+        return [*self.feed.history(page)]
+
+    def page_written(self) -> list[Command]:
+        """What the page let through is stored."""
+        return [*self.feed.page_written()]
+
+    def answers_again(self) -> None:
+        """The exchange answers after a while of trouble: the backoff of failed readings begins anew."""
+        self.feed.answers_again()
 
     def shown(self, page: HistoryPage, moment: Moment) -> list[Command]:
         """A page of REST is in: the stream owes its newest candles."""

@@ -181,7 +181,7 @@ class Job:
     def _due(self) -> None:
         self._later = None
         with self._contained(self.series):
-            self.carry_out(self.followed.feed.due(_now_s()))
+            self.carry_out(self.followed.due(_now_s()))
 
     def _publish(self, before: StreamState, status: StreamStatus) -> None:
         # What a whole connection goes through is logged by the connection, once for all of its streams.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from klinesync.core.errors import UpstreamError
 from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.reach import UNREACHABLE_AFTER_S, ExchangeWatch
 from klinesync.ingest.stamp_check import StampCheck
@@ -27,7 +28,7 @@ CLOCK_LOG_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class MarketChange:
     """What has changed of a market: whether it is `unreachable` now (None: no change of that), and whether it
     `answers_again` after it gave no history for a while."""
 
@@ -92,6 +93,20 @@ class MarketWatch:
         now_ms = self.now_ms()
         return await self._source.now_ms(self.market) if now_ms is None else now_ms
 
+    async def fresh_ms(self) -> int:
+        """The exchange's time, asked where no frame has told it for `CLOCK_AGE_S`: an old stamp lags an exchange that
+        runs faster than we do, or went on while this machine slept. The estimate, where the exchange does not say.
+        Raises `UpstreamError` when nothing is known."""
+        now_ms = self.now_ms()
+        if now_ms is not None and self._clock.age_s(_now_s()) <= CLOCK_AGE_S:
+            return now_ms
+        try:
+            return await self._source.now_ms(self.market)
+        except UpstreamError:
+            if now_ms is None:
+                raise
+            return now_ms
+
     def utc_ms(self) -> int:
         """The exchange's time, or ours where nothing is known of it: to tell since when something is the case."""
         now_ms = self.now_ms()
@@ -116,7 +131,7 @@ class MarketWatch:
         if not self.check.check(event, now_s):
             self._ask_time()
 
-    def look(self, now_s: float, streams: int, *, followed: bool) -> Look:
+    def look(self, now_s: float, streams: int, *, followed: bool) -> MarketChange:
         """What has changed since the last look.
 
         streams: how many are followed.
@@ -131,14 +146,14 @@ class MarketWatch:
             waited_for, self.answers_again = self.answers_again, asyncio.Event()
             waited_for.set()
         if not changed:
-            return Look(None, answers_again)
+            return MarketChange(None, answers_again)
         if reach.unreachable:
             if (silent_from_s := reach.silent_from_s) is not None:
                 self._silent_since = int(self.utc_ms() / 1000 - (now_s - silent_from_s))
             log.warning("event=exchange.unreachable market=%s streams=%d: %s", self.market, streams, self.silence)
         elif followed:
             log.warning("event=exchange.reachable market=%s streams=%d: it is heard again", self.market, streams)
-        return Look(reach.unreachable, answers_again)
+        return MarketChange(reach.unreachable, answers_again)
 
     def keep_time(self, now_s: float) -> None:
         """Log what is new of the clocks, and ask the exchange for its time where no frame has told it."""

@@ -306,7 +306,7 @@ class IngestSupervisor:
         look = market.look(moment.now_s, len(jobs), followed=followed)
         for job in jobs:
             if look.answers_again:
-                job.followed.feed.answers_again()
+                job.followed.answers_again()
             if look.unreachable is None:
                 continue
             if look.unreachable:
@@ -450,7 +450,7 @@ class IngestSupervisor:
     def _failing(self, failing: Iterable[SeriesId], reason: str) -> None:
         for series in failing:
             if (job := self._jobs.get(series)) is not None:
-                job.followed.watch.failing(reason)
+                job.followed.failing(reason)
 
     def _stands_in(self, series: SeriesId, reason: str | None) -> None:
         if (job := self._jobs.get(series)) is not None:
@@ -458,7 +458,7 @@ class IngestSupervisor:
 
     def _quiet(self, series: SeriesId, span: Span) -> None:
         if (job := self._jobs.get(series)) is not None:
-            job.followed.watch.quiet = span
+            job.followed.quiet(span)
 
     def _followed_of(self, market: str) -> list[Followed]:
         return [job.followed for series, job in self._jobs.items() if series.market == market]

@@ -109,22 +109,15 @@ class TailReader:
     async def _read_tail(self, reading: _Reading, start: int, errand: Errand) -> None:
         """Read what there is from `start` on, but only the newest candles."""
         series = reading.followed.series
-        start = max(start, await self._reach(reading))
+        now_ms = await self._markets[series.market].fresh_ms()
+        start = max(start, _reach(reading, now_ms))
         if self._settings.live_only:
-            now_ms = await self._markets[series.market].known_ms()
             start = max(start, self.live_edge(series, now_ms))
             if start >= series.timeframe.floor(now_ms // 1000):
                 return  # nothing that may be asked for has closed
         again: int | None = start
         while again is not None:
             again = await self._read_pages(reading, again, errand)
-
-    async def _reach(self, reading: _Reading) -> int:
-        """Where a history begins that reaches back from now by the candles of the reading. Raises `UpstreamError`."""
-        series = reading.followed.series
-        now_ms = await self._markets[series.market].known_ms()
-        frame = series.timeframe
-        return max(0, frame.shift(frame.floor(now_ms // 1000), -reading.most))
 
     async def _read_files(self, reading: _Reading, files: TailFiles) -> None:
         """Read from files what they have of a first history, by this machine's clock where the exchange cannot be asked
@@ -164,16 +157,22 @@ class TailReader:
         reading.carry_out(followed.shown(page, Moment(asyncio.get_running_loop().time(), now_ms)))
         await self._let_through(reading, REST, page)
         if page.candles:
-            reach = await self._reach(reading)
+            reach = _reach(reading, await self._markets[followed.series.market].known_ms())
             if followed.series.timeframe.next(page.candles[-1].time) < reach:
                 reading.again = reach
 
     async def _let_through(self, reading: _Reading, source: str, page: HistoryPage) -> None:
         """Write the part of a page that its feed lets through. Raises `StoreError`."""
         followed = reading.followed
-        for command in followed.feed.history(page):
+        for command in followed.page(page):
             if isinstance(command, Persist):
                 empty = Empty(command.empty, command.proof)
                 await self._pipeline.submit(followed.series, command.candles, source, empty)
                 reading.carry_out(followed.written(command))
-        reading.carry_out(followed.feed.page_written())
+        reading.carry_out(followed.page_written())
+
+
+def _reach(reading: _Reading, now_ms: int) -> int:
+    """Where a history begins that reaches back from now by the candles of the reading."""
+    frame = reading.followed.series.timeframe
+    return max(0, frame.shift(frame.floor(now_ms // 1000), -reading.most))

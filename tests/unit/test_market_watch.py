@@ -1,0 +1,93 @@
+"""MarketWatch: when the exchange is asked for its time, and what is said when a market answers again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from klinesync.core.errors import UpstreamError
+from klinesync.ingest.market_watch import CLOCK_AGE_S, MarketChange, MarketWatch
+from klinesync.ingest.reach import UNREACHABLE_AFTER_S
+from klinesync.runtime.bulkheads import Bulkheads
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.sources import RestContact
+
+T0_MS = 1_700_000_040_000
+
+
+class Exchange:
+    """Tells the time `later_ms` after T0, or fails; counts how often it is asked."""
+
+    def __init__(self, clock: ExchangeClock) -> None:
+        self.clock = clock
+        self.later_ms = 0
+        self.trouble: UpstreamError | None = None
+        self.asked = 0
+        self.newest = RestContact()
+
+    async def now_ms(self, _market: str) -> int:
+        self.asked += 1
+        if self.trouble is not None:
+            raise self.trouble
+        return T0_MS + self.later_ms
+
+    def contact(self, _market: str) -> RestContact:
+        return self.newest
+
+
+def watch_of(exchange: Exchange) -> MarketWatch:
+    return MarketWatch(
+        "spot",
+        source=exchange,  # type: ignore[arg-type]  # what is used of it
+        clock=exchange.clock,
+        pipeline=SimpleNamespace(submit=None),  # type: ignore[arg-type]  # nothing is written
+        believe=lambda _event, _now_s, _came_s: None,
+        final_margin_s=2.0,
+        wall_s=time.time,
+        bulkheads=Bulkheads(),
+    )
+
+
+async def test_an_old_stamp_is_not_taken_for_the_time() -> None:
+    """A tail would begin at the head, however long ago that was, and read all between it and now."""
+    exchange = Exchange(ExchangeClock())
+    watch, now_s = watch_of(exchange), asyncio.get_running_loop().time()
+    exchange.clock.learn(T0_MS, now_s - CLOCK_AGE_S - 1.0)
+    exchange.later_ms = 5 * 86_400_000
+    assert await watch.fresh_ms() == T0_MS + exchange.later_ms
+    exchange.trouble = UpstreamError("the time alone is refused")
+    known_ms = await watch.fresh_ms()
+    assert (exchange.asked, known_ms < T0_MS + 60_000) == (2, True), "the estimate is better than nothing"
+
+
+async def test_a_time_that_was_just_told_is_not_asked_for() -> None:
+    exchange = Exchange(ExchangeClock())
+    watch = watch_of(exchange)
+    exchange.clock.learn(T0_MS, asyncio.get_running_loop().time())
+    assert T0_MS <= await watch.fresh_ms() < T0_MS + 60_000
+    assert exchange.asked == 0
+
+
+async def test_where_nothing_is_known_and_the_exchange_does_not_say_there_is_no_time() -> None:
+    exchange = Exchange(ExchangeClock())
+    exchange.trouble = UpstreamError("it is away")
+    with pytest.raises(UpstreamError, match="it is away"):
+        await watch_of(exchange).fresh_ms()
+
+
+async def test_a_market_that_answers_after_a_while_of_trouble_wakes_who_waits_once() -> None:
+    exchange = Exchange(ExchangeClock())
+    watch = watch_of(exchange)
+    waited_for = watch.answers_again
+    exchange.newest = RestContact(failure="503", status=503)
+    assert watch.look(100.0, 1, followed=True) == MarketChange(None, answers_again=False)
+    assert watch.look(100.0 + UNREACHABLE_AFTER_S, 1, followed=True).answers_again is False
+    exchange.newest = RestContact(answered_s=106.0)
+    change = watch.look(106.0, 1, followed=True)
+    assert change.answers_again
+    assert waited_for.is_set()
+    assert not watch.answers_again.is_set()
+    assert watch.look(106.5, 1, followed=True) == MarketChange(None, answers_again=False)
