@@ -14,7 +14,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.history.reading import BROKEN_OFF, Progress, on_board, read_pages, untold
+from klinesync.history.reading import BROKEN_OFF, Progress, on_board, read_pages, unreported
 from klinesync.runtime.sources import HistoryPage
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -69,7 +69,7 @@ def test_every_page_is_written_once_and_an_end_comes_with_the_page_that_has_enou
     minutes: list[int], size: int, most: int, newest_first: bool
 ) -> None:
     pages = [page(minutes[at : at + size]) for at in range(0, len(minutes), size)]
-    reader, progress = Reader(pages), untold(BTC, 0)
+    reader, progress = Reader(pages), unreported(BTC, 0)
     whole = asyncio.run(
         read_pages(
             reader.read(),
@@ -122,7 +122,7 @@ async def test_a_write_that_fails_closes_the_pages_at_once() -> None:
         raise StoreError("the disk is full")
 
     with pytest.raises(StoreError):
-        await read_pages(reader.read(), write, untold(BTC, 0))
+        await read_pages(reader.read(), write, unreported(BTC, 0))
     assert reader.closed
 
 

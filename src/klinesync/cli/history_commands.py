@@ -27,7 +27,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.indicator_names import parse_indicators
-from klinesync.history.reading import Pages, read_pages, untold
+from klinesync.history.reading import Pages, read_pages, unreported
 from klinesync.ingest.binance_decode import EXCHANGE
 from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
 from klinesync.ingest.ccxt_exchanges import CcxtExchanges
@@ -375,7 +375,7 @@ async def _backfill_pages(
         _pages(flags, series, span, source) as pages,
     ):
         brought = _Brought(series, span, put, say)
-        await read_pages(pages, brought.write, untold(series, span.start))
+        await read_pages(pages, brought.write, unreported(series, span.start))
     total = series.timeframe.count(*span)
     elapsed_s = time.monotonic() - began_s
     return BackfillProgress(series, span, total, total - brought.candles, brought.candles, elapsed_s)

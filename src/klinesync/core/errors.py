@@ -117,6 +117,10 @@ class Transient(KlinesyncError):
     code = "transient"
 
 
+# HTTP status of an answer that calls the request wrong: the exchange itself is well, and asking again is of no use.
+WRONG_REQUEST = 400
+
+
 class UpstreamError(Transient):
     """The exchange did not answer, or answered with an error.
 

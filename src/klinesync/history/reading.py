@@ -157,7 +157,7 @@ def into(pipeline: IngestPipeline, series: SeriesId, source: str) -> WritePage:
     return write
 
 
-def untold(series: SeriesId, start: int) -> Progress:
+def unreported(series: SeriesId, start: int) -> Progress:
     """The progress of a reading from `start` on that health does not show."""
     return Progress(series, start, _nobody)
 

@@ -20,6 +20,8 @@ from klinesync.core.backoff import Backoff
 REFUSALS = frozenset({401, 403, 451})
 # HTTP statuses of answers that call the request wrong, or one too many: the market itself is well.
 WELL = frozenset({400, 418, 429})
+# HTTP statuses of answers that call the request wrong: that kind of request is served.
+CALLED_WRONG = frozenset({400, 404})
 REFUSED = Backoff(initial_s=2.0, most_s=30.0)
 # No more than `comeback.PROBE_MOST_S`: an exchange that returns is noticed as soon by REST as by handshakes.
 TROUBLE = Backoff(initial_s=0.5, most_s=5.0)

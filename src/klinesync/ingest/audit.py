@@ -17,7 +17,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.history.reading import read_pages, untold
+from klinesync.history.reading import read_pages, unreported
 from klinesync.pipelines.ingest_pipeline import Empty
 from klinesync.runtime.sources import Errand, History, HistoryPage, Urgency
 
@@ -95,7 +95,7 @@ class Audit:
         if start >= end:
             return
         pages = self._history(series, start, Errand(Urgency.DEEP), end)
-        await read_pages(pages, partial(self._compare, series, old_s * 1000), untold(series, start))
+        await read_pages(pages, partial(self._compare, series, old_s * 1000), unreported(series, start))
         self.looked += 1
 
     async def _compare(self, series: SeriesId, old_ms: int, page: HistoryPage) -> None:

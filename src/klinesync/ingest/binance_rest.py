@@ -27,7 +27,7 @@ from klinesync.core.finality import LATER_ROWS, final_end
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
-from klinesync.ingest.access import Access
+from klinesync.ingest.access import CALLED_WRONG, Access
 from klinesync.ingest.binance_decode import (
     EXCHANGE,
     BadAnswer,
@@ -583,7 +583,7 @@ class BinanceRest:
         gate.count_error(status)
         kind = _Passing if status >= 500 or retry_after_s is not None else UpstreamError
         reason = f"{url} answered {status}{elsewhere}: {decode_problem(body)}"
-        if status in (400, 404):
+        if status in CALLED_WRONG:
             self.access(market).served(name)
         raise self._failed(turn, market, kind(reason, status, retry_after_s))
 

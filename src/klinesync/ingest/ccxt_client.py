@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId, names_series
+from klinesync.ingest.access import CALLED_WRONG
 from klinesync.ingest.ccxt_rows import (
     MAX_BITS,
     Row,
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 TIMEOUT_MS = 10_000
 # Requests of one exchange under way at once; ccxt's own limiter sets their pace.
 AT_ONCE = 8
-# Statuses of answers that call the request wrong: the venue itself is well.
-WRONG_REQUEST = frozenset({400, 404})
 # At the end ccxt gets so long to close its connections.
 CLOSE_TIMEOUT_S = 5.0
 
@@ -423,7 +422,7 @@ class CcxtClient:
                 if error.status == 429:
                     self.turns.ended(turn, Outcome.REFUSED, error.retry_after_s, failure=str(error))
                     raise UpstreamError(str(error), error.status, self.turns.refused_s) from error
-                outcome = Outcome.SERVED if error.status in WRONG_REQUEST else Outcome.FAILED
+                outcome = Outcome.SERVED if error.status in CALLED_WRONG else Outcome.FAILED
                 self.turns.ended(turn, outcome, failure=None if outcome is Outcome.SERVED else str(error))
                 raise
             self.turns.ended(turn, Outcome.SERVED)

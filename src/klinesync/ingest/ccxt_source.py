@@ -15,7 +15,7 @@ from functools import partial
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
-from klinesync.core.errors import BadCandle, UpstreamError
+from klinesync.core.errors import WRONG_REQUEST, BadCandle, UpstreamError
 from klinesync.core.finality import LATER_ROWS
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -92,9 +92,8 @@ SILENT_REASON = "the stream brings nothing new, while REST shows candles with tr
 BEGIN_AGAIN = Backoff(initial_s=0.5, most_s=30.0, jitter=0.5)
 # Bad rows and troubles are logged so often for one series.
 LOG_EVERY_S = 60.0
-# That a series cannot be had at all is logged so often: nothing changes of itself. And the status of such an error.
+# That a series cannot be had at all is logged so often: nothing changes of itself.
 REFUSAL_LOG_EVERY_S = 3600.0
-WRONG_QUESTION = 400
 _ANY_FRAME = Timeframe.parse("1m")
 
 
@@ -186,7 +185,7 @@ class CcxtSource:
         try:
             can = await self.abilities()
         except UpstreamError as error:
-            if error.status == 400:
+            if error.status == WRONG_REQUEST:
                 return str(error)
             raise
         frame = series.timeframe.code
@@ -564,7 +563,7 @@ class CcxtConnection:
 
     def _say_unfollowed(self, series: SeriesId, error: UpstreamError) -> None:
         sentence = f"{series}: it cannot be followed: {error}"
-        if error.status != WRONG_QUESTION:
+        if error.status != WRONG_REQUEST:
             self._log(series.market, sentence)
         elif self._refusal_log_limit.allow(sentence, self._source.monotonic()) is not None:
             log.warning(sentence)

@@ -13,7 +13,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.history.reading import REST, read_pages, untold
+from klinesync.history.reading import REST, read_pages, unreported
 from klinesync.ingest.questions import PAUSE_S, Questions
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.sources import Errand, HistoryPage, Source, Urgency
@@ -72,7 +72,7 @@ class Questioner:
         changed: set[int] = set()
         try:
             pages = self._source.history(series, span.start, Errand(Urgency.FILL), span.end)
-            await read_pages(pages, partial(self._write, series, changed), untold(series, span.start))
+            await read_pages(pages, partial(self._write, series, changed), unreported(series, span.start))
         except (UpstreamError, StoreError) as error:
             log.info("%s: a question is put off: %s", series, error)
             self.questions.failed(series, span, asyncio.get_running_loop().time())

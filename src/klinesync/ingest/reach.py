@@ -6,6 +6,7 @@ asked for its time; only a market that gives neither frames nor answers is unrea
 
 from __future__ import annotations
 
+from klinesync.core.errors import WRONG_REQUEST
 from klinesync.ingest.access import REFUSALS
 from klinesync.runtime.sources import RestContact
 
@@ -18,8 +19,6 @@ UNREACHABLE_AFTER_S = 5.0
 # Between two looks of the watch, in seconds. After a longer pause (the host slept, the event loop was blocked) frames
 # may still wait in the sockets, so the silence is counted anew.
 LONGEST_PAUSE_S = 2.0
-# HTTP status of an answer that calls the question wrong: the exchange itself is well.
-WRONG_QUESTION = 400
 
 
 class ExchangeWatch:
@@ -89,7 +88,7 @@ class ExchangeWatch:
     def unanswered(self, now_s: float) -> bool:
         """Whether the newest request failed, other than as a wrong question, and none was answered for a while."""
         at_s, contact = self._contact.answered_s, self._contact
-        failed = contact.failure is not None and contact.status != WRONG_QUESTION
+        failed = contact.failure is not None and contact.status != WRONG_REQUEST
         return failed and (at_s is None or now_s - at_s >= UNREACHABLE_AFTER_S)
 
     @property

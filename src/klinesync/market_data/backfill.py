@@ -18,7 +18,7 @@ from functools import partial
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.dates import date_text
-from klinesync.core.errors import NotListed, Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.core.errors import WRONG_REQUEST, NotListed, Rejected, StoreError, UnknownSeries, UpstreamError
 from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped, hull, without
@@ -51,8 +51,6 @@ BACKFILL = "backfill"
 NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"
 # Why a hole is left that no file fills.
 NOT_ASKED = "no file has the rest, and the exchange is not asked for history"
-# HTTP status of a question that the exchange calls wrong.
-WRONG_QUESTION = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +447,7 @@ class BackfillService:
             again_s = error.retry_after_s or 0.0
             needs = [replace(need, vain=0) if asked.candles else need for need in now.needs]
             now_s = _now_s()
-            if error.status == WRONG_QUESTION:
+            if error.status == WRONG_REQUEST:
                 # An exchange may call a question about candles that it keeps no more a wrong one.
                 beyond = not asked.candles
                 left = [heal_queue.in_vain(need, now_s, self._rng, again_s, beyond=beyond) for need in needs]
