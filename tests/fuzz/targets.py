@@ -32,7 +32,7 @@ from klinesync.client.watch import as_json, health_in, line
 from klinesync.core.busy import repeat_after_s
 from klinesync.core.candle import check_candle
 from klinesync.core.dates import parse_time
-from klinesync.core.errors import BadCandle, BadFlag, BadSeriesId, KlinesyncError, UpstreamError
+from klinesync.core.errors import MAX_SENTENCE_CHARS, BadCandle, BadFlag, BadSeriesId, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import address_of
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
@@ -72,8 +72,6 @@ CONTRACT = SeriesId.parse("binance:futures:BTC/USDT:1m")
 OTHER_VENUE = SeriesId.parse("fake:spot:BTC/USDT:1m")
 STREAMS = {"btcusdt@kline_1m": Stream("BTCUSDT", BTC)}
 MONTH = Timeframe.parse("1M")
-# Longest sentence of an error, in characters.
-MAX_SENTENCE_CHARS = 2_000
 # The same answer again and again has no end.
 MAX_PAGES = 5
 # The time of the recorded payloads, in UTC seconds.

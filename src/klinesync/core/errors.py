@@ -11,15 +11,25 @@ import errno
 from klinesync.core.dates import date_text
 from klinesync.core.printable import printable
 
+# Longest sentence of an error, in characters: text from outside in it (a name, a path) has any length.
+MAX_SENTENCE_CHARS = 2_000
+# Characters that are kept of the end of a longer sentence: what is wrong stands behind the name of the thing.
+_KEPT_END_CHARS = 500
+_CUT = " … "
+
 
 class KlinesyncError(Exception):
     """The root. `code` is stable; the message is a sentence for people, on one line: text from outside in the message
-    (an exchange's `msg`, a file name) is escaped, wherever the sentence goes."""
+    (an exchange's `msg`, a file name) is escaped, and a sentence that is too long is cut in its middle, wherever the
+    sentence goes."""
 
     code = "internal"
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        sentence = printable(super().__str__())
+        if len(sentence) <= MAX_SENTENCE_CHARS:
+            return sentence
+        return f"{sentence[: MAX_SENTENCE_CHARS - len(_CUT) - _KEPT_END_CHARS]}{_CUT}{sentence[-_KEPT_END_CHARS:]}"
 
 
 class Rejected(KlinesyncError):
