@@ -17,9 +17,9 @@ import pyarrow.parquet as pa_parquet
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import Listing
 from klinesync.history.reading import HistoryFiles
 from klinesync.market_data.listings import StoredListings
-from klinesync.runtime.sources import Listing
 from klinesync.storage.sqlite import SqliteDatabase
 
 EVER = Span(0, 2_000_000_000)

@@ -15,13 +15,13 @@ from klinesync.core.errors import UnknownSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
+from klinesync.exchanges.exchange import Errand, HistoryPage, StreamStatus
 from klinesync.market.schemas import HealthAnswer
 from klinesync.market_data import heal_queue
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.startup_sync import StartupSync
-from klinesync.runtime.sources import Errand, HistoryPage, StreamStatus
 from running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -23,11 +23,11 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.ingest.ccxt_client import Ccxt, CcxtClient, CcxtThread
-from klinesync.ingest.ccxt_source import CcxtSource
-from klinesync.ingest.turn_queue import Kind
+from klinesync.exchanges.ccxt.client import Ccxt, CcxtClient, CcxtThread
+from klinesync.exchanges.ccxt.source import CcxtSource
+from klinesync.exchanges.ccxt.turn_queue import Kind
+from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import Errand, KlineEvent, StreamCallbacks, Urgency
 
 EACH_MARKET = pytest.mark.parametrize("market", [SPOT, USDM], ids=lambda market: market.name)
 OURS = {SPOT: "spot", USDM: "futures"}

@@ -11,7 +11,7 @@ from venue_service import candle, hurry, serving, until, whitelist
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.ingest import ccxt_source
+from klinesync.exchanges.ccxt import source as ccxt_source
 from klinesync.storage.sqlite_reader import SqliteReader
 from running_service import Service
 from venues import faults, hyperliquid

@@ -15,8 +15,8 @@ import pytest
 from venue_service import first_closes, hurry, is_final, series_of, serving, until, watching, whitelist
 
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import reach
-from klinesync.ingest.ccxt_source import CcxtSource
+from klinesync.exchanges import reach
+from klinesync.exchanges.ccxt.source import CcxtSource
 from running_service import Service
 from venues import faults
 from venues.bybit import Bybit

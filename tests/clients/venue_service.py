@@ -15,18 +15,11 @@ from klinesync.client.follow import ClosedCandle, follow
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import (
-    ccxt_source,
-    followed,
-    listing_watch,
-    market_watch,
-    pace,
-    reach,
-    supervisor,
-    turn_queue,
-    whole_lists,
-)
-from klinesync.ingest.ccxt_exchanges import CcxtExchanges
+from klinesync.exchanges import reach, whole_lists
+from klinesync.exchanges.ccxt import pace, turn_queue
+from klinesync.exchanges.ccxt import source as ccxt_source
+from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.ingest import followed, listing_watch, market_watch, supervisor
 from running_service import Service, running_service
 from venues.market import Row
 from venues.pointed import maker

@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.ccxt_source import POLL_AGAIN_S, POLL_LEAST_S, POLL_MOST_S, POLLS_PER_CANDLE
-from klinesync.ingest.venue_margin import DATE_STEP_MS
-from klinesync.ingest.venues import REQUESTS_PER_CANDLE, VENUES, Quiet, Venue, polling
+from klinesync.exchanges.ccxt.source import POLL_AGAIN_S, POLL_LEAST_S, POLL_MOST_S, POLLS_PER_CANDLE
+from klinesync.exchanges.ccxt.venue_margin import DATE_STEP_MS
+from klinesync.exchanges.ccxt.venues import REQUESTS_PER_CANDLE, VENUES, Quiet, Venue, polling
 from klinesync.runtime.flags import RuntimeFlags
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "follow-other-exchanges.md"

@@ -38,12 +38,13 @@ from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.core.times import BadTime, unix_seconds
+from klinesync.exchanges.binance.rest import BinanceRest, market_routes
+from klinesync.exchanges.binance.streams import BadFrame, Stream, parse_frame
+from klinesync.exchanges.ccxt.client import CcxtClient, CcxtThread
+from klinesync.exchanges.ccxt.rows import LiveCandles, date_ms, read_page, upstream_error
+from klinesync.exchanges.ccxt.venue_margin import VenueMargin
+from klinesync.exchanges.exchange import Errand, KlineEvent, Listing, Ticker, Urgency
 from klinesync.factor.indicator_names import parse_indicators
-from klinesync.ingest.binance_rest import BinanceRest, market_routes
-from klinesync.ingest.binance_ws import BadFrame, Stream, parse_frame
-from klinesync.ingest.ccxt_client import CcxtClient, CcxtThread
-from klinesync.ingest.ccxt_rows import LiveCandles, date_ms, read_page, upstream_error
-from klinesync.ingest.venue_margin import VenueMargin
 from klinesync.market import app as market_app
 from klinesync.market.content_coding import negotiate
 from klinesync.market.schemas import CandlesClosedBody
@@ -60,7 +61,6 @@ from klinesync.runtime.flag_sources import CONFIG_FILE, ENV_FILE
 from klinesync.runtime.flag_values import web_address
 from klinesync.runtime.flags import RuntimeFlags, read_configuration, whitelist
 from klinesync.runtime.proxies import Proxies
-from klinesync.runtime.sources import Errand, KlineEvent, Listing, Ticker, Urgency
 from klinesync.storage import lock
 from klinesync.storage.chunks import unpack
 from klinesync.ws import protocol

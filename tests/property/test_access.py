@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.ingest.access import HANDSHAKE, REFUSED, TROUBLE, YIELD_S, Access
+from klinesync.exchanges.access import HANDSHAKE, REFUSED, TROUBLE, YIELD_S, Access
 
 KINDS = ("time", "klines", "exchangeInfo", HANDSHAKE)
 TICK_S = 0.25

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.binance_decode import (
+from klinesync.exchanges.binance.decode import (
     BadAnswer,
     decode_klines,
     decode_listings,
@@ -22,9 +22,9 @@ from klinesync.ingest.binance_decode import (
     decode_tickers,
     decode_time,
 )
-from klinesync.ingest.binance_symbols import SymbolTable, coin_margined
-from klinesync.ingest.binance_ws import BadFrame, Stream, parse_frame
-from klinesync.runtime.sources import Listing
+from klinesync.exchanges.binance.streams import BadFrame, Stream, parse_frame
+from klinesync.exchanges.binance.symbols import SymbolTable, coin_margined
+from klinesync.exchanges.exchange import Listing
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 STREAMS = {"btcusdt@kline_1m": Stream("BTCUSDT", SERIES)}

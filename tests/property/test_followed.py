@@ -16,6 +16,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
+from klinesync.exchanges.exchange import HistoryPage, KlineEvent, Listing
 from klinesync.ingest.feed import HOLD_MOST_S
 from klinesync.ingest.followed import (
     ATTACH_WAIT_S,
@@ -38,7 +39,6 @@ from klinesync.ingest.followed import (
     Show,
     Suspect,
 )
-from klinesync.runtime.sources import HistoryPage, KlineEvent, Listing
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MARGIN_S = 2.0

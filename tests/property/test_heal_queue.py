@@ -14,6 +14,7 @@ from klinesync.core import gaps
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
+from klinesync.exchanges.exchange import Urgency
 from klinesync.market_data import heal_queue
 from klinesync.market_data.heal_queue import (
     PATIENCE,
@@ -31,7 +32,6 @@ from klinesync.market_data.heal_queue import (
     standing,
     too_early,
 )
-from klinesync.runtime.sources import Urgency
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

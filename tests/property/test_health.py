@@ -14,9 +14,9 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, widened
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.exchange import ExchangeTrouble, StreamStatus
 from klinesync.market_data.backfill_board import BackfillReport
 from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, assess
-from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 START = 1_700_000_040  # on the minute

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from klinesync.core.errors import UpstreamError
-from klinesync.ingest import turn_queue
-from klinesync.ingest.pace import BURST_S, Pace
-from klinesync.ingest.turn_queue import (
+from klinesync.exchanges.ccxt import turn_queue
+from klinesync.exchanges.ccxt.pace import BURST_S, Pace
+from klinesync.exchanges.ccxt.turn_queue import (
     HELD_MOST_S,
     RETRY_AFTER_MOST_S,
     TROUBLE,
@@ -24,8 +24,8 @@ from klinesync.ingest.turn_queue import (
     Turn,
     TurnQueue,
 )
-from klinesync.ingest.turns import Turns
-from klinesync.runtime.sources import Errand, Urgency
+from klinesync.exchanges.ccxt.turns import Turns
+from klinesync.exchanges.exchange import Errand, Urgency
 
 PLACES = 3
 

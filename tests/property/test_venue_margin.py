@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.ccxt_rows import LiveCandles, Row, read_page
-from klinesync.ingest.ccxt_source import CONFIRM_S
-from klinesync.ingest.venue_margin import MAX_MARGIN_MS, DateClock, VenueMargin
+from klinesync.exchanges.ccxt.rows import LiveCandles, Row, read_page
+from klinesync.exchanges.ccxt.source import CONFIRM_S
+from klinesync.exchanges.ccxt.venue_margin import MAX_MARGIN_MS, DateClock, VenueMargin
 
 MINUTE = Timeframe.parse("1m")
 T0 = 1_700_000_040

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.pace import BURST_S, Pace
-from klinesync.ingest.turn_queue import Kind
-from klinesync.ingest.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, excess, polling, venue
+from klinesync.exchanges.ccxt.pace import BURST_S, Pace
+from klinesync.exchanges.ccxt.turn_queue import Kind
+from klinesync.exchanges.ccxt.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, excess, polling, venue
 
 NINE = ("okx", "bybit", "kraken", "coinbase", "kucoin", "gate", "hyperliquid", "bitget", "krakenfutures")
 MINUTE = Timeframe.parse("1m")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.ingest import whole_lists
-from klinesync.ingest.whole_lists import BELIEVED_AFTER_S, MOST_GONE, MOST_GONE_SHARE, WholeLists
+from klinesync.exchanges import whole_lists
+from klinesync.exchanges.whole_lists import BELIEVED_AFTER_S, MOST_GONE, MOST_GONE_SHARE, WholeLists
 
 COUNTS = st.integers(0, 3000)
 

@@ -13,10 +13,10 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
 from klinesync.factor.graph import Said
 from klinesync.ingest.feed import HOLD_MOST_S
 from klinesync.ingest.liveness import STALE
-from klinesync.ingest.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
 from klinesync.ingest.supervisor import TICK_S
 from klinesync.overlay.instruction import Instruction
 from klinesync.pipelines.derived_step import SAME

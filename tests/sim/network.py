@@ -15,8 +15,8 @@ import aiohttp
 import msgspec
 
 from klinesync.core.candle import Candle
-from klinesync.ingest.binance_rest import TIMEOUT_S
-from klinesync.ingest.binance_ws import CONNECT_TIMEOUT_S, HEARTBEAT_S
+from klinesync.exchanges.binance.rest import TIMEOUT_S
+from klinesync.exchanges.binance.streams import CONNECT_TIMEOUT_S, HEARTBEAT_S
 from sim.exchange import MINUTE_S, Listing, SimulatedExchange
 from sim.hostile import hostile_frame
 from sim.rest_host import RestHost

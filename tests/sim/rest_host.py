@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from klinesync.ingest.weight import SHARE
+from klinesync.exchanges.binance.weight import SHARE
 from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.scenario import Faults
 from sim.virtual_loop import VirtualLoop

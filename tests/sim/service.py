@@ -13,8 +13,8 @@ import apsw
 from fastapi import WebSocket
 
 from klinesync.core.errors import StoreError
-from klinesync.ingest.binance import BinanceSource
-from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
+from klinesync.exchanges.binance.rest import BinanceRest, MarketRoutes
+from klinesync.exchanges.binance.source import BinanceSource
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.ws_routes import market_socket

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
-from klinesync.ingest.binance import BinanceSource
-from klinesync.ingest.binance_rest import BinanceRest, MarketRoutes
+from klinesync.exchanges.binance.rest import BinanceRest, MarketRoutes
+from klinesync.exchanges.binance.source import BinanceSource
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.clock import ExchangeClock

@@ -20,18 +20,19 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.splice import Jump, Splice
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.binance import rest as binance_rest
+from klinesync.exchanges.binance.rest import BinanceRest
+from klinesync.exchanges.binance.streams import BinanceConnection, _Link
+from klinesync.exchanges.binance.weight import WeightBudget
+from klinesync.exchanges.exchange import Errand, HistoryPage, KlineEvent
 from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.plugin import FactorFault, Upstream
-from klinesync.ingest import binance_rest
 from klinesync.ingest.audit import Audit
-from klinesync.ingest.binance_rest import BinanceRest
-from klinesync.ingest.binance_ws import BinanceConnection, _Link
 from klinesync.ingest.feed import Command, IngestFeed, Show
 from klinesync.ingest.job import Job
 from klinesync.ingest.liveness import StreamWatch
 from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.supervisor import IngestSupervisor
-from klinesync.ingest.weight import WeightBudget
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.derived_services import DerivedHistory
 from klinesync.market_data.read_services import CandleReader, CatchUp
@@ -40,7 +41,6 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
-from klinesync.runtime.sources import Errand, HistoryPage, KlineEvent
 from klinesync.storage.database import CandleStore, Ledger
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 from klinesync.ws import protocol

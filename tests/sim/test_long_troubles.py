@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import binance_ws, followed, supervisor
+from klinesync.exchanges.binance import streams as binance_ws
+from klinesync.ingest import followed, supervisor
 from klinesync.market import runtime
 from klinesync.market.runtime import MarketRuntime
 from sim.scenario import EPOCH_S

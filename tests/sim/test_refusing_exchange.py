@@ -22,8 +22,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import access
-from klinesync.ingest.comeback import PROBE_MOST_S
+from klinesync.exchanges import access
+from klinesync.exchanges.comeback import PROBE_MOST_S
 from klinesync.market.runtime import MarketRuntime
 from sim.scenario import EPOCH_S
 from sim.spot_service import run_beside

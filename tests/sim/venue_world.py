@@ -19,15 +19,15 @@ from typing import Any, TypeVar
 from klinesync.core.candle import Candle
 from klinesync.core.errors import Transient, UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.ccxt_client import CcxtThread
-from klinesync.ingest.ccxt_exchanges import CcxtExchanges
-from klinesync.ingest.ccxt_rows import Row
+from klinesync.exchanges.ccxt.client import CcxtThread
+from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.rows import Row
+from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.ingest.jobs import NoCapacity
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.flags import RuntimeFlags
-from klinesync.runtime.sources import Errand, Urgency
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.scenario import EPOCH_S
 from sim.virtual_loop import Process, VirtualLoop

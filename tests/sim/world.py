@@ -24,8 +24,9 @@ from defects import throw_into
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import followed, liveness, weight
-from klinesync.ingest.binance_ws import HEALTHY_S
+from klinesync.exchanges.binance import weight
+from klinesync.exchanges.binance.streams import HEALTHY_S
+from klinesync.ingest import followed, liveness
 from klinesync.ingest.liveness import STALE
 from klinesync.market_data import coverage, heal_queue
 from klinesync.pipelines import ledger_step

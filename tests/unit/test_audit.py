@@ -9,9 +9,9 @@ import pytest
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import Errand, HistoryPage
 from klinesync.ingest.audit import AUDIT_AGE_S, AUDIT_CANDLES, Audit
 from klinesync.pipelines.ingest_pipeline import Empty
-from klinesync.runtime.sources import Errand, HistoryPage
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 NOW_S = 60 * 1000 + AUDIT_AGE_S

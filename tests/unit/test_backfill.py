@@ -17,6 +17,7 @@ from klinesync.core.errors import BadCandle, StoreError, UpstreamError
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
+from klinesync.exchanges.exchange import Errand, HistoryPage, Reach, Urgency
 from klinesync.history.reading import Shelf
 from klinesync.market_data import backfill, heal_queue
 from klinesync.market_data.backfill import BackfillProgress, BackfillService
@@ -24,7 +25,6 @@ from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
-from klinesync.runtime.sources import Errand, HistoryPage, Reach, Urgency
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -8,9 +8,9 @@ import pytest
 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import HistoryWatch
 from klinesync.market_data import backfill_board
 from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
-from klinesync.runtime.sources import HistoryWatch
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

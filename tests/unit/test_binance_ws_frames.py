@@ -9,9 +9,9 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest import binance_ws
-from klinesync.ingest.binance_ws import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
-from klinesync.runtime.sources import KlineEvent
+from klinesync.exchanges.binance import streams as binance_ws
+from klinesync.exchanges.binance.streams import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
+from klinesync.exchanges.exchange import KlineEvent
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 STREAM = "btcusdt@kline_1m"

@@ -14,11 +14,11 @@ import pytest
 
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import ccxt_client
-from klinesync.ingest.ccxt_client import Ccxt, CcxtClient, CcxtThread
-from klinesync.ingest.ccxt_exchanges import CcxtExchanges
-from klinesync.ingest.ccxt_rows import Row
-from klinesync.runtime.sources import Errand, Listing, Urgency
+from klinesync.exchanges.ccxt import client as ccxt_client
+from klinesync.exchanges.ccxt.client import Ccxt, CcxtClient, CcxtThread
+from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.rows import Row
+from klinesync.exchanges.exchange import Errand, Listing, Urgency
 
 SERIES = SeriesId.parse("fake:futures:BTC/USDT:1m")
 WAIT_S = 30.0

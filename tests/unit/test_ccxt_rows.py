@@ -13,7 +13,7 @@ from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.ccxt_rows import (
+from klinesync.exchanges.ccxt.rows import (
     LONGEST_AHEAD_MS,
     LiveCandles,
     Page,
@@ -26,7 +26,7 @@ from klinesync.ingest.ccxt_rows import (
     read_page,
     upstream_error,
 )
-from klinesync.ingest.venue_margin import VenueMargin
+from klinesync.exchanges.ccxt.venue_margin import VenueMargin
 
 MINUTE = Timeframe.parse("1m")
 T0 = 1_700_000_040

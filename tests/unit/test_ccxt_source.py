@@ -16,12 +16,12 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.ingest import ccxt_source
-from klinesync.ingest.ccxt_client import CcxtClient, CcxtThread
-from klinesync.ingest.ccxt_rows import Row
-from klinesync.ingest.ccxt_source import CcxtSource
+from klinesync.exchanges.ccxt import source as ccxt_source
+from klinesync.exchanges.ccxt.client import CcxtClient, CcxtThread
+from klinesync.exchanges.ccxt.rows import Row
+from klinesync.exchanges.ccxt.source import CcxtSource
+from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import Errand, KlineEvent, StreamCallbacks, Urgency
 
 BTC = SeriesId.parse("fake:spot:BTC/USDT:1m")
 T0 = 1_700_000_040

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from klinesync.ingest import comeback
-from klinesync.ingest.comeback import Comeback
+from klinesync.exchanges import comeback
+from klinesync.exchanges.comeback import Comeback
 
 LONG_S = 3600.0
 

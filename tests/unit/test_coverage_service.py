@@ -16,14 +16,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market_data import coverage
-from klinesync.market_data.backfill import BackfillService
-from klinesync.market_data.backfill_board import BackfillBoard
-from klinesync.market_data.coverage import Coverage
-from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.pipelines.ledger_step import no_ledger
-from klinesync.runtime.sources import (
+from klinesync.exchanges.exchange import (
     Connection,
     Errand,
     HistoryPage,
@@ -33,6 +26,13 @@ from klinesync.runtime.sources import (
     Ticker,
     Urgency,
 )
+from klinesync.market_data import coverage
+from klinesync.market_data.backfill import BackfillService
+from klinesync.market_data.backfill_board import BackfillBoard
+from klinesync.market_data.coverage import Coverage
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -4,6 +4,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.splice import Jump
+from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, HistoryPage, Urgency
 from klinesync.ingest.feed import (
     ASK_AGAIN,
     HOLD_MOST_S,
@@ -16,7 +17,6 @@ from klinesync.ingest.feed import (
     Show,
     ShowLater,
 )
-from klinesync.runtime.sources import BOTH_NEIGHBOURS, HistoryPage, Urgency
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 

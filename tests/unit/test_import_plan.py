@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from klinesync.core.errors import UpstreamError
+from klinesync.exchanges.exchange import Listing
 from klinesync.market_data.history.names import archive_name
 from klinesync.market_data.history.planning import MAX_UNNAMED, ArchiveZip, Found, plan
 from klinesync.market_data.listings import SymbolNames
-from klinesync.runtime.sources import Listing
 
 PERPETUAL = Listing("BTC/USDT", "BTCUSDT", "BTC", "USDT", "TRADING", None, "perpetual")
 DATED = Listing("BTC/USDT:USDT-250328", "BTCUSDT_250328", "BTC", "USDT", "TRADING", None, "delivery")

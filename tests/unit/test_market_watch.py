@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from klinesync.core.errors import UpstreamError
+from klinesync.exchanges.exchange import RestContact
+from klinesync.exchanges.reach import UNREACHABLE_AFTER_S
 from klinesync.ingest.market_watch import CLOCK_AGE_S, MarketChange, MarketWatch
-from klinesync.ingest.reach import UNREACHABLE_AFTER_S
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import RestContact
 
 T0_MS = 1_700_000_040_000
 

@@ -14,8 +14,8 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import HistoryPage
 from klinesync.history.reading import BROKEN_OFF, Progress, on_board, read_pages, unreported
-from klinesync.runtime.sources import HistoryPage
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from klinesync.core.errors import UpstreamError
-from klinesync.ingest import rest_gate, weight
-from klinesync.ingest.rest_gate import RestGate
-from klinesync.ingest.weight import AT_ONCE, KEPT_FREE, WeightBudget
+from klinesync.exchanges.binance import rest_gate, weight
+from klinesync.exchanges.binance.rest_gate import RestGate
+from klinesync.exchanges.binance.weight import AT_ONCE, KEPT_FREE, WeightBudget
+from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import Errand, Urgency
 
 T0_MS = 1_700_000_040_000 // 60_000 * 60_000
 

@@ -7,10 +7,10 @@ import pytest
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import stamp_check
-from klinesync.ingest.stamp_check import StampCheck
+from klinesync.exchanges import stamp_check
+from klinesync.exchanges.exchange import KlineEvent
+from klinesync.exchanges.stamp_check import StampCheck
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import KlineEvent
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

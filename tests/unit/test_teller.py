@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.exchange import StreamStatus
 from klinesync.market.runtime_builder import REBUILD_TELL_EVERY_S, _Teller
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ledger_step import Progress
-from klinesync.runtime.sources import StreamStatus
 from klinesync.ws.frames import payload_of
 from klinesync.ws.hub import CandleHub, Client
 from klinesync.ws.session import Subscription

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from klinesync.core.errors import Rejected, UpstreamError
+from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.market_data import top_markets
 from klinesync.market_data.top_markets import (
     FORCED_MOST,
@@ -20,7 +21,6 @@ from klinesync.market_data.top_markets import (
     TopQuery,
     ranked,
 )
-from klinesync.runtime.sources import Listing, Ticker
 
 QUERY = TopQuery("binance", "spot", "USDT", 2)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.ingest import weight
-from klinesync.ingest.weight import AT_ONCE, KEPT_FREE, PART, WEIGHTS, Now, Turn, WeightBudget
-from klinesync.runtime.sources import Errand, Urgency
+from klinesync.exchanges.binance import weight
+from klinesync.exchanges.binance.weight import AT_ONCE, KEPT_FREE, PART, WEIGHTS, Now, Turn, WeightBudget
+from klinesync.exchanges.exchange import Errand, Urgency
 
 MINUTE_MS = 60_000
 T0_MS = 1_700_000_040_000 // MINUTE_MS * MINUTE_MS

@@ -19,10 +19,10 @@ from klinesync.core.candle import Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest import rest_gate
+from klinesync.exchanges.binance import rest_gate
+from klinesync.exchanges.exchange import Urgency
 from klinesync.market_data import heal_queue
 from klinesync.market_data.verify import verify
-from klinesync.runtime.sources import Urgency
 from klinesync.sim.faults import Disconnect, Outage, RateLimit, RefuseConnect, RestError
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market

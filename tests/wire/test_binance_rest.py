@@ -17,11 +17,11 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.ingest import binance_rest
-from klinesync.ingest.binance_rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
+from klinesync.exchanges.binance import rest as binance_rest
+from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
+from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, Errand, HistoryPage, Listing, ListingShelf, Ticker, Urgency
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import BOTH_NEIGHBOURS, Errand, HistoryPage, Listing, ListingShelf, Ticker, Urgency
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")

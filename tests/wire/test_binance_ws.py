@@ -17,12 +17,12 @@ from aiohttp import web
 from klinesync.core.backoff import Backoff
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import binance_ws
-from klinesync.ingest.binance_ws import BinanceConnection, Symbols
+from klinesync.exchanges.binance import streams as binance_ws
+from klinesync.exchanges.binance.streams import BinanceConnection, Symbols
+from klinesync.exchanges.exchange import KlineEvent, StreamCallbacks
 from klinesync.runtime import bulkheads
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import KlineEvent, StreamCallbacks
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import running_service
 from upstream import plain, until

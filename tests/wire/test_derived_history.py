@@ -16,13 +16,13 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.exchange import Errand, History, HistoryPage
 from klinesync.market import runtime_builder
 from klinesync.market_data import coverage, derived_services
 from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import SAME
 from klinesync.runtime.flags import load_flags
-from klinesync.runtime.sources import Errand, History, HistoryPage
 from klinesync.sim import generator, server
 from klinesync.sim.exchange import Grid
 from klinesync.sim.faults import RestError

@@ -15,16 +15,9 @@ from klinesync.client.follow import ClosedCandle, Gap, System, Update, follow
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import (
-    audit,
-    binance_rest,
-    binance_ws,
-    followed,
-    listing_watch,
-    liveness,
-    market_watch,
-    supervisor,
-)
+from klinesync.exchanges.binance import rest as binance_rest
+from klinesync.exchanges.binance import streams as binance_ws
+from klinesync.ingest import audit, followed, listing_watch, liveness, market_watch, supervisor
 from klinesync.market_data import known_series
 from klinesync.sim.faults import (
     ClockSkew,

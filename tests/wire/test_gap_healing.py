@@ -18,7 +18,7 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.binance_rest import BinanceRest, market_routes
+from klinesync.exchanges.binance.rest import BinanceRest, market_routes
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.pipelines.derived_step import DerivedStep

@@ -15,7 +15,7 @@ from history_files import minutes, write_freqtrade
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import ccxt_client
+from klinesync.exchanges.ccxt import client as ccxt_client
 from klinesync.market_data import coverage
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service

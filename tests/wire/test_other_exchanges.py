@@ -20,9 +20,12 @@ from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, follow
 from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import ccxt_source, followed, listing_watch, market_watch, supervisor, turn_queue, whole_lists
-from klinesync.ingest.ccxt_exchanges import CcxtExchanges
-from klinesync.ingest.ccxt_rows import Row
+from klinesync.exchanges import whole_lists
+from klinesync.exchanges.ccxt import source as ccxt_source
+from klinesync.exchanges.ccxt import turn_queue
+from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.rows import Row
+from klinesync.ingest import followed, listing_watch, market_watch, supervisor
 from klinesync.ingest.exchanges import Clocks, OtherSource
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.flags import load_flags

@@ -18,8 +18,8 @@ from klinesync.client.service import AsyncKlinesync
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.ingest.binance_rest import BinanceRest, market_routes
-from klinesync.ingest.ccxt_client import TIMEOUT_MS, ccxt_exchange
+from klinesync.exchanges.binance.rest import BinanceRest, market_routes
+from klinesync.exchanges.ccxt.client import TIMEOUT_MS, ccxt_exchange
 from klinesync.market_data.history.sources import ExchangeArchive
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import load_flags, proxies_of

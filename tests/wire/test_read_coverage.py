@@ -17,10 +17,10 @@ from klinesync.core.candle import Candle
 from klinesync.core.derived import fold
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest import rest_gate
+from klinesync.exchanges.binance import rest_gate
+from klinesync.exchanges.exchange import Urgency
 from klinesync.market import runtime_builder
 from klinesync.market_data import coverage
-from klinesync.runtime.sources import Urgency
 from klinesync.sim import server
 from klinesync.sim.faults import Fault, RateLimit
 from klinesync.sim.server import SimConfig, SimServer

@@ -12,11 +12,11 @@ import pytest
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.ingest.binance_rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
-from klinesync.ingest.weight import AT_ONCE
+from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
+from klinesync.exchanges.binance.weight import AT_ONCE
+from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import Errand, HistoryPage, Urgency
 from klinesync.sim.faults import Delist, RateLimit, RestError
 from klinesync.sim.server import SimConfig, SimServer
 from upstream import truth, until

@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 
 from klinesync.core.backoff import Backoff
-from klinesync.ingest import binance_ws, reach
+from klinesync.exchanges import reach
+from klinesync.exchanges.binance import streams as binance_ws
 from klinesync.sim.faults import RefuseConnect, RestError, Silent
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service

@@ -26,12 +26,13 @@ from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.binance.decode import EXCHANGE
+from klinesync.exchanges.binance.rest import TIMEOUT_S, BinanceRest, market_routes
+from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.source import CcxtSource
+from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, ListingShelf, Urgency
 from klinesync.factor.indicator_names import parse_indicators
 from klinesync.history.reading import Pages, read_pages, unreported
-from klinesync.ingest.binance_decode import EXCHANGE
-from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
-from klinesync.ingest.ccxt_exchanges import CcxtExchanges
-from klinesync.ingest.ccxt_source import CcxtSource
 from klinesync.market.runtime_builder import history_shelves, kept_from, ledger_step
 from klinesync.market_data.backfill import BackfillProgress, BackfillService
 from klinesync.market_data.factor_columns import FactorColumns
@@ -48,7 +49,6 @@ from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.looking import is_file
-from klinesync.runtime.sources import Errand, HistoryPage, Listing, ListingShelf, Urgency
 from klinesync.storage.database import CandleStore
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.own_files import refuse_own_file

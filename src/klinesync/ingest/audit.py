@@ -17,9 +17,9 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import Errand, History, HistoryPage, Urgency
 from klinesync.history.reading import read_pages, unreported
 from klinesync.pipelines.ingest_pipeline import Empty
-from klinesync.runtime.sources import Errand, History, HistoryPage, Urgency
 
 log = logging.getLogger(__name__)
 

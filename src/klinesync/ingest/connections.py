@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterable
 from itertools import count
 
+from klinesync.exchanges.exchange import Connection, ConnectionStatus, Source, StreamCallbacks
 from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.sources import Connection, ConnectionStatus, Source, StreamCallbacks
 
 
 class Connections:

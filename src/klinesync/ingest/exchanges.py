@@ -14,10 +14,7 @@ from typing import Protocol
 from klinesync.core.errors import UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
-from klinesync.ingest.supervisor import IngestSupervisor, JobState
-from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import (
+from klinesync.exchanges.exchange import (
     Connection,
     ConnectionStatus,
     Errand,
@@ -32,6 +29,9 @@ from klinesync.runtime.sources import (
     StreamStatus,
     Ticker,
 )
+from klinesync.ingest.supervisor import IngestSupervisor, JobState
+from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import ExchangeClock
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, without
 from klinesync.core.splice import Jump, Splice
-from klinesync.runtime.sources import HistoryPage, Urgency
+from klinesync.exchanges.exchange import HistoryPage, Urgency
 
 # How often REST is asked for a hole that its answers neither fill nor show, before the hole is passed.
 MAX_HOLE_FETCHES = 5

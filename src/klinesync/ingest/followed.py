@@ -17,10 +17,10 @@ from klinesync.core.errors import WRONG_REQUEST
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
+from klinesync.exchanges.exchange import HistoryPage, KlineEvent, Listing, StreamStatus, Urgency
 from klinesync.ingest.feed import Command as FeedCommand
 from klinesync.ingest.feed import Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
 from klinesync.ingest.liveness import StreamWatch
-from klinesync.runtime.sources import HistoryPage, KlineEvent, Listing, StreamStatus, Urgency
 
 # Longest time that history waits for the acknowledgement of the stream, in seconds.
 ATTACH_WAIT_S = 5.0

@@ -17,6 +17,7 @@ from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
+from klinesync.exchanges.exchange import Connection, Errand, StreamStatus, Urgency
 from klinesync.ingest.followed import (
     CaughtUp,
     Command,
@@ -40,7 +41,6 @@ from klinesync.ingest.tail_reader import TailReader
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Connection, Errand, StreamStatus, Urgency
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from klinesync.core.errors import UpstreamError
+from klinesync.exchanges.exchange import Listing, Source
 from klinesync.ingest import followed as rules
 from klinesync.ingest.followed import Followed
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Listing, Source
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from klinesync.core.errors import UpstreamError
+from klinesync.exchanges.exchange import KlineEvent, MarketContact, Source, StreamStatus
+from klinesync.exchanges.reach import UNREACHABLE_AFTER_S, ExchangeWatch
+from klinesync.exchanges.stamp_check import StampCheck
 from klinesync.ingest.questioner import Questioner
-from klinesync.ingest.reach import UNREACHABLE_AFTER_S, ExchangeWatch
-from klinesync.ingest.stamp_check import StampCheck
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import KlineEvent, MarketContact, Source, StreamStatus
 
 log = logging.getLogger(__name__)
 

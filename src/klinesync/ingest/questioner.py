@@ -13,10 +13,10 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import Errand, HistoryPage, Source, Urgency
 from klinesync.history.reading import REST, read_pages, unreported
 from klinesync.ingest.questions import PAUSE_S, Questions
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Errand, HistoryPage, Source, Urgency
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,16 @@ from klinesync.core.errors import StoreError, Transient
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
+from klinesync.exchanges.exchange import (
+    ConnectionStatus,
+    HistoryWatch,
+    KlineEvent,
+    Listing,
+    MarketContact,
+    Source,
+    StreamCallbacks,
+    StreamStatus,
+)
 from klinesync.history.reading import TailFiles
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.connections import Connections
@@ -29,16 +39,6 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import (
-    ConnectionStatus,
-    HistoryWatch,
-    KlineEvent,
-    Listing,
-    MarketContact,
-    Source,
-    StreamCallbacks,
-    StreamStatus,
-)
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from functools import partial
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import Errand, HistoryPage, HistoryWatch, Source
 from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board, read_pages
 from klinesync.ingest.followed import Command, Fetch, Followed, FollowSettings, Moment, Persist
 from klinesync.ingest.market_watch import MarketWatch
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
-from klinesync.runtime.sources import Errand, HistoryPage, HistoryWatch, Source
 
 # First histories that are read at once: what is read waits in memory until it is written.
 SWEEPS_AT_ONCE = 16

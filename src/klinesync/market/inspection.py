@@ -10,8 +10,9 @@ from klinesync import __version__
 from klinesync.core.gaps import GapState, missing_candles
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.binance.weight import RestStatus
+from klinesync.exchanges.exchange import ConnectionStatus
 from klinesync.ingest.supervisor import JobState
-from klinesync.ingest.weight import RestStatus
 from klinesync.market_data.startup_sync import SweepProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
@@ -19,7 +20,6 @@ from klinesync.runtime.bulkheads import Part
 from klinesync.runtime.clock import FRAMES, REST, ExchangeClock
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
-from klinesync.runtime.sources import ConnectionStatus
 from klinesync.storage.database import CandleStore, Database
 
 # What is read from the store for a scrape serves the others for so long (monotonic): it takes a look at every series.

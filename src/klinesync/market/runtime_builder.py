@@ -15,23 +15,24 @@ from klinesync.core.candle import Applied
 from klinesync.core.errors import BadFlag, Rejected, UnknownSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.binance.decode import EXCHANGE
+from klinesync.exchanges.binance.rest import TIMEOUT_S, BinanceRest, market_routes
+from klinesync.exchanges.binance.source import BinanceSource
+from klinesync.exchanges.binance.weight import RestStatus
+from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.source import CcxtSource
+from klinesync.exchanges.ccxt.venues import VENUES, excess
+from klinesync.exchanges.exchange import ListingShelf, MarketContact, Source, StreamStatus, stream_sentence
 from klinesync.factor.graph import FactorGraph
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.indicator_names import parse_indicators
 from klinesync.factor.plugin import FactorSettings
 from klinesync.factor.registry import load_factors
 from klinesync.history.reading import Shelf
-from klinesync.ingest.binance import BinanceSource
-from klinesync.ingest.binance_decode import EXCHANGE
-from klinesync.ingest.binance_rest import TIMEOUT_S, BinanceRest, market_routes
-from klinesync.ingest.ccxt_exchanges import CcxtExchanges
-from klinesync.ingest.ccxt_source import CcxtSource
 from klinesync.ingest.exchanges import Exchanges, ListedSource, Offers
 from klinesync.ingest.followed import FollowSettings
 from klinesync.ingest.market_watch import CLOCK_AGE_S
 from klinesync.ingest.supervisor import IngestSupervisor
-from klinesync.ingest.venues import VENUES, excess
-from klinesync.ingest.weight import RestStatus
 from klinesync.market.front import compose_front
 from klinesync.market.inspection import Parts
 from klinesync.market.runtime import MarketRuntime
@@ -65,7 +66,6 @@ from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path, whitelist
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import ListingShelf, MarketContact, Source, StreamStatus, stream_sentence
 from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.ws import protocol

@@ -22,13 +22,13 @@ from klinesync.core.errors import WRONG_REQUEST, NotListed, Rejected, StoreError
 from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped, hull, without
+from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch, Reach, Urgency
 from klinesync.history.reading import REST, Progress, Shelf, on_board, read_pages
 from klinesync.market_data import heal_queue
 from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue, Look, Need, Piece, Standing
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Errand, History, HistoryPage, HistoryWatch, Reach, Urgency
 from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Literal
 from klinesync.core.counted import counted
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.runtime.sources import HistoryWatch
+from klinesync.exchanges.exchange import HistoryWatch
 
 # Readings of one reader that are over and still told of; the oldest are forgotten.
 MAX_FINISHED = 10_000

@@ -19,12 +19,12 @@ from klinesync.core.errors import Rejected, StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.exchange import Errand, HistoryWatch, Source, Urgency
 from klinesync.history.reading import FILES, REST, TailFiles, into, on_board, read_pages
 from klinesync.market_data.backfill import BackfillService
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Errand, HistoryWatch, Source, Urgency
 from klinesync.storage.database import Database
 
 log = logging.getLogger(__name__)

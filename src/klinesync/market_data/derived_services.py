@@ -20,6 +20,7 @@ from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, hull, without
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch, Urgency
 from klinesync.history.reading import on_board, read_pages
 from klinesync.market_data.backfill import NOTHING_BEFORE_TTL_S, BackfillService
 from klinesync.market_data.coverage import LOG_EVERY_S, CoolDowns, OlderAsked, back
@@ -27,7 +28,6 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import Errand, History, HistoryPage, HistoryWatch, Urgency
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.hub import CandleHub
 

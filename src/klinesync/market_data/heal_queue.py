@@ -21,7 +21,7 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, hull, joined, without
 from klinesync.core.timeframe import Timeframe
-from klinesync.runtime.sources import Urgency
+from klinesync.exchanges.exchange import Urgency
 
 # Needs of one series, and of all. What finds no room stays declared in the store, and is looked up again later.
 MAX_NEEDS_OF_SERIES = 1000

@@ -9,11 +9,11 @@ from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, widened
 from klinesync.core.stream_state import StreamState
+from klinesync.exchanges.exchange import ExchangeTrouble, StreamStatus
 from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
 from klinesync.market_data.health import Facts, Health, assess
 from klinesync.market_data.startup_sync import StartupSync
-from klinesync.runtime.sources import ExchangeTrouble, StreamStatus
 from klinesync.storage.database import CandleStore, Database
 
 

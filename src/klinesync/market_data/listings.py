@@ -10,7 +10,7 @@ import msgspec
 
 from klinesync.core.decoding import Undecodable, decoded
 from klinesync.core.errors import StoreError, UpstreamError
-from klinesync.runtime.sources import Listing
+from klinesync.exchanges.exchange import Listing
 from klinesync.storage.database import CandleStore, Database
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import Literal
 
 from klinesync.core.dates import date_text
 from klinesync.core.stream_state import StreamState
+from klinesync.exchanges.exchange import NO_ANSWER, MarketContact, StreamStatus
 from klinesync.market_data.health import Status
-from klinesync.runtime.sources import NO_ANSWER, MarketContact, StreamStatus
 
 # A part that was restarted after a defect counts for this long, in seconds.
 RESTART_COUNTS_S = 300.0

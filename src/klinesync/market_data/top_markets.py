@@ -15,8 +15,8 @@ from functools import partial
 
 from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.core.series_id import names_series
+from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.runtime.single_flight import SingleFlight
-from klinesync.runtime.sources import Listing, Ticker
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 500

@@ -24,6 +24,7 @@ from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S
+from klinesync.exchanges.exchange import HistoryPage
 from klinesync.history.reading import Pages
 from klinesync.market_data.history import rows
 from klinesync.market_data.history.files import MAX_CHECKSUM_BYTES, BadFile, batches, check_sha256, verify_checksum
@@ -38,7 +39,6 @@ from klinesync.market_data.history.names import (
 from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.proxies import Proxies
-from klinesync.runtime.sources import HistoryPage
 
 log = logging.getLogger(__name__)
 

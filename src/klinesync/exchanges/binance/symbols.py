@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from klinesync.core.series_id import SeriesId
-from klinesync.runtime.sources import Listing
+from klinesync.exchanges.exchange import Listing
 
 
 class SymbolTable:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from klinesync.core.counted import counted
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.turn_queue import Kind
+from klinesync.exchanges.ccxt.turn_queue import Kind
 
 # Requests that each candle of a followed series costs: one when the candle is due, one that looks at it again.
 REQUESTS_PER_CANDLE = 2

@@ -17,7 +17,7 @@ import msgspec
 from klinesync.core import decoding
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.series_id import names_series
-from klinesync.runtime.sources import Listing, Ticker
+from klinesync.exchanges.exchange import Listing, Ticker
 
 EXCHANGE = "binance"
 Item = TypeVar("Item")

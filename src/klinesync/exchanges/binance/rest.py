@@ -27,8 +27,8 @@ from klinesync.core.finality import LATER_ROWS, final_end
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
-from klinesync.ingest.access import CALLED_WRONG, Access
-from klinesync.ingest.binance_decode import (
+from klinesync.exchanges.access import CALLED_WRONG, Access
+from klinesync.exchanges.binance.decode import (
     EXCHANGE,
     BadAnswer,
     Klines,
@@ -40,15 +40,15 @@ from klinesync.ingest.binance_decode import (
     decode_tickers,
     decode_time,
 )
-from klinesync.ingest.binance_symbols import SymbolTable, coin_margined
-from klinesync.ingest.rest_gate import RestGate
-from klinesync.ingest.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
-from klinesync.ingest.whole_lists import WholeLists
+from klinesync.exchanges.binance.rest_gate import RestGate
+from klinesync.exchanges.binance.symbols import SymbolTable, coin_margined
+from klinesync.exchanges.binance.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
+from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, ListingShelf, RestContact, Ticker, Urgency
+from klinesync.exchanges.whole_lists import WholeLists
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
-from klinesync.runtime.sources import Errand, HistoryPage, Listing, ListingShelf, RestContact, Ticker, Urgency
 
 Decoded = TypeVar("Decoded")
 Found = TypeVar("Found")

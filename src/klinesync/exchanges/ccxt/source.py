@@ -19,8 +19,8 @@ from klinesync.core.errors import WRONG_REQUEST, BadCandle, UpstreamError
 from klinesync.core.finality import LATER_ROWS
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.ccxt_client import Abilities, Answer, CcxtClient
-from klinesync.ingest.ccxt_rows import (
+from klinesync.exchanges.ccxt.client import Abilities, Answer, CcxtClient
+from klinesync.exchanges.ccxt.rows import (
     LIVE_BACK,
     LONGEST_AHEAD_MS,
     LiveCandles,
@@ -30,14 +30,9 @@ from klinesync.ingest.ccxt_rows import (
     next_start,
     read_page,
 )
-from klinesync.ingest.venue_margin import DateClock, VenueMargin
-from klinesync.ingest.venues import Polling, polling
-from klinesync.ingest.whole_lists import WholeLists
-from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.single_flight import SingleFlight
-from klinesync.runtime.sources import (
+from klinesync.exchanges.ccxt.venue_margin import DateClock, VenueMargin
+from klinesync.exchanges.ccxt.venues import Polling, polling
+from klinesync.exchanges.exchange import (
     ConnectionStatus,
     Errand,
     HistoryPage,
@@ -49,6 +44,11 @@ from klinesync.runtime.sources import (
     Ticker,
     Urgency,
 )
+from klinesync.exchanges.whole_lists import WholeLists
+from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from klinesync.core.errors import NotListed
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.binance_rest import BinanceRest
-from klinesync.ingest.binance_ws import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
-from klinesync.ingest.comeback import Comeback
-from klinesync.ingest.weight import RestStatus
+from klinesync.exchanges.binance.rest import BinanceRest
+from klinesync.exchanges.binance.streams import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
+from klinesync.exchanges.binance.weight import RestStatus
+from klinesync.exchanges.comeback import Comeback
+from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, RestContact, StreamCallbacks, Ticker
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
-from klinesync.runtime.sources import Errand, HistoryPage, Listing, RestContact, StreamCallbacks, Ticker
 
 
 class BinanceSource:

@@ -22,8 +22,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId, names_series
-from klinesync.ingest.access import CALLED_WRONG
-from klinesync.ingest.ccxt_rows import (
+from klinesync.exchanges.access import CALLED_WRONG
+from klinesync.exchanges.ccxt.rows import (
     MAX_BITS,
     Row,
     ccxt_symbol,
@@ -33,11 +33,11 @@ from klinesync.ingest.ccxt_rows import (
     plain_row,
     upstream_error,
 )
-from klinesync.ingest.turn_queue import Kind, Outcome
-from klinesync.ingest.turns import Turns
-from klinesync.ingest.venues import PACED_SHARE, venue
+from klinesync.exchanges.ccxt.turn_queue import Kind, Outcome
+from klinesync.exchanges.ccxt.turns import Turns
+from klinesync.exchanges.ccxt.venues import PACED_SHARE, venue
+from klinesync.exchanges.exchange import Errand, Listing, RestContact, Ticker
 from klinesync.runtime.proxies import Proxies
-from klinesync.runtime.sources import Errand, Listing, RestContact, Ticker
 
 Found = TypeVar("Found")
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from klinesync.core.finality import final_end
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.venue_margin import VenueMargin
+from klinesync.exchanges.ccxt.venue_margin import VenueMargin
 
 Row = Sequence[float | None]
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from klinesync.core.errors import UpstreamError
-from klinesync.ingest.access import Access
-from klinesync.ingest.weight import LONGEST_RETRY_AFTER_S, Now, RestStatus, Turn, WeightBudget
+from klinesync.exchanges.access import Access
+from klinesync.exchanges.binance.weight import LONGEST_RETRY_AFTER_S, Now, RestStatus, Turn, WeightBudget
+from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.sources import Errand, Urgency
 
 USED_HEADER = "X-MBX-USED-WEIGHT-1M"
 DEFAULT_RETRY_AFTER_S = 60.0

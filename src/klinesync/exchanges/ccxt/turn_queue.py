@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from klinesync.core.backoff import Backoff
-from klinesync.ingest.pace import Pace
-from klinesync.runtime.sources import Errand, Urgency
+from klinesync.exchanges.ccxt.pace import Pace
+from klinesync.exchanges.exchange import Errand, Urgency
 
 # After a refusal without Retry-After.
 REFUSED = Backoff(initial_s=5.0, most_s=300.0)

@@ -26,14 +26,14 @@ from klinesync.core.decoding import Int64
 from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.access import HANDSHAKE, Access
-from klinesync.ingest.binance_decode import BadAnswer, decoded
-from klinesync.ingest.comeback import Comeback
+from klinesync.exchanges.access import HANDSHAKE, Access
+from klinesync.exchanges.binance.decode import BadAnswer, decoded
+from klinesync.exchanges.comeback import Comeback
+from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import ConnectionStatus, KlineEvent, StreamCallbacks
 
 log = logging.getLogger(__name__)
 

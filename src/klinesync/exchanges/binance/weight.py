@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from klinesync.ingest.access import Access
-from klinesync.runtime.sources import Errand, Urgency
+from klinesync.exchanges.access import Access
+from klinesync.exchanges.exchange import Errand, Urgency
 
 MINUTE_MS = 60_000
 

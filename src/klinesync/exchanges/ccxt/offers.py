@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from klinesync.ingest.ccxt_client import (
+from klinesync.exchanges.ccxt.client import (
     NOT_INSTALLED,
     CcxtClient,
     CcxtThread,
@@ -15,7 +15,7 @@ from klinesync.ingest.ccxt_client import (
     offers_exchange,
     offers_history,
 )
-from klinesync.ingest.ccxt_source import POLL_LEAST_S, CcxtSource
+from klinesync.exchanges.ccxt.source import POLL_LEAST_S, CcxtSource
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
 

@@ -7,8 +7,8 @@ asked for its time; only a market that gives neither frames nor answers is unrea
 from __future__ import annotations
 
 from klinesync.core.errors import WRONG_REQUEST
-from klinesync.ingest.access import REFUSALS
-from klinesync.runtime.sources import RestContact
+from klinesync.exchanges.access import REFUSALS
+from klinesync.exchanges.exchange import RestContact
 
 # Seconds without a frame or an answer after which the exchange is asked for its time.
 ASK_AFTER_S = 3.0

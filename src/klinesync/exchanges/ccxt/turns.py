@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from klinesync.core.errors import UpstreamError
-from klinesync.ingest.pace import Pace
-from klinesync.ingest.turn_queue import Kind, Outcome, Turn, TurnQueue
-from klinesync.runtime.sources import Errand, Urgency
+from klinesync.exchanges.ccxt.pace import Pace
+from klinesync.exchanges.ccxt.turn_queue import Kind, Outcome, Turn, TurnQueue
+from klinesync.exchanges.exchange import Errand, Urgency
 
 # How long a request that a user waits for waits for its turn, in seconds.
 READ_PATIENCE_S = 10.0

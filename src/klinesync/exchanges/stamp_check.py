@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from klinesync.core.dates import date_text
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
+from klinesync.exchanges.exchange import KlineEvent
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
-from klinesync.runtime.sources import KlineEvent
 
 log = logging.getLogger(__name__)
 

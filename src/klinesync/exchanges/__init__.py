@@ -1,0 +1,1 @@
+"""Every venue behind one form: the port, and the exchanges that implement it."""
