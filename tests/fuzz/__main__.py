@@ -2,7 +2,8 @@
 
 --seconds: how long each target is fuzzed. --targets: names, all by default. --seed: of the mutations; by default
 another one each time, which is printed. A payload that finds a defect is written into the target's corpus, where the
-tests run it from then on. Exit status 1 when there was one.
+tests run it from then on. Exit status 1 when there was one. A payload that ends the process is in the file that is
+printed first.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import logging
 import os
 import random
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
 
 from fuzz import CORPUS
 from fuzz.mutation import mutated
@@ -24,6 +28,8 @@ from fuzz.targets import TARGETS, Target
 
 # A payload that takes longer hangs its reader, in seconds. The stacks are printed, and the run ends.
 HANG_S = 60.0
+# C++ below a reader may end the process, and a hang does: the payload outlives both.
+UNDER_WAY = Path(tempfile.gettempdir()) / f"fuzz_payload_{os.getpid()}"
 
 
 def main() -> int:
@@ -37,18 +43,26 @@ def main() -> int:
     for name in os.environ:
         if name.startswith("KLINESYNC_"):
             del os.environ[name]
-    print(f"seed {arguments.seed}", flush=True)
-    failed = [name for name in arguments.targets if not fuzz(TARGETS[name], arguments.seconds, arguments.seed)]
+    print(f"seed {arguments.seed}; the payload under way is in {UNDER_WAY}", flush=True)
+    with UNDER_WAY.open("w+b") as file:
+        failed = [
+            name for name in arguments.targets if not fuzz(TARGETS[name], arguments.seconds, arguments.seed, file)
+        ]
+    UNDER_WAY.unlink()
     if failed:
         print(f"defects in {', '.join(failed)}; the payloads are in {CORPUS}", file=sys.stderr)
     return bool(failed)
 
 
-def fuzz(target: Target, seconds: float, seed: int) -> bool:
-    """Whether no payload found a defect in so many seconds."""
+def fuzz(target: Target, seconds: float, seed: int, under_way: BinaryIO) -> bool:
+    """Whether no payload found a defect in so many seconds. `under_way` holds each payload while it is read."""
     rng, payloads = random.Random(f"{target.name} {seed}"), target.payloads()
     began_s, runs = time.monotonic(), 0
     for payload in _endless(rng, payloads):
+        under_way.seek(0)
+        under_way.truncate()
+        under_way.write(payload)
+        under_way.flush()
         faulthandler.dump_traceback_later(HANG_S, exit=True)
         try:
             target.run(payload)

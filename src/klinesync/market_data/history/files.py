@@ -166,7 +166,7 @@ def _feather(path: Path, _broken: Broken) -> Iterator[Columns]:
 def _parquet(path: Path, _broken: Broken) -> Iterator[Columns]:
     with _opened(path) as opened, pa_parquet.ParquetFile(opened) as file:
         names = find_columns(file.schema_arrow.names)
-        check_parquet(file, names)
+        check_parquet(file)
         for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
             yield of_arrow(names, [batch.column(name) for name in names])
 
