@@ -28,8 +28,8 @@ from derived import minutes
 
 from klinesync.core.candle import Candle
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.history.files import batches, verify_checksum
-from klinesync.market_data.history.rows import Judge
+from klinesync.history.files.readers import batches, verify_checksum
+from klinesync.history.files.rows import Judge
 
 MUST_PER_S = 100_000
 AIM_PER_S = 200_000

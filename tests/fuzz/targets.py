@@ -45,15 +45,15 @@ from klinesync.exchanges.ccxt.rows import LiveCandles, date_ms, read_page, upstr
 from klinesync.exchanges.ccxt.venue_margin import VenueMargin
 from klinesync.exchanges.exchange import Errand, KlineEvent, Listing, Ticker, Urgency
 from klinesync.factor.indicator_names import parse_indicators
+from klinesync.history.files.importing import Manner, survey
+from klinesync.history.files.names import archive_name, freqtrade_series
+from klinesync.history.files.planning import ImportFile
+from klinesync.history.files.readers import BadFile, column_names, verify_checksum
 from klinesync.market import app as market_app
 from klinesync.market.content_coding import negotiate
 from klinesync.market.schemas import CandlesClosedBody
 from klinesync.market.security import Guard, Origin, head_of
 from klinesync.market.strict_json import StrictJsonRoute
-from klinesync.market_data.history.files import BadFile, column_names, verify_checksum
-from klinesync.market_data.history.importing import Manner, survey
-from klinesync.market_data.history.names import archive_name, freqtrade_series
-from klinesync.market_data.history.planning import ImportFile
 from klinesync.market_data.listings import stored_listings
 from klinesync.market_data.top_markets import ranked
 from klinesync.runtime.clock import ExchangeClock

@@ -15,7 +15,7 @@ from klinesync.core.spans import Span, widened
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import ExchangeTrouble, StreamStatus
-from klinesync.market_data.backfill_board import BackfillReport
+from klinesync.history.board import BackfillReport
 from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, assess
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

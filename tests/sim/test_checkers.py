@@ -27,13 +27,13 @@ from klinesync.exchanges.binance.weight import WeightBudget
 from klinesync.exchanges.exchange import Errand, HistoryPage, KlineEvent
 from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.plugin import FactorFault, Upstream
+from klinesync.history.service import HistoryService
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, IngestFeed, Show
 from klinesync.ingest.job import Job
 from klinesync.ingest.liveness import StreamWatch
 from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.supervisor import IngestSupervisor
-from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.derived_services import DerivedHistory
 from klinesync.market_data.read_services import CandleReader, CatchUp
 from klinesync.pipelines import derived_step
@@ -418,8 +418,8 @@ def ignore_the_wish_to_be_left_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 def heal_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BackfillService, "request", lambda *_: None)
-    patch.setattr(BackfillService, "request_declared", lambda *_: None)
+    patch.setattr(HistoryService, "request", lambda *_: None)
+    patch.setattr(HistoryService, "request_declared", lambda *_: None)
 
 
 def tell_nobody_of_a_rewind(patch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,9 @@ from klinesync.exchanges.exchange import (
     Ticker,
     Urgency,
 )
+from klinesync.history.board import BackfillBoard
+from klinesync.history.service import HistoryService
 from klinesync.market_data import coverage
-from klinesync.market_data.backfill import BackfillService
-from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.coverage import Coverage
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -119,7 +119,7 @@ class World:
             lambda _: None,
             lambda: 1_700_000_000.0,
         )
-        self.backfill = BackfillService(
+        self.backfill = HistoryService(
             history=exchange.history,
             pipeline=self.pipeline,
             database=database,

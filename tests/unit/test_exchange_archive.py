@@ -19,10 +19,10 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S
-from klinesync.market_data.history import sources
-from klinesync.market_data.history.files import BadFile, batches, verify_checksum
-from klinesync.market_data.history.names import ArchiveFile, archive_name, months
-from klinesync.market_data.history.sources import ExchangeArchive
+from klinesync.history.files import sources
+from klinesync.history.files.names import ArchiveFile, archive_name, months
+from klinesync.history.files.readers import BadFile, batches, verify_checksum
+from klinesync.history.files.sources import ExchangeArchive
 from klinesync.sim.server import SimConfig, SimServer
 from upstream import plain, plain_id
 

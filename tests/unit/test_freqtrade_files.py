@@ -16,10 +16,10 @@ from history_files import EVER, all_of, minute, minutes, write_freqtrade
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market_data.history import sources
-from klinesync.market_data.history.files import BadFile, batches
-from klinesync.market_data.history.names import freqtrade_path, freqtrade_series
-from klinesync.market_data.history.sources import FreqtradeFiles
+from klinesync.history.files import sources
+from klinesync.history.files.names import freqtrade_path, freqtrade_series
+from klinesync.history.files.readers import BadFile, batches
+from klinesync.history.files.sources import FreqtradeFiles
 
 START = 1_747_699_200
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -76,7 +76,7 @@ def test_json_is_read_in_pieces_wherever_these_are_cut(tmp_path: Path, monkeypat
     candles = minutes(START, 40)
     path = write_freqtrade(tmp_path / "BTC_USDT-1m.json", candles)
     for size in (7, 64, 100, 1000):
-        monkeypatch.setattr("klinesync.market_data.history.json_files.BLOCK_BYTES", size)
+        monkeypatch.setattr("klinesync.history.files.json_files.BLOCK_BYTES", size)
         assert read(path) == (candles, [])
 
 
@@ -138,7 +138,7 @@ async def test_rows_in_another_order_are_brought_in_the_order_of_time(ending: st
 async def test_older_rows_in_the_middle_of_a_long_file_come_with_the_next_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("klinesync.market_data.history.files.BATCH_ROWS", 100)
+    monkeypatch.setattr("klinesync.history.files.readers.BATCH_ROWS", 100)
     candles = minutes(START, 500)
     path = write_freqtrade(tmp_path / "BTC_USDT-1m.parquet", [*candles[200:], *candles[:200]])
     files = FreqtradeFiles(tmp_path)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from history_files import minutes, write_freqtrade
 from klinesync.core.candle import Candle
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.history.cells import of_arrow, time_of_cell, times_of_ints
-from klinesync.market_data.history.files import BadFile, batches
-from klinesync.market_data.history.rows import NO_TIME, Judge
+from klinesync.history.files.cells import of_arrow, time_of_cell, times_of_ints
+from klinesync.history.files.readers import BadFile, batches
+from klinesync.history.files.rows import NO_TIME, Judge
 
 START = 1_747_699_200  # 2025-05-20, a midnight
 NOW = 1_800_000_000

@@ -13,7 +13,7 @@ from klinesync.core.candle import Candle, check_candle, check_not_future
 from klinesync.core.errors import BadCandle
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.history.rows import (
+from klinesync.history.files.rows import (
     MAX_TOLD,
     Columns,
     Judge,

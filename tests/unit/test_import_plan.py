@@ -9,8 +9,8 @@ import pytest
 
 from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.exchange import Listing
-from klinesync.market_data.history.names import archive_name
-from klinesync.market_data.history.planning import MAX_UNNAMED, ArchiveZip, Found, plan
+from klinesync.history.files.names import archive_name
+from klinesync.history.files.planning import MAX_UNNAMED, ArchiveZip, Found, plan
 from klinesync.market_data.listings import SymbolNames
 
 PERPETUAL = Listing("BTC/USDT", "BTCUSDT", "BTC", "USDT", "TRADING", None, "perpetual")

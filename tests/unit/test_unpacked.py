@@ -16,9 +16,9 @@ import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pa_parquet
 import pytest
 
-from klinesync.market_data.history import unpacked
-from klinesync.market_data.history.files import BadFile, batches
-from klinesync.market_data.history.unpacked import check_feather
+from klinesync.history.files import unpacked
+from klinesync.history.files.readers import BadFile, batches
+from klinesync.history.files.unpacked import check_feather
 
 ROWS = 200_000
 NAMES = ["candle_time", "open", "high", "low", "close", "volume"]

@@ -14,7 +14,7 @@ from klinesync.core import busy
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data.history.importing import PartlyStored
+from klinesync.history.files.importing import PartlyStored
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 CANDLE = Candle(1_700_000_040, 1.0, 2.0, 0.5, 1.5, 10.0)

@@ -20,10 +20,10 @@ from history_files import all_of, minutes, write_freqtrade
 from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data.history import exporting
-from klinesync.market_data.history.merging import Merged, merged, rows_of
-from klinesync.market_data.history.rows import columns, joined
-from klinesync.market_data.history.sources import FreqtradeFiles
+from klinesync.history.files import exporting
+from klinesync.history.files.merging import Merged, merged, rows_of
+from klinesync.history.files.rows import columns, joined
+from klinesync.history.files.sources import FreqtradeFiles
 
 START = 1_714_521_600  # a midnight
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from klinesync.cli import main
-from klinesync.market_data.history import exporting
+from klinesync.history.files import exporting
 from running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"

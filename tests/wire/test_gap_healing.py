@@ -19,8 +19,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance.rest import BinanceRest, market_routes
-from klinesync.market_data.backfill import BackfillService
-from klinesync.market_data.backfill_board import BackfillBoard
+from klinesync.history.board import BackfillBoard
+from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -74,7 +74,7 @@ async def exchange_with_outage() -> AsyncIterator[Exchange]:
 @asynccontextmanager
 async def healing(
     store: Path, exchange: Exchange, targets: Sequence[Timeframe] = ()
-) -> AsyncIterator[tuple[BackfillService, IngestPipeline, SqliteDatabase]]:
+) -> AsyncIterator[tuple[HistoryService, IngestPipeline, SqliteDatabase]]:
     loop = asyncio.get_running_loop()
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     routes = market_routes(exchange.http_url, exchange.http_url)
@@ -86,7 +86,7 @@ async def healing(
             lambda _: None,
             lambda: 1_800_000_000.0,
         )
-        service = BackfillService(
+        service = HistoryService(
             history=BinanceRest(http, routes, clocks, final_margin_s=2, monotonic=loop.time).history,
             pipeline=pipeline,
             database=database,
@@ -103,7 +103,7 @@ async def healing(
             assert all(task.cancelled() for task in tasks)
 
 
-async def settled(service: BackfillService, series: SeriesId) -> None:
+async def settled(service: HistoryService, series: SeriesId) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while service.working_on(series):
             await asyncio.sleep(0.01)

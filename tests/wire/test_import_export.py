@@ -22,8 +22,8 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S
-from klinesync.market_data.history import importing
-from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
+from klinesync.history.files import importing
+from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
 from processes import klinesync, running
@@ -367,8 +367,8 @@ def test_a_csv_that_is_no_table_of_candles_is_refused(text: str, tmp_path: Path,
 def test_what_is_exported_and_imported_again_is_the_same(
     kind: str, tmp_path: Path, store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("klinesync.market_data.history.exporting.WINDOW_CANDLES", 700)
-    monkeypatch.setattr("klinesync.market_data.history.exporting.GROUP_CANDLES", 1000)
+    monkeypatch.setattr("klinesync.history.files.exporting.WINDOW_CANDLES", 700)
+    monkeypatch.setattr("klinesync.history.files.exporting.GROUP_CANDLES", 1000)
     candles = [*minutes(START, 3000), *minutes(START + 5 * DAY_S, 500)]
     assert run("import", write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles)).status == 0
     out = tmp_path / f"out.{kind}"

@@ -22,11 +22,11 @@ from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data.history import importing
-from klinesync.market_data.history.files import BadFile, verify_checksum
-from klinesync.market_data.history.importing import Manner, import_files, stoppable
-from klinesync.market_data.history.planning import MAX_PASSED_OVER, Imported, ImportFile
-from klinesync.market_data.history.sources import FreqtradeFiles
+from klinesync.history.files import importing
+from klinesync.history.files.importing import Manner, import_files, stoppable
+from klinesync.history.files.planning import MAX_PASSED_OVER, Imported, ImportFile
+from klinesync.history.files.readers import BadFile, verify_checksum
+from klinesync.history.files.sources import FreqtradeFiles
 from klinesync.storage.sqlite_reader import SqliteReader
 from processes import environment, running
 

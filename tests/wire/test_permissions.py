@@ -15,7 +15,7 @@ from klinesync.cli import main
 from klinesync.cli.program import SUMMARIES
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles
+from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles
 
 NOBODY = 65_534
 # What commands import when they need it.

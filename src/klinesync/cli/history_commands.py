@@ -32,15 +32,15 @@ from klinesync.exchanges.ccxt.offers import CcxtExchanges
 from klinesync.exchanges.ccxt.source import CcxtSource
 from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, ListingShelf, Urgency
 from klinesync.factor.indicator_names import parse_indicators
+from klinesync.history.files.exporting import EVER, export
+from klinesync.history.files.factor_columns import FactorColumns
+from klinesync.history.files.importing import Manner, Now, Put, import_files, sentence, stoppable
+from klinesync.history.files.planning import Imported, ImportFile, find, plan
+from klinesync.history.files.readers import BadFile
+from klinesync.history.files.sources import SymbolId
 from klinesync.history.reading import Pages, read_pages, unreported
+from klinesync.history.service import BackfillProgress, HistoryService
 from klinesync.market.runtime_builder import history_shelves, kept_from, ledger_step
-from klinesync.market_data.backfill import BackfillProgress, BackfillService
-from klinesync.market_data.factor_columns import FactorColumns
-from klinesync.market_data.history.exporting import EVER, export
-from klinesync.market_data.history.files import BadFile
-from klinesync.market_data.history.importing import Manner, Now, Put, import_files, sentence, stoppable
-from klinesync.market_data.history.planning import Imported, ImportFile, find, plan
-from klinesync.market_data.history.sources import SymbolId
 from klinesync.market_data.listings import StoredListings, SymbolNames, stored_listings
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -316,7 +316,7 @@ async def _backfill_store(
     ):
         shelves = history_shelves(flags, _archive_names(rest)) if files else []
         await _check_listed(rest, series, needed=not shelves and flags.enable_ccxt_backfill)
-        service = BackfillService(
+        service = HistoryService(
             history=rest.history,
             pipeline=pipeline,
             database=database,

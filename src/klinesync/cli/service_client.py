@@ -20,8 +20,8 @@ from klinesync.core.errors import Rejected, Transient
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market_data.backfill import BACKFILL, BackfillProgress
-from klinesync.market_data.history.importing import PartlyRefused, PartlyStored
+from klinesync.history.files.importing import PartlyRefused, PartlyStored
+from klinesync.history.service import BACKFILL, BackfillProgress
 from klinesync.runtime.http_client import location
 
 T = TypeVar("T")

@@ -11,10 +11,10 @@ from typing import Any
 
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
+from klinesync.history.service import HistoryService
 from klinesync.ingest.exchanges import Exchanges
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.front import Front
-from klinesync.market_data.backfill import BackfillService
 from klinesync.market_data.coverage import Coverage
 from klinesync.market_data.derived_redo import DerivedRedo
 from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
@@ -60,7 +60,7 @@ class MarketRuntime:
         hub: CandleHub,
         supervisor: IngestSupervisor,
         exchanges: Exchanges,
-        backfill: BackfillService,
+        backfill: HistoryService,
         coverage: Coverage | None,
         front: Front,
         startup: StartupSync,
@@ -153,7 +153,7 @@ class MarketRuntime:
         yield Part.STORE, "store probe", self._probe_store
 
     @property
-    def backfill(self) -> BackfillService:
+    def backfill(self) -> HistoryService:
         """Reads history on request."""
         return self._backfill
 

@@ -28,7 +28,10 @@ from klinesync.factor.indicator import Indicator
 from klinesync.factor.indicator_names import parse_indicators
 from klinesync.factor.plugin import FactorSettings
 from klinesync.factor.registry import load_factors
+from klinesync.history.board import BackfillBoard
+from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles, SymbolId
 from klinesync.history.reading import Shelf
+from klinesync.history.service import HistoryService
 from klinesync.ingest.exchanges import Exchanges, ListedSource, Offers
 from klinesync.ingest.followed import FollowSettings
 from klinesync.ingest.market_watch import CLOCK_AGE_S
@@ -37,14 +40,11 @@ from klinesync.market.front import compose_front
 from klinesync.market.inspection import Parts
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.security import Guard
-from klinesync.market_data.backfill import BackfillService
-from klinesync.market_data.backfill_board import BackfillBoard
 from klinesync.market_data.coverage import Coverage
 from klinesync.market_data.derived_redo import DerivedRedo
 from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
-from klinesync.market_data.history.sources import ExchangeArchive, FreqtradeFiles, SymbolId
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.known_series import KnownSeries
 from klinesync.market_data.listings import StoredListings
@@ -170,7 +170,7 @@ def build_market_runtime(
     def covers(series: SeriesId) -> bool:
         return files is not None or exchanges.covers(series)
 
-    backfill = BackfillService(
+    backfill = HistoryService(
         history=exchanges.history,
         pipeline=pipeline,
         database=database,

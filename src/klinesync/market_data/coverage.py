@@ -2,7 +2,7 @@
 
 Two things may be lacking: the tail of a series that nobody follows, and history before the first stored candle. What of
 them is to be fetched, and when again, is decided by plain functions and tables; `Coverage` carries it out: tails by
-itself, older history through the `BackfillService`, which keeps it from tearing holes.
+itself, older history through the `HistoryService`, which keeps it from tearing holes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Errand, HistoryWatch, Source, Urgency
 from klinesync.history.reading import FILES, REST, TailFiles, into, on_board, read_pages
-from klinesync.market_data.backfill import BackfillService
+from klinesync.history.service import HistoryService
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
@@ -171,7 +171,7 @@ class Coverage:
         source: Source,
         pipeline: IngestPipeline,
         database: Database,
-        backfill: BackfillService,
+        backfill: HistoryService,
         heal: Callable[[SeriesId], None] | None,
         base_of: Callable[[SeriesId], SeriesId],
         covers: Callable[[SeriesId], bool],

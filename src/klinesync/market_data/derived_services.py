@@ -22,7 +22,7 @@ from klinesync.core.spans import Span, clipped, hull, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch, Urgency
 from klinesync.history.reading import on_board, read_pages
-from klinesync.market_data.backfill import NOTHING_BEFORE_TTL_S, BackfillService
+from klinesync.history.service import NOTHING_BEFORE_TTL_S, HistoryService
 from klinesync.market_data.coverage import LOG_EVERY_S, CoolDowns, OlderAsked, back
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
@@ -224,7 +224,7 @@ class DerivedHistory:
         pipeline: IngestPipeline,
         database: Database,
         derived: DerivedStep,
-        backfill: BackfillService,
+        backfill: HistoryService,
         covers: Callable[[SeriesId], bool],
         now_s: Callable[[SeriesId], float],
         kept_from: Callable[[SeriesId, int], int],

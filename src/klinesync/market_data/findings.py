@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.database import CandleStore
-
-R = TypeVar("R")
 
 # Differences of a series that are shown; all are counted.
 MAX_SHOWN = 5
-
-
-class Reading(Protocol):
-    """A store that can be read."""
-
-    def read(self, look: Callable[[CandleStore], R]) -> R:
-        """What `look` returns, of one consistent state."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from klinesync.core.spans import Span, candle_count, widened, without
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import ExchangeTrouble, StreamStatus
-from klinesync.market_data.backfill_board import BackfillReport
+from klinesync.history.board import BackfillReport
 
 Status = Literal["green", "yellow", "red"]
 Reason = Literal[

@@ -10,8 +10,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, widened
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.exchange import ExchangeTrouble, StreamStatus
-from klinesync.market_data.backfill import BackfillService
-from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
+from klinesync.history.board import BackfillBoard, BackfillReport
+from klinesync.history.service import HistoryService
 from klinesync.market_data.health import Facts, Health, assess
 from klinesync.market_data.startup_sync import StartupSync
 from klinesync.storage.database import CandleStore, Database
@@ -38,7 +38,7 @@ class HealthService:
         wall_s: Callable[[], float],
         stream: Callable[[SeriesId], StreamStatus],
         board: BackfillBoard,
-        backfill: BackfillService | None,
+        backfill: HistoryService | None,
         startup: StartupSync | None,
         grace_s: float,
         recent_s: float,

@@ -22,12 +22,12 @@ from klinesync.core.gaps import SETTLED, Gap
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, missing_spans, without
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.findings import Difference, Reading, SeriesAudit
+from klinesync.market_data.findings import Difference, SeriesAudit
 from klinesync.market_data.verify_ledger import LedgerVerifier
 from klinesync.pipelines.derived_step import SAME, DerivedStep
 from klinesync.storage.chunks import as_candles
 from klinesync.storage.damage import StoreDamaged
-from klinesync.storage.database import CandleStore, DerivationOrigin
+from klinesync.storage.database import CandleStore, DerivationOrigin, Reading
 
 # Candles in memory at a time; a longer bucket (a month of minutes) is read whole.
 WINDOW_CANDLES = 20_000

@@ -20,12 +20,12 @@ from klinesync.core.series_id import SeriesId
 from klinesync.factor.graph import Said, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.plugin import FactorFault, ForeignStates
-from klinesync.market_data.findings import Difference, LedgerAudit, Reading, SeriesAudit
+from klinesync.market_data.findings import Difference, LedgerAudit, SeriesAudit
 from klinesync.overlay.instruction import Drawing, Instruction
 from klinesync.overlay.plugin import OverlayFault
 from klinesync.pipelines.ledger_step import LedgerStep, values_at
 from klinesync.storage.damage import StoreDamaged
-from klinesync.storage.database import CandleStore, Ledger
+from klinesync.storage.database import CandleStore, Ledger, Reading
 
 # Candles folded in one snapshot.
 WINDOW_CANDLES = 10_000

@@ -275,6 +275,14 @@ class CandleStore(Protocol):
         ...
 
 
+class Reading(Protocol):
+    """A store that can be read, from a thread of its own."""
+
+    def read(self, look: Callable[[CandleStore], R]) -> R:
+        """What `look` returns, of one consistent state."""
+        ...
+
+
 class Database(Protocol):
     """A store. `async with` opens it, brings its schema up to date, and closes it; that may raise `StoreError`."""
 

@@ -27,14 +27,13 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.errors import KlinesyncError, UnknownSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market_data.factor_columns import FactorColumns, Kind, Values
-from klinesync.market_data.findings import Reading
-from klinesync.market_data.history import rows
-from klinesync.market_data.history.cells import VALUE_COLUMNS
-from klinesync.market_data.history.files import BadFile
-from klinesync.market_data.history.merging import Merged, merged, poorer, rows_of
-from klinesync.market_data.history.names import freqtrade_path
-from klinesync.storage.database import CandleStore
+from klinesync.history.files import rows
+from klinesync.history.files.cells import VALUE_COLUMNS
+from klinesync.history.files.factor_columns import FactorColumns, Kind, Values
+from klinesync.history.files.merging import Merged, merged, poorer, rows_of
+from klinesync.history.files.names import freqtrade_path
+from klinesync.history.files.readers import BadFile
+from klinesync.storage.database import CandleStore, Reading
 from klinesync.storage.disk import disk_trouble
 
 if TYPE_CHECKING:

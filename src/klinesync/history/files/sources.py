@@ -25,10 +25,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S
 from klinesync.exchanges.exchange import HistoryPage
-from klinesync.history.reading import Pages
-from klinesync.market_data.history import rows
-from klinesync.market_data.history.files import MAX_CHECKSUM_BYTES, BadFile, batches, check_sha256, verify_checksum
-from klinesync.market_data.history.names import (
+from klinesync.history.files import rows
+from klinesync.history.files.names import (
     ARCHIVE_EXCHANGE,
     CHECKSUM,
     FREQTRADE_ENDINGS,
@@ -36,6 +34,8 @@ from klinesync.market_data.history.names import (
     freqtrade_path,
     months,
 )
+from klinesync.history.files.readers import MAX_CHECKSUM_BYTES, BadFile, batches, check_sha256, verify_checksum
+from klinesync.history.reading import Pages
 from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.proxies import Proxies

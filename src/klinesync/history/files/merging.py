@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from klinesync.core.candle import Candle
-from klinesync.market_data.history import rows
-from klinesync.market_data.history.cells import TIME_COLUMNS, VALUE_COLUMNS
-from klinesync.market_data.history.files import BadFile, batches, column_names, ending_by_content
-from klinesync.market_data.history.rows import MAX_TOLD, NO_TIME, Columns, Ints
+from klinesync.history.files import rows
+from klinesync.history.files.cells import TIME_COLUMNS, VALUE_COLUMNS
+from klinesync.history.files.readers import BadFile, batches, column_names, ending_by_content
+from klinesync.history.files.rows import MAX_TOLD, NO_TIME, Columns, Ints
 
 # Rows of a file that is merged, which are held in memory: nineteen years of minutes, 500 MB.
 MAX_MERGED_ROWS = 10_000_000

@@ -1,4 +1,4 @@
-"""HealQueue and what decides with it, against an exchange and a store that are sets of minutes."""
+"""HistoryQueue and what decides with it, against an exchange and a store that are sets of minutes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.exchanges.exchange import Urgency
-from klinesync.market_data import heal_queue
-from klinesync.market_data.heal_queue import (
+from klinesync.history import queue as history_queue
+from klinesync.history.queue import (
     PATIENCE,
     RETRY,
     Answer,
     Fetch,
-    HealQueue,
+    HistoryQueue,
     Look,
     Need,
     Piece,
@@ -44,8 +44,8 @@ LENGTH = 200
 @pytest.fixture(autouse=True, scope="module")
 def _small_pieces() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heal_queue, "PIECE_CANDLES", PIECE)
-        patch.setattr(heal_queue, "PAGE_CANDLES", PAGE)
+        patch.setattr(history_queue, "PIECE_CANDLES", PIECE)
+        patch.setattr(history_queue, "PAGE_CANDLES", PAGE)
         yield
 
 
@@ -109,7 +109,7 @@ class World:
             reached = piece.span.end
         return left_over(fetch, now, piece, Answer(reached, first, self.span(), self.ledger), now_s, rng)
 
-    def heal(self, queue: HealQueue, now_s: float = 0.0, most: int = 1000) -> None:
+    def heal(self, queue: HistoryQueue, now_s: float = 0.0, most: int = 1000) -> None:
         """All that is due now."""
         rng = random.Random(1)
         for _ in range(most):
@@ -143,7 +143,7 @@ def test_all_that_is_asked_for_is_filled_or_shown_to_be_empty_and_asked_for_once
         # Some of the outages are known already, in rows of the ledger beside those that are not.
         for start, count in outages[::2]:
             world.write([], [span(start, start + count)])
-    queue = HealQueue()
+    queue = HistoryQueue()
     for start, count in asked:
         assert queue.request(BTC, span(start, start + count), "a test")
     for gap in world.ledger:
@@ -185,7 +185,7 @@ def test_a_hole_of_several_states_comes_to_an_end(
     exchange = with_holes(outages)
     world = World(exchange, exchange & with_holes(lost))
     world.write([], [span(start, start + count) for start, count in confirmed])
-    queue = HealQueue()
+    queue = HistoryQueue()
     for gap in world.ledger:
         queue.request(BTC, gap.span, "a test")
     world.heal(queue)
@@ -200,7 +200,7 @@ def test_an_exchange_that_hides_rows_is_asked_again_later_and_not_now(
     """Even the neighbours of a hole may be missing from its answers."""
     exchange = with_holes(outages)
     world = World(exchange, exchange & with_holes(lost), mute=mute)
-    queue = HealQueue()
+    queue = HistoryQueue()
     for gap in world.ledger:
         queue.request(BTC, gap.span, "a test")
     for start, count in asked:
@@ -219,7 +219,7 @@ def test_an_exchange_that_hides_rows_is_asked_again_later_and_not_now(
     assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
 
 
-def needs_of(queue: HealQueue, now_s: float = 0.0) -> list[Span]:
+def needs_of(queue: HistoryQueue, now_s: float = 0.0) -> list[Span]:
     work = queue.take(now_s)
     assert isinstance(work, Fetch)
     return [need.span for need in work.needs]
@@ -227,7 +227,7 @@ def needs_of(queue: HealQueue, now_s: float = 0.0) -> list[Span]:
 
 def test_a_long_empty_hole_costs_one_request() -> None:
     world = World({0, *range(150, 200)}, {0, *range(150, 200)})
-    queue = HealQueue()
+    queue = HistoryQueue()
     queue.request(BTC, span(1, 150), "a test")
     world.heal(queue)
     assert world.requests == 1
@@ -236,7 +236,7 @@ def test_a_long_empty_hole_costs_one_request() -> None:
 
 def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> None:
     world = World(set(range(200)), {0, 199})
-    queue = HealQueue()
+    queue = HistoryQueue()
     queue.request(BTC, span(1, 199), "a test")
     world.heal(queue)
     assert world.stored == set(range(200))
@@ -249,7 +249,7 @@ def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> No
 
 def test_history_before_the_first_candle_grows_backwards_without_a_hole_and_ends_where_the_exchange_begins() -> None:
     world = World(set(range(70, 200)), set(range(190, 200)))
-    queue = HealQueue()
+    queue = HistoryQueue()
     queue.request(BTC, span(0, 190), "first history")
     rng = random.Random(1)
     for _ in range(100):
@@ -264,7 +264,7 @@ def test_history_before_the_first_candle_grows_backwards_without_a_hole_and_ends
 
 
 def test_two_series_take_turns() -> None:
-    queue = HealQueue()
+    queue = HistoryQueue()
     for series in (BTC, ETH):
         queue.request(series, span(0, 5), "a test")
         queue.request(series, span(100, 105), "a test")
@@ -277,7 +277,7 @@ def test_two_series_take_turns() -> None:
 
 
 def test_a_series_is_read_once_at_a_time_and_what_is_asked_for_meanwhile_joins() -> None:
-    queue = HealQueue()
+    queue = HistoryQueue()
     queue.request(BTC, span(10, 20), "a test")
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
@@ -288,7 +288,7 @@ def test_a_series_is_read_once_at_a_time_and_what_is_asked_for_meanwhile_joins()
 
 
 def test_what_is_urgent_comes_before_other_series_and_before_newer_needs_of_its_own() -> None:
-    queue = HealQueue()
+    queue = HistoryQueue()
     queue.request(ETH, span(100, 105), "a gap")
     queue.request(BTC, span(100, 105), "a gap")
     queue.request(BTC, span(0, 5), "read", Urgency.READ)
@@ -305,7 +305,7 @@ def test_what_is_urgent_comes_before_other_series_and_before_newer_needs_of_its_
 
 
 def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_until_it_was_asked_for() -> None:
-    queue, rng = HealQueue(), random.Random(1)
+    queue, rng = HistoryQueue(), random.Random(1)
     queue.request(BTC, span(10, 20), "a gap")
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
@@ -341,7 +341,7 @@ def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_un
 def test_nothing_that_is_urgent_and_due_is_passed_over_and_nothing_is_lost(
     asked: list[tuple[SeriesId, int, int, Urgency]], settles: list[bool]
 ) -> None:
-    queue = HealQueue()
+    queue = HistoryQueue()
     out: dict[SeriesId, Fetch] = {}
     urgent: dict[SeriesId, set[int]] = {BTC: set(), ETH: set()}
     wanted: dict[SeriesId, set[int]] = {BTC: set(), ETH: set()}
@@ -402,11 +402,11 @@ def test_a_first_row_that_is_the_first_stored_candle_shows_that_there_is_nothing
 
 
 def test_short_needs_on_one_page_are_read_together() -> None:
-    queue = HealQueue()
+    queue = HistoryQueue()
     for first in (0, 4, 8, 40):
         queue.request(BTC, span(first, first + 1), "a test")
     assert needs_of(queue) == [span(40, 41)]
-    queue = HealQueue()
+    queue = HistoryQueue()
     for first in (0, 4, 8, 12, 16, 20, 24, 28, 32):
         queue.request(BTC, span(first, first + 1), "a test")
     assert needs_of(queue) == [span(first, first + 1) for first in (8, 12, 16, 20, 24, 28, 32)]
@@ -424,7 +424,7 @@ def test_what_was_asked_for_in_vain_waits_twice_as_long_each_time_up_to_a_limit(
 
 
 def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> None:
-    queue, rng = HealQueue(), random.Random(0)
+    queue, rng = HistoryQueue(), random.Random(0)
     queue.request(BTC, span(1, 2), "declared gap")
     queue.request(ETH, span(1, 2), "declared gap")
     for _ in range(2):
@@ -441,7 +441,7 @@ def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> Non
 
 
 def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() -> None:
-    queue = HealQueue()
+    queue = HistoryQueue()
     queue.request(BTC, span(10, 20), "a test")
     rng, now_s = random.Random(1), 0.0
     for turn in range(PATIENCE + 2):
@@ -454,15 +454,15 @@ def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() 
 
 
 def test_the_queue_is_bounded_and_looks_again_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heal_queue, "MAX_NEEDS_OF_SERIES", 4)
-    queue = HealQueue()
+    monkeypatch.setattr(history_queue, "MAX_NEEDS_OF_SERIES", 4)
+    queue = HistoryQueue()
     for first in range(0, 400, 100):
         assert queue.request(BTC, span(first, first + 1), "a test")
     assert not queue.request(BTC, span(500, 501), "a test")
     assert queue.request(ETH, span(0, 1), "a test")
     assert needs_of(queue) == [span(300, 301)]
     assert needs_of(queue) == [span(0, 1)]  # the other series'
-    queue = HealQueue()
+    queue = HistoryQueue()
     for first in range(0, 500, 100):
         queue.request(BTC, span(first, first + 1), "a test")
     seen: list[Fetch | Look] = []
@@ -470,14 +470,14 @@ def test_the_queue_is_bounded_and_looks_again_when_there_is_room(monkeypatch: py
         seen.append(work)
         queue.settle(work, [])
     assert [type(work) for work in seen] == [Fetch, Fetch, Look, Fetch, Fetch]
-    monkeypatch.setattr(heal_queue, "MAX_NEEDS", 2)
-    queue = HealQueue()
+    monkeypatch.setattr(history_queue, "MAX_NEEDS", 2)
+    queue = HistoryQueue()
     assert not queue.request(BTC, span(0, 1), "a test") or queue.request(BTC, span(100, 101), "a test")
     assert not queue.request(ETH, span(0, 1), "a test")
 
 
 def test_while_the_store_is_to_be_looked_at_somebody_is_at_work_on_all_of_it() -> None:
-    queue = HealQueue()
+    queue = HistoryQueue()
     assert queue.at_work(BTC) == []
     queue.look(BTC)
     (everything,) = queue.at_work(BTC)
@@ -491,7 +491,7 @@ def test_while_the_store_is_to_be_looked_at_somebody_is_at_work_on_all_of_it() -
 
 def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
     world = World(set(range(200)), set())
-    queue = HealQueue()
+    queue = HistoryQueue()
     queue.request(BTC, span(10, 20), "a test")
     world.heal(queue)
     world.write([25])
@@ -504,7 +504,7 @@ def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
 
 def test_a_hole_that_retention_has_reached_is_forgotten_and_what_it_trimmed_is_not_read_again() -> None:
     world = World(set(range(200)), {*range(20), *range(40, 60), *range(70, 200)}, mute={19, 40, 59, 70})
-    queue = HealQueue()
+    queue = HistoryQueue()
     for gap in world.ledger:
         queue.request(BTC, gap.span, "a test")
     world.mute |= set(range(20, 70))

@@ -1,4 +1,4 @@
-"""BackfillService on a real store and pipeline, with an exchange that answers as a test wants."""
+"""HistoryService on a real store and pipeline, with an exchange that answers as a test wants."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.exchanges.exchange import Errand, HistoryPage, Reach, Urgency
+from klinesync.history import queue as history_queue
+from klinesync.history import service
+from klinesync.history.board import BackfillBoard
 from klinesync.history.reading import Shelf
-from klinesync.market_data import backfill, heal_queue
-from klinesync.market_data.backfill import BackfillProgress, BackfillService
-from klinesync.market_data.backfill_board import BackfillBoard
+from klinesync.history.service import BackfillProgress, HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -98,7 +99,7 @@ class World:
         self.board = BackfillBoard(lambda: 1_700_000_000.0)
         nothing = DerivedStep(BTC.timeframe, [])
         self.pipeline = IngestPipeline(database, nothing, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
-        self.healing = BackfillService(
+        self.healing = HistoryService(
             history=exchange.history,
             pipeline=self.pipeline,
             database=database,
@@ -156,10 +157,10 @@ async def world_on(
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heal_queue, "PIECE_CANDLES", 25)
-    monkeypatch.setattr(heal_queue, "PAGE_CANDLES", PAGE)
-    monkeypatch.setattr(heal_queue, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
-    monkeypatch.setattr(backfill, "STORE_RETRY_S", 0.02)
+    monkeypatch.setattr(history_queue, "PIECE_CANDLES", 25)
+    monkeypatch.setattr(history_queue, "PAGE_CANDLES", PAGE)
+    monkeypatch.setattr(history_queue, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
+    monkeypatch.setattr(service, "STORE_RETRY_S", 0.02)
 
 
 async def test_declared_gaps_are_filled_or_confirmed_and_a_restart_does_not_ask_for_them_again(tmp_path: Path) -> None:
@@ -203,15 +204,15 @@ async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    in_vain = heal_queue.in_vain
+    in_vain = history_queue.in_vain
 
     def noted(
-        need: heal_queue.Need, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, beyond: bool = False
-    ) -> heal_queue.Need:
+        need: history_queue.Need, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, beyond: bool = False
+    ) -> history_queue.Need:
         waits.append(at_least_s)
         return in_vain(need, now_s, rng, at_least_s / 1000, beyond=beyond)
 
-    monkeypatch.setattr(heal_queue, "in_vain", noted)
+    monkeypatch.setattr(history_queue, "in_vain", noted)
     exchange = Exchange(range(100))
     exchange.trouble = [UpstreamError("banned", 418, retry_after_s=90.0), UpstreamError("no answer")]
     async with world_on(tmp_path, exchange) as world:
@@ -306,7 +307,7 @@ async def test_only_so_many_series_are_read_at_once_and_one_that_hangs_holds_up_
         await hanging.wait()
         await world.settled(*others)
         assert world.healing.working_on(BTC) == [span(1, 11)]
-        assert 2 <= exchange.most_at_once <= backfill.MAX_AT_ONCE
+        assert 2 <= exchange.most_at_once <= service.MAX_AT_ONCE
         assert world.board.report(BTC, 0).state == "running"
     assert world.board.report(BTC, 0).error == "the reading was broken off"
 
@@ -350,7 +351,7 @@ async def test_history_before_the_first_candle_is_read_on_request(tmp_path: Path
 
 
 async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_places_taken(tmp_path: Path) -> None:
-    others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(backfill.MAX_AT_ONCE + 3)]
+    others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(service.MAX_AT_ONCE + 3)]
     exchange = Exchange(range(40))
     hanging: list[Errand] = []
     answer = exchange.history
@@ -369,7 +370,7 @@ async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_place
         for series in (*others, BTC):
             await world.write(series, [20, 39])
             world.healing.request_declared(series)
-        await world.until(lambda: len(hanging) == backfill.MAX_AT_ONCE)
+        await world.until(lambda: len(hanging) == service.MAX_AT_ONCE)
         assert {errand.urgency for errand in hanging} == {Urgency.DEEP}
         world.healing.request(BTC, span(10, 20), "read", Urgency.READ)
         await world.until(lambda: bool(exchange.asked))
@@ -396,14 +397,14 @@ async def test_that_there_is_nothing_before_the_first_candle_is_remembered_for_a
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(7, 95))
         assert world.healing.nothing_before(BTC) == span(2, 7)
-        monkeypatch.setattr(backfill, "NOTHING_BEFORE_TTL_S", 0.0)
+        monkeypatch.setattr(service, "NOTHING_BEFORE_TTL_S", 0.0)
         assert world.healing.nothing_before(BTC) is None
 
 
 async def test_the_beginnings_of_only_so_many_series_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backfill, "MAX_NOTHING_BEFORE", 1)
+    monkeypatch.setattr(service, "MAX_NOTHING_BEFORE", 1)
     exchange = Exchange(range(7, 100))
     async with world_on(tmp_path, exchange) as world:
         for series in (BTC, ETH):
@@ -637,7 +638,7 @@ async def test_what_the_exchange_hides_again_and_again_is_reported_as_missing_an
         assert over.trouble is not None
         assert "neither brings 5 candles" in over.trouble
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN]
-        assert len(exchange.asked) == heal_queue.PATIENCE
+        assert len(exchange.asked) == history_queue.PATIENCE
         assert world.board.report(BTC, 120).state == "failed"
 
 
@@ -868,9 +869,9 @@ async def test_a_hole_that_an_unknown_depth_has_left_behind_is_lost_after_a_whil
     async with world_on(tmp_path, Asked(exchange, reached)) as world:
         await world.write(BTC, [*range(10), *range(60, 100)])
         world.healing.request_declared(BTC)
-        await world.until(lambda: len(exchange.asked) >= heal_queue.PATIENCE + 1)
+        await world.until(lambda: len(exchange.asked) >= history_queue.PATIENCE + 1)
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN], "it may be trouble"
-        monkeypatch.setattr(heal_queue, "LOST_AFTER_S", 0.0)
+        monkeypatch.setattr(history_queue, "LOST_AFTER_S", 0.0)
         async with asyncio.timeout(TIMEOUT_S):
             while [gap.state for gap in await world.ledger(BTC)] != [GapState.LOST]:
                 await asyncio.sleep(0.001)

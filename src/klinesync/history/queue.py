@@ -1,4 +1,4 @@
-"""HealQueue: which holes are asked for, in what order, and when again. Pure: values in, values out.
+"""HistoryQueue: which holes are asked for, in what order, and when again. Pure: values in, values out.
 
 A need is a span of open times that may be missing. What a user waits for comes first. Else series take turns; of a
 series the newest need comes first, short ones that lie near each other together, and of a long one a piece at a time:
@@ -145,7 +145,7 @@ class _Line:
         return [need.span for need in (*self.needs, *under_way)]
 
 
-class HealQueue:
+class HistoryQueue:
     """What is to be read, series by series; of each series one piece of work is out at a time."""
 
     def __init__(self) -> None:

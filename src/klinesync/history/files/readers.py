@@ -24,12 +24,12 @@ import pyarrow.parquet as pa_parquet
 from klinesync.core.decoding import reason_of
 from klinesync.core.errors import Rejected
 from klinesync.core.printable import printable
-from klinesync.market_data.history.cells import find_columns, of_arrow
-from klinesync.market_data.history.csv_files import csv_names, read_csv, read_zip
-from klinesync.market_data.history.json_files import Broken, read_json, read_json_gz
-from klinesync.market_data.history.names import CHECKSUM
-from klinesync.market_data.history.rows import Columns
-from klinesync.market_data.history.unpacked import check_feather, check_parquet
+from klinesync.history.files.cells import find_columns, of_arrow
+from klinesync.history.files.csv_files import csv_names, read_csv, read_zip
+from klinesync.history.files.json_files import Broken, read_json, read_json_gz
+from klinesync.history.files.names import CHECKSUM
+from klinesync.history.files.rows import Columns
+from klinesync.history.files.unpacked import check_feather, check_parquet
 
 # Rows that are decoded at a time, where the format leaves the choice to us.
 BATCH_ROWS = 16_384

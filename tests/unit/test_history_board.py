@@ -9,8 +9,8 @@ import pytest
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import HistoryWatch
-from klinesync.market_data import backfill_board
-from klinesync.market_data.backfill_board import BackfillBoard, BackfillReport
+from klinesync.history import board as board_module
+from klinesync.history.board import BackfillBoard, BackfillReport
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -131,7 +131,7 @@ def test_two_readers_of_one_series_do_not_disturb_each_other(wall: Wall) -> None
 def test_the_oldest_of_many_finished_readings_are_forgotten_and_those_that_run_are_not(
     wall: Wall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backfill_board, "MAX_FINISHED", 3)
+    monkeypatch.setattr(board_module, "MAX_FINISHED", 3)
     board = BackfillBoard(wall)
     tail = board.watch()
     tail.began(BTC, Span(0, 600), "tail")
@@ -181,7 +181,7 @@ def test_one_of_many_candles_is_told_of_from_its_beginning_on_however_quick_it_i
     told = Told()
     board = BackfillBoard(wall, told)
     deep = board.watch()
-    deep.began(BTC, Span(0, 60 * backfill_board.TELL_CANDLES), "backfill")
+    deep.began(BTC, Span(0, 60 * board_module.TELL_CANDLES), "backfill")
     for upto in range(0, 60_000, 600):
         deep.advanced(BTC, upto, upto // 60)
     deep.ended(BTC)

@@ -12,8 +12,7 @@ from klinesync.core.counted import counted
 from klinesync.core.errors import UpstreamError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data.history.files import ENDINGS, BadFile, check_regular
-from klinesync.market_data.history.names import (
+from klinesync.history.files.names import (
     ARCHIVE_EXCHANGE,
     CHECKSUM,
     ArchiveName,
@@ -21,6 +20,7 @@ from klinesync.market_data.history.names import (
     coin_margined_archive,
     freqtrade_series,
 )
+from klinesync.history.files.readers import ENDINGS, BadFile, check_regular
 from klinesync.runtime.looking import is_folder
 
 # Files passed over in one folder that are named; the others are counted.

@@ -19,10 +19,10 @@ from klinesync.core.counted import counted
 from klinesync.core.errors import KlinesyncError, Rejected
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data.history import rows
-from klinesync.market_data.history.files import BadFile, batches, verify_checksum
-from klinesync.market_data.history.names import CHECKSUM
-from klinesync.market_data.history.planning import Imported, ImportFile
+from klinesync.history.files import rows
+from klinesync.history.files.names import CHECKSUM
+from klinesync.history.files.planning import Imported, ImportFile
+from klinesync.history.files.readers import BadFile, batches, verify_checksum
 
 T = TypeVar("T")
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from klinesync.core.printable import shown
-from klinesync.market_data.history.cells import TIME_COLUMNS, VALUE_COLUMNS, find_columns, of_arrow
-from klinesync.market_data.history.json_files import Broken
-from klinesync.market_data.history.rows import Columns
+from klinesync.history.files.cells import TIME_COLUMNS, VALUE_COLUMNS, find_columns, of_arrow
+from klinesync.history.files.json_files import Broken
+from klinesync.history.files.rows import Columns
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -1,4 +1,4 @@
-"""BackfillService: heals declared gaps, and reads what users ask for. `HealQueue` decides, here it is carried out.
+"""HistoryService: heals declared gaps, and reads what users ask for. `HistoryQueue` decides, here it is carried out.
 
 Files come before the exchange, each asked only for what is still missing. What is asked for at length (`backfill`) is
 read oldest part first, noted in the store until it is over, and taken up again after a restart.
@@ -23,9 +23,9 @@ from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped, hull, without
 from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch, Reach, Urgency
+from klinesync.history import queue
+from klinesync.history.queue import PATIENCE, Answer, Fetch, HistoryQueue, Look, Need, Piece, Standing
 from klinesync.history.reading import REST, Progress, Shelf, on_board, read_pages
-from klinesync.market_data import heal_queue
-from klinesync.market_data.heal_queue import PATIENCE, Answer, Fetch, HealQueue, Look, Need, Piece, Standing
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.log_limit import LogLimit
@@ -90,7 +90,7 @@ class BackfillProgress:
         return round(self.elapsed_s * self.missing / done) if done else None
 
 
-class BackfillService:
+class HistoryService:
     """Heals declared gaps: asks the exchange for them, one reading of a series at a time, until each is filled or
     confirmed empty; what is requested with more urgency comes before. `run` is its one task.
 
@@ -133,7 +133,7 @@ class BackfillService:
         self._reach = reach
         self._deep: dict[SeriesId, _Deep] = {}
         self._rng = rng
-        self._queue = HealQueue()
+        self._queue = HistoryQueue()
         self._errands: dict[SeriesId, Errand] = {}  # of the readings under way
         self._nothing_before: OrderedDict[SeriesId, tuple[Span, float]] = OrderedDict()  # and since when (monotonic)
         self._changed = asyncio.Event()
@@ -327,12 +327,12 @@ class BackfillService:
         """What of the needs may still be had. What of the others lies between stored candles is declared lost. Raises
         `StoreError`."""
         now_s, reach = _now_s(), self._reach(series)
-        kept = [need for need in needs if not heal_queue.is_lost(need, now_s)]
+        kept = [need for need in needs if not queue.is_lost(need, now_s)]
         lost = [(need.span, NOT_REACHED) for need in needs if need not in kept]
         if reach is not None:
             lost += [(need.span, reach.sentence) for need in kept if need.span.start < reach.oldest]
             lost = [(Span(span.start, max(span.start, min(span.end, reach.oldest))), why) for span, why in lost]
-            kept = heal_queue.reached(kept, reach.oldest)
+            kept = queue.reached(kept, reach.oldest)
         if not lost:
             return kept
         stored, ledger = await self._stored(series)
@@ -352,7 +352,7 @@ class BackfillService:
         """The needs of work that came to nothing by a defect: asked for again, with backoff."""
         if isinstance(work, Look):
             return ()
-        return [heal_queue.in_vain(need, _now_s(), self._rng) for need in work.needs]
+        return [queue.in_vain(need, _now_s(), self._rng) for need in work.needs]
 
     async def _try(self, work: Look | Fetch) -> Sequence[Need]:
         """Do it; what is left of it."""
@@ -378,16 +378,16 @@ class BackfillService:
                         self._queue.request(series, gap.span, reason, oldest_first=marked)
                 return ()
             case Fetch(series):
-                now = heal_queue.standing(work, stored, ledger)
+                now = queue.standing(work, stored, ledger)
                 if not now.needs:
-                    return heal_queue.too_early(work, stored, _now_s(), self._rng)
+                    return queue.too_early(work, stored, _now_s(), self._rng)
                 return await self._fetch(work, now)
 
     async def _fetch(self, fetch: Fetch, now: Standing) -> Sequence[Need]:
         series = fetch.series
         explicit = series in self._deep and all(need.oldest_first for need in fetch.needs)
         watch = _DeepWatch(self._deep, self._deep_watch) if explicit else self._watch
-        span = heal_queue.piece_of(series.timeframe, now).span
+        span = queue.piece_of(series.timeframe, now).span
         errand = self._errands[series] = Errand(fetch.urgency)
         try:
             with on_board(watch, series, span, fetch.needs[-1].reason) as progress:
@@ -402,37 +402,37 @@ class BackfillService:
         if self._shelves and not all(need.filed for need in now.needs):
             if not await self._look_into_files(fetch, now, errand, progress):
                 due = [replace(need, due_s=_now_s()) for need in now.needs]
-                return [*due, *heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)]
+                return [*due, *queue.too_early(fetch, now.stored, _now_s(), self._rng)]
             stored, ledger = await self._stored(series)
-            early = heal_queue.too_early(fetch, stored, _now_s(), self._rng)
-            fetch, others = heal_queue.after_files(fetch, now, stored, ledger)
+            early = queue.too_early(fetch, stored, _now_s(), self._rng)
+            fetch, others = queue.after_files(fetch, now, stored, ledger)
             later = [*early, *others]
             if fetch.needs:
-                now = heal_queue.standing(fetch, stored, ledger)
+                now = queue.standing(fetch, stored, ledger)
             if not fetch.needs or not now.needs:
                 return later
         if not self._asks(series):
             progress.trouble = NOT_ASKED
             stored, _ = await self._stored(series)
-            left = [heal_queue.unanswered(need, _now_s(), self._rng) for need in now.needs]
-            return [*left, *heal_queue.too_early(fetch, stored, _now_s(), self._rng), *later]
+            left = [queue.unanswered(need, _now_s(), self._rng) for need in now.needs]
+            return [*left, *queue.too_early(fetch, stored, _now_s(), self._rng), *later]
         reachable = await self._give_up(series, fetch.needs)
         if reachable != list(fetch.needs):
             stored, ledger = await self._stored(series)
-            later += heal_queue.too_early(fetch, stored, _now_s(), self._rng)
+            later += queue.too_early(fetch, stored, _now_s(), self._rng)
             fetch = Fetch(series, tuple(reachable))
-            now = heal_queue.standing(fetch, stored, ledger) if reachable else replace(now, needs=())
+            now = queue.standing(fetch, stored, ledger) if reachable else replace(now, needs=())
             if not now.needs:
                 return later
-        piece = heal_queue.piece_of(series.timeframe, now)
+        piece = queue.piece_of(series.timeframe, now)
         asked = progress.part(piece.span.start)
         try:
             await self._read(series, piece, now, errand, asked)
             stored, ledger = await self._stored(series)
             first = None if asked.came is None else asked.came.start
             answer = Answer(asked.reached, first, stored, ledger)
-            self._remember(series, heal_queue.nothing_before_first(piece, answer))
-            left = heal_queue.left_over(fetch, now, piece, answer, _now_s(), self._rng)
+            self._remember(series, queue.nothing_before_first(piece, answer))
+            left = queue.left_over(fetch, now, piece, answer, _now_s(), self._rng)
             left = await self._give_up(series, left)
             progress.trouble = self._in_vain(series, left)
         except NotListed as error:
@@ -440,7 +440,7 @@ class BackfillService:
             self._warn(series, "%s: its gaps are left as they are: %s", series, error)
             # Nobody has anything of it, unless it is listed again, or the list was wrong.
             waiting = [need for need in now.needs if not need.oldest_first]
-            left = [heal_queue.in_vain(need, _now_s(), self._rng) for need in waiting]
+            left = [queue.in_vain(need, _now_s(), self._rng) for need in waiting]
         except UpstreamError as error:
             progress.trouble = str(error)
             self._warn(series, "%s: its gaps cannot be read: %s", series, error)
@@ -450,11 +450,11 @@ class BackfillService:
             if error.status == WRONG_REQUEST:
                 # An exchange may call a question about candles that it keeps no more a wrong one.
                 beyond = not asked.candles
-                left = [heal_queue.in_vain(need, now_s, self._rng, again_s, beyond=beyond) for need in needs]
+                left = [queue.in_vain(need, now_s, self._rng, again_s, beyond=beyond) for need in needs]
             else:
-                left = [heal_queue.not_answered(need, now_s, self._rng, again_s) for need in needs]
+                left = [queue.not_answered(need, now_s, self._rng, again_s) for need in needs]
             left = await self._give_up(series, left)
-            left += heal_queue.too_early(fetch, now.stored, _now_s(), self._rng)
+            left += queue.too_early(fetch, now.stored, _now_s(), self._rng)
         return [*left, *later]
 
     async def _look_into_files(self, fetch: Fetch, now: Standing, errand: Errand, progress: Progress) -> bool:
@@ -679,7 +679,7 @@ def _of_shelf(shelf: Shelf, series: SeriesId, need: Need, span: Span, stored: Sp
         if shelf.gap_most is not None:
             most = min(most, shelf.gap_most)
         if stored is not None and span.end == stored.start:
-            most = min(most, heal_queue.PIECE_CANDLES)  # it is held until all of it is there
+            most = min(most, queue.PIECE_CANDLES)  # it is held until all of it is there
     if count < shelf.least_candles or most <= 0:
         return None
     return span if most == count else Span(frame.shift(span.end, -most), span.end)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from klinesync.core.printable import shown
-from klinesync.market_data.history.rows import MAX_TOLD, NO_TIME, Columns, Floats, Ints, seconds, whole_seconds
+from klinesync.history.files.rows import MAX_TOLD, NO_TIME, Columns, Floats, Ints, seconds, whole_seconds
 
 # Names of the column with the open time, the surest one first; case, spaces, `_` and `-` do not count.
 TIME_COLUMNS = ("candle_time", "open_time", "date", "datetime", "time", "timestamp", "unix")

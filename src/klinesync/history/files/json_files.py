@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from klinesync.core.printable import shown
-from klinesync.market_data.history.cells import (
+from klinesync.history.files.cells import (
     READ_TIMES,
     VALUE_COLUMNS,
     Unread,
@@ -20,7 +20,7 @@ from klinesync.market_data.history.cells import (
     time_of_cell,
     times_of_ints,
 )
-from klinesync.market_data.history.rows import NO_TIME, Columns
+from klinesync.history.files.rows import NO_TIME, Columns
 
 # Bytes of text that are decoded at a time.
 BLOCK_BYTES = 1 << 20
