@@ -21,7 +21,7 @@ NOBODY = 65_534
 # What commands import when they need it.
 LAZY_MODULES = (
     *(f"klinesync.cli.{module}" for module, _ in SUMMARIES.values()),
-    "klinesync.cli.history_commands",
+    *(f"klinesync.cli.history_{part}" for part in ("backfill", "export", "import")),
     "klinesync.market.app",
     "klinesync.market.runtime_builder",
     "klinesync.sim.server",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from klinesync.cli import main, store
+from klinesync.cli import main
 from processes import environment
 
 SERIES = "binance:spot:BTC/USDT:1m"
@@ -96,6 +96,6 @@ def no_file() -> None:
 def test_what_the_system_refuses_is_one_sentence(
     breaks: Callable[[], None], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(store, "load_flags", lambda given: breaks())
+    monkeypatch.setattr("klinesync.cli.verify.load_flags", lambda given: breaks())
     assert main(["verify"]) == 1
     assert capsys.readouterr().err == f"klinesync: {sentence}\n"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from math import isfinite, nan
 
-from klinesync.cli.command import Flags
-from klinesync.core.dates import parse_time
+from klinesync.cli.command import Flags, WrongUse
+from klinesync.core.dates import date_text, parse_time
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 
 MAX_SYMBOLS = 5000
 MAX_PORT = 65_535
@@ -21,6 +22,17 @@ def add_span(parser: argparse.ArgumentParser, *, needs_from: bool = False) -> No
         "--from", dest="from_", type=time_of, required=needs_from, metavar="TIME", help="first open time (the oldest)"
     )
     parser.add_argument("--to", type=time_of, metavar="TIME", help="open times before this one (all)")
+
+
+def span_of(arguments: argparse.Namespace, default: Span) -> Span:
+    """The span that `--from` and `--to` name; an end that they leave out is that of `default`. Raises `WrongUse`."""
+    start = default.start if arguments.from_ is None else arguments.from_
+    end = default.end if arguments.to is None else arguments.to
+    if start >= end:
+        raise WrongUse(
+            f"--from {date_text(start)} does not lie before --to {date_text(end)}", f"klinesync {arguments.name}"
+        )
+    return Span(start, end)
 
 
 def add_url(parser: argparse.ArgumentParser, meaning: str) -> None:

@@ -1,4 +1,9 @@
-"""The commands that move history: backfill, import, export."""
+"""The commands that move history: backfill, import, export.
+
+Their arguments stand here, and load at once; what each one does is in `history_backfill`, `history_import` and
+`history_export`, whose imports take seconds. The three share the store that is written (`history_store`) and the
+exchange that is asked (`history_exchange`).
+"""
 
 from __future__ import annotations
 
@@ -55,21 +60,21 @@ def _export_arguments(export: argparse.ArgumentParser) -> None:
 
 
 def _backfill(arguments: argparse.Namespace) -> int:
-    from klinesync.cli.history_commands import backfill
+    from klinesync.cli.history_backfill import backfill
 
     flags = load_flags(given_flags(arguments))
     return run(until_interrupted(backfill(flags, arguments), interrupted=INTERRUPTED))
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from klinesync.cli.history_commands import import_paths
+    from klinesync.cli.history_import import import_paths
 
     flags = load_flags(given_flags(arguments))
     return run(until_interrupted(import_paths(flags, arguments), interrupted=INTERRUPTED))
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from klinesync.cli.history_commands import export_series
+    from klinesync.cli.history_export import export_series
 
     if arguments.factors and arguments.freqtrade:
         raise WrongUse("freqtrade reads no other columns than its own; leave --factors or --freqtrade")

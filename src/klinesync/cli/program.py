@@ -38,10 +38,10 @@ SUMMARIES = {
     "import": ("history", "candles from files: freqtrade's, an exchange's archive, CSV"),
     "export": ("history", "closed candles of a series into a file"),
     "verify": (
-        "store",
+        "verify",
         "audit the store: gaps by state, derived candles, factors and overlays computed anew and compared",
     ),
-    "backup": ("store", "an online copy of the store"),
+    "backup": ("backup", "an online copy of the store"),
     "flags": ("flags", "every flag: default, value in force, where it came from"),
     "completion": ("completion", "a script that completes commands and options in your shell"),
 }

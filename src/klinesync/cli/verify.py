@@ -1,4 +1,4 @@
-"""The commands that look after a store: verify, backup."""
+"""The command that audits a store, and how its findings are printed: verify. The audit is `market_data.verify`'s."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import json
 import sys
 from datetime import UTC, datetime
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klinesync.cli.arguments import given_flags, series
 from klinesync.cli.command import Command
 from klinesync.cli.progress import progress
-from klinesync.cli.running import stoppable
 from klinesync.core.candle import Candle
 from klinesync.core.counted import counted
 from klinesync.core.errors import StoreError
@@ -30,10 +28,6 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
         "series_id", nargs="*", type=series, metavar="SERIES_ID", help="audit these (default: all that are stored)"
     )
     verify.add_argument("--json", action="store_true", help="machine output")
-
-
-def _backup_arguments(backup: argparse.ArgumentParser) -> None:
-    backup.add_argument("path", type=Path, metavar="PATH", help="the new file")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -95,18 +89,6 @@ def _verify(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if different or problems else 0
-
-
-def _backup(arguments: argparse.Namespace) -> int:
-    from klinesync.storage.backup import backup
-    from klinesync.storage.sqlite_reader import SqliteReader
-
-    flags = load_flags(given_flags(arguments))
-    with stoppable(), SqliteReader(sqlite_path(flags)) as store, progress() as say:
-        backup(store, arguments.path, lambda done, total: say(f"{arguments.path}: {done * 100 // max(total, 1)} %"))
-    size = arguments.path.stat().st_size
-    print(printable(f"{sqlite_path(flags)} is copied to {arguments.path} ({size} bytes)"))
-    return 0
 
 
 def _print_file(problems: list[str]) -> None:
@@ -219,12 +201,5 @@ COMMANDS = {
         ),
         examples=("klinesync verify",),
         flags=VERIFY_FLAGS,
-    ),
-    "backup": Command(
-        _backup,
-        _backup_arguments,
-        more=("Works beside a running service. PATH must not exist; it appears when the copy is whole and on disk."),
-        examples=("klinesync backup klinesync-backup.sqlite",),
-        flags=("database_url",),
     ),
 }

@@ -1,0 +1,239 @@
+"""`klinesync backfill`: history from an exchange or from files, into the store or through a running service."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from klinesync.cli.arguments import span_of
+from klinesync.cli.history_exchange import exchange_of
+from klinesync.cli.history_store import derived_step, open_store, writer
+from klinesync.cli.progress import Say, bar
+from klinesync.cli.service_client import service_client
+from klinesync.core.counted import counted
+from klinesync.core.dates import date_text
+from klinesync.core.errors import BadFlag, UnknownSeries, UpstreamError
+from klinesync.core.printable import printable
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
+from klinesync.exchanges.binance.decode import EXCHANGE
+from klinesync.exchanges.binance.rest import BinanceRest
+from klinesync.exchanges.ccxt.source import CcxtSource
+from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
+from klinesync.history.files.importing import Put
+from klinesync.history.files.sources import SymbolId
+from klinesync.history.reading import Pages, read_pages, unreported
+from klinesync.history.service import BackfillProgress, HistoryService
+from klinesync.market.runtime_builder import history_shelves, kept_from
+from klinesync.market_data.listings import StoredListings
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.flags import RuntimeFlags
+
+# The flag that says where the files of each `--source` lie.
+_SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
+
+
+async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
+    """Read history. Returns 1 when candles are still missing that may yet come, or when all of the span is lost."""
+    began_s = time.monotonic()
+    with bar() as say:
+        if arguments.url is not None and arguments.source is None:
+            found = await _backfill_service(flags, arguments, say)
+        else:
+            series = derived_step(flags, arguments.url).base_of(arguments.series_id)
+            frame = series.timeframe
+            span = span_of(arguments, Span(0, frame.shift(frame.latest_closed(int(time.time())), 1)))
+            if arguments.url is None and arguments.source in (None, "rest"):
+                found = await _backfill_store(flags, series, span, say, files=arguments.source is None)
+            else:
+                found = await _backfill_pages(flags, series, span, say, arguments.source, arguments.url)
+    series = found.series
+    seconds = round(time.monotonic() - began_s, 3)
+    if arguments.json:
+        facts = {
+            "series_id": str(series),
+            "from": found.span.start,
+            "to": found.span.end,
+            "candles": found.candles,
+            "missing": found.missing,
+            "lost": found.lost,
+            "nothing_before": found.begins,
+            "seconds": seconds,
+        }
+        print(json.dumps(facts, indent=1))
+    else:
+        print(
+            f"{series}: {counted(found.candles, 'candle')} brought, {found.missing} still missing, in {seconds:.1f} s"
+        )
+        if found.begins is not None:
+            print(printable(f"{series}: {series.exchange} has nothing before {date_text(found.begins)}"))
+    if found.lost:
+        are = "is" if found.lost == 1 else "are"
+        print(
+            printable(f"klinesync: {counted(found.lost, 'candle')} of {series} {are} lost: {found.lost_why}"),
+            file=sys.stderr,
+        )
+    if found.missing:
+        are = "is" if found.missing == 1 else "are"
+        why = found.trouble or "what its source has is stored; run it again later"
+        print(
+            printable(f"klinesync: {counted(found.missing, 'candle')} of {series} {are} still missing: {why}"),
+            file=sys.stderr,
+        )
+    all_lost = found.lost > 0 and found.lost == series.timeframe.count(*found.span)
+    return 1 if found.missing or all_lost else 0
+
+
+async def _backfill_store(
+    flags: RuntimeFlags, series: SeriesId, span: Span, say: Say, *, files: bool
+) -> BackfillProgress:
+    """Into the store, by the service's own backfill: stored candles are not asked for again, and spans that the
+    exchange proves empty are noted. `files`: the files that the flags name are read first."""
+    derived = derived_step(flags)
+    clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
+    monotonic = asyncio.get_running_loop().time
+
+    def exchange_s(_: SeriesId) -> float:
+        estimate_ms = clocks[series.market].estimate_ms(monotonic())
+        return time.time() if estimate_ms is None else estimate_ms / 1000
+
+    async with (
+        open_store(flags, derived, "backfill") as (database, pipeline),
+        exchange_of(flags, series, clocks, StoredListings(database, EXCHANGE)) as rest,
+        asyncio.TaskGroup() as group,
+    ):
+        shelves = history_shelves(flags, _archive_names(rest)) if files else []
+        await _check_listed(rest, series, needed=not shelves and flags.enable_ccxt_backfill)
+        service = HistoryService(
+            history=rest.history,
+            pipeline=pipeline,
+            database=database,
+            watch=_NobodyWatches(),
+            rng=random.Random(),  # noqa: S311  # jitter, not a secret
+            shelves=shelves,
+            covers=lambda one: one.exchange == series.exchange,
+            asks=lambda _: flags.enable_ccxt_backfill,
+            kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
+            now_s=exchange_s,
+            reach=lambda one: rest.reach(one) if isinstance(rest, CcxtSource) else None,
+        )
+        running = group.create_task(service.run(), name="backfill")
+        try:
+            return await service.backfill(series, span, _told(say))
+        finally:
+            running.cancel()
+
+
+async def _backfill_service(flags: RuntimeFlags, arguments: argparse.Namespace, say: Say) -> BackfillProgress:
+    """By the running service, from the service's sources into the service's store."""
+    async with service_client(arguments.url, flags.api_token) as service:
+        try:
+            return await service.backfill(arguments.series_id, arguments.from_, arguments.to, _told(say))
+        except asyncio.CancelledError:
+            print(f"klinesync: the service at {arguments.url} goes on with it", file=sys.stderr)
+            raise
+
+
+def _told(say: Say) -> Callable[[BackfillProgress], None]:
+    return lambda how: say(
+        f"{how.series}: {counted(how.candles, 'candle')}, {how.missing} missing", how.progress_pct / 100
+    )
+
+
+class _NobodyWatches:
+    """A `HistoryWatch` for a command: nobody asks for the health of series."""
+
+    def began(self, series: SeriesId, span: Span, reason: str) -> None:
+        return
+
+    def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
+        return
+
+    def ended(self, series: SeriesId, error: str | None = None) -> None:
+        return
+
+
+async def _backfill_pages(
+    flags: RuntimeFlags, series: SeriesId, span: Span, say: Say, source: str | None, url: str | None
+) -> BackfillProgress:
+    """All candles of the span from one source, also those that are stored already."""
+    began_s = time.monotonic()
+    async with (
+        writer(flags, derived_step(flags, url), url, "backfill") as (put, _),
+        _pages(flags, series, span, source) as pages,
+    ):
+        brought = _Brought(series, span, put, say)
+        await read_pages(pages, brought.write, unreported(series, span.start))
+    total = series.timeframe.count(*span)
+    elapsed_s = time.monotonic() - began_s
+    return BackfillProgress(series, span, total, total - brought.candles, brought.candles, elapsed_s)
+
+
+@dataclass(slots=True)
+class _Brought:
+    """The candles of `span` that pages have brought so far, each handed to `put` once: an exchange's pages overlap."""
+
+    series: SeriesId
+    span: Span
+    put: Put
+    say: Say
+    candles: int = 0
+    newest: int = -1
+
+    async def write(self, page: HistoryPage) -> None:
+        begin = max(self.newest + 1, self.span.start)
+        candles = [candle for candle in page.candles if begin <= candle.time < self.span.end]
+        if not candles:
+            return
+        await self.put(self.series, candles)
+        self.newest = candles[-1].time
+        self.candles += len(candles)
+        part = (self.newest - self.span.start) / (self.span.end - self.span.start)
+        self.say(f"{self.series}: {counted(self.candles, 'candle')}", part)
+
+
+@contextlib.asynccontextmanager
+async def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str | None) -> AsyncIterator[Pages]:
+    """The pages of `source`: `freqtrade`, `archive`, else the exchange's REST. Raises `BadFlag`, `UnknownSeries`."""
+    if source not in _SHELF_FLAGS and not flags.enable_ccxt_backfill:
+        raise BadFlag("enable_ccxt_backfill", "it is off: history is read from files alone")
+    if source == "freqtrade":
+        flags = flags.model_copy(update={"market_history_source": "freqtrade"})
+    async with exchange_of(flags, series, {"spot": ExchangeClock(), "futures": ExchangeClock()}) as rest:
+        if source not in _SHELF_FLAGS:
+            yield rest.history(series, span.start, Errand(Urgency.DEEP), span.end)
+            return
+        shelves = history_shelves(flags, _archive_names(rest))
+        shelf = next((shelf for shelf in shelves if shelf.name == source), None)
+        if shelf is None:
+            raise BadFlag(_SHELF_FLAGS[source], f"it is needed for --source {source}")
+        yield shelf.files.pages(series, span)
+
+
+def _archive_names(rest: BinanceRest | CcxtSource) -> SymbolId:
+    """The exchange's names of symbols, as an archive asks for them. Of ccxt's exchanges there is no archive."""
+
+    async def symbol_id(series: SeriesId) -> str | None:
+        return await rest.symbol_id(series) if isinstance(rest, BinanceRest) else None
+
+    return symbol_id
+
+
+async def _check_listed(rest: BinanceRest | CcxtSource, series: SeriesId, *, needed: bool) -> None:
+    """Raises `UnknownSeries` for a series that its exchange does not list, and `UpstreamError` when it cannot be asked
+    and there is nothing else to read from (`needed`)."""
+    try:
+        why = await rest.refusal(series)
+    except UpstreamError:
+        if needed:
+            raise
+        return
+    if why is not None:
+        raise UnknownSeries(str(series), why)

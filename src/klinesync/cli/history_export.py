@@ -1,0 +1,71 @@
+"""`klinesync export`: the closed candles of a series, into a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from klinesync.cli.arguments import span_of
+from klinesync.cli.progress import bar
+from klinesync.core.counted import counted
+from klinesync.core.printable import printable
+from klinesync.factor.indicator_names import parse_indicators
+from klinesync.history.files.exporting import EVER, export
+from klinesync.history.files.factor_columns import FactorColumns
+from klinesync.market.runtime_builder import ledger_step
+from klinesync.runtime.flags import RuntimeFlags, sqlite_path
+from klinesync.storage.own_files import refuse_own_file
+from klinesync.storage.sqlite_reader import SqliteReader
+
+
+def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
+    """Write the file. Returns the exit status."""
+    span = span_of(arguments, EVER)
+    factors = None
+    if arguments.factors:
+        indicators = parse_indicators(flags.indicators)
+        factors = FactorColumns(ledger_step(flags, indicators), indicators, arguments.series_id)
+    with SqliteReader(sqlite_path(flags)) as store, bar() as say:
+        refuse_own_file(store.path, arguments.output)
+        stored = store.read(lambda look: look.span(arguments.series_id))
+        begin, end = (0, 1) if stored is None else (max(stored.start, span.start), min(stored.end, span.end))
+
+        def told(upto: int, count: int) -> None:
+            say(f"{arguments.series_id}: {counted(count, 'candle')}", (upto - begin) / max(end - begin, 1))
+
+        exported = export(
+            store,
+            arguments.series_id,
+            span,
+            arguments.output,
+            arguments.format,
+            freqtrade=arguments.freqtrade,
+            overwrite=arguments.overwrite,
+            factors=factors,
+            progress=told,
+        )
+    path, how = exported.path, exported.merged
+    size = path.stat().st_size
+    if arguments.json:
+        facts: dict[str, object] = {
+            "path": str(path),
+            "series_id": str(arguments.series_id),
+            "candles": exported.candles,
+            "bytes": size,
+            "merged": None
+            if how is None
+            else {"same": how.same, "different": how.different, "kept": how.kept, "first_different": how.told},
+        }
+        print(json.dumps(facts, indent=1))
+        return 0
+    candles = counted(exported.candles, "candle")
+    beside = ""
+    if how is not None:
+        beside = (
+            f", merged with the file that was there: {how.same} were the same, {how.different} had other values and "
+            f"now have the store's, {how.kept} that the file alone has stay"
+        )
+    print(printable(f"{path}: {candles} of {arguments.series_id} ({size} bytes){beside}"))
+    for text in () if how is None else how.told:
+        print(printable(f"    {text}"))
+    return 0

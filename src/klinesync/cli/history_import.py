@@ -1,0 +1,172 @@
+"""`klinesync import`: candles from files, into the store or through a running service."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from klinesync.cli.history_exchange import binance_rest
+from klinesync.cli.history_store import derived_step, writer
+from klinesync.cli.progress import Say, bar
+from klinesync.core.counted import counted
+from klinesync.core.errors import KlinesyncError, StoreError, UpstreamError
+from klinesync.core.printable import printable
+from klinesync.exchanges.binance.decode import EXCHANGE
+from klinesync.exchanges.exchange import Listing
+from klinesync.history.files.importing import Manner, import_files, sentence, stoppable
+from klinesync.history.files.planning import Imported, ImportFile, find, plan
+from klinesync.history.files.readers import BadFile
+from klinesync.market_data.listings import SymbolNames, stored_listings
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.flags import RuntimeFlags, sqlite_path
+from klinesync.runtime.looking import is_file
+from klinesync.storage.sqlite_reader import SqliteReader
+
+# Python looks for garbage after that many new objects while candles pass through: those of several batches.
+COLLECT_AFTER_OBJECTS = 500_000
+# Longest wait for the exchange's list of symbols, in seconds.
+ASK_LISTING_TIMEOUT_S = 20.0
+
+
+async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
+    """Store the candles of the files. Returns 1 when a file was refused, or something failed midway."""
+    found = await stoppable(lambda stopped: find(arguments.path, arguments.series, arguments.exchange, stopped))
+    names = _symbol_names(flags)
+    planned, done = await plan(found, names.name)
+    derived = derived_step(flags, arguments.url)
+    files = [file for file in planned if not (derived.derives(file.series) or file.series in derived.dormant)]
+    done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
+    manner = Manner(strict=arguments.strict, unterminated=arguments.unterminated)
+    imported: list[Imported] = []
+    failure: KlinesyncError | None = None
+    began_s = time.monotonic()
+
+    def report() -> None:
+        took_s = time.monotonic() - began_s
+        _report([*done, *imported], len(files) - len(imported), took_s, as_json=arguments.json)
+
+    try:
+        async with writer(flags, derived, arguments.url, "import", names.asked) as (put, now):
+            with bar() as say, _seldom_collected():
+                try:
+                    await import_files(files, put, now, manner, imported, _progress_of(say, files))
+                except KlinesyncError as error:
+                    failure = error
+    except asyncio.CancelledError:
+        report()
+        raise
+    report()
+    if failure is not None:
+        stored = sum(one.stored for one in imported)
+        are = "is" if stored == 1 else "are"
+        what = f"{counted(stored, 'candle')} {are} stored, and running it again goes on"
+        print(printable(f"klinesync: {failure}; {what}"), file=sys.stderr)
+        return 1
+    refused = [one.refused for one in (*done, *imported) if one.refused is not None]
+    if refused:
+        count = len(done) + len(imported)
+        why = f": {refused[0]}" if len(refused) == 1 else ""
+        refusal = refused[0] if count == 1 else f"{len(refused)} of {count} files refused{why}"
+        print(printable(f"klinesync: {refusal}"), file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _symbol_names(flags: RuntimeFlags) -> SymbolNames:
+    """The names of symbols, by the lists in the store; without a list there, by the exchange's."""
+    path = sqlite_path(flags)
+
+    def kept(market: str) -> Sequence[Listing]:
+        if not is_file(path):
+            return []
+        try:
+            with SqliteReader(path) as store:
+                return store.read(lambda look: stored_listings(look, EXCHANGE, market))
+        except StoreError:
+            return []  # the writer opens the store next: it migrates an old schema, or tells the error
+
+    async def ask(market: str) -> Sequence[Listing]:
+        clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
+        async with binance_rest(flags, clocks) as rest:
+            try:
+                async with asyncio.timeout(ASK_LISTING_TIMEOUT_S):
+                    return list((await rest.listings(market, 0.0)).values())
+            except TimeoutError:
+                why = rest.contact(market).failure or f"no answer within {ASK_LISTING_TIMEOUT_S:g} s"
+                raise UpstreamError(why) from None
+
+    return SymbolNames(kept, ask)
+
+
+def _derived(file: ImportFile, derived: DerivedStep, *, named: bool) -> Imported:
+    """A file of a derived series: refused when the command names it, passed over when it lies in a folder."""
+    base = derived.dormant[file.series].timeframe if file.series in derived.dormant else derived.base
+    why = f"{file.series} is derived from {base}: import the {base} candles instead"
+    if named:
+        return Imported(file.path, file.series, refused=str(BadFile(file.path, why)))
+    return Imported(file.path, file.series, note=f"passed over: {why}")
+
+
+def _progress_of(say: Say, files: Sequence[ImportFile]) -> Callable[[ImportFile, int, int], None]:
+    number = {file: at for at, file in enumerate(files)}
+
+    def told(file: ImportFile, stored: int, candles: int) -> None:
+        which = f"{file.path.name} ({number[file] + 1} of {len(files)}): {counted(stored, 'candle')}"
+        say(which, (number[file] + stored / max(candles, 1)) / len(files))
+
+    return told
+
+
+def _report(done: Sequence[Imported], not_begun: int, took_s: float, *, as_json: bool) -> None:
+    candles = sum(one.stored for one in done)
+    if as_json:
+        found = [
+            {
+                "path": str(one.path),
+                "series_id": None if one.series is None else str(one.series),
+                "rows": one.rows,
+                "candles": one.stored,
+                "new": one.new,
+                "quarantined": one.quarantined,
+                "first_bad_rows": one.told,
+                "first_time": one.first,
+                "last_time": one.last,
+                "refused": one.refused,
+                "failed": one.failed,
+                "note": one.note,
+            }
+            for one in done
+        ]
+        facts = {"files": found, "candles": candles, "not_begun": not_begun, "seconds": round(took_s, 3)}
+        print(json.dumps(facts, indent=1))
+        return
+    refused = sum(one.refused is not None for one in done)
+    for one in done:
+        if one.refused is None or refused > 1:  # a single refusal is told on stderr
+            print(sentence(one))
+        for text in one.told if one.refused is None else ():
+            print(printable(f"    {text}"))
+    print(
+        f"{counted(len(done), 'file')}, {counted(candles, 'candle')} in {took_s:.1f} s "
+        f"({candles / max(took_s, 1e-3):,.0f} candles/s)"
+    )
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Fewer runs of the cyclic garbage collector: candles are many small objects and never part of a cycle, and
+    looking through them takes as long as all other work."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

@@ -1,0 +1,122 @@
+"""The store that a command writes candles into: under its lock, or through the service that holds the lock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from klinesync.cli.service_client import service_client
+from klinesync.core.candle import Applied, Candle
+from klinesync.core.errors import BadFlag, Rejected, StoreError
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.binance.decode import EXCHANGE
+from klinesync.exchanges.exchange import Listing
+from klinesync.history.files.importing import Now, Put
+from klinesync.market_data.listings import StoredListings
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.runtime.flags import RuntimeFlags, sqlite_path
+from klinesync.runtime.looking import is_file
+from klinesync.storage.database import CandleStore
+from klinesync.storage.lock import StoreLocked
+from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_reader import SqliteReader
+
+# The source that revisions name for candles of a file.
+SOURCE = "file"
+
+
+@contextlib.asynccontextmanager
+async def writer(
+    flags: RuntimeFlags,
+    derived: DerivedStep,
+    url: str | None,
+    command: str,
+    listings: Mapping[str, Sequence[Listing]] | None = None,
+) -> AsyncIterator[tuple[Put, Now]]:
+    """Where candles are put, and the clock by which they must have closed: the store and the system's clock; with
+    `url` the running service at that address and the service's clock.
+
+    flags: the configuration of the command.
+    derived: the derived timeframes that the store's writer computes.
+    url: the address of the service that holds the lock of the store; None: this command writes the store.
+    command: the name that the lock of the store tells others.
+    listings: lists of symbols by market, kept in a store that is written here.
+
+    Raises `StoreLocked`.
+    """
+    if url is None:
+        async with open_store(flags, derived, command) as (database, pipeline):
+            for market, listed in (listings or {}).items():
+                await StoredListings(database, EXCHANGE).keep(market, listed)
+            yield lambda series, candles: _submit(pipeline, series, candles), _system_now
+        return
+    async with service_client(url, flags.api_token) as service:
+        yield service.put, service.now
+
+
+async def _system_now(_series: SeriesId) -> int:
+    return int(time.time())
+
+
+@contextlib.asynccontextmanager
+async def open_store(
+    flags: RuntimeFlags, derived: DerivedStep, command: str
+) -> AsyncIterator[tuple[SqliteDatabase, IngestPipeline]]:
+    """The locked store and its running pipeline. A transaction that has begun is finished on the way out."""
+    database = SqliteDatabase(sqlite_path(flags), command)
+    try:
+        await database.__aenter__()
+    except StoreLocked as error:
+        raise StoreLocked(f"{error}; --url sends the candles through the running service") from None
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_exit(database)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        pipeline = IngestPipeline(database, derived, no_ledger(), _nobody_follows, time.time)
+        running = group.create_task(pipeline.run(), name="pipeline")
+        stack.callback(running.cancel)
+        yield database, pipeline
+
+
+async def _submit(pipeline: IngestPipeline, series: SeriesId, candles: Sequence[Candle]) -> int:
+    return len((await pipeline.submit(series, candles, SOURCE)).candles)
+
+
+def _nobody_follows(_applied: Applied) -> None:
+    return
+
+
+def derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedStep:
+    """The derived timeframes that the store was computed with last. The flags decide where the store does not say, and
+    for the store behind the service at `url`."""
+    targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
+    try:
+        step = DerivedStep(
+            Timeframe.parse(flags.derived_base_timeframe), [Timeframe.parse(target) for target in targets]
+        )
+    except Rejected as error:
+        raise BadFlag("derived_timeframes", str(error)) from None
+    path = sqlite_path(flags)
+    if url is not None or not is_file(path):
+        return step
+    try:
+        with SqliteReader(path) as store:
+            settings, dormant = store.read(_derivations)
+    except StoreError:
+        return step  # the writer opens the store next: it migrates an old schema, or tells the error
+    if settings is not None:
+        step = DerivedStep(*settings)
+    step.dormant = {series: base for series, base in dormant.items() if series.timeframe not in step.targets}
+    return step
+
+
+def _derivations(
+    store: CandleStore,
+) -> tuple[tuple[Timeframe, tuple[Timeframe, ...]] | None, dict[SeriesId, SeriesId]]:
+    """The derived timeframes of the store with their base, and its derived series with the series below each."""
+    bases = {series: store.derivation(series).base for series in store.series()}
+    return store.derived_settings(), {series: base for series, base in bases.items() if base is not None}
