@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
+from klinesync.core.events import EventBatch, NumberedEvent
 from klinesync.core.gaps import Gap, GapChange
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
@@ -135,12 +136,49 @@ class LedgerStore(Protocol):
         ...
 
 
+class EventStore(Protocol):
+    """The newest events of series and markets, within one `read` or `write`; must not be kept beyond it. Raises
+    `StoreError` where they are damaged, which is no damage of candles."""
+
+    def all(self) -> list[tuple[str, NumberedEvent]]:
+        """All events with their scopes, by number."""
+        ...
+
+    def apply(self, batch: EventBatch) -> None:
+        """Change what is stored. Only within `Database.write`."""
+        ...
+
+
+class Corrected(NamedTuple):
+    """So many stored `candles` of a series got other values, the oldest and the newest of them at these open times;
+    `source` brought the new values."""
+
+    first: int
+    last: int
+    candles: int
+    source: str
+
+
+# What a transaction changes of a series beside new candles: its gap ledger, or values that were stored.
+SeriesChange = tuple[SeriesId, GapChange | Corrected]
+
+
 class CandleStore(Protocol):
     """Closed candles of all series, within one `read` or `write`; must not be kept beyond it."""
 
     @property
     def ledger(self) -> LedgerStore:
         """What factors and overlays have stored."""
+        ...
+
+    @property
+    def events(self) -> EventStore:
+        """The newest events of series and markets."""
+        ...
+
+    @property
+    def changes(self) -> Sequence[SeriesChange]:
+        """What this transaction has changed so far beside new candles, in order."""
         ...
 
     def head(self, series: SeriesId) -> int | None:

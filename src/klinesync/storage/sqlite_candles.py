@@ -35,8 +35,17 @@ from klinesync.storage.chunks import (
     unpack_between,
 )
 from klinesync.storage.damage import Damage, DamageBoard, Kept, StoreDamaged
-from klinesync.storage.database import Derivation, DerivationOrigin, Ledger, Origin, Revision
+from klinesync.storage.database import (
+    Corrected,
+    Derivation,
+    DerivationOrigin,
+    Ledger,
+    Origin,
+    Revision,
+    SeriesChange,
+)
 from klinesync.storage.disk import UNREADABLE, OddValue
+from klinesync.storage.sqlite_events import SqliteEventStore
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore
 
 # The newest candles of a series that its writer remembers: as many as the next derived candle is made of (seven days).
@@ -171,9 +180,14 @@ class SqliteCandleStore:
         self._unsaved: list[tuple[int | float, ...]] = []
         # Damage that this transaction has met. The board may have forgotten it meanwhile, by a look at a later state.
         self._met: list[tuple[SeriesId, Span]] = []
+        self.changes: list[SeriesChange] = []
         # Not a method of this: one that held the other would leave both to be found as garbage, after each transaction.
         number = partial(known.number, connection)
         self.ledger = SqliteLedgerStore(connection, number, known.ledgers if known.writes else None, known.damage)
+
+    @property
+    def events(self) -> SqliteEventStore:
+        return SqliteEventStore(self._connection)
 
     @_names_series
     def head(self, series: SeriesId) -> int | None:
@@ -409,6 +423,9 @@ class SqliteCandleStore:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(number, *stored[one.time], origin.at, origin.source) for one in revising],
             )
+            if revising:
+                corrected = Corrected(revising[0].time, revising[-1].time, len(revising), origin.source)
+                self.changes.append((series, corrected))
         if ascending:
             first, last = ascending[0].time, ascending[-1].time
             if edges is not None:
@@ -491,6 +508,7 @@ class SqliteCandleStore:
     def change_gaps(self, series: SeriesId, change: GapChange) -> None:
         if not change:
             return
+        self.changes.append((series, change))
         number = self._number(series)
         self._known.gapless.discard(series)
         self._connection.executemany(

@@ -29,6 +29,7 @@ OUR_TABLES = frozenset(
         "derivation",
         "probe",
         "listing",
+        "series_event",
     }
 )
 _FIRST_TABLES = frozenset({"series", "candle", "candle_revision", "gap", "commit_count"})
