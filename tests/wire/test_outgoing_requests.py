@@ -154,9 +154,10 @@ def test_ccxt_is_told_to_use_the_proxies_of_the_environment(monkeypatch: pytest.
     monkeypatch.setattr(sys.modules["ccxt.pro"], "okx", lambda settings: given.append(settings), raising=False)
     monkeypatch.setenv("https_proxy", "http://me:p%40ss@proxy.example:3128")
     ccxt_exchange("okx")
-    ccxt_exchange("okx", environment_proxies=True)
+    ccxt_exchange("okx", proxies=proxies_of(load_flags()))
     monkeypatch.setenv("no_proxy", "*")
-    ccxt_exchange("okx", environment_proxies=True)
+    ccxt_exchange("okx", proxies=proxies_of(load_flags()))
+    ccxt_exchange("okx", proxies=proxies_of(load_flags({"enable_environment_proxies": "off"})))
     plain = {"enableRateLimit": True, "timeout": TIMEOUT_MS}
     proxied = plain | {"aiohttp_trust_env": True}
-    assert given == [plain, proxied | {"wssProxy": "http://me:p%40ss@proxy.example:3128"}, proxied]
+    assert given == [plain, proxied | {"wssProxy": "http://me:p%40ss@proxy.example:3128"}, proxied, plain]

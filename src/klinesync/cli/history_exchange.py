@@ -42,7 +42,7 @@ async def exchange_of(
             final_margin_s=flags.rest_final_margin_s,
             monotonic=asyncio.get_running_loop().time,
             rng=random.Random(),  # noqa: S311  # jitter, not a secret
-            environment_proxies=flags.enable_environment_proxies,
+            proxies=proxies_of(flags),
         )
         if (why := others.refusal(series.exchange)) is not None:
             raise UnknownSeries(str(series), why)

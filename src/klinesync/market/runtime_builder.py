@@ -104,7 +104,7 @@ def build_market_runtime(
         final_margin_s=flags.rest_final_margin_s,
         monotonic=monotonic,
         rng=rng,
-        environment_proxies=flags.enable_environment_proxies,
+        proxies=proxies,
         bulkheads=bulkheads,
     )
     for series in listed:

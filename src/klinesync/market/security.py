@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -24,7 +25,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from klinesync.core.errors import BadFlag
 from klinesync.core.printable import printable
-from klinesync.runtime.flags import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,16 @@ class RequestHead:
     origins: Sequence[bytes] = ()
     authorizations: Sequence[bytes] = ()
     fetch_sites: Sequence[bytes] = ()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -300,16 +299,6 @@ def whitelist(flags: RuntimeFlags) -> tuple[SeriesId, ...]:
         raise BadFlag("whitelist_path", f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise BadFlag("whitelist_path", f"{path} cannot be used: {error}") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # A flag whose part is not built yet: it may keep its default, and whatever of the values means "without that part".

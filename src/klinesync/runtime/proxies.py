@@ -56,6 +56,11 @@ class Proxies:
         exceptions = next((environment[name] for name in _EXCEPT if environment.get(name)), "")
         self._exceptions = [text for part in exceptions.split(",") if (text := part.strip().lower())]
 
+    @property
+    def named(self) -> bool:
+        """Whether the environment names any proxy."""
+        return bool(self._by_scheme)
+
     def proxy_for(self, url: str) -> Proxy | None:
         """The proxy for a request of `url`; None: the host is asked directly. Loopback addresses always are."""
         parts = urlsplit(url)

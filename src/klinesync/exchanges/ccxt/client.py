@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -146,19 +145,20 @@ def offers_history(name: str) -> bool | None:
     return None
 
 
-def ccxt_exchange(name: str, *, environment_proxies: bool = False) -> Ccxt:
+def ccxt_exchange(name: str, *, proxies: Proxies | None = None) -> Ccxt:
     """A new exchange object of ccxt, with its stream methods where there are any. Takes seconds for the first one.
 
-    environment_proxies: use the proxies of the environment. ccxt itself would use none. For REST its HTTP library reads
-    the variables; for streams that library knows no proxy of `wss://` addresses, so the proxy of `https://` is named.
+    proxies: those of the environment; None, or no proxies: hosts are asked directly, as ccxt does by itself. For REST
+        ccxt's HTTP library applies the same variables; that library knows no proxy of `wss://` addresses, so a stream
+        gets the proxy by name.
     """
     module = import_module("ccxt.pro")
     make = getattr(module, name, None) or getattr(import_module("ccxt.async_support"), name)
     settings: dict[str, object] = {"enableRateLimit": True, "timeout": TIMEOUT_MS}
-    if environment_proxies:
+    if proxies is not None and proxies.named:
         settings["aiohttp_trust_env"] = True
         # The host of a stream is ccxt's secret until the stream is opened: NO_PROXY is asked for the exchange's name.
-        proxy = Proxies(os.environ).proxy_for(f"wss://{name}")
+        proxy = proxies.proxy_for(f"wss://{name}")
         if proxy is not None:
             settings["wssProxy"] = proxy.with_login
     exchange: Ccxt = make(settings)

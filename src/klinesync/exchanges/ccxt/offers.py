@@ -18,12 +18,13 @@ from klinesync.exchanges.ccxt.client import (
 from klinesync.exchanges.ccxt.source import POLL_LEAST_S, CcxtSource
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.proxies import Proxies
 
 
 class CcxtExchanges:
     """Makes sources by ccxt's names. `makers` make exchange objects in place of ccxt's
-    own classes, by name: a test's, or one that ccxt does not have. `environment_proxies`: they use the proxies that the
-    environment names. `thread`: where their objects live, by default a thread of its own; the simulation brings another
+    own classes, by name: a test's, or one that ccxt does not have. `proxies`: the proxies of their
+    requests. `thread`: where their objects live, by default a thread of its own; the simulation brings another
     place."""
 
     def __init__(
@@ -34,12 +35,12 @@ class CcxtExchanges:
         rng: random.Random,
         makers: Mapping[str, Maker] | None = None,
         poll_least_s: float = POLL_LEAST_S,
-        environment_proxies: bool = False,
+        proxies: Proxies | None = None,
         bulkheads: Bulkheads | None = None,
         thread: CcxtThread | None = None,
     ) -> None:
         self._bulkheads = bulkheads or Bulkheads()
-        self._make: Maker = partial(ccxt_exchange, environment_proxies=environment_proxies)
+        self._make: Maker = partial(ccxt_exchange, proxies=proxies)
         self._final_margin_s = final_margin_s
         self._monotonic = monotonic
         self._rng = rng
