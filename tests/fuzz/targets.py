@@ -60,11 +60,13 @@ from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flag_sources import CONFIG_FILE, ENV_FILE
 from klinesync.runtime.flag_values import web_address
 from klinesync.runtime.flags import RuntimeFlags, read_configuration, whitelist
+from klinesync.runtime.http_client import WebSocket
 from klinesync.runtime.proxies import Proxies
 from klinesync.storage import lock
 from klinesync.storage.chunks import unpack
 from klinesync.ws import protocol
 from klinesync.ws.protocol import BadMessage, WsMessageParser
+from sim.http import Answer
 from sim.virtual_loop import VirtualLoop
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -108,31 +110,24 @@ class Target:
 # The exchange: REST.
 
 
-@dataclass(frozen=True, slots=True)
-class _Response:
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-
-    async def read(self) -> bytes:
-        return self.body
-
-
 class _Exchange:
     """Stands in for an HTTP client: what is under test gets the payload, other questions a sound answer."""
 
     def __init__(self, name: str, payload: bytes, status: int, headers: Mapping[str, str]) -> None:
         self._name = name
-        self._answer = _Response(status, payload, headers)
+        self._answer = Answer(status, payload, headers=headers)
 
     @asynccontextmanager
-    async def get(self, url: str, params: Mapping[str, str] | None = None) -> AsyncIterator[_Response]:
+    async def get(self, url: str, params: Mapping[str, str] | None = None) -> AsyncIterator[Answer]:
         name = url.rpartition("/")[2]
         if name == self._name:
             yield self._answer
         else:
             market = "spot" if "/api/" in url else "futures"
-            yield _Response(200, _recorded(f"rest_{name}_{market}"), {})
+            yield Answer(200, _recorded(f"rest_{name}_{market}"))
+
+    async def ws_connect(self, url: str, **_: object) -> WebSocket:
+        raise NotImplementedError
 
 
 @cache
@@ -155,7 +150,7 @@ def _rest(
         for clock in clocks.values():
             if name != "time":
                 clock.learn(NOW_S * 1000, loop.time())
-        rest = BinanceRest(exchange, routes, clocks, final_margin_s=2.0, monotonic=loop.time)  # type: ignore[arg-type]
+        rest = BinanceRest(exchange, routes, clocks, final_margin_s=2.0, monotonic=loop.time)
         with _declared(UpstreamError):
             return loop.run_until_complete(_within(ask(rest)))
         for market in routes:

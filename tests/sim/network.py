@@ -1,5 +1,5 @@
 """The network between the service and the exchange, as the service's HTTP library shows it: connections that are cut,
-refused, slow; frames that are lost, doubled, out of order, broken. It stands in for `aiohttp.ClientSession`."""
+refused, slow; frames that are lost, doubled, out of order, broken. It stands in for `HttpClient`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ import msgspec
 from klinesync.core.candle import Candle
 from klinesync.exchanges.binance.rest import TIMEOUT_S
 from klinesync.exchanges.binance.streams import CONNECT_TIMEOUT_S, HEARTBEAT_S
+from klinesync.runtime.http_client import Body
 from sim.exchange import MINUTE_S, Listing, SimulatedExchange
 from sim.hostile import hostile_frame
+from sim.http import Whole
 from sim.rest_host import RestHost
 from sim.scenario import Faults
 from sim.virtual_loop import Process, VirtualLoop
@@ -354,11 +356,11 @@ class ExchangeSocket:
 
     # The service's side.
 
-    async def send_str(self, text: str) -> None:
+    async def send_str(self, data: str) -> None:
         if self.close_code is not None:
             raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
         if self._linked:
-            request = msgspec.json.decode(text)
+            request = msgspec.json.decode(data)
             delay_s = self._network.rng.uniform(*LATENCY_S)
             self._loop.call_later(delay_s, self._answer, request, context=self._loop.outside)
 
@@ -439,19 +441,20 @@ class Request:
     ) -> None:
         """Nothing is kept."""
 
-    async def read(self) -> bytes:
-        return self._body
+    @property
+    def content(self) -> Body:
+        return Whole(self._body)
 
 
 class Session:
-    """Stands in for the `aiohttp.ClientSession` of the process `owner`."""
+    """The `Http` of the process `owner`."""
 
     def __init__(self, network: Network, owner: Process | None) -> None:
         self._network = network
         self._owner = owner
 
-    def get(self, url: str, params: Mapping[str, str]) -> Request:
-        return Request(self._network, self._owner, url, params)
+    def get(self, url: str, params: Mapping[str, str] | None = None) -> Request:
+        return Request(self._network, self._owner, url, params or {})
 
     async def ws_connect(
         self, url: str, *, heartbeat: float, max_msg_size: int, close_timeout_s: float

@@ -152,7 +152,7 @@ class Service:
             "futures": MarketRoutes("http://exchange", "/fapi/v1", page),
         }
         self.rest = BinanceRest(
-            session,  # type: ignore[arg-type]  # what is used of it
+            session,
             routes,
             clocks,
             final_margin_s=2.0,
@@ -162,7 +162,7 @@ class Service:
         rng = Random(f"connections {self._scenario.seed} {self._number}")
         urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
         return BinanceSource(
-            session,  # type: ignore[arg-type]  # what is used of it
+            session,
             self.rest,
             urls,
             rng,

@@ -13,13 +13,14 @@ from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
+from klinesync.runtime.http_client import Http
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.scenario import EPOCH_S
 from sim.virtual_loop import VirtualLoop
 
 
 def run_beside(
-    exchange: object,
+    exchange: Http,
     loop: VirtualLoop,
     store: Path,
     live: Callable[[MarketRuntime], Awaitable[None]],
@@ -29,7 +30,7 @@ def run_beside(
 ) -> None:
     """Let `live` run beside a service.
 
-    exchange: has `get` and `ws_connect` of an HTTP client.
+    exchange: answers at the level of HTTP.
     loop: virtual; buried at the end.
     store: path of the service's store.
     streams_most: streams of one connection.
@@ -40,14 +41,14 @@ def run_beside(
         clocks: dict[str, ExchangeClock] = {}
         routes = {"spot": MarketRoutes("http://exchange", "/api/v3", 1000)}
         rest = BinanceRest(
-            exchange,  # type: ignore[arg-type]  # what is used of it
+            exchange,
             routes,
             clocks,
             final_margin_s=2.0,
             monotonic=loop.time,
         )
         source = BinanceSource(
-            exchange,  # type: ignore[arg-type]  # likewise
+            exchange,
             rest,
             {"spot": "ws://exchange"},
             Random(1),

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import aiohttp
 import pytest
@@ -17,6 +16,8 @@ from klinesync.exchanges.binance import streams as binance_ws
 from klinesync.ingest import followed, supervisor
 from klinesync.market import runtime
 from klinesync.market.runtime import MarketRuntime
+from klinesync.runtime.http_client import WebSocket
+from sim.http import Answer
 from sim.scenario import EPOCH_S
 from sim.spot_service import run_beside
 from sim.virtual_loop import VirtualLoop
@@ -26,27 +27,6 @@ SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 LONG_S = 1.4 * 86_400.0
 
 
-class Answer:
-    """A good answer without anything in it."""
-
-    status = 200
-    headers: Mapping[str, str] = {}
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def __aenter__(self) -> Answer:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is kept."""
-
-    async def read(self) -> bytes:
-        return self._body
-
-
 class IdleExchange:
     """An exchange whose streams cannot be connected, and that has nothing to tell but the time and a symbol."""
 
@@ -54,19 +34,19 @@ class IdleExchange:
         self._loop = loop
         self.connects = self.pages = 0
 
-    def get(self, url: str, params: Mapping[str, str]) -> Answer:
+    def get(self, url: str, params: Mapping[str, str] | None = None) -> Answer:
         if url.endswith("/time"):
-            return Answer(b'{"serverTime":%d}' % int((EPOCH_S + self._loop.time()) * 1000))
+            return Answer(200, b'{"serverTime":%d}' % int((EPOCH_S + self._loop.time()) * 1000))
         if url.endswith("/exchangeInfo"):
             return Answer(
-                b'{"symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC","quoteAsset":"USDT"}]}'
+                200, b'{"symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC","quoteAsset":"USDT"}]}'
             )
         if url.endswith("/klines"):
             self.pages += 1
-            return Answer(b"[]")
+            return Answer(200, b"[]")
         raise aiohttp.ClientConnectionError("Cannot connect to host")
 
-    async def ws_connect(self, url: str, **_: object) -> object:
+    async def ws_connect(self, url: str, **_: object) -> WebSocket:
         self.connects += 1
         raise aiohttp.ClientConnectionError("Cannot connect to host")
 

@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import aiohttp
@@ -25,6 +24,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.exchanges import access
 from klinesync.exchanges.comeback import PROBE_MOST_S
 from klinesync.market.runtime import MarketRuntime
+from klinesync.runtime.http_client import WebSocket
+from sim.http import Answer
 from sim.scenario import EPOCH_S
 from sim.spot_service import run_beside
 from sim.virtual_loop import VirtualLoop
@@ -62,32 +63,6 @@ TROUBLES: dict[str, int | bytes | Exception] = {
 }
 
 
-class Answer:
-    """One answer of REST, as aiohttp hands it over; `trouble` comes in its place."""
-
-    headers: Mapping[str, str] = {}
-
-    def __init__(self, status: int, body: bytes, trouble: Exception | None = None, wait_s: float = 0.0) -> None:
-        self.status = status
-        self._body = body
-        self._trouble = trouble
-        self._wait_s = wait_s
-
-    async def __aenter__(self) -> Answer:
-        await asyncio.sleep(self._wait_s)
-        if self._trouble is not None:
-            raise self._trouble
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is kept."""
-
-    async def read(self) -> bytes:
-        return self._body
-
-
 class Exchange:
     """Trades BTC each minute; `rest` and `streams` are its troubles, None while it is well. Notes when it is asked, and
     for what. Streams are never connected: what closes comes over REST."""
@@ -98,7 +73,7 @@ class Exchange:
         self.rest: int | bytes | Exception | None = None
         self.streams: int | bytes | Exception | None = None
 
-    def get(self, url: str, params: dict[str, str]) -> Answer:
+    def get(self, url: str, params: Mapping[str, str] | None = None) -> Answer:
         name = url.rpartition("/")[2]
         self.asked.append((self._loop.time(), name))
         match self.rest:
@@ -118,6 +93,7 @@ class Exchange:
             ]
             return Answer(200, json.dumps({"symbols": symbols}).encode())
         if name == "klines":
+            assert params is not None
             first = -(-int(params["startTime"]) // 60_000) * 60_000
             last = min(now_ms, int(params.get("endTime", now_ms)))
             times = range(first, last + 1, 60_000)[: int(params["limit"])]
@@ -125,7 +101,7 @@ class Exchange:
             return Answer(200, json.dumps(rows).encode())
         return Answer(200, b"[]")
 
-    async def ws_connect(self, url: str, **_: object) -> object:
+    async def ws_connect(self, url: str, **_: object) -> WebSocket:
         self.asked.append((self._loop.time(), access.HANDSHAKE))
         match self.streams:
             case int(status):

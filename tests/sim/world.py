@@ -598,9 +598,9 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         limits["ingest.market_watch.CLOCK_AGE_S"] = 15.0
     if scenario.faults.lifetime:
         lifetime_s = scenario.faults.lifetime * MINUTE_S
-        limits["ingest.binance_ws.ROTATE_AFTER_S"] = (0.4 * lifetime_s, 0.6 * lifetime_s)
+        limits["exchanges.binance.streams.ROTATE_AFTER_S"] = (0.4 * lifetime_s, 0.6 * lifetime_s)
     if scenario.faults.weight:
-        limits["ingest.binance_rest.WEIGHTS"] = {
+        limits["exchanges.binance.rest.WEIGHTS"] = {
             market: replace(weights, limit=scenario.faults.weight) for market, weights in weight.WEIGHTS.items()
         }
     return limits

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import SimpleNamespace, TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import aiohttp
 
@@ -14,6 +14,89 @@ from klinesync.runtime.proxies import Proxies
 
 # Of where a redirect points at most so much is told.
 MAX_LOCATION_CHARS = 200
+# A body is read in pieces of at most this size, in bytes.
+READ_CHUNK_BYTES = 64 << 10
+
+
+class Body(Protocol):
+    """The body of an answer, as it arrives."""
+
+    def iter_chunked(self, n: int) -> AsyncIterator[bytes]:
+        """Pieces of at most `n` bytes."""
+        ...
+
+
+class Response(Protocol):
+    """The answer to one request."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, by name."""
+        ...
+
+    @property
+    def content(self) -> Body:
+        """The body."""
+        ...
+
+
+class Message(Protocol):
+    """One WebSocket message."""
+
+    @property
+    def type(self) -> aiohttp.WSMsgType:
+        """Text, binary …"""
+        ...
+
+    @property
+    def data(self) -> object:
+        """A string, where the type is text."""
+        ...
+
+
+class WebSocket(Protocol):
+    """One WebSocket connection. Iteration gives the messages, and ends with the connection."""
+
+    @property
+    def close_code(self) -> int | None:
+        """Why the connection ended; None while it is open."""
+        ...
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> Message: ...
+
+    async def send_str(self, data: str) -> None:
+        """Send a text message. Raises `ConnectionError` and `aiohttp.ClientError` on a connection that ended."""
+        ...
+
+    async def close(self) -> object:
+        """Close the connection; returns when it is closed."""
+        ...
+
+
+class Http(Protocol):
+    """What a client of an exchange asks of the network. Implemented by `HttpClient`, and by doubles in tests."""
+
+    def get(self, url: str, params: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[Response]:
+        """One GET. A redirect is an answer with its status, see `location`. Raises `aiohttp.ClientError` and
+        TimeoutError on entry."""
+        ...
+
+    async def ws_connect(self, url: str, *, heartbeat: float, max_msg_size: int, close_timeout_s: float) -> WebSocket:
+        """One WebSocket. Raises `aiohttp.ClientError`, `Redirected` among them, OSError and TimeoutError.
+
+        url: `ws://` or `wss://`.
+        heartbeat: a ping goes after so many seconds, and the connection ends when it is not answered.
+        max_msg_size: a longer message, in bytes, ends the connection.
+        close_timeout_s: how long `close` waits for the other side, in seconds.
+        """
+        ...
 
 
 class Redirected(aiohttp.ClientError):
@@ -21,7 +104,7 @@ class Redirected(aiohttp.ClientError):
 
 
 class HttpClient:
-    """One `aiohttp.ClientSession` under our rules. `async with` opens and closes it.
+    """One `aiohttp.ClientSession` under our rules, opened by the first request. `async with` closes it.
 
     timeout: limits of a request; by default none.
     proxies: which requests go through which proxy; by default none does.
@@ -41,22 +124,18 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        trace = aiohttp.TraceConfig()
-        trace.on_request_redirect.append(_refuse_redirect)
-        self._session = aiohttp.ClientSession(
-            timeout=self._timeout,
-            headers={"User-Agent": f"klinesync/{__version__}"},
-            auto_decompress=self._auto_decompress,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[trace],
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def get(
         self, url: str, params: Mapping[str, str] | None = None
@@ -85,7 +164,16 @@ class HttpClient:
 
     @property
     def _opened(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "the client is open"
+        if self._session is None:
+            trace = aiohttp.TraceConfig()
+            trace.on_request_redirect.append(_refuse_redirect)
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout,
+                headers={"User-Agent": f"klinesync/{__version__}"},
+                auto_decompress=self._auto_decompress,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[trace],
+            )
         return self._session
 
     def _way(self, url: str) -> tuple[str | None, dict[str, str] | None, dict[str, str] | None]:
@@ -100,7 +188,18 @@ class HttpClient:
         return proxy.url, None if tunnelled else login, login if tunnelled else None
 
 
-def location(response: aiohttp.ClientResponse) -> str:
+async def read_body(response: Response, most_bytes: int) -> bytes:
+    """The body of an answer; of one that is longer than `most_bytes`, a part that is longer, too."""
+    parts, size = [], 0
+    async for part in response.content.iter_chunked(READ_CHUNK_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > most_bytes:
+            break
+    return b"".join(parts)
+
+
+def location(response: Response) -> str:
     """Where a redirect points, as a part of a sentence: empty for any other answer."""
     if not 300 <= response.status < 400:
         return ""

@@ -46,7 +46,7 @@ from klinesync.exchanges.binance.weight import SHARE, WEIGHTS, RestStatus, Turn,
 from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, ListingShelf, RestContact, Ticker, Urgency
 from klinesync.exchanges.whole_lists import WholeLists
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.http_client import HttpClient, location
+from klinesync.runtime.http_client import Http, location, read_body
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
 
@@ -76,7 +76,6 @@ LONGEST_AHEAD_MS = 86_400_000
 MAX_PAGE_BYTES = 4 << 20
 MAX_LIST_BYTES = 64 << 20
 MAX_PROBLEM_BYTES = 4 << 10
-READ_CHUNK_BYTES = 64 << 10
 # Bad rows are logged so often for one series.
 LOG_EVERY_S = 60.0
 
@@ -140,7 +139,7 @@ class BinanceRest:
 
     def __init__(
         self,
-        session: HttpClient,
+        session: Http,
         routes: Mapping[str, MarketRoutes],
         clocks: Mapping[str, ExchangeClock],
         *,
@@ -566,7 +565,7 @@ class BinanceRest:
             async with self._session.get(url, params=params) as response:
                 status, elsewhere = response.status, location(response)
                 retry_after_s = gate.answered(turn, status, response.headers)
-                body = await _read(response, most_bytes if status == 200 else MAX_PROBLEM_BYTES)
+                body = await read_body(response, most_bytes if status == 200 else MAX_PROBLEM_BYTES)
         except TimeoutError as error:
             gate.count_error(0)
             raise self._failed(
@@ -626,16 +625,3 @@ class BinanceRest:
 
 def _ascending(times: list[int]) -> bool:
     return all(one < other for one, other in pairwise(times))
-
-
-async def _read(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
-    """The body, as far as it is read when it turns out to be longer than `most_bytes`."""
-    if not isinstance(response, aiohttp.ClientResponse):
-        return await response.read()  # what stands in for it in the simulation, which has the body whole
-    parts, size = [], 0
-    async for part in response.content.iter_chunked(READ_CHUNK_BYTES):
-        parts.append(part)
-        size += len(part)
-        if size > most_bytes:
-            break
-    return b"".join(parts)

@@ -14,7 +14,7 @@ from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, RestContact, StreamCallbacks, Ticker
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.http_client import HttpClient
+from klinesync.runtime.http_client import Http
 
 
 class BinanceSource:
@@ -22,7 +22,7 @@ class BinanceSource:
 
     def __init__(
         self,
-        session: HttpClient,
+        session: Http,
         rest: BinanceRest,
         ws_urls: Mapping[str, str],
         rng: random.Random,

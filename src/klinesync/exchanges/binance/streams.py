@@ -32,7 +32,7 @@ from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import ExchangeClock
-from klinesync.runtime.http_client import HttpClient
+from klinesync.runtime.http_client import Http, WebSocket
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def stream_name(symbol_id: str, series: SeriesId) -> str:
 class _Link:
     """One socket, and the streams that were asked for on it. `born_ms`: on the exchange's clock, where it is known."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse, born_s: float, born_ms: int | None) -> None:
+    def __init__(self, socket: WebSocket, born_s: float, born_ms: int | None) -> None:
         self.socket = socket
         self.born_s = born_s
         self.born_ms = born_ms
@@ -245,7 +245,7 @@ class BinanceConnection:
 
     def __init__(
         self,
-        session: HttpClient,
+        session: Http,
         url: str,
         callbacks: StreamCallbacks,
         *,
@@ -526,7 +526,7 @@ class BinanceConnection:
         subscriber = self._bulkheads.begin(loop, work, part=Part.CONNECTION, name=f"subscribe {self._url}")
         try:
             async for message in link.socket:
-                if message.type is aiohttp.WSMsgType.TEXT:
+                if isinstance(message.data, str):
                     self._take(link, message.data)
                 elif message.type is aiohttp.WSMsgType.BINARY:
                     self._quarantine("it is binary")
