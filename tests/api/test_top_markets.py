@@ -18,7 +18,7 @@ from klinesync.exchanges.binance.rest import BinanceRest, market_routes
 from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.market_data import top_markets
 from klinesync.market_data.top_markets import FORCED_MOST, MAX_LIMIT, TopMarkets
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service

@@ -27,7 +27,7 @@ from klinesync.exchanges.ccxt.client import Ccxt, CcxtClient, CcxtThread
 from klinesync.exchanges.ccxt.source import CcxtSource
 from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 
 EACH_MARKET = pytest.mark.parametrize("market", [SPOT, USDM], ids=lambda market: market.name)
 OURS = {SPOT: "spot", USDM: "futures"}

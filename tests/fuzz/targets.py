@@ -56,7 +56,7 @@ from klinesync.market.security import Guard, Origin, head_of
 from klinesync.market.strict_json import StrictJsonRoute
 from klinesync.market_data.listings import stored_listings
 from klinesync.market_data.top_markets import ranked
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flag_sources import CONFIG_FILE, ENV_FILE
 from klinesync.runtime.flag_values import web_address
 from klinesync.runtime.flags import RuntimeFlags, read_configuration, whitelist

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from klinesync.runtime.clock import DIFFER_MS, DIFFER_OURS_S, FRESH_FRAME_S, ExchangeClock
+from klinesync.runtime.exchange_clock import DIFFER_MS, DIFFER_OURS_S, FRESH_FRAME_S, ExchangeClock
 
 T0_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

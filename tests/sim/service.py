@@ -20,7 +20,7 @@ from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.ws_routes import market_socket
 from klinesync.market_data.listings import StoredListings
 from klinesync.runtime.bulkheads import Bulkheads
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase

@@ -11,7 +11,7 @@ from klinesync.exchanges.binance.rest import BinanceRest, MarketRoutes
 from klinesync.exchanges.binance.source import BinanceSource
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.runtime.http_client import Http
 from klinesync.storage.sqlite import InThreadSqliteDatabase

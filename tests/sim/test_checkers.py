@@ -39,7 +39,7 @@ from klinesync.market_data.read_services import CandleReader, CatchUp
 from klinesync.pipelines import derived_step
 from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
 from klinesync.pipelines.ledger_step import LedgerStep
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.database import CandleStore, Ledger
 from klinesync.storage.sqlite_ledger import SqliteLedgerStore

@@ -31,7 +31,7 @@ from klinesync.ingest import followed, liveness
 from klinesync.ingest.liveness import STALE
 from klinesync.market_data import coverage
 from klinesync.pipelines import ledger_step
-from klinesync.runtime.clock import DIFFER_MS
+from klinesync.runtime.exchange_clock import DIFFER_MS
 from sim import checkers
 from sim.checkers import Witness
 from sim.clients import Habits, Link, SimulatedClient, candle_of, series_of

@@ -21,7 +21,7 @@ from klinesync.exchanges.ccxt.client import CcxtClient, CcxtThread
 from klinesync.exchanges.ccxt.rows import Row
 from klinesync.exchanges.ccxt.source import CcxtSource
 from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 
 BTC = SeriesId.parse("fake:spot:BTC/USDT:1m")
 T0 = 1_700_000_040

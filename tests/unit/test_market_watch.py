@@ -13,7 +13,7 @@ from klinesync.exchanges.exchange import RestContact
 from klinesync.exchanges.reach import UNREACHABLE_AFTER_S
 from klinesync.ingest.market_watch import CLOCK_AGE_S, MarketChange, MarketWatch
 from klinesync.runtime.bulkheads import Bulkheads
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 
 T0_MS = 1_700_000_040_000
 

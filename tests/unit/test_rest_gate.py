@@ -12,7 +12,7 @@ from klinesync.exchanges.binance import rest_gate, weight
 from klinesync.exchanges.binance.rest_gate import RestGate
 from klinesync.exchanges.binance.weight import AT_ONCE, KEPT_FREE, WeightBudget
 from klinesync.exchanges.exchange import Errand, Urgency
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 
 T0_MS = 1_700_000_040_000 // 60_000 * 60_000
 

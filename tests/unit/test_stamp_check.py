@@ -10,7 +10,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.exchanges import stamp_check
 from klinesync.exchanges.exchange import KlineEvent
 from klinesync.exchanges.stamp_check import StampCheck
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

@@ -20,7 +20,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.binance import rest as binance_rest
 from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
 from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, Errand, HistoryPage, Listing, ListingShelf, Ticker, Urgency
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")

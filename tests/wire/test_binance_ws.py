@@ -21,7 +21,7 @@ from klinesync.exchanges.binance import streams as binance_ws
 from klinesync.exchanges.binance.streams import BinanceConnection, Symbols
 from klinesync.exchanges.exchange import KlineEvent, StreamCallbacks
 from klinesync.runtime import bulkheads
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import running_service

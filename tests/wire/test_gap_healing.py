@@ -24,7 +24,7 @@ from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.faults import Outage
 from klinesync.sim.server import SimConfig, SimServer

@@ -21,7 +21,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.binance.rest import BinanceRest, market_routes
 from klinesync.exchanges.ccxt.client import TIMEOUT_MS, ccxt_exchange
 from klinesync.history.files.sources import ExchangeArchive
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import load_flags, proxies_of
 from klinesync.runtime.http_client import HttpClient, Redirected
 from klinesync.runtime.proxies import Proxies, Proxy

@@ -15,7 +15,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
 from klinesync.exchanges.binance.weight import AT_ONCE
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.faults import Delist, RateLimit, RestError
 from klinesync.sim.server import SimConfig, SimServer

@@ -33,7 +33,7 @@ from klinesync.history.reading import Pages, read_pages, unreported
 from klinesync.history.service import BackfillProgress, HistoryService
 from klinesync.market.runtime_builder import history_shelves, kept_from
 from klinesync.market_data.listings import StoredListings
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 
 # The flag that says where the files of each `--source` lie.

@@ -16,7 +16,7 @@ from klinesync.exchanges.binance.rest import TIMEOUT_S, BinanceRest, market_rout
 from klinesync.exchanges.ccxt.offers import CcxtExchanges
 from klinesync.exchanges.ccxt.source import CcxtSource
 from klinesync.exchanges.exchange import ListingShelf
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of
 from klinesync.runtime.http_client import HttpClient
 

@@ -24,7 +24,7 @@ from klinesync.history.files.planning import Imported, ImportFile, find, plan
 from klinesync.history.files.readers import BadFile
 from klinesync.market_data.listings import SymbolNames, stored_listings
 from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.looking import is_file
 from klinesync.storage.sqlite_reader import SqliteReader

@@ -17,7 +17,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.exchange import KlineEvent
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from klinesync.exchanges.exchange import (
 )
 from klinesync.ingest.supervisor import IngestSupervisor, JobState
 from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from klinesync.exchanges.stamp_check import StampCheck
 from klinesync.ingest.questioner import Questioner
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ from klinesync.ingest.market_watch import MarketWatch
 from klinesync.ingest.tail_reader import TailReader
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)

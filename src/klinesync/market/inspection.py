@@ -17,7 +17,7 @@ from klinesync.market_data.startup_sync import SweepProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.bulkheads import Part
-from klinesync.runtime.clock import FRAMES, REST, ExchangeClock
+from klinesync.runtime.exchange_clock import FRAMES, REST, ExchangeClock
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.database import CandleStore, Database

@@ -63,7 +63,7 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.pipelines.watchdog import Watchdog
 from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, sqlite_path, whitelist
 from klinesync.runtime.http_client import HttpClient
 from klinesync.storage.database import Database

@@ -8,7 +8,7 @@ from klinesync.core.candle import Applied, Candle, check_candle, check_not_futur
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 
 
 class MarketIngestService:

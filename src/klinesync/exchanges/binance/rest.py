@@ -45,7 +45,7 @@ from klinesync.exchanges.binance.symbols import SymbolTable, coin_margined
 from klinesync.exchanges.binance.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
 from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, ListingShelf, RestContact, Ticker, Urgency
 from klinesync.exchanges.whole_lists import WholeLists
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http, location, read_body
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight

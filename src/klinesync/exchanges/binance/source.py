@@ -13,7 +13,7 @@ from klinesync.exchanges.binance.weight import RestStatus
 from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, RestContact, StreamCallbacks, Ticker
 from klinesync.runtime.bulkheads import Bulkheads
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http
 
 

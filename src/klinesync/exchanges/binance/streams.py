@@ -31,7 +31,7 @@ from klinesync.exchanges.binance.decode import BadAnswer, decoded
 from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks
 from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http, WebSocket
 from klinesync.runtime.log_limit import LogLimit
 

@@ -17,7 +17,7 @@ from klinesync.exchanges.ccxt.client import (
 )
 from klinesync.exchanges.ccxt.source import POLL_LEAST_S, CcxtSource
 from klinesync.runtime.bulkheads import Bulkheads
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.proxies import Proxies
 
 

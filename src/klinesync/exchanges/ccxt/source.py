@@ -46,7 +46,7 @@ from klinesync.exchanges.exchange import (
 )
 from klinesync.exchanges.whole_lists import WholeLists
 from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import ExchangeClock
+from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
 
