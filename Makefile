@@ -6,6 +6,7 @@
 #   make fuzz          structured fuzzing of all that reads data from outside, SECONDS a target
 #   make lint          style, types, who may import whom
 #   make types         the message types of the page, generated from the schemas of the service
+#   make reference     the generated parts of the documents, from the code
 #   make test-clients  unmodified third-party clients against the simulated exchange
 #   make test-package  wheel and sdist: built in a clean tree, installed into empty environments
 #   make bench         measurements
@@ -26,7 +27,7 @@ WORKERS ?= 4
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
 
-.PHONY: setup demo test test-python test-page test-clients test-package sim fuzz lint types bench clean
+.PHONY: setup demo test test-python test-page test-clients test-package sim fuzz lint types reference bench clean
 
 setup: .venv/.dev $(PAGE)
 
@@ -65,6 +66,10 @@ lint: setup
 # The generated file is committed; a test fails when it is stale.
 types: .venv/.dev
 	$(BIN)/python tests/docs/message_types.py
+
+# Likewise.
+reference: .venv/.dev
+	PYTHONPATH=tests $(BIN)/python tests/docs/reference.py
 
 bench: setup
 	$(BIN)/python benchmarks/sim_load.py

@@ -282,7 +282,7 @@ export interface Subscribed {
 export interface SystemEvent {
   readonly type: "system";
   readonly series_id: string;
-  readonly event: string;
+  readonly event: "backfill.progress" | "factor.rebuild" | "history.extended" | "slow" | "stream.delisted" | "stream.live" | "stream.off" | "stream.reconnecting" | "stream.rest_fallback" | "stream.stale" | "stream.subscribed";
   readonly message: string;
   readonly data: Readonly<Record<string, unknown>>;
 }

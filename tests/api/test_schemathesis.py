@@ -121,5 +121,8 @@ def hold_against_the_document(operation: Operation, token: str | None, answered:
             too_large = [negative_data_rejection] if answer.status_code == 413 else []
             case.validate_response(answer, headers=headers, excluded_checks=[*excluded, *too_large])
             answered.add(answer.status_code)
+            if answer.status_code >= 400:
+                described = operation.definition.raw["responses"][str(answer.status_code)]["description"]
+                assert f"`{answer.json()['code']}`" in described, "the document lists the codes of each status"
 
     send()

@@ -1,4 +1,4 @@
-"""docs/reference/flags.md as it follows from the code. Run as a program it writes the page."""
+"""docs/reference/flags.md as it follows from the code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,3 @@ def _section(title: str) -> str:
         takes = flag_values.allowed(field).replace("|", "\\|")
         lines.append(f"| `{name}`{mark} | `{variable}` | {shown} | {takes} | {field.description} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())

@@ -9,9 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flags_table
 import pytest
-import venues_table
 
 from klinesync.cli.program import parser
 from klinesync.market.app import create_app
@@ -29,14 +27,6 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
-def test_the_page_of_flags_follows_from_the_code() -> None:
-    assert flags_table.PAGE.read_text() == flags_table.page(), "write it anew: python tests/docs/flags_table.py"
-
-
-def test_the_table_of_venues_is_that_of_the_code() -> None:
-    assert venues_table.shown() == venues_table.table(), "write it anew: python tests/docs/venues_table.py"
-
-
 def test_every_command_is_documented() -> None:
     (commands,) = (action for action in parser()._actions if action.dest == "==SUPPRESS==" or action.choices)
     text = (ROOT / "docs/reference/commands.md").read_text()
@@ -50,12 +40,6 @@ async def test_every_route_is_documented(tmp_path: Path) -> None:
         for path, methods in create_app(service.runtime).openapi()["paths"].items():
             for method in methods:
                 assert re.search(rf"`{method.upper()} {re.escape(path)}[`?]", text), f"{method} {path}"
-
-
-def test_every_error_code_is_documented() -> None:
-    text = "".join((ROOT / "docs/reference" / name).read_text() for name in ("http.md", "websocket.md"))
-    for code in ("bad_request", "bad_candle", "unknown_series", "too_many_subscriptions", "store_error", "not_found"):
-        assert f"`{code}`" in text
 
 
 async def test_the_tutorials_program_runs(tmp_path: Path) -> None:

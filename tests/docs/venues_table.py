@@ -1,9 +1,10 @@
-"""The table of venues in the how-to of other exchanges, as it follows from the code. Run as a program it writes the
-table anew."""
+"""The table of venues in the how-to of other exchanges, as it follows from the code."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import generated
 
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.ccxt.source import POLL_AGAIN_S, POLL_LEAST_S, POLL_MOST_S, POLLS_PER_CANDLE
@@ -12,7 +13,6 @@ from klinesync.exchanges.ccxt.venues import REQUESTS_PER_CANDLE, VENUES, Quiet, 
 from klinesync.runtime.flags import RuntimeFlags
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "follow-other-exchanges.md"
-BEGIN, END = "<!-- venues: begin -->\n", "<!-- venues: end -->\n"
 COLUMNS = (
     "venue",
     "market",
@@ -39,9 +39,9 @@ def table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def shown() -> str:
-    """The table as the page has it."""
-    return PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+def page() -> str:
+    """The text of the page, with its table written anew."""
+    return generated.with_part(PAGE.read_text(), "venues", table())
 
 
 def _cells(venue: Venue, market: str) -> tuple[str, ...]:
@@ -60,8 +60,3 @@ def _cells(venue: Venue, market: str) -> tuple[str, ...]:
         QUIET[venue.quiet],
         "stream" if venue.pushes else "polls",
     )
-
-
-if __name__ == "__main__":
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2])

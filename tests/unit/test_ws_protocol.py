@@ -114,12 +114,12 @@ def test_a_series_id_that_names_none_is_told_why() -> None:
             },
         ),
         (
-            protocol.system(SERIES, "resync", "the series begins again"),
+            protocol.system(SERIES, "history.extended", "older history has come"),
             {
                 "type": "system",
                 "series_id": NAME,
-                "event": "resync",
-                "message": "the series begins again",
+                "event": "history.extended",
+                "message": "older history has come",
                 "data": {},
             },
         ),

@@ -204,9 +204,9 @@ async def test_a_follower_is_told_what_happens_to_its_series(tmp_path: Path) -> 
         assert isinstance(await anext(updates), ClosedCandle)
         assert isinstance(await anext(updates), CaughtUp)
         service.runtime.hub.tell(BTC, protocol.system(BTC, "stream.stale", "no frames", {"since": 5}))
-        service.runtime.hub.tell(BTC, protocol.system(BTC, "resync", ""))
+        service.runtime.hub.tell(BTC, protocol.system(BTC, "slow", ""))
         assert await anext(updates) == system("stream.stale", "no frames", {"since": 5})
-        assert await anext(updates) == system("resync", "", {})
+        assert await anext(updates) == system("slow", "", {})
 
 
 async def test_a_symbol_that_the_exchange_does_not_list_is_unknown(tmp_path: Path) -> None:

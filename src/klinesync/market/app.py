@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
 from klinesync import __version__
-from klinesync.core.errors import CannotListen, KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.core.errors import CannotListen, KlinesyncError, StoreError
 from klinesync.core.printable import printable
 from klinesync.market import (
     backfill_routes,
@@ -41,13 +41,13 @@ from klinesync.market import (
 )
 from klinesync.market.bodies import BodyLimit
 from klinesync.market.compression import Compression
+from klinesync.market.error_codes import FrontDoorCode, http_status
 from klinesync.market.http_limits import BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
 from klinesync.market.security import TOKEN, GuardedApp
 from klinesync.market.stopping import CLIENTS_END_S, REFUSALS_SENT_S, RequestGate
 from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
-from klinesync.market_data.factor_services import LedgerOutOfSync
 from klinesync.market_data.top_markets import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
@@ -154,7 +154,7 @@ class DefectBulkhead:
                 raise  # the socket's protocol answers
             if begun:
                 return  # what was sent cannot be taken back: the server ends the connection
-            answer = _error(500, "internal", "something went wrong in the service; its log says what")
+            answer = _refused(500, "internal", "something went wrong in the service; its log says what")
             await answer(scope, receive, send)
 
 
@@ -261,40 +261,41 @@ def _error(status: int, code: str, detail: str) -> JSONResponse:
     return JSONResponse({"detail": printable(detail), "code": code}, status)
 
 
+def _refused(status: int, code: FrontDoorCode, detail: str) -> JSONResponse:
+    return _error(status, code, detail)
+
+
+# The codes of errors that FastAPI and Starlette raise themselves, by HTTP status; of any other status: `bad_request`.
+_FRAMEWORK_CODES: dict[int, FrontDoorCode] = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+
+
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KlinesyncError)
-    if isinstance(error, UnknownSeries):
-        return _error(404, error.code, str(error))
-    if isinstance(error, RateLimited):
-        response = _error(429, error.code, str(error))
-        response.headers["Retry-After"] = str(ceil(error.retry_after_s))
-        return response
-    if isinstance(error, Rejected):
-        return _error(422, error.code, str(error))
-    if isinstance(error, LedgerOutOfSync):
-        return _error(409, error.code, str(error))
-    if isinstance(error, UpstreamError):
-        return _error(502, error.code, str(error))
+    status = http_status(type(error))
+    if status is None:
+        raise error
     if isinstance(error, StoreError):
         if request.method == "POST":
-            return _error(500, "ingest_failed:candles", "nothing was stored; the store cannot be written at present")
-        return _error(503, error.code, "the store cannot be read at present")
-    raise error
+            return _refused(500, "ingest_failed:candles", "nothing was stored; the store cannot be written at present")
+        return _error(status, error.code, "the store cannot be read at present")
+    response = _error(status, error.code, str(error))
+    if isinstance(error, RateLimited):
+        response.headers["Retry-After"] = str(ceil(error.retry_after_s))
+    return response
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-    return _error(422, "bad_request", f"{where}: {first['msg']}")
+    return _refused(422, "bad_request", f"{where}: {first['msg']}")
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # FastAPI says 400 of a body that is no UTF-8, and 422 of one that is no JSON.
     status = 422 if error.status_code == 400 else error.status_code
-    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status, "bad_request")
     detail = f"there is nothing at {request.url.path}" if status == 404 else str(error.detail)
-    response = _error(status, code, detail)
+    response = _refused(status, _FRAMEWORK_CODES.get(status, "bad_request"), detail)
     response.headers.update(error.headers or {})
     return response

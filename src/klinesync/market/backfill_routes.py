@@ -8,14 +8,16 @@ from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market.http_routes import INGEST_ANSWERS, runtime_of
-from klinesync.market.schemas import BackfillBegun, BackfillBody
+from klinesync.market.http_routes import runtime_of
+from klinesync.market.schemas import NOTHING_STORED, BackfillBegun, BackfillBody, error_answers
 from klinesync.market.strict_json import StrictJsonRoute
+
+BACKFILL_ANSWERS = error_answers({404: ["unknown_series"], 413: ["too_large"]}) | NOTHING_STORED
 
 router = APIRouter(prefix="/api/market/ingest", tags=["candles"], route_class=StrictJsonRoute)
 
 
-@router.post("/backfill", responses=INGEST_ANSWERS)
+@router.post("/backfill", responses=BACKFILL_ANSWERS)
 async def post_backfill(request: Request, body: BackfillBody) -> BackfillBegun:
     """Read history that is missing, oldest part first; answers when that has begun. It survives a restart.
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from klinesync.market.error_codes import FrontDoorCode
+
 MAX_BODY_BYTES = 8 << 20
 # Bytes of all bodies in flight, from their first byte to the answer.
 MAX_BYTES_IN_FLIGHT = 64 << 20
@@ -34,7 +36,7 @@ class BodyRefusal:
     """Why a body is not read (any further)."""
 
     status: int
-    code: str
+    code: FrontDoorCode
     detail: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
 

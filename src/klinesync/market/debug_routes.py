@@ -10,11 +10,11 @@ from fastapi import APIRouter, Query, Request
 from klinesync.core.series_id import SeriesId
 from klinesync.market.front import DebugApi, front_of
 from klinesync.market.schemas import (
-    TOO_LARGE,
+    CANDLE_REFUSED,
+    SERIES_UNREADABLE,
     CandleFormingAnswer,
     CandleFormingBody,
     ConnectionAnswer,
-    ErrorAnswer,
     IngestStateAnswer,
     JobAnswer,
     QueuesAnswer,
@@ -64,7 +64,7 @@ async def get_ingest_state(request: Request) -> IngestStateAnswer:
     )
 
 
-@router.get("/debug/series_health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
+@router.get("/debug/series_health", responses=SERIES_UNREADABLE)
 async def get_series_health(
     request: Request,
     series_id: SeriesIdQuery,
@@ -78,7 +78,7 @@ async def get_series_health(
     return SeriesHealthAnswer.model_validate(health, from_attributes=True)
 
 
-@router.post("/ingest/candle_forming", responses=TOO_LARGE)
+@router.post("/ingest/candle_forming", responses=CANDLE_REFUSED)
 async def post_candle_forming(request: Request, body: CandleFormingBody) -> CandleFormingAnswer:
     """Show a candle in progress to those who watch the series. It is not stored."""
     series, candle = SeriesId.parse(body.series_id), body.candle.candle()

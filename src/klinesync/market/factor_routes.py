@@ -19,7 +19,7 @@ from klinesync.market.factor_schemas import (
     SlicesAfterAnswer,
 )
 from klinesync.market.http_routes import runtime_of
-from klinesync.market.schemas import ErrorAnswer, SeriesIdQuery
+from klinesync.market.schemas import SERIES_UNREADABLE, SeriesIdQuery, error_answers
 from klinesync.overlay.delta import Cursor
 
 DEFAULT_WINDOW_CANDLES = 2000
@@ -35,11 +35,9 @@ MAX_POLL_RECORDS = 5000
 router = APIRouter(prefix="/api", tags=["factors"])
 _encode = msgspec.json.Encoder().encode
 
-READ: dict[int | str, dict[str, object]] = {
-    404: {"model": ErrorAnswer},
-    409: {"model": ErrorAnswer, "description": "factors or overlays lag behind the candles; ask again in a moment"},
-    503: {"model": ErrorAnswer},
-}
+FACTORS_LAG = SERIES_UNREADABLE | error_answers({409: ["ledger_out_of_sync:factor"]})
+DRAWINGS_LAG = SERIES_UNREADABLE | error_answers({409: ["ledger_out_of_sync:factor", "ledger_out_of_sync:overlay"]})
+FRAME_LAGS = SERIES_UNREADABLE | error_answers({409: ["ledger_out_of_sync"]})
 
 AtTime = Annotated[int, Query(ge=0, le=MAX_TIME, description="floors to a closed candle")]
 OptionalAtTime = Annotated[int | None, Query(ge=0, le=MAX_TIME, description="floors to a closed candle")]
@@ -58,7 +56,7 @@ async def get_factor_catalog(request: Request) -> Response:
     return _json(runtime_of(request).factors.catalog())
 
 
-@router.get("/factor/slices", responses={200: {"model": FactorSlicesAnswer}, **READ}, response_class=Response)
+@router.get("/factor/slices", responses={200: {"model": FactorSlicesAnswer}, **FACTORS_LAG}, response_class=Response)
 async def get_factor_slices(
     request: Request,
     series_id: SeriesIdQuery,
@@ -70,7 +68,9 @@ async def get_factor_slices(
     return _json(await reader.slices(SeriesId.parse(series_id), at_time, window_candles))
 
 
-@router.get("/factor/slices_after", responses={200: {"model": SlicesAfterAnswer}, **READ}, response_class=Response)
+@router.get(
+    "/factor/slices_after", responses={200: {"model": SlicesAfterAnswer}, **FACTORS_LAG}, response_class=Response
+)
 async def get_factor_slices_after(
     request: Request,
     series_id: SeriesIdQuery,
@@ -81,14 +81,14 @@ async def get_factor_slices_after(
     return _json(await runtime_of(request).factors.slices_after(SeriesId.parse(series_id), since, limit))
 
 
-@router.get("/factor/health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
+@router.get("/factor/health", responses=SERIES_UNREADABLE)
 async def get_factor_health(request: Request, series_id: SeriesIdQuery) -> FactorHealthAnswer:
     """How far factors and overlays are behind the candles."""
     health = await runtime_of(request).factors.health(SeriesId.parse(series_id))
     return FactorHealthAnswer.model_validate(health, from_attributes=True)
 
 
-@router.get("/draw/delta", responses={200: {"model": DrawDeltaAnswer}, **READ}, response_class=Response)
+@router.get("/draw/delta", responses={200: {"model": DrawDeltaAnswer}, **DRAWINGS_LAG}, response_class=Response)
 async def get_draw_delta(
     request: Request,
     series_id: SeriesIdQuery,
@@ -104,7 +104,7 @@ async def get_draw_delta(
     return _json(await reader.draw(SeriesId.parse(series_id), at_time, window_candles, cursor, epoch))
 
 
-@router.get("/frame/live", responses={200: {"model": FrameAnswer}, **READ}, response_class=Response)
+@router.get("/frame/live", responses={200: {"model": FrameAnswer}, **FRAME_LAGS}, response_class=Response)
 async def get_frame_live(
     request: Request, series_id: SeriesIdQuery, window_candles: Window = DEFAULT_WINDOW_CANDLES
 ) -> Response:
@@ -112,7 +112,7 @@ async def get_frame_live(
     return _json(await runtime_of(request).factors.frame(SeriesId.parse(series_id), None, window_candles))
 
 
-@router.get("/frame/at_time", responses={200: {"model": FrameAnswer}, **READ}, response_class=Response)
+@router.get("/frame/at_time", responses={200: {"model": FrameAnswer}, **FRAME_LAGS}, response_class=Response)
 async def get_frame_at_time(
     request: Request, series_id: SeriesIdQuery, at_time: AtTime, window_candles: Window = DEFAULT_WINDOW_CANDLES
 ) -> Response:
@@ -122,7 +122,7 @@ async def get_frame_at_time(
 
 @router.get(
     "/delta/poll",
-    responses={200: {"model": PollAnswer}, 404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}},
+    responses={200: {"model": PollAnswer}, **SERIES_UNREADABLE},
     response_class=Response,
 )
 async def get_delta_poll(

@@ -6,12 +6,14 @@ from fastapi import APIRouter, HTTPException, Request
 
 from klinesync.core.series_id import SeriesId
 from klinesync.market.http_routes import runtime_of
-from klinesync.market.schemas import ErrorAnswer, HealthAnswer, SeriesIdQuery
+from klinesync.market.schemas import SERIES_UNREADABLE, HealthAnswer, SeriesIdQuery, error_answers
+
+HEALTH_UNKNOWN = SERIES_UNREADABLE | error_answers({404: ["unknown_series", "not_found"]})
 
 router = APIRouter(prefix="/api/market", tags=["health"])
 
 
-@router.get("/health", responses={404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}})
+@router.get("/health", responses=HEALTH_UNKNOWN)
 async def get_health(request: Request, series_id: SeriesIdQuery) -> HealthAnswer:
     """Status, reason and facts of an ingested or derived series."""
     service = runtime_of(request).health

@@ -22,6 +22,7 @@ from uvicorn._types import (
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from klinesync.core.printable import printable
+from klinesync.market.error_codes import FrontDoorCode
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def most_connections() -> int:
 class BoundedHttp(HttpToolsProtocol):
     """uvicorn's HTTP, with limits. What is past them is answered, where there is something to answer, and cut off."""
 
-    _refusal: tuple[HTTPStatus, str, str] | None = None
+    _refusal: tuple[HTTPStatus, FrontDoorCode, str] | None = None
     _head_done = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
@@ -172,7 +173,7 @@ class BoundedHttp(HttpToolsProtocol):
         _disconnect(cycle)
         return True
 
-    def _refuse(self, status: HTTPStatus, code: str, detail: str) -> None:
+    def _refuse(self, status: HTTPStatus, code: FrontDoorCode, detail: str) -> None:
         self._refusal = (status, code, detail)
 
     def _await_head(self) -> None:
@@ -201,7 +202,7 @@ def _is_over(cycle: RequestResponseCycle | None) -> bool:
     return cycle is None or cycle.response_complete
 
 
-HEAD_TOO_LONG = (
+HEAD_TOO_LONG: tuple[HTTPStatus, FrontDoorCode, str] = (
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "too_large",
     f"the request's head is longer than {MAX_HEAD_BYTES} bytes",

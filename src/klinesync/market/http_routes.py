@@ -11,13 +11,14 @@ from klinesync.core.candle import MAX_TIME
 from klinesync.core.series_id import SeriesId
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import (
-    TOO_LARGE,
+    CANDLE_REFUSED,
+    NOTHING_STORED,
+    SERIES_UNREADABLE,
     CandleClosedAnswer,
     CandleClosedBody,
     CandlesAnswer,
     CandlesClosedAnswer,
     CandlesClosedBody,
-    ErrorAnswer,
     SeriesIdQuery,
 )
 from klinesync.market.strict_json import StrictJsonRoute
@@ -28,7 +29,7 @@ DEFAULT_PAGE_CANDLES = 500
 router = APIRouter(prefix="/api/market", tags=["candles"])
 ingest_router = APIRouter(prefix="/api/market/ingest", tags=["candles"], route_class=StrictJsonRoute)
 
-INGEST_ANSWERS = TOO_LARGE | {500: {"model": ErrorAnswer, "description": "nothing was stored"}}
+INGEST_ANSWERS = CANDLE_REFUSED | NOTHING_STORED
 
 Time = Annotated[int | None, Query(ge=0, le=MAX_TIME)]
 
@@ -42,7 +43,7 @@ def runtime_of(request: Request) -> MarketRuntime:
 
 @router.get(
     "/candles",
-    responses={200: {"model": CandlesAnswer}, 404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}},
+    responses={200: {"model": CandlesAnswer}, **SERIES_UNREADABLE},
     response_class=Response,
 )
 async def get_candles(

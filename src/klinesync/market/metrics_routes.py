@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from klinesync.market.front import front_of
-from klinesync.market.schemas import ErrorAnswer
+from klinesync.market.schemas import UNREADABLE_CODES, error_answers
 
 router = APIRouter(tags=["service"])
 
@@ -15,7 +15,7 @@ router = APIRouter(tags=["service"])
     "/metrics",
     responses={
         200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}},
-        503: {"model": ErrorAnswer},
+        **error_answers({503: UNREADABLE_CODES}),
     },
     response_class=Response,
 )

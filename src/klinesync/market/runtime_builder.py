@@ -70,6 +70,7 @@ from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.ws import protocol
 from klinesync.ws.hub import CandleHub
+from klinesync.ws.messages import STREAM_EVENTS, SystemEventName
 
 # From so many candles on, a fortnight of minutes, the exchange's archive is quicker than its REST, and weighs nothing.
 ARCHIVE_LEAST_CANDLES = 20_000
@@ -443,7 +444,7 @@ class _Teller:
     def stream(self, series: SeriesId, status: StreamStatus) -> None:
         """The state of its stream has changed."""
         told = {"state": status.state, "since": status.since, "last_frame_at": status.last_frame_at}
-        self._tell(series, f"stream.{status.state}", stream_sentence(status), told | {"detail": status.detail})
+        self._tell(series, STREAM_EVENTS[status.state], stream_sentence(status), told | {"detail": status.detail})
 
     def backfill(self, series: SeriesId, message: str, facts: Mapping[str, object]) -> None:
         """How the reading of its history goes."""
@@ -472,7 +473,7 @@ class _Teller:
             }
             self._hub.tell(series, protocol.system(series, "factor.rebuild", message, facts))
 
-    def _tell(self, series: SeriesId, event: str, message: str, facts: Mapping[str, object] | None) -> None:
+    def _tell(self, series: SeriesId, event: SystemEventName, message: str, facts: Mapping[str, object] | None) -> None:
         for one in (series, *self._derived.derived_from(series)):
             if self._hub.watched(one):
                 self._hub.tell(one, protocol.system(one, event, message, facts))

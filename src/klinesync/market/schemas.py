@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from fastapi import Query
@@ -424,12 +425,20 @@ class ErrorAnswer(BaseModel):
     code: str
 
 
-# Answers that several routes share, as FastAPI takes them.
-REFUSED: dict[int | str, dict[str, object]] = {
-    403: {"model": ErrorAnswer, "description": "Host, or the Origin of a write, is not one of this service"},
-    422: {"model": ErrorAnswer, "description": "the request is malformed, or asks for what cannot be"},
-}
-REFUSED_WITHOUT_TOKEN: dict[int | str, dict[str, object]] = {
-    401: {"model": ErrorAnswer, "description": "the token is missing or wrong"},
-}
-TOO_LARGE: dict[int | str, dict[str, object]] = {413: {"model": ErrorAnswer, "description": "the body is too long"}}
+def error_answers(codes: Mapping[int, Sequence[str]]) -> dict[int | str, dict[str, object]]:
+    """The error answers of a route, as FastAPI takes them: by HTTP status the codes that its body may have. The OpenAPI
+    document and the reference page of HTTP list these codes."""
+    return {
+        status: {"model": ErrorAnswer, "description": ", ".join(f"`{code}`" for code in of_status)}
+        for status, of_status in codes.items()
+    }
+
+
+# Answers that several routes share.
+REFUSED = error_answers({403: ["forbidden"], 422: ["bad_request"]})
+REFUSED_WITHOUT_TOKEN = error_answers({401: ["unauthorized"]})
+# Of a read of stored candles, factors or drawings of one series.
+UNREADABLE_CODES = ("store_error", "store_damaged", "store_replaced")
+SERIES_UNREADABLE = error_answers({404: ["unknown_series"], 503: UNREADABLE_CODES})
+CANDLE_REFUSED = error_answers({413: ["too_large"], 422: ["bad_request", "bad_candle", "derived_series"]})
+NOTHING_STORED = error_answers({500: ["ingest_failed:candles"]})

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from klinesync.core.errors import BadFlag
 from klinesync.core.printable import printable
+from klinesync.market.error_codes import FrontDoorCode
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Refusal:
     """Why a request does not come in."""
 
     status: Literal[400, 401, 403]
-    code: str
+    code: FrontDoorCode
     detail: str
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from klinesync.market.event_stream import EventStream, described
 from klinesync.market.http_routes import runtime_of
-from klinesync.market.schemas import ErrorAnswer, ServiceStatusAnswer
+from klinesync.market.schemas import ServiceStatusAnswer, error_answers
 from klinesync.market_data.status import ServiceStatus
 
 router = APIRouter(prefix="/api/market/status", tags=["health"])
@@ -31,7 +31,7 @@ async def get_status(request: Request) -> Response:
     status_code=200,
     responses={
         200: described("status", id_is="now_time"),
-        429: {"model": ErrorAnswer},
+        **error_answers({429: ["rate_limited"]}),
     },
     response_class=Response,
 )

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from klinesync.core.errors import UpstreamError
 from klinesync.market.event_stream import EventStream, described
 from klinesync.market.http_routes import runtime_of
-from klinesync.market.schemas import ErrorAnswer, TopMarketsAnswer
+from klinesync.market.schemas import TopMarketsAnswer, error_answers
 from klinesync.market_data.top_markets import (
     DEFAULT_LIMIT,
     MAX_LIMIT,
@@ -45,7 +45,10 @@ def event_text(event: TopAnswer | UpstreamError | None) -> bytes:
 
 @router.get(
     "",
-    responses={200: {"model": TopMarketsAnswer}, 429: {"model": ErrorAnswer}, 502: {"model": ErrorAnswer}},
+    responses={
+        200: {"model": TopMarketsAnswer},
+        **error_answers({429: ["rate_limited"], 502: ["upstream_error"]}),
+    },
     response_class=Response,
 )
 async def get_top_markets(
@@ -71,7 +74,7 @@ async def get_top_markets(
     status_code=200,
     responses={
         200: described("top_markets", "error", id_is="generated_at_ms"),
-        429: {"model": ErrorAnswer},
+        **error_answers({429: ["rate_limited"]}),
     },
     response_class=Response,
 )

@@ -31,6 +31,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from klinesync.core.printable import printable
+from klinesync.market.error_codes import FrontDoorCode
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.runtime.bulkheads import Part
 from klinesync.ws import protocol
@@ -115,7 +116,7 @@ class SocketProtocol(ServerProtocol):
         return response
 
 
-_REFUSAL_CODES: dict[int, str] = {
+_REFUSAL_CODES: dict[int, FrontDoorCode] = {
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_URI_TOO_LONG: "too_large",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "too_large",

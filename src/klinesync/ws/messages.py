@@ -6,15 +6,41 @@ from them (`make types`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from klinesync.core.gaps import GapState
+from klinesync.core.stream_state import StreamState
 
 GapReason = Literal["missing", "truncated"]
 # The kinds of candles that a subscription may be narrowed to.
 What = Literal["closed", "forming", "corrections"]
+# The events that `system` messages name. More may follow: clients pass over names that they do not know.
+SystemEventName = Literal[
+    "backfill.progress",
+    "factor.rebuild",
+    "history.extended",
+    "slow",
+    "stream.delisted",
+    "stream.live",
+    "stream.off",
+    "stream.reconnecting",
+    "stream.rest_fallback",
+    "stream.stale",
+    "stream.subscribed",
+]
+# The event of each new state of a series' stream.
+STREAM_EVENTS: Mapping[StreamState, SystemEventName] = {
+    StreamState.OFF: "stream.off",
+    StreamState.SUBSCRIBED: "stream.subscribed",
+    StreamState.LIVE: "stream.live",
+    StreamState.STALE: "stream.stale",
+    StreamState.REST_FALLBACK: "stream.rest_fallback",
+    StreamState.RECONNECTING: "stream.reconnecting",
+    StreamState.DELISTED: "stream.delisted",
+}
 
 
 class CandleOut(msgspec.Struct, gc=False):
@@ -80,7 +106,7 @@ class SystemEvent(msgspec.Struct, gc=False, tag_field="type", tag="system"):
     """An event of a series: a sentence for people, the facts in `data`."""
 
     series_id: str
-    event: str
+    event: SystemEventName
     message: str
     data: dict[str, object]
 

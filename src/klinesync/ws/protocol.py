@@ -33,6 +33,7 @@ from klinesync.ws.messages import (
     ServerMessage,
     Subscribed,
     SystemEvent,
+    SystemEventName,
     What,
 )
 
@@ -191,7 +192,7 @@ def gap(series: SeriesId, jump: Jump, *, reason: GapReason = "missing", state: G
     return _frame(GapMessage(str(series), jump.expected, jump.actual, reason, state))
 
 
-def system(series: SeriesId, event: str, message: str, data: Mapping[str, object] | None = None) -> bytes:
+def system(series: SeriesId, event: SystemEventName, message: str, data: Mapping[str, object] | None = None) -> bytes:
     """Something that happened to a series: a sentence for people, the facts in `data`. Text in both is escaped."""
     return _frame(SystemEvent(str(series), event, printable(message), printable_values(data or {})))
 

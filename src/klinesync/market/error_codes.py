@@ -1,0 +1,41 @@
+"""The codes of HTTP errors, and the HTTP status of each error of ours. The reference page of errors is tested against
+both."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from klinesync.core.errors import KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.market_data.factor_services import LedgerOutOfSync
+from klinesync.market_data.top_markets import RateLimited
+
+# Codes of refusals that no error class of ours stands for: the server, the limits and the guard make these.
+FrontDoorCode = Literal[
+    "bad_request",
+    "busy",
+    "forbidden",
+    "ingest_failed:candles",
+    "internal",
+    "method_not_allowed",
+    "not_found",
+    "shutting_down",
+    "too_large",
+    "too_many_connections",
+    "too_slow",
+    "unauthorized",
+]
+
+# The HTTP status of an error class and its subclasses; the first entry that fits counts.
+HTTP_STATUSES: tuple[tuple[type[KlinesyncError], int], ...] = (
+    (UnknownSeries, 404),
+    (RateLimited, 429),
+    (Rejected, 422),
+    (LedgerOutOfSync, 409),
+    (UpstreamError, 502),
+    (StoreError, 503),
+)
+
+
+def http_status(error: type[KlinesyncError]) -> int | None:
+    """The HTTP status of an error class; None for a class that is a defect when a request meets its error."""
+    return next((status for kind, status in HTTP_STATUSES if issubclass(error, kind)), None)
