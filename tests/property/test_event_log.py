@@ -208,9 +208,11 @@ def test_a_series_has_its_own_events_and_those_of_its_market() -> None:
 
 def test_events_of_a_thousand_series_at_once_are_an_event_of_their_market() -> None:
     crowd = Crowd()
-    alone = [not crowd.is_one_of_many("binance:spot", "stream.stale", number / 100) for number in range(1000)]
-    assert sum(alone) == CROWD_LEAST
-    assert alone[:CROWD_LEAST] == [True] * CROWD_LEAST
-    assert not crowd.is_one_of_many("binance:spot", "stream.live", 10.0), "another event"
-    assert not crowd.is_one_of_many("binance:futures", "stream.stale", 10.0), "another market"
-    assert not crowd.is_one_of_many("binance:spot", "stream.stale", CROWD_S), "later"
+    said = [crowd.sentence("binance:spot", "stream.stale", f"of {number}", number / 100) for number in range(1000)]
+    assert said[:CROWD_LEAST] == [None] * CROWD_LEAST
+    [sentence] = set(said[CROWD_LEAST:])
+    assert sentence is not None
+    assert sentence.endswith(f"of {CROWD_LEAST}")
+    assert crowd.sentence("binance:spot", "stream.live", "", 10.0) is None, "another event"
+    assert crowd.sentence("binance:futures", "stream.stale", "", 10.0) is None, "another market"
+    assert crowd.sentence("binance:spot", "stream.stale", "", CROWD_S) is None, "later"

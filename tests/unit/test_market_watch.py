@@ -83,11 +83,24 @@ async def test_a_market_that_answers_after_a_while_of_trouble_wakes_who_waits_on
     watch = watch_of(exchange)
     waited_for = watch.answers_again
     exchange.newest = RestContact(failure="503", status=503)
-    assert watch.look(100.0, 1, followed=True) == MarketChange(None, answers_again=False)
-    assert watch.look(100.0 + UNREACHABLE_AFTER_S, 1, followed=True).answers_again is False
+    unreachable = ("exchange.unreachable", "503")
+    assert watch.look(100.0, 1, followed=True) == MarketChange(None, answers_again=False, event=unreachable)
+    change = watch.look(100.0 + UNREACHABLE_AFTER_S, 1, followed=True)
+    assert (change.answers_again, change.event) == (False, None), "the same trouble as before"
     exchange.newest = RestContact(answered_s=106.0)
     change = watch.look(106.0, 1, followed=True)
     assert change.answers_again
+    assert change.event == ("exchange.answers", "the exchange answers again")
     assert waited_for.is_set()
     assert not watch.answers_again.is_set()
     assert watch.look(106.5, 1, followed=True) == MarketChange(None, answers_again=False)
+
+
+async def test_a_refusal_is_another_trouble_than_silence_with_a_sentence_of_its_own() -> None:
+    exchange = Exchange(ExchangeClock())
+    watch = watch_of(exchange)
+    exchange.newest = RestContact(failure="no route", status=0)
+    watch.look(100.0, 1, followed=True)
+    exchange.newest = RestContact(failure="answered 451", status=451)
+    assert watch.look(101.0, 1, followed=True).event == ("exchange.refuses", "answered 451")
+    assert watch.look(102.0, 1, followed=True).event is None

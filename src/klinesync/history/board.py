@@ -18,8 +18,13 @@ MAX_FINISHED = 10_000
 # its beginning on. Its end is told, too, of each that was told of.
 TELL_EVERY_S = 1.0
 TELL_CANDLES = 2000
+# The reason of a reading that failed before anything was read.
+UNBEGUN = "the newest candles"
 
 Tell = Callable[[SeriesId, str, Mapping[str, object]], None]
+# Takes a reading that has ended: its series, its span (None: the reading failed before that was known), its reason, how
+# many candles came, and what was in the way.
+NoteReading = Callable[[SeriesId, Span | None, str, int, str | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +126,12 @@ class _Reading:
 class _Watch:
     """What one reader tells: it reads a series once at a time."""
 
-    def __init__(self, wall_s: Callable[[], float], tell: Tell | None, numbers: Iterator[int]) -> None:
+    def __init__(
+        self, wall_s: Callable[[], float], tell: Tell | None, note: NoteReading | None, numbers: Iterator[int]
+    ) -> None:
         self._wall_s = wall_s
         self._tell = tell
+        self._note = note
         self._numbers = numbers
         self.running: dict[SeriesId, _Reading] = {}
         self.finished: dict[SeriesId, _Reading] = {}
@@ -154,12 +162,16 @@ class _Watch:
     def ended(self, series: SeriesId, error: str | None = None) -> None:
         reading = self.running.pop(series, None)
         if reading is None:
+            if error is not None and self._note is not None:
+                self._note(series, None, UNBEGUN, 0, error)
             return
         reading.state = "succeeded" if error is None else "failed"
         reading.error = error
         reading.updated_s = self._wall_s()
         if error is None:
             reading.upto = reading.span.end
+        if self._note is not None:
+            self._note(series, reading.span, reading.reason, reading.candles, error)
         self.finished[series] = reading
         if len(self.finished) > MAX_FINISHED:
             del self.finished[next(iter(self.finished))]
@@ -177,17 +189,19 @@ class BackfillBoard:
     are the wall clock's.
 
     `tell` passes a sentence and its facts on to those who watch the series, while a reading goes on that takes long.
+    `note` takes each reading that has ended.
     """
 
-    def __init__(self, wall_s: Callable[[], float], tell: Tell | None = None) -> None:
+    def __init__(self, wall_s: Callable[[], float], tell: Tell | None = None, note: NoteReading | None = None) -> None:
         self._wall_s = wall_s
         self._tell = tell
+        self._note = note
         self._numbers = count(1)
         self._watches: list[_Watch] = []
 
     def watch(self) -> HistoryWatch:
         """A watch for one more reader. What it is told of a series before `began`, or after `ended`, is passed over."""
-        watch = _Watch(self._wall_s, self._tell, self._numbers)
+        watch = _Watch(self._wall_s, self._tell, self._note, self._numbers)
         self._watches.append(watch)
         return watch
 

@@ -26,8 +26,8 @@ MAX_DETAIL_CHARS = 300
 REPEAT_LOOK = 8
 # ... and happened no longer ago than this, in milliseconds.
 REPEAT_WITHIN_MS = 600_000
-# Series of a market that get the same event one by one, within `CROWD_S` seconds. The events of further series are
-# kept once, for the market: 1,000 streams that flap are 20 series' events and one of their market.
+# Series of a market that get the same event for themselves within `CROWD_S` seconds. For further series the event is
+# kept once, for the market: 1,000 streams that flap are the events of 20 series, and one of their market.
 CROWD_LEAST = 20
 CROWD_S = 60.0
 
@@ -222,16 +222,20 @@ class Crowd:
     """Tells the event of one series from an event that many series of a market have at the same time."""
 
     def __init__(self) -> None:
-        self._windows: dict[tuple[str, str], tuple[float, int]] = {}  # begin and events, by market scope and event
+        # By market scope and event: when it began, how many series had it since, and the sentence for all further ones.
+        self._windows: dict[tuple[str, str], tuple[float, int, str]] = {}
 
-    def is_one_of_many(self, market: str, event: str, now_s: float) -> bool:
-        """Whether `CROWD_LEAST` series of that market have had this event within `CROWD_S`; this one counts from now
-        on.
+    def sentence(self, market: str, event: str, detail: str, now_s: float) -> str | None:
+        """The sentence of the market's event, once `CROWD_LEAST` series of that market had the event within `CROWD_S`;
+        None for the event of one series. It counts from now on.
 
+        detail: what is said of this series. The market's event says it of the first series that it is noted for.
         now_s: monotonic seconds.
         """
-        began_s, count = self._windows.get((market, event), (now_s, 0))
+        began_s, count, sentence = self._windows.get((market, event), (now_s, 0, ""))
         if now_s - began_s >= CROWD_S:
             began_s, count = now_s, 0
-        self._windows[market, event] = began_s, count + 1
-        return count >= CROWD_LEAST
+        if count == CROWD_LEAST:
+            sentence = f"more than {CROWD_LEAST} series of the market at once; of one of them: {detail}"
+        self._windows[market, event] = began_s, count + 1, sentence
+        return sentence if count >= CROWD_LEAST else None

@@ -18,6 +18,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.exchange import Connection, Errand, StreamStatus, Urgency
+from klinesync.history.series_events import SeriesEvents
 from klinesync.ingest.followed import (
     CaughtUp,
     Command,
@@ -64,6 +65,7 @@ class JobPorts:
     heal: is asked to read older spans, with the reason; None where gaps are not healed.
     heal_declared: is asked to read all declared gaps of a symbol that is listed again; None likewise.
     suspect: has the exchange's lists of symbols looked at soon.
+    events: keeps what happens to the series.
     rng: jitter.
     bulkheads: contains defects.
     log_limit: of histories that cannot be read.
@@ -77,6 +79,7 @@ class JobPorts:
     heal: Callable[[SeriesId, Span, str], None] | None
     heal_declared: Callable[[SeriesId], None] | None
     suspect: Callable[[], None]
+    events: SeriesEvents
     rng: random.Random
     bulkheads: Bulkheads
     log_limit: LogLimit
@@ -188,6 +191,7 @@ class Job:
         if status.state in _NOTABLE or before in _NOTABLE:
             detail = status.detail or ""
             log.warning("event=stream.%s series=%s before=%s: %s", status.state, self.series, before, detail)
+        self._ports.events.stream(self.series, before, status)
         self._ports.notice(self.series, status)
 
     def _write(self, command: Persist) -> None:
@@ -215,6 +219,7 @@ class Job:
     def _recover(self) -> None:
         if self._ended:
             return
+        self._ports.events.unwritten(self.series)
         if self._history is not None:
             self._history.cancel()
             self._ports.tails.ended(self.series, "the store cannot be written")

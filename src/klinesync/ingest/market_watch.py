@@ -29,11 +29,16 @@ CLOCK_LOG_EVERY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class MarketChange:
-    """What has changed of a market: whether it is `unreachable` now (None: no change of that), and whether it
-    `answers_again` after it gave no history for a while."""
+    """What has changed of a market.
+
+    unreachable: whether neither frames nor answers come now; None: no change of that.
+    answers_again: whether it gives history again, after a while without.
+    event: name and sentence of what is worth remembering; None where nothing is.
+    """
 
     unreachable: bool | None
     answers_again: bool
+    event: tuple[str, str] | None = None
 
 
 class MarketWatch:
@@ -71,7 +76,8 @@ class MarketWatch:
         self._bulkheads = bulkheads
         self._log_limit = LogLimit(CLOCK_LOG_EVERY_S)
         self.answers_again = asyncio.Event()  # set, and replaced, when the market answers after a while of trouble
-        self._troubled = False  # whether the market gave no history at the newest look
+        # Why the market gave no history at the newest look: the name of the trouble, and a sentence.
+        self._trouble: tuple[str, str] | None = None
         self._silent_since: int | None = None  # when the market was heard last, once it is unreachable
         self._group: asyncio.TaskGroup | None = None
 
@@ -139,21 +145,35 @@ class MarketWatch:
         """
         reach = self.reach
         changed = reach.check(now_s, self._source.contact(self.market), followed=followed)
-        was_troubled = self._troubled
-        self._troubled = reach.refused is not None or reach.unreachable or reach.unanswered(now_s)
-        answers_again = was_troubled and not self._troubled
+        before, self._trouble = self._trouble, self._trouble_now(now_s)
+        answers_again = before is not None and self._trouble is None
+        event = (
+            None
+            if before is not None and self._trouble is not None and before[0] == self._trouble[0]
+            else self._trouble
+        )
         if answers_again:
+            event = ("exchange.answers", "the exchange answers again")
             waited_for, self.answers_again = self.answers_again, asyncio.Event()
             waited_for.set()
         if not changed:
-            return MarketChange(None, answers_again)
+            return MarketChange(None, answers_again, event)
         if reach.unreachable:
             if (silent_from_s := reach.silent_from_s) is not None:
                 self._silent_since = int(self.utc_ms() / 1000 - (now_s - silent_from_s))
             log.warning("event=exchange.unreachable market=%s streams=%d: %s", self.market, streams, self.silence)
         elif followed:
             log.warning("event=exchange.reachable market=%s streams=%d: it is heard again", self.market, streams)
-        return MarketChange(reach.unreachable, answers_again)
+        return MarketChange(reach.unreachable, answers_again, event)
+
+    def _trouble_now(self, now_s: float) -> tuple[str, str] | None:
+        """Why the market gives no history: the name of that, and a sentence."""
+        reach = self.reach
+        if reach.refused is not None:
+            return "exchange.refuses", reach.refused
+        if reach.unreachable or reach.unanswered(now_s):
+            return "exchange.unreachable", reach.failure or self.silence
+        return None
 
     def keep_time(self, now_s: float) -> None:
         """Log what is new of the clocks, and ask the exchange for its time where no frame has told it."""

@@ -27,6 +27,7 @@ from klinesync.exchanges.exchange import (
     StreamStatus,
 )
 from klinesync.history.reading import TailFiles
+from klinesync.history.series_events import SeriesEvents
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.connections import Connections
 from klinesync.ingest.followed import Followed, FollowSettings, Moment, all_stale
@@ -74,6 +75,7 @@ class IngestSupervisor:
     heal: is asked to read what live could not wait for, with the reason; None where gaps are not healed.
     heal_declared: is asked to read all declared gaps of a symbol that is listed again; None likewise.
     history_watch: is told of each reading of history.
+    events: keeps what happens to series.
     settings: how series are followed.
     rng: jitter.
     wall_s: UTC seconds by this machine, for times that are told while the exchange's is not known.
@@ -95,6 +97,7 @@ class IngestSupervisor:
         heal: Callable[[SeriesId, Span, str], None] | None,
         heal_declared: Callable[[SeriesId], None] | None,
         history_watch: HistoryWatch,
+        events: SeriesEvents,
         settings: FollowSettings,
         rng: random.Random,
         wall_s: Callable[[], float],
@@ -108,6 +111,7 @@ class IngestSupervisor:
         self._stored = stored
         self._base_of = base_of
         self._settings = settings
+        self._events = events
         self.audit: Audit | None = None
         self._table = JobTable(settings.ondemand_idle_ttl_s, settings.ondemand_max_jobs, room)
         self._jobs: dict[SeriesId, Job] = {}
@@ -152,6 +156,7 @@ class IngestSupervisor:
             heal=heal,
             heal_declared=heal_declared,
             suspect=self._listings.suspect,
+            events=events,
             rng=rng,
             bulkheads=self._bulkheads,
             log_limit=LogLimit(FAILED_LOG_EVERY_S),
@@ -304,6 +309,8 @@ class IngestSupervisor:
         """Whether the market is heard at all. Its streams serve nobody while it is not."""
         followed = any(not job.followed.is_delisted for job in jobs)
         look = market.look(moment.now_s, len(jobs), followed=followed)
+        if jobs and look.event is not None:
+            self._events.market(jobs[0].series, *look.event)
         for job in jobs:
             if look.answers_again:
                 job.followed.answers_again()
@@ -357,6 +364,7 @@ class IngestSupervisor:
                             self._group, work, part=Part.SERIES, name=f"follow {series}", restart=True
                         )
                 case Stop(series):
+                    self._events.unfollowed(series)
                     self._unfollow(series)
                     self._tails.forget(series)
 
@@ -388,6 +396,7 @@ class IngestSupervisor:
             follow_anew=self._follow_anew,
             resubscribe=self._resubscribe,
         )
+        self._events.followed(series, head_of(series, stored))
         connection.want(series)
 
     def _unfollow(self, series: SeriesId) -> None:
@@ -448,6 +457,9 @@ class IngestSupervisor:
                 job.carry_out(job.followed.lost(self._moment(series.market)))
 
     def _failing(self, failing: Iterable[SeriesId], reason: str) -> None:
+        failing = list(failing)
+        if failing:
+            self._events.market(failing[0], "stream.failing", reason)
         for series in failing:
             if (job := self._jobs.get(series)) is not None:
                 job.followed.failing(reason)

@@ -11,6 +11,7 @@ from typing import Any
 
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
+from klinesync.history.event_keeper import EventKeeper
 from klinesync.history.service import HistoryService
 from klinesync.ingest.exchanges import Exchanges
 from klinesync.ingest.supervisor import IngestSupervisor
@@ -51,6 +52,7 @@ class MarketRuntime:
         self,
         *,
         database: Database,
+        events: EventKeeper,
         resources: Sequence[AbstractAsyncContextManager[object]],
         pipeline: IngestPipeline,
         derived: DerivedStep,
@@ -85,6 +87,7 @@ class MarketRuntime:
         self.derived = derived
         self.whitelist = tuple(whitelist)
         self._database = database
+        self.events = events
         self._resources = tuple(resources)
         self._pipeline = pipeline
         self._forming = forming
@@ -109,6 +112,8 @@ class MarketRuntime:
             for resource in self._resources:
                 await stack.enter_async_context(resource)
             await stack.enter_async_context(self._database)
+            await self.events.load()
+            stack.push_async_callback(self.events.save)
             await self._derived_redo.settle()
             group = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self._pipeline.drain)
@@ -151,6 +156,7 @@ class MarketRuntime:
         yield Part.DERIVED, "derived redo", self._derived_redo.run
         yield Part.STORE, "store scrub", self._scrub.run
         yield Part.STORE, "store probe", self._probe_store
+        yield Part.STORE, "events", self.events.run
 
     @property
     def backfill(self) -> HistoryService:

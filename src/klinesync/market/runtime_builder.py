@@ -29,8 +29,11 @@ from klinesync.factor.indicator_names import parse_indicators
 from klinesync.factor.plugin import FactorSettings
 from klinesync.factor.registry import load_factors
 from klinesync.history.board import BackfillBoard
+from klinesync.history.event_keeper import EventKeeper
+from klinesync.history.event_log import EventLog
 from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles, SymbolId
 from klinesync.history.reading import Shelf
+from klinesync.history.series_events import SeriesEvents
 from klinesync.history.service import HistoryService
 from klinesync.ingest.exchanges import Exchanges, ListedSource, Offers
 from klinesync.ingest.followed import FollowSettings
@@ -124,6 +127,10 @@ def build_market_runtime(
     exchanges = Exchanges(EXCHANGE, source, clocks, others, monotonic=monotonic, bulkheads=bulkheads)
     hub = CandleHub(bulkheads)
     forming = DerivedForming(hub, database, derived, bulkheads)
+    event_log = EventLog()
+    events = SeriesEvents(
+        event_log, clocks=lambda: exchanges.clocks, wall_s=wall_s, monotonic=monotonic, derives=derived.derives
+    )
 
     def publish(applied: Applied) -> None:
         name = str(applied.series)
@@ -145,11 +152,12 @@ def build_market_runtime(
         publish,
         wall_s,
         tell=lambda progress: teller.ledger(progress),
+        committed=events.committed,
         flush_s=flags.binance_ws_flush_s,
         batch_max=flags.binance_ws_batch_max,
     )
     teller = _Teller(hub, derived, monotonic)
-    board = BackfillBoard(wall_s, teller.backfill)
+    board = BackfillBoard(wall_s, teller.backfill, events.read)
     exchange_s = exchanges.exchange_s
 
     def fresh_exchange_s(series: SeriesId) -> float | None:
@@ -230,6 +238,7 @@ def build_market_runtime(
         )
 
     def declared(series: SeriesId) -> None:
+        events.damaged(series)
         service_status.changed(series)
         if derived.derives(series):
             derived_history.ensure(series)
@@ -260,6 +269,7 @@ def build_market_runtime(
             heal=backfill.request if heals else None,
             heal_declared=backfill.retry_declared if heals else None,
             history_watch=board.watch(),
+            events=events,
             settings=_follow_settings(flags, one_list_decides=exchange is source),
             rng=rng,
             wall_s=wall_s,
@@ -359,6 +369,7 @@ def build_market_runtime(
         front=front,
         coverage=coverage,
         database=database,
+        events=EventKeeper(database, event_log, lambda: pipeline.live_candles > 0),
         resources=resources,
         pipeline=pipeline,
         derived=derived,

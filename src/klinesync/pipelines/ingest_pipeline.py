@@ -29,7 +29,7 @@ from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.metrics import Durations
 from klinesync.storage.damage import Damage, DoAgain, Kept, StoreDamaged
-from klinesync.storage.database import CandleStore, Database, Derivation, DerivationOrigin, Origin, R
+from klinesync.storage.database import CandleStore, Database, Derivation, DerivationOrigin, Origin, R, SeriesChange
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class IngestPipeline:
 
     `wall_s` is the system clock: it dates revisions and confirmations. `flush_s`: how long a live candle may wait
     behind a busy writer; `batch_max`: one series' share of a batch, in live candles. `tell` is told how far ledgers
-    are that are brought up to date piece by piece.
+    are that are brought up to date piece by piece; `committed`, what each transaction changed beside new candles.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class IngestPipeline:
         wall_s: Callable[[], float],
         *,
         tell: Callable[[Progress], None] = lambda _: None,
+        committed: Callable[[Sequence[SeriesChange]], None] = lambda _: None,
         flush_s: float = 0.5,
         batch_max: int = 200,
     ) -> None:
@@ -116,6 +117,7 @@ class IngestPipeline:
         self._ledger = ledger
         self._publish = publish
         self._tell = tell
+        self._committed = committed
         self._wall_s = wall_s
         self._flush_s = flush_s
         self._batch_max = batch_max
@@ -457,7 +459,7 @@ class IngestPipeline:
         began_s = loop.time()
         one_by_one = False
         try:
-            results = await self._commit(lambda store: self.apply(store, batch, began_s))
+            results, beside = await self._commit(lambda store: (self.apply(store, batch, began_s), store.changes))
         except StoreDamaged as error:
             self.batches_failed += 1
             if len(batch) == 1:
@@ -482,6 +484,8 @@ class IngestPipeline:
                         self._publish(applied)
                 if not submission.written.done():
                     submission.written.set_result(changes[0])
+            if beside:
+                self._committed(beside)
         finally:
             self.batch_s.observe(loop.time() - began_s)
             live = 0 if one_by_one else sum(len(submission.candles) for submission in batch if submission.live)
