@@ -1,10 +1,11 @@
-"""The reference pages that follow from the code. Run as a program this module writes them anew (`make reference`)."""
+"""The pages that follow from the code. Run as a program this module writes them anew (`make reference`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import architecture_page
 import commands_table
 import errors_page
 import flags_table
@@ -15,6 +16,7 @@ import venues_table
 
 # By page: what it says by the code.
 PAGES: dict[Path, Callable[[], str]] = {
+    architecture_page.PAGE: architecture_page.page,
     commands_table.PAGE: commands_table.page,
     errors_page.PAGE: errors_page.page,
     flags_table.PAGE: flags_table.page,
