@@ -19,9 +19,9 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.storage import chunks
+from klinesync.storage.candles import StoredCandles
 from klinesync.storage.database import CandleStore, Database, Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
-from klinesync.storage.sqlite_candles import SqliteCandleStore
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -195,7 +195,7 @@ async def test_a_transaction_leaves_nothing_for_the_garbage_collector(
             for _ in range(20):
                 await write(database, BTC, candles(2, 3))
                 await all_of(database, BTC)
-            assert not [one for one in gc.get_objects() if isinstance(one, SqliteCandleStore)]
+            assert not [one for one in gc.get_objects() if isinstance(one, StoredCandles)]
         finally:
             gc.enable()
 

@@ -21,10 +21,10 @@ from klinesync.storage.backup import backup
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.lock import StoreLock, StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase
-from klinesync.storage.sqlite_candles import _refusal_of_disk
 from klinesync.storage.sqlite_file import StoreReplaced
 from klinesync.storage.sqlite_reader import SqliteReader, open_closed, open_reader
 from klinesync.storage.sqlite_schema import APPLICATION_ID, ForeignFile
+from klinesync.storage.sqlite_tables import refusal_of_disk
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
@@ -394,9 +394,9 @@ def test_the_disks_refusal_is_found_though_sqlite_then_misses_its_savepoint() ->
         except apsw.FullError:
             raise apsw.SQLError("no such savepoint: _apsw-0")  # noqa: B904  # as apsw does
     except apsw.SQLError as error:
-        found = _refusal_of_disk(error)
+        found = refusal_of_disk(error)
     assert isinstance(found, apsw.FullError)
-    assert _refusal_of_disk(apsw.SQLError("no such table")) is None
+    assert refusal_of_disk(apsw.SQLError("no such table")) is None
 
 
 def head_of(store: CandleStore) -> object:

@@ -20,8 +20,10 @@ from klinesync.ingest.liveness import STALE
 from klinesync.ingest.supervisor import TICK_S
 from klinesync.overlay.instruction import Instruction
 from klinesync.pipelines.derived_step import SAME
+from klinesync.storage.candles import StoredCandles
 from klinesync.storage.database import Ledger
-from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
+from klinesync.storage.memory import Memory
+from klinesync.storage.sqlite_tables import SqliteTables
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.network import Network
@@ -45,7 +47,7 @@ class Witness:
 
     def __init__(self, path: Path) -> None:
         self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        self._store = SqliteCandleStore(self._reader, Known(writes=False))
+        self._store = StoredCandles(SqliteTables(self._reader), Memory(writes=False))
         self._seen: set[tuple[SeriesId, int]] = set()
 
     def first(self, series: SeriesId) -> int | None:
@@ -64,7 +66,7 @@ class Witness:
         return self._store.newest(series, MAX_TIME)
 
     @property
-    def store(self) -> SqliteCandleStore:
+    def store(self) -> StoredCandles:
         """What is committed."""
         return self._store
 

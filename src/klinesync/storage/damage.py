@@ -55,6 +55,10 @@ class Damage(NamedTuple):
         return -1 if self.span is None else self.span.start
 
 
+class OddValue(ValueError):
+    """A stored value that no statement of ours has written there."""
+
+
 class StoreDamaged(StoreError):
     """A part of the store cannot be read."""
 

@@ -10,13 +10,10 @@ import apsw
 
 from klinesync.runtime.looking import is_file, is_folder
 from klinesync.runtime.open_files import TooFewFiles
+from klinesync.storage.damage import OddValue
 
 # Where a file system has less room, a write that failed for no stated reason failed for that.
 LEAST_FREE_BYTES = 1 << 20
-
-
-class OddValue(ValueError):
-    """A value in the store's file that no statement of ours has written there."""
 
 
 # What is raised where the bytes of the file are damaged: by SQLite, by its binding (a text that is no UTF-8), by us.

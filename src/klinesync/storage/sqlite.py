@@ -19,7 +19,7 @@ from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
 from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.lock import StoreLock, StoreLocked
-from klinesync.storage.sqlite_candles import Known
+from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite_file import SqliteFile, StoreReplaced
 from klinesync.storage.sqlite_reader import look_into, open_closed, open_reader, refuse_irregular
 from klinesync.storage.sqlite_schema import ForeignFile, check_owner, migrations, version_of
@@ -36,7 +36,7 @@ class _Reader:
     def __init__(self, connection: apsw.Connection, generation: int, damage: DamageBoard) -> None:
         self.connection = connection
         self.generation = generation
-        self.known = Known(writes=False, damage=damage)
+        self.memory = Memory(writes=False, damage=damage)
 
 
 class SqliteDatabase:
@@ -197,7 +197,7 @@ class SqliteDatabase:
             if reader is None or reader.generation != self._generation:
                 reader = self._reader_local.reader = self._open_reader()
             self._file.check_index()
-            return look_into(reader.connection, reader.known, look)
+            return look_into(reader.connection, reader.memory, look)
         except (apsw.Error, OSError, *UNREADABLE) as error:
             if (replaced := self._file.replaced) is not None:  # that is why, whatever SQLite makes of it
                 raise StoreReplaced(str(replaced)) from error
@@ -241,7 +241,7 @@ class InThreadSqliteDatabase:
         self.path = path
         self._file = SqliteFile(path)
         self._reader: apsw.Connection | None = None
-        self._reader_known = Known(writes=False, damage=self._file.damage)
+        self._reader_memory = Memory(writes=False, damage=self._file.damage)
         self._pause = pause
         self._before_commit = before_commit
         self._writing = asyncio.Lock()
@@ -293,7 +293,7 @@ class InThreadSqliteDatabase:
         assert self._reader is not None, "the store is open"
         await self._pause()
         try:
-            result = look_into(self._reader, self._reader_known, look)
+            result = look_into(self._reader, self._reader_memory, look)
         except (apsw.Error, *UNREADABLE) as error:
             raise _cannot_read(self.path, error, self.damage) from error
         await self._pause()

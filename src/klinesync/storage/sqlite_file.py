@@ -9,13 +9,16 @@ from pathlib import Path
 import apsw
 
 from klinesync.core.errors import StoreError
+from klinesync.storage.candles import StoredCandles
 from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
 from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.file_watch import FileWatch
-from klinesync.storage.sqlite_candles import Known, SqliteCandleStore, TransactionLost
+from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite_reader import BUSY_TIMEOUT_MS
 from klinesync.storage.sqlite_schema import check_owner, migrate
+from klinesync.storage.sqlite_tables import SqliteTables
+from klinesync.storage.tables import TransactionLost
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class SqliteFile:
         self.write_error: StoreError | None = None
         self.replaced: StoreReplaced | None = None
         self._writer: apsw.Connection | None = None
-        self._known = Known(writes=True, damage=self.damage)
+        self._memory = Memory(writes=True, damage=self.damage)
         self._watch = FileWatch(path)
         self._data_version = 0
 
@@ -71,7 +74,7 @@ class SqliteFile:
             writer.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
             writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             migrate(writer, self.path)
-            self._known.learn(writer)
+            self._memory.learn(SqliteTables(writer))
             self._watch.learn()
             self._data_version = _data_version(writer)
         except BaseException as error:
@@ -80,7 +83,7 @@ class SqliteFile:
                 errno = writer.system_errno
                 writer.close()
             self._watch.close()
-            self._known.forget()
+            self._memory.forget()
             if isinstance(error, (apsw.Error, OSError, *UNREADABLE)):
                 why = disk_trouble(error, self.path, errno)
                 raise StoreError(f"the store {self.path} cannot be opened: {why}") from error
@@ -94,16 +97,18 @@ class SqliteFile:
         def work(writer: apsw.Connection) -> R:
             commit = writer.execute("UPDATE commit_count SET commits = commits + 1 RETURNING commits").get
             assert isinstance(commit, int)
-            store = SqliteCandleStore(writer, self._known, commit)
+            store = StoredCandles(SqliteTables(writer), self._memory, commit)
             result = change(store)
             store.save()
             return result
 
         try:
-            return self._transaction(work, before_commit or _nothing)
+            result = self._transaction(work, before_commit or _nothing)
         except BaseException:
-            self._known.forget()
+            self._memory.undo()
             raise
+        self._memory.keep()
+        return result
 
     def probe(self, before_commit: Callable[[], None] | None = None) -> None:
         """Write something and remove it. Raises `StoreError`."""

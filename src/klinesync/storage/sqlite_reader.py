@@ -19,12 +19,14 @@ import apsw
 
 from klinesync.core.errors import StoreError
 from klinesync.runtime.looking import real_path
+from klinesync.storage.candles import StoredCandles
 from klinesync.storage.damage import DamageBoard
 from klinesync.storage.database import CandleStore, R
 from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.lock import SharedLock
-from klinesync.storage.sqlite_candles import Known, SqliteCandleStore
+from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite_schema import check_owner, migrations, refuse_newer, version_of
+from klinesync.storage.sqlite_tables import SqliteTables
 from klinesync.storage.wal_origin import refuse_foreign_log
 
 BUSY_TIMEOUT_MS = 5000
@@ -74,11 +76,11 @@ def refuse_irregular(path: Path, mode: int | None = None) -> None:
         raise StoreError(f"there is no store {path}: it is no regular file; name a file with --database-url")
 
 
-def look_into(reader: apsw.Connection, known: Known, look: Callable[[CandleStore], R]) -> R:
+def look_into(reader: apsw.Connection, memory: Memory, look: Callable[[CandleStore], R]) -> R:
     """What `look` returns, of one snapshot."""
     reader.execute("BEGIN")
     try:
-        return look(SqliteCandleStore(reader, known))
+        return look(StoredCandles(SqliteTables(reader), memory))
     finally:
         if reader.in_transaction:
             reader.execute("ROLLBACK")
@@ -91,7 +93,7 @@ class SqliteReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damage = DamageBoard()
-        self._known = Known(writes=False, damage=self.damage)
+        self._memory = Memory(writes=False, damage=self.damage)
         self._connection: apsw.Connection | None = None
         self._lock = SharedLock(path)
         self._closed_as: tuple[object, ...] | None = None  # the files as they were when they were opened as closed
@@ -100,7 +102,7 @@ class SqliteReader:
         """What `look` returns, of one consistent state. Raises `StoreError`."""
         try:
             with self.snapshot() as connection:
-                return look(SqliteCandleStore(connection, self._known))
+                return look(StoredCandles(SqliteTables(connection), self._memory))
         except (apsw.Error, *UNREADABLE) as error:
             raise self._error("read", error) from error
 

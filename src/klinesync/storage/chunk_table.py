@@ -1,0 +1,169 @@
+"""The packed candles of the store: chunks, and what of them cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, joined
+from klinesync.storage.chunks import (
+    CANDLE_BYTES,
+    CHUNK_CANDLES,
+    Grid,
+    Maker,
+    T,
+    as_candles,
+    chunk_of,
+    chunk_start,
+    pack,
+    unpack_between,
+)
+from klinesync.storage.damage import Damage, Kept, StoreDamaged
+from klinesync.storage.memory import Memory, integer
+from klinesync.storage.tables import Tables
+
+# Chunks that are read at a time.
+CHUNKS_AT_ONCE = 10
+
+
+class ChunkTable:
+    """The chunks of all series, within one transaction. What is put is buffered until `save`, or until it is read."""
+
+    def __init__(self, tables: Tables, memory: Memory) -> None:
+        self._tables = tables
+        self._memory = memory
+        self._unsaved: dict[tuple[int, int], bytes] = {}
+        # Damage that this transaction has met. The board may have forgotten it meanwhile, by a look at a later state.
+        self._met: list[tuple[SeriesId, Span]] = []
+
+    def read(
+        self,
+        series: SeriesId,
+        number: int,
+        window: Span,
+        make: Maker[T],
+        *,
+        newest: bool = False,
+        strict: bool = True,
+        most: int = MAX_TIME,
+    ) -> Iterator[list[T]]:
+        """The packed candles that open in `window`, chunk by chunk; the newest chunk first where that is asked. Each
+        list is ascending, and none is empty. About `most` candles will be wanted. A damaged chunk is noted; it raises
+        `StoreDamaged`, or is passed over when not `strict`."""
+        first = chunk_of(number, series.timeframe, max(window.start, 0))
+        last = chunk_of(number, series.timeframe, min(max(window.end - 1, 0), MAX_TIME))
+        at_once = min(CHUNKS_AT_ONCE, most // CHUNK_CANDLES + 1)
+        if any(whose == number and first <= chunk <= last for whose, chunk in self._unsaved):
+            self.save()
+        for chunk, packed in self._stored(series, number, first, last, at_once, newest=newest, strict=strict):
+            why = None if isinstance(packed, bytes) else "it is no bytes"
+            rows: list[T] = []
+            if isinstance(packed, bytes):  # else another program wrote it
+                try:
+                    rows = unpack_between(packed, *window, make, self._grid(series, number, chunk))
+                except ValueError as error:
+                    why = str(error)
+            if why is not None:
+                self._note(series, number, chunk, chunk, why, strict=strict)
+                continue
+            if self._memory.damage:
+                self._memory.damage.clear(series, Kept.CANDLES, self.span(series, number, chunk))
+            if rows:
+                yield rows
+
+    def one(self, series: SeriesId, number: int, chunk: int, *, strict: bool = True) -> list[Candle]:
+        """The candles of one chunk; none when there is no such chunk. Raises `StoreDamaged`."""
+        window = self.span(series, number, chunk)
+        return [one for few in self.read(series, number, window, as_candles, strict=strict, most=0) for one in few]
+
+    def count(self, number: int, first: int, most: int) -> int:
+        """How many candles lie in the chunks from `first` on, counted up to `most` or a little further."""
+        self.save()
+        found = self._tables.bytes_of_chunks(number, first, most)
+        return 0 if found is None else integer(found) // CANDLE_BYTES
+
+    def put(self, number: int, chunk: int, candles: Sequence[Candle]) -> None:
+        """Store a chunk in place of what is there; without candles there is none."""
+        if candles:
+            self._unsaved[number, chunk] = pack(candles)
+        else:
+            self._unsaved.pop((number, chunk), None)
+            self._tables.delete_chunks(number, chunk, chunk + 1)
+
+    def delete_before(self, number: int, chunk: int) -> None:
+        """Delete the chunks before `chunk`."""
+        self.save()
+        self._tables.delete_chunks(number, 0, chunk)
+
+    def save(self) -> None:
+        """Write what is buffered."""
+        if self._unsaved:
+            rows = [(number, chunk, packed) for (number, chunk), packed in self._unsaved.items()]
+            self._unsaved.clear()
+            self._tables.put_chunks(rows)
+
+    def drop(self) -> None:
+        """What is buffered is rolled back."""
+        self._unsaved.clear()
+
+    def span(self, series: SeriesId, number: int, chunk: int) -> Span:
+        """The open times of a chunk."""
+        frame = series.timeframe
+        start, end = chunk_start(number, frame, chunk), chunk_start(number, frame, chunk + 1)
+        return Span(max(start, 0), min(end, MAX_TIME + 1))
+
+    def damaged(self, series: SeriesId) -> list[Span]:
+        """The spans of the series that are known to be unreadable, ascending."""
+        met = [span for whose, span in self._met if whose == series]
+        return joined([*self._memory.damage.spans(series), *met])
+
+    def _stored(
+        self, series: SeriesId, number: int, first: int, last: int, at_once: int, *, newest: bool, strict: bool
+    ) -> Iterator[tuple[int, object]]:
+        """The chunks from `first` to `last` (inclusive) as they are stored, `at_once` a question. Parts of the store
+        that cannot be read are damage of the chunks that lie in them."""
+        while first <= last:
+            try:
+                found = self._tables.chunks(number, first, last, at_once, newest=newest)
+            except self._tables.unreadable as error:
+                # What met such a part of the store cannot be committed.
+                told = strict or self._memory.writes
+                bad = self._next(number, first, last, newest=newest)
+                if bad is None:
+                    self._note(series, number, first, last, str(error), strict=told)
+                    return
+                try:
+                    found = self._tables.chunks(number, bad, bad, 1, newest=newest)
+                except self._tables.unreadable as reason:
+                    self._note(series, number, bad, bad, str(reason), strict=told)
+                    found = []
+                at_once = 1
+                first, last = (first, bad - 1) if newest else (bad + 1, last)
+                yield from found
+                continue
+            yield from found
+            if len(found) < at_once:
+                return
+            chunk = found[-1][0]
+            first, last = (first, chunk - 1) if newest else (chunk + 1, last)
+
+    def _next(self, number: int, first: int, last: int, *, newest: bool) -> int | None:
+        """The next stored chunk, without reading what is in it; None when even that cannot be read."""
+        try:
+            found = self._tables.next_chunk(number, first, last, newest=newest)
+        except self._tables.unreadable:
+            return None
+        return found if isinstance(found, int) else None
+
+    def _note(self, series: SeriesId, number: int, first: int, last: int, why: str, *, strict: bool) -> None:
+        span = Span(self.span(series, number, first).start, self.span(series, number, last).end)
+        damage = Damage(series, span, f"the stored candles cannot be read: {why}")
+        self._memory.damage.note(damage)
+        self._met.append((series, span))
+        if strict:
+            raise StoreDamaged(damage)
+
+    def _grid(self, series: SeriesId, number: int, chunk: int) -> Grid:
+        span = self.span(series, number, chunk)
+        return Grid(span.start, span.end, series.timeframe.step_s)

@@ -1,0 +1,170 @@
+"""What a connection remembers of the store, so as not to ask for it a thousand times a minute."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import Rejected
+from klinesync.core.series_id import SeriesId
+from klinesync.storage.chunks import T, chunk_of, first_time
+from klinesync.storage.damage import DamageBoard, OddValue
+from klinesync.storage.database import Ledger
+from klinesync.storage.tables import Row, Tables
+
+
+class Unknown(Enum):
+    """Marks what must be asked of the store: None says that there is none."""
+
+    UNKNOWN = "unknown"
+
+
+UNKNOWN: Final = Unknown.UNKNOWN
+_Unknown: TypeAlias = Literal[Unknown.UNKNOWN]
+
+
+class Edges(NamedTuple):
+    """The oldest and the newest stored open time of a series. Not a span: that would end behind the newest candle."""
+
+    oldest: int
+    newest: int
+
+
+class Facts(NamedTuple):
+    """What is remembered of a stored series.
+
+    number: its number in the tables; it never changes.
+    edges: None: no candle is stored.
+    row_chunk: the chunk in which its rows begin; None: not known, or no candle is stored.
+    tail: its newest candles, ascending; empty: not known.
+    has_gaps: False: its gap ledger is empty.
+    ledger: None: it has none, and no events, drawings or checkpoints either.
+    """
+
+    number: int
+    edges: Edges | _Unknown | None = UNKNOWN
+    row_chunk: int | None = None
+    tail: tuple[Candle, ...] = ()
+    has_gaps: bool = True
+    ledger: Ledger | _Unknown | None = UNKNOWN
+
+
+class Memory:
+    """The facts of all series that were asked for, or of all series at once.
+
+    Numbers never change, and every connection remembers them. Everything else changes with each write: only the
+    connection that writes may remember it. What a transaction, or a savepoint in it, has changed is undone with it; the
+    facts of other series stay.
+    """
+
+    def __init__(self, *, writes: bool, damage: DamageBoard | None = None) -> None:
+        self.writes = writes
+        self.damage = DamageBoard() if damage is None else damage
+        self._facts: dict[SeriesId, Facts] = {}
+        self._complete = False  # a series without facts is not stored
+        self._undo: list[tuple[SeriesId, Facts | None]] = []
+
+    def learn(self, tables: Tables) -> None:
+        """Everything at once: a question a series would keep its first candle waiting, and that of all others."""
+        assert self.writes, "only the connection that writes may remember"
+        for number, name, gap, *edges in tables.facts():
+            series = series_of(name)
+            known = edges_of(edges)
+            row_chunk = None if known is None else chunk_of(integer(number), series.timeframe, integer(edges[0]))
+            self._facts[series] = Facts(integer(number), known, row_chunk, has_gaps=gap is not None)
+        self._learn_ledgers(tables)
+        self._complete = True
+
+    def _learn_ledgers(self, tables: Tables) -> None:
+        """A damaged ledger is that of one series, and no reason to serve none: it is asked for, and told, later."""
+        try:
+            found = {series_of(name): ledger_of(values) for name, *values in tables.ledgers()}
+        except tables.unreadable:
+            return
+        for series, facts in self._facts.items():
+            self._facts[series] = facts._replace(ledger=found.get(series))
+
+    def of(self, series: SeriesId, tables: Tables) -> Facts | None:
+        """The facts of a series; None when it is not stored."""
+        facts = self._facts.get(series)
+        if facts is None and not self._complete:
+            number = tables.number(str(series))
+            if number is not None:
+                facts = self._facts[series] = Facts(integer(number))
+        return facts
+
+    def put(self, series: SeriesId, facts: Facts) -> None:
+        """Remember what the transaction under way has written, or has found."""
+        self._undo.append((series, self._facts.get(series)))
+        self._facts[series] = facts
+
+    def named(self, number: int) -> SeriesId | None:
+        """The series of that number, as far as it is remembered. Slow: for a message."""
+        return next((series for series, facts in self._facts.items() if facts.number == number), None)
+
+    def mark(self) -> int:
+        """Where the transaction stands now, for `undo`."""
+        return len(self._undo)
+
+    def undo(self, mark: int = 0) -> None:
+        """The transaction was rolled back, as far as to `mark`."""
+        while len(self._undo) > mark:
+            series, facts = self._undo.pop()
+            if facts is None:
+                del self._facts[series]
+            else:
+                self._facts[series] = facts
+
+    def keep(self) -> None:
+        """The transaction was committed."""
+        self._undo.clear()
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self._facts.clear()
+        self._undo.clear()
+        self._complete = False
+
+
+def edges_of(row: Row) -> Edges | None:
+    """The edges behind what `Tables.edges` answers. Raises `OddValue`."""
+    oldest_row, newest, packed = row
+    if oldest_row is None:
+        return None
+    oldest = integer(oldest_row)
+    if packed is None:
+        return Edges(oldest, integer(newest))
+    if not isinstance(packed, bytes):
+        raise OddValue("a chunk is no bytes")
+    return Edges(first_time(packed), integer(newest))
+
+
+def ledger_of(row: Row) -> Ledger:
+    """The ledger behind its six values. Raises `OddValue`."""
+    return checked(row, Ledger)
+
+
+def checked(row: Row, kind: type[T]) -> T:
+    """A stored row as a tuple of that kind. Raises `OddValue`."""
+    try:
+        return msgspec.convert(row, kind)
+    except msgspec.ValidationError as error:
+        raise OddValue(str(error)) from error
+
+
+def series_of(name: object) -> SeriesId:
+    """The series of a stored name. Raises `OddValue`."""
+    try:
+        return SeriesId.parse(str(name))
+    except Rejected as error:
+        raise OddValue(str(error)) from error
+
+
+def integer(value: object) -> int:
+    """A stored integer. Raises `OddValue`."""
+    if not isinstance(value, int):
+        raise OddValue(f"{str(value)[:40]!r} is no integer")
+    return value
