@@ -68,7 +68,7 @@ async def fill(folder: str) -> None:
                 volume = round(rng.uniform(0, 500), 3)
                 candles.append(Candle(FIRST + 60 * minute, round(price, 4), high, low, close, volume))
                 price = candles[-1].close
-            await runtime.ingest.ingest_candles_closed(series, candles, asyncio.get_running_loop().time())
+            await runtime.market_data.ingest_candles_closed(series, candles)
 
 
 def bare_application(path: Path) -> Any:

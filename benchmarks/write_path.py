@@ -32,8 +32,8 @@ from derived import FIRST, USUAL, minutes
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import DAY_S
-from klinesync.factor.indicator_names import parse_indicators
-from klinesync.market.runtime_builder import ledger_step
+from klinesync.market.parts_writing import ledger_step
+from klinesync.market.settings import ledger_settings
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
@@ -93,8 +93,7 @@ class Store:
 async def open_store(path: Path) -> AsyncIterator[Store]:
     committed: list[Applied] = []
     async with SqliteDatabase(path) as database:
-        flags = load_flags({})
-        ledger = ledger_step(flags, parse_indicators(flags.indicators))
+        ledger = ledger_step(ledger_settings(load_flags({})))
         pipeline = IngestPipeline(database, DerivedStep(BTC.timeframe, USUAL), ledger, committed.append, time.time)
         task = asyncio.create_task(pipeline.run())
         try:

@@ -59,9 +59,9 @@ class World:
     def serve(self) -> None:
         """Health as it is configured now."""
         runtime = self.service.runtime
-        runtime.health = HealthService(
+        runtime.market_data.health = HealthService(
             database=runtime._database,
-            base_of=runtime.derived.base_of,
+            base_of=runtime.market_data.derived.base_of,
             check_known=self._check_known,
             exchange_s=lambda _: self.exchange_s,
             wall_s=lambda: self.wall_s,
@@ -83,7 +83,7 @@ class World:
             raise UnknownSeries(str(series), "the exchange lists no such symbol")
 
     async def write(self, *minutes: int) -> None:
-        await self.service.runtime.ingest.ingest_candles_closed(BTC, [candle(minute) for minute in minutes], 0.0)
+        await self.service.runtime.market_data.ingest_candles_closed(BTC, [candle(minute) for minute in minutes])
 
     async def get(self, series_id: str = str(BTC)) -> dict[str, object]:
         status, answer = await self.service.get("/api/market/health", series_id=series_id)
@@ -156,7 +156,7 @@ async def test_a_bad_a_missing_and_an_unknown_series_are_refused(tmp_path: Path)
 
 async def test_it_can_be_switched_off(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
-        made.service.runtime.health = None
+        made.service.runtime.market_data.health = None
         status, answer = await made.service.get("/api/market/health", series_id=str(BTC))
         assert (status, answer["code"]) == (404, "not_found")
 

@@ -18,6 +18,7 @@ from klinesync.exchanges.binance.rest import BinanceRest, market_routes
 from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.market_data import top_markets
 from klinesync.market_data.top_markets import FORCED_MOST, MAX_LIMIT, TopMarkets
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.server import SimConfig, SimServer
@@ -53,11 +54,10 @@ class Exchange:
 @asynccontextmanager
 async def service_with(store: Path, exchange: Exchange) -> AsyncIterator[Service]:
     async with running_service(store) as service:
-        service.runtime.top_markets = TopMarkets(
+        service.runtime.market_data.top_markets = TopMarkets(
             listings=exchange.listings,
             tickers=exchange.tickers,
-            now_ms=lambda: time.time_ns() // 1_000_000,
-            monotonic=asyncio.get_running_loop().time,
+            clock=SYSTEM_CLOCK,
         )
         yield service
 
@@ -290,9 +290,7 @@ async def test_the_simulated_exchange_is_ranked_through_the_rest_client() -> Non
             final_margin_s=2.0,
             monotonic=asyncio.get_running_loop().time,
         )
-        top = TopMarkets(
-            listings=rest.listings, tickers=rest.tickers, now_ms=lambda: 5, monotonic=asyncio.get_running_loop().time
-        )
+        top = TopMarkets(listings=rest.listings, tickers=rest.tickers, clock=SYSTEM_CLOCK)
         for market in ("spot", "futures"):
             answer = await top.top(top_markets.TopQuery("binance", market, "USDT", 500))
             volumes = [item.quote_volume for item in answer.items]

@@ -172,7 +172,7 @@ async def talk(service: Service, sent: Sequence[str | bytes]) -> None:
     runtime = service.runtime
     await until(lambda: runtime.hub.clients == 0, "the client is gone")
     assert runtime.hub.status.subscriptions == 0
-    assert runtime.coordinator._held == {}
+    assert runtime.market_data.subscriptions._held == {}
     assert all(job.refcount == 0 for job in runtime.supervisor.jobs_state())
 
 

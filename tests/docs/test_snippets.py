@@ -138,7 +138,7 @@ async def test_the_programs_of_the_page_on_strategies_run(tmp_path: Path) -> Non
             raise Enough
 
     async with running_service(tmp_path / "store.sqlite") as service:
-        await service.runtime.ingest.ingest_candles_closed(SERIES, candles, 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, candles)
         program = program.replace("http://127.0.0.1:8000", service.url)
         program, replaced = re.subn(r'since="[^"]*"', f"since={candles[99].time}", program)
         assert replaced == 1
@@ -177,9 +177,9 @@ async def test_the_way_back_to_a_backup_is_the_one_that_is_described(tmp_path: P
         return done.stdout
 
     async with running_service(store) as service:
-        await service.runtime.ingest.ingest_candles_closed(SERIES, candles[:30], 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, candles[:30])
         await asyncio.to_thread(shell, copying)
-        await service.runtime.ingest.ingest_candles_closed(SERIES, candles[30:], 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, candles[30:])
     assert "30 candles" in await asyncio.to_thread(shell, restoring)
     with SqliteReader(store) as reader:
         assert reader.read(lambda stored: stored.head(SERIES)) == candles[29].time
@@ -187,7 +187,7 @@ async def test_the_way_back_to_a_backup_is_the_one_that_is_described(tmp_path: P
         assert reader.read(lambda stored: stored.head(SERIES)) == candles[49].time
     # A service goes on from there.
     async with running_service(store) as service:
-        await service.runtime.ingest.ingest_candles_closed(SERIES, candles[30:], 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, candles[30:])
         status, page_ = await service.get("/api/market/candles", series_id=str(SERIES))
         assert status == 200
         assert msgspec.convert(page_["candles"], list[Any])[-1]["candle_time"] == candles[49].time

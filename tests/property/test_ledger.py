@@ -89,7 +89,7 @@ def make_step(*more: AnyFactor, max_candles: int = 2000, watchdog: Watchdog | No
     overlays = OverlayGraph(load_overlays(), factors.names)
     if watchdog is None:
         return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles)
-    return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles, guard=lambda: watchdog)
+    return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles, guard=watchdog)
 
 
 def walk(seed: int, minutes: int = MINUTES) -> list[Candle]:

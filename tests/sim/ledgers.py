@@ -108,7 +108,7 @@ def check_ledgers(witness: Witness, service: Service) -> list[str]:
     runtime = service.runtime
     if runtime is None:
         return ["the service does not run"]
-    step, indicators = runtime.factors._step, runtime.factors._indicators
+    step, indicators = runtime.market_data.factors._step, runtime.market_data.factors._indicators
     wrong = [f"{series}: its ledger is behind: {lag}" for series, lag in step.behind().items()]
     ledgers = witness.ledgers()
     for series in witness.series():

@@ -17,6 +17,7 @@ from klinesync.exchanges.binance.rest import BinanceRest, MarketRoutes
 from klinesync.exchanges.binance.source import BinanceSource
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.market.surroundings import Surroundings
 from klinesync.market.ws_routes import market_socket
 from klinesync.market_data.listings import StoredListings
 from klinesync.runtime.bulkheads import Bulkheads
@@ -27,7 +28,7 @@ from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.network import CALM, Network, Session
 from sim.plugins import INDICATORS
 from sim.scenario import DERIVED, EPOCH_S, Scenario
-from sim.virtual_loop import Process, VirtualLoop
+from sim.virtual_loop import Process, VirtualClock, VirtualLoop
 
 R = TypeVar("R")
 SOCKETS_END_S = 10.0
@@ -130,13 +131,13 @@ class Service:
         bulkheads = Bulkheads()
         runtime = build_market_runtime(
             flags_of(self._scenario, self.path),
+            Surroundings(
+                VirtualClock(self._loop, EPOCH_S), Random(f"service {self._scenario.seed} {self._number}"), bulkheads
+            ),
             database=store,
             source=self._source(self.clocks, store, bulkheads),
-            bulkheads=bulkheads,
-            rng=Random(f"service {self._scenario.seed} {self._number}"),
-            wall_s=lambda: EPOCH_S + self._loop.time(),
         )
-        self.clocks.update((market, clock) for (_, market), clock in runtime.ingest._clocks.items())
+        self.clocks.update((market, clock) for (_, market), clock in runtime.exchanges.clocks.items())
         async with runtime:
             self.runtime = runtime
             store.reads_fail = True

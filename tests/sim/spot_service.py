@@ -11,12 +11,13 @@ from klinesync.exchanges.binance.rest import BinanceRest, MarketRoutes
 from klinesync.exchanges.binance.source import BinanceSource
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.market.surroundings import Surroundings
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.runtime.http_client import Http
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.scenario import EPOCH_S
-from sim.virtual_loop import VirtualLoop
+from sim.virtual_loop import VirtualClock, VirtualLoop
 
 
 def run_beside(
@@ -57,12 +58,11 @@ def run_beside(
         )
         service = build_market_runtime(
             RuntimeFlags.model_validate({"database_url": f"sqlite:///{store}"} | flags),
+            Surroundings(VirtualClock(loop, EPOCH_S), Random(1)),
             database=InThreadSqliteDatabase(store, pause=lambda: asyncio.sleep(0)),
             source=source,
-            rng=Random(1),
-            wall_s=lambda: EPOCH_S + loop.time(),
         )
-        clocks.update((market, clock) for (_, market), clock in service.ingest._clocks.items())
+        clocks.update((market, clock) for (_, market), clock in service.exchanges.clocks.items())
         async with service:
             await live(service)
 

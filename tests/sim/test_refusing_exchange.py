@@ -145,9 +145,9 @@ async def caught_up(service: MarketRuntime) -> float:
     """In how many seconds both series are up to date."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
-    assert service.health is not None
+    assert service.market_data.health is not None
     async with asyncio.timeout(600):
-        while any([(await service.health.health(one)).status_reason != "up_to_date" for one in (BTC, ETH)]):
+        while any([(await service.market_data.health.health(one)).status_reason != "up_to_date" for one in (BTC, ETH)]):
             await asyncio.sleep(0.25)
     return loop.time() - began_s
 
@@ -157,41 +157,41 @@ def test_a_market_that_refuses_all_is_asked_once_in_thirty_seconds_and_is_told_o
     tmp_path: Path, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     async def live(service: MarketRuntime, exchange: Exchange) -> None:
-        assert service.health is not None
+        assert service.market_data.health is not None
         exchange.rest = exchange.streams = status
         began_s = asyncio.get_running_loop().time()
-        await elapse(RAMP_S, lambda: service.reader.page(BTC, None, None, 500))
+        await elapse(RAMP_S, lambda: service.market_data.reader.page(BTC, None, None, 500))
         assert len(exchange.asked) <= 12, exchange.asked
-        await elapse(900, lambda: service.reader.page(BTC, None, None, 500))
+        await elapse(900, lambda: service.market_data.reader.page(BTC, None, None, 500))
         pauses_s = exchange.pauses_s(began_s + RAMP_S)
         assert min(pauses_s) >= access.REFUSED.most_s, exchange.asked
         assert max(pauses_s) <= access.REFUSED.most_s + access.YIELD_S + 1.0, "it is still asked"
         for series in (BTC, ETH):
-            health = await service.health.health(series)
+            health = await service.market_data.health.health(series)
             assert (health.status, health.status_reason) == ("red", "exchange_refuses")
             assert health.detail is not None
             assert f"answered {status}: 0 Service unavailable from a restricted location" in health.detail
             assert "\x1b" not in health.detail, "the exchange's words are escaped"
-        told = await service.status.status()
+        told = await service.market_data.status.status()
         assert (told.status, told.status_reason) == ("red", "exchange_refuses")
         assert f"answered {status}: 0 Service unavailable" in told.detail
         assert await service.unready() is None, "it serves what is stored"
         exchange.rest = exchange.streams = None
         assert await caught_up(service) <= access.REFUSED.most_s + 5.0
-        assert (await service.status.status()).status_reason != "exchange_refuses"
+        assert (await service.market_data.status.status()).status_reason != "exchange_refuses"
 
     run(tmp_path, caplog, live)
 
 
 def test_a_refusal_that_comes_later_is_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def live(service: MarketRuntime, exchange: Exchange) -> None:
-        assert service.health is not None
+        assert service.market_data.health is not None
         await caught_up(service)
         exchange.rest = exchange.streams = 451
         began_s = asyncio.get_running_loop().time()
         await elapse(RAMP_S + 600)
         assert min(exchange.pauses_s(began_s + RAMP_S)) >= access.REFUSED.most_s
-        health = await service.health.health(BTC)
+        health = await service.market_data.health.health(BTC)
         assert (health.status, health.status_reason) == ("red", "exchange_refuses")
         exchange.rest = exchange.streams = None
         assert await caught_up(service) <= access.REFUSED.most_s + 5.0
@@ -210,7 +210,7 @@ def test_handshakes_that_are_refused_alone_leave_rest_to_bring_the_candles(
         handshakes = [at for at, name in exchange.asked if name == access.HANDSHAKE and at > began_s + RAMP_S]
         assert min(after - before for before, after in pairwise(handshakes)) >= access.REFUSED.most_s
         assert await caught_up(service) <= 5.0
-        told = await service.status.status()
+        told = await service.market_data.status.status()
         assert (told.status, told.status_reason) == ("yellow", "handshakes_fail")
         assert "answers a WebSocket handshake with 403" in told.detail
 
@@ -222,18 +222,18 @@ def test_a_market_that_fails_at_every_request_is_probed_every_five_seconds_and_u
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     async def live(service: MarketRuntime, exchange: Exchange) -> None:
-        assert service.health is not None
+        assert service.market_data.health is not None
         exchange.rest = TROUBLES[name]
         exchange.streams = unconnected(ConnectionRefusedError(111, "Connection refused"))
         began_s = asyncio.get_running_loop().time()
-        await elapse(RAMP_S, lambda: service.reader.page(BTC, None, None, 500))
+        await elapse(RAMP_S, lambda: service.market_data.reader.page(BTC, None, None, 500))
         assert len(exchange.asked) <= 100, [(round(at - began_s, 2), what) for at, what in exchange.asked][:120]
-        await elapse(600, lambda: service.reader.page(BTC, None, None, 500))
+        await elapse(600, lambda: service.market_data.reader.page(BTC, None, None, 500))
         assert min(exchange.pauses_s(began_s + RAMP_S, handshakes=False)) >= access.TROUBLE.most_s
-        health = await service.health.health(BTC)
+        health = await service.market_data.health.health(BTC)
         assert (health.status, health.status_reason) == ("red", "exchange_unreachable"), health
         assert health.detail is not None
-        told = await service.status.status()
+        told = await service.market_data.status.status()
         assert (told.status, told.status_reason) == ("red", "exchange_unreachable")
         exchange.rest = exchange.streams = None
         assert await caught_up(service) <= 2 * PROBE_MOST_S + 10.0

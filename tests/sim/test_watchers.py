@@ -60,14 +60,14 @@ class Watcher:
         self._runtime = runtime
         self.notes = Notebook()
         self._client = Client(self.notes)
-        runtime.coordinator.connected(self._client)
+        runtime.market_data.subscriptions.connected(self._client)
 
     async def say(self, kind: str, series: SeriesId, since: int | None = None) -> None:
         message = {"type": kind, "series_id": str(series), "since": since, "supports_batch": True}
-        await self._runtime.coordinator.handle(self._client, msgspec.json.encode(message))
+        await self._runtime.market_data.subscriptions.handle(self._client, msgspec.json.encode(message))
 
     def leave(self) -> None:
-        self._runtime.coordinator.disconnected(self._client)
+        self._runtime.market_data.subscriptions.disconnected(self._client)
 
 
 Story = Callable[[MarketRuntime, SimulatedExchange], Awaitable[None]]

@@ -26,11 +26,12 @@ from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.ingest.jobs import NoCapacity
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.market.surroundings import Surroundings
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.scenario import EPOCH_S
-from sim.virtual_loop import Process, VirtualLoop
+from sim.virtual_loop import Process, VirtualClock, VirtualLoop
 from venues.market import Candles, Pair, Quiet
 
 Found = TypeVar("Found")
@@ -392,11 +393,9 @@ class _Serving:
         world._store = InThreadSqliteDatabase(world._path, pause=_no_pause)
         self._runtime = build_market_runtime(
             flags,
+            Surroundings(VirtualClock(loop, EPOCH_S), random.Random(f"service {world.schedule.seed}"), self._bulkheads),
             database=world._store,
             others=others,
-            bulkheads=self._bulkheads,
-            rng=random.Random(f"service {world.schedule.seed}"),
-            wall_s=lambda: EPOCH_S + loop.time(),
         )
         await self._runtime.__aenter__()
         world._runtime = self._runtime

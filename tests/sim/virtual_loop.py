@@ -185,6 +185,20 @@ class NumberedTask(asyncio.Task[Any]):
         return self is other
 
 
+class VirtualClock:
+    """A `Clock` whose monotonic time is a loop's, and whose wall clock is `wall_from_s` ahead of that."""
+
+    def __init__(self, loop: VirtualLoop, wall_from_s: float) -> None:
+        self._loop = loop
+        self._wall_from_s = wall_from_s
+
+    def monotonic_s(self) -> float:
+        return self._loop.time()
+
+    def wall_s(self) -> float:
+        return self._wall_from_s + self._loop.time()
+
+
 def _make_task(
     loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, R], context: Context | None = None
 ) -> asyncio.Task[R]:

@@ -482,7 +482,7 @@ class World:
             return
         ledger = witness.ledger(series)
         heads = (-1, -1) if ledger is None else (ledger.factor_head or -1, ledger.overlay_head or -1)
-        if min(heads) < time and not runtime.factors.lagging(series):
+        if min(heads) < time and not runtime.market_data.factors.lagging(series):
             self.violate(f"{series}: {time} is shown, and its ledger is {ledger} without being known to lag")
 
     def _check_forming(self, message: dict[str, Any]) -> None:
@@ -537,7 +537,7 @@ class World:
     async def _post(self, service: Service, series: SeriesId, candles: list[Candle]) -> None:
         assert service.runtime is not None
         try:
-            await service.runtime.ingest.ingest_candles_closed(series, candles, self.loop.time())
+            await service.runtime.market_data.ingest_candles_closed(series, candles)
         except KlinesyncError as error:
             self.note(f"post refused: {error}")
 
@@ -609,9 +609,9 @@ def _limits(scenario: Scenario) -> dict[str, object]:
 def _plugins(trouble: Trouble) -> dict[str, object]:
     """The factors and overlays that the service finds. How long they take is a matter of this machine."""
     return {
-        "market.runtime_builder.load_factors": factors_with(trouble),
-        "market.runtime_builder.load_overlays": overlays_with(trouble),
-        "market.runtime_builder.Watchdog": nullcontext,
+        "market.parts_writing.load_factors": factors_with(trouble),
+        "market.parts_writing.load_overlays": overlays_with(trouble),
+        "market.parts_writing.Watchdog": nullcontext,
     }
 
 

@@ -221,7 +221,7 @@ def test_a_thousand_series_that_flap_are_a_bounded_number_of_writes(loop: Virtua
     async def work() -> None:
         service = Run(tmp_path / "store.sqlite")
         events = SeriesEvents(
-            service.log, clocks=dict, wall_s=asyncio.get_running_loop().time, monotonic=asyncio.get_running_loop().time
+            service.log, clocks={}, wall_s=asyncio.get_running_loop().time, monotonic=asyncio.get_running_loop().time
         )
         async with service.database:
             keeping = asyncio.create_task(service.keeper.run())

@@ -10,6 +10,8 @@ import pytest
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.core.stream_state import StreamState
+from klinesync.exchanges.exchange import StreamStatus
 from klinesync.market_data.read_services import CatchUp
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.ws import hub as hub_module
@@ -139,7 +141,8 @@ class LateReader:
 async def test_caught_up_names_the_newest_candle_that_was_sent_where_the_store_is_ahead_of_it() -> None:
     hub, wire = CandleHub(), Wire()
     reader = LateReader(hub)
-    coordinator = WsSubscriptionCoordinator(hub, reader, lambda _: "live", None, lambda _: 300.0)  # type: ignore[arg-type]
+    live = StreamStatus(StreamState.LIVE)
+    coordinator = WsSubscriptionCoordinator(hub, reader, lambda _: live, None, lambda _: 300.0)  # type: ignore[arg-type]
     client = Client(wire)
     coordinator.connected(client)
     await coordinator.handle(client, json.dumps({"type": "subscribe", "series_id": str(BTC), "ack": True}))

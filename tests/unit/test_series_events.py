@@ -40,7 +40,7 @@ class World:
         self.log = EventLog()
         self.events = SeriesEvents(
             self.log,
-            clocks=lambda: self.clocks,
+            clocks=self.clocks,
             wall_s=lambda: self.wall_s,
             monotonic=lambda: self.now_s,
             derives=lambda series: series == HOUR,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
+from clocks import ManualClock
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import StreamStatus
-from klinesync.market.runtime_builder import REBUILD_TELL_EVERY_S, _Teller
+from klinesync.market_data.teller import REBUILD_TELL_EVERY_S, Teller
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ledger_step import Progress
 from klinesync.ws.frames import payload_of
@@ -56,8 +57,8 @@ def progress(*, left: bool, head: int = 600) -> Progress:
 
 
 async def test_a_rebuild_is_running_now_and_then_and_done_at_its_end() -> None:
-    now_s, hub = [100.0], CandleHub()
-    teller = _Teller(hub, DerivedStep(Timeframe.parse("1m"), [Timeframe.parse("5m")]), lambda: now_s[0])
+    clock, hub = ManualClock(100.0), CandleHub()
+    teller = Teller(hub, DerivedStep(Timeframe.parse("1m"), [Timeframe.parse("5m")]), clock)
     wire = watching(hub, BTC)
     states = []
     for left in (True, True, True, False):
@@ -65,14 +66,14 @@ async def test_a_rebuild_is_running_now_and_then_and_done_at_its_end() -> None:
         states += [one["data"]["state"] for one in wire.taken()]  # type: ignore[index]  # a system message has data
     assert states == ["running", "done"], "not each of its steps"
     teller.ledger(progress(left=True))
-    now_s[0] += REBUILD_TELL_EVERY_S
+    clock.now_s += REBUILD_TELL_EVERY_S
     teller.ledger(progress(left=True))
     assert [one["event"] for one in wire.taken()] == ["factor.rebuild"] * 2
 
 
 async def test_the_state_of_a_stream_is_told_to_who_watches_what_is_derived_too() -> None:
     hub = CandleHub()
-    teller = _Teller(hub, DerivedStep(Timeframe.parse("1m"), [Timeframe.parse("5m")]), lambda: 0.0)
+    teller = Teller(hub, DerivedStep(Timeframe.parse("1m"), [Timeframe.parse("5m")]), ManualClock())
     base, derived = watching(hub, BTC), watching(hub, FIVE)
     teller.stream(BTC, StreamStatus(StreamState.STALE, 1_700_000_000, 1_699_999_990, "REST shows more"))
     for wire, series in ((base, BTC), (derived, FIVE)):

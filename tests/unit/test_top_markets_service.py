@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from clocks import ManualClock
 from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.market_data import top_markets
@@ -21,6 +22,7 @@ from klinesync.market_data.top_markets import (
     TopQuery,
     ranked,
 )
+from klinesync.runtime.clock import SYSTEM_CLOCK
 
 QUERY = TopQuery("binance", "spot", "USDT", 2)
 
@@ -43,12 +45,11 @@ class Exchange:
         self.error: UpstreamError | None = None
         self.silent = asyncio.Event()
         self.silent.set()
-        self.now_s = 100.0
+        self.clock = ManualClock(100.0)
         self.top = TopMarkets(
             listings=self.listings,
             tickers=self.tickers,
-            now_ms=lambda: int(self.now_s * 1000),
-            monotonic=lambda: self.now_s,
+            clock=self.clock,
         )
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
@@ -109,10 +110,10 @@ async def test_an_answer_serves_everybody_for_a_while() -> None:
         100_000,
     )
     assert others == [first] * 4
-    exchange.now_s += TICKERS_TTL_S
+    exchange.clock.now_s += TICKERS_TTL_S
     again = await exchange.top.top(TopQuery("binance", "spot", "BTC", 20))
     assert (symbols(again), again.cached, again.generated_at_ms, exchange.asked) == (["A/BTC"], True, 100_000, 1)
-    exchange.now_s += 0.1
+    exchange.clock.now_s += 0.1
     assert not (await exchange.top.top(QUERY)).cached
     assert (await exchange.top.top(TopQuery("binance", "futures", "NONE", 20))).items == ()
     assert exchange.asked == 3
@@ -124,12 +125,12 @@ async def test_force_asks_anew_and_is_rationed() -> None:
         answer = await exchange.top.top(QUERY, force=True)
         assert not answer.cached
         assert exchange.asked == count + 1
-    exchange.now_s += 1.0
+    exchange.clock.now_s += 1.0
     with pytest.raises(RateLimited, match="force is for") as caught:
         await exchange.top.top(QUERY, force=True)
     assert caught.value.retry_after_s == FORCED_PER_S - 1.0
     assert (await exchange.top.top(QUERY)).cached
-    exchange.now_s += FORCED_PER_S - 1.0
+    exchange.clock.now_s += FORCED_PER_S - 1.0
     assert not (await exchange.top.top(QUERY, force=True)).cached
 
 
@@ -142,14 +143,14 @@ async def test_when_the_exchange_cannot_be_asked_the_last_answer_is_served_and_s
         await exchange.top.top(QUERY)
     assert exchange.asked == 1, "after a failure it is left alone"
     exchange.error = None
-    exchange.now_s += top_markets.FAILED_PAUSE_S
+    exchange.clock.now_s += top_markets.FAILED_PAUSE_S
     fresh = await exchange.top.top(QUERY)
     exchange.error = UpstreamError("it is down again", 503)
-    exchange.now_s += TICKERS_TTL_S + 1.0
+    exchange.clock.now_s += TICKERS_TTL_S + 1.0
     stale = await exchange.top.top(QUERY)
     assert (stale.items, stale.cached, stale.stale) == (fresh.items, True, True)
     assert stale.generated_at_ms == fresh.generated_at_ms
-    exchange.now_s += top_markets.STALE_MOST_S
+    exchange.clock.now_s += top_markets.STALE_MOST_S
     with pytest.raises(UpstreamError, match="it is down again"):
         await exchange.top.top(QUERY)
 
@@ -176,9 +177,7 @@ async def test_an_unknown_exchange_or_market_is_refused(query: TopQuery) -> None
 async def test_a_follower_is_told_what_changes_and_when_trouble_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top_markets, "KEEP_ALIVE_S", 0.02)
     exchange = Exchange()
-    loop = asyncio.get_running_loop()
-    exchange.now_s = loop.time()
-    real = TopMarkets(listings=exchange.listings, tickers=exchange.tickers, now_ms=lambda: 5, monotonic=loop.time)
+    real = TopMarkets(listings=exchange.listings, tickers=exchange.tickers, clock=SYSTEM_CLOCK)
     monkeypatch.setattr(top_markets, "TICKERS_TTL_S", 0.0)
     monkeypatch.setattr(top_markets, "FAILED_PAUSE_S", 0.0)
     following = real.follow(QUERY, 0.05)
@@ -223,7 +222,7 @@ async def test_the_end_comes_at_once_also_to_those_who_wait_for_the_exchange_or_
     resting = exchange.top.follow(QUERY, 3600.0)
     await anext(resting)
     exchange.silent.clear()
-    exchange.now_s += 60.0
+    exchange.clock.now_s += 60.0
     asking = asyncio.create_task(exchange.top.top(QUERY, force=True))
     looking = asyncio.create_task(anext(resting, None))
     first = asyncio.create_task(anext(exchange.top.follow(TopQuery("binance", "futures", "USDT", 1), 1.0), None))

@@ -320,7 +320,7 @@ async def test_a_long_gap_at_the_start_comes_from_files_but_for_its_newest_part(
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange:
         async with running_service(store) as service:
             rows = truth(exchange, BTC, range(first, first + 100 * 60, 60))
-            await service.runtime.ingest.ingest_candles_closed(BTC, rows, 0.0)
+            await service.runtime.market_data.ingest_candles_closed(BTC, rows)
         async with following(store, exchange, archive_url=exchange.http_url) as service:
             async with asyncio.timeout(PATIENCE_S):
                 while service.runtime.startup.waiting(BTC) or sum((await health(service))["gaps"].values()):  # type: ignore[attr-defined]

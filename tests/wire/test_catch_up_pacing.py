@@ -184,7 +184,7 @@ async def test_a_client_that_leaves_with_catch_ups_to_come_is_given_back(service
         transport = pause(client)
         for name in NAMES:
             await client.send_json({"type": "subscribe", "series_id": name, "since": 0})
-        coordinator = service.runtime.coordinator
+        coordinator = service.runtime.market_data.subscriptions
         await until(lambda: any(map(len, coordinator._turns.values())), "catch-ups wait")
         transport.abort()
     await until(lambda: not service.runtime.hub.clients, "the client is gone")

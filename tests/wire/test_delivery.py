@@ -51,7 +51,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 def held(service: Service) -> int:
     """Clients that the service knows, wherever."""
     runtime = service.runtime
-    return runtime.hub.clients + len(runtime.coordinator._held) + len(runtime.hub._watchers)
+    return runtime.hub.clients + len(runtime.market_data.subscriptions._held) + len(runtime.hub._watchers)
 
 
 def candle(minute: int) -> Candle:
@@ -263,13 +263,13 @@ async def test_many_clients_connect_and_vanish_in_every_state_and_nothing_is_lef
     port = int(service.url.rsplit(":", 1)[1])
     subscribe = frame(TEXT, json.dumps({"type": "subscribe", "series_id": NAME, "since": 0}).encode())
     disconnected: list[hub.Client] = []
-    given_back = service.runtime.coordinator.disconnected
+    given_back = service.runtime.market_data.subscriptions.disconnected
 
     def counted(client: hub.Client) -> None:
         disconnected.append(client)
         given_back(client)
 
-    service.runtime.coordinator.disconnected = counted  # type: ignore[method-assign]
+    service.runtime.market_data.subscriptions.disconnected = counted  # type: ignore[method-assign]
     for number in range(200):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         match number % 5:

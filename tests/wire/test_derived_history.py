@@ -17,8 +17,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Errand, History, HistoryPage
-from klinesync.market import runtime_builder
-from klinesync.market_data import coverage, derived_services
+from klinesync.market_data import coverage, derived_services, exchange_time
 from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import SAME
@@ -44,7 +43,7 @@ PATIENCE_S = 40.0
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.2, 300.0))
-    monkeypatch.setattr(runtime_builder, "CLOCK_AGE_S", 0.2)
+    monkeypatch.setattr(exchange_time, "CLOCK_AGE_S", 0.2)
 
 
 @asynccontextmanager
@@ -331,7 +330,7 @@ async def test_a_hole_in_the_base_keeps_its_native_candle_until_it_is_filled(tmp
         before = await until_page(service, hours, 500)
         old = NEWEST - 20_000 * 60
         rows = truth(exchange, BASE, range(old, old + 600 * 60, 60))
-        await service.runtime.ingest.ingest_candles_closed(BASE, rows, 0.0)
+        await service.runtime.market_data.ingest_candles_closed(BASE, rows)
         assert alike(before, await page(service, hours))
     found = audited(store)
     assert {audit.series: audit.kinds for audit in found.values() if audit.kinds} == {}

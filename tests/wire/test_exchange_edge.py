@@ -353,7 +353,7 @@ async def test_a_stall_in_mid_candle_promotes_nothing_when_our_clock_passes_the_
         await complete(service, exchange, SPOT)
         open_ = exchange.now_ms() // 60_000 * 60
         # Our clock alone would make it several of the exchange's minutes at this speed.
-        clock = service.runtime.ingest._clocks["binance", "spot"]
+        clock = service.runtime.exchanges.clocks["binance", "spot"]
         loop = asyncio.get_running_loop()
         asked = exchange._api.weight_used(exchange.now_ms())
         until_s = loop.time() + 6.0
@@ -489,7 +489,7 @@ async def test_holes_of_a_delisted_symbol_are_filled_once_it_is_traded_again(
         await until(lambda: state(service, SPOT_ETH) == "delisted", "its end is noticed")
         first = (await stored(service, SPOT_ETH))[0].time
         old = range(first - 30 * 60, first - 20 * 60, 60)
-        await service.runtime.ingest.ingest_candles_closed(SPOT_ETH, truth(exchange, SPOT_ETH, old), 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SPOT_ETH, truth(exchange, SPOT_ETH, old))
         service.runtime.backfill.request_declared(SPOT_ETH)
         await until(lambda: "its gaps are left as they are" in caplog.text, "nobody has anything of it")
         exchange.faults.remove(fault)

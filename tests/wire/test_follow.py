@@ -72,7 +72,7 @@ async def test_the_store_equals_what_was_recorded_bit_for_bit_with_no_hole(real_
         async with aclosing(follow(service.url, BTC, 0)) as updates:
             seen = await until_closed(updates, 2150)
         assert any(isinstance(update, FormingCandle) for update in seen)
-        for series in service.runtime.whitelist:
+        for series in service.runtime.market_data.whitelist:
             candles = await stored(service, series)
             assert len(candles) > 2000 + 100
             check_complete(candles)
@@ -173,8 +173,8 @@ async def test_a_follower_that_was_away_for_long_pages_what_one_catch_up_does_no
     async with running_service(tmp_path / "store.sqlite") as service:
         start = 1_700_000_040
         candles = [Candle(start + 60 * at, 1.0, 2.0, 0.5, 1.5, float(at)) for at in range(7500)]
-        await service.runtime.ingest.ingest_candles_closed(BTC, candles[:4000], 0.0)
-        await service.runtime.ingest.ingest_candles_closed(BTC, candles[4000:], 0.0)
+        await service.runtime.market_data.ingest_candles_closed(BTC, candles[:4000])
+        await service.runtime.market_data.ingest_candles_closed(BTC, candles[4000:])
         async with aclosing(follow(service.url, BTC, start)) as updates:
             seen = await until_closed(updates, 7499)
     assert isinstance(seen[0], Connected)
@@ -186,7 +186,7 @@ async def test_holes_in_what_is_paged_are_told(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite") as service:
         start = 1_700_000_040
         candles = [Candle(start + 60 * at, 1.0, 2.0, 0.5, 1.5, float(at)) for at in range(8000) if at not in (7, 8)]
-        await service.runtime.ingest.ingest_candles_closed(BTC, candles, 0.0)
+        await service.runtime.market_data.ingest_candles_closed(BTC, candles)
         async with aclosing(follow(service.url, BTC, start)) as updates:
             seen = await until_closed(updates, 7997)
     assert [update for update in seen if isinstance(update, Gap)] == [gap_(start + 7 * 60, start + 9 * 60)]
@@ -199,7 +199,7 @@ async def test_a_follower_is_told_what_happens_to_its_series(tmp_path: Path) -> 
         running_service(tmp_path / "store.sqlite") as service,
         aclosing(follow(service.url, BTC, 0)) as updates,
     ):
-        await service.runtime.ingest.ingest_candles_closed(BTC, [Candle(1_700_000_040, 1, 2, 0.5, 1.5, 1)], 0.0)
+        await service.runtime.market_data.ingest_candles_closed(BTC, [Candle(1_700_000_040, 1, 2, 0.5, 1.5, 1)])
         assert isinstance(await anext(updates), Connected)
         assert isinstance(await anext(updates), ClosedCandle)
         assert isinstance(await anext(updates), CaughtUp)

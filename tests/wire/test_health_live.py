@@ -45,7 +45,7 @@ async def store_with_hole(store: Path, exchange: SimServer) -> None:
     """Some hours are stored, up to an hour before the exchange's now, with a hole of ten minutes."""
     times = [time for time in range(START - 4 * 3600, START - 3600, 60) if not 3000 < START - 3600 - time <= 3600]
     async with running_service(store) as service:
-        await service.runtime.ingest.ingest_candles_closed(BTC, truth(exchange, times), 0.0)
+        await service.runtime.market_data.ingest_candles_closed(BTC, truth(exchange, times))
 
 
 async def test_a_service_comes_up_to_date_and_heals_the_hole_that_its_store_declares(tmp_path: Path) -> None:

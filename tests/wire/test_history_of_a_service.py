@@ -103,7 +103,7 @@ async def test_what_a_service_cannot_get_is_told_with_what_is_in_the_way(
 ) -> None:
     monkeypatch.setattr(history_queue, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
     async with running_service(tmp_path / "store.sqlite") as service:  # no exchange answers
-        await service.runtime.ingest.ingest_candles_closed(SERIES, minutes(NEWEST, 2), 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, minutes(NEWEST, 2))
         ask = ("backfill", SERIES, f"--from={NEWEST - 600}", "--url", service.url)
         status, out, err = await command(*ask, f"--to={NEWEST}")
         assert (status, "0 candles brought, 10 still missing" in out) == (1, True), out

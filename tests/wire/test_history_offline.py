@@ -90,7 +90,7 @@ async def test_the_start_and_a_subscription_bring_what_the_files_have(tmp_path: 
         runtime = service.runtime
 
         async def stored(series: SeriesId) -> int:
-            return await runtime.reader._database.read(lambda store: store.count_after(series, 0, 5000))
+            return await runtime.market_data.reader._database.read(lambda store: store.count_after(series, 0, 5000))
 
         async with asyncio.timeout(PATIENCE_S):
             while await stored(BTC) < 2000:

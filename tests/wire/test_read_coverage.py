@@ -19,8 +19,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import rest_gate
 from klinesync.exchanges.exchange import Urgency
-from klinesync.market import runtime_builder
-from klinesync.market_data import coverage
+from klinesync.market_data import coverage, exchange_time
 from klinesync.sim import server
 from klinesync.sim.faults import Fault, RateLimit
 from klinesync.sim.server import SimConfig, SimServer
@@ -68,7 +67,7 @@ class Exchange(SimServer):
 @pytest.fixture(autouse=True)
 def _clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exchange whose clock is advanced at a jump tells nobody: it is asked anew soon."""
-    monkeypatch.setattr(runtime_builder, "CLOCK_AGE_S", 0.2)
+    monkeypatch.setattr(exchange_time, "CLOCK_AGE_S", 0.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ class Reading:
 
     async def settled(self, series: SeriesId) -> None:
         """Nothing of it is read, or waits to be."""
-        backfill = self.service.runtime._backfill
+        backfill = self.service.runtime.backfill
         assert backfill is not None
         await until(lambda: not backfill.working_on(series), "nobody is at work")
 
@@ -198,7 +197,7 @@ async def test_a_head_that_is_further_back_than_one_read_may_fetch_leaves_a_hole
     async with Exchange(SimConfig(symbols=3, start=START)) as exchange:
         old = truth(exchange, SPOT, range(NEWEST - 6000 * 60, NEWEST - 5000 * 60, 60))
         async with covered(store, exchange, max_candles=300) as service:
-            await service.runtime.ingest.ingest_candles_closed(SPOT, old, 0.0)
+            await service.runtime.market_data.ingest_candles_closed(SPOT, old)
             world = Reading(service, exchange)
             assert await world.page(SPOT, limit=5) == old[-5:]
             await world.until_page(lambda page: page[-1].time == NEWEST, SPOT, limit=300)
@@ -314,7 +313,7 @@ async def test_while_the_exchange_is_away_what_is_stored_is_served_at_once(
         candles = truth(exchange, SPOT, range(NEWEST - 6000, NEWEST, 60))
     async with covered(store, None) as service:
         world = Reading(service, exchange)
-        await service.runtime.ingest.ingest_candles_closed(SPOT, candles, 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SPOT, candles)
         for _ in range(20):
             assert await world.page(SPOT, limit=1000) == candles
             assert await world.page(SPOT, before=candles[0].time) == []
@@ -332,7 +331,7 @@ async def test_what_the_exchange_does_not_list_and_other_exchanges_are_not_asked
         other = SeriesId.parse("kraken:spot:BTC/USD:1m")
         minute = [Candle(NEWEST - 600, 1.0, 2.0, 0.5, 1.5, 1.0)]
         for series in (gone, other):
-            await world.service.runtime.ingest.ingest_candles_closed(series, minute, 0.0)
+            await world.service.runtime.market_data.ingest_candles_closed(series, minute)
             for _ in range(10):
                 assert await world.page(series) == minute
         status, _ = await world.service.get("/api/market/candles", series_id="binance:spot:NO/SUCH:1m")

@@ -66,7 +66,7 @@ async def with_a_past(service: Service, exchange: SimServer, *, holes: bool = Tr
     """Store candles of yesterday, with a hole among them."""
     past = [time for time in range(NEWEST - 86_400, NEWEST - 80_000, 60) if not holes or time % 3600 > 600]
     for series in (SPOT, FUTURES):
-        await service.runtime.ingest.ingest_candles_closed(series, truth(exchange, series, past), 0.0)
+        await service.runtime.market_data.ingest_candles_closed(series, truth(exchange, series, past))
 
 
 async def test_nothing_that_closed_before_a_series_was_followed_is_read_over_rest_whoever_wants_it(

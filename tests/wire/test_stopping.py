@@ -124,7 +124,7 @@ async def test_a_read_that_waits_is_refused_and_new_ones_are_too(
         await asyncio.Event().wait()
 
     async with running_service(tmp_path / "store.sqlite") as service:
-        monkeypatch.setattr(service.runtime.reader, "page", wait_for_ever)
+        monkeypatch.setattr(service.runtime.market_data.reader, "page", wait_for_ever)
         waiting = asyncio.create_task(service.get("/api/market/candles", series_id=BTC))
         await asyncio.wait_for(asked.wait(), 30)
         service.runtime.front.requests.end()

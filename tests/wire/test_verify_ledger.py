@@ -20,7 +20,8 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
 from klinesync.factor.indicator_names import parse_indicators
 from klinesync.factor.plugin import Event, Factor, Upstream, state_of
-from klinesync.market.runtime_builder import ledger_step
+from klinesync.market.parts_writing import ledger_step
+from klinesync.market.settings import ledger_settings
 from klinesync.market_data import verify_ledger
 from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.retention import Retention
@@ -53,8 +54,7 @@ def walk(minutes: int = MINUTES) -> list[Candle]:
 
 
 def step(**flags: str) -> LedgerStep:
-    loaded = load_flags(FLAGS | flags)
-    return ledger_step(loaded, parse_indicators(loaded.indicators))
+    return ledger_step(ledger_settings(load_flags(FLAGS | flags)))
 
 
 async def write(path: Path, *batches: Sequence[Candle], ledger: LedgerStep | None = None) -> None:

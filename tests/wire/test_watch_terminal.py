@@ -144,7 +144,7 @@ async def test_a_new_size_is_enough_to_draw_anew_and_sigterm_gives_the_terminal_
         terminal("watch", str(SERIES), "--url", service.url) as screen,
     ):
         candles = [Candle(START + 60 * at, 1.0, 2.0, 0.5, 1.5, 10.0) for at in range(3)]
-        await service.runtime.ingest.ingest_candles_closed(SERIES, candles, 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, candles)
         await screen.shows("+50.00%", 24)
         await screen.shows("red:", 24)  # years behind the clock
         screen.resize(100, 8)  # nothing else happens
@@ -227,7 +227,7 @@ async def test_a_service_that_is_full_says_so_and_is_waited_for(tmp_path: Path) 
 
 async def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite") as service:
-        await service.runtime.ingest.ingest_candles_closed(SERIES, [Candle(START, 1.0, 2.0, 0.5, 0.1 + 0.5, 1)], 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, [Candle(START, 1.0, 2.0, 0.5, 0.1 + 0.5, 1)])
         async with terminal("watch", str(SERIES), "--url", service.url, TERM="dumb") as screen:
             await until(lambda: screen.written == b"2023-11-14 22:14 closed 1 2 0.5 0.6 1\r\n", "a line")
             screen.type(CTRL_C)
@@ -240,7 +240,7 @@ async def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
 async def test_lines_go_on_until_an_interrupt_and_that_is_success(tmp_path: Path) -> None:
     log = tmp_path / "log"
     async with running_service(tmp_path / "store.sqlite") as service:
-        await service.runtime.ingest.ingest_candles_closed(SERIES, [Candle(START, 1.0, 2.0, 0.5, 1.5, 1.0)], 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, [Candle(START, 1.0, 2.0, 0.5, 1.5, 1.0)])
         async with running("watch", str(SERIES), "--url", service.url, log=log) as watch:
             assert watch.process.stdout is not None
             line = await asyncio.wait_for(watch.process.stdout.readline(), 30)
@@ -253,7 +253,7 @@ async def test_lines_go_on_until_an_interrupt_and_that_is_success(tmp_path: Path
 async def test_who_reads_the_lines_may_stop_at_any_time(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite") as service:
         candles = [Candle(START + 60 * at, 1.0, 2.0, 0.5, 1.5, 1.0) for at in range(15)]
-        await service.runtime.ingest.ingest_candles_closed(SERIES, candles, 0.0)
+        await service.runtime.market_data.ingest_candles_closed(SERIES, candles)
         reading, writing = os.pipe()
         os.close(reading)
         process = await asyncio.create_subprocess_exec(

@@ -8,13 +8,12 @@ import contextlib
 import json
 import random
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from klinesync.cli.arguments import span_of
 from klinesync.cli.history_exchange import exchange_of
-from klinesync.cli.history_store import derived_step, open_store, writer
+from klinesync.cli.history_store import open_store, stored_derived_step, writer
 from klinesync.cli.progress import Say, bar
 from klinesync.cli.service_client import service_client
 from klinesync.core.counted import counted
@@ -29,10 +28,13 @@ from klinesync.exchanges.ccxt.source import CcxtSource
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history.files.importing import Put
 from klinesync.history.files.sources import SymbolId
-from klinesync.history.reading import Pages, read_pages, unreported
+from klinesync.history.reading import Pages, Shelf, read_pages, unreported
 from klinesync.history.service import BackfillProgress, HistoryService
-from klinesync.market.runtime_builder import history_shelves, kept_from
+from klinesync.market.parts_history import freqtrade_files, history_shelves
+from klinesync.market.settings import history_settings
 from klinesync.market_data.listings import StoredListings
+from klinesync.market_data.series_scope import kept_from
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 
@@ -42,20 +44,20 @@ _SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
 
 async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """Read history. Returns 1 when candles are still missing that may yet come, or when all of the span is lost."""
-    began_s = time.monotonic()
+    began_s = SYSTEM_CLOCK.monotonic_s()
     with bar() as say:
         if arguments.url is not None and arguments.source is None:
             found = await _backfill_service(flags, arguments, say)
         else:
-            series = derived_step(flags, arguments.url).base_of(arguments.series_id)
+            series = stored_derived_step(flags, arguments.url).base_of(arguments.series_id)
             frame = series.timeframe
-            span = span_of(arguments, Span(0, frame.shift(frame.latest_closed(int(time.time())), 1)))
+            span = span_of(arguments, Span(0, frame.shift(frame.latest_closed(int(SYSTEM_CLOCK.wall_s())), 1)))
             if arguments.url is None and arguments.source in (None, "rest"):
                 found = await _backfill_store(flags, series, span, say, files=arguments.source is None)
             else:
                 found = await _backfill_pages(flags, series, span, say, arguments.source, arguments.url)
     series = found.series
-    seconds = round(time.monotonic() - began_s, 3)
+    seconds = round(SYSTEM_CLOCK.monotonic_s() - began_s, 3)
     if arguments.json:
         facts = {
             "series_id": str(series),
@@ -96,20 +98,19 @@ async def _backfill_store(
 ) -> BackfillProgress:
     """Into the store, by the service's own backfill: stored candles are not asked for again, and spans that the
     exchange proves empty are noted. `files`: the files that the flags name are read first."""
-    derived = derived_step(flags)
+    derived = stored_derived_step(flags)
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
-    monotonic = asyncio.get_running_loop().time
 
     def exchange_s(_: SeriesId) -> float:
-        estimate_ms = clocks[series.market].estimate_ms(monotonic())
-        return time.time() if estimate_ms is None else estimate_ms / 1000
+        estimate_ms = clocks[series.market].estimate_ms(SYSTEM_CLOCK.monotonic_s())
+        return SYSTEM_CLOCK.wall_s() if estimate_ms is None else estimate_ms / 1000
 
     async with (
         open_store(flags, derived, "backfill") as (database, pipeline),
         exchange_of(flags, series, clocks, StoredListings(database, EXCHANGE)) as rest,
         asyncio.TaskGroup() as group,
     ):
-        shelves = history_shelves(flags, _archive_names(rest)) if files else []
+        shelves = _shelves(flags, rest) if files else []
         await _check_listed(rest, series, needed=not shelves and flags.enable_ccxt_backfill)
         service = HistoryService(
             history=rest.history,
@@ -164,15 +165,15 @@ async def _backfill_pages(
     flags: RuntimeFlags, series: SeriesId, span: Span, say: Say, source: str | None, url: str | None
 ) -> BackfillProgress:
     """All candles of the span from one source, also those that are stored already."""
-    began_s = time.monotonic()
+    began_s = SYSTEM_CLOCK.monotonic_s()
     async with (
-        writer(flags, derived_step(flags, url), url, "backfill") as (put, _),
+        writer(flags, stored_derived_step(flags, url), url, "backfill") as (put, _),
         _pages(flags, series, span, source) as pages,
     ):
         brought = _Brought(series, span, put, say)
         await read_pages(pages, brought.write, unreported(series, span.start))
     total = series.timeframe.count(*span)
-    elapsed_s = time.monotonic() - began_s
+    elapsed_s = SYSTEM_CLOCK.monotonic_s() - began_s
     return BackfillProgress(series, span, total, total - brought.candles, brought.candles, elapsed_s)
 
 
@@ -210,11 +211,17 @@ async def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str 
         if source not in _SHELF_FLAGS:
             yield rest.history(series, span.start, Errand(Urgency.DEEP), span.end)
             return
-        shelves = history_shelves(flags, _archive_names(rest))
+        shelves = _shelves(flags, rest)
         shelf = next((shelf for shelf in shelves if shelf.name == source), None)
         if shelf is None:
             raise BadFlag(_SHELF_FLAGS[source], f"it is needed for --source {source}")
         yield shelf.files.pages(series, span)
+
+
+def _shelves(flags: RuntimeFlags, rest: BinanceRest | CcxtSource) -> list[Shelf]:
+    """The files that the flags name, in the order in which they are read. Raises `BadFlag`."""
+    settings = history_settings(flags)
+    return history_shelves(settings, freqtrade_files(settings), _archive_names(rest))
 
 
 def _archive_names(rest: BinanceRest | CcxtSource) -> SymbolId:

@@ -9,10 +9,10 @@ from klinesync.cli.arguments import span_of
 from klinesync.cli.progress import bar
 from klinesync.core.counted import counted
 from klinesync.core.printable import printable
-from klinesync.factor.indicator_names import parse_indicators
 from klinesync.history.files.exporting import EVER, export
 from klinesync.history.files.factor_columns import FactorColumns
-from klinesync.market.runtime_builder import ledger_step
+from klinesync.market.parts_writing import ledger_step
+from klinesync.market.settings import ledger_settings
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.storage.own_files import refuse_own_file
 from klinesync.storage.sqlite_reader import SqliteReader
@@ -23,8 +23,8 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     span = span_of(arguments, EVER)
     factors = None
     if arguments.factors:
-        indicators = parse_indicators(flags.indicators)
-        factors = FactorColumns(ledger_step(flags, indicators), indicators, arguments.series_id)
+        settings = ledger_settings(flags)
+        factors = FactorColumns(ledger_step(settings), settings.indicators, arguments.series_id)
     with SqliteReader(sqlite_path(flags)) as store, bar() as say:
         refuse_own_file(store.path, arguments.output)
         stored = store.read(lambda look: look.span(arguments.series_id))

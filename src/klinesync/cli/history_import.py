@@ -8,11 +8,10 @@ import contextlib
 import gc
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 
-from klinesync.cli.history_exchange import binance_rest
-from klinesync.cli.history_store import derived_step, writer
+from klinesync.cli.history_exchange import open_binance
+from klinesync.cli.history_store import stored_derived_step, writer
 from klinesync.cli.progress import Say, bar
 from klinesync.core.counted import counted
 from klinesync.core.errors import KlinesyncError, StoreError, UpstreamError
@@ -24,6 +23,7 @@ from klinesync.history.files.planning import Imported, ImportFile, find, plan
 from klinesync.history.files.readers import BadFile
 from klinesync.market_data.listings import SymbolNames, stored_listings
 from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.looking import is_file
@@ -40,16 +40,16 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
     found = await stoppable(lambda stopped: find(arguments.path, arguments.series, arguments.exchange, stopped))
     names = _symbol_names(flags)
     planned, done = await plan(found, names.name)
-    derived = derived_step(flags, arguments.url)
+    derived = stored_derived_step(flags, arguments.url)
     files = [file for file in planned if not (derived.derives(file.series) or file.series in derived.dormant)]
     done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
     manner = Manner(strict=arguments.strict, unterminated=arguments.unterminated)
     imported: list[Imported] = []
     failure: KlinesyncError | None = None
-    began_s = time.monotonic()
+    began_s = SYSTEM_CLOCK.monotonic_s()
 
     def report() -> None:
-        took_s = time.monotonic() - began_s
+        took_s = SYSTEM_CLOCK.monotonic_s() - began_s
         _report([*done, *imported], len(files) - len(imported), took_s, as_json=arguments.json)
 
     try:
@@ -93,7 +93,7 @@ def _symbol_names(flags: RuntimeFlags) -> SymbolNames:
 
     async def ask(market: str) -> Sequence[Listing]:
         clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
-        async with binance_rest(flags, clocks) as rest:
+        async with open_binance(flags, clocks) as rest:
             try:
                 async with asyncio.timeout(ASK_LISTING_TIMEOUT_S):
                     return list((await rest.listings(market, 0.0)).values())

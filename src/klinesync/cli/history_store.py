@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
-from klinesync.core.errors import BadFlag, Rejected, StoreError
+from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance.decode import EXCHANGE
 from klinesync.exchanges.exchange import Listing
 from klinesync.history.files.importing import Now, Put
+from klinesync.market.parts_writing import derived_step
+from klinesync.market.settings import derived_timeframes
 from klinesync.market_data.listings import StoredListings
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.looking import is_file
 from klinesync.storage.database import CandleStore
@@ -60,7 +62,7 @@ async def writer(
 
 
 async def _system_now(_series: SeriesId) -> int:
-    return int(time.time())
+    return int(SYSTEM_CLOCK.wall_s())
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +78,7 @@ async def open_store(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_exit(database)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        pipeline = IngestPipeline(database, derived, no_ledger(), _nobody_follows, time.time)
+        pipeline = IngestPipeline(database, derived, no_ledger(), _nobody_follows, SYSTEM_CLOCK.wall_s)
         running = group.create_task(pipeline.run(), name="pipeline")
         stack.callback(running.cancel)
         yield database, pipeline
@@ -90,16 +92,10 @@ def _nobody_follows(_applied: Applied) -> None:
     return
 
 
-def derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedStep:
+def stored_derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedStep:
     """The derived timeframes that the store was computed with last. The flags decide where the store does not say, and
-    for the store behind the service at `url`."""
-    targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
-    try:
-        step = DerivedStep(
-            Timeframe.parse(flags.derived_base_timeframe), [Timeframe.parse(target) for target in targets]
-        )
-    except Rejected as error:
-        raise BadFlag("derived_timeframes", str(error)) from None
+    for the store behind the service at `url`. Raises `BadFlag`."""
+    step = derived_step(*derived_timeframes(flags))
     path = sqlite_path(flags)
     if url is not None or not is_file(path):
         return step

@@ -16,7 +16,6 @@ from klinesync.core.candle import Candle
 from klinesync.core.counted import counted
 from klinesync.core.errors import StoreError
 from klinesync.core.printable import printable
-from klinesync.core.timeframe import Timeframe
 from klinesync.runtime.flags import load_flags, sqlite_path
 
 if TYPE_CHECKING:
@@ -31,21 +30,17 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from klinesync.factor.indicator_names import parse_indicators
-    from klinesync.market.runtime_builder import ledger_step
+    from klinesync.market.parts_writing import ledger_step
+    from klinesync.market.settings import derived_timeframes, ledger_settings
     from klinesync.market_data.verify import verify
     from klinesync.market_data.verify_ledger import LedgerVerifier
     from klinesync.storage.sqlite_reader import SqliteReader
 
     flags = load_flags(given_flags(arguments))
-    indicators = parse_indicators(flags.indicators)
-    ledger = LedgerVerifier(ledger_step(flags, indicators), indicators)
-    targets = flags.derived_timeframes if flags.enable_derived_timeframes else ()
+    settings = ledger_settings(flags)
+    ledger = LedgerVerifier(ledger_step(settings), settings.indicators)
     # What the service has made of the store counts, not the flags of this command, unless the store does not say.
-    by_flags = (
-        Timeframe.parse(flags.derived_base_timeframe),
-        tuple(Timeframe.parse(code) for code in targets),
-    )
+    by_flags = derived_timeframes(flags)
     with SqliteReader(sqlite_path(flags)) as store, progress() as say:
         say(f"{store.path}: SQLite's integrity check")
         problems = store.file_problems()

@@ -40,7 +40,7 @@ class SeriesEvents:
         self,
         log: EventLog,
         *,
-        clocks: Callable[[], Clocks],
+        clocks: Clocks,
         wall_s: Callable[[], float],
         monotonic: Callable[[], float],
         derives: Callable[[SeriesId], bool] = lambda _: False,
@@ -138,6 +138,6 @@ class SeriesEvents:
         self._log.note(str(series), *event, self._now_ms(series))
 
     def _now_ms(self, series: SeriesId) -> int:
-        clock = self._clocks().get((series.exchange, series.market))
+        clock = self._clocks.get((series.exchange, series.market))
         now_ms = None if clock is None else clock.estimate_ms(self._monotonic())
         return int(self._wall_s() * 1000) if now_ms is None else now_ms

@@ -173,12 +173,12 @@ class Server(uvicorn.Server):
         front = self._runtime.front
         front.requests.stop()
         front.bodies.close()
-        self._runtime.top_markets.end()
-        self._runtime.status.end()
+        market_data = self._runtime.market_data
+        market_data.end_streams()
         for connection in list(self.server_state.connections):
             if isinstance(connection, BoundedHttp):
                 connection.shutdown()  # at once, or after its answer
-        await self._runtime.hub.end(0)
+        await market_data.end_sockets()
         await self._gone(CLIENTS_END_S)
         front.requests.end()
         await self._gone(REFUSALS_SENT_S)

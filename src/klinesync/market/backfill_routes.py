@@ -8,7 +8,7 @@ from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market.http_routes import runtime_of
+from klinesync.market.http_routes import market_data_of
 from klinesync.market.schemas import NOTHING_STORED, BackfillBegun, BackfillBody, error_answers
 from klinesync.market.strict_json import StrictJsonRoute
 
@@ -23,16 +23,14 @@ async def post_backfill(request: Request, body: BackfillBody) -> BackfillBegun:
 
     Of a derived series its base is read. What is stored, or known to be empty, is not asked for again.
     """
-    runtime = runtime_of(request)
-    series = runtime.derived.base_of(SeriesId.parse(body.series_id))
+    series = SeriesId.parse(body.series_id)
     to = MAX_TIME if body.to is None else body.to
     if body.from_ >= to:
         raise Rejected(f"from ({body.from_}) must lie before to ({to})")
-    await runtime.reader.check_known(series)
-    begun = await runtime.backfill.start(series, Span(body.from_, to))
+    begun = await market_data_of(request).start_backfill(series, Span(body.from_, to))
     return BackfillBegun(
         ok=True,
-        series_id=str(series),
+        series_id=str(begun.series),
         from_=begun.span.start,
         to=begun.span.end,
         missing_candles=begun.missing,

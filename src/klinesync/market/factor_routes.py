@@ -18,7 +18,7 @@ from klinesync.market.factor_schemas import (
     PollAnswer,
     SlicesAfterAnswer,
 )
-from klinesync.market.http_routes import runtime_of
+from klinesync.market.http_routes import market_data_of
 from klinesync.market.schemas import SERIES_UNREADABLE, SeriesIdQuery, error_answers
 from klinesync.overlay.delta import Cursor
 
@@ -53,7 +53,7 @@ def _json(body: object) -> Response:
 @router.get("/factor/catalog", responses={200: {"model": FactorCatalogAnswer}}, response_class=Response)
 async def get_factor_catalog(request: Request) -> Response:
     """The factors and indicators, and what of them can be shown."""
-    return _json(runtime_of(request).factors.catalog())
+    return _json(market_data_of(request).factors.catalog())
 
 
 @router.get("/factor/slices", responses={200: {"model": FactorSlicesAnswer}, **FACTORS_LAG}, response_class=Response)
@@ -64,7 +64,7 @@ async def get_factor_slices(
     window_candles: Window = DEFAULT_WINDOW_CANDLES,
 ) -> Response:
     """What each factor knew at `at_time` (default: at the head): its events within the window, and its head."""
-    reader = runtime_of(request).factors
+    reader = market_data_of(request).factors
     return _json(await reader.slices(SeriesId.parse(series_id), at_time, window_candles))
 
 
@@ -78,13 +78,13 @@ async def get_factor_slices_after(
     limit: Annotated[int, Query(ge=1, le=MAX_SLICES)] = DEFAULT_SLICES,
 ) -> Response:
     """The slices of the oldest `limit` candles after `since`, each of its candle alone. For those who catch up."""
-    return _json(await runtime_of(request).factors.slices_after(SeriesId.parse(series_id), since, limit))
+    return _json(await market_data_of(request).factors.slices_after(SeriesId.parse(series_id), since, limit))
 
 
 @router.get("/factor/health", responses=SERIES_UNREADABLE)
 async def get_factor_health(request: Request, series_id: SeriesIdQuery) -> FactorHealthAnswer:
     """How far factors and overlays are behind the candles."""
-    health = await runtime_of(request).factors.health(SeriesId.parse(series_id))
+    health = await market_data_of(request).factors.health(SeriesId.parse(series_id))
     return FactorHealthAnswer.model_validate(health, from_attributes=True)
 
 
@@ -100,7 +100,7 @@ async def get_draw_delta(
 ) -> Response:
     """What a reader who has come to the cursor has to learn to draw the window; all of it without a cursor."""
     cursor = Cursor(cursor_version_id, cursor_point_time)
-    reader = runtime_of(request).factors
+    reader = market_data_of(request).factors
     return _json(await reader.draw(SeriesId.parse(series_id), at_time, window_candles, cursor, epoch))
 
 
@@ -109,7 +109,7 @@ async def get_frame_live(
     request: Request, series_id: SeriesIdQuery, window_candles: Window = DEFAULT_WINDOW_CANDLES
 ) -> Response:
     """Slices and drawings at the head, of one candle."""
-    return _json(await runtime_of(request).factors.frame(SeriesId.parse(series_id), None, window_candles))
+    return _json(await market_data_of(request).factors.frame(SeriesId.parse(series_id), None, window_candles))
 
 
 @router.get("/frame/at_time", responses={200: {"model": FrameAnswer}, **FRAME_LAGS}, response_class=Response)
@@ -117,7 +117,7 @@ async def get_frame_at_time(
     request: Request, series_id: SeriesIdQuery, at_time: AtTime, window_candles: Window = DEFAULT_WINDOW_CANDLES
 ) -> Response:
     """Slices and drawings as they were at `at_time`, of one candle."""
-    return _json(await runtime_of(request).factors.frame(SeriesId.parse(series_id), at_time, window_candles))
+    return _json(await market_data_of(request).factors.frame(SeriesId.parse(series_id), at_time, window_candles))
 
 
 @router.get(
@@ -133,4 +133,4 @@ async def get_delta_poll(
     window_candles: Window = DEFAULT_WINDOW_CANDLES,
 ) -> Response:
     """The newest state when it is newer than the record `after_id`: at most one record, whatever the `limit`."""
-    return _json(await runtime_of(request).factors.poll(SeriesId.parse(series_id), after_id, window_candles))
+    return _json(await market_data_of(request).factors.poll(SeriesId.parse(series_id), after_id, window_candles))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.series_id import SeriesId
-from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import (
     CANDLE_REFUSED,
     NOTHING_STORED,
@@ -22,6 +20,7 @@ from klinesync.market.schemas import (
     SeriesIdQuery,
 )
 from klinesync.market.strict_json import StrictJsonRoute
+from klinesync.market_data.orchestrator import MarketDataOrchestrator
 
 MAX_PAGE_CANDLES = 5000
 DEFAULT_PAGE_CANDLES = 500
@@ -34,11 +33,11 @@ INGEST_ANSWERS = CANDLE_REFUSED | NOTHING_STORED
 Time = Annotated[int | None, Query(ge=0, le=MAX_TIME)]
 
 
-def runtime_of(request: Request) -> MarketRuntime:
-    """The runtime that the application was made with."""
-    runtime = request.app.state.runtime
-    assert isinstance(runtime, MarketRuntime)
-    return runtime
+def market_data_of(request: Request) -> MarketDataOrchestrator:
+    """The market data that the application was made with."""
+    market_data = request.app.state.runtime.market_data
+    assert isinstance(market_data, MarketDataOrchestrator)
+    return market_data
 
 
 @router.get(
@@ -57,7 +56,7 @@ async def get_candles(
 
     `since` and `before` are open times in UTC seconds, exclusive, and exclude each other.
     """
-    body = await runtime_of(request).reader.page(SeriesId.parse(series_id), since, before, limit)
+    body = await market_data_of(request).read_candles(SeriesId.parse(series_id), since, before, limit)
     return Response(body, media_type="application/json")
 
 
@@ -66,8 +65,8 @@ async def post_candle_closed(request: Request, body: CandleClosedBody) -> Candle
     """Store one closed candle; answers after the commit."""
     series = SeriesId.parse(body.series_id)
     candle = body.candle.candle()
-    await runtime_of(request).ingest.ingest_candles_closed(series, [candle], asyncio.get_running_loop().time())
-    return CandleClosedAnswer(ok=True, series_id=str(series), candle_time=candle.time, ledger=_ledger(request, series))
+    lagging = await market_data_of(request).ingest_candles_closed(series, [candle])
+    return CandleClosedAnswer(ok=True, series_id=str(series), candle_time=candle.time, ledger=_ledger(lagging))
 
 
 @ingest_router.post("/candles_closed", responses=INGEST_ANSWERS, response_model_exclude_none=True)
@@ -75,7 +74,7 @@ async def post_candles_closed(request: Request, body: CandlesClosedBody) -> Cand
     """Store closed candles of one series, in any order, all or none; answers after the commit."""
     series = SeriesId.parse(body.series_id)
     candles = [item.candle() for item in body.candles]
-    await runtime_of(request).ingest.ingest_candles_closed(series, candles, asyncio.get_running_loop().time())
+    lagging = await market_data_of(request).ingest_candles_closed(series, candles)
     times = [candle.time for candle in candles]
     return CandlesClosedAnswer(
         ok=True,
@@ -83,9 +82,9 @@ async def post_candles_closed(request: Request, body: CandlesClosedBody) -> Cand
         count=len(times),
         first_candle_time=min(times),
         last_candle_time=max(times),
-        ledger=_ledger(request, series),
+        ledger=_ledger(lagging),
     )
 
 
-def _ledger(request: Request, series: SeriesId) -> Literal["lagging"] | None:
-    return "lagging" if runtime_of(request).factors.lagging(series) else None
+def _ledger(lagging: bool) -> Literal["lagging"] | None:
+    return "lagging" if lagging else None

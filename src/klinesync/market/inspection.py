@@ -12,15 +12,17 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.binance.weight import RestStatus
 from klinesync.exchanges.exchange import ConnectionStatus
-from klinesync.ingest.supervisor import JobState
+from klinesync.ingest.supervisor import IngestSupervisor, JobState
 from klinesync.market_data.startup_sync import SweepProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.bulkheads import Part
+from klinesync.runtime.clock import Clock
 from klinesync.runtime.exchange_clock import FRAMES, REST, ExchangeClock
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.database import CandleStore, Database
+from klinesync.ws.hub import CandleHub
 
 # What is read from the store for a scrape serves the others for so long (monotonic): it takes a look at every series.
 STORE_FACTS_TTL_S = 10.0
@@ -39,43 +41,18 @@ class StreamCounts(Protocol):
     def rotations(self) -> int: ...
 
 
-class AuditCounts(Protocol):
-    """How many series the audit has read, and how many candles it found to differ."""
-
-    @property
-    def looked(self) -> int: ...
-    @property
-    def revised(self) -> int: ...
-
-
-class HubStatus(Protocol):
-    """How the hub stands: what waits for clients now, and since the start the messages and the clients too slow."""
-
-    @property
-    def clients(self) -> int: ...
-    @property
-    def subscriptions(self) -> int: ...
-    @property
-    def waiting_messages(self) -> int: ...
-    @property
-    def waiting_bytes(self) -> int: ...
-    @property
-    def messages(self) -> int: ...
-    @property
-    def slow_clients(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Where it is read. All of them return at once.
 
-    `now_s`: what time it is on the exchange of a series, in UTC seconds. `healing`: the spans of a base series that
-    somebody heals, or soon will. `left_out`: items of REST answers that could not be used, by market and
-    kind. `doubted`: by market, the frames that were left out for their stamps; `questioned`:
-    by market and reason, the closed candles of frames that REST decides about. `clocks`: what is known of each market's
-    time, by exchange and market; `final_margins_s`: how long after its end a row may change, by exchange. `audit`: None
-    where nobody audits. `grace_s`: exchange time after a close before its candle is expected.
-    `defects`: by the part that they ended.
+    now_s: what time it is on the exchange of a series, in UTC seconds.
+    healing: the spans of a base series that are being read, or soon will be.
+    left_out: items of REST answers that could not be used, by market and kind.
+    supervisor: of our own exchange.
+    clocks: what is known of each market's time, by exchange and market.
+    final_margins_s: how long after its end a row may change, by exchange.
+    grace_s: exchange time after a close before its candle is expected.
+    defects: by the part that they ended.
     """
 
     database: Database
@@ -84,18 +61,16 @@ class Parts:
     jobs: Callable[[], Sequence[JobState]]
     connections: Callable[[], Sequence[ConnectionStatus]]
     stream_counts: Mapping[str, StreamCounts]
-    doubted: Callable[[], Mapping[str, int]]
-    questioned: Callable[[], Mapping[tuple[str, str], int]]
-    clocks: Callable[[], Mapping[tuple[str, str], ExchangeClock]]
+    supervisor: IngestSupervisor
+    clocks: Mapping[tuple[str, str], ExchangeClock]
     final_margins_s: Callable[[], Mapping[str, float]]
-    audit: Callable[[], AuditCounts | None]
     rest: Callable[[], Mapping[str, RestStatus]]
     left_out: Callable[[], Mapping[tuple[str, str], int]]
     healing: Callable[[SeriesId], Sequence[Span]]
     sweep: Callable[[], SweepProgress]
-    hub: Callable[[], HubStatus]
+    hub: CandleHub
     now_s: Callable[[SeriesId], float]
-    monotonic: Callable[[], float]
+    clock: Clock
     grace_s: float
     defects: Mapping[Part, int] = field(default_factory=dict)
 
@@ -125,9 +100,9 @@ class Inspection:
 
     async def metrics(self) -> bytes:
         """The page of metrics. Raises `StoreError`."""
-        if self._parts.monotonic() - self._read_at_s >= STORE_FACTS_TTL_S:
+        if self._parts.clock.monotonic_s() - self._read_at_s >= STORE_FACTS_TTL_S:
             self._facts = await self._reading.get(self._look_into_store)
-            self._read_at_s = self._parts.monotonic()
+            self._read_at_s = self._parts.clock.monotonic_s()
         return self._page.text()
 
     def jobs(self) -> Sequence[JobState]:
@@ -144,7 +119,7 @@ class Inspection:
 
     def queues(self) -> dict[str, int]:
         """What waits where: candles for the writer, gaps for the exchange, messages for clients."""
-        hub, pipeline = self._parts.hub(), self._parts.pipeline
+        hub, pipeline = self._parts.hub.status, self._parts.pipeline
         return {
             "live_candles": pipeline.live_candles,
             "bulk_candles": pipeline.bulk_candles,
@@ -207,16 +182,16 @@ class Inspection:
             yield Reading("klinesync_stream_frames_quarantined_total", counts.quarantined, (market,))
             yield Reading("klinesync_stream_reconnects_total", counts.reconnects, (market,))
             yield Reading("klinesync_stream_rotations_total", counts.rotations, (market,))
-        for market, count in self._parts.doubted().items():
+        for market, count in self._parts.supervisor.doubted().items():
             yield Reading("klinesync_stream_frames_doubted_total", count, (market,))
-        for (market, reason), count in self._parts.questioned().items():
+        for (market, reason), count in self._parts.supervisor.questioned().items():
             yield Reading("klinesync_stream_closed_questioned_total", count, (market, reason))
 
     def _of_clocks(self) -> Iterable[Reading]:
         for exchange, margin_s in self._parts.final_margins_s().items():
             yield Reading("klinesync_rest_final_margin_seconds", margin_s, (exchange,))
-        now_s = self._parts.monotonic()
-        for (exchange, market), clock in self._parts.clocks().items():
+        now_s = self._parts.clock.monotonic_s()
+        for (exchange, market), clock in self._parts.clocks.items():
             difference = clock.difference(now_s)
             apart_s = 0.0 if difference is None else (difference.frames_ms - difference.rest_ms) / 1000
             yield Reading("klinesync_clock_difference_seconds", apart_s, (exchange, market))
@@ -246,7 +221,7 @@ class Inspection:
         healed = self._healed()
         yield Reading("klinesync_backfill_series", len(healed))
         yield Reading("klinesync_backfill_gaps", sum(map(len, healed)))
-        audit = self._parts.audit()
+        audit = self._parts.supervisor.audit
         if audit is not None:
             yield Reading("klinesync_audit_looks_total", audit.looked)
             yield Reading("klinesync_audit_revisions_total", audit.revised)
@@ -282,7 +257,7 @@ class Inspection:
             yield Reading("klinesync_gap_candles", facts.gap_candles[state], (state.value,))
 
     def _of_hub(self) -> Iterable[Reading]:
-        hub = self._parts.hub()
+        hub = self._parts.hub.status
         yield Reading("klinesync_ws_clients", hub.clients)
         yield Reading("klinesync_ws_subscriptions", hub.subscriptions)
         yield Reading("klinesync_ws_outbox_messages", hub.waiting_messages)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from klinesync.market.http_routes import runtime_of
+from klinesync.market.http_routes import market_data_of
+from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import ReadyAnswer, StatusAnswer, WhitelistAnswer
 
 router = APIRouter(tags=["service"])
 
 
+def readiness_of(request: Request) -> MarketRuntime:
+    """The runtime that the application was made with, which alone knows whether it has started."""
+    runtime = request.app.state.runtime
+    assert isinstance(runtime, MarketRuntime)
+    return runtime
+
+
 @router.get("/api/market/whitelist")
 async def get_whitelist(request: Request) -> WhitelistAnswer:
     """The series that are ingested for as long as the service runs."""
-    runtime = runtime_of(request)
+    market_data = market_data_of(request)
     return WhitelistAnswer(
-        series_ids=[str(series) for series in runtime.whitelist],
-        derived_base_timeframe=runtime.derived.base.code,
-        derived_timeframes=[target.code for target in runtime.derived.targets],
+        series_ids=[str(series) for series in market_data.whitelist],
+        derived_base_timeframe=market_data.derived.base.code,
+        derived_timeframes=[target.code for target in market_data.derived.targets],
     )
 
 
@@ -31,10 +39,9 @@ async def get_healthz() -> StatusAnswer:
 async def get_readyz(request: Request, response: Response) -> ReadyAnswer:
     """The service has started, and its store can be read and written. What is stored is served though an exchange
     refuses the service, or gives no answer: `detail` says so then."""
-    runtime = runtime_of(request)
-    trouble = await runtime.unready()
+    trouble = await readiness_of(request).unready()
     if trouble is None:
-        told = await runtime.status.status()
+        told = await market_data_of(request).status.status()
         silent = told.status_reason in ("exchange_refuses", "exchange_unreachable")
         return ReadyAnswer(status="ready", detail=told.detail if silent else None)
     response.status_code = 503

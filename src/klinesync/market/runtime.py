@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
 
 from klinesync.core.errors import StoreError
-from klinesync.core.series_id import SeriesId
-from klinesync.history.event_keeper import EventKeeper
-from klinesync.history.service import HistoryService
-from klinesync.ingest.exchanges import Exchanges
-from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.front import Front
-from klinesync.market_data.coverage import Coverage
-from klinesync.market_data.derived_redo import DerivedRedo
-from klinesync.market_data.derived_services import DerivedForming, DerivedHistory
-from klinesync.market_data.factor_services import FactorReader
-from klinesync.market_data.health_service import HealthService
-from klinesync.market_data.ingest_service import MarketIngestService
-from klinesync.market_data.read_services import CandleReader
-from klinesync.market_data.retention import Retention
-from klinesync.market_data.startup_sync import StartupSync
-from klinesync.market_data.status_service import StatusService
-from klinesync.market_data.store_scrub import StoreScrub
-from klinesync.market_data.top_markets import TopMarkets
-from klinesync.market_data.ws_services import WsSubscriptionCoordinator
-from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.runtime.bulkheads import Bulkheads, Part, Work
-from klinesync.storage.database import Database
-from klinesync.ws.hub import CandleHub
+from klinesync.market.parts_services import ServedParts
+from klinesync.market_data.orchestrator import MarketDataOrchestrator
+from klinesync.runtime.bulkheads import Part, Work
 
 log = logging.getLogger(__name__)
 
@@ -42,68 +22,35 @@ STORE_PROBE_S = 5.0
 
 
 class MarketRuntime:
-    """What the routes use. One TaskGroup carries every long-lived task. A part that breaks begins again; when the
-    writer breaks, the service stops.
+    """Starts and stops the parts. One TaskGroup carries every long-lived task. A part that breaks begins again; when
+    the writer breaks, the service stops.
 
-    `resources` are entered first and left last, also when the store cannot be opened.
+    parts: the parts, made and bound. The resources of the exchanges are entered first and left last, also when the
+        store cannot be opened.
+    market_data: what routes and sockets call.
+    front: who may come in, and what is told of the inside.
     """
 
-    def __init__(
-        self,
-        *,
-        database: Database,
-        events: EventKeeper,
-        resources: Sequence[AbstractAsyncContextManager[object]],
-        pipeline: IngestPipeline,
-        derived: DerivedStep,
-        forming: DerivedForming,
-        derived_history: DerivedHistory,
-        retention: Retention | None,
-        hub: CandleHub,
-        supervisor: IngestSupervisor,
-        exchanges: Exchanges,
-        backfill: HistoryService,
-        coverage: Coverage | None,
-        front: Front,
-        startup: StartupSync,
-        scrub: StoreScrub,
-        derived_redo: DerivedRedo,
-        health: HealthService | None,
-        status: StatusService,
-        top_markets: TopMarkets,
-        reader: CandleReader,
-        factors: FactorReader,
-        ingest: MarketIngestService,
-        coordinator: WsSubscriptionCoordinator,
-        whitelist: Sequence[SeriesId],
-        bulkheads: Bulkheads,
-    ) -> None:
-        self.bulkheads = bulkheads
-        self.reader = reader
-        self.factors = factors
-        self.ingest = ingest
-        self.coordinator = coordinator
-        self.hub = hub
-        self.derived = derived
-        self.whitelist = tuple(whitelist)
-        self._database = database
-        self.events = events
-        self._resources = tuple(resources)
-        self._pipeline = pipeline
-        self._forming = forming
-        self._derived_history = derived_history
-        self._retention = retention
-        self.supervisor = supervisor
-        self.exchanges = exchanges
-        self.health = health
-        self.status = status
-        self.top_markets = top_markets
+    def __init__(self, parts: ServedParts, market_data: MarketDataOrchestrator, front: Front) -> None:
+        writing, exchange, history, ingest = parts.writing, parts.exchange, parts.history, parts.ingest
+        self.market_data = market_data
         self.front = front
-        self._backfill = backfill
-        self._coverage = coverage
-        self.startup = startup
-        self._scrub = scrub
-        self._derived_redo = derived_redo
+        self.bulkheads = parts.around.bulkheads
+        self.hub = writing.hub
+        self.exchanges = exchange.exchanges
+        self.supervisor = ingest.supervisor
+        self.startup = ingest.startup
+        self.backfill = history.backfill
+        self._resources = exchange.resources
+        self.events = writing.event_keeper
+        self._database = writing.database
+        self._pipeline = writing.pipeline
+        self._forming = writing.forming
+        self._derived_redo = writing.derived_redo
+        self._retention = writing.retention
+        self._derived_history = history.derived_history
+        self._coverage = history.coverage
+        self._scrub = history.scrub
         self._stack = AsyncExitStack()
         self._started = False
 
@@ -147,7 +94,7 @@ class MarketRuntime:
         yield Part.STREAMS, "supervisor", self.supervisor.run
         yield Part.EXCHANGE, "other exchanges", self.exchanges.run
         yield Part.STARTUP, "start-up sweep", self.startup.run
-        yield Part.BACKFILL, "backfill", self._backfill.run
+        yield Part.BACKFILL, "backfill", self.backfill.run
         yield Part.DERIVED, "derived histories", self._derived_history.run
         if self._coverage is not None:
             yield Part.COVERAGE, "coverage", self._coverage.run
@@ -157,11 +104,6 @@ class MarketRuntime:
         yield Part.STORE, "store scrub", self._scrub.run
         yield Part.STORE, "store probe", self._probe_store
         yield Part.STORE, "events", self.events.run
-
-    @property
-    def backfill(self) -> HistoryService:
-        """Reads history on request."""
-        return self._backfill
 
     async def unready(self) -> str | None:
         """What keeps the service from being ready; None when it has started and its store is read and written."""

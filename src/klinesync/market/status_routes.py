@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from klinesync.market.event_stream import EventStream, described
-from klinesync.market.http_routes import runtime_of
+from klinesync.market.http_routes import market_data_of
 from klinesync.market.schemas import ServiceStatusAnswer, error_answers
 from klinesync.market_data.status import ServiceStatus
 
@@ -22,7 +22,7 @@ def event_text(status: ServiceStatus) -> bytes:
 @router.get("", responses={200: {"model": ServiceStatusAnswer}}, response_class=Response)
 async def get_status(request: Request) -> Response:
     """One status with one reason, and the exchanges, series and store that the status follows from."""
-    status = await runtime_of(request).status.status()
+    status = await market_data_of(request).status.status()
     return Response(_encode(status), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
@@ -37,5 +37,5 @@ async def get_status(request: Request) -> Response:
 )
 async def stream_status(request: Request) -> Response:
     """The same as server-sent events: at once, then on change, at most one a second, at least one in 15 seconds."""
-    service = runtime_of(request).status
+    service = market_data_of(request).status
     return EventStream(service.follow(), event_text, service.streaming)

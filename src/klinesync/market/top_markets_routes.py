@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from klinesync.core.errors import UpstreamError
 from klinesync.market.event_stream import EventStream, described
-from klinesync.market.http_routes import runtime_of
+from klinesync.market.http_routes import market_data_of
 from klinesync.market.schemas import TopMarketsAnswer, error_answers
 from klinesync.market_data.top_markets import (
     DEFAULT_LIMIT,
@@ -65,7 +65,7 @@ async def get_top_markets(
     exchange cannot be asked, the last answer is served with `"stale": true`.
     """
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
-    answer = await runtime_of(request).top_markets.top(query, force=force)
+    answer = await market_data_of(request).top_markets.top(query, force=force)
     return Response(_encode(answer), media_type="application/json")
 
 
@@ -91,7 +91,7 @@ async def stream_top_markets(
 ) -> Response:
     """The same as server-sent events: at once, and then when the items have changed, looked at every `interval_s`
     seconds (the exchange is asked less often); ends after `max_events` of them, 0: never."""
-    top_markets = runtime_of(request).top_markets
+    top_markets = market_data_of(request).top_markets
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
     top_markets.check(query)
     return EventStream(top_markets.follow(query, interval_s, max_events or None), event_text, top_markets.streaming)

@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from klinesync.core.printable import printable
-from klinesync.market.runtime import MarketRuntime
 from klinesync.market.ws_transport import serve_socket
+from klinesync.market_data.orchestrator import MarketDataOrchestrator
 
 SOCKET_PATH = "/ws/market"
 
@@ -20,9 +20,9 @@ router = APIRouter()
 @router.websocket(SOCKET_PATH)
 async def market_socket(websocket: WebSocket) -> None:
     """Subscriptions of one client. See the protocol's reference for the messages."""
-    runtime = websocket.app.state.runtime
-    assert isinstance(runtime, MarketRuntime)
-    await serve_socket(websocket, runtime.coordinator, runtime.hub.clients)
+    market_data = websocket.app.state.runtime.market_data
+    assert isinstance(market_data, MarketDataOrchestrator)
+    await serve_socket(websocket, market_data.subscriptions, market_data.clients)
 
 
 class SocketPaths:

@@ -260,6 +260,11 @@ class DerivedHistory:
         """Whether native candles are fetched at all."""
         return self._native_candles > 0
 
+    def ensure_page(self, series: SeriesId, page_start: int | None) -> bool:
+        """The same as `ensure`; whether native candles are fetched at all."""
+        self.ensure(series, page_start)
+        return self.fetches_native
+
     def ensure(self, series: SeriesId, page_start: int | None = None) -> None:
         """Somebody reads or watches `series`; returns at once. `page_start`: where the page would begin, were it full
         (None: it is, or there is none). What is no derived series is passed over."""

@@ -17,6 +17,15 @@ from klinesync.market_data.startup_sync import StartupSync
 from klinesync.storage.database import CandleStore, Database
 
 
+def later_than_usual_s(final_margin_s: Callable[[SeriesId], float | None], usual_s: float, series: SeriesId) -> float:
+    """How much later than usual the exchange of a series has final rows, in seconds of the exchange.
+
+    final_margin_s: how long after its end a row of the series may change; None where that is not known.
+    usual_s: the same, of a usual exchange.
+    """
+    return max(0.0, (final_margin_s(series) or 0.0) - usual_s)
+
+
 class HealthService:
     """Judges series, ingested and derived ones: these are read, streamed and healed by way of their base.
 

@@ -196,8 +196,8 @@ class CandleReader:
         """A write has changed a series: to be told after its commit, and before who waits for it is answered."""
         self._pages.changed(applied.series, applied.commit)
 
-    def forget_pages(self) -> None:
-        """Which pages are current is not known any more: read them anew."""
+    def forget_pages(self, _series: SeriesId) -> None:
+        """A commit was not noted: which pages are current is not known any more, and all are read anew."""
         self._pages.clear()
 
     async def page(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> bytes:

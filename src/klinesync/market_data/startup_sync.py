@@ -38,7 +38,8 @@ class StartupSync:
     """Sweeps `series` once. `run` is its one task, and ends with the sweep.
 
     `follow` begins to follow a series, and `caught_up` returns when it is up to date, however long that takes; both may
-    raise what passes, and are tried again. `request_declared` then has its older gaps healed. All series are followed
+    raise what passes, and are tried again. `refresh` then computes what follows from its candles, and
+    `request_declared` has its older gaps healed. All series are followed
     at once: what they read is rationed by the exchange's budget.
     """
 
@@ -49,6 +50,7 @@ class StartupSync:
         follow: Callable[[SeriesId], Awaitable[None]],
         caught_up: Callable[[SeriesId], Awaitable[None]],
         monotonic: Callable[[], float],
+        refresh: Callable[[SeriesId], Awaitable[None]] | None = None,
         request_declared: Callable[[SeriesId], None] | None = None,
         bulkheads: Bulkheads | None = None,
     ) -> None:
@@ -56,6 +58,7 @@ class StartupSync:
         self._series = tuple(dict.fromkeys(series))
         self._follow = follow
         self._caught_up = caught_up
+        self._refresh = refresh
         self._request_declared = request_declared
         self._monotonic = monotonic
         self._waiting: set[SeriesId] = set(self._series)
@@ -91,6 +94,8 @@ class StartupSync:
             try:
                 await self._follow(series)
                 await self._caught_up(series)
+                if self._refresh is not None:
+                    await self._refresh(series)
                 break
             except Rejected as error:
                 log.warning("start-up sweep: %s is left out: %s", series, error)

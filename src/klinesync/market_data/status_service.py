@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from klinesync import __version__
+from klinesync.core.candle import Applied
 from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.binance.weight import RestStatus
+from klinesync.exchanges.exchange import MarketContact
 from klinesync.market_data.health import Status
 from klinesync.market_data.health_service import HealthService
-from klinesync.market_data.status import MarketFacts, Restart, ServiceStatus, StatusFacts, StoreFacts, status
+from klinesync.market_data.status import (
+    MarketFacts,
+    Restart,
+    RestFacts,
+    ServiceStatus,
+    StatusFacts,
+    StoreFacts,
+    status,
+)
 from klinesync.market_data.top_markets import RateLimited
+from klinesync.runtime.bulkheads import Bulkheads
+from klinesync.runtime.clock import Clock
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.database import CandleStore, Database
 
@@ -30,6 +43,32 @@ MAX_STREAMS = 100
 
 # The stored span of a series, and the ledger of its gaps.
 Stored = tuple[Span | None, list[Gap]]
+
+
+def market_facts(
+    contacts: Callable[[], Sequence[tuple[str, MarketContact]]], rest: Callable[[], Mapping[str, RestStatus]], own: str
+) -> list[MarketFacts]:
+    """The facts of each market of each exchange.
+
+    contacts: the newest contact with each market, with the exchange's name.
+    rest: the use of REST by market, of the one exchange that counts it.
+    own: the name of that exchange.
+    """
+    statuses = rest()
+    facts = []
+    for exchange, contact in contacts():
+        status = statuses.get(contact.market) if exchange == own else None
+        use = None
+        if status is not None:
+            banned_until = None if status.blocked_until_ms is None else status.blocked_until_ms // 1000
+            use = RestFacts(status.used, status.limit, banned_until)
+        facts.append(MarketFacts(exchange, contact, use, clocks_differ=contact.clocks_differ))
+    return facts
+
+
+def restarts(bulkheads: Bulkheads, clock: Clock) -> list[Restart]:
+    """The parts that were restarted after a defect."""
+    return [Restart(part, ago_s) for part, ago_s in bulkheads.ago_s(clock.monotonic_s()).items()]
 
 
 class StatusService:
@@ -77,6 +116,10 @@ class StatusService:
     def changed(self, series: SeriesId) -> None:
         """A write has changed the series: what is known of its stored span is read again."""
         self._stored.pop(series, None)
+
+    def published(self, applied: Applied) -> None:
+        """See `Subscriber`."""
+        self.changed(applied.series)
 
     async def status(self) -> ServiceStatus:
         """The status now. Never raises: a store that does not answer is a status too."""

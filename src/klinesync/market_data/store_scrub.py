@@ -36,6 +36,10 @@ RECHECK_PARTS = 100
 MAX_ASKED = 1000
 
 
+# Is told of a series that has new gaps in the ledger; returns at once.
+GapsDeclared = Callable[[SeriesId], None]
+
+
 class Slice(NamedTuple):
     """A look at some candles: the last open time of them, and the holes between them that no gap accounts for."""
 
@@ -46,15 +50,26 @@ class Slice(NamedTuple):
 class StoreScrub:
     """Reads every series once; `ask` has one read again. `run` is its one task.
 
-    `declared` is told of a series that has new gaps.
+    Its subscribers are told of a series that has new gaps. They need the reader, which needs the scrub: so they are
+    bound after all are made, before `run`.
     """
 
-    def __init__(self, database: Database, declared: Callable[[SeriesId], None]) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._declared = declared
+        self._subscribers: tuple[GapsDeclared, ...] | None = None
         self._asked: dict[SeriesId, None] = {}
         self._arrived = asyncio.Event()
         self._rechecked = 0
+
+    def bind(self, subscribers: tuple[GapsDeclared, ...]) -> None:
+        """Set who is told, in this order; once."""
+        assert self._subscribers is None, "the subscribers are bound once"
+        self._subscribers = subscribers
+
+    def _declared(self, series: SeriesId) -> None:
+        assert self._subscribers is not None, "subscribers are bound before the first look"
+        for subscriber in self._subscribers:
+            subscriber(series)
 
     def ask(self, series: SeriesId) -> None:
         """A reader has met a hole of `series` that no gap accounts for; returns at once."""

@@ -16,6 +16,7 @@ from functools import partial
 from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.core.series_id import names_series
 from klinesync.exchanges.exchange import Listing, Ticker
+from klinesync.runtime.clock import Clock
 from klinesync.runtime.single_flight import SingleFlight
 
 DEFAULT_LIMIT = 20
@@ -128,22 +129,20 @@ class _Board:
 
 class TopMarkets:
     """Asks, keeps and follows. `listings(market, max_age_s)` and `tickers(market)` ask the exchange and raise
-    `UpstreamError`; `now_ms` is the wall clock, `monotonic` seconds."""
+    `UpstreamError`; `clock` dates and times answers."""
 
     def __init__(
         self,
         *,
         listings: Callable[[str, float], Awaitable[Mapping[str, Listing]]],
         tickers: Callable[[str], Awaitable[Sequence[Ticker]]],
-        now_ms: Callable[[], int],
-        monotonic: Callable[[], float],
+        clock: Clock,
         exchange: str = "binance",
         markets: Sequence[str] = ("spot", "futures"),
     ) -> None:
         self._listings = listings
         self._tickers = tickers
-        self._now_ms = now_ms
-        self._monotonic = monotonic
+        self._clock = clock
         self._exchange = exchange
         self._markets = tuple(markets)
         self._boards: dict[str, _Board] = {}
@@ -206,8 +205,8 @@ class TopMarkets:
                         return
             if trouble is not None and before is None and not self._ended.is_set():
                 yield trouble
-            until_s = self._monotonic() + interval_s
-            while (left_s := until_s - self._monotonic()) > 0 and not self._ended.is_set():
+            until_s = self._clock.monotonic_s() + interval_s
+            while (left_s := until_s - self._clock.monotonic_s()) > 0 and not self._ended.is_set():
                 await self._rest(min(left_s, KEEP_ALIVE_S))
                 if left_s > KEEP_ALIVE_S and not self._ended.is_set():
                     yield None
@@ -232,19 +231,19 @@ class TopMarkets:
 
     def _kept(self, market: str, most_s: float) -> _Board | None:
         board = self._boards.get(market)
-        return None if board is None or self._monotonic() - board.at_s > most_s else board
+        return None if board is None or self._clock.monotonic_s() - board.at_s > most_s else board
 
     async def _ask(self, market: str, *, force: bool) -> _Board:
         failed_at_s, failure = self._failures.get(market, (float("-inf"), None))
-        if failure is not None and not force and self._monotonic() - failed_at_s < FAILED_PAUSE_S:
+        if failure is not None and not force and self._clock.monotonic_s() - failed_at_s < FAILED_PAUSE_S:
             raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
         try:
             listings, tickers = await self._ask_in_time(market)
         except UpstreamError as error:
-            self._failures[market] = (self._monotonic(), error)
+            self._failures[market] = (self._clock.monotonic_s(), error)
             raise
         by_quote = ranked(self._exchange, market, listings, tickers)
-        board = self._boards[market] = _Board(self._monotonic(), self._now_ms(), by_quote)
+        board = self._boards[market] = _Board(self._clock.monotonic_s(), int(self._clock.wall_s() * 1000), by_quote)
         self._failures.pop(market, None)
         return board
 
@@ -261,7 +260,7 @@ class TopMarkets:
             self._asking.discard(timeout)
 
     def _count_forced(self) -> None:
-        now_s, forced = self._monotonic(), self._forced_at_s
+        now_s, forced = self._clock.monotonic_s(), self._forced_at_s
         if len(forced) == FORCED_MOST and now_s - forced[0] < FORCED_PER_S:
             raise RateLimited(
                 f"force is for {FORCED_MOST} requests in {FORCED_PER_S:g} s; without it tickers are at most "

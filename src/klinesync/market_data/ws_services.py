@@ -10,6 +10,8 @@ from functools import partial
 
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.series_id import SeriesId
+from klinesync.exchanges.exchange import StreamStatus
+from klinesync.market_data.on_demand import OnDemand
 from klinesync.market_data.read_services import CandleReader
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_limit import LogLimit
@@ -39,16 +41,6 @@ class TooManySubscriptions(Rejected):
         super().__init__(f"a connection takes {MAX_SUBSCRIPTIONS} subscriptions; open another one")
 
 
-@dataclass(frozen=True, slots=True)
-class Ingest:
-    """Ingest on demand: each subscription holds a reference. `acquire` raises `Rejected` when there is no capacity;
-    what is not covered (a series that only comes from outside) is served from the store."""
-
-    covers: Callable[[SeriesId], bool]
-    acquire: Callable[[SeriesId], None]
-    release: Callable[[SeriesId], None]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
     """A subscription whose catch-up is to come; it was acknowledged."""
@@ -64,7 +56,7 @@ class WsSubscriptionCoordinator:
 
     hub: who watches what.
     reader: reads catch-ups.
-    stream_state: where a series' upstream stands.
+    stream: the state of a series' upstream.
     ingest: what subscriptions start; None where they start nothing.
     now_s: what time it is on the exchange of a series, in UTC seconds.
     """
@@ -73,8 +65,8 @@ class WsSubscriptionCoordinator:
         self,
         hub: CandleHub,
         reader: CandleReader,
-        stream_state: Callable[[SeriesId], str],
-        ingest: Ingest | None,
+        stream: Callable[[SeriesId], StreamStatus],
+        ingest: OnDemand | None,
         now_s: Callable[[SeriesId], float],
         bulkheads: Bulkheads | None = None,
     ) -> None:
@@ -82,7 +74,7 @@ class WsSubscriptionCoordinator:
         self.bulkheads = bulkheads or Bulkheads()
         self._hub = hub
         self._reader = reader
-        self._stream_state = stream_state
+        self._stream = stream
         self._ingest = ingest
         self._parser = WsMessageParser()
         self._held: dict[Client, set[SeriesId]] = {}  # by connected client: what it holds a reference to
@@ -164,7 +156,7 @@ class WsSubscriptionCoordinator:
                 raise
             if client not in self._held:
                 return
-            client.outbox.put([protocol.subscribed(series, head, self._stream_state(series))])
+            client.outbox.put([protocol.subscribed(series, head, self._stream(series).state)])
         turns = self._turns.get(client)
         if turns is not None:
             turns[series] = Turn(message)
@@ -228,7 +220,7 @@ class WsSubscriptionCoordinator:
         if client.subscriptions.get(series) is not subscription:
             return  # gone, or something else meanwhile
         if ack:
-            client.outbox.put([protocol.subscribed(series, catch_up.head, self._stream_state(series))])
+            client.outbox.put([protocol.subscribed(series, catch_up.head, self._stream(series).state)])
         client.outbox.put(
             subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer, catch_up.commit, catch_up.gaps)
         )

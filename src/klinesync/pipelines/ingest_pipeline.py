@@ -151,6 +151,14 @@ class IngestPipeline:
         """Candles of histories and from outside that wait for the writer, or are being written."""
         return self._bulk_candles
 
+    def live_waits(self) -> bool:
+        """Whether live candles wait for the writer, or are being written."""
+        return self._live_candles > 0
+
+    def queued_candles(self) -> int:
+        """All closed candles that wait for the writer, or are being written."""
+        return self._live_candles + self._bulk_candles
+
     def offer(
         self, series: SeriesId, candles: Sequence[Candle], *, by_frames: bool = True
     ) -> asyncio.Future[Applied] | None:

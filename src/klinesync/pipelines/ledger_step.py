@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -85,7 +85,7 @@ class LedgerStep:
     """Advances factors and overlays. All of it runs on the writer's thread, save what says otherwise.
 
     `indicators` are those that factors may depend on; `max_candles` is the longest advance inside a transaction;
-    `guard` limits the time that plugins take.
+    `guard` limits the time that plugins take; it is entered again and again.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class LedgerStep:
         indicators: Sequence[Indicator] = (),
         *,
         max_candles: int = 2000,
-        guard: Callable[[], AbstractContextManager[object]] = nullcontext,
+        guard: AbstractContextManager[object] | None = None,
     ) -> None:
         self._all = factors  # what states may have been encoded by, before one was suspended
         self.factors = factors
         self.overlays = overlays
         self._indicators = {one.name: one for one in indicators}
         self._max_candles = max_candles
-        self._guard = guard
+        self._guard = guard or nullcontext()
         self._fingerprint = self._fingerprint_now()
         self._ours = {self._fingerprint}
         self._entries: OrderedDict[SeriesId, _Entry] = OrderedDict()
@@ -339,7 +339,7 @@ class LedgerStep:
                 try:
                     entry = self._entry(store, series, ledger)
                     if candles:
-                        with self._guard():
+                        with self._guard:
                             entry.states, said = self._fold(store, series, ledger.factor_head, entry, candles)
                     break
                 except FactorFault as fault:
@@ -493,7 +493,7 @@ class LedgerStep:
             said = store.ledger.events(series, _after(ledger.overlay_head) + 1, factor_head + 1)
         while True:
             try:
-                with self._guard():
+                with self._guard:
                     drawings = self.overlays.draw(said)
                 break
             except OverlayFault as fault:

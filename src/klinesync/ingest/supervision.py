@@ -1,0 +1,77 @@
+"""Supervision: makes the supervisor of each exchange, all with the same ports and settings."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+from klinesync.core.candle import Forming
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
+from klinesync.exchanges.ccxt.source import CcxtSource
+from klinesync.exchanges.exchange import HistoryWatch, Source, StreamStatus
+from klinesync.history.reading import TailFiles
+from klinesync.history.series_events import SeriesEvents
+from klinesync.ingest.followed import FollowSettings
+from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.bulkheads import Bulkheads
+from klinesync.runtime.clock import Clock
+from klinesync.runtime.exchange_clock import ExchangeClock
+
+# Is asked to read a span of a series, with the reason.
+Heal = Callable[[SeriesId, Span, str], None]
+# Is asked to read all declared gaps of a series.
+HealDeclared = Callable[[SeriesId], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervision:
+    """What supervisors share. See `IngestSupervisor` for the ports.
+
+    own: the exchange of which one list of symbols decides what is delisted.
+    watch: makes what is told of the readings of one supervisor.
+    """
+
+    own: Source
+    pipeline: IngestPipeline
+    stored: Callable[[SeriesId], Awaitable[Span | None]]
+    show: Callable[[Forming], None]
+    base_of: Callable[[SeriesId], SeriesId]
+    notice: Callable[[SeriesId, StreamStatus], None]
+    heal: Heal | None
+    heal_declared: HealDeclared | None
+    watch: Callable[[], HistoryWatch]
+    events: SeriesEvents
+    settings: FollowSettings
+    rng: random.Random
+    clock: Clock
+    bulkheads: Bulkheads
+    files: TailFiles | None
+
+    def supervisor(self, source: Source, clocks: Mapping[str, ExchangeClock]) -> IngestSupervisor:
+        """A new supervisor.
+
+        source: the exchange.
+        clocks: what is known of its time, by market.
+        """
+        return IngestSupervisor(
+            source=source,
+            clocks=clocks,
+            pipeline=self.pipeline,
+            stored=self.stored,
+            show=self.show,
+            base_of=self.base_of,
+            notice=self.notice,
+            heal=self.heal,
+            heal_declared=self.heal_declared,
+            history_watch=self.watch(),
+            events=self.events,
+            settings=replace(self.settings, one_list_decides=source is self.own),
+            rng=self.rng,
+            wall_s=self.clock.wall_s,
+            room=source if isinstance(source, CcxtSource) else None,
+            bulkheads=self.bulkheads,
+            files=self.files,
+        )

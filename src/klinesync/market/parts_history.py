@@ -1,0 +1,166 @@
+"""The parts that read candles which are not stored: files, backfill, derived histories, reads, scrub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from klinesync.core.series_id import SeriesId
+from klinesync.exchanges.binance.source import BinanceSource
+from klinesync.history.board import BackfillBoard
+from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles, SymbolId
+from klinesync.history.reading import Shelf
+from klinesync.history.service import HistoryService
+from klinesync.market.parts_exchanges import ExchangeParts
+from klinesync.market.parts_writing import WritingParts
+from klinesync.market.settings import HistorySettings
+from klinesync.market.surroundings import Surroundings
+from klinesync.market_data.coverage import Coverage
+from klinesync.market_data.derived_services import DerivedHistory
+from klinesync.market_data.known_series import KnownSeries
+from klinesync.market_data.read_services import CandleReader
+from klinesync.market_data.series_scope import SeriesScope
+from klinesync.market_data.store_scrub import StoreScrub
+from klinesync.pipelines.derived_step import DerivedStep
+
+# From so many candles on, a fortnight of minutes, the exchange's archive is quicker than its REST, and weighs nothing.
+ARCHIVE_LEAST_CANDLES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryParts:
+    """`heals`: is `backfill` where declared gaps are read, else None. `coverage`: None where reads fetch nothing."""
+
+    board: BackfillBoard
+    files: FreqtradeFiles | None
+    scope: SeriesScope
+    backfill: HistoryService
+    heals: HistoryService | None
+    derived_history: DerivedHistory
+    coverage: Coverage | None
+    scrub: StoreScrub
+    reader: CandleReader
+
+
+def build_history(
+    settings: HistorySettings, around: Surroundings, writing: WritingParts, exchange: ExchangeParts
+) -> HistoryParts:
+    """All that reads history; the subscribers of the scrub are bound later."""
+    board = BackfillBoard(around.clock.wall_s, writing.teller.backfill, writing.events.read)
+    files = freqtrade_files(settings)
+    symbol_id = exchange.source.symbol_id if isinstance(exchange.source, BinanceSource) else None
+    scope = SeriesScope(
+        exchange.exchanges,
+        files,
+        writing.derived,
+        reads_exchanges=settings.reads_exchanges,
+        retention_days=settings.retention_days,
+    )
+    backfill = HistoryService(
+        history=exchange.exchanges.history,
+        pipeline=writing.pipeline,
+        database=writing.database,
+        watch=board.watch(),
+        deep_watch=board.watch(),
+        shelves=history_shelves(settings, files, symbol_id),
+        covers=scope.covers,
+        asks=scope.reads_exchange,
+        kept_from=scope.kept_from,
+        now_s=exchange.time.now_s,
+        reach=exchange.exchanges.reach,
+        rng=around.rng,
+        bulkheads=around.bulkheads,
+    )
+    heals = backfill if settings.heals else None
+    derived_history = DerivedHistory(
+        history=exchange.exchanges.history,
+        pipeline=writing.pipeline,
+        database=writing.database,
+        derived=writing.derived,
+        backfill=backfill,
+        covers=exchange.exchanges.covers,
+        now_s=exchange.time.now_s,
+        kept_from=scope.kept_from,
+        base_candles=settings.derived_base_candles,
+        native_candles=settings.native_candles,
+        watch=board.watch(),
+        bulkheads=around.bulkheads,
+    )
+    coverage = None
+    if settings.covers_reads:
+        coverage = Coverage(
+            source=exchange.exchanges,
+            pipeline=writing.pipeline,
+            database=writing.database,
+            backfill=backfill,
+            heal=None if heals is None else heals.request_declared,
+            base_of=writing.derived.base_of,
+            covers=scope.covers,
+            followed=exchange.exchanges.keeps_up,
+            exchange_s=exchange.time.fresh_s,
+            final_margin_s=settings.final_margin_s,
+            kept_from=scope.kept_from,
+            max_candles=settings.tail_max_candles,
+            watch=board.watch(),
+            derived=derived_history.ensure_page,
+            files=files,
+            now_s=exchange.time.now_s,
+            asks=scope.reads_exchange,
+            bulkheads=around.bulkheads,
+        )
+    scrub = StoreScrub(writing.database)
+    return HistoryParts(
+        board=board,
+        files=files,
+        scope=scope,
+        backfill=backfill,
+        heals=heals,
+        derived_history=derived_history,
+        coverage=coverage,
+        scrub=scrub,
+        reader=CandleReader(writing.database, KnownSeries(scope.known, around.bulkheads).known, coverage, scrub.ask),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GapReading:
+    """Has the declared gaps of a series read.
+
+    derived: says which series are derived.
+    derived_history: reads what a derived series lacks.
+    backfill: reads the gaps of an ingested series; None where gaps are not healed.
+    """
+
+    derived: DerivedStep
+    derived_history: DerivedHistory
+    backfill: HistoryService | None
+
+    def declared(self, series: SeriesId) -> None:
+        """See `GapsDeclared`."""
+        if self.derived.derives(series):
+            self.derived_history.ensure(series)
+        elif self.backfill is not None:
+            self.backfill.request_declared(series)
+
+
+def freqtrade_files(settings: HistorySettings) -> FreqtradeFiles | None:
+    """Freqtrade's files, where they are a source of history."""
+    return None if settings.freqtrade_folder is None else FreqtradeFiles(settings.freqtrade_folder)
+
+
+def history_shelves(settings: HistorySettings, files: FreqtradeFiles | None, symbol_id: SymbolId | None) -> list[Shelf]:
+    """The files that are read before the exchange, in this order.
+
+    settings: of files and archive.
+    files: freqtrade's.
+    symbol_id: the exchange's name of a series' symbol, which an archive needs; None: no archive is read.
+    """
+    shelves = []
+    if files is not None:
+        shelves.append(Shelf(files.name, files, gap_most=settings.freqtrade_gap_most))
+    if settings.archive is not None and symbol_id is not None:
+        remote = settings.archive.startswith(("http://", "https://"))
+        location = settings.archive if remote else Path(settings.archive)
+        archive = ExchangeArchive(location, symbol_id, proxies=settings.proxies)
+        shelves.append(Shelf("archive", archive, least_candles=ARCHIVE_LEAST_CANDLES))
+    return shelves

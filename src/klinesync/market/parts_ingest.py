@@ -1,0 +1,76 @@
+"""The parts that follow series: supervisors, the sweep at the start, what subscriptions start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from klinesync.core.series_id import SeriesId
+from klinesync.ingest.supervision import Supervision
+from klinesync.ingest.supervisor import IngestSupervisor
+from klinesync.market.parts_exchanges import ExchangeParts
+from klinesync.market.parts_history import HistoryParts
+from klinesync.market.parts_writing import WritingParts
+from klinesync.market.settings import IngestSettings
+from klinesync.market.surroundings import Surroundings
+from klinesync.market_data.on_demand import OnDemand
+from klinesync.market_data.startup_sync import StartupSync
+
+
+@dataclass(frozen=True, slots=True)
+class IngestParts:
+    """`supervisor`: of our own exchange. `on_demand`: None where subscriptions start nothing."""
+
+    supervisor: IngestSupervisor
+    startup: StartupSync
+    on_demand: OnDemand | None
+
+
+def build_ingest(
+    settings: IngestSettings,
+    around: Surroundings,
+    writing: WritingParts,
+    exchange: ExchangeParts,
+    history: HistoryParts,
+    followed: Iterable[SeriesId],
+) -> IngestParts:
+    """All that follows series. The exchanges get their supervisors here.
+
+    settings: how series are followed.
+    around: clock, jitter, bulkheads.
+    writing, exchange, history: the parts that are used.
+    followed: base series to follow from the start.
+    """
+    heals = history.heals
+    supervision = Supervision(
+        own=exchange.source,
+        pipeline=writing.pipeline,
+        stored=history.reader.stored,
+        show=writing.forming.show,
+        base_of=writing.derived.base_of,
+        notice=writing.teller.stream,
+        heal=None if heals is None else heals.request,
+        heal_declared=None if heals is None else heals.retry_declared,
+        watch=history.board.watch,
+        events=writing.events,
+        settings=settings.follow,
+        rng=around.rng,
+        clock=around.clock,
+        bulkheads=around.bulkheads,
+        files=history.files,
+    )
+    exchanges = exchange.exchanges
+    supervisor = exchanges.supervised(supervision.supervisor)
+    startup = StartupSync(
+        series=followed,
+        follow=exchanges.follow,
+        caught_up=exchanges.caught_up,
+        refresh=writing.pipeline.refresh_series,
+        monotonic=around.clock.monotonic_s,
+        request_declared=None if heals is None else heals.request_declared,
+        bulkheads=around.bulkheads,
+    )
+    on_demand = None
+    if settings.on_demand:
+        on_demand = OnDemand(exchanges, history.scope, writing.derived, history.derived_history, history.coverage)
+    return IngestParts(supervisor, startup, on_demand)

@@ -1,0 +1,130 @@
+"""The parts that answer: the services of market data behind their one face, and what the front door has beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from klinesync.exchanges.binance.decode import EXCHANGE
+from klinesync.exchanges.binance.source import BinanceSource
+from klinesync.market.front import Front, compose_front
+from klinesync.market.inspection import Parts
+from klinesync.market.parts_exchanges import ExchangeParts
+from klinesync.market.parts_history import HistoryParts
+from klinesync.market.parts_ingest import IngestParts
+from klinesync.market.parts_writing import WritingParts
+from klinesync.market.settings import ServiceSettings
+from klinesync.market.surroundings import Surroundings
+from klinesync.market_data.factor_services import FactorReader
+from klinesync.market_data.health_service import HealthService, later_than_usual_s
+from klinesync.market_data.ingest_service import MarketIngestService
+from klinesync.market_data.orchestrator import MarketDataOrchestrator
+from klinesync.market_data.status_service import StatusService, market_facts, restarts
+from klinesync.market_data.top_markets import TopMarkets
+from klinesync.market_data.ws_services import WsSubscriptionCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class ServedParts:
+    """The parts that the services are made of."""
+
+    around: Surroundings
+    writing: WritingParts
+    exchange: ExchangeParts
+    history: HistoryParts
+    ingest: IngestParts
+
+
+def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDataOrchestrator:
+    """The services of market data, composed."""
+    around, writing, exchange, history = parts.around, parts.writing, parts.exchange, parts.history
+    exchanges, source, database = exchange.exchanges, exchange.source, writing.database
+    health = HealthService(
+        database=database,
+        base_of=writing.derived.base_of,
+        check_known=history.reader.check_known,
+        exchange_s=exchange.time.known_s,
+        wall_s=around.clock.wall_s,
+        stream=exchanges.status,
+        board=history.board,
+        backfill=history.heals,
+        startup=parts.ingest.startup,
+        first_history_due=exchanges.first_history_due,
+        late_s=partial(later_than_usual_s, exchanges.final_margin_s, settings.usual_margin_s),
+        trouble=exchanges.trouble,
+        grace_s=settings.health_grace_s,
+        recent_s=settings.health_recent_s,
+    )
+    rest = source.rest_status if isinstance(source, BinanceSource) else dict
+    status = StatusService(
+        database=database,
+        health=health,
+        followed=exchanges.followed,
+        markets=partial(market_facts, exchanges.contacts, rest, EXCHANGE),
+        queued_candles=writing.pipeline.queued_candles,
+        now_s=exchange.time.service_s,
+        ingest=settings.follows,
+        damaged=database.damage.sentence,
+        restarts=partial(restarts, around.bulkheads, around.clock),
+    )
+    subscriptions = WsSubscriptionCoordinator(
+        writing.hub,
+        history.reader,
+        exchanges.status,
+        parts.ingest.on_demand,
+        exchange.time.now_s,
+        around.bulkheads,
+    )
+    return MarketDataOrchestrator(
+        reader=history.reader,
+        ingest=MarketIngestService(writing.pipeline, exchange.time),
+        backfill=history.backfill,
+        derived=writing.derived,
+        factors=FactorReader(database, writing.ledger, settings.indicators, history.reader.check_known),
+        health=health if settings.health else None,
+        status=status,
+        top_markets=TopMarkets(
+            listings=source.listings,
+            tickers=source.tickers,
+            clock=around.clock,
+            exchange=EXCHANGE,
+            markets=exchange.markets,
+        ),
+        subscriptions=subscriptions,
+        hub=writing.hub,
+        whitelist=settings.listed,
+    )
+
+
+def build_front(settings: ServiceSettings, parts: ServedParts) -> Front:
+    """Who may come in, and what is told of the inside."""
+    source, exchanges = parts.exchange.source, parts.exchange.exchanges
+    binance = source if isinstance(source, BinanceSource) else None
+    inspected = Parts(
+        database=parts.writing.database,
+        pipeline=parts.writing.pipeline,
+        ledger=parts.writing.ledger,
+        jobs=exchanges.jobs_state,
+        connections=exchanges.connections_state,
+        stream_counts={} if binance is None else binance.stream_counts,
+        supervisor=parts.ingest.supervisor,
+        clocks=exchanges.clocks,
+        final_margins_s=exchanges.final_margins_s,
+        rest=dict if binance is None else binance.rest_status,
+        left_out=dict if binance is None else binance.left_out,
+        healing=parts.history.backfill.working_on,
+        sweep=parts.ingest.startup.progress,
+        hub=parts.writing.hub,
+        now_s=parts.exchange.time.now_s,
+        clock=parts.around.clock,
+        grace_s=settings.health_grace_s,
+        defects=parts.around.bulkheads.counts,
+    )
+    return compose_front(
+        settings.guard,
+        inspected,
+        debug=settings.debug,
+        derived=parts.writing.derived,
+        check_known=parts.history.reader.check_known,
+        show=parts.writing.forming.show,
+    )

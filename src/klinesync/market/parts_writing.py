@@ -1,0 +1,121 @@
+"""The parts that write candles and publish them: pipeline, derived series, ledgers, hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from klinesync.core.errors import BadFlag, Rejected
+from klinesync.core.timeframe import Timeframe
+from klinesync.factor.graph import FactorGraph
+from klinesync.factor.plugin import FactorSettings
+from klinesync.factor.registry import load_factors
+from klinesync.history.event_keeper import EventKeeper
+from klinesync.history.event_log import EventLog
+from klinesync.history.series_events import Clocks, SeriesEvents
+from klinesync.market.settings import LedgerSettings, WritingSettings
+from klinesync.market.surroundings import Surroundings
+from klinesync.market_data.derived_redo import DerivedRedo
+from klinesync.market_data.derived_services import DerivedForming
+from klinesync.market_data.retention import Retention
+from klinesync.market_data.teller import Teller
+from klinesync.overlay.graph import OverlayGraph
+from klinesync.overlay.registry import load_overlays
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.pipelines.publishing import Publisher
+from klinesync.pipelines.watchdog import Watchdog
+from klinesync.storage.database import Database
+from klinesync.ws.hub import CandleHub
+
+
+@dataclass(frozen=True, slots=True)
+class WritingParts:
+    """`retention` is None where everything is kept."""
+
+    database: Database
+    derived: DerivedStep
+    ledger: LedgerStep
+    hub: CandleHub
+    forming: DerivedForming
+    teller: Teller
+    publisher: Publisher
+    pipeline: IngestPipeline
+    events: SeriesEvents
+    event_keeper: EventKeeper
+    derived_redo: DerivedRedo
+    retention: Retention | None
+
+
+def build_writing(settings: WritingSettings, around: Surroundings, database: Database, clocks: Clocks) -> WritingParts:
+    """The pipeline; the subscribers of its publisher are bound later.
+
+    settings: how candles are written.
+    around: clock and bulkheads.
+    database: the store.
+    clocks: what is known of the exchanges' time, by exchange and market; dates events.
+
+    Raises `BadFactor`, `BadOverlay`, `BadFlag`.
+    """
+    derived = derived_step(settings.derived_base, settings.derived_targets)
+    ledger = ledger_step(settings.ledger)
+    hub = CandleHub(around.bulkheads)
+    teller = Teller(hub, derived, around.clock)
+    log = EventLog()
+    events = SeriesEvents(
+        log,
+        clocks=clocks,
+        wall_s=around.clock.wall_s,
+        monotonic=around.clock.monotonic_s,
+        derives=derived.derives,
+    )
+    publisher = Publisher(around.bulkheads)
+    pipeline = IngestPipeline(
+        database,
+        derived,
+        ledger,
+        publisher.publish,
+        around.clock.wall_s,
+        tell=teller.ledger,
+        committed=events.committed,
+        flush_s=settings.flush_s,
+        batch_max=settings.batch_max,
+    )
+    retention = None
+    if settings.retention_days:
+        retention = Retention(database, ledger, derived.base, derived.targets, settings.retention_days)
+    return WritingParts(
+        database=database,
+        derived=derived,
+        ledger=ledger,
+        hub=hub,
+        forming=DerivedForming(hub, database, derived, around.bulkheads),
+        teller=teller,
+        publisher=publisher,
+        pipeline=pipeline,
+        events=events,
+        event_keeper=EventKeeper(database, log, pipeline.live_waits),
+        derived_redo=DerivedRedo(pipeline, around.clock.monotonic_s),
+        retention=retention,
+    )
+
+
+def derived_step(base: Timeframe, targets: Sequence[Timeframe]) -> DerivedStep:
+    """The derived timeframes. Raises `BadFlag` for such as cannot be computed from `base`."""
+    try:
+        return DerivedStep(base, targets)
+    except Rejected as error:
+        raise BadFlag("derived_timeframes", str(error)) from None
+
+
+def ledger_step(settings: LedgerSettings) -> LedgerStep:
+    """The registered factors and overlays. Raises `BadFactor`, `BadOverlay`, `BadFlag`."""
+    names = tuple(indicator.name for indicator in settings.indicators)
+    factors = FactorGraph(
+        load_factors(FactorSettings(settings.pivot_window_major, settings.pivot_window_minor, names)), names
+    )
+    overlays = OverlayGraph(load_overlays(), factors.names)
+    return LedgerStep(
+        factors, overlays, settings.indicators, max_candles=settings.advance_max_candles, guard=Watchdog()
+    )

@@ -1,0 +1,21 @@
+"""Surroundings: what a service takes from the world around it, and the simulation from its own."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from klinesync.runtime.bulkheads import Bulkheads
+from klinesync.runtime.clock import SYSTEM_CLOCK, Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """clock: our time.
+    rng: jitter.
+    bulkheads: begin the tasks, and count the defects in them.
+    """
+
+    clock: Clock = SYSTEM_CLOCK
+    rng: random.Random = field(default_factory=random.Random)
+    bulkheads: Bulkheads = field(default_factory=Bulkheads)

@@ -1,0 +1,82 @@
+"""SeriesScope: which series can be had, from the exchange or from files, and from what open time on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from klinesync.core.errors import UnknownSeries
+from klinesync.core.series_id import SeriesId
+from klinesync.history.files.sources import FreqtradeFiles
+from klinesync.market_data.retention import cut_of
+from klinesync.pipelines.derived_step import DerivedStep
+
+
+class Listed(Protocol):
+    """The exchanges, as far as they say which series there are."""
+
+    def covers(self, series: SeriesId) -> bool:
+        """Whether the series' exchange can be asked."""
+        ...
+
+    async def known(self, series: SeriesId) -> bool:
+        """True for a series that its exchange lists. Raises `UnknownSeries` for any other, `UpstreamError`."""
+        ...
+
+
+class SeriesScope:
+    """What the service can have of a series.
+
+    exchanges: say what they list.
+    files: freqtrade's; None: there are none.
+    reads_exchanges: whether history may be read from exchanges at all.
+    retention_days: candles that are older than the head by more days are trimmed; 0: never.
+    derived: names the base of a derived series.
+    """
+
+    def __init__(
+        self,
+        exchanges: Listed,
+        files: FreqtradeFiles | None,
+        derived: DerivedStep,
+        *,
+        reads_exchanges: bool,
+        retention_days: int,
+    ) -> None:
+        self._exchanges = exchanges
+        self._files = files
+        self._derived = derived
+        self._reads_exchanges = reads_exchanges
+        self._retention_days = retention_days
+
+    def covers(self, series: SeriesId) -> bool:
+        """Whether any source may have the series: files, or an exchange that can be asked."""
+        return self._files is not None or self._exchanges.covers(series)
+
+    def reads_exchange(self, series: SeriesId) -> bool:
+        """Whether the history of the series may be read from its exchange."""
+        return self._reads_exchanges and self._exchanges.covers(series)
+
+    def kept_from(self, series: SeriesId, head: int) -> int:
+        """The open time before which a series with that head is trimmed; 0: never."""
+        return kept_from(self._retention_days, self._derived, series, head)
+
+    async def known(self, series: SeriesId) -> bool:
+        """True for a series that its exchange lists, or of which there is a file where the exchange cannot be asked.
+        Raises `UnknownSeries` for any other, `UpstreamError`."""
+        try:
+            return await self._exchanges.known(series)
+        except UnknownSeries:
+            files = None if self._exchanges.covers(series) else self._files
+            if files is None or not await files.has(self._derived.base_of(series)):
+                raise
+            return True
+
+
+def kept_from(days: int, derived: DerivedStep, series: SeriesId, head: int) -> int:
+    """The open time before which a series with that head is trimmed; 0: never.
+
+    days: of the retention; 0: nothing is trimmed.
+    derived: whole buckets of its targets are kept.
+    """
+    targets = derived.targets if series.timeframe == derived.base else ()
+    return cut_of(head, days, targets) if days else 0

@@ -1,0 +1,63 @@
+"""Publisher: tells its subscribers of each commit, in a fixed order.
+
+A subscriber may need a part that needs the pipeline, which publishes: so the publisher is made first, and its
+subscribers are bound when all of them exist, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from klinesync.core.candle import Applied
+from klinesync.core.series_id import SeriesId
+from klinesync.runtime.bulkheads import Bulkheads, Part
+
+# Takes what one commit changed of a series, and returns at once.
+Take = Callable[[Applied], None]
+# Puts right what a defect of `Take` left half done for a series.
+Recover = Callable[[SeriesId], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """A part that follows what is committed.
+
+    name: of the part, unique among subscribers.
+    take: is called after each commit, in the order of the commits.
+    recover: is called after a defect in `take`; None where a missed commit does no harm.
+    """
+
+    name: str
+    take: Take
+    recover: Recover | None = None
+
+
+class Publisher:
+    """Calls the subscribers, in the order in which they are bound. A defect of one keeps nothing from the next."""
+
+    def __init__(self, bulkheads: Bulkheads) -> None:
+        self._bulkheads = bulkheads
+        self._subscribers: tuple[Subscriber, ...] | None = None
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The names of the subscribers, in the order in which they are called."""
+        return tuple(subscriber.name for subscriber in self._subscribers or ())
+
+    def bind(self, subscribers: tuple[Subscriber, ...]) -> None:
+        """Set the subscribers; once."""
+        assert self._subscribers is None, "the subscribers are bound once"
+        self._subscribers = subscribers
+        assert len(set(self.order)) == len(subscribers), "names are unique"
+
+    def publish(self, applied: Applied) -> None:
+        """Tell every subscriber of a commit. Never raises, and awaits nobody."""
+        assert self._subscribers is not None, "subscribers are bound before the first commit"
+        series = applied.series
+        name = str(series)
+        for subscriber in self._subscribers:
+            recover = None if subscriber.recover is None else partial(subscriber.recover, series)
+            with self._bulkheads.contained(Part.PUBLISH, f"{subscriber.name}: {name}", recover):
+                subscriber.take(applied)
