@@ -1,17 +1,10 @@
-"""Candles, gaps and revisions of all series: `CandleStore` over the tables of any engine.
-
-The newest candles of a series are rows, which are cheap to add; those before them are chunks, which are cheap to read
-and to keep. A series' chunks all lie before its rows.
-"""
+"""Candles, gaps and revisions of all series: `CandleStore` over the tables of any engine."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from itertools import chain
-from operator import itemgetter
 from typing import Concatenate, ParamSpec
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
@@ -20,21 +13,19 @@ from klinesync.core.gaps import Gap, GapChange, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, runs
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.chunk_table import ChunkTable
-from klinesync.storage.chunks import Maker, T, as_candles, chunk_of, chunk_start
-from klinesync.storage.damage import Damage, Kept, OddValue, StoreDamaged
+from klinesync.storage.candle_table import CandleTable
+from klinesync.storage.chunks import Maker, T, as_candles
+from klinesync.storage.damage import Damage, Kept, OddValue
 from klinesync.storage.database import Corrected, Derivation, DerivationOrigin, Origin, Revision, SeriesChange
 from klinesync.storage.event_table import StoredEvents
 from klinesync.storage.ledger import StoredLedger
-from klinesync.storage.memory import Edges, Facts, Memory, Unknown, edges_of, integer, series_of
+from klinesync.storage.memory import Edges, Facts, Memory, Unknown, integer, series_of
 from klinesync.storage.tables import Row, Tables, Values
 
 # The newest candles of a series that its writer remembers: as many as the next derived candle is made of (seven days).
 TAIL_CANDLES = 8
 _GAP_STATES = {state.value: state for state in GapState}
 _ORIGINS = frozenset(DerivationOrigin)
-_NUMBERS = frozenset({int, float})
-_time_of = itemgetter(0)
 
 P = ParamSpec("P")
 
@@ -50,7 +41,7 @@ def _names_series(
         try:
             return method(store, series, *args, **more)
         except store.tables.unreadable as error:
-            raise store.unreadable(series, error) from error
+            raise store._memory.unreadable(series, error) from error  # noqa: SLF001  # a decorator of its methods
 
     return named
 
@@ -65,8 +56,7 @@ class StoredCandles:
         self.tables = tables
         self._memory = memory
         self._commit = commit
-        self._chunks = ChunkTable(tables, memory)
-        self._unsaved: list[Values] = []
+        self._candles = CandleTable(tables, memory)
         self._unsaved_revisions: list[Values] = []
         self.changes: list[SeriesChange] = []
         self.ledger = StoredLedger(tables, memory)
@@ -93,72 +83,39 @@ class StoredCandles:
     def newest(
         self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
     ) -> list[Candle]:
-        return self._newest_rows(series, limit, as_candles, before, after, strict=True)
+        number = self._number(series)
+        window = _between(after, before)
+        return [] if number is None else self._candles.newest(series, number, limit, window, as_candles, strict=True)
 
     @_names_series
     def newest_rows(
         self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
     ) -> list[T]:
-        return self._newest_rows(series, limit, make, before, after, strict=False)
-
-    def _newest_rows(
-        self, series: SeriesId, limit: int, make: Maker[T], before: int | None, after: int | None, *, strict: bool
-    ) -> list[T]:
         number = self._number(series)
-        if number is None:
-            return []
-        window = Span(0 if after is None else after + 1, MAX_TIME + 1 if before is None else before)
-        rows = self._rows(number, window, make, limit, newest=True)
-        rows.reverse()
-        if len(rows) >= limit:
-            return rows
-        parts = [rows]
-        left = limit - len(rows)
-        for some in self._chunks.read(series, number, window, make, newest=True, strict=strict, most=left):
-            parts.append(some[-left:])
-            left -= len(parts[-1])
-            if not left:
-                break
-        return [row for part in reversed(parts) for row in part]
+        window = _between(after, before)
+        return [] if number is None else self._candles.newest(series, number, limit, window, make, strict=False)
 
     @_names_series
     def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
-        return self._oldest_rows(series, limit, as_candles, since, strict=True)
+        number = self._number(series)
+        window = _between(since, None)
+        return [] if number is None else self._candles.oldest(series, number, limit, window, as_candles, strict=True)
 
     @_names_series
     def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
-        return self._oldest_rows(series, limit, make, since, strict=False)
-
-    def _oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], since: int, *, strict: bool) -> list[T]:
         number = self._number(series)
-        if number is None:
-            return []
-        window = Span(since + 1, MAX_TIME + 1)
-        found: list[T] = []
-        for some in self._chunks.read(series, number, window, make, strict=strict, most=limit):
-            found += some
-            if len(found) >= limit:
-                return found[:limit]
-        return found + self._rows(number, window, make, limit - len(found))
+        window = _between(since, None)
+        return [] if number is None else self._candles.oldest(series, number, limit, window, make, strict=False)
 
     @_names_series
     def count_after(self, series: SeriesId, since: int, most: int) -> int:
         number = self._number(series)
-        if number is None:
-            return 0
-        self._save_rows()
-        found = integer(self.tables.count_candles(number, since, most))
-        if found < most:
-            chunk = chunk_of(number, series.timeframe, max(since, 0))
-            found += sum(candle.time > since for candle in self._chunks.one(series, number, chunk, strict=False))
-        if found < most:
-            found += self._chunks.count(number, chunk + 1, most - found)
-        return min(found, most)
+        return 0 if number is None else self._candles.count_after(series, number, since, most)
 
     @_names_series
     def between(self, series: SeriesId, start: int, end: int) -> list[Candle]:
         facts = self._facts(series)
-        return [] if facts is None else self._between(series, facts, start, end)
+        return [] if facts is None else self._candles.between(series, facts, Span(start, end))
 
     def commit(self) -> int:
         if self._commit is None:
@@ -219,13 +176,7 @@ class StoredCandles:
     # --- damage
 
     def damaged(self, series: SeriesId) -> list[Span]:
-        return self._chunks.damaged(series)
-
-    def unreadable(self, series: SeriesId, error: Exception) -> StoreDamaged:
-        """What a read of the series raises that met a damaged part of the store."""
-        damage = Damage(series, None, f"the store's file cannot be read there: {error}", Kept.ANY)
-        self._memory.damage.note(damage)
-        return StoreDamaged(damage)
+        return self._candles.chunks.damaged(series)
 
     def recheck(self, damage: Damage) -> None:
         if damage.series is None:
@@ -240,9 +191,9 @@ class StoredCandles:
         number = self._number(series)
         if number is not None:
             window = span or Span(0, MAX_TIME + 1)
-            for _ in self._chunks.read(series, number, window, as_candles):
+            for _ in self._candles.chunks.read(series, number, window, as_candles):
                 pass
-            self._rows(number, window, as_candles)
+            self._candles.rows(number, window, as_candles)
             self._edges(series)
             self.gaps(series)
             self.revisions(series)
@@ -269,7 +220,7 @@ class StoredCandles:
             # By runs: a batch may hold candles that lie years apart.
             times = [candle.time for candle in ascending]
             spans = runs(series.timeframe, times)
-            stored = {row.time: row for span in spans for row in self._between(series, facts, *span)}
+            stored = {row.time: row for span in spans for row in self._candles.between(series, facts, span)}
             ascending = [candle for candle in ascending if stored.get(candle.time) != candle]
             revising = [one for one in ascending if origin.revises(stored.get(one.time), one)]
             late = (one.time for one in ascending if one.time <= head and one.time not in stored)
@@ -283,7 +234,7 @@ class StoredCandles:
             first, last = ascending[0].time, ascending[-1].time
             if edges is not None:
                 first, last = min(edges.oldest, first), max(edges.newest, last)
-            row_chunk = self._place(series, facts, ascending, last)
+            row_chunk = self._candles.place(series, facts, ascending, last)
             tail: tuple[Candle, ...] = ()
             if head is None or head < ascending[0].time:
                 tail = (*facts.tail, *ascending[-TAIL_CANDLES:])[-TAIL_CANDLES:]
@@ -292,56 +243,15 @@ class StoredCandles:
             )
         return Applied(series, tuple(ascending), revised, commit=self.commit(), rounded=rounded)
 
-    def _place(self, series: SeriesId, facts: Facts, candles: Sequence[Candle], head: int) -> int:
-        """Put candles where they belong: those in the chunk of the new head are rows, all others are packed, and so
-        are the rows that the head has left behind. The chunk in which the rows begin."""
-        frame, number = series.timeframe, facts.number
-        newest = chunk_of(number, frame, head)
-        row_chunk = facts.row_chunk
-        if row_chunk is None:
-            oldest = self._oldest_row(number)
-            row_chunk = newest if oldest is None else chunk_of(number, frame, oldest)
-        if row_chunk == newest == chunk_of(number, frame, candles[0].time):
-            self._unsaved += [(number, *candle) for candle in candles]
-            return newest
-        by_chunk = _by_chunk(number, frame, candles)
-        if row_chunk < newest:
-            self._pack_rows(series, number, newest, by_chunk)
-        for chunk, few in by_chunk.items():
-            if chunk == newest:
-                self._unsaved += [(number, *candle) for candle in few]
-            else:
-                self._chunks.put(number, chunk, _merged(self._chunks.one(series, number, chunk), few))
-        return newest
-
-    def _pack_rows(self, series: SeriesId, number: int, before: int, arriving: dict[int, Sequence[Candle]]) -> None:
-        """Pack the rows of all chunks before `before`, a chunk at a time, with what arrives of these."""
-        while (oldest := self._oldest_row(number)) is not None:
-            chunk = chunk_of(number, series.timeframe, oldest)
-            if chunk >= before:
-                return
-            end = chunk_start(number, series.timeframe, chunk + 1)
-            rows = self._rows(number, Span(oldest, end), as_candles)
-            self.tables.delete_candles(number, end)
-            arriving[chunk] = _merged(rows, arriving.get(chunk, ()))
-
     @_names_series
     def trim(self, series: SeriesId, before: int) -> None:
         facts = self._facts(series)
         if facts is None:
             return
-        self._save_rows()
         self._save_revisions()
-        number = facts.number
-        self._memory.put(series, Facts(number, has_gaps=facts.has_gaps, ledger=facts.ledger))
-        chunk = chunk_of(number, series.timeframe, max(before, 0))
-        self._chunks.delete_before(number, chunk)
-        # A damaged chunk stays as it is: nobody knows which candles are in it.
-        candles = self._chunks.one(series, number, chunk, strict=False)
-        if candles and candles[0].time < before:
-            self._chunks.put(number, chunk, [candle for candle in candles if candle.time >= before])
-        self.tables.delete_candles(number, before)
-        self.tables.delete_revisions(number, before)
+        self._memory.put(series, Facts(facts.number, has_gaps=facts.has_gaps, ledger=facts.ledger))
+        self._candles.trim(series, facts.number, before)
+        self.tables.delete_revisions(facts.number, before)
 
     @_names_series
     def change_gaps(self, series: SeriesId, change: GapChange) -> None:
@@ -382,34 +292,17 @@ class StoredCandles:
                 yield
                 self.save()
         except BaseException:
-            self._unsaved.clear()
+            self._candles.drop()
             self._unsaved_revisions.clear()
-            self._chunks.drop()
             self.ledger.drop()
             self._memory.undo(mark)
             del self.changes[changes:]
             raise
 
     def save(self) -> None:
-        self._save_rows()
+        self._candles.save()
         self._save_revisions()
-        self._chunks.save()
         self.ledger.save()
-
-    def _save_rows(self) -> None:
-        rows = self._unsaved
-        if not rows:
-            return
-        self._unsaved = []
-        try:
-            self.tables.put_candles(rows)
-        except self.tables.unreadable as error:
-            numbers = {row[0] for row in rows}
-            series = self._memory.named(integer(rows[0][0])) if len(numbers) == 1 else None
-            if series is not None:
-                raise self.unreadable(series, error) from error
-            # Of several series nobody knows which: the caller tries each by itself.
-            raise StoreDamaged(Damage(None, None, str(error))) from error
 
     def _save_revisions(self) -> None:
         rows = self._unsaved_revisions
@@ -438,57 +331,15 @@ class StoredCandles:
             return None
         if facts.edges is not Unknown.UNKNOWN:
             return facts.edges
-        self._save_rows()
-        self._chunks.save()
-        row = self.tables.edges(facts.number)
-        if row is None:
-            raise OddValue("the row of the series is gone")
-        edges = edges_of(row)
+        edges = self._candles.edges(facts.number)
         if self._memory.writes:
             self._memory.put(series, facts._replace(edges=edges))
         return edges
 
-    def _between(self, series: SeriesId, facts: Facts, start: int, end: int) -> list[Candle]:
-        if facts.tail and start >= facts.tail[0].time:
-            return [candle for candle in facts.tail if start <= candle.time < end]
-        window = Span(start, end)
-        rows = self._rows(facts.number, window, as_candles)
-        if facts.row_chunk is not None and chunk_of(facts.number, series.timeframe, start) >= facts.row_chunk:
-            return rows
-        found = list(chain.from_iterable(self._chunks.read(series, facts.number, window, as_candles)))
-        return found + rows if found else rows
 
-    def _rows(self, number: int, window: Span, make: Maker[T], limit: int = -1, *, newest: bool = False) -> list[T]:
-        """The oldest (or newest, newest first) `limit` candles among the rows that open in `window`."""
-        self._save_rows()
-        rows = self.tables.candles(number, *window, limit, newest=newest)
-        if not _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
-            raise OddValue("a candle has a value that is no number")
-        return make(rows)
-
-    def _oldest_row(self, number: int) -> int | None:
-        self._save_rows()
-        found = self.tables.oldest_candle(number)
-        return None if found is None else integer(found)
-
-
-def _by_chunk(number: int, timeframe: Timeframe, ascending: Sequence[Candle]) -> dict[int, Sequence[Candle]]:
-    found: dict[int, Sequence[Candle]] = {}
-    first = 0
-    while first < len(ascending):
-        chunk = chunk_of(number, timeframe, ascending[first].time)
-        end = chunk_start(number, timeframe, chunk + 1)
-        last = bisect_left(ascending, end, first, key=_time_of)
-        found[chunk] = ascending[first:last]
-        first = last
-    return found
-
-
-def _merged(stored: Sequence[Candle], arriving: Sequence[Candle]) -> Sequence[Candle]:
-    """Both, ascending; of two of one time the arriving one."""
-    if not stored or not arriving or stored[-1].time < arriving[0].time:
-        return [*stored, *arriving]
-    return [one for _, one in sorted(({one.time: one for one in stored} | {one.time: one for one in arriving}).items())]
+def _between(after: int | None, before: int | None) -> Span:
+    """The open times between both (exclusive)."""
+    return Span(0 if after is None else after + 1, MAX_TIME + 1 if before is None else before)
 
 
 def _as_gap(row: Row) -> Gap:

@@ -11,7 +11,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.storage.chunks import T, chunk_of, first_time
-from klinesync.storage.damage import DamageBoard, OddValue
+from klinesync.storage.damage import Damage, DamageBoard, Kept, OddValue, StoreDamaged
 from klinesync.storage.database import Ledger
 from klinesync.storage.tables import Row, Tables
 
@@ -104,6 +104,12 @@ class Memory:
     def named(self, number: int) -> SeriesId | None:
         """The series of that number, as far as it is remembered. Slow: for a message."""
         return next((series for series, facts in self._facts.items() if facts.number == number), None)
+
+    def unreadable(self, series: SeriesId, error: Exception) -> StoreDamaged:
+        """What is raised where a damaged part of the store was met for a series; the damage is noted."""
+        damage = Damage(series, None, f"the store's file cannot be read there: {error}", Kept.ANY)
+        self.damage.note(damage)
+        return StoreDamaged(damage)
 
     def mark(self) -> int:
         """Where the transaction stands now, for `undo`."""
