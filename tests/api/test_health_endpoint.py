@@ -16,8 +16,10 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.exchange import Errand, HistoryPage, StreamStatus
-from klinesync.history import queue as history_queue
+from klinesync.history import pending
 from klinesync.history.board import BackfillBoard
+from klinesync.history.missing import Need, Reason
+from klinesync.history.pieces import Fetch
 from klinesync.history.service import HistoryService
 from klinesync.market.schemas import HealthAnswer
 from klinesync.market_data.health_service import HealthService
@@ -217,13 +219,13 @@ async def test_a_hole_is_red_until_somebody_is_at_work_on_it_and_green_when_it_i
 async def test_a_hole_that_was_asked_for_in_vain_again_and_again_is_red(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         await made.write(*range(7), *range(10, 20))
-        queue: history_queue.HistoryQueue = made.backfill._queue
-        made.backfill.request(BTC, Span(START + 420, START + 600), "a test")
-        for turn in range(history_queue.PATIENCE):
+        queue = made.backfill._queue
+        made.backfill.submit(Need(BTC, Span(START + 420, START + 600), Reason.GAP, "a test"))
+        for turn in range(pending.PATIENCE):
             assert await made.judged() == ("yellow", "gap_healing"), turn
             work = queue.take(1e9)
-            assert isinstance(work, history_queue.Fetch)
-            queue.settle(work, [history_queue.in_vain(need, 0.0, random.Random(1)) for need in work.needs])
+            assert isinstance(work, Fetch)
+            queue.settle(work, [pending.fruitless(need, 0.0, random.Random(1)) for need in work.needs], 0.0)
         assert await made.judged() == ("red", "interior_gap")
 
 

@@ -15,23 +15,21 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.exchanges.exchange import Urgency
+from klinesync.history import pieces
 from klinesync.history import queue as history_queue
-from klinesync.history.queue import (
-    PATIENCE,
-    RETRY,
+from klinesync.history.missing import Need, Reason
+from klinesync.history.pending import PATIENCE, RETRY, Pending, fruitless
+from klinesync.history.pieces import (
     Answer,
     Fetch,
-    HistoryQueue,
-    Look,
-    Need,
     Piece,
-    in_vain,
     left_over,
     nothing_before_first,
     piece_of,
-    standing,
+    remaining,
     too_early,
 )
+from klinesync.history.queue import HistoryQueue, Look
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -44,13 +42,17 @@ LENGTH = 200
 @pytest.fixture(autouse=True, scope="module")
 def _small_pieces() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(history_queue, "PIECE_CANDLES", PIECE)
-        patch.setattr(history_queue, "PAGE_CANDLES", PAGE)
+        patch.setattr(pieces, "PIECE_CANDLES", PIECE)
+        patch.setattr(pieces, "PAGE_CANDLES", PAGE)
         yield
 
 
 def span(first: int, end: int) -> Span:
     return Span(60 * first, 60 * end)
+
+
+def gap(series: SeriesId, where: Span, asked_by: str, urgency: Urgency = Urgency.DEEP) -> Need:
+    return Need(series, where, Reason.GAP, asked_by, urgency)
 
 
 @dataclass
@@ -91,9 +93,9 @@ class World:
                 return
             start = 60 * page[-1]
 
-    def carry_out(self, fetch: Fetch, now_s: float, rng: random.Random) -> list[Need]:
+    def carry_out(self, fetch: Fetch, now_s: float, rng: random.Random) -> list[Pending]:
         """What the service does, with sets for a store and an exchange."""
-        now = standing(fetch, self.span(), self.ledger)
+        now = remaining(fetch, self.span(), self.ledger)
         if not now.needs:
             return too_early(fetch, self.span(), now_s, rng)
         piece = piece_of(MINUTE, now)
@@ -117,7 +119,7 @@ class World:
             if work is None:
                 return
             assert isinstance(work, Fetch)
-            queue.settle(work, self.carry_out(work, now_s, rng))
+            queue.settle(work, self.carry_out(work, now_s, rng), now_s)
         raise AssertionError("it does not come to an end")
 
 
@@ -145,10 +147,10 @@ def test_all_that_is_asked_for_is_filled_or_shown_to_be_empty_and_asked_for_once
             world.write([], [span(start, start + count)])
     queue = HistoryQueue()
     for start, count in asked:
-        assert queue.request(BTC, span(start, start + count), "a test")
-    for gap in world.ledger:
-        if gap.state is GapState.UNKNOWN:
-            assert queue.request(BTC, gap.span, "a test")
+        assert queue.submit(gap(BTC, span(start, start + count), "a test"), 0.0)
+    for row in world.ledger:
+        if row.state is GapState.UNKNOWN:
+            assert queue.submit(gap(BTC, row.span, "a test"), 0.0)
     before = world.span()
     world.heal(queue)
     # What lies beyond the stored head waits, the rest is settled; nothing stored was lost on the way.
@@ -166,7 +168,7 @@ def test_all_that_is_asked_for_is_filled_or_shown_to_be_empty_and_asked_for_once
     requests = world.requests
     for start, count in asked:
         if 60 * (start + count) <= before.end and start >= min(world.stored):
-            queue.request(BTC, span(start, start + count), "a test")
+            queue.submit(gap(BTC, span(start, start + count), "a test"), 0.0)
     world.heal(queue)
     assert world.requests == requests
 
@@ -186,8 +188,8 @@ def test_a_hole_of_several_states_comes_to_an_end(
     world = World(exchange, exchange & with_holes(lost))
     world.write([], [span(start, start + count) for start, count in confirmed])
     queue = HistoryQueue()
-    for gap in world.ledger:
-        queue.request(BTC, gap.span, "a test")
+    for row in world.ledger:
+        queue.submit(gap(BTC, row.span, "a test"), 0.0)
     world.heal(queue)
     assert world.stored == exchange
     assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
@@ -201,10 +203,10 @@ def test_an_exchange_that_hides_rows_is_asked_again_later_and_not_now(
     exchange = with_holes(outages)
     world = World(exchange, exchange & with_holes(lost), mute=mute)
     queue = HistoryQueue()
-    for gap in world.ledger:
-        queue.request(BTC, gap.span, "a test")
+    for row in world.ledger:
+        queue.submit(gap(BTC, row.span, "a test"), 0.0)
     for start, count in asked:
-        queue.request(BTC, span(start, start + count), "a test")
+        queue.submit(gap(BTC, span(start, start + count), "a test"), 0.0)
     world.heal(queue)
     assert queue.take(0.0) is None
     due_s = queue.next_due_s()
@@ -212,9 +214,11 @@ def test_an_exchange_that_hides_rows_is_asked_again_later_and_not_now(
     # What is asked for in vain waits; once the exchange shows all, all is settled.
     world.mute = set()
     world.heal(queue, now_s=10 * RETRY.most_s)
-    for gap in world.ledger:
-        if gap.state is GapState.UNKNOWN:
-            queue.request(BTC, gap.span, "a test")  # a hidden row between shown ones was taken for empty: not these
+    for row in world.ledger:
+        if row.state is GapState.UNKNOWN:
+            queue.submit(
+                gap(BTC, row.span, "a test"), 0.0
+            )  # a hidden row between shown ones was taken for empty: not these
     world.heal(queue, now_s=20 * RETRY.most_s)
     assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
 
@@ -228,7 +232,7 @@ def needs_of(queue: HistoryQueue, now_s: float = 0.0) -> list[Span]:
 def test_a_long_empty_hole_costs_one_request() -> None:
     world = World({0, *range(150, 200)}, {0, *range(150, 200)})
     queue = HistoryQueue()
-    queue.request(BTC, span(1, 150), "a test")
+    queue.submit(gap(BTC, span(1, 150), "a test"), 0.0)
     world.heal(queue)
     assert world.requests == 1
     assert [gap.state for gap in world.ledger] == [GapState.CONFIRMED_EMPTY]
@@ -237,7 +241,7 @@ def test_a_long_empty_hole_costs_one_request() -> None:
 def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> None:
     world = World(set(range(200)), {0, 199})
     queue = HistoryQueue()
-    queue.request(BTC, span(1, 199), "a test")
+    queue.submit(gap(BTC, span(1, 199), "a test"), 0.0)
     world.heal(queue)
     assert world.stored == set(range(200))
     first, *others = world.reads
@@ -250,14 +254,14 @@ def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> No
 def test_history_before_the_first_candle_grows_backwards_without_a_hole_and_ends_where_the_exchange_begins() -> None:
     world = World(set(range(70, 200)), set(range(190, 200)))
     queue = HistoryQueue()
-    queue.request(BTC, span(0, 190), "first history")
+    queue.submit(gap(BTC, span(0, 190), "first history"), 0.0)
     rng = random.Random(1)
     for _ in range(100):
         work = queue.take(0.0)
         if work is None:
             break
         assert isinstance(work, Fetch)
-        queue.settle(work, world.carry_out(work, 0.0, rng))
+        queue.settle(work, world.carry_out(work, 0.0, rng), 0.0)
         assert not world.ledger
     assert world.stored == set(range(70, 200))
     assert not queue.at_work(BTC)
@@ -266,63 +270,63 @@ def test_history_before_the_first_candle_grows_backwards_without_a_hole_and_ends
 def test_two_series_take_turns() -> None:
     queue = HistoryQueue()
     for series in (BTC, ETH):
-        queue.request(series, span(0, 5), "a test")
-        queue.request(series, span(100, 105), "a test")
+        queue.submit(gap(series, span(0, 5), "a test"), 0.0)
+        queue.submit(gap(series, span(100, 105), "a test"), 0.0)
     taken = []
     while (work := queue.take(0.0)) is not None:
         assert isinstance(work, Fetch)
         taken.append((work.series, work.span))
-        queue.settle(work, [])
+        queue.settle(work, [], 0.0)
     assert taken == [(BTC, span(100, 105)), (ETH, span(100, 105)), (BTC, span(0, 5)), (ETH, span(0, 5))]
 
 
 def test_a_series_is_read_once_at_a_time_and_what_is_asked_for_meanwhile_joins() -> None:
     queue = HistoryQueue()
-    queue.request(BTC, span(10, 20), "a test")
+    queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
-    queue.request(BTC, span(5, 25), "a test")
+    queue.submit(gap(BTC, span(5, 25), "a test"), 0.0)
     assert queue.take(0.0) is None
-    queue.settle(work, [])
+    queue.settle(work, [], 0.0)
     assert needs_of(queue) == [span(20, 25)]
 
 
 def test_what_is_urgent_comes_before_other_series_and_before_newer_needs_of_its_own() -> None:
     queue = HistoryQueue()
-    queue.request(ETH, span(100, 105), "a gap")
-    queue.request(BTC, span(100, 105), "a gap")
-    queue.request(BTC, span(0, 5), "read", Urgency.READ)
-    assert queue.next_due_s(urgent_only=True) == float("-inf")
+    queue.submit(gap(ETH, span(100, 105), "a gap"), 0.0)
+    queue.submit(gap(BTC, span(100, 105), "a gap"), 0.0)
+    queue.submit(gap(BTC, span(0, 5), "read", Urgency.READ), 0.0)
+    assert queue.next_due_s() == float("-inf")
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
     assert (work.series, work.span, work.urgency) == (BTC, span(0, 5), Urgency.READ)
-    assert queue.take(0.0, urgent_only=True) is None
-    assert queue.next_due_s(urgent_only=True) is None
+    assert not queue.waits_urgently(BTC)
     assert needs_of(queue) == [span(100, 105)]  # the other series'
     assert queue.take(0.0) is None
-    queue.settle(work, [])
+    queue.settle(work, [], 0.0)
     assert needs_of(queue) == [span(100, 105)]
 
 
 def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_until_it_was_asked_for() -> None:
     queue, rng = HistoryQueue(), random.Random(1)
-    queue.request(BTC, span(10, 20), "a gap")
+    queue.submit(gap(BTC, span(10, 20), "a gap"), 0.0)
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
     assert work.urgency is Urgency.DEEP
-    queue.settle(work, [in_vain(need, 0.0, rng) for need in work.needs])
-    queue.request(BTC, span(15, 18), "read", Urgency.READ)
-    queue.request(BTC, span(15, 18), "a gap")
+    queue.settle(work, [fruitless(need, 0.0, rng) for need in work.needs], 0.0)
+    queue.submit(gap(BTC, span(15, 18), "read", Urgency.READ), 0.0)
+    queue.submit(gap(BTC, span(15, 18), "a gap"), 0.0)
     assert queue.take(0.0) is None
-    due_s = queue.next_due_s(urgent_only=True)
+    assert queue.waits_urgently(BTC)
+    due_s = queue.next_due_s()
     assert due_s is not None
     assert RETRY.initial_s * 0.75 <= due_s <= RETRY.initial_s
-    work = queue.take(due_s, urgent_only=True)
+    work = queue.take(due_s)
     assert isinstance(work, Fetch)
-    assert [(need.span, need.reason, need.vain) for need in work.needs] == [(span(10, 20), "read", 1)]
-    queue.settle(work, [in_vain(need, due_s, rng) for need in work.needs])
-    assert queue.next_due_s(urgent_only=True) is None
-    assert queue.take(due_s + RETRY.most_s, urgent_only=True) is None
+    assert work.urgency is Urgency.READ
+    assert [(one.span, one.need.asked_by, one.fruitless) for one in work.needs] == [(span(10, 20), "read", 1)]
+    queue.settle(work, [fruitless(need, due_s, rng) for need in work.needs], 0.0)
+    assert not queue.waits_urgently(BTC)
     assert needs_of(queue, due_s + RETRY.most_s) == [span(10, 20)]
 
 
@@ -353,7 +357,7 @@ def test_nothing_that_is_urgent_and_due_is_passed_over_and_nothing_is_lost(
     def take() -> bool:
         work = queue.take(0.0)
         if work is None:
-            assert queue.next_due_s(urgent_only=True) is None
+            assert not any(queue.waits_urgently(series) for series in (BTC, ETH) if series not in out)
             return False
         assert isinstance(work, Fetch)
         free = [series for series, waiting in urgent.items() if waiting and series not in out]
@@ -367,10 +371,10 @@ def test_nothing_that_is_urgent_and_due_is_passed_over_and_nothing_is_lost(
         series, work = out.popitem()
         for need in work.needs:
             done[series] |= minutes(need.span)
-        queue.settle(work, [])
+        queue.settle(work, [], 0.0)
 
     for number, (series, first, count, urgency) in enumerate(asked):
-        queue.request(series, span(first, first + count), "a test", urgency)
+        queue.submit(gap(series, span(first, first + count), "a test", urgency), 0.0)
         wanted[series] |= set(range(first, first + count))
         under_way = {one for need in (out[series].needs if series in out else ()) for one in minutes(need.span)}
         done[series] -= set(range(first, first + count)) - under_way
@@ -404,52 +408,52 @@ def test_a_first_row_that_is_the_first_stored_candle_shows_that_there_is_nothing
 def test_short_needs_on_one_page_are_read_together() -> None:
     queue = HistoryQueue()
     for first in (0, 4, 8, 40):
-        queue.request(BTC, span(first, first + 1), "a test")
+        queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
     assert needs_of(queue) == [span(40, 41)]
     queue = HistoryQueue()
     for first in (0, 4, 8, 12, 16, 20, 24, 28, 32):
-        queue.request(BTC, span(first, first + 1), "a test")
+        queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
     assert needs_of(queue) == [span(first, first + 1) for first in (8, 12, 16, 20, 24, 28, 32)]
 
 
 def test_what_was_asked_for_in_vain_waits_twice_as_long_each_time_up_to_a_limit() -> None:
     rng = random.Random(1)
-    need, waits = Need(span(0, 1), "a test"), []
+    need, waits = Pending(gap(BTC, span(0, 1), "a test")), []
     for _ in range(20):
-        need = in_vain(need, 100.0, rng)
+        need = fruitless(need, 100.0, rng)
         waits.append(need.due_s - 100.0)
     most = [RETRY.delay_s(turn) for turn in range(20)]
     assert all(0.75 * limit <= wait <= limit for wait, limit in zip(waits, most, strict=True))
-    assert in_vain(Need(span(0, 1), "a test"), 100.0, rng, at_least_s=500.0).due_s == 600.0
+    assert fruitless(Pending(gap(BTC, span(0, 1), "a test")), 100.0, rng, at_least_s=500.0).due_s == 600.0
 
 
 def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> None:
     queue, rng = HistoryQueue(), random.Random(0)
-    queue.request(BTC, span(1, 2), "declared gap")
-    queue.request(ETH, span(1, 2), "declared gap")
+    queue.submit(gap(BTC, span(1, 2), "declared gap"), 0.0)
+    queue.submit(gap(ETH, span(1, 2), "declared gap"), 0.0)
     for _ in range(2):
         work = queue.take(0.0)
         assert isinstance(work, Fetch)
-        queue.settle(work, [in_vain(replace(need, vain=5), 0.0, rng) for need in work.needs])
+        queue.settle(work, [fruitless(replace(need, fruitless=5), 0.0, rng) for need in work.needs], 0.0)
     assert queue.take(1.0) is None
     queue.retry_now(BTC)
     queue.retry_now(SeriesId.parse("binance:spot:NONE/USDT:1m"))
     work = queue.take(1.0)
     assert isinstance(work, Fetch)
-    assert (work.series, [need.vain for need in work.needs]) == (BTC, [0])
+    assert (work.series, [need.fruitless for need in work.needs]) == (BTC, [0])
     assert queue.take(1.0) is None
 
 
 def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() -> None:
     queue = HistoryQueue()
-    queue.request(BTC, span(10, 20), "a test")
+    queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     rng, now_s = random.Random(1), 0.0
     for turn in range(PATIENCE + 2):
         assert queue.at_work(BTC) == ([span(10, 20)] if turn < PATIENCE else [])
         work = queue.take(now_s)
         assert isinstance(work, Fetch)
         assert queue.at_work(BTC) == ([span(10, 20)] if turn < PATIENCE else [])
-        queue.settle(work, [in_vain(need, now_s, rng) for need in work.needs])
+        queue.settle(work, [fruitless(need, now_s, rng) for need in work.needs], 0.0)
         now_s = queue.next_due_s() or 0.0
 
 
@@ -457,42 +461,44 @@ def test_the_queue_is_bounded_and_looks_again_when_there_is_room(monkeypatch: py
     monkeypatch.setattr(history_queue, "MAX_NEEDS_OF_SERIES", 4)
     queue = HistoryQueue()
     for first in range(0, 400, 100):
-        assert queue.request(BTC, span(first, first + 1), "a test")
-    assert not queue.request(BTC, span(500, 501), "a test")
-    assert queue.request(ETH, span(0, 1), "a test")
+        assert queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
+    assert not queue.submit(gap(BTC, span(500, 501), "a test"), 0.0)
+    assert queue.submit(gap(ETH, span(0, 1), "a test"), 0.0)
     assert needs_of(queue) == [span(300, 301)]
     assert needs_of(queue) == [span(0, 1)]  # the other series'
     queue = HistoryQueue()
     for first in range(0, 500, 100):
-        queue.request(BTC, span(first, first + 1), "a test")
+        queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
     seen: list[Fetch | Look] = []
     while (work := queue.take(0.0)) is not None:
         seen.append(work)
-        queue.settle(work, [])
+        queue.settle(work, [], 0.0)
     assert [type(work) for work in seen] == [Fetch, Fetch, Look, Fetch, Fetch]
     monkeypatch.setattr(history_queue, "MAX_NEEDS", 2)
     queue = HistoryQueue()
-    assert not queue.request(BTC, span(0, 1), "a test") or queue.request(BTC, span(100, 101), "a test")
-    assert not queue.request(ETH, span(0, 1), "a test")
+    assert not queue.submit(gap(BTC, span(0, 1), "a test"), 0.0) or queue.submit(
+        gap(BTC, span(100, 101), "a test"), 0.0
+    )
+    assert not queue.submit(gap(ETH, span(0, 1), "a test"), 0.0)
 
 
 def test_while_the_store_is_to_be_looked_at_somebody_is_at_work_on_all_of_it() -> None:
     queue = HistoryQueue()
     assert queue.at_work(BTC) == []
-    queue.look(BTC)
+    queue.look(Look(BTC))
     (everything,) = queue.at_work(BTC)
     assert everything.start == 0
     work = queue.take(0.0)
     assert work == Look(BTC)
     assert queue.at_work(BTC) == [everything]
-    queue.settle(work, [])
+    queue.settle(work, [], 0.0)
     assert queue.at_work(BTC) == []
 
 
 def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
     world = World(set(range(200)), set())
     queue = HistoryQueue()
-    queue.request(BTC, span(10, 20), "a test")
+    queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     world.heal(queue)
     world.write([25])
     world.heal(queue, now_s=5.0)
@@ -505,8 +511,8 @@ def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
 def test_a_hole_that_retention_has_reached_is_forgotten_and_what_it_trimmed_is_not_read_again() -> None:
     world = World(set(range(200)), {*range(20), *range(40, 60), *range(70, 200)}, mute={19, 40, 59, 70})
     queue = HistoryQueue()
-    for gap in world.ledger:
-        queue.request(BTC, gap.span, "a test")
+    for row in world.ledger:
+        queue.submit(gap(BTC, row.span, "a test"), 0.0)
     world.mute |= set(range(20, 70))
     world.heal(queue)  # in vain: the holes' neighbours are hidden
     assert [gap.state for gap in world.ledger] == [GapState.UNKNOWN] * 2

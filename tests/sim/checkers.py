@@ -303,7 +303,7 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
     assert runtime is not None
     assert rest is not None
     assert runtime.backfill is not None
-    pipeline, supervisor = runtime._pipeline, runtime.supervisor
+    pipeline, supervisor, derived = runtime._pipeline, runtime.supervisor, runtime.market_data.derived
     tasks = [task.get_name() for task in service.process.tasks if not task.done()]
     # Where connections do not live long one may be about to be replaced. Nothing comes any more that could prove the
     # new one, so that both stay.
@@ -315,7 +315,9 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
         "series with a failed write": len(pipeline._broken),
         "doubted events": sum(len(market.check._waiting) for market in supervisor._markets.values()),
         "requests": sum(sum(one.waiting.values()) + one.under_way for one in rest.status().values()),
-        "series with holes to heal": sum(not exchange.is_listed_anew(one) for one in runtime.backfill._queue._lines),
+        "series with missing candles": sum(
+            not exchange.is_listed_anew(derived.base_of(one)) for one in runtime.backfill._queue._lines
+        ),
         "messages to clients": sum(len(client.outbox._messages) for client in runtime.hub._clients),
         "clients more than there are": max(0, runtime.hub.clients - clients),
         "connections more than one a market": sum(max(0, count - most) for count in held),

@@ -26,10 +26,9 @@ from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.binance import weight
 from klinesync.exchanges.binance.streams import HEALTHY_S
-from klinesync.history import queue as history_queue
+from klinesync.history import pending
 from klinesync.ingest import followed, liveness
 from klinesync.ingest.liveness import STALE
-from klinesync.market_data import coverage
 from klinesync.pipelines import ledger_step
 from klinesync.runtime.exchange_clock import DIFFER_MS
 from sim import checkers
@@ -584,8 +583,7 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         # (More often, and a connection would never be there long enough to bring anything.)
         "ingest.liveness.RESUBSCRIBE": replace(liveness.RESUBSCRIBE, most_s=1.5 * HEALTHY_S),
         "ingest.followed.FRUITLESS": replace(followed.FRUITLESS, most_s=MOST_WAIT_S),
-        "history.queue.RETRY": replace(history_queue.RETRY, most_s=MOST_WAIT_S),
-        "market_data.coverage.COOL_DOWN": replace(coverage.COOL_DOWN, most_s=MOST_WAIT_S),
+        "history.pending.RETRY": replace(pending.RETRY, most_s=MOST_WAIT_S),
         # Few candles have many checkpoints, and indicators begin anew often.
         "pipelines.ledger_step.CHECKPOINT_CANDLES": 8,
         "pipelines.ledger_step.KEPT_CHECKPOINTS": 3,

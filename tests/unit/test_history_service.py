@@ -18,11 +18,14 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.exchanges.exchange import Errand, HistoryPage, Reach, Urgency
+from klinesync.history import memory, pending, pieces, service
 from klinesync.history import queue as history_queue
-from klinesync.history import service
 from klinesync.history.board import BackfillBoard
+from klinesync.history.missing import Need, Reason
+from klinesync.history.pending import Pending
 from klinesync.history.reading import Shelf
-from klinesync.history.service import BackfillProgress, HistoryService
+from klinesync.history.requested import BackfillProgress
+from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -40,6 +43,10 @@ def candle(minute: int) -> Candle:
 
 def span(first: int, end: int) -> Span:
     return Span(60 * first, 60 * end)
+
+
+def older(series: SeriesId, where: Span, asked_by: str, urgency: Urgency = Urgency.DEEP) -> Need:
+    return Need(series, where, Reason.OLDER, asked_by, urgency)
 
 
 class Exchange:
@@ -157,9 +164,9 @@ async def world_on(
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_queue, "PIECE_CANDLES", 25)
-    monkeypatch.setattr(history_queue, "PAGE_CANDLES", PAGE)
-    monkeypatch.setattr(history_queue, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
+    monkeypatch.setattr(pieces, "PIECE_CANDLES", 25)
+    monkeypatch.setattr(pieces, "PAGE_CANDLES", PAGE)
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
     monkeypatch.setattr(service, "STORE_RETRY_S", 0.02)
 
 
@@ -177,7 +184,7 @@ async def test_declared_gaps_are_filled_or_confirmed_and_a_restart_does_not_ask_
     exchange.asked.clear()
     async with world_on(tmp_path, exchange) as world:
         world.healing.request_declared(BTC)
-        world.healing.request(BTC, span(0, 100), "a test")
+        world.healing.submit(older(BTC, span(0, 100), "a test"))
         await world.settled(BTC)
     assert exchange.asked == []
 
@@ -204,15 +211,15 @@ async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    in_vain = history_queue.in_vain
+    fruitless = pending.fruitless
 
     def noted(
-        need: history_queue.Need, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, beyond: bool = False
-    ) -> history_queue.Need:
+        one: Pending, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, out_of_reach: bool = False
+    ) -> Pending:
         waits.append(at_least_s)
-        return in_vain(need, now_s, rng, at_least_s / 1000, beyond=beyond)
+        return fruitless(one, now_s, rng, at_least_s / 1000, out_of_reach=out_of_reach)
 
-    monkeypatch.setattr(history_queue, "in_vain", noted)
+    monkeypatch.setattr(pending, "fruitless", noted)
     exchange = Exchange(range(100))
     exchange.trouble = [UpstreamError("banned", 418, retry_after_s=90.0), UpstreamError("no answer")]
     async with world_on(tmp_path, exchange) as world:
@@ -274,7 +281,7 @@ async def test_two_thousand_requests_for_one_hole_are_one_reading(tmp_path: Path
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, [0, 11])
         for turn in range(2000):
-            world.healing.request(BTC, span(1, 5 + turn % 7), "a test")
+            world.healing.submit(older(BTC, span(1, 5 + turn % 7), "a test"))
             if turn == 1000:
                 await world.until(lambda: bool(exchange.asked))
         exchange.open.set()
@@ -307,7 +314,7 @@ async def test_only_so_many_series_are_read_at_once_and_one_that_hangs_holds_up_
         await hanging.wait()
         await world.settled(*others)
         assert world.healing.working_on(BTC) == [span(1, 11)]
-        assert 2 <= exchange.most_at_once <= service.MAX_AT_ONCE
+        assert 2 <= exchange.most_at_once <= history_queue.MAX_AT_ONCE
         assert world.board.report(BTC, 0).state == "running"
     assert world.board.report(BTC, 0).error == "the reading was broken off"
 
@@ -317,7 +324,7 @@ async def test_progress_is_told_and_ends(tmp_path: Path) -> None:
     exchange.open.clear()
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, [0, 15, 39])
-        world.healing.request(BTC, span(1, 15), "a user asked")
+        world.healing.submit(older(BTC, span(1, 15), "a user asked"))
         await world.until(lambda: world.board.report(BTC, 0).state == "running")
         report = world.board.report(BTC, 0)
         assert (report.reason, report.start_missing_candles) == ("a user asked", 14)
@@ -342,7 +349,7 @@ async def test_a_long_hole_is_read_a_piece_at_a_time_the_newest_first_after_its_
 async def test_history_before_the_first_candle_is_read_on_request(tmp_path: Path) -> None:
     exchange = Exchange(range(7, 100))  # listed at 7
     async with world_on(tmp_path, exchange) as world:
-        world.healing.request(BTC, span(0, 90), "first history")
+        world.healing.submit(older(BTC, span(0, 90), "first history"))
         await world.until(lambda: world.healing.working_on(BTC) != [])
         await world.write(BTC, range(90, 95))
         await world.settled(BTC)
@@ -351,7 +358,7 @@ async def test_history_before_the_first_candle_is_read_on_request(tmp_path: Path
 
 
 async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_places_taken(tmp_path: Path) -> None:
-    others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(service.MAX_AT_ONCE + 3)]
+    others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(history_queue.MAX_AT_ONCE + 3)]
     exchange = Exchange(range(40))
     hanging: list[Errand] = []
     answer = exchange.history
@@ -370,16 +377,16 @@ async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_place
         for series in (*others, BTC):
             await world.write(series, [20, 39])
             world.healing.request_declared(series)
-        await world.until(lambda: len(hanging) == service.MAX_AT_ONCE)
+        await world.until(lambda: len(hanging) == history_queue.MAX_AT_ONCE)
         assert {errand.urgency for errand in hanging} == {Urgency.DEEP}
-        world.healing.request(BTC, span(10, 20), "read", Urgency.READ)
+        world.healing.submit(older(BTC, span(10, 20), "read", Urgency.READ))
         await world.until(lambda: bool(exchange.asked))
         async with asyncio.timeout(TIMEOUT_S):
             while (await world.minutes(BTC))[0] != 10:
                 await asyncio.sleep(0.001)
         assert exchange.urgencies == {Urgency.READ}
         # One that is under way is joined, and goes on as what somebody waits for.
-        world.healing.request(others[0], span(25, 30), "read", Urgency.READ)
+        world.healing.submit(older(others[0], span(25, 30), "read", Urgency.READ))
         assert sorted(errand.urgency for errand in hanging)[:2] == [Urgency.READ, Urgency.DEEP]
 
 
@@ -390,26 +397,26 @@ async def test_that_there_is_nothing_before_the_first_candle_is_remembered_for_a
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, range(15, 95))
         assert world.healing.nothing_before(BTC) is None
-        world.healing.request(BTC, span(10, 15), "read", Urgency.READ)
+        world.healing.submit(older(BTC, span(10, 15), "read", Urgency.READ))
         await world.settled(BTC)
         assert world.healing.nothing_before(BTC) is None
-        world.healing.request(BTC, span(2, 10), "read", Urgency.READ)
+        world.healing.submit(older(BTC, span(2, 10), "read", Urgency.READ))
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(7, 95))
         assert world.healing.nothing_before(BTC) == span(2, 7)
-        monkeypatch.setattr(service, "NOTHING_BEFORE_TTL_S", 0.0)
+        monkeypatch.setattr(memory, "NOTHING_BEFORE_TTL_S", 0.0)
         assert world.healing.nothing_before(BTC) is None
 
 
 async def test_the_beginnings_of_only_so_many_series_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "MAX_NOTHING_BEFORE", 1)
+    monkeypatch.setattr(memory, "MAX_REMEMBERED", 1)
     exchange = Exchange(range(7, 100))
     async with world_on(tmp_path, exchange) as world:
         for series in (BTC, ETH):
             await world.write(series, range(7, 20))
-            world.healing.request(series, span(2, 7), "read", Urgency.READ)
+            world.healing.submit(older(series, span(2, 7), "read", Urgency.READ))
             await world.settled(series)
         assert world.healing.nothing_before(BTC) is None
         assert world.healing.nothing_before(ETH) == span(2, 7)
@@ -428,7 +435,7 @@ async def test_older_history_of_several_pages_joins_what_is_stored_at_every_mome
             return applied
 
         world.pipeline.submit = looking  # type: ignore[method-assign,assignment]
-        world.healing.request(BTC, span(36, 60), "read", Urgency.READ)
+        world.healing.submit(older(BTC, span(36, 60), "read", Urgency.READ))
         await world.settled(BTC)
     assert len(seen) == 3
     assert seen[-1] == list(range(36, 70))
@@ -452,7 +459,7 @@ async def test_older_history_that_is_broken_off_leaves_no_hole(tmp_path: Path) -
     exchange.history = history  # type: ignore[method-assign]
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, range(60, 70))
-        world.healing.request(BTC, span(36, 60), "read", Urgency.READ)
+        world.healing.submit(older(BTC, span(36, 60), "read", Urgency.READ))
         await world.until(lambda: bool(broken))
         await world.until(lambda: world.board.report(BTC, 0).state == "failed")
         assert await world.ledger(BTC) == []
@@ -638,7 +645,7 @@ async def test_what_the_exchange_hides_again_and_again_is_reported_as_missing_an
         assert over.trouble is not None
         assert "neither brings 5 candles" in over.trouble
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN]
-        assert len(exchange.asked) == history_queue.PATIENCE
+        assert len(exchange.asked) == pending.PATIENCE
         assert world.board.report(BTC, 120).state == "failed"
 
 
@@ -797,7 +804,7 @@ async def test_older_history_from_files_joins_what_is_stored_at_every_moment(tmp
             return applied
 
         world.pipeline.submit = looking  # type: ignore[method-assign,assignment]
-        world.healing.request(BTC, span(40, 60), "read", Urgency.READ)
+        world.healing.submit(older(BTC, span(40, 60), "read", Urgency.READ))
         await world.settled(BTC)
         assert seen[-1] == list(range(40, 70))
         assert all(minutes == list(range(minutes[0], 70)) for minutes in seen)
@@ -814,7 +821,7 @@ async def test_what_a_user_waits_for_interrupts_the_files(tmp_path: Path) -> Non
         def scroll_back(progress: BackfillProgress) -> None:
             if not seen and progress.candles >= 5 * PAGE:
                 seen.append(progress.candles)
-                world.healing.request(BTC, span(880, 900), "read", Urgency.READ)
+                world.healing.submit(older(BTC, span(880, 900), "read", Urgency.READ))
 
         over = await world.healing.backfill(BTC, span(0, 900), scroll_back)
         assert over.missing == 0
@@ -869,9 +876,9 @@ async def test_a_hole_that_an_unknown_depth_has_left_behind_is_lost_after_a_whil
     async with world_on(tmp_path, Asked(exchange, reached)) as world:
         await world.write(BTC, [*range(10), *range(60, 100)])
         world.healing.request_declared(BTC)
-        await world.until(lambda: len(exchange.asked) >= history_queue.PATIENCE + 1)
+        await world.until(lambda: len(exchange.asked) >= pending.PATIENCE + 1)
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN], "it may be trouble"
-        monkeypatch.setattr(history_queue, "LOST_AFTER_S", 0.0)
+        monkeypatch.setattr(pending, "LOST_AFTER_S", 0.0)
         async with asyncio.timeout(TIMEOUT_S):
             while [gap.state for gap in await world.ledger(BTC)] != [GapState.LOST]:
                 await asyncio.sleep(0.001)

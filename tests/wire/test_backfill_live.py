@@ -21,7 +21,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import rest_gate
 from klinesync.exchanges.exchange import Urgency
-from klinesync.history import queue as history_queue
+from klinesync.history import pending
 from klinesync.market_data.verify import verify
 from klinesync.sim.faults import Disconnect, Outage, RateLimit, RefuseConnect, RestError
 from klinesync.sim.server import SimConfig, SimServer
@@ -236,7 +236,7 @@ async def test_a_ban_in_the_middle_of_deep_history_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.DEEP, 0.1)
-    monkeypatch.setattr(history_queue, "RETRY", Backoff(0.5, 6 * 3600.0, jitter=0.25))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.5, 6 * 3600.0, jitter=0.25))
     store, first = tmp_path / "store.sqlite", NEWEST - 9_000 * 60
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange, following(store, exchange) as service:
         await complete(service, exchange, BTC)
@@ -312,9 +312,7 @@ async def test_freqtrades_files_then_the_archive_then_rest_fill_what_is_asked_fo
 async def test_a_long_gap_at_the_start_comes_from_files_but_for_its_newest_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        history_queue, "RETRY", Backoff(3600.0, 6 * 3600.0, jitter=0.25)
-    )  # nothing has to be asked for again
+    monkeypatch.setattr(pending, "RETRY", Backoff(3600.0, 6 * 3600.0, jitter=0.25))  # nothing has to be asked for again
     store = tmp_path / "store.sqlite"
     first = (NEWEST // 86_400 - 20) * 86_400
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange:

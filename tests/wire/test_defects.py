@@ -73,12 +73,12 @@ async def test_every_task_of_a_running_service_may_break_and_the_service_is_whol
                     await whole(one)
                 except TimeoutError:
                     pytest.fail(f"after a defect in {name}: {one.runtime.exchanges.jobs_state()}, {await heads(one)}")
-        assert {"streams", "listings", "audit", "supervisor", "backfill", "coverage", "retention"} <= thrown
+        assert {"streams", "listings", "audit", "supervisor", "history", "retention"} <= thrown
         assert any(name.startswith("link ") for name in thrown)
         assert any(name.startswith("subscribe ") for name in thrown)
         assert any(name.startswith("connection ") for name in thrown)
         told = set(one.runtime.bulkheads.counts)
-        assert told >= {Part.AUDIT, Part.BACKFILL, Part.COVERAGE, Part.DERIVED, Part.EXCHANGE, Part.LISTINGS}
+        assert told >= {Part.AUDIT, Part.BACKFILL, Part.DERIVED, Part.EXCHANGE, Part.LISTINGS}
         assert told >= {Part.RETENTION, Part.STORE, Part.STREAMS}
         _, status = await one.get("/api/market/status")
         assert status["status"] != "green"

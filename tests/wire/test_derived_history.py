@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from math import isclose
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Errand, History, HistoryPage
-from klinesync.market_data import coverage, derived_services, exchange_time
+from klinesync.history import pending
+from klinesync.market_data import exchange_time
 from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import SAME
@@ -42,7 +44,7 @@ PATIENCE_S = 40.0
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.2, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
     monkeypatch.setattr(exchange_time, "CLOCK_AGE_S", 0.2)
 
 
@@ -254,16 +256,16 @@ async def test_no_more_native_candles_are_asked_for_than_the_exchange_has(
     ):
         candles = await until_page(service, days, 30)
         assert alike(candles, theirs(exchange, days, candles[0].time, candles[-1].time + 1))
-        history = service.runtime._derived_history
-        await until(lambda: not history._asked, "it is looked after")
+        history = service.runtime.backfill
+        await until(lambda: not history.needs_of(days), "it is looked after")
         asked = []
-        fetch = history._fetch
+        fetch = history._natives.history
 
-        async def noting(*what: object) -> Span | None:
+        def noting(*what: object) -> AsyncGenerator[HistoryPage, None]:
             asked.append(what)
-            return await fetch(*what)  # type: ignore[arg-type]
+            return fetch(*what)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(history, "_fetch", noting)
+        monkeypatch.setattr(history, "_natives", replace(history._natives, history=noting))
         for _ in range(30):
             assert await page(service, days) == candles
             await asyncio.sleep(0.02)  # longer than the cool-down, all in all
@@ -280,9 +282,9 @@ async def test_a_native_candle_that_the_exchange_does_not_show_yet_is_asked_for_
         reading(tmp_path / "store.sqlite", exchange) as service,
     ):
         await until_page(service, BASE, 500)
-        history = service.runtime._derived_history
-        late = Late(history._history)
-        monkeypatch.setattr(history, "_history", late.read)
+        history = service.runtime.backfill
+        late = Late(history._natives.history)
+        monkeypatch.setattr(history, "_natives", replace(history._natives, history=late.read))
         candles: list[Candle] = []
         async with asyncio.timeout(PATIENCE_S):
             while (
@@ -298,7 +300,6 @@ async def test_a_native_candle_that_no_clock_proves_is_asked_for_again_though_no
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end is long past."""
-    monkeypatch.setattr(derived_services, "SHOWN_AFTER_S", -HOUR.seconds)
     hours = BASE.with_timeframe(HOUR)
     flags = {
         "whitelist_ingest": "on",
@@ -311,10 +312,10 @@ async def test_a_native_candle_that_no_clock_proves_is_asked_for_again_though_no
         reading(tmp_path / "store.sqlite", exchange, **flags) as service,
     ):
         await until_page(service, BASE, 30, limit=30)  # a longer page has older ones of the base fetched
-        history = service.runtime._derived_history
-        late = Late(history._history)
-        monkeypatch.setattr(history, "_history", late.read)
-        history.ensure(hours)
+        history = service.runtime.backfill
+        late = Late(history._natives.history)
+        monkeypatch.setattr(history, "_natives", replace(history._natives, history=late.read))
+        await page(service, hours)
         await until(lambda: late.asked > 2, "what was held back is asked for again")
         candles = await until_page(service, hours, 100, limit=100)
         assert alike(candles, theirs(exchange, hours, candles[0].time, candles[-1].time + 1))

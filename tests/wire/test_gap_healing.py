@@ -20,6 +20,7 @@ from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance.rest import BinanceRest, market_routes
 from klinesync.history.board import BackfillBoard
+from klinesync.history.missing import Need, Reason
 from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -138,7 +139,7 @@ async def test_a_declared_hole_is_filled_and_an_outage_in_it_confirmed_and_never
         exchange.asked = 0
         async with healing(store, exchange) as (service, _, database):
             service.request_declared(series)
-            service.request(series, Span(OUTAGE.start - 600, OUTAGE.end + 600), "a test")
+            service.submit(Need(series, Span(OUTAGE.start - 600, OUTAGE.end + 600), Reason.GAP, "a test"))
             await settled(service, series)
             assert await stored(database, series) == (candles, ledger)
         assert exchange.asked == 0
@@ -193,7 +194,7 @@ async def test_history_before_the_first_stored_candle_comes_on_request(tmp_path:
     async with exchange_with_outage() as exchange, healing(tmp_path / "store.sqlite", exchange) as parts:
         service, pipeline, database = parts
         await pipeline.submit(SPOT, exchange.truth(SPOT, NOW - 6000, NOW - 600), "file")
-        service.request(SPOT, Span(OUTAGE.start - 600, NOW - 6000), "startup")
+        service.submit(Need(SPOT, Span(OUTAGE.start - 600, NOW - 6000), Reason.OLDER, "startup"))
         await settled(service, SPOT)
         candles, ledger = await stored(database, SPOT)
         assert candles == exchange.truth(SPOT, OUTAGE.start - 600, NOW - 600)

@@ -14,7 +14,7 @@ from history_files import minutes, write_freqtrade
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.history import queue as history_queue
+from klinesync.history import pending
 from klinesync.sim.faults import RestSlow
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
@@ -101,7 +101,7 @@ async def test_who_does_not_want_to_wait_any_longer_leaves_the_service_at_it(tmp
 async def test_what_a_service_cannot_get_is_told_with_what_is_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_queue, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
     async with running_service(tmp_path / "store.sqlite") as service:  # no exchange answers
         await service.runtime.market_data.ingest_candles_closed(SERIES, minutes(NEWEST, 2))
         ask = ("backfill", SERIES, f"--from={NEWEST - 600}", "--url", service.url)

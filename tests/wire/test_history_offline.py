@@ -16,7 +16,7 @@ from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.ccxt import client as ccxt_client
-from klinesync.market_data import coverage
+from klinesync.history import pending
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
 from upstream import truth, until
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.05, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 300.0))
 
 
 def last_minutes(count: int, ago: int = 0) -> list[Candle]:

@@ -19,7 +19,9 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import rest_gate
 from klinesync.exchanges.exchange import Urgency
-from klinesync.market_data import coverage, exchange_time
+from klinesync.history import pending
+from klinesync.history import service as history_service
+from klinesync.market_data import exchange_time
 from klinesync.sim import server
 from klinesync.sim.faults import Fault, RateLimit
 from klinesync.sim.server import SimConfig, SimServer
@@ -137,7 +139,7 @@ async def reading(
 async def test_the_tail_of_a_series_that_nobody_follows_is_there_for_the_next_read(
     series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.2, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
     async with reading(tmp_path) as world:
         assert await world.page(series) == [], "it does not wait"
         first = NEWEST + 60 - 2000 * 60
@@ -159,7 +161,7 @@ async def test_the_tail_of_a_series_that_nobody_follows_is_there_for_the_next_re
 
 
 async def test_what_is_up_to_date_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
     async with reading(tmp_path, max_candles=50) as world:
         await world.until_page(lambda page: len(page) == 50, SPOT, limit=50)
         asked = len(world.exchange.asked)
@@ -213,7 +215,7 @@ async def test_a_head_that_is_further_back_than_one_read_may_fetch_leaves_a_hole
 async def test_who_scrolls_back_comes_to_the_listing_and_then_the_exchange_is_left_alone(
     series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.2, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
     monkeypatch.setattr(server, "LISTED_DAYS", 3)
     listing = (START // 86_400 - 3) * 86_400
     async with reading(tmp_path, max_candles=1500) as world:
@@ -267,10 +269,10 @@ async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch
             assert (await world.page(SPOT, limit=100))[-1].time == NEWEST
         assert len(world.exchange.asked) == asked
         monotonic = asyncio.get_running_loop().time
-        past_s = coverage.COOL_DOWN.initial_s
-        monkeypatch.setattr(coverage, "_now_s", lambda: monotonic() + past_s)
+        past_s = pending.RETRY.initial_s
+        monkeypatch.setattr(history_service, "_now_s", lambda: monotonic() + past_s)
         # A clock that jumped is believed after several answers; each attempt takes one.
-        monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.2, 300.0))
+        monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
         await world.until_page(lambda page: page[-1].time == NEWEST + 600, SPOT, limit=100)
         assert len(world.exchange.asked) == asked + 1
 
@@ -278,7 +280,7 @@ async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch
 async def test_a_ban_in_the_middle_leaves_what_came_before_and_the_rest_comes_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.05, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 300.0))
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.READ, 0.1)
     async with reading(tmp_path, max_candles=2500) as world:
         # Its symbols, its time and the first page; then 429, and the one who comes back is banned.
@@ -325,7 +327,7 @@ async def test_while_the_exchange_is_away_what_is_stored_is_served_at_once(
 async def test_what_the_exchange_does_not_list_and_other_exchanges_are_not_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
     async with reading(tmp_path) as world:
         gone = SeriesId.parse("binance:spot:GONE/USDT:1m")
         other = SeriesId.parse("kraken:spot:BTC/USD:1m")

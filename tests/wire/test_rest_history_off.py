@@ -12,9 +12,8 @@ from aiohttp import web
 from history_files import write_freqtrade
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
-from klinesync.history import queue as history_queue
+from klinesync.history import pending
 from klinesync.ingest import audit, followed
-from klinesync.market_data import coverage
 from klinesync.sim.faults import Disconnect, DropClosed
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
@@ -37,8 +36,7 @@ OFF = {
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.05, 300.0))
-    monkeypatch.setattr(history_queue, "RETRY", Backoff(0.05, 3600.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 3600.0))
     monkeypatch.setattr(followed, "FRUITLESS", Backoff(0.2, 300.0))
     monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
     monkeypatch.setattr(audit, "AUDIT_AGE_S", 0)

@@ -29,7 +29,8 @@ from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history.files.importing import Put
 from klinesync.history.files.sources import SymbolId
 from klinesync.history.reading import Pages, Shelf, read_pages, unreported
-from klinesync.history.service import BackfillProgress, HistoryService
+from klinesync.history.requested import BackfillProgress
+from klinesync.history.service import HistoryService
 from klinesync.market.parts_history import freqtrade_files, history_shelves
 from klinesync.market.settings import history_settings
 from klinesync.market_data.listings import StoredListings

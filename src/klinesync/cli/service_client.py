@@ -21,7 +21,8 @@ from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.history.files.importing import PartlyRefused, PartlyStored
-from klinesync.history.service import BACKFILL, BackfillProgress
+from klinesync.history.missing import BACKFILL
+from klinesync.history.requested import BackfillProgress
 from klinesync.runtime.http_client import location
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from klinesync.core.counted import counted
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
@@ -146,6 +147,11 @@ async def read_pages(
     for page in reversed(waiting):
         await write(page)
     return True
+
+
+def came(candles: int) -> str:
+    """A sentence about the candles that a reading brought."""
+    return f"{counted(candles, 'candle')} came" if candles else "no candle came"
 
 
 def into(pipeline: IngestPipeline, series: SeriesId, source: str) -> WritePage:

@@ -18,6 +18,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.exchange import Connection, Errand, StreamStatus, Urgency
+from klinesync.history.missing import Need, Reason
 from klinesync.history.series_events import SeriesEvents
 from klinesync.ingest.followed import (
     CaughtUp,
@@ -62,7 +63,7 @@ class JobPorts:
     stored: the stored span of a series.
     show: takes forming candles.
     notice: tells clients of each change of a stream's state.
-    heal: is asked to read older spans, with the reason; None where gaps are not healed.
+    heal: is asked to read gaps and older spans; None where gaps are not healed.
     heal_declared: is asked to read all declared gaps of a symbol that is listed again; None likewise.
     suspect: has the exchange's lists of symbols looked at soon.
     events: keeps what happens to the series.
@@ -76,7 +77,7 @@ class JobPorts:
     stored: Callable[[SeriesId], Awaitable[Span | None]]
     show: Callable[[Forming], None]
     notice: Callable[[SeriesId, StreamStatus], None]
-    heal: Callable[[SeriesId, Span, str], None] | None
+    heal: Callable[[Need], None] | None
     heal_declared: Callable[[SeriesId], None] | None
     suspect: Callable[[], None]
     events: SeriesEvents
@@ -164,10 +165,10 @@ class Job:
                     missing = counted(self.series.timeframe.count(*hole), "candle")
                     log.warning("%s: %s missing from %s on: declared", self.series, missing, date_text(hole.start))
                     if self._ports.heal is not None:
-                        self._ports.heal(self.series, hole, "gap")
+                        self._ports.heal(Need(self.series, hole, Reason.GAP, "gap"))
                 case Request(span, reason):
                     if self._ports.heal is not None:
-                        self._ports.heal(self.series, span, reason)
+                        self._ports.heal(Need(self.series, span, Reason.OLDER, reason))
                 case RequestDeclared():
                     if self._ports.heal_declared is not None:
                         self._ports.heal_declared(self.series)

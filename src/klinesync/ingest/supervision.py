@@ -11,6 +11,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.ccxt.source import CcxtSource
 from klinesync.exchanges.exchange import HistoryWatch, Source, StreamStatus
+from klinesync.history.missing import Need
 from klinesync.history.reading import TailFiles
 from klinesync.history.series_events import SeriesEvents
 from klinesync.ingest.followed import FollowSettings
@@ -21,7 +22,7 @@ from klinesync.runtime.clock import Clock
 from klinesync.runtime.exchange_clock import ExchangeClock
 
 # Is asked to read a span of a series, with the reason.
-Heal = Callable[[SeriesId, Span, str], None]
+Heal = Callable[[Need], None]
 # Is asked to read all declared gaps of a series.
 HealDeclared = Callable[[SeriesId], None]
 

@@ -26,6 +26,7 @@ from klinesync.exchanges.exchange import (
     StreamCallbacks,
     StreamStatus,
 )
+from klinesync.history.missing import Need
 from klinesync.history.reading import TailFiles
 from klinesync.history.series_events import SeriesEvents
 from klinesync.ingest.audit import Audit
@@ -72,7 +73,7 @@ class IngestSupervisor:
     show: takes forming candles.
     base_of: the base series of a derived one; any other series itself.
     notice: tells clients of each change of a stream's state.
-    heal: is asked to read what live could not wait for, with the reason; None where gaps are not healed.
+    heal: is asked to read what live could not wait for; None where gaps are not healed.
     heal_declared: is asked to read all declared gaps of a symbol that is listed again; None likewise.
     history_watch: is told of each reading of history.
     events: keeps what happens to series.
@@ -94,7 +95,7 @@ class IngestSupervisor:
         show: Callable[[Forming], None],
         base_of: Callable[[SeriesId], SeriesId],
         notice: Callable[[SeriesId, StreamStatus], None],
-        heal: Callable[[SeriesId, Span, str], None] | None,
+        heal: Callable[[Need], None] | None,
         heal_declared: Callable[[SeriesId], None] | None,
         history_watch: HistoryWatch,
         events: SeriesEvents,

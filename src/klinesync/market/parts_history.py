@@ -11,6 +11,7 @@ from klinesync.history.board import BackfillBoard
 from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles, SymbolId
 from klinesync.history.reading import Shelf
 from klinesync.history.service import HistoryService
+from klinesync.history.tails import TailLimits, Tails
 from klinesync.market.parts_exchanges import ExchangeParts
 from klinesync.market.parts_writing import WritingParts
 from klinesync.market.settings import HistorySettings
@@ -56,11 +57,26 @@ def build_history(
         reads_exchanges=settings.reads_exchanges,
         retention_days=settings.retention_days,
     )
+    limits = TailLimits(settings.tail_max_candles, settings.final_margin_s, scope.kept_from)
+    watch = board.watch()
+    tails = Tails(
+        source=exchange.exchanges,
+        pipeline=writing.pipeline,
+        database=writing.database,
+        watch=watch,
+        rng=around.rng,
+        limits=limits,
+        followed=exchange.exchanges.keeps_up,
+        exchange_s=exchange.time.fresh_s,
+        now_s=exchange.time.now_s,
+        asks=scope.reads_exchange,
+        files=files,
+    )
     backfill = HistoryService(
         history=exchange.exchanges.history,
         pipeline=writing.pipeline,
         database=writing.database,
-        watch=board.watch(),
+        watch=watch,
         deep_watch=board.watch(),
         shelves=history_shelves(settings, files, symbol_id),
         covers=scope.covers,
@@ -69,44 +85,33 @@ def build_history(
         now_s=exchange.time.now_s,
         reach=exchange.exchanges.reach,
         rng=around.rng,
+        tails=tails,
+        heals=settings.heals,
         bulkheads=around.bulkheads,
     )
     heals = backfill if settings.heals else None
     derived_history = DerivedHistory(
-        history=exchange.exchanges.history,
+        history=backfill,
         pipeline=writing.pipeline,
         database=writing.database,
         derived=writing.derived,
-        backfill=backfill,
         covers=exchange.exchanges.covers,
         now_s=exchange.time.now_s,
         kept_from=scope.kept_from,
         base_candles=settings.derived_base_candles,
         native_candles=settings.native_candles,
-        watch=board.watch(),
-        bulkheads=around.bulkheads,
     )
     coverage = None
     if settings.covers_reads:
         coverage = Coverage(
-            source=exchange.exchanges,
-            pipeline=writing.pipeline,
-            database=writing.database,
-            backfill=backfill,
-            heal=None if heals is None else heals.request_declared,
+            history=backfill,
             base_of=writing.derived.base_of,
             covers=scope.covers,
             followed=exchange.exchanges.keeps_up,
             exchange_s=exchange.time.fresh_s,
-            final_margin_s=settings.final_margin_s,
-            kept_from=scope.kept_from,
-            max_candles=settings.tail_max_candles,
-            watch=board.watch(),
-            derived=derived_history.ensure_page,
-            files=files,
             now_s=exchange.time.now_s,
-            asks=scope.reads_exchange,
-            bulkheads=around.bulkheads,
+            limits=limits,
+            derived=derived_history.ensure_page,
         )
     scrub = StoreScrub(writing.database)
     return HistoryParts(

@@ -49,7 +49,7 @@ def build_ingest(
         show=writing.forming.show,
         base_of=writing.derived.base_of,
         notice=writing.teller.stream,
-        heal=None if heals is None else heals.request,
+        heal=None if heals is None else heals.submit,
         heal_declared=None if heals is None else heals.retry_declared,
         watch=history.board.watch,
         events=writing.events,

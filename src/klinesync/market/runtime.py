@@ -48,8 +48,6 @@ class MarketRuntime:
         self._forming = writing.forming
         self._derived_redo = writing.derived_redo
         self._retention = writing.retention
-        self._derived_history = history.derived_history
-        self._coverage = history.coverage
         self._scrub = history.scrub
         self._stack = AsyncExitStack()
         self._started = False
@@ -94,10 +92,7 @@ class MarketRuntime:
         yield Part.STREAMS, "supervisor", self.supervisor.run
         yield Part.EXCHANGE, "other exchanges", self.exchanges.run
         yield Part.STARTUP, "start-up sweep", self.startup.run
-        yield Part.BACKFILL, "backfill", self.backfill.run
-        yield Part.DERIVED, "derived histories", self._derived_history.run
-        if self._coverage is not None:
-            yield Part.COVERAGE, "coverage", self._coverage.run
+        yield Part.BACKFILL, "history", self.backfill.run
         if self._retention is not None:
             yield Part.RETENTION, "retention", self._retention.run
         yield Part.DERIVED, "derived redo", self._derived_redo.run

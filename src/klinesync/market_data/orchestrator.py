@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.history.service import BackfillProgress, HistoryService
+from klinesync.history.requested import BackfillProgress
+from klinesync.history.service import HistoryService
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.ingest_service import MarketIngestService

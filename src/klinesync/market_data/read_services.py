@@ -16,7 +16,8 @@ from klinesync.core.gaps import Gap, GapState, declared
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, without
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.coverage import Coverage, full_page_start
+from klinesync.history.missing import full_page_start
+from klinesync.market_data.coverage import Coverage
 from klinesync.storage.chunks import as_candles
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.messages import CandleOut

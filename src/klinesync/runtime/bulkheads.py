@@ -39,7 +39,6 @@ class Part(StrEnum):
     CLIENT = "client"
     CLOCK = "clock"
     CONNECTION = "connection"
-    COVERAGE = "coverage"
     DERIVED = "derived"
     EXCHANGE = "exchange"
     HISTORY = "history"

@@ -16,7 +16,7 @@ from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data.derived_services import MAX_NATIVE, lack
+from klinesync.history.missing import MAX_NATIVE, missing_of_derived
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
 from klinesync.storage.database import CandleStore, Origin
@@ -26,6 +26,7 @@ from klinesync.storage.sqlite_reader import SqliteReader
 BASE = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE, FIVE, QUARTER, HOUR, FOUR, DAY = map(Timeframe.parse, ("1m", "5m", "15m", "1h", "4h", "1d"))
 HOURS = BASE.with_timeframe(HOUR)
+DAYS = BASE.with_timeframe(DAY)
 FIVES = BASE.with_timeframe(FIVE)
 T0 = 1_699_920_000  # midnight
 AT = 1_800_000_000
@@ -193,7 +194,7 @@ def test_what_is_lacking_lies_before_what_the_base_gives_and_is_bounded(
     edge = frame.floor(base.end)
     stored = None if own is None else Span(frame.shift(edge, -own - 1), edge)
     kept_from = T0 + 60 * min(kept, first)
-    found = lack(
+    found = missing_of_derived(
         series,
         MINUTE,
         base,
@@ -224,7 +225,9 @@ def test_what_is_lacking_lies_before_what_the_base_gives_and_is_bounded(
 
 def test_a_bucket_that_is_still_open_where_the_base_begins_is_looked_after_when_it_closes() -> None:
     base = Span(T0 + 7200, T0 + 7200 + 100 * 60)
-    found = lack(BASE.with_timeframe(DAY), MINUTE, base, None, [], None, base.end + 1.0, native_candles=500)
+    found = missing_of_derived(
+        BASE.with_timeframe(DAY), MINUTE, base, None, [], None, base.end + 1.0, native_candles=500
+    )
     native = Span(T0 - 499 * 86_400, T0)
     assert found.native == native
     assert found.again_at == T0 + 86_400
@@ -232,5 +235,7 @@ def test_a_bucket_that_is_still_open_where_the_base_begins_is_looked_after_when_
     day = Span(T0, T0 + 86_400)
     for days, stored, holes in ((1, native, []), (2, native, []), (3, Span(native.start, T0 + 3 * 86_400), [day])):
         base = Span(base.start, T0 + days * 86_400 + 300)
-        found = lack(BASE.with_timeframe(DAY), MINUTE, base, stored, holes, None, base.end + 1.0, native_candles=500)
+        found = missing_of_derived(
+            BASE.with_timeframe(DAY), MINUTE, base, stored, holes, None, base.end + 1.0, native_candles=500
+        )
         assert found.native == day

@@ -1,8 +1,7 @@
-"""What a read lacks, and when it may be asked for again: plain functions and tables."""
+"""What is missing behind the stored head and before the first stored candle, by values."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,20 +9,9 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data import coverage
-from klinesync.market_data.coverage import (
-    COOL_DOWN,
-    LEAST_OLDER_CANDLES,
-    CoolDowns,
-    OlderAsked,
-    full_page_start,
-    missing_older,
-    missing_tail,
-)
+from klinesync.history.missing import LEAST_OLDER_CANDLES, full_page_start, missing_older, missing_tail
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
-ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
-SOL = SeriesId.parse("binance:spot:SOL/USDT:1m")
 MINUTE = BTC.timeframe
 NOW = 1_700_000_070  # in the middle of a minute
 FRAMES = st.sampled_from([Timeframe.parse(code) for code in ("1m", "5m", "1h", "1d", "3d", "1w", "1M")])
@@ -146,46 +134,6 @@ def test_who_scrolls_back_comes_to_the_listing_and_then_nothing_is_asked_any_mor
     assert stored.start == listing
     least = min(max(limit, LEAST_OLDER_CANDLES), most)
     assert requests <= depth // least + 2
-
-
-# --- when again
-
-
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1000), st.floats(0, 1000)), max_size=20))
-def test_a_tail_is_left_alone_for_longer_after_each_attempt_in_vain(attempts: list[tuple[bool, float, float]]) -> None:
-    table, now_s, vain = CoolDowns(), 100.0, 0
-    assert table.over(BTC, now_s)
-    for in_vain, at_least_s, passes_s in attempts:
-        table.begin(BTC, now_s, in_vain=in_vain, at_least_s=at_least_s)
-        vain = vain + 1 if in_vain else 0
-        pause_s = max(COOL_DOWN.delay_s(vain), at_least_s)
-        assert not table.over(BTC, now_s + pause_s * 0.99)
-        assert table.over(BTC, now_s + pause_s * 1.01)
-        assert table.over(ETH, now_s)
-        now_s += passes_s
-
-
-def test_what_is_remembered_of_attempts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "MAX_COOLING", 2)
-    table, asked = CoolDowns(), OlderAsked()
-    for series in (BTC, ETH, BTC, SOL):
-        table.begin(series, 0.0, in_vain=True)
-        asked.admits(series, 10, 0.0)
-    assert [table.over(series, 1.0) for series in (BTC, ETH, SOL)] == [False, True, False]
-    assert not asked.admits(SOL, 10, 1.0)
-    assert asked.admits(BTC, 10, 1.0), "it was asked for first, and asking again while it cools does not count"
-
-
-@given(st.lists(st.tuples(st.integers(0, 100), st.floats(0, 20)), max_size=20))
-def test_older_history_is_asked_for_again_further_back_or_after_a_while(asks: list[tuple[int, float]]) -> None:
-    asked, now_s = OlderAsked(), 0.0
-    granted: tuple[int, float] | None = None
-    for start, passes_s in asks:
-        now_s += passes_s
-        free = granted is None or start < granted[0] or now_s - granted[1] >= COOL_DOWN.initial_s
-        assert asked.admits(BTC, start, now_s) is free
-        if free:
-            granted = (start, now_s)
 
 
 def test_a_series_whose_candles_are_all_trimmed_soon_has_no_older_ones_fetched() -> None:

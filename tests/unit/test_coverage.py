@@ -26,9 +26,12 @@ from klinesync.exchanges.exchange import (
     Ticker,
     Urgency,
 )
+from klinesync.history import pending
+from klinesync.history import queue as history_queue
 from klinesync.history.board import BackfillBoard
-from klinesync.history.service import HistoryService
-from klinesync.market_data import coverage
+from klinesync.history.missing import Reason
+from klinesync.history.service import Answered, HistoryService
+from klinesync.history.tails import TailLimits, Tails
 from klinesync.market_data.coverage import Coverage
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -111,6 +114,7 @@ class World:
         self.exchange_s: float | None = NOW_S
         self.kept_from = 0
         self.followed: set[SeriesId] = set()
+        self.answers: list[Answered] = []
         self.board = BackfillBoard(lambda: 1_700_000_000.0)
         self.pipeline = IngestPipeline(
             database,
@@ -119,27 +123,35 @@ class World:
             lambda _: None,
             lambda: 1_700_000_000.0,
         )
-        self.backfill = HistoryService(
+        limits = TailLimits(50, 2.0, lambda series, head: self.kept_from)
+        watch = self.board.watch()
+        self.history = HistoryService(
             history=exchange.history,
             pipeline=self.pipeline,
             database=database,
-            watch=self.board.watch(),
+            watch=watch,
             rng=random.Random(1),
+            answered=self.answers.append,
+            tails=Tails(
+                source=exchange,
+                pipeline=self.pipeline,
+                database=database,
+                watch=watch,
+                rng=random.Random(1),
+                limits=limits,
+                followed=lambda series: series in self.followed,
+                exchange_s=lambda series: self.exchange_s,
+                now_s=lambda series: NOW_S,
+            ),
         )
         self.coverage = Coverage(
-            source=exchange,
-            pipeline=self.pipeline,
-            database=database,
-            backfill=self.backfill,
-            heal=self.backfill.request_declared,
+            history=self.history,
             base_of=lambda series: series,
             covers=lambda series: series.exchange == "binance",
             followed=lambda series: series in self.followed,
             exchange_s=lambda series: self.exchange_s,
-            final_margin_s=2.0,
-            kept_from=lambda series, head: self.kept_from,
-            max_candles=50,
-            watch=self.board.watch(),
+            now_s=lambda series: NOW_S,
+            limits=limits,
         )
 
     async def write(self, series: SeriesId, minutes: Iterable[int]) -> None:
@@ -172,7 +184,7 @@ async def world_on(path: Path, fail: Callable[[], None] | None = None) -> AsyncI
 
     async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
         world = World(database, Exchange())
-        parts = (world.pipeline, world.backfill, world.coverage)
+        parts = (world.pipeline, world.history)
         tasks = [asyncio.create_task(part.run()) for part in parts]
         try:
             yield world
@@ -239,7 +251,7 @@ async def test_where_the_time_is_not_known_the_exchange_is_asked_for_it_once_a_c
 async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
     async with world_on(tmp_path) as world:
         world.exchange.trouble = [UpstreamError("banned", 418, retry_after_s=3600.0)]
         await world.read(BTC)
@@ -256,7 +268,7 @@ async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
 async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_the_list_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
     async with world_on(tmp_path) as world:
         world.exchange.gone.add(BTC)
         await world.write(BTC, range(900, 905))
@@ -275,10 +287,11 @@ async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_t
 async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_reach_is_healed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
     async with world_on(tmp_path) as world:
         await world.write(BTC, range(900, 905))
         answer = world.exchange.history
+        prefix: list[int] = []
 
         async def history(
             series: SeriesId, start: int, errand: Errand, end: int | None = None
@@ -286,23 +299,22 @@ async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_rea
             async for page in answer(series, start, errand, end):
                 yield page
                 if end is None and len(world.exchange.asked) == 1:
+                    prefix.extend(await world.minutes(BTC))
                     raise UpstreamError("no answer")
 
         world.exchange.history = history  # type: ignore[method-assign]
         await world.read(BTC)
         async with asyncio.timeout(TIMEOUT_S):
-            while await world.minutes(BTC) != list(range(900, 960)):
-                await asyncio.sleep(0.001)
-        await world.read(BTC)
-        async with asyncio.timeout(TIMEOUT_S):
             while await world.minutes(BTC) != list(range(900, 1000)):
                 await asyncio.sleep(0.001)
+        assert prefix == [*range(900, 905), *range(950, 960)]
+        assert [answered.answer for answered in world.answers][:1] == ["no answer"]
 
 
 async def test_a_store_that_cannot_be_written_is_tried_by_a_later_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "COOL_DOWN", Backoff(0.0, 300.0))
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
     full = True
 
     def fail() -> None:
@@ -321,19 +333,20 @@ async def test_a_store_that_cannot_be_written_is_tried_by_a_later_read(
 async def test_only_so_many_tails_wait_and_one_that_found_no_room_comes_with_a_later_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "MAX_WAITING", 3)
-    names = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(coverage.TAILS_AT_ONCE + 5)]
+    monkeypatch.setattr(history_queue, "MAX_NEEDS", 3)
+    at_once = history_queue.MAX_AT_ONCE + history_queue.MAX_URGENT_AT_ONCE
+    names = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(at_once + 5)]
     async with world_on(tmp_path) as world:
         world.exchange.open.clear()
-        for series in names[: coverage.TAILS_AT_ONCE]:
+        for series in names[:at_once]:
             await world.read(series)
-        await world.until(lambda: len(world.exchange.asked) == coverage.TAILS_AT_ONCE)
-        for series in names[coverage.TAILS_AT_ONCE :]:
+        await world.until(lambda: len(world.exchange.asked) == at_once)
+        for series in names[at_once:]:
             await world.read(series)
         world.exchange.open.set()
-        for series in names[: coverage.TAILS_AT_ONCE + 3]:
+        for series in names[: at_once + 3]:
             await world.ended(series, "succeeded")
-        assert len(world.exchange.asked) == coverage.TAILS_AT_ONCE + 3
+        assert len(world.exchange.asked) == at_once + 3
         await world.read(names[-1])
         await world.ended(names[-1], "succeeded")
 
@@ -347,11 +360,13 @@ async def test_older_history_is_not_asked_for_while_the_tail_may_bring_what_the_
         await world.read(BTC, 950)
         await world.until(lambda: world.exchange.asked == [(BTC, 979)])
         await world.read(BTC, 950)
-        assert world.backfill.working_on(BTC) == []
+        assert [status.need.reason for status in world.history.needs_of(BTC)] == [Reason.TAIL]
         await world.read(BTC, 965, newest=False)  # who scrolls back waits for no tail
-        assert world.backfill.working_on(BTC) == [Span(60 * 920, 60 * 970)]
+        older, tail = world.history.needs_of(BTC)
+        assert (older.need.reason, older.need.span) == (Reason.OLDER, Span(60 * 920, 60 * 970))
+        assert (tail.need.reason, tail.in_flight, tail.attempts) == (Reason.TAIL, True, 1)
         world.exchange.open.set()
-        await world.until(lambda: not world.backfill.working_on(BTC))
+        await world.until(lambda: not world.history.working_on(BTC))
         assert (await world.minutes(BTC))[0] == 920
 
 
@@ -362,4 +377,4 @@ async def test_what_retention_would_trim_is_not_fetched(tmp_path: Path) -> None:
         await world.ended(BTC, "succeeded")
         assert await world.minutes(BTC) == list(range(990, 1000))
         await world.read(BTC, 900)
-        assert world.backfill.working_on(BTC) == []
+        assert world.history.working_on(BTC) == []

@@ -1,0 +1,267 @@
+"""HoleReader: reads gaps, older history and explicit backfills: files first, then the exchange, piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from klinesync.core import gaps
+from klinesync.core.dates import date_text
+from klinesync.core.errors import WRONG_REQUEST, NotListed, Rejected, UpstreamError
+from klinesync.core.gaps import Gap
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span, candle_count, clipped
+from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch, Reach, Urgency
+from klinesync.history import pending as policy
+from klinesync.history import pieces
+from klinesync.history.pending import Pending, fruitless, no_source, not_answered
+from klinesync.history.pieces import Answer, Fetch, Outcome, Piece, Remaining
+from klinesync.history.queue import HistoryQueue
+from klinesync.history.reading import REST, Progress, Shelf, came, on_board, read_pages
+from klinesync.history.requested import RequestedBackfills
+from klinesync.history.troubles import Troubles
+from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.storage.database import Database
+
+log = logging.getLogger(__name__)
+
+# Why a hole is lost that lies before what the exchange's answers reach back to.
+NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"
+# Why a hole is left that no file fills.
+NOT_ASKED = "no file has the rest, and the exchange is not asked for history"
+# What is said of needs that the store filled meanwhile.
+NOT_MISSING = "nothing of it is missing any more"
+SHOWN_EMPTY = "the exchange has shown that it has no candle there"
+TOO_EARLY = "it lies behind the stored head: no hole yet"
+
+
+@dataclass(frozen=True, slots=True)
+class HoleReader:
+    """Reads gaps, older history and explicit backfills.
+
+    history: pages of the exchange (`Source.history`).
+    pipeline: where candles are written.
+    database: where the stored span and the gap ledger are looked up.
+    queue: its memory is told where the exchange has nothing; whether something urgent waits.
+    requested: explicit backfills; they have a watch of their own.
+    watch: is told of the other readings.
+    rng: jitter of the retry delays.
+    shelves: files, looked into in this order before the exchange is asked.
+    asks: whether the exchange of a series may be asked for history.
+    now_s: the exchange's time as far as is known, UTC seconds: files may have candles of the future.
+    reach: how far back the exchange's history of a series goes; None: all the way, or unknown.
+    """
+
+    history: History
+    pipeline: IngestPipeline
+    database: Database
+    queue: HistoryQueue
+    requested: RequestedBackfills
+    watch: HistoryWatch
+    rng: random.Random
+    shelves: Sequence[Shelf]
+    asks: Callable[[SeriesId], bool]
+    now_s: Callable[[SeriesId], float]
+    reach: Callable[[SeriesId], Reach | None]
+    troubles: Troubles
+
+    async def read(self, fetch: Fetch, errand: Errand) -> Outcome:
+        """Read what is still missing of a fetch. Raises `StoreError`."""
+        series = fetch.series
+        stored, ledger = await self._stored(series)
+        now = pieces.remaining(fetch, stored, ledger)
+        if not now.needs:
+            early = pieces.too_early(fetch, stored, _now_s(), self.rng)
+            return Outcome(early, TOO_EARLY if early else NOT_MISSING)
+        watch = self.requested.watch_of(fetch) or self.watch
+        span = pieces.piece_of(series.timeframe, now).span
+        with on_board(watch, series, span, fetch.needs[-1].need.asked_by) as progress:
+            remaining = await self._read(fetch, now, errand, progress)
+        answer = came(progress.candles) if progress.candles or remaining else SHOWN_EMPTY
+        return Outcome(remaining, progress.trouble or answer, progress.candles)
+
+    async def _read(self, fetch: Fetch, now: Remaining, errand: Errand, progress: Progress) -> list[Pending]:
+        """The files, then the exchange; the needs that wait again. Raises `StoreError`."""
+        series = fetch.series
+        later: list[Pending] = []  # what is not asked for now
+        if self.shelves and not all(pending.files_checked for pending in now.needs):
+            if not await self._read_files(fetch, now, errand, progress):
+                due = [replace(pending, due_s=_now_s()) for pending in now.needs]
+                return [*due, *pieces.too_early(fetch, now.stored, _now_s(), self.rng)]
+            stored, ledger = await self._stored(series)
+            early = pieces.too_early(fetch, stored, _now_s(), self.rng)
+            fetch, others = pieces.after_files(fetch, now, stored, ledger)
+            later = [*early, *others]
+            if fetch.needs:
+                now = pieces.remaining(fetch, stored, ledger)
+            if not fetch.needs or not now.needs:
+                return later
+        if not self.asks(series):
+            progress.trouble = NOT_ASKED
+            stored, _ = await self._stored(series)
+            left = [no_source(pending, _now_s(), self.rng) for pending in now.needs]
+            return [*left, *pieces.too_early(fetch, stored, _now_s(), self.rng), *later]
+        reachable = await self._give_up(series, fetch.needs)
+        if reachable != list(fetch.needs):
+            stored, ledger = await self._stored(series)
+            later += pieces.too_early(fetch, stored, _now_s(), self.rng)
+            fetch = Fetch(series, tuple(reachable))
+            now = pieces.remaining(fetch, stored, ledger) if reachable else replace(now, needs=())
+            if not now.needs:
+                return later
+        return [*await self._ask(fetch, now, errand, progress), *later]
+
+    async def _ask(self, fetch: Fetch, now: Remaining, errand: Errand, progress: Progress) -> list[Pending]:
+        """Ask the exchange for a piece; the needs that wait again. Raises `StoreError`."""
+        series = fetch.series
+        piece = pieces.piece_of(series.timeframe, now)
+        asked = progress.part(piece.span.start)
+        try:
+            await self._read_piece(series, piece, now, errand, asked)
+        except NotListed as error:
+            progress.trouble = str(error)
+            self.troubles.warn(series, "%s: its gaps are left as they are: %s", error)
+            # Nobody has anything of it, unless it is listed again, or the list was wrong.
+            waiting = [pending for pending in now.needs if not pending.requested]
+            return [fruitless(pending, _now_s(), self.rng) for pending in waiting]
+        except UpstreamError as error:
+            progress.trouble = str(error)
+            self.troubles.warn(series, "%s: its gaps cannot be read: %s", error)
+            left = self._after_error(now.needs, error, fruitful=asked.candles > 0)
+            left = await self._give_up(series, left)
+            return left + pieces.too_early(fetch, now.stored, _now_s(), self.rng)
+        stored, ledger = await self._stored(series)
+        answer = Answer(asked.reached, None if asked.came is None else asked.came.start, stored, ledger)
+        if (nothing := pieces.nothing_before_first(piece, answer)) is not None:
+            self.queue.memory.remember_nothing(series, nothing, _now_s())
+        left = pieces.left_over(fetch, now, piece, answer, _now_s(), self.rng)
+        left = await self._give_up(series, left)
+        progress.trouble = self._unproven(series, left)
+        return left
+
+    def _after_error(self, asked: Sequence[Pending], error: UpstreamError, *, fruitful: bool) -> list[Pending]:
+        """The needs after a request that failed. `fruitful`: candles came before that."""
+        again_s, now_s = error.retry_after_s or 0.0, _now_s()
+        needs = [replace(pending, fruitless=0) if fruitful else pending for pending in asked]
+        if error.status == WRONG_REQUEST:
+            # An exchange may call a question about candles that it keeps no more a wrong one.
+            return [fruitless(pending, now_s, self.rng, again_s, out_of_reach=not fruitful) for pending in needs]
+        return [not_answered(pending, now_s, self.rng, again_s) for pending in needs]
+
+    async def _read_files(self, fetch: Fetch, now: Remaining, errand: Errand, progress: Progress) -> bool:
+        """Read what the files have of the missing needs. False when something urgent waits for the series: then the
+        rest comes later. Raises `StoreError`."""
+        series = fetch.series
+        for shelf in self.shelves:
+            stored, ledger = await self._stored(series)
+            for pending in now.needs:
+                for span in gaps.unsettled(ledger, stored, pending.span):
+                    part = part_for(shelf, pending, span, stored, self.now_s(series))
+                    if part is None:
+                        continue
+                    older = stored is not None and part.end == stored.start and not pending.requested
+                    try:
+                        whole = await read_pages(
+                            shelf.files.pages(series, part),
+                            partial(self._write, series, shelf.name, pending),
+                            progress.part(part.start),
+                            newest_first=older,
+                            enough=partial(_is_more_urgent, errand, pending),
+                        )
+                    except (UpstreamError, Rejected) as error:
+                        self.troubles.warn(series, "%s: files (%s) are left out: %s", shelf.name, error)
+                        continue
+                    if not whole:
+                        return False
+        return True
+
+    async def _read_piece(
+        self, series: SeriesId, piece: Piece, now: Remaining, errand: Errand, progress: Progress
+    ) -> None:
+        """Read a piece from the exchange. Raises `UpstreamError`, `StoreError`."""
+        older = now.stored is not None and piece.span.end == now.stored.start
+        newest_first = older and piece.most is None
+
+        def enough() -> bool:
+            full = piece.most is not None and progress.reached > piece.span.start and progress.candles >= piece.most
+            deep = now.needs[0].urgency is Urgency.DEEP
+            return full or (deep and not newest_first and self.queue.waits_urgently(series))
+
+        whole = await read_pages(
+            self.history(series, piece.around.start, errand, piece.around.end),
+            partial(self._write, series, REST, now.needs[0]),
+            progress,
+            newest_first=newest_first,
+            enough=enough,
+        )
+        if whole:
+            progress.reached = piece.span.end
+
+    async def _write(self, series: SeriesId, source: str, pending: Pending, page: HistoryPage) -> None:
+        await self.pipeline.submit(series, page.candles, source, Empty(page.empty, page.proof))
+        await self.requested.mark_rest(pending)
+
+    async def _give_up(self, series: SeriesId, needs: Sequence[Pending]) -> list[Pending]:
+        """The needs that may still be had. The part of the others between stored candles is declared lost. Raises
+        `StoreError`."""
+        now_s, reach = _now_s(), self.reach(series)
+        kept = [pending for pending in needs if not policy.is_lost(pending, now_s)]
+        lost = [(pending.span, NOT_REACHED) for pending in needs if pending not in kept]
+        if reach is not None:
+            lost += [(pending.span, reach.sentence) for pending in kept if pending.span.start < reach.oldest]
+            lost = [(Span(span.start, max(span.start, min(span.end, reach.oldest))), why) for span, why in lost]
+            kept = policy.within_reach(kept, reach.oldest)
+        if not lost:
+            return kept
+        stored, ledger = await self._stored(series)
+        for span, why in lost:
+            holes = [] if stored is None else clipped(gaps.unsettled(ledger, stored, span), stored)
+            if holes:
+                missing, first = candle_count(series.timeframe, holes), date_text(span.start)
+                self.troubles.warn(series, "%s: %d candles from %s on are lost: %s", missing, first, why)
+                await self.pipeline.submit(series, [], REST, Empty(holes, why, lost=True))
+            if stored is not None and span.start < stored.start and reach is not None and reach.oldest >= stored.start:
+                self.queue.memory.remember_nothing(series, Span(span.start, stored.start), now_s)
+        return kept
+
+    def _unproven(self, series: SeriesId, left: Sequence[Pending]) -> str | None:
+        """A sentence about what the answer neither filled nor showed empty; None when there is nothing of the kind."""
+        unproven = [pending for pending in left if pending.fruitless]
+        if not unproven:
+            return None
+        missing = candle_count(series.timeframe, [pending.span for pending in unproven])
+        first = date_text(unproven[0].span.start)
+        sentence = f"the exchange neither brings {missing} candles from {first} on nor shows that it has none"
+        self.troubles.warn(series, "%s: %s", sentence)
+        return sentence
+
+    async def _stored(self, series: SeriesId) -> tuple[Span | None, list[Gap]]:
+        return await self.database.read(lambda store: (store.span(series), store.gaps(series)))
+
+
+def part_for(shelf: Shelf, pending: Pending, span: Span, stored: Span | None, now_s: float) -> Span | None:
+    """The part of the missing `span` that is looked for in these files."""
+    frame = pending.series.timeframe
+    span = Span(span.start, max(span.start, min(span.end, frame.floor(int(now_s)))))
+    most = count = frame.count(*span)
+    if not pending.requested:
+        if shelf.gap_most is not None:
+            most = min(most, shelf.gap_most)
+        if stored is not None and span.end == stored.start:
+            most = min(most, pieces.PIECE_CANDLES)  # it is held until all of it is there
+    if count < shelf.least_candles or most <= 0:
+        return None
+    return span if most == count else Span(frame.shift(span.end, -most), span.end)
+
+
+def _is_more_urgent(errand: Errand, pending: Pending) -> bool:
+    """Whether the series is wanted more urgently than when the need was taken."""
+    return errand.urgency < pending.urgency
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,75 @@
+"""NativeReader: reads the exchange's own candles of derived series, where the base cannot give them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from functools import partial
+
+from klinesync.core.errors import UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch
+from klinesync.history.memory import SourceMemory
+from klinesync.history.pending import Pending, fruitless, not_answered
+from klinesync.history.pieces import Outcome
+from klinesync.history.reading import came, on_board, read_pages
+from klinesync.history.troubles import Troubles
+from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.storage.database import Database
+
+log = logging.getLogger(__name__)
+
+# What health calls the reading.
+NATIVE_REASON = "native candles"
+
+
+@dataclass(frozen=True, slots=True)
+class NativeReader:
+    """Reads one need of native candles at a time.
+
+    history: pages of the exchange (`Source.history`).
+    pipeline: where candles are written.
+    database: where the stored span is looked up.
+    memory: is told where the exchange's own candles begin.
+    watch: is told of each reading.
+    rng: jitter of the retry delays.
+    troubles: warnings.
+    """
+
+    history: History
+    pipeline: IngestPipeline
+    database: Database
+    memory: SourceMemory
+    watch: HistoryWatch
+    rng: random.Random
+    troubles: Troubles
+
+    async def read(self, pending: Pending, errand: Errand) -> Outcome:
+        """Read the newest page first, so that each joins what is stored. Candles at the end that did not come are not
+        shown yet, or not proven final yet: they are asked for again. Raises `StoreError`."""
+        series, wanted = pending.series, pending.span
+        stored = await self.database.read(lambda store: store.span(series))
+        try:
+            with on_board(self.watch, series, wanted, NATIVE_REASON) as progress:
+                pages = self.history(series, wanted.start, errand, wanted.end)
+                await read_pages(pages, partial(self._write, series), progress, newest_first=True)
+        except UpstreamError as error:
+            self.troubles.warn(series, "%s: its native candles cannot be read: %s", error)
+            again = not_answered(pending, _now_s(), self.rng, error.retry_after_s or 0.0)
+            return Outcome((again,), str(error), progress.candles)
+        brought = progress.came
+        if brought is not None and wanted.start < brought.start and (stored is None or wanted.start < stored.start):
+            self.memory.remember_nothing(series, Span(wanted.start, brought.start), _now_s())
+        end = wanted.start if brought is None else brought.end
+        remaining = [fruitless(pending.over(Span(end, wanted.end)), _now_s(), self.rng)] if end < wanted.end else []
+        return Outcome(remaining, came(progress.candles), progress.candles)
+
+    async def _write(self, series: SeriesId, page: HistoryPage) -> None:
+        await self.pipeline.submit_native(series, page.candles, Empty(page.empty, page.proof))
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

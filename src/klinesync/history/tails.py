@@ -1,0 +1,178 @@
+"""Tails: reads what is missing behind the stored head of a series that nobody follows, from files and the exchange."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from klinesync.core.errors import Rejected, UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
+from klinesync.exchanges.exchange import Errand, HistoryWatch, Source
+from klinesync.history.missing import missing_tail
+from klinesync.history.pending import Pending, fruitless, not_answered
+from klinesync.history.pieces import Outcome
+from klinesync.history.reading import FILES, REST, TailFiles, came, into, on_board, read_pages
+from klinesync.history.troubles import Troubles
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.storage.database import Database
+
+log = logging.getLogger(__name__)
+
+# Before the list of symbols is asked again for a series that it does not have, in seconds.
+UNLISTED_S = 300.0
+# What came of tails that are not read.
+NOT_LISTED = "the exchange does not list the symbol"
+NOT_MISSING = "nothing of it is missing any more, or the series is followed"
+
+
+@dataclass(frozen=True, slots=True)
+class TailLimits:
+    """How much of a tail is read.
+
+    most_candles: only the newest so many candles.
+    final_margin_s: how long after its close a candle is final, in seconds of the exchange.
+    kept_from: before which open time a series with that head is trimmed; 0: retention is off.
+    """
+
+    most_candles: int
+    final_margin_s: float
+    kept_from: Callable[[SeriesId, int], int]
+
+    def missing(self, series: SeriesId, stored: Span | None, final_s: float) -> Span | None:
+        """The missing part behind the stored head. `final_s`: by when a candle must have closed, UTC seconds."""
+        newest = series.timeframe.latest_closed(int(final_s))
+        return missing_tail(series.timeframe, stored, final_s, self.most_candles, self.kept_from(series, newest))
+
+
+class Tails:
+    """Reads one tail at a time: only its newest candles; a hole behind the stored head is left to the gap ledger.
+
+    source: the exchange.
+    pipeline: where candles are written.
+    database: where the stored span is looked up.
+    watch: is told of each reading.
+    rng: jitter of the retry delays.
+    limits: how much is read.
+    followed: whether somebody else keeps the series up to date.
+    exchange_s: what time it is on its exchange, UTC seconds; None: it has to be asked.
+    now_s: what time it is there as far as is known, for files while the exchange cannot be asked.
+    asks: whether the exchange of a series may be asked for history.
+    files: read before the exchange is asked, and alone where it cannot be asked; None: there are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        pipeline: IngestPipeline,
+        database: Database,
+        watch: HistoryWatch,
+        rng: random.Random,
+        limits: TailLimits,
+        followed: Callable[[SeriesId], bool],
+        exchange_s: Callable[[SeriesId], float | None],
+        now_s: Callable[[SeriesId], float],
+        asks: Callable[[SeriesId], bool] = lambda _: True,
+        files: TailFiles | None = None,
+    ) -> None:
+        self._source = source
+        self._pipeline = pipeline
+        self._database = database
+        self._watch = watch
+        self._rng = rng
+        self._limits = limits
+        self._followed = followed
+        self._exchange_s = exchange_s
+        self._now_s = now_s
+        self._asks = asks
+        self._files = files
+        self._troubles = Troubles(log)
+
+    async def read(self, pending: Pending, errand: Errand) -> Outcome:
+        """Read a tail, up to the newest candle that is final by now. Raises `StoreError`."""
+        attempt = _Attempt(pending, errand)
+        try:
+            return await self._read(attempt)
+        except UpstreamError as error:
+            self._troubles.warn(pending.series, "%s: its tail cannot be read: %s", error)
+            again = not_answered(pending, _now_s(), self._rng, error.retry_after_s or 0.0)
+            return Outcome((again,), str(error), attempt.candles)
+
+    async def _read(self, attempt: _Attempt) -> Outcome:
+        """Raises `UpstreamError`, `StoreError`."""
+        series = attempt.pending.series
+        trouble: UpstreamError | None = None  # why the exchange is not asked
+        exchange_s: float | None = None
+        if self._asks(series):
+            try:
+                if not await self._source.knows(series):
+                    return Outcome((fruitless(attempt.pending, _now_s(), self._rng, UNLISTED_S),), NOT_LISTED)
+                exchange_s = self._exchange_s(series)
+                if exchange_s is None:
+                    exchange_s = await self._source.now_ms(series.market) / 1000
+            except UpstreamError as error:
+                if self._files is None:
+                    raise
+                trouble = error
+        final_s = (self._now_s(series) if exchange_s is None else exchange_s) - self._limits.final_margin_s
+        stored = before = await self._stored(series)
+        span = self._limits.missing(series, stored, final_s)
+        if span is None or self._followed(series):
+            return Outcome((), NOT_MISSING)
+        if self._files is not None:
+            end = await self._files.end(series, int(final_s))
+            if end is not None and exchange_s is None:  # the newest candles of the files, however old they are
+                span = self._limits.missing(series, stored, end)
+            if end is not None and span is not None and end > span.start:
+                await self._read_files(self._files, series, span, attempt)
+                stored = await self._stored(series)
+        if exchange_s is not None and (span := self._limits.missing(series, stored, final_s)) is not None:
+            await self._ask(series, stored, span, attempt)
+            stored = await self._stored(series)
+        if stored != before:
+            return Outcome((), came(attempt.candles), attempt.candles)
+        if trouble is not None:
+            raise trouble
+        return Outcome((fruitless(attempt.pending, _now_s(), self._rng),), came(0))
+
+    async def _ask(self, series: SeriesId, stored: Span | None, span: Span, attempt: _Attempt) -> None:
+        """Read a tail from the exchange, page by page. Raises `UpstreamError`, `StoreError`."""
+        start = span.start
+        if stored is not None and stored.end == start:
+            start = series.timeframe.shift(start, -1)  # with the head, so that one answer shows a hole behind it
+        with on_board(self._watch, series, span, attempt.pending.need.asked_by) as progress:
+            try:
+                pages = self._source.history(series, start, attempt.errand)
+                await read_pages(pages, into(self._pipeline, series, REST), progress)
+            finally:
+                attempt.candles += progress.candles
+
+    async def _read_files(self, files: TailFiles, series: SeriesId, span: Span, attempt: _Attempt) -> None:
+        """Read what the files have of a tail. Raises `StoreError`."""
+        with on_board(self._watch, series, span, FILES) as progress:
+            try:
+                await read_pages(files.pages(series, span), into(self._pipeline, series, files.name), progress)
+            except (UpstreamError, Rejected) as error:
+                progress.trouble = str(error)
+                self._troubles.warn(series, "%s: files (%s) are left out: %s", files.name, error)
+            attempt.candles += progress.candles
+
+    async def _stored(self, series: SeriesId) -> Span | None:
+        return await self._database.read(lambda store: store.span(series))
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt to read a tail, and the candles that came so far."""
+
+    pending: Pending
+    errand: Errand
+    candles: int = 0
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
