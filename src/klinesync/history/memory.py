@@ -20,7 +20,7 @@ class SourceMemory:
 
     def __init__(self) -> None:
         self._nothing_before: OrderedDict[SeriesId, tuple[Span, float]] = OrderedDict()  # and since when
-        self._answered: OrderedDict[tuple[SeriesId, Reason | None], tuple[int, float]] = OrderedDict()  # start, until
+        self._answered: OrderedDict[tuple[SeriesId, Reason | None], tuple[Span, float]] = OrderedDict()  # and until
 
     def nothing_before(self, series: SeriesId, now_s: float) -> Span | None:
         """The span right before the first candle in which the source has nothing; None when that is not known."""
@@ -34,14 +34,18 @@ class SourceMemory:
         if len(self._nothing_before) > MAX_REMEMBERED:
             self._nothing_before.popitem(last=False)
 
-    def was_answered(self, series: SeriesId, reason: Reason | None, start: int, now_s: float) -> bool:
-        """Whether the same, or more, was answered a moment ago. `reason`: None for a look into the store."""
-        answered = self._answered.get((series, reason))
-        return answered is not None and answered[0] <= start and now_s < answered[1]
+    def was_answered(self, series: SeriesId, reason: Reason | None, span: Span, now_s: float) -> bool:
+        """Whether all of `span` was answered not long ago. `reason`: None for a look into the store."""
+        answered, until_s = self._answered.get((series, reason), (Span(0, 0), 0.0))
+        return now_s < until_s and answered.start <= span.start and span.end <= answered.end
 
-    def remember_answer(self, series: SeriesId, reason: Reason | None, start: int, until_s: float) -> None:
-        """What begins at `start` was answered: until then the same is not asked for."""
-        self._answered[series, reason] = (start, until_s)
+    def remember_answer(
+        self, series: SeriesId, reason: Reason | None, span: Span, until_s: float, now_s: float
+    ) -> None:
+        """All of `span` was answered: it is not asked for until then, or longer if an answer said so before."""
+        if self.was_answered(series, reason, span, now_s) and self._answered[series, reason][1] >= until_s:
+            return
+        self._answered[series, reason] = (span, until_s)
         self._answered.move_to_end((series, reason))
         if len(self._answered) > MAX_REMEMBERED:
             self._answered.popitem(last=False)

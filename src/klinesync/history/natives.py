@@ -12,7 +12,8 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch
-from klinesync.history.memory import SourceMemory
+from klinesync.history.memory import NOTHING_BEFORE_TTL_S, SourceMemory
+from klinesync.history.missing import Reason
 from klinesync.history.pending import Pending, fruitless, not_answered
 from klinesync.history.pieces import Outcome
 from klinesync.history.reading import came, on_board, read_pages
@@ -24,6 +25,11 @@ log = logging.getLogger(__name__)
 
 # What health calls the reading.
 NATIVE_REASON = "native candles"
+# So many answers in a row without the candles at the end of a need, and the exchange has none there: the delays between
+# them add up to some minutes, and it shows its newest candle within one.
+MOST_FRUITLESS = 6
+# The answer that is told then.
+NOTHING_SHOWN = "no candle came, again and again: the exchange has none there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +70,16 @@ class NativeReader:
         if brought is not None and wanted.start < brought.start and (stored is None or wanted.start < stored.start):
             self.memory.remember_nothing(series, Span(wanted.start, brought.start), _now_s())
         end = wanted.start if brought is None else brought.end
-        remaining = [fruitless(pending.over(Span(end, wanted.end)), _now_s(), self.rng)] if end < wanted.end else []
-        return Outcome(remaining, came(progress.candles), progress.candles)
+        if end >= wanted.end:
+            return Outcome((), came(progress.candles), progress.candles)
+        again = fruitless(pending.over(Span(end, wanted.end)), _now_s(), self.rng)
+        if again.fruitless < MOST_FRUITLESS:
+            return Outcome((again,), came(progress.candles), progress.candles)
+        now_s = _now_s()
+        if brought is None and (stored is None or wanted.start < stored.start):
+            self.memory.remember_nothing(series, wanted, now_s)
+        self.memory.remember_answer(series, Reason.NATIVE, again.span, now_s + NOTHING_BEFORE_TTL_S, now_s)
+        return Outcome((), NOTHING_SHOWN, progress.candles)
 
     async def _write(self, series: SeriesId, page: HistoryPage) -> None:
         await self.pipeline.submit_native(series, page.candles, Empty(page.empty, page.proof))

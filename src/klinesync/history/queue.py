@@ -129,7 +129,7 @@ class HistoryQueue:
         new = without([need.span], joined(alike))
         if need.reason is Reason.TAIL and alike:
             new = []  # the tail that waits, or is being read, goes up to the newest candle
-        if need.reason in _REPEATED and self.memory.was_answered(need.series, need.reason, need.span.start, now_s):
+        if need.reason in _REPEATED and self.memory.was_answered(need.series, need.reason, _lasting(need), now_s):
             new = []
         room = max(0, min(MAX_NEEDS_OF_SERIES - len(line.needs), MAX_NEEDS - self._size))
         kept = new[max(0, len(new) - room) :]
@@ -153,7 +153,7 @@ class HistoryQueue:
 
     def looked_lately(self, look: Look, now_s: float) -> bool:
         """Whether the same look for a read was over a moment ago."""
-        return self.memory.was_answered(look.series, None, _start_of(look), now_s)
+        return self.memory.was_answered(look.series, None, _lasting_look(look), now_s)
 
     def retry_now(self, series: SeriesId) -> None:
         """The exchange's history of the series may have changed: every pending need of it is due at once, with its
@@ -192,9 +192,11 @@ class HistoryQueue:
         self._deep_out -= work.urgency is Urgency.DEEP
         if isinstance(work, Look):
             if work.urgency < Urgency.DEEP:
-                self._remember_answer(work.series, None, _start_of(work), now_s)
+                self._remember_answer(work.series, None, _lasting_look(work), now_s)
         elif work.reason in _REPEATED:
-            self._remember_answer(work.series, work.reason, work.span.start, now_s)
+            self._remember_answer(
+                work.series, work.reason, _lasting(replace(work.needs[-1].need, span=work.span)), now_s
+            )
         self._wait(work.series, (*line.needs, *(_calmed(pending, answer) for pending in remaining)))
         self._forget_if_idle(work.series)
 
@@ -314,8 +316,8 @@ class HistoryQueue:
         else:
             self._urgent.pop(series, None)
 
-    def _remember_answer(self, series: SeriesId, reason: Reason | None, start: int, now_s: float) -> None:
-        self.memory.remember_answer(series, reason, start, now_s + policy.RETRY.initial_s)
+    def _remember_answer(self, series: SeriesId, reason: Reason | None, span: Span, now_s: float) -> None:
+        self.memory.remember_answer(series, reason, span, now_s + policy.RETRY.initial_s, now_s)
 
     def _forget_if_idle(self, series: SeriesId) -> None:
         line = self._lines[series]
@@ -323,8 +325,14 @@ class HistoryQueue:
             del self._lines[series]
 
 
-def _start_of(look: Look) -> int:
-    return MAX_TIME if look.page_start is None else look.page_start
+def _lasting(need: Need) -> Span:
+    """The span for which an answer to the need counts: a tail is longer by the next candle, and the same need."""
+    return Span(need.span.start, MAX_TIME + 1) if need.reason is Reason.TAIL else need.span
+
+
+def _lasting_look(look: Look) -> Span:
+    """The same for a look: all from the beginning of its page on."""
+    return Span(MAX_TIME if look.page_start is None else look.page_start, MAX_TIME + 1)
 
 
 def _status(pending: Pending, *, in_flight: bool) -> NeedStatus:
