@@ -58,7 +58,7 @@ class MarketRuntime:
                 await stack.enter_async_context(resource)
             await stack.enter_async_context(self._database)
             await self.events.load()
-            stack.push_async_callback(self.events.save)
+            stack.push_async_exit(self._save_events)
             await self._derived_redo.settle()
             group = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self._pipeline.drain)
@@ -77,6 +77,11 @@ class MarketRuntime:
     ) -> bool | None:
         self._started = False
         return await self._stack.__aexit__(kind, error, trace)
+
+    async def _save_events(self, kind: type[BaseException] | None, *_: object) -> None:
+        """A service whose event loop is gone can await nothing more."""
+        if kind is not GeneratorExit:
+            await self.events.save()
 
     def on_loop_defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception in a callback of the event loop, which no task could catch."""
