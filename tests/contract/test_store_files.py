@@ -196,8 +196,8 @@ async def test_a_store_that_is_removed_or_replaced_while_it_is_open_takes_no_wri
             with pytest.raises(StoreReplaced):
                 await database.check()
         assert isinstance(database.write_error, StoreReplaced)
-    assert [record.message for record in caplog.records if "store_replaced" in record.message] == [
-        f"store_replaced {database.write_error}"
+    assert [record.message for record in caplog.records if "store.replaced" in record.message] == [
+        f"event=store.replaced: {database.write_error}"
     ]
 
 
@@ -227,7 +227,7 @@ async def test_a_backup_put_in_place_of_an_open_store_gets_nothing_of_that_store
     assert path.read_bytes() == kept.read_bytes()
     assert times(path) == list(range(3000))
     aside = tmp_path / "k.sqlite-wal.aside1"
-    assert [str(aside) in record.message for record in caplog.records if "store_log_aside" in record.message] == [True]
+    assert [str(aside) in record.message for record in caplog.records if "store.log_moved" in record.message] == [True]
     async with SqliteDatabase(path) as database:
         await database.write(put(3000, 3010))
     assert times(path) == list(range(3010))
@@ -292,7 +292,7 @@ async def test_a_lock_file_that_alone_is_removed_is_taken_anew(
         await database.write(put(0, 10))
         Path(f"{path}.lock").unlink()
         await database.write(put(10, 20))
-        assert "store_lock_retaken" in caplog.text
+        assert "event=store.lock_retaken" in caplog.text
         with pytest.raises(StoreLocked):
             await SqliteDatabase(path).__aenter__()
 

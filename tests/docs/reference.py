@@ -9,6 +9,7 @@ import architecture_page
 import commands_table
 import errors_page
 import flags_table
+import logs_page
 import metrics_page
 import routes_table
 import socket_tables
@@ -20,6 +21,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     commands_table.PAGE: commands_table.page,
     errors_page.PAGE: errors_page.page,
     flags_table.PAGE: flags_table.page,
+    logs_page.PAGE: logs_page.page,
     metrics_page.PAGE: metrics_page.page,
     routes_table.PAGE: routes_table.page,
     socket_tables.PAGE: socket_tables.page,

@@ -12,6 +12,8 @@ import pytest
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.logs import (
     CAUSE_PER_S,
     HANDLER,
@@ -233,3 +235,69 @@ def test_our_own_lines_are_all_written() -> None:
     kinds = OncePerKind(lambda: 0.0)
     records = [log.makeRecord(log.name, logging.INFO, "", 0, "a line", (), None) for _ in range(3)]
     assert all(map(kinds.filter, records))
+
+
+ours = Log("klinesync.test_logs")
+
+
+def test_a_line_of_ours_has_an_event_a_sentence_and_fields_in_both_formats(stream: io.StringIO) -> None:
+    set_up_logs("json", "info", stream)
+    console = io.StringIO()
+
+    def tell() -> None:
+        ours.warning("store.mended", "the %s can be read again", "candles", series=BTC, span=Span(60, 120), path="a b")
+
+    tell()
+    (line,) = lines(stream)
+    del line["time"]
+    assert line == {
+        "level": "warning", "logger": "klinesync.test_logs", "event": "store.mended", "series": str(BTC),
+        "message": "the candles can be read again", "span": "60..120", "path": "a b",
+    }  # fmt: skip
+    set_up_logs("console", "info", console)
+    tell()
+    assert console.getvalue().endswith(
+        f"event=store.mended series={BTC} span=60..120 path='a b': the candles can be read again\n"
+    )
+
+
+def test_a_field_without_a_value_is_left_out_and_an_error_ends_the_sentence(stream: io.StringIO) -> None:
+    set_up_logs("json", "info", stream)
+    error = StoreError("disk full")
+    ours.error("store.unwritable", "100 % is not written", series=None, suppressed=0, error=error)
+    ours.error("store.unwritable", "again", suppressed=3, error=error)
+    first, second = lines(stream)
+    assert first["message"] == "100 % is not written: disk full"
+    assert {"series", "suppressed"} & first.keys() == set()
+    assert (second["suppressed"], second["error"]) == (3, "disk full")
+
+
+def test_the_trace_of_an_exception_is_there_when_the_line_asks_for_it(stream: io.StringIO) -> None:
+    set_up_logs("json", "debug", stream)
+    try:
+        raise RuntimeError("broken")
+    except RuntimeError as error:
+        ours.exception("ledger.failed", "it broke")
+        ours.error("defect", "it broke", exc_info=error)
+        ours.debug("command.failed", "it broke", exc_info=error)
+        ours.warning("ledger.rebuilt", "it broke", error=error)
+    assert ["RuntimeError: broken" in str(line.get("trace")) for line in lines(stream)] == [True, True, True, False]
+
+
+def test_a_cause_among_the_fields_is_logged_once_too(stream: io.StringIO) -> None:
+    set_up_logs("json", "info", stream)
+    for series in ("A", "B", "C"):
+        ours.warning("ledger.rebuilt", "the store cannot be read", series=series, error=StoreError("the log was cut"))
+    assert [line["series"] for line in lines(stream)] == ["A"]
+
+
+def test_what_a_level_hides_is_not_even_made_into_text() -> None:
+    class Unprintable:
+        def __str__(self) -> str:
+            raise AssertionError("made into text")
+
+    logging.getLogger("klinesync.test_logs").setLevel(logging.WARNING)
+    try:
+        ours.info("ledger.rebuilt", "%s", Unprintable(), series=Unprintable())
+    finally:
+        logging.getLogger("klinesync.test_logs").setLevel(logging.NOTSET)

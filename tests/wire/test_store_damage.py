@@ -160,7 +160,7 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
             while gap["type"] != "gap" or gap.get("reason") == "truncated":
                 gap = await socket.receive_json(timeout=30)
             assert (gap["expected_next_time"], gap["actual_time"]) == (first, last + 60)
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("store_damaged")]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("event=store.damaged")]
     assert len(lines) == 1
     assert str(BTC) in lines[0]
 
@@ -280,7 +280,7 @@ async def test_a_ledger_that_cannot_be_read_is_red_is_logged_once_and_costs_no_c
         _, whole = await service.get("/api/market/status")
         assert (whole["status"], whole["status_reason"]) == ("red", "store_damaged")
         assert await service.get("/readyz") == (200, {"status": "ready"})
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("store_damaged")]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("event=store.damaged")]
     assert lines
     assert len(lines) == len(set(lines))
     assert not any(record.exc_info for record in caplog.records)
@@ -330,7 +330,7 @@ async def test_whatever_table_is_damaged_the_status_is_red_the_log_is_short_and_
                 await asyncio.sleep(POLL_S)
         assert whole["status_reason"] in ("store_damaged", "store_unavailable")
         assert "damaged" in whole["store"]["detail"]  # type: ignore[index]
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("store_damaged")]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("event=store.damaged")]
     assert len(lines) == len(set(lines))
     assert not any(record.exc_info for record in caplog.records)
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) < 20

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -89,7 +88,9 @@ def _status(argv: Sequence[str], output: Output) -> int:
         trouble = _system_trouble(error)
         if trouble is None:
             raise
-        logging.getLogger(__name__).debug("%s", trouble, exc_info=error)
+        from klinesync.runtime.log_events import Log
+
+        Log(__name__).debug("command.failed", "%s", trouble, exc_info=error)
         return _failed(trouble)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -7,7 +7,6 @@ the same: it begins as an HTTP request.
 from __future__ import annotations
 
 import asyncio
-import logging
 import resource
 from http import HTTPStatus
 
@@ -23,8 +22,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from klinesync.core.printable import printable
 from klinesync.market.error_codes import FrontDoorCode
+from klinesync.runtime.log_events import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Our longest URL has some 300 bytes. A browser's cookies for the name `localhost` may be many.
 MAX_URL_BYTES = 8 << 10
@@ -49,7 +49,12 @@ def allow_connections() -> None:
     wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     if most_connections() < MAX_CONNECTIONS:
-        log.info("%d connections at most: the system lets this process open %d files", most_connections(), most)
+        log.info(
+            "connections.limited",
+            "%d connections at most: the system lets this process open %d files",
+            most_connections(),
+            most,
+        )
 
 
 def most_connections() -> int:

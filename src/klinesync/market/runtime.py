@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -14,8 +13,9 @@ from klinesync.market.front import Front
 from klinesync.market.parts_services import ServedParts
 from klinesync.market_data.orchestrator import MarketDataOrchestrator
 from klinesync.runtime.bulkheads import Part, Work
+from klinesync.runtime.log_events import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # How often a store that could not be written is tried.
 STORE_PROBE_S = 5.0
@@ -129,10 +129,10 @@ class MarketRuntime:
             except StoreError as error:
                 if str(error) != logged:
                     logged = str(error)
-                    log.error("store_probe_failed %s", error)
+                    log.error("store.probe_failed", "the store cannot be written yet", error=error)
             else:
                 logged = None
-                log.warning("the store can be written again")
+                log.warning("store.writable", "the store can be written again")
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -10,7 +10,6 @@ below `/api` the browser's own mark of a foreign page, `Sec-Fetch-Site`, is enou
 from __future__ import annotations
 
 import hmac
-import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from klinesync.core.errors import BadFlag
 from klinesync.core.printable import printable
 from klinesync.market.error_codes import FrontDoorCode
+from klinesync.runtime.log_events import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Foreign origins that are logged, each once; a browser can be made to send any number of them.
 MAX_ORIGINS_LOGGED = 100
@@ -247,10 +247,11 @@ class GuardedApp:
             return
         self._told.add(origin)
         log.warning(
-            "event=origin.refused origin=%r: a page from there may not connect; if it is yours, admit it: "
+            "origin.refused",
+            "a page from there may not connect; if it is yours, admit it: "
             "--allowed-origins %s (KLINESYNC_ALLOWED_ORIGINS)",
             origin,
-            origin,
+            origin=origin,
         )
 
 

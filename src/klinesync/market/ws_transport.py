@@ -39,8 +39,6 @@ from klinesync.ws.frames import payload_of
 from klinesync.ws.hub import CLOSE_DEFECT, CLOSE_POLICY_VIOLATION, Client
 from klinesync.ws.rate import RATE_PER_S, MessageRate, Verdict
 
-log = logging.getLogger(__name__)
-
 # Below the limit of connections: HTTP has some left when all of these are taken.
 MAX_CLIENTS = 10_000
 MAX_MESSAGE_BYTES = 64 << 10

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from math import isclose
@@ -26,12 +25,13 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.pipelines.derived_settings import Settled, settle
 from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_closed
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.metrics import Durations
 from klinesync.storage.damage import Damage, DoAgain, Kept, StoreDamaged
 from klinesync.storage.database import CandleStore, Database, Derivation, DerivationOrigin, Origin, R, SeriesChange
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Live candles that may wait for the writer. A series whose candles do not fit falls behind: REST has them.
 MAX_LIVE_CANDLES = 50_000
@@ -316,7 +316,7 @@ class IngestPipeline:
             return False  # told where it was met
         except StoreError as error:
             if self._told_failure.allow(str(error), _now_s()) is not None:
-                log.error("factors and overlays cannot be looked after at present: %s", error)
+                log.error("ledger.look_failed", "factors and overlays cannot be looked after at present", error=error)
             return False
         return True
 
@@ -334,14 +334,18 @@ class IngestPipeline:
             progress = await self._database.write(lambda store: self._ledger.catch_up(store, series, now_s))
         except StoreDamaged as error:
             if self._told_damage.allow(str(error), now_s) is not None:
-                log.error("%s: its factors and overlays cannot catch up: %s", series, error)
+                log.error(
+                    "ledger.catch_up_failed", "its factors and overlays cannot catch up", series=series, error=error
+                )
             self._ledger.put_off(series, error, now_s)
         except StoreError as error:
             if self._told_failure.allow(str(error), now_s) is not None:
-                log.error("%s: its factors and overlays cannot catch up: %s", series, error)
+                log.error(
+                    "ledger.catch_up_failed", "its factors and overlays cannot catch up", series=series, error=error
+                )
             await asyncio.sleep(CATCH_UP_RETRY_S)
         except Exception as error:
-            log.exception("%s: its factors and overlays cannot catch up", series)
+            log.exception("ledger.catch_up_failed", "its factors and overlays cannot catch up", series=series)
             self._ledger.put_off(series, error, now_s)
         else:
             if not progress.left:
@@ -404,7 +408,7 @@ class IngestPipeline:
             raise
         except Exception as error:
             # Whatever is wrong with the ledgers must not cost a candle: they lag, the candles stay.
-            log.exception("factors and overlays failed; they lag behind the candles")
+            log.exception("ledger.failed", "factors and overlays failed; they lag behind the candles")
             self._ledger.set_back(store, changes, error, now_s)
 
     def _apply_one(self, store: CandleStore, submission: Submission, at: int) -> list[Applied]:
@@ -472,13 +476,13 @@ class IngestPipeline:
             self.batches_failed += 1
             if len(batch) == 1:
                 if self._told_failure.allow(str(error), began_s) is not None:
-                    log.error("a submission was not stored: %s", error)
+                    log.error("pipeline.submission_failed", "a submission was not stored", error=error)
                 self._fail(batch, error)
             else:
                 one_by_one = True
         except StoreError as error:
             if self._told_failure.allow(str(error), began_s) is not None:
-                log.error("a batch of %d submissions was not stored: %s", len(batch), error)
+                log.error("pipeline.batch_failed", "a batch was not stored", submissions=len(batch), error=error)
             self.batches_failed += 1
             self._fail(batch, error)
         else:

@@ -7,7 +7,6 @@ candles behind it. An advance that is too long for the transaction is left for l
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
@@ -27,9 +26,10 @@ from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.instruction import Instruction
 from klinesync.overlay.plugin import OverlayFault
 from klinesync.pipelines.watchdog import TookTooLong
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import CandleStore, Ledger
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # States are stored this often, so that a restart or a rewind replays no more candles than that.
 CHECKPOINT_CANDLES = 64
@@ -269,7 +269,12 @@ class LedgerStep:
             try:
                 states = self.factors.encode(self.states_at(store, series, time), time)
             except (FactorFault, ForeignStates) as error:
-                log.warning("%s: its factors will be computed from what is left: %s", series, error)
+                log.warning(
+                    "ledger.trimmed",
+                    "its factors will be computed from the remaining candles",
+                    series=series,
+                    error=error,
+                )
         if states is not None:
             store.ledger.trim(series, before)
             store.ledger.add_checkpoint(series, time, states, kept=True)
@@ -357,7 +362,7 @@ class LedgerStep:
             self._fault(series, "", error, error, now_s)
             return ledger
         except ForeignStates as error:
-            log.warning("%s: its factors are computed anew: %s", series, error)
+            log.warning("ledger.rebuilt", "its factors are computed anew", series=series, error=error)
             ledger = ledger._replace(fingerprint="")
             store.ledger.put(series, ledger)
             self._behind[series] = Lag("states that cannot be read")
@@ -519,7 +524,13 @@ class LedgerStep:
         if name and (times >= MAX_FAULTS or self._timeouts[name] >= MAX_TIMEOUTS):
             self._suspend(name, series, fault)
             return True
-        log.error("%s: its factors or overlays lag behind the candles: %s", series, fault, exc_info=times == 1)
+        log.error(
+            "ledger.lags",
+            "its factors or overlays lag behind the candles",
+            series=series,
+            error=fault,
+            exc_info=times == 1,
+        )
         self._try_later(series, str(fault), now_s)
         return False
 
@@ -533,7 +544,7 @@ class LedgerStep:
             self.factors = left
         sentence = f"{name} is suspended until the next start, after it failed at {series} again and again: {fault}"
         self.suspended[name] = sentence
-        log.error("%s", sentence)
+        log.error("plugin.suspended", "%s", sentence, plugin=name, series=series)
         self._fingerprint = self._fingerprint_now()
         self._ours.add(self._fingerprint)
 

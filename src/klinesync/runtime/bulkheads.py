@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from enum import StrEnum
@@ -17,9 +16,10 @@ from typing import Protocol
 from weakref import WeakSet
 
 from klinesync.core.backoff import Backoff
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Before a part that a defect ended begins again.
 RESTART = Backoff(initial_s=0.5, most_s=30.0)
@@ -82,7 +82,7 @@ class Bulkheads:
         self._last_s[part] = now_s
         suppressed = self._log_limit.allow((part, type(error)), now_s)
         if suppressed is not None:
-            log.error("defect in %s (%s), %d more since the last line", part, name, suppressed, exc_info=error)
+            log.error("defect", "defect in %s (%s)", part, name, part=part, suppressed=suppressed, exc_info=error)
 
     def begin(
         self,

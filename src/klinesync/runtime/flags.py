@@ -7,7 +7,6 @@ with its name in the message. Only the runtime builder reads the result; every o
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,9 +38,10 @@ from klinesync.runtime.flag_values import (
     parse_series_list,
     shown,
 )
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.proxies import Proxies
 
-logger = logging.getLogger(__name__)
+log = Log(__name__)
 
 MAX_WHITELIST_BYTES = 4 << 20
 
@@ -229,7 +229,9 @@ def load_flags(command_line: Mapping[str, object] | None = None) -> RuntimeFlags
     """The flags in force. Raises `BadFlag` for an unknown name, a malformed value or a part that is not built."""
     found = read_configuration(command_line)
     if found.left_out:
-        logger.info("variables of an orchestrator are no flags, and left out: %s", ", ".join(found.left_out))
+        log.info(
+            "flags.left_out", "variables of an orchestrator are no flags, and left out: %s", ", ".join(found.left_out)
+        )
     if found.problems:
         raise found.problems[0]
     return found.flags

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Literal, TextIO
@@ -19,6 +19,7 @@ import msgspec
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
+from klinesync.runtime.log_events import field_text
 from klinesync.runtime.log_limit import LogLimit
 
 LogFormat = Literal["console", "json"]
@@ -59,8 +60,8 @@ class ConsoleLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """`time` (UTC, ISO 8601), `level`, `logger`, `message`; `series` where the line names one; what was given with
-    `extra`; and `trace` of an unexpected error."""
+    """`time` (UTC, ISO 8601), `level`, `logger`, `event`, `message` (the sentence), the fields of a line of ours; of
+    other lines what `extra` has; and `trace` of an unexpected error."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -69,12 +70,15 @@ class JsonLines(logging.Formatter):
             "time": f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z",
             "level": record.levelname.lower(),
             "logger": printable(record.name),
-            "message": printable(_cut(record.getMessage())),
         }
+        event = getattr(record, "event", None)
+        if event is not None:
+            line["event"] = event
+        line["message"] = printable(_cut(getattr(record, "sentence", None) or record.getMessage()))
         series = next((arg for arg in _arguments(record) if isinstance(arg, SeriesId)), None)
         if series is not None:
             line["series"] = str(series)
-        for name, value in vars(record).items():
+        for name, value in (vars(record) if event is None else _fields(record)).items():
             if name not in _USUAL and name not in line:
                 line[printable(name)] = _field(value)
         trace = _trace(self, record)
@@ -87,7 +91,13 @@ def _field(value: object) -> str | int | float | None:
     """What was given with `extra`, as JSON has it: integers of more than 64 bits are text."""
     if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64):
         return value
-    return printable(_cut(str(value)))
+    return printable(_cut(field_text(value)))
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, object]:
+    """The fields of a line of ours; nothing of other lines."""
+    fields: Mapping[str, object] = getattr(record, "fields", {})
+    return fields
 
 
 def _cut(text: str) -> str:
@@ -120,13 +130,13 @@ class OncePerCause(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line is written."""
-        cause = next((cause for arg in _arguments(record) if (cause := _cause(arg)) is not None), None)
+        values = (*_arguments(record), *_fields(record).values())
+        cause = next((cause for value in values if (cause := _cause(value)) is not None), None)
         if cause is None or record.levelno >= logging.ERROR or logging.getLogger().isEnabledFor(logging.DEBUG):
             return True
         suppressed = self._limit.allow(cause, self._clock())
         if suppressed:
-            record.msg = f"{record.getMessage()} (and {suppressed} more for that reason)"
-            record.args = ()
+            _add(record, f" (and {suppressed} more for that reason)")
         return suppressed is not None
 
 
@@ -148,9 +158,16 @@ class OncePerKind(logging.Filter):
         error = record.exc_info[0] if record.exc_info else None
         suppressed = self._limit.allow((record.name, kind, error), self._clock())
         if suppressed:
-            record.msg = f"{record.getMessage().rstrip()} (and {suppressed} more like it)"
-            record.args = ()
+            _add(record, f" (and {suppressed} more like it)")
         return suppressed is not None
+
+
+def _add(record: logging.LogRecord, words: str) -> None:
+    """Have the message end in `words`."""
+    record.msg = record.getMessage().rstrip() + words
+    record.args = ()
+    if (sentence := getattr(record, "sentence", None)) is not None:
+        record.sentence = sentence + words
 
 
 def _cause(value: object) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from enum import StrEnum
 from typing import NamedTuple
@@ -10,8 +9,9 @@ from typing import NamedTuple
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.runtime.log_events import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Damaged parts that are remembered and logged one by one. A disk that loses more has failed as a whole.
 MAX_DAMAGED_PARTS = 1000
@@ -94,11 +94,10 @@ class DamageBoard:
             self._full = full
         if say_full:
             log.error(
-                "store_damaged more than %d parts of the store are damaged; the rest is not listed", len(self._parts)
+                "store.damaged", "more than %d parts of the store are damaged; the rest is not listed", len(self._parts)
             )
         elif not known and not full:
-            span = "" if damage.span is None else f"{damage.span.start}..{damage.span.end}"
-            log.error("store_damaged series=%s span=%s: %s", damage.series or "", span, damage.what)
+            log.error("store.damaged", "%s", damage.what, series=damage.series, span=damage.span)
 
     def clear(self, series: SeriesId, kept: Kept, span: Span | None) -> None:
         """What is `kept` of `series` in `span` was read without trouble: damage that begins there is over. None: all of
@@ -113,8 +112,7 @@ class DamageBoard:
             for part in over:
                 del self._parts[series, kept, part.start]
         for part in over:
-            where = "" if part.span is None else f"{part.span.start}..{part.span.end}"
-            log.warning("store_mended series=%s span=%s: the %s can be read again", series, where, kept)
+            log.warning("store.mended", "the %s can be read again", kept, series=series, span=part.span)
 
     def of(self, series: SeriesId) -> list[Damage]:
         """All damage of `series`, whatever is kept there."""

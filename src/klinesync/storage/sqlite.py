@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Self
 import apsw
 
 from klinesync.core.errors import StoreError
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.looking import is_file
 from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
@@ -25,7 +25,7 @@ from klinesync.storage.sqlite_reader import look_into, open_closed, open_reader,
 from klinesync.storage.sqlite_schema import ForeignFile, check_owner, migrations, version_of
 from klinesync.storage.wal_origin import ForeignLog, refuse_foreign_log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 READER_THREADS = 2
 
@@ -125,7 +125,7 @@ class SqliteDatabase:
                 self._lock.release()
                 raise
             self._unwritable = error
-            log.error("store_unwritable what is stored is served, and nothing is written: %s", error)
+            log.error("store.unwritable", "what is stored is served, and nothing is written", error=error)
 
     def _readable(self) -> bool:
         """Whether the closed store can be read as it is."""
@@ -183,7 +183,7 @@ class SqliteDatabase:
         except OSError as error:
             why = disk_trouble(error, self._lock.path)
             raise self._file.found_replaced(f"its lock file was removed and cannot be made anew: {why}") from error
-        log.warning("store_lock_retaken the lock file %s had been removed; it is there again", self._lock.path)
+        log.warning("store.lock_retaken", "the lock file had been removed; it is there again", path=self._lock.path)
 
     def _read(self, look: Callable[[CandleStore], R]) -> R:
         if self._unwritable is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import apsw
 
 from klinesync.core.errors import StoreError
+from klinesync.runtime.log_events import Log
 from klinesync.storage.candles import StoredCandles
 from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import CandleStore, R
@@ -20,7 +20,7 @@ from klinesync.storage.sqlite_schema import check_owner, migrate
 from klinesync.storage.sqlite_tables import SqliteTables
 from klinesync.storage.tables import TransactionLost
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # 16 MB of write-ahead log between checkpoints, so that a minute's end seldom pays for one.
 WAL_AUTOCHECKPOINT_PAGES = 4000
@@ -144,7 +144,7 @@ class SqliteFile:
                 f"the store {self.path} is not the one that was opened: {what}; nothing is written any more: "
                 "stop klinesync, put the store back in its place (or let a new one be made), and start klinesync again"
             )
-            log.error("store_replaced %s", self.replaced)
+            log.error("store.replaced", "%s", self.replaced)
         return self.replaced
 
     def _transaction(self, work: Callable[[apsw.Connection], R], before_commit: Callable[[], None]) -> R:
@@ -199,19 +199,23 @@ class SqliteFile:
             aside = self._watch.set_log_aside()
         except OSError as error:
             log.error(
-                "store_log_left the write-ahead log of the store that was opened lies beside another store, %s, "
+                "store.log_left",
+                "the write-ahead log of the store that was opened lies beside another store, %s, "
                 "and cannot be renamed: %s; move %s-wal away before that store is opened",
                 self.path,
                 disk_trouble(error, self.path),
                 self.path,
+                path=self.path,
             )
             return
         if aside is not None:
             log.error(
-                "store_log_aside the write-ahead log of the store that was opened is now %s: it is no part of the "
+                "store.log_moved",
+                "the write-ahead log of the store that was opened is now %s: it is no part of the "
                 "store that took its place; whoever puts the former store back renames it to %s-wal",
                 aside,
                 self.path,
+                path=self.path,
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,11 +11,12 @@ from typing import Protocol
 from klinesync.core.candle import Applied, Forming
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
 from klinesync.ws.session import Announcement, Subscription
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # What may wait for one client. A client that lets more pile up is closed with 1013 and resumes with `since`.
 OUTBOX_MAX_MESSAGES = 10_000
@@ -269,7 +269,7 @@ class CandleHub:
         if client.outbox.ended == CLOSE_TRY_AGAIN_LATER:
             self._slow_clients += 1
             if (more := self._log_limit.allow("slow", asyncio.get_running_loop().time())) is not None:
-                log.warning("a client read too slowly, and was closed with 1013 (%d more since the last line)", more)
+                log.warning("ws.client_slow", "a client read too slowly, and was closed with 1013", suppressed=more)
         if not self._clients:
             self._empty.set()
         for series in list(client.subscriptions):

@@ -1,0 +1,111 @@
+"""Log: each line has an event name, a sentence for people, and fields. Whoever looks for a line looks for the name.
+
+Names are stable: they are what alerts and searches are made of. docs/reference/logs.md lists all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from klinesync.core.spans import Span
+
+LogEvent = Literal[
+    "command.failed",
+    "connections.limited",
+    "defect",
+    "flags.left_out",
+    "ledger.catch_up_failed",
+    "ledger.failed",
+    "ledger.lags",
+    "ledger.look_failed",
+    "ledger.rebuilt",
+    "ledger.trimmed",
+    "origin.refused",
+    "pipeline.batch_failed",
+    "pipeline.submission_failed",
+    "plugin.suspended",
+    "store.damaged",
+    "store.lock_retaken",
+    "store.log_left",
+    "store.log_moved",
+    "store.mended",
+    "store.probe_failed",
+    "store.replaced",
+    "store.unwritable",
+    "store.writable",
+    "ws.client_slow",
+]
+
+# Whether a line has a trace: of this exception, of the one that is being handled, or none.
+Trace = BaseException | bool | None
+
+
+class Log:
+    """Writes the events of one module.
+
+    name: the module's `__name__`; the name of the logger.
+
+    Each method takes the event, a sentence with `%` placeholders, and its values. Keywords are fields: `series=…`,
+    `span=…`, `market=…`; one that is None is left out, and so is `suppressed` (lines that were held back since the last
+    one) of 0. `error` is a field whose text ends the sentence. A line reads
+    `event=history.failed series=binance:spot:BTC/USDT:1m: history cannot be read: no answer in time`.
+    """
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: LogEvent, sentence: str, *values: object, exc_info: Trace = None, **fields: object) -> None:
+        """Log what only a search for a defect needs."""
+        self._write(logging.DEBUG, event, sentence, values, exc_info, fields)
+
+    def info(self, event: LogEvent, sentence: str, *values: object, **fields: object) -> None:
+        """Log the usual course of things."""
+        self._write(logging.INFO, event, sentence, values, None, fields)
+
+    def warning(self, event: LogEvent, sentence: str, *values: object, **fields: object) -> None:
+        """Log trouble that the service lives with."""
+        self._write(logging.WARNING, event, sentence, values, None, fields)
+
+    def error(self, event: LogEvent, sentence: str, *values: object, exc_info: Trace = None, **fields: object) -> None:
+        """Log trouble that somebody should look at."""
+        self._write(logging.ERROR, event, sentence, values, exc_info, fields)
+
+    def exception(self, event: LogEvent, sentence: str, *values: object, **fields: object) -> None:
+        """Log the exception that is being handled, with its trace: nobody expected it."""
+        self._write(logging.ERROR, event, sentence, values, True, fields)
+
+    def _write(
+        self,
+        level: int,
+        event: LogEvent,
+        sentence: str,
+        values: tuple[object, ...],
+        trace: Trace,
+        fields: dict[str, object],
+    ) -> None:
+        if not self._logger.isEnabledFor(level):
+            return
+        told = {name: value for name, value in fields.items() if value is not None}
+        if not told.get("suppressed", True):
+            del told["suppressed"]
+        text = sentence % values if values else sentence
+        if "error" in told:
+            text = f"{text}: {told['error']}"
+        # Handlers of other programs show the message alone, and so it has everything.
+        head = [f"event={event}", *(f"{name}={_shown(value)}" for name, value in told.items() if name != "error")]
+        extra = {"event": event, "sentence": text, "fields": told}
+        self._logger.log(level, "%s: %s", " ".join(head), text, exc_info=trace, extra=extra, stacklevel=3)
+
+
+def field_text(value: object) -> str:
+    """A field's value as text: a span as `start..end`."""
+    return f"{value.start}..{value.end}" if isinstance(value, Span) else str(value)
+
+
+def _shown(value: object) -> str:
+    """A field's value on the console, in quotes where it has spaces."""
+    text = field_text(value)
+    return repr(text) if " " in text or not text else text

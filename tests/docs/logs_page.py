@@ -1,0 +1,127 @@
+"""docs/reference/logs.md, as it follows from the calls that write log lines."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import generated
+
+ROOT = Path(__file__).parents[2]
+SRC = ROOT / "src" / "klinesync"
+PAGE = ROOT / "docs" / "reference" / "logs.md"
+
+LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
+# The simulated exchange is a program of its own, and logs with the standard library.
+OTHER_PROGRAMS = ("sim",)
+
+# By event: what has happened.
+MEANINGS: dict[str, str] = {
+    "command.failed": "where in the code a command met what its sentence says (with `--verbose`)",
+    "connections.limited": "the system lets the process open so few files that fewer clients fit",
+    "defect": "an exception that nobody expected ended a part of the service, which begins again; with its trace",
+    "flags.left_out": "variables that an orchestrator sets are no flags",
+    "ledger.catch_up_failed": "factors and overlays of a series cannot catch up with its candles; tried again",
+    "ledger.failed": "factors and overlays failed in a write; the candles are stored, the ledgers lag",
+    "ledger.lags": "a factor or overlay failed at a candle; the ledger of the series lags",
+    "ledger.look_failed": "which ledgers lag cannot be read from the store; tried again",
+    "ledger.rebuilt": "stored states cannot be read: the factors of a series are computed anew",
+    "ledger.trimmed": "stored states cannot be kept at a trim: factors begin at the first remaining candle",
+    "origin.refused": "a browser page of another origin is refused; once an origin",
+    "pipeline.batch_failed": "a write transaction failed; nothing of the batch is stored",
+    "pipeline.submission_failed": "a submission that was written alone failed",
+    "plugin.suspended": "a factor or overlay that failed again and again does not run until the next start",
+    "store.damaged": "a part of the store cannot be read",
+    "store.lock_retaken": "the lock file had been removed while the service held the lock",
+    "store.log_left": "the write-ahead log of a replaced store cannot be moved away",
+    "store.log_moved": "the write-ahead log of a replaced store was moved aside",
+    "store.mended": "a part of the store that was damaged can be read again",
+    "store.probe_failed": "the store, which could not be written, still cannot be",
+    "store.replaced": "the files of the store are not those that were opened",
+    "store.unwritable": "a write failed; stored candles are served meanwhile",
+    "store.writable": "the store can be written again",
+    "ws.client_slow": "a client read too slowly, and was closed with 1013",
+}
+
+HEAD = """# Logs
+
+Lines go to stderr. `log_format=console` writes them for people, `log_format=json` one JSON object a line; both say the same.
+`log_level` is the least level that is written.
+
+```
+2026-01-31 12:00:00,123 WARNING klinesync.ws.hub: event=ws.client_slow suppressed=3: a client read too slowly, and was closed with 1013
+```
+
+```json
+{"time":"2026-01-31T12:00:00.123Z","level":"warning","logger":"klinesync.ws.hub","event":"ws.client_slow","message":"a client read too slowly, and was closed with 1013","suppressed":3}
+```
+
+- `event` is stable: look for events, not for sentences, which may change.
+- Fields say what the line is about: `series`, `market`, `exchange`; a `span` is `start..end` in UTC seconds, end exclusive; `error` is the
+  sentence of an error; `suppressed` counts the lines of the kind that were held back since the last one. A field without a value is
+  left out.
+- `time` is the system's clock, in UTC in JSON and in local time on the console. An unexpected error has its trace in `trace`.
+- Text from outside (an exchange's message, a file name) is escaped: no text forges a line.
+- One cause of trouble with an exchange or the store is logged once a minute, however many series meet it; the next line says how
+  many were held back. Lines of the web server and of asyncio, which have no event, are logged once a minute a kind.
+
+## Events
+
+"""  # noqa: E501  # a log line is shown as it is written
+
+
+class Line(NamedTuple):
+    """A call that writes a log line. `event` is None where it is not written in the call."""
+
+    path: str
+    number: int
+    level: str
+    event: str | None
+    fields: tuple[str, ...]
+
+
+def lines() -> Iterator[Line]:
+    """Every call of a method of `log`, in the whole package but other programs."""
+    for path in sorted(SRC.rglob("*.py")):
+        place = path.relative_to(SRC)
+        if place.parts[0] not in OTHER_PROGRAMS:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_log(node.func):
+                    first = node.args[0] if node.args else None
+                    event = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
+                    fields = tuple(one.arg for one in node.keywords if one.arg not in (None, "exc_info"))
+                    yield Line(str(place), node.lineno, LEVELS[node.func.attr], event, fields)
+
+
+def _is_log(call: ast.Attribute) -> bool:
+    if call.attr not in LEVELS:
+        return False
+    match call.value:
+        case ast.Name(id="log" | "logger"):
+            return True
+        case ast.Call(func=ast.Name(id="Log") | ast.Attribute(attr="getLogger")):
+            return True
+    return False
+
+
+def page() -> str:
+    """The text of the page."""
+    levels: dict[str, set[str]] = defaultdict(set)
+    fields: dict[str, set[str]] = defaultdict(set)
+    for line in lines():
+        if line.event in MEANINGS:
+            levels[line.event].add(line.level)
+            fields[line.event] |= set(line.fields)
+    rows = [
+        (
+            f"`{event}`",
+            ", ".join(sorted(levels[event])),
+            ", ".join(f"`{name}`" for name in sorted(fields[event])) or "–",
+            MEANINGS[event],
+        )
+        for event in sorted(MEANINGS)
+    ]
+    return HEAD + generated.table(("event", "level", "fields", "meaning"), rows)

@@ -1,0 +1,48 @@
+"""Every line that the service logs has an event of the one list, and the page of logs has them all."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import get_args
+
+import logs_page
+
+from klinesync.runtime.log_events import LogEvent
+
+EVENTS = frozenset(get_args(LogEvent))
+# Rooms whose lines are sentences alone as yet.
+WITHOUT_EVENTS = ("exchanges", "history", "ingest", "market_data")
+
+
+def test_every_line_has_an_event_of_the_list() -> None:
+    lines = [line for line in logs_page.lines() if Path(line.path).parts[0] not in WITHOUT_EVENTS]
+    assert [line for line in lines if line.event not in EVENTS] == []
+    assert len(lines) > 20
+
+
+def test_every_event_is_logged_somewhere_and_has_a_meaning() -> None:
+    assert {line.event for line in logs_page.lines()} >= EVENTS
+    assert set(logs_page.MEANINGS) == EVENTS
+
+
+def test_the_names_of_events_and_fields_have_one_form() -> None:
+    for event in EVENTS:
+        assert re.fullmatch(r"[a-z]+(\.[a-z]+(_[a-z]+)*)?", event), event
+    for line in logs_page.lines():
+        for field in line.fields:
+            assert re.fullmatch(r"[a-z]+(_[a-z]+)*", field), line
+
+
+def test_nothing_logs_past_the_events() -> None:
+    for path in logs_page.SRC.rglob("*.py"):
+        place = path.relative_to(logs_page.SRC)
+        if place.parts[0] in (*logs_page.OTHER_PROGRAMS, *WITHOUT_EVENTS):
+            continue
+        made = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Assign) and "getLogger(__name__)" in ast.unparse(node.value)
+        ]
+        assert made == [], place
