@@ -10,13 +10,13 @@ from random import Random
 class Backoff:
     """Delays that grow by a factor with each retry in a row, up to a limit, as a value.
 
-    Whoever retries counts the failures in a row; after a success the count is 0 again.
+    The caller counts its consecutive failures, and begins again at 0 after a success.
 
     initial_s: delay before the first retry, in seconds.
     most_s: longest delay, in seconds; at least `initial_s`.
     factor: growth with each retry, at least 1; 2 by default.
-    jitter: largest share of a delay that is left off by chance, from 0 (none, the default) to 1 (all of it), so that
-        clients which failed together do not come back together.
+    jitter: largest random share by which a delay is shortened, from 0 (none, the default) to 1 (all of the delay), so
+        that clients which failed together do not retry together.
     """
 
     initial_s: float
@@ -32,11 +32,11 @@ class Backoff:
     def delay_s(self, retry: int, rng: Random | None = None) -> float:
         """Seconds to wait before a retry.
 
-        retry: its number in a row, from 0.
-        rng: for the jitter; without one the delay is the longest that the jitter admits.
+        retry: consecutive retries before this one, from 0.
+        rng: source of the jitter; without one the delay is the full one.
         """
         try:
             delay_s = min(self.initial_s * self.factor**retry, self.most_s)
-        except OverflowError:  # after some thousand retries in a row
+        except OverflowError:  # after some thousand consecutive retries
             delay_s = self.most_s
         return delay_s if rng is None else delay_s * rng.uniform(1.0 - self.jitter, 1.0)

@@ -6,7 +6,7 @@ from math import isfinite
 
 from klinesync.core.backoff import Backoff
 
-# Refusals of a request that was not begun: the same request may be sent again, whatever its method.
+# Codes of refusals of a request that was not begun: the same request may be sent again, whatever its method.
 REPEATED_CODES = frozenset({"busy", "shutting_down"})
 # Repeats of one request; with the backoff below the last repeat comes about a minute after the first request.
 MAX_REPEATS = 6

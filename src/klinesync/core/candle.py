@@ -1,4 +1,4 @@
-"""Candle and its checks. A candle in progress is a `Forming`, a type of its own that nothing that writes takes."""
+"""Candle and its checks. A candle in progress is a `Forming`: a type of its own, which no writer accepts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from klinesync.core.timeframe import Timeframe
 
 # The last second of the year 9999: the calendar ends there.
 MAX_TIME = 253_402_300_799
-# Larger prices and volumes are nobody's, and sums of them would not stay finite.
+# Largest price and volume. No market has larger values, and sums of larger values would not stay finite.
 MAX_VALUE = 1e100
 
 
 class Candle(NamedTuple):
-    """One K-line; closed, where nothing else is said.
+    """One K-line; closed, unless the text says otherwise.
 
     `time` is the open time in UTC seconds; prices are in the quote asset, volume in the base asset.
     """
@@ -43,11 +43,13 @@ class Forming(Struct, frozen=True):
 class Applied(Struct, frozen=True):
     """What a write changed: candles that are new, and candles that had other values before (`revised`), ascending.
 
-    A candle that is new but lies behind the head that the series had is a late fill: it counts as revised too,
-    because whoever followed the series has passed it. `rounded` are candles that differ from what was stored by a
-    rounding: followers have them. `gaps`: what the gap ledger says of the holes before and between the candles.
-    `commit`: the number of the transaction. `questioned` are candles of frames that were not written, as other values
-    are stored.
+    A new candle behind the previous head is a late fill. Late fills count as revised, because followers have passed
+    their open times.
+
+    rounded: candles that differ from the stored ones by a rounding only; followers already have these.
+    gaps: the rows of the gap ledger before and between the candles.
+    commit: number of the transaction.
+    questioned: candles of frames that were not written, because other values are stored.
     """
 
     series: SeriesId
@@ -60,16 +62,16 @@ class Applied(Struct, frozen=True):
 
     @property
     def told(self) -> tuple[Candle, ...]:
-        """The candles that followers are told of."""
+        """The candles that are published to followers."""
         if not self.rounded:
             return self.candles
         return tuple(candle for candle in self.candles if candle.time not in self.rounded)
 
 
 def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:
-    """The candle itself when it is sound. Raises `BadCandle` that says which value is wrong and why.
+    """The candle itself when it is valid. Raises `BadCandle`, which names the wrong value and the reason.
 
-    Whether it lies in the future is not checked here: that needs a clock (`check_not_future`).
+    A candle of the future passes: that check needs a clock (`check_not_future`).
     """
     time = candle.time
     if _values_are_sound(candle) and 0 <= time <= MAX_TIME and timeframe.is_open(time):
@@ -78,8 +80,8 @@ def check_candle(candle: Candle, timeframe: Timeframe) -> Candle:
 
 
 def check_values(candle: Candle) -> Candle:
-    """The candle itself when prices and volume are sound, for readers that need no check of the time: prices greater
-    than 0, high and low around open and close, volume not negative, all finite. Raises `BadCandle`."""
+    """The candle itself when its prices and volume are valid, for callers that need no check of the open time: prices
+    greater than 0, high and low around open and close, volume not negative, all finite. Raises `BadCandle`."""
     if _values_are_sound(candle):
         return candle
     why = _bad_value(candle)
@@ -88,7 +90,7 @@ def check_values(candle: Candle) -> Candle:
 
 
 def _values_are_sound(candle: Candle) -> bool:
-    # A few comparisons are the whole check for a sound candle: NaN fails each of them, and infinity the outer ones.
+    # A valid candle passes these few comparisons. NaN fails each of them, and infinity the outer ones.
     _, open_, high, low, close, volume = candle
     return 0.0 < low <= open_ <= high <= MAX_VALUE and low <= close <= high and 0.0 <= volume <= MAX_VALUE
 
@@ -104,7 +106,7 @@ def check_not_future(candle: Candle, timeframe: Timeframe, now: int) -> Candle:
 
 
 def _bad_value(candle: Candle) -> str | None:
-    """The first value that no candle can have, and why; None when all are sound."""
+    """The first value that is invalid, and why; None when all values are valid."""
     for name in ("open", "high", "low", "close", "volume"):
         value: float = getattr(candle, name)
         if not isfinite(value):

@@ -1,4 +1,4 @@
-"""How many of what, in words."""
+"""Counts in words: `1 file`, `2 files`."""
 
 from __future__ import annotations
 

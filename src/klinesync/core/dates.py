@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-# Last second of the year 9999, which is the last one that a date can say.
+# Last second of the year 9999, the last year of ISO 8601 dates.
 LAST_TIME = 253_402_300_799
 # Digits of a date without dashes: 20261129.
 _DATE_DIGITS = 8
 # Most digits of nanoseconds.
 MAX_DIGITS = 20
-# From that many digits on a number is no unix seconds: 11 digits of seconds are the year 2286 and later.
+# A number of so many digits or more is milliseconds or finer: as seconds, 11 digits are the year 2286 and later.
 _MILLISECOND_DIGITS = 12
 _FORMS = (
     "write a date (2026-11-29 or 20261129), a date and time (2026-11-29T18:00, UTC where no zone is given) "
@@ -21,8 +21,8 @@ _DIVISORS = ((19, 10**9, "nanoseconds"), (16, 10**6, "microseconds"), (_MILLISEC
 
 
 def date_text(time_s: int) -> str:
-    """A time as a date: `2026-11-29 18:00:00 UTC`, seconds only where they are not 0. A number that no date can say
-    stands for itself."""
+    """A time as a date: `2026-11-29 18:00 UTC`, with seconds where they are not 0. A number beyond all dates stays a
+    number."""
     try:
         moment = datetime.fromtimestamp(time_s, UTC)
     except (ValueError, OverflowError, OSError):
@@ -31,8 +31,8 @@ def date_text(time_s: int) -> str:
 
 
 def parse_time(text: str) -> int:
-    """What `text` says as UTC seconds: ISO 8601 (UTC when no zone is given) or unix seconds; eight digits are a date.
-    Raises ValueError with a sentence, also for milliseconds and finer."""
+    """The time that `text` names, in UTC seconds: ISO 8601 (UTC when no zone is given) or unix seconds; eight digits
+    are a date. Raises ValueError with a sentence, also for milliseconds and finer."""
     text = text.strip()
     if text.isascii() and text.isdecimal() and len(text) != _DATE_DIGITS:
         return _unix_seconds(text)
@@ -56,7 +56,7 @@ def _unix_seconds(text: str) -> int:
 
 
 def iso(time_s: int) -> str:
-    """A time as `2026-11-29T18:00:00Z`; a number that no date can say stands for itself."""
+    """A time as `2026-11-29T18:00:00Z`; a number beyond all dates stays a number."""
     try:
         return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):

@@ -1,7 +1,7 @@
-"""The one way to read JSON from outside: any bytes at all are read, or are `Undecodable`.
+"""The one way to read JSON from outside: any bytes are decoded, or raise `Undecodable`.
 
-A decoder alone raises several errors: its own, UnicodeDecodeError for text that is no UTF-8, RecursionError for
-nesting without end. Callers name the one error that theirs are.
+A decoder alone raises several errors: its own, UnicodeDecodeError for text that is not UTF-8, RecursionError for deep
+nesting. Callers turn `Undecodable` into the error of their own contract.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import msgspec
 
 T = TypeVar("T")
 
-# Whole numbers of 64 bits. Larger ones are nobody's, and floats cannot be made of some: arithmetic with them raises.
+# Whole numbers of 64 bits. No field has larger ones, and converting a very large one to a float raises.
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-# Longest part of a decoder's message that is repeated, in characters: names of fields and the path to a nested value,
-# which are in it, have any length.
+# Longest part of a decoder's message that is kept, in characters: the message has names of fields and the path to a
+# nested value, which have any length.
 MAX_REASON_CHARS = 300
 
 
@@ -24,12 +24,12 @@ class Undecodable(ValueError):
 
 
 def reason_of(error: Exception) -> str:
-    """What a decoder says of data from outside, of a bounded length."""
+    """A decoder's message about data from outside, of a bounded length."""
     return str(error)[:MAX_REASON_CHARS]
 
 
 def decoded(decoder: msgspec.json.Decoder[T], data: bytes | str | msgspec.Raw) -> T:
-    """What `decoder` makes of any data. Raises `Undecodable`."""
+    """The value that `decoder` reads from any data. Raises `Undecodable`."""
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:  # also bytes that are no UTF-8

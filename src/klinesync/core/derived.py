@@ -103,10 +103,12 @@ def fold(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
 
 
 def complete(target: Timeframe, folded: Sequence[Candle], unproven: Sequence[Span]) -> list[Candle]:
-    """Those of the `folded` candles of `target` whose buckets are complete, and which may therefore be stored.
+    """The candles whose buckets are complete, and which may therefore be stored.
 
-    `unproven` are the spans of base open times that are neither stored nor confirmed empty (ascending, disjoint), for
-    all of the buckets: `gaps.unproven` tells them from the ledger, `missing_spans` from the candles.
+    target: the derived timeframe.
+    folded: candles of `target`, ascending.
+    unproven: spans of base open times that are neither stored nor confirmed empty (ascending, disjoint), for all of the
+        buckets; `gaps.unproven` computes these from the ledger, `missing_spans` from the candles.
     """
     if not unproven:
         return list(folded)
@@ -136,9 +138,10 @@ def touched(target: Timeframe, times: Iterable[int]) -> list[int]:
 class FormingBuckets:
     """The buckets in progress of one base series, and the forming candles that they show.
 
-    `close` takes each closed base candle. `show` merges a forming one in the order of the closed fold, so that the last
-    minute of a bucket, with its final values, shows the bits of the closed candle. Both cost a few operations a link,
-    however long the buckets are. After a restart, a correction or a late candle, `resume` reads the state anew.
+    `close` takes each closed base candle. `show` merges a forming candle in the order of the closed fold, so that the
+    last minute of a bucket, with its final values, shows the bits of the closed candle. Both cost a few operations a
+    link, whatever the length of the buckets. After a restart, a correction or a late candle, `resume` reads the state
+    again.
     """
 
     __slots__ = ("_base", "_head", "_links")
@@ -156,11 +159,12 @@ class FormingBuckets:
         )
 
     def resume(self, head: int | None, read: Callable[[Timeframe, int, int], Iterable[Candle]]) -> None:
-        """Take up the state after the closed base candle at `head`; None: nothing is stored.
+        """Read the state after the closed base candle at `head`.
 
-        `read(timeframe, first, end)` gives the closed candles of the base or of a link that open in `[first, end)`,
-        ascending: less than one bucket of its child (a month's days, a day's 4h candles …). What is not stored, be it
-        a link that is switched off or a candle that a hole keeps from being complete, is folded from the base.
+        head: open time of the newest stored base candle; None when nothing is stored.
+        read: `read(timeframe, first, end)` returns the closed candles of the base or of a link that open in
+            `[first, end)`, ascending: less than one bucket of its child (a month's days, a day's 4h candles …). Candles
+            that are not stored, of a link that is switched off or because of a hole, are folded from the base.
         """
         self._head = -1 if head is None else head
         for link in self._links:
@@ -177,13 +181,13 @@ class FormingBuckets:
                     link.parts = folded
 
     def close(self, candle: Candle) -> bool:
-        """A base candle was stored. False when it was corrected or filled in behind the head, and a bucket in progress
-        holds it: then nothing was changed here, and `resume` must follow."""
+        """A base candle was stored. False for a correction or a late fill within a bucket in progress: the state is
+        unchanged then, and the caller must call `resume`."""
         time = candle.time
         if time <= self._head:
             return all(time < link.open for link in self._links)
         self._head = time
-        ended: list[Candle | None] = [None] * (len(self._links) + 1)  # by link: its bucket that this candle ends
+        ended: list[Candle | None] = [None] * (len(self._links) + 1)  # by link: the bucket that ends with this candle
         for at, link in enumerate(self._links):
             link.add(ended[link.parent_at])
             if time >= link.end:
@@ -194,8 +198,9 @@ class FormingBuckets:
         return True
 
     def show(self, forming: Candle) -> list[Forming]:
-        """The forming candle of each target, shorter ones first. None at all when `forming` is not newer than the head,
-        for then its minute is closed; and none of a target of which a closed minute is still to come."""
+        """The forming candle of each target, the shortest timeframe first. The list is empty when `forming` is not
+        newer than the head, because its minute is closed then; a target that still waits for a closed minute is left
+        out."""
         time = forming.time
         if time <= self._head:
             return []
@@ -219,7 +224,7 @@ class FormingBuckets:
 
 
 class _Link:
-    """One timeframe's bucket in progress: `[open, end)`, and the fold of those parts of it that have ended."""
+    """The bucket in progress of one timeframe: `[open, end)`, and the fold of its closed parts."""
 
     __slots__ = ("end", "open", "parent_at", "parts", "series", "timeframe")
 
@@ -231,12 +236,12 @@ class _Link:
         self.parts: Candle | None = None
 
     def enter(self, time: int) -> None:
-        """The bucket in progress is the one that holds `time`."""
+        """Begin the bucket that holds `time`."""
         self.open = self.timeframe.floor(time)
         self.end = self.timeframe.next(self.open)
 
     def add(self, part: Candle | None) -> None:
-        """A part of the bucket in progress has ended."""
+        """Fold a closed part into the bucket in progress."""
         if part is not None:
             self.parts = part if self.parts is None else _merge(self.open, self.parts, part)
 

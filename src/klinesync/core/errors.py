@@ -1,7 +1,8 @@
 """One tree of errors. Each has a `code` that clients may branch on, and a message that is a sentence.
 
-`Rejected` is the caller's mistake: nothing was changed. `Transient` is somebody else's trouble: it is
-retried, and visible in health. A broken invariant is neither: it is an assertion, and ends its task.
+`Rejected` is the caller's mistake: nothing was changed. `Transient` is trouble outside of this process, such as an
+exchange that does not answer: the service retries, and health shows the trouble. A broken invariant is an assertion,
+and ends its task.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from klinesync.core.printable import printable
 
 # Longest sentence of an error, in characters: text from outside in it (a name, a path) has any length.
 MAX_SENTENCE_CHARS = 2_000
-# Characters that are kept of the end of a longer sentence: what is wrong stands behind the name of the thing.
+# Characters of the end of a longer sentence that are kept: the reason follows the long name.
 _KEPT_END_CHARS = 500
 _CUT = " … "
 
 
 class KlinesyncError(Exception):
-    """The root. `code` is stable; the message is a sentence for people, on one line: text from outside in the message
-    (an exchange's `msg`, a file name) is escaped, and a sentence that is too long is cut in its middle, wherever the
-    sentence goes."""
+    """The root of all errors. `code` is stable; the message is one line, a sentence for people. Text from outside in
+    the message (an exchange's `msg`, a file name) is escaped, and a sentence that is too long is cut in its middle."""
 
     code = "internal"
 
@@ -33,8 +33,10 @@ class KlinesyncError(Exception):
 
 
 class Rejected(KlinesyncError):
-    """The caller's mistake. Nothing was changed. `detail`: a sentence, where the message is a code and there is more to
-    say."""
+    """The caller's mistake. Nothing was changed.
+
+    detail: a sentence beside a message that is a code; None where the message is a sentence.
+    """
 
     code = "bad_request"
     detail: str | None = None
@@ -53,7 +55,7 @@ class BadSeriesId(Rejected):
 
 
 class BadTimeframe(Rejected):
-    """A timeframe that is not one of those that Binance and klinesync know."""
+    """A timeframe that is not supported."""
 
     def __init__(self, text: str, known: tuple[str, ...]) -> None:
         self.text = text
@@ -61,7 +63,7 @@ class BadTimeframe(Rejected):
 
 
 class BadCandle(Rejected):
-    """A candle that must not get in. `reason` says which value and why."""
+    """An invalid candle: a wrong value, an open time off the grid or in the future. `reason` names the value."""
 
     code = "bad_candle"
 
@@ -83,7 +85,7 @@ class UnknownSeries(Rejected):
 
 
 class DerivedSeries(Rejected):
-    """A write to a series that is computed from another one."""
+    """A write to a series that is computed from another series."""
 
     code = "derived_series"
 
@@ -92,7 +94,7 @@ class DerivedSeries(Rejected):
 
 
 class BadFlag(Rejected):
-    """A configuration value that stops the start. `source` is where it was given, where that is known."""
+    """A configuration value that stops the start. `source`: where the value was given; None where that is not known."""
 
     code = "bad_flag"
 
@@ -122,22 +124,22 @@ class StoreError(KlinesyncError):
 
 
 class Transient(KlinesyncError):
-    """Trouble that may pass: retried by its owner, visible in health."""
+    """Trouble that may pass. Its owner retries, and health shows the trouble."""
 
     code = "transient"
 
 
-# HTTP status of an answer that calls the request wrong: the exchange itself is well, and asking again is of no use.
+# HTTP status of an answer to a wrong request: the exchange itself is well, and a retry is useless.
 WRONG_REQUEST = 400
 
 
 class UpstreamError(Transient):
     """The exchange did not answer, or answered with an error.
 
-    status: HTTP's; 0 when there was none.
-    retry_after_s: how long it wants to be left alone, where it says so.
-    cause: the sentence of a failed connection, the same for all requests that fail for that reason; logs tell a
-        cause once in a while, however many requests it fails.
+    status: HTTP status; 0 without an answer.
+    retry_after_s: the exchange's Retry-After in seconds; None where the answer has none.
+    cause: the reason of a failed connection as a sentence, the same for all requests that fail for this reason; logs
+        write one line a cause and minute, however many requests fail.
     """
 
     code = "upstream_error"
@@ -152,7 +154,7 @@ class UpstreamError(Transient):
 
 
 class NotListed(UpstreamError):
-    """The exchange does not list the symbol: it has nothing of the series, and is not asked for it."""
+    """The exchange does not list the symbol, and is not asked for its candles."""
 
     code = "unknown_series"
 

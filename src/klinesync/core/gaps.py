@@ -1,11 +1,11 @@
-"""Gaps: the spans of open times that a series lacks, and what is known about each of them.
+"""Gaps: the missing spans of a series, and the state of each of them.
 
-The ledger of a series is its gaps, ascending,
-disjoint, and merged: neighbours of one state (and one proof) are one row. It lives in the store, one row a gap, so
-every operation here is a plain function from the rows that touch its spans to a `GapChange`: the rows to delete and
-the rows to insert. Rows that lie elsewhere may be passed too (the whole ledger, say); they are left alone.
+The gap ledger of a series is ascending, disjoint and merged: neighbours of one state (and one proof) are one row. The
+store keeps one row a gap, so every operation here is a plain function from the rows that touch its spans to a
+`GapChange`: the rows to delete and the rows to insert. Other rows may be passed too, the whole ledger for example; they
+stay as they are.
 
-What is not in the ledger and lies between the first and the last stored candle is stored. Only a noted gap can be
+An open time between the first and the last stored candle that is not in the ledger is stored. Only a noted gap can be
 healed, confirmed empty or lost, so a stored candle can never be declared empty by mistake.
 """
 
@@ -21,8 +21,8 @@ from klinesync.core.timeframe import Timeframe
 
 
 class GapState(StrEnum):
-    """What is known about a gap: nothing yet, that somebody fetches it, that the exchange has nothing there, or that
-    there may have been candles and no source gives them any more."""
+    """The state of a gap: nothing is known yet; being requested; the exchange has no candles there; or no source has
+    its candles any more."""
 
     UNKNOWN = "unknown"
     HEALING = "healing"
@@ -30,13 +30,13 @@ class GapState(StrEnum):
     LOST = "lost"
 
 
-# States of gaps that nobody fetches any more. Such a gap has a proof: why, and since when.
+# States of gaps that are not requested any more. A settled gap has a proof: why, and since when.
 SETTLED = frozenset({GapState.CONFIRMED_EMPTY, GapState.LOST})
 
 
 class Gap(NamedTuple):
-    """One row of the ledger. `proof` (a text) and `time` (UTC seconds by which all of it was confirmed or given up) are
-    set when, and only when, the gap is settled: confirmed empty or lost."""
+    """One row of the ledger. `proof` (a text) and `time` (UTC seconds by which the whole gap was confirmed or given up)
+    are set when, and only when, the gap is settled: confirmed empty or lost."""
 
     start: int
     end: int
@@ -49,13 +49,13 @@ class Gap(NamedTuple):
         return Span(self.start, self.end)
 
     def over(self, span: Span) -> Gap:
-        """The same knowledge about another span."""
+        """A gap of the same state, proof and time over another span."""
         return self._replace(start=span.start, end=span.end)
 
 
 @dataclass(frozen=True, slots=True)
 class GapChange:
-    """Rows to delete, then rows to insert; both ascending. False when there is nothing to write."""
+    """Rows to delete, then rows to insert; both ascending. False when both are empty."""
 
     delete: tuple[Gap, ...] = ()
     insert: tuple[Gap, ...] = ()
@@ -68,34 +68,39 @@ class GapChange:
         return sorted((set(gaps) - set(self.delete)) | set(self.insert))
 
 
-# --- the ledger: what changes it
+# --- changes of the ledger
 
 
 def note(gaps: Sequence[Gap], holes: Sequence[Span]) -> GapChange:
-    """Open times were found missing: what of `holes` is no gap yet becomes an unknown one."""
+    """Note missing open times: the parts of `holes` that are no gap yet become unknown gaps."""
     new = without(holes, [gap.span for gap in gaps])
     return _change(gaps, sorted([*gaps, *(Gap(*span, GapState.UNKNOWN) for span in new)]))
 
 
 def fill(gaps: Sequence[Gap], filled: Sequence[Span]) -> GapChange:
-    """Candles arrived (or their times are of no more interest): `filled` is gap no longer, whatever its state."""
+    """Remove `filled` from the ledger, whatever its state: candles arrived, or their times are of no more interest."""
     return _change(gaps, [gap.over(left) for gap in gaps for left in without([gap.span], filled)])
 
 
 def begin_healing(gaps: Sequence[Gap], spans: Sequence[Span]) -> GapChange:
-    """Somebody fetches `spans`: what of them is unknown is healing now, and so is what was lost."""
+    """Begin requesting `spans`: their unknown and lost parts become healing."""
     return _turn(gaps, spans, (GapState.UNKNOWN, GapState.LOST), GapState.HEALING)
 
 
 def end_healing(gaps: Sequence[Gap], spans: Sequence[Span]) -> GapChange:
-    """Nobody fetches `spans` any more (given up, or a restart): what of them is healing is unknown again."""
+    """End requesting `spans` (given up, or a restart): their healing parts become unknown."""
     return _turn(gaps, spans, (GapState.HEALING,), GapState.UNKNOWN)
 
 
 def confirm_empty(gaps: Sequence[Gap], spans: Sequence[Span], proof: str, time: int) -> GapChange:
-    """The exchange showed that it has nothing at `spans`. `proof` says how, `time` when (UTC seconds).
+    """The exchange has shown that it has no candles in `spans`.
 
-    What was confirmed before keeps its proof and time, so that confirming again writes nothing.
+    gaps: the rows that touch `spans`.
+    spans: the empty spans.
+    proof: how the exchange has shown it, as a text.
+    time: when, in UTC seconds.
+
+    Parts that were confirmed before keep their proof and time, so that confirming again writes nothing.
     """
     assert proof, "a gap is confirmed empty by a proof"
     old = (GapState.UNKNOWN, GapState.HEALING, GapState.LOST)
@@ -103,17 +108,26 @@ def confirm_empty(gaps: Sequence[Gap], spans: Sequence[Span], proof: str, time: 
 
 
 def lose(gaps: Sequence[Gap], spans: Sequence[Span], reason: str, time: int) -> GapChange:
-    """No source gives candles at `spans` any more. `reason` says why, `time` since when (UTC seconds)."""
+    """No source has the candles of `spans` any more.
+
+    gaps: the rows that touch `spans`.
+    spans: the lost spans.
+    reason: why, as a text.
+    time: since when, in UTC seconds.
+    """
     assert reason, "a gap is lost for a reason"
     return _turn(gaps, spans, (GapState.UNKNOWN, GapState.HEALING), GapState.LOST, reason, time)
 
 
 def arrived(gaps: Sequence[Gap], timeframe: Timeframe, stored: Span | None, times: Sequence[int]) -> GapChange:
-    """Candles at `times` (strictly ascending) were written to a series that covered `stored` before.
+    """Candles were written. The gaps that they fill are removed; open times between them and `stored`, or between two
+    of them outside `stored`, are noted as gaps.
 
-    `stored` is the first stored open time and the end of the last stored candle, None when nothing was stored. The gaps
-    that the candles fill are gone; what lies between them and `stored`, or between two of them outside `stored`, is
-    noted. `gaps` must hold the rows that touch `reach(timeframe, stored, times)`.
+    gaps: the rows that touch `reach(timeframe, stored, times)`.
+    timeframe: of the series.
+    stored: from the first stored open time to the end of the last stored candle, before the write; None when nothing
+        was stored.
+    times: open times of the written candles, strictly ascending.
     """
     if not times:
         return GapChange()
@@ -130,32 +144,36 @@ def reach(timeframe: Timeframe, stored: Span | None, times: Sequence[int]) -> Sp
     return Span(start, end) if stored is None else Span(min(start, stored.end), max(end, stored.start))
 
 
-# --- the ledger: what it tells
+# --- questions to the ledger
 
 
 def unproven(gaps: Sequence[Gap], stored: Span | None, window: Span) -> list[Span]:
-    """What of `window` is neither stored nor confirmed empty: open and lost gaps, and what lies outside `stored`.
-
-    This is the same as looking for missing candles and leaving out the confirmed spans, without reading a candle.
-    """
+    """The parts of `window` that are neither stored nor confirmed empty: open and lost gaps, and the times outside
+    `stored`. No candle has to be read for this."""
     return _outside(gaps, stored, window, frozenset({GapState.CONFIRMED_EMPTY}))
 
 
 def unsettled(gaps: Sequence[Gap], stored: Span | None, window: Span) -> list[Span]:
-    """What of `window` may still be fetched: what is neither stored, nor confirmed empty, nor lost."""
+    """The parts of `window` that may still be requested: neither stored, nor confirmed empty, nor lost."""
     return joined(_outside(gaps, stored, window, SETTLED))
 
 
 def _outside(gaps: Sequence[Gap], stored: Span | None, window: Span, states: frozenset[GapState]) -> list[Span]:
-    """What of `window` is neither stored nor a gap in one of the `states`."""
+    """The parts of `window` that are neither stored nor a gap in one of the `states`."""
     inside = clipped((gap.span for gap in gaps if gap.state not in states), window)
     outside = without([window], [] if stored is None else [stored])
     return sorted(inside + without(outside, [gap.span for gap in gaps]))
 
 
 def declared(timeframe: Timeframe, window: Span, times: Sequence[int], gaps: Sequence[Gap]) -> list[Gap]:
-    """The holes that `times` (strictly ascending) leave in `window`, as gaps: in the states of the ledger `gaps`, and
-    unknown where the ledger does not know them."""
+    """The holes that stored candles leave in a window, as gaps: in the states of the ledger, and unknown where the
+    ledger has no row.
+
+    timeframe: of the series.
+    window: where to look.
+    times: open times of the stored candles, strictly ascending.
+    gaps: rows of the ledger.
+    """
     holes = missing_spans(timeframe, *window, times)
     if not holes:
         return []
@@ -171,7 +189,7 @@ def within(gaps: Sequence[Gap], window: Span, most: int) -> list[Gap]:
 
 
 def missing_candles(timeframe: Timeframe, gaps: Iterable[Gap]) -> dict[GapState, int]:
-    """How many candles are missing, by state; every state is named."""
+    """The number of missing candles by state; every state has an entry."""
     counts = dict.fromkeys(GapState, 0)
     for gap in gaps:
         counts[gap.state] += timeframe.count(gap.start, gap.end)
@@ -186,7 +204,7 @@ def _turn(
     proof: str | None = None,
     time: int | None = None,
 ) -> GapChange:
-    """What of `spans` is in an `old` state gets the `new` one."""
+    """The parts of `spans` in an `old` state get the `new` state."""
     turned: list[Gap] = []
     for gap in gaps:
         if gap.state in old:

@@ -8,19 +8,19 @@ import socket
 import ssl
 from urllib.parse import urlsplit
 
-# What HTTP clients raise, without an error of the operating system, when the other side ends a connection early.
+# Errors of HTTP clients, without an error of the operating system, when the other side ends a connection early.
 _BROKEN_OFF = frozenset({"ServerDisconnectedError", "ClientPayloadError"})
-# What an HTTP client raises when a WebSocket is answered with anything but 101.
+# Error of an HTTP client when a WebSocket handshake is answered with a status other than 101.
 _BAD_HANDSHAKE = "WSServerHandshakeError"
-# What an HTTP client raises when a proxy answers a CONNECT with anything but 200.
+# Error of an HTTP client when a proxy answers a CONNECT with a status other than 200.
 _PROXY_REFUSAL = "ClientHttpProxyError"
 
 
 def unreachable(url: str, error: BaseException) -> str:
-    """What failed and why, for people: `fapi.binance.com cannot be found: no such name`.
+    """A sentence about a failed request: `fapi.binance.com cannot be found: no such name`.
 
-    url: the address that was asked; its host and, where it names one, its port are told.
-    error: an OSError, a timeout, or what an HTTP client raised around one (`os_error`).
+    url: the requested address; the sentence has its host and, where the address has one, its port.
+    error: an OSError, a timeout, or an HTTP client's error around one (`os_error`).
     """
     host = address_of(url)
     cause = _cause(error)
@@ -53,7 +53,7 @@ def unreachable(url: str, error: BaseException) -> str:
 
 
 def address_of(url: str) -> str:
-    """Host and, where it is named, port of an address; without user, password and path."""
+    """Host and port of an address (the port where the address has one), without user, password and path."""
     try:
         return urlsplit(url).netloc.rpartition("@")[2] or url
     except ValueError:

@@ -1,8 +1,8 @@
 """The one place that escapes control characters.
 
-Text from outside (file names, cells of files, what an exchange says) goes through here before it is printed, logged or
-answered, so that it can forge no line and send nothing to a terminal. Every log record and the message of every
-`KlinesyncError` pass here.
+Text from outside (file names, cells of files, messages of an exchange) is escaped here before it is printed, logged or
+sent, so that it can forge no line and send no control sequence to a terminal. Every log record and the message of every
+`KlinesyncError` are escaped.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 
-# What is shown of a text from outside, in characters, where it is part of a sentence.
+# Longest part of a text from outside that a sentence shows, in characters.
 MAX_SHOWN_CHARS = 100
 
 
 def printable(text: str) -> str:
-    """The same text on one line, with what is not printable escaped as in a Python literal: control characters
+    """The text on one line, with unprintable characters escaped as in a Python literal: control characters
     (`\\x1b`, `\\n`), marks that turn the direction of writing (`\\u202e`), bytes of file names that are no UTF-8
     (`\\udcff`). Escaping twice changes nothing."""
     if text.isprintable():
@@ -24,12 +24,12 @@ def printable(text: str) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether a text has UTF-8: a file's name may be other bytes, which Python shows as halves of characters."""
+    """Whether a text can be encoded as UTF-8. A file name may have other bytes, which Python decodes to surrogates."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def shown(text: str, most: int = MAX_SHOWN_CHARS) -> str:
-    """A text from outside as a part of a sentence: in quotes, printable, at most `most` characters of it."""
+    """A text from outside as part of a sentence: in quotes, printable, cut to `most` characters."""
     cut = text if len(text) <= most else text[:most] + "…"
     return f"'{printable(cut)}'"
 

@@ -10,8 +10,7 @@ from klinesync.core.errors import BadSeriesId, BadTimeframe
 from klinesync.core.timeframe import Timeframe
 
 MAX_SERIES_ID_CHARS = 100
-# Names that are remembered, so that a series is one object wherever it was named: a dictionary then finds it without
-# comparing.
+# Names that are cached, so that equal names give one object, and a dictionary finds a series without comparing text.
 MAX_REMEMBERED = 65_536
 _EXCHANGE = re.compile(r"[a-z][a-z0-9_]*")
 _ASSET = r"[^\W_][\w.\-]*"  # letters and digits of any script (Binance lists such), then . - _ as ccxt has them
@@ -30,7 +29,7 @@ class SeriesId:
     market: str
     symbol: str
     timeframe: Timeframe
-    # A name is looked up and written many times a candle: its hash and its text are made once.
+    # A name is looked up and written many times a candle, so its hash and its text are computed once.
     _hash: int = field(init=False, repr=False, compare=False)
     _text: str = field(init=False, repr=False, compare=False)
 
@@ -86,7 +85,7 @@ class SeriesId:
 
 
 def names_series(exchange: str, market: str, symbol: str) -> bool:
-    """Whether a series id can name a symbol of a market, spelled as it is given."""
+    """Whether a series_id can be made of an exchange, a market and a symbol in this spelling."""
     try:
         return SeriesId.parse(f"{exchange}:{market}:{symbol}:1m").symbol == symbol
     except BadSeriesId:

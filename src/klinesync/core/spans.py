@@ -1,7 +1,7 @@
 """Spans of open times, and the arithmetic of them: joined, without, common, clipped; and on the grid of a timeframe.
 
-A list of spans is ascending and disjoint where nothing else is said; so are the lists that come back. What a span means
-is not known here: that is the gap ledger's (`core.gaps`).
+Lists of spans, in arguments and results, are ascending and disjoint unless a function says otherwise. The meaning of a
+span (missing, empty, requested) is the caller's business; `core.gaps` has that of the gap ledger.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Span(NamedTuple):
     end: int
 
     def holds(self, time: int) -> bool:
-        """Whether the span has that time in it."""
+        """Whether `time` lies in the span."""
         return self.start <= time < self.end
 
     def overlaps(self, other: Span) -> bool:
@@ -30,7 +30,7 @@ class Span(NamedTuple):
         return self.start < other.end and other.start < self.end
 
     def clipped(self, window: Span) -> Span:
-        """The part inside `window`; it ends at or before its start where there is none."""
+        """The part inside `window`; a span that ends at or before its start when there is no such part."""
         return Span(max(self.start, window.start), min(self.end, window.end))
 
 
@@ -42,7 +42,7 @@ def without(spans: Iterable[Span], cuts: Sequence[Span]) -> list[Span]:
         while at < len(cuts) and cuts[at].start < end:
             if start < cuts[at].start:
                 kept.append(Span(start, cuts[at].start))
-            start = cuts[at].end  # the rest of the span begins here
+            start = cuts[at].end  # the remaining part begins here
             at += 1
         if start < end:
             kept.append(Span(start, end))

@@ -35,10 +35,11 @@ class Jump:
 class Splice(Generic[T]):
     """Joins history and live of one series.
 
-    `after`: nothing at or before this time is let through (None: everything is). `last`: the predecessor of the
-    next item, for the detection of jumps (None: the first item has no predecessor). `held` is bounded by
-    `max_held`: when live outruns a slow history, the oldest held items are forgotten, and history, or a declared
-    jump, makes up for them.
+    after: items at or before this time are dropped; None: all items pass.
+    last: open time of the predecessor of the next item, for the detection of jumps; None: the first item has no
+        predecessor.
+    max_held: most live items that are held. When live outruns a slow history, the oldest held items are dropped, and
+        history or a declared jump makes up for them.
     """
 
     __slots__ = ("_held", "after", "holding", "last", "max_held", "timeframe")
@@ -63,11 +64,11 @@ class Splice(Generic[T]):
         self.holding = True
 
     def follows(self, item: T) -> bool:
-        """Whether nothing is missing between what was let through last and `item`."""
+        """Whether `item` directly follows the last item that passed."""
         return self.last is None or item.time <= self.timeframe.next(self.last)
 
     def live(self, item: T) -> list[T | Jump]:
-        """What a live item lets through: nothing while holding, or when it is late or a duplicate."""
+        """The items that pass with a live one: none while holding, or for a late item or a duplicate."""
         if self.after is not None and item.time <= self.after:
             return []
         if not self.holding:
@@ -78,7 +79,7 @@ class Splice(Generic[T]):
         return []
 
     def history(self, items: Iterable[T]) -> list[T | Jump]:
-        """What a piece of history, in any order, lets through at once. Live items stay held."""
+        """The items of a piece of history, in any order, that pass. Live items stay held."""
         through: list[T | Jump] = []
         for item in sorted(items, key=_time):
             if self.after is None or item.time > self.after:
@@ -86,14 +87,14 @@ class Splice(Generic[T]):
         return through
 
     def release(self, items: Iterable[T] = ()) -> list[T | Jump]:
-        """The end of holding: `items` of history and what was held, merged. Of two with one time the live one wins."""
+        """End holding: `items` of history and the held ones, merged. Of two items with one time the live one wins."""
         merged = {item.time: item for item in items} | self._held
         self._held = {}
         self.holding = False
         return self.history(merged.values())
 
     def release_run(self, *, past_hole: bool = False) -> list[T | Jump]:
-        """Let through what is held up to the first hole; `past_hole`: that hole and what follows it up to the next.
+        """The held items up to the first hole; with `past_hole` that hole and the items up to the next hole.
 
         Holding ends when nothing is held any more.
         """
@@ -110,7 +111,7 @@ class Splice(Generic[T]):
         return through
 
     def held(self) -> list[T]:
-        """The held live items that are still of use, ascending."""
+        """The held live items that may still pass, ascending."""
         return [self._held[time] for time in sorted(self._held) if self.after is None or time > self.after]
 
     def _let_through(self, item: T) -> list[T | Jump]:

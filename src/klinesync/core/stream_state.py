@@ -1,10 +1,10 @@
-"""StreamState: where the stream of a series stands, in the spellings of the wire."""
+"""StreamState: the state of the upstream stream of a series, in the spellings of the wire."""
 
 from enum import StrEnum
 
 
 class StreamState(StrEnum):
-    """Where the stream of a series stands. REST stands in for a stream that is `STALE` or `REST_FALLBACK`."""
+    """The state of the upstream stream of a series. REST replaces a stream that is `STALE` or `REST_FALLBACK`."""
 
     OFF = "off"  # the series is not followed
     SUBSCRIBED = "subscribed"  # acknowledged by the exchange; no frame has come yet

@@ -14,8 +14,8 @@ from typing import ClassVar
 from klinesync.core.errors import BadTimeframe
 
 DAY_S = 86_400
-# After so many years the calendar repeats itself. Times are moved by whole cycles into the years that `datetime` knows:
-# a month's end may lie past its last year, and a time from outside anywhere.
+# Years after which the calendar repeats. Times are shifted by whole cycles into the range of `datetime`: the end of a
+# month may lie past its last year, and a time from outside anywhere.
 CYCLE_YEARS = 400
 CYCLE_DAYS = 146_097
 
@@ -36,7 +36,7 @@ class Timeframe:
 
     @classmethod
     def parse(cls, text: str) -> Timeframe:
-        """The timeframe of that code. Raises `BadTimeframe`. Codes are case-sensitive: `1m` and `1M` differ."""
+        """The timeframe of a code. Raises `BadTimeframe`. Codes are case-sensitive: `1m` and `1M` differ."""
         found = cls.known.get(text)
         if found is None:
             raise BadTimeframe(text, tuple(cls.known))

@@ -1,4 +1,4 @@
-"""Points in time as people and programs write them, read once at the edge: unix seconds (UTC) inside."""
+"""Points in time as people and programs write them, parsed once at the edge to unix seconds (UTC)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from klinesync.core.errors import Rejected
 # Unix seconds, a datetime (UTC when naive), or ISO 8601 text (UTC when without a zone).
 Time: TypeAlias = SupportsIndex | float | datetime | str
 
-# Unix seconds above this value (the year 5138) are milliseconds that somebody forgot to divide.
+# Unix seconds from this value (the year 5138) on are refused, as milliseconds that were not divided.
 MAX_SECONDS = 100_000_000_000
 _COMPACT_DATE = re.compile(r"[12]\d{7}")
 
 
 class BadTime(Rejected):
-    """A value that names no point in time."""
+    """A value that is no point in time."""
 
     code = "bad_time"
 

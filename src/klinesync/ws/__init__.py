@@ -1,1 +1,1 @@
-"""To the clients: the WebSocket protocol, sessions, and the hub that fans out."""
+"""From us to the clients: the WebSocket protocol, subscriptions, and the hub that publishes to all of them."""

@@ -18,19 +18,20 @@ from klinesync.ws.session import Announcement, Subscription
 
 log = Log(__name__)
 
-# What may wait for one client. A client that lets more pile up is closed with 1013 and resumes with `since`.
+# Most messages and bytes that wait for one client. A client with a larger backlog is closed with 1013 and resumes with
+# `since`.
 OUTBOX_MAX_MESSAGES = 10_000
 OUTBOX_MAX_BYTES = 16 << 20
-# Up to so much may wait for a client when the next catch-up of that client is read: a catch-up is paced by the
-# client's reading, and alone never fills the outbox.
+# Largest backlog of a client, in messages and bytes, with which its next catch-up is read: catch-ups are paced by the
+# client's reading, and never fill the outbox by themselves.
 ROOM_MESSAGES = 500
 ROOM_BYTES = 256 << 10
-# A client that takes nothing for so long, in seconds, while a catch-up waits for room is too slow.
+# Longest time without reading, in seconds, of a client whose catch-up waits for room; then the client is too slow.
 ROOM_PATIENCE_S = 60.0
-# What is handed to a wire in one write, so that what a slow client has not read stays here, where it is counted.
+# Most bytes of one write to a wire. The backlog of a slow client stays in the outbox, where it is counted.
 WRITE_BYTES = 64 << 10
 
-# At most one line of clients that were too slow.
+# Seconds between two log lines about clients that were too slow.
 LOG_EVERY_S = 10.0
 
 CLOSE_GOING_AWAY = 1001
@@ -40,24 +41,25 @@ CLOSE_TRY_AGAIN_LATER = 1013
 
 
 class Wire(Protocol):
-    """The way to one client. Only its outbox writes to it, and it tells its outbox to `pause` and to `resume`."""
+    """The connection to one client. Only the client's outbox writes to the wire; the wire calls the outbox's `pause`
+    and `resume`."""
 
     @property
     def write(self) -> Callable[[Sequence[bytes]], None]:
-        """Takes whole frames, which go out together, in order."""
+        """Writes whole frames together, in order."""
 
     def ending(self) -> None:
-        """The connection is to be closed behind what waits: cut it off when that takes too long."""
+        """The connection will be closed behind the backlog; the wire cuts it off when the client takes too long."""
 
     def close(self, code: int) -> None:
-        """Close the connection with `code`, behind what was written. Nothing is written after that."""
+        """Close the connection with `code`, behind everything that was written. Nothing is written after that."""
 
 
 class Outbox:
-    """What waits for one client: frames in order, none dropped, and of each series the latest forming candle.
+    """The backlog of one client: frames in order, none dropped, and the latest forming candle of each series.
 
-    While the wire takes what comes nothing waits, and frames go straight to it. `ended` is the code to close the
-    connection with, once set; from then on nothing is taken in.
+    While the wire accepts frames there is no backlog, and frames go straight to the wire. `ended` is the close code,
+    once it is set; from then on the outbox accepts nothing.
     """
 
     __slots__ = ("_bytes", "_forming", "_messages", "_paused", "_room", "_taken", "_warned", "_wire", "_write", "ended")
@@ -76,11 +78,12 @@ class Outbox:
 
     @property
     def waiting(self) -> tuple[int, int]:
-        """Messages that wait, and bytes of those that must arrive."""
+        """The backlog: its messages, and the bytes of those that must be delivered."""
         return len(self._messages) + len(self._forming), self._bytes
 
     def put(self, messages: Sequence[bytes]) -> None:
-        """Send messages that must arrive. When more wait than may, the outbox ends with 1013, and forgets them."""
+        """Send messages that must be delivered. When the backlog exceeds its limit, the outbox ends with 1013 and drops
+        the backlog."""
         if self.ended is not None:
             return
         if not self._paused and len(messages) == 1:
@@ -95,14 +98,14 @@ class Outbox:
             self._flush()
 
     def warning_due(self) -> bool:
-        """Whether the outbox is half full now, and was not since it was empty: the client is to be told, once."""
+        """Whether the outbox has become half full, for the first time since it was empty: the client is warned once."""
         if self._warned or self.ended is not None:
             return False
         self._warned = len(self._messages) > OUTBOX_MAX_MESSAGES // 2 or self._bytes > OUTBOX_MAX_BYTES // 2
         return self._warned
 
     def put_first(self, message: bytes) -> None:
-        """Send a message ahead of all that waits."""
+        """Send a message ahead of the backlog."""
         if self.ended is None:
             self._messages.insert(0, message)
             self._bytes += len(message)
@@ -110,12 +113,12 @@ class Outbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether so little waits that the next catch-up may be read."""
+        """Whether the backlog is small enough for the next catch-up to be read."""
         return len(self._messages) <= ROOM_MESSAGES and self._bytes <= ROOM_BYTES
 
     async def room(self) -> None:
-        """Returns once little waits, or the outbox has ended: a client that takes nothing for `ROOM_PATIENCE_S` is
-        closed with 1013."""
+        """Wait until the backlog is small, or the outbox has ended. A client that reads nothing for `ROOM_PATIENCE_S`
+        is closed with 1013."""
         while self.ended is None and not self.has_room:
             taken, self._room = self._taken, asyncio.get_running_loop().create_future()
             try:
@@ -133,7 +136,7 @@ class Outbox:
             self._room.set_result(None)
 
     def put_forming(self, series: SeriesId, candle_time: int, messages: Sequence[bytes]) -> None:
-        """Send a forming candle, one message; while it waits, a later one of the series takes its place."""
+        """Send a forming candle, one message. In the backlog a later forming candle of the series replaces it."""
         if self.ended is not None:
             return
         if self._paused:
@@ -142,13 +145,14 @@ class Outbox:
             self._write(messages)
 
     def drop_forming(self, series: SeriesId, until: int | None) -> None:
-        """Forget a waiting forming candle at or before `until` (None: any): a newer closed one overtakes it."""
+        """Drop the waiting forming candle of a series at or before `until` (None: any): a newer closed candle
+        exists."""
         waiting = self._forming.get(series)
         if waiting is not None and (until is None or waiting[0] <= until):
             del self._forming[series]
 
     def end(self, code: int) -> None:
-        """Close the connection with `code` after what waits."""
+        """Close the connection with `code`, behind the backlog."""
         if self.ended is None:
             self.ended = code
             self._tell_room()
@@ -158,23 +162,23 @@ class Outbox:
                 self._wire.close(code)
 
     def abandon(self) -> None:
-        """The client is gone: nothing is sent any more."""
+        """The client has disconnected: drop the backlog, and send nothing any more."""
         self.ended = self.ended or CLOSE_GOING_AWAY
         self._tell_room()
         self._forget()
         self._paused = True
 
     def pause(self) -> None:
-        """The wire wants no more for now."""
+        """The wire accepts no more frames for now."""
         self._paused = True
 
     def resume(self) -> None:
-        """The wire takes more again."""
+        """The wire accepts frames again."""
         self._paused = False
         self._flush()
 
     def _flush(self) -> None:
-        """What must arrive, in order, then the forming candles, until the wire wants no more."""
+        """Write the messages that must be delivered, in order, then the forming candles, until the wire pauses."""
         while self._messages and not self._paused:
             count = size = 0
             for message in self._messages:
@@ -215,7 +219,8 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class HubStatus:
-    """What waits for clients now, and since the start the messages and the clients that were too slow (1013)."""
+    """The backlog of all clients now; and since the start the number of messages, and of clients that were too slow
+    (1013)."""
 
     clients: int
     subscriptions: int
@@ -226,7 +231,7 @@ class HubStatus:
 
 
 class CandleHub:
-    """Who watches what."""
+    """Publishes to the subscribers of each series. Publishing awaits nobody."""
 
     def __init__(self, bulkheads: Bulkheads | None = None) -> None:
         self._bulkheads = bulkheads or Bulkheads()
@@ -240,12 +245,12 @@ class CandleHub:
 
     @property
     def clients(self) -> int:
-        """How many clients there are."""
+        """The number of connected clients."""
         return len(self._clients)
 
     @property
     def status(self) -> HubStatus:
-        """How it stands; looks at every client."""
+        """The counts now. Visits every client."""
         waiting = [client.outbox.waiting for client in self._clients]
         return HubStatus(
             clients=len(self._clients),
@@ -257,14 +262,14 @@ class CandleHub:
         )
 
     def connected(self, client: Client) -> None:
-        """A client is there."""
+        """A client has connected."""
         self._clients[client] = None
         self._empty.clear()
         if self._ending:
             client.outbox.end(CLOSE_GOING_AWAY)
 
     def disconnected(self, client: Client) -> None:
-        """A client is gone: it watches nothing any more."""
+        """A client has disconnected: its subscriptions end."""
         self._clients.pop(client, None)
         if client.outbox.ended == CLOSE_TRY_AGAIN_LATER:
             self._slow_clients += 1
@@ -277,8 +282,8 @@ class CandleHub:
         client.outbox.abandon()
 
     async def end(self, timeout_s: float) -> None:
-        """The service stops: end every connection with 1001, also those to come; wait until all are gone, or
-        `timeout_s`."""
+        """The service stops: close every connection with 1001, later ones too, and wait at most `timeout_s` seconds for
+        the clients to go."""
         self._ending = True
         for client in list(self._clients):
             client.outbox.end(CLOSE_GOING_AWAY)
@@ -287,13 +292,13 @@ class CandleHub:
                 await asyncio.wait_for(self._empty.wait(), timeout_s)
 
     def attach(self, client: Client, subscription: Subscription) -> None:
-        """From now on the client gets the series' live candles; an earlier subscription of it ends."""
+        """From now on the client is sent live candles of the series. An earlier subscription of the series ends."""
         series = subscription.series
         client.subscriptions[series] = subscription
         self._watchers.setdefault(series, {})[client] = subscription
 
     def detach(self, client: Client, series: SeriesId) -> None:
-        """The client watches the series no more."""
+        """The client's subscription of the series ends."""
         client.subscriptions.pop(series, None)
         client.outbox.drop_forming(series, None)
         watchers = self._watchers.get(series)
@@ -303,15 +308,15 @@ class CandleHub:
                 del self._watchers[series]
 
     def watched(self, series: SeriesId) -> bool:
-        """Whether anybody watches the series."""
+        """Whether the series has a subscriber."""
         return series in self._watchers
 
     def any_watched(self, series: Iterable[SeriesId]) -> bool:
-        """Whether anybody watches one of the series."""
+        """Whether one of the series has a subscriber."""
         return not self._watchers.keys().isdisjoint(series)
 
     def publish(self, applied: Applied) -> None:
-        """Closed candles, after their commit, in commit order."""
+        """Publish closed candles: after their commit, in commit order."""
         watchers = self._watchers.get(applied.series)
         if not watchers or not applied.told:
             return
@@ -327,12 +332,12 @@ class CandleHub:
                 self._broke(client, error)
 
     def resync(self, series: SeriesId) -> None:
-        """What was published of the series may be incomplete: its clients are closed, and resume with `since`."""
+        """Close the subscribers of a series, of which a publication may have been lost; they resume with `since`."""
         for client in self._watchers.get(series, {}):
             client.outbox.end(CLOSE_DEFECT)
 
     def show(self, forming: Forming) -> None:
-        """A forming candle."""
+        """Publish a forming candle."""
         watchers = self._watchers.get(forming.series)
         if not watchers:
             return
@@ -346,7 +351,7 @@ class CandleHub:
                 self._broke(client, error)
 
     def tell(self, series: SeriesId, message: bytes) -> None:
-        """A `system` message for all who watch the series, behind what waits for them already."""
+        """Send a `system` message to the subscribers of the series, behind their backlogs."""
         watchers = self._watchers.get(series, {})
         self._messages += len(watchers)
         for client, subscription in watchers.items():
@@ -354,7 +359,7 @@ class CandleHub:
                 self._put(client, series, [message])
 
     def _put(self, client: Client, series: SeriesId, messages: Sequence[bytes]) -> None:
-        """Live messages of `series`. A client that reads too slowly is warned while there is time."""
+        """Send live messages of `series` to a client. A client that reads too slowly is warned before it is closed."""
         outbox = client.outbox
         outbox.put(messages)
         if outbox.warning_due():
@@ -369,6 +374,6 @@ class CandleHub:
             outbox.put_first(protocol.system(series, "slow", sentence, facts))
 
     def _broke(self, client: Client, error: Exception) -> None:
-        """A defect in what is done for one client: the connection ends, and the client resumes with `since`."""
+        """A defect in the handling of one client: close its connection; the client resumes with `since`."""
         self._bulkheads.defect(Part.CLIENT, "publishing", error)
         client.outbox.end(CLOSE_DEFECT)

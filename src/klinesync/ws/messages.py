@@ -55,7 +55,7 @@ class CandleOut(msgspec.Struct, gc=False):
 
 
 class CandlesBatch(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candles_batch"):
-    """Several closed candles, ascending; `revised`: each in place of, or behind, what was sent before."""
+    """Several closed candles, ascending; `revised`: each corrects, or fills in behind, what was sent before."""
 
     series_id: str
     candles: list[CandleOut]
@@ -63,7 +63,7 @@ class CandlesBatch(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type
 
 
 class CandleClosed(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candle_closed"):
-    """One closed candle; `revised`: in place of, or behind, what was sent before."""
+    """One closed candle; `revised`: it corrects, or fills in behind, what was sent before."""
 
     series_id: str
     candle: CandleOut
@@ -130,7 +130,8 @@ ServerMessage = (
 
 
 class SubscribeRequest(msgspec.Struct, gc=False, tag_field="type", tag="subscribe"):
-    """Candles after `since` (exclusive), then live; without `since` live only. `WsMessageParser` explains refusals."""
+    """Subscribes: candles after `since` (exclusive), then live ones; without `since` live ones only. `WsMessageParser`
+    has the sentences of refusals."""
 
     series_id: str
     since: int | None = None
@@ -140,7 +141,7 @@ class SubscribeRequest(msgspec.Struct, gc=False, tag_field="type", tag="subscrib
 
 
 class UnsubscribeRequest(msgspec.Struct, gc=False, tag_field="type", tag="unsubscribe"):
-    """No more of the series."""
+    """Ends the subscription of a series."""
 
     series_id: str
 

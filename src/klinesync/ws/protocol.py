@@ -1,6 +1,6 @@
 """The messages of `/ws/market`: parsed once when they arrive, encoded once for all who get them. Pure.
 
-What goes to clients is made into a whole WebSocket text frame at once, so that a thousand clients share its bytes.
+A message to clients is encoded as a whole WebSocket text frame, so that a thousand clients share its bytes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Subscribe:
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribe:
-    """No more of `series`."""
+    """Ends the subscription of `series`."""
 
     series: SeriesId
 
@@ -76,7 +76,7 @@ ClientMessage = Subscribe | Unsubscribe | Ping
 
 
 class BadMessage(Rejected):
-    """A message that is not one of the protocol's. The connection stays."""
+    """A message that breaks the protocol. The connection stays."""
 
     def __init__(self, message: str, series_id: str | None = None) -> None:
         self.series_id = series_id
@@ -84,10 +84,10 @@ class BadMessage(Rejected):
 
 
 class WsMessageParser:
-    """Parses what clients send. All errors of form are `BadMessage`, with the protocol's sentences."""
+    """Parses the messages of clients. Every malformed message raises `BadMessage` with a sentence of the protocol."""
 
     def parse(self, text: str | bytes) -> ClientMessage:
-        """The message that `text` is. Raises `BadMessage`."""
+        """The message in `text`. Raises `BadMessage`."""
         try:
             message: object = decoded(_any, text)
         except Undecodable:
@@ -109,7 +109,7 @@ class WsMessageParser:
     def _subscribe(self, message: dict[str, object]) -> Subscribe:
         series = self._series(message)
         since = message.get("since")
-        # bool is an int to Python, and not to anybody else
+        # A bool is an int in Python, but not in JSON.
         if since is not None and (isinstance(since, bool) or not isinstance(since, int) or not 0 <= since <= MAX_TIME):
             raise BadMessage("invalid since", str(series))
         return Subscribe(
@@ -168,17 +168,18 @@ def subscribed(series: SeriesId, head_time: int | None, stream: str) -> bytes:
 
 
 def caught_up(series: SeriesId, head_time: int | None) -> bytes:
-    """The seam of catch-up and live, for who asked for an `ack`; `head_time`: the newest closed candle up to here."""
+    """The seam of catch-up and live, for a subscription with `ack`; `head_time`: the newest closed candle sent so
+    far."""
     return _frame(CaughtUp(str(series), head_time))
 
 
 def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> bytes:
-    """One closed candle; `revised`: in place of, or behind, what was sent before."""
+    """One closed candle; `revised`: it corrects, or fills in behind, what was sent before."""
     return _frame(CandleClosed(str(series), CandleOut(*candle), revised))
 
 
 def candles_batch(series: SeriesId, candles: Sequence[Candle], *, revised: bool = False) -> bytes:
-    """Several closed candles, ascending; `revised`: each in place of, or behind, what was sent before."""
+    """Several closed candles, ascending; `revised`: each corrects, or fills in behind, what was sent before."""
     return _frame(CandlesBatch(str(series), candles_out(candles), revised))
 
 
@@ -188,17 +189,17 @@ def candle_forming(series: SeriesId, candle: Candle) -> bytes:
 
 
 def gap(series: SeriesId, jump: Jump, *, reason: GapReason = "missing", state: GapState = GapState.UNKNOWN) -> bytes:
-    """A jump, told before the candle behind it. `truncated`: the candles are stored, and can be paged."""
+    """A jump, sent before the candle behind it. Reason `truncated`: the candles are stored, and can be paged."""
     return _frame(GapMessage(str(series), jump.expected, jump.actual, reason, state))
 
 
 def system(series: SeriesId, event: SystemEventName, message: str, data: Mapping[str, object] | None = None) -> bytes:
-    """Something that happened to a series: a sentence for people, the facts in `data`. Text in both is escaped."""
+    """An event of a series: a sentence for people, the facts in `data`. Text in both is escaped."""
     return _frame(SystemEvent(str(series), event, printable(message), printable_values(data or {})))
 
 
 def error_message(code: str, message: str, series_id: str | None = None, detail: str | None = None) -> bytes:
-    """What went wrong; the connection stays. Text of the client's is escaped. `detail`: a sentence beside a message
+    """A request that failed; the connection stays. Text of the client is escaped. `detail`: a sentence beside a message
     that is a code."""
     return _frame(ErrorMessage(code, printable(message), _printable_or_unset(series_id), _printable_or_unset(detail)))
 

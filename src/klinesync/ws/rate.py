@@ -1,18 +1,18 @@
-"""MessageRate: how often one client may speak. Pure; time is an argument."""
+"""MessageRate: the rate limit of the messages of one client. Pure; time is an argument."""
 
 from __future__ import annotations
 
 from enum import Enum
 
-# A client may subscribe to, and unsubscribe from, all that one connection takes (2,000) at once, and go on slowly.
+# Burst of messages: a client may subscribe to, and unsubscribe from, all series of a connection (2,000) at once.
 RATE_BURST = 4000
 RATE_PER_S = 100.0
-# So many refused messages in a row are no accident: the connection ends.
+# Consecutive refused messages after which the connection is closed.
 REFUSED_MAX = 1000
 
 
 class Verdict(Enum):
-    """What becomes of a message."""
+    """How a message is treated."""
 
     TAKEN = "taken"
     REFUSED = "refused"
@@ -30,7 +30,7 @@ class MessageRate:
         self._refused = 0
 
     def judge(self, now_s: float) -> Verdict:
-        """What becomes of a message that comes now."""
+        """How a message that arrives at `now_s` (monotonic seconds) is treated."""
         self._left = min(RATE_BURST, self._left + (now_s - self._seen_s) * RATE_PER_S)
         self._seen_s = now_s
         if self._left >= 1:

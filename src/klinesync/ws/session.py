@@ -1,4 +1,4 @@
-"""Subscription: what one client gets of one series. A splice of store catch-up and live; values in, messages out."""
+"""Subscription: what one client is sent of one series. A splice of store catch-up and live; values in, messages out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from klinesync.core.spans import Span, clipped, without
 from klinesync.core.splice import Jump, Splice
 from klinesync.ws import protocol
 
-# Candles that one catch-up sends at most; older ones are paged over HTTP.
+# Most candles of one catch-up; older ones are paged over HTTP.
 CATCH_UP_MAX_CANDLES = 2000
 
 
 class Announcement:
-    """Closed candles of one series that were committed together, those that followers are told of: one at least.
-    Encoded when first needed, then shared by all."""
+    """The closed candles of one series that were committed together and are published: one at least. Messages are
+    encoded when first needed, and shared by all subscribers."""
 
     __slots__ = (
         "_all", "_batch", "_closed", "_extended", "_revised_batch", "before", "candles", "commit", "gaps", "newest",
@@ -33,7 +33,8 @@ class Announcement:
         self.commit = applied.commit
         self.newest = candles[-1].time
         frame = self.series.timeframe
-        # Whoever has the candle at this time gets all of them, and they are all that is to be said. None: it depends.
+        # Subscribers whose newest candle opens at this time receive the whole batch, and nothing else. None: each
+        # subscriber is looked at by itself.
         self.before: int | None = None
         if not applied.revised and all(
             frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1)
@@ -55,8 +56,8 @@ class Announcement:
         return frame
 
     def revisions(self, candles: Sequence[Candle], *, batch: bool) -> list[bytes]:
-        """Those of the revised candles, as a `candles_batch` where there are several and `batch` is wanted. To be read
-        only: shared by all who get all of the revised ones."""
+        """The messages of revised candles: one `candles_batch` when there are several and `batch` is wanted. Read-only:
+        subscribers that get all revised candles share the list."""
         if not batch or len(candles) < 2:
             return [self.closed(candle) for candle in candles]
         if len(candles) < len(self.revised):
@@ -66,14 +67,15 @@ class Announcement:
         return self._revised_batch
 
     def extended(self, first_time: int) -> bytes:
-        """`history.extended`: older history has arrived, which begins at `first_time`."""
+        """The `history.extended` event: older history, from `first_time` on, has arrived."""
         frame = self._extended.get(first_time)
         if frame is None:
             frame = self._extended[first_time] = history_extended(self.series, first_time)
         return frame
 
     def messages(self, *, batch: bool) -> list[bytes]:
-        """All of them, as a `candles_batch` where there are several and `batch` is wanted. To be read only: shared."""
+        """The messages of all candles: one `candles_batch` when there are several and `batch` is wanted. Read-only: the
+        list is shared."""
         if batch and len(self.candles) > 1:
             if self._batch is None:
                 self._batch = [protocol.candles_batch(self.series, self.candles)]
@@ -84,7 +86,8 @@ class Announcement:
 
 
 def history_extended(series: SeriesId, first_time: int) -> bytes:
-    """Older history has arrived, which is paged over HTTP; `first_time`: where the series begins now."""
+    """The `history.extended` event: older history has arrived, to be paged over HTTP; `first_time`: the new first open
+    time of the series."""
     begins = datetime.fromtimestamp(first_time, UTC).strftime("%Y-%m-%d %H:%M")
     message = f"older history is stored now, from {begins} UTC on; page it over HTTP"
     return protocol.system(series, "history.extended", message, {"first_time": first_time})
@@ -97,7 +100,7 @@ class Subscription:
     which is marked as one. What opens before the first candle that was stored when the subscription attached is never
     sent: the client is told that history was extended.
 
-    series: which one.
+    series: the series.
     since: the newest closed open time that the client has; None: live only.
     supports_batch: several closed candles may come as one message.
     what: the kinds of candles that are sent, of `protocol.WHAT`.
@@ -128,23 +131,25 @@ class Subscription:
 
     @property
     def newest(self) -> int | None:
-        """The newest closed candle that has passed here; None before the first."""
+        """Open time of the newest closed candle that was sent; None before the first."""
         return self._newest
 
     @property
     def since(self) -> int | None:
-        """The newest closed open time that the client has, or said that it has."""
+        """The newest closed open time that the client has been sent, or has named in its request."""
         return self._splice.after
 
     def caught_up(
         self, rows: Sequence[Candle], first: int | None, newer: int, commit: int, gaps: Sequence[Gap] = ()
     ) -> list[bytes]:
-        """The catch-up and all that was held: what the client gets now, before anything live.
+        """The messages of the catch-up and of the held candles, which are sent before any live ones. All arguments are
+        of one state of the store.
 
-        `rows`: the newest stored candles after `since`, ascending, at most `CATCH_UP_MAX_CANDLES`; `newer`: how many
-        are stored after `since` in all; `first`: the oldest stored open time; `gaps`: what the ledger says of the holes
-        among the rows; `commit`: the newest transaction that is in them. All of one state of the store. Without `since`
-        there are no rows.
+        rows: the newest stored candles after `since`, ascending, at most `CATCH_UP_MAX_CANDLES`; none without `since`.
+        first: the oldest stored open time; None when nothing is stored.
+        newer: number of all stored candles after `since`.
+        commit: number of the newest transaction in the rows.
+        gaps: rows of the gap ledger for the holes among the rows.
         """
         frame, since = self.series.timeframe, self._since
         messages: list[bytes] = []
@@ -157,12 +162,12 @@ class Subscription:
                 if self._closed:
                     messages.append(protocol.gap(self.series, jump, reason="truncated"))
                 last = frame.shift(rows[0].time, -1)
-            # What is held from before the newest rows is truncated too.
+            # Held candles from before the newest rows are truncated too.
             self._splice.last = self._splice.after = last
-        # A held candle that is among the rows is there as it is now; it may have been revised since it was held.
+        # The row of a held candle has its present values; the candle may have been revised since it was held.
         through = [*self._splice.history(rows), *self._splice.release()]
         messages += self._messages(through, (*gaps, *self._held_gaps))
-        # Revisions that were published while the store was read: of what the client has, as the read did not see it.
+        # Revisions that were published while the store was read, of candles that the client has in older values.
         if since is not None:
             self._commit = commit
         shown = {item.time: item for item in through if isinstance(item, Candle)}
@@ -183,14 +188,14 @@ class Subscription:
 
     @property
     def holding(self) -> bool:
-        """Whether the catch-up is still being read: nothing goes out before it."""
+        """Whether the catch-up is still being read. Nothing is sent before it."""
         return self._splice.holding
 
     def announce(self, announcement: Announcement) -> list[bytes]:
-        """What of newly committed candles the client gets now."""
+        """The messages that newly committed candles cause for this client."""
         splice = self._splice
         if splice.last is not None and splice.last == announcement.before and not splice.holding:
-            # The usual case: all of them are next, in order, and everybody gets the same bytes.
+            # The usual case: the whole batch follows the client's newest candle, and all clients get the same bytes.
             splice.last = splice.after = self._newest = announcement.newest
             return announcement.messages(batch=self.supports_batch) if self._closed else []
         if splice.holding:
@@ -205,33 +210,33 @@ class Subscription:
             elif candle.time not in announcement.revised:
                 through += splice.live(candle)
             elif splice.holding:
-                # The catch-up may have it with these values already, or not.
+                # Whether the catch-up has these values already is known once the store was read.
                 self._revised[candle.time] = (candle, announcement.commit)
             elif self._has(candle.time, announcement.commit):
-                # After what was sent it cannot lie: a revision lies behind the head, and the head was sent.
+                # A revision lies behind the head, and the head was sent.
                 corrected.append(candle)
         revisions = announcement.revisions(corrected, batch=self.supports_batch) if self._corrections else []
         return [*extended, *revisions, *self._messages(through, announcement.gaps)]
 
     def _is_older(self, time: int) -> bool:
-        """Whether a candle opens before all that was stored when the subscription attached."""
+        """Whether a candle opens before the first candle that was stored when the subscription attached."""
         return self._first is not None and time < self._first
 
     def _extend(self, time: int) -> int:
-        """Where the series begins, now that a candle of `time` has arrived."""
+        """The first open time of the series, now that a candle at `time` has arrived."""
         self._extended_to = time if self._extended_to is None else min(time, self._extended_to)
         return self._extended_to
 
     def _has(self, time: int, commit: int) -> bool:
-        """Whether the client has the candle at `time` in a version from before the transaction `commit`: it had it when
-        it came, or got it from before."""
+        """Whether the client has the candle at `time` in values from before the transaction `commit`: it had the candle
+        before it subscribed, or was sent it by an earlier commit."""
         if self._since is not None and time <= self._since:
             return True
         after = self._splice.after
         return after is not None and time <= after and commit > self._commit
 
     def wants_forming(self, candle: Candle) -> bool:
-        """Whether a forming candle is newer than all that is closed, and the catch-up is out."""
+        """Whether a forming candle is newer than all closed ones, and the catch-up has been sent."""
         if self._splice.holding or not self._forming:
             return False
         return self._splice.after is None or candle.time > self._splice.after
@@ -253,7 +258,8 @@ class Subscription:
         ]
 
     def _gap(self, jump: Jump, gaps: Sequence[Gap]) -> bytes:
-        """A jump, with what is known of it: confirmed empty only when all of it is, lost when a part of it is."""
+        """The `gap` message of a jump, with its state: confirmed empty only when the whole jump is, lost when a part of
+        it is."""
         hole = [Span(jump.expected, jump.actual)]
         if any(clipped([gap.span], hole[0]) for gap in gaps if gap.state is GapState.LOST):
             return protocol.gap(self.series, jump, state=GapState.LOST)
