@@ -51,8 +51,9 @@ from klinesync.history.files.planning import ImportFile
 from klinesync.history.files.readers import BadFile, column_names, verify_checksum
 from klinesync.market import app as market_app
 from klinesync.market.content_coding import negotiate
+from klinesync.market.guard import Guard, Origin
 from klinesync.market.schemas import CandlesClosedBody
-from klinesync.market.security import Guard, Origin, head_of
+from klinesync.market.security import head_of
 from klinesync.market.strict_json import StrictJsonRoute
 from klinesync.market_data.listings import stored_listings
 from klinesync.market_data.top_markets import ranked

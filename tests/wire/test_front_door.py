@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from klinesync.market import http_limits
-from klinesync.market.security import guarded
+from klinesync.market.guard import guarded
 from klinesync.market_data import status_service
 from processes import klinesync, running, serve_arguments
 from running_service import Service, running_service

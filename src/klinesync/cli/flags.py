@@ -79,7 +79,7 @@ def _checked_at_start(found: Configuration) -> list[BadFlag]:
         parse_indicators(flags.indicators)
 
     def guard() -> None:
-        from klinesync.market.security import Guard
+        from klinesync.market.guard import Guard
 
         Guard.of(flags.host, flags.allowed_origins, flags.api_token)
 

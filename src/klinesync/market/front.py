@@ -12,8 +12,8 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, DerivedSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.market.bodies import BodyBudget
+from klinesync.market.guard import Guard
 from klinesync.market.inspection import Inspection, Parts
-from klinesync.market.security import Guard
 from klinesync.market.stopping import Requests
 from klinesync.market_data.series_health import SeriesHealthService
 from klinesync.pipelines.derived_step import DerivedStep

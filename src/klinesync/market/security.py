@@ -1,20 +1,8 @@
-"""Who may come in: the hosts that requests may name, the browser origins, and the bearer token.
-
-A service on loopback is still reached by every page that a browser on the machine shows. Such a page can post to it,
-open a WebSocket to it, or make its own name resolve to 127.0.0.1 (DNS rebinding) and then read everything. So what a
-request names as `Host` must be ours, and a foreign `Origin` may not write or open a socket; what it reads without CORS
-headers the browser keeps from it. A read may still make us ask an exchange, and needs no `Origin` (an image, a link):
-below `/api` the browser's own mark of a foreign page, `Sec-Fetch-Site`, is enough to refuse it.
-"""
+"""The guard at the door of the service, as ASGI: it is asked before anything of a request is looked at."""
 
 from __future__ import annotations
 
-import hmac
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
 
 import msgspec
 from fastapi import Security
@@ -22,200 +10,18 @@ from fastapi.params import Depends
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from klinesync.core.errors import BadFlag
 from klinesync.core.printable import printable
-from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market.guard import Guard, Refusal, RequestHead
 from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
 # Foreign origins that are logged, each once; a browser can be made to send any number of them.
 MAX_ORIGINS_LOGGED = 100
-# What needs the token, when one is set: it writes, or tells of the inside. /healthz and /readyz never do.
-GUARDED_PATHS = ("/api/market/ingest/", "/api/market/debug/", "/metrics")
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-DEFAULT_PORTS = {"http": 80, "https": 443}
-# What browsers say of a request that a page of another site, or of another origin of this site, has caused.
-FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
-# Addresses that stand for every address of the machine.
-WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, not bound to
-
 # For the OpenAPI document alone: that a route takes the token. `Security` below checks it, before a body is read.
 TOKEN: Sequence[Depends] = (
     Security(HTTPBearer(auto_error=False, description="`api_token`; needed when the flag is set")),
 )
-
-
-_HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
-
-
-class Host(NamedTuple):
-    """Whom a request names, in lower case and without brackets; `port` is None where none is named."""
-
-    name: str
-    port: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What of an address a browser calls its origin. `port` is never None: a scheme's own port is filled in."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Origin:
-        """`http://host:port` or `https://host`, without a path. Raises ValueError with the reason."""
-        scheme, separator, host = text.lower().partition("://")
-        named = parse_host(host.encode())
-        if not separator or scheme not in DEFAULT_PORTS or named is None:
-            raise ValueError(f"{text[:100]!r} is no origin; it is written http://host:port or https://host")
-        return cls(scheme, named.name, named.port or DEFAULT_PORTS[scheme])
-
-    def __str__(self) -> str:
-        """As browsers write it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}" + ("" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request does not come in."""
-
-    status: Literal[400, 401, 403]
-    code: FrontDoorCode
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class RequestHead:
-    """What of a request counts: `kind` is `http` or `websocket`; `address` is where the connection came in; the headers
-    as often as they were sent."""
-
-    kind: str
-    method: str
-    path: str
-    address: str | None
-    hosts: Sequence[bytes] = ()
-    origins: Sequence[bytes] = ()
-    authorizations: Sequence[bytes] = ()
-    fetch_sites: Sequence[bytes] = ()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """Decides. `host` is what the service listens on; `origins` the foreign ones that may connect; `token` guards
-    `GUARDED_PATHS`, None where nothing does."""
-
-    host: str = "127.0.0.1"
-    origins: tuple[Origin, ...] = ()
-    token: str | None = None
-
-    @classmethod
-    def of(cls, host: str, allowed_origins: Iterable[str], api_token: str | None) -> Guard:
-        """The guard that the flags ask for. Raises `BadFlag` for an origin that is none, and for a service that others
-        could reach without a token."""
-        check_exposure(host, api_token)
-        try:
-            return cls(host, tuple(map(Origin.parse, allowed_origins)), api_token)
-        except ValueError as error:
-            raise BadFlag("allowed_origins", str(error)) from None
-
-    def refuses(self, head: RequestHead) -> Refusal | None:
-        """Why the request may not come in; None when it may."""
-        if len(head.hosts) != 1:
-            return Refusal(400, "bad_request", "a request names its Host once")
-        host = parse_host(head.hosts[0])
-        if host is None or not self._ours(host.name, head.address):
-            sentence = "Host is not one of this service; allowed_origins takes the names that it is known by elsewhere"
-            return Refusal(403, "forbidden", sentence)
-        if (head.kind == "websocket" or head.method not in SAFE_METHODS) and not self._may_write(head, host):
-            return Refusal(403, "forbidden", "Origin is neither this service's nor one of allowed_origins")
-        # Without an Origin nothing tells whose page asks.
-        elsewhere = any(site.strip().lower() in FOREIGN_SITES for site in head.fetch_sites)
-        if elsewhere and below_api(head.path) and not (head.origins and self._may_write(head, host)):
-            return Refusal(403, "forbidden", "a page of another site asks; allowed_origins admits its Origin")
-        if self.token is not None and guarded(head.path) and head.method != "OPTIONS":
-            given = head.authorizations[0] if len(head.authorizations) == 1 else b""
-            if not bears(given, self.token):
-                return Refusal(401, "unauthorized", "this needs the service's api_token: Authorization: Bearer …")
-        return None
-
-    def foreign_origin(self, head: RequestHead) -> str | None:
-        """The browser origin of a request when it is neither ours nor allowed, as a flag would name it."""
-        host = parse_host(head.hosts[0]) if len(head.hosts) == 1 else None
-        if host is None or not self._ours(host.name, head.address) or self._may_write(head, host):
-            return None
-        return readable_origin(head.origins)
-
-    def _ours(self, name: str, address: str | None) -> bool:
-        if is_loopback(name) or name == self.host.lower() or any(name == origin.host for origin in self.origins):
-            return True
-        return self.host in WILDCARDS and address is not None and name == address
-
-    def _may_write(self, head: RequestHead, host: Host) -> bool:
-        """Whether the origin is ours, allowed, or not told, as by everybody who is no browser."""
-        if not head.origins:
-            return True
-        if len(head.origins) > 1:
-            return False
-        try:
-            origin = Origin.parse(head.origins[0].decode("latin-1"))
-        except ValueError:  # `null` too
-            return False
-        # The scheme is not compared with that of the request: where TLS ends before us, nothing tells it truly.
-        own = Origin(origin.scheme, host.name, host.port or DEFAULT_PORTS[origin.scheme])
-        return origin == own or origin in self.origins
-
-
-def check_exposure(host: str, api_token: str | None) -> None:
-    """Raises `BadFlag` when others than this machine could reach the service, and no token guards it."""
-    if not is_loopback(host) and api_token is None:
-        raise BadFlag("api_token", f"is needed to listen on {host}, which is not loopback")
-
-
-def guarded(path: str) -> bool:
-    """Whether the path is one that the token guards."""
-    return any(path == one.rstrip("/") or path.startswith(f"{one.rstrip('/')}/") for one in GUARDED_PATHS)
-
-
-def below_api(path: str) -> bool:
-    """Whether the path is one of the API: the page's own files may be linked to from anywhere."""
-    return path == "/api" or path.startswith("/api/")
-
-
-def bears(authorization: bytes, token: str) -> bool:
-    """Whether the header bears the token. How long it takes tells nothing of how much of it is right."""
-    scheme, _, given = authorization.partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
-
-
-def readable_origin(headers: Sequence[bytes]) -> str | None:
-    """The one origin of a request as an operator may write it into a flag; None for what is no origin."""
-    try:
-        return str(Origin.parse(headers[0].decode("latin-1"))) if len(headers) == 1 else None
-    except ValueError:
-        return None
-
-
-def parse_host(header: bytes) -> Host | None:
-    """The name or address, and port, in a `Host` header; None when it is something else."""
-    match = _HOST.fullmatch(header.lower())
-    if match is None:
-        return None
-    name, port = match.groups()
-    return Host(name.strip(b"[]").decode("ascii"), None if port is None else int(port))
 
 
 class GuardedApp:

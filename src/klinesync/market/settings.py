@@ -11,7 +11,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.indicator_names import parse_indicators
 from klinesync.ingest.followed import FollowSettings
-from klinesync.market.security import Guard
+from klinesync.market.guard import Guard
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, whitelist
 from klinesync.runtime.proxies import Proxies
 

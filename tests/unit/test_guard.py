@@ -3,7 +3,7 @@
 import pytest
 
 from klinesync.core.errors import BadFlag
-from klinesync.market.security import Guard, Origin, RequestHead, bears, guarded
+from klinesync.market.guard import Guard, Origin, RequestHead, bears, guarded
 
 TOKEN = "a-token-of-some-length"
 
