@@ -28,7 +28,7 @@ from running_service import running_service
 
 TOKEN = "a-token-of-some-length"
 BTC = "binance:spot:BTC/USDT:1m"
-OPERATIONS = 23
+OPERATIONS = 24
 # Answers without an end; they have tests of their own.
 ENDLESS = ("/api/market/status/stream",)
 EXAMPLES = 25

@@ -23,6 +23,8 @@ MEANINGS: dict[str, str] = {
     "command.failed": "where in the code a command met what its sentence says (with `--verbose`)",
     "connections.limited": "the system lets the process open so few files that fewer clients fit",
     "defect": "an exception that nobody expected ended a part of the service, which begins again; with its trace",
+    "events.unreadable": "the stored events of series cannot be read; `explain` begins anew",
+    "events.unwritten": "the newest events of series cannot be stored; tried again, and a restart would not know them",
     "flags.left_out": "variables that an orchestrator sets are no flags",
     "ledger.catch_up_failed": "factors and overlays of a series cannot catch up with its candles; tried again",
     "ledger.failed": "factors and overlays failed in a write; the candles are stored, the ledgers lag",

@@ -145,7 +145,7 @@ def test_a_store_that_fails_is_told_once_and_has_the_events_once_it_works(
             await asyncio.wait([keeping])
 
     run(loop, work())
-    assert [record.message.split()[0] for record in caplog.records] == ["event=events.unwritten"]
+    assert [record.message.split()[0] for record in caplog.records] == ["event=events.unwritten:"]
     assert [event.detail for event in stored(loop, tmp_path / "store.sqlite")] == ["one", "two"]
 
 
@@ -174,7 +174,7 @@ def test_events_that_cannot_be_read_are_replaced_by_those_that_happen(
             await again.keeper.save()
 
     run(loop, work())
-    assert [record.message.split()[0] for record in caplog.records] == ["event=events.unreadable"]
+    assert [record.message.split()[0] for record in caplog.records] == ["event=events.unreadable:"]
     assert [event.detail for event in stored(loop, path)] == ["new"]
 
 

@@ -77,18 +77,18 @@ def test_a_hole_is_declared_filled_in_part_confirmed_empty_and_lost() -> None:
     assert net(empty) == [
         (
             "gap.confirmed_empty",
-            "2 candles, 2025-11-30 08:01 UTC to 2025-11-30 08:02 UTC: they do not exist: REST has its neighbours",
+            "2 candles, 2025-11-30 08:01 UTC to 2025-11-30 08:02 UTC: confirmed empty: REST has its neighbours",
         )
     ]
     ledger = empty.applied_to(ledger)
     [(name, sentence)] = net(gaps.lose(ledger, [hole], "the files are gone", at(30)))
-    assert (name, sentence.endswith("no source gives them any more: the files are gone")) == ("gap.lost", True)
+    assert (name, sentence.endswith(": lost: the files are gone")) == ("gap.lost", True)
 
 
 def test_a_hole_that_is_declared_and_settled_in_one_transaction_was_settled() -> None:
     declared = gaps.note([], [Span(at(5), at(6))])
     empty = gaps.confirm_empty(declared.applied_to([]), [Span(at(5), at(6))], "no trades", at(9))
-    assert net(declared, empty) == [("gap.confirmed_empty", "a single candle does not exist: no trades")]
+    assert net(declared, empty) == [("gap.confirmed_empty", "a single candle is confirmed empty: no trades")]
 
 
 def test_thousands_of_holes_at_once_are_counted() -> None:
@@ -197,12 +197,12 @@ def test_what_a_connection_goes_through_is_an_event_of_the_market() -> None:
         series = SeriesId.parse(f"binance:spot:C{number}/USDT:1m")
         world.turn(series, off, subscribed, live, off, live)
         assert world.names(str(series)) == []
-    assert len(world.log) == len(world.names("binance:spot")) == 3
-    assert {event.event: event.times for event in world.log.events(["binance:spot"])} == {
-        "stream.subscribed": 1000,
-        "stream.reconnecting": 1000,
-        "stream.live": 1000,
+    told = {event.event: (event.times, event.detail) for event in world.log.events(["binance:spot"])}
+    assert told == {
+        "connection.made": (2000, "streams of the market are subscribed"),
+        "connection.lost": (1000, "streams of the market are being connected: why"),
     }
+    assert len(world.log) == 2
 
 
 def test_a_stale_stream_is_an_event_of_its_series_until_it_is_live_again() -> None:
@@ -210,7 +210,7 @@ def test_a_stale_stream_is_an_event_of_its_series_until_it_is_live_again() -> No
     live, stale, rest = StreamState.LIVE, StreamState.STALE, StreamState.REST_FALLBACK
     world.turn(BTC, live, stale, rest, live, StreamState.DELISTED, StreamState.RECONNECTING, live)
     assert world.names(str(BTC)) == ["stream.stale", "stream.rest_fallback", "stream.live", "stream.delisted"]
-    assert world.names("binance:spot") == ["stream.reconnecting", "stream.live"]
+    assert world.names("binance:spot") == ["connection.lost", "connection.made"]
 
 
 def test_a_thousand_streams_that_turn_stale_are_a_few_events() -> None:

@@ -33,6 +33,7 @@ SUMMARIES = {
     "demo": ("serve", "the service wired to a local simulated exchange: no network, account or key needed"),
     "sim": ("serve", "the simulated exchange alone"),
     "watch": ("watch", "live candles of a running service in the terminal"),
+    "explain": ("explain", "why candles of a running service's series are (not) there, in sentences"),
     "backfill": ("history", "fetch history into the store"),
     "import": ("history", "candles from files: freqtrade's, an exchange's archive, CSV"),
     "export": ("history", "closed candles of a series into a file"),

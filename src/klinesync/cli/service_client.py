@@ -13,10 +13,11 @@ import aiohttp
 import msgspec
 
 from klinesync import __version__
+from klinesync.cli.explain_words import Explained
 from klinesync.core.busy import repeat_after_s
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.decoding import Undecodable, decode_json
-from klinesync.core.errors import Rejected, Transient
+from klinesync.core.errors import Rejected, Transient, UnknownSeries
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
@@ -98,6 +99,15 @@ class ServiceClient:
         tell: then it judges when they are put."""
         status, text = await self._ask("GET", "/api/market/health", {"series_id": str(series)})
         return _decoded(text, _Health).now_time if status == 200 else MAX_TIME
+
+    async def explain(self, series: SeriesId) -> tuple[str, Explained]:
+        """Why candles of a series are (not) there: the answer as it is, and its meaning. Raises `Rejected` for a series
+        that the service does not know."""
+        status, text = await self._ask("GET", "/api/market/explain", {"series_id": str(series)})
+        if status == 404 and _code(text) == UnknownSeries.code:
+            raise Rejected(_detail(text))
+        self._check(status, text)
+        return text, _decoded(text, Explained)
 
     async def backfill(
         self, series: SeriesId, start: int, end: int | None, on_progress: Callable[[BackfillProgress], None]

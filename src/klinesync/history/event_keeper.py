@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.errors import StoreError
 from klinesync.core.events import EventBatch
 from klinesync.history.event_log import EventLog
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Pause between two writes of events, in seconds; longer after each failed one. A crash loses the events of one pause.
 WRITES = Backoff(initial_s=60.0, most_s=3600.0)
@@ -46,7 +46,7 @@ class EventKeeper:
             self._events.restore(await self._database.read(lambda store: store.events.all()))
         except StoreError as error:
             self._events.restart()
-            log.warning("event=events.unreadable events of series from before this start are lost: %s", error)
+            log.warning("events.unreadable", "events of series from before this start are lost", error=error)
 
     async def run(self) -> None:
         """Write events until cancelled."""
@@ -77,7 +77,7 @@ class EventKeeper:
         except StoreError as error:
             self._events.put_back(batch)
             if not self._failed:
-                log.warning("event=events.unwritten a restart would not know the newest events of series: %s", error)
+                log.warning("events.unwritten", "a restart would not know the newest events of series", error=error)
             self._failed = True
             return False
         except BaseException:

@@ -60,11 +60,11 @@ def gap_events(timeframe: Timeframe, changes: Sequence[GapChange]) -> list[Named
 
 def _settled(timeframe: Timeframe, gap: Gap, span: Span) -> Named:
     if gap.state is GapState.LOST:
-        return Named("gap.lost", f"{span_text(timeframe, span)}: no source gives them any more: {gap.proof}")
+        return Named("gap.lost", f"{span_text(timeframe, span)}: lost: {gap.proof}")
     if timeframe.count(*span) <= 1:
         # Without a date: the minutes without trades of a quiet market are one event that is counted.
-        return Named("gap.confirmed_empty", f"a single candle does not exist: {gap.proof}")
-    return Named("gap.confirmed_empty", f"{span_text(timeframe, span)}: they do not exist: {gap.proof}")
+        return Named("gap.confirmed_empty", f"a single candle is confirmed empty: {gap.proof}")
+    return Named("gap.confirmed_empty", f"{span_text(timeframe, span)}: confirmed empty: {gap.proof}")
 
 
 def _net(changes: Iterable[GapChange]) -> tuple[list[Gap], list[Gap]]:

@@ -79,8 +79,14 @@ class SeriesEvents:
         event = Named(f"stream.{state}", stream_sentence(status))
         if state in _OWN_STATES or (before in _OWN_STATES and state is not StreamState.RECONNECTING):
             self._note(series, event)
-        elif before is not StreamState.SUBSCRIBED or state is not StreamState.LIVE:  # the first frame is no news
-            self.market(series, *event)
+        elif state is StreamState.RECONNECTING:
+            self.market(series, "connection.lost", f"streams of the market are being connected{_behind(status.detail)}")
+        elif before is StreamState.RECONNECTING:  # the first frame of a subscribed stream is no news
+            self.market(series, "connection.made", "streams of the market are subscribed")
+
+    def failing(self, series: SeriesId, reason: str) -> None:
+        """The stream of that series, and others of its connection, cannot be subscribed."""
+        self.market(series, "connection.failing", f"streams of the market cannot be subscribed{_behind(reason)}")
 
     def market(self, series: SeriesId, event: str, detail: str) -> None:
         """Something happened to the whole market of that series."""
@@ -141,3 +147,7 @@ class SeriesEvents:
         clock = self._clocks.get((series.exchange, series.market))
         now_ms = None if clock is None else clock.estimate_ms(self._monotonic())
         return int(self._wall_s() * 1000) if now_ms is None else now_ms
+
+
+def _behind(detail: str | None) -> str:
+    return "" if detail is None else f": {detail}"

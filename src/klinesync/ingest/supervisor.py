@@ -460,7 +460,7 @@ class IngestSupervisor:
     def _failing(self, failing: Iterable[SeriesId], reason: str) -> None:
         failing = list(failing)
         if failing:
-            self._events.market(failing[0], "stream.failing", reason)
+            self._events.failing(failing[0], reason)
         for series in failing:
             if (job := self._jobs.get(series)) is not None:
                 job.followed.failing(reason)

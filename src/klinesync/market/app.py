@@ -30,6 +30,7 @@ from klinesync.core.printable import printable
 from klinesync.market import (
     backfill_routes,
     debug_routes,
+    explain_routes,
     factor_routes,
     health_routes,
     http_routes,
@@ -79,6 +80,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.include_router(http_routes.router)
     app.include_router(meta_routes.router)
     app.include_router(health_routes.router)
+    app.include_router(explain_routes.router)
     app.include_router(status_routes.router)
     app.include_router(factor_routes.router)
     app.include_router(top_markets_routes.router)

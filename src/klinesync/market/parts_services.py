@@ -15,6 +15,7 @@ from klinesync.market.parts_ingest import IngestParts
 from klinesync.market.parts_writing import WritingParts
 from klinesync.market.settings import ServiceSettings
 from klinesync.market.surroundings import Surroundings
+from klinesync.market_data.explain import ExplainService
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService, later_than_usual_s
 from klinesync.market_data.ingest_service import MarketIngestService
@@ -82,6 +83,15 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
         derived=writing.derived,
         factors=FactorReader(database, writing.ledger, settings.indicators, history.reader.check_known),
         health=health if settings.health else None,
+        explain=ExplainService(
+            database=database,
+            health=health,
+            base_of=writing.derived.base_of,
+            stream=exchanges.status,
+            history=history.backfill,
+            events=writing.events,
+            monotonic=around.clock.monotonic_s,
+        ),
         status=status,
         top_markets=TopMarkets(
             listings=source.listings,

@@ -83,6 +83,12 @@ class HealthService:
             await self._check_known(series)
         return self._assess(series, stored, ledger, base, base_stored)
 
+    def judge_any(
+        self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap], base_stored: Span | None
+    ) -> Health:
+        """How any series is, by what is stored of it and of its base, and by the ledger of its gaps."""
+        return self._assess(series, stored, ledger, self._base_of(series), base_stored)
+
     def judge(self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap]) -> Health:
         """How a series is that is ingested itself, by what is stored of it and by the ledger of its gaps."""
         return self._assess(series, stored, ledger, series, stored)

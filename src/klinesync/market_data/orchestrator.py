@@ -9,6 +9,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.history.requested import BackfillProgress
 from klinesync.history.service import HistoryService
+from klinesync.market_data.explain import ExplainService
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.ingest_service import MarketIngestService
@@ -30,6 +31,7 @@ class MarketDataOrchestrator:
     derived: the derived timeframes, and their base.
     factors: reads factors and drawings.
     health: judges series; None where that is switched off.
+    explain: tells why candles are (not) there.
     status: judges the service.
     top_markets: ranks symbols.
     subscriptions: serve the clients of sockets.
@@ -46,6 +48,7 @@ class MarketDataOrchestrator:
         derived: DerivedStep,
         factors: FactorReader,
         health: HealthService | None,
+        explain: ExplainService,
         status: StatusService,
         top_markets: TopMarkets,
         subscriptions: WsSubscriptionCoordinator,
@@ -58,6 +61,7 @@ class MarketDataOrchestrator:
         self.derived = derived
         self.factors = factors
         self.health = health
+        self.explain = explain
         self.status = status
         self.top_markets = top_markets
         self.subscriptions = subscriptions

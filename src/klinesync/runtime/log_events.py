@@ -14,6 +14,8 @@ LogEvent = Literal[
     "command.failed",
     "connections.limited",
     "defect",
+    "events.unreadable",
+    "events.unwritten",
     "flags.left_out",
     "ledger.catch_up_failed",
     "ledger.failed",
