@@ -1,1 +1,1 @@
-"""The write path."""
+"""The write path: the only writer, and what it computes within its transactions."""

@@ -1,8 +1,8 @@
-"""What changes in a store when the base or the derived timeframes are others than before.
+"""Changes of a store when the base or the derived timeframes have changed since the last start.
 
-The store remembers from which base each derived series was computed, and whether it holds candles that did not come
-from there (posted or streamed while the timeframe was not derived). `settle` compares that with the settings of this
-start: one short transaction of marks. What is marked `MIXED` is computed anew afterwards, piece by piece.
+The store keeps the base of each derived series, and whether the series has candles from elsewhere (posted or streamed
+while its timeframe was not derived). `settle` compares these with the settings of this start, and marks series in one
+short transaction. Series that are marked `MIXED` are computed anew afterwards, piece by piece.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ class Settled(NamedTuple):
 
 
 def settle(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe]) -> Settled:
-    """Mark what does not follow from `base` for `targets`, the timeframes that are derived from now on (none: derived
-    timeframes are off). Only within `Database.write`."""
+    """Mark the series whose candles do not follow from the settings. Only within `Database.write`.
+
+    store: the store, within its transaction.
+    base: the base timeframe from now on.
+    targets: the derived timeframes from now on; none when derived timeframes are off.
+    """
     stored = store.series()
     known = set(stored)
     settled = Settled([], [], {}, store.derived_settings() != (base, tuple(targets)))

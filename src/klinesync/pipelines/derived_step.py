@@ -1,8 +1,8 @@
-"""DerivedStep: the derived candles of a batch, inside its transaction, from what is stored.
+"""DerivedStep: computes the derived candles of a batch, inside its transaction, from stored base candles.
 
-A bucket whose base candles are not all there may hold the exchange's own candle, a native one, so that a chart of days
-begins before the first stored minute. No column marks it: a stored derived candle for whose bucket the stored
-base gives none cannot be anything else. Base history that arrives later takes its place.
+A bucket with missing base candles may have the exchange's own candle, a native one, so that a chart of days begins
+before the first stored minute. No column marks native candles: a stored derived candle whose bucket is incomplete in
+the base cannot be anything else. Base history that arrives later replaces it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from klinesync.storage.damage import DoAgain, StoreDamaged
 from klinesync.storage.database import CandleStore, Derivation, DerivationOrigin, Origin
 
 SOURCE = "derived"
-# What this transaction wrote to a series, where that is one run of candles.
+# Candles that this transaction wrote to a series, when these are one run without a hole.
 Fresh = MutableMapping[SeriesId, Sequence[Candle]]
 NATIVE = "native"
-# The exchange adds its volumes in another order than we do: a candle that differs by no more (relative) is the same to
-# whoever has it already.
+# Largest relative difference that counts as a rounding: the exchange adds volumes in another order than we do.
+# Followers that have such a candle are not sent it again.
 SAME = 1e-9
 
 
 class DerivedStep:
-    """Computes derived series. `base`: the timeframe that they are computed from; `targets`: those that are kept.
+    """Computes derived series.
 
-    A derived candle is a function of the stored base candles and the confirmed gaps of its bucket, however they came.
-    Stored derived series that are no target any more go on being corrected, so that nothing stale is ever read.
+    base: the timeframe that derived candles are computed from.
+    targets: the derived timeframes that are kept.
+
+    A derived candle is a function of the stored base candles and the confirmed gaps of its bucket, whatever their
+    source. Stored derived series that are no target any more are still corrected, so that no reader gets stale candles.
     """
 
     def __init__(self, base: Timeframe, targets: Sequence[Timeframe]) -> None:
@@ -44,15 +47,15 @@ class DerivedStep:
         self.base = base
         self.targets = tuple(sorted(targets, key=lambda target: target.seconds))
         self._closing: tuple[int, tuple[Timeframe, ...]] = (0, ())  # of the newest minute's end
-        # Stored series that were derived once, and are no targets now, with their bases: they take no posted candles.
+        # Stored series that were derived before and are no targets now, with their bases: posted candles are refused.
         self.dormant: dict[SeriesId, SeriesId] = {}
-        # Targets that are still to be computed anew: nothing longer is computed from what is stored of them.
+        # Targets that have yet to be computed anew: longer timeframes are not computed from their stored candles.
         self.redoing: set[SeriesId] = set()
         # Asked for each forming candle.
         self.derived_from = lru_cache(MAX_REMEMBERED)(self._derived_from)
 
     def derives(self, series: SeriesId) -> bool:
-        """Whether the series is one of those that are computed here."""
+        """Whether the series is a derived one."""
         return series.timeframe in self.targets
 
     def base_of(self, series: SeriesId) -> SeriesId:
@@ -66,8 +69,13 @@ class DerivedStep:
     def advance(
         self, store: CandleStore, series: SeriesId, applied: Applied, emptied: Sequence[Span], at: int
     ) -> list[Applied]:
-        """What follows from the changed candles of base `series`, and from its `emptied` spans, which were confirmed
-        empty; shorter targets first. `at`: the time of the batch, UTC seconds.
+        """Write the derived candles that follow from changed base candles; the changes, shorter targets first.
+
+        store: the store, within its transaction.
+        series: the base series.
+        applied: the changes of the base series.
+        emptied: its spans that were confirmed empty.
+        at: time of the batch, in UTC seconds.
         """
         if series.timeframe != self.base or not (applied.candles or emptied):
             return []
@@ -98,15 +106,15 @@ class DerivedStep:
         return changes
 
     def _adopt(self, store: CandleStore, series: SeriesId) -> None:
-        """The first candles of the base `series`: what is stored of its targets already came from elsewhere, and
-        remains where the base gives none."""
+        """Called with the first candles of the base `series`: stored candles of its targets came from elsewhere, and
+        stay in buckets that are incomplete in the base."""
         for target in self.targets:
             derived = series.with_timeframe(target)
             if store.span(derived) is not None and store.derivation(derived).base != series:
                 store.set_derivation(derived, Derivation(series, DerivationOrigin.RECOMPUTED))
 
     def _close_buckets(self, store: CandleStore, series: SeriesId, stored: Span, time: int, at: int) -> list[Applied]:
-        """The usual case, one new candle at the head: it can only complete the buckets that end with it."""
+        """The usual case of one new candle at the head, which can only complete the buckets that end with it."""
         changes: list[Applied] = []
         for target in self._closing_at(stored.end):
             open_ = target.floor(time)
@@ -115,13 +123,13 @@ class DerivedStep:
         return changes
 
     def _closing_at(self, end: int) -> tuple[Timeframe, ...]:
-        """The targets that have a bucket which ends there. Usually asked for many series, one after the other."""
+        """The targets with a bucket that ends at `end`. Cached, because many series ask for the same minute."""
         if self._closing[0] != end:
             self._closing = end, tuple(target for target in self.targets if target.floor(end) == end)
         return self._closing[1]
 
     def refresh(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> list[Applied]:
-        """The buckets of `target` in `window` (on its grid), computed anew from base `series`."""
+        """Compute the buckets of `target` in `window` (on its grid) anew from base `series`; the changes."""
         stored = store.span(series)
         if stored is None:
             return []
@@ -129,7 +137,7 @@ class DerivedStep:
         return self._write(store, series, target, window, at) if window.start < window.end else []
 
     def lacking(self, store: CandleStore, series: SeriesId, target: Timeframe) -> list[Span]:
-        """Spans of complete buckets of `target` that are not stored: it was no target for a while, or never."""
+        """Spans of complete buckets of `target` that are not stored, because it was no target for a while, or never."""
         stored = store.span(series)
         if stored is None:
             return []
@@ -148,12 +156,12 @@ class DerivedStep:
         return complete(target, rows, gaps.unproven(store.gaps(series, window), store.span(series), window))
 
     def native(self, store: CandleStore, series: SeriesId, window: Span) -> list[Span]:
-        """What of `window`, on the grid of the derived `series`, is made of buckets that may hold a native candle: ones
-        for which the stored base gives none (it is not whole there, or confirmed empty all over), and that end no later
-        than it.
+        """The buckets in `window`, on the grid of the derived `series`, that may have a native candle: incomplete or
+        wholly empty in the stored base, and ending no later than the base.
 
-        Of an hour without a minute the exchange may well have a candle: that came before it was known to be empty, say,
-        and was shown. It stays, and so one that comes later is taken too; what is longer counts the minutes alone.
+        The exchange may have a candle of an hour without any minute, which may have been stored and shown before the
+        minutes were confirmed empty. The native candle stays, and so a later one is accepted too; longer timeframes are
+        computed from the minutes alone.
         """
         target, base = series.timeframe, series.with_timeframe(self.base)
         stored = store.span(base)
@@ -173,8 +181,15 @@ class DerivedStep:
         proof: str,
         at: int,
     ) -> Applied:
-        """Write the exchange's own candles of the derived `series`, where the base cannot give them. In its `empty`
-        spans the exchange has none, as `proof` says."""
+        """Write native candles, in the buckets that are incomplete in the base; the changes.
+
+        store: the store, within its transaction.
+        series: the derived series.
+        candles: the exchange's own candles, ascending.
+        empty: spans in which the exchange has no candles.
+        proof: how the exchange has shown that.
+        at: time of the batch, in UTC seconds.
+        """
         base = series.with_timeframe(self.base)
         taken: list[Candle] = []
         if candles:
@@ -201,7 +216,7 @@ class DerivedStep:
         ledger = store.gaps(series, window)
         unproven = gaps.unproven(ledger, store.span(series), window)
         parent = parent_of(target, self.base)
-        # What cannot be computed stays a hole of the derived series; the base goes on.
+        # A derived candle that cannot be computed stays a hole of the derived series; the base candles are written.
         damaged = [*store.damaged(series), *store.damaged(series.with_timeframe(parent))]
         whole = without([window], widened(target, damaged)) if damaged else [window]
         try:
@@ -217,10 +232,10 @@ class DerivedStep:
         return [applied] if applied.candles else []
 
     def closed(self, store: CandleStore, series: SeriesId, timeframe: Timeframe, window: Span) -> list[Candle]:
-        """Candles of the base or of a link of the chain in `window`; folded from `series` where not all are stored.
+        """The candles of the base, or of a link of the chain, in `window`; folded from `series` where some are missing.
 
-        A stored link stands for the fold of its own parts as long as it is whole: one that was switched on later, or
-        that has holes, is folded from the base instead. The bits are the same.
+        The stored candles of a link are used when all of them are there. A link that was switched on later, or that has
+        holes, is folded from the base. The bits are the same.
         """
         return self._parts(store, series, timeframe, window, store.gaps(series, window))
 
@@ -235,7 +250,7 @@ class DerivedStep:
     ) -> list[Candle]:
         if timeframe == self.base:
             return _between(store, series, window, fresh)
-        # A native candle, of a link whose base is empty all over, is no part of anything longer.
+        # A native candle of a bucket that is wholly empty in the base is no part of longer buckets.
         link = series.with_timeframe(timeframe)
         if timeframe in self.targets and link not in self.redoing and not _wholly_empty(ledger, timeframe):
             stored = _between(store, link, window, fresh)
@@ -248,8 +263,8 @@ class DerivedStep:
         return fold(target, base if parent == self.base else self._fold(base, parent))
 
     def _settle_gaps(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> None:
-        """A bucket that lies in the base's confirmed gaps is a confirmed gap of the derived series too, and one of
-        which a part of the base is lost is lost."""
+        """Copy settled gaps of the base: a bucket within confirmed gaps becomes a confirmed gap of the derived series,
+        and a bucket with a lost base candle a lost gap."""
         base, derived = store.gaps(series, window), series.with_timeframe(target)
         empty = _wholly_empty(base, target)
         if empty:
@@ -262,7 +277,7 @@ class DerivedStep:
 
 
 def _keep(fresh: Fresh, applied: Applied) -> None:
-    """Remember the candles that this transaction wrote to a series in one run: they need not be read back."""
+    """Remember the candles that this transaction wrote to a series in one run, so that nobody reads them back."""
     times = applied.candles
     if times and applied.series.timeframe.count(times[0].time, times[-1].time) == len(times) - 1:
         fresh[applied.series] = times
@@ -271,7 +286,7 @@ def _keep(fresh: Fresh, applied: Applied) -> None:
 def _between(
     store: CandleStore, series: SeriesId, window: Span, fresh: Mapping[SeriesId, Sequence[Candle]]
 ) -> list[Candle]:
-    """What is stored of the series in `window`; what was just written is taken from there."""
+    """The stored candles of a series in `window`; candles that this transaction wrote come from memory."""
     run = fresh.get(series)
     if not run:
         return store.between(series, *window)
@@ -286,24 +301,24 @@ def _between(
 
 
 def _touched(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
-    """The buckets of `target` of which a candle of the base is lost, ascending and joined."""
+    """The buckets of `target` with a lost base candle, ascending and joined."""
     return widened(target, (gap.span for gap in ledger if gap.state is GapState.LOST))
 
 
 def _wholly_empty(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
-    """The buckets of `target` of which each candle of the base is confirmed not to be, ascending and joined."""
+    """The buckets of `target` whose base candles are all confirmed empty, ascending and joined."""
     if not ledger:
         return []
     return narrowed(target, (gap.span for gap in ledger if gap.state is GapState.CONFIRMED_EMPTY))
 
 
 def _whole_buckets(target: Timeframe, spans: Iterable[Span], stored: Span) -> list[Span]:
-    """The buckets of `target` that `spans` touch; those that the stored candles do not span are incomplete."""
+    """The buckets of `target` that `spans` touch, within the stored candles; buckets beyond them are incomplete."""
     return common(widened(target, spans), narrowed(target, [stored]))
 
 
 def write_closed(store: CandleStore, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
-    """Write closed candles, and bring the gap ledger up to date with them."""
+    """Write closed candles, and update the gap ledger."""
     stored = store.span(series)
     applied = store.write(series, candles, origin)
     times = [candle.time for candle in applied.candles]

@@ -1,8 +1,8 @@
 """IngestPipeline: the only writer of closed candles, in the order candles -> factor -> overlay -> publish.
 
-Group commit: an idle writer commits at once what has arrived; what arrives while it is busy is the next batch. Live
-candles go first; bulk ones (history, HTTP) fill a transaction up to the time that live may wait for it. Publishing
-happens after the commit, in commit order, and awaits nobody.
+Group commit: an idle writer commits arriving candles at once; candles that arrive while the writer is busy are the next
+batch. Live candles go first. Bulk candles (history, HTTP) fill a transaction only up to the longest wait of live ones.
+Publishing follows the commit, in commit order, and awaits nobody.
 """
 
 from __future__ import annotations
@@ -33,31 +33,32 @@ from klinesync.storage.database import CandleStore, Database, Derivation, Deriva
 
 log = Log(__name__)
 
-# Live candles that may wait for the writer. A series whose candles do not fit falls behind: REST has them.
+# Most live candles that wait for the writer. A series whose candles find no room begins again from its stored head, and
+# REST has the missing ones.
 MAX_LIVE_CANDLES = 50_000
-# Bulk candles that may wait. Past that, `submit` waits for room.
+# Most bulk candles that wait for the writer. Beyond, `submit` waits for room.
 MAX_BULK_CANDLES = 200_000
-# Candles in one transaction; a submission is never split, so one that is larger goes alone.
+# Most candles of one transaction. A submission is never split: a larger one is a transaction of its own.
 MAX_BATCH_CANDLES = 20_000
-# What a candle is taken to cost before the first one is measured.
+# Assumed cost of a candle, in seconds, until the first transaction is measured.
 ASSUMED_S_PER_CANDLE = 20e-6
-# Sources whose candles somebody sends: they do not get into a series that the store has as derived.
+# Sources of posted candles, which are refused for a series that the store has as derived.
 POSTED = frozenset({"http", "file"})
-# After a piece of a ledger that the store did not take.
+# Delay before a piece of a ledger is tried again after the store failed, in seconds.
 CATCH_UP_RETRY_S = 1.0
-# The same failure of the store is logged that often, in seconds.
+# Seconds between two log lines about the same failure of the store.
 LOG_EVERY_S = 60.0
-# A ledger that lags because of damage, which is told where it is met, is logged that often, in seconds.
+# Seconds between two log lines about a ledger that lags because of damage; the damage itself is logged once.
 DAMAGE_LINE_S = 600.0
-# A transaction that meets damage is done again so often; then once more, without any ledger.
+# Most repeats of a transaction that meets damage; after them one more, without any ledger.
 MAX_DONE_AGAIN = 8
 # Base candles of one transaction that brings a derived series up to date.
 MAX_REFRESH_CANDLES = 20_000
 
 
 class Empty(Struct, frozen=True):
-    """Spans of open times at which the exchange has nothing, and how it showed that. `lost`: there may have been
-    candles, but no source gives them any more, and `proof` says why."""
+    """Spans of open times without candles at the exchange, and the proof. `lost`: there may have been candles, but no
+    source has them any more, and `proof` says why."""
 
     spans: Sequence[Span]
     proof: str
@@ -65,8 +66,11 @@ class Empty(Struct, frozen=True):
 
 
 class LedgerDamaged(StoreDamaged):
-    """Of a transaction that changed the series `changed` a ledger, or what a ledger is computed from, cannot be read.
-    `unreadable`: whose ledger is to be left alone for that."""
+    """A transaction met damage in a ledger, or in candles that a ledger is computed from.
+
+    changed: the series that the transaction changed.
+    unreadable: the series whose ledger is left out when the transaction is repeated.
+    """
 
     def __init__(self, damage: Damage, changed: Sequence[SeriesId]) -> None:
         super().__init__(damage)
@@ -76,9 +80,9 @@ class LedgerDamaged(StoreDamaged):
 
 
 class Submission(Struct, frozen=True):
-    """Closed candles of one series that are written together, where they come from, and who waits for them.
+    """Closed candles of one series that are written together, with their source and the future of the caller.
 
-    `by_frames`: frames say that they are final, which is no reason to change a stored candle.
+    `by_frames`: only frames say that the candles are final, which is no reason to change a stored candle.
     """
 
     series: SeriesId
@@ -92,11 +96,13 @@ class Submission(Struct, frozen=True):
 
 
 class IngestPipeline:
-    """Takes checked, closed candles and writes, folds and publishes them. `run` is its one task.
+    """Writes, folds and publishes checked, closed candles. `run` is its one task.
 
-    `wall_s` is the system clock: it dates revisions and confirmations. `flush_s`: how long a live candle may wait
-    behind a busy writer; `batch_max`: one series' share of a batch, in live candles. `tell` is told how far ledgers
-    are that are brought up to date piece by piece; `committed`, what each transaction changed beside new candles.
+    wall_s: the system clock, for the dates of revisions and confirmations.
+    flush_s: longest wait of a live candle behind a busy writer, in seconds.
+    batch_max: most live candles of one series in a batch.
+    tell: called with the progress of each ledger that is brought up to date piece by piece.
+    committed: called with the changes of each transaction beside new candles.
     """
 
     def __init__(
@@ -131,10 +137,9 @@ class IngestPipeline:
         self._room = asyncio.Condition()
         self._told_failure = LogLimit(LOG_EVERY_S)
         self._told_damage = LogLimit(DAMAGE_LINE_S)
-        # Ledgers that nothing is added to until they are caught up with again, by their series; and why.
+        # By series, ledgers that nothing is added to until they have caught up, and the damage that is the reason.
         self._unreadable_ledgers: dict[SeriesId, StoreDamaged] = {}
-        # Counted since the start: transactions, the candles that they changed by where these came from, and of those
-        # the ones that were revised.
+        # Counters since the start: transactions, changed candles by source, and revised candles.
         self.batches = 0
         self.batches_failed = 0
         self.batch_s = Durations()
@@ -148,7 +153,7 @@ class IngestPipeline:
 
     @property
     def bulk_candles(self) -> int:
-        """Candles of histories and from outside that wait for the writer, or are being written."""
+        """Bulk candles (history, HTTP, files) that wait for the writer, or are being written."""
         return self._bulk_candles
 
     def live_waits(self) -> bool:
@@ -162,14 +167,15 @@ class IngestPipeline:
     def offer(
         self, series: SeriesId, candles: Sequence[Candle], *, by_frames: bool = True
     ) -> asyncio.Future[Applied] | None:
-        """Queue live closed candles; the future ends after their commit and publication. Never waits.
+        """Queue live closed candles, without waiting. The future ends after their commit and publication.
 
-        `by_frames`: frames say that they are final. Then those of which other values are stored are not written: they
-        are `questioned` in what the future brings.
+        series: of the candles.
+        candles: ascending.
+        by_frames: only frames say that the candles are final. Candles that are stored with other values are not written
+            then; the result has them as `questioned`.
 
-        None when there is no room, or when an earlier write of the series failed and `mend` was not called since: then
-        nothing was queued, and nothing of the series is until `mend`, so that no hole is written. The future fails with
-        `StoreError` when the commit did.
+        Returns None when there is no room, or when an earlier write of the series failed: then nothing of the series is
+        queued until `mend`, so that no hole is written. The future raises `StoreError` when the commit failed.
         """
         if series in self._broken:
             return None
@@ -182,7 +188,7 @@ class IngestPipeline:
         return submission.written
 
     async def mend(self, series: SeriesId) -> None:
-        """Wait for room, and take live candles of the series again. The caller begins again from the stored head."""
+        """Wait for room, then accept live candles of the series again. The caller begins again from the stored head."""
         async with self._room:
             await self._room.wait_for(lambda: self._live_candles <= MAX_LIVE_CANDLES // 2)
         self._broken.discard(series)
@@ -192,8 +198,12 @@ class IngestPipeline:
     ) -> Applied:
         """Write closed candles of `series`, all or none: wait for room, then for the commit.
 
-        Raises `BadCandle`, `DerivedSeries`, and `StoreError` when the commit failed; then nothing was written. `empty`
-        is confirmed in the gap ledger after the candles are in.
+        series: of the candles.
+        candles: in any order.
+        source: where the candles come from; a label of metrics.
+        empty: spans without candles, confirmed in the gap ledger after the candles are written.
+
+        Raises `BadCandle`, `DerivedSeries`, and `StoreError` when the commit failed; then nothing was written.
         """
         async with self._room:
             await self._room.wait_for(lambda: self._bulk_candles < MAX_BULK_CANDLES)
@@ -203,8 +213,8 @@ class IngestPipeline:
         return await submission.written
 
     async def submit_native(self, series: SeriesId, candles: Sequence[Candle], empty: Empty) -> Applied:
-        """Write the exchange's own candles of a derived series, ascending, those that its base cannot give; as
-        `submit`. Raises `BadCandle`, `StoreError`."""
+        """Write native candles of a derived series, ascending, in the buckets that are incomplete in its base;
+        otherwise as `submit`. Raises `BadCandle`, `StoreError`."""
         async with self._room:
             await self._room.wait_for(lambda: self._bulk_candles < MAX_BULK_CANDLES)
         submission = self._submission(series, candles, NATIVE, empty, live=False, native=True)
@@ -234,9 +244,8 @@ class IngestPipeline:
         return Submission(series, candles, source, empty, live, written, native, by_frames)
 
     async def refresh_series(self, series: SeriesId) -> None:
-        """Bring what is derived from base `series` up to its head, where it lags: a target that was off for a while,
-        or never on. In transactions of `MAX_REFRESH_CANDLES` base candles, between live batches. Raises `StoreError`.
-        """
+        """Bring the derived series of base `series` up to its head, when a target was off for a while, or never on. In
+        transactions of `MAX_REFRESH_CANDLES` base candles, between live batches. Raises `StoreError`."""
         if series.timeframe != self._derived.base:
             return
         for target in self._derived.targets:
@@ -247,8 +256,8 @@ class IngestPipeline:
                 await self._refresh_span(series, target, span)
 
     async def settle_derived(self) -> Settled:
-        """Mark what was computed with another base or other timeframes; before anything is written. Raises
-        `StoreError`."""
+        """Mark the series that were computed with another base or other timeframes; called before anything is written.
+        Raises `StoreError`."""
         derived = self._derived
         settled = await self._database.write(lambda store: settle(store, derived.base, derived.targets))
         derived.dormant = settled.dormant
@@ -256,8 +265,8 @@ class IngestPipeline:
         return settled
 
     async def redo_derived(self, series: SeriesId) -> None:
-        """Compute all of the derived `series` anew that its base gives, in transactions of `MAX_REFRESH_CANDLES` base
-        candles, between live batches. Raises `StoreError`."""
+        """Compute the derived `series` anew from its base, in transactions of `MAX_REFRESH_CANDLES` base candles,
+        between live batches. Raises `StoreError`."""
         base, target = self._derived.base_of(series), series.timeframe
         stored = await self._database.read(lambda store: store.span(base))
         if stored is not None:
@@ -267,7 +276,7 @@ class IngestPipeline:
         self._derived.redoing.discard(series)
 
     async def settled_derived(self) -> None:
-        """All of it is done: the store is as these settings want it. Raises `StoreError`."""
+        """Mark the store as computed with these settings, when all series are done. Raises `StoreError`."""
         derived = self._derived
         await self._database.write(lambda store: store.set_derived_settings(derived.base, derived.targets))
 
@@ -292,8 +301,8 @@ class IngestPipeline:
         self._arrived.set()
 
     async def run(self) -> None:
-        """Write what is queued, until cancelled; a batch that has begun is finished. Ledgers that are behind advance
-        by pieces, in between."""
+        """Write queued candles until cancelled; a batch that has begun is finished. Ledgers that lag advance in pieces
+        between batches."""
         look_at_s: float | None = _now_s()
         while True:
             batch = self._take()
@@ -328,7 +337,7 @@ class IngestPipeline:
                 await self._arrived.wait()
 
     async def _catch_up(self, series: SeriesId) -> None:
-        """A piece of a ledger that is behind."""
+        """Advance a ledger that lags by one piece."""
         now_s = _now_s()
         try:
             progress = await self._database.write(lambda store: self._ledger.catch_up(store, series, now_s))
@@ -353,14 +362,18 @@ class IngestPipeline:
             self._tell(progress)
 
     async def drain(self) -> None:
-        """Write all that is queued; for the shutdown, after `run` was cancelled."""
+        """Write all queued candles; called at the shutdown, after `run` was cancelled."""
         while batch := self._take():
             await self._write(batch)
 
     def apply(self, store: CandleStore, batch: Sequence[Submission], now_s: float = 0.0) -> list[list[Applied]]:
-        """The write transaction of one batch: what each submission changed, base first, then what is derived from it.
+        """The write transaction of one batch. Runs on the writer thread.
 
-        Runs on the writer thread. `now_s` is monotonic.
+        store: the store, within its transaction.
+        batch: the submissions.
+        now_s: monotonic seconds.
+
+        Returns for each submission the changes of its series, then those of the series derived from it.
         """
         at = int(self._wall_s())
         changes = [self._apply_one(store, submission, at) for submission in batch]
@@ -368,16 +381,16 @@ class IngestPipeline:
         return changes
 
     async def _commit(self, change: Callable[[CandleStore], R]) -> R:
-        """What `change` returns, once it is committed. Raises `StoreError`.
+        """Run `change` in a transaction; its result, after the commit. Raises `StoreError`.
 
-        A transaction that met an unreadable page cannot be committed: it is done again without the ledger, or the base
-        candles of a derived one, that the page belongs to, so that such damage costs no new candle.
+        A transaction that met an unreadable page cannot be committed. It is repeated without the ledger, or the derived
+        candles, that need the page, so that damage costs no new candle.
         """
         for _ in range(MAX_DONE_AGAIN):
             try:
                 return await self._database.write(change)
             except DoAgain:
-                pass  # the damage is known now, and left alone
+                pass  # the damage is known now, and the repeated transaction does without that part
             except LedgerDamaged as error:
                 self._unreadable_ledgers |= error.unreadable
         try:
@@ -387,7 +400,7 @@ class IngestPipeline:
         return await self._database.write(change)
 
     def _advance_ledgers(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
-        store.save()  # candles that cannot be written are no trouble of a ledger
+        store.save()  # a failure to write candles is not a failure of a ledger
         sound = [applied for applied in changes if applied.series not in self._unreadable_ledgers]
         try:
             if len(sound) < len(changes):
@@ -407,7 +420,7 @@ class IngestPipeline:
         except StoreError:
             raise
         except Exception as error:
-            # Whatever is wrong with the ledgers must not cost a candle: they lag, the candles stay.
+            # A defect of ledgers must not cost a candle: the ledgers lag, the candles are kept.
             log.exception("ledger.failed", "factors and overlays failed; they lag behind the candles")
             self._ledger.set_back(store, changes, error, now_s)
 
@@ -421,14 +434,14 @@ class IngestPipeline:
             return [_with_gaps(store, native)]
         first = store.first(series) if submission.live else None
         if first is not None and candles and candles[0].time < first:
-            # A live one from before the first: nothing is known of what lies between, and nobody asks for it.
+            # A live candle before the first stored one would leave a hole between that nobody requests.
             candles = [candle for candle in candles if candle.time >= first]
         questioned = _questioned(store, series, candles) if submission.by_frames else ()
         if questioned:
             candles = [candle for candle in candles if candle not in questioned]
         applied = write_closed(store, series, candles, Origin(submission.source, at))
         if applied.candles and series in self._derived.dormant:
-            # The exchange's own candles of a series that was derived: computed from the base once it is derived again.
+            # Candles of a series that was derived before: it is computed from its base once it is derived again.
             base = self._derived.dormant[series]
             store.set_derivation(series, Derivation(base, DerivationOrigin.MIXED))
         spans = ()
@@ -443,8 +456,8 @@ class IngestPipeline:
         return [_with_gaps(store, one) for one in changes]
 
     def _take(self) -> list[Submission]:
-        """The next batch: live first, each series up to its share; then bulk, as far as it keeps live waiting no longer
-        than `flush_s`."""
+        """The next batch: live candles first, each series up to its share; then bulk ones, as many as are written
+        within `flush_s`."""
         batch: list[Submission] = []
         size = 0
         for series, waiting in list(self._live.items()):
@@ -510,7 +523,7 @@ class IngestPipeline:
             async with self._room:
                 self._room.notify_all()
         if one_by_one:
-            # Damage of one series is no reason to hold up the others.
+            # Damage of one series does not hold up the others.
             for submission in batch:
                 if submission.live and submission.series in self._broken:
                     submission.written.set_exception(StoreError("an earlier candle of the series was not stored"))
@@ -520,11 +533,12 @@ class IngestPipeline:
                     await self._write([submission])
 
     def _fail(self, batch: Sequence[Submission], error: StoreError) -> None:
-        """Nothing of the batch was written. What waits of its live series must not be either: it would leave a hole."""
+        """Nothing of the batch was written. Waiting candles of its live series are dropped too, because they would
+        leave a hole."""
         self._broken.update(submission.series for submission in batch if submission.live)
         behind = [submission for series in self._broken for submission in self._live.pop(series, ())]
         self._live_candles -= sum(len(submission.candles) for submission in behind)
-        # History of theirs was read from behind what is lost.
+        # Waiting history of these series was read from behind the dropped candles.
         history = [one for one in self._bulk if one.series in self._broken and one.source == "rest"]
         self._bulk = deque(one for one in self._bulk if one not in history)
         self._bulk_candles -= sum(len(one.candles) for one in history)
@@ -532,7 +546,7 @@ class IngestPipeline:
         for submission in (*batch, *behind):
             if not submission.written.done():
                 submission.written.set_exception(error)
-                submission.written.exception()  # who waited may be gone; the failure was logged
+                submission.written.exception()  # the caller may be gone; the failure was logged
 
 
 def _now_s() -> float:
@@ -540,7 +554,7 @@ def _now_s() -> float:
 
 
 async def _finished(work: Coroutine[None, None, None], name: str) -> None:
-    """Do it to the end, also when cancelled meanwhile."""
+    """Finish `work`, also when cancelled meanwhile."""
     task = asyncio.create_task(work, name=name)
     try:
         await asyncio.shield(task)
@@ -550,7 +564,7 @@ async def _finished(work: Coroutine[None, None, None], name: str) -> None:
 
 
 def _questioned(store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> tuple[Candle, ...]:
-    """Those of which other values are stored, but for a rounding."""
+    """The candles that are stored with other values, roundings aside."""
     head = store.head(series)
     if head is None:
         return ()
@@ -568,8 +582,8 @@ def _same(one: Candle, other: Candle) -> bool:
 
 
 def _with_gaps(store: CandleStore, applied: Applied) -> Applied:
-    """The same, with what the ledger says of the holes that a follower meets. The usual batch has none, and asks for
-    none: one candle at the head, or a run, behind the one before it."""
+    """The changes with the rows of the gap ledger for the holes that a follower meets. The usual batch, a run directly
+    behind the head, has no holes, and reads no rows."""
     if not applied.candles:
         return applied
     first, last = applied.candles[0].time, applied.candles[-1].time

@@ -1,8 +1,8 @@
 """LedgerStep: factors and overlays, advanced to the head inside the write transaction.
 
-All of it is one operation: rewind to where the candles have changed, advance to the head. Usually that is one candle
-behind the last one, from states that are in memory; after a restart they come from the newest checkpoint and the few
-candles behind it. An advance that is too long for the transaction is left for later, piece by piece (`catch_up`).
+There is one operation: rewind to the first changed candle, advance to the head. Usually that is one candle behind the
+last one, from states in memory; after a restart the states come from the newest checkpoint and the few candles behind
+it. An advance that is too long for the transaction is done later, piece by piece (`catch_up`).
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from klinesync.storage.database import CandleStore, Ledger
 
 log = Log(__name__)
 
-# States are stored this often, so that a restart or a rewind replays no more candles than that.
+# Candles between two checkpoints: a restart or a rewind replays at most so many.
 CHECKPOINT_CANDLES = 64
-# And every so many of them are kept, for rewinds that go further back and for looks into the past: 1,024 candles.
+# Every so many checkpoints (1,024 candles) one is kept, for longer rewinds and for reads of the past.
 KEPT_CHECKPOINTS = 16
-# Series whose states are in memory; the ones that got no candle the longest are read from the store again.
+# Most series with states in memory; the states of others are read from the store again, the least recent ones first.
 MAX_ENTRIES = 20_000
-# Series whose states are made ready after a start, before a candle needs them.
+# Most series whose states are read after a start, before a candle needs them.
 MAX_WARMED = 10_000
-# So often in a row a factor or overlay may fail at one series before it is suspended, until the next start.
+# Consecutive failures of a factor or overlay at one series before it is suspended until the next start.
 MAX_FAULTS = 5
-# And so often it may take too long: each time, everybody waits.
+# Likewise timeouts: every series waits for each of them.
 MAX_TIMEOUTS = 2
-# Before a ledger that could not be advanced is tried again.
+# Backoff before a ledger that could not be advanced is tried again.
 RETRY = Backoff(initial_s=1.0, most_s=60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """A ledger that is behind its candles: why, since how many tries, and when it is due (monotonic seconds)."""
+    """A ledger that lags: why, the number of failed tries, and when the next try is due (monotonic seconds)."""
 
     reason: str
     tries: int = 0
@@ -58,7 +58,7 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a ledger is that is brought up to date piece by piece: open times; `left`: whether it is behind still."""
+    """The progress of a ledger that is brought up to date piece by piece: open times; `left`: whether it still lags."""
 
     series: SeriesId
     reason: str
@@ -70,22 +70,27 @@ class Progress:
 
 @dataclass(slots=True)
 class _Entry:
-    """A series' states, as the transaction left them that wrote the record `record_id`; `at_head`: there was no newer
-    candle. `handles` are of the indicators that factors depend on."""
+    """The states of a series in memory.
+
+    record_id: the record whose transaction has left these states.
+    at_head: no newer candle was stored then.
+    handles: of the indicators that factors depend on.
+    """
 
     states: States
     record_id: int
     at_head: bool
     handles: dict[str, Handle]
-    # By how many candles the grid of its checkpoints is shifted.
+    # Shift of the grid of its checkpoints, in candles.
     shift: int
 
 
 class LedgerStep:
-    """Advances factors and overlays. All of it runs on the writer's thread, save what says otherwise.
+    """Advances factors and overlays. Methods run on the writer thread unless their text says otherwise.
 
-    `indicators` are those that factors may depend on; `max_candles` is the longest advance inside a transaction;
-    `guard` limits the time that plugins take; it is entered again and again.
+    indicators: those that factors may depend on.
+    max_candles: longest advance inside a write transaction, in candles.
+    guard: makes a context that limits the time of plugins.
     """
 
     def __init__(
@@ -97,7 +102,7 @@ class LedgerStep:
         max_candles: int = 2000,
         guard: AbstractContextManager[object] | None = None,
     ) -> None:
-        self._all = factors  # what states may have been encoded by, before one was suspended
+        self._all = factors  # encoded states may be of these, before a suspension
         self.factors = factors
         self.overlays = overlays
         self._indicators = {one.name: one for one in indicators}
@@ -110,7 +115,7 @@ class LedgerStep:
         self._behind: dict[SeriesId, Lag] = {}
         self._in_a_row: Counter[tuple[str, SeriesId]] = Counter()
         self._timeouts: Counter[str] = Counter()
-        # Counted since the start, by plugin; and why a plugin does not run any more. May be read from anywhere.
+        # Faults since the start by plugin; and the reason of each suspended plugin. May be read on any thread.
         self.faults: Counter[str] = Counter()
         self.suspended: dict[str, str] = {}
         self.last_fault: dict[SeriesId, str] = {}
@@ -121,34 +126,35 @@ class LedgerStep:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to compute at all."""
+        """Whether there are neither factors nor overlays to compute."""
         return not self.factors.names
 
     def computed(self, ledger: Ledger) -> bool:
-        """Whether these factors and overlays have computed the ledger. May be asked from anywhere."""
+        """Whether these factors and overlays have computed the ledger. May be called on any thread."""
         return ledger.fingerprint in self._ours
 
     def lag(self, series: SeriesId) -> Lag | None:
-        """Why the series' ledger is behind, when it is and that is known. May be asked from anywhere."""
+        """Why the ledger of the series lags; None when it does not, or that is not known. May be called on any
+        thread."""
         return self._behind.get(series)
 
     def behind(self) -> dict[SeriesId, Lag]:
-        """All ledgers that are known to be behind. May be asked from anywhere."""
+        """All ledgers that are known to lag. May be called on any thread."""
         return dict(self._behind)
 
     def due(self, now_s: float) -> SeriesId | None:
-        """The series whose ledger is to be advanced next, by a piece. May be asked from anywhere."""
+        """The series whose ledger is advanced next by a piece. May be called on any thread."""
         for series, lag in self.behind().items():
             if lag.due_s <= now_s:
                 return series
         return None
 
     def next_due_s(self) -> float | None:
-        """When one is due (monotonic seconds); None when none is behind. May be asked from anywhere."""
+        """When the next ledger is due (monotonic seconds); None when none lags. May be called on any thread."""
         return min((lag.due_s for lag in self.behind().values()), default=None)
 
     def look_for_lags(self, store: CandleStore) -> None:
-        """After a start: which ledgers are behind, or were computed by others."""
+        """Find the ledgers that lag, or were computed by other factors; called after a start."""
         if self.idle:
             return
         ledgers = store.ledger.all()
@@ -165,11 +171,11 @@ class LedgerStep:
 
     @property
     def has_cold(self) -> bool:
-        """Whether there are series whose states `warm` would make ready. May be asked from anywhere."""
+        """Whether `warm` has series left. May be called on any thread."""
         return bool(self._cold)
 
     def warm(self, store: CandleStore) -> None:
-        """Make one more series' states ready. Only reads, and may do so on any thread."""
+        """Read the states of one more series into memory. May be called on any thread."""
         series = self._cold.popleft()
         ledger = store.ledger.get(series)
         if series in self._entries or ledger is None or not self.computed(ledger):
@@ -182,16 +188,20 @@ class LedgerStep:
         self._entries.setdefault(series, _Entry(states, ledger.record_id, at_head, {}, _shift_of(series)))
 
     def advance(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
-        """Bring the ledgers up to date with what a transaction changed. `now_s` is monotonic.
+        """Bring the ledgers up to date with the changes of a transaction.
 
-        A plugin's fault is counted and logged, and leaves its series' ledger behind. Raises nothing but store errors.
+        store: the store, within its transaction.
+        changes: of all series.
+        now_s: monotonic seconds.
+
+        A plugin's fault is counted and logged, and the ledger of its series lags. Raises store errors only.
         """
         fresh: dict[SeriesId, dict[int, Candle]] = {}
         for applied in changes:
             if applied.candles:
                 fresh.setdefault(applied.series, {}).update((candle.time, candle) for candle in applied.candles)
         for series, by_time in fresh.items():
-            # Not `revised`: that leaves out what differs by a rounding, and factors depend on every bit.
+            # Not `revised`: it leaves out roundings, and factors depend on every bit.
             candles = [by_time[time] for time in sorted(by_time)]
             changed_from = candles[0].time
             if not self.idle:
@@ -202,13 +212,13 @@ class LedgerStep:
                 self._rewind(store, series, ledger, changed_from)  # who has factors goes on from there
 
     def catch_up(self, store: CandleStore, series: SeriesId, now_s: float) -> Progress:
-        """One piece of a ledger that is behind: a rewind, or at most `max_candles`."""
+        """Advance a ledger that lags by one piece: a rewind, or at most `max_candles`."""
         lag = self._behind.get(series) or Lag("")
         ledger = store.ledger.get(series)
         head = store.head(series)
         heads = None if ledger is None or not self.computed(ledger) else (ledger.factor_head, ledger.overlay_head)
         if head is None or heads == (head, head):
-            # So it is in the store, whatever becomes of this transaction.
+            # The store knows that the ledger lags, also when this transaction fails.
             self._behind.pop(series, None)
             return Progress(series, lag.reason, 0 if ledger is None else ledger.epoch, head, head, left=False)
         if ledger is None or ledger.fingerprint not in self._ours:
@@ -221,8 +231,8 @@ class LedgerStep:
         return Progress(series, lag.reason, ledger.epoch, ledger.factor_head, head, left=True)
 
     def set_back(self, store: CandleStore, changes: Sequence[Applied], error: Exception, now_s: float) -> None:
-        """What `advance` did of these changes was rolled back, for a reason that nobody foresaw: the ledgers lag, and
-        have nothing of what changed. Raises nothing but store errors."""
+        """The work of `advance` for these changes was rolled back after a defect: the ledgers lag, and are rewound
+        behind the changed candles. Raises store errors only."""
         for applied in changes:
             series = applied.series
             ledger = store.ledger.get(series)
@@ -235,8 +245,8 @@ class LedgerStep:
                 self.put_off(series, error, now_s)
 
     def leave_behind(self, store: CandleStore, applied: Applied, error: Exception, now_s: float) -> None:
-        """A change of a series whose ledger cannot be read nor rewound: the ledger lags. What it says of candles that
-        were changed is nobody's: it begins anew once it can be written."""
+        """A change of a series whose ledger can be neither read nor rewound: the ledger lags, is not shown, and is
+        computed anew once it can be written."""
         if not applied.candles:
             return
         ledger = store.ledger.get(applied.series)
@@ -246,7 +256,7 @@ class LedgerStep:
             self.put_off(applied.series, error, now_s)
 
     def put_off(self, series: SeriesId, error: Exception, now_s: float) -> None:
-        """The series' ledger could not be advanced, and is tried again after a while."""
+        """The ledger of the series could not be advanced; it is tried again after a backoff."""
         self._entries.pop(series, None)
         self._try_later(series, f"{type(error).__name__}: {error}", now_s)
 
@@ -255,9 +265,9 @@ class LedgerStep:
         self._behind[series] = Lag(reason, lag.tries + 1, now_s + RETRY.delay_s(lag.tries))
 
     def trim(self, store: CandleStore, series: SeriesId, before: int) -> None:
-        """The candles that open before `before` are about to be trimmed: what became visible then goes with them. The
-        states after the last one of them stay, so that those that are left are gone on from as before. A ledger that
-        has not come that far, or that has no candles left, begins anew."""
+        """Trim the ledger before the candles that open before `before` are trimmed: events and drawings of these
+        candles go. The states after the last trimmed candle are kept, so that the remaining candles are computed as
+        before. A ledger that has not come that far, or that has no candles left, begins anew."""
         ledger = store.ledger.get(series)
         last = store.newest(series, 1, before=before)
         if ledger is None or not last:
@@ -284,7 +294,7 @@ class LedgerStep:
             self._behind.setdefault(series, Lag("trimmed before it was computed"))
 
     def _begin_anew(self, store: CandleStore, series: SeriesId, ledger: Ledger | None) -> Ledger:
-        """As if nothing of the series had ever been computed."""
+        """Reset the ledger of a series, as if nothing had ever been computed."""
         epoch, record_id = (0, 0) if ledger is None else (ledger.epoch + 1, _next_record(ledger))
         store.ledger.rewind(series, 0)
         self._entries.pop(series, None)
@@ -293,14 +303,14 @@ class LedgerStep:
         return ledger
 
     def _follow(self, store: CandleStore, series: SeriesId, candles: list[Candle], now_s: float) -> None:
-        """`candles` is all that a transaction changed of the series, ascending."""
+        """Advance, or rewind and advance, a ledger over `candles`: all changed ones of the series, ascending."""
         ledger = store.ledger.get(series)
         if ledger is None:
             ledger = Ledger(self._fingerprint)
         elif _reaches(ledger, candles[0].time):
             ledger = self._rewind(store, series, ledger, candles[0].time)
         if ledger.fingerprint not in self._ours:
-            # It has been rewound all the same: it is ours again when what it lacks is suspended, or uninstalled.
+            # The ledger was rewound all the same: it is ours again when the missing plugin is suspended or uninstalled.
             self._behind.setdefault(series, Lag("other factors or overlays"))
             return
         entry = self._entries.get(series)
@@ -315,7 +325,7 @@ class LedgerStep:
         self._advance(store, series, ledger, todo, now_s)
 
     def _rewind(self, store: CandleStore, series: SeriesId, ledger: Ledger, time: int) -> Ledger:
-        """As if the candles from `time` on had never been."""
+        """Rewind the ledger, as if the candles from `time` on had never been stored."""
         store.ledger.rewind(series, time)
         self._entries.pop(series, None)
         before = store.newest(series, 1, before=time)
@@ -336,7 +346,7 @@ class LedgerStep:
     def _advance(
         self, store: CandleStore, series: SeriesId, ledger: Ledger, candles: Sequence[Candle], now_s: float
     ) -> Ledger:
-        """Over these candles, which follow the ledger's head; as far as the plugins let it."""
+        """Advance the ledger over candles that follow its head, up to the first fault of a plugin."""
         said: list[Said] = []
         whole = True
         try:
@@ -358,7 +368,7 @@ class LedgerStep:
                     candles = [candle for candle in candles if candle.time < fault.candle_time]
                     whole = False
         except TookTooLong as error:
-            # It struck between two plugins.
+            # The timeout was raised between two plugins.
             self._fault(series, "", error, error, now_s)
             return ledger
         except ForeignStates as error:
@@ -384,7 +394,7 @@ class LedgerStep:
     def _settled(self, series: SeriesId) -> None:
         lag = self._behind.get(series)
         if lag is not None:
-            # Still one, until it is seen in the store: the commit may fail.
+            # The ledger counts as lagging until the store shows otherwise: the commit may fail.
             self._behind[series] = Lag(lag.reason)
         if series in self.last_fault:
             del self.last_fault[series]
@@ -394,7 +404,7 @@ class LedgerStep:
     def _fold(
         self, store: CandleStore, series: SeriesId, head: int | None, entry: _Entry, candles: Sequence[Candle]
     ) -> tuple[States, list[Said]]:
-        """The states after the candles, and what was said; checkpoints are stored on the way."""
+        """The states after the candles, and the events; stores checkpoints on the way."""
         states, said = entry.states, []
         frame_s, shift = series.timeframe.seconds, entry.shift
 
@@ -421,7 +431,7 @@ class LedgerStep:
     def _outside(
         self, store: CandleStore, series: SeriesId, entry: _Entry, candles: Sequence[Candle]
     ) -> list[Upstream] | None:
-        """What the indicators say at these candles, of those that factors depend on."""
+        """The values of the indicators that factors depend on, at these candles."""
         needed = self.factors.outside
         if not needed:
             return None
@@ -438,10 +448,10 @@ class LedgerStep:
         return list(rows)
 
     def states_at(self, store: CandleStore, series: SeriesId, time: int | None) -> States:
-        """The factors' states after the stored candle of `time`; when that is None before the first one, as a trim may
-        have left them. May be asked on any thread.
+        """The states of the factors after the stored candle at `time`; with None before the first candle, where a trim
+        may have left states. May be called on any thread.
 
-        Raises `ForeignStates`, and `FactorFault` when a plugin is not what it was.
+        Raises `ForeignStates`, and `FactorFault` when a plugin has changed its behaviour.
         """
         factors = self.factors
         states = factors.seed()
@@ -487,8 +497,8 @@ class LedgerStep:
         factor_head: int | None,
         now_s: float,
     ) -> tuple[int, int | None]:
-        """Store what the overlays draw of these events, and of earlier ones that they lag behind. The number of the
-        newest drawing, and the overlays' new head."""
+        """Store the drawings of these events, and of earlier ones that the overlays lag behind. Returns the number of
+        the newest drawing, and the new head of the overlays."""
         if factor_head is None:
             return ledger.version_id, None
         if ledger.overlay_head == ledger.factor_head:
@@ -514,7 +524,7 @@ class LedgerStep:
         return ledger.version_id + len(drawings), factor_head
 
     def _fault(self, series: SeriesId, name: str, fault: Exception, error: object, now_s: float) -> bool:
-        """Count it; whether the plugin is suspended now, so that the others can go on."""
+        """Count a fault. Returns whether the plugin is suspended now, so that the others can go on."""
         self.faults[name] += 1
         self._in_a_row[name, series] += 1
         if isinstance(error, TookTooLong):
@@ -552,7 +562,8 @@ class LedgerStep:
 def values_at(
     store: CandleStore, series: SeriesId, indicators: Sequence[Indicator], candles: Sequence[Candle]
 ) -> list[Upstream] | None:
-    """What the indicators say at each of these stored candles, which follow each other; None for no indicators."""
+    """The values of the indicators at each of these stored candles, which follow each other; None without
+    indicators."""
     if not indicators:
         return None
     before = store.newest(series, max(one.warm_up for one in indicators), before=candles[0].time)
@@ -566,18 +577,18 @@ def values_at(
 
 
 def _shift_of(series: SeriesId) -> int:
-    """Not all series store their states in the same minute."""
+    """The shift of the checkpoints of a series, so that not all series store their states in the same minute."""
     return zlib.crc32(str(series).encode()) % CHECKPOINT_CANDLES
 
 
 def _next_record(ledger: Ledger) -> int:
-    """The number of the next record: greater than this one's, and than every number of a drawing that was told before,
+    """The number of the next record: greater than that of this record, and than the number of every published drawing,
     so that a reader who follows both by one number misses nothing."""
     return max(ledger.record_id, ledger.version_id) + 1
 
 
 def _reaches(ledger: Ledger, time: int) -> bool:
-    """Whether it may hold what depends on candles from `time` on: states that a trim has left lie before its head."""
+    """Whether the ledger may depend on candles from `time` on; states that a trim has left lie before its head."""
     return ledger.factor_head is None or time <= ledger.factor_head
 
 
@@ -586,5 +597,5 @@ def _after(head: int | None) -> int:
 
 
 def no_ledger() -> LedgerStep:
-    """A step without factors and overlays: it computes nothing, and takes back what candles of now contradict."""
+    """A step without factors and overlays: it computes nothing, and rewinds ledgers of changed candles."""
     return LedgerStep(FactorGraph(()), OverlayGraph((), ()))

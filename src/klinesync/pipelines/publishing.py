@@ -14,9 +14,9 @@ from klinesync.core.candle import Applied
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
-# Takes what one commit changed of a series, and returns at once.
+# Receives the changes of one series in one commit, and returns at once.
 Take = Callable[[Applied], None]
-# Puts right what a defect of `Take` left half done for a series.
+# Repairs a series after a defect of `Take` left it half done.
 Recover = Callable[[SeriesId], None]
 
 
@@ -35,7 +35,7 @@ class Subscriber:
 
 
 class Publisher:
-    """Calls the subscribers, in the order in which they are bound. A defect of one keeps nothing from the next."""
+    """Calls the subscribers, in the order in which they are bound. A defect of one does not affect the others."""
 
     def __init__(self, bulkheads: Bulkheads) -> None:
         self._bulkheads = bulkheads

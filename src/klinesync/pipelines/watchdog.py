@@ -1,8 +1,7 @@
-"""Watchdog: a plugin that never returns is made to raise, so that it does not hold the writer.
+"""Watchdog: a time limit for plugins. A plugin that does not return is made to raise, so that the writer goes on.
 
-What counts is the processor's time of the plugin's thread: a machine that is busy, or a process that stood still for a
-while, is no fault of a plugin. A plugin that waits uses none: for that there is a longer limit, of time in which this
-process runs at all.
+The limit is CPU time of the plugin's thread: a busy machine, or a process that was stopped for a while, is not the
+plugin's fault. A plugin that waits uses no CPU time, and has a longer limit of time in which this process runs.
 """
 
 from __future__ import annotations
@@ -13,23 +12,24 @@ import time
 from types import TracebackType
 from typing import Self
 
-# What factors and overlays may compute for the candles of one series in one transaction: a hundred times what is usual.
+# CPU time, in seconds, of factors and overlays for the candles of one series in one transaction: a hundred times the
+# usual.
 TIME_LIMIT_S = 2.0
-# For what waits instead of computing the limit is so many times as long.
+# Factor of the limit for a plugin that waits instead of computing.
 WAITING = 5.0
-# How late it may come at most, as a part of the limit.
+# Longest delay of the timeout, as a share of the limit.
 LATE = 0.25
-# Its thread ends when there was nothing to watch for so many seconds; the next use begins another one.
+# Seconds without use after which the watchdog's thread ends; the next use begins another one.
 IDLE_S = 5.0
 
 
 class TookTooLong(Exception):
-    """Raised in the thread that took longer than it may."""
+    """Raised in the thread that exceeded its limit."""
 
 
 class Watchdog:
-    """`with watchdog:` around what may compute for `limit_s` at most; in one thread at a time. `TookTooLong` is raised
-    where that thread happens to be. A call into C that never returns is beyond its reach."""
+    """`with watchdog:` around code that may compute for `limit_s` at most; in one thread at a time. `TookTooLong` is
+    raised wherever that thread is. A call into C that never returns cannot be interrupted."""
 
     def __init__(self, limit_s: float = TIME_LIMIT_S) -> None:
         self._limit_s = limit_s
@@ -64,10 +64,10 @@ class Watchdog:
             self._busy = False
             if not self._fired:
                 return
-            # It may be under way still, and must not strike elsewhere.
+            # The exception may be pending still, and must not be raised outside of the block.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
         if kind is None:
-            raise TookTooLong  # it came too late, or was swallowed
+            raise TookTooLong  # the exception came too late, or the plugin swallowed it
 
     def _watch(self) -> None:
         interval_s = self._limit_s * LATE
@@ -83,7 +83,7 @@ class Watchdog:
                     continue
                 self._passed_s += min(now_s - before_s, 2 * interval_s)
                 if self._is_due():
-                    self._strikes += 1  # once more later, should it be swallowed
+                    self._strikes += 1  # raised once more later, should the plugin swallow it
                     self._fired = True
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
                         ctypes.c_ulong(self._thread_id), ctypes.py_object(TookTooLong)
@@ -95,6 +95,6 @@ class Watchdog:
             return True
         if self._passed_s < self._limit_s or not hasattr(time, "pthread_getcpuclockid"):
             return False
-        # The thread is within the block, so that it is there.
+        # The thread is within the block, and so it exists.
         computed_s = time.clock_gettime(time.pthread_getcpuclockid(self._thread_id)) - self._began_cpu_s
         return computed_s > allowed_s

@@ -1,8 +1,8 @@
-"""Bulkheads: a defect ends and restarts the part that it is in, and nothing else.
+"""Bulkheads: a defect ends and restarts the part in which it occurs, and nothing else.
 
-Every task of the service begins through `Bulkheads.begin`. A defect is an exception that nobody expected: it is counted
-(`klinesync_defects_total{part}`), logged with its trace once a kind and minute, and told by the service's status for
-some minutes. A part that is meant to run all the time is begun again after a pause.
+Every task of the service begins through `Bulkheads.begin`. A defect is an unexpected exception. Each defect is counted
+(`klinesync_defects_total{part}`), logged with its trace once a kind and minute, and shown by the service's status for
+five minutes. A part that runs for as long as the service is restarted after a backoff.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# Before a part that a defect ended begins again.
+# Backoff before a part is restarted after a defect.
 RESTART = Backoff(initial_s=0.5, most_s=30.0)
-# Seconds that a part must have run before its defect for its backoff to begin anew.
+# Seconds without a defect after which the backoff of a part begins anew.
 HEALTHY_S = 60.0
-# One trace of a kind of defect is logged in so many seconds.
+# Seconds between two logged traces of one kind of defect.
 LOG_EVERY_S = 60.0
 
 Work = Callable[[], Coroutine[object, object, None]]
 
 
 class Part(StrEnum):
-    """What a defect can end. The label of the metric."""
+    """A part of the service that a defect can end; the label of the metric."""
 
     AUDIT = "audit"
     BACKFILL = "backfill"
@@ -54,7 +54,7 @@ class Part(StrEnum):
 
 
 class Begins(Protocol):
-    """What carries tasks: a task group, or an event loop."""
+    """The owner of tasks: a task group, or an event loop."""
 
     def create_task(self, work: Coroutine[object, object, None], *, name: str) -> asyncio.Task[None]:
         """Begin a task."""
@@ -62,8 +62,8 @@ class Begins(Protocol):
 
 
 class Bulkheads:
-    """Begins the tasks of one service, and counts what goes wrong in them. `counts`: defects by part; `tasks`: those
-    that run."""
+    """Begins the tasks of one service, and counts their defects. `counts`: defects by part; `tasks`: the running
+    ones."""
 
     def __init__(self) -> None:
         self.counts: Counter[Part] = Counter()
@@ -72,11 +72,11 @@ class Bulkheads:
         self._log_limit = LogLimit(LOG_EVERY_S)
 
     def ago_s(self, now_s: float) -> dict[Part, float]:
-        """By part, how many seconds ago its last defect was. `now_s`: the event loop's time."""
+        """By part, the seconds since its last defect. `now_s`: the event loop's time."""
         return {part: now_s - at_s for part, at_s in self._last_s.items()}
 
     def defect(self, part: Part, name: str, error: BaseException) -> None:
-        """Count a defect of `part`, and log it. `name`: of the task, or of what it was about."""
+        """Count a defect of `part`, and log it. `name`: of the task, or of the request or series."""
         now_s = asyncio.get_running_loop().time()
         self.counts[part] += 1
         self._last_s[part] = now_s
@@ -101,7 +101,7 @@ class Bulkheads:
         part: what is counted.
         name: of the task.
         restart: whether the work begins again after a defect, until it ends or is cancelled.
-        mend: called after each defect, before a restart; puts right what the work left half done.
+        mend: called after each defect, before a restart; repairs what the work left half done.
         """
         task = carrier.create_task(self._carry(work, part, name, restart, mend), name=name)
         self.tasks.add(task)
@@ -130,7 +130,7 @@ class Bulkheads:
                     task = asyncio.current_task()
                     if task is None or task.cancelling():
                         raise
-                    # Nobody cancels this task: what it waited for was cancelled, and nobody expected that.
+                    # Nobody cancels this task: something that it awaited was cancelled unexpectedly.
                     raise RuntimeError("something that was waited for was cancelled") from error
                 broken = False
             if not broken or not restart:

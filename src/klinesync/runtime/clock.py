@@ -1,4 +1,4 @@
-"""Clock: the time of this machine, as a value that parts are given. The time on an exchange is `ExchangeClock`'s.
+"""Clock: the port for the time of this machine. `ExchangeClock` has the time of an exchange.
 
 Two clocks implement the port: `SystemClock`, and the simulation's, whose time is virtual.
 """

@@ -12,7 +12,7 @@ import aiohttp
 from klinesync import __version__
 from klinesync.runtime.proxies import Proxies
 
-# Of where a redirect points at most so much is told.
+# Longest part of a redirect's target that a sentence shows, in characters.
 MAX_LOCATION_CHARS = 200
 # A body is read in pieces of at most this size, in bytes.
 READ_CHUNK_BYTES = 64 << 10
@@ -81,7 +81,7 @@ class WebSocket(Protocol):
 
 
 class Http(Protocol):
-    """What a client of an exchange asks of the network. Implemented by `HttpClient`, and by doubles in tests."""
+    """HTTP and WebSocket as clients of exchanges use them. Implemented by `HttpClient`, and by doubles in tests."""
 
     def get(self, url: str, params: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[Response]:
         """One GET. A redirect is an answer with its status, see `location`. Raises `aiohttp.ClientError` and
@@ -100,7 +100,7 @@ class Http(Protocol):
 
 
 class Redirected(aiohttp.ClientError):
-    """A server pointed elsewhere. Redirects are not followed: nobody but the configured host is asked."""
+    """A server answered with a redirect. Redirects are not followed: requests go to the configured host alone."""
 
 
 class HttpClient:
@@ -177,7 +177,7 @@ class HttpClient:
         return self._session
 
     def _way(self, url: str) -> tuple[str | None, dict[str, str] | None, dict[str, str] | None]:
-        """The proxy's address, what the request itself tells the proxy, and what the CONNECT before a request tells."""
+        """The proxy's address, the headers of the request for the proxy, and the headers of the CONNECT before it."""
         proxy = self._proxies.proxy_for(url)
         if proxy is None:
             return None, None, None
@@ -189,7 +189,8 @@ class HttpClient:
 
 
 async def read_body(response: Response, most_bytes: int) -> bytes:
-    """The body of an answer; of one that is longer than `most_bytes`, a part that is longer, too."""
+    """The body of an answer. Of a body longer than `most_bytes` a part is returned that is longer than `most_bytes`
+    too."""
     parts, size = [], 0
     async for part in response.content.iter_chunked(READ_CHUNK_BYTES):
         parts.append(part)
@@ -200,7 +201,7 @@ async def read_body(response: Response, most_bytes: int) -> bytes:
 
 
 def location(response: Response) -> str:
-    """Where a redirect points, as a part of a sentence: empty for any other answer."""
+    """The target of a redirect as a part of a sentence; empty for any other answer."""
     if not 300 <= response.status < 400:
         return ""
     target = response.headers.get("Location", "")[:MAX_LOCATION_CHARS]

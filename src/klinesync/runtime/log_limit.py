@@ -1,10 +1,10 @@
-"""LogLimit: what would be logged a thousand times is logged once in a while, with how often it was not."""
+"""LogLimit: a rate limit for repeated log lines, which counts the suppressed ones."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
-# Of so many things at once it is known when each was logged last; what comes on top of them shares one entry.
+# Most keys that have a limit of their own; further keys share one.
 MAX_KEYS = 1000
 
 
@@ -18,12 +18,12 @@ class LogLimit:
 
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
-        # By key, in the order of their last lines: when that was, and how many were suppressed since.
+        # By key, in the order of the last lines: time of the last line, and the number of suppressed lines since.
         self._kept: dict[Hashable, tuple[float, int]] = {}
         self._others = (float("-inf"), 0)
 
     def allow(self, key: Hashable, now_s: float) -> int | None:
-        """How many lines of `key` were suppressed since its last one; None when this one is to be suppressed too."""
+        """The number of suppressed lines of `key` since the last written one; None: suppress this line too."""
         kept = self._kept.get(key)
         if kept is None and not self._make_room(now_s):
             at_s, suppressed = self._others
@@ -39,7 +39,7 @@ class LogLimit:
         return suppressed
 
     def _make_room(self, now_s: float) -> bool:
-        """Forget the key whose last line is the oldest, unless that is younger than `per_s`."""
+        """Remove the key with the oldest last line, unless that line is younger than `per_s`."""
         if len(self._kept) < MAX_KEYS:
             return True
         oldest = next(iter(self._kept))

@@ -1,7 +1,7 @@
-"""Logs on stderr: lines for people, or one JSON object a line for whoever collects them.
+"""Logs on stderr: lines for people, or one JSON object a line for collectors.
 
-Records hold text from outside: an exchange's `msg`, file names, the messages of errors. Both formatters escape it, in
-traces too, so that no text forges a record or sends anything to a terminal.
+Records have text from outside: an exchange's `msg`, file names, the messages of errors. Both formatters escape it, in
+traces too, so that no text forges a record or sends a control sequence to a terminal.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 HANDLER = "klinesync"
-# Every line of a trace begins like this, which no record does: text in a trace cannot pass for a record.
+# Beginning of every line of a trace. No record begins so: text in a trace cannot pass for a record.
 TRACE_MARGIN = "    | "
-# Longest message of a record, in characters. What an exchange or a file says in a message may be longer.
+# Longest message of a record, in characters: text of an exchange or a file in a message has any length.
 MAX_MESSAGE_CHARS = 8192
-# Longest trace, in lines: the first and the last ones are kept. 1,000 frames of a recursion are no news.
+# Longest trace, in lines: the first and the last lines are kept. A recursion has 1,000 frames that are alike.
 MAX_TRACE_LINES = 120
-# Seconds in which one cause of trouble with an exchange or the store is logged once.
+# Seconds between two lines about one cause of trouble with an exchange or the store.
 CAUSE_PER_S = 60.0
-# Seconds in which one kind of line of the loggers that clients can make speak is logged once.
+# Seconds between two lines of one kind of the loggers in `CHATTY`, whose lines clients can cause.
 KIND_PER_S = 60.0
 CHATTY = frozenset({"asyncio", "uvicorn", "websockets"})
-# What of an unformatted line tells its kind.
+# Characters of an unformatted line that tell its kind.
 MAX_KIND_CHARS = 100
 _NUMBERS = re.compile(r"(0x)?[0-9][0-9a-fA-F]*")
-# What every record has; anything else was given with `extra`.
+# Attributes of every record; the others come from `extra`.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -88,7 +88,7 @@ class JsonLines(logging.Formatter):
 
 
 def _field(value: object) -> str | int | float | None:
-    """What was given with `extra`, as JSON has it: integers of more than 64 bits are text."""
+    """A field as JSON: integers of more than 64 bits become text."""
     if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64):
         return value
     return printable(_cut(field_text(value)))
@@ -106,7 +106,7 @@ def _cut(text: str) -> str:
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
     """The printable lines of a record's trace and stack, a bounded number of them."""
-    # What another handler has put into `exc_text` is not escaped: the trace is made anew.
+    # `exc_text` of another handler is not escaped, so the trace is formatted again.
     parts = [formatter.formatException(record.exc_info)] if record.exc_info else []
     if record.stack_info:
         parts.append(formatter.formatStack(record.stack_info))
@@ -119,9 +119,9 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]
 
 
 class OncePerCause(logging.Filter):
-    """Lets one line in `CAUSE_PER_S` through for each cause of trouble with an exchange or the store, however many
-    series and requests that trouble fails; the next line says how many were left out. Lines at ERROR, and all lines at
-    DEBUG level, stay."""
+    """Passes one line per `CAUSE_PER_S` for each cause of trouble with an exchange or the store, however many series
+    and requests fail for it; the next line counts the suppressed ones. Lines at ERROR pass, and all lines at DEBUG
+    level."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
@@ -141,8 +141,8 @@ class OncePerCause(logging.Filter):
 
 
 class OncePerKind(logging.Filter):
-    """Lets one line in `KIND_PER_S` through for each kind of what the web server and its parsers say, however many
-    clients make them say it; the next line of the kind says how many were left out. At DEBUG level all lines stay."""
+    """Passes one line per `KIND_PER_S` for each kind of line of the web server and its parsers, however many clients
+    cause it; the next line of the kind counts the suppressed ones. At DEBUG level all lines pass."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def _add(record: logging.LogRecord, words: str) -> None:
 
 
 def _cause(value: object) -> str | None:
-    """The sentence that is the same for all requests and series that fail for one reason."""
+    """The sentence that all requests and series with one reason of failure share; None for other values."""
     if isinstance(value, UpstreamError):
         return value.cause
     return str(value) if isinstance(value, StoreError) else None

@@ -1,5 +1,5 @@
-"""What lies at a path. A path that cannot even be looked at (below a folder that this user may not enter, a name that
-is too long) has nothing, where `Path.is_file` raises. Whoever opens the path tells why."""
+"""Whether a path is a file or a folder. A path that cannot be looked at (below a folder that this user may not enter, a
+name that is too long) is neither, where `Path.is_file` raises. Opening the path raises the reason."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def is_folder(path: Path) -> bool:
 
 
 def real_path(path: Path) -> Path:
-    """`path` behind its symbolic links, as far as they lead. `Path.resolve` raises where they lead in a circle."""
+    """`path` with its symbolic links resolved, as far as they lead. `Path.resolve` raises for links in a circle."""
     return Path(os.path.realpath(path))

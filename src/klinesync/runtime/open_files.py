@@ -1,4 +1,4 @@
-"""How many files the system lets this process open, and the error where they are too few."""
+"""The limit of open files of this process, and the error when the limit is too low."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import resource
 
 from klinesync.core.errors import KlinesyncError
 
-# Open files that a command with an event loop needs at least: the store has eight, each connection one.
+# Least limit of open files for a command with an event loop: the store has eight, each connection one.
 LEAST_OPEN_FILES = 64
 
 
 class TooFewFiles(KlinesyncError):
-    """The system lets this process open no further file, or too few. `least`: how many the command needs, if known."""
+    """The limit of open files is reached, or too low. `least`: the number that the command needs; None: not known."""
 
     code = "too_few_files"
 
@@ -23,7 +23,7 @@ class TooFewFiles(KlinesyncError):
 
 
 def require_open_files() -> None:
-    """Have the system let this process open `LEAST_OPEN_FILES`. Raises `TooFewFiles`."""
+    """Raise the limit of open files to `LEAST_OPEN_FILES` where it is lower. Raises `TooFewFiles`."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _fewer(allowed) and not _fewer(most):
         with contextlib.suppress(OSError, ValueError):

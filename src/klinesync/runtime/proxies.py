@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 from klinesync.core.errors import BadFlag
 
 FLAG = "enable_environment_proxies"
-# Scheme of the request: the variables that name its proxy. The spelling in lower case counts first, as for curl.
+# By scheme of the request: the variables of its proxy. The spelling in lower case wins, as for curl.
 _VARIABLES = {
     "http": ("http_proxy", "HTTP_PROXY"),
     "ws": ("http_proxy", "HTTP_PROXY"),
@@ -23,14 +23,14 @@ _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One proxy. `url` has no credentials, so that it may be logged; `login`: user and password, where it needs any."""
+    """One proxy. `url` has no credentials, so that it may be logged; `login`: user and password; None without any."""
 
     url: str
     login: tuple[str, str] | None = None
 
     @property
     def with_login(self) -> str:
-        """The address with the credentials in it, for libraries that take them there. Not for logs."""
+        """The address with credentials, for libraries that expect them there. Not for logs."""
         if self.login is None:
             return self.url
         user, password = (quote(part, safe="") for part in self.login)
@@ -39,7 +39,7 @@ class Proxy:
 
 
 class Proxies:
-    """The proxies that an environment names.
+    """The proxies of an environment.
 
     environment: the variables of the process; empty when proxies are switched off.
 
@@ -62,7 +62,7 @@ class Proxies:
         return bool(self._by_scheme)
 
     def proxy_for(self, url: str) -> Proxy | None:
-        """The proxy for a request of `url`; None: the host is asked directly. Loopback addresses always are."""
+        """The proxy for a request of `url`; None: connect directly, which is always so for loopback addresses."""
         parts = urlsplit(url)
         proxy = self._by_scheme.get(parts.scheme)
         host = (parts.hostname or "").rstrip(".")

@@ -1,4 +1,4 @@
-"""SingleFlight: what several ask for at the same time is fetched once."""
+"""SingleFlight: concurrent callers share one fetch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Found = TypeVar("Found")
 
 
 class SingleFlight(Generic[Found]):
-    """Runs one fetch at a time, in the task of whoever asked first; the others get its result, or its error.
+    """Runs one fetch at a time, in the task of the first caller; the others get its result or its error.
 
-    When that one is cancelled, another one of those who wait fetches.
+    When the first caller is cancelled, another waiting caller fetches.
     """
 
     def __init__(self) -> None:
         self._flight: asyncio.Future[Found] | None = None
 
     async def get(self, fetch: Callable[[], Awaitable[Found]]) -> Found:
-        """The result of the fetch that is under way, or of `fetch`. Raises what the fetch raises."""
+        """The result of the fetch in flight, or of `fetch`. Raises the errors of the fetch."""
         while self._flight is not None:
             flight = self._flight
             await asyncio.wait([flight])
