@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -25,7 +26,7 @@ from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import Pending
 from klinesync.history.reading import Shelf
 from klinesync.history.requested import BackfillProgress
-from klinesync.history.service import HistoryService
+from klinesync.history.service import Answered, HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -104,6 +105,7 @@ class World:
         self.database = database
         self.exchange = exchange
         self.board = BackfillBoard(lambda: 1_700_000_000.0)
+        self.answers: list[Answered] = []
         nothing = DerivedStep(BTC.timeframe, [])
         self.pipeline = IngestPipeline(database, nothing, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
         self.healing = HistoryService(
@@ -115,6 +117,7 @@ class World:
             shelves=shelves,
             reach=lambda _: None if oldest is None else Reach(60 * oldest, "it keeps the newest few"),
             rng=random.Random(1),
+            answered=self.answers.append,
         )
 
     async def write(self, series: SeriesId, minutes: Iterable[int], empty: Sequence[Span] = ()) -> None:
@@ -388,6 +391,48 @@ async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_place
         # One that is under way is joined, and goes on as what somebody waits for.
         world.healing.submit(older(others[0], span(25, 30), "read", Urgency.READ))
         assert sorted(errand.urgency for errand in hanging)[:2] == [Urgency.READ, Urgency.DEEP]
+
+
+async def test_a_deep_reading_gives_way_after_its_page_to_a_read_of_the_same_series(tmp_path: Path) -> None:
+    exchange = Exchange(range(200))
+    async with world_on(tmp_path, exchange) as world:
+        answer = exchange.history
+
+        async def history(
+            series: SeriesId, start: int, errand: Errand, end: int | None = None
+        ) -> AsyncGenerator[HistoryPage, None]:
+            async for page in answer(series, start, errand, end):
+                if len(exchange.asked) == 1:
+                    world.healing.submit(older(BTC, span(90, 100), "read", Urgency.READ))
+                yield page
+
+        world.healing._holes = replace(world.healing._holes, history=history)
+        await world.write(BTC, [100, 124])
+        world.healing.request_declared(BTC)
+        await world.until(lambda: len(exchange.asked) == 3)
+        await world.settled(BTC)
+        assert exchange.asked == [(BTC, 100, 125), (BTC, 90, 101), (BTC, 109, 125)]
+        assert await world.minutes(BTC) == list(range(90, 125))
+
+
+async def test_each_attempt_is_told_with_its_answer_and_when_the_next_one_is(tmp_path: Path) -> None:
+    exchange = Exchange([*range(5), *range(15, 20)])
+    exchange.trouble = [UpstreamError("banned", 418, retry_after_s=0.2)]
+    async with world_on(tmp_path, exchange) as world:
+        await world.write(BTC, [0, *range(15, 20)])
+        world.healing.request_declared(BTC)
+        await world.until(lambda: len(world.answers) == 1)
+        (status,) = world.healing.needs_of(BTC)
+        assert (status.need.span, status.need.reason, status.need.asked_by) == (span(1, 15), Reason.GAP, "declared gap")
+        assert (status.in_flight, status.attempts, status.last_answer) == (False, 1, "banned")
+        assert status.next_try_s is not None
+        (banned,) = world.answers
+        assert banned.again_in_s is not None
+        assert 0.0 < banned.again_in_s <= 0.2
+        await world.settled(BTC)
+        (came,) = world.answers[1:]
+        assert (came.answer, came.attempts, came.again_in_s) == ("6 candles came", 2, None)
+        assert world.healing.needs_of(BTC) == ()
 
 
 async def test_that_there_is_nothing_before_the_first_candle_is_remembered_for_a_while(

@@ -6,19 +6,18 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
-from functools import partial
 
 from klinesync.core.errors import UpstreamError
-from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch
+from klinesync.exchanges.exchange import Errand, History, HistoryWatch
 from klinesync.history.memory import NOTHING_BEFORE_TTL_S, SourceMemory
 from klinesync.history.missing import Reason
 from klinesync.history.pending import Pending, fruitless, not_answered
 from klinesync.history.pieces import Outcome
-from klinesync.history.reading import came, on_board, read_pages
+from klinesync.history.reading import came, into, on_board, read_pages
 from klinesync.history.troubles import Troubles
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.derived_step import NATIVE
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.storage.database import Database
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class NativeReader:
         try:
             with on_board(self.watch, series, wanted, NATIVE_REASON) as progress:
                 pages = self.history(series, wanted.start, errand, wanted.end)
-                await read_pages(pages, partial(self._write, series), progress, newest_first=True)
+                await read_pages(pages, into(self.pipeline, series, NATIVE), progress, newest_first=True)
         except UpstreamError as error:
             self.troubles.warn(series, "%s: its native candles cannot be read: %s", error)
             again = not_answered(pending, _now_s(), self.rng, error.retry_after_s or 0.0)
@@ -80,9 +79,6 @@ class NativeReader:
             self.memory.remember_nothing(series, wanted, now_s)
         self.memory.remember_answer(series, Reason.NATIVE, again.span, now_s + NOTHING_BEFORE_TTL_S, now_s)
         return Outcome((), NOTHING_SHOWN, progress.candles)
-
-    async def _write(self, series: SeriesId, page: HistoryPage) -> None:
-        await self.pipeline.submit_native(series, page.candles, Empty(page.empty, page.proof))
 
 
 def _now_s() -> float:

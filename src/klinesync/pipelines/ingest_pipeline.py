@@ -91,7 +91,6 @@ class Submission(Struct, frozen=True):
     empty: Empty | None
     live: bool
     written: asyncio.Future[Applied]
-    native: bool = False
     by_frames: bool = False
 
 
@@ -196,11 +195,11 @@ class IngestPipeline:
     async def submit(
         self, series: SeriesId, candles: Sequence[Candle], source: str, empty: Empty | None = None
     ) -> Applied:
-        """Write closed candles of `series`, all or none: wait for room, then for the commit.
+        """Write closed candles, all or none: wait for room, then for the commit.
 
-        series: of the candles.
-        candles: in any order.
-        source: where the candles come from; a label of metrics.
+        series: an ingested series; or a derived one, of which only buckets are written that are incomplete in its base.
+        candles: in any order; ascending where the series is derived.
+        source: where the candles come from; a label of metrics. Of a derived series: `NATIVE`.
         empty: spans without candles, confirmed in the gap ledger after the candles are written.
 
         Raises `BadCandle`, `DerivedSeries`, and `StoreError` when the commit failed; then nothing was written.
@@ -208,16 +207,6 @@ class IngestPipeline:
         async with self._room:
             await self._room.wait_for(lambda: self._bulk_candles < MAX_BULK_CANDLES)
         submission = self._submission(series, candles, source, empty, live=False)
-        self._bulk.append(submission)
-        self._bulk_candles += len(candles)
-        return await submission.written
-
-    async def submit_native(self, series: SeriesId, candles: Sequence[Candle], empty: Empty) -> Applied:
-        """Write native candles of a derived series, ascending, in the buckets that are incomplete in its base;
-        otherwise as `submit`. Raises `BadCandle`, `StoreError`."""
-        async with self._room:
-            await self._room.wait_for(lambda: self._bulk_candles < MAX_BULK_CANDLES)
-        submission = self._submission(series, candles, NATIVE, empty, live=False, native=True)
         self._bulk.append(submission)
         self._bulk_candles += len(candles)
         return await submission.written
@@ -230,18 +219,18 @@ class IngestPipeline:
         empty: Empty | None,
         *,
         live: bool,
-        native: bool = False,
         by_frames: bool = False,
     ) -> Submission:
-        if self._derived.derives(series) and not native:
+        if self._derived.derives(series) and source != NATIVE:
             raise DerivedSeries(series, self._derived.base)
+        assert source != NATIVE or self._derived.derives(series), f"{series} is no derived series"
         if source in POSTED and series in self._derived.dormant:
             raise DerivedSeries(series, self._derived.dormant[series].timeframe)
         for candle in candles:
             check_candle(candle, series.timeframe)
         self._arrived.set()
         written: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
-        return Submission(series, candles, source, empty, live, written, native, by_frames)
+        return Submission(series, candles, source, empty, live, written, by_frames)
 
     async def refresh_series(self, series: SeriesId) -> None:
         """Bring the derived series of base `series` up to its head, when a target was off for a while, or never on. In
@@ -428,7 +417,7 @@ class IngestPipeline:
         series, empty = submission.series, submission.empty
         candles = submission.candles
         spans: Sequence[Span]
-        if submission.native:
+        if submission.source == NATIVE:
             spans, proof = (empty.spans, empty.proof) if empty is not None else ((), "")
             native = self._derived.write_native(store, series, candles, spans, proof, at)
             return [_with_gaps(store, native)]

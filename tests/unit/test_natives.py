@@ -1,0 +1,151 @@
+"""Native candles on a real store and pipeline, with an exchange that shows them as a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from klinesync.core.backoff import Backoff
+from klinesync.core.candle import Candle
+from klinesync.core.errors import UpstreamError
+from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
+from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
+from klinesync.history import natives, pending
+from klinesync.history.board import BackfillBoard
+from klinesync.history.missing import Need, Reason
+from klinesync.history.service import Answered, HistoryService
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.storage.sqlite import InThreadSqliteDatabase
+
+BASE = SeriesId.parse("binance:spot:BTC/USDT:1m")
+FIVES = BASE.with_timeframe(Timeframe.parse("5m"))
+STEP_S = 300
+BEGIN = 100 * STEP_S  # the first stored candle of the base
+TIMEOUT_S = 10.0
+
+
+def wanted(first: int, end: int = 100) -> Need:
+    return Need(FIVES, Span(first * STEP_S, end * STEP_S), Reason.NATIVE, "derived", Urgency.READ)
+
+
+class World:
+    """`shown`: the buckets that the exchange has, of which each request gets one page; `trouble` is raised first."""
+
+    def __init__(self, database: InThreadSqliteDatabase) -> None:
+        self.database = database
+        self.shown: set[int] = set()
+        self.asked: list[tuple[int, int]] = []
+        self.trouble: list[UpstreamError] = []
+        self.answers: list[Answered] = []
+        derived = DerivedStep(BASE.timeframe, [FIVES.timeframe])
+        self.pipeline = IngestPipeline(database, derived, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
+        self.history = HistoryService(
+            history=self.pages,
+            pipeline=self.pipeline,
+            database=database,
+            watch=BackfillBoard(lambda: 1_700_000_000.0).watch(),
+            rng=random.Random(1),
+            answered=self.answers.append,
+        )
+
+    async def pages(
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        assert series == FIVES
+        assert end is not None
+        self.asked.append((start // STEP_S, end // STEP_S))
+        if self.trouble:
+            raise self.trouble.pop()
+        rows = [bucket for bucket in sorted(self.shown) if start <= bucket * STEP_S < end]
+        if rows:
+            yield HistoryPage([Candle(bucket * STEP_S, 1.0, 2.0, 0.5, 1.5, 3.0) for bucket in rows], [])
+
+    async def stored(self) -> list[int]:
+        rows = await self.database.read(lambda store: store.oldest(FIVES, 1 << 30, since=-1))
+        return [row.time // STEP_S for row in rows]
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Waits for a condition."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not true():
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def world_on(path: Path) -> AsyncIterator[World]:
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause) as database:
+        world = World(database)
+        tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.history.run())]
+        try:
+            await world.pipeline.submit(BASE, [Candle(BEGIN, 1.0, 2.0, 0.5, 1.5, 3.0)], "http")
+            yield world
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 0.0))
+
+
+async def test_a_candle_that_is_not_shown_yet_is_asked_for_again_and_the_others_are_not(tmp_path: Path) -> None:
+    async with world_on(tmp_path) as world:
+        world.shown = set(range(90, 99))
+        world.history.submit(wanted(90))
+        await world.until(lambda: len(world.asked) >= 2)
+        world.shown.add(99)
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert world.asked[0] == (90, 100)
+        assert set(world.asked[1:]) == {(99, 100)}
+        assert await world.stored() == list(range(90, 100))
+
+
+async def test_what_the_exchange_never_shows_is_given_up_and_further_back_is_asked_for(tmp_path: Path) -> None:
+    async with world_on(tmp_path) as world:
+        world.history.submit(wanted(90))
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert world.asked == [(90, 100)] * natives.MOST_FRUITLESS
+        assert world.answers[-1].answer == natives.NOTHING_SHOWN
+        assert world.history.nothing_before(FIVES) == wanted(90).span
+        world.history.submit(wanted(90))
+        world.history.submit(wanted(95))
+        assert world.history.needs_of(FIVES) == ()
+        world.history.submit(wanted(80))
+        assert [status.need for status in world.history.needs_of(FIVES)] == [wanted(80)]
+
+
+async def test_a_hole_behind_shown_candles_is_given_up_alone_and_older_ones_are_not_taken_for_missing(
+    tmp_path: Path,
+) -> None:
+    async with world_on(tmp_path) as world:
+        world.shown = set(range(90, 95))
+        world.history.submit(wanted(90))
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert world.asked == [(90, 100)] + [(95, 100)] * (natives.MOST_FRUITLESS - 1)
+        assert world.history.nothing_before(FIVES) is None
+        world.history.submit(wanted(95))
+        assert world.history.needs_of(FIVES) == ()
+
+
+async def test_an_exchange_that_gives_no_answer_is_asked_again_however_often(tmp_path: Path) -> None:
+    async with world_on(tmp_path) as world:
+        world.trouble = [UpstreamError("no answer") for _ in range(3 * natives.MOST_FRUITLESS)]
+        world.shown = set(range(90, 100))
+        world.history.submit(wanted(90))
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert await world.stored() == list(range(90, 100))
+        assert len(world.asked) == 3 * natives.MOST_FRUITLESS + 1
