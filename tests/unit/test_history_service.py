@@ -26,7 +26,7 @@ from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import Pending
 from klinesync.history.reading import Shelf
 from klinesync.history.requested import BackfillProgress
-from klinesync.history.service import Answered, HistoryService
+from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -105,7 +105,6 @@ class World:
         self.database = database
         self.exchange = exchange
         self.board = BackfillBoard(lambda: 1_700_000_000.0)
-        self.answers: list[Answered] = []
         nothing = DerivedStep(BTC.timeframe, [])
         self.pipeline = IngestPipeline(database, nothing, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
         self.healing = HistoryService(
@@ -117,7 +116,6 @@ class World:
             shelves=shelves,
             reach=lambda _: None if oldest is None else Reach(60 * oldest, "it keeps the newest few"),
             rng=random.Random(1),
-            answered=self.answers.append,
         )
 
     async def write(self, series: SeriesId, minutes: Iterable[int], empty: Sequence[Span] = ()) -> None:
@@ -415,23 +413,24 @@ async def test_a_deep_reading_gives_way_after_its_page_to_a_read_of_the_same_ser
         assert await world.minutes(BTC) == list(range(90, 125))
 
 
-async def test_each_attempt_is_told_with_its_answer_and_when_the_next_one_is(tmp_path: Path) -> None:
+async def test_a_need_is_told_with_its_attempts_its_last_answer_and_its_next_try(tmp_path: Path) -> None:
     exchange = Exchange([*range(5), *range(15, 20)])
     exchange.trouble = [UpstreamError("banned", 418, retry_after_s=0.2)]
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, [0, *range(15, 20)])
         world.healing.request_declared(BTC)
-        await world.until(lambda: len(world.answers) == 1)
+        await world.until(lambda: any(one.last_answer for one in world.healing.needs_of(BTC)))
         (status,) = world.healing.needs_of(BTC)
         assert (status.need.span, status.need.reason, status.need.asked_by) == (span(1, 15), Reason.GAP, "declared gap")
         assert (status.in_flight, status.attempts, status.last_answer) == (False, 1, "banned")
         assert status.next_try_s is not None
-        (banned,) = world.answers
-        assert banned.again_in_s is not None
-        assert 0.0 < banned.again_in_s <= 0.2
+        exchange.open.clear()
+        await world.until(lambda: world.healing.needs_of(BTC)[0].in_flight)
+        assert asyncio.get_running_loop().time() >= status.next_try_s
+        (status,) = world.healing.needs_of(BTC)
+        assert (status.attempts, status.next_try_s, status.last_answer) == (2, None, "banned")
+        exchange.open.set()
         await world.settled(BTC)
-        (came,) = world.answers[1:]
-        assert (came.answer, came.attempts, came.again_in_s) == ("6 candles came", 2, None)
         assert world.healing.needs_of(BTC) == ()
 
 

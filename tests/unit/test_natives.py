@@ -20,7 +20,7 @@ from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history import natives, pending
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
-from klinesync.history.service import Answered, HistoryService
+from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
@@ -45,7 +45,6 @@ class World:
         self.shown: set[int] = set()
         self.asked: list[tuple[int, int]] = []
         self.trouble: list[UpstreamError] = []
-        self.answers: list[Answered] = []
         derived = DerivedStep(BASE.timeframe, [FIVES.timeframe])
         self.pipeline = IngestPipeline(database, derived, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
         self.history = HistoryService(
@@ -54,7 +53,6 @@ class World:
             database=database,
             watch=BackfillBoard(lambda: 1_700_000_000.0).watch(),
             rng=random.Random(1),
-            answered=self.answers.append,
         )
 
     async def pages(
@@ -119,7 +117,6 @@ async def test_what_the_exchange_never_shows_is_given_up_and_further_back_is_ask
         world.history.submit(wanted(90))
         await world.until(lambda: not world.history.needs_of(FIVES))
         assert world.asked == [(90, 100)] * natives.MOST_FRUITLESS
-        assert world.answers[-1].answer == natives.NOTHING_SHOWN
         assert world.history.nothing_before(FIVES) == wanted(90).span
         world.history.submit(wanted(90))
         world.history.submit(wanted(95))

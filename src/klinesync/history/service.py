@@ -7,7 +7,6 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.counted import counted
@@ -38,26 +37,6 @@ STORE_RETRY_S = 10.0
 DEFECT = "the reading was ended by a defect of this service"
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What came of one attempt to read needs.
-
-    needs: as they were asked for.
-    attempts: how often the newest of them was asked for by now.
-    answer: a sentence.
-    again_in_s: seconds until the part that is still missing is asked for again; None: nothing of it waits.
-    """
-
-    needs: tuple[Need, ...]
-    attempts: int
-    answer: str
-    again_in_s: float | None
-
-
-def _nobody(_answered: Answered) -> None:
-    """Nobody wants to know."""
-
-
 class HistoryService:
     """Reads what is missing, until each need is filled, confirmed empty or lost. `run` is its one task.
 
@@ -75,7 +54,6 @@ class HistoryService:
     reach: how far back the exchange's history of a series goes; None: all the way, or unknown.
     tails: reads the tails of series that nobody follows; None: nobody needs them.
     heals: whether declared gaps are read.
-    answered: is told what came of each attempt.
     bulkheads: contain defects.
     """
 
@@ -96,7 +74,6 @@ class HistoryService:
         reach: Callable[[SeriesId], Reach | None] = lambda _: None,
         tails: Tails | None = None,
         heals: bool = True,
-        answered: Callable[[Answered], None] = _nobody,
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._bulkheads = bulkheads or Bulkheads()
@@ -104,7 +81,6 @@ class HistoryService:
         self._rng = rng
         self._tails = tails
         self._heals = heals
-        self._answered = answered
         self._queue = HistoryQueue()
         self._errands: dict[SeriesId, Errand] = {}  # of the readings under way
         self._changed = asyncio.Event()
@@ -249,24 +225,15 @@ class HistoryService:
                 with self._bulkheads.contained(Part.BACKFILL, f"history of {work.series}"):
                     outcome = await self._try(work)
             finally:
-                self._settle(work, Outcome(self._all_of(work), DEFECT) if outcome is None else outcome)
+                outcome = Outcome(self._all_of(work), DEFECT) if outcome is None else outcome
+                self._queue.settle(work, outcome.remaining, _now_s(), outcome.answer)
+                self._changed.set()
             if self._requested.under_way(work.series):
                 with self._bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
                     try:
                         await self._requested.judge(work.series)
                     except StoreError as error:
                         self._requested.fail(work.series, error)
-
-    def _settle(self, work: Look | Fetch, outcome: Outcome) -> None:
-        now_s = _now_s()
-        self._queue.settle(work, outcome.remaining, now_s, outcome.answer)
-        self._changed.set()
-        if isinstance(work, Fetch):
-            due_s = min((pending.due_s for pending in outcome.remaining), default=None)
-            again_in_s = None if due_s is None else max(0.0, due_s - now_s)
-            needs = tuple(pending.need for pending in work.needs)
-            with self._bulkheads.contained(Part.BACKFILL, f"answer for {work.series}"):
-                self._answered(Answered(needs, work.needs[-1].attempts, outcome.answer, again_in_s))
 
     def _all_of(self, work: Look | Fetch) -> Sequence[Pending]:
         """The needs of work that a defect ended: asked for again, with backoff."""
