@@ -3,6 +3,7 @@
 #   make demo          the service on a simulated exchange, with its page
 #   make test          all tests (what is missing on this machine skips its tests with a reason)
 #   make sim SEEDS=N   the whole service under virtual time, N seeds
+#   make test-long     before a release: many times as many examples, 2,000 seeds, ten minutes of fuzzing a target (hours)
 #   make fuzz          structured fuzzing of all that reads data from outside, SECONDS a target
 #   make lint          style, types, who may import whom
 #   make types         the message types of the page, generated from the schemas of the service
@@ -27,7 +28,7 @@ WORKERS ?= 4
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
 
-.PHONY: setup demo test test-python test-page test-clients test-package sim fuzz lint types reference bench clean
+.PHONY: setup demo test test-long test-python test-page test-clients test-package sim fuzz lint types reference bench clean
 
 setup: .venv/.dev $(PAGE)
 
@@ -51,6 +52,12 @@ test-package: setup
 
 sim: setup
 	$(BIN)/pytest -n $(WORKERS) tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+
+# By hand, before a release: it takes hours.
+test-long: setup
+	KLINESYNC_TEST_LONG=1 $(BIN)/pytest -n $(WORKERS) --ignore=tests/sim --timeout=3600
+	$(MAKE) sim SEEDS=2000 FIRST_SEED=random
+	$(MAKE) fuzz SECONDS=600
 
 # A payload that finds a defect is kept in tests/fuzz/corpus.
 fuzz: setup

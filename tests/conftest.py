@@ -12,9 +12,10 @@ import pytest
 from hypothesis import settings
 
 from klinesync.runtime.logs import HANDLER
+from support.thorough import EXAMPLES, examples
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("klinesync", deadline=None)
+settings.register_profile("klinesync", deadline=None, max_examples=examples(EXAMPLES))
 settings.load_profile("klinesync")
 
 

@@ -25,14 +25,15 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import running_service
+from support.thorough import examples
 
 TOKEN = "a-token-of-some-length"
 BTC = "binance:spot:BTC/USDT:1m"
 OPERATIONS = 24
 # Answers without an end; they have tests of their own.
 ENDLESS = ("/api/market/status/stream",)
-EXAMPLES = 25
-EXAMPLES_WITH_TOKEN = 5
+EXAMPLES = examples(10)
+EXAMPLES_WITH_TOKEN = examples(3)
 TIMEOUT_S = 30.0
 
 Case = schemathesis.Case[Any]

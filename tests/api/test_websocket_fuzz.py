@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
+from support.thorough import examples
 from upstream import until
 
 BTC, ETH = "binance:spot:BTC/USDT:1m", "binance:futures:ETH/USDT:5m"
@@ -145,7 +146,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.
         runner.run(stack.aclose())
 
 
-@settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=examples(100), derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
 @example(sent=[json.dumps({"type": "subscribe", "series_id": one, "since": 0, "ack": True}) for one in (BTC, ETH)])
 @given(sent=messages)
 def test_every_answer_is_the_protocols_and_the_connection_stays(

@@ -22,6 +22,7 @@ from klinesync.storage import chunks
 from klinesync.storage.candles import StoredCandles
 from klinesync.storage.database import CandleStore, Database, Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
+from support.thorough import examples
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -260,7 +261,7 @@ def chunk_candles(request: pytest.FixtureRequest) -> Iterator[int]:
         yield request.param
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     implementation=st.sampled_from(IMPLEMENTATIONS),
     steps=st.lists(

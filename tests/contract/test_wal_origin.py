@@ -22,6 +22,7 @@ from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from klinesync.storage.wal_origin import ForeignLog, refuse_foreign_log
+from support.thorough import examples
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
@@ -147,7 +148,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(6), deadline=None)
 @given(STEPS, st.lists(st.floats(0, 1), max_size=3))
 def test_the_log_of_a_store_is_its_own_whenever_it_is_killed(steps: Sequence[str], cuts: Sequence[float]) -> None:
     """Also when a loss of power leaves less of the log, or bytes of it that were never written."""

@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
 from structure_oracle import markets, structure_graph, switches, told, walk, windows
+from support.thorough import examples
 
 
 @given(markets, windows)
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 def test_the_anchor_switches_as_the_definition_says(candles: list[Candle], window: tuple[int, int]) -> None:
     graph = structure_graph(*window)
     said = []
@@ -25,7 +26,7 @@ def test_the_anchor_switches_as_the_definition_says(candles: list[Candle], windo
 
 
 @given(st.integers(0, 10_000), st.integers(1, 200))
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 def test_where_the_anchor_stands_is_right_at_any_candle(seed: int, count: int) -> None:
     candles = walk(seed, count)
     graph = structure_graph(1, 1)

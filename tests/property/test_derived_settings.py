@@ -25,6 +25,7 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.database import DerivationOrigin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.thorough import examples
 
 MINUTE = SeriesId.parse("binance:spot:BTC/USDT:1m")
 START = 1_699_999_200 // 3600 * 3600
@@ -109,7 +110,7 @@ WRITES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(FLAGS, WRITES), min_size=1, max_size=5))
 def test_verify_is_clean_after_any_sequence_of_flags(
     runs: list[tuple[tuple[str, tuple[str, ...]], list[tuple[str, str, int, int, int]]]],

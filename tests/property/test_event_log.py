@@ -22,6 +22,7 @@ from klinesync.history.event_log import (
     Crowd,
     EventLog,
 )
+from support.thorough import examples
 
 A_SERIES, SCOPES, EVENTS = 4, 3, 8
 scopes = st.sampled_from(["a", "b", "c", "d", "e"])
@@ -132,7 +133,7 @@ class LogAndStore(RuleBasedStateMachine):
 
 
 TestLogAndStore = LogAndStore.TestCase
-TestLogAndStore.settings = settings(max_examples=60, stateful_step_count=40)
+TestLogAndStore.settings = settings(max_examples=examples(60), stateful_step_count=40)
 
 
 @given(st.lists(st.tuples(scopes, st.integers(0, 10**6)), max_size=60), st.integers(1, 7))

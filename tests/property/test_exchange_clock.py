@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from klinesync.runtime.exchange_clock import DIFFER_MS, DIFFER_OURS_S, FRESH_FRAME_S, ExchangeClock
+from support.thorough import examples
 
 T0_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -87,7 +88,7 @@ class ModelExchange:
 SPEEDS = st.sampled_from([0.1, 0.5, 1.0, 3.0, 7.0, 60.0, 300.0, 1200.0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SPEEDS, st.booleans(), st.integers(0, 100))
 @example(3.0, False, 0)
 def test_at_any_speed_the_time_is_known_and_the_clocks_agree(speed: float, frames: bool, seed: int) -> None:
@@ -101,7 +102,7 @@ def test_at_any_speed_the_time_is_known_and_the_clocks_agree(speed: float, frame
     assert final_ms <= model.true_ms
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(SPEEDS, SPEEDS)
 def test_a_speed_that_changes_is_learned(before: float, after: float) -> None:
     model = ModelExchange(speed=before)
@@ -181,7 +182,7 @@ def test_a_clock_that_was_wrong_is_set_back_by_four_answers_that_run_on(jump_ms:
     assert model.error_ms() <= model.near_ms
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.sampled_from(["rest", "frames"]), st.floats(3_000, 59_000), st.booleans())
 def test_clocks_that_lie_apart_prove_nothing_and_agree_again(name: str, off_ms: float, from_the_start: bool) -> None:
     model = ModelExchange()
@@ -204,7 +205,7 @@ def test_clocks_that_lie_apart_prove_nothing_and_agree_again(name: str, off_ms: 
     assert model.error_ms() <= model.near_ms
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.sampled_from(["rest", "frames"]), st.floats(0.02, 1.0))
 def test_a_clock_that_drifts_ahead_never_proves_what_is_not_over(name: str, drift: float) -> None:
     model = ModelExchange()

@@ -39,6 +39,7 @@ from klinesync.ingest.followed import (
     Show,
     Suspect,
 )
+from support.thorough import examples
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MARGIN_S = 2.0
@@ -215,7 +216,7 @@ class World:
         self.connect()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.6]), st.integers(0, 40))
 def test_whatever_happens_what_is_stored_in_the_end_is_what_the_exchange_has(
     seed: int, quiet: float, troubles: int

@@ -24,6 +24,7 @@ from klinesync.factor.indicator_admission import why_refused
 from klinesync.factor.indicator_handle import MAX_RUNNING, Handle
 from klinesync.factor.indicator_names import indicator_of, parse_indicators
 from klinesync.factor.indicator_talib import function_names, look_up
+from support.thorough import examples
 
 MINUTE = Timeframe.parse("1m")
 # Each kind of function: a window, a recursion, several prices, several outputs, whole numbers, volume.
@@ -105,7 +106,7 @@ def defined(indicator: Indicator, timeframe: Timeframe, candles: Sequence[Candle
 
 
 @given(timeframes.flatmap(lambda one: st.tuples(st.just(one), histories(one))), indicators, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_a_value_is_that_of_the_definition(
     made: tuple[Timeframe, list[Candle]], indicator: Indicator, data: st.DataObject
 ) -> None:
@@ -117,7 +118,7 @@ def test_a_value_is_that_of_the_definition(
 
 
 @given(histories(), indicators, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_a_window_with_warm_up_before_it_has_the_values_of_the_whole(
     candles: list[Candle], indicator: Indicator, data: st.DataObject
 ) -> None:
@@ -130,7 +131,7 @@ def test_a_window_with_warm_up_before_it_has_the_values_of_the_whole(
 
 
 @given(timeframes.flatmap(lambda one: st.tuples(st.just(one), histories(one))), indicators, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_one_by_one_through_any_restarts_gives_the_values_of_the_bulk(
     made: tuple[Timeframe, list[Candle]], indicator: Indicator, data: st.DataObject
 ) -> None:
@@ -146,7 +147,7 @@ def test_one_by_one_through_any_restarts_gives_the_values_of_the_bulk(
 
 
 @given(histories(), indicators, st.integers(0, 10_000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_a_forming_candle_shows_what_it_will_have_closed_and_leaves_no_trace(
     candles: list[Candle], indicator: Indicator, seed: int
 ) -> None:
@@ -162,7 +163,7 @@ def test_a_forming_candle_shows_what_it_will_have_closed_and_leaves_no_trace(
 
 
 @given(histories(), indicators, st.integers(1, 8 * SHORT))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_deep_history_changes_only_values_whose_warm_up_it_reaches(
     candles: list[Candle], indicator: Indicator, older: int
 ) -> None:
@@ -187,7 +188,7 @@ written = st.builds(
 
 
 @given(st.one_of(written, st.text(max_size=30)))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_text_is_indicators_or_is_refused_with_a_sentence(text: str) -> None:
     try:
         parsed = parse_indicators(text)
@@ -201,7 +202,7 @@ def test_any_text_is_indicators_or_is_refused_with_a_sentence(text: str) -> None
 
 
 @given(histories(), indicators)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_no_value_depends_on_a_later_candle(candles: list[Candle], indicator: Indicator) -> None:
     whole = bulk(indicator, MINUTE, candles)
     for end in range(len(candles), 0, -max(len(candles) // 7, 1)):

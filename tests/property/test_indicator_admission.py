@@ -26,10 +26,11 @@ from klinesync.factor.indicator_admission import (
 )
 from klinesync.factor.indicator_names import indicator_of
 from klinesync.factor.indicator_talib import Function, function_names, look_up
+from support.thorough import LONG
 
 MINUTE = Timeframe.parse("1m")
 FIRST = 1_700_000_040
-LENGTH = 12_000
+LENGTH = 12_000 if LONG else 6_000
 
 ADMITTED = [name for name in function_names() if why_refused(name) is None]
 

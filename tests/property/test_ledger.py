@@ -33,6 +33,7 @@ from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.pipelines.watchdog import TookTooLong, Watchdog
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
+from support.thorough import examples
 
 R = TypeVar("R")
 _Pipeline: TypeAlias = tuple[IngestPipeline, asyncio.Event]
@@ -171,7 +172,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 50), steps=STEPS, max_candles=st.sampled_from([5, 30, 2000]))
 async def test_the_ledger_is_a_function_of_the_stored_candles(
     seed: int, steps: list[tuple[str, int, int]], max_candles: int

@@ -28,6 +28,7 @@ from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.thorough import examples
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTES = 200
@@ -76,7 +77,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 50),
     steps=STEPS,
@@ -139,7 +140,7 @@ async def test_nothing_is_found_whatever_a_ledger_went_through(
                 assert audit.kinds == {}, audit.shown
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 20),
     table=st.sampled_from(["factor_event", "drawing", "checkpoint"]),

@@ -12,6 +12,7 @@ from klinesync.sim.exchange import Grid, Listing
 from klinesync.sim.recorded import RecordedTape
 from klinesync.sim.symbol import Symbol
 from klinesync.sim.tape import Market, Row, fold, join, rows_of
+from support.thorough import examples
 
 FIRST_S = 1_780_012_800 + 7 * 60
 GRIDS = st.builds(
@@ -70,7 +71,7 @@ def alike(one: Row, other: Row) -> bool:
     return all(isclose(a, b, rel_tol=1e-12, abs_tol=1e-8) for a, b in zip(one, other, strict=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.sampled_from(("spot", "futures")),
     minutes(),

@@ -14,6 +14,7 @@ from klinesync.sim.generator import generated_tapes
 from klinesync.sim.recorded import RecordedTape
 from klinesync.sim.symbol import Symbol
 from klinesync.sim.tape import Market, Row, rows_of
+from support.thorough import examples
 
 NOW_S = 1_780_012_800 + 3 * 86_400 + 17 * 60
 KEYS = [
@@ -63,7 +64,7 @@ def check_stream(key: StreamKey, exchange: SimExchange, events: list[Event], fro
         previous = event
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     st.lists(st.one_of(st.integers(1, 3000), st.integers(1, 200_000), st.integers(1, 5_000_000)), max_size=40),
     st.integers(1, 40),

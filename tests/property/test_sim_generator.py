@@ -12,6 +12,7 @@ from klinesync.sim.dice import unit, units
 from klinesync.sim.generator import GeneratedTape, generated_tapes
 from klinesync.sim.symbol import has_digits
 from klinesync.sim.tape import Market, Rows
+from support.thorough import examples
 
 FIRST_S = 1_780_012_800
 MINUTE = Timeframe.parse("1m")
@@ -35,7 +36,7 @@ def test_single_dice_and_dice_in_bulk_are_the_same(key: int, index: list[int]) -
     assert ((bulk >= 0) & (bulk < 1)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     MARKETS,
     st.integers(0, 40),
@@ -52,7 +53,7 @@ def test_a_minute_is_the_same_however_it_is_asked_for(
         assert same(tape.minutes(start_s, end_s), whole.between(start_s, end_s))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(MARKETS, st.integers(0, 60), st.integers(0, 10**6))
 def test_generated_candles_are_sound_and_continue_each_other(market: Market, rank: int, seed: int) -> None:
     symbol, tape = generated_tapes(market, rank + 1, seed, FIRST_S)[rank]

@@ -24,6 +24,7 @@ from klinesync.storage.database import CandleStore, Ledger, Origin
 from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite_file import SqliteFile
 from klinesync.storage.sqlite_tables import SqliteTables
+from support.thorough import examples
 
 SERIES = [SeriesId.parse(f"binance:spot:{name}/USDT:1m") for name in ("BTC", "ETH")]
 # Over four chunks, so that candles are packed, corrected in their chunks, and read across.
@@ -214,7 +215,7 @@ def carry_out(parts: list[tuple[list[Step], bool]], store: CandleStore, model: M
     return model
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.lists(st.tuples(transactions(), st.booleans()), min_size=1, max_size=6))
 def test_what_the_writer_remembers_is_what_is_stored(
     history: list[tuple[tuple[list[tuple[list[Step], bool]], bool], bool]],

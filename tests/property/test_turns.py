@@ -26,6 +26,7 @@ from klinesync.exchanges.ccxt.turn_queue import (
 )
 from klinesync.exchanges.ccxt.turns import Turns
 from klinesync.exchanges.exchange import Errand, Urgency
+from support.thorough import examples
 
 PLACES = 3
 
@@ -114,7 +115,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueue.settings = settings(max_examples=examples(30), stateful_step_count=40, deadline=None)
 
 
 @given(kinds=st.lists(st.sampled_from(list(Kind)), min_size=1, max_size=4, unique=True))

@@ -12,6 +12,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.ccxt.rows import LiveCandles, Row, read_page
 from klinesync.exchanges.ccxt.source import CONFIRM_S
 from klinesync.exchanges.ccxt.venue_margin import MAX_MARGIN_MS, DateClock, VenueMargin
+from support.thorough import examples
 
 MINUTE = Timeframe.parse("1m")
 T0 = 1_700_000_040
@@ -43,7 +44,7 @@ class LateVenue:
         return [self.row(minute, now_s) for minute in range(max(first, 0), last + 1)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.floats(0.0, 9.0), st.floats(2.0, CONFIRM_S), st.integers(0, 10_000), st.booleans())
 def test_after_ten_closes_none_is_told_wrong_and_a_wrong_one_is_right_soon(
     most_late_s: float, pause_s: float, seed: int, always: bool
@@ -81,7 +82,7 @@ def test_after_ten_closes_none_is_told_wrong_and_a_wrong_one_is_right_soon(
         assert margin.ms == 2000, "a venue that keeps to the margin is not slowed down"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     leads_s=st.lists(st.integers(-12, 12).map(lambda number: 5.0 * number), min_size=1, max_size=3, unique=True),
     quiet=st.floats(0.0, 0.8),

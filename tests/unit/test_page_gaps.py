@@ -15,6 +15,7 @@ from klinesync.market_data.read_services import CandleReader
 from klinesync.pipelines.derived_step import write_closed
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import SqliteDatabase
+from support.thorough import examples
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
@@ -31,7 +32,7 @@ def holes(pages: list[Any]) -> list[tuple[int, int, str]]:
     return [(gap["start_time"], gap["end_time"], gap["state"]) for one in pages for gap in one["gaps"]]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     minutes=st.sets(st.integers(1, 40), min_size=1, max_size=25),
     empty=st.sets(st.integers(1, 40), max_size=10),

@@ -29,6 +29,7 @@ from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.thorough import examples
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1h")  # hours, so that years are quick
 HOUR = SERIES.timeframe
@@ -147,7 +148,7 @@ async def test_a_hole_at_the_cut_goes_with_what_was_before_it(tmp_path: Path) ->
         assert await database.read(lambda store: store.gaps(SERIES)) == []
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 @given(st.integers(1, 60), st.integers(150, 24 * 70), st.lists(st.tuples(st.integers(0, 1600), st.integers(1, 200))))
 async def test_whatever_the_holes_and_wherever_it_stops_what_stays_is_whole(
     days: int, most: int, holes: list[tuple[int, int]]
