@@ -14,7 +14,8 @@ from klinesync.factor.zhongshu import ZhongshuState
 
 
 class Anchor(msgspec.Struct, frozen=True, gc=False):
-    """The pen pointed to, as it was last seen. It is the same one as long as `start_time` is. `length` is in price."""
+    """The pen that the anchor points to, as of the last candle. `start_time` identifies the pen; `length` is in
+    price."""
 
     kind: Literal["confirmed", "candidate"]
     start_time: int
@@ -23,7 +24,7 @@ class Anchor(msgspec.Struct, frozen=True, gc=False):
     length: float
 
     def ref(self) -> dict[str, Json]:
-        """As events and heads say it."""
+        """The anchor as events and heads have it."""
         return {
             "kind": self.kind,
             "start_time": self.start_time,
@@ -33,7 +34,7 @@ class Anchor(msgspec.Struct, frozen=True, gc=False):
 
 
 class AnchorState(msgspec.Struct, frozen=True, gc=False):
-    """The anchor, and the leg that the last candidate was taken from: an unchanged one is no new evidence."""
+    """The anchor, and the leg of the last candidate: an unchanged candidate is no new evidence."""
 
     current: Anchor | None = None
     leg: Leg | None = None
@@ -62,7 +63,7 @@ class AnchorFactor(Factor[AnchorState]):
         if leg == state.leg and not confirmed:
             return state, ()
 
-        # A pen that is confirmed leaves another leg behind, so the candidate is a new one here in any case.
+        # A confirmed pen begins another leg, so the candidate here is always a new one.
         evidence = [_pointer("confirmed", msgspec.convert(event, Pen)) for event in confirmed]
         candidate = pens.candidate(candle.time)
         if candidate is not None:
@@ -70,7 +71,7 @@ class AnchorFactor(Factor[AnchorState]):
         entering = state_of(upstream, "zhongshu", ZhongshuState).entered_at(candle.time)
         entered = None if entering is None else _pointer("confirmed", entering)
 
-        # First what the anchor has become, for it is what strength is compared with.
+        # First the anchor is updated: strength is compared with its present length.
         before = state.current
         for pointer in (entered, *evidence):
             if before is not None and pointer is not None and pointer.start_time == before.start_time:

@@ -1,4 +1,4 @@
-"""Columns: candles as arrays, for what is computed over many of them at once."""
+"""Columns: candles as arrays, for computations over many candles at once."""
 
 from __future__ import annotations
 

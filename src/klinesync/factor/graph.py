@@ -1,4 +1,4 @@
-"""FactorGraph: factors in the order of what they depend on, advanced together over the closed candles of one series."""
+"""FactorGraph: factors in the order of their dependencies, advanced together over the closed candles of one series."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ from klinesync.factor.plugin import (
 # The state of each factor, by name. A value: advancing makes a new one.
 States: TypeAlias = Mapping[str, object]
 
-# Readers of events keep numbers as 64-bit floats, which hold no larger integers.
+# Largest integer of an event: readers keep numbers as 64-bit floats, which represent no larger integers exactly.
 INTEGER_MAX = 2**53
-# A state is stored with every checkpoint of every series. One that is larger than this grows with its history.
+# Largest encoded state, in bytes. States are stored with every checkpoint; a larger one grows with the history.
 STATE_BYTES_MAX = 1_000_000
 
 
 class Said(NamedTuple):
-    """An event and the factor that said it."""
+    """An event, and the factor that produced it."""
 
     factor: str
     event: Event
 
 
 class FactorGraph:
-    """Factors and what they depend on. Holds no state of a series: states are passed in and handed back.
+    """Factors and their dependencies. The graph has no state of a series: states are passed in and returned.
 
-    `outside` are names that factors may depend on and that somebody else computes: the indicators.
+    factors: in any order.
+    outside: names of indicators, on which factors may depend too; the caller computes these.
     """
 
     def __init__(self, factors: Iterable[AnyFactor], outside: Collection[str] = ()) -> None:
-        """Raises `BadFactor`: a name used twice, a dependency that nobody has, dependencies in a circle, a bad seed."""
+        """Raises `BadFactor` for a duplicate name, an unknown dependency, a cycle of dependencies, a bad seed."""
         self._factors = _ordered(list(factors), outside)
         self._given = frozenset(outside)
         # Each after those that it depends on, otherwise in the order of their names.
         self.names = tuple(factor.name for factor in self._factors)
-        # What the factors need that is not in the graph.
+        # The indicators that the factors depend on.
         self.outside = self._given.intersection(name for factor in self._factors for name in factor.depends_on)
         self._nodes = _nodes(self._factors)
         self._encoder = msgspec.msgpack.Encoder()
@@ -73,7 +74,8 @@ class FactorGraph:
 
     @property
     def fingerprint(self) -> str:
-        """Name, version, parameters and dependencies of all factors, a line each. Another one needs another ledger."""
+        """Name, version, parameters and dependencies of all factors, a line each. Another fingerprint means another
+        ledger."""
         return self._fingerprint
 
     def seed(self) -> States:
@@ -83,9 +85,13 @@ class FactorGraph:
     def advance(
         self, states: States, candle: Candle, outside: Upstream | None = None
     ) -> tuple[States, dict[str, list[Event]]]:
-        """The states after one more closed candle, and the events by factor: of those that said something.
+        """The states after one more closed candle, and the events by factor, for the factors with events.
 
-        `outside` has what somebody else computed at this candle. Raises `FactorFault`; `states` are as they were.
+        states: before the candle.
+        candle: the next closed candle.
+        outside: the values of the indicators at the candle.
+
+        Raises `FactorFault`; `states` are unchanged then.
         """
         states, said = self.advance_many(states, (candle,), None if outside is None else (outside,))
         events: dict[str, list[Event]] = {}
@@ -98,8 +104,8 @@ class FactorGraph:
     ) -> tuple[States, list[Said]]:
         """The states after all the candles, and the events in order: by candle, and within one in the order of `names`.
 
-        The same as one by one. `outside` has one entry a candle. Raises `FactorFault` for the first candle that a
-        factor cannot take; `states` are as they were, and the candles before that one can be advanced over.
+        The result is that of `advance` for each candle. `outside` has one entry a candle. Raises `FactorFault` for the
+        first candle at which a factor fails; `states` are unchanged, and the candles before can be advanced over.
         """
         nodes = self._nodes
         seen = [Seen(states[node.name]) for node in nodes]
@@ -130,7 +136,7 @@ class FactorGraph:
         return {node.name: seen[node.position].state for node in nodes}, said
 
     def encode(self, states: States, candle_time: int = 0) -> bytes:
-        """The states for the store, exact to the last bit. `candle_time` is that of the last candle in them.
+        """The states as bytes for the store, exact to the last bit. `candle_time`: of the last candle in the states.
 
         Raises `FactorFault` for a state that msgspec cannot encode or that is larger than `STATE_BYTES_MAX`.
         """
@@ -146,7 +152,7 @@ class FactorGraph:
         return self._encoder.encode((self._digest, parts))
 
     def decode(self, encoded: bytes) -> States:
-        """The states that `encode` was given. Raises `ForeignStates` when another fingerprint's graph encoded them."""
+        """The states from the bytes of `encode`. Raises `ForeignStates` for bytes of another fingerprint."""
         try:
             digest, parts = msgspec.msgpack.decode(encoded, type=tuple[str, dict[str, msgspec.Raw]])
             if digest != self._digest:
@@ -188,7 +194,7 @@ class FactorGraph:
         ]
 
     def without(self, name: str) -> FactorGraph:
-        """The graph without a factor and all that depend on it. States of this graph can be advanced by it."""
+        """The graph without a factor and its dependents. The new graph can advance the states of this one."""
         gone = {name}
         for factor in self._factors:
             if gone.intersection(factor.depends_on):
@@ -197,7 +203,7 @@ class FactorGraph:
 
 
 class _Node(NamedTuple):
-    """A factor in the graph. `above`: what it depends on, by name and position; `outside`: what is not in the graph."""
+    """A factor in the graph. `above`: its dependencies in the graph by name and position; `outside`: its indicators."""
 
     position: int
     name: str
@@ -226,7 +232,7 @@ _NOTHING: Upstream = {}
 
 
 def _ordered(factors: Sequence[AnyFactor], outside: Collection[str]) -> list[AnyFactor]:
-    """Each after those that it depends on; otherwise by name, so that the order in which they were found is nothing."""
+    """The factors, each after its dependencies, otherwise by name: the order in which they were found has no effect."""
     by_name: dict[str, AnyFactor] = {}
     for factor in factors:
         if factor.name in by_name or factor.name in outside:
@@ -265,7 +271,8 @@ def _line(factor: AnyFactor) -> str:
 
 
 def _checked(event: object, time: int) -> Event:
-    """A copy of the event. Raises `TypeError` or `ValueError` when it is not one of the candle at `time`."""
+    """A copy of the event. Raises `TypeError` or `ValueError` when it is malformed, or of another candle than
+    `time`."""
     plain = _plain_object(event)
     visible_time = plain.get("visible_time")
     if type(visible_time) is not int or visible_time != time:
@@ -285,7 +292,7 @@ def _plain_object(value: object) -> dict[str, Json]:
 
 
 def _plain(value: object) -> Json:
-    """A copy of a JSON value, for what a plugin keeps it may change. Raises `TypeError` or `ValueError`."""
+    """A copy of a JSON value, because a plugin may change the original. Raises `TypeError` or `ValueError`."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float):

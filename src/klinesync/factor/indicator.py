@@ -1,10 +1,10 @@
 """Indicator: a TA-Lib function with parameters, computed from an anchor.
 
-The value at a candle is a function of the stored candles up to it, and of nothing else: not of how many were asked for,
-of what a process has seen, of restarts or rewinds. To have that at a bounded cost, time is cut into chunks of `chunk`
-candles (`ChunkGrid`), and all values of a chunk are computed from the chunk's anchor: far enough back that the function
-has forgotten what came before, and the same one for everybody. In bulk that is one C call a chunk (`compute`), live a
-TA-Lib handle that began at the anchor (`Handle`); both give the same bits.
+The value at a candle is a function of the stored candles up to it alone: page sizes, restarts and rewinds have no
+effect. The cost is bounded, because time is cut into chunks of `chunk` candles (`ChunkGrid`), and all values of a chunk
+are computed from the chunk's anchor: a candle so far back that older candles have no effect any more, and the same one
+for every computation. In bulk that is one C call a chunk (`compute`), live a TA-Lib handle that began at the anchor
+(`Handle`); both give the same bits.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from klinesync.factor.indicator_grid import ChunkGrid
 from klinesync.factor.indicator_handle import Handle
 from klinesync.factor.indicator_talib import VERSION, Function, Number, Style
 
-# A chunk is at least this many times as long as what the function looks back on. Wilder's averages, which forget
-# slowest of those admitted, keep e**-24 of an old candle after that many periods, 4e-11.
+# Least length of a chunk, in periods of the function. Wilder's averages decay slowest of the admitted functions: after
+# 24 periods the weight of an old candle is e**-24, 4e-11.
 CHUNK_PERIODS = 24
-# Shorter chunks would make short periods cheaper to start, and all of them dearer in bulk: a call for each chunk.
+# Least length of a chunk, in candles. Shorter chunks make short periods cheaper to start, and bulk computation dearer:
+# one call a chunk.
 MIN_CHUNK = 256
-# Three chunks are read to open a handle: with this one 98,304 candles, 4.7 MB. Periods up to 1,365 fit.
+# Largest chunk, in candles. Opening a handle reads three chunks: at most 98,304 candles, 4.7 MB. Periods up to 1,365
+# fit.
 MAX_CHUNK = 32_768
 
 Pane = Literal["price", "own"]
@@ -44,9 +46,13 @@ class Output:
 class Indicator:
     """A TA-Lib function with its parameters. Made by `parse_indicators`.
 
-    `name` is `macd_12_26_9`, with the parameters that were given; `label` is `MACD(12,26,9)`, `title` the function's
-    name in words. `parameters` are all of the function's, in its order, defaults filled in. `pane` is `price` where the
-    outputs share the scale of prices. `lookback` candles precede the first value; `chunk` is in candles.
+    name: `macd_12_26_9`, with the given parameters.
+    label: `MACD(12,26,9)`.
+    title: name of the function in words.
+    parameters: all parameters of the function, in its order, with defaults filled in.
+    pane: `price` where the outputs share the scale of prices.
+    lookback: candles before the first value.
+    chunk: length of a chunk, in candles.
     """
 
     name: str
@@ -62,12 +68,12 @@ class Indicator:
 
     @property
     def warm_up(self) -> int:
-        """How many stored candles before the first one of interest have to be there; fewer only where no more exist."""
+        """The number of stored candles to read before the first candle of interest; fewer only when no more exist."""
         return 3 * self.chunk
 
     @property
     def fingerprint(self) -> str:
-        """What the values are a function of besides the candles, as text."""
+        """Everything but the candles that the values depend on, as text."""
         return f"{self.function.name}({','.join(map(repr, self.parameters))})/{self.chunk}@ta-lib-{VERSION}"
 
     def compute(self, timeframe: Timeframe, columns: Columns, start: int = 0) -> dict[str, Floats]:

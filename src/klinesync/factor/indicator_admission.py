@@ -1,9 +1,9 @@
-"""Which TA-Lib functions are indicators here, and why the others are not.
+"""Which TA-Lib functions are admitted as indicators, and why the others are refused.
 
-A function is admitted when its values are a matter of the last candles: computed from an anchor some thousand candles
-back they agree with those over the full history within `TOLERANCE` of the output's scale. `tests/property` measures
-that for every function of the installed TA-Lib, on recorded minutes and on made ones, for those below as well: a
-function that is not named here agrees, and each that is refused for its values does not.
+A function is admitted when its values depend on recent candles only: computed from an anchor some thousand candles
+back, they agree with those over the full history within `TOLERANCE` of the output's scale. `tests/property` measures
+this for every function of the installed TA-Lib, on recorded and generated minutes: each function that is not listed
+here agrees, and each one that is refused for its values does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NEVER_FORGETS = "which way it points can depend on candles of any age: nothing 
 _CYCLE = "its filters feed their own period back, and need not forget an old candle in any fixed time"
 _NOISE = "where nothing was traded its sums leave rounding noise that depends on the whole history"
 
-# Function -> why its values are refused. Each is found to disagree with the full history by a test.
+# By function: why its values are refused. A test shows that each of them disagrees with the full history.
 REFUSED: dict[str, str] = {
     "AD": _CUMULATIVE,
     "CUMSUM": _CUMULATIVE,
@@ -48,7 +48,7 @@ REFUSED: dict[str, str] = {
     "LINEARREG_ANGLE": "of prices it is close to 90 or -90 degrees or magnifies rounding; use LINEARREG_SLOPE",
 }
 
-# Function -> why it cannot be asked for, whatever its values.
+# By function: why it cannot be used, whatever its values.
 UNUSABLE: dict[str, str] = {
     "MAVP": "it needs a column of periods besides the prices",
 }
@@ -62,12 +62,13 @@ TRIANGULAR = 5
 
 
 def why_refused(function: str) -> str | None:
-    """Why the function is no indicator here, as the end of a sentence; None when it is one."""
+    """Why the function is refused, as the end of a sentence; None when it is admitted."""
     return UNUSABLE.get(function) or REFUSED.get(function)
 
 
 def why_average_refused(function: str, kind: int) -> str | None:
-    """Why the function cannot be asked for with that kind of moving average, or None."""
+    """Why the function is refused with that kind of moving average, as the end of a sentence; None when it is
+    admitted."""
     average = REFUSED_AVERAGES.get(kind)
     if average is not None:
         return f"is {average}, refused: {REFUSED[average]}"

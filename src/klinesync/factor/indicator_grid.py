@@ -29,8 +29,8 @@ class ChunkGrid:
     """Time cut into chunks of `size` open times, stored or not, counted from the first open time since 1970.
 
     The anchor of a chunk is the newest chunk start with at least `size` *stored* candles between it and the chunk;
-    where there is none, the first candle. Of the candles between there are fewer than `2 * size`: one chunk more would
-    have been enough otherwise. So `3 * size` candles up to any one always hold what its value is computed from.
+    without such a start, the first candle. Fewer than `2 * size` candles lie between, because otherwise a later start
+    would do. So the newest `3 * size` candles up to any candle include all candles that its value is computed from.
     """
 
     timeframe: Timeframe
@@ -51,7 +51,7 @@ class ChunkGrid:
         return times.astype("datetime64[s]").astype("datetime64[M]").astype(np.int64) // self.size
 
     def start(self, number: int) -> int:
-        """The open time that the chunk begins with; behind every candle where the calendar has ended before."""
+        """The open time at which the chunk begins; behind every candle for a chunk after the end of the calendar."""
         if not self.timeframe.step_s and number * self.size > LAST_MONTH:
             return MAX_TIME + 1
         return self.timeframe.shift(self.timeframe.offset_s, number * self.size)
@@ -67,7 +67,7 @@ class ChunkGrid:
         return np.maximum(np.searchsorted(starts, starts - self.size, side="right") - 1, 0)
 
     def stretches(self, times: Times, start: int) -> list[Stretch]:
-        """What to compute for the candles from the position `start` on, chunk by chunk."""
+        """The computations for the candles from the position `start` on, chunk by chunk."""
         starts = self.starts(times)
         if start >= len(times):
             return []

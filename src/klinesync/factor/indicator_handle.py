@@ -1,8 +1,9 @@
-"""Handle: an indicator carried forward one closed candle at a time, with the bits that the bulk computation gives.
+"""Handle: an indicator advanced one closed candle at a time, with the same bits as the bulk computation.
 
-At the start of a chunk the anchor moves, so besides the TA-Lib handle that began at the present anchor, one runs along
-for each chunk start that may be the next anchor: one, where no candles are missing. A start costs nothing then, also
-when a thousand series reach theirs in the same minute, and nothing need be kept but the handles.
+The anchor moves at the start of a chunk. Beside the TA-Lib handle that began at the present anchor, one more handle
+runs
+for each chunk start that may be the next anchor: one, without missing candles. Moving the anchor costs nothing then,
+also when a thousand series begin a chunk in the same minute, and nothing but the handles is kept.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from klinesync.factor.columns import Columns, Price
 from klinesync.factor.indicator_grid import ChunkGrid
 from klinesync.factor.indicator_talib import Answer, Function, InsufficientHistory, Number, Stream
 
-# TA-Lib handles that run at once. Two do where no candles are missing; an outage needs one more for a while. In a
-# series with nearly all candles missing there would be one for each candle: the other chunk starts then wait for their
-# turn, and the candles since the oldest of them are kept, at most two chunks.
+# Most TA-Lib handles at once. Two are enough without missing candles; an outage needs one more for a while. A series
+# with nearly all candles missing would need one for each candle: further chunk starts wait, and the candles since the
+# oldest waiting start are kept, at most two chunks.
 MAX_RUNNING = 4
 
 
@@ -31,12 +32,12 @@ class _Run:
     def __init__(self, start: int, number: int) -> None:
         self.start = start
         self.number = number
-        # None while there are too few candles for one, or too many other runs.
+        # None while there are too few candles, or too many other runs.
         self.stream: Stream | None = None
 
 
 class Handle:
-    """Made by `Indicator.open`. Not to be used further after an exception: open a new one.
+    """Made by `Indicator.open`. After an exception a handle must not be used any more: open a new one.
 
     `time` is the open time of the last candle (UTC seconds), None before the first.
     """
@@ -72,8 +73,8 @@ class Handle:
         # The candles from the start of the oldest run without a stream on; none when all have one.
         self._kept: list[Candle] = []
         self._kept_from = 0
-        # What to call for a candle: `update` of the present anchor's stream, None while some run has no stream, and
-        # that of the other streams.
+        # The calls for a candle: `update` of the present anchor's stream (None while a run has no stream), and those of
+        # the other streams.
         self._present: Callable[..., Answer] | None = None
         self._behind: tuple[Callable[..., Answer], ...] = ()
         if len(columns):
@@ -95,7 +96,7 @@ class Handle:
         return _finite(self._present(*prices))
 
     def peek(self, candle: Candle) -> tuple[float, ...]:
-        """What `update` would say of the candle, committing nothing: for a forming one."""
+        """The values that `update` would return, without advancing: for a forming candle."""
         assert self.time is None or candle.time > self.time, f"{candle.time} does not come after {self.time}"
         if not self._runs:
             return self._over([candle])
@@ -105,7 +106,7 @@ class Handle:
         return self._over([*self._kept[run.start - self._kept_from :], candle])
 
     def _begin_behind(self, columns: Columns) -> None:
-        """Take up each run that the candles hold the beginning of, from the present anchor's on."""
+        """Begin each run whose first candle is among the candles, from the present anchor's on."""
         starts = self._grid.starts(columns.time)
         anchor = int(self._grid.anchors(starts)[-1])
         numbers = self._grid.numbers(columns.time[starts])
@@ -142,7 +143,8 @@ class Handle:
         return 0
 
     def _update_waiting(self, candle: Candle, prices: tuple[float, ...]) -> tuple[float, ...]:
-        """The values at the candle, while some runs have no stream: it is kept, and those that may be opened are."""
+        """The values at the candle while some runs have no stream: keep the candle, and open the streams that may
+        be."""
         self._kept.append(candle)
         running = sum(run.stream is not None for run in self._runs)
         answers: list[Answer | None] = []
@@ -171,7 +173,7 @@ class Handle:
         self._set_calls()
 
     def _oldest_waiting(self) -> int:
-        """Where the oldest run without a stream begins; behind the last candle when there is none."""
+        """The start of the oldest run without a stream; behind the last candle when every run has one."""
         return next((run.start for run in self._runs if run.stream is None), self._seen)
 
     def _set_calls(self) -> None:
@@ -189,7 +191,7 @@ class Handle:
         return None
 
     def _over(self, candles: Sequence[Candle]) -> tuple[float, ...]:
-        """The values at the last of the candles, the first of which the computation begins with."""
+        """The values at the last candle of a computation that begins with the first."""
         if len(candles) <= self._lookback:
             return (nan,) * len(self._function.outputs)
         arrays = self._function.over(Columns.of(candles).prices(self._inputs), self._parameters)

@@ -1,4 +1,4 @@
-"""The names of indicators: what the flag `indicators` may say, checked against TA-Lib's own metadata."""
+"""The names of indicators, as the flag `indicators` takes them, checked against TA-Lib's own metadata."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from klinesync.factor.indicator_admission import why_average_refused, why_refuse
 from klinesync.factor.indicator_talib import LONGEST_PERIOD, Function, Number, Parameter, function_names, look_up
 
 FLAG = "indicators"
-# Each of them costs every series some kilobytes, and each candle about a microsecond.
+# Most indicators of a service. Each costs some kilobytes a series, and about a microsecond a candle.
 MAX_INDICATORS = 64
-# Longer texts are nobody's indicator.
+# Longest text of an indicator, in characters.
 MAX_TEXT = 200
 
 _WRITTEN = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*(?:\((.*)\))?\s*")
 _OUTSIDE_PARENTHESES = re.compile(r",(?![^(]*\))")
-# On the scale of prices by TA-Lib's metadata, but far below them: a chart's price pane would be squashed flat.
+# Functions on the scale of prices by TA-Lib's metadata whose values are far below prices: they get a pane of their own,
+# because the price pane would be squashed flat.
 _OWN_SCALE = frozenset({"AVGDEV"})
 
 
@@ -165,7 +166,7 @@ def _range(function: Function, defaults: Sequence[Number], position: int) -> Ite
 
 def _inputs(function: Function) -> tuple[Price, ...]:
     known = tuple(price for price in function.inputs if price is not None)
-    # Whoever is not refused takes prices alone; a test goes through all of them.
+    # A function that is not refused takes prices only; a test checks all functions.
     assert len(known) == len(function.inputs), function.name
     return known
 

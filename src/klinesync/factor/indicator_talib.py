@@ -1,7 +1,7 @@
-"""The door to TA-Lib: what its functions take and give, with types. Nothing else imports talib.
+"""The typed interface to TA-Lib. No other module imports talib.
 
-`talib.stream` has a handle per function: opened on history, then one candle after the other at constant cost. What a
-handle says is what the function over the whole array says of the same candle, bit for bit (tested for all of them).
+`talib.stream` has a handle per function: opened on history, then advanced candle by candle at constant cost. The value
+of a handle equals that of the function over the whole array at the same candle, bit for bit (tested for all functions).
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Stream(Protocol):
 
     @property
     def value(self) -> Answer:
-        """What it said of the last candle."""
+        """The value at the last candle."""
 
     def update(self, *prices: float) -> Answer:
         """The value at the next candle."""
 
     def peek(self, *prices: float) -> Answer:
-        """What `update` would say, committing nothing."""
+        """The value that `update` would return, without advancing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A TA-Lib function: metadata, over whole arrays, and as a handle.
+    """A TA-Lib function: its metadata, computed over whole arrays, and as a handle.
 
-    `inputs` are the columns that it takes, in order, None where TA-Lib's metadata does not name a price. `outputs` are
-    its outputs by TA-Lib's names, in order. `overlap` says that its outputs share the scale of prices.
+    inputs: the columns of its input, in order; None where TA-Lib's metadata does not name a price.
+    outputs: TA-Lib's names of its outputs, in order.
+    overlap: whether its outputs share the scale of prices.
     """
 
     name: str
@@ -99,7 +100,7 @@ class Function:
     _opened: Callable[..., Stream]
 
     def lookback(self, values: Sequence[Number]) -> int | None:
-        """How many candles come before the first value, with these parameters; None when TA-Lib refuses them."""
+        """The number of candles before the first value with these parameters; None when TA-Lib refuses them."""
         function = abstract.Function(self.name)  # type: ignore[attr-defined]
         try:
             function.set_parameters({one.name: value for one, value in zip(self.parameters, values, strict=True)})

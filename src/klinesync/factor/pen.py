@@ -12,7 +12,7 @@ from klinesync.factor.plugin import Event, Factor, Feature, Json, Upstream, stat
 
 
 class Pen(msgspec.Struct, frozen=True, gc=False):
-    """A pen as events and heads say it. `direction` is that of its end: 1 to a resistance, -1 to a support."""
+    """A pen, as events and heads have it. `direction` is that of its end: 1 to a resistance, -1 to a support."""
 
     start_time: int
     end_time: int
@@ -23,17 +23,17 @@ class Pen(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def high(self) -> float:
-        """Its higher end."""
+        """The price of its higher end."""
         return max(self.start_price, self.end_price)
 
     @property
     def low(self) -> float:
-        """Its lower end."""
+        """The price of its lower end."""
         return min(self.start_price, self.end_price)
 
     @property
     def length(self) -> float:
-        """In price."""
+        """The difference of its prices."""
         return self.high - self.low
 
     def said(self) -> dict[str, Json]:
@@ -56,8 +56,8 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
 
 
 class Leg(msgspec.Struct, frozen=True, gc=False):
-    """What prices did after a pivot: `end`, the extreme in one direction (`up`: the highest high), and `back`, the
-    extreme in the other one after `end`. Of equals the earlier one counts. None where there is no candle yet.
+    """The extremes of prices after a pivot: `end` in one direction (`up`: the highest high), and `back` in the other
+    direction after `end`. Of equal extremes the earlier one counts. None without a candle yet.
     """
 
     up: bool
@@ -82,10 +82,11 @@ class Leg(msgspec.Struct, frozen=True, gc=False):
 
 
 class PenState(msgspec.Struct, frozen=True, gc=False):
-    """The last two effective pivots and what prices did after each.
+    """The last two effective pivots, and the extremes of prices after each of them.
 
-    `leg` runs from `start` (the last but one) in the direction of `turn` (the last one), `next_leg` from `turn` in the
-    other direction: it becomes the leg when the next pivot is effective, so that no candle is needed twice.
+    `leg` runs from `start` (the last pivot but one) in the direction of `turn` (the last pivot), `next_leg` from `turn`
+    in the other direction. `next_leg` becomes the leg when the next pivot is effective, so that no candle is needed
+    twice.
     """
 
     start: Pivot | None = None
@@ -105,14 +106,14 @@ class PenState(msgspec.Struct, frozen=True, gc=False):
 
 
 def _pen(start: Mark | None, end: Mark | None, up: bool, time: int) -> Pen | None:
-    """None when it has no length in time or in price."""
+    """The pen between two marks; None when it has no length in time or in price."""
     if start is None or end is None or end.time == start.time or end.price == start.price:
         return None
     return Pen(start.time, end.time, start.price, end.price, 1 if up else -1, time)
 
 
 class PenFactor(Factor[PenState]):
-    """Confirmed pens as events; the head has the one that extends and the one that may follow it."""
+    """Confirmed pens as events; the head has the extending pen and the candidate after it."""
 
     name = "pen"
     label = "Pens"
@@ -181,7 +182,7 @@ def _between(start: Pivot, end: Pivot, time: int) -> Pen:
 
 
 def _leg_after(pivot: Pivot, seen: PivotState) -> Leg:
-    """What prices did after a new pivot, in the direction of the next one. The window of pivots reaches behind it."""
+    """The leg after a new pivot, in the direction of the next pivot. The window of pivots has the candles after it."""
     if pivot.direction == "support":
         end = seen.top_after(pivot.pivot_time)
         back = None if end is None else seen.bottom_after(end.time)

@@ -12,15 +12,15 @@ from klinesync.factor.plugin import Event, Factor, Feature, Json, Upstream
 
 Direction = Literal["resistance", "support"]
 
-# A slice's head shows the newest so many minor pivots since the last major one. On prices that do not move every candle
-# is one, in both directions, and without an end to them a state would grow with the flat time.
+# Most minor pivots since the last major one in a head, the newest. While prices do not move, every candle is a minor
+# pivot in both directions, and without a limit the state would grow.
 MINOR_KEPT = 256
-# A larger window needs a larger state, up to 2 W + 1 highs and as many lows, stored with the checkpoints of a series.
+# Largest window, in candles. The state has up to 2 W + 1 highs and as many lows, and is stored with each checkpoint.
 WINDOW_MAX = 1000
 
 
 class Pivot(msgspec.Struct, frozen=True, gc=False):
-    """A pivot as events and heads say it. `window`: the candles on either side that it was compared with."""
+    """A pivot, as events and heads have it. `window`: the number of candles on either side that it is compared with."""
 
     pivot_time: int
     pivot_price: float
@@ -50,7 +50,7 @@ class Minor(NamedTuple):
 
 
 class Extreme(msgspec.Struct, frozen=True, gc=False):
-    """A high or a low that none after it has exceeded. `at` is the number of its candle, counted from the seed."""
+    """A high or a low that no later one exceeds. `at`: the number of its candle, counted from the seed."""
 
     at: int
     time: int
@@ -58,18 +58,18 @@ class Extreme(msgspec.Struct, frozen=True, gc=False):
 
 
 class PivotState(msgspec.Struct, frozen=True, gc=False):
-    """What is left to see of the newest 2 W + 1 candles, and the minor pivots since the last major one.
+    """The visible extremes of the newest 2 W + 1 candles, and the minor pivots since the last major one.
 
-    `tops` are the highs that no later one is above, so they go down (or stay level) from the highest one on; `bottoms`
-    mirror them. Whatever comes later can make no other high of the window an extreme, so no candle need be kept: the
-    earliest highest high after any candle of the window is the first of the tops after it.
+    `tops` are the highs that no later high exceeds, so they descend (or stay level) from the highest on; `bottoms`
+    mirror them. No other high of the window can become an extreme, so no candle is kept: the earliest highest high
+    after any candle of the window is the first of the tops after that candle.
     """
 
     # Candles so far.
     count: int = 0
     tops: tuple[Extreme, ...] = ()
     bottoms: tuple[Extreme, ...] = ()
-    # The number of the last major pivot; before there is one, a number before all.
+    # The number of the last major pivot's candle; -1 before the first one.
     major_at: int = -1
     minors: tuple[Minor, ...] = ()
 
@@ -163,7 +163,7 @@ class PivotFactor(Factor[PivotState]):
 
 
 def _extreme_at(extremes: Sequence[Extreme], at: int, first: int) -> Extreme | None:
-    """The one of candle `at` when none since `first` exceeds it; None when it is exceeded by one before or after it."""
+    """The extreme of candle `at` when no candle from `first` on exceeds it; None when one does."""
     position = len(extremes) - 1
     while position >= 0 and extremes[position].at > at:
         position -= 1

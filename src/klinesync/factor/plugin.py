@@ -1,8 +1,8 @@
-"""The contract of a factor: what somebody who writes one fills in, and what the graph relies on.
+"""The contract of a factor: what the author of a factor implements, and what the graph relies on.
 
-A factor is a fold. It has a state, and for each closed candle, in order, it says what the state is afterwards and which
-events became knowable. Nothing else reaches it: no clock, no store, no later candle. So what it said depends on the
-candles alone, and it can be stopped, stored, restarted and rewound at any candle.
+A factor is a fold: for each closed candle, in order, it returns its next state and the events that became knowable. It
+sees nothing else: no clock, no store, no later candle. So its results depend on the candles alone, and it can be
+stopped, stored, restarted and rewound at any candle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import KlinesyncError, Rejected
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
-# A plain JSON object. Its `visible_time` is the time of the candle at which it became knowable: the one it is said at.
+# A plain JSON object. Its `visible_time` is the open time of the candle at which it became knowable.
 Event: TypeAlias = "Mapping[str, Json]"
 
 S = TypeVar("S")
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Feature(NamedTuple):
-    """One thing of a factor that can be shown or hidden: `key` as in drawings (`pivot.major`), `label` for people."""
+    """A part of a factor that can be shown or hidden: `key` as in drawings (`pivot.major`), `label` for people."""
 
     key: str
     label: str
@@ -35,7 +35,7 @@ class Feature(NamedTuple):
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
-    """What a factor sees of one that it depends on: its state after this candle, and what it said at it.
+    """What a factor sees of a dependency: its state after this candle, and its events at this candle.
 
     The state of an indicator is a mapping of its outputs (`macd_12_26_9.macd`) to their values at the candle, NaN where
     there is none yet.
@@ -49,17 +49,17 @@ Upstream: TypeAlias = Mapping[str, Seen]
 
 
 class AnyFactor(ABC):
-    """A factor, whatever its type of state: how the graph sees it. Write a `Factor`, not one of these."""
+    """A factor with any type of state, as the graph sees it. Authors of factors write a `Factor`."""
 
     # Unique among the factors of a service; the name in `depends_on`, in slices and in the ledger.
     name: str
-    # Counts up when the same parameters and candles give other states or events: the ledger is then computed anew.
+    # Raised when the same parameters and candles give other states or events: the ledger is computed anew then.
     version: int = 1
-    # What else the results depend on. Plain values: they are part of the fingerprint.
+    # Parameters on which the results depend: plain values, which are part of the fingerprint.
     parameters: Mapping[str, int | float | str] = MappingProxyType({})
-    # Names of factors and indicators whose results `advance` wants to see; no others are shown to it.
+    # Names of the factors and indicators whose results `advance` sees.
     depends_on: tuple[str, ...] = ()
-    # For people.
+    # The name for people.
     label: str
     features: Sequence[Feature] = ()
 
@@ -151,7 +151,7 @@ class FactorSettings(NamedTuple):
 
 
 class BadFactor(Rejected):
-    """A factor that stops the start: it cannot be loaded, or does not fit the others."""
+    """A factor that cannot be loaded, or that does not fit the others; it stops the start."""
 
     code = "bad_factor"
 
@@ -161,7 +161,7 @@ class BadFactor(Rejected):
 
 
 class FactorFault(KlinesyncError):
-    """A factor raised, or gave what its contract does not allow, at a candle. No state was changed."""
+    """A factor raised, or broke its contract, at a candle. No state was changed."""
 
     code = "factor_fault"
 
@@ -174,6 +174,6 @@ class FactorFault(KlinesyncError):
 
 
 class ForeignStates(KlinesyncError):
-    """Stored states that cannot be gone on from: other factors, versions or parameters made them, or a fault."""
+    """Stored states that cannot be used: other factors, versions or parameters made them, or a fault did."""
 
     code = "foreign_states"

@@ -1,14 +1,14 @@
-"""The draw delta: what a reader must learn to show a window, given what it has. Pure.
+"""The draw delta: the drawings that a reader needs for a window, beyond those that it has. Pure.
 
-A reader keeps a catalogue of instructions by id and a list of points by indicator. It asks with the cursor of the last
-answer and the epoch that came with it, and gets what is newer. Applying an answer: when its epoch is another than the
-one before, forget everything; put every instruction of the patch into the catalogue (the same id replaces); append the
-points whose time is greater than the last one held; show the instructions that `active_ids` names. Applying an answer
-twice changes nothing.
+A reader keeps a catalogue of instructions by id and a list of points by indicator. It asks with the cursor and the
+epoch of the last answer, and gets newer drawings and points. To apply an answer: when its epoch differs from the
+previous one, drop everything; put every instruction of the patch into the catalogue (the same id replaces); append the
+points with a time greater than that of the last point; show the instructions in `active_ids`. Applying an answer twice
+changes nothing.
 
-Why that is enough: numbers and points are in candle order and a window only moves on, so what an older cursor's window
-held and this one still shows is held already, and what is no longer shown may be forgotten. Who wants a larger window,
-or an earlier one, asks without a cursor.
+This is enough because numbers and points are in candle order and a window only moves forward: instructions of an older
+window that are still shown are in the catalogue already, and the others may be dropped. A reader that wants a larger or
+an earlier window asks without a cursor.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SCHEMA_VERSION = 1
 
 
 class Cursor(msgspec.Struct, frozen=True, gc=False):
-    """Up to where a reader knows: the newest number of a stored drawing, and the newest candle (UTC seconds).
+    """The position of a reader: the newest number of a stored drawing, and the newest candle (UTC seconds).
 
-    Without values, that of a reader who knows nothing: before the first candle that there can be.
+    The default is that of a reader without any drawings: before the first possible candle.
     """
 
     version_id: int = 0
@@ -50,7 +50,8 @@ class DrawDelta(msgspec.Struct, frozen=True):
 
 
 def active(stored: Iterable[Instruction], rendered: Iterable[Drawing], start_time: int, at_time: int) -> list[str]:
-    """Ids of what is to be shown in the window: the stored drawings that touch it, in order, then the rendered ones.
+    """The ids of the drawings to show in the window: the stored drawings that touch it, in order, then the rendered
+    ones.
 
     An id of which the newest version does not touch the window is not shown, whatever an older version did.
     """
@@ -66,10 +67,15 @@ def _newest(stored: Iterable[Instruction]) -> list[Instruction]:
 
 
 def resumed(cursor: Cursor, epoch: int | None, newest: Cursor, epoch_now: int) -> Cursor:
-    """From where to tell on: the reader's cursor, or the beginning when it does not belong to what is stored now.
+    """The cursor to answer from: the reader's, or the beginning when the cursor does not belong to the stored drawings.
 
-    It does not when its epoch is another one, or when it lies ahead of what there is. A reader that names no epoch is
-    taken at its word.
+    A cursor does not belong when its epoch differs, or when it lies ahead of the newest drawing. Without an epoch the
+    reader's cursor is accepted.
+
+    cursor: of the reader.
+    epoch: of the reader; None when the request has none.
+    newest: of the stored drawings.
+    epoch_now: of the ledger.
     """
     other_epoch = epoch is not None and epoch != epoch_now
     if other_epoch or cursor.version_id > newest.version_id or cursor.point_time > newest.point_time:
@@ -124,7 +130,7 @@ def nothing(series: SeriesId, epoch: int) -> DrawDelta:
 
 
 def points_of(times: Sequence[int], outputs: Mapping[str, Sequence[float]], after: int = -1) -> dict[str, list[Point]]:
-    """The indicators' values at these candle times as points; warm-up (NaN) has none, nor has what is not `after`."""
+    """The values of indicators as points: of the candles after the time `after`, without those of the warm-up (NaN)."""
     return {
         name: [
             Point(time, value) for time, value in zip(times, values, strict=True) if time > after and isfinite(value)

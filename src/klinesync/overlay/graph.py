@@ -1,4 +1,4 @@
-"""OverlayGraph: the registered overlays, asked in one order, their drawings checked. Pure."""
+"""OverlayGraph: the registered overlays in one order; it checks their drawings. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from klinesync.factor.plugin import Event
 from klinesync.overlay.instruction import BadDrawing, Drawing, checked
 from klinesync.overlay.plugin import BadOverlay, Overlay, OverlayFault, View
 
-# An event that draws more than this is a mistake, and one that would fill the store.
+# Most drawings of one event; more would fill the store.
 MAX_DRAWINGS_OF_AN_EVENT = 64
-# The minor pivots of the largest window, and much more.
+# Most rendered drawings of one read; the minor pivots of the largest window are far fewer.
 MAX_DRAWINGS_OF_A_VIEW = 20_000
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -23,10 +23,12 @@ _FEATURE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 
 class OverlayGraph:
-    """Overlays by name. What it draws does not depend on the order in which they were registered.
+    """Overlays by name. The drawings do not depend on the order of registration.
 
-    `factors` are the names of the factors that run. Raises `BadOverlay` for a name or a feature that two claim, and
-    for a factor that does not run.
+    overlays: in any order.
+    factors: names of the factors that run.
+
+    Raises `BadOverlay` for a name or a feature of two overlays, and for a dependency on a factor that does not run.
     """
 
     def __init__(self, overlays: Iterable[Overlay], factors: Collection[str]) -> None:
@@ -67,29 +69,29 @@ class OverlayGraph:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """All that is drawn."""
+        """The features of all overlays."""
         return tuple(feature for overlay in self._overlays.values() for feature in overlay.features)
 
     @property
     def fingerprint(self) -> str:
-        """Text that is equal when stored drawings are, given equal factors."""
+        """A text that is equal when stored drawings are equal, for the same factors."""
         parts = [(one.name, one.version, list(one.depends_on), list(one.features)) for one in self._overlays.values()]
         return msgspec.json.encode(parts).decode()
 
     def without(self, *overlays: str) -> OverlayGraph:
-        """The same without these overlays: they are suspended."""
+        """The graph without these overlays, which are suspended."""
         return OverlayGraph([one for name, one in self._overlays.items() if name not in overlays], self._factors)
 
     def without_factors(self, *factors: str) -> OverlayGraph:
-        """The same without these factors and all overlays that read them."""
+        """The graph without these factors, and without the overlays that read them."""
         left = self._factors.difference(factors)
         return OverlayGraph([one for one in self._overlays.values() if left.issuperset(one.depends_on)], left)
 
     def draw(self, events: Iterable[tuple[str, Event]]) -> list[Drawing]:
-        """What is to be stored for these events, in their order: pairs of a factor's name and what it said.
+        """The drawings to store for these events (pairs of a factor's name and its event), in their order.
 
-        One event at a time decides, so that drawings and their order do not depend on how events are cut into calls.
-        Raises `OverlayFault`.
+        Each event is drawn by itself, so that drawings and their order do not depend on how events are split into
+        calls. Raises `OverlayFault`.
         """
         drawings: list[Drawing] = []
         for factor, event in events:
@@ -98,7 +100,7 @@ class OverlayGraph:
         return drawings
 
     def render(self, view: View) -> list[Drawing]:
-        """What is drawn at this read and stored nowhere. Raises `OverlayFault`."""
+        """The drawings of this read, which are not stored. Raises `OverlayFault`."""
         drawings: list[Drawing] = []
         for overlay in self._overlays.values():
             found = _asked(overlay, view.at_time, MAX_DRAWINGS_OF_A_VIEW, partial(overlay.render, view))
@@ -124,7 +126,7 @@ def _drawn(overlay: Overlay, factor: str, event: Event) -> list[Drawing]:
 
 
 def _asked(overlay: Overlay, time: int, most: int, ask: Callable[[], Sequence[Drawing]]) -> list[Drawing]:
-    """The answer, checked. A plugin may raise anything: that is its fault, and ours to name."""
+    """The checked drawings of an overlay. A plugin may raise any exception, which becomes an `OverlayFault`."""
     try:
         found = list(ask())
         if len(found) > most:

@@ -1,7 +1,7 @@
-"""Instruction: what to draw, in the words of the wire. Pure.
+"""Instruction: a drawing in the terms of the wire. Pure.
 
-A `Drawing` is what an overlay makes: a marker at a candle, or a polyline over candles, with the time at which it
-became knowable. An `Instruction` is a drawing with its number in a series' ledger, as clients get it. Times are UTC
+An overlay makes a `Drawing`: a marker at a candle, or a polyline over candles, with the time at which it became
+knowable. An `Instruction` is a drawing with its number in the ledger of a series, as clients get it. Times are UTC
 seconds of a candle's open; values are prices.
 """
 
@@ -18,13 +18,13 @@ from klinesync.core.candle import MAX_TIME, MAX_VALUE
 from klinesync.core.dates import date_text
 from klinesync.core.decoding import reason_of
 
-# An id names a feature and a few times; a longer one is a mistake.
+# Longest id, in characters: a feature and a few times.
 MAX_ID_CHARS = 200
-# A marker's text stands beside a candle.
+# Longest text of a marker, in characters; it is drawn beside a candle.
 MAX_TEXT_CHARS = 60
-# A CSS colour: hex, a name, or a function with numbers.
+# Longest CSS colour, in characters: hex, a name, or a function with numbers.
 MAX_COLOR_CHARS = 60
-# A polyline over the largest window has fewer corners than this.
+# Most points of a polyline; one over the largest window has fewer.
 MAX_POINTS = 20_000
 MAX_LINE_WIDTH = 8
 MAX_MARKER_SIZE = 8
@@ -72,9 +72,9 @@ Kind = Literal["marker", "polyline"]
 
 
 class Drawing(msgspec.Struct, frozen=True, gc=False):
-    """What an overlay makes. The id is the same whenever the same thing is drawn.
+    """A drawing of an overlay. Its id is the same whenever the same thing is drawn.
 
-    `visible_time` is the candle at which the drawing became knowable; it shows nothing later than that.
+    `visible_time`: the candle at which the drawing became knowable; the drawing shows nothing of later candles.
     """
 
     instruction_id: InstructionId
@@ -88,7 +88,7 @@ class Drawing(msgspec.Struct, frozen=True, gc=False):
 
 
 class Instruction(msgspec.Struct, frozen=True, gc=False):
-    """An entry of the wire's `instruction_catalog_patch`: a drawing with the number that its series' ledger gave it."""
+    """An entry of the wire's `instruction_catalog_patch`: a drawing with its number in the ledger of its series."""
 
     version_id: int
     instruction_id: str
@@ -103,7 +103,7 @@ class Instruction(msgspec.Struct, frozen=True, gc=False):
 
 
 class BadDrawing(ValueError):
-    """A drawing that is not of the wire's shape. The message says what is wrong with which."""
+    """A drawing that does not have the wire's shape. The message names the drawing and the reason."""
 
 
 def kind_of(definition: Definition) -> Kind:
@@ -126,10 +126,10 @@ def within(definition: Definition, start_time: int, at_time: int) -> bool:
 
 
 def checked(drawings: Sequence[Drawing]) -> list[Drawing]:
-    """Values of their own that equal the drawings. Raises `BadDrawing` for what the wire does not have.
+    """Copies of the drawings. Raises `BadDrawing` for values that the wire does not have.
 
-    They go through the wire's own text, so that what passes can be stored, sent and read back: that text has no NaN
-    and no infinity (they become null), and nobody else holds the values that come out of it.
+    The drawings are encoded as on the wire and decoded again, so that every drawing that passes can be stored, sent and
+    read back. That text has no NaN and no infinity (they become null), and no plugin holds the decoded values.
     """
     try:
         found = _drawings.decode(_encoder.encode(drawings))

@@ -1,8 +1,8 @@
 """The contract of an overlay: factor output in, drawings out. Pure.
 
-Two doors, by how long a drawing holds. `draw` is asked once for each event of a factor: what it returns never changes
-and is stored. `render` is asked at each read: what belongs to a factor's head, which may still move, and what is
-composed over the window that is shown. Neither keeps anything between calls.
+There are two methods, by how long a drawing is valid. `draw` is called once for each event of a factor; its drawings
+are stored and never change. `render` is called at each read, for drawings of a factor's head, which may still change,
+and for those composed over the window. Neither keeps anything between calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.factor.plugin import Event, Json
 from klinesync.overlay.instruction import Drawing
 
-# A factor's `head`: what is known at a candle and may still be redrawn.
+# A factor's `head`: the results at a candle that may still change.
 Head = Mapping[str, Json]
 
 _NO_HEAD: Head = {}
@@ -26,11 +26,11 @@ _NO_HEAD: Head = {}
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What `render` may look at: the window of closed candles from `start_time` to `at_time`, both included.
+    """The input of `render`: the window of closed candles from `start_time` to `at_time`, both included.
 
-    `events` are those with a `visible_time` in the window, oldest first; `heads` are the factors' heads at `at_time`;
-    `candles` are those of the window, ascending. A factor that is switched off or suspended is in neither mapping:
-    `head` and `events_of` answer for it as for one that has nothing to say.
+    `events` are those with a `visible_time` in the window, oldest first; `heads` are the heads of factors at `at_time`;
+    `candles` are those of the window, ascending. A factor that is switched off or suspended is in neither mapping; its
+    `head` and `events_of` are empty.
     """
 
     series: SeriesId
@@ -51,7 +51,8 @@ class View:
 
 @runtime_checkable
 class Overlay(Protocol):
-    """Something that draws. Registered under the entry points `klinesync.overlays` as a callable that returns one."""
+    """The interface of overlays. Registered under the entry points `klinesync.overlays`, as a callable that returns an
+    overlay."""
 
     @property
     def name(self) -> str:
@@ -59,15 +60,15 @@ class Overlay(Protocol):
 
     @property
     def version(self) -> int:
-        """Raised with every change of what is drawn: stored drawings are then made anew."""
+        """Raised with every change of the drawings: stored drawings are made anew then."""
 
     @property
     def depends_on(self) -> Sequence[str]:
-        """The factors whose events and heads it reads; `draw` is shown the events of no others."""
+        """The factors whose events and heads it reads; `draw` gets the events of these only."""
 
     @property
     def features(self) -> Sequence[str]:
-        """What it draws, `pen.confirmed` say. An `instruction_id` is a feature, or one with `:…` behind it."""
+        """Its features, such as `pen.confirmed`. An `instruction_id` is a feature, or a feature followed by `:…`."""
 
     def draw(self, factor: str, event: Event) -> Sequence[Drawing]:
         """Drawings that this event alone decides, each with the event's `visible_time`. Stored once, never changed."""
@@ -87,7 +88,7 @@ class BadOverlay(Rejected):
 
 
 class OverlayFault(KlinesyncError):
-    """An overlay that raised, or drew what the wire does not have. `time` is the candle it was asked about."""
+    """An overlay raised, or made a drawing that the wire does not have. `time`: open time of the candle."""
 
     code = "overlay_fault"
 

@@ -1,4 +1,4 @@
-"""Finds overlays: those of klinesync and those of other packages come through the same door."""
+"""Finds overlays: those of klinesync and those of other packages are registered as entry points alike."""
 
 from __future__ import annotations
 

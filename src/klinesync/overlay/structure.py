@@ -1,7 +1,7 @@
 """The drawings of the structure chain: pivot -> pen -> zhongshu -> anchor. Pure.
 
-A line's ends are pivots: an upward pen goes from its first candle's low to its last candle's high. Colours are chosen
-so that each stands out from the page's dark and its light ground (a test computes the contrast).
+The ends of a line are pivots: an upward pen goes from the low of its first candle to the high of its last. Each colour
+has enough contrast with the page's dark and light backgrounds (a test computes the contrast).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def minor_pivots(candles: Sequence[Candle], window: int) -> list[_Pivot]:
 
 
 class PenOverlay:
-    """One line through the confirmed pens of the window, and what may become of it."""
+    """One line through the confirmed pens of the window, the extending pen and the candidate."""
 
     name = "pen"
     version = 1
@@ -116,7 +116,7 @@ class PenOverlay:
     features = ("pen.confirmed", "pen.extending", "pen.candidate")
 
     def draw(self, factor: str, event: Event) -> Sequence[Drawing]:
-        """Nothing: a pen alone is a piece of the line that `render` makes."""
+        """Nothing: a pen is a piece of the line that `render` draws."""
         return ()
 
     def render(self, view: View) -> Sequence[Drawing]:
@@ -138,7 +138,7 @@ class ZhongshuOverlay:
     """Zones as two edges, upper and lower: dead ones stored, the living one with the head."""
 
     name = "zhongshu"
-    version = 2  # two edges in the place of a closed rectangle
+    version = 2  # two edges instead of a closed rectangle
     depends_on = ("zhongshu",)
     features = ("zhongshu.dead", "zhongshu.alive")
 
@@ -159,7 +159,7 @@ class ZhongshuOverlay:
 
 
 class AnchorOverlay:
-    """The pen that the anchor points at, those it pointed at before, and an arrow at each switch."""
+    """The pen of the anchor, those of earlier anchors, and an arrow at each switch."""
 
     name = "anchor"
     version = 1
@@ -184,7 +184,7 @@ class AnchorOverlay:
         return [Drawing(name, switch.switch_time, arrow)]
 
     def render(self, view: View) -> Sequence[Drawing]:
-        """The anchors of the window's switches as they were then, and the present one as it is now."""
+        """The anchors at the switches of the window, as they were then, and the present anchor."""
         prices = _Prices(view)
         drawings: list[Drawing] = []
         for switch in _all(view.events_of("anchor"), _Switch):
@@ -200,14 +200,14 @@ class AnchorOverlay:
 
 
 class _Prices:
-    """What the ends of a pen are worth: by the window's candles, or by a pen that reaches into the window."""
+    """The prices at the ends of a pen, from the candles of the window or from a pen that reaches into it."""
 
     def __init__(self, view: View) -> None:
         self._candles = view.candles
         self._starts = {pen.start_time: pen.start_price for pen in _all(view.events_of("pen"), _Pen)}
 
     def line(self, anchor: _Anchor) -> tuple[Point, ...]:
-        """From the anchor's start to its end; empty when an end lies where nothing is known."""
+        """The line from the anchor's start to its end; empty when the price at an end is not known."""
         up = anchor.direction == 1
         start = self._extreme(anchor.start_time, high=not up)
         if start is None:
@@ -268,7 +268,7 @@ def _edges(feature: str, name: str, visible_time: int, zone: _Zone, color: str, 
 
 
 def _read(value: object, kind: type[T]) -> T:
-    """The value as that type. Raises `msgspec.ValidationError`, which says what is missing or wrong."""
+    """The value as that type. Raises `msgspec.ValidationError`, which names the missing or wrong field."""
     return msgspec.convert(value, kind)
 
 
