@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
-from klinesync.ingest.exchanges import Offers
+from klinesync.exchanges.registry import ExchangeEntry
 from klinesync.market.app import bind, create_app, create_server
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
@@ -41,10 +41,10 @@ class Service:
 
 @asynccontextmanager
 async def running_service(
-    store: Path, exchange: SimServer | None = None, others: Offers | None = None, /, **flags: str
+    store: Path, exchange: SimServer | None = None, other: ExchangeEntry | None = None, /, **flags: str
 ) -> AsyncIterator[Service]:
     """A service on `store`, following `exchange`; without one nothing is followed and the exchange cannot be asked.
-    `others` has the exchanges without a client of our own."""
+    `other`: an entry of the registry beside those of the flags."""
     nowhere = "127.0.0.1:9"
     rest_url = f"http://{nowhere}" if exchange is None else exchange.http_url
     ws_url = f"ws://{nowhere}" if exchange is None else exchange.ws_url
@@ -57,7 +57,7 @@ async def running_service(
         "enable_whitelist_ingest": "off" if exchange is None else "on",
     } | flags
     async with (
-        build_market_runtime(load_flags(given), others=others) as runtime,
+        build_market_runtime(load_flags(given), entries=[] if other is None else [other]) as runtime,
         aiohttp.ClientSession() as http,
     ):
         listener = bind("127.0.0.1", 0)

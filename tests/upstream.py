@@ -80,6 +80,6 @@ async def complete(service: Service, exchange: SimServer, *followed: SeriesId) -
         candles = await stored(service, series)
         right = truth(exchange, series, range(candles[0].time, newest + 60, 60)) if candles else []
         wrong = sorted(set(right) ^ {candle for candle in candles if candle.time <= newest})
-        state = service.runtime.supervisor.status(series)
+        state = service.runtime.supervisors.status(series)
         raise AssertionError(f"{series}: {len(wrong)} candles differ up to {newest}: {wrong[:6]}; {state}") from None
     return whole

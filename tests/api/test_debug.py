@@ -76,7 +76,7 @@ async def test_ingest_state_tells_what_is_ingested_by_what_and_what_waits(tmp_pa
         running_service(tmp_path / "store.sqlite", exchange, whitelist=BTC, enable_debug_api="on") as service,
     ):
         series = SeriesId.parse(BTC)
-        await until(lambda: service.runtime.supervisor.status(series).state == "live", "the stream is live")
+        await until(lambda: service.runtime.supervisors.status(series).state == "live", "the stream is live")
         status, state = await service.get("/api/market/debug/ingest_state")
         assert status == 200
         assert set(state) == {"jobs", "connections", "queues", "rest"}
@@ -93,16 +93,24 @@ async def test_ingest_state_tells_what_is_ingested_by_what_and_what_waits(tmp_pa
             "reconnects": 0,
         }
         assert state["connections"] == [
-            {"market": "spot", "streams": 1, "connected": True, "reconnects": 0, "rotations": 0, "quarantined": 0}
+            {
+                "exchange": "binance",
+                "market": "spot",
+                "streams": 1,
+                "connected": True,
+                "reconnects": 0,
+                "rotations": 0,
+                "quarantined": 0,
+            }
         ]
         queues = state["queues"]
         assert isinstance(queues, dict)
         assert set(queues) == {"live_candles", "bulk_candles", "healing_gaps", "outbox_messages", "outbox_bytes"}
         rest = state["rest"]
         assert isinstance(rest, dict)
-        assert rest["spot"]["limit"] == 6000
-        assert rest["spot"]["requests"] > 0
-        assert set(rest["spot"]["waiting"]) <= {"repair", "read", "sweep", "fill", "deep"}
+        assert rest["binance:spot"]["limit"] == 6000
+        assert rest["binance:spot"]["requests"] > 0
+        assert set(rest["binance:spot"]["waiting"]) <= {"repair", "read", "sweep", "fill", "deep"}
 
 
 async def test_series_health_counts_what_is_stored_and_what_is_missing(service: Service) -> None:
@@ -234,13 +242,13 @@ async def test_a_service_that_follows_an_exchange_measures_everything(tmp_path: 
         running_service(tmp_path / "store.sqlite", exchange, whitelist=BTC, enable_debug_api="on") as service,
     ):
         await until(lambda: service.runtime.startup.progress().done == 1, "the sweep is done")
-        await until(lambda: service.runtime.supervisor.status(SeriesId.parse(BTC)).state == "live", "live")
+        await until(lambda: service.runtime.supervisors.status(SeriesId.parse(BTC)).state == "live", "live")
         found = await measured(service)
     assert found["klinesync_streams", "live"] == 1
-    assert found["klinesync_stream_frames_total", "spot"] > 0
-    assert found["klinesync_stream_frames_total", "futures"] == 0
-    assert found["klinesync_rest_requests_total", "spot"] > 0
-    assert found["klinesync_rest_weight_limit", "spot"] == 6000
+    assert found["klinesync_stream_frames_total", "binance", "spot"] > 0
+    assert found["klinesync_stream_frames_total", "binance", "futures"] == 0
+    assert found["klinesync_rest_requests_total", "binance", "spot"] > 0
+    assert found["klinesync_rest_weight_limit", "binance", "spot"] == 6000
     assert found["klinesync_startup_series", "done"] == 1
     assert found["klinesync_pipeline_candles_written_total", "rest"] > 0
     assert found["klinesync_pipeline_candles_written_total", "derived"] > 0

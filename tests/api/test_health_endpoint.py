@@ -15,7 +15,8 @@ from klinesync.core.errors import UnknownSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import Errand, HistoryPage, StreamStatus
+from klinesync.exchanges.contact import StreamStatus
+from klinesync.exchanges.exchange import Errand, HistoryPage
 from klinesync.history import pending
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason

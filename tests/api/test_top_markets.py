@@ -12,25 +12,27 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from fake_exchange import FakeExchange, context, registry_of
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.binance.rest import BinanceRest, market_routes
+from klinesync.exchanges.binance.entry import BinanceEntry
+from klinesync.exchanges.binance.rest import market_routes
 from klinesync.exchanges.exchange import Listing, Ticker
+from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.market_data import top_markets
 from klinesync.market_data.top_markets import FORCED_MOST, MAX_LIMIT, TopMarkets
 from klinesync.runtime.clock import SYSTEM_CLOCK
-from klinesync.runtime.exchange_clock import ExchangeClock
-from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
 
 PATH = "/api/market/top_markets"
 
 
-class Exchange:
+class Exchange(FakeExchange):
     """What the exchange tells."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.volume = 1.0
         self.error: UpstreamError | None = None
         self.asked = 0
@@ -55,8 +57,7 @@ class Exchange:
 async def service_with(store: Path, exchange: Exchange) -> AsyncIterator[Service]:
     async with running_service(store) as service:
         service.runtime.market_data.top_markets = TopMarkets(
-            listings=exchange.listings,
-            tickers=exchange.tickers,
+            registry_of(exchange),
             clock=SYSTEM_CLOCK,
         )
         yield service
@@ -282,19 +283,15 @@ async def test_a_service_that_stops_ends_its_streams_cleanly(tmp_path: Path, exc
 
 
 async def test_the_simulated_exchange_is_ranked_through_the_rest_client() -> None:
-    async with SimServer(SimConfig(symbols=8)) as simulated, HttpClient() as session:
-        rest = BinanceRest(
-            session,
-            market_routes(simulated.http_url, simulated.http_url),
-            {"spot": ExchangeClock(), "futures": ExchangeClock()},
-            final_margin_s=2.0,
-            monotonic=asyncio.get_running_loop().time,
-        )
-        top = TopMarkets(listings=rest.listings, tickers=rest.tickers, clock=SYSTEM_CLOCK)
+    async with SimServer(SimConfig(symbols=8)) as simulated:
+        entry = BinanceEntry(market_routes(simulated.http_url, simulated.http_url), {})
+        registry = ExchangeRegistry([entry], context())
+        top = TopMarkets(registry, clock=SYSTEM_CLOCK)
         for market in ("spot", "futures"):
             answer = await top.top(top_markets.TopQuery("binance", market, "USDT", 500))
             volumes = [item.quote_volume for item in answer.items]
             assert volumes == sorted(volumes, reverse=True)
             assert {"BTC/USDT", "ETH/USDT"} <= {item.symbol for item in answer.items}
-            status = rest.status()[market]
+            status = registry.exchange("binance").rest()[market]
             assert (status.used, status.errors) == ({"spot": 100, "futures": 41}[market], {})
+        await registry.close()

@@ -176,7 +176,7 @@ async def talk(service: Service, sent: Sequence[str | bytes]) -> None:
     await until(lambda: runtime.hub.clients == 0, "the client is gone")
     assert runtime.hub.status.subscriptions == 0
     assert runtime.market_data.subscriptions._held == {}
-    assert all(job.refcount == 0 for job in runtime.supervisor.jobs_state())
+    assert all(job.refcount == 0 for job in runtime.supervisors.jobs_state())
 
 
 @pytest.mark.parametrize("sent", ["[" * 2_000, '{"type":' * 2_000])

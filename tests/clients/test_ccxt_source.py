@@ -1,4 +1,4 @@
-"""CcxtSource over unmodified ccxt: its binance class against the simulated exchange, as an exchange of another name."""
+"""CcxtExchange over unmodified ccxt: its binance class against the simulated exchange, under another name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.ccxt.client import Ccxt, CcxtClient, CcxtThread
-from klinesync.exchanges.ccxt.source import CcxtSource
+from klinesync.exchanges.ccxt.exchange import CcxtExchange
 from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
@@ -110,7 +110,7 @@ def pointed(exchange: SimulatedExchange, **abilities: bool | None) -> Callable[[
 
 @dataclass
 class Rig:
-    source: CcxtSource
+    source: CcxtExchange
     told: Told
 
 
@@ -119,7 +119,7 @@ async def rig(exchange: SimulatedExchange, **abilities: bool | None) -> AsyncIte
     """A source of its own, in a thread of its own, until the end."""
     clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
     thread = CcxtThread()
-    source = CcxtSource(
+    source = CcxtExchange(
         CcxtClient("simex", thread, monotonic=time.monotonic, make=pointed(exchange, **abilities)),
         clocks=clocks,
         final_margin_s=MARGIN_S,
@@ -180,7 +180,7 @@ def faulty() -> Iterator[SimulatedExchange]:
 
 
 async def read(
-    source: CcxtSource, series: SeriesId, start: int, end: int | None = None, errand: Errand | None = None
+    source: CcxtExchange, series: SeriesId, start: int, end: int | None = None, errand: Errand | None = None
 ) -> tuple[list[Candle], list[Span]]:
     candles: list[Candle] = []
     empty: list[Span] = []

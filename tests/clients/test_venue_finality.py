@@ -45,7 +45,7 @@ async def test_no_close_is_shown_with_values_that_are_not_final_once_ten_closes_
             ended_ms = {venue.name: venue.now_ms() for venue in venues}
             passed_ms = max(ended_ms.values()) + RIGHT_WITHIN_MS
             await until(lambda: okx.now_ms() > passed_ms, "the last of them can be right")
-            margins = service.runtime.exchanges.final_margins_s()
+            margins = service.runtime.supervisors.final_margins_s()
         for venue in venues:
             shown = [close for close in seen(venue) if close.at_ms <= ended_ms[venue.name]]
             wrong = [place for place, close in enumerate(shown) if not is_final(venue, close)]

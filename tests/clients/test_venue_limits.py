@@ -11,7 +11,7 @@ from venue_service import candle, hurry, serving, until, whitelist
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.ccxt import source as ccxt_source
+from klinesync.exchanges.ccxt import exchange as ccxt_exchange
 from klinesync.storage.sqlite_reader import SqliteReader
 from running_service import Service
 from venues import faults, hyperliquid
@@ -33,7 +33,7 @@ NO_LISTS = [faults.HTML, faults.EMPTY_OBJECT, Cut()]
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch, SPEED)
-    monkeypatch.setattr(ccxt_source, "UNLISTED_TTL_S", 0.1)
+    monkeypatch.setattr(ccxt_exchange, "UNLISTED_TTL_S", 0.1)
 
 
 def series(venue: Venue, base: str = "BTC") -> SeriesId:
@@ -43,7 +43,7 @@ def series(venue: Venue, base: str = "BTC") -> SeriesId:
 
 
 def state(service: Service, one: SeriesId) -> str:
-    return service.runtime.exchanges.status(one).state
+    return service.runtime.supervisors.status(one).state
 
 
 @pytest.mark.parametrize("kind", [Okx, Kraken, Gate])
@@ -60,7 +60,7 @@ async def test_what_is_no_list_of_markets_is_trouble_and_never_says_that_a_symbo
             await until(lambda: venue.asked(Ask.MARKETS) >= 3, "the list is asked for again", 20.0)
             assert state(service, one) == "reconnecting"
             venue.mend()
-            await until(lambda: service.runtime.exchanges.keeps_up(one), "it is followed", 20.0)
+            await until(lambda: service.runtime.supervisors.keeps_up(one), "it is followed", 20.0)
 
 
 async def asked_again(service: Service, venue: Venue) -> None:
@@ -68,7 +68,7 @@ async def asked_again(service: Service, venue: Venue) -> None:
     before = venue.asked(Ask.MARKETS)
 
     def is_asked() -> bool:
-        service.runtime.exchanges._others[venue.name].supervisor._listings.suspect()
+        service.runtime.supervisors.by_name()[venue.name]._listings.suspect()
         return venue.asked(Ask.MARKETS) >= before + 3
 
     await until(is_asked, "the lists are asked for", 20.0)
@@ -81,7 +81,7 @@ async def test_a_list_that_gets_shrunken_empty_or_unreadable_takes_no_series_awa
     async with kind(pairs=SPOT, speed=SPEED) as venue:
         one, other = series(venue, "S29"), series(venue, "S28")
         async with serving(tmp_path, venue, **whitelist(one)) as service:
-            await until(lambda: service.runtime.exchanges.keeps_up(one), "it is followed", 20.0)
+            await until(lambda: service.runtime.supervisors.keeps_up(one), "it is followed", 20.0)
             for share, fault in ((0.5, None), (0.0, None), (1.0, faults.HTML), (1.0, faults.EMPTY_OBJECT)):
                 venue.listed_share = share
                 if fault is not None:
@@ -108,7 +108,7 @@ async def test_twelve_series_of_hyperliquid_stay_within_its_budget_and_are_up_to
                 worst = max(worst, venue.used(asyncio.get_running_loop().time()))
                 await asyncio.sleep(0.05)
             assert worst <= venue.weight_per_minute
-            assert all(service.runtime.exchanges.keeps_up(one) for one in those)
+            assert all(service.runtime.supervisors.keeps_up(one) for one in those)
             due_s = (venue.now_ms() // 60_000 - 2) * 60
             heads = [(await service.get("/api/market/health", series_id=str(one)))[1]["head_time"] for one in those]
             assert all(isinstance(head, int) and head >= due_s for head in heads), (due_s, heads)
@@ -129,7 +129,7 @@ async def test_a_backfill_takes_what_a_venue_keeps_and_says_what_it_does_not(tmp
                 assert found is not None
                 body = {"series_id": str(one), "candle": {"candle_time": found.time} | _values(found)}
                 assert (await service.post("/api/market/ingest/candle_closed", body))[0] == 200
-            await until(lambda: service.runtime.exchanges.keeps_up(one), "it is followed", 20.0)
+            await until(lambda: service.runtime.supervisors.keeps_up(one), "it is followed", 20.0)
             asked = venue.asked(Ask.ROWS)
             over = await service.runtime.backfill.backfill(one, Span(oldest_s - 400 * 60, newest_s - 60))
             assert (over.missing, over.trouble) == (0, None)

@@ -16,7 +16,7 @@ from venue_service import first_closes, hurry, is_final, series_of, serving, unt
 
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges import reach
-from klinesync.exchanges.ccxt.source import CcxtSource
+from klinesync.exchanges.ccxt.exchange import CcxtExchange
 from running_service import Service
 from venues import faults
 from venues.bybit import Bybit
@@ -64,8 +64,8 @@ async def test_a_date_that_is_ahead_closes_no_candle_before_its_end(tmp_path: Pa
 
 
 def requests_waiting(service: Service) -> int:
-    source = service.runtime.exchanges._others["kraken"].source
-    assert isinstance(source, CcxtSource)
+    source = service.runtime.registry.exchange("kraken")
+    assert isinstance(source, CcxtExchange)
     return source.client.turns.waiting
 
 
@@ -79,9 +79,9 @@ async def test_clients_that_leave_while_their_requests_wait_end_nothing(
         async with serving(tmp_path, kraken, **flags) as service, watching(service, [kraken], [pinned]) as closes:
             for _ in range(2):
                 async with watching(service, [kraken], [series_of(kraken, base) for base in bases]):
-                    await until(lambda: len(service.runtime.exchanges.followed()) == 21, "they are followed")
+                    await until(lambda: len(service.runtime.supervisors.followed()) == 21, "they are followed")
                     await until(lambda: requests_waiting(service) >= 10, "their requests wait")
-            await until(lambda: service.runtime.exchanges.followed() == [pinned], "only the pinned one is followed")
+            await until(lambda: service.runtime.supervisors.followed() == [pinned], "only the pinned one is followed")
             left_ms = kraken.now_ms()
             await until(lambda: len(first_closes(closes, kraken, left_ms)) >= 2, "the pinned one goes on")
             assert all(is_final(kraken, close) for close in first_closes(closes, kraken, left_ms))
@@ -106,7 +106,9 @@ async def test_a_venue_in_trouble_is_asked_less_whatever_the_trouble_is(tmp_path
             await until(lambda: time.monotonic() - since_s >= minutes * 60 / SPEED, "a while")
             return [venue.asked(since_s=since_s) / minutes for venue in venues]
 
-        await until(lambda: all(service.runtime.exchanges.keeps_up(series) for series in followed), "all are followed")
+        await until(
+            lambda: all(service.runtime.supervisors.keeps_up(series) for series in followed), "all are followed"
+        )
         healthy = await rates(1.0)
         for faults_now in ([fault for _, fault in troubles], later):
             for venue, fault in zip(venues, faults_now, strict=True):
@@ -137,7 +139,7 @@ async def test_the_status_says_that_a_venue_blocks_or_cannot_be_reached_why_and_
         before_s = time.time()
         async with serving(tmp_path, *pairs, timeout_s=1.0, **whitelist(*followed)) as service:
             if not from_start:
-                await until(lambda: all(map(service.runtime.exchanges.keeps_up, followed)), "all are followed")
+                await until(lambda: all(map(service.runtime.supervisors.keeps_up, followed)), "all are followed")
                 await asyncio.sleep(0.5)
                 await harm()
             looks: dict[str, set[object]] = {venue.name: set() for venue in pairs}
@@ -173,7 +175,7 @@ async def test_a_complete_series_without_trades_stays_green(tmp_path: Path) -> N
             venue.pairs.insert(0, Pair("QUIET", quiet_from_s=quiet_s))
         followed = [series_of(venue, "QUIET") for venue in (kraken, bybit)]
         async with serving(tmp_path, kraken, bybit, **whitelist(*followed)) as service:
-            await until(lambda: all(map(service.runtime.exchanges.keeps_up, followed)), "all are followed")
+            await until(lambda: all(map(service.runtime.supervisors.keeps_up, followed)), "all are followed")
             end_ms = kraken.now_ms() + 180_000
             while kraken.now_ms() < end_ms:
                 for series in followed:

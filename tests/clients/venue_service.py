@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +15,9 @@ from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges import reach, whole_lists
+from klinesync.exchanges.ccxt import exchange as ccxt_exchange
 from klinesync.exchanges.ccxt import pace, turn_queue
-from klinesync.exchanges.ccxt import source as ccxt_source
-from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.ingest import followed, listing_watch, market_watch, supervisor
 from running_service import Service, running_service
 from venues.market import Row
@@ -33,7 +32,7 @@ DURATIONS = {
     market_watch: ("CLOCK_AGE_S",),
     followed: ("ATTACH_WAIT_S", "SUSPECT_LISTINGS_AGE_S"),
     listing_watch: ("LISTINGS_AGE_S", "LISTINGS_PAUSE_S"),
-    ccxt_source: (
+    ccxt_exchange: (
         "ASK_TIME_EVERY_S", "ASK_DATE_EVERY_S", "CONFIRM_S", "LISTINGS_TTL_S", "UNLISTED_TTL_S", "POLL_LEAST_S",
         "POLL_MOST_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S",
     ),
@@ -42,7 +41,7 @@ DURATIONS = {
     turn_queue: ("HELD_MOST_S",),
 }  # fmt: skip
 BACKOFFS = {
-    ccxt_source: ("BEGIN_AGAIN",),
+    ccxt_exchange: ("BEGIN_AGAIN",),
     whole_lists: ("FIRST_LIST", "NEXT_LIST"),
     turn_queue: ("REFUSED", "TROUBLE"),
 }
@@ -64,7 +63,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
     for name in SILENCES:
         monkeypatch.setattr(reach, name, getattr(reach, name) / SILENCES_SPEED)
     monkeypatch.setattr(market_watch, "UNREACHABLE_AFTER_S", reach.UNREACHABLE_AFTER_S)
-    monkeypatch.setattr(ccxt_source, "POLLS_PER_CANDLE", ccxt_source.POLLS_PER_CANDLE * speed)
+    monkeypatch.setattr(ccxt_exchange, "POLLS_PER_CANDLE", ccxt_exchange.POLLS_PER_CANDLE * speed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +101,9 @@ async def watching(service: Service, venues: Sequence[Venue], series: Iterable[S
 async def serving(tmp_path: Path, *venues: Venue, timeout_s: float = 10.0, **flags: str) -> AsyncIterator[Service]:
     """A service that follows nothing of Binance, and the running doubles beside it."""
     given = {"startup_kline_sync_target_candles": "10", "audit_interval_s": "0", "rest_final_margin_s": str(MARGIN_S)}
-    others = CcxtExchanges(
-        final_margin_s=MARGIN_S,
-        monotonic=asyncio.get_running_loop().time,
-        rng=random.Random(1),
+    others = CcxtEntry(
         makers={venue.name: maker(venue, timeout_s=timeout_s) for venue in venues},
-        poll_least_s=ccxt_source.POLL_LEAST_S,
+        poll_least_s=ccxt_exchange.POLL_LEAST_S,
     )
     async with running_service(tmp_path / "store.sqlite", None, others, **(given | flags)) as service:
         yield service

@@ -38,7 +38,7 @@ LABELS: dict[str, str] = {
     "exchange": "name of the exchange, as in a series_id",
     "kind": "what was left out: `kline`, `symbol` or `ticker`",
     "lane": "`live`: candles of streams; `bulk`: history, imports and HTTP",
-    "market": "`spot` or `futures`; of an exchange through ccxt with its name before it",
+    "market": "`spot` or `futures`; `all`: the markets of the exchange share one REST",
     "outcome": "`written` or `failed`",
     "part": _values([part.value for part in Part]),
     "plugin": "name of the factor or overlay",

@@ -127,6 +127,9 @@ class _Exchange:
             market = "spot" if "/api/" in url else "futures"
             yield Answer(200, _recorded(f"rest_{name}_{market}"))
 
+    async def close(self) -> None:
+        """Nothing is kept."""
+
     async def ws_connect(self, url: str, **_: object) -> WebSocket:
         raise NotImplementedError
 

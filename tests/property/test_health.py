@@ -14,7 +14,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, widened
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.exchange import ExchangeTrouble, StreamStatus
+from klinesync.exchanges.contact import ExchangeTrouble, StreamStatus
 from klinesync.history.board import BackfillReport
 from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, assess
 

@@ -6,16 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_exchange import context
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.ccxt.client import Ccxt
+from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.ccxt.pace import BURST_S, Pace
 from klinesync.exchanges.ccxt.turn_queue import Kind
-from klinesync.exchanges.ccxt.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, excess, polling, venue
+from klinesync.exchanges.ccxt.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, polling, venue
+from klinesync.exchanges.registry import ExchangeRegistry
 
 NINE = ("okx", "bybit", "kraken", "coinbase", "kucoin", "gate", "hyperliquid", "bitget", "krakenfutures")
 MINUTE = Timeframe.parse("1m")
 FRAMES = st.sampled_from([Timeframe.parse(code) for code in ("1m", "5m", "1h", "1d", "1w")])
 NOW_S = 1_700_000_000
+
+
+def _no_maker(_name: str) -> Ccxt:
+    raise AssertionError("nobody asks the exchange")
 
 
 def series(name: str, market: str = "spot", frame: str = "1m") -> SeriesId:
@@ -75,12 +83,13 @@ def test_series_that_do_not_fit_are_told_with_how_many_do() -> None:
     assert cost.fit(MINUTE) == 19
     those = [SeriesId.parse(f"hyperliquid:futures:S{number}/USDC:1m") for number in range(20)]
     others = [series("okx"), series("elsewhere"), *(series("kraken", frame="1h") for _ in range(900))]
-    (sentence,) = excess(VENUES, [*others, *those])
+    registry = ExchangeRegistry([CcxtEntry(makers=dict.fromkeys((*NINE, "elsewhere"), _no_maker))], context())
+    (sentence,) = registry.excess([*others, *those])
     takes = "hyperliquid allows about 45 requests for candles a minute, and a series of 1m takes 2"
     assert sentence == f"{takes}: 19 series fit, and 20 are too many"
-    assert excess(VENUES, those[:19]) == []
+    assert registry.excess(those[:19]) == []
     half = [SeriesId.parse(f"hyperliquid:spot:S{number}/USDC:1m") for number in range(10)]
-    assert len(excess(VENUES, [*half, *those[:10]])) == 1, "both markets share the budget of an address"
+    assert len(registry.excess([*half, *those[:10]])) == 1, "both markets share the budget of an address"
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 3.0), st.sampled_from([2.0, 20.0, 103.0, 120.0])), min_size=1, max_size=400))

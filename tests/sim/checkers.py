@@ -13,6 +13,7 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.binance.streams import BinanceConnection
 from klinesync.exchanges.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
 from klinesync.factor.graph import Said
 from klinesync.ingest.feed import HOLD_MOST_S
@@ -287,7 +288,7 @@ def check_streams(service: Service, exchange: SimulatedExchange, network: Networ
         return ["the service does not run"]
     wrong = []
     for series, listing in exchange.listings.items():
-        status = service.runtime.supervisor.status(series)
+        status = service.runtime.supervisors.status(series)
         if not network.delivers(service.process, listing):
             wrong.append(f"{series}: its stream brings nothing, and the service says {status}")
         elif status.state in STALE and status.since is not None and status.since >= exchange.end_s:
@@ -299,22 +300,23 @@ def check_streams(service: Service, exchange: SimulatedExchange, network: Networ
 
 def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> list[str]:
     """Settled: nothing waits anywhere, and nothing is left of what was."""
-    runtime, rest = service.runtime, service.rest
+    runtime = service.runtime
     assert runtime is not None
-    assert rest is not None
     assert runtime.backfill is not None
-    pipeline, supervisor, derived = runtime._pipeline, runtime.supervisor, runtime.market_data.derived
+    pipeline, derived = runtime._pipeline, runtime.market_data.derived
+    supervisor, rest = runtime.supervisors.by_name()["binance"], runtime.registry.exchange("binance").rest()
     tasks = [task.get_name() for task in service.process.tasks if not task.done()]
     # Where connections do not live long one may be about to be replaced. Nothing comes any more that could prove the
     # new one, so that both stay.
     most = 2 if exchange.scenario.faults.lifetime else 1
-    held = [len(one._links) for several in supervisor._connections._tasks.values() for one in several]  # type: ignore[attr-defined]
+    connections = [one for several in supervisor._connections._tasks.values() for one in several]
+    held = [len(one._links) for one in connections if isinstance(one, BinanceConnection)]
     waiting = {
         "live candles": pipeline._live_candles + sum(map(len, pipeline._live.values())),
         "candles of history": pipeline._bulk_candles + len(pipeline._bulk),
         "series with a failed write": len(pipeline._broken),
         "doubted events": sum(len(market.check._waiting) for market in supervisor._markets.values()),
-        "requests": sum(sum(one.waiting.values()) + one.under_way for one in rest.status().values()),
+        "requests": sum(sum(one.waiting.values()) + one.under_way for one in rest.values()),
         "series with missing candles": sum(
             not exchange.is_listed_anew(derived.base_of(one)) for one in runtime.backfill._queue._lines
         ),

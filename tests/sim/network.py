@@ -456,6 +456,9 @@ class Session:
     def get(self, url: str, params: Mapping[str, str] | None = None) -> Request:
         return Request(self._network, self._owner, url, params or {})
 
+    async def close(self) -> None:
+        """Nothing is kept."""
+
     async def ws_connect(
         self, url: str, *, heartbeat: float, max_msg_size: int, close_timeout_s: float
     ) -> ExchangeSocket:

@@ -4,7 +4,7 @@ starts again on the same store."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -13,13 +13,12 @@ import apsw
 from fastapi import WebSocket
 
 from klinesync.core.errors import StoreError
-from klinesync.exchanges.binance.rest import BinanceRest, MarketRoutes
-from klinesync.exchanges.binance.source import BinanceSource
+from klinesync.exchanges.binance.entry import BinanceEntry
+from klinesync.exchanges.binance.rest import MarketRoutes
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings
 from klinesync.market.ws_routes import market_socket
-from klinesync.market_data.listings import StoredListings
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
@@ -111,8 +110,7 @@ class Service:
         self._stop = loop.create_future()
         self.runtime: MarketRuntime | None = None
         self.thrown = 0  # exceptions that nobody expected, into its tasks
-        self.clocks: dict[str, ExchangeClock] = {}
-        self.rest: BinanceRest | None = None
+        self.clocks: Mapping[str, ExchangeClock] = {}
         self.store: Store | None = None
         self.main = loop.start(self.process, self._run(), f"service {number}")
 
@@ -135,9 +133,9 @@ class Service:
                 VirtualClock(self._loop, EPOCH_S), Random(f"service {self._scenario.seed} {self._number}"), bulkheads
             ),
             database=store,
-            source=self._source(self.clocks, store, bulkheads),
+            entries=[self._entry()],
         )
-        self.clocks.update((market, clock) for (_, market), clock in runtime.exchanges.clocks.items())
+        self.clocks = runtime.registry.exchange("binance").clocks
         async with runtime:
             self.runtime = runtime
             store.reads_fail = True
@@ -145,31 +143,14 @@ class Service:
             await runtime.hub.end(SOCKETS_END_S)
         self.runtime = None
 
-    def _source(self, clocks: dict[str, ExchangeClock], store: Store, bulkheads: Bulkheads) -> BinanceSource:
-        session = Session(self._network, self.process)
+    def _entry(self) -> BinanceEntry:
         page = self._scenario.rest_page
         routes = {
             "spot": MarketRoutes("http://exchange", "/api/v3", page),
             "futures": MarketRoutes("http://exchange", "/fapi/v1", page),
         }
-        self.rest = BinanceRest(
-            session,
-            routes,
-            clocks,
-            final_margin_s=2.0,
-            monotonic=self._loop.time,
-            shelf=StoredListings(store, "binance"),
-        )
-        rng = Random(f"connections {self._scenario.seed} {self._number}")
         urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
-        return BinanceSource(
-            session,
-            self.rest,
-            urls,
-            rng,
-            clocks=clocks,
-            bulkheads=bulkheads,
-        )
+        return BinanceEntry(routes, urls, http=lambda: Session(self._network, self.process))
 
     def accept(self, websocket: WebSocket, name: str) -> asyncio.Task[None]:
         """Serve a client's connection, as the web server would."""

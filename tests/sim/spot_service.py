@@ -7,12 +7,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
-from klinesync.exchanges.binance.rest import BinanceRest, MarketRoutes
-from klinesync.exchanges.binance.source import BinanceSource
+from klinesync.exchanges.binance.entry import BinanceEntry
+from klinesync.exchanges.binance.rest import MarketRoutes
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings
-from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.runtime.http_client import Http
 from klinesync.storage.sqlite import InThreadSqliteDatabase
@@ -39,30 +38,14 @@ def run_beside(
     """
 
     async def serve() -> None:
-        clocks: dict[str, ExchangeClock] = {}
         routes = {"spot": MarketRoutes("http://exchange", "/api/v3", 1000)}
-        rest = BinanceRest(
-            exchange,
-            routes,
-            clocks,
-            final_margin_s=2.0,
-            monotonic=loop.time,
-        )
-        source = BinanceSource(
-            exchange,
-            rest,
-            {"spot": "ws://exchange"},
-            Random(1),
-            clocks=clocks,
-            streams_most=streams_most,
-        )
+        entry = BinanceEntry(routes, {"spot": "ws://exchange"}, streams_most=streams_most, http=lambda: exchange)
         service = build_market_runtime(
             RuntimeFlags.model_validate({"database_url": f"sqlite:///{store}"} | flags),
             Surroundings(VirtualClock(loop, EPOCH_S), Random(1)),
             database=InThreadSqliteDatabase(store, pause=lambda: asyncio.sleep(0)),
-            source=source,
+            entries=[entry],
         )
-        clocks.update((market, clock) for (_, market), clock in service.exchanges.clocks.items())
         async with service:
             await live(service)
 

@@ -46,6 +46,9 @@ class IdleExchange:
             return Answer(200, b"[]")
         raise aiohttp.ClientConnectionError("Cannot connect to host")
 
+    async def close(self) -> None:
+        """Nothing is kept."""
+
     async def ws_connect(self, url: str, **_: object) -> WebSocket:
         self.connects += 1
         raise aiohttp.ClientConnectionError("Cannot connect to host")

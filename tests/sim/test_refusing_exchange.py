@@ -101,6 +101,9 @@ class Exchange:
             return Answer(200, json.dumps(rows).encode())
         return Answer(200, b"[]")
 
+    async def close(self) -> None:
+        """Nothing is kept."""
+
     async def ws_connect(self, url: str, **_: object) -> WebSocket:
         self.asked.append((self._loop.time(), access.HANDSHAKE))
         match self.streams:

@@ -117,7 +117,7 @@ def test_the_first_subscriber_starts_a_job_and_it_stops_a_while_after_the_last_h
     tell: Callable[[Story], None],
 ) -> None:
     async def story(runtime: MarketRuntime, exchange: SimulatedExchange) -> None:
-        followed = runtime.supervisor.followed
+        followed = runtime.supervisors.followed
         await asyncio.sleep(30)
         assert followed() == [BTC]
         one, two = Watcher(runtime), Watcher(runtime)
@@ -149,7 +149,7 @@ def test_a_client_that_comes_back_within_the_idle_time_keeps_the_job(tell: Calla
             await asyncio.sleep(5)
             watcher.leave()
             await asyncio.sleep(IDLE_TTL_S - 5)
-            assert runtime.supervisor.followed() == [BTC, ETH]
+            assert runtime.supervisors.followed() == [BTC, ETH]
 
     tell(story)
 

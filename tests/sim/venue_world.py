@@ -20,7 +20,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import Transient, UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.ccxt.client import CcxtThread
-from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.ccxt.rows import Row
 from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.ingest.jobs import NoCapacity
@@ -326,18 +326,18 @@ class World:
         acquired: list[SeriesId] = []
         with suppress(NoCapacity, UpstreamError):
             for series in many:
-                runtime.exchanges.acquire(series)
+                runtime.supervisors.acquire(series)
                 acquired.append(series)
         await asyncio.sleep(watch_s)
         if self._runtime is runtime:
             for series in acquired:
-                runtime.exchanges.release(series)
+                runtime.supervisors.release(series)
 
     async def _read(self, runtime: MarketRuntime, series: SeriesId, urgency: Urgency) -> None:
         with suppress(UpstreamError, UnknownSeries, Transient):
-            await runtime.exchanges.known(series)
+            await runtime.registry.known(series)
             start = self._exchange.now_ms() // 60_000 * 60 - 60 * 30
-            async for _ in runtime.exchanges.history(series, start, Errand(urgency)):
+            async for _ in runtime.registry.history(series, start, Errand(urgency)):
                 pass
 
     async def _all_right(self, by_s: float) -> None:
@@ -373,14 +373,7 @@ class _Serving:
 
     async def __aenter__(self) -> None:
         world, loop = self._world, self._world._loop
-        others = CcxtExchanges(
-            final_margin_s=MARGIN_S,
-            monotonic=loop.time,
-            rng=world._rng,
-            makers={NAME: lambda _: world._exchange},
-            bulkheads=self._bulkheads,
-            thread=Inline(),
-        )
+        entry = CcxtEntry(makers={NAME: lambda _: world._exchange}, thread=Inline())
         flags = RuntimeFlags(
             database_url=f"sqlite:///{world._path}",
             whitelist=",".join(str(series_of(base)) for base in BASES[:PINNED]),
@@ -395,7 +388,7 @@ class _Serving:
             flags,
             Surroundings(VirtualClock(loop, EPOCH_S), random.Random(f"service {world.schedule.seed}"), self._bulkheads),
             database=world._store,
-            others=others,
+            entries=[entry],
         )
         await self._runtime.__aenter__()
         world._runtime = self._runtime

@@ -365,7 +365,7 @@ class World:
             return True
         if service.thrown:
             return True  # a defect ends what it is in
-        status = service.runtime.supervisor.status
+        status = service.runtime.supervisors.status
         followed = {one.stream: one.series for one in self.exchange.of_market(socket.market)}
         return all(status(followed[stream]).state in STALE for stream in streams if stream in followed)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.ccxt import client as ccxt_client
 from klinesync.exchanges.ccxt.client import Ccxt, CcxtClient, CcxtThread
-from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.ccxt.rows import Row
 from klinesync.exchanges.exchange import Errand, Listing, Urgency
 
@@ -338,8 +337,8 @@ async def test_the_thread_ends_also_when_something_still_waits_on_it() -> None:
 # --- which exchanges there are
 
 
-def exchanges() -> CcxtExchanges:
-    return CcxtExchanges(final_margin_s=2.0, monotonic=Clock(), rng=random.Random(1))
+def exchanges() -> CcxtEntry:
+    return CcxtEntry()
 
 
 def test_without_ccxt_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

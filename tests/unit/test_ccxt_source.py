@@ -1,4 +1,4 @@
-"""CcxtSource over an exchange object of our own making: what proves a row, and what time it is taken to be there."""
+"""CcxtExchange over an exchange object of our own making: what proves a row, and what time it is taken to be there."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.ccxt import source as ccxt_source
+from klinesync.exchanges.ccxt import exchange as ccxt_exchange
 from klinesync.exchanges.ccxt.client import CcxtClient, CcxtThread
+from klinesync.exchanges.ccxt.exchange import CcxtExchange
 from klinesync.exchanges.ccxt.rows import Row
-from klinesync.exchanges.ccxt.source import CcxtSource
 from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
 
@@ -32,7 +32,7 @@ WAIT_S = 30.0
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits before the time is asked again."""
-    monkeypatch.setattr(ccxt_source, "ASK_TIME_EVERY_S", 0.0)
+    monkeypatch.setattr(ccxt_exchange, "ASK_TIME_EVERY_S", 0.0)
 
 
 def row(minute: int) -> Row:
@@ -101,10 +101,10 @@ class Fake:
 @asynccontextmanager
 async def source_of(
     exchange: Fake, monotonic: Callable[[], float] | None = None, name: str = "fake"
-) -> AsyncIterator[CcxtSource]:
+) -> AsyncIterator[CcxtExchange]:
     clock = monotonic or asyncio.get_running_loop().time
     thread = CcxtThread()
-    source = CcxtSource(
+    source = CcxtExchange(
         CcxtClient(name, thread, monotonic=clock, make=lambda _: exchange),
         clocks={"spot": ExchangeClock(), "futures": ExchangeClock()},
         final_margin_s=MARGIN_S,
@@ -119,7 +119,7 @@ async def source_of(
         await thread.stop()
 
 
-async def history(source: CcxtSource, start: int = T0, end: int | None = None) -> list[Candle]:
+async def history(source: CcxtExchange, start: int = T0, end: int | None = None) -> list[Candle]:
     return [one async for page in source.history(BTC, start, Errand(Urgency.SWEEP), end) for one in page.candles]
 
 
@@ -212,7 +212,7 @@ async def test_what_is_pushed_is_never_closed_and_does_not_hold_up_the_clock() -
     assert known_ms == int(exchange.now_s * 1000)
     assert all(event.by_rest for event in events)
     assert [event.event_ms for event in events] == sorted({event.event_ms for event in events})
-    assert source.quarantined == 1
+    assert source.left_out() == {("spot", "kline"): 1}
 
 
 async def test_what_a_venue_keeps_no_more_is_not_asked_for() -> None:
@@ -236,11 +236,11 @@ async def test_a_first_answer_without_the_symbols_of_a_market_that_has_some_is_n
         for asked, pause_s in ((1, 5.0), (2, 10.0), (3, 20.0), (4, 30.0), (5, 30.0)):
             for _ in range(3):
                 with pytest.raises(UpstreamError, match="lists nothing"):
-                    await source.knows(BTC)
+                    await source.refusal(BTC)
             assert exchange.lists == [False, *[True] * (asked - 1)], "ccxt asks no second time of itself"
             now_s += pause_s
         exchange.bases = ["BTC", "ETH"]
-        assert await source.knows(BTC)
+        assert await source.refusal(BTC) is None
 
 
 async def test_a_list_is_asked_for_again_to_confirm_that_a_symbol_is_gone_and_else_seldom() -> None:
@@ -263,7 +263,7 @@ async def test_a_quiet_exchange_without_a_time_or_dates_is_asked_for_rows_no_mor
         for _ in range(120):  # a minute, in which nothing is traded
             now_s += 0.5
             await source.now_ms("spot")
-        assert len(exchange.asked) - asked == 60.0 / ccxt_source.ASK_DATE_EVERY_S
+        assert len(exchange.asked) - asked == 60.0 / ccxt_exchange.ASK_DATE_EVERY_S
         asked = len(exchange.asked)
         for _ in range(60):  # polls tell the same
             now_s += 1.0
@@ -279,10 +279,10 @@ async def test_polls_make_room_for_closes_and_a_close_is_looked_at_again_however
         pauses: list[float] = []
         for source.polled in (1, 10, 20, 24, 100):
             pauses.append(source.pause_s(BTC, can))
-            assert source.pause_s(BTC, can, confirms=True) <= ccxt_source.CONFIRM_S * 1.1
+            assert source.pause_s(BTC, can, confirms=True) <= ccxt_exchange.CONFIRM_S * 1.1
         assert pauses[0] < 4.0
-        assert 10 * 1.0 / ccxt_source.POLL_SHARE * 0.9 < pauses[1] < pauses[2] < ccxt_source.POLL_MOST_S * 1.1
-        assert all(pause_s > ccxt_source.POLL_MOST_S * 0.9 for pause_s in pauses[2:]), (
+        assert 10 * 1.0 / ccxt_exchange.POLL_SHARE * 0.9 < pauses[1] < pauses[2] < ccxt_exchange.POLL_MOST_S * 1.1
+        assert all(pause_s > ccxt_exchange.POLL_MOST_S * 0.9 for pause_s in pauses[2:]), (
             "closes are all that is asked for"
         )
 
@@ -309,7 +309,7 @@ async def test_a_series_without_trades_is_quiet_from_its_first_page_on() -> None
 async def test_a_stream_that_is_refused_is_polled_for_and_said_to_be_back_with_its_first_push(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ccxt_source, "BEGIN_AGAIN", Backoff(0.1, 0.2, jitter=0.5))
+    monkeypatch.setattr(ccxt_exchange, "BEGIN_AGAIN", Backoff(0.1, 0.2, jitter=0.5))
 
     class Refused(Fake):
         refuses = True

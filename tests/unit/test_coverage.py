@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import apsw
 import pytest
 
+from fake_exchange import FakeExchange, registry_of
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import (
-    Connection,
-    Errand,
-    HistoryPage,
-    Listing,
-    RestContact,
-    StreamCallbacks,
-    Ticker,
-    Urgency,
-)
+from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history import pending
 from klinesync.history import queue as history_queue
 from klinesync.history.board import BackfillBoard
@@ -51,11 +43,12 @@ def candle(minute: int) -> Candle:
     return Candle(60 * minute, 1.0, 2.0, 0.5, 1.5, float(minute))
 
 
-class Exchange:
+class Exchange(FakeExchange):
     """Lists all but `gone` and has the minutes up to now; notes what it is asked for. `trouble` is raised before the
     next pages; while `open` is not set its answers wait."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.minutes = set(range(1000))
         self.gone: set[SeriesId] = set()
         self.asked: list[tuple[SeriesId, int]] = []
@@ -88,21 +81,9 @@ class Exchange:
         self.asked_time += 1
         return int(NOW_S * 1000)
 
-    def contact(self, market: str) -> RestContact:
-        return RestContact()
-
-    async def knows(self, series: SeriesId) -> bool:
+    async def refusal(self, series: SeriesId) -> str | None:
         self.looked_up += 1
-        return series not in self.gone
-
-    def connection(self, market: str, callbacks: StreamCallbacks) -> Connection:
-        raise NotImplementedError
-
-    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        raise NotImplementedError
-
-    async def tickers(self, market: str) -> Sequence[Ticker]:
-        raise NotImplementedError
+        return "it is gone" if series in self.gone else None
 
 
 class World:
@@ -131,7 +112,7 @@ class World:
             watch=watch,
             rng=random.Random(1),
             tails=Tails(
-                source=exchange,
+                source=registry_of(exchange),
                 pipeline=self.pipeline,
                 database=database,
                 watch=watch,

@@ -15,7 +15,7 @@ from klinesync.core.errors import StoreError
 from klinesync.core.events import EventBatch, ScopeChange, SeriesEvent
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import StreamStatus
+from klinesync.exchanges.contact import StreamStatus
 from klinesync.history.event_keeper import GIVE_WAY_S, MAX_EVENTS_A_WRITE, WRITES, EventKeeper
 from klinesync.history.event_log import CROWD_LEAST, MAX_EVENTS_A_SERIES, EventLog
 from klinesync.history.series_events import SeriesEvents

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fake_exchange import FakeExchange
 from klinesync.core.errors import UpstreamError
-from klinesync.exchanges.exchange import RestContact
+from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.reach import UNREACHABLE_AFTER_S
 from klinesync.ingest.market_watch import CLOCK_AGE_S, MarketChange, MarketWatch
 from klinesync.runtime.bulkheads import Bulkheads
@@ -18,30 +19,31 @@ from klinesync.runtime.exchange_clock import ExchangeClock
 T0_MS = 1_700_000_040_000
 
 
-class Exchange:
+class Exchange(FakeExchange):
     """Tells the time `later_ms` after T0, or fails; counts how often it is asked."""
 
     def __init__(self, clock: ExchangeClock) -> None:
+        super().__init__()
         self.clock = clock
         self.later_ms = 0
         self.trouble: UpstreamError | None = None
         self.asked = 0
         self.newest = RestContact()
 
-    async def now_ms(self, _market: str) -> int:
+    async def now_ms(self, market: str) -> int:
         self.asked += 1
         if self.trouble is not None:
             raise self.trouble
         return T0_MS + self.later_ms
 
-    def contact(self, _market: str) -> RestContact:
+    def contact(self, market: str) -> RestContact:
         return self.newest
 
 
 def watch_of(exchange: Exchange) -> MarketWatch:
     return MarketWatch(
         "spot",
-        source=exchange,  # type: ignore[arg-type]  # what is used of it
+        exchange=exchange,
         clock=exchange.clock,
         pipeline=SimpleNamespace(submit=None),  # type: ignore[arg-type]  # nothing is written
         believe=lambda _event, _now_s, _came_s: None,

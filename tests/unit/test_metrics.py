@@ -39,7 +39,7 @@ def test_the_page_has_what_was_read_and_what_is_known_of_the_process() -> None:
         return [
             Reading("klinesync_streams", 3, ("live",)),
             Reading("klinesync_streams", 1, ("stale",)),
-            Reading("klinesync_rest_errors_total", 2, ("spot", "429")),
+            Reading("klinesync_rest_errors_total", 2, ("binance", "spot", "429")),
             Reading("klinesync_pipeline_batch_seconds", durations),
         ]
 
@@ -52,7 +52,7 @@ def test_the_page_has_what_was_read_and_what_is_known_of_the_process() -> None:
     (error,) = families["klinesync_rest_errors"].samples
     assert (error.name, error.labels, error.value) == (
         "klinesync_rest_errors_total",
-        {"market": "spot", "status": "429"},
+        {"exchange": "binance", "market": "spot", "status": "429"},
         2.0,
     )
     histogram = {

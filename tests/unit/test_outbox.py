@@ -11,7 +11,7 @@ import pytest
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import StreamStatus
+from klinesync.exchanges.contact import StreamStatus
 from klinesync.market_data.read_services import CatchUp
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.ws import hub as hub_module

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.exchanges.exchange import RestContact
+from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.reach import ASK_AFTER_S, ASK_EVERY_S, UNREACHABLE_AFTER_S, ExchangeWatch
 
 TICK_S = 0.5

@@ -13,7 +13,7 @@ from klinesync.core.gaps import Gap, GapChange, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, joined
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import StreamStatus
+from klinesync.exchanges.contact import StreamStatus
 from klinesync.history.event_log import CROWD_LEAST, CROWD_S, MAX_EVENTS_A_SERIES, EventLog
 from klinesync.history.event_words import MAX_HOLES_TOLD, ROUTINE_CANDLES, gap_events, reading_event
 from klinesync.history.series_events import SeriesEvents

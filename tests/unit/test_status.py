@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from klinesync.core.dates import date_text
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import MarketContact, StreamStatus
+from klinesync.exchanges.contact import MarketContact, StreamStatus
 from klinesync.market_data.health import Status
 from klinesync.market_data.status import (
     RESTART_COUNTS_S,

@@ -4,7 +4,7 @@ import pytest
 
 from klinesync.client.board import STATES
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import StreamStatus, stream_sentence
+from klinesync.exchanges.contact import StreamStatus, stream_sentence
 
 
 def test_the_wire_spells_seven_states() -> None:

@@ -9,7 +9,7 @@ from clocks import ManualClock
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.exchange import StreamStatus
+from klinesync.exchanges.contact import StreamStatus
 from klinesync.market_data.teller import REBUILD_TELL_EVERY_S, Teller
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ledger_step import Progress

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from clocks import ManualClock
+from fake_exchange import FakeExchange, registry_of
 from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.market_data import top_markets
@@ -35,10 +36,11 @@ def ticker(symbol_id: str, volume: float, price: float = 2.0) -> Ticker:
     return Ticker(symbol_id, price, volume, -1.5)
 
 
-class Exchange:
+class Exchange(FakeExchange):
     """What the exchange tells, on clocks that the test moves."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.listed = {one.symbol: one for one in (listing("A"), listing("B"), listing("C"), listing("A", "BTC"))}
         self.day = [ticker("AUSDT", 1.0), ticker("BUSDT", 3.0), ticker("CUSDT", 2.0), ticker("ABTC", 9.0)]
         self.asked = 0
@@ -46,11 +48,7 @@ class Exchange:
         self.silent = asyncio.Event()
         self.silent.set()
         self.clock = ManualClock(100.0)
-        self.top = TopMarkets(
-            listings=self.listings,
-            tickers=self.tickers,
-            clock=self.clock,
-        )
+        self.top = TopMarkets(registry_of(self, clock=self.clock), clock=self.clock)
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
         return self.listed
@@ -177,7 +175,7 @@ async def test_an_unknown_exchange_or_market_is_refused(query: TopQuery) -> None
 async def test_a_follower_is_told_what_changes_and_when_trouble_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top_markets, "KEEP_ALIVE_S", 0.02)
     exchange = Exchange()
-    real = TopMarkets(listings=exchange.listings, tickers=exchange.tickers, clock=SYSTEM_CLOCK)
+    real = TopMarkets(registry_of(exchange), clock=SYSTEM_CLOCK)
     monkeypatch.setattr(top_markets, "TICKERS_TTL_S", 0.0)
     monkeypatch.setattr(top_markets, "FAILED_PAUSE_S", 0.0)
     following = real.follow(QUERY, 0.05)

@@ -345,7 +345,7 @@ async def test_a_series_that_comes_back_after_days_has_its_newest_part_at_once_a
         # Away, as a stream is that cannot be had, while the exchange goes on.
         faults = [exchange.faults.add(fault) for fault in (RefuseConnect(reset=True), RestError(status=503))]
         exchange.faults.add(Disconnect())
-        await until(lambda: service.runtime.supervisor.status(BTC).state == "reconnecting", "it is away")
+        await until(lambda: service.runtime.supervisors.status(BTC).state == "reconnecting", "it is away")
         await exchange.advance(5 * 86_400)
         exchange.asked.clear()
         for fault in faults:

@@ -19,7 +19,16 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.binance import rest as binance_rest
 from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
-from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, Errand, HistoryPage, Listing, ListingShelf, Ticker, Urgency
+from klinesync.exchanges.exchange import (
+    BOTH_NEIGHBOURS,
+    LISTINGS_TTL_S,
+    Errand,
+    HistoryPage,
+    Listing,
+    ListingShelf,
+    Ticker,
+    Urgency,
+)
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 
@@ -840,7 +849,7 @@ async def test_knows_falls_back_on_an_older_list_and_looks_again_for_what_a_list
         assert len(exchange.asked) == 2
         assert not await rest.knows(other)
         assert len(exchange.asked) == 3
-        now_s += binance_rest.LISTINGS_TTL_S + 1
+        now_s += LISTINGS_TTL_S + 1
         exchange.failures = [failure(403)]
         assert await rest.knows(SERIES)
         assert len(exchange.asked) == 4

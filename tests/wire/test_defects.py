@@ -43,7 +43,7 @@ async def whole(service: Service) -> None:
         while True:
             await asyncio.sleep(0.05)
             now = await heads(service)
-            states = {job.state for job in service.runtime.exchanges.jobs_state()}
+            states = {job.state for job in service.runtime.supervisors.jobs_state()}
             if all(now[name] >= head + 60 for name, head in before.items()) and states == {"live"}:
                 return
 
@@ -72,8 +72,8 @@ async def test_every_task_of_a_running_service_may_break_and_the_service_is_whol
                 try:
                     await whole(one)
                 except TimeoutError:
-                    pytest.fail(f"after a defect in {name}: {one.runtime.exchanges.jobs_state()}, {await heads(one)}")
-        assert {"streams", "listings", "audit", "supervisor", "history", "retention"} <= thrown
+                    pytest.fail(f"after a defect in {name}: {one.runtime.supervisors.jobs_state()}, {await heads(one)}")
+        assert {"streams", "listings", "audit", "supervisors", "supervisor binance", "history", "retention"} <= thrown
         assert any(name.startswith("link ") for name in thrown)
         assert any(name.startswith("subscribe ") for name in thrown)
         assert any(name.startswith("connection ") for name in thrown)

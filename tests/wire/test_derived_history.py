@@ -179,7 +179,7 @@ async def test_a_subscription_to_an_empty_derived_series_brings_its_base_and_wha
                     rows = message.get("candles", [message.get("candle")])
                     if message["type"] in ("candles_batch", "candle_closed"):
                         seen |= {row["candle_time"]: Candle(*row.values()) for row in rows}
-            [job] = service.runtime.supervisor.jobs_state()
+            [job] = service.runtime.supervisors.jobs_state()
             assert job.series_id == str(BASE)
             async with asyncio.timeout(PATIENCE_S):
                 while len(base := await page(service, BASE, limit=5000)) < 3000:
@@ -199,7 +199,7 @@ async def test_a_target_that_was_switched_on_later_is_brought_up_to_date_when_it
         async with reading(store, exchange, **off) as service:
             candles = await until_page(service, hours, 30, limit=30)
             assert alike(candles, theirs(exchange, hours, candles[0].time, candles[-1].time + 1))
-            assert service.runtime.supervisor.jobs_state() == []
+            assert service.runtime.supervisors.jobs_state() == []
     assert not audited(store)[hours].kinds
 
 
@@ -219,7 +219,7 @@ async def test_a_timeframe_that_is_neither_base_nor_derived_is_an_ordinary_serie
                     message = (await socket.receive()).json()
                     if message["type"] == "candle_closed":
                         closed.append(Candle(*message["candle"].values()))
-            assert [job.series_id for job in service.runtime.supervisor.jobs_state()] == [str(threes)]
+            assert [job.series_id for job in service.runtime.supervisors.jobs_state()] == [str(threes)]
         times = [candle.time for candle in closed]
         assert times == list(range(times[0], times[-1] + 180, 180))
         assert alike(closed, theirs(exchange, threes, times[0], times[-1] + 1))

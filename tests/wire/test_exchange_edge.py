@@ -81,7 +81,7 @@ async def following(
 
 
 def state(service: Service, series: SeriesId) -> str:
-    return service.runtime.supervisor.status(series).state
+    return service.runtime.supervisors.status(series).state
 
 
 class Listener:
@@ -134,7 +134,7 @@ async def test_streams_that_are_acknowledged_and_silent_are_found_named_and_stoo
         fault = exchange.faults.add(Silent())
         await until(lambda: all(state(service, one) == "rest_fallback" for one in (SPOT, FUTURES)), "REST stands in")
         await until(lambda: client.events() == ["stream.stale", "stream.rest_fallback"], "the client is told")
-        detail = service.runtime.supervisor.status(SPOT).detail
+        detail = service.runtime.supervisors.status(SPOT).detail
         assert detail is not None
         assert "REST shows" in detail
         await passed(exchange, 240)
@@ -162,7 +162,7 @@ async def test_one_silent_stream_of_three_hundred_is_found_and_the_others_are_le
             assert others <= {"live", "subscribed"}
             await passed(exchange, 60)
             await complete(service, exchange, SPOT, SPOT_ETH)
-            before = len(service.runtime.supervisor.followed())
+            before = len(service.runtime.supervisors.followed())
             await passed(exchange, 60)
             others = {state(service, SeriesId.parse(name)) for name in names if name != str(SPOT_ETH)}
             assert before == 300
@@ -223,7 +223,7 @@ async def test_when_streams_cannot_be_had_at_all_rest_brings_what_closes(tmp_pat
         async with running_service(
             tmp_path / "store.sqlite", exchange, whitelist=names, startup_kline_sync_target_candles="5"
         ) as service:
-            await until(lambda: set(service.runtime.supervisor.followed()) == set(ALL), "followed")
+            await until(lambda: set(service.runtime.supervisors.followed()) == set(ALL), "followed")
             await passed(exchange, 300)
             await complete(service, exchange, *ALL)
 
@@ -321,7 +321,7 @@ async def test_a_ban_in_the_middle_of_a_start_of_five_hundred_series_is_sat_out_
             tmp_path / "store.sqlite", exchange, whitelist=",".join(names), startup_kline_sync_target_candles="30"
         ) as service:
             followed = [SeriesId.parse(name) for name in names]
-            await until(lambda: len(service.runtime.supervisor.followed()) == 500, "followed")
+            await until(lambda: len(service.runtime.supervisors.followed()) == 500, "followed")
             await until(lambda: exchange.faults.seen().get("rate_limit", 0) >= 1, "the limit is met")
             await passed(exchange, 30)
             met = exchange.faults.seen()["rate_limit"]
@@ -341,7 +341,7 @@ async def test_duplicates_swaps_and_frames_that_are_none_change_nothing(tmp_path
         await complete(service, exchange, *ALL)
         assert every_minute(client.closed)
         assert all(state(service, one) == "live" for one in ALL)
-        links = service.runtime.supervisor.connections_state()
+        links = service.runtime.supervisors.connections_state()
         assert sum(one.quarantined for one in links) > 10
         assert all(one.reconnects == 0 for one in links), "the connections live on"
 
@@ -353,7 +353,7 @@ async def test_a_stall_in_mid_candle_promotes_nothing_when_our_clock_passes_the_
         await complete(service, exchange, SPOT)
         open_ = exchange.now_ms() // 60_000 * 60
         # Our clock alone would make it several of the exchange's minutes at this speed.
-        clock = service.runtime.exchanges.clocks["binance", "spot"]
+        clock = service.runtime.registry.clocks["binance", "spot"]
         loop = asyncio.get_running_loop()
         asked = exchange._api.weight_used(exchange.now_ms())
         until_s = loop.time() + 6.0
@@ -457,7 +457,7 @@ async def test_a_symbol_that_is_delisted_while_followed_is_named_left_alone_and_
         market: Market = "spot" if series is SPOT_ETH else "futures"
         fault = exchange.faults.add(Delist(symbols=("ETHUSDT",), market=market, gone=gone))
         await until(lambda: state(service, series) == "delisted", "its end is noticed")
-        detail = service.runtime.supervisor.status(series).detail or ""
+        detail = service.runtime.supervisors.status(series).detail or ""
         assert ("not list" in detail) if gone else ("BREAK" in detail or "SETTLING" in detail)
         asked.clear()
         await passed(exchange, 300)
@@ -468,7 +468,7 @@ async def test_a_symbol_that_is_delisted_while_followed_is_named_left_alone_and_
         assert before == truth(exchange, series, [candle.time for candle in before])
         exchange.faults.remove(fault)
         await until(lambda: state(service, series) == "live", "it is followed again")
-        assert "last candle before" in (service.runtime.supervisor.status(series).detail or "")
+        assert "last candle before" in (service.runtime.supervisors.status(series).detail or "")
         await passed(exchange, 120)
         await until(lambda: len(client.gaps()) == 1, "the client is told of the span between")
         assert client.gaps()[0].state == "confirmed_empty"

@@ -172,6 +172,6 @@ async def test_once_the_exchange_is_there_its_candles_follow_those_of_the_files(
         async with SimServer(SimConfig(symbols=2, start=START, port=port)) as exchange:
             right = candles + truth(exchange, BTC, range(candles[-1].time + 60, newest, 60))
             await until_page(service, BTC, right[-600:], limit=600)
-            await until(lambda: service.runtime.exchanges.keeps_up(BTC), "it is followed")
+            await until(lambda: service.runtime.supervisors.keeps_up(BTC), "it is followed")
             answer = await health(service, BTC)
             assert (answer["status_reason"], answer["detail"]) == ("up_to_date", None)

@@ -40,13 +40,13 @@ async def serving(tmp_path: Path, symbols: int = 3, **flags: str) -> AsyncIterat
         SimServer(SimConfig(speed=60, symbols=symbols)) as exchange,
         running_service(tmp_path / "store.sqlite", exchange, **given) as service,
     ):
-        await until(lambda: BTC in service.runtime.supervisor.followed(), "the whitelist is followed")
+        await until(lambda: BTC in service.runtime.supervisors.followed(), "the whitelist is followed")
         yield exchange, service
 
 
 def jobs(service: Service) -> dict[str, int]:
     """References by series."""
-    return {job.series_id: job.refcount for job in service.runtime.supervisor.jobs_state()}
+    return {job.series_id: job.refcount for job in service.runtime.supervisors.jobs_state()}
 
 
 async def ask(socket: aiohttp.ClientWebSocketResponse, series: SeriesId, kind: str = "subscribe") -> None:
@@ -78,7 +78,7 @@ async def test_the_first_subscriber_starts_it_the_last_leaves_and_it_stops_after
             await until(lambda: jobs(service)[str(ETH)] == 1, "one reference is left")
             # The other one just goes away.
         await until(lambda: jobs(service).get(str(ETH)) == 0, "nobody watches")
-        assert ETH in service.runtime.supervisor.followed(), "in case somebody comes back"
+        assert ETH in service.runtime.supervisors.followed(), "in case somebody comes back"
         await until(lambda: jobs(service) == {str(BTC): 0}, "it has stopped, and the whitelist goes on")
         await until(lambda: streams(exchange) == 1, "its stream is dropped")
 
@@ -106,7 +106,7 @@ async def test_someone_who_comes_back_in_time_finds_it_running(tmp_path: Path) -
             await ask(socket, ETH)
             await heard(socket, "candle_forming")
         await until(lambda: jobs(service).get(str(ETH)) == 0, "nobody watches")
-        (idle,) = [job for job in service.runtime.supervisor.jobs_state() if job.series_id == str(ETH)]
+        (idle,) = [job for job in service.runtime.supervisors.jobs_state() if job.series_id == str(ETH)]
         assert idle.idle_since is not None
         async with service.http.ws_connect(service.url + "/ws/market") as socket:
             await ask(socket, ETH)
@@ -169,7 +169,7 @@ async def test_a_thousand_flaps_at_capacity_leave_no_reference_and_no_job(tmp_pa
 
         await asyncio.gather(*(flap(125) for _ in range(8)))
         await until(lambda: jobs(service) == {str(BTC): 0}, "no job is left but the whitelist's")
-        assert service.runtime.supervisor.followed() == [BTC]
+        assert service.runtime.supervisors.followed() == [BTC]
         await until(lambda: streams(exchange) == 1, "no stream is left either")
         async with service.http.ws_connect(service.url + "/ws/market") as socket:
             await ask(socket, names[3])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -21,12 +20,11 @@ from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges import whole_lists
-from klinesync.exchanges.ccxt import source as ccxt_source
+from klinesync.exchanges.ccxt import exchange as ccxt_exchange
 from klinesync.exchanges.ccxt import turn_queue
-from klinesync.exchanges.ccxt.offers import CcxtExchanges
+from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.ccxt.rows import Row
 from klinesync.ingest import followed, listing_watch, market_watch, supervisor
-from klinesync.ingest.exchanges import Clocks, OtherSource
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.flags import load_flags
 from klinesync.sim.faults import Outage
@@ -122,10 +120,7 @@ async def serving(tmp_path: Path, **flags: str) -> AsyncIterator[tuple[SimServer
             made.append(Pointed(exchange.http_url))
             return made[-1]
 
-        others = CcxtExchanges(
-            final_margin_s=2.0,
-            monotonic=asyncio.get_running_loop().time,
-            rng=random.Random(1),
+        others = CcxtEntry(
             makers={"simex": make},
             poll_least_s=0.1,
         )
@@ -136,7 +131,7 @@ async def serving(tmp_path: Path, **flags: str) -> AsyncIterator[tuple[SimServer
 
 
 def jobs(service: Service) -> set[str]:
-    return {job.series_id for job in service.runtime.exchanges.jobs_state()}
+    return {job.series_id for job in service.runtime.supervisors.jobs_state()}
 
 
 async def test_a_subscription_has_it_followed_and_it_stops_after_its_idle_time(tmp_path: Path) -> None:
@@ -161,7 +156,7 @@ async def test_a_subscription_has_it_followed_and_it_stops_after_its_idle_time(t
 
 async def test_a_whitelisted_series_is_followed_from_the_start_and_derived(tmp_path: Path) -> None:
     async with serving(tmp_path, whitelist=str(BTC), enable_whitelist_ingest="on") as (exchange, service, _):
-        await until(lambda: service.runtime.exchanges.status(BTC).state == "live", "it is live")
+        await until(lambda: service.runtime.supervisors.status(BTC).state == "live", "it is live")
         await complete(service, exchange, BTC)
         derived = await stored(service, BTC_5M)
         assert derived
@@ -197,7 +192,7 @@ async def test_a_list_without_the_symbol_says_little_and_a_second_one_a_while_la
     monkeypatch.setattr(followed, "SUSPECT_LISTINGS_AGE_S", 1.0)
     monkeypatch.setattr(listing_watch, "LISTINGS_AGE_S", 0.2)
     monkeypatch.setattr(listing_watch, "LISTINGS_PAUSE_S", 0.05)
-    monkeypatch.setattr(ccxt_source, "UNLISTED_TTL_S", 0.1)
+    monkeypatch.setattr(ccxt_exchange, "UNLISTED_TTL_S", 0.1)
     monkeypatch.setattr(turn_queue, "TROUBLE", Backoff(0.05, 0.05))
     monkeypatch.setattr(whole_lists, "FIRST_LIST", Backoff(0.05, 30.0))
     monkeypatch.setattr(whole_lists, "NEXT_LIST", Backoff(0.05, 0.2))
@@ -205,7 +200,7 @@ async def test_a_list_without_the_symbol_says_little_and_a_second_one_a_while_la
         await complete(service, exchange, BTC)
 
         def state() -> str:
-            return service.runtime.exchanges.status(BTC).state
+            return service.runtime.supervisors.status(BTC).state
 
         for part in (0, 3):  # nothing, and a part that even has the symbol
             made[0].listed = lambda bases, part=part: bases[:part]  # type: ignore[misc]
@@ -291,21 +286,15 @@ async def test_a_whitelist_that_its_venue_has_no_room_for_stops_the_start_with_h
 ) -> None:
     flags = {"database_url": f"sqlite:///{tmp_path}/store.sqlite", "whitelist": too_many()}
     with pytest.raises(BadFlag, match=r"whitelist.*hyperliquid.* 19 series fit, and 20 are too many"):
-        build_market_runtime(load_flags(flags), others=Every())
-    build_market_runtime(load_flags(flags | {"enable_whitelist_ingest": "off"}), others=Every())
+        build_market_runtime(load_flags(flags), entries=[Every()])
+    build_market_runtime(load_flags(flags | {"enable_whitelist_ingest": "off"}), entries=[Every()])
 
 
-class Every:
-    """Has any exchange, and makes none."""
+class Every(CcxtEntry):
+    """Has any exchange."""
 
     def refusal(self, name: str) -> str | None:
         return None
-
-    def source(self, name: str, clocks: Clocks) -> OtherSource:
-        raise NotImplementedError
-
-    async def stop(self) -> None:
-        return
 
 
 async def test_a_whitelist_with_an_exchange_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ async def test_the_tail_of_a_series_that_nobody_follows_is_there_for_the_next_re
         whole = await world.page(series, since=0, limit=5000)
         assert whole == world.truth(series, first, NEWEST + 7260)
         assert world.exchange.asked == [(series.market, NEWEST)]
-        assert world.service.runtime.supervisor.jobs_state() == [], "nothing is followed for it"
+        assert world.service.runtime.supervisors.jobs_state() == [], "nothing is followed for it"
 
 
 async def test_what_is_up_to_date_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ async def test_a_read_and_a_follow_that_start_at_the_same_moment_give_no_double_
             for _ in range(head_start):
                 await world.service.get("/api/market/whitelist")
             await asyncio.gather(*(world.page(SPOT) for _ in range(20)))
-            await until(lambda: SPOT in world.service.runtime.supervisor.followed(), "it is followed")
+            await until(lambda: SPOT in world.service.runtime.supervisors.followed(), "it is followed")
             world.exchange.open.set()
             await until(lambda: len(follower.closed) > 2002, "live candles come")
             whole = (await complete(world.service, world.exchange, SPOT))[SPOT]

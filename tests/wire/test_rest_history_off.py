@@ -94,8 +94,9 @@ async def test_nothing_that_closed_before_a_series_was_followed_is_read_over_res
             wanted = truth(exchange, SPOT, range(live[0].time, until_s, 60))
             assert [one for one in live if one.time < until_s] == wanted, "the live edge is repaired"
             assert exchange.asked, "by REST"
-            assert service.runtime.supervisor.audit is not None
-            assert service.runtime.supervisor.audit.looked, "and audited"
+            audit = service.runtime.supervisors.by_name()["binance"].audit
+            assert audit is not None
+            assert audit.looked, "and audited"
             assert [one for one in exchange.asked if one[2] < began_s] == []
             assert {symbol for _, symbol, _ in exchange.asked} == {"BTCUSDT"}
             await until(lambda: not service.runtime.backfill.working_on(SPOT), "nobody is at work on what is missing")

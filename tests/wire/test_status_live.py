@@ -143,7 +143,7 @@ async def test_all_streams_are_live_within_ten_seconds_of_the_exchanges_return(
             "binance_ws_streams_per_connection": "1",
         }
         service = await stack.enter_async_context(running_service(tmp_path / "store.sqlite", exchange, **flags))
-        supervisor = service.runtime.supervisor
+        supervisor = service.runtime.supervisors
 
         def live() -> int:
             return sum(job.state == "live" for job in supervisor.jobs_state())
@@ -166,7 +166,7 @@ async def test_a_quiet_exchange_is_asked_for_its_time_and_is_never_red(tmp_path:
     ):
         await until(service, is_live)
         exchange.faults.add(Silent())
-        watch = service.runtime.supervisor._markets["spot"].reach
+        watch = service.runtime.supervisors.by_name()["binance"]._markets["spot"].reach
 
         def was_silent_for_long(_: Json) -> bool:
             last_s = watch.frame_s

@@ -104,12 +104,12 @@ async def test_an_imported_series_that_is_not_listed_is_served_as_it_is(
                 body = {"series_id": str(series), "from": rows[0].time - 6000}
                 status, refused = await service.post("/api/market/ingest/backfill", body)
                 assert (status, refused["code"]) == (404, "unknown_series"), refused
-            followed = service.runtime.supervisor
+            followed = service.runtime.supervisors
             async with asyncio.timeout(60):
                 for series in UNLISTED:
                     while followed.status(series).state != "delisted":
                         await asyncio.sleep(0.05)
-            auditing = followed.audit
+            auditing = followed.by_name()["binance"].audit
             assert auditing is not None
             looked = auditing.looked
             await until(lambda: auditing.looked > looked + 5, "the audit goes on")

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from klinesync.cli.arguments import span_of
-from klinesync.cli.history_exchange import exchange_of
+from klinesync.cli.history_exchange import exchanges_of
 from klinesync.cli.history_store import open_store, stored_derived_step, writer
 from klinesync.cli.progress import Say, bar
 from klinesync.cli.service_client import service_client
@@ -22,21 +22,17 @@ from klinesync.core.errors import BadFlag, UnknownSeries, UpstreamError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.binance.decode import EXCHANGE
-from klinesync.exchanges.binance.rest import BinanceRest
-from klinesync.exchanges.ccxt.source import CcxtSource
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
+from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.history.files.importing import Put
-from klinesync.history.files.sources import SymbolId
 from klinesync.history.reading import Pages, Shelf, read_pages, unreported
 from klinesync.history.requested import BackfillProgress
 from klinesync.history.service import HistoryService
 from klinesync.market.parts_history import freqtrade_files, history_shelves
 from klinesync.market.settings import history_settings
-from klinesync.market_data.listings import StoredListings
+from klinesync.market_data.exchange_time import ExchangeTime
 from klinesync.market_data.series_scope import kept_from
 from klinesync.runtime.clock import SYSTEM_CLOCK
-from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 
 # The flag that says where the files of each `--source` lie.
@@ -100,21 +96,15 @@ async def _backfill_store(
     """Into the store, by the service's own backfill: stored candles are not asked for again, and spans that the
     exchange proves empty are noted. `files`: the files that the flags name are read first."""
     derived = stored_derived_step(flags)
-    clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
-
-    def exchange_s(_: SeriesId) -> float:
-        estimate_ms = clocks[series.market].estimate_ms(SYSTEM_CLOCK.monotonic_s())
-        return SYSTEM_CLOCK.wall_s() if estimate_ms is None else estimate_ms / 1000
-
     async with (
         open_store(flags, derived, "backfill") as (database, pipeline),
-        exchange_of(flags, series, clocks, StoredListings(database, EXCHANGE)) as rest,
+        exchanges_of(flags, database) as registry,
         asyncio.TaskGroup() as group,
     ):
-        shelves = _shelves(flags, rest) if files else []
-        await _check_listed(rest, series, needed=not shelves and flags.enable_ccxt_backfill)
+        shelves = _shelves(flags, registry) if files else []
+        await _check_listed(registry, series, needed=not shelves and flags.enable_ccxt_backfill)
         service = HistoryService(
-            history=rest.history,
+            history=registry.history,
             pipeline=pipeline,
             database=database,
             watch=_NobodyWatches(),
@@ -123,8 +113,8 @@ async def _backfill_store(
             covers=lambda one: one.exchange == series.exchange,
             asks=lambda _: flags.enable_ccxt_backfill,
             kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
-            now_s=exchange_s,
-            reach=lambda one: rest.reach(one) if isinstance(rest, CcxtSource) else None,
+            now_s=ExchangeTime(registry.clocks, SYSTEM_CLOCK).now_s,
+            reach=registry.reach,
         )
         running = group.create_task(service.run(), name="backfill")
         try:
@@ -208,40 +198,30 @@ async def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str 
         raise BadFlag("enable_ccxt_backfill", "it is off: history is read from files alone")
     if source == "freqtrade":
         flags = flags.model_copy(update={"market_history_source": "freqtrade"})
-    async with exchange_of(flags, series, {"spot": ExchangeClock(), "futures": ExchangeClock()}) as rest:
+    async with exchanges_of(flags) as registry:
         if source not in _SHELF_FLAGS:
-            yield rest.history(series, span.start, Errand(Urgency.DEEP), span.end)
+            if (why := registry.series_refusal(series)) is not None:
+                raise UnknownSeries(str(series), why)
+            yield registry.history(series, span.start, Errand(Urgency.DEEP), span.end)
             return
-        shelves = _shelves(flags, rest)
+        shelves = _shelves(flags, registry)
         shelf = next((shelf for shelf in shelves if shelf.name == source), None)
         if shelf is None:
             raise BadFlag(_SHELF_FLAGS[source], f"it is needed for --source {source}")
         yield shelf.files.pages(series, span)
 
 
-def _shelves(flags: RuntimeFlags, rest: BinanceRest | CcxtSource) -> list[Shelf]:
+def _shelves(flags: RuntimeFlags, registry: ExchangeRegistry) -> list[Shelf]:
     """The files that the flags name, in the order in which they are read. Raises `BadFlag`."""
     settings = history_settings(flags)
-    return history_shelves(settings, freqtrade_files(settings), _archive_names(rest))
+    return history_shelves(settings, freqtrade_files(settings), registry.symbol_id)
 
 
-def _archive_names(rest: BinanceRest | CcxtSource) -> SymbolId:
-    """The exchange's names of symbols, as an archive asks for them. Of ccxt's exchanges there is no archive."""
-
-    async def symbol_id(series: SeriesId) -> str | None:
-        return await rest.symbol_id(series) if isinstance(rest, BinanceRest) else None
-
-    return symbol_id
-
-
-async def _check_listed(rest: BinanceRest | CcxtSource, series: SeriesId, *, needed: bool) -> None:
+async def _check_listed(registry: ExchangeRegistry, series: SeriesId, *, needed: bool) -> None:
     """Raises `UnknownSeries` for a series that its exchange does not list, and `UpstreamError` when it cannot be asked
     and there is nothing else to read from (`needed`)."""
     try:
-        why = await rest.refusal(series)
+        await registry.known(series)
     except UpstreamError:
         if needed:
             raise
-        return
-    if why is not None:
-        raise UnknownSeries(str(series), why)

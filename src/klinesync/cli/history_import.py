@@ -10,21 +10,20 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from klinesync.cli.history_exchange import open_binance
+from klinesync.cli.history_exchange import exchanges_of
 from klinesync.cli.history_store import stored_derived_step, writer
 from klinesync.cli.progress import Say, bar
 from klinesync.core.counted import counted
 from klinesync.core.errors import KlinesyncError, StoreError, UpstreamError
 from klinesync.core.printable import printable
-from klinesync.exchanges.binance.decode import EXCHANGE
 from klinesync.exchanges.exchange import Listing
 from klinesync.history.files.importing import Manner, import_files, sentence, stoppable
+from klinesync.history.files.names import ARCHIVE_EXCHANGE
 from klinesync.history.files.planning import Imported, ImportFile, find, plan
 from klinesync.history.files.readers import BadFile
 from klinesync.market_data.listings import SymbolNames, stored_listings
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.runtime.clock import SYSTEM_CLOCK
-from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.looking import is_file
 from klinesync.storage.sqlite_reader import SqliteReader
@@ -87,18 +86,18 @@ def _symbol_names(flags: RuntimeFlags) -> SymbolNames:
             return []
         try:
             with SqliteReader(path) as store:
-                return store.read(lambda look: stored_listings(look, EXCHANGE, market))
+                return store.read(lambda look: stored_listings(look, ARCHIVE_EXCHANGE, market))
         except StoreError:
             return []  # the writer opens the store next: it migrates an old schema, or tells the error
 
     async def ask(market: str) -> Sequence[Listing]:
-        clocks = {"spot": ExchangeClock(), "futures": ExchangeClock()}
-        async with open_binance(flags, clocks) as rest:
+        async with exchanges_of(flags) as registry:
+            exchange = registry.exchange(ARCHIVE_EXCHANGE)
             try:
                 async with asyncio.timeout(ASK_LISTING_TIMEOUT_S):
-                    return list((await rest.listings(market, 0.0)).values())
+                    return list((await exchange.listings(market, 0.0)).values())
             except TimeoutError:
-                why = rest.contact(market).failure or f"no answer within {ASK_LISTING_TIMEOUT_S:g} s"
+                why = exchange.contact(market).failure or f"no answer within {ASK_LISTING_TIMEOUT_S:g} s"
                 raise UpstreamError(why) from None
 
     return SymbolNames(kept, ask)

@@ -11,9 +11,9 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.binance.decode import EXCHANGE
 from klinesync.exchanges.exchange import Listing
 from klinesync.history.files.importing import Now, Put
+from klinesync.history.files.names import ARCHIVE_EXCHANGE
 from klinesync.market.parts_writing import derived_step
 from klinesync.market.settings import derived_timeframes
 from klinesync.market_data.listings import StoredListings
@@ -54,7 +54,7 @@ async def writer(
     if url is None:
         async with open_store(flags, derived, command) as (database, pipeline):
             for market, listed in (listings or {}).items():
-                await StoredListings(database, EXCHANGE).keep(market, listed)
+                await StoredListings(database, ARCHIVE_EXCHANGE).keep(market, listed)
             yield lambda series, candles: _submit(pipeline, series, candles), _system_now
         return
     async with service_client(url, flags.api_token) as service:

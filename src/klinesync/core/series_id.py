@@ -84,6 +84,11 @@ class SeriesId:
         return f"{self._text}:{candle_time}"
 
 
+def is_exchange_name(text: str) -> bool:
+    """Whether a series id can name such an exchange."""
+    return len(text) <= MAX_SERIES_ID_CHARS and _EXCHANGE.fullmatch(text) is not None
+
+
 def names_series(exchange: str, market: str, symbol: str) -> bool:
     """Whether a series_id can be made of an exchange, a market and a symbol in this spelling."""
     try:

@@ -1,18 +1,26 @@
-"""The Source port: what the service needs of an exchange. Implemented by Binance's clients, and by the simulation."""
+"""The Exchange port: what the service needs of an exchange. `binance/` and `ccxt/` implement it."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
 from klinesync.core.candle import Candle
+from klinesync.core.counted import counted
+from klinesync.core.errors import WRONG_REQUEST, UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span
-from klinesync.core.stream_state import StreamState
+from klinesync.core.spans import Span, missing_spans
+from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.contact import RestContact
+from klinesync.runtime.exchange_clock import ExchangeClock
+
+# How long a list of symbols is good for, in seconds.
+LISTINGS_TTL_S = 3600.0
 
 
 class KlineEvent(Struct, frozen=True):
@@ -141,110 +149,6 @@ class Ticker:
     price_change_percent: float
 
 
-@dataclass(frozen=True, slots=True)
-class StreamStatus:
-    """Where a series' stream stands. Times are UTC seconds of the exchange; `detail` is a sentence where there is
-    something to say; `quiet`: the span behind the newest closed candle in which REST has shown that there are none."""
-
-    state: StreamState
-    since: int | None = None
-    last_frame_at: int | None = None
-    detail: str | None = None
-    quiet: Span | None = None
-
-
-def stream_sentence(status: StreamStatus) -> str:
-    """The state of a stream as people read it."""
-    sentence = _SENTENCES[status.state]
-    return sentence if status.detail is None else f"{sentence}: {status.detail}"
-
-
-_SENTENCES = {
-    StreamState.OFF: "the series is not followed",
-    StreamState.SUBSCRIBED: "the stream is subscribed; no frame has come yet",
-    StreamState.LIVE: "the stream is live",
-    StreamState.STALE: "the stream is stale, REST stands in for it",
-    StreamState.REST_FALLBACK: "REST stands in for the stream",
-    StreamState.RECONNECTING: "the stream is being connected",
-    StreamState.DELISTED: "the symbol is not traded, it is followed again once it is",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class RestContact:
-    """The newest contact with a market over REST.
-
-    answered_s: when the newest request was answered well, monotonic seconds; None before the first answer.
-    failure: a sentence about the newest request when that one failed; None when it was answered well.
-    status: HTTP status of that failure, 0 without an answer.
-    final_margin_s: how long after its end the venue may change a row, as far as was seen; None where that is not
-        watched.
-    left_alone_s: for how long REST is not asked from now on at the exchange's wish, in seconds; 0 where it is asked.
-    """
-
-    answered_s: float | None = None
-    failure: str | None = None
-    status: int = 0
-    final_margin_s: float | None = None
-    left_alone_s: float = 0.0
-
-
-# Where nothing failed, and nothing came.
-NO_ANSWER = "no answer to the question for its time"
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangeTrouble:
-    """Why an exchange gives no candles at present: it refuses this service, or gives no answer; and a sentence."""
-
-    reason: Literal["exchange_refuses", "exchange_unreachable"]
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class MarketContact:
-    """What is heard of one market of an exchange. Times are UTC seconds of the exchange.
-
-    streams: the state of each followed stream.
-    connected: whether a connection for streams is open.
-    unreachable: neither a frame nor an answer came for a while.
-    unreachable_since: when the newest frame or answer came, or the first series was followed, once `unreachable`.
-    silent_s: seconds since the newest frame of any stream; None before the first frame.
-    answers: whether REST answered lately.
-    refused: a sentence, when REST refuses this service (401, 403, 451).
-    failure: why the newest request failed; None when it was answered.
-    unanswered: the newest request failed, and none was answered for a while.
-    clocks_differ: a sentence with both times, while the market's clocks differ; None while they agree.
-    final_margin_s: how long after its end a row of REST may change.
-    final_margin_seen: whether rows were seen to change later than the configured margin.
-    left_alone_s: for how long REST is not asked from now on at the exchange's wish, in seconds; 0 where it is asked.
-    """
-
-    market: str
-    streams: tuple[StreamStatus, ...] = ()
-    connected: bool = False
-    unreachable: bool = False
-    unreachable_since: int | None = None
-    silent_s: float | None = None
-    answers: bool = False
-    refused: str | None = None
-    failure: str | None = None
-    unanswered: bool = False
-    clocks_differ: str | None = None
-    final_margin_s: float = 0.0
-    final_margin_seen: bool = False
-    left_alone_s: float = 0.0
-
-    @property
-    def trouble(self) -> ExchangeTrouble | None:
-        """Why the market gives no history; None while it answers."""
-        if self.refused is not None:
-            return ExchangeTrouble("exchange_refuses", self.refused)
-        if self.unreachable or self.unanswered:
-            return ExchangeTrouble("exchange_unreachable", self.failure or NO_ANSWER)
-        return None
-
-
 class HistoryWatch(Protocol):
     """Is told how the reading of history goes. Spans are open times in UTC seconds; `candles` counts since `began`."""
 
@@ -265,6 +169,7 @@ class HistoryWatch(Protocol):
 class ConnectionStatus:
     """One connection: the streams that it carries, and what it has been through."""
 
+    exchange: str
     market: str
     streams: int
     connected: bool
@@ -312,43 +217,181 @@ class Connection(Protocol):
         ...
 
 
-# Reads closed candles of a series: of the span `[start, end)`, or from `start` on (see `Source.history`).
+@dataclass(slots=True)
+class StreamCounts:
+    """What happened on the connections of one market since the start, also on those that are gone.
+
+    frames: candles that the streams brought, also forming.
+    quarantined: frames that were no candles.
+    reconnects: connections that ended and were made anew.
+    rotations: connections that were replaced before the exchange ends them.
+    """
+
+    frames: int = 0
+    quarantined: int = 0
+    reconnects: int = 0
+    rotations: int = 0
+
+
+# The key of a budget that both markets of an exchange share.
+ALL_MARKETS = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class RestStatus:
+    """How the REST of one host stands.
+
+    used, limit: request weight of the exchange's present minute; None where the exchange does not count by the minute.
+    share: how much of the limit we use at most; None likewise.
+    under_way: requests that wait for their answer.
+    waiting: requests that wait for their turn, by urgency.
+    blocked_s: for how long nothing is sent at the exchange's wish, in seconds.
+    blocked_until_ms: until when, in UTC ms of the exchange; None where it is asked, or where that is not known.
+    requests: sent since the start.
+    errors: failures since the start by HTTP status: 0 without an answer, 200 where it could not be understood.
+    """
+
+    used: int | None
+    limit: int | None
+    share: float | None
+    under_way: int
+    waiting: Mapping[Urgency, int]
+    blocked_s: float
+    blocked_until_ms: int | None
+    requests: int
+    errors: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Emptiness:
+    """What proves that an exchange has no candle for an open time: one answer shows both neighbours and nothing between
+    them, and the exchange adds no candle any more.
+
+    late_s: some exchanges leave out a candle without trades and add it later: how long after the candle's end, at most,
+        in seconds of the exchange. 0 where an exchange adds none.
+    """
+
+    late_s: float = 0.0
+
+    def proven(self, frame: Timeframe, shown: Sequence[int], now_ms: int | None) -> list[Span]:
+        """The empty spans between the open times that one answer shows.
+
+        shown: ascending.
+        now_ms: the exchange's time; None where it is not known, and then nothing is proven where candles come late.
+        """
+        if not shown:
+            return []
+        end = shown[-1]
+        if self.late_s:
+            if now_ms is None:
+                return []
+            end = min(end, frame.floor(int(now_ms / 1000 - self.late_s)))
+            if end <= shown[0]:
+                return []
+        return missing_spans(frame, shown[0], end, [time for time in shown if time < end])
+
+
+# Reads closed candles of a series: of the span `[start, end)`, or from `start` on (see `Exchange.history`).
 History: TypeAlias = Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]]
 
 
-class Source(Protocol):
-    """One exchange. Its methods raise `UpstreamError` when it does not answer, or not with sense."""
+class Exchange(ABC):
+    """One exchange. What is asked of it raises `UpstreamError` when it does not answer, or not with sense.
 
+    name: as series ids have it.
+    clocks: what is known of its time, by market. The keys are its markets. Answers and frames teach the clocks.
+    emptiness: what proves that it has no candle.
+    one_list_decides: whether a list of symbols is one answer, so that a single list without a symbol shows that it is
+        gone. Else two lists do, some time apart.
+    """
+
+    name: str
+    clocks: Mapping[str, ExchangeClock]
+    emptiness: Emptiness = Emptiness()
+    one_list_decides: bool = False
+
+    # Streams.
+
+    @abstractmethod
     def connection(self, market: str, callbacks: StreamCallbacks) -> Connection:
         """A new connection of that market; it does nothing until it runs."""
-        ...
 
+    def streams(self) -> Mapping[str, StreamCounts]:
+        """What happened on the connections, by market. By default nothing is counted."""
+        return {}
+
+    # History.
+
+    @abstractmethod
     def history(
         self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
         """Closed candles of the span `[start, end)`, page by page, ascending; without `end` up to the newest candle
         that is proven final.
 
-        Pages overlap by a row, so that every hole lies within one answer, which proves it.
+        Pages overlap by a row, so that every hole lies within one answer, which proves it by `emptiness`.
         """
-        ...
 
-    async def now_ms(self, market: str) -> int:
-        """The exchange's time, asked now."""
-        ...
+    def reach(self, series: SeriesId) -> Reach | None:
+        """How far back the history of the series goes; None, the default, where all of it can be had, or where that is
+        not known yet."""
+        return None
 
-    def contact(self, market: str) -> RestContact:
-        """The newest contact over REST; returns at once and asks nobody."""
-        ...
+    def left_out(self) -> Mapping[tuple[str, str], int]:
+        """Items of answers that could not be used since the start, by market and kind (`kline`, `symbol`, `ticker`).
+        By default nothing is counted."""
+        return {}
 
-    async def knows(self, series: SeriesId) -> bool:
-        """Whether the exchange lists the series' symbol."""
-        ...
+    # Listings.
 
+    @abstractmethod
+    async def refusal(self, series: SeriesId) -> str | None:
+        """Why the series cannot be had, as a sentence; None when it can. Raises `UpstreamError`."""
+
+    @abstractmethod
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What the exchange lists, by our symbol, as it told at most `max_age_s` (monotonic) ago."""
-        ...
+        """What the exchange lists, by our symbol, as it told at most `max_age_s` (monotonic) ago. Raises
+        `UpstreamError`."""
+
+    async def symbol_id(self, series: SeriesId) -> str | None:
+        """The exchange's own name of the series' symbol; None when it is not listed. Raises `UpstreamError`."""
+        listing = (await self.listings(series.market, LISTINGS_TTL_S)).get(series.symbol)
+        return None if listing is None else listing.symbol_id
+
+    # Tickers.
 
     async def tickers(self, market: str) -> Sequence[Ticker]:
-        """The last 24 hours of every symbol, asked now."""
-        ...
+        """The last 24 hours of every symbol, asked now. Raises `UpstreamError`, as where, by default, it has none."""
+        raise UpstreamError(f"{self.name} has no list of tickers", WRONG_REQUEST)
+
+    # Clock.
+
+    @abstractmethod
+    async def now_ms(self, market: str) -> int:
+        """The exchange's time, asked now, in UTC ms. Raises `UpstreamError`."""
+
+    # Budget.
+
+    @abstractmethod
+    def contact(self, market: str) -> RestContact:
+        """The newest contact over REST; returns at once and asks nobody."""
+
+    def rest(self) -> Mapping[str, RestStatus]:
+        """How each REST host stands that was asked anything, by market (`ALL_MARKETS`: the markets share it). By
+        default nothing is counted."""
+        return {}
+
+    def load(self, series: SeriesId) -> float:
+        """The share of the exchange's requests that following the series takes; all followed series may take 1. By
+        default a series takes nothing."""
+        return 0.0
+
+    def too_many(self, series: SeriesId, count: int) -> str:
+        """A sentence about `count` series, the last one of them `series`, for which there is no room."""
+        return f"{self.name} has no room for {counted(count, 'series', 'series')}"
+
+    # The end.
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close all connections. Nothing is asked afterwards."""

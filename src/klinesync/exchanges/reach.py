@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from klinesync.core.errors import WRONG_REQUEST
 from klinesync.exchanges.access import REFUSALS
-from klinesync.exchanges.exchange import RestContact
+from klinesync.exchanges.contact import RestContact
 
 # Seconds without a frame or an answer after which the exchange is asked for its time.
 ASK_AFTER_S = 3.0

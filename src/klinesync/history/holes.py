@@ -43,7 +43,7 @@ TOO_EARLY = "it lies behind the stored head: no hole yet"
 class HoleReader:
     """Reads gaps, older history and explicit backfills.
 
-    history: pages of the exchange (`Source.history`).
+    history: pages of the exchange (`Exchange.history`).
     pipeline: where candles are written.
     database: where the stored span and the gap ledger are looked up.
     queue: its memory is told where the exchange has nothing; whether something urgent waits.

@@ -35,7 +35,7 @@ NOTHING_SHOWN = "no candle came, again and again: the exchange has none there"
 class NativeReader:
     """Reads one need of native candles at a time.
 
-    history: pages of the exchange (`Source.history`).
+    history: pages of the exchange (`Exchange.history`).
     pipeline: where candles are written.
     database: where the stored span is looked up.
     memory: is told where the exchange's own candles begin.

@@ -14,7 +14,7 @@ from klinesync.core.gaps import GapChange
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import StreamStatus, stream_sentence
+from klinesync.exchanges.contact import StreamStatus, stream_sentence
 from klinesync.history.event_log import Crowd, EventLog
 from klinesync.history.event_words import Named, corrected_event, gap_events, reading_event
 from klinesync.runtime.exchange_clock import ExchangeClock

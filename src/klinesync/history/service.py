@@ -40,7 +40,7 @@ DEFECT = "the reading was ended by a defect of this service"
 class HistoryService:
     """Reads what is missing, until each need is filled, confirmed empty or lost. `run` is its one task.
 
-    history: pages of the exchange (`Source.history`).
+    history: pages of the exchange (`Exchange.history`).
     pipeline: where candles are written.
     database: where the stored span and the gap ledger are looked up.
     watch: is told of each reading.

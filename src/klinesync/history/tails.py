@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import Errand, HistoryWatch, Source
+from klinesync.exchanges.exchange import Errand, HistoryWatch
+from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.history.missing import missing_tail
 from klinesync.history.pending import Pending, fruitless, not_answered
 from klinesync.history.pieces import Outcome
@@ -67,7 +68,7 @@ class Tails:
     def __init__(
         self,
         *,
-        source: Source,
+        source: ExchangeRegistry,
         pipeline: IngestPipeline,
         database: Database,
         watch: HistoryWatch,
@@ -113,7 +114,7 @@ class Tails:
                     return Outcome((fruitless(attempt.pending, _now_s(), self._rng, UNLISTED_S),), NOT_LISTED)
                 exchange_s = self._exchange_s(series)
                 if exchange_s is None:
-                    exchange_s = await self._source.now_ms(series.market) / 1000
+                    exchange_s = await self._source.now_ms(series) / 1000
             except UpstreamError as error:
                 if self._files is None:
                     raise

@@ -6,23 +6,23 @@ import asyncio
 from collections.abc import Iterable
 from itertools import count
 
-from klinesync.exchanges.exchange import Connection, ConnectionStatus, Source, StreamCallbacks
+from klinesync.exchanges.exchange import Connection, ConnectionStatus, Exchange, StreamCallbacks
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
 
 class Connections:
     """Opens a connection when no other has room, and ends it when it carries no stream any more.
 
-    source: the exchange.
+    exchange: the exchange.
     markets: the names of its markets.
     callbacks: whom the connections tell.
     bulkheads: contains defects; a connection with a defect is restarted.
     """
 
     def __init__(
-        self, source: Source, markets: Iterable[str], callbacks: StreamCallbacks, bulkheads: Bulkheads
+        self, exchange: Exchange, markets: Iterable[str], callbacks: StreamCallbacks, bulkheads: Bulkheads
     ) -> None:
-        self._source = source
+        self._exchange = exchange
         self._callbacks = callbacks
         self._bulkheads = bulkheads
         self._tasks: dict[str, dict[Connection, asyncio.Task[None]]] = {market: {} for market in markets}
@@ -33,7 +33,7 @@ class Connections:
         for connection in self._tasks[market]:
             if connection.room:
                 return connection
-        connection = self._source.connection(market, self._callbacks)
+        connection = self._exchange.connection(market, self._callbacks)
         name = f"connection {next(self._numbers)} {market}"
         task = self._bulkheads.begin(group, connection.run, part=Part.CONNECTION, name=name, restart=True)
         self._tasks[market][connection] = task

@@ -17,7 +17,8 @@ from klinesync.core.errors import WRONG_REQUEST
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import HistoryPage, KlineEvent, Listing, StreamStatus, Urgency
+from klinesync.exchanges.contact import StreamStatus
+from klinesync.exchanges.exchange import HistoryPage, KlineEvent, Listing, Urgency
 from klinesync.ingest.feed import Command as FeedCommand
 from klinesync.ingest.feed import Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
 from klinesync.ingest.liveness import StreamWatch

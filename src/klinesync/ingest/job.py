@@ -17,7 +17,8 @@ from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import Connection, Errand, StreamStatus, Urgency
+from klinesync.exchanges.contact import StreamStatus
+from klinesync.exchanges.exchange import Connection, Errand, Urgency
 from klinesync.history.missing import Need, Reason
 from klinesync.history.series_events import SeriesEvents
 from klinesync.ingest.followed import (

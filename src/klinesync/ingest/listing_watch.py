@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from klinesync.core.errors import UpstreamError
-from klinesync.exchanges.exchange import Listing, Source
+from klinesync.exchanges.exchange import Exchange, Listing
 from klinesync.ingest import followed as rules
 from klinesync.ingest.followed import Followed
 from klinesync.runtime.log_limit import LogLimit
@@ -25,7 +25,7 @@ LOG_EVERY_S = 60.0
 class ListingWatch:
     """`run` is its one task.
 
-    source: the exchange.
+    exchange: the exchange.
     markets: those whose lists are looked at, as far as a series of them is followed.
     followed: the followed series of a market.
     judge: takes a followed series, its symbol as it is listed (None: it is not), and whether a first list without the
@@ -34,12 +34,12 @@ class ListingWatch:
 
     def __init__(
         self,
-        source: Source,
+        exchange: Exchange,
         markets: Iterable[str],
         followed: Callable[[str], Sequence[Followed]],
         judge: Callable[[Followed, Listing | None, bool], None],
     ) -> None:
-        self._source = source
+        self._exchange = exchange
         self._markets = tuple(markets)
         self._followed = followed
         self._judge = judge
@@ -76,7 +76,7 @@ class ListingWatch:
             return
         second = [series for series in followed if series.list_due_s(now_s) == 0.0]
         try:
-            listings = await self._source.listings(market, 0.0 if second else rules.SUSPECT_LISTINGS_AGE_S)
+            listings = await self._exchange.listings(market, 0.0 if second else rules.SUSPECT_LISTINGS_AGE_S)
         except UpstreamError as error:
             if (more := self._log_limit.allow(market, asyncio.get_running_loop().time())) is not None:
                 log.warning("the %s market cannot be asked for its symbols (%d more): %s", market, more, error)

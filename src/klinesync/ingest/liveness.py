@@ -19,7 +19,7 @@ from klinesync.core.printable import printable
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.exchange import StreamStatus
+from klinesync.exchanges.contact import StreamStatus
 
 # What REST shows may still be on its way in the stream: so long, on our clock, it is waited for before a verdict.
 IN_FLIGHT_S = 2.0

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from klinesync.core.errors import UpstreamError
-from klinesync.exchanges.exchange import KlineEvent, MarketContact, Source, StreamStatus
+from klinesync.exchanges.contact import MarketContact, StreamStatus
+from klinesync.exchanges.exchange import Exchange, KlineEvent
 from klinesync.exchanges.reach import UNREACHABLE_AFTER_S, ExchangeWatch
 from klinesync.exchanges.stamp_check import StampCheck
 from klinesync.ingest.questioner import Questioner
@@ -45,7 +46,7 @@ class MarketWatch:
     """One market.
 
     market: its name.
-    source: the exchange, which is asked for its time.
+    exchange: the exchange, which is asked for its time.
     clock: what is known of the market's time.
     pipeline: where rows go that decide between a frame and a stored candle.
     believe: takes a frame whose stamp is borne out, the present moment, and when the frame came.
@@ -57,7 +58,7 @@ class MarketWatch:
         self,
         market: str,
         *,
-        source: Source,
+        exchange: Exchange,
         clock: ExchangeClock,
         pipeline: IngestPipeline,
         believe: Callable[[KlineEvent, float, float], None],
@@ -66,10 +67,10 @@ class MarketWatch:
         bulkheads: Bulkheads,
     ) -> None:
         self.market = market
-        self.questioner = Questioner(source, pipeline.submit)
-        self.check = StampCheck(clock, partial(source.now_ms, market), believe)
+        self.questioner = Questioner(exchange, pipeline.submit)
+        self.check = StampCheck(clock, partial(exchange.now_ms, market), believe)
         self.reach = ExchangeWatch()
-        self._source = source
+        self._exchange = exchange
         self._clock = clock
         self._final_margin_s = final_margin_s
         self._wall_s = wall_s
@@ -97,7 +98,7 @@ class MarketWatch:
     async def known_ms(self) -> int:
         """The exchange's time, asked where nothing is known of it. Raises `UpstreamError`."""
         now_ms = self.now_ms()
-        return await self._source.now_ms(self.market) if now_ms is None else now_ms
+        return await self._exchange.now_ms(self.market) if now_ms is None else now_ms
 
     async def fresh_ms(self) -> int:
         """The exchange's time, asked where no frame has told it for `CLOCK_AGE_S`: an old stamp lags an exchange that
@@ -107,7 +108,7 @@ class MarketWatch:
         if now_ms is not None and self._clock.age_s(_now_s()) <= CLOCK_AGE_S:
             return now_ms
         try:
-            return await self._source.now_ms(self.market)
+            return await self._exchange.now_ms(self.market)
         except UpstreamError:
             if now_ms is None:
                 raise
@@ -126,7 +127,7 @@ class MarketWatch:
     @property
     def margin_s(self) -> float:
         """How long after its close a REST row may change here, in seconds of the exchange."""
-        return max(self._final_margin_s, self._source.contact(self.market).final_margin_s or 0.0)
+        return max(self._final_margin_s, self._exchange.contact(self.market).final_margin_s or 0.0)
 
     # Frames.
 
@@ -144,7 +145,7 @@ class MarketWatch:
         followed: whether any of them is of a symbol that is traded.
         """
         reach = self.reach
-        changed = reach.check(now_s, self._source.contact(self.market), followed=followed)
+        changed = reach.check(now_s, self._exchange.contact(self.market), followed=followed)
         before, self._trouble = self._trouble, self._trouble_now(now_s)
         answers_again = before is not None and self._trouble is None
         event = (
@@ -216,7 +217,7 @@ class MarketWatch:
             clocks_differ=None if difference is None else str(difference),
             final_margin_s=margin_s,
             final_margin_seen=margin_s > self._final_margin_s,
-            left_alone_s=self._source.contact(self.market).left_alone_s,
+            left_alone_s=self._exchange.contact(self.market).left_alone_s,
         )
 
 

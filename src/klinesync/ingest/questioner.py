@@ -13,7 +13,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import Errand, HistoryPage, Source, Urgency
+from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, Urgency
 from klinesync.history.reading import REST, read_pages, unreported
 from klinesync.ingest.questions import PAUSE_S, Questions
 from klinesync.runtime.log_limit import LogLimit
@@ -27,11 +27,13 @@ LOG_EVERY_S = 60.0
 class Questioner:
     """The questions of one market. `run` is its one task.
 
-    `source`: whose rows decide. `submit`: writes the rows of a series, from the source of that name.
+    `exchange`: whose rows decide. `submit`: writes the rows of a series, from the source of that name.
     """
 
-    def __init__(self, source: Source, submit: Callable[[SeriesId, Sequence[Candle], str], Awaitable[Applied]]) -> None:
-        self._source = source
+    def __init__(
+        self, exchange: Exchange, submit: Callable[[SeriesId, Sequence[Candle], str], Awaitable[Applied]]
+    ) -> None:
+        self._exchange = exchange
         self._submit = submit
         self.questions = Questions()
         self._asked = asyncio.Event()
@@ -71,7 +73,7 @@ class Questioner:
         """One request, and what becomes of its rows."""
         changed: set[int] = set()
         try:
-            pages = self._source.history(series, span.start, Errand(Urgency.FILL), span.end)
+            pages = self._exchange.history(series, span.start, Errand(Urgency.FILL), span.end)
             await read_pages(pages, partial(self._write, series, changed), unreported(series, span.start))
         except (UpstreamError, StoreError) as error:
             log.info("%s: a question is put off: %s", series, error)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from klinesync.core.candle import Forming
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.ccxt.source import CcxtSource
-from klinesync.exchanges.exchange import HistoryWatch, Source, StreamStatus
+from klinesync.exchanges.contact import StreamStatus
+from klinesync.exchanges.exchange import Exchange, HistoryWatch
 from klinesync.history.missing import Need
 from klinesync.history.reading import TailFiles
 from klinesync.history.series_events import SeriesEvents
@@ -19,7 +19,6 @@ from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import Clock
-from klinesync.runtime.exchange_clock import ExchangeClock
 
 # Is asked to read a span of a series, with the reason.
 Heal = Callable[[Need], None]
@@ -31,11 +30,9 @@ HealDeclared = Callable[[SeriesId], None]
 class Supervision:
     """What supervisors share. See `IngestSupervisor` for the ports.
 
-    own: the exchange of which one list of symbols decides what is delisted.
     watch: makes what is told of the readings of one supervisor.
     """
 
-    own: Source
     pipeline: IngestPipeline
     stored: Callable[[SeriesId], Awaitable[Span | None]]
     show: Callable[[Forming], None]
@@ -51,15 +48,10 @@ class Supervision:
     bulkheads: Bulkheads
     files: TailFiles | None
 
-    def supervisor(self, source: Source, clocks: Mapping[str, ExchangeClock]) -> IngestSupervisor:
-        """A new supervisor.
-
-        source: the exchange.
-        clocks: what is known of its time, by market.
-        """
+    def supervisor(self, exchange: Exchange) -> IngestSupervisor:
+        """A new supervisor of the exchange."""
         return IngestSupervisor(
-            source=source,
-            clocks=clocks,
+            exchange=exchange,
             pipeline=self.pipeline,
             stored=self.stored,
             show=self.show,
@@ -69,10 +61,9 @@ class Supervision:
             heal_declared=self.heal_declared,
             history_watch=self.watch(),
             events=self.events,
-            settings=replace(self.settings, one_list_decides=source is self.own),
+            settings=replace(self.settings, one_list_decides=exchange.one_list_decides),
             rng=self.rng,
             wall_s=self.clock.wall_s,
-            room=source if isinstance(source, CcxtSource) else None,
             bulkheads=self.bulkheads,
             files=self.files,
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +16,8 @@ from klinesync.core.errors import StoreError, Transient
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import (
-    ConnectionStatus,
-    HistoryWatch,
-    KlineEvent,
-    Listing,
-    MarketContact,
-    Source,
-    StreamCallbacks,
-    StreamStatus,
-)
+from klinesync.exchanges.contact import MarketContact, StreamStatus
+from klinesync.exchanges.exchange import ConnectionStatus, Exchange, HistoryWatch, KlineEvent, Listing, StreamCallbacks
 from klinesync.history.missing import Need
 from klinesync.history.reading import TailFiles
 from klinesync.history.series_events import SeriesEvents
@@ -33,13 +25,12 @@ from klinesync.ingest.audit import Audit
 from klinesync.ingest.connections import Connections
 from klinesync.ingest.followed import Followed, FollowSettings, Moment, all_stale
 from klinesync.ingest.job import FAILED_LOG_EVERY_S, STORE_RETRY_S, Job, JobPorts, head_of
-from klinesync.ingest.jobs import JobCommand, JobTable, NoCapacity, Room, Start, Stop
+from klinesync.ingest.jobs import JobCommand, JobTable, NoCapacity, Start, Stop
 from klinesync.ingest.listing_watch import ListingWatch
 from klinesync.ingest.market_watch import MarketWatch
 from klinesync.ingest.tail_reader import TailReader
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
@@ -66,8 +57,7 @@ class JobState:
 class IngestSupervisor:
     """Follows series of one exchange, until `run` is cancelled.
 
-    source: the exchange.
-    clocks: what is known of the time, by market.
+    exchange: the exchange.
     pipeline: where candles are written.
     stored: the stored span of a series.
     show: takes forming candles.
@@ -80,7 +70,6 @@ class IngestSupervisor:
     settings: how series are followed.
     rng: jitter.
     wall_s: UTC seconds by this machine, for times that are told while the exchange's is not known.
-    room: what the exchange has room for; None: for any number of series.
     bulkheads: contains defects.
     files: read before a first history is asked of the exchange; None: there are none.
     """
@@ -88,8 +77,7 @@ class IngestSupervisor:
     def __init__(
         self,
         *,
-        source: Source,
-        clocks: Mapping[str, ExchangeClock],
+        exchange: Exchange,
         pipeline: IngestPipeline,
         stored: Callable[[SeriesId], Awaitable[Span | None]],
         show: Callable[[Forming], None],
@@ -102,11 +90,10 @@ class IngestSupervisor:
         settings: FollowSettings,
         rng: random.Random,
         wall_s: Callable[[], float],
-        room: Room | None = None,
         bulkheads: Bulkheads | None = None,
         files: TailFiles | None = None,
     ) -> None:
-        self._source = source
+        self._exchange = exchange
         self._bulkheads = bulkheads or Bulkheads()
         self._pipeline = pipeline
         self._stored = stored
@@ -114,7 +101,7 @@ class IngestSupervisor:
         self._settings = settings
         self._events = events
         self.audit: Audit | None = None
-        self._table = JobTable(settings.ondemand_idle_ttl_s, settings.ondemand_max_jobs, room)
+        self._table = JobTable(settings.ondemand_idle_ttl_s, settings.ondemand_max_jobs, exchange)
         self._jobs: dict[SeriesId, Job] = {}
         callbacks = StreamCallbacks(
             attached=self._take_attached,
@@ -124,11 +111,11 @@ class IngestSupervisor:
             stands_in=self._stands_in,
             quiet=self._quiet,
         )
-        self._connections = Connections(source, clocks, callbacks, self._bulkheads)
+        self._connections = Connections(exchange, exchange.clocks, callbacks, self._bulkheads)
         self._markets = {
             market: MarketWatch(
                 market,
-                source=source,
+                exchange=exchange,
                 clock=clock,
                 pipeline=pipeline,
                 believe=self._take_believed,
@@ -136,11 +123,11 @@ class IngestSupervisor:
                 wall_s=wall_s,
                 bulkheads=self._bulkheads,
             )
-            for market, clock in clocks.items()
+            for market, clock in exchange.clocks.items()
         }
-        self._listings = ListingWatch(source, clocks, self._followed_of, self._judge)
+        self._listings = ListingWatch(exchange, exchange.clocks, self._followed_of, self._judge)
         self._tails = TailReader(
-            source=source,
+            exchange=exchange,
             markets=self._markets,
             pipeline=pipeline,
             watch=history_watch,
@@ -273,7 +260,7 @@ class IngestSupervisor:
 
     def _make_audit(self) -> Audit:
         return Audit(
-            self._source.history,
+            self._exchange.history,
             series=lambda: (series for series, job in self._jobs.items() if job.followed.at_rest),
             stored=self._audited,
             untold_since=self._untold_since,

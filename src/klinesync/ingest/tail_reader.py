@@ -11,7 +11,7 @@ from functools import partial
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import Errand, HistoryPage, HistoryWatch, Source
+from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, HistoryWatch
 from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board, read_pages
 from klinesync.ingest.followed import Command, Fetch, Followed, FollowSettings, Moment, Persist
 from klinesync.ingest.market_watch import MarketWatch
@@ -40,7 +40,7 @@ class _Reading:
 class TailReader:
     """Reads for the followed series of one exchange.
 
-    source: the exchange; `markets` are its markets, which know their time.
+    exchange: the exchange; `markets` are its markets, which know their time.
     pipeline: where candles are written.
     watch: is told of each reading.
     settings: how much is read.
@@ -51,7 +51,7 @@ class TailReader:
     def __init__(
         self,
         *,
-        source: Source,
+        exchange: Exchange,
         markets: Mapping[str, MarketWatch],
         pipeline: IngestPipeline,
         watch: HistoryWatch,
@@ -59,7 +59,7 @@ class TailReader:
         files: TailFiles | None,
         wall_s: Callable[[], float],
     ) -> None:
-        self._source = source
+        self._exchange = exchange
         self._markets = markets
         self._pipeline = pipeline
         self._watch = watch
@@ -147,7 +147,7 @@ class TailReader:
             self._watch.began(series, span, "tail" if followed.feed.caught_up else "startup")
         progress = Progress(series, start, partial(self._watch.advanced, series))
         reading.again = None
-        pages = self._source.history(series, start, errand)
+        pages = self._exchange.history(series, start, errand)
         await read_pages(pages, partial(self._take_page, reading), progress, enough=reading.is_far_behind)
         return reading.again
 

@@ -52,14 +52,14 @@ async def get_ingest_state(request: Request) -> IngestStateAnswer:
         connections=[ConnectionAnswer.model_validate(one, from_attributes=True) for one in inspection.connections()],
         queues=QueuesAnswer(**inspection.queues()),
         rest={
-            market: RestAnswer.model_validate(
+            f"{exchange}:{market}": RestAnswer.model_validate(
                 asdict(rest)
                 | {
                     "waiting": {urgency.name.lower(): count for urgency, count in rest.waiting.items()},
                     "errors": {str(status): count for status, count in rest.errors.items()},
                 }
             )
-            for market, rest in inspection.rest().items()
+            for (exchange, market), rest in inspection.rest().items()
         },
     )
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from klinesync import __version__
 from klinesync.core.gaps import GapState, missing_candles
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.binance.weight import RestStatus
-from klinesync.exchanges.exchange import ConnectionStatus
+from klinesync.exchanges.exchange import ConnectionStatus, Exchange, RestStatus
 from klinesync.ingest.supervisor import IngestSupervisor, JobState
 from klinesync.market_data.startup_sync import SweepProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -28,27 +26,14 @@ from klinesync.ws.hub import CandleHub
 STORE_FACTS_TTL_S = 10.0
 
 
-class StreamCounts(Protocol):
-    """What happened on the connections of one market since the start."""
-
-    @property
-    def frames(self) -> int: ...
-    @property
-    def quarantined(self) -> int: ...
-    @property
-    def reconnects(self) -> int: ...
-    @property
-    def rotations(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Where it is read. All of them return at once.
 
     now_s: what time it is on the exchange of a series, in UTC seconds.
     healing: the spans of a base series that are being read, or soon will be.
-    left_out: items of REST answers that could not be used, by market and kind.
-    supervisor: of our own exchange.
+    exchanges: those that are asked, by name.
+    supervisors: what follows their series, by the exchange's name.
     clocks: what is known of each market's time, by exchange and market.
     final_margins_s: how long after its end a row may change, by exchange.
     grace_s: exchange time after a close before its candle is expected.
@@ -60,12 +45,10 @@ class Parts:
     ledger: LedgerStep
     jobs: Callable[[], Sequence[JobState]]
     connections: Callable[[], Sequence[ConnectionStatus]]
-    stream_counts: Mapping[str, StreamCounts]
-    supervisor: IngestSupervisor
+    exchanges: Callable[[], Mapping[str, Exchange]]
+    supervisors: Callable[[], Mapping[str, IngestSupervisor]]
     clocks: Mapping[tuple[str, str], ExchangeClock]
     final_margins_s: Callable[[], Mapping[str, float]]
-    rest: Callable[[], Mapping[str, RestStatus]]
-    left_out: Callable[[], Mapping[tuple[str, str], int]]
     healing: Callable[[SeriesId], Sequence[Span]]
     sweep: Callable[[], SweepProgress]
     hub: CandleHub
@@ -113,9 +96,12 @@ class Inspection:
         """The connections to the exchange."""
         return self._parts.connections()
 
-    def rest(self) -> Mapping[str, RestStatus]:
-        """How the REST of each market stands that was asked anything."""
-        return self._parts.rest()
+    def rest(self) -> Mapping[tuple[str, str], RestStatus]:
+        """How each REST host stands that was asked anything, by exchange and market."""
+        found = {}
+        for name, exchange in self._parts.exchanges().items():
+            found.update({(name, market): status for market, status in exchange.rest().items()})
+        return found
 
     def queues(self) -> dict[str, int]:
         """What waits where: candles for the writer, gaps for the exchange, messages for clients."""
@@ -177,15 +163,18 @@ class Inspection:
             states[job.state] = states.get(job.state, 0) + 1
         for state, count in states.items():
             yield Reading("klinesync_streams", count, (state,))
-        for market, counts in self._parts.stream_counts.items():
-            yield Reading("klinesync_stream_frames_total", counts.frames, (market,))
-            yield Reading("klinesync_stream_frames_quarantined_total", counts.quarantined, (market,))
-            yield Reading("klinesync_stream_reconnects_total", counts.reconnects, (market,))
-            yield Reading("klinesync_stream_rotations_total", counts.rotations, (market,))
-        for market, count in self._parts.supervisor.doubted().items():
-            yield Reading("klinesync_stream_frames_doubted_total", count, (market,))
-        for (market, reason), count in self._parts.supervisor.questioned().items():
-            yield Reading("klinesync_stream_closed_questioned_total", count, (market, reason))
+        for name, exchange in self._parts.exchanges().items():
+            for market, counts in exchange.streams().items():
+                labels = (name, market)
+                yield Reading("klinesync_stream_frames_total", counts.frames, labels)
+                yield Reading("klinesync_stream_frames_quarantined_total", counts.quarantined, labels)
+                yield Reading("klinesync_stream_reconnects_total", counts.reconnects, labels)
+                yield Reading("klinesync_stream_rotations_total", counts.rotations, labels)
+        for name, supervisor in self._parts.supervisors().items():
+            for market, count in supervisor.doubted().items():
+                yield Reading("klinesync_stream_frames_doubted_total", count, (name, market))
+            for (market, reason), count in supervisor.questioned().items():
+                yield Reading("klinesync_stream_closed_questioned_total", count, (name, market, reason))
 
     def _of_clocks(self) -> Iterable[Reading]:
         for exchange, margin_s in self._parts.final_margins_s().items():
@@ -200,18 +189,20 @@ class Inspection:
                 yield Reading("klinesync_clock_set_total", clock.moved[name], (exchange, market, name))
 
     def _of_rest(self) -> Iterable[Reading]:
-        for market, rest in self._parts.rest().items():
-            yield Reading("klinesync_rest_requests_total", rest.requests, (market,))
+        for host, rest in self.rest().items():
+            yield Reading("klinesync_rest_requests_total", rest.requests, host)
             for status, count in rest.errors.items():
-                yield Reading("klinesync_rest_errors_total", count, (market, str(status)))
-            yield Reading("klinesync_rest_weight_used", rest.used, (market,))
-            yield Reading("klinesync_rest_weight_limit", rest.limit, (market,))
-            yield Reading("klinesync_rest_under_way", rest.under_way, (market,))
+                yield Reading("klinesync_rest_errors_total", count, (*host, str(status)))
+            if rest.used is not None and rest.limit is not None:
+                yield Reading("klinesync_rest_weight_used", rest.used, host)
+                yield Reading("klinesync_rest_weight_limit", rest.limit, host)
+            yield Reading("klinesync_rest_under_way", rest.under_way, host)
             for urgency, count in rest.waiting.items():
-                yield Reading("klinesync_rest_waiting", count, (market, urgency.name.lower()))
-            yield Reading("klinesync_rest_blocked_seconds", rest.blocked_s, (market,))
-        for (market, kind), count in self._parts.left_out().items():
-            yield Reading("klinesync_rest_items_left_out_total", count, (market, kind))
+                yield Reading("klinesync_rest_waiting", count, (*host, urgency.name.lower()))
+            yield Reading("klinesync_rest_blocked_seconds", rest.blocked_s, host)
+        for name, exchange in self._parts.exchanges().items():
+            for (market, kind), count in exchange.left_out().items():
+                yield Reading("klinesync_rest_items_left_out_total", count, (name, market, kind))
 
     def _of_histories(self) -> Iterable[Reading]:
         sweep = self._parts.sweep()
@@ -221,10 +212,10 @@ class Inspection:
         healed = self._healed()
         yield Reading("klinesync_backfill_series", len(healed))
         yield Reading("klinesync_backfill_gaps", sum(map(len, healed)))
-        audit = self._parts.supervisor.audit
-        if audit is not None:
-            yield Reading("klinesync_audit_looks_total", audit.looked)
-            yield Reading("klinesync_audit_revisions_total", audit.revised)
+        audits = [one.audit for one in self._parts.supervisors().values() if one.audit is not None]
+        if audits:
+            yield Reading("klinesync_audit_looks_total", sum(audit.looked for audit in audits))
+            yield Reading("klinesync_audit_revisions_total", sum(audit.revised for audit in audits))
 
     def _of_writing(self) -> Iterable[Reading]:
         pipeline = self._parts.pipeline

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.binance.source import BinanceSource
 from klinesync.history.board import BackfillBoard
 from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles, SymbolId
 from klinesync.history.reading import Shelf
@@ -49,9 +48,8 @@ def build_history(
     """All that reads history; the subscribers of the scrub are bound later."""
     board = BackfillBoard(around.clock.wall_s, writing.teller.backfill, writing.events.read)
     files = freqtrade_files(settings)
-    symbol_id = exchange.source.symbol_id if isinstance(exchange.source, BinanceSource) else None
     scope = SeriesScope(
-        exchange.exchanges,
+        exchange.registry,
         files,
         writing.derived,
         reads_exchanges=settings.reads_exchanges,
@@ -60,30 +58,30 @@ def build_history(
     limits = TailLimits(settings.tail_max_candles, settings.final_margin_s, scope.kept_from)
     watch = board.watch()
     tails = Tails(
-        source=exchange.exchanges,
+        source=exchange.registry,
         pipeline=writing.pipeline,
         database=writing.database,
         watch=watch,
         rng=around.rng,
         limits=limits,
-        followed=exchange.exchanges.keeps_up,
+        followed=exchange.supervisors.keeps_up,
         exchange_s=exchange.time.fresh_s,
         now_s=exchange.time.now_s,
         asks=scope.reads_exchange,
         files=files,
     )
     backfill = HistoryService(
-        history=exchange.exchanges.history,
+        history=exchange.registry.history,
         pipeline=writing.pipeline,
         database=writing.database,
         watch=watch,
         deep_watch=board.watch(),
-        shelves=history_shelves(settings, files, symbol_id),
+        shelves=history_shelves(settings, files, exchange.registry.symbol_id),
         covers=scope.covers,
         asks=scope.reads_exchange,
         kept_from=scope.kept_from,
         now_s=exchange.time.now_s,
-        reach=exchange.exchanges.reach,
+        reach=exchange.registry.reach,
         rng=around.rng,
         tails=tails,
         heals=settings.heals,
@@ -95,7 +93,7 @@ def build_history(
         pipeline=writing.pipeline,
         database=writing.database,
         derived=writing.derived,
-        covers=exchange.exchanges.covers,
+        covers=exchange.registry.covers,
         now_s=exchange.time.now_s,
         kept_from=scope.kept_from,
         base_candles=settings.derived_base_candles,
@@ -107,7 +105,7 @@ def build_history(
             history=backfill,
             base_of=writing.derived.base_of,
             covers=scope.covers,
-            followed=exchange.exchanges.keeps_up,
+            followed=exchange.supervisors.keeps_up,
             exchange_s=exchange.time.fresh_s,
             now_s=exchange.time.now_s,
             limits=limits,

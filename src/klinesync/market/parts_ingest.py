@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.supervision import Supervision
-from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.parts_exchanges import ExchangeParts
 from klinesync.market.parts_history import HistoryParts
 from klinesync.market.parts_writing import WritingParts
@@ -19,9 +18,8 @@ from klinesync.market_data.startup_sync import StartupSync
 
 @dataclass(frozen=True, slots=True)
 class IngestParts:
-    """`supervisor`: of our own exchange. `on_demand`: None where subscriptions start nothing."""
+    """`on_demand`: None where subscriptions start nothing."""
 
-    supervisor: IngestSupervisor
     startup: StartupSync
     on_demand: OnDemand | None
 
@@ -43,7 +41,6 @@ def build_ingest(
     """
     heals = history.heals
     supervision = Supervision(
-        own=exchange.source,
         pipeline=writing.pipeline,
         stored=history.reader.stored,
         show=writing.forming.show,
@@ -59,12 +56,12 @@ def build_ingest(
         bulkheads=around.bulkheads,
         files=history.files,
     )
-    exchanges = exchange.exchanges
-    supervisor = exchanges.supervised(supervision.supervisor)
+    supervisors = exchange.supervisors
+    supervisors.bind(supervision.supervisor)
     startup = StartupSync(
         series=followed,
-        follow=exchanges.follow,
-        caught_up=exchanges.caught_up,
+        follow=supervisors.follow,
+        caught_up=supervisors.caught_up,
         refresh=writing.pipeline.refresh_series,
         monotonic=around.clock.monotonic_s,
         request_declared=None if heals is None else heals.request_declared,
@@ -72,5 +69,5 @@ def build_ingest(
     )
     on_demand = None
     if settings.on_demand:
-        on_demand = OnDemand(exchanges, history.scope, writing.derived, history.derived_history, history.coverage)
-    return IngestParts(supervisor, startup, on_demand)
+        on_demand = OnDemand(supervisors, history.scope, writing.derived, history.derived_history, history.coverage)
+    return IngestParts(startup, on_demand)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from klinesync.exchanges.binance.decode import EXCHANGE
-from klinesync.exchanges.binance.source import BinanceSource
 from klinesync.market.front import Front, compose_front
 from klinesync.market.inspection import Parts
 from klinesync.market.parts_exchanges import ExchangeParts
@@ -39,29 +37,28 @@ class ServedParts:
 def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDataOrchestrator:
     """The services of market data, composed."""
     around, writing, exchange, history = parts.around, parts.writing, parts.exchange, parts.history
-    exchanges, source, database = exchange.exchanges, exchange.source, writing.database
+    supervisors, registry, database = exchange.supervisors, exchange.registry, writing.database
     health = HealthService(
         database=database,
         base_of=writing.derived.base_of,
         check_known=history.reader.check_known,
         exchange_s=exchange.time.known_s,
         wall_s=around.clock.wall_s,
-        stream=exchanges.status,
+        stream=supervisors.status,
         board=history.board,
         backfill=history.heals,
         startup=parts.ingest.startup,
-        first_history_due=exchanges.first_history_due,
-        late_s=partial(later_than_usual_s, exchanges.final_margin_s, settings.usual_margin_s),
-        trouble=exchanges.trouble,
+        first_history_due=supervisors.first_history_due,
+        late_s=partial(later_than_usual_s, supervisors.final_margin_s, settings.usual_margin_s),
+        trouble=supervisors.trouble,
         grace_s=settings.health_grace_s,
         recent_s=settings.health_recent_s,
     )
-    rest = source.rest_status if isinstance(source, BinanceSource) else dict
     status = StatusService(
         database=database,
         health=health,
-        followed=exchanges.followed,
-        markets=partial(market_facts, exchanges.contacts, rest, EXCHANGE),
+        followed=supervisors.followed,
+        markets=partial(market_facts, supervisors.contacts, registry.made),
         queued_candles=writing.pipeline.queued_candles,
         now_s=exchange.time.service_s,
         ingest=settings.follows,
@@ -71,7 +68,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
     subscriptions = WsSubscriptionCoordinator(
         writing.hub,
         history.reader,
-        exchanges.status,
+        supervisors.status,
         parts.ingest.on_demand,
         exchange.time.now_s,
         around.bulkheads,
@@ -87,19 +84,13 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
             database=database,
             health=health,
             base_of=writing.derived.base_of,
-            stream=exchanges.status,
+            stream=supervisors.status,
             history=history.backfill,
             events=writing.events,
             monotonic=around.clock.monotonic_s,
         ),
         status=status,
-        top_markets=TopMarkets(
-            listings=source.listings,
-            tickers=source.tickers,
-            clock=around.clock,
-            exchange=EXCHANGE,
-            markets=exchange.markets,
-        ),
+        top_markets=TopMarkets(registry, clock=around.clock),
         subscriptions=subscriptions,
         hub=writing.hub,
         whitelist=settings.listed,
@@ -108,20 +99,17 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
 
 def build_front(settings: ServiceSettings, parts: ServedParts) -> Front:
     """Who may come in, and what is told of the inside."""
-    source, exchanges = parts.exchange.source, parts.exchange.exchanges
-    binance = source if isinstance(source, BinanceSource) else None
+    registry, supervisors = parts.exchange.registry, parts.exchange.supervisors
     inspected = Parts(
         database=parts.writing.database,
         pipeline=parts.writing.pipeline,
         ledger=parts.writing.ledger,
-        jobs=exchanges.jobs_state,
-        connections=exchanges.connections_state,
-        stream_counts={} if binance is None else binance.stream_counts,
-        supervisor=parts.ingest.supervisor,
-        clocks=exchanges.clocks,
-        final_margins_s=exchanges.final_margins_s,
-        rest=dict if binance is None else binance.rest_status,
-        left_out=dict if binance is None else binance.left_out,
+        jobs=supervisors.jobs_state,
+        connections=supervisors.connections_state,
+        exchanges=registry.made,
+        supervisors=supervisors.by_name,
+        clocks=registry.clocks,
+        final_margins_s=supervisors.final_margins_s,
         healing=parts.history.backfill.working_on,
         sweep=parts.ingest.startup.progress,
         hub=parts.writing.hub,

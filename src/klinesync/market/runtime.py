@@ -25,8 +25,7 @@ class MarketRuntime:
     """Starts and stops the parts. One TaskGroup carries every long-lived task. A part that breaks begins again; when
     the writer breaks, the service stops.
 
-    parts: the parts, made and bound. The resources of the exchanges are entered first and left last, also when the
-        store cannot be opened.
+    parts: the parts, made and bound.
     market_data: what routes and sockets call.
     front: who may come in, and what is told of the inside.
     """
@@ -37,11 +36,10 @@ class MarketRuntime:
         self.front = front
         self.bulkheads = parts.around.bulkheads
         self.hub = writing.hub
-        self.exchanges = exchange.exchanges
-        self.supervisor = ingest.supervisor
+        self.registry = exchange.registry
+        self.supervisors = exchange.supervisors
         self.startup = ingest.startup
         self.backfill = history.backfill
-        self._resources = exchange.resources
         self.events = writing.event_keeper
         self._database = writing.database
         self._pipeline = writing.pipeline
@@ -54,8 +52,6 @@ class MarketRuntime:
 
     async def __aenter__(self) -> MarketRuntime:
         async with AsyncExitStack() as stack:
-            for resource in self._resources:
-                await stack.enter_async_context(resource)
             await stack.enter_async_context(self._database)
             await self.events.load()
             stack.push_async_exit(self._save_events)
@@ -64,7 +60,7 @@ class MarketRuntime:
             stack.push_async_callback(self._pipeline.drain)
             write = group.create_task(self._pipeline.run(), name="pipeline")
             stack.push_async_callback(_cancel, write)
-            stack.push_async_callback(self.exchanges.close)
+            stack.push_async_callback(self.registry.close)
             for part, name, work in self._parts():
                 task = self.bulkheads.begin(group, work, part=part, name=name, restart=True)
                 stack.push_async_callback(_cancel, task)
@@ -94,8 +90,7 @@ class MarketRuntime:
     def _parts(self) -> Iterator[tuple[Part, str, Work]]:
         """What runs all the time, in the order in which it starts."""
         yield Part.DERIVED, "derived forming", self._forming.run
-        yield Part.STREAMS, "supervisor", self.supervisor.run
-        yield Part.EXCHANGE, "other exchanges", self.exchanges.run
+        yield Part.EXCHANGE, "supervisors", self.supervisors.run
         yield Part.STARTUP, "start-up sweep", self.startup.run
         yield Part.BACKFILL, "history", self.backfill.run
         if self._retention is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from klinesync.ingest.exchanges import ListedSource, Offers
+from collections.abc import Sequence
+
+from klinesync.exchanges.registry import ExchangeEntry
 from klinesync.market.parts_exchanges import build_exchanges, check_whitelist
 from klinesync.market.parts_history import GapReading, HistoryParts, build_history
 from klinesync.market.parts_ingest import build_ingest
@@ -29,8 +31,7 @@ def build_market_runtime(
     around: Surroundings | None = None,
     *,
     database: Database | None = None,
-    source: ListedSource | None = None,
-    others: Offers | None = None,
+    entries: Sequence[ExchangeEntry] = (),
     command: str = "serve",
 ) -> MarketRuntime:
     """The parts of the service, wired. Runs inside the event loop; nothing has started yet.
@@ -38,20 +39,19 @@ def build_market_runtime(
     flags: the configuration.
     around: clock, jitter and bulkheads; None: those of this machine.
     database: the store; None: the file that the flags name.
-    source: of our own exchange; None: its client, as the flags say.
-    others: the exchanges without a client of our own; None: those of ccxt.
+    entries: exchanges beside those of the flags; of two that name the same exchange the first counts.
     command: what the store's lock tells others of this process.
 
-    Raises `BadFlag`, `BadFactor`, `BadOverlay`.
+    Raises `BadFlag`, `BadFactor`, `BadOverlay`, `BadExchange`.
     """
     around = around or Surroundings()
     services = service_settings(flags)
     following = ingest_settings(flags, services.listed)
     database = database or SqliteDatabase(sqlite_path(flags), command, serves=True)
-    exchange = build_exchanges(exchange_settings(flags), around, database, source, others)
-    writing = build_writing(writing_settings(flags), around, database, exchange.exchanges.clocks)
+    exchange = build_exchanges(exchange_settings(flags), around, database, entries)
+    writing = build_writing(writing_settings(flags), around, database, exchange.registry.clocks)
     followed = tuple(dict.fromkeys(map(writing.derived.base_of, following.whitelist)))
-    check_whitelist(exchange.exchanges, services.listed, followed)
+    check_whitelist(exchange.registry, services.listed, followed)
     history = build_history(history_settings(flags), around, writing, exchange)
     ingest = build_ingest(following, around, writing, exchange, history, followed)
     parts = ServedParts(around, writing, exchange, history, ingest)

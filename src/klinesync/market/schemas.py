@@ -324,8 +324,9 @@ class JobAnswer(BaseModel):
 
 
 class ConnectionAnswer(BaseModel):
-    """One connection to the exchange, the streams that it carries, and what it has been through."""
+    """One connection to an exchange, the streams that it carries, and what it has been through."""
 
+    exchange: str
     market: str
     streams: int
     connected: bool
@@ -346,12 +347,13 @@ class QueuesAnswer(BaseModel):
 
 class RestAnswer(BaseModel):
     """How the REST of one market stands. `used` and `limit` are weight of the exchange's minute, of which we use at
-    most the `share`. `waiting`: requests by urgency; `blocked_until_ms` (UTC) while the exchange wants to be left
-    alone; `errors` by HTTP status: 0 where there was no answer, 200 where it could not be understood."""
+    most the `share`; null where an exchange does not count by the minute. `waiting`: requests by urgency;
+    `blocked_until_ms` (UTC) while the exchange wants to be left alone; `errors` by HTTP status: 0 where there was no
+    answer, 200 where it could not be understood."""
 
-    used: int
-    limit: int
-    share: float
+    used: int | None
+    limit: int | None
+    share: float | None
     under_way: int
     waiting: dict[str, int]
     blocked_s: float
@@ -361,7 +363,7 @@ class RestAnswer(BaseModel):
 
 
 class IngestStateAnswer(BaseModel):
-    """What is ingested, by what, and what waits; `rest` by market."""
+    """What is ingested, by what, and what waits; `rest` by exchange and market (`binance:spot`)."""
 
     jobs: list[JobAnswer]
     connections: list[ConnectionAnswer]

@@ -26,7 +26,7 @@ MOST_EVENTS = 1_000_000
 router = APIRouter(prefix="/api/market/top_markets", tags=["markets"])
 _encode = msgspec.json.Encoder().encode
 
-Exchange = Annotated[str, Query(description="`binance`")]
+Exchange = Annotated[str, Query(description="as series ids have it: `binance`, `okx` …")]
 Market = Annotated[str, Query(description="`spot` or `futures`")]
 QuoteAsset = Annotated[str, Query(min_length=1, max_length=20, description="in any case")]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]

@@ -17,13 +17,11 @@ class ExchangeTime:
 
     clocks: what is known of each market's time, by exchange and market; exchanges may join later.
     clock: our own time, which counts where an exchange's is not known.
-    own: the exchange whose streams tell the time only while something is followed.
     """
 
-    def __init__(self, clocks: Mapping[tuple[str, str], ExchangeClock], clock: Clock, own: str) -> None:
+    def __init__(self, clocks: Mapping[tuple[str, str], ExchangeClock], clock: Clock) -> None:
         self._clocks = clocks
         self._clock = clock
-        self._own = own
 
     def known_s(self, series: SeriesId) -> float | None:
         """The time on the exchange of `series`; None before the exchange has told any."""
@@ -40,11 +38,10 @@ class ExchangeTime:
         """The time on the exchange of `series`; None where it is to be asked for.
 
         Where nothing is followed no stream tells the time: an old stamp lags an exchange that runs faster than we do,
-        or went on while this machine slept, and a tail would never seem to be missing. (Of an exchange through ccxt
-        the question whether it lists the series has just brought the time.)
+        or went on while this machine slept, and a tail would never seem to be missing.
         """
         clock = self._clocks.get((series.exchange, series.market))
-        if clock is None or (series.exchange == self._own and clock.age_s(self._clock.monotonic_s()) > CLOCK_AGE_S):
+        if clock is None or clock.age_s(self._clock.monotonic_s()) > CLOCK_AGE_S:
             return None
         return self.known_s(series)
 

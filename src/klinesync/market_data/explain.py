@@ -14,7 +14,7 @@ from klinesync.core.gaps import SETTLED, Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, widened, without
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import StreamStatus
+from klinesync.exchanges.contact import StreamStatus
 from klinesync.history.queue import NeedStatus
 from klinesync.history.series_events import SeriesEvents
 from klinesync.history.service import HistoryService

@@ -11,7 +11,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, widened, without
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.exchange import ExchangeTrouble, StreamStatus
+from klinesync.exchanges.contact import ExchangeTrouble, StreamStatus
 from klinesync.history.board import BackfillReport
 
 Status = Literal["green", "yellow", "red"]

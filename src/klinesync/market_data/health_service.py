@@ -9,7 +9,7 @@ from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, widened
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import ExchangeTrouble, StreamStatus
+from klinesync.exchanges.contact import ExchangeTrouble, StreamStatus
 from klinesync.history.board import BackfillBoard, BackfillReport
 from klinesync.history.service import HistoryService
 from klinesync.market_data.health import Facts, Health, assess

@@ -14,7 +14,7 @@ from typing import Literal
 
 from klinesync.core.dates import date_text
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.exchange import NO_ANSWER, MarketContact, StreamStatus
+from klinesync.exchanges.contact import NO_ANSWER, MarketContact, StreamStatus
 from klinesync.market_data.health import Status
 
 # A part that was restarted after a defect counts for this long, in seconds.

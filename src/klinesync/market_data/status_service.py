@@ -13,8 +13,8 @@ from klinesync.core.errors import StoreError
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.binance.weight import RestStatus
-from klinesync.exchanges.exchange import MarketContact
+from klinesync.exchanges.contact import MarketContact
+from klinesync.exchanges.exchange import Exchange
 from klinesync.market_data.health import Status
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.status import (
@@ -46,23 +46,22 @@ Stored = tuple[Span | None, list[Gap]]
 
 
 def market_facts(
-    contacts: Callable[[], Sequence[tuple[str, MarketContact]]], rest: Callable[[], Mapping[str, RestStatus]], own: str
+    contacts: Callable[[], Sequence[tuple[str, MarketContact]]], exchanges: Callable[[], Mapping[str, Exchange]]
 ) -> list[MarketFacts]:
     """The facts of each market of each exchange.
 
     contacts: the newest contact with each market, with the exchange's name.
-    rest: the use of REST by market, of the one exchange that counts it.
-    own: the name of that exchange.
+    exchanges: those that are asked, by name.
     """
-    statuses = rest()
+    found = exchanges()
     facts = []
-    for exchange, contact in contacts():
-        status = statuses.get(contact.market) if exchange == own else None
+    for name, contact in contacts():
+        rest = found[name].rest().get(contact.market)
         use = None
-        if status is not None:
-            banned_until = None if status.blocked_until_ms is None else status.blocked_until_ms // 1000
-            use = RestFacts(status.used, status.limit, banned_until)
-        facts.append(MarketFacts(exchange, contact, use, clocks_differ=contact.clocks_differ))
+        if rest is not None and rest.used is not None and rest.limit is not None:
+            banned_until = None if rest.blocked_until_ms is None else rest.blocked_until_ms // 1000
+            use = RestFacts(rest.used, rest.limit, banned_until)
+        facts.append(MarketFacts(name, contact, use, clocks_differ=contact.clocks_differ))
     return facts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.exchange import StreamStatus, stream_sentence
+from klinesync.exchanges.contact import StreamStatus, stream_sentence
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ledger_step import Progress
 from klinesync.runtime.clock import Clock

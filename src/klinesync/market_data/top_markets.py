@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from klinesync.core.errors import Rejected, UpstreamError
-from klinesync.core.series_id import names_series
-from klinesync.exchanges.exchange import Listing, Ticker
+from klinesync.core.series_id import is_exchange_name, names_series
+from klinesync.exchanges.exchange import LISTINGS_TTL_S, Listing, Ticker
+from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.runtime.clock import Clock
 from klinesync.runtime.single_flight import SingleFlight
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 500
-# How long the list of symbols and the tickers are good for.
-LISTINGS_TTL_S = 3600.0
+# How long tickers are good for, in seconds.
 TICKERS_TTL_S = 10.0
 # Nobody waits longer for the exchange; and after a failure it is left alone for so long.
 ASK_TIMEOUT_S = 10.0
@@ -36,6 +37,10 @@ FORCED_PER_S = 60.0
 MAX_STREAMS = 100
 # A stream that has nothing to say says so in such intervals, so that proxies keep it.
 KEEP_ALIVE_S = 15.0
+
+
+# Exchange and market.
+_Place: TypeAlias = tuple[str, str]
 
 
 class RateLimited(Rejected):
@@ -56,6 +61,11 @@ class TopQuery:
     market: str
     quote_asset: str
     limit: int
+
+    @property
+    def place(self) -> _Place:
+        """The exchange and market."""
+        return self.exchange, self.market
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +138,19 @@ class _Board:
 
 
 class TopMarkets:
-    """Asks, keeps and follows. `listings(market, max_age_s)` and `tickers(market)` ask the exchange and raise
-    `UpstreamError`; `clock` dates and times answers."""
+    """Asks, keeps and follows.
 
-    def __init__(
-        self,
-        *,
-        listings: Callable[[str, float], Awaitable[Mapping[str, Listing]]],
-        tickers: Callable[[str], Awaitable[Sequence[Ticker]]],
-        clock: Clock,
-        exchange: str = "binance",
-        markets: Sequence[str] = ("spot", "futures"),
-    ) -> None:
-        self._listings = listings
-        self._tickers = tickers
+    registry: the exchanges.
+    clock: dates and times answers.
+    """
+
+    def __init__(self, registry: ExchangeRegistry, *, clock: Clock) -> None:
+        self._registry = registry
         self._clock = clock
-        self._exchange = exchange
-        self._markets = tuple(markets)
-        self._boards: dict[str, _Board] = {}
-        self._failures: dict[str, tuple[float, UpstreamError]] = {}
-        self._flights: dict[str, SingleFlight[_Board]] = {market: SingleFlight() for market in markets}
+        # By exchange and market: no more than the registry has.
+        self._boards: dict[_Place, _Board] = {}
+        self._failures: dict[_Place, tuple[float, UpstreamError]] = {}
+        self._flights: dict[_Place, SingleFlight[_Board]] = {}
         self._asking: set[asyncio.Timeout] = set()
         self._forced_at_s: deque[float] = deque(maxlen=FORCED_MOST)
         self._streams = 0
@@ -155,10 +158,13 @@ class TopMarkets:
 
     def check(self, query: TopQuery) -> None:
         """Raises `Rejected` for an exchange or a market that there is not."""
-        if query.exchange != self._exchange:
-            raise Rejected(f"exchange {query.exchange[:40]!r} is not known; use {self._exchange}")
-        if query.market not in self._markets:
-            raise Rejected(f"market {query.market[:40]!r} is not known; use one of {' '.join(self._markets)}")
+        if not is_exchange_name(query.exchange):
+            raise Rejected(f"exchange {query.exchange[:40]!r} is not known: it is no name of an exchange")
+        if (why := self._registry.refusal(query.exchange)) is not None:
+            raise Rejected(f"exchange {query.exchange[:40]!r} is not known: {why}")
+        markets = self._registry.exchange(query.exchange).clocks
+        if query.market not in markets:
+            raise Rejected(f"market {query.market[:40]!r} is not known; use one of {' '.join(markets)}")
 
     async def top(self, query: TopQuery, *, force: bool = False) -> TopAnswer:
         """The answer of the last seconds, or a new one, or an older one when the exchange cannot be asked.
@@ -169,13 +175,14 @@ class TopMarkets:
         if force:
             self._count_forced()
         else:
-            board = self._kept(query.market, TICKERS_TTL_S)
+            board = self._kept(query.place, TICKERS_TTL_S)
             if board is not None:
                 return _answer(query, board, cached=True, stale=False)
         try:
-            board = await self._flights[query.market].get(partial(self._ask, query.market, force=force))
+            flight = self._flights.setdefault(query.place, SingleFlight())
+            board = await flight.get(partial(self._ask, query.place, force=force))
         except UpstreamError:
-            board = self._kept(query.market, STALE_MOST_S)
+            board = self._kept(query.place, STALE_MOST_S)
             if board is None:
                 raise
             return _answer(query, board, cached=True, stale=True)
@@ -196,7 +203,7 @@ class TopMarkets:
             except UpstreamError as error:
                 trouble = error
             else:
-                trouble = self._failures.get(query.market, (0.0, None))[1] if answer.stale else None
+                trouble = self._failures.get(query.place, (0.0, None))[1] if answer.stale else None
                 if answer.items != items:
                     items = answer.items
                     yield answer
@@ -229,33 +236,34 @@ class TopMarkets:
             if not timeout.expired():
                 timeout.reschedule(0.0)
 
-    def _kept(self, market: str, most_s: float) -> _Board | None:
-        board = self._boards.get(market)
+    def _kept(self, place: _Place, most_s: float) -> _Board | None:
+        board = self._boards.get(place)
         return None if board is None or self._clock.monotonic_s() - board.at_s > most_s else board
 
-    async def _ask(self, market: str, *, force: bool) -> _Board:
-        failed_at_s, failure = self._failures.get(market, (float("-inf"), None))
+    async def _ask(self, place: _Place, *, force: bool) -> _Board:
+        failed_at_s, failure = self._failures.get(place, (float("-inf"), None))
         if failure is not None and not force and self._clock.monotonic_s() - failed_at_s < FAILED_PAUSE_S:
             raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
         try:
-            listings, tickers = await self._ask_in_time(market)
+            listings, tickers = await self._ask_in_time(*place)
         except UpstreamError as error:
-            self._failures[market] = (self._clock.monotonic_s(), error)
+            self._failures[place] = (self._clock.monotonic_s(), error)
             raise
-        by_quote = ranked(self._exchange, market, listings, tickers)
-        board = self._boards[market] = _Board(self._clock.monotonic_s(), int(self._clock.wall_s() * 1000), by_quote)
-        self._failures.pop(market, None)
+        by_quote = ranked(*place, listings, tickers)
+        board = self._boards[place] = _Board(self._clock.monotonic_s(), int(self._clock.wall_s() * 1000), by_quote)
+        self._failures.pop(place, None)
         return board
 
-    async def _ask_in_time(self, market: str) -> tuple[Mapping[str, Listing], Sequence[Ticker]]:
+    async def _ask_in_time(self, name: str, market: str) -> tuple[Mapping[str, Listing], Sequence[Ticker]]:
         timeout = asyncio.timeout(0.0 if self._ended.is_set() else ASK_TIMEOUT_S)
         try:
             async with timeout:
                 self._asking.add(timeout)
-                return await self._listings(market, LISTINGS_TTL_S), await self._tickers(market)
+                exchange = self._registry.exchange(name)
+                return await exchange.listings(market, LISTINGS_TTL_S), await exchange.tickers(market)
         except TimeoutError:
             reason = "the service stops" if self._ended.is_set() else f"no answer within {ASK_TIMEOUT_S:g} s"
-            raise UpstreamError(f"{self._exchange} {market} cannot be asked for its tickers: {reason}") from None
+            raise UpstreamError(f"{name} {market} cannot be asked for its tickers: {reason}") from None
         finally:
             self._asking.discard(timeout)
 

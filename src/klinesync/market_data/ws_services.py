@@ -10,7 +10,7 @@ from functools import partial
 
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.exchange import StreamStatus
+from klinesync.exchanges.contact import StreamStatus
 from klinesync.market_data.on_demand import OnDemand
 from klinesync.market_data.read_services import CandleReader
 from klinesync.runtime.bulkheads import Bulkheads, Part

@@ -98,6 +98,10 @@ class Http(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
 
 class Redirected(aiohttp.ClientError):
     """A server answered with a redirect. Redirects are not followed: requests go to the configured host alone."""

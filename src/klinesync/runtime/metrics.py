@@ -30,53 +30,56 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
+# The labels of what belongs to one market of one exchange.
+_MARKET = ("exchange", "market")
+
 METRICS = (
     Metric("klinesync_info", "gauge", "Always 1; the label has the running version.", ("version",)),
     # From the exchange: streams.
     Metric("klinesync_streams", "gauge", "Followed series by the state of their stream.", ("state",)),
-    Metric("klinesync_stream_frames_total", "counter", "Candles received from streams, also forming.", ("market",)),
+    Metric("klinesync_stream_frames_total", "counter", "Candles received from streams, also forming.", _MARKET),
     Metric(
         "klinesync_stream_frames_quarantined_total",
         "counter",
         "Frames that were quarantined: they were no valid candles.",
-        ("market",),
+        _MARKET,
     ),
     Metric(
         "klinesync_stream_frames_doubted_total",
         "counter",
         "Frames that were quarantined: their stamps were far from the exchange's time.",
-        ("market",),
+        _MARKET,
     ),
     Metric(
         "klinesync_stream_closed_questioned_total",
         "counter",
         "Closed candles of frames that were checked over REST: other values are stored, or they came before their end.",
-        ("market", "reason"),
+        (*_MARKET, "reason"),
     ),
     Metric(
         "klinesync_clock_difference_seconds",
         "gauge",
         "Stamps of frames minus REST's clock, while the two differ; else 0.",
-        ("exchange", "market"),
+        _MARKET,
     ),
     Metric(
         "klinesync_clock_doubted_total",
         "counter",
         "Stamps of the exchange that jumped further than the elapsed time explains, by clock: rest or frames.",
-        ("exchange", "market", "clock"),
+        (*_MARKET, "clock"),
     ),
     Metric(
         "klinesync_clock_set_total",
         "counter",
         "Jumps of a clock that were accepted because further stamps agreed.",
-        ("exchange", "market", "clock"),
+        (*_MARKET, "clock"),
     ),
-    Metric("klinesync_stream_reconnects_total", "counter", "Connections that ended and were reconnected.", ("market",)),
+    Metric("klinesync_stream_reconnects_total", "counter", "Connections that ended and were reconnected.", _MARKET),
     Metric(
         "klinesync_stream_rotations_total",
         "counter",
         "Connections that were replaced before the exchange's time limit.",
-        ("market",),
+        _MARKET,
     ),
     # From the exchange: REST.
     Metric(
@@ -85,28 +88,28 @@ METRICS = (
         "Time after its end in which a row of REST may change: as configured, or as observed.",
         ("exchange",),
     ),
-    Metric("klinesync_rest_requests_total", "counter", "Requests that were sent.", ("market",)),
+    Metric("klinesync_rest_requests_total", "counter", "Requests that were sent.", _MARKET),
     Metric(
         "klinesync_rest_errors_total",
         "counter",
         "Requests that failed, by HTTP status; 0 without an answer, 200 when it could not be understood.",
-        ("market", "status"),
+        (*_MARKET, "status"),
     ),
     Metric(
         "klinesync_rest_items_left_out_total",
         "counter",
         "Invalid items of answers that were left out: rows of klines, symbols, tickers.",
-        ("market", "kind"),
+        (*_MARKET, "kind"),
     ),
-    Metric("klinesync_rest_weight_used", "gauge", "Weight used in the exchange's current minute.", ("market",)),
-    Metric("klinesync_rest_weight_limit", "gauge", "Weight that the exchange allows per minute.", ("market",)),
-    Metric("klinesync_rest_under_way", "gauge", "Requests in flight.", ("market",)),
-    Metric("klinesync_rest_waiting", "gauge", "Requests in the queue.", ("market", "urgency")),
+    Metric("klinesync_rest_weight_used", "gauge", "Weight used in the exchange's current minute.", _MARKET),
+    Metric("klinesync_rest_weight_limit", "gauge", "Weight that the exchange allows per minute.", _MARKET),
+    Metric("klinesync_rest_under_way", "gauge", "Requests in flight.", _MARKET),
+    Metric("klinesync_rest_waiting", "gauge", "Requests in the queue.", (*_MARKET, "urgency")),
     Metric(
         "klinesync_rest_blocked_seconds",
         "gauge",
         "Remaining time in which the exchange is not asked: its Retry-After, or a backoff.",
-        ("market",),
+        _MARKET,
     ),
     # Histories.
     Metric("klinesync_startup_series", "gauge", "Series of the start-up sweep.", ("state",)),

@@ -26,7 +26,7 @@ from klinesync.core.errors import BadCandle, NotListed, UpstreamError
 from klinesync.core.finality import LATER_ROWS, final_end
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span, missing_spans
+from klinesync.core.spans import Span
 from klinesync.exchanges.access import CALLED_WRONG, Access
 from klinesync.exchanges.binance.decode import (
     EXCHANGE,
@@ -42,8 +42,19 @@ from klinesync.exchanges.binance.decode import (
 )
 from klinesync.exchanges.binance.rest_gate import RestGate
 from klinesync.exchanges.binance.symbols import SymbolTable, coin_margined
-from klinesync.exchanges.binance.weight import SHARE, WEIGHTS, RestStatus, Turn, WeightBudget
-from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, ListingShelf, RestContact, Ticker, Urgency
+from klinesync.exchanges.binance.weight import SHARE, WEIGHTS, Turn, WeightBudget
+from klinesync.exchanges.contact import RestContact
+from klinesync.exchanges.exchange import (
+    LISTINGS_TTL_S,
+    Emptiness,
+    Errand,
+    HistoryPage,
+    Listing,
+    ListingShelf,
+    RestStatus,
+    Ticker,
+    Urgency,
+)
 from klinesync.exchanges.whole_lists import WholeLists
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http, location, read_body
@@ -64,9 +75,8 @@ ASK_TIME_EVERY_S = 1.0
 TIME_ANSWERS = 6
 # The fewest rows of a page: the newest two are proven by a clock alone, and the first is that of the page before.
 LEAST_ROWS = 4
-# How long a list of symbols is kept; and how old it may be when it does not have a symbol, or when a symbol's history
-# does not begin where it was looked for.
-LISTINGS_TTL_S = 3600.0
+# How old a list of symbols may be, in seconds, when it does not have a symbol, or when the history of a symbol does not
+# begin where it was looked for.
 UNLISTED_TTL_S = 60.0
 # After a failure the list is not asked for again before so long: who asks gets the same error.
 LISTINGS_PAUSE_S = 5.0
@@ -79,6 +89,8 @@ MAX_PROBLEM_BYTES = 4 << 10
 # Bad rows are logged so often for one series.
 LOG_EVERY_S = 60.0
 
+# A minute without trades is in the first answer that shows its neighbours, or there is none.
+EMPTINESS = Emptiness()
 NOT_LISTED_BEFORE = "the exchange lists the symbol only since then, and its first row is not before it"
 
 
@@ -329,7 +341,7 @@ class BinanceRest:
                 if unlisted is not None:
                     # With the candle behind it, so that what is written is a hole with its proof.
                     yield HistoryPage(candles[:1], [unlisted], NOT_LISTED_BEFORE)
-            empty = missing_spans(frame, shown[0], shown[-1], shown) if shown and not page.klines.blind else []
+            empty = [] if page.klines.blind else EMPTINESS.proven(frame, shown, page.estimate_ms)
             if candles or empty:
                 yield HistoryPage(candles, empty)
             first = first and not final

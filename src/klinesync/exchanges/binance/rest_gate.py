@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.access import Access
-from klinesync.exchanges.binance.weight import LONGEST_RETRY_AFTER_S, Now, RestStatus, Turn, WeightBudget
-from klinesync.exchanges.exchange import Errand, Urgency
+from klinesync.exchanges.binance.weight import LONGEST_RETRY_AFTER_S, Now, Turn, WeightBudget
+from klinesync.exchanges.exchange import Errand, RestStatus, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
 
 USED_HEADER = "X-MBX-USED-WEIGHT-1M"

@@ -27,9 +27,9 @@ from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.access import HANDSHAKE, Access
-from klinesync.exchanges.binance.decode import BadAnswer, decoded
+from klinesync.exchanges.binance.decode import EXCHANGE, BadAnswer, decoded
 from klinesync.exchanges.comeback import Comeback
-from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks
+from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks, StreamCounts
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http, WebSocket
@@ -111,17 +111,6 @@ class _Frame(msgspec.Struct, gc=False):
 _FLAG = {b"true": True, b"false": False}
 _frame = msgspec.json.Decoder(_Frame)
 _event = msgspec.json.Decoder(_Event, strict=False)
-
-
-@dataclass(slots=True)
-class StreamCounts:
-    """What happened on the connections of one market since the start, also on those that are gone. `frames`: the
-    candles that they brought."""
-
-    frames: int = 0
-    quarantined: int = 0
-    reconnects: int = 0
-    rotations: int = 0
 
 
 class BadFrame(ValueError):
@@ -287,6 +276,7 @@ class BinanceConnection:
     def status(self) -> ConnectionStatus:
         """How it stands."""
         return ConnectionStatus(
+            EXCHANGE,
             self._market,
             len(self._wanted) + len(self._nameless),
             bool(self._links),

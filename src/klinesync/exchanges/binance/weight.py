@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from klinesync.exchanges.access import Access
-from klinesync.exchanges.exchange import Errand, Urgency
+from klinesync.exchanges.exchange import Errand, RestStatus, Urgency
 
 MINUTE_MS = 60_000
 
@@ -98,23 +98,6 @@ class Turn:
     epoch: int = 0
     told: int = 0
     lost: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RestStatus:
-    """How one host's REST stands. `used` and `limit` in weight of the exchange's minute; `waiting` requests by urgency;
-    `blocked_until_ms` (UTC, the exchange's) while nothing is sent at the exchange's wish; `errors` by HTTP status: 0
-    where there was no answer, 200 where it could not be understood."""
-
-    used: int
-    limit: int
-    share: float
-    under_way: int
-    waiting: Mapping[Urgency, int]
-    blocked_s: float
-    blocked_until_ms: int | None
-    requests: int
-    errors: Mapping[int, int]
 
 
 class WeightBudget:

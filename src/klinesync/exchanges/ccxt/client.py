@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -35,7 +36,8 @@ from klinesync.exchanges.ccxt.rows import (
 from klinesync.exchanges.ccxt.turn_queue import Kind, Outcome
 from klinesync.exchanges.ccxt.turns import Turns
 from klinesync.exchanges.ccxt.venues import PACED_SHARE, venue
-from klinesync.exchanges.exchange import Errand, Listing, RestContact, Ticker
+from klinesync.exchanges.contact import RestContact
+from klinesync.exchanges.exchange import Errand, Listing, RestStatus, Ticker
 from klinesync.runtime.proxies import Proxies
 
 Found = TypeVar("Found")
@@ -248,6 +250,7 @@ class CcxtClient:
         self._exchange: Ccxt | None = None
         self._closed = False
         self.requests = 0  # over REST, as far as they are ours: ccxt may make several of one
+        self._errors: Counter[int] = Counter()
         self.venue = venue(name)
         self.turns = Turns(name, AT_ONCE, monotonic)
         self.contact = RestContact()
@@ -404,6 +407,21 @@ class CcxtClient:
         except (UpstreamError, TimeoutError) as error:
             log.warning("%s: its connections could not be closed: %s", self.name, str(error) or "no end in time")
 
+    def status(self) -> RestStatus:
+        """How its REST stands. What ccxt sends on its own is not counted."""
+        blocked_s = self.turns.refused_s
+        return RestStatus(
+            used=None,
+            limit=None,
+            share=None,
+            under_way=self.turns.under_way,
+            waiting=self.turns.waiting_by_urgency,
+            blocked_s=blocked_s,
+            blocked_until_ms=None,
+            requests=self.requests,
+            errors=dict(self._errors),
+        )
+
     async def _request(
         self,
         what: str,
@@ -419,6 +437,7 @@ class CcxtClient:
                 found = await self._call(what, ask)
             except UpstreamError as error:
                 self.contact = replace(self.contact, failure=str(error), status=error.status)
+                self._errors[error.status] += 1
                 if error.status == 429:
                     self.turns.ended(turn, Outcome.REFUSED, error.retry_after_s, failure=str(error))
                     raise UpstreamError(str(error), error.status, self.turns.refused_s) from error

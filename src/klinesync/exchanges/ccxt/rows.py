@@ -17,11 +17,15 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.finality import final_end
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span, missing_spans
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.ccxt.venue_margin import VenueMargin
+from klinesync.exchanges.exchange import Emptiness
 
 Row = Sequence[float | None]
+
+# An exchange that adds no candle late.
+AT_ONCE = Emptiness()
 
 # Rows that open so much later than what is known of the exchange's time are no candles of it.
 LONGEST_AHEAD_MS = 86_400_000
@@ -109,13 +113,14 @@ def read_page(
     final_ms: int | None,
     known_ms: int | None,
     margin_ms: int,
+    emptiness: Emptiness = AT_ONCE,
 ) -> Page:
     """Read the answer to "rows from `start` on" (open times in UTC seconds), of which those before `end` are wanted.
 
     `final_ms`: the exchange's clock, by stamps from before it was asked, None where no clock proves anything;
-    `known_ms`: what time it is there, as far as is known. `margin_ms`: how long after its end a row may change. Rows
-    before `start` are passed over, the last of several of one time counts. Raises `UpstreamError` when
-    rows lie in the future.
+    `known_ms`: what time it is there, as far as is known. `margin_ms`: how long after its end a row may change;
+    `emptiness`: what proves that the venue has no candle. Rows before `start` are passed over, the last of several of
+    one time counts. Raises `UpstreamError` when rows lie in the future.
     """
     by_time: dict[int, Row] = {}
     bad: list[BadCandle] = []
@@ -149,7 +154,7 @@ def read_page(
             candles.append(candle)
     # A row that is no candle still says that there is something; one off the grid leaves its span uncovered.
     shown = [time for time in times if frame.is_open(time) and time < wanted]
-    empty = missing_spans(frame, shown[0], shown[-1], shown) if shown else []
+    empty = emptiness.proven(frame, shown, known_ms)
     return Page(candles, empty, forming, bad, newest, still_open, len(times), proven, final_ms)
 
 

@@ -153,6 +153,14 @@ class TurnQueue:
         return len(self._waiting)
 
     @property
+    def waiting_by_urgency(self) -> dict[Urgency, int]:
+        """How many requests wait, by urgency."""
+        waiting = dict.fromkeys(Urgency, 0)
+        for turn in self._waiting:
+            waiting[turn.errand.urgency] += 1
+        return waiting
+
+    @property
     def under_way(self) -> int:
         """Requests that were granted and are not over."""
         return len(self._under_way)

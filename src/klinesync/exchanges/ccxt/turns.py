@@ -48,6 +48,11 @@ class Turns:
         return self._queue.waiting
 
     @property
+    def waiting_by_urgency(self) -> dict[Urgency, int]:
+        """How many requests wait for their turn, by urgency."""
+        return self._queue.waiting_by_urgency
+
+    @property
     def under_way(self) -> int:
         """Requests that were granted and are not over."""
         return self._queue.under_way

@@ -14,6 +14,7 @@ from klinesync.core.counted import counted
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.ccxt.turn_queue import Kind
+from klinesync.exchanges.exchange import Emptiness
 
 # Requests that each candle of a followed series costs: one when the candle is due, one that looks at it again.
 REQUESTS_PER_CANDLE = 2
@@ -51,6 +52,7 @@ class Venue:
     window: candles of the span that one answer looks into, where that is not the page; None: it is.
     depth: how many of the newest candles exist, by market; of a market that is not named all of them do.
     quiet: what becomes of a candle in which nothing was traded.
+    late_s: how long after its end such a candle is added at most, in seconds, where it comes late.
     pushes: whether ccxt streams its candles; else they are polled.
     tells_time: whether it can be asked for its time; else the time is read from `Date` and rows.
     """
@@ -65,8 +67,14 @@ class Venue:
     window: int | None = None
     depth: Mapping[str, int] = field(default_factory=dict)
     quiet: Quiet = Quiet.OMITTED
+    late_s: float = 0.0
     pushes: bool = True
     tells_time: bool = True
+
+    @property
+    def emptiness(self) -> Emptiness:
+        """What proves that the venue has no candle."""
+        return Emptiness(self.late_s)
 
     def weight(self, kind: Kind, market: str | None = None, rows: int = 0) -> float:
         """What a request weighs. rows: candles of the answer."""
@@ -120,6 +128,8 @@ VENUES: Mapping[str, Venue] = {
             depth={"spot": 5000, "futures": 5000},
             window=5000,
             quiet=Quiet.LATE,
+            # Reported are some ten seconds to a minute and a half.
+            late_s=180.0,
         ),
         Venue("bitget", 0.050, _everywhere(1.0), quiet=Quiet.FLAT),
         Venue("krakenfutures", 0.600, {"futures": 1.0}, quiet=Quiet.FLAT, pushes=False, tells_time=False),
@@ -171,24 +181,3 @@ def polling(of: Venue, market: str, rate_limit_s: float | None = None) -> Pollin
     None when nothing is known."""
     request_s = of.request_s(market, rate_limit_s)
     return None if request_s is None else Polling(of, request_s)
-
-
-def excess(venues: Mapping[str, Venue], series: Iterable[SeriesId]) -> list[str]:
-    """A sentence about each venue on which these series do not fit."""
-    series = list(series)
-    by_market: dict[tuple[str, str], list[SeriesId]] = {}
-    for one in series:
-        by_market.setdefault((one.exchange, one.market), []).append(one)
-    loads: dict[str, float] = {}
-    for (name, market), those in by_market.items():
-        cost = polling(venues[name], market) if name in venues else None
-        if cost is not None:
-            loads[name] = loads.get(name, 0.0) + cost.load(one.timeframe for one in those)
-    sentences = []
-    for name, load in loads.items():
-        if load > 1.0:
-            those = [one for one in series if one.exchange == name]
-            cost = polling(venues[name], those[0].market)
-            assert cost is not None, "it has a load"
-            sentences.append(cost.too_many(len(those), those[0].timeframe))
-    return sentences

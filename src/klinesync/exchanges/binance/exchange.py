@@ -1,4 +1,4 @@
-"""BinanceSource: Binance's REST and stream clients as one Source."""
+"""BinanceExchange: Binance's REST and stream clients as one Exchange."""
 
 from __future__ import annotations
 
@@ -7,22 +7,44 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from klinesync.core.errors import NotListed
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.binance.rest import BinanceRest
-from klinesync.exchanges.binance.streams import PATHS, STREAMS_PER_CONNECTION, BinanceConnection, StreamCounts
-from klinesync.exchanges.binance.weight import RestStatus
+from klinesync.exchanges.binance.decode import EXCHANGE
+from klinesync.exchanges.binance.rest import EMPTINESS, BinanceRest
+from klinesync.exchanges.binance.streams import PATHS, STREAMS_PER_CONNECTION, BinanceConnection
 from klinesync.exchanges.comeback import Comeback
-from klinesync.exchanges.exchange import Errand, HistoryPage, Listing, RestContact, StreamCallbacks, Ticker
+from klinesync.exchanges.contact import RestContact
+from klinesync.exchanges.exchange import (
+    Errand,
+    Exchange,
+    HistoryPage,
+    Listing,
+    RestStatus,
+    StreamCallbacks,
+    StreamCounts,
+    Ticker,
+)
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http
 
 
-class BinanceSource:
-    """Spot and USD-M futures. `ws_urls`: by market, without path; `streams_most`: on one connection."""
+class BinanceExchange(Exchange):
+    """Spot and USD-M futures.
+
+    http: carries streams, and is closed with the exchange.
+    rest: answers everything else.
+    ws_urls: by market, without path.
+    rng: jitter.
+    clocks: what is known of the time, by market; `rest` teaches the same clocks.
+    streams_most: streams of one connection.
+    """
+
+    name = EXCHANGE
+    emptiness = EMPTINESS
+    one_list_decides = True
 
     def __init__(
         self,
-        session: Http,
+        http: Http,
         rest: BinanceRest,
         ws_urls: Mapping[str, str],
         rng: random.Random,
@@ -32,30 +54,38 @@ class BinanceSource:
         bulkheads: Bulkheads | None = None,
     ) -> None:
         self._bulkheads = bulkheads
-        self._session = session
+        self._http = http
         self._rest = rest
         self._ws_urls = ws_urls
         self._rng = rng
-        self._clocks = clocks
+        self.clocks = clocks
         self._streams_most = streams_most
         self._comebacks = {market: Comeback(rng) for market in ws_urls}
-        self.stream_counts: Mapping[str, StreamCounts] = {market: StreamCounts() for market in ws_urls}
+        self._counts = {market: StreamCounts() for market in ws_urls}
 
-    def rest_status(self) -> dict[str, RestStatus]:
-        """How the REST of each market stands that was asked anything."""
+    def streams(self) -> Mapping[str, StreamCounts]:
+        """See `Exchange`."""
+        return self._counts
+
+    def rest(self) -> Mapping[str, RestStatus]:
+        """See `Exchange`."""
         return self._rest.status()
+
+    async def close(self) -> None:
+        """See `Exchange`."""
+        await self._http.close()
 
     def connection(self, market: str, callbacks: StreamCallbacks) -> BinanceConnection:
         """A new connection of that market."""
         return BinanceConnection(
-            self._session,
+            self._http,
             self._ws_urls[market] + PATHS[market],
             callbacks,
             rng=self._rng,
             symbols=self._rest,
             market=market,
-            clock=self._clocks[market],
-            counts=self.stream_counts[market],
+            clock=self.clocks[market],
+            counts=self._counts[market],
             comeback=self._comebacks[market],
             access=self._rest.access(market),
             streams_most=self._streams_most,
@@ -75,10 +105,6 @@ class BinanceSource:
     def contact(self, market: str) -> RestContact:
         """The newest contact with that market over REST."""
         return self._rest.contact(market)
-
-    async def knows(self, series: SeriesId) -> bool:
-        """Whether the exchange lists the symbol. Raises `UpstreamError`."""
-        return await self._rest.knows(series)
 
     async def refusal(self, series: SeriesId) -> str | None:
         """Why the series cannot be had; None when the exchange lists its symbol. Raises `UpstreamError`."""

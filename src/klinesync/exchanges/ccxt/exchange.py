@@ -1,4 +1,4 @@
-"""CcxtSource: any exchange that ccxt knows, as a Source. Live candles are proven by REST, whoever brings them first.
+"""CcxtExchange: any exchange that ccxt knows. Live candles are proven by REST, whoever brings them first.
 
 `watch_ohlcv`, where the exchange offers it, and polls elsewhere show the candle in progress. A candle is told as closed
 when REST has shown it some time after its end: what streams push last is not always what the exchange keeps.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,15 +33,20 @@ from klinesync.exchanges.ccxt.rows import (
 )
 from klinesync.exchanges.ccxt.venue_margin import DateClock, VenueMargin
 from klinesync.exchanges.ccxt.venues import Polling, polling
+from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.exchange import (
+    ALL_MARKETS,
+    LISTINGS_TTL_S,
     ConnectionStatus,
     Errand,
+    Exchange,
     HistoryPage,
     KlineEvent,
     Listing,
     Reach,
-    RestContact,
+    RestStatus,
     StreamCallbacks,
+    StreamCounts,
     Ticker,
     Urgency,
 )
@@ -63,8 +69,7 @@ TIME_ANSWERS = 6
 ASK_DATE_EVERY_S = 5.0
 # A candle that was told as closed is looked at again after this time (ours), where no poll comes before.
 CONFIRM_S = 8.0
-# How long a list of symbols is kept, and how old it may be when it does not have a symbol. ccxt's lists are large.
-LISTINGS_TTL_S = 3600.0
+# How old a list of symbols may be when it does not have a symbol, in seconds. ccxt's lists are large.
 UNLISTED_TTL_S = 300.0
 # A candle in progress is polled so many times in its length, but not more often, nor more seldom, than this.
 POLLS_PER_CANDLE = 20
@@ -97,7 +102,7 @@ REFUSAL_LOG_EVERY_S = 3600.0
 _ANY_FRAME = Timeframe.parse("1m")
 
 
-class CcxtSource:
+class CcxtExchange(Exchange):
     """One exchange. `clocks`, by market, learn its time; `final_margin_s`: how long after its end a row is final.
 
     `poll_least_s`: the shortest time between two polls of one series. Whoever makes it closes it.
@@ -116,14 +121,17 @@ class CcxtSource:
     ) -> None:
         self.bulkheads = bulkheads or Bulkheads()
         self.client = client
+        self.name = client.name
         self.venue = client.venue
+        self.emptiness = client.venue.emptiness
         self.clocks = clocks
         self.margin = VenueMargin(int(final_margin_s * 1000))
         self.monotonic = monotonic
         self.rng = rng
         self.poll_least_s = poll_least_s
         self.polled = 0  # series that are polled, of all connections
-        self.quarantined = 0
+        self._counts = {market: StreamCounts() for market in clocks}
+        self._left_out: Counter[tuple[str, str]] = Counter()
         self._abilities: Abilities | None = None
         self._asking_abilities: SingleFlight[Abilities] = SingleFlight()
         self._listed: dict[str, tuple[float, Mapping[str, Listing]]] = {}
@@ -146,8 +154,21 @@ class CcxtSource:
         await self.client.close()
 
     def connection(self, market: str, callbacks: StreamCallbacks) -> CcxtConnection:
-        """A new connection of that market."""
-        return CcxtConnection(self, market, callbacks)
+        """See `Exchange`."""
+        return CcxtConnection(self, market, callbacks, self._counts[market])
+
+    def streams(self) -> Mapping[str, StreamCounts]:
+        """See `Exchange`. What is polled counts as streamed."""
+        return self._counts
+
+    def rest(self) -> Mapping[str, RestStatus]:
+        """See `Exchange`. All markets share one client."""
+        status = self.client.status()
+        return {ALL_MARKETS: status} if status.requests else {}
+
+    def left_out(self) -> Mapping[tuple[str, str], int]:
+        """See `Exchange`."""
+        return self._left_out
 
     async def abilities(self) -> Abilities:
         """What the exchange can do. Raises `UpstreamError`: with status 400 when there is no such exchange."""
@@ -175,10 +196,6 @@ class CcxtSource:
         """The newest contact with the exchange: its markets share one client."""
         left_alone_s = self.client.turns.refused_s
         return replace(self.client.contact, final_margin_s=self.margin.ms / 1000, left_alone_s=left_alone_s)
-
-    async def knows(self, series: SeriesId) -> bool:
-        """Whether the series can be had. Raises `UpstreamError`."""
-        return await self.refusal(series) is None
 
     async def refusal(self, series: SeriesId) -> str | None:
         """Why the series cannot be had, as a sentence. Raises `UpstreamError`."""
@@ -288,12 +305,12 @@ class CcxtSource:
         return polling(self.venue, market, None if can is None else can.rate_limit_s)
 
     def load(self, series: SeriesId) -> float:
-        """See `Room`."""
+        """See `Exchange`."""
         cost = self.polling(series.market)
         return 0.0 if cost is None else cost.load([series.timeframe])
 
     def too_many(self, series: SeriesId, count: int) -> str:
-        """See `Room`."""
+        """See `Exchange`."""
         cost = self.polling(series.market)
         assert cost is not None, "it has a load"
         return cost.too_many(count, series.timeframe)
@@ -330,6 +347,7 @@ class CcxtSource:
             final_ms=final_ms,
             known_ms=clock.estimate_ms(asked_s),
             margin_ms=self.margin.ms,
+            emptiness=self.emptiness,
         )
         for bad in page.bad:
             self.quarantine(series, bad)
@@ -344,7 +362,7 @@ class CcxtSource:
 
     def quarantine(self, series: SeriesId, bad: BadCandle) -> None:
         """Count a row that is no candle, and say so now and then."""
-        self.quarantined += 1
+        self._left_out[series.market, "kline"] += 1
         suppressed = self._log_limit.allow(series, self.monotonic())
         if suppressed is not None:
             log.warning("%s: a row is quarantined (%d more since the last): %s", series, suppressed, bad)
@@ -465,8 +483,9 @@ class _StreamFailed(Exception):
 class CcxtConnection:
     """Live candles of some series of one market, each followed by a task of its own."""
 
-    def __init__(self, source: CcxtSource, market: str, callbacks: StreamCallbacks) -> None:
+    def __init__(self, source: CcxtExchange, market: str, callbacks: StreamCallbacks, counts: StreamCounts) -> None:
         self._source = source
+        self._counts = counts
         self._market = market
         self._clock = source.clocks[market]
         self._callbacks = callbacks
@@ -485,12 +504,13 @@ class CcxtConnection:
     def status(self) -> ConnectionStatus:
         """How it stands. It is connected while at least one series is carried."""
         return ConnectionStatus(
-            f"{self._source.client.name}:{self._market}",
+            self._source.name,
+            self._market,
             len(self._wanted),
             bool(self._attached),
             self.reconnects,
             0,
-            self._source.quarantined,
+            self._counts.quarantined,
         )
 
     @property
@@ -522,7 +542,7 @@ class CcxtConnection:
     def reconnect(self) -> None:
         """Begin anew with all of them."""
         self._restart.update(self._wanted)
-        self.reconnects += 1
+        self._count_reconnect()
         self._changed.set()
 
     async def run(self) -> None:
@@ -557,7 +577,7 @@ class CcxtConnection:
                     self._callbacks.lost([series])
             if reason is not None:
                 self._callbacks.failing([series], reason)
-            self.reconnects += 1
+            self._count_reconnect()
             failures = 0 if self._source.monotonic() - began_s > BEGIN_AGAIN.most_s else failures + 1
             await asyncio.sleep(BEGIN_AGAIN.delay_s(failures, self._source.rng))
 
@@ -696,6 +716,7 @@ class CcxtConnection:
         try:
             news = live.pushed(rows, self._now_ms())
         except BadCandle as bad:
+            self._counts.quarantined += 1
             self._source.quarantine(series, bad)
             return False
         self._tell(series, news)
@@ -705,6 +726,7 @@ class CcxtConnection:
         """Pass on what is new. ccxt's rows have no stamp of the exchange: they get one that shows their order."""
         for candle, closed in news:
             self._order_ms = max(self._order_ms + 1, self._now_ms())
+            self._counts.frames += 1
             self._callbacks.event(KlineEvent(series, candle, closed, self._order_ms, by_rest=True))
 
     def _now_ms(self) -> int:
@@ -716,6 +738,10 @@ class CcxtConnection:
         """In how many seconds the next candle can be told as closed; below 0: it could have been."""
         now_ms = self._now_ms()
         return (live.due_ms(now_ms) - now_ms) / 1000
+
+    def _count_reconnect(self) -> None:
+        self.reconnects += 1
+        self._counts.reconnects += 1
 
     def _log(self, key: object, sentence: str) -> None:
         suppressed = self._log_limit.allow(key, self._source.monotonic())

@@ -1,0 +1,81 @@
+"""CcxtEntry: the exchanges that the installed ccxt has, on one thread, as an entry of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from klinesync.exchanges.ccxt.client import (
+    NOT_INSTALLED,
+    CcxtClient,
+    CcxtThread,
+    Maker,
+    ccxt_exchange,
+    offers_exchange,
+    offers_history,
+)
+from klinesync.exchanges.ccxt.exchange import POLL_LEAST_S, CcxtExchange
+from klinesync.exchanges.registry import ExchangeContext
+from klinesync.runtime.exchange_clock import ExchangeClock
+from klinesync.runtime.proxies import Proxies
+
+MARKETS = ("spot", "futures")
+
+
+class CcxtEntry:
+    """Makes exchanges by ccxt's names.
+
+    makers: make exchange objects in place of ccxt's own classes, by name: a test's, or one that ccxt does not have.
+    poll_least_s: the shortest time between two polls of one series, in seconds.
+    proxies: the proxies of all requests; by default none.
+    thread: where the exchange objects live, by default a thread of its own.
+    """
+
+    names: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        makers: Mapping[str, Maker] | None = None,
+        poll_least_s: float = POLL_LEAST_S,
+        proxies: Proxies | None = None,
+        thread: CcxtThread | None = None,
+    ) -> None:
+        self._make: Maker = partial(ccxt_exchange, proxies=proxies)
+        self._makers = makers or {}
+        self._poll_least_s = poll_least_s
+        self._thread = thread or CcxtThread()
+        self._found: set[str] = set()  # no more than ccxt has
+
+    def refusal(self, name: str) -> str | None:
+        """See `ExchangeEntry`. Imports nothing."""
+        if name in self._makers or name in self._found:
+            return None
+        offered = offers_exchange(name)
+        if offered is None:
+            return NOT_INSTALLED
+        if not offered:
+            return f"ccxt has no exchange {name}"
+        if offers_history(name) is False:
+            return f"ccxt has no OHLCV of {name}"
+        self._found.add(name)
+        return None
+
+    def make(self, name: str, context: ExchangeContext) -> CcxtExchange:
+        """See `ExchangeEntry`."""
+        client = CcxtClient(
+            name, self._thread, monotonic=context.clock.monotonic_s, make=self._makers.get(name, self._make)
+        )
+        return CcxtExchange(
+            client,
+            clocks={market: ExchangeClock() for market in MARKETS},
+            final_margin_s=context.final_margin_s,
+            monotonic=context.clock.monotonic_s,
+            rng=context.rng,
+            poll_least_s=self._poll_least_s,
+            bulkheads=context.bulkheads,
+        )
+
+    async def close(self) -> None:
+        """See `ExchangeEntry`: ends the thread."""
+        await self._thread.stop()
