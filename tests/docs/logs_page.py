@@ -14,18 +14,42 @@ ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "klinesync"
 PAGE = ROOT / "docs" / "reference" / "logs.md"
 
-LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
+LEVELS = {
+    "warn": "warning",
+    "debug": "debug",
+    "info": "info",
+    "warning": "warning",
+    "error": "error",
+    "exception": "error",
+}
 # The simulated exchange is a program of its own, and logs with the standard library.
 OTHER_PROGRAMS = ("sim",)
 
 # By event: what has happened.
 MEANINGS: dict[str, str] = {
+    "backfill.resume_failed": "which backfills were running before the restart cannot be read",
+    "backfill.resumed": "a backfill of before the restart goes on",
     "command.failed": "where in the code a command met what its sentence says (with `--verbose`)",
     "connections.limited": "the system lets the process open so few files that fewer clients fit",
     "defect": "an exception that nobody expected ended a part of the service, which begins again; with its trace",
-    "events.unreadable": "the stored events of series cannot be read; `explain` begins anew",
-    "events.unwritten": "the newest events of series cannot be stored; tried again, and a restart would not know them",
+    "derived.forming_failed": "the derived candles in progress cannot be read from the store",
+    "derived.recompute": "derived series are computed anew: `done` of `total`",
+    "derived.recompute_failed": "derived series cannot be computed anew at present; tried again",
+    "derived.settle_failed": "whether derived series fit the flags cannot be checked yet",
+    "events.unreadable": "the stored events of series cannot be read; those of before this start are lost",
+    "events.unwritten": "the newest events of series cannot be stored",
+    "factor.left_out": "a factor failed while a slice was read; the slice is without it",
+    "files.left_out": "a file of history, rows of a file, or an archive is left out",
     "flags.left_out": "variables that an orchestrator sets are no flags",
+    "history.files_failed": "files of a source cannot be read; the next source is read",
+    "history.gap_failed": "a gap cannot be read from the exchange; tried again after a backoff",
+    "history.lost": "candles that no source has any more",
+    "history.native_failed": "native candles of a derived series cannot be read; tried again after a backoff",
+    "history.not_listed": "the exchange does not list the symbol; its gaps stay",
+    "history.queue_full": "the queue of missing candles has no room; requested again later",
+    "history.store_failed": "missing candles cannot be requested because the store fails",
+    "history.tail_failed": "the missing tail of a series cannot be read; tried again after a backoff",
+    "history.unproven": "an answer neither filled a gap nor showed it empty; requested again after a backoff",
     "ledger.catch_up_failed": "factors and overlays of a series cannot catch up with its candles; tried again",
     "ledger.failed": "factors and overlays failed in a write; the candles are stored, the ledgers lag",
     "ledger.lags": "a factor or overlay failed at a candle; the ledger of the series lags",
@@ -33,19 +57,31 @@ MEANINGS: dict[str, str] = {
     "ledger.rebuilt": "stored states cannot be read: the factors of a series are computed anew",
     "ledger.trimmed": "stored states cannot be kept at a trim: factors begin at the first remaining candle",
     "origin.refused": "a browser page of another origin is refused; once an origin",
+    "overlay.left_out": "an overlay failed while drawings were read; they are without it",
     "pipeline.batch_failed": "a write transaction failed; nothing of the batch is stored",
     "pipeline.submission_failed": "a submission that was written alone failed",
     "plugin.suspended": "a factor or overlay that failed again and again does not run until the next start",
+    "retention.failed": "old candles cannot be trimmed; tried again",
+    "retention.trimmed": "old candles of a series were trimmed",
+    "startup.left_out": "a series of the whitelist cannot be followed",
+    "startup.progress": "how far the start-up sweep is: `done` of `total` series",
+    "startup.retry": "the start-up sweep tries a series again after a backoff",
     "store.damaged": "a part of the store cannot be read",
+    "store.hole": "stored candles are gone, and no gap has them: declared, and requested again",
     "store.lock_retaken": "the lock file had been removed while the service held the lock",
     "store.log_left": "the write-ahead log of a replaced store cannot be moved away",
     "store.log_moved": "the write-ahead log of a replaced store was moved aside",
     "store.mended": "a part of the store that was damaged can be read again",
     "store.probe_failed": "the store, which could not be written, still cannot be",
     "store.replaced": "the files of the store are not those that were opened",
+    "store.scrub_failed": "the stored candles of a series cannot be checked",
     "store.unwritable": "a write failed; stored candles are served meanwhile",
     "store.writable": "the store can be written again",
+    "symbols.damaged": "the stored list of symbols of a market is damaged, or of another version",
+    "symbols.unreadable": "the stored list of symbols cannot be read",
+    "symbols.unwritten": "the list of symbols cannot be stored",
     "ws.client_slow": "a client read too slowly, and was closed with 1013",
+    "ws.subscribe_failed": "a subscription failed because the store cannot be read",
 }
 
 HEAD = """# Logs
@@ -99,10 +135,12 @@ def lines() -> Iterator[Line]:
 
 
 def _is_log(call: ast.Attribute) -> bool:
+    if call.attr == "warn" and ast.unparse(call.value).endswith("troubles"):  # passes the event on to a log
+        return True
     if call.attr not in LEVELS:
         return False
     match call.value:
-        case ast.Name(id="log" | "logger"):
+        case ast.Name(id="log" | "logger") if call.attr != "warn":
             return True
         case ast.Call(func=ast.Name(id="Log") | ast.Attribute(attr="getLogger")):
             return True

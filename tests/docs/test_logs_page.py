@@ -13,7 +13,7 @@ from klinesync.runtime.log_events import LogEvent
 
 EVENTS = frozenset(get_args(LogEvent))
 # Rooms whose lines are sentences alone as yet.
-WITHOUT_EVENTS = ("exchanges", "history", "ingest", "market_data")
+WITHOUT_EVENTS = ("exchanges", "ingest")
 
 
 def test_every_line_has_an_event_of_the_list() -> None:

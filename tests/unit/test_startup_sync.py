@@ -137,8 +137,8 @@ async def test_progress_is_logged_now_and_then_and_at_the_end(caplog: pytest.Log
         await until(lambda done=done: sync.progress().done == done)  # type: ignore[misc]
     await asyncio.wait_for(sweep, TIMEOUT_S)
     assert [record.message for record in caplog.records] == [
-        "start-up sweep: 3 of 5 series up to date, after 6.0 s",
-        "start-up sweep: 5 of 5 series up to date, after 10.0 s",
+        "event=startup.progress done=3 total=5: start-up sweep: 3 of 5 series up to date, after 6.0 s",
+        "event=startup.progress done=5 total=5: start-up sweep: 5 of 5 series up to date, after 10.0 s",
     ]
 
 

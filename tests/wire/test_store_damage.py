@@ -432,7 +432,7 @@ async def test_a_chunk_that_is_gone_without_a_trace_is_declared_by_the_page_and_
                 _, health = await service.get("/api/market/health", series_id=str(BTC))
                 missing = sum(health["gaps"].values())  # type: ignore[attr-defined]
                 await asyncio.sleep(POLL_S)
-    assert f"store_hole series={BTC} span={first}..{last + 60}" in caplog.text
+    assert f"event=store.hole series={BTC} span={first}..{last + 60}" in caplog.text
 
 
 def cut_page(store: Path, which: int = 2) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +24,10 @@ from klinesync.history.reading import REST, Progress, Shelf, came, on_board, rea
 from klinesync.history.requested import RequestedBackfills
 from klinesync.history.troubles import Troubles
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Why a hole is lost that lies before what the exchange's answers reach back to.
 NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"
@@ -124,13 +124,13 @@ class HoleReader:
             await self._read_piece(series, piece, now, errand, asked)
         except NotListed as error:
             progress.trouble = str(error)
-            self.troubles.warn(series, "%s: its gaps are left as they are: %s", error)
+            self.troubles.warn("history.not_listed", series, "its gaps are left as they are", error=error)
             # Nobody has anything of it, unless it is listed again, or the list was wrong.
             waiting = [pending for pending in now.needs if not pending.requested]
             return [fruitless(pending, _now_s(), self.rng) for pending in waiting]
         except UpstreamError as error:
             progress.trouble = str(error)
-            self.troubles.warn(series, "%s: its gaps cannot be read: %s", error)
+            self.troubles.warn("history.gap_failed", series, "its gaps cannot be read", error=error)
             left = self._after_error(now.needs, error, fruitful=asked.candles > 0)
             left = await self._give_up(series, left)
             return left + pieces.too_early(fetch, now.stored, _now_s(), self.rng)
@@ -173,7 +173,9 @@ class HoleReader:
                             enough=partial(_is_more_urgent, errand, pending),
                         )
                     except (UpstreamError, Rejected) as error:
-                        self.troubles.warn(series, "%s: files (%s) are left out: %s", shelf.name, error)
+                        self.troubles.warn(
+                            "history.files_failed", series, "files are left out", source=shelf.name, error=error
+                        )
                         continue
                     if not whole:
                         return False
@@ -222,7 +224,9 @@ class HoleReader:
             holes = [] if stored is None else clipped(gaps.unsettled(ledger, stored, span), stored)
             if holes:
                 missing, first = candle_count(series.timeframe, holes), date_text(span.start)
-                self.troubles.warn(series, "%s: %d candles from %s on are lost: %s", missing, first, why)
+                self.troubles.warn(
+                    "history.lost", series, "%d candles from %s on are lost: %s", missing, first, why, span=span
+                )
                 await self.pipeline.submit(series, [], REST, Empty(holes, why, lost=True))
             if stored is not None and span.start < stored.start and reach is not None and reach.oldest >= stored.start:
                 self.queue.memory.remember_nothing(series, Span(span.start, stored.start), now_s)
@@ -236,7 +240,7 @@ class HoleReader:
         missing = candle_count(series.timeframe, [pending.span for pending in unproven])
         first = date_text(unproven[0].span.start)
         sentence = f"the exchange neither brings {missing} candles from {first} on nor shows that it has none"
-        self.troubles.warn(series, "%s: %s", sentence)
+        self.troubles.warn("history.unproven", series, sentence, span=unproven[0].span)
         return sentence
 
     async def _stored(self, series: SeriesId) -> tuple[Span | None, list[Gap]]:

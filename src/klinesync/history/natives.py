@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from dataclasses import dataclass
 
@@ -18,9 +17,10 @@ from klinesync.history.reading import came, into, on_board, read_pages
 from klinesync.history.troubles import Troubles
 from klinesync.pipelines.derived_step import NATIVE
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # What health calls the reading.
 NATIVE_REASON = "native candles"
@@ -62,7 +62,7 @@ class NativeReader:
                 pages = self.history(series, wanted.start, errand, wanted.end)
                 await read_pages(pages, into(self.pipeline, series, NATIVE), progress, newest_first=True)
         except UpstreamError as error:
-            self.troubles.warn(series, "%s: its native candles cannot be read: %s", error)
+            self.troubles.warn("history.native_failed", series, "its native candles cannot be read", error=error)
             again = not_answered(pending, _now_s(), self.rng, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), progress.candles)
         brought = progress.came

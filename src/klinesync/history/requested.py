@@ -7,7 +7,6 @@ restart.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,9 +22,10 @@ from klinesync.history.missing import BACKFILL, Need, Reason
 from klinesync.history.pending import Pending
 from klinesync.history.pieces import Fetch
 from klinesync.history.queue import HistoryQueue
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import CandleStore, Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 OnProgress = Callable[["BackfillProgress"], None]
 
@@ -195,7 +195,7 @@ class RequestedBackfills:
             stored, ledger = await self._stored(series)
             left = self._kept(series, gaps.unsettled(ledger, stored, span), stored)
             if left:
-                log.info("%s: its backfill goes on, from %d on", series, left[0].start)
+                log.info("backfill.resumed", "its backfill goes on", series=series, span=left[0])
                 self._begin(series, span, left, lambda _: None)
             else:
                 await self._database.write(lambda store, one=(series, span): store.end_backfill(*one))  # type: ignore[misc]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -27,9 +26,10 @@ from klinesync.history.tails import Tails
 from klinesync.history.troubles import Troubles
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # After a failed read or write of the store, in seconds.
 STORE_RETRY_S = 10.0
@@ -123,7 +123,7 @@ class HistoryService:
         if under_way is not None:
             under_way.urgency = min(under_way.urgency, need.urgency)  # it is joined, or waited for
         if not self._queue.submit(need, _now_s()):
-            self._troubles.warn(need.series, "%s: no room to ask for all that is missing; the rest comes later")
+            self._troubles.warn("history.queue_full", need.series, "the queue has no room for all missing candles")
         self._changed.set()
 
     def look(self, series: SeriesId, find: Find, page_start: int | None = None) -> bool:
@@ -137,7 +137,7 @@ class HistoryService:
             return False
         fits = self._queue.look(look)
         if not fits:
-            self._troubles.warn(series, "%s: no room to look what is missing; a later read asks again")
+            self._troubles.warn("history.queue_full", series, "the queue has no room to look for missing candles")
         self._changed.set()
         return fits
 
@@ -208,7 +208,7 @@ class HistoryService:
                 await self._requested.begin_again()
                 break
             except StoreError as error:
-                log.warning("what was being backfilled cannot be looked up: %s", error)
+                log.warning("backfill.resume_failed", "the backfills of before the start cannot be read", error=error)
                 await asyncio.sleep(self._store_retry_s())
 
     async def _work(self) -> None:
@@ -252,7 +252,9 @@ class HistoryService:
             finally:
                 del self._errands[work.series]
         except StoreError as error:
-            self._troubles.warn(work.series, "%s: its gaps cannot be healed at present: %s", error)
+            self._troubles.warn(
+                "history.store_failed", work.series, "its gaps cannot be healed at present", error=error
+            )
             await asyncio.sleep(self._store_retry_s())
             if isinstance(work, Look):
                 self._queue.look(work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from klinesync.history.pieces import Outcome
 from klinesync.history.reading import FILES, REST, TailFiles, came, into, on_board, read_pages
 from klinesync.history.troubles import Troubles
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Before the list of symbols is asked again for a series that it does not have, in seconds.
 UNLISTED_S = 300.0
@@ -99,7 +99,7 @@ class Tails:
         try:
             return await self._read(attempt)
         except UpstreamError as error:
-            self._troubles.warn(pending.series, "%s: its tail cannot be read: %s", error)
+            self._troubles.warn("history.tail_failed", pending.series, "its tail cannot be read", error=error)
             again = not_answered(pending, _now_s(), self._rng, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), attempt.candles)
 
@@ -159,7 +159,9 @@ class Tails:
                 await read_pages(files.pages(series, span), into(self._pipeline, series, files.name), progress)
             except (UpstreamError, Rejected) as error:
                 progress.trouble = str(error)
-                self._troubles.warn(series, "%s: files (%s) are left out: %s", files.name, error)
+                self._troubles.warn(
+                    "history.files_failed", series, "files are left out", source=files.name, error=error
+                )
             attempt.candles += progress.candles
 
     async def _stored(self, series: SeriesId) -> Span | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 from klinesync.core.errors import StoreError
 from klinesync.pipelines.derived_settings import Settled
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.log_events import Log
 from klinesync.storage.damage import StoreDamaged
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Pause after a piece that the store did not take, in seconds.
 REDO_RETRY_S = 5.0
@@ -41,7 +41,9 @@ class DerivedRedo:
             if self._told == str(error):
                 return
             self._told = str(error)
-            log.warning("derived_settings the derived series are looked at when the store can be written: %s", error)
+            log.warning(
+                "derived.settle_failed", "derived series are checked once the store can be written", error=error
+            )
         else:
             self.remaining = len(self._settled.redo)
 
@@ -52,18 +54,24 @@ class DerivedRedo:
             await self.settle()
         redo, refresh = self._settled.redo, self._settled.refresh
         if redo:
-            log.info("derived_redo series=%d: computed with other flags, or brought from elsewhere; begins", len(redo))
+            log.info(
+                "derived.recompute",
+                "%d derived series are computed anew: the flags were others, or candles came from elsewhere",
+                len(redo),
+                done=0,
+                total=len(redo),
+            )
         told_s = self._monotonic()
         for at, series in enumerate(redo):
             await self._insist(partial(self._pipeline.redo_derived, series))
             self.remaining = len(redo) - at - 1
             if self._monotonic() - told_s >= PROGRESS_LINE_S:
                 told_s = self._monotonic()
-                log.info("derived_redo done=%d of=%d", at + 1, len(redo))
+                log.info("derived.recompute", "derived series are computed anew", done=at + 1, total=len(redo))
         for series in refresh:
             await self._insist(partial(self._pipeline.refresh_series, series))
         if redo:
-            log.info("derived_redo done=%d of=%d", len(redo), len(redo))
+            log.info("derived.recompute", "derived series are computed anew", done=len(redo), total=len(redo))
         if self._settled.changed:
             await self._insist(self._pipeline.settled_derived)
 
@@ -75,7 +83,7 @@ class DerivedRedo:
             except StoreDamaged:
                 return
             except StoreError as error:
-                log.error("derived_redo derived series cannot be computed anew at present: %s", error)
+                log.error("derived.recompute_failed", "derived series cannot be computed anew at present", error=error)
                 await asyncio.sleep(REDO_RETRY_S)
             else:
                 return

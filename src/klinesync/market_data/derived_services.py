@@ -7,7 +7,6 @@ history, when somebody reads or watches one: enough of the base, and before it t
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,10 +24,11 @@ from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.hub import CandleHub
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 RETRY_S = 1.0
 # Series of which such is remembered: nothing was stored of them; for which candles of their base they wait.
@@ -114,7 +114,9 @@ class DerivedForming:
         try:
             await self._database.read(lambda store: self._resume(store, series, buckets))
         except StoreError as error:
-            log.warning("%s: the derived candles in progress cannot be read: %s", series, error)
+            log.warning(
+                "derived.forming_failed", "the derived candles in progress cannot be read", series=series, error=error
+            )
             return None
         waiting, progress.waiting = progress.waiting, []
         if not all(buckets.close(candle) for candle in waiting):

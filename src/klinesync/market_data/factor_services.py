@@ -6,7 +6,6 @@ the newest checkpoint and the candles behind it, so that they need not be stored
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,9 +23,10 @@ from klinesync.overlay.delta import Cursor, DrawDelta
 from klinesync.overlay.instruction import Drawing, Point
 from klinesync.overlay.plugin import OverlayFault, View
 from klinesync.pipelines.ledger_step import LedgerStep, values_at
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import CandleStore, Database, Ledger
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -439,7 +439,7 @@ class FactorReader:
             try:
                 return overlays.render(view)
             except OverlayFault as fault:
-                log.error("%s: drawn without it: %s", view.series, fault)
+                log.error("overlay.left_out", "drawn without it", series=view.series, plugin=fault.overlay, error=fault)
                 overlays = overlays.without(fault.overlay)
 
 
@@ -451,7 +451,7 @@ def _heads(
         try:
             return factors, factors.heads(states, candle)
         except FactorFault as fault:
-            log.error("%s: read without it: %s", series, fault)
+            log.error("factor.left_out", "read without it", series=series, plugin=fault.factor, error=fault)
             factors = factors.without(fault.factor)
 
 

@@ -3,7 +3,6 @@ names symbols by such lists."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -11,9 +10,10 @@ import msgspec
 from klinesync.core.decoding import Undecodable, decoded
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.exchanges.exchange import Listing
+from klinesync.runtime.log_events import Log
 from klinesync.storage.database import CandleStore, Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _decoder = msgspec.json.Decoder(list[Listing])
 
@@ -30,7 +30,13 @@ class StoredListings:
         try:
             return await self._database.read(lambda store: stored_listings(store, self._exchange, market))
         except StoreError as error:
-            log.warning("%s %s: the stored list of symbols cannot be read: %s", self._exchange, market, error)
+            log.warning(
+                "symbols.unreadable",
+                "the stored list of symbols cannot be read",
+                exchange=self._exchange,
+                market=market,
+                error=error,
+            )
             return []
 
     async def keep(self, market: str, listings: Sequence[Listing]) -> None:
@@ -44,7 +50,13 @@ class StoredListings:
             if await self._database.read(lambda store: store.listing(self._exchange, market)) != body:
                 await self._database.write(write)
         except StoreError as error:
-            log.warning("%s %s: the list of symbols cannot be stored: %s", self._exchange, market, error)
+            log.warning(
+                "symbols.unwritten",
+                "the list of symbols cannot be stored",
+                exchange=self._exchange,
+                market=market,
+                error=error,
+            )
 
 
 class SymbolNames:
@@ -91,5 +103,7 @@ def stored_listings(store: CandleStore, exchange: str, market: str) -> list[List
     try:
         return decoded(_decoder, body)
     except Undecodable as error:
-        log.warning("%s %s: the stored list of symbols is left out: %s", exchange, market, error)
+        log.warning(
+            "symbols.damaged", "the stored list of symbols is left out", exchange=exchange, market=market, error=error
+        )
         return []

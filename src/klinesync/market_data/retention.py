@@ -8,22 +8,23 @@ candles: `verify` finds nothing, and corrections go on flowing down.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME
+from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.runtime.log_events import Log
 from klinesync.storage.chunks import as_candles
 from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import CandleStore, Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # How often it is looked for what has grown old.
 PERIOD_S = 60.0
@@ -110,7 +111,7 @@ class Retention:
             try:
                 await self.trim()
             except StoreError as error:
-                log.warning("old candles cannot be trimmed: %s", error)
+                log.warning("retention.failed", "old candles cannot be trimmed", error=error)
             await asyncio.sleep(PERIOD_S)
 
     async def trim(self) -> None:
@@ -120,9 +121,15 @@ class Retention:
             try:
                 await self._trim(one)
             except StoreDamaged as error:  # the other series are trimmed all the same
-                log.warning("%s: its old candles cannot be trimmed: %s", one.series, error)
+                log.warning("retention.failed", "its old candles cannot be trimmed", series=one.series, error=error)
             else:
-                log.info("%s: candles before %d are trimmed", one.series, one.cut)
+                log.info(
+                    "retention.trimmed",
+                    "candles before %s are trimmed",
+                    date_text(one.cut),
+                    series=one.series,
+                    before=one.cut,
+                )
 
     async def _trim(self, one: Old) -> None:
         more = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +12,10 @@ from klinesync.core.backoff import Backoff
 from klinesync.core.errors import KlinesyncError, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # How often progress is logged at most.
 LOG_EVERY_S = 5.0
@@ -98,7 +98,9 @@ class StartupSync:
                     await self._refresh(series)
                 break
             except Rejected as error:
-                log.warning("start-up sweep: %s is left out: %s", series, error)
+                log.warning(
+                    "startup.left_out", "the series is left out of the start-up sweep", series=series, error=error
+                )
                 self._refused += 1
                 self._waiting.discard(series)
                 self._log()
@@ -107,8 +109,14 @@ class StartupSync:
                 retry_s = RETRY.delay_s(retry)
                 suppressed = self._troubles.allow(error.code, self._monotonic())
                 if suppressed is not None:
-                    more = f" (so it went for {suppressed} others)" if suppressed else ""
-                    log.warning("start-up sweep: %s is tried again in %g s: %s%s", series, retry_s, error, more)
+                    log.warning(
+                        "startup.retry",
+                        "the start-up sweep tries the series again in %.1f s",
+                        retry_s,
+                        series=series,
+                        suppressed=suppressed,
+                        error=error,
+                    )
             await asyncio.sleep(retry_s)
         if self._request_declared is not None:
             self._request_declared(series)
@@ -122,8 +130,11 @@ class StartupSync:
         self._logged_s = now_s
         progress = self.progress()
         log.info(
+            "startup.progress",
             "start-up sweep: %d of %d series up to date, after %.1f s",
             progress.done,
             progress.total,
             now_s - (self._started_s or now_s),
+            done=progress.done,
+            total=progress.total,
         )

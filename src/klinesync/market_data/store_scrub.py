@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -17,10 +16,11 @@ from klinesync.core import gaps
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, hull, missing_spans, without
+from klinesync.runtime.log_events import Log
 from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import CandleStore, Database
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Seconds after the start, which has better things to read.
 SCRUB_BEGINS_S = 1.0
@@ -131,7 +131,7 @@ class StoreScrub:
             except StoreDamaged:
                 return  # told where it was met
             except StoreError as error:
-                log.warning("%s: its stored candles cannot be looked through: %s", series, error)
+                log.warning("store.scrub_failed", "its stored candles cannot be checked", series=series, error=error)
                 return
             since = found.last
 
@@ -150,10 +150,11 @@ class StoreScrub:
         await self._database.write(change)
         for span in holes:
             log.error(
-                "store_hole series=%s span=%d..%d: %d stored candles are gone, and no gap accounted for them",
-                series,
-                *span,
+                "store.hole",
+                "%d stored candles are gone, and the gap ledger did not have them",
                 series.timeframe.count(*span),
+                series=series,
+                span=span,
             )
         if holes:
             self._declared(series)

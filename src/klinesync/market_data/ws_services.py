@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +13,14 @@ from klinesync.exchanges.contact import StreamStatus
 from klinesync.market_data.on_demand import OnDemand
 from klinesync.market_data.read_services import CandleReader
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
 from klinesync.ws.hub import CLOSE_DEFECT, CandleHub, Client
 from klinesync.ws.protocol import BadMessage, Ping, Subscribe, Unsubscribe, WsMessageParser
 from klinesync.ws.session import Subscription
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 MAX_SUBSCRIPTIONS = 2000
 # Answers come in the order of the messages while the client reads and the store takes no longer, in seconds, for a
@@ -232,7 +232,7 @@ class WsSubscriptionCoordinator:
     def _log_store_error(self, series: SeriesId | None, error: StoreError) -> None:
         more = self._log_limit.allow("store", asyncio.get_running_loop().time())
         if more is not None:
-            log.error("%s: a subscription failed: %s (%d more since the last line)", series, error, more)
+            log.error("ws.subscribe_failed", "a subscription failed", series=series, suppressed=more, error=error)
 
     def _tell_store_error(self, client: Client, series: SeriesId | None, error: StoreError) -> None:
         self._log_store_error(series, error)

@@ -7,7 +7,6 @@ in the log, and so is a bad row.
 from __future__ import annotations
 
 import asyncio
-import logging
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
@@ -37,10 +36,11 @@ from klinesync.history.files.names import (
 from klinesync.history.files.readers import MAX_CHECKSUM_BYTES, BadFile, batches, check_sha256, verify_checksum
 from klinesync.history.reading import Pages
 from klinesync.runtime.http_client import HttpClient, location
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.proxies import Proxies
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Candles in a page: two days of minutes and more, and some milliseconds of the writer's time.
 PAGE_CANDLES = 4000
@@ -444,4 +444,4 @@ class _Reading:
 
 def _warn(logged: LogLimit, what: Path | str, sentence: str) -> None:
     if logged.allow(str(what), time.monotonic()) is not None:
-        log.warning("%s", printable(sentence))
+        log.warning("files.left_out", "%s", printable(sentence))
