@@ -26,7 +26,7 @@ from klinesync.factor.plugin import AnyFactor, Event, Factor, FactorSettings, Up
 from klinesync.factor.registry import load_factors
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.registry import load_overlays
-from klinesync.pipelines import ingest_pipeline, ledger_step
+from klinesync.pipelines import factor_states, ingest_pipeline, ledger_step
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
@@ -140,7 +140,7 @@ def ledger_of(store: CandleStore, step: LedgerStep) -> dict[str, Any]:
         "version_id": ledger.version_id,
         "events": store.ledger.events(BTC, 0, 1 << 40),
         "drawings": drawings,
-        "states": {time: step.states_at(store, BTC, time) for time in times[::7] + times[-1:]},
+        "states": {time: step.states.at(store, BTC, time) for time in times[::7] + times[-1:]},
     }
 
 
@@ -156,8 +156,8 @@ async def expected(rows: Sequence[Candle], step: LedgerStep) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def few_candles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints every few candles, so that a short history has many."""
-    monkeypatch.setattr(ledger_step, "CHECKPOINT_CANDLES", 8)
-    monkeypatch.setattr(ledger_step, "KEPT_CHECKPOINTS", 3)
+    monkeypatch.setattr(factor_states, "CHECKPOINT_CANDLES", 8)
+    monkeypatch.setattr(factor_states, "KEPT_CHECKPOINTS", 3)
 
 
 STEPS = st.lists(
@@ -389,7 +389,7 @@ async def test_what_nobody_foresaw_takes_back_what_is_not_true_any_more_and_is_m
     monkeypatch.setattr(ledger_step, "RETRY", Backoff(0.01, 60.0))
     rows = walk(10)
     step = make_step()
-    fold, failures = step._fold, [AssertionError("in the batch"), AssertionError("in the catch-up")]
+    fold, failures = step.states.fold, [AssertionError("in the batch"), AssertionError("in the catch-up")]
 
     def broken(*what: Any) -> Any:
         if failures:
@@ -399,7 +399,7 @@ async def test_what_nobody_foresaw_takes_back_what_is_not_true_any_more_and_is_m
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         async with pipeline_of(database, step) as (pipeline, up_to_date):
             await pipeline.submit(BTC, rows, "http")
-            monkeypatch.setattr(step, "_fold", broken)
+            monkeypatch.setattr(step.states, "fold", broken)
             rows[30] = rows[30]._replace(high=rows[30].high + 5)
             await pipeline.submit(BTC, rows[30:31], "http")
             ledger = await database.read(lambda store: store.ledger.get(BTC))
@@ -487,7 +487,7 @@ async def test_what_is_left_after_a_trim_is_gone_on_from_as_before(tmp_path: Pat
             left = [row.time for row in rows if row.time >= before]
             assert [row.time for row in store.newest(BTC, 1000)] == left
             for time in left:
-                assert step.states_at(store, BTC, time) == states[time]
+                assert step.states.at(store, BTC, time) == states[time]
 
         states: dict[int, object] = {}
         step_of_all = structure()
@@ -495,7 +495,7 @@ async def test_what_is_left_after_a_trim_is_gone_on_from_as_before(tmp_path: Pat
             for row in rows:
                 await whole.write(lambda store, row=row: change(store, step_of_all, [row]))  # type: ignore[misc]
                 states[row.time] = await whole.read(
-                    lambda store, row=row: step_of_all.states_at(store, BTC, row.time)  # type: ignore[misc]
+                    lambda store, row=row: step_of_all.states.at(store, BTC, row.time)  # type: ignore[misc]
                 )
         await database.read(look)
 

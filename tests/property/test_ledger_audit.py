@@ -23,7 +23,7 @@ from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify_ledger import LedgerVerifier
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.registry import load_overlays
-from klinesync.pipelines import ledger_step
+from klinesync.pipelines import factor_states
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
@@ -37,8 +37,8 @@ R = TypeVar("R")
 
 @pytest.fixture(autouse=True)
 def few_candles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_step, "CHECKPOINT_CANDLES", 8)
-    monkeypatch.setattr(ledger_step, "KEPT_CHECKPOINTS", 3)
+    monkeypatch.setattr(factor_states, "CHECKPOINT_CANDLES", 8)
+    monkeypatch.setattr(factor_states, "KEPT_CHECKPOINTS", 3)
 
 
 async def no_pause() -> None:

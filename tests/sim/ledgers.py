@@ -135,7 +135,7 @@ def _differences(
     yield from _first_difference("drawing", witness.drawings(series), drawings)
     times = [candle.time for candle in candles]
     for time in {*times[::STATES_EVERY], times[-1]}:
-        found = step.states_at(witness.store, series, time)
+        found = step.states.at(witness.store, series, time)
         if found != states[time]:
             yield f"at {time} the states are {found}, and {states[time]} is what the candles give"
 

@@ -474,8 +474,8 @@ def skip_what_waits_for_a_long_advance(patch: pytest.MonkeyPatch) -> None:
 
     def hasty(self: LedgerStep, store: CandleStore, series: SeriesId, *what: Any) -> None:
         self._behind.pop(series, None)
-        if series in self._entries:
-            self._entries[series].at_head = True
+        if (entry := self.states.get(series)) is not None:
+            entry.at_head = True
         follow(self, store, series, *what)
 
     patch.setattr(LedgerStep, "_follow", hasty)

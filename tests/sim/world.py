@@ -585,8 +585,8 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         "ingest.followed.FRUITLESS": replace(followed.FRUITLESS, most_s=MOST_WAIT_S),
         "history.pending.RETRY": replace(pending.RETRY, most_s=MOST_WAIT_S),
         # Few candles have many checkpoints, and indicators begin anew often.
-        "pipelines.ledger_step.CHECKPOINT_CANDLES": 8,
-        "pipelines.ledger_step.KEPT_CHECKPOINTS": 3,
+        "pipelines.factor_states.CHECKPOINT_CANDLES": 8,
+        "pipelines.factor_states.KEPT_CHECKPOINTS": 3,
         "pipelines.ledger_step.RETRY": replace(ledger_step.RETRY, most_s=MOST_WAIT_S),
         "factor.indicator.MIN_CHUNK": 8,
         "factor.indicator.CHUNK_PERIODS": 4,

@@ -22,7 +22,8 @@ from klinesync.overlay import delta
 from klinesync.overlay.delta import Cursor, DrawDelta
 from klinesync.overlay.instruction import Drawing, Point
 from klinesync.overlay.plugin import OverlayFault, View
-from klinesync.pipelines.ledger_step import LedgerStep, values_at
+from klinesync.pipelines.factor_states import values_at
+from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.log_events import Log
 from klinesync.storage.database import CandleStore, Database, Ledger
 
@@ -330,7 +331,7 @@ class FactorReader:
         for factor, event in store.ledger.events(series, start, time + 1):
             events.setdefault(factor, []).append(event)
         try:
-            states = step.states_at(store, series, time)
+            states = step.states.at(store, series, time)
         except (ForeignStates, FactorFault):
             raise LedgerOutOfSync("factor") from None
         factors, heads = _heads(series, step.factors, states, candles[-1])
@@ -363,7 +364,7 @@ class FactorReader:
         outside = values_at(store, series, needed, candles)
         found: list[Json] = []
         try:
-            states = step.states_at(store, series, candles[0].time - 1)
+            states = step.states.at(store, series, candles[0].time - 1)
             for at, candle in enumerate(candles):
                 beside = None if outside is None else outside[at : at + 1]
                 states, _ = step.factors.advance_many(states, (candle,), beside)

@@ -23,7 +23,8 @@ from klinesync.factor.plugin import FactorFault, ForeignStates
 from klinesync.market_data.findings import Difference, LedgerAudit, SeriesAudit
 from klinesync.overlay.instruction import Drawing, Instruction
 from klinesync.overlay.plugin import OverlayFault
-from klinesync.pipelines.ledger_step import LedgerStep, values_at
+from klinesync.pipelines.factor_states import values_at
+from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import CandleStore, Ledger, Reading
 

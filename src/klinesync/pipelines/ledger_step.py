@@ -7,36 +7,28 @@ it. An advance that is too long for the transaction is done later, piece by piec
 
 from __future__ import annotations
 
-import zlib
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.factor.columns import Columns
-from klinesync.factor.graph import FactorGraph, Said, States
+from klinesync.factor.graph import FactorGraph, Said
 from klinesync.factor.indicator import Indicator
-from klinesync.factor.indicator_handle import Handle
-from klinesync.factor.plugin import FactorFault, ForeignStates, Seen, Upstream
+from klinesync.factor.plugin import FactorFault, ForeignStates
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.instruction import Instruction
 from klinesync.overlay.plugin import OverlayFault
+from klinesync.pipelines.factor_states import FactorStates
 from klinesync.pipelines.watchdog import TookTooLong
 from klinesync.runtime.log_events import Log
 from klinesync.storage.database import CandleStore, Ledger
 
 log = Log(__name__)
 
-# Candles between two checkpoints: a restart or a rewind replays at most so many.
-CHECKPOINT_CANDLES = 64
-# Every so many checkpoints (1,024 candles) one is kept, for longer rewinds and for reads of the past.
-KEPT_CHECKPOINTS = 16
-# Most series with states in memory; the states of others are read from the store again, the least recent ones first.
-MAX_ENTRIES = 20_000
 # Most series whose states are read after a start, before a candle needs them.
 MAX_WARMED = 10_000
 # Consecutive failures of a factor or overlay at one series before it is suspended until the next start.
@@ -68,23 +60,6 @@ class Progress:
     left: bool
 
 
-@dataclass(slots=True)
-class _Entry:
-    """The states of a series in memory.
-
-    record_id: the record whose transaction has left these states.
-    at_head: no newer candle was stored then.
-    handles: of the indicators that factors depend on.
-    """
-
-    states: States
-    record_id: int
-    at_head: bool
-    handles: dict[str, Handle]
-    # Shift of the grid of its checkpoints, in candles.
-    shift: int
-
-
 class LedgerStep:
     """Advances factors and overlays. Methods run on the writer thread unless their text says otherwise.
 
@@ -102,15 +77,12 @@ class LedgerStep:
         max_candles: int = 2000,
         guard: AbstractContextManager[object] | None = None,
     ) -> None:
-        self._all = factors  # encoded states may be of these, before a suspension
-        self.factors = factors
+        self.states = FactorStates(factors, indicators)
         self.overlays = overlays
-        self._indicators = {one.name: one for one in indicators}
         self._max_candles = max_candles
         self._guard = guard or nullcontext()
         self._fingerprint = self._fingerprint_now()
         self._ours = {self._fingerprint}
-        self._entries: OrderedDict[SeriesId, _Entry] = OrderedDict()
         self._cold: deque[SeriesId] = deque()
         self._behind: dict[SeriesId, Lag] = {}
         self._in_a_row: Counter[tuple[str, SeriesId]] = Counter()
@@ -119,6 +91,11 @@ class LedgerStep:
         self.faults: Counter[str] = Counter()
         self.suspended: dict[str, str] = {}
         self.last_fault: dict[SeriesId, str] = {}
+
+    @property
+    def factors(self) -> FactorGraph:
+        """The factors that are not suspended."""
+        return self.states.factors
 
     def _fingerprint_now(self) -> str:
         text = f"{self.factors.fingerprint}\n{self.overlays.fingerprint}"
@@ -178,14 +155,9 @@ class LedgerStep:
         """Read the states of one more series into memory. May be called on any thread."""
         series = self._cold.popleft()
         ledger = store.ledger.get(series)
-        if series in self._entries or ledger is None or not self.computed(ledger):
-            return
-        try:
-            states = self.states_at(store, series, ledger.factor_head)
-        except (FactorFault, ForeignStates):
-            return  # told when a candle comes
-        at_head = store.head(series) == ledger.factor_head
-        self._entries.setdefault(series, _Entry(states, ledger.record_id, at_head, {}, _shift_of(series)))
+        if ledger is not None and self.computed(ledger):
+            with suppress(FactorFault, ForeignStates):  # told when a candle comes
+                self.states.warm(store, series, ledger)
 
     def advance(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
         """Bring the ledgers up to date with the changes of a transaction.
@@ -257,7 +229,7 @@ class LedgerStep:
 
     def put_off(self, series: SeriesId, error: Exception, now_s: float) -> None:
         """The ledger of the series could not be advanced; it is tried again after a backoff."""
-        self._entries.pop(series, None)
+        self.states.forget(series)
         self._try_later(series, f"{type(error).__name__}: {error}", now_s)
 
     def _try_later(self, series: SeriesId, reason: str, now_s: float) -> None:
@@ -277,7 +249,7 @@ class LedgerStep:
         head = ledger.factor_head if self.computed(ledger) and not self.idle else None
         if head is not None and time <= head and time != store.head(series):
             try:
-                states = self.factors.encode(self.states_at(store, series, time), time)
+                states = self.factors.encode(self.states.at(store, series, time), time)
             except (FactorFault, ForeignStates) as error:
                 log.warning(
                     "ledger.trimmed",
@@ -297,7 +269,7 @@ class LedgerStep:
         """Reset the ledger of a series, as if nothing had ever been computed."""
         epoch, record_id = (0, 0) if ledger is None else (ledger.epoch + 1, _next_record(ledger))
         store.ledger.rewind(series, 0)
-        self._entries.pop(series, None)
+        self.states.forget(series)
         ledger = Ledger(self._fingerprint, epoch, record_id)
         store.ledger.put(series, ledger)
         return ledger
@@ -313,7 +285,7 @@ class LedgerStep:
             # The ledger was rewound all the same: it is ours again when the missing plugin is suspended or uninstalled.
             self._behind.setdefault(series, Lag("other factors or overlays"))
             return
-        entry = self._entries.get(series)
+        entry = self.states.get(series)
         if entry is None or entry.record_id != ledger.record_id or not entry.at_head or series in self._behind:
             todo = store.oldest(series, self._max_candles + 1, since=_after(ledger.factor_head))
         else:
@@ -327,7 +299,7 @@ class LedgerStep:
     def _rewind(self, store: CandleStore, series: SeriesId, ledger: Ledger, time: int) -> Ledger:
         """Rewind the ledger, as if the candles from `time` on had never been stored."""
         store.ledger.rewind(series, time)
-        self._entries.pop(series, None)
+        self.states.forget(series)
         before = store.newest(series, 1, before=time)
         factor_head = before[0].time if before and ledger.factor_head is not None else None
         overlay_head = ledger.overlay_head
@@ -352,15 +324,16 @@ class LedgerStep:
         try:
             while True:
                 try:
-                    entry = self._entry(store, series, ledger)
+                    entry = self.states.at_head_of(store, series, ledger)
                     if candles:
                         with self._guard:
-                            entry.states, said = self._fold(store, series, ledger.factor_head, entry, candles)
+                            entry.states, said = self.states.fold(store, series, ledger.factor_head, entry, candles)
                     break
                 except FactorFault as fault:
-                    if series in self._entries:
-                        self._entries[series].handles.clear()  # they have moved on, the states have not
-                        self._entries[series].at_head = False
+                    remembered = self.states.get(series)
+                    if remembered is not None:
+                        remembered.handles.clear()  # they have moved on, the states have not
+                        remembered.at_head = False
                     if self._fault(series, fault.factor, fault, fault.error, now_s):
                         continue  # without it
                     if ledger.factor_head is not None and fault.candle_time <= ledger.factor_head:
@@ -400,93 +373,6 @@ class LedgerStep:
             del self.last_fault[series]
             for name in list(self.faults):
                 del self._in_a_row[name, series]
-
-    def _fold(
-        self, store: CandleStore, series: SeriesId, head: int | None, entry: _Entry, candles: Sequence[Candle]
-    ) -> tuple[States, list[Said]]:
-        """The states after the candles, and the events; stores checkpoints on the way."""
-        states, said = entry.states, []
-        frame_s, shift = series.timeframe.seconds, entry.shift
-
-        def cell_of(time: int) -> int:
-            return (time // frame_s + shift) // CHECKPOINT_CANDLES
-
-        last = cell_of(candles[-1].time)
-        first = 0
-        while first < len(candles):
-            cell = cell_of(candles[first].time)
-            if head is not None and cell != (before := cell_of(head)):
-                kept = cell // KEPT_CHECKPOINTS != before // KEPT_CHECKPOINTS
-                if kept or cell == last:
-                    store.ledger.add_checkpoint(series, head, self.factors.encode(states, head), kept=kept)
-            end = first + 1
-            while end < len(candles) and cell_of(candles[end].time) == cell:
-                end += 1
-            run = candles[first:end]
-            states, some = self.factors.advance_many(states, run, self._outside(store, series, entry, run))
-            said += some
-            first, head = end, run[-1].time
-        return states, said
-
-    def _outside(
-        self, store: CandleStore, series: SeriesId, entry: _Entry, candles: Sequence[Candle]
-    ) -> list[Upstream] | None:
-        """The values of the indicators that factors depend on, at these candles."""
-        needed = self.factors.outside
-        if not needed:
-            return None
-        rows: list[dict[str, Seen]] = [{} for _ in candles]
-        for name in needed:
-            indicator = self._indicators[name]
-            handle = entry.handles.get(name)
-            if handle is None:
-                before = store.newest(series, indicator.warm_up, before=candles[0].time)
-                handle = entry.handles[name] = indicator.open(series.timeframe, Columns.of(before))
-            keys = [output.key for output in indicator.outputs]
-            for row, candle in zip(rows, candles, strict=True):
-                row[name] = Seen(dict(zip(keys, handle.update(candle), strict=True)))
-        return list(rows)
-
-    def states_at(self, store: CandleStore, series: SeriesId, time: int | None) -> States:
-        """The states of the factors after the stored candle at `time`; with None before the first candle, where a trim
-        may have left states. May be called on any thread.
-
-        Raises `ForeignStates`, and `FactorFault` when a plugin has changed its behaviour.
-        """
-        factors = self.factors
-        states = factors.seed()
-        before = store.first(series) if time is None else time + 1
-        if before is None:
-            return states
-        at = -1
-        found = store.ledger.checkpoint(series, before)
-        if found is not None:
-            at, encoded = found
-            try:
-                states = factors.decode(encoded)
-            except ForeignStates:
-                whole = self._all.decode(encoded)
-                states = {name: whole[name] for name in factors.names}
-        needed = [self._indicators[name] for name in factors.outside]
-        while time is not None and at < time:
-            candles = store.oldest(series, KEPT_CHECKPOINTS * CHECKPOINT_CANDLES, since=at)
-            candles = [candle for candle in candles if candle.time <= time]
-            if not candles:
-                break
-            states, _ = factors.advance_many(states, candles, values_at(store, series, needed, candles))
-            at = candles[-1].time
-        return states
-
-    def _entry(self, store: CandleStore, series: SeriesId, ledger: Ledger) -> _Entry:
-        """The states at the ledger's head: from memory, or from a checkpoint and the candles behind it."""
-        entry = self._entries.get(series)
-        if entry is None or entry.record_id != ledger.record_id:
-            states = self.states_at(store, series, ledger.factor_head)
-            entry = self._entries[series] = _Entry(states, ledger.record_id, False, {}, _shift_of(series))
-            if len(self._entries) > MAX_ENTRIES:
-                self._entries.popitem(last=False)
-        self._entries.move_to_end(series)
-        return entry
 
     def _draw(
         self,
@@ -551,34 +437,12 @@ class LedgerStep:
             left = self.factors.without(name)
             gone = set(self.factors.names) - set(left.names)
             self.overlays = self.overlays.without_factors(*gone)
-            self.factors = left
+            self.states.factors = left
         sentence = f"{name} is suspended until the next start, after it failed at {series} again and again: {fault}"
         self.suspended[name] = sentence
         log.error("plugin.suspended", "%s", sentence, plugin=name, series=series)
         self._fingerprint = self._fingerprint_now()
         self._ours.add(self._fingerprint)
-
-
-def values_at(
-    store: CandleStore, series: SeriesId, indicators: Sequence[Indicator], candles: Sequence[Candle]
-) -> list[Upstream] | None:
-    """The values of the indicators at each of these stored candles, which follow each other; None without
-    indicators."""
-    if not indicators:
-        return None
-    before = store.newest(series, max(one.warm_up for one in indicators), before=candles[0].time)
-    columns = Columns.of([*before, *candles])
-    rows: list[dict[str, Seen]] = [{} for _ in candles]
-    for indicator in indicators:
-        values = indicator.compute(series.timeframe, columns, len(before))
-        for row, numbers in zip(rows, zip(*(one.tolist() for one in values.values()), strict=True), strict=True):
-            row[indicator.name] = Seen(dict(zip(values, numbers, strict=True)))
-    return list(rows)
-
-
-def _shift_of(series: SeriesId) -> int:
-    """The shift of the checkpoints of a series, so that not all series store their states in the same minute."""
-    return zlib.crc32(str(series).encode()) % CHECKPOINT_CANDLES
 
 
 def _next_record(ledger: Ledger) -> int:

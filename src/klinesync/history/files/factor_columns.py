@@ -22,7 +22,8 @@ from klinesync.factor.pen import PenState
 from klinesync.factor.pivot import PivotState
 from klinesync.factor.plugin import FactorFault, ForeignStates
 from klinesync.factor.zhongshu import ZhongshuState
-from klinesync.pipelines.ledger_step import LedgerStep, values_at
+from klinesync.pipelines.factor_states import values_at
+from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.database import CandleStore
 
 Kind = Literal["number", "integer", "text"]
@@ -136,7 +137,7 @@ class FactorColumns:
         before = store.newest(series, 1, before=candles[0].time)
         at = before[0].time if before else None
         if self._epoch != ledger.epoch or self._at != at or at is None:
-            self._states = self._step.states_at(store, series, at)
+            self._states = self._step.states.at(store, series, at)
             self._epoch = ledger.epoch
         return self._states
 

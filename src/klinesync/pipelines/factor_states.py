@@ -1,0 +1,180 @@
+"""FactorStates: the states of factors after a candle, from memory or from a checkpoint and the candles behind it."""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.factor.columns import Columns
+from klinesync.factor.graph import FactorGraph, Said, States
+from klinesync.factor.indicator import Indicator
+from klinesync.factor.indicator_handle import Handle
+from klinesync.factor.plugin import ForeignStates, Seen, Upstream
+from klinesync.storage.database import CandleStore, Ledger
+
+# Candles between two checkpoints: a restart or a rewind replays at most so many.
+CHECKPOINT_CANDLES = 64
+# Every so many checkpoints (1,024 candles) one is kept, for longer rewinds and for reads of the past.
+KEPT_CHECKPOINTS = 16
+# Most series with states in memory; the states of others are read from the store again, the least recent ones first.
+MAX_ENTRIES = 20_000
+
+
+@dataclass(slots=True)
+class Entry:
+    """The states of a series in memory.
+
+    record_id: the record whose transaction has left these states.
+    at_head: no newer candle was stored then.
+    handles: of the indicators that factors depend on.
+    """
+
+    states: States
+    record_id: int
+    at_head: bool
+    handles: dict[str, Handle]
+    # Shift of the grid of its checkpoints, in candles.
+    shift: int
+
+
+class FactorStates:
+    """The states of the factors `factors` at the heads of ledgers, of as many series as are remembered, and at any
+    stored candle. Methods run on the writer thread unless their text says otherwise.
+
+    indicators: those that factors may depend on.
+    """
+
+    def __init__(self, factors: FactorGraph, indicators: Sequence[Indicator] = ()) -> None:
+        self._all = factors  # encoded states may be of these, before a suspension
+        self.factors = factors
+        self._indicators = {one.name: one for one in indicators}
+        self._entries: OrderedDict[SeriesId, Entry] = OrderedDict()
+
+    def get(self, series: SeriesId) -> Entry | None:
+        """The remembered states of the series, of whatever record."""
+        return self._entries.get(series)
+
+    def forget(self, series: SeriesId) -> None:
+        """The remembered states of the series are no longer true."""
+        self._entries.pop(series, None)
+
+    def at_head_of(self, store: CandleStore, series: SeriesId, ledger: Ledger) -> Entry:
+        """The states at the ledger's head: from memory, or from a checkpoint and the candles behind it."""
+        entry = self._entries.get(series)
+        if entry is None or entry.record_id != ledger.record_id:
+            states = self.at(store, series, ledger.factor_head)
+            entry = self._entries[series] = Entry(states, ledger.record_id, False, {}, _shift_of(series))
+            if len(self._entries) > MAX_ENTRIES:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(series)
+        return entry
+
+    def warm(self, store: CandleStore, series: SeriesId, ledger: Ledger) -> None:
+        """Read the states of a series before a candle needs them, unless they are remembered. Only reads, and may do so
+        on any thread. Raises as `at` does."""
+        if series not in self._entries:
+            states = self.at(store, series, ledger.factor_head)
+            at_head = store.head(series) == ledger.factor_head
+            self._entries.setdefault(series, Entry(states, ledger.record_id, at_head, {}, _shift_of(series)))
+
+    def at(self, store: CandleStore, series: SeriesId, time: int | None) -> States:
+        """The states of the factors after the stored candle at `time`; with None before the first candle, where a trim
+        may have left states. May be called on any thread.
+
+        Raises `ForeignStates`, and `FactorFault` when a plugin has changed its behaviour.
+        """
+        factors = self.factors
+        states = factors.seed()
+        before = store.first(series) if time is None else time + 1
+        if before is None:
+            return states
+        at = -1
+        found = store.ledger.checkpoint(series, before)
+        if found is not None:
+            at, encoded = found
+            try:
+                states = factors.decode(encoded)
+            except ForeignStates:
+                whole = self._all.decode(encoded)
+                states = {name: whole[name] for name in factors.names}
+        needed = [self._indicators[name] for name in factors.outside]
+        while time is not None and at < time:
+            candles = store.oldest(series, KEPT_CHECKPOINTS * CHECKPOINT_CANDLES, since=at)
+            candles = [candle for candle in candles if candle.time <= time]
+            if not candles:
+                break
+            states, _ = factors.advance_many(states, candles, values_at(store, series, needed, candles))
+            at = candles[-1].time
+        return states
+
+    def fold(
+        self, store: CandleStore, series: SeriesId, head: int | None, entry: Entry, candles: Sequence[Candle]
+    ) -> tuple[States, list[Said]]:
+        """The states after the candles, and the events; stores checkpoints on the way."""
+        states, said = entry.states, []
+        frame_s, shift = series.timeframe.seconds, entry.shift
+
+        def cell_of(time: int) -> int:
+            return (time // frame_s + shift) // CHECKPOINT_CANDLES
+
+        last = cell_of(candles[-1].time)
+        first = 0
+        while first < len(candles):
+            cell = cell_of(candles[first].time)
+            if head is not None and cell != (before := cell_of(head)):
+                kept = cell // KEPT_CHECKPOINTS != before // KEPT_CHECKPOINTS
+                if kept or cell == last:
+                    store.ledger.add_checkpoint(series, head, self.factors.encode(states, head), kept=kept)
+            end = first + 1
+            while end < len(candles) and cell_of(candles[end].time) == cell:
+                end += 1
+            run = candles[first:end]
+            states, some = self.factors.advance_many(states, run, self._outside(store, series, entry, run))
+            said += some
+            first, head = end, run[-1].time
+        return states, said
+
+    def _outside(
+        self, store: CandleStore, series: SeriesId, entry: Entry, candles: Sequence[Candle]
+    ) -> list[Upstream] | None:
+        """The values of the indicators that factors depend on, at these candles."""
+        needed = self.factors.outside
+        if not needed:
+            return None
+        rows: list[dict[str, Seen]] = [{} for _ in candles]
+        for name in needed:
+            indicator = self._indicators[name]
+            handle = entry.handles.get(name)
+            if handle is None:
+                before = store.newest(series, indicator.warm_up, before=candles[0].time)
+                handle = entry.handles[name] = indicator.open(series.timeframe, Columns.of(before))
+            keys = [output.key for output in indicator.outputs]
+            for row, candle in zip(rows, candles, strict=True):
+                row[name] = Seen(dict(zip(keys, handle.update(candle), strict=True)))
+        return list(rows)
+
+
+def values_at(
+    store: CandleStore, series: SeriesId, indicators: Sequence[Indicator], candles: Sequence[Candle]
+) -> list[Upstream] | None:
+    """The values of the indicators at each of these stored candles, which follow each other; None without
+    indicators."""
+    if not indicators:
+        return None
+    before = store.newest(series, max(one.warm_up for one in indicators), before=candles[0].time)
+    columns = Columns.of([*before, *candles])
+    rows: list[dict[str, Seen]] = [{} for _ in candles]
+    for indicator in indicators:
+        values = indicator.compute(series.timeframe, columns, len(before))
+        for row, numbers in zip(rows, zip(*(one.tolist() for one in values.values()), strict=True), strict=True):
+            row[indicator.name] = Seen(dict(zip(values, numbers, strict=True)))
+    return list(rows)
+
+
+def _shift_of(series: SeriesId) -> int:
+    """The shift of the checkpoints of a series, so that not all series store their states in the same minute."""
+    return zlib.crc32(str(series).encode()) % CHECKPOINT_CANDLES
