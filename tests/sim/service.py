@@ -126,7 +126,7 @@ class Service:
 
     async def _run(self) -> None:
         store = self.store = Store(self.path, self._disk)
-        bulkheads = Bulkheads()
+        bulkheads = Bulkheads(self._loop.time)
         runtime = build_market_runtime(
             flags_of(self._scenario, self.path),
             Surroundings(

@@ -12,6 +12,7 @@ from klinesync.exchanges.binance.rest import MarketRoutes
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings
+from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.runtime.http_client import Http
 from klinesync.storage.sqlite import InThreadSqliteDatabase
@@ -42,7 +43,7 @@ def run_beside(
         entry = BinanceEntry(routes, {"spot": "ws://exchange"}, streams_most=streams_most, http=lambda: exchange)
         service = build_market_runtime(
             RuntimeFlags.model_validate({"database_url": f"sqlite:///{store}"} | flags),
-            Surroundings(VirtualClock(loop, EPOCH_S), Random(1)),
+            Surroundings(VirtualClock(loop, EPOCH_S), Random(1), Bulkheads(loop.time)),
             database=InThreadSqliteDatabase(store, pause=lambda: asyncio.sleep(0)),
             entries=[entry],
         )

@@ -368,7 +368,7 @@ class _Serving:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._bulkheads = Bulkheads()
+        self._bulkheads = Bulkheads(world._loop.time)
         self._runtime: MarketRuntime | None = None
 
     async def __aenter__(self) -> None:

@@ -115,3 +115,26 @@ async def test_it_is_known_how_long_ago_a_part_had_a_defect() -> None:
     later_s = asyncio.get_running_loop().time() + 100.0
     assert list(parts.ago_s(later_s)) == [Part.CLIENT]
     assert 100.0 <= parts.ago_s(later_s)[Part.CLIENT] < 160.0
+
+
+def test_a_part_that_is_freed_without_an_event_loop_begins_no_more() -> None:
+    runs = 0
+
+    async def ends_badly() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 3:  # again and again, though nothing could ever end it
+            raise KeyboardInterrupt
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0)  # there is no loop: raises in place of the end
+
+    async def begin() -> None:
+        carried.send(None)
+
+    carried = Bulkheads()._carry(ends_badly, Part.STREAMS, "streams", True, None)
+    asyncio.run(begin())
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        carried.close()
+    assert runs == 1

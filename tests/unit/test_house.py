@@ -100,3 +100,78 @@ def test_every_effect_is_seen() -> None:
     ):
         assert effects(ast.parse(code)), code
     assert not effects(ast.parse("from random import Random\nfrom datetime import datetime\ndatetime.fromtimestamp(0)"))
+
+
+# Rooms whose objects are made of each other: a nested function there may use a name that is assigned later, which no
+# tool sees. A part that needs another gets it as a constructor argument.
+BUILDERS = re.compile(r"market/(runtime_builder|parts_\w+|settings)\.py")
+MOST_BUILDER_LINES = 200
+
+
+def nested_functions(tree: ast.AST) -> list[int]:
+    """The lines of functions and lambdas within functions."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    outer = [node for node in ast.walk(tree) if isinstance(node, functions)]
+    pairs = [(node, below) for node in outer for below in ast.walk(node) if isinstance(below, functions)]
+    return sorted({below.lineno for node, below in pairs if below is not node})
+
+
+def test_the_builder_has_no_nested_function() -> None:
+    nested = {path: lines for path, tree in modules() if BUILDERS.fullmatch(path) and (lines := nested_functions(tree))}
+    assert nested == {}
+
+
+def test_the_builder_is_short() -> None:
+    lines = len((SRC / "market/runtime_builder.py").read_text().splitlines())
+    assert lines <= MOST_BUILDER_LINES
+
+
+def test_nested_functions_and_lambdas_are_seen() -> None:
+    assert nested_functions(ast.parse("def f():\n    def g(): pass")) == [2]
+    assert nested_functions(ast.parse("def f():\n    return lambda: later")) == [2]
+    assert nested_functions(ast.parse("class A:\n    def f(self): pass\n\ndef g(): pass")) == []
+
+
+# Clocks of this machine, by module and name. `SystemClock` reads them, for all parts; the simulation and the client
+# have clocks of their own, as they import `core` alone.
+SYSTEM_CLOCKS = {("time", name) for name in ("time", "time_ns", "monotonic", "monotonic_ns")}
+CLOCK_MODULE = "runtime/clock.py"
+OWN_CLOCKS = ("sim/", "client/")
+
+
+def system_clocks(tree: ast.AST) -> list[int]:
+    """The lines that read a clock of this machine: of `time`, or of an event loop."""
+    lines = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if (module, name) in SYSTEM_CLOCKS:
+                lines.add(node.lineno)
+            case ast.ImportFrom(module="time", names=names):
+                if any(("time", alias.name) in SYSTEM_CLOCKS for alias in names):
+                    lines.add(node.lineno)
+            case ast.Attribute(value=ast.Name(id="loop") | ast.Attribute(attr="loop" | "_loop"), attr="time"):
+                lines.add(node.lineno)
+            case ast.Attribute(value=ast.Call(func=ast.Attribute(attr="get_running_loop")), attr="time"):
+                lines.add(node.lineno)
+    return sorted(lines)
+
+
+def test_clocks_of_this_machine_are_read_by_the_system_clock_alone() -> None:
+    readers = {
+        path: lines
+        for path, tree in modules()
+        if path != CLOCK_MODULE and not path.startswith(OWN_CLOCKS) and (lines := system_clocks(tree))
+    }
+    assert readers == {}
+
+
+def test_every_way_to_read_a_clock_is_seen() -> None:
+    for code in (
+        "import time\ntime.monotonic()",
+        "from time import time",
+        "monotonic = asyncio.get_running_loop().time",
+        "loop.time()",
+        "self.loop.time()",
+    ):
+        assert system_clocks(ast.parse(code)), code
+    assert system_clocks(ast.parse("time.sleep(1)\nself._time.known_s()\nclock.monotonic_s()")) == []

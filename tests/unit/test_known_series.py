@@ -58,7 +58,7 @@ def test_a_market_that_never_answers_is_waited_for_once_and_disturbs_no_other_ma
     async def work() -> None:
         exchange = Exchange()
         exchange.answers["futures"].set()
-        known = KnownSeries(exchange.knows, Bulkheads())
+        known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time)
         assert await waited_s(known, BTC) == pytest.approx(PATIENCE_S)
         assert await waited_s(known, ETH) == pytest.approx(PATIENCE_LEAST_S), "it has hung for that long already"
         assert await waited_s(known, BTC) == pytest.approx(PATIENCE_LEAST_S)
@@ -76,7 +76,7 @@ def test_a_market_that_never_answers_is_waited_for_once_and_disturbs_no_other_ma
 def test_many_wait_for_one_answer_and_one_that_leaves_takes_it_from_nobody() -> None:
     async def work() -> None:
         exchange = Exchange()
-        known = KnownSeries(exchange.knows, Bulkheads())
+        known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time)
         waiting = [asyncio.ensure_future(known.known(BTC)) for _ in range(5)]
         await asyncio.sleep(1)
         waiting[0].cancel()
@@ -94,7 +94,7 @@ def test_questions_that_are_pending_are_bounded(monkeypatch: pytest.MonkeyPatch)
 
     async def work() -> None:
         exchange = Exchange()
-        known = KnownSeries(exchange.knows, Bulkheads())
+        known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time)
         assert await waited_s(known, BTC) == pytest.approx(PATIENCE_S)
         assert await waited_s(known, CONTRACT) == 0
         exchange.answers["spot"].set()
@@ -111,7 +111,7 @@ def test_a_defect_in_a_question_is_counted_and_leaves_nobody_waiting() -> None:
 
     async def work() -> None:
         bulkheads = Bulkheads()
-        known = KnownSeries(knows, bulkheads)
+        known = KnownSeries(knows, bulkheads, asyncio.get_running_loop().time)
         assert await waited_s(known, BTC) == 0
         assert await waited_s(known, BTC) == 0
         assert bulkheads.counts == {Part.LISTINGS: 2}

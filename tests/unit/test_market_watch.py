@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +13,7 @@ from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.reach import UNREACHABLE_AFTER_S
 from klinesync.ingest.market_watch import CLOCK_AGE_S, MarketChange, MarketWatch
 from klinesync.runtime.bulkheads import Bulkheads
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.exchange_clock import ExchangeClock
 
 T0_MS = 1_700_000_040_000
@@ -48,7 +48,7 @@ def watch_of(exchange: Exchange) -> MarketWatch:
         pipeline=SimpleNamespace(submit=None),  # type: ignore[arg-type]  # nothing is written
         believe=lambda _event, _now_s, _came_s: None,
         final_margin_s=2.0,
-        wall_s=time.time,
+        our_clock=SYSTEM_CLOCK,
         bulkheads=Bulkheads(),
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 from klinesync.core.printable import printable
+from klinesync.runtime.clock import SYSTEM_CLOCK
 
 # Seconds between two progress lines where stderr is no terminal.
 PROGRESS_LINE_S = 10.0
@@ -35,12 +35,12 @@ def bar() -> Iterator[Say]:
             task = progress.add_task("", total=1.0)
             yield lambda text, share: progress.update(task, description=printable(text), completed=share)
         return
-    said_at_s = time.monotonic()
+    said_at_s = SYSTEM_CLOCK.monotonic_s()
 
     def say(text: str, share: float) -> None:
         nonlocal said_at_s
-        if time.monotonic() - said_at_s >= PROGRESS_LINE_S:
-            said_at_s = time.monotonic()
+        if SYSTEM_CLOCK.monotonic_s() - said_at_s >= PROGRESS_LINE_S:
+            said_at_s = SYSTEM_CLOCK.monotonic_s()
             print(printable(f"{text} ({share:.0%})"), file=sys.stderr, flush=True)
 
     yield say
@@ -57,12 +57,12 @@ def progress() -> Iterator[Callable[[str], None]]:
         with console.status("") as status:
             yield lambda text: status.update(Text(printable(text)))
         return
-    said_at_s = time.monotonic()
+    said_at_s = SYSTEM_CLOCK.monotonic_s()
 
     def say(text: str) -> None:
         nonlocal said_at_s
-        if time.monotonic() - said_at_s >= PROGRESS_LINE_S:
-            said_at_s = time.monotonic()
+        if SYSTEM_CLOCK.monotonic_s() - said_at_s >= PROGRESS_LINE_S:
+            said_at_s = SYSTEM_CLOCK.monotonic_s()
             print(printable(text), file=sys.stderr, flush=True)
 
     yield say

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -24,6 +23,7 @@ from klinesync.core.spans import Span
 from klinesync.history.files.importing import PartlyRefused, PartlyStored
 from klinesync.history.missing import BACKFILL
 from klinesync.history.requested import BackfillProgress
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.http_client import location
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class ServiceClient:
     ) -> BackfillProgress:
         """Have it read what it lacks of `[start, end)` (None: up to now), and wait for that; how it went. When nobody
         waits any more it goes on. Raises `Rejected`."""
-        began_s = time.monotonic()
+        began_s = SYSTEM_CLOCK.monotonic_s()
         begun = await self._begin(series, start, end)
         span = Span(begun.from_, begun.to)
         base = SeriesId.parse(begun.series_id)
@@ -131,7 +131,7 @@ class ServiceClient:
             if report.reason == BACKFILL:  # else it reads something else of the series, too
                 missing = how.missing if report.current_missing_candles is None else report.current_missing_candles
                 how = replace(how, missing=missing, candles=report.candles or 0, trouble=report.error)
-            how = replace(how, elapsed_s=time.monotonic() - began_s)
+            how = replace(how, elapsed_s=SYSTEM_CLOCK.monotonic_s() - began_s)
             on_progress(how)
             if running:
                 await asyncio.sleep(POLL_S)
@@ -141,7 +141,7 @@ class ServiceClient:
         return replace(
             how,
             missing=after.missing_candles,
-            elapsed_s=time.monotonic() - began_s,
+            elapsed_s=SYSTEM_CLOCK.monotonic_s() - began_s,
             lost=after.lost_candles,
             lost_why=after.lost_why,
             begins=after.nothing_before,

@@ -17,6 +17,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.exchange import KlineEvent
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 
@@ -45,7 +46,9 @@ class StampCheck:
         clock: ExchangeClock,
         ask: Callable[[], Awaitable[int]],
         believe: Callable[[KlineEvent, float, float], None],
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._clock = clock
         self._ask = ask
         self._believe = believe
@@ -82,25 +85,24 @@ class StampCheck:
     async def resolve(self) -> None:
         """Ask the exchange, and settle what waits. While nothing at all is known of the exchange's time, frames wait
         for more."""
-        loop = asyncio.get_running_loop()
         try:
-            await asyncio.sleep(max(0.0, ASK_EVERY_S - self._clock.answer_age_s(loop.time())))
+            await asyncio.sleep(max(0.0, ASK_EVERY_S - self._clock.answer_age_s(self._monotonic())))
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 await self._ask()
         except (UpstreamError, TimeoutError) as error:
-            if self._log_limit.allow("time", loop.time()) is not None:
+            if self._log_limit.allow("time", self._monotonic()) is not None:
                 log.warning(
                     "the exchange cannot be asked for its time: %s", error if str(error) else "no answer in time"
                 )
         finally:
             self._resolving = False
-        if self._clock.estimate_ms(loop.time()) is None:
+        if self._clock.estimate_ms(self._monotonic()) is None:
             return
         waiting = list(self._waiting)
         self._waiting.clear()
         self._series.clear()
         for event, came_s in waiting:
-            now_s = loop.time()
+            now_s = self._monotonic()
             if not self._clock.trusts(event.event_ms, came_s):
                 self._refuse(event, now_s)
             elif self._early(event, came_s):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from klinesync.history.reading import REST, Progress, Shelf, came, on_board, rea
 from klinesync.history.requested import RequestedBackfills
 from klinesync.history.troubles import Troubles
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.clock import Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
@@ -54,6 +54,8 @@ class HoleReader:
     asks: whether the exchange of a series may be asked for history.
     now_s: the exchange's time as far as is known, UTC seconds: files may have candles of the future.
     reach: how far back the exchange's history of a series goes; None: all the way, or unknown.
+    troubles: warnings.
+    monotonic: our clock.
     """
 
     history: History
@@ -68,6 +70,7 @@ class HoleReader:
     now_s: Callable[[SeriesId], float]
     reach: Callable[[SeriesId], Reach | None]
     troubles: Troubles
+    monotonic: Monotonic
 
     async def read(self, fetch: Fetch, errand: Errand) -> Outcome:
         """Read what is still missing of a fetch. Raises `StoreError`."""
@@ -75,7 +78,7 @@ class HoleReader:
         stored, ledger = await self._stored(series)
         now = pieces.remaining(fetch, stored, ledger)
         if not now.needs:
-            early = pieces.too_early(fetch, stored, _now_s(), self.rng)
+            early = pieces.too_early(fetch, stored, self.monotonic(), self.rng)
             return Outcome(early, TOO_EARLY if early else NOT_MISSING)
         watch = self.requested.watch_of(fetch) or self.watch
         span = pieces.piece_of(series.timeframe, now).span
@@ -90,10 +93,10 @@ class HoleReader:
         later: list[Pending] = []  # what is not asked for now
         if self.shelves and not all(pending.files_checked for pending in now.needs):
             if not await self._read_files(fetch, now, errand, progress):
-                due = [replace(pending, due_s=_now_s()) for pending in now.needs]
-                return [*due, *pieces.too_early(fetch, now.stored, _now_s(), self.rng)]
+                due = [replace(pending, due_s=self.monotonic()) for pending in now.needs]
+                return [*due, *pieces.too_early(fetch, now.stored, self.monotonic(), self.rng)]
             stored, ledger = await self._stored(series)
-            early = pieces.too_early(fetch, stored, _now_s(), self.rng)
+            early = pieces.too_early(fetch, stored, self.monotonic(), self.rng)
             fetch, others = pieces.after_files(fetch, now, stored, ledger)
             later = [*early, *others]
             if fetch.needs:
@@ -103,12 +106,12 @@ class HoleReader:
         if not self.asks(series):
             progress.trouble = NOT_ASKED
             stored, _ = await self._stored(series)
-            left = [no_source(pending, _now_s(), self.rng) for pending in now.needs]
-            return [*left, *pieces.too_early(fetch, stored, _now_s(), self.rng), *later]
+            left = [no_source(pending, self.monotonic(), self.rng) for pending in now.needs]
+            return [*left, *pieces.too_early(fetch, stored, self.monotonic(), self.rng), *later]
         reachable = await self._give_up(series, fetch.needs)
         if reachable != list(fetch.needs):
             stored, ledger = await self._stored(series)
-            later += pieces.too_early(fetch, stored, _now_s(), self.rng)
+            later += pieces.too_early(fetch, stored, self.monotonic(), self.rng)
             fetch = Fetch(series, tuple(reachable))
             now = pieces.remaining(fetch, stored, ledger) if reachable else replace(now, needs=())
             if not now.needs:
@@ -127,25 +130,25 @@ class HoleReader:
             self.troubles.warn("history.not_listed", series, "its gaps are left as they are", error=error)
             # Nobody has anything of it, unless it is listed again, or the list was wrong.
             waiting = [pending for pending in now.needs if not pending.requested]
-            return [fruitless(pending, _now_s(), self.rng) for pending in waiting]
+            return [fruitless(pending, self.monotonic(), self.rng) for pending in waiting]
         except UpstreamError as error:
             progress.trouble = str(error)
             self.troubles.warn("history.gap_failed", series, "its gaps cannot be read", error=error)
             left = self._after_error(now.needs, error, fruitful=asked.candles > 0)
             left = await self._give_up(series, left)
-            return left + pieces.too_early(fetch, now.stored, _now_s(), self.rng)
+            return left + pieces.too_early(fetch, now.stored, self.monotonic(), self.rng)
         stored, ledger = await self._stored(series)
         answer = Answer(asked.reached, None if asked.came is None else asked.came.start, stored, ledger)
         if (nothing := pieces.nothing_before_first(piece, answer)) is not None:
-            self.queue.memory.remember_nothing(series, nothing, _now_s())
-        left = pieces.left_over(fetch, now, piece, answer, _now_s(), self.rng)
+            self.queue.memory.remember_nothing(series, nothing, self.monotonic())
+        left = pieces.left_over(fetch, now, piece, answer, self.monotonic(), self.rng)
         left = await self._give_up(series, left)
         progress.trouble = self._unproven(series, left)
         return left
 
     def _after_error(self, asked: Sequence[Pending], error: UpstreamError, *, fruitful: bool) -> list[Pending]:
         """The needs after a request that failed. `fruitful`: candles came before that."""
-        again_s, now_s = error.retry_after_s or 0.0, _now_s()
+        again_s, now_s = error.retry_after_s or 0.0, self.monotonic()
         needs = [replace(pending, fruitless=0) if fruitful else pending for pending in asked]
         if error.status == WRONG_REQUEST:
             # An exchange may call a question about candles that it keeps no more a wrong one.
@@ -210,7 +213,7 @@ class HoleReader:
     async def _give_up(self, series: SeriesId, needs: Sequence[Pending]) -> list[Pending]:
         """The needs that may still be had. The part of the others between stored candles is declared lost. Raises
         `StoreError`."""
-        now_s, reach = _now_s(), self.reach(series)
+        now_s, reach = self.monotonic(), self.reach(series)
         kept = [pending for pending in needs if not policy.is_lost(pending, now_s)]
         lost = [(pending.span, NOT_REACHED) for pending in needs if pending not in kept]
         if reach is not None:
@@ -265,7 +268,3 @@ def part_for(shelf: Shelf, pending: Pending, span: Span, stored: Span | None, no
 def _is_more_urgent(errand: Errand, pending: Pending) -> bool:
     """Whether the series is wanted more urgently than when the need was taken."""
     return errand.urgency < pending.urgency
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from klinesync.history.reading import came, into, on_board, read_pages
 from klinesync.history.troubles import Troubles
 from klinesync.pipelines.derived_step import NATIVE
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.clock import Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
@@ -42,6 +42,7 @@ class NativeReader:
     watch: is told of each reading.
     rng: jitter of the retry delays.
     troubles: warnings.
+    monotonic: our clock.
     """
 
     history: History
@@ -51,6 +52,7 @@ class NativeReader:
     watch: HistoryWatch
     rng: random.Random
     troubles: Troubles
+    monotonic: Monotonic
 
     async def read(self, pending: Pending, errand: Errand) -> Outcome:
         """Read the newest page first, so that each joins what is stored. Candles at the end that did not come are not
@@ -63,23 +65,19 @@ class NativeReader:
                 await read_pages(pages, into(self.pipeline, series, NATIVE), progress, newest_first=True)
         except UpstreamError as error:
             self.troubles.warn("history.native_failed", series, "its native candles cannot be read", error=error)
-            again = not_answered(pending, _now_s(), self.rng, error.retry_after_s or 0.0)
+            again = not_answered(pending, self.monotonic(), self.rng, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), progress.candles)
         brought = progress.came
         if brought is not None and wanted.start < brought.start and (stored is None or wanted.start < stored.start):
-            self.memory.remember_nothing(series, Span(wanted.start, brought.start), _now_s())
+            self.memory.remember_nothing(series, Span(wanted.start, brought.start), self.monotonic())
         end = wanted.start if brought is None else brought.end
         if end >= wanted.end:
             return Outcome((), came(progress.candles), progress.candles)
-        again = fruitless(pending.over(Span(end, wanted.end)), _now_s(), self.rng)
+        again = fruitless(pending.over(Span(end, wanted.end)), self.monotonic(), self.rng)
         if again.fruitless < MOST_FRUITLESS:
             return Outcome((again,), came(progress.candles), progress.candles)
-        now_s = _now_s()
+        now_s = self.monotonic()
         if brought is None and (stored is None or wanted.start < stored.start):
             self.memory.remember_nothing(series, wanted, now_s)
         self.memory.remember_answer(series, Reason.NATIVE, again.span, now_s + NOTHING_BEFORE_TTL_S, now_s)
         return Outcome((), NOTHING_SHOWN, progress.candles)
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

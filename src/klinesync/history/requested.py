@@ -22,6 +22,7 @@ from klinesync.history.missing import BACKFILL, Need, Reason
 from klinesync.history.pending import Pending
 from klinesync.history.pieces import Fetch
 from klinesync.history.queue import HistoryQueue
+from klinesync.runtime.clock import Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.storage.database import CandleStore, Database
 
@@ -91,7 +92,9 @@ class RequestedBackfills:
         kept_from: Callable[[SeriesId, int], int],
         now_s: Callable[[SeriesId], float],
         reach: Callable[[SeriesId], Reach | None],
+        monotonic: Monotonic,
     ) -> None:
+        self._monotonic = monotonic
         self._queue = queue
         self._submit = submit
         self._database = database
@@ -160,7 +163,7 @@ class RequestedBackfills:
         if reach is not None and (older := clipped(left, Span(0, reach.oldest))):
             lost, why = [*without(older, lost), *lost], reach.sentence
             left = without(left, [Span(0, reach.oldest)])
-        begins, nothing = None, self._queue.memory.nothing_before(series, _now_s())
+        begins, nothing = None, self._queue.memory.nothing_before(series, self._monotonic())
         if stored is not None and nothing is not None and nothing.end == stored.start:
             begins = stored.start if clipped(left, nothing) else None
             left = without(left, [nothing])
@@ -176,7 +179,7 @@ class RequestedBackfills:
         total = candle_count(series.timeframe, left)
         done: asyncio.Future[BackfillProgress] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda over: over.cancelled() or over.exception())  # nobody may be waiting for it
-        ask = _Ask(span, left, total, on_progress, _now_s(), deep.candles, done, _Beyond())
+        ask = _Ask(span, left, total, on_progress, self._monotonic(), deep.candles, done, _Beyond(), self._monotonic)
         deep.asks.append(ask)
         whole = hull([part for one in deep.asks for part in one.left])
         if whole != deep.whole:
@@ -311,12 +314,13 @@ class _Ask:
     candles_before: int
     done: asyncio.Future[BackfillProgress]
     beyond: _Beyond
+    monotonic: Monotonic
 
     def progress(self, series: SeriesId, deep: _Deep, upto: int) -> BackfillProgress:
         """How it stands when all before `upto` was read since the last look."""
         missing = sum(series.timeframe.count(max(start, upto), end) for start, end in self.left if end > upto)
         candles = deep.candles - self.candles_before
-        elapsed_s = _now_s() - self.began_s
+        elapsed_s = self.monotonic() - self.began_s
         return self.beyond.of(
             BackfillProgress(series, self.span, self.total, missing, candles, elapsed_s, deep.trouble)
         )
@@ -342,7 +346,3 @@ def _end(store: CandleStore, series: SeriesId, asked: Span, holes: Sequence[Span
     store.end_backfill(series, asked)
     if holes:
         store.change_gaps(series, gaps.end_healing(store.gaps(series, hull(holes)), holes))
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -26,6 +26,7 @@ from klinesync.history.tails import Tails
 from klinesync.history.troubles import Troubles
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
@@ -55,6 +56,7 @@ class HistoryService:
     tails: reads the tails of series that nobody follows; None: nobody needs them.
     heals: whether declared gaps are read.
     bulkheads: contain defects.
+    monotonic: our clock.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class HistoryService:
         tails: Tails | None = None,
         heals: bool = True,
         bulkheads: Bulkheads | None = None,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._bulkheads = bulkheads or Bulkheads()
         self._database = database
         self._rng = rng
@@ -84,7 +88,7 @@ class HistoryService:
         self._queue = HistoryQueue()
         self._errands: dict[SeriesId, Errand] = {}  # of the readings under way
         self._changed = asyncio.Event()
-        self._troubles = Troubles(log)
+        self._troubles = Troubles(log, monotonic)
         self._requested = RequestedBackfills(
             queue=self._queue,
             submit=self.submit,
@@ -94,6 +98,7 @@ class HistoryService:
             kept_from=kept_from,
             now_s=now_s,
             reach=reach,
+            monotonic=monotonic,
         )
         self._holes = HoleReader(
             history=history,
@@ -108,8 +113,11 @@ class HistoryService:
             now_s=now_s,
             reach=reach,
             troubles=self._troubles,
+            monotonic=monotonic,
         )
-        self._natives = NativeReader(history, pipeline, database, self._queue.memory, watch, rng, self._troubles)
+        self._natives = NativeReader(
+            history, pipeline, database, self._queue.memory, watch, rng, self._troubles, monotonic
+        )
 
     # Who needs candles.
 
@@ -122,7 +130,7 @@ class HistoryService:
         under_way = self._errands.get(need.series)
         if under_way is not None:
             under_way.urgency = min(under_way.urgency, need.urgency)  # it is joined, or waited for
-        if not self._queue.submit(need, _now_s()):
+        if not self._queue.submit(need, self._monotonic()):
             self._troubles.warn("history.queue_full", need.series, "the queue has no room for all missing candles")
         self._changed.set()
 
@@ -133,7 +141,7 @@ class HistoryService:
         page_start: where the page that was read would begin, were it full; None: it is full, or none was read.
         """
         look = Look(series, Urgency.READ, page_start, find)
-        if self._queue.looked_lately(look, _now_s()):
+        if self._queue.looked_lately(look, self._monotonic()):
             return False
         fits = self._queue.look(look)
         if not fits:
@@ -187,7 +195,7 @@ class HistoryService:
 
     def nothing_before(self, series: SeriesId) -> Span | None:
         """A span right before the first stored candle in which the exchange has nothing, as it showed not long ago."""
-        return self._queue.memory.nothing_before(series, _now_s())
+        return self._queue.memory.nothing_before(series, self._monotonic())
 
     # Who reads.
 
@@ -213,7 +221,7 @@ class HistoryService:
 
     async def _work(self) -> None:
         while True:
-            work = self._queue.take(_now_s())
+            work = self._queue.take(self._monotonic())
             if work is None:
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
@@ -226,7 +234,7 @@ class HistoryService:
                     outcome = await self._try(work)
             finally:
                 outcome = Outcome(self._all_of(work), DEFECT) if outcome is None else outcome
-                self._queue.settle(work, outcome.remaining, _now_s(), outcome.answer)
+                self._queue.settle(work, outcome.remaining, self._monotonic(), outcome.answer)
                 self._changed.set()
             if self._requested.under_way(work.series):
                 with self._bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
@@ -239,7 +247,7 @@ class HistoryService:
         """The needs of work that a defect ended: asked for again, with backoff."""
         if isinstance(work, Look):
             return ()
-        return [fruitless(pending, _now_s(), self._rng) for pending in work.needs]
+        return [fruitless(pending, self._monotonic(), self._rng) for pending in work.needs]
 
     async def _try(self, work: Look | Fetch) -> Outcome:
         """Carry out a piece of work, whatever the store does."""
@@ -285,7 +293,3 @@ class HistoryService:
 
     def _store_retry_s(self) -> float:
         return STORE_RETRY_S * self._rng.uniform(0.75, 1.0)
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

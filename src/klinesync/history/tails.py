@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from klinesync.history.pieces import Outcome
 from klinesync.history.reading import FILES, REST, TailFiles, came, into, on_board, read_pages
 from klinesync.history.troubles import Troubles
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.storage.database import Database
 
@@ -79,7 +79,9 @@ class Tails:
         now_s: Callable[[SeriesId], float],
         asks: Callable[[SeriesId], bool] = lambda _: True,
         files: TailFiles | None = None,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._source = source
         self._pipeline = pipeline
         self._database = database
@@ -91,7 +93,7 @@ class Tails:
         self._now_s = now_s
         self._asks = asks
         self._files = files
-        self._troubles = Troubles(log)
+        self._troubles = Troubles(log, monotonic)
 
     async def read(self, pending: Pending, errand: Errand) -> Outcome:
         """Read a tail, up to the newest candle that is final by now. Raises `StoreError`."""
@@ -100,7 +102,7 @@ class Tails:
             return await self._read(attempt)
         except UpstreamError as error:
             self._troubles.warn("history.tail_failed", pending.series, "its tail cannot be read", error=error)
-            again = not_answered(pending, _now_s(), self._rng, error.retry_after_s or 0.0)
+            again = not_answered(pending, self._monotonic(), self._rng, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), attempt.candles)
 
     async def _read(self, attempt: _Attempt) -> Outcome:
@@ -111,7 +113,7 @@ class Tails:
         if self._asks(series):
             try:
                 if not await self._source.knows(series):
-                    return Outcome((fruitless(attempt.pending, _now_s(), self._rng, UNLISTED_S),), NOT_LISTED)
+                    return Outcome((fruitless(attempt.pending, self._monotonic(), self._rng, UNLISTED_S),), NOT_LISTED)
                 exchange_s = self._exchange_s(series)
                 if exchange_s is None:
                     exchange_s = await self._source.now_ms(series) / 1000
@@ -138,7 +140,7 @@ class Tails:
             return Outcome((), came(attempt.candles), attempt.candles)
         if trouble is not None:
             raise trouble
-        return Outcome((fruitless(attempt.pending, _now_s(), self._rng),), came(0))
+        return Outcome((fruitless(attempt.pending, self._monotonic(), self._rng),), came(0))
 
     async def _ask(self, series: SeriesId, stored: Span | None, span: Span, attempt: _Attempt) -> None:
         """Read a tail from the exchange, page by page. Raises `UpstreamError`, `StoreError`."""
@@ -175,7 +177,3 @@ class _Attempt:
     pending: Pending
     errand: Errand
     candles: int = 0
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

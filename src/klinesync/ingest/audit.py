@@ -20,6 +20,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, History, HistoryPage, Urgency
 from klinesync.history.reading import read_pages, unreported
 from klinesync.pipelines.ingest_pipeline import Empty
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ class Audit:
         submit: Callable[[SeriesId, Sequence[Candle], str, Empty], Awaitable[Applied]],
         now_ms: Callable[[SeriesId], int | None],
         interval_s: float,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._history = history
         self._series = series
         self._stored = stored
@@ -61,10 +64,9 @@ class Audit:
 
     async def run(self) -> None:
         """Until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._interval_s)
-            one = self._next(loop.time())
+            one = self._next(self._monotonic())
             if one is None:
                 continue
             try:

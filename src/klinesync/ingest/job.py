@@ -43,6 +43,7 @@ from klinesync.ingest.market_watch import MarketWatch
 from klinesync.ingest.tail_reader import TailReader
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
+from klinesync.runtime.clock import Monotonic
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class JobPorts:
     rng: jitter.
     bulkheads: contains defects.
     log_limit: of histories that cannot be read.
+    monotonic: our clock.
     """
 
     pipeline: IngestPipeline
@@ -85,6 +87,7 @@ class JobPorts:
     rng: random.Random
     bulkheads: Bulkheads
     log_limit: LogLimit
+    monotonic: Monotonic
 
 
 class Job:
@@ -186,7 +189,7 @@ class Job:
     def _due(self) -> None:
         self._later = None
         with self._contained(self.series):
-            self.carry_out(self.followed.due(_now_s()))
+            self.carry_out(self.followed.due(self._ports.monotonic()))
 
     def _publish(self, before: StreamState, status: StreamStatus) -> None:
         # What a whole connection goes through is logged by the connection, once for all of its streams.
@@ -267,21 +270,17 @@ class Job:
             await self._ports.tails.read(followed, fetch, errand, self.carry_out)
         except UpstreamError as error:
             self._ports.tails.ended(series, str(error))
-            if (more := self._ports.log_limit.allow(series.market, _now_s())) is not None:
+            if (more := self._ports.log_limit.allow(series.market, self._ports.monotonic())) is not None:
                 log.warning("%s: history cannot be read (%d more since the last): %s", series, more, error)
-            self.carry_out(followed.history_failed(error.status, _now_s()))
+            self.carry_out(followed.history_failed(error.status, self._ports.monotonic()))
         except StoreError as error:
             self._ports.tails.ended(series, str(error))
             self._begin_again()
         else:
             self._ports.tails.ended(series)
-            self.carry_out(followed.history_ended(_now_s()))
+            self.carry_out(followed.history_ended(self._ports.monotonic()))
 
 
 def head_of(series: SeriesId, stored: Span | None) -> int | None:
     """The newest open time of the stored span."""
     return None if stored is None else series.timeframe.shift(stored.end, -1)
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -10,6 +10,7 @@ from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.exchange import Exchange, Listing
 from klinesync.ingest import followed as rules
 from klinesync.ingest.followed import Followed
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ class ListingWatch:
         markets: Iterable[str],
         followed: Callable[[str], Sequence[Followed]],
         judge: Callable[[Followed, Listing | None, bool], None],
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._exchange = exchange
         self._markets = tuple(markets)
         self._followed = followed
@@ -64,21 +67,21 @@ class ListingWatch:
             await asyncio.sleep(LISTINGS_PAUSE_S)
 
     def _wait_s(self) -> float:
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._monotonic()
         followed = [series for market in self._markets for series in self._followed(market)]
         gone = any(series.is_delisted for series in followed)
         due = [due_s for series in followed if (due_s := series.list_due_s(now_s)) is not None]
         return min([rules.SUSPECT_LISTINGS_AGE_S if gone else LISTINGS_AGE_S, *due])
 
     async def _look(self, market: str) -> None:
-        followed, now_s = self._followed(market), asyncio.get_running_loop().time()
+        followed, now_s = self._followed(market), self._monotonic()
         if not followed:
             return
         second = [series for series in followed if series.list_due_s(now_s) == 0.0]
         try:
             listings = await self._exchange.listings(market, 0.0 if second else rules.SUSPECT_LISTINGS_AGE_S)
         except UpstreamError as error:
-            if (more := self._log_limit.allow(market, asyncio.get_running_loop().time())) is not None:
+            if (more := self._log_limit.allow(market, self._monotonic())) is not None:
                 log.warning("the %s market cannot be asked for its symbols (%d more): %s", market, more, error)
             return
         for series in followed:

@@ -16,6 +16,7 @@ from klinesync.exchanges.stamp_check import StampCheck
 from klinesync.ingest.questioner import Questioner
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import Clock
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.log_limit import LogLimit
 
@@ -51,7 +52,7 @@ class MarketWatch:
     pipeline: where rows go that decide between a frame and a stored candle.
     believe: takes a frame whose stamp is borne out, the present moment, and when the frame came.
     final_margin_s: how long after its close a REST row may still change, in seconds of the exchange.
-    wall_s: UTC seconds by this machine, for times that are told while the exchange's is not known.
+    our_clock: dates what is told while the exchange's time is not known.
     """
 
     def __init__(
@@ -63,17 +64,17 @@ class MarketWatch:
         pipeline: IngestPipeline,
         believe: Callable[[KlineEvent, float, float], None],
         final_margin_s: float,
-        wall_s: Callable[[], float],
+        our_clock: Clock,
         bulkheads: Bulkheads,
     ) -> None:
         self.market = market
-        self.questioner = Questioner(exchange, pipeline.submit)
-        self.check = StampCheck(clock, partial(exchange.now_ms, market), believe)
+        self.questioner = Questioner(exchange, pipeline.submit, our_clock.monotonic_s)
+        self.check = StampCheck(clock, partial(exchange.now_ms, market), believe, our_clock.monotonic_s)
         self.reach = ExchangeWatch()
         self._exchange = exchange
         self._clock = clock
         self._final_margin_s = final_margin_s
-        self._wall_s = wall_s
+        self._our_clock = our_clock
         self._bulkheads = bulkheads
         self._log_limit = LogLimit(CLOCK_LOG_EVERY_S)
         self.answers_again = asyncio.Event()  # set, and replaced, when the market answers after a while of trouble
@@ -93,7 +94,7 @@ class MarketWatch:
 
     def now_ms(self) -> int | None:
         """The exchange's time, as far as it is known."""
-        return self._clock.estimate_ms(_now_s())
+        return self._clock.estimate_ms(self._our_clock.monotonic_s())
 
     async def known_ms(self) -> int:
         """The exchange's time, asked where nothing is known of it. Raises `UpstreamError`."""
@@ -105,7 +106,7 @@ class MarketWatch:
         runs faster than we do, or went on while this machine slept. The estimate, where the exchange does not say.
         Raises `UpstreamError` when nothing is known."""
         now_ms = self.now_ms()
-        if now_ms is not None and self._clock.age_s(_now_s()) <= CLOCK_AGE_S:
+        if now_ms is not None and self._clock.age_s(self._our_clock.monotonic_s()) <= CLOCK_AGE_S:
             return now_ms
         try:
             return await self._exchange.now_ms(self.market)
@@ -117,7 +118,7 @@ class MarketWatch:
     def utc_ms(self) -> int:
         """The exchange's time, or ours where nothing is known of it: to tell since when something is the case."""
         now_ms = self.now_ms()
-        return int(self._wall_s() * 1000) if now_ms is None else now_ms
+        return int(self._our_clock.wall_s() * 1000) if now_ms is None else now_ms
 
     @property
     def silence(self) -> str:
@@ -133,7 +134,7 @@ class MarketWatch:
 
     def event(self, event: KlineEvent) -> None:
         """A frame has come: it is believed at once, or waits until the exchange was asked for its time."""
-        now_s = _now_s()
+        now_s = self._our_clock.monotonic_s()
         self.reach.frame_s = now_s
         if not self.check.check(event, now_s):
             self._ask_time()
@@ -201,7 +202,7 @@ class MarketWatch:
 
     def contact(self, streams: Sequence[StreamStatus], *, connected: bool) -> MarketContact:
         """What is heard of the market."""
-        now_s, reach, margin_s = _now_s(), self.reach, self.margin_s
+        now_s, reach, margin_s = self._our_clock.monotonic_s(), self.reach, self.margin_s
         difference = self._clock.difference(now_s)
         return MarketContact(
             self.market,
@@ -219,7 +220,3 @@ class MarketWatch:
             final_margin_seen=margin_s > self._final_margin_s,
             left_alone_s=self._exchange.contact(self.market).left_alone_s,
         )
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -16,6 +16,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, Urgency
 from klinesync.history.reading import REST, read_pages, unreported
 from klinesync.ingest.questions import PAUSE_S, Questions
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,16 @@ class Questioner:
     """The questions of one market. `run` is its one task.
 
     `exchange`: whose rows decide. `submit`: writes the rows of a series, from the source of that name.
+    `monotonic`: our clock.
     """
 
     def __init__(
-        self, exchange: Exchange, submit: Callable[[SeriesId, Sequence[Candle], str], Awaitable[Applied]]
+        self,
+        exchange: Exchange,
+        submit: Callable[[SeriesId, Sequence[Candle], str], Awaitable[Applied]],
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._exchange = exchange
         self._submit = submit
         self.questions = Questions()
@@ -41,7 +47,7 @@ class Questioner:
 
     def ask(self, series: SeriesId, candles: Iterable[Candle]) -> None:
         """A frame told these candles, which are stored with other values."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._monotonic()
         times = [candle.time for candle in candles]
         self.questions.ask(series, times, now_s)
         self._asked.set()
@@ -56,9 +62,8 @@ class Questioner:
 
     async def run(self) -> None:
         """Ask what is due, one request at a time, until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
-            request = self.questions.next(loop.time())
+            request = self.questions.next(self._monotonic())
             if request is None:
                 self._asked.clear()
                 due_s = self.questions.due_s()
@@ -77,12 +82,12 @@ class Questioner:
             await read_pages(pages, partial(self._write, series, changed), unreported(series, span.start))
         except (UpstreamError, StoreError) as error:
             log.info("%s: a question is put off: %s", series, error)
-            self.questions.failed(series, span, asyncio.get_running_loop().time())
+            self.questions.failed(series, span, self._monotonic())
         except BaseException:  # a defect, or the end of the task: the question stands
-            self.questions.failed(series, span, asyncio.get_running_loop().time())
+            self.questions.failed(series, span, self._monotonic())
             raise
         else:
-            self.questions.answered(series, span, changed, asyncio.get_running_loop().time())
+            self.questions.answered(series, span, changed, self._monotonic())
 
     async def _write(self, series: SeriesId, changed: set[int], page: HistoryPage) -> None:
         """Store the rows; the open times of those that were stored with other values are `changed`."""

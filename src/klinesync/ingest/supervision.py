@@ -63,7 +63,7 @@ class Supervision:
             events=self.events,
             settings=replace(self.settings, one_list_decides=exchange.one_list_decides),
             rng=self.rng,
-            wall_s=self.clock.wall_s,
+            clock=self.clock,
             bulkheads=self.bulkheads,
             files=self.files,
         )

@@ -31,6 +31,7 @@ from klinesync.ingest.market_watch import MarketWatch
 from klinesync.ingest.tail_reader import TailReader
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import Clock
 from klinesync.runtime.log_limit import LogLimit
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class IngestSupervisor:
     events: keeps what happens to series.
     settings: how series are followed.
     rng: jitter.
-    wall_s: UTC seconds by this machine, for times that are told while the exchange's is not known.
+    clock: ours; dates what is told while the exchange's time is not known.
     bulkheads: contains defects.
     files: read before a first history is asked of the exchange; None: there are none.
     """
@@ -89,11 +90,12 @@ class IngestSupervisor:
         events: SeriesEvents,
         settings: FollowSettings,
         rng: random.Random,
-        wall_s: Callable[[], float],
+        clock: Clock,
         bulkheads: Bulkheads | None = None,
         files: TailFiles | None = None,
     ) -> None:
         self._exchange = exchange
+        self._monotonic = clock.monotonic_s
         self._bulkheads = bulkheads or Bulkheads()
         self._pipeline = pipeline
         self._stored = stored
@@ -116,16 +118,16 @@ class IngestSupervisor:
             market: MarketWatch(
                 market,
                 exchange=exchange,
-                clock=clock,
+                clock=market_clock,
                 pipeline=pipeline,
                 believe=self._take_believed,
                 final_margin_s=settings.rest_final_margin_s,
-                wall_s=wall_s,
+                our_clock=clock,
                 bulkheads=self._bulkheads,
             )
-            for market, clock in exchange.clocks.items()
+            for market, market_clock in exchange.clocks.items()
         }
-        self._listings = ListingWatch(exchange, exchange.clocks, self._followed_of, self._judge)
+        self._listings = ListingWatch(exchange, exchange.clocks, self._followed_of, self._judge, clock.monotonic_s)
         self._tails = TailReader(
             exchange=exchange,
             markets=self._markets,
@@ -133,7 +135,7 @@ class IngestSupervisor:
             watch=history_watch,
             settings=settings,
             files=files,
-            wall_s=wall_s,
+            clock=clock,
         )
         self._ports = JobPorts(
             pipeline=pipeline,
@@ -148,6 +150,7 @@ class IngestSupervisor:
             rng=rng,
             bulkheads=self._bulkheads,
             log_limit=LogLimit(FAILED_LOG_EVERY_S),
+            monotonic=clock.monotonic_s,
         )
         self._full_log_limit = LogLimit(FULL_LOG_EVERY_S)
         self._group: asyncio.TaskGroup | None = None
@@ -203,7 +206,7 @@ class IngestSupervisor:
 
     def jobs_state(self) -> list[JobState]:
         """All jobs, as the debug page shows them."""
-        now_s = _now_s()
+        now_s = self._monotonic()
         states = []
         for entry in self._table.entries():
             job, now_ms = self._jobs.get(entry.series), self._markets[entry.series.market].now_ms()
@@ -267,6 +270,7 @@ class IngestSupervisor:
             submit=self._pipeline.submit,
             now_ms=lambda series: self._markets[series.market].now_ms(),
             interval_s=self._settings.audit_interval_s,
+            monotonic=self._monotonic,
         )
 
     async def _audited(self, series: SeriesId) -> Span | None:
@@ -281,7 +285,7 @@ class IngestSupervisor:
     async def _tick_on(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._apply(self._table.expire(_now_s()))
+            self._apply(self._table.expire(self._monotonic()))
             for name, market in self._markets.items():
                 moment, margin_s = self._moment(name), market.margin_s
                 jobs = [job for series, job in self._jobs.items() if series.market == name]
@@ -323,7 +327,7 @@ class IngestSupervisor:
         try:
             commands = self._table.acquire(base)
         except NoCapacity as error:
-            more = self._full_log_limit.allow(base.market, _now_s())
+            more = self._full_log_limit.allow(base.market, self._monotonic())
             if error.detail is not None and more is not None:
                 log.warning("%s is not followed (%d more since the last): %s", base, more, error.detail)
             raise
@@ -331,7 +335,7 @@ class IngestSupervisor:
 
     def release(self, series: SeriesId) -> None:
         """Give back what `acquire` took. The series is followed a while longer, in case somebody comes back."""
-        self._table.release(self._base_of(series), _now_s())
+        self._table.release(self._base_of(series), self._monotonic())
 
     async def caught_up(self, series: SeriesId) -> None:
         """Returns once the followed series' history has been read up to now, or cannot be as it is not traded. Raises
@@ -375,7 +379,7 @@ class IngestSupervisor:
         assert self._group is not None, "run is running"
         connection = self._connections.with_room(series.market, self._group)
         self._jobs[series] = Job(
-            Followed(series, head_of(series, stored), self._settings, _now_s(), since_ms),
+            Followed(series, head_of(series, stored), self._settings, self._monotonic(), since_ms),
             connection,
             self._ports,
             group=self._group,
@@ -409,7 +413,7 @@ class IngestSupervisor:
     # What the streams and the lists say.
 
     def _moment(self, market: str) -> Moment:
-        return Moment(_now_s(), self._markets[market].now_ms())
+        return Moment(self._monotonic(), self._markets[market].now_ms())
 
     def _take_event(self, event: KlineEvent) -> None:
         with self._contained(event.series):
@@ -475,12 +479,8 @@ class IngestSupervisor:
         if all_stale(others):
             log.warning("%s: no stream of its connection brings what it owes: connecting anew", job.series)
             for followed in others:
-                followed.watch.retried(_now_s())
+                followed.watch.retried(self._monotonic())
             job.connection.reconnect()
         else:
             log.warning("%s: subscribing the stale stream anew", job.series)
             job.connection.renew(job.series)
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -16,6 +16,7 @@ from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board
 from klinesync.ingest.followed import Command, Fetch, Followed, FollowSettings, Moment, Persist
 from klinesync.ingest.market_watch import MarketWatch
 from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.runtime.clock import Clock
 
 # First histories that are read at once: what is read waits in memory until it is written.
 SWEEPS_AT_ONCE = 16
@@ -57,7 +58,7 @@ class TailReader:
         watch: HistoryWatch,
         settings: FollowSettings,
         files: TailFiles | None,
-        wall_s: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._exchange = exchange
         self._markets = markets
@@ -65,7 +66,7 @@ class TailReader:
         self._watch = watch
         self._settings = settings
         self._files = files
-        self._wall_s = wall_s
+        self._clock = clock
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
         self._live_from: dict[SeriesId, int] = {}  # the open time that a series was followed from
 
@@ -126,7 +127,7 @@ class TailReader:
         upto: int | None = None
         with suppress(UpstreamError):  # the exchange is asked again for what the files do not have
             upto = frame.floor(await self._markets[series.market].known_ms() // 1000)
-        end = await files.end(series, int(self._wall_s()) if upto is None else upto)
+        end = await files.end(series, int(self._clock.wall_s()) if upto is None else upto)
         if end is None:
             return
         start = max(0, frame.shift(end if upto is None else upto, -reading.most))
@@ -154,7 +155,7 @@ class TailReader:
     async def _take_page(self, reading: _Reading, page: HistoryPage) -> None:
         followed = reading.followed
         now_ms = self._markets[followed.series.market].now_ms()
-        reading.carry_out(followed.shown(page, Moment(asyncio.get_running_loop().time(), now_ms)))
+        reading.carry_out(followed.shown(page, Moment(self._clock.monotonic_s(), now_ms)))
         await self._let_through(reading, REST, page)
         if page.candles:
             reach = _reach(reading, await self._markets[followed.series.market].known_ms())

@@ -190,10 +190,10 @@ class Server(uvicorn.Server):
 
     async def _gone(self, timeout_s: float) -> None:
         """Until there is neither connection nor request, for at most `timeout_s`; at a second `stop` at once."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + timeout_s
+        now = self._runtime.clock.monotonic_s
+        until_s = now() + timeout_s
         state = self.server_state
-        while (state.connections or state.tasks) and not self.force_exit and loop.time() < until_s:  # noqa: ASYNC110  # uvicorn has sets, no event
+        while (state.connections or state.tasks) and not self.force_exit and now() < until_s:  # noqa: ASYNC110  # uvicorn has sets, no event
             await asyncio.sleep(0.02)
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klinesync.market.error_codes import FrontDoorCode
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
 MAX_BODY_BYTES = 8 << 20
 # Bytes of all bodies in flight, from their first byte to the answer.
@@ -111,9 +112,11 @@ class Body:
 
 
 class BodyBudget:
-    """The bodies in flight, and the bytes that they hold. Pure but for waking up who waits for a body that ends."""
+    """The bodies in flight, and the bytes that they hold. Pure but for waking up who waits for a body that ends:
+    that is due at once by `monotonic`, the clock of its deadlines."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES_IN_FLIGHT, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
+        self.monotonic = monotonic
         self._max_bytes = max_bytes
         self._bodies: set[Body] = set()
         self._closed = False
@@ -172,7 +175,7 @@ class BodyBudget:
         body.ended = reason
         self.release(body)
         if body.wait is not None and not body.wait.expired():
-            body.wait.reschedule(asyncio.get_running_loop().time())
+            body.wait.reschedule(self.monotonic())
 
 
 class BodyLimit:
@@ -187,7 +190,7 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] in BODILESS_METHODS:
             await self._app(scope, receive, send)
             return
-        body = self._budget.begin(_declared(scope), asyncio.get_running_loop().time())
+        body = self._budget.begin(_declared(scope), self._budget.monotonic())
         if isinstance(body, BodyRefusal):
             await _refuse(body, send)
             return
@@ -203,13 +206,13 @@ class BodyLimit:
     async def _read(self, body: Body, receive: Receive) -> Message | BodyRefusal | None:
         """The whole body as one message; why it is refused; None when the client has left."""
         pieces: list[bytes] = []
-        clock = asyncio.get_running_loop().time
+        monotonic = self._budget.monotonic
         while True:
             try:
                 async with asyncio.timeout_at(body.deadline_s) as body.wait:
                     message = await receive()
             except TimeoutError:
-                if (reason := self._budget.take(body, 0, clock())) is not None:
+                if (reason := self._budget.take(body, 0, monotonic())) is not None:
                     return reason
                 continue
             finally:
@@ -217,7 +220,7 @@ class BodyLimit:
             if message["type"] != "http.request":
                 return None
             piece = message.get("body", b"")
-            if (reason := self._budget.take(body, len(piece), clock())) is not None:
+            if (reason := self._budget.take(body, len(piece), monotonic())) is not None:
                 return reason
             pieces.append(piece)
             if not message.get("more_body", False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastapi import Request
 
@@ -56,8 +56,8 @@ class Front:
     guard: Guard
     inspection: Inspection
     debug: DebugApi | None
-    bodies: BodyBudget = field(default_factory=BodyBudget)
-    requests: Requests = field(default_factory=Requests)
+    bodies: BodyBudget
+    requests: Requests
 
 
 def compose_front(
@@ -80,7 +80,8 @@ def compose_front(
             at_work=parts.healing,
         )
         api = DebugApi(health, FormingIngest(show, derived, parts.now_s))
-    return Front(guard, Inspection(parts), api)
+    monotonic = parts.clock.monotonic_s
+    return Front(guard, Inspection(parts), api, bodies=BodyBudget(monotonic=monotonic), requests=Requests(monotonic))
 
 
 def front_of(request: Request) -> Front:

@@ -69,6 +69,7 @@ def build_history(
         now_s=exchange.time.now_s,
         asks=scope.reads_exchange,
         files=files,
+        monotonic=around.clock.monotonic_s,
     )
     backfill = HistoryService(
         history=exchange.registry.history,
@@ -86,6 +87,7 @@ def build_history(
         tails=tails,
         heals=settings.heals,
         bulkheads=around.bulkheads,
+        monotonic=around.clock.monotonic_s,
     )
     heals = backfill if settings.heals else None
     derived_history = DerivedHistory(
@@ -112,6 +114,7 @@ def build_history(
             derived=derived_history.ensure_page,
         )
     scrub = StoreScrub(writing.database)
+    known = KnownSeries(scope.known, around.bulkheads, around.clock.monotonic_s)
     return HistoryParts(
         board=board,
         files=files,
@@ -121,7 +124,7 @@ def build_history(
         derived_history=derived_history,
         coverage=coverage,
         scrub=scrub,
-        reader=CandleReader(writing.database, KnownSeries(scope.known, around.bulkheads).known, coverage, scrub.ask),
+        reader=CandleReader(writing.database, known.known, coverage, scrub.ask),
     )
 
 

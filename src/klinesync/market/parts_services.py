@@ -64,6 +64,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
         ingest=settings.follows,
         damaged=database.damage.sentence,
         restarts=partial(restarts, around.bulkheads, around.clock),
+        monotonic=around.clock.monotonic_s,
     )
     subscriptions = WsSubscriptionCoordinator(
         writing.hub,
@@ -72,6 +73,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
         parts.ingest.on_demand,
         exchange.time.now_s,
         around.bulkheads,
+        around.clock.monotonic_s,
     )
     return MarketDataOrchestrator(
         reader=history.reader,

@@ -60,7 +60,7 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
     """
     derived = derived_step(settings.derived_base, settings.derived_targets)
     ledger = ledger_step(settings.ledger)
-    hub = CandleHub(around.bulkheads)
+    hub = CandleHub(around.bulkheads, around.clock.monotonic_s)
     teller = Teller(hub, derived, around.clock)
     log = EventLog()
     events = SeriesEvents(
@@ -81,6 +81,7 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
         committed=events.committed,
         flush_s=settings.flush_s,
         batch_max=settings.batch_max,
+        monotonic=around.clock.monotonic_s,
     )
     retention = None
     if settings.retention_days:

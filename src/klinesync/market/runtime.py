@@ -35,6 +35,7 @@ class MarketRuntime:
         self.market_data = market_data
         self.front = front
         self.bulkheads = parts.around.bulkheads
+        self.clock = parts.around.clock
         self.hub = writing.hub
         self.registry = exchange.registry
         self.supervisors = exchange.supervisors

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.registry import ExchangeEntry
 from klinesync.market.parts_exchanges import build_exchanges, check_whitelist
-from klinesync.market.parts_history import GapReading, HistoryParts, build_history
+from klinesync.market.parts_history import GapReading, build_history
 from klinesync.market.parts_ingest import build_ingest
 from klinesync.market.parts_services import ServedParts, build_front, build_market_data
-from klinesync.market.parts_writing import WritingParts, build_writing
+from klinesync.market.parts_writing import build_writing
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.settings import (
     exchange_settings,
@@ -44,32 +45,45 @@ def build_market_runtime(
 
     Raises `BadFlag`, `BadFactor`, `BadOverlay`, `BadExchange`.
     """
-    around = around or Surroundings()
     services = service_settings(flags)
-    following = ingest_settings(flags, services.listed)
     database = database or SqliteDatabase(sqlite_path(flags), command, serves=True)
-    exchange = build_exchanges(exchange_settings(flags), around, database, entries)
-    writing = build_writing(writing_settings(flags), around, database, exchange.registry.clocks)
-    followed = tuple(dict.fromkeys(map(writing.derived.base_of, following.whitelist)))
-    check_whitelist(exchange.registry, services.listed, followed)
-    history = build_history(history_settings(flags), around, writing, exchange)
-    ingest = build_ingest(following, around, writing, exchange, history, followed)
-    parts = ServedParts(around, writing, exchange, history, ingest)
+    parts = build_parts(flags, services.listed, around or Surroundings(), database, entries)
     market_data = build_market_data(services, parts)
-    bind_subscribers(writing, history, market_data)
+    bind_subscribers(parts, market_data)
     return MarketRuntime(parts, market_data, build_front(services, parts))
 
 
-def bind_subscribers(writing: WritingParts, history: HistoryParts, market_data: MarketDataOrchestrator) -> None:
+def build_parts(
+    flags: RuntimeFlags,
+    listed: tuple[SeriesId, ...],
+    around: Surroundings,
+    database: Database,
+    entries: Sequence[ExchangeEntry] = (),
+) -> ServedParts:
+    """All parts below the services, in the order in which they need each other; `bind_subscribers` comes later.
+
+    listed: the whitelist. The others are those of `build_market_runtime`, which also raises the same.
+    """
+    following = ingest_settings(flags, listed)
+    exchange = build_exchanges(exchange_settings(flags), around, database, entries)
+    writing = build_writing(writing_settings(flags), around, database, exchange.registry.clocks)
+    followed = tuple(dict.fromkeys(map(writing.derived.base_of, following.whitelist)))
+    check_whitelist(exchange.registry, listed, followed)
+    history = build_history(history_settings(flags), around, writing, exchange)
+    ingest = build_ingest(following, around, writing, exchange, history, followed)
+    return ServedParts(around, writing, exchange, history, ingest)
+
+
+def bind_subscribers(parts: ServedParts, market_data: MarketDataOrchestrator) -> None:
     """Set who is told of commits and of declared gaps, in the order in which they are told.
 
     Cached pages are dropped before anybody hears of new candles, so that no read after a message is older than the
     message. Clients come before derived histories, which only ask for more.
     """
-    status, reader = market_data.status, history.reader
+    writing, history, status = parts.writing, parts.history, market_data.status
     writing.publisher.bind(
         (
-            Subscriber("page cache", reader.changed, reader.forget_pages),
+            Subscriber("page cache", history.reader.changed, history.reader.forget_pages),
             Subscriber("status", status.published),
             Subscriber("clients", writing.forming.publish, writing.hub.resync),
             Subscriber("derived histories", history.derived_history.published),

@@ -7,6 +7,8 @@ import asyncio
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
+
 # The stop takes at most 5 s, whatever clients do. These are its parts before the store is closed, in seconds:
 # for sockets to accept their end (1001), and for requests that are being answered;
 CLIENTS_END_S = 1.5
@@ -17,7 +19,8 @@ REFUSALS_SENT_S = 0.5
 class Requests:
     """The requests that are being answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
+        self._monotonic = monotonic
         self.stopping = False
         self._ends: set[asyncio.Timeout] = set()
 
@@ -28,7 +31,7 @@ class Requests:
     def end(self) -> None:
         """End every request that is not answered yet."""
         self.stopping = True
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._monotonic()
         for end in self._ends:
             if not end.expired():
                 end.reschedule(now_s)

@@ -79,7 +79,7 @@ async def serve_socket(websocket: WebSocket, coordinator: WsSubscriptionCoordina
 
 async def handle(coordinator: WsSubscriptionCoordinator, client: Client, rate: MessageRate, text: str | bytes) -> None:
     """What one message does, if the client has not sent too many."""
-    match rate.judge(asyncio.get_running_loop().time()):
+    match rate.judge(coordinator.monotonic()):
         case Verdict.TAKEN:
             await coordinator.handle(client, text)
         case Verdict.REFUSED:
@@ -185,7 +185,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
         """The handshake is done: from now on the connection is a client's."""
         client = Client(self)
         self._coordinator = coordinator
-        self._rate = MessageRate(self.loop.time())
+        self._rate = MessageRate(coordinator.monotonic())
         coordinator.connected(client)
         self._client = client
         if self.disconnected or self.transport.is_closing():
@@ -391,7 +391,7 @@ class AsgiSocket:
         await self._ending.wait()
 
     async def _read(self, coordinator: WsSubscriptionCoordinator) -> None:
-        rate = MessageRate(asyncio.get_running_loop().time())
+        rate = MessageRate(coordinator.monotonic())
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":

@@ -14,6 +14,7 @@ from functools import partial
 from klinesync.core.errors import UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
 # How long readers wait for the lists of one market, in seconds, counted from the oldest question that is pending there:
 # a client that asks for many series of a market that hangs waits once. The longest lists, of 10 MB, take some seconds.
@@ -33,7 +34,13 @@ class _Question:
 class KnownSeries:
     """Asks `knows`, which may raise `UpstreamError` and `UnknownSeries`; one question a series at a time."""
 
-    def __init__(self, knows: Callable[[SeriesId], Awaitable[bool]], bulkheads: Bulkheads) -> None:
+    def __init__(
+        self,
+        knows: Callable[[SeriesId], Awaitable[bool]],
+        bulkheads: Bulkheads,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+    ) -> None:
+        self._monotonic = monotonic
         self._knows = knows
         self._bulkheads = bulkheads
         self._questions: dict[SeriesId, _Question] = {}
@@ -41,7 +48,7 @@ class KnownSeries:
     async def known(self, series: SeriesId) -> bool:
         """Whether the exchange lists the series. Raises `UpstreamError` when it cannot be asked, or does not answer
         within `PATIENCE_S`, and what `knows` raises."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._monotonic()
         question = self._questions.get(series) or self._begin(series, now_s)
         oldest_s = min(
             other.begun_s

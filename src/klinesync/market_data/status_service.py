@@ -28,7 +28,7 @@ from klinesync.market_data.status import (
 )
 from klinesync.market_data.top_markets import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads
-from klinesync.runtime.clock import Clock
+from klinesync.runtime.clock import SYSTEM_CLOCK, Clock, Monotonic
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.database import CandleStore, Database
 
@@ -82,6 +82,7 @@ class StatusService:
     ingest: whether the service follows anything at all, by its flags.
     damaged: a sentence, while a part of the store is damaged.
     restarts: parts that were restarted after a defect.
+    monotonic: our clock.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class StatusService:
         ingest: bool,
         damaged: Callable[[], str | None] = lambda: None,
         restarts: Callable[[], Sequence[Restart]] = lambda: (),
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._database = database
         self._health = health
         self._followed = followed
@@ -128,13 +131,12 @@ class StatusService:
         """The status at once, then whenever it has changed, at most one in `EVENT_EVERY_S`, at least one in
         `REFRESH_S`. Ends with `end`."""
         told, told_s = None, float("-inf")
-        loop = asyncio.get_running_loop()
         while not self._ended.is_set():
             answer = await self.status()
             # Ages and counters go on all the time; what they are of is told with the next change.
             gist = _gist(answer)
-            if gist != told or loop.time() - told_s >= REFRESH_S:
-                told, told_s = gist, loop.time()
+            if gist != told or self._monotonic() - told_s >= REFRESH_S:
+                told, told_s = gist, self._monotonic()
                 yield answer
             try:
                 async with asyncio.timeout(EVENT_EVERY_S):

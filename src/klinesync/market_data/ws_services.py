@@ -13,6 +13,7 @@ from klinesync.exchanges.contact import StreamStatus
 from klinesync.market_data.on_demand import OnDemand
 from klinesync.market_data.read_services import CandleReader
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
@@ -59,6 +60,8 @@ class WsSubscriptionCoordinator:
     stream: the state of a series' upstream.
     ingest: what subscriptions start; None where they start nothing.
     now_s: what time it is on the exchange of a series, in UTC seconds.
+    bulkheads: contains defects.
+    monotonic: our clock; also limits the messages of a client.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class WsSubscriptionCoordinator:
         ingest: OnDemand | None,
         now_s: Callable[[SeriesId], float],
         bulkheads: Bulkheads | None = None,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self.monotonic = monotonic
         self._now_s = now_s
         self.bulkheads = bulkheads or Bulkheads()
         self._hub = hub
@@ -230,7 +235,7 @@ class WsSubscriptionCoordinator:
             client.outbox.put([protocol.caught_up(series, head)])
 
     def _log_store_error(self, series: SeriesId | None, error: StoreError) -> None:
-        more = self._log_limit.allow("store", asyncio.get_running_loop().time())
+        more = self._log_limit.allow("store", self.monotonic())
         if more is not None:
             log.error("ws.subscribe_failed", "a subscription failed", series=series, suppressed=more, error=error)
 

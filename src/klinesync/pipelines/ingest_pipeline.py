@@ -25,6 +25,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.pipelines.derived_settings import Settled, settle
 from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_closed
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.metrics import Durations
@@ -102,6 +103,7 @@ class IngestPipeline:
     batch_max: most live candles of one series in a batch.
     tell: called with the progress of each ledger that is brought up to date piece by piece.
     committed: called with the changes of each transaction beside new candles.
+    monotonic: our clock.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class IngestPipeline:
         tell: Callable[[Progress], None] = lambda _: None,
         committed: Callable[[Sequence[SeriesChange]], None] = lambda _: None,
         flush_s: float = 0.5,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
         batch_max: int = 200,
     ) -> None:
         self._database = database
@@ -125,6 +128,7 @@ class IngestPipeline:
         self._committed = committed
         self._wall_s = wall_s
         self._flush_s = flush_s
+        self._monotonic = monotonic
         self._batch_max = batch_max
         self._live: dict[SeriesId, deque[Submission]] = {}
         self._live_candles = 0
@@ -278,7 +282,7 @@ class IngestPipeline:
             start = end
 
     async def _refresh(self, series: SeriesId, target: Timeframe, window: Span) -> None:
-        at, now_s = int(self._wall_s()), _now_s()
+        at, now_s = int(self._wall_s()), self._monotonic()
 
         def change(store: CandleStore) -> list[Applied]:
             changes = self._derived.refresh(store, series, target, window, at)
@@ -292,15 +296,15 @@ class IngestPipeline:
     async def run(self) -> None:
         """Write queued candles until cancelled; a batch that has begun is finished. Ledgers that lag advance in pieces
         between batches."""
-        look_at_s: float | None = _now_s()
+        look_at_s: float | None = self._monotonic()
         while True:
             batch = self._take()
             if batch:
                 await _finished(self._write(batch), "pipeline write")
-            elif look_at_s is not None and look_at_s <= _now_s():
+            elif look_at_s is not None and look_at_s <= self._monotonic():
                 looked = await self._look(self._ledger.look_for_lags)
-                look_at_s = None if looked else _now_s() + CATCH_UP_RETRY_S
-            elif (series := self._ledger.due(_now_s())) is not None:
+                look_at_s = None if looked else self._monotonic() + CATCH_UP_RETRY_S
+            elif (series := self._ledger.due(self._monotonic())) is not None:
                 await _finished(self._catch_up(series), "pipeline catch-up")
             elif self._ledger.has_cold:
                 await self._look(self._ledger.warm)
@@ -313,7 +317,7 @@ class IngestPipeline:
         except StoreDamaged:
             return False  # told where it was met
         except StoreError as error:
-            if self._told_failure.allow(str(error), _now_s()) is not None:
+            if self._told_failure.allow(str(error), self._monotonic()) is not None:
                 log.error("ledger.look_failed", "factors and overlays cannot be looked after at present", error=error)
             return False
         return True
@@ -327,7 +331,7 @@ class IngestPipeline:
 
     async def _catch_up(self, series: SeriesId) -> None:
         """Advance a ledger that lags by one piece."""
-        now_s = _now_s()
+        now_s = self._monotonic()
         try:
             progress = await self._database.write(lambda store: self._ledger.catch_up(store, series, now_s))
         except StoreDamaged as error:
@@ -469,8 +473,7 @@ class IngestPipeline:
         return batch
 
     async def _write(self, batch: Sequence[Submission]) -> None:
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        began_s = self._monotonic()
         one_by_one = False
         try:
             results, beside = await self._commit(lambda store: (self.apply(store, batch, began_s), store.changes))
@@ -501,13 +504,13 @@ class IngestPipeline:
             if beside:
                 self._committed(beside)
         finally:
-            self.batch_s.observe(loop.time() - began_s)
+            self.batch_s.observe(self._monotonic() - began_s)
             live = 0 if one_by_one else sum(len(submission.candles) for submission in batch if submission.live)
             bulk = 0 if one_by_one else sum(len(one.candles) for one in batch if not one.live)
             self._live_candles -= live
             self._bulk_candles -= bulk
             if live + bulk:
-                measured = (loop.time() - began_s) / (live + bulk)
+                measured = (self._monotonic() - began_s) / (live + bulk)
                 self._s_per_candle = max(0.8 * self._s_per_candle + 0.2 * measured, 1e-6)
             async with self._room:
                 self._room.notify_all()
@@ -536,10 +539,6 @@ class IngestPipeline:
             if not submission.written.done():
                 submission.written.set_exception(error)
                 submission.written.exception()  # the caller may be gone; the failure was logged
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def _finished(work: Coroutine[None, None, None], name: str) -> None:

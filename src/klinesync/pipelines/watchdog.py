@@ -12,6 +12,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from klinesync.runtime.clock import SYSTEM_CLOCK
+
 # CPU time, in seconds, of factors and overlays for the candles of one series in one transaction: a hundred times the
 # usual.
 TIME_LIMIT_S = 2.0
@@ -47,7 +49,7 @@ class Watchdog:
         with self._lock:
             self._fired = False
             self._thread_id = threading.get_ident()
-            self._used_s = time.monotonic()
+            self._used_s = SYSTEM_CLOCK.monotonic_s()
             self._began_cpu_s = time.thread_time()
             self._passed_s = 0.0
             self._strikes = 0
@@ -72,10 +74,10 @@ class Watchdog:
     def _watch(self) -> None:
         interval_s = self._limit_s * LATE
         while True:
-            before_s = time.monotonic()
+            before_s = SYSTEM_CLOCK.monotonic_s()
             time.sleep(interval_s)
             with self._lock:
-                now_s = time.monotonic()
+                now_s = SYSTEM_CLOCK.monotonic_s()
                 if not self._busy:
                     if now_s - self._used_s > IDLE_S:
                         self._watching = None

@@ -16,6 +16,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from klinesync.core.backoff import Backoff
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
@@ -65,19 +66,20 @@ class Bulkheads:
     """Begins the tasks of one service, and counts their defects. `counts`: defects by part; `tasks`: the running
     ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
+        self._monotonic = monotonic
         self.counts: Counter[Part] = Counter()
         self.tasks: WeakSet[asyncio.Task[None]] = WeakSet()
         self._last_s: dict[Part, float] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
 
     def ago_s(self, now_s: float) -> dict[Part, float]:
-        """By part, the seconds since its last defect. `now_s`: the event loop's time."""
+        """By part, the seconds since its last defect. `now_s`: by our monotonic clock."""
         return {part: now_s - at_s for part, at_s in self._last_s.items()}
 
     def defect(self, part: Part, name: str, error: BaseException) -> None:
         """Count a defect of `part`, and log it. `name`: of the task, or of the request or series."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._monotonic()
         self.counts[part] += 1
         self._last_s[part] = now_s
         suppressed = self._log_limit.allow((part, type(error)), now_s)
@@ -121,7 +123,9 @@ class Bulkheads:
     async def _carry(self, work: Work, part: Part, name: str, restart: bool, mend: Callable[[], None] | None) -> None:
         restarts = 0
         while True:
-            began_s = asyncio.get_running_loop().time()
+            # Raises where no loop runs: a task that is freed after its loop has closed restarts nothing.
+            asyncio.get_running_loop()
+            began_s = self._monotonic()
             broken = True
             with self.contained(part, name, mend):
                 try:
@@ -135,7 +139,7 @@ class Bulkheads:
                 broken = False
             if not broken or not restart:
                 return
-            if asyncio.get_running_loop().time() - began_s > HEALTHY_S:
+            if self._monotonic() - began_s > HEALTHY_S:
                 restarts = 0
             with self.contained(part, f"pause of {name}"):
                 await asyncio.sleep(RESTART.delay_s(restarts))

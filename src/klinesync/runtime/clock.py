@@ -6,7 +6,11 @@ Two clocks implement the port: `SystemClock`, and the simulation's, whose time i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+# Reads a monotonic clock, for parts that need no more of a `Clock`.
+Monotonic = Callable[[], float]
 
 
 class Clock(Protocol):

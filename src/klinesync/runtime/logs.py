@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Literal, TextIO
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.log_events import field_text
 from klinesync.runtime.log_limit import LogLimit
 
@@ -123,7 +123,7 @@ class OncePerCause(logging.Filter):
     and requests fail for it; the next line counts the suppressed ones. Lines at ERROR pass, and all lines at DEBUG
     level."""
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = SYSTEM_CLOCK.monotonic_s) -> None:
         super().__init__()
         self._clock = clock
         self._limit = LogLimit(CAUSE_PER_S)
@@ -144,7 +144,7 @@ class OncePerKind(logging.Filter):
     """Passes one line per `KIND_PER_S` for each kind of line of the web server and its parsers, however many clients
     cause it; the next line of the kind counts the suppressed ones. At DEBUG level all lines pass."""
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = SYSTEM_CLOCK.monotonic_s) -> None:
         super().__init__()
         self._clock = clock
         self._limit = LogLimit(KIND_PER_S)

@@ -20,6 +20,7 @@ import msgspec
 
 from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.errors import StoreError
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.looking import real_path
 
 # What is read of a lock file, which another program may have written.
@@ -69,7 +70,7 @@ class StoreLock:
             os.write(file.fileno(), msgspec.json.encode(Holder(os.getpid(), self._command, since)))
 
     def _take(self, file: FileIO) -> None:
-        until_s = time.monotonic() + READERS_WAIT_S
+        until_s = SYSTEM_CLOCK.monotonic_s() + READERS_WAIT_S
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,7 +86,7 @@ class StoreLock:
                     f"the store {self._store} is in use by {who}; one process writes to a store at a time"
                 ) from None
             fcntl.flock(file, fcntl.LOCK_UN)
-            if time.monotonic() > until_s:
+            if SYSTEM_CLOCK.monotonic_s() > until_s:
                 raise StoreLocked(
                     f"the store {self._store} is read by another command; start again when that has ended"
                 )

@@ -11,6 +11,7 @@ from typing import Protocol
 from klinesync.core.candle import Applied, Forming
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
@@ -233,7 +234,8 @@ class HubStatus:
 class CandleHub:
     """Publishes to the subscribers of each series. Publishing awaits nobody."""
 
-    def __init__(self, bulkheads: Bulkheads | None = None) -> None:
+    def __init__(self, bulkheads: Bulkheads | None = None, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
+        self._monotonic = monotonic
         self._bulkheads = bulkheads or Bulkheads()
         self._messages = 0  # live ones: catch-ups go from the coordinator straight to the client
         self._slow_clients = 0
@@ -273,7 +275,7 @@ class CandleHub:
         self._clients.pop(client, None)
         if client.outbox.ended == CLOSE_TRY_AGAIN_LATER:
             self._slow_clients += 1
-            if (more := self._log_limit.allow("slow", asyncio.get_running_loop().time())) is not None:
+            if (more := self._log_limit.allow("slow", self._monotonic())) is not None:
                 log.warning("ws.client_slow", "a client read too slowly, and was closed with 1013", suppressed=more)
         if not self._clients:
             self._empty.set()

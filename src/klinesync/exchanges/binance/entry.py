@@ -71,6 +71,7 @@ class BinanceEntry:
             clocks=clocks,
             streams_most=self._streams_most,
             bulkheads=context.bulkheads,
+            monotonic=context.clock.monotonic_s,
         )
 
     async def close(self) -> None:

@@ -23,6 +23,7 @@ from klinesync.exchanges.exchange import (
     Ticker,
 )
 from klinesync.runtime.bulkheads import Bulkheads
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http
 
@@ -52,7 +53,9 @@ class BinanceExchange(Exchange):
         clocks: Mapping[str, ExchangeClock],
         streams_most: int = STREAMS_PER_CONNECTION,
         bulkheads: Bulkheads | None = None,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._bulkheads = bulkheads
         self._http = http
         self._rest = rest
@@ -90,6 +93,7 @@ class BinanceExchange(Exchange):
             access=self._rest.access(market),
             streams_most=self._streams_most,
             bulkheads=self._bulkheads,
+            monotonic=self._monotonic,
         )
 
     def history(

@@ -31,6 +31,7 @@ from klinesync.exchanges.binance.decode import EXCHANGE, BadAnswer, decoded
 from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks, StreamCounts
 from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http, WebSocket
 from klinesync.runtime.log_limit import LogLimit
@@ -229,8 +230,20 @@ class _Link:
 
 
 class BinanceConnection:
-    """Carries the wanted streams of one market. `clock` tells the exchange's time; `counts`, `comeback` and `access`
-    are the market's."""
+    """Carries the wanted streams of one market.
+
+    session: opens the sockets.
+    url: of the market's streams, without path.
+    callbacks: are told of streams and frames.
+    rng: jitter.
+    symbols: name the streams.
+    market: its name.
+    clock: the exchange's time, which frames teach.
+    counts, comeback, access: of the market, shared by its connections.
+    streams_most: on this connection.
+    bulkheads: contain defects.
+    monotonic: our clock.
+    """
 
     def __init__(
         self,
@@ -247,7 +260,9 @@ class BinanceConnection:
         access: Access | None = None,
         streams_most: int = STREAMS_PER_CONNECTION,
         bulkheads: Bulkheads | None = None,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
+        self._monotonic = monotonic
         self._bulkheads = bulkheads or Bulkheads()
         self._comeback = comeback or Comeback(rng)
         self._access = access or Access()
@@ -374,7 +389,7 @@ class BinanceConnection:
                     symbol_id = await self._symbols.symbol_id(series)
                 except UpstreamError as error:
                     self._callbacks.failing([series], f"its name at the exchange is not known yet: {error}")
-                    suppressed = self._log_limit.allow("names", asyncio.get_running_loop().time())
+                    suppressed = self._log_limit.allow("names", self._monotonic())
                     if suppressed is not None:
                         log.warning("%s: %s cannot be subscribed yet: %s", self._url, series, error)
                     continue
@@ -388,11 +403,10 @@ class BinanceConnection:
                 self._naming.set()
 
     async def _stay_connected(self) -> None:
-        loop = asyncio.get_running_loop()
         failures = 0
         while True:
             await self._let_go()
-            began_s = loop.time()
+            began_s = self._monotonic()
             link = await self._connect()
             if link is not None:
                 try:
@@ -401,14 +415,13 @@ class BinanceConnection:
                     await self._end_links()
             self.reconnects += 1
             self._counts.reconnects += 1
-            failures = 0 if loop.time() - began_s > HEALTHY_S else failures + 1
+            failures = 0 if self._monotonic() - began_s > HEALTHY_S else failures + 1
             await self._comeback.pause(self, RECONNECT.delay_s(failures, self._rng))
 
     async def _let_go(self) -> None:
         """Returns once a handshake may go: the market may be left alone, as it refuses this service."""
-        loop = asyncio.get_running_loop()
         while True:
-            held_s = self._access.held_s(HANDSHAKE, loop.time())
+            held_s = self._access.held_s(HANDSHAKE, self._monotonic())
             if held_s <= 0.0:
                 return
             await asyncio.sleep(min(held_s, LET_GO_POLL_S))
@@ -416,7 +429,7 @@ class BinanceConnection:
     async def _connect(self) -> _Link | None:
         """A new link, carried by a task of its own; None when it cannot be had."""
         loop = asyncio.get_running_loop()
-        sent_s = loop.time()
+        sent_s = self._monotonic()
         self._access.sent(HANDSHAKE, sent_s)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -429,12 +442,12 @@ class BinanceConnection:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             reason = unreachable(self._url, error)
             status = error.status if isinstance(error, aiohttp.WSServerHandshakeError) else 0
-            self._access.failed(HANDSHAKE, status, reason, sent_s, loop.time())
+            self._access.failed(HANDSHAKE, status, reason, sent_s, self._monotonic())
             log.warning("the stream %s cannot be connected: %s", self._url, UpstreamError(reason, cause=reason))
             self._failed(reason)
             return None
         self._access.served(HANDSHAKE)
-        link = _Link(socket, loop.time(), self._clock.estimate_ms(loop.time()))
+        link = _Link(socket, self._monotonic(), self._clock.estimate_ms(self._monotonic()))
         self._links.append(link)
         link.task = self._bulkheads.begin(
             loop, partial(self._carry, link), part=Part.CONNECTION, name=f"link {self._url}"
@@ -444,17 +457,16 @@ class BinanceConnection:
 
     async def _stay(self, link: _Link) -> None:
         """Returns when no link is left; each is replaced before the exchange ends it."""
-        loop = asyncio.get_running_loop()
         rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
         not_before_s = 0.0
         while not link.ended:
-            held = loop.time() < not_before_s or self._access.held_s(HANDSHAKE, loop.time()) > 0.0
-            if held or not self._is_due(link, rotate_s, loop.time()):
+            held = self._monotonic() < not_before_s or self._access.held_s(HANDSHAKE, self._monotonic()) > 0.0
+            if held or not self._is_due(link, rotate_s, self._monotonic()):
                 await self._wait(ROTATE_CHECK_S)
                 continue
             log.info("%s is replaced before the exchange ends it", self._url)
             successor = await self._connect()
-            not_before_s = loop.time() + SUCCESSOR_RETRY_S
+            not_before_s = self._monotonic() + SUCCESSOR_RETRY_S
             if successor is None:
                 continue
             await self._overlap(link, successor)
@@ -480,10 +492,9 @@ class BinanceConnection:
 
     async def _overlap(self, link: _Link, successor: _Link) -> None:
         """Returns when the successor carries everything and has brought data, or either of the two has ended."""
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        began_s = self._monotonic()
         while not (link.ended or successor.ended):
-            passed_s = loop.time() - began_s
+            passed_s = self._monotonic() - began_s
             complete = successor.attached >= self._wanted.keys()
             if complete and successor.leaving:
                 return  # it will not get older: the next one takes over from it
@@ -634,7 +645,7 @@ class BinanceConnection:
         """Count a frame that is none, and say so now and then. The connection lives on."""
         self.quarantined += 1
         self._counts.quarantined += 1
-        suppressed = self._log_limit.allow("frame", asyncio.get_running_loop().time())
+        suppressed = self._log_limit.allow("frame", self._monotonic())
         if suppressed is not None:
             log.warning("%s: a frame is quarantined (%d more since the last): %s", self._url, suppressed, reason)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -35,6 +34,7 @@ from klinesync.history.files.names import (
 )
 from klinesync.history.files.readers import MAX_CHECKSUM_BYTES, BadFile, batches, check_sha256, verify_checksum
 from klinesync.history.reading import Pages
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.http_client import HttpClient, location
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
@@ -164,7 +164,7 @@ class ExchangeArchive:
     @property
     def quarantined(self) -> dict[str, str]:
         """The files that are left alone, from `data/` on, and why."""
-        return {path: why for path, (why, until_s) in self._quarantined.items() if time.monotonic() < until_s}
+        return {path: why for path, (why, until_s) in self._quarantined.items() if SYSTEM_CLOCK.monotonic_s() < until_s}
 
     async def pages(self, series: SeriesId, span: Span) -> Pages:
         """See `HistoryFiles`. Monthly files where they exist and most of the month is wanted, else daily ones."""
@@ -222,7 +222,7 @@ class ExchangeArchive:
         self._quarantined.pop(file.path, None)
         if len(self._quarantined) >= MAX_QUARANTINED:
             del self._quarantined[next(iter(self._quarantined))]
-        self._quarantined[file.path] = error.reason, time.monotonic() + QUARANTINE_S
+        self._quarantined[file.path] = error.reason, SYSTEM_CLOCK.monotonic_s() + QUARANTINE_S
         _warn(self._logged, file.path, f"archive file {file.path} is left out: {error.reason}")
 
 
@@ -443,5 +443,5 @@ class _Reading:
 
 
 def _warn(logged: LogLimit, what: Path | str, sentence: str) -> None:
-    if logged.allow(str(what), time.monotonic()) is not None:
+    if logged.allow(str(what), SYSTEM_CLOCK.monotonic_s()) is not None:
         log.warning("files.left_out", "%s", printable(sentence))
