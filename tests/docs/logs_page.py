@@ -14,19 +14,16 @@ ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "klinesync"
 PAGE = ROOT / "docs" / "reference" / "logs.md"
 
-LEVELS = {
-    "warn": "warning",
-    "debug": "debug",
-    "info": "info",
-    "warning": "warning",
-    "error": "error",
-    "exception": "error",
-}
+LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
+# Methods that limit the rate of a line: the first argument is the key of the limit, the second the event.
+LIMITED = ("_warn", "_log")
 # The simulated exchange is a program of its own, and logs with the standard library.
 OTHER_PROGRAMS = ("sim",)
 
 # By event: what has happened.
 MEANINGS: dict[str, str] = {
+    "audit.postponed": "the audit of a series is postponed",
+    "audit.revised": "the audit found other values of stored candles; they are corrected",
     "backfill.resume_failed": "which backfills were running before the restart cannot be read",
     "backfill.resumed": "a backfill of before the restart goes on",
     "command.failed": "where in the code a command met what its sentence says (with `--verbose`)",
@@ -38,9 +35,15 @@ MEANINGS: dict[str, str] = {
     "derived.settle_failed": "whether derived series fit the flags cannot be checked yet",
     "events.unreadable": "the stored events of series cannot be read; those of before this start are lost",
     "events.unwritten": "the newest events of series cannot be stored",
+    "exchange.clock": "a clock of the exchange jumped, or its clocks differ",
+    "exchange.close_failed": "connections to an exchange could not be closed",
+    "exchange.reachable": "the exchange sends frames or answers again",
+    "exchange.time_failed": "the exchange does not tell its time",
+    "exchange.unreachable": "the exchange sends no frames and answers no requests",
     "factor.left_out": "a factor failed while a slice was read; the slice is without it",
     "files.left_out": "a file of history, rows of a file, or an archive is left out",
     "flags.left_out": "variables that an orchestrator sets are no flags",
+    "gap.declared": "candles are missing, and live candles go on behind the gap",
     "history.files_failed": "files of a source cannot be read; the next source is read",
     "history.gap_failed": "a gap cannot be read from the exchange; tried again after a backoff",
     "history.lost": "candles that no source has any more",
@@ -61,8 +64,14 @@ MEANINGS: dict[str, str] = {
     "pipeline.batch_failed": "a write transaction failed; nothing of the batch is stored",
     "pipeline.submission_failed": "a submission that was written alone failed",
     "plugin.suspended": "a factor or overlay that failed again and again does not run until the next start",
+    "rest.items_left_out": "items of a REST answer are invalid, and are left out",
+    "rest.row_quarantined": "a row of a REST answer is no valid candle, and is left out",
     "retention.failed": "old candles cannot be trimmed; tried again",
     "retention.trimmed": "old candles of a series were trimmed",
+    "series.history_failed": "the history in front of live candles cannot be read; tried again with backoff",
+    "series.no_capacity": "a series is not followed: the venue has no room for it",
+    "series.not_followed": "a series of an exchange cannot be followed",
+    "series.store_failed": "a series begins again once the store can be read",
     "startup.left_out": "a series of the whitelist cannot be followed",
     "startup.progress": "how far the start-up sweep is: `done` of `total` series",
     "startup.retry": "the start-up sweep tries a series again after a backoff",
@@ -77,7 +86,26 @@ MEANINGS: dict[str, str] = {
     "store.scrub_failed": "the stored candles of a series cannot be checked",
     "store.unwritable": "a write failed; stored candles are served meanwhile",
     "store.writable": "the store can be written again",
+    "stream.check_postponed": "a check over REST is postponed",
+    "stream.closed_early": "a frame closed a candle before its end by the exchange's clock; checked over REST",
+    "stream.connect_failed": "a connection for streams cannot be opened; tried again with backoff",
+    "stream.connection_broken": "a connection for streams broke; reconnected with backoff",
+    "stream.connection_ended": "a connection for streams ended; reconnected with backoff",
+    "stream.connection_rotated": "a connection is replaced before the exchange's time limit",
+    "stream.frame_quarantined": "a frame is no valid candle, and is left out",
+    "stream.name_unknown": "a stream cannot be subscribed: the exchange's name of its symbol is not known yet",
+    "stream.polled": "REST is polled in place of a stream",
+    "stream.reconnect": "every stream of a connection is stale; the connection is renewed",
+    "stream.resubscribe": "a stale stream is subscribed again",
+    "stream.stamp_doubted": "a frame is stamped far from the exchange's time, and is left out",
+    "stream.state": "the state of a series' stream has changed: `before`, `state`",
+    "stream.subscribe_failed": "streams cannot be subscribed; tried again on a new connection",
+    "stream.unsubscribe_failed": "a stream cannot be unsubscribed",
+    "stream.values_differ": "a frame has other values than the stored candle; checked over REST",
     "symbols.damaged": "the stored list of symbols of a market is damaged, or of another version",
+    "symbols.failed": "the list of symbols of a market cannot be read; tried again",
+    "symbols.onboard_failed": "when a symbol was listed first cannot be read",
+    "symbols.outdated": "the list of symbols cannot be refreshed; an older list is used",
     "symbols.unreadable": "the stored list of symbols cannot be read",
     "symbols.unwritten": "the list of symbols cannot be stored",
     "ws.client_slow": "a client read too slowly, and was closed with 1013",
@@ -127,24 +155,36 @@ def lines() -> Iterator[Line]:
         place = path.relative_to(SRC)
         if place.parts[0] not in OTHER_PROGRAMS:
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_log(node.func):
-                    first = node.args[0] if node.args else None
-                    event = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
-                    fields = tuple(one.arg for one in node.keywords if one.arg not in (None, "exc_info"))
-                    yield Line(str(place), node.lineno, LEVELS[node.func.attr], event, fields)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    yield from _line(str(place), node, node.func)
 
 
-def _is_log(call: ast.Attribute) -> bool:
-    if call.attr == "warn" and ast.unparse(call.value).endswith("troubles"):  # passes the event on to a log
-        return True
-    if call.attr not in LEVELS:
-        return False
-    match call.value:
-        case ast.Name(id="log" | "logger") if call.attr != "warn":
-            return True
-        case ast.Call(func=ast.Name(id="Log") | ast.Attribute(attr="getLogger")):
-            return True
-    return False
+def _line(path: str, call: ast.Call, method: ast.Attribute) -> Iterator[Line]:
+    """The line that a call writes, if any. A method that limits its lines, and passes the event on as `event`, counts
+    where it is called."""
+    level, at = _level(method), 0
+    if method.attr in LIMITED and len(call.args) > 1:
+        level, at = "warning", 1  # behind the key of the limit
+    if level is None or (call.args and ast.unparse(call.args[0]) == "event"):
+        return
+    given = call.args[at] if len(call.args) > at else None
+    event = given.value if isinstance(given, ast.Constant) and isinstance(given.value, str) else None
+    fields = tuple(keyword.arg for keyword in call.keywords if keyword.arg not in (None, "exc_info"))
+    if method.attr in LIMITED:
+        fields = (*fields, "suppressed")
+    yield Line(path, call.lineno, level, event, fields)
+
+
+def _level(method: ast.Attribute) -> str | None:
+    """The level of a method of a log; None for any other."""
+    owner = ast.unparse(method.value)
+    if method.attr == "warn" and owner.endswith("troubles"):
+        return "warning"
+    return (
+        LEVELS.get(method.attr)
+        if owner in ("log", "logger") or owner.startswith(("Log(", "logging.getLogger("))
+        else None
+    )
 
 
 def page() -> str:

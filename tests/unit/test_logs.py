@@ -59,16 +59,6 @@ def test_a_line_has_time_level_logger_and_message(stream: io.StringIO) -> None:
     assert line == {"level": "warning", "logger": "klinesync.test_logs", "message": "3 of many"}
 
 
-def test_the_series_that_a_line_is_about_is_a_field_of_its_own(stream: io.StringIO) -> None:
-    set_up_logs("json", "info", stream)
-    log.info("%s: %d candles are missing from %d on", BTC, 2, 1_700_000_040)
-    log.info("%(a)s", {"a": BTC})
-    first, second = lines(stream)
-    assert first["series"] == str(BTC)
-    assert first["message"] == "binance:spot:BTC/USDT:1m: 2 candles are missing from 1700000040 on"
-    assert "series" not in second
-
-
 def test_what_is_given_as_extra_is_there_and_covers_nothing(stream: io.StringIO) -> None:
     set_up_logs("json", "info", stream)
     log.info("filled", extra={"start_time": 60, "end": float("nan"), "level": "none", "of": BTC})

@@ -9,7 +9,6 @@ bear out is left out: REST shows the candle once it is final.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -19,9 +18,10 @@ from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.exchange import KlineEvent
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.exchange_clock import ExchangeClock
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Frames that wait for the answer; past that the oldest are given up, and REST makes up for them.
 MAX_WAITING = 10_000
@@ -92,7 +92,9 @@ class StampCheck:
         except (UpstreamError, TimeoutError) as error:
             if self._log_limit.allow("time", self._monotonic()) is not None:
                 log.warning(
-                    "the exchange cannot be asked for its time: %s", error if str(error) else "no answer in time"
+                    "exchange.time_failed",
+                    "the exchange does not tell its time: %s",
+                    error if str(error) else "no answer in time",
                 )
         finally:
             self._resolving = False
@@ -121,11 +123,11 @@ class StampCheck:
         suppressed = self._log_limit.allow("early", now_s)
         if suppressed is not None:
             log.warning(
-                "%s: a frame closes the candle of %s before its end by the exchange's clock; REST is asked for it "
-                "(%d more since the last)",
-                event.series,
+                "stream.closed_early",
+                "a frame closes the candle of %s before its end by the exchange's clock; REST is asked for it",
                 date_text(event.candle.time),
-                suppressed,
+                series=event.series,
+                suppressed=suppressed,
             )
 
     def _refuse(self, event: KlineEvent, now_s: float) -> None:
@@ -133,8 +135,9 @@ class StampCheck:
         suppressed = self._log_limit.allow("future", now_s)
         if suppressed is not None:
             log.warning(
-                "%s: a frame is quarantined (%d more since the last): it is stamped %d, far from the exchange's time",
-                event.series,
-                suppressed,
-                event.event_ms,
+                "stream.stamp_doubted",
+                "a frame is quarantined: its stamp is far from the exchange's time",
+                series=event.series,
+                stamp_ms=event.event_ms,
+                suppressed=suppressed,
             )

@@ -7,7 +7,6 @@ nobody listened, and REST itself may have shown a row too early. What differs is
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
@@ -21,8 +20,9 @@ from klinesync.exchanges.exchange import Errand, History, HistoryPage, Urgency
 from klinesync.history.reading import read_pages, unreported
 from klinesync.pipelines.ingest_pipeline import Empty
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
+from klinesync.runtime.log_events import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # How far back one look reaches: futures pages of up to 100 rows cost the least, and spot pages all the same. Two more
 # rows are asked for, which prove the newest.
@@ -72,7 +72,7 @@ class Audit:
             try:
                 await self.look(one)
             except (UpstreamError, StoreError) as error:
-                log.info("%s: the audit is put off: %s", one, error)
+                log.info("audit.postponed", "the audit is postponed", series=one, error=error)
 
     def _next(self, now_s: float) -> SeriesId | None:
         """Who was not looked at for the longest time."""
@@ -108,4 +108,4 @@ class Audit:
             self.revised += len(applied.candles)
             times = ", ".join(date_text(candle.time) for candle in applied.candles[:5])
             revised = counted(len(applied.candles), "candle")
-            log.warning("%s: the audit found other values of %s: %s", series, revised, times)
+            log.warning("audit.revised", "the audit found other values of %s: %s", revised, times, series=series)

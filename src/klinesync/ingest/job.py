@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -44,9 +43,10 @@ from klinesync.ingest.tail_reader import TailReader
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part, Work
 from klinesync.runtime.clock import Monotonic
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # After a failed write: time for the store to recover before the series is read again from REST, in seconds.
 STORE_RETRY_S = 1.0
@@ -167,7 +167,14 @@ class Job:
                     self._publish(before, status)
                 case Declare(hole):
                     missing = counted(self.series.timeframe.count(*hole), "candle")
-                    log.warning("%s: %s missing from %s on: declared", self.series, missing, date_text(hole.start))
+                    log.warning(
+                        "gap.declared",
+                        "%s missing from %s on: declared",
+                        missing,
+                        date_text(hole.start),
+                        series=self.series,
+                        span=hole,
+                    )
                     if self._ports.heal is not None:
                         self._ports.heal(Need(self.series, hole, Reason.GAP, "gap"))
                 case Request(span, reason):
@@ -195,7 +202,14 @@ class Job:
         # What a whole connection goes through is logged by the connection, once for all of its streams.
         if status.state in _NOTABLE or before in _NOTABLE:
             detail = status.detail or ""
-            log.warning("event=stream.%s series=%s before=%s: %s", status.state, self.series, before, detail)
+            log.warning(
+                "stream.state",
+                "%s",
+                detail or "no reason is known",
+                series=self.series,
+                state=status.state,
+                before=before,
+            )
         self._ports.events.stream(self.series, before, status)
         self._ports.notice(self.series, status)
 
@@ -237,7 +251,7 @@ class Job:
                 await self._ports.pipeline.mend(self.series)
                 stored = await self._ports.stored(self.series)
             except StoreError as error:
-                log.warning("%s: the store cannot be read: %s", self.series, error)
+                log.warning("series.store_failed", "the store cannot be read", series=self.series, error=error)
             else:
                 break
         self.carry_out(self.followed.restarted(head_of(self.series, stored)))
@@ -271,7 +285,9 @@ class Job:
         except UpstreamError as error:
             self._ports.tails.ended(series, str(error))
             if (more := self._ports.log_limit.allow(series.market, self._ports.monotonic())) is not None:
-                log.warning("%s: history cannot be read (%d more since the last): %s", series, more, error)
+                log.warning(
+                    "series.history_failed", "history cannot be read", series=series, suppressed=more, error=error
+                )
             self.carry_out(followed.history_failed(error.status, self._ports.monotonic()))
         except StoreError as error:
             self._ports.tails.ended(series, str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from klinesync.core.errors import UpstreamError
@@ -11,9 +10,10 @@ from klinesync.exchanges.exchange import Exchange, Listing
 from klinesync.ingest import followed as rules
 from klinesync.ingest.followed import Followed
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # How often the lists are looked at when no symbol is suspect or gone, in seconds.
 LISTINGS_AGE_S = 3600.0
@@ -82,7 +82,13 @@ class ListingWatch:
             listings = await self._exchange.listings(market, 0.0 if second else rules.SUSPECT_LISTINGS_AGE_S)
         except UpstreamError as error:
             if (more := self._log_limit.allow(market, self._monotonic())) is not None:
-                log.warning("the %s market cannot be asked for its symbols (%d more): %s", market, more, error)
+                log.warning(
+                    "symbols.failed",
+                    "the market cannot be asked for its symbols",
+                    market=market,
+                    suppressed=more,
+                    error=error,
+                )
             return
         for series in followed:
             self._judge(series, listings.get(series.series.symbol), series in second)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +17,10 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import Clock
 from klinesync.runtime.exchange_clock import ExchangeClock
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # The exchange is asked for its time when no stream has told it for so long, in seconds.
 CLOCK_AGE_S = 5.0
@@ -163,9 +163,11 @@ class MarketWatch:
         if reach.unreachable:
             if (silent_from_s := reach.silent_from_s) is not None:
                 self._silent_since = int(self.utc_ms() / 1000 - (now_s - silent_from_s))
-            log.warning("event=exchange.unreachable market=%s streams=%d: %s", self.market, streams, self.silence)
+            log.warning("exchange.unreachable", "%s", self.silence, market=self.market, streams=streams)
         elif followed:
-            log.warning("event=exchange.reachable market=%s streams=%d: it is heard again", self.market, streams)
+            log.warning(
+                "exchange.reachable", "the exchange sends or answers again", market=self.market, streams=streams
+            )
         return MarketChange(reach.unreachable, answers_again, event)
 
     def _trouble_now(self, now_s: float) -> tuple[str, str] | None:
@@ -181,7 +183,7 @@ class MarketWatch:
         """Log what is new of the clocks, and ask the exchange for its time where no frame has told it."""
         for sentence in self._clock.take_news():
             if (more := self._log_limit.allow(self.market, now_s)) is not None:
-                log.warning("event=exchange.clock market=%s more=%d: %s", self.market, more, sentence)
+                log.warning("exchange.clock", "%s", sentence, market=self.market, suppressed=more)
         if self._wants_time(now_s):
             self._ask_time()
 

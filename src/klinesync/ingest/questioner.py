@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
@@ -17,9 +16,10 @@ from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, Urgency
 from klinesync.history.reading import REST, read_pages, unreported
 from klinesync.ingest.questions import PAUSE_S, Questions
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Of questions one in this time (ours) is logged, for each series.
 LOG_EVERY_S = 60.0
@@ -54,10 +54,11 @@ class Questioner:
         suppressed = self._log_limit.allow(series, now_s)
         if suppressed is not None:
             log.warning(
-                "%s: a frame tells other values of the stored candle of %s; REST is asked (%d more since the last)",
-                series,
+                "stream.values_differ",
+                "a frame has other values than the stored candle of %s; REST is asked",
                 date_text(times[0]),
-                suppressed,
+                series=series,
+                suppressed=suppressed,
             )
 
     async def run(self) -> None:
@@ -81,7 +82,7 @@ class Questioner:
             pages = self._exchange.history(series, span.start, Errand(Urgency.FILL), span.end)
             await read_pages(pages, partial(self._write, series, changed), unreported(series, span.start))
         except (UpstreamError, StoreError) as error:
-            log.info("%s: a question is put off: %s", series, error)
+            log.info("stream.check_postponed", "the check over REST is postponed", series=series, error=error)
             self.questions.failed(series, span, self._monotonic())
         except BaseException:  # a defect, or the end of the task: the question stands
             self.questions.failed(series, span, self._monotonic())

@@ -4,7 +4,6 @@ broadcasts). What restarts is restarted here."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -32,9 +31,10 @@ from klinesync.ingest.tail_reader import TailReader
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import Clock
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # How often the streams are looked after, in seconds.
 TICK_S = 0.5
@@ -329,7 +329,7 @@ class IngestSupervisor:
         except NoCapacity as error:
             more = self._full_log_limit.allow(base.market, self._monotonic())
             if error.detail is not None and more is not None:
-                log.warning("%s is not followed (%d more since the last): %s", base, more, error.detail)
+                log.warning("series.no_capacity", "it is not followed: %s", error.detail, series=base, suppressed=more)
             raise
         self._apply(commands)
 
@@ -365,7 +365,7 @@ class IngestSupervisor:
             try:
                 await self._follow(series)
             except StoreError as error:
-                log.warning("%s: the store cannot be read: %s", series, error)
+                log.warning("series.store_failed", "the store cannot be read", series=series, error=error)
                 await asyncio.sleep(STORE_RETRY_S)
             else:
                 return
@@ -477,10 +477,14 @@ class IngestSupervisor:
         """Subscribe a stale stream anew; when no stream of its connection brings anything, connect anew."""
         others = [one.followed for one in self._jobs.values() if one.connection is job.connection and one is not job]
         if all_stale(others):
-            log.warning("%s: no stream of its connection brings what it owes: connecting anew", job.series)
+            log.warning(
+                "stream.reconnect",
+                "every stream of its connection is stale: the connection is renewed",
+                series=job.series,
+            )
             for followed in others:
                 followed.watch.retried(self._monotonic())
             job.connection.reconnect()
         else:
-            log.warning("%s: subscribing the stale stream anew", job.series)
+            log.warning("stream.resubscribe", "its stale stream is subscribed again", series=job.series)
             job.connection.renew(job.series)

@@ -17,7 +17,6 @@ import msgspec
 
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.printable import printable
-from klinesync.core.series_id import SeriesId
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.log_events import field_text
 from klinesync.runtime.log_limit import LogLimit
@@ -75,9 +74,6 @@ class JsonLines(logging.Formatter):
         if event is not None:
             line["event"] = event
         line["message"] = printable(_cut(getattr(record, "sentence", None) or record.getMessage()))
-        series = next((arg for arg in _arguments(record) if isinstance(arg, SeriesId)), None)
-        if series is not None:
-            line["series"] = str(series)
         for name, value in (vars(record) if event is None else _fields(record)).items():
             if name not in _USUAL and name not in line:
                 line[printable(name)] = _field(value)

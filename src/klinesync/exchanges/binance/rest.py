@@ -8,7 +8,6 @@ weight (`weight.py`).
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -58,12 +57,13 @@ from klinesync.exchanges.exchange import (
 from klinesync.exchanges.whole_lists import WholeLists
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http, location, read_body
+from klinesync.runtime.log_events import Log, LogEvent
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
 
 Decoded = TypeVar("Decoded")
 Found = TypeVar("Found")
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 TIMEOUT_S = 10.0
 # How often a request is repeated that was not answered, or with the server's error; and the backoff before that.
@@ -255,7 +255,9 @@ class BinanceRest:
         except UpstreamError as error:
             if table is None:
                 raise
-            self._warn(market, f"the {market} market cannot be asked for its symbols, an older list is used: {error}")
+            self._warn(
+                market, "symbols.outdated", "no new list of symbols, an older one is used", market=market, error=error
+            )
         if table.symbol_id(series.symbol) is None:
             return f"{EXCHANGE} lists no such symbol on its {market} market"
         return None
@@ -448,7 +450,13 @@ class BinanceRest:
         except UpstreamError as error:
             if error.status in (418, 429):
                 raise  # no request goes; where the time alone is held, rows may be served all the same
-            self._warn((market, "time"), f"the {market} market cannot be asked for its time: {error}")
+            self._warn(
+                (market, "time"),
+                "exchange.time_failed",
+                "the market does not tell its time",
+                market=market,
+                error=error,
+            )
             return False
         return True
 
@@ -482,7 +490,13 @@ class BinanceRest:
         try:
             listing = (await self.listings(series.market, UNLISTED_TTL_S)).get(series.symbol)
         except UpstreamError as error:
-            self._warn(series.market, f"{series}: since when it is listed cannot be asked: {error}")
+            self._warn(
+                series.market,
+                "symbols.onboard_failed",
+                "since when it is listed cannot be asked",
+                series=series,
+                error=error,
+            )
             return None
         if listing is None or listing.onboard_s is None:
             return None
@@ -500,7 +514,7 @@ class BinanceRest:
                 candles.append(check_candle(Candle(row[0] // 1000, *row[1:]), series.timeframe))
             except BadCandle as error:
                 self.left_out[series.market, "kline"] += 1
-                self._warn(series, f"{series}: a REST row is quarantined: {error}")
+                self._warn(series, "rest.row_quarantined", "a REST row is quarantined", series=series, error=error)
         return candles
 
     # Lists.
@@ -621,7 +635,7 @@ class BinanceRest:
         if left_out.count:
             self.left_out[market, kind] += left_out.count
             what = f"{market}: {left_out.count} of the items of one answer ({kind}) are left out; {left_out.first}"
-            self._warn((market, kind, key), what)
+            self._warn((market, kind, key), "rest.items_left_out", what, market=market)
 
     def _nonsense(self, market: str, name: str, what: str) -> UpstreamError:
         self._gate(market).count_error(200)
@@ -629,10 +643,10 @@ class BinanceRest:
         self.access(market).failed(name, 200, what, now_s, now_s)
         return self._not_well(market, UpstreamError(what))
 
-    def _warn(self, key: object, sentence: str) -> None:
+    def _warn(self, key: object, event: LogEvent, sentence: str, **fields: object) -> None:
         suppressed = self._log_limit.allow(key, self._monotonic())
         if suppressed is not None:
-            log.warning("%s%s", sentence, f" (and {suppressed} times more before)" if suppressed else "")
+            log.warning(event, sentence, **fields, suppressed=suppressed)
 
 
 def _ascending(times: list[int]) -> bool:

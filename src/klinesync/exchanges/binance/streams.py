@@ -9,7 +9,6 @@ second link takes over, make before break: the first ends when the second carrie
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -34,9 +33,10 @@ from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http, WebSocket
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # The exchange allows 1,024. Fewer make a lost connection cheaper.
 STREAMS_PER_CONNECTION = 200
@@ -391,7 +391,14 @@ class BinanceConnection:
                     self._callbacks.failing([series], f"its name at the exchange is not known yet: {error}")
                     suppressed = self._log_limit.allow("names", self._monotonic())
                     if suppressed is not None:
-                        log.warning("%s: %s cannot be subscribed yet: %s", self._url, series, error)
+                        log.warning(
+                            "stream.name_unknown",
+                            "it cannot be subscribed yet",
+                            series=series,
+                            url=self._url,
+                            suppressed=suppressed,
+                            error=error,
+                        )
                     continue
                 if series in self._nameless:
                     del self._nameless[series]
@@ -443,7 +450,8 @@ class BinanceConnection:
             reason = unreachable(self._url, error)
             status = error.status if isinstance(error, aiohttp.WSServerHandshakeError) else 0
             self._access.failed(HANDSHAKE, status, reason, sent_s, self._monotonic())
-            log.warning("the stream %s cannot be connected: %s", self._url, UpstreamError(reason, cause=reason))
+            trouble = UpstreamError(reason, cause=reason)
+            log.warning("stream.connect_failed", "the stream cannot be connected", url=self._url, error=trouble)
             self._failed(reason)
             return None
         self._access.served(HANDSHAKE)
@@ -464,7 +472,9 @@ class BinanceConnection:
             if held or not self._is_due(link, rotate_s, self._monotonic()):
                 await self._wait(ROTATE_CHECK_S)
                 continue
-            log.info("%s is replaced before the exchange ends it", self._url)
+            log.info(
+                "stream.connection_rotated", "the connection is replaced before the exchange ends it", url=self._url
+            )
             successor = await self._connect()
             not_before_s = self._monotonic() + SUCCESSOR_RETRY_S
             if successor is None:
@@ -478,7 +488,9 @@ class BinanceConnection:
             link = successor
             rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
             not_before_s = 0.0
-        log.warning("%s ended with code %s", self._url, link.socket.close_code)
+        log.warning(
+            "stream.connection_ended", "the connection ended with code %s", link.socket.close_code, url=self._url
+        )
         if self._failure is None:
             self._failed(f"the connection to the exchange ended with code {link.socket.close_code}")
 
@@ -533,7 +545,7 @@ class BinanceConnection:
                     self._quarantine("it is binary")
         except (aiohttp.ClientError, ConnectionError) as error:
             # A ping is answered on a transport that is closing already, after a pause of this process for example.
-            log.warning("%s: the connection broke: %r", self._url, error)
+            log.warning("stream.connection_broken", "the connection broke: %r", error, url=self._url)
         finally:
             subscriber.cancel()
             self._links.remove(link)
@@ -588,7 +600,7 @@ class BinanceConnection:
             reason = _why_not_subscribed(self._url, error)
             # A connection that breaks is the same trouble for each stream; a refusal is logged each time.
             problem = UpstreamError(reason, cause=None if isinstance(error, Refused) else reason)
-            log.warning("%s: streams cannot be subscribed: %s", self._url, problem)
+            log.warning("stream.subscribe_failed", "streams cannot be subscribed", url=self._url, error=problem)
             self._failed(reason)
         finally:
             await link.socket.close()  # also after a defect: nobody would subscribe any more
@@ -647,7 +659,9 @@ class BinanceConnection:
         self._counts.quarantined += 1
         suppressed = self._log_limit.allow("frame", self._monotonic())
         if suppressed is not None:
-            log.warning("%s: a frame is quarantined (%d more since the last): %s", self._url, suppressed, reason)
+            log.warning(
+                "stream.frame_quarantined", "a frame is quarantined: %s", reason, url=self._url, suppressed=suppressed
+            )
 
 
 def _why_not_subscribed(url: str, error: aiohttp.ClientError | ConnectionError | TimeoutError | Refused) -> str:

@@ -7,7 +7,6 @@ event loop of the service, so all exchanges of ccxt live on the loop of one thre
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import threading
 from collections import Counter
@@ -38,10 +37,11 @@ from klinesync.exchanges.ccxt.turns import Turns
 from klinesync.exchanges.ccxt.venues import PACED_SHARE, venue
 from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.exchange import Errand, Listing, RestStatus, Ticker
+from klinesync.runtime.log_events import Log
 from klinesync.runtime.proxies import Proxies
 
 Found = TypeVar("Found")
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # ccxt gives up a request after so long, in ms.
 TIMEOUT_MS = 10_000
@@ -405,7 +405,12 @@ class CcxtClient:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._thread.call(self._guarded("close", exchange.close))
         except (UpstreamError, TimeoutError) as error:
-            log.warning("%s: its connections could not be closed: %s", self.name, str(error) or "no end in time")
+            log.warning(
+                "exchange.close_failed",
+                "its connections could not be closed: %s",
+                str(error) or "no end in time",
+                exchange=self.name,
+            )
 
     def status(self) -> RestStatus:
         """How its REST stands. What ccxt sends on its own is not counted."""

@@ -7,7 +7,6 @@ when REST has shown it some time after its end: what streams push last is not al
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -53,10 +52,11 @@ from klinesync.exchanges.exchange import (
 from klinesync.exchanges.whole_lists import WholeLists
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
+from klinesync.runtime.log_events import Log, LogEvent
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.single_flight import SingleFlight
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # Series of one connection, which is no more than a group of them here.
 SERIES_PER_CONNECTION = 200
@@ -365,7 +365,7 @@ class CcxtExchange(Exchange):
         self._left_out[series.market, "kline"] += 1
         suppressed = self._log_limit.allow(series, self.monotonic())
         if suppressed is not None:
-            log.warning("%s: a row is quarantined (%d more since the last): %s", series, suppressed, bad)
+            log.warning("rest.row_quarantined", "a row is quarantined", series=series, suppressed=suppressed, error=bad)
 
     def pause_s(self, series: SeriesId, can: Abilities, *, confirms: bool = False) -> float:
         """How long to wait between two polls of a series, the share of the others considered. `confirms`: a candle was
@@ -392,7 +392,7 @@ class CcxtExchange(Exchange):
         try:
             await self.client.unwatch(series)
         except UpstreamError as error:
-            log.info("%s: its stream stays subscribed: %s", series, error)
+            log.info("stream.unsubscribe_failed", "its stream stays subscribed", series=series, error=error)
 
     async def limit(self, series: SeriesId, start: int, end: int | None) -> int | None:
         """How many rows to ask for; None when the exchange does not say how many an answer holds. Raises
@@ -582,11 +582,10 @@ class CcxtConnection:
             await asyncio.sleep(BEGIN_AGAIN.delay_s(failures, self._source.rng))
 
     def _say_unfollowed(self, series: SeriesId, error: UpstreamError) -> None:
-        sentence = f"{series}: it cannot be followed: {error}"
         if error.status != WRONG_REQUEST:
-            self._log(series.market, sentence)
-        elif self._refusal_log_limit.allow(sentence, self._source.monotonic()) is not None:
-            log.warning(sentence)
+            self._log(series.market, "series.not_followed", "it cannot be followed", series=series, error=error)
+        elif self._refusal_log_limit.allow((series, str(error)), self._source.monotonic()) is not None:
+            log.warning("series.not_followed", "it cannot be followed", series=series, error=error)
 
     async def _follow(self, series: SeriesId) -> None:
         """Raises `UpstreamError`; does not return."""
@@ -616,7 +615,7 @@ class CcxtConnection:
             except _StreamFailed as failed:
                 failures = 0 if source.monotonic() - began_s > BEGIN_AGAIN.most_s else failures + 1
                 reason, pause_s = str(failed), BEGIN_AGAIN.delay_s(failures, source.rng)
-            self._log("stream", f"{series}: REST is polled in place of its stream: {reason}")
+            self._log("stream", "stream.polled", f"REST is polled in place of its stream: {reason}", series=series)
             self._callbacks.stands_in(series, reason)
             confirms = await self._poll(series, live, can, source.monotonic() + pause_s)
 
@@ -743,7 +742,7 @@ class CcxtConnection:
         self.reconnects += 1
         self._counts.reconnects += 1
 
-    def _log(self, key: object, sentence: str) -> None:
+    def _log(self, key: object, event: LogEvent, sentence: str, **fields: object) -> None:
         suppressed = self._log_limit.allow(key, self._source.monotonic())
         if suppressed is not None:
-            log.warning("%s%s", sentence, f" (and {suppressed} times more before)" if suppressed else "")
+            log.warning(event, sentence, **fields, suppressed=suppressed)
