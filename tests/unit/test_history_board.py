@@ -10,7 +10,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import HistoryWatch
 from klinesync.history import board as board_module
-from klinesync.history.board import BackfillBoard, BackfillReport
+from klinesync.history.board import UNBEGUN, BackfillBoard, BackfillReport
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -201,3 +201,22 @@ def test_health_has_the_rate_and_what_is_left(wall: Wall) -> None:
     assert (report.candles, report.candles_per_s, report.left_s) == (250, 25.0, 30)
     deep.ended(BTC)
     assert board.report(BTC, 120).left_s is None
+
+
+def test_each_reading_that_ends_is_noted_with_its_span_reason_and_candles() -> None:
+    wall = Wall()
+    noted: list[object] = []
+    board = BackfillBoard(wall, note=lambda *reading: noted.append(reading))
+    watch = board.watch()
+    watch.began(BTC, Span(0, 600), "gap")
+    watch.advanced(BTC, 300, 4)
+    watch.ended(BTC)
+    watch.began(BTC, Span(0, 600), "tail")
+    watch.ended(BTC, "no answer")
+    watch.ended(BTC)
+    watch.ended(BTC, "no route")
+    assert noted == [
+        (BTC, Span(0, 600), "gap", 4, None),
+        (BTC, Span(0, 600), "tail", 0, "no answer"),
+        (BTC, None, UNBEGUN, 0, "no route"),
+    ]
