@@ -213,6 +213,8 @@ class World:
             # A client's own tasks end the client. The sweep waits in its task group, where nothing of ours can raise.
             if not task.done() and not task.get_name().startswith(("socket", "start-up sweep"))
         }
+        if not tasks:
+            return  # it has stopped, but for the last write
         name = self._parts_rng.choice(sorted(tasks))
         if throw_into(tasks[name]):
             service.thrown += 1
