@@ -21,6 +21,7 @@ from klinesync.history import pending
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
 from klinesync.history.pieces import Fetch
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
 from klinesync.market.schemas import HealthAnswer
 from klinesync.market_data.health_service import HealthService
@@ -51,11 +52,13 @@ class World:
         self.tail = self.board.watch()
         runtime = service.runtime
         self.backfill = HistoryService(
-            history=self._history,
-            pipeline=runtime._pipeline,
-            database=runtime._database,
-            watch=self.board.watch(),
-            rng=random.Random(1),
+            HistoryPorts(
+                history=self._history,
+                pipeline=runtime._pipeline,
+                database=runtime._database,
+                watch=self.board.watch(),
+                rng=random.Random(1),
+            )
         )
         self.startup: StartupSync | None = None
 

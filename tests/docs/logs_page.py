@@ -178,7 +178,7 @@ def _line(path: str, call: ast.Call, method: ast.Attribute) -> Iterator[Line]:
 def _level(method: ast.Attribute) -> str | None:
     """The level of a method of a log; None for any other."""
     owner = ast.unparse(method.value)
-    if method.attr == "warn" and owner.endswith("troubles"):
+    if method.attr == "warn" and owner.endswith("ports"):
         return "warning"
     return (
         LEVELS.get(method.attr)

@@ -22,6 +22,7 @@ from klinesync.history import pending
 from klinesync.history import queue as history_queue
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Reason
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
 from klinesync.history.tails import TailLimits, Tails
 from klinesync.market_data.coverage import Coverage
@@ -104,25 +105,22 @@ class World:
             lambda: 1_700_000_000.0,
         )
         limits = TailLimits(50, 2.0, lambda series, head: self.kept_from)
-        watch = self.board.watch()
-        self.history = HistoryService(
+        ports = HistoryPorts(
             history=exchange.history,
             pipeline=self.pipeline,
             database=database,
-            watch=watch,
+            watch=self.board.watch(),
             rng=random.Random(1),
-            tails=Tails(
-                source=registry_of(exchange),
-                pipeline=self.pipeline,
-                database=database,
-                watch=watch,
-                rng=random.Random(1),
-                limits=limits,
-                followed=lambda series: series in self.followed,
-                exchange_s=lambda series: self.exchange_s,
-                now_s=lambda series: NOW_S,
-            ),
+            now_s=lambda series: NOW_S,
         )
+        tails = Tails(
+            ports=ports,
+            source=registry_of(exchange),
+            limits=limits,
+            followed=lambda series: series in self.followed,
+            exchange_s=lambda series: self.exchange_s,
+        )
+        self.history = HistoryService(ports, tails=tails)
         self.coverage = Coverage(
             history=self.history,
             base_of=lambda series: series,

@@ -24,6 +24,7 @@ from klinesync.history import queue as history_queue
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import Pending
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.reading import Shelf
 from klinesync.history.requested import BackfillProgress
 from klinesync.history.service import HistoryService
@@ -108,14 +109,16 @@ class World:
         nothing = DerivedStep(BTC.timeframe, [])
         self.pipeline = IngestPipeline(database, nothing, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
         self.healing = HistoryService(
-            history=exchange.history,
-            pipeline=self.pipeline,
-            database=database,
-            watch=self.board.watch(),
-            deep_watch=self.board.watch(),
-            shelves=shelves,
-            reach=lambda _: None if oldest is None else Reach(60 * oldest, "it keeps the newest few"),
-            rng=random.Random(1),
+            HistoryPorts(
+                history=exchange.history,
+                pipeline=self.pipeline,
+                database=database,
+                watch=self.board.watch(),
+                deep_watch=self.board.watch(),
+                shelves=shelves,
+                reach=lambda _: None if oldest is None else Reach(60 * oldest, "it keeps the newest few"),
+                rng=random.Random(1),
+            )
         )
 
     async def write(self, series: SeriesId, minutes: Iterable[int], empty: Sequence[Span] = ()) -> None:
@@ -404,7 +407,8 @@ async def test_a_deep_reading_gives_way_after_its_page_to_a_read_of_the_same_ser
                     world.healing.submit(older(BTC, span(90, 100), "read", Urgency.READ))
                 yield page
 
-        world.healing._holes = replace(world.healing._holes, history=history)
+        holes = world.healing._holes
+        world.healing._holes = replace(holes, ports=replace(holes.ports, history=history))
         await world.write(BTC, [100, 124])
         world.healing.request_declared(BTC)
         await world.until(lambda: len(exchange.asked) == 3)

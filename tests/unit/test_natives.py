@@ -20,6 +20,7 @@ from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history import natives, pending
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -48,11 +49,13 @@ class World:
         derived = DerivedStep(BASE.timeframe, [FIVES.timeframe])
         self.pipeline = IngestPipeline(database, derived, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
         self.history = HistoryService(
-            history=self.pages,
-            pipeline=self.pipeline,
-            database=database,
-            watch=BackfillBoard(lambda: 1_700_000_000.0).watch(),
-            rng=random.Random(1),
+            HistoryPorts(
+                history=self.pages,
+                pipeline=self.pipeline,
+                database=database,
+                watch=BackfillBoard(lambda: 1_700_000_000.0).watch(),
+                rng=random.Random(1),
+            )
         )
 
     async def pages(

@@ -259,13 +259,14 @@ async def test_no_more_native_candles_are_asked_for_than_the_exchange_has(
         history = service.runtime.backfill
         await until(lambda: not history.needs_of(days), "it is looked after")
         asked = []
-        fetch = history._natives.history
+        fetch = history._natives.ports.history
 
         def noting(*what: object) -> AsyncGenerator[HistoryPage, None]:
             asked.append(what)
             return fetch(*what)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(history, "_natives", replace(history._natives, history=noting))
+        ports = replace(history._natives.ports, history=noting)
+        monkeypatch.setattr(history, "_natives", replace(history._natives, ports=ports))
         for _ in range(30):
             assert await page(service, days) == candles
             await asyncio.sleep(0.02)  # longer than the cool-down, all in all
@@ -283,8 +284,9 @@ async def test_a_native_candle_that_the_exchange_does_not_show_yet_is_asked_for_
     ):
         await until_page(service, BASE, 500)
         history = service.runtime.backfill
-        late = Late(history._natives.history)
-        monkeypatch.setattr(history, "_natives", replace(history._natives, history=late.read))
+        late = Late(history._natives.ports.history)
+        ports = replace(history._natives.ports, history=late.read)
+        monkeypatch.setattr(history, "_natives", replace(history._natives, ports=ports))
         candles: list[Candle] = []
         async with asyncio.timeout(PATIENCE_S):
             while (
@@ -313,8 +315,9 @@ async def test_a_native_candle_that_no_clock_proves_is_asked_for_again_though_no
     ):
         await until_page(service, BASE, 30, limit=30)  # a longer page has older ones of the base fetched
         history = service.runtime.backfill
-        late = Late(history._natives.history)
-        monkeypatch.setattr(history, "_natives", replace(history._natives, history=late.read))
+        late = Late(history._natives.ports.history)
+        ports = replace(history._natives.ports, history=late.read)
+        monkeypatch.setattr(history, "_natives", replace(history._natives, ports=ports))
         await page(service, hours)
         await until(lambda: late.asked > 2, "what was held back is asked for again")
         candles = await until_page(service, hours, 100, limit=100)

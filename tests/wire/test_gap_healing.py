@@ -21,6 +21,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance.rest import BinanceRest, market_routes
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -88,11 +89,13 @@ async def healing(
             lambda: 1_800_000_000.0,
         )
         service = HistoryService(
-            history=BinanceRest(http, routes, clocks, final_margin_s=2, monotonic=loop.time).history,
-            pipeline=pipeline,
-            database=database,
-            watch=BackfillBoard(lambda: 1_800_000_000.0).watch(),
-            rng=random.Random(1),
+            HistoryPorts(
+                history=BinanceRest(http, routes, clocks, final_margin_s=2, monotonic=loop.time).history,
+                pipeline=pipeline,
+                database=database,
+                watch=BackfillBoard(lambda: 1_800_000_000.0).watch(),
+                rng=random.Random(1),
+            )
         )
         tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(service.run())]
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -20,8 +20,8 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import rest_gate
 from klinesync.exchanges.exchange import Urgency
 from klinesync.history import pending
-from klinesync.history import service as history_service
 from klinesync.market_data import exchange_time
+from klinesync.runtime.clock import SystemClock
 from klinesync.sim import server
 from klinesync.sim.faults import Fault, RateLimit
 from klinesync.sim.server import SimConfig, SimServer
@@ -260,6 +260,13 @@ async def test_a_derived_series_is_covered_by_way_of_its_base(tmp_path: Path) ->
         assert [candle.time for candle in older] == list(range(first - 24 * 3600, first, 3600))
 
 
+class Later(SystemClock):
+    """Our clock, once the first delay of a retry is over."""
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + 15.0
+
+
 async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with reading(tmp_path, max_candles=100) as world:
         await world.until_page(lambda page: len(page) == 100, SPOT, limit=100)
@@ -268,9 +275,8 @@ async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch
         for _ in range(50):
             assert (await world.page(SPOT, limit=100))[-1].time == NEWEST
         assert len(world.exchange.asked) == asked
-        monotonic = asyncio.get_running_loop().time
-        past_s = pending.RETRY.initial_s
-        monkeypatch.setattr(history_service, "_now_s", lambda: monotonic() + past_s)
+        history = world.service.runtime.backfill
+        monkeypatch.setattr(history, "_ports", replace(history._ports, monotonic=Later().monotonic_s))
         # A clock that jumped is believed after several answers; each attempt takes one.
         monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
         await world.until_page(lambda page: page[-1].time == NEWEST + 600, SPOT, limit=100)

@@ -25,6 +25,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.history.files.importing import Put
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.reading import Pages, Shelf, read_pages, unreported
 from klinesync.history.requested import BackfillProgress
 from klinesync.history.service import HistoryService
@@ -104,17 +105,19 @@ async def _backfill_store(
         shelves = _shelves(flags, registry) if files else []
         await _check_listed(registry, series, needed=not shelves and flags.enable_ccxt_backfill)
         service = HistoryService(
-            history=registry.history,
-            pipeline=pipeline,
-            database=database,
-            watch=_NobodyWatches(),
-            rng=random.Random(),  # noqa: S311  # jitter, not a secret
-            shelves=shelves,
-            covers=lambda one: one.exchange == series.exchange,
-            asks=lambda _: flags.enable_ccxt_backfill,
-            kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
-            now_s=ExchangeTime(registry.clocks, SYSTEM_CLOCK).now_s,
-            reach=registry.reach,
+            HistoryPorts(
+                history=registry.history,
+                pipeline=pipeline,
+                database=database,
+                watch=_NobodyWatches(),
+                rng=random.Random(),  # noqa: S311  # jitter, not a secret
+                shelves=shelves,
+                covers=lambda one: one.exchange == series.exchange,
+                asks=lambda _: flags.enable_ccxt_backfill,
+                kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
+                now_s=ExchangeTime(registry.clocks, SYSTEM_CLOCK).now_s,
+                reach=registry.reach,
+            )
         )
         running = group.create_task(service.run(), name="backfill")
         try:

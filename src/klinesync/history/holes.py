@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from klinesync.core import gaps
 from klinesync.core.dates import date_text
 from klinesync.core.errors import WRONG_REQUEST, NotListed, Rejected, UpstreamError
-from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped
-from klinesync.exchanges.exchange import Errand, History, HistoryPage, HistoryWatch, Reach, Urgency
+from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history import pending as policy
 from klinesync.history import pieces
 from klinesync.history.pending import Pending, fruitless, no_source, not_answered
 from klinesync.history.pieces import Answer, Fetch, Outcome, Piece, Remaining
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import HistoryQueue
 from klinesync.history.reading import REST, Progress, Shelf, came, on_board, read_pages
 from klinesync.history.requested import RequestedBackfills
-from klinesync.history.troubles import Troubles
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
-from klinesync.runtime.clock import Monotonic
-from klinesync.runtime.log_events import Log
-from klinesync.storage.database import Database
-
-log = Log(__name__)
+from klinesync.pipelines.ingest_pipeline import Empty
 
 # Why a hole is lost that lies before what the exchange's answers reach back to.
 NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"
@@ -43,44 +36,24 @@ TOO_EARLY = "it lies behind the stored head: no hole yet"
 class HoleReader:
     """Reads gaps, older history and explicit backfills.
 
-    history: pages of the exchange (`Exchange.history`).
-    pipeline: where candles are written.
-    database: where the stored span and the gap ledger are looked up.
+    ports: the sources, the store, and who is told.
     queue: its memory is told where the exchange has nothing; whether something urgent waits.
     requested: explicit backfills; they have a watch of their own.
-    watch: is told of the other readings.
-    rng: jitter of the retry delays.
-    shelves: files, looked into in this order before the exchange is asked.
-    asks: whether the exchange of a series may be asked for history.
-    now_s: the exchange's time as far as is known, UTC seconds: files may have candles of the future.
-    reach: how far back the exchange's history of a series goes; None: all the way, or unknown.
-    troubles: warnings.
-    monotonic: our clock.
     """
 
-    history: History
-    pipeline: IngestPipeline
-    database: Database
+    ports: HistoryPorts
     queue: HistoryQueue
     requested: RequestedBackfills
-    watch: HistoryWatch
-    rng: random.Random
-    shelves: Sequence[Shelf]
-    asks: Callable[[SeriesId], bool]
-    now_s: Callable[[SeriesId], float]
-    reach: Callable[[SeriesId], Reach | None]
-    troubles: Troubles
-    monotonic: Monotonic
 
     async def read(self, fetch: Fetch, errand: Errand) -> Outcome:
         """Read what is still missing of a fetch. Raises `StoreError`."""
         series = fetch.series
-        stored, ledger = await self._stored(series)
+        stored, ledger = await self.ports.stored(series)
         now = pieces.remaining(fetch, stored, ledger)
         if not now.needs:
-            early = pieces.too_early(fetch, stored, self.monotonic(), self.rng)
+            early = pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng)
             return Outcome(early, TOO_EARLY if early else NOT_MISSING)
-        watch = self.requested.watch_of(fetch) or self.watch
+        watch = self.requested.watch_of(fetch) or self.ports.watch
         span = pieces.piece_of(series.timeframe, now).span
         with on_board(watch, series, span, fetch.needs[-1].need.asked_by) as progress:
             remaining = await self._read(fetch, now, errand, progress)
@@ -91,27 +64,27 @@ class HoleReader:
         """The files, then the exchange; the needs that wait again. Raises `StoreError`."""
         series = fetch.series
         later: list[Pending] = []  # what is not asked for now
-        if self.shelves and not all(pending.files_checked for pending in now.needs):
+        if self.ports.shelves and not all(pending.files_checked for pending in now.needs):
             if not await self._read_files(fetch, now, errand, progress):
-                due = [replace(pending, due_s=self.monotonic()) for pending in now.needs]
-                return [*due, *pieces.too_early(fetch, now.stored, self.monotonic(), self.rng)]
-            stored, ledger = await self._stored(series)
-            early = pieces.too_early(fetch, stored, self.monotonic(), self.rng)
+                due = [replace(pending, due_s=self.ports.monotonic()) for pending in now.needs]
+                return [*due, *pieces.too_early(fetch, now.stored, self.ports.monotonic(), self.ports.rng)]
+            stored, ledger = await self.ports.stored(series)
+            early = pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng)
             fetch, others = pieces.after_files(fetch, now, stored, ledger)
             later = [*early, *others]
             if fetch.needs:
                 now = pieces.remaining(fetch, stored, ledger)
             if not fetch.needs or not now.needs:
                 return later
-        if not self.asks(series):
+        if not self.ports.asks(series):
             progress.trouble = NOT_ASKED
-            stored, _ = await self._stored(series)
-            left = [no_source(pending, self.monotonic(), self.rng) for pending in now.needs]
-            return [*left, *pieces.too_early(fetch, stored, self.monotonic(), self.rng), *later]
+            stored, _ = await self.ports.stored(series)
+            left = [no_source(pending, self.ports.monotonic(), self.ports.rng) for pending in now.needs]
+            return [*left, *pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng), *later]
         reachable = await self._give_up(series, fetch.needs)
         if reachable != list(fetch.needs):
-            stored, ledger = await self._stored(series)
-            later += pieces.too_early(fetch, stored, self.monotonic(), self.rng)
+            stored, ledger = await self.ports.stored(series)
+            later += pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng)
             fetch = Fetch(series, tuple(reachable))
             now = pieces.remaining(fetch, stored, ledger) if reachable else replace(now, needs=())
             if not now.needs:
@@ -127,43 +100,43 @@ class HoleReader:
             await self._read_piece(series, piece, now, errand, asked)
         except NotListed as error:
             progress.trouble = str(error)
-            self.troubles.warn("history.not_listed", series, "its gaps are left as they are", error=error)
+            self.ports.warn("history.not_listed", series, "its gaps are left as they are", error=error)
             # Nobody has anything of it, unless it is listed again, or the list was wrong.
             waiting = [pending for pending in now.needs if not pending.requested]
-            return [fruitless(pending, self.monotonic(), self.rng) for pending in waiting]
+            return [fruitless(pending, self.ports.monotonic(), self.ports.rng) for pending in waiting]
         except UpstreamError as error:
             progress.trouble = str(error)
-            self.troubles.warn("history.gap_failed", series, "its gaps cannot be read", error=error)
+            self.ports.warn("history.gap_failed", series, "its gaps cannot be read", error=error)
             left = self._after_error(now.needs, error, fruitful=asked.candles > 0)
             left = await self._give_up(series, left)
-            return left + pieces.too_early(fetch, now.stored, self.monotonic(), self.rng)
-        stored, ledger = await self._stored(series)
+            return left + pieces.too_early(fetch, now.stored, self.ports.monotonic(), self.ports.rng)
+        stored, ledger = await self.ports.stored(series)
         answer = Answer(asked.reached, None if asked.came is None else asked.came.start, stored, ledger)
         if (nothing := pieces.nothing_before_first(piece, answer)) is not None:
-            self.queue.memory.remember_nothing(series, nothing, self.monotonic())
-        left = pieces.left_over(fetch, now, piece, answer, self.monotonic(), self.rng)
+            self.queue.memory.remember_nothing(series, nothing, self.ports.monotonic())
+        left = pieces.left_over(fetch, now, piece, answer, self.ports.monotonic(), self.ports.rng)
         left = await self._give_up(series, left)
         progress.trouble = self._unproven(series, left)
         return left
 
     def _after_error(self, asked: Sequence[Pending], error: UpstreamError, *, fruitful: bool) -> list[Pending]:
         """The needs after a request that failed. `fruitful`: candles came before that."""
-        again_s, now_s = error.retry_after_s or 0.0, self.monotonic()
+        again_s, now_s = error.retry_after_s or 0.0, self.ports.monotonic()
         needs = [replace(pending, fruitless=0) if fruitful else pending for pending in asked]
         if error.status == WRONG_REQUEST:
             # An exchange may call a question about candles that it keeps no more a wrong one.
-            return [fruitless(pending, now_s, self.rng, again_s, out_of_reach=not fruitful) for pending in needs]
-        return [not_answered(pending, now_s, self.rng, again_s) for pending in needs]
+            return [fruitless(pending, now_s, self.ports.rng, again_s, out_of_reach=not fruitful) for pending in needs]
+        return [not_answered(pending, now_s, self.ports.rng, again_s) for pending in needs]
 
     async def _read_files(self, fetch: Fetch, now: Remaining, errand: Errand, progress: Progress) -> bool:
         """Read what the files have of the missing needs. False when something urgent waits for the series: then the
         rest comes later. Raises `StoreError`."""
         series = fetch.series
-        for shelf in self.shelves:
-            stored, ledger = await self._stored(series)
+        for shelf in self.ports.shelves:
+            stored, ledger = await self.ports.stored(series)
             for pending in now.needs:
                 for span in gaps.unsettled(ledger, stored, pending.span):
-                    part = part_for(shelf, pending, span, stored, self.now_s(series))
+                    part = part_for(shelf, pending, span, stored, self.ports.now_s(series))
                     if part is None:
                         continue
                     older = stored is not None and part.end == stored.start and not pending.requested
@@ -176,7 +149,7 @@ class HoleReader:
                             enough=partial(_is_more_urgent, errand, pending),
                         )
                     except (UpstreamError, Rejected) as error:
-                        self.troubles.warn(
+                        self.ports.warn(
                             "history.files_failed", series, "files are left out", source=shelf.name, error=error
                         )
                         continue
@@ -197,7 +170,7 @@ class HoleReader:
             return full or (deep and not newest_first and self.queue.waits_urgently(series))
 
         whole = await read_pages(
-            self.history(series, piece.around.start, errand, piece.around.end),
+            self.ports.history(series, piece.around.start, errand, piece.around.end),
             partial(self._write, series, REST, now.needs[0]),
             progress,
             newest_first=newest_first,
@@ -207,13 +180,13 @@ class HoleReader:
             progress.reached = piece.span.end
 
     async def _write(self, series: SeriesId, source: str, pending: Pending, page: HistoryPage) -> None:
-        await self.pipeline.submit(series, page.candles, source, Empty(page.empty, page.proof))
+        await self.ports.pipeline.submit(series, page.candles, source, Empty(page.empty, page.proof))
         await self.requested.mark_rest(pending)
 
     async def _give_up(self, series: SeriesId, needs: Sequence[Pending]) -> list[Pending]:
         """The needs that may still be had. The part of the others between stored candles is declared lost. Raises
         `StoreError`."""
-        now_s, reach = self.monotonic(), self.reach(series)
+        now_s, reach = self.ports.monotonic(), self.ports.reach(series)
         kept = [pending for pending in needs if not policy.is_lost(pending, now_s)]
         lost = [(pending.span, NOT_REACHED) for pending in needs if pending not in kept]
         if reach is not None:
@@ -222,15 +195,15 @@ class HoleReader:
             kept = policy.within_reach(kept, reach.oldest)
         if not lost:
             return kept
-        stored, ledger = await self._stored(series)
+        stored, ledger = await self.ports.stored(series)
         for span, why in lost:
             holes = [] if stored is None else clipped(gaps.unsettled(ledger, stored, span), stored)
             if holes:
                 missing, first = candle_count(series.timeframe, holes), date_text(span.start)
-                self.troubles.warn(
+                self.ports.warn(
                     "history.lost", series, "%d candles from %s on are lost: %s", missing, first, why, span=span
                 )
-                await self.pipeline.submit(series, [], REST, Empty(holes, why, lost=True))
+                await self.ports.pipeline.submit(series, [], REST, Empty(holes, why, lost=True))
             if stored is not None and span.start < stored.start and reach is not None and reach.oldest >= stored.start:
                 self.queue.memory.remember_nothing(series, Span(span.start, stored.start), now_s)
         return kept
@@ -243,11 +216,8 @@ class HoleReader:
         missing = candle_count(series.timeframe, [pending.span for pending in unproven])
         first = date_text(unproven[0].span.start)
         sentence = f"the exchange neither brings {missing} candles from {first} on nor shows that it has none"
-        self.troubles.warn("history.unproven", series, sentence, span=unproven[0].span)
+        self.ports.warn("history.unproven", series, sentence, span=unproven[0].span)
         return sentence
-
-    async def _stored(self, series: SeriesId) -> tuple[Span | None, list[Gap]]:
-        return await self.database.read(lambda store: (store.span(series), store.gaps(series)))
 
 
 def part_for(shelf: Shelf, pending: Pending, span: Span, stored: Span | None, now_s: float) -> Span | None:

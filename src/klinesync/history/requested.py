@@ -16,15 +16,16 @@ from klinesync.core.errors import StoreError, UnknownSeries
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped, hull, without
-from klinesync.exchanges.exchange import HistoryWatch, Reach
+from klinesync.exchanges.exchange import HistoryWatch
 from klinesync.history import pending as policy
 from klinesync.history.missing import BACKFILL, Need, Reason
 from klinesync.history.pending import Pending
 from klinesync.history.pieces import Fetch
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import HistoryQueue
 from klinesync.runtime.clock import Monotonic
 from klinesync.runtime.log_events import Log
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.database import CandleStore
 
 log = Log(__name__)
 
@@ -71,38 +72,16 @@ class BackfillProgress:
 class RequestedBackfills:
     """The explicit backfills of all series.
 
-    queue: gets their needs.
+    ports: the store, where they are noted, and who is told.
+    queue: has their needs.
     submit: adds a need to the queue, and wakes who reads.
-    database: where they are noted.
-    watch: is told of them.
-    covers: whether anything of a series can be had at all.
-    kept_from: before which open time a series with that head is trimmed; 0: retention is off.
-    now_s: the exchange's time as far as is known, UTC seconds.
-    reach: how far back the exchange's history of a series goes; None: all the way, or unknown.
     """
 
-    def __init__(
-        self,
-        *,
-        queue: HistoryQueue,
-        submit: Callable[[Need], None],
-        database: Database,
-        watch: HistoryWatch,
-        covers: Callable[[SeriesId], bool],
-        kept_from: Callable[[SeriesId, int], int],
-        now_s: Callable[[SeriesId], float],
-        reach: Callable[[SeriesId], Reach | None],
-        monotonic: Monotonic,
-    ) -> None:
-        self._monotonic = monotonic
+    def __init__(self, ports: HistoryPorts, queue: HistoryQueue, submit: Callable[[Need], None]) -> None:
+        self._ports = ports
         self._queue = queue
         self._submit = submit
-        self._database = database
-        self._watch = watch
-        self._covers = covers
-        self._kept_from = kept_from
-        self._now_s = now_s
-        self._reach = reach
+        self._watch = ports.deep_watch or ports.watch
         self._deep: dict[SeriesId, _Deep] = {}
 
     async def backfill(self, series: SeriesId, span: Span, on_progress: OnProgress) -> BackfillProgress:
@@ -134,13 +113,13 @@ class RequestedBackfills:
 
     async def _ask(self, series: SeriesId, span: Span, on_progress: OnProgress) -> tuple[BackfillProgress, _Ask | None]:
         """How it stands when it begins, and what is to be waited for, if anything is."""
-        if not self._covers(series):
+        if not self._ports.covers(series):
             raise UnknownSeries(str(series), f"{series.exchange} {series.market} cannot be asked for history")
         frame = series.timeframe
-        stored, ledger = await self._stored(series)
-        kept_from = 0 if stored is None else self._kept_from(series, frame.shift(stored.end, -1))
+        stored, ledger = await self._ports.stored(series)
+        kept_from = 0 if stored is None else self._ports.kept_from(series, frame.shift(stored.end, -1))
         first = frame.ceil(max(span.start, kept_from, 0))
-        end = min(frame.ceil(span.end), frame.floor(int(self._now_s(series))))
+        end = min(frame.ceil(span.end), frame.floor(int(self._ports.now_s(series))))
         span = Span(first, max(first, end))
         left = gaps.unproven(ledger, stored, span) if span.start < span.end else []
         left, beyond = self._beyond(series, span, left, stored, ledger)
@@ -154,7 +133,7 @@ class RequestedBackfills:
         self, series: SeriesId, span: Span, missing: Sequence[Span], stored: Span | None, ledger: Sequence[Gap]
     ) -> tuple[list[Span], _Beyond]:
         """What of the `missing` parts of `span` may still be had, and what the others are."""
-        frame, reach = series.timeframe, self._reach(series)
+        frame, reach = series.timeframe, self._ports.reach(series)
         left, why = list(missing), None
         inside = [gap for gap in ledger if gap.state is GapState.LOST and gap.span.overlaps(span)]
         lost = clipped([gap.span for gap in inside], span)
@@ -163,7 +142,7 @@ class RequestedBackfills:
         if reach is not None and (older := clipped(left, Span(0, reach.oldest))):
             lost, why = [*without(older, lost), *lost], reach.sentence
             left = without(left, [Span(0, reach.oldest)])
-        begins, nothing = None, self._queue.memory.nothing_before(series, self._monotonic())
+        begins, nothing = None, self._queue.memory.nothing_before(series, self._ports.monotonic())
         if stored is not None and nothing is not None and nothing.end == stored.start:
             begins = stored.start if clipped(left, nothing) else None
             left = without(left, [nothing])
@@ -171,7 +150,7 @@ class RequestedBackfills:
 
     def _kept(self, series: SeriesId, spans: Sequence[Span], stored: Span | None) -> list[Span]:
         """What of them would not be trimmed at once."""
-        kept_from = 0 if stored is None else self._kept_from(series, series.timeframe.shift(stored.end, -1))
+        kept_from = 0 if stored is None else self._ports.kept_from(series, series.timeframe.shift(stored.end, -1))
         return clipped(spans, Span(kept_from, MAX_TIME + 1))
 
     def _begin(self, series: SeriesId, span: Span, left: list[Span], on_progress: OnProgress) -> _Ask:
@@ -179,7 +158,8 @@ class RequestedBackfills:
         total = candle_count(series.timeframe, left)
         done: asyncio.Future[BackfillProgress] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda over: over.cancelled() or over.exception())  # nobody may be waiting for it
-        ask = _Ask(span, left, total, on_progress, self._monotonic(), deep.candles, done, _Beyond(), self._monotonic)
+        monotonic = self._ports.monotonic
+        ask = _Ask(span, left, total, on_progress, monotonic, monotonic(), deep.candles, done, _Beyond())
         deep.asks.append(ask)
         whole = hull([part for one in deep.asks for part in one.left])
         if whole != deep.whole:
@@ -191,17 +171,17 @@ class RequestedBackfills:
 
     async def begin_again(self) -> None:
         """Take up again what was being backfilled when the service ended. Raises `StoreError`."""
-        for series, span in await self._database.read(lambda store: store.backfills()):
+        for series, span in await self._ports.database.read(lambda store: store.backfills()):
             under_way = self._deep.get(series)
-            if not self._covers(series) or (under_way and any(ask.span == span for ask in under_way.asks)):
+            if not self._ports.covers(series) or (under_way and any(ask.span == span for ask in under_way.asks)):
                 continue
-            stored, ledger = await self._stored(series)
+            stored, ledger = await self._ports.stored(series)
             left = self._kept(series, gaps.unsettled(ledger, stored, span), stored)
             if left:
                 log.info("backfill.resumed", "its backfill goes on", series=series, span=left[0])
                 self._begin(series, span, left, lambda _: None)
             else:
-                await self._database.write(lambda store, one=(series, span): store.end_backfill(*one))  # type: ignore[misc]
+                await self._ports.database.write(lambda store, one=(series, span): store.end_backfill(*one))  # type: ignore[misc]
 
     async def _mark(self, series: SeriesId, spans: Sequence[Span], asked: Span | None = None) -> None:
         """Note in the ledger that somebody is at work on the holes in `spans`, and what was `asked` for. Raises
@@ -212,10 +192,7 @@ class RequestedBackfills:
             if asked is not None:
                 store.add_backfill(series, asked)
 
-        await self._database.write(mark)
-
-    async def _stored(self, series: SeriesId) -> tuple[Span | None, list[Gap]]:
-        return await self._database.read(lambda store: (store.span(series), store.gaps(series)))
+        await self._ports.database.write(mark)
 
     async def mark_rest(self, pending: Pending) -> None:
         """What was written has made a hole of the rest of a need from before the first stored candle. Raises
@@ -229,7 +206,7 @@ class RequestedBackfills:
     async def judge(self, series: SeriesId) -> None:
         """Something of the series was read: end those of its backfills that are over. Raises `StoreError`."""
         deep = self._deep[series]
-        stored, ledger = await self._stored(series)
+        stored, ledger = await self._ports.stored(series)
         for ask in list(deep.asks):
             ask.left, ask.beyond = self._beyond(
                 series, ask.span, gaps.unsettled(ledger, stored, ask.span), stored, ledger
@@ -239,7 +216,7 @@ class RequestedBackfills:
                 ask.tell(series, deep, ask.span.start)
                 continue
             holes = clipped(ask.left, stored) if stored is not None else []
-            await self._database.write(lambda store, ask=ask, holes=holes: _end(store, series, ask.span, holes))  # type: ignore[misc]
+            await self._ports.database.write(lambda store, ask=ask, holes=holes: _end(store, series, ask.span, holes))  # type: ignore[misc]
             if ask in deep.asks:
                 deep.asks.remove(ask)
             if not ask.done.done():
@@ -310,11 +287,11 @@ class _Ask:
     left: list[Span]
     total: int
     on_progress: OnProgress
+    monotonic: Monotonic
     began_s: float
     candles_before: int
     done: asyncio.Future[BackfillProgress]
     beyond: _Beyond
-    monotonic: Monotonic
 
     def progress(self, series: SeriesId, deep: _Deep, upto: int) -> BackfillProgress:
         """How it stands when all before `upto` was read since the last look."""

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from klinesync.core.candle import MAX_TIME
 from klinesync.core.counted import counted
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import Errand, History, HistoryWatch, Reach, Urgency
+from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.history import queue
 from klinesync.history.holes import HoleReader
 from klinesync.history.missing import Need, Reason, declared_gaps
 from klinesync.history.natives import NativeReader
 from klinesync.history.pending import Pending, fruitless
 from klinesync.history.pieces import Fetch, Outcome
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import Find, HistoryQueue, Look, NeedStatus
-from klinesync.history.reading import Shelf
 from klinesync.history.requested import BackfillProgress, OnProgress, RequestedBackfills
 from klinesync.history.tails import Tails
-from klinesync.history.troubles import Troubles
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.runtime.bulkheads import Bulkheads, Part, Work
-from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
+from klinesync.runtime.bulkheads import Part, Work
 from klinesync.runtime.log_events import Log
-from klinesync.storage.database import Database
 
 log = Log(__name__)
 
@@ -41,83 +35,21 @@ DEFECT = "the reading was ended by a defect of this service"
 class HistoryService:
     """Reads what is missing, until each need is filled, confirmed empty or lost. `run` is its one task.
 
-    history: pages of the exchange (`Exchange.history`).
-    pipeline: where candles are written.
-    database: where the stored span and the gap ledger are looked up.
-    watch: is told of each reading.
-    rng: jitter of the retry delays.
-    deep_watch: is told of explicit backfills; default `watch`.
-    shelves: files, looked into in this order before the exchange is asked.
-    covers: whether anything of a series can be had at all.
-    asks: whether the exchange of a series may be asked for history.
-    kept_from: before which open time a series with that head is trimmed; 0: retention is off.
-    now_s: the exchange's time as far as is known, UTC seconds: files may have candles of the future.
-    reach: how far back the exchange's history of a series goes; None: all the way, or unknown.
+    ports: the sources, the store, and who is told.
     tails: reads the tails of series that nobody follows; None: nobody needs them.
     heals: whether declared gaps are read.
-    bulkheads: contain defects.
-    monotonic: our clock.
     """
 
-    def __init__(
-        self,
-        *,
-        history: History,
-        pipeline: IngestPipeline,
-        database: Database,
-        watch: HistoryWatch,
-        rng: random.Random,
-        deep_watch: HistoryWatch | None = None,
-        shelves: Sequence[Shelf] = (),
-        covers: Callable[[SeriesId], bool] = lambda _: True,
-        asks: Callable[[SeriesId], bool] = lambda _: True,
-        kept_from: Callable[[SeriesId, int], int] = lambda _series, _head: 0,
-        now_s: Callable[[SeriesId], float] = lambda _: float(MAX_TIME),
-        reach: Callable[[SeriesId], Reach | None] = lambda _: None,
-        tails: Tails | None = None,
-        heals: bool = True,
-        bulkheads: Bulkheads | None = None,
-        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
-    ) -> None:
-        self._monotonic = monotonic
-        self._bulkheads = bulkheads or Bulkheads()
-        self._database = database
-        self._rng = rng
+    def __init__(self, ports: HistoryPorts, *, tails: Tails | None = None, heals: bool = True) -> None:
+        self._ports = ports
         self._tails = tails
         self._heals = heals
         self._queue = HistoryQueue()
         self._errands: dict[SeriesId, Errand] = {}  # of the readings under way
         self._changed = asyncio.Event()
-        self._troubles = Troubles(log, monotonic)
-        self._requested = RequestedBackfills(
-            queue=self._queue,
-            submit=self.submit,
-            database=database,
-            watch=deep_watch or watch,
-            covers=covers,
-            kept_from=kept_from,
-            now_s=now_s,
-            reach=reach,
-            monotonic=monotonic,
-        )
-        self._holes = HoleReader(
-            history=history,
-            pipeline=pipeline,
-            database=database,
-            queue=self._queue,
-            requested=self._requested,
-            watch=watch,
-            rng=rng,
-            shelves=tuple(shelves),
-            asks=asks,
-            now_s=now_s,
-            reach=reach,
-            troubles=self._troubles,
-            monotonic=monotonic,
-        )
-        self._natives = NativeReader(
-            history, pipeline, database, self._queue.memory, watch, rng, self._troubles, monotonic
-        )
+        self._requested = RequestedBackfills(ports, self._queue, self.submit)
+        self._holes = HoleReader(ports, self._queue, self._requested)
+        self._natives = NativeReader(ports, self._queue.memory)
 
     # Who needs candles.
 
@@ -130,8 +62,8 @@ class HistoryService:
         under_way = self._errands.get(need.series)
         if under_way is not None:
             under_way.urgency = min(under_way.urgency, need.urgency)  # it is joined, or waited for
-        if not self._queue.submit(need, self._monotonic()):
-            self._troubles.warn("history.queue_full", need.series, "the queue has no room for all missing candles")
+        if not self._queue.submit(need, self._ports.monotonic()):
+            self._ports.warn("history.queue_full", need.series, "the queue has no room for all missing candles")
         self._changed.set()
 
     def look(self, series: SeriesId, find: Find, page_start: int | None = None) -> bool:
@@ -141,11 +73,11 @@ class HistoryService:
         page_start: where the page that was read would begin, were it full; None: it is full, or none was read.
         """
         look = Look(series, Urgency.READ, page_start, find)
-        if self._queue.looked_lately(look, self._monotonic()):
+        if self._queue.looked_lately(look, self._ports.monotonic()):
             return False
         fits = self._queue.look(look)
         if not fits:
-            self._troubles.warn("history.queue_full", series, "the queue has no room to look for missing candles")
+            self._ports.warn("history.queue_full", series, "the queue has no room to look for missing candles")
         self._changed.set()
         return fits
 
@@ -195,7 +127,7 @@ class HistoryService:
 
     def nothing_before(self, series: SeriesId) -> Span | None:
         """A span right before the first stored candle in which the exchange has nothing, as it showed not long ago."""
-        return self._queue.memory.nothing_before(series, self._monotonic())
+        return self._queue.memory.nothing_before(series, self._ports.monotonic())
 
     # Who reads.
 
@@ -208,7 +140,7 @@ class HistoryService:
             await asyncio.Event().wait()
 
     def _begin_part(self, group: asyncio.TaskGroup, work: Work, name: str) -> None:
-        self._bulkheads.begin(group, work, part=Part.BACKFILL, name=name, restart=True)
+        self._ports.bulkheads.begin(group, work, part=Part.BACKFILL, name=name, restart=True)
 
     async def _resume(self) -> None:
         while True:
@@ -221,7 +153,7 @@ class HistoryService:
 
     async def _work(self) -> None:
         while True:
-            work = self._queue.take(self._monotonic())
+            work = self._queue.take(self._ports.monotonic())
             if work is None:
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
@@ -230,14 +162,14 @@ class HistoryService:
                 continue
             outcome: Outcome | None = None
             try:
-                with self._bulkheads.contained(Part.BACKFILL, f"history of {work.series}"):
+                with self._ports.bulkheads.contained(Part.BACKFILL, f"history of {work.series}"):
                     outcome = await self._try(work)
             finally:
                 outcome = Outcome(self._all_of(work), DEFECT) if outcome is None else outcome
-                self._queue.settle(work, outcome.remaining, self._monotonic(), outcome.answer)
+                self._queue.settle(work, outcome.remaining, self._ports.monotonic(), outcome.answer)
                 self._changed.set()
             if self._requested.under_way(work.series):
-                with self._bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
+                with self._ports.bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
                     try:
                         await self._requested.judge(work.series)
                     except StoreError as error:
@@ -247,7 +179,7 @@ class HistoryService:
         """The needs of work that a defect ended: asked for again, with backoff."""
         if isinstance(work, Look):
             return ()
-        return [fruitless(pending, self._monotonic(), self._rng) for pending in work.needs]
+        return [fruitless(pending, self._ports.monotonic(), self._ports.rng) for pending in work.needs]
 
     async def _try(self, work: Look | Fetch) -> Outcome:
         """Carry out a piece of work, whatever the store does."""
@@ -260,9 +192,7 @@ class HistoryService:
             finally:
                 del self._errands[work.series]
         except StoreError as error:
-            self._troubles.warn(
-                "history.store_failed", work.series, "its gaps cannot be healed at present", error=error
-            )
+            self._ports.warn("history.store_failed", work.series, "its gaps cannot be healed at present", error=error)
             await asyncio.sleep(self._store_retry_s())
             if isinstance(work, Look):
                 self._queue.look(work)
@@ -278,7 +208,7 @@ class HistoryService:
         return Outcome((), f"{counted(len(needs), 'need')} found")
 
     async def _find_declared(self, series: SeriesId, _page_start: int | None) -> Sequence[Need]:
-        return declared_gaps(series, await self._database.read(lambda store: store.gaps(series)))
+        return declared_gaps(series, await self._ports.database.read(lambda store: store.gaps(series)))
 
     async def _read(self, fetch: Fetch, errand: Errand) -> Outcome:
         """Raises `StoreError`."""
@@ -292,4 +222,4 @@ class HistoryService:
         return await self._holes.read(fetch, errand)
 
     def _store_retry_s(self) -> float:
-        return STORE_RETRY_S * self._rng.uniform(0.75, 1.0)
+        return STORE_RETRY_S * self._ports.rng.uniform(0.75, 1.0)

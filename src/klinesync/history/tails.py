@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import Errand, HistoryWatch
+from klinesync.exchanges.exchange import Errand
 from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.history.missing import missing_tail
 from klinesync.history.pending import Pending, fruitless, not_answered
 from klinesync.history.pieces import Outcome
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.reading import FILES, REST, TailFiles, came, into, on_board, read_pages
-from klinesync.history.troubles import Troubles
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
-from klinesync.runtime.log_events import Log
-from klinesync.storage.database import Database
-
-log = Log(__name__)
 
 # Before the list of symbols is asked again for a series that it does not have, in seconds.
 UNLISTED_S = 300.0
@@ -49,51 +42,24 @@ class TailLimits:
         return missing_tail(series.timeframe, stored, final_s, self.most_candles, self.kept_from(series, newest))
 
 
+@dataclass(frozen=True, slots=True)
 class Tails:
     """Reads one tail at a time: only its newest candles; a hole behind the stored head is left to the gap ledger.
 
+    ports: the sources, the store, and who is told.
     source: the exchange.
-    pipeline: where candles are written.
-    database: where the stored span is looked up.
-    watch: is told of each reading.
-    rng: jitter of the retry delays.
     limits: how much is read.
     followed: whether somebody else keeps the series up to date.
     exchange_s: what time it is on its exchange, UTC seconds; None: it has to be asked.
-    now_s: what time it is there as far as is known, for files while the exchange cannot be asked.
-    asks: whether the exchange of a series may be asked for history.
     files: read before the exchange is asked, and alone where it cannot be asked; None: there are none.
     """
 
-    def __init__(
-        self,
-        *,
-        source: ExchangeRegistry,
-        pipeline: IngestPipeline,
-        database: Database,
-        watch: HistoryWatch,
-        rng: random.Random,
-        limits: TailLimits,
-        followed: Callable[[SeriesId], bool],
-        exchange_s: Callable[[SeriesId], float | None],
-        now_s: Callable[[SeriesId], float],
-        asks: Callable[[SeriesId], bool] = lambda _: True,
-        files: TailFiles | None = None,
-        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
-    ) -> None:
-        self._monotonic = monotonic
-        self._source = source
-        self._pipeline = pipeline
-        self._database = database
-        self._watch = watch
-        self._rng = rng
-        self._limits = limits
-        self._followed = followed
-        self._exchange_s = exchange_s
-        self._now_s = now_s
-        self._asks = asks
-        self._files = files
-        self._troubles = Troubles(log, monotonic)
+    ports: HistoryPorts
+    source: ExchangeRegistry
+    limits: TailLimits
+    followed: Callable[[SeriesId], bool]
+    exchange_s: Callable[[SeriesId], float | None]
+    files: TailFiles | None = None
 
     async def read(self, pending: Pending, errand: Errand) -> Outcome:
         """Read a tail, up to the newest candle that is final by now. Raises `StoreError`."""
@@ -101,8 +67,8 @@ class Tails:
         try:
             return await self._read(attempt)
         except UpstreamError as error:
-            self._troubles.warn("history.tail_failed", pending.series, "its tail cannot be read", error=error)
-            again = not_answered(pending, self._monotonic(), self._rng, error.retry_after_s or 0.0)
+            self.ports.warn("history.tail_failed", pending.series, "its tail cannot be read", error=error)
+            again = not_answered(pending, self.ports.monotonic(), self.ports.rng, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), attempt.candles)
 
     async def _read(self, attempt: _Attempt) -> Outcome:
@@ -110,64 +76,60 @@ class Tails:
         series = attempt.pending.series
         trouble: UpstreamError | None = None  # why the exchange is not asked
         exchange_s: float | None = None
-        if self._asks(series):
+        if self.ports.asks(series):
             try:
-                if not await self._source.knows(series):
-                    return Outcome((fruitless(attempt.pending, self._monotonic(), self._rng, UNLISTED_S),), NOT_LISTED)
-                exchange_s = self._exchange_s(series)
+                if not await self.source.knows(series):
+                    again = fruitless(attempt.pending, self.ports.monotonic(), self.ports.rng, UNLISTED_S)
+                    return Outcome((again,), NOT_LISTED)
+                exchange_s = self.exchange_s(series)
                 if exchange_s is None:
-                    exchange_s = await self._source.now_ms(series) / 1000
+                    exchange_s = await self.source.now_ms(series) / 1000
             except UpstreamError as error:
-                if self._files is None:
+                if self.files is None:
                     raise
                 trouble = error
-        final_s = (self._now_s(series) if exchange_s is None else exchange_s) - self._limits.final_margin_s
-        stored = before = await self._stored(series)
-        span = self._limits.missing(series, stored, final_s)
-        if span is None or self._followed(series):
+        final_s = (self.ports.now_s(series) if exchange_s is None else exchange_s) - self.limits.final_margin_s
+        stored, _ = before, _ = await self.ports.stored(series)
+        span = self.limits.missing(series, stored, final_s)
+        if span is None or self.followed(series):
             return Outcome((), NOT_MISSING)
-        if self._files is not None:
-            end = await self._files.end(series, int(final_s))
+        if self.files is not None:
+            end = await self.files.end(series, int(final_s))
             if end is not None and exchange_s is None:  # the newest candles of the files, however old they are
-                span = self._limits.missing(series, stored, end)
+                span = self.limits.missing(series, stored, end)
             if end is not None and span is not None and end > span.start:
-                await self._read_files(self._files, series, span, attempt)
-                stored = await self._stored(series)
-        if exchange_s is not None and (span := self._limits.missing(series, stored, final_s)) is not None:
+                await self._read_files(self.files, series, span, attempt)
+                stored, _ = await self.ports.stored(series)
+        if exchange_s is not None and (span := self.limits.missing(series, stored, final_s)) is not None:
             await self._ask(series, stored, span, attempt)
-            stored = await self._stored(series)
+            stored, _ = await self.ports.stored(series)
         if stored != before:
             return Outcome((), came(attempt.candles), attempt.candles)
         if trouble is not None:
             raise trouble
-        return Outcome((fruitless(attempt.pending, self._monotonic(), self._rng),), came(0))
+        return Outcome((fruitless(attempt.pending, self.ports.monotonic(), self.ports.rng),), came(0))
 
     async def _ask(self, series: SeriesId, stored: Span | None, span: Span, attempt: _Attempt) -> None:
         """Read a tail from the exchange, page by page. Raises `UpstreamError`, `StoreError`."""
         start = span.start
         if stored is not None and stored.end == start:
             start = series.timeframe.shift(start, -1)  # with the head, so that one answer shows a hole behind it
-        with on_board(self._watch, series, span, attempt.pending.need.asked_by) as progress:
+        with on_board(self.ports.watch, series, span, attempt.pending.need.asked_by) as progress:
             try:
-                pages = self._source.history(series, start, attempt.errand)
-                await read_pages(pages, into(self._pipeline, series, REST), progress)
+                pages = self.source.history(series, start, attempt.errand)
+                await read_pages(pages, into(self.ports.pipeline, series, REST), progress)
             finally:
                 attempt.candles += progress.candles
 
     async def _read_files(self, files: TailFiles, series: SeriesId, span: Span, attempt: _Attempt) -> None:
         """Read what the files have of a tail. Raises `StoreError`."""
-        with on_board(self._watch, series, span, FILES) as progress:
+        with on_board(self.ports.watch, series, span, FILES) as progress:
             try:
-                await read_pages(files.pages(series, span), into(self._pipeline, series, files.name), progress)
+                await read_pages(files.pages(series, span), into(self.ports.pipeline, series, files.name), progress)
             except (UpstreamError, Rejected) as error:
                 progress.trouble = str(error)
-                self._troubles.warn(
-                    "history.files_failed", series, "files are left out", source=files.name, error=error
-                )
+                self.ports.warn("history.files_failed", series, "files are left out", source=files.name, error=error)
             attempt.candles += progress.candles
-
-    async def _stored(self, series: SeriesId) -> Span | None:
-        return await self._database.read(lambda store: store.span(series))
 
 
 @dataclass(slots=True)

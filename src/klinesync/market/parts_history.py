@@ -8,6 +8,7 @@ from pathlib import Path
 from klinesync.core.series_id import SeriesId
 from klinesync.history.board import BackfillBoard
 from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles, SymbolId
+from klinesync.history.ports import HistoryPorts
 from klinesync.history.reading import Shelf
 from klinesync.history.service import HistoryService
 from klinesync.history.tails import TailLimits, Tails
@@ -56,26 +57,12 @@ def build_history(
         retention_days=settings.retention_days,
     )
     limits = TailLimits(settings.tail_max_candles, settings.final_margin_s, scope.kept_from)
-    watch = board.watch()
-    tails = Tails(
-        source=exchange.registry,
-        pipeline=writing.pipeline,
-        database=writing.database,
-        watch=watch,
-        rng=around.rng,
-        limits=limits,
-        followed=exchange.supervisors.keeps_up,
-        exchange_s=exchange.time.fresh_s,
-        now_s=exchange.time.now_s,
-        asks=scope.reads_exchange,
-        files=files,
-        monotonic=around.clock.monotonic_s,
-    )
-    backfill = HistoryService(
+    ports = HistoryPorts(
         history=exchange.registry.history,
         pipeline=writing.pipeline,
         database=writing.database,
-        watch=watch,
+        watch=board.watch(),
+        rng=around.rng,
         deep_watch=board.watch(),
         shelves=history_shelves(settings, files, exchange.registry.symbol_id),
         covers=scope.covers,
@@ -83,12 +70,18 @@ def build_history(
         kept_from=scope.kept_from,
         now_s=exchange.time.now_s,
         reach=exchange.registry.reach,
-        rng=around.rng,
-        tails=tails,
-        heals=settings.heals,
-        bulkheads=around.bulkheads,
         monotonic=around.clock.monotonic_s,
+        bulkheads=around.bulkheads,
     )
+    tails = Tails(
+        ports=ports,
+        source=exchange.registry,
+        limits=limits,
+        followed=exchange.supervisors.keeps_up,
+        exchange_s=exchange.time.fresh_s,
+        files=files,
+    )
+    backfill = HistoryService(ports, tails=tails, heals=settings.heals)
     heals = backfill if settings.heals else None
     derived_history = DerivedHistory(
         history=backfill,
