@@ -52,6 +52,19 @@ def test_every_room_stands_in_the_contract_and_on_the_page_of_the_architecture()
     assert not {room.name for room in rooms if room.planned} & built, "the room is there: take the brackets away"
 
 
+WALKS = ("A closed candle", "A subscription", "A GET", "A correction", "A missing candle")
+
+
+@pytest.mark.parametrize("title", WALKS)
+def test_a_walk_through_the_code_enters_each_room_once(title: str) -> None:
+    text = (ROOT / "docs/explanation/how-it-works.md").read_text()
+    walk = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    rooms = re.findall(r"^\d\. \*\*`([a-z_]+)/`\*\*", walk, re.MULTILINE)
+    assert len(rooms) == len(set(rooms)) == len(re.findall(r"^\d\. ", walk, re.MULTILINE)) > 2
+    for room in rooms:
+        assert (SRC / room / "__init__.py").exists(), room
+
+
 def rows_of_the_glossary() -> list[list[str]]:
     """The cells of each row of the tables."""
     text = (ROOT / "docs/explanation/glossary.md").read_text()
