@@ -17,8 +17,9 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline, Submission
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.pipelines.submissions import Empty, Submission
 from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 

@@ -19,10 +19,10 @@ import pytest
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.pipelines import ingest_pipeline
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.pipelines.submissions import QueueLimits
 from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import SqliteDatabase
 from support.thorough import LONG
@@ -105,7 +105,9 @@ def _spoil(candle: Candle) -> Candle:
 
 
 @asynccontextmanager
-async def writing(store: Path) -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
+async def writing(
+    store: Path, limits: QueueLimits | None = None
+) -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
     async with SqliteDatabase(store) as database:
         assert database._file._writer is not None
         database._file._writer.execute("PRAGMA synchronous = OFF")  # the disk's speed is not what is tested
@@ -115,6 +117,7 @@ async def writing(store: Path) -> AsyncIterator[tuple[IngestPipeline, SqliteData
             no_ledger(),
             lambda _: None,
             lambda: 1_800_000_000.0,
+            limits=limits,
         )
         task = asyncio.create_task(pipeline.run())
         try:
@@ -197,13 +200,10 @@ async def test_restarts_in_between_leave_the_same_bytes(
     assert same(await written(tmp_path / "store.sqlite", *runs), in_one_batch[1])
 
 
-async def test_one_minute_a_transaction_leaves_the_bytes_of_one_batch(
-    minutes: list[Candle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_minute_a_transaction_leaves_the_bytes_of_one_batch(minutes: list[Candle], tmp_path: Path) -> None:
     few = minutes[:SLICE]
     whole = await written(tmp_path / "whole.sqlite", [few])
-    monkeypatch.setattr(ingest_pipeline, "MAX_BATCH_CANDLES", 1)
-    async with writing(tmp_path / "ones.sqlite") as (pipeline, _):
+    async with writing(tmp_path / "ones.sqlite", QueueLimits(batch=1)) as (pipeline, _):
         await asyncio.gather(*(pipeline.submit(BTC, [candle], "test") for candle in few))
     assert same(await written(tmp_path / "ones.sqlite"), whole)
     assert len(whole) == 1 + sum(target.seconds * 2 <= SLICE * 60 for target in TARGETS)

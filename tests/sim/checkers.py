@@ -303,7 +303,7 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
     runtime = service.runtime
     assert runtime is not None
     assert runtime.backfill is not None
-    pipeline, derived = runtime._pipeline, runtime.market_data.derived
+    queue, derived = runtime._pipeline._waiting, runtime.market_data.derived
     supervisor, rest = runtime.supervisors.by_name()["binance"], runtime.registry.exchange("binance").rest()
     tasks = [task.get_name() for task in service.process.tasks if not task.done()]
     # Where connections do not live long one may be about to be replaced. Nothing comes any more that could prove the
@@ -312,9 +312,9 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
     connections = [one for several in supervisor._connections._tasks.values() for one in several]
     held = [len(one._links) for one in connections if isinstance(one, BinanceConnection)]
     waiting = {
-        "live candles": pipeline._live_candles + sum(map(len, pipeline._live.values())),
-        "candles of history": pipeline._bulk_candles + len(pipeline._bulk),
-        "series with a failed write": len(pipeline._broken),
+        "live candles": queue.live_candles + sum(map(len, queue._live.values())),
+        "candles of history": queue.bulk_candles + len(queue._bulk),
+        "series with a failed write": len(queue._broken),
         "doubted events": sum(len(market.check._waiting) for market in supervisor._markets.values()),
         "requests": sum(sum(one.waiting.values()) + one.under_way for one in rest.values()),
         "series with missing candles": sum(

@@ -37,8 +37,9 @@ from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market_data.derived_services import DerivedHistory
 from klinesync.market_data.read_services import CandleReader, CatchUp
 from klinesync.pipelines import derived_step
-from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.pipelines.submissions import Submission, Submissions
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.database import CandleStore, Ledger
@@ -110,19 +111,13 @@ def lose_a_batch_on_a_disk_error(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_repeat_a_failed_write(patch: pytest.MonkeyPatch) -> None:
-    def fail_the_batch_alone(self: IngestPipeline, batch: Sequence[Submission], error: StoreError) -> None:
-        for submission in batch:
-            if not submission.written.done():
-                submission.written.set_exception(error)
-                submission.written.exception()
-
-    patch.setattr(IngestPipeline, "_fail", fail_the_batch_alone)
+    patch.setattr(Submissions, "break_off", lambda *_: [])
     patch.setattr(Job, "_begin_again", lambda *_: None)
 
 
 def write_out_of_order(patch: pytest.MonkeyPatch) -> None:
-    take = IngestPipeline._take
-    patch.setattr(IngestPipeline, "_take", lambda self: take(self)[::-1])
+    take = Submissions.take
+    patch.setattr(Submissions, "take", lambda self: take(self)[::-1])
     patch.setattr(Splice, "release_run", _released_backwards)
 
 

@@ -11,7 +11,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, HistoryPage
 from klinesync.ingest.audit import AUDIT_AGE_S, AUDIT_CANDLES, Audit
-from klinesync.pipelines.ingest_pipeline import Empty
+from klinesync.pipelines.submissions import Empty
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 NOW_S = 60 * 1000 + AUDIT_AGE_S

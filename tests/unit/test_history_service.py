@@ -29,8 +29,9 @@ from klinesync.history.reading import Shelf
 from klinesync.history.requested import BackfillProgress
 from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.pipelines.submissions import Empty
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -14,10 +14,11 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
 from klinesync.overlay.graph import OverlayGraph
-from klinesync.pipelines import ingest_pipeline
 from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import IngestPipeline, Submission
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
+from klinesync.pipelines.submissions import QueueLimits, Submission
+from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import CandleStore, Database
 from klinesync.storage.sqlite import SqliteDatabase
 
@@ -80,17 +81,10 @@ class Counting(IngestPipeline):
 
 
 @asynccontextmanager
-async def counting(path: Path, **limits: float) -> AsyncIterator[Counting]:
+async def counting(path: Path, limits: QueueLimits | None = None) -> AsyncIterator[Counting]:
     """A pipeline that is fed before it runs: `async with` runs it at its end."""
     async with SqliteDatabase(path / "store.sqlite") as database:
-        pipeline = Counting(
-            database,
-            NOTHING_DERIVED,
-            no_ledger(),
-            Published(),
-            lambda: 0.0,
-            **limits,  # type: ignore[arg-type]
-        )
+        pipeline = Counting(database, NOTHING_DERIVED, no_ledger(), Published(), lambda: 0.0, limits=limits)
         pipeline.transactions = []
         yield pipeline
         await pipeline.drain()
@@ -118,7 +112,7 @@ async def test_what_arrives_while_the_writer_is_busy_commits_together(tmp_path: 
 
 
 async def test_one_series_has_its_share_of_a_batch_and_keeps_its_order(tmp_path: Path) -> None:
-    async with counting(tmp_path, batch_max=3) as pipeline:
+    async with counting(tmp_path, QueueLimits(share=3)) as pipeline:
         futures = [offered(pipeline, BTC, candle(minute)) for minute in range(1, 8)]
         futures.append(offered(pipeline, ETH, candle(1)))
     assert pipeline.transactions == [[BTC, BTC, BTC, ETH], [BTC, BTC, BTC], [BTC]]
@@ -126,17 +120,17 @@ async def test_one_series_has_its_share_of_a_batch_and_keeps_its_order(tmp_path:
 
 
 async def test_bulk_waits_for_live_and_takes_no_more_of_a_transaction_than_live_may_wait(tmp_path: Path) -> None:
-    async with counting(tmp_path, flush_s=0.0) as pipeline:
+    async with counting(tmp_path, QueueLimits(flush_s=0.0)) as pipeline:
         bulk = [asyncio.create_task(pipeline.submit(ETH, [candle(minute)], "test")) for minute in (1, 2)]
-        while pipeline._bulk_candles < 2:
+        while pipeline.bulk_candles < 2:
             await asyncio.sleep(0)
         offered(pipeline, BTC, candle(1))
         await pipeline.drain()
         await asyncio.gather(*bulk)
     assert pipeline.transactions == [[BTC], [ETH], [ETH]]
-    async with counting(tmp_path / "other", flush_s=60.0) as pipeline:
+    async with counting(tmp_path / "other", QueueLimits(flush_s=60.0)) as pipeline:
         bulk = [asyncio.create_task(pipeline.submit(ETH, [candle(minute)], "test")) for minute in (1, 2)]
-        while pipeline._bulk_candles < 2:
+        while pipeline.bulk_candles < 2:
             await asyncio.sleep(0)
         offered(pipeline, BTC, candle(1))
         await pipeline.drain()
@@ -237,11 +231,8 @@ async def test_a_disk_that_is_full_when_factors_are_written_is_no_fault_of_their
     assert not any(record.exc_info for record in caplog.records)
 
 
-async def test_a_series_whose_candles_find_no_room_falls_behind_until_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest_pipeline, "MAX_LIVE_CANDLES", 4)
-    async with counting(tmp_path) as pipeline:
+async def test_a_series_whose_candles_find_no_room_falls_behind_until_there_is(tmp_path: Path) -> None:
+    async with counting(tmp_path, QueueLimits(live=4)) as pipeline:
         for minute in (1, 2, 3, 4):
             offered(pipeline, BTC, candle(minute))
         assert pipeline.offer(ETH, [candle(1)]) is None
@@ -264,15 +255,12 @@ async def test_stopping_stores_what_is_queued(tmp_path: Path) -> None:
     assert published.times(BTC) == list(range(1, 20))
 
 
-async def test_a_full_queue_makes_bulk_writers_wait_and_lets_them_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest_pipeline, "MAX_BULK_CANDLES", 3)
-    async with counting(tmp_path) as pipeline:
+async def test_a_full_queue_makes_bulk_writers_wait_and_lets_them_go_on(tmp_path: Path) -> None:
+    async with counting(tmp_path, QueueLimits(bulk=3)) as pipeline:
         tasks = [asyncio.create_task(pipeline.submit(BTC, [candle(minute)], "test")) for minute in (1, 2, 3, 4)]
         for _ in range(9):
             await asyncio.sleep(0)
-        assert pipeline._bulk_candles == 3
+        assert pipeline.bulk_candles == 3
         task = asyncio.create_task(pipeline.run())
         await asyncio.gather(*tasks)
         task.cancel()
@@ -295,3 +283,26 @@ async def test_a_frame_changes_no_stored_candle_and_says_which_it_questions(tmp_
         assert by_rest is not None
         assert (await by_rest).revised == {120}, "a row of REST decides, whoever brings it"
     assert published.times(BTC) == [1, 2, 1, 3, 2]
+
+
+async def test_a_caller_that_is_gone_does_not_end_the_writer_when_its_batch_is_written_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage in a batch of several has each submission tried alone; what lies behind a lost candle is not written."""
+    async with counting(tmp_path) as pipeline:
+        lost = offered(pipeline, BTC, candle(1))
+        behind = offered(pipeline, BTC, candle(2))
+        other = offered(pipeline, ETH, candle(1))
+        apply = pipeline.apply
+
+        def damaged(store: CandleStore, batch: Sequence[Submission], now_s: float = 0.0) -> list[list[Applied]]:
+            if any(one.series == BTC for one in batch):
+                raise StoreDamaged(Damage(BTC, None, "made for the test"))
+            return apply(store, batch, now_s)
+
+        monkeypatch.setattr(pipeline, "apply", damaged)
+        behind.cancel()
+        await pipeline.drain()
+        assert isinstance(lost.exception(), StoreDamaged)
+        assert other.result().candles == (candle(1),)
+        assert pipeline.queued_candles() == 0

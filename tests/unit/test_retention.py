@@ -23,8 +23,9 @@ from klinesync.market_data import retention
 from klinesync.market_data.retention import Retention, cut_of, old, trim
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
+from klinesync.pipelines.submissions import Empty
 from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase

@@ -22,8 +22,9 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.market_data import verify as verify_module
 from klinesync.market_data.findings import MAX_SHOWN
 from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.pipelines.submissions import Empty
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.chunks import unpack
 from klinesync.storage.sqlite import SqliteDatabase

@@ -20,7 +20,7 @@ from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import HistoryQueue
 from klinesync.history.reading import REST, Progress, Shelf, came, on_board, read_pages
 from klinesync.history.requested import RequestedBackfills
-from klinesync.pipelines.ingest_pipeline import Empty
+from klinesync.pipelines.submissions import Empty
 
 # Why a hole is lost that lies before what the exchange's answers reach back to.
 NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"

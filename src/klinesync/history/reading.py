@@ -13,7 +13,8 @@ from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import HistoryPage, HistoryWatch
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.submissions import Empty
 
 # Source of rows that an exchange's REST brought, as revisions name it.
 REST = "rest"

@@ -18,7 +18,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, History, HistoryPage, Urgency
 from klinesync.history.reading import read_pages, unreported
-from klinesync.pipelines.ingest_pipeline import Empty
+from klinesync.pipelines.submissions import Empty
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 

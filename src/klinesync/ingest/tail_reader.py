@@ -15,7 +15,8 @@ from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, HistoryW
 from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board, read_pages
 from klinesync.ingest.followed import Command, Fetch, Followed, FollowSettings, Moment, Persist
 from klinesync.ingest.market_watch import MarketWatch
-from klinesync.pipelines.ingest_pipeline import Empty, IngestPipeline
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.submissions import Empty
 from klinesync.runtime.clock import Clock
 
 # First histories that are read at once: what is read waits in memory until it is written.

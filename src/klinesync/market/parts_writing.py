@@ -79,8 +79,7 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
         around.clock.wall_s,
         tell=teller.ledger,
         committed=events.committed,
-        flush_s=settings.flush_s,
-        batch_max=settings.batch_max,
+        limits=settings.limits,
         monotonic=around.clock.monotonic_s,
     )
     retention = None

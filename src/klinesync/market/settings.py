@@ -12,6 +12,7 @@ from klinesync.factor.indicator import Indicator
 from klinesync.factor.indicator_names import parse_indicators
 from klinesync.ingest.followed import FollowSettings
 from klinesync.market.guard import Guard
+from klinesync.pipelines.submissions import QueueLimits
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, whitelist
 from klinesync.runtime.proxies import Proxies
 
@@ -33,8 +34,7 @@ class WritingSettings:
     derived_base: Timeframe
     derived_targets: tuple[Timeframe, ...]
     ledger: LedgerSettings
-    flush_s: float
-    batch_max: int
+    limits: QueueLimits
     retention_days: int
 
 
@@ -146,8 +146,7 @@ def writing_settings(flags: RuntimeFlags) -> WritingSettings:
         derived_base=base,
         derived_targets=targets,
         ledger=ledger_settings(flags),
-        flush_s=flags.binance_ws_flush_s,
-        batch_max=flags.binance_ws_batch_max,
+        limits=QueueLimits(share=flags.binance_ws_batch_max, flush_s=flags.binance_ws_flush_s),
         retention_days=flags.retention_days,
     )
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from math import isclose
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from klinesync.core import gaps
@@ -25,6 +24,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.pipelines.derived_settings import Settled, settle
 from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_closed
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
+from klinesync.pipelines.submissions import Empty, QueueLimits, Submission, Submissions, fail
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
@@ -34,15 +34,6 @@ from klinesync.storage.database import CandleStore, Database, Derivation, Deriva
 
 log = Log(__name__)
 
-# Most live candles that wait for the writer. A series whose candles find no room begins again from its stored head, and
-# REST has the missing ones.
-MAX_LIVE_CANDLES = 50_000
-# Most bulk candles that wait for the writer. Beyond, `submit` waits for room.
-MAX_BULK_CANDLES = 200_000
-# Most candles of one transaction. A submission is never split: a larger one is a transaction of its own.
-MAX_BATCH_CANDLES = 20_000
-# Assumed cost of a candle, in seconds, until the first transaction is measured.
-ASSUMED_S_PER_CANDLE = 20e-6
 # Sources of posted candles, which are refused for a series that the store has as derived.
 POSTED = frozenset({"http", "file"})
 # Delay before a piece of a ledger is tried again after the store failed, in seconds.
@@ -55,15 +46,6 @@ DAMAGE_LINE_S = 600.0
 MAX_DONE_AGAIN = 8
 # Base candles of one transaction that brings a derived series up to date.
 MAX_REFRESH_CANDLES = 20_000
-
-
-class Empty(Struct, frozen=True):
-    """Spans of open times without candles at the exchange, and the proof. `lost`: there may have been candles, but no
-    source has them any more, and `proof` says why."""
-
-    spans: Sequence[Span]
-    proof: str
-    lost: bool = False
 
 
 class LedgerDamaged(StoreDamaged):
@@ -80,27 +62,11 @@ class LedgerDamaged(StoreDamaged):
         self.unreadable: dict[SeriesId, StoreDamaged] = dict.fromkeys(named, self)
 
 
-class Submission(Struct, frozen=True):
-    """Closed candles of one series that are written together, with their source and the future of the caller.
-
-    `by_frames`: only frames say that the candles are final, which is no reason to change a stored candle.
-    """
-
-    series: SeriesId
-    candles: Sequence[Candle]
-    source: str
-    empty: Empty | None
-    live: bool
-    written: asyncio.Future[Applied]
-    by_frames: bool = False
-
-
 class IngestPipeline:
     """Writes, folds and publishes checked, closed candles. `run` is its one task.
 
     wall_s: the system clock, for the dates of revisions and confirmations.
-    flush_s: longest wait of a live candle behind a busy writer, in seconds.
-    batch_max: most live candles of one series in a batch.
+    limits: bounds of what waits for the writer.
     tell: called with the progress of each ledger that is brought up to date piece by piece.
     committed: called with the changes of each transaction beside new candles.
     monotonic: our clock.
@@ -116,9 +82,8 @@ class IngestPipeline:
         *,
         tell: Callable[[Progress], None] = lambda _: None,
         committed: Callable[[Sequence[SeriesChange]], None] = lambda _: None,
-        flush_s: float = 0.5,
+        limits: QueueLimits | None = None,
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
-        batch_max: int = 200,
     ) -> None:
         self._database = database
         self._derived = derived
@@ -127,15 +92,8 @@ class IngestPipeline:
         self._tell = tell
         self._committed = committed
         self._wall_s = wall_s
-        self._flush_s = flush_s
+        self._waiting = Submissions(limits or QueueLimits())
         self._monotonic = monotonic
-        self._batch_max = batch_max
-        self._live: dict[SeriesId, deque[Submission]] = {}
-        self._live_candles = 0
-        self._bulk: deque[Submission] = deque()
-        self._bulk_candles = 0
-        self._broken: set[SeriesId] = set()
-        self._s_per_candle = ASSUMED_S_PER_CANDLE
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
         self._told_failure = LogLimit(LOG_EVERY_S)
@@ -152,20 +110,20 @@ class IngestPipeline:
     @property
     def live_candles(self) -> int:
         """Live candles that wait for the writer, or are being written."""
-        return self._live_candles
+        return self._waiting.live_candles
 
     @property
     def bulk_candles(self) -> int:
         """Bulk candles (history, HTTP, files) that wait for the writer, or are being written."""
-        return self._bulk_candles
+        return self._waiting.bulk_candles
 
     def live_waits(self) -> bool:
         """Whether live candles wait for the writer, or are being written."""
-        return self._live_candles > 0
+        return self._waiting.live_candles > 0
 
     def queued_candles(self) -> int:
         """All closed candles that wait for the writer, or are being written."""
-        return self._live_candles + self._bulk_candles
+        return self._waiting.live_candles + self._waiting.bulk_candles
 
     def offer(
         self, series: SeriesId, candles: Sequence[Candle], *, by_frames: bool = True
@@ -180,21 +138,17 @@ class IngestPipeline:
         Returns None when there is no room, or when an earlier write of the series failed: then nothing of the series is
         queued until `mend`, so that no hole is written. The future raises `StoreError` when the commit failed.
         """
-        if series in self._broken:
-            return None
-        if self._live_candles + len(candles) > MAX_LIVE_CANDLES:
-            self._broken.add(series)
+        if not self._waiting.has_room_for_live(series, len(candles)):
             return None
         submission = self._submission(series, candles, "stream", None, live=True, by_frames=by_frames)
-        self._live.setdefault(series, deque()).append(submission)
-        self._live_candles += len(candles)
+        self._waiting.add(submission)
         return submission.written
 
     async def mend(self, series: SeriesId) -> None:
         """Wait for room, then accept live candles of the series again. The caller begins again from the stored head."""
         async with self._room:
-            await self._room.wait_for(lambda: self._live_candles <= MAX_LIVE_CANDLES // 2)
-        self._broken.discard(series)
+            await self._room.wait_for(lambda: self._waiting.may_mend)
+        self._waiting.mend(series)
 
     async def submit(
         self, series: SeriesId, candles: Sequence[Candle], source: str, empty: Empty | None = None
@@ -209,10 +163,9 @@ class IngestPipeline:
         Raises `BadCandle`, `DerivedSeries`, and `StoreError` when the commit failed; then nothing was written.
         """
         async with self._room:
-            await self._room.wait_for(lambda: self._bulk_candles < MAX_BULK_CANDLES)
+            await self._room.wait_for(lambda: self._waiting.has_room_for_bulk)
         submission = self._submission(series, candles, source, empty, live=False)
-        self._bulk.append(submission)
-        self._bulk_candles += len(candles)
+        self._waiting.add(submission)
         return await submission.written
 
     def _submission(
@@ -298,7 +251,7 @@ class IngestPipeline:
         between batches."""
         look_at_s: float | None = self._monotonic()
         while True:
-            batch = self._take()
+            batch = self._waiting.take()
             if batch:
                 await _finished(self._write(batch), "pipeline write")
             elif look_at_s is not None and look_at_s <= self._monotonic():
@@ -356,7 +309,7 @@ class IngestPipeline:
 
     async def drain(self) -> None:
         """Write all queued candles; called at the shutdown, after `run` was cancelled."""
-        while batch := self._take():
+        while batch := self._waiting.take():
             await self._write(batch)
 
     def apply(self, store: CandleStore, batch: Sequence[Submission], now_s: float = 0.0) -> list[list[Applied]]:
@@ -448,30 +401,6 @@ class IngestPipeline:
             changes[0] = replace(applied, questioned=questioned)
         return [_with_gaps(store, one) for one in changes]
 
-    def _take(self) -> list[Submission]:
-        """The next batch: live candles first, each series up to its share; then bulk ones, as many as are written
-        within `flush_s`."""
-        batch: list[Submission] = []
-        size = 0
-        for series, waiting in list(self._live.items()):
-            taken = 0
-            while waiting and (not taken or taken + len(waiting[0].candles) <= self._batch_max):
-                submission = waiting.popleft()
-                taken += len(submission.candles)
-                batch.append(submission)
-            del self._live[series]
-            if waiting:
-                self._live[series] = waiting  # last in line now
-            size += taken
-            if size >= MAX_BATCH_CANDLES:
-                break
-        most = min(MAX_BATCH_CANDLES, int(self._flush_s / self._s_per_candle))
-        while self._bulk and (not batch or size + len(self._bulk[0].candles) <= most):
-            submission = self._bulk.popleft()
-            size += len(submission.candles)
-            batch.append(submission)
-        return batch
-
     async def _write(self, batch: Sequence[Submission]) -> None:
         began_s = self._monotonic()
         one_by_one = False
@@ -482,14 +411,14 @@ class IngestPipeline:
             if len(batch) == 1:
                 if self._told_failure.allow(str(error), began_s) is not None:
                     log.error("pipeline.submission_failed", "a submission was not stored", error=error)
-                self._fail(batch, error)
+                fail([*batch, *self._waiting.break_off(batch)], error)
             else:
                 one_by_one = True
         except StoreError as error:
             if self._told_failure.allow(str(error), began_s) is not None:
                 log.error("pipeline.batch_failed", "a batch was not stored", submissions=len(batch), error=error)
             self.batches_failed += 1
-            self._fail(batch, error)
+            fail([*batch, *self._waiting.break_off(batch)], error)
         else:
             self.batches += 1
             for submission, changes in zip(batch, results, strict=True):
@@ -504,41 +433,20 @@ class IngestPipeline:
             if beside:
                 self._committed(beside)
         finally:
-            self.batch_s.observe(self._monotonic() - began_s)
-            live = 0 if one_by_one else sum(len(submission.candles) for submission in batch if submission.live)
-            bulk = 0 if one_by_one else sum(len(one.candles) for one in batch if not one.live)
-            self._live_candles -= live
-            self._bulk_candles -= bulk
-            if live + bulk:
-                measured = (self._monotonic() - began_s) / (live + bulk)
-                self._s_per_candle = max(0.8 * self._s_per_candle + 0.2 * measured, 1e-6)
+            took_s = self._monotonic() - began_s
+            self.batch_s.observe(took_s)
+            if not one_by_one:
+                self._waiting.ended(batch, took_s)
             async with self._room:
                 self._room.notify_all()
         if one_by_one:
             # Damage of one series does not hold up the others.
             for submission in batch:
-                if submission.live and submission.series in self._broken:
-                    submission.written.set_exception(StoreError("an earlier candle of the series was not stored"))
-                    submission.written.exception()
-                    self._live_candles -= len(submission.candles)
+                if submission.live and self._waiting.is_broken(submission.series):
+                    fail([submission], StoreError("an earlier candle of the series was not stored"))
+                    self._waiting.dropped([submission])
                 else:
                     await self._write([submission])
-
-    def _fail(self, batch: Sequence[Submission], error: StoreError) -> None:
-        """Nothing of the batch was written. Waiting candles of its live series are dropped too, because they would
-        leave a hole."""
-        self._broken.update(submission.series for submission in batch if submission.live)
-        behind = [submission for series in self._broken for submission in self._live.pop(series, ())]
-        self._live_candles -= sum(len(submission.candles) for submission in behind)
-        # Waiting history of these series was read from behind the dropped candles.
-        history = [one for one in self._bulk if one.series in self._broken and one.source == "rest"]
-        self._bulk = deque(one for one in self._bulk if one not in history)
-        self._bulk_candles -= sum(len(one.candles) for one in history)
-        behind += history
-        for submission in (*batch, *behind):
-            if not submission.written.done():
-                submission.written.set_exception(error)
-                submission.written.exception()  # the caller may be gone; the failure was logged
 
 
 async def _finished(work: Coroutine[None, None, None], name: str) -> None:
