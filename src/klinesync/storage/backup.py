@@ -20,10 +20,14 @@ PAGES_A_STEP = 1024
 
 
 def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Copy the open `store` to the new file `target`: one snapshot, as of now, complete and on disk, or nothing.
+    """Copy the open `store` to the new file `target`: one snapshot of now, complete and on disk, or nothing.
 
-    It grows under another name beside `target`. `progress` gets pages done and pages in all. The writer is not held up;
-    until the copy is made its write-ahead log keeps what it writes meanwhile. Raises `Rejected`, `StoreError`.
+    store: the store, open for reading.
+    target: must not exist; the copy is written under another name beside it, and renamed.
+    progress: called with the pages done and the pages in all.
+
+    The writer is not held up: its write-ahead log keeps its changes until the copy is made. Raises `Rejected`,
+    `StoreError`.
     """
     refuse_own_file(store.path, target)
     if not is_text(str(target)):

@@ -22,7 +22,7 @@ from klinesync.storage.ledger import StoredLedger
 from klinesync.storage.memory import Edges, Facts, Memory, Unknown, integer, series_of
 from klinesync.storage.tables import Row, Tables, Values
 
-# The newest candles of a series that its writer remembers: as many as the next derived candle is made of (seven days).
+# Newest candles of a series in the writer's memory: at most so many make the next derived candle (seven days).
 TAIL_CANDLES = 8
 _GAP_STATES = {state.value: state for state in GapState}
 _ORIGINS = frozenset(DerivationOrigin)
@@ -33,7 +33,7 @@ P = ParamSpec("P")
 def _names_series(
     method: Callable[Concatenate[StoredCandles, SeriesId, P], T],
 ) -> Callable[Concatenate[StoredCandles, SeriesId, P], T]:
-    """Of a method that asks for one series: what the engine cannot read is damage of that series, and raises
+    """Decorates a method about one series: data that the engine cannot read is damage of that series, and raises
     `StoreDamaged`."""
 
     @wraps(method)
@@ -47,9 +47,9 @@ def _names_series(
 
 
 class StoredCandles:
-    """`CandleStore` in one transaction of `tables`; `commit` is its number where that is known.
+    """`CandleStore` in one transaction of `tables`; `commit` is its number; None: not known.
 
-    What is written is buffered until it is read or `save` is called, and goes to the engine together.
+    Writes are buffered until the data is read or `save` is called, and go to the engine together.
     """
 
     def __init__(self, tables: Tables, memory: Memory, commit: int | None = None) -> None:

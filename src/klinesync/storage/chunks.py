@@ -1,7 +1,7 @@
-"""Chunks: runs of closed candles packed column by column, and the grid of times that says which candle is in which.
+"""Chunks: runs of closed candles packed column by column, on a fixed grid of open times.
 
-A chunk covers `CHUNK_CANDLES` open times, whether they are stored or not, so that a candle's chunk is known without
-looking. Each series' grid is shifted by its number: else every series would pack in the same minute.
+A chunk covers `CHUNK_CANDLES` open times, stored or not, so that the chunk of a candle is computed, not looked up. The
+grid of each series is shifted by its number, because otherwise every series would pack a chunk in the same minute.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.timeframe import Timeframe
 
-# 12 KB: three pages. A longer one reads a little faster, and costs each correction and each look at a few candles more.
+# Open times of a chunk: 12 KB, three pages. Longer chunks read a little faster, and cost more for each correction and
+# each short read.
 CHUNK_CANDLES = 256
-# An open time and five prices.
+# Bytes of a packed candle: an open time and five doubles.
 CANDLE_BYTES = 48
 
 T = TypeVar("T")
-# Makes rows (open time, open, high, low, close, volume) what somebody wants of them.
+# Turns rows (open time, open, high, low, close, volume) into the results of a read.
 Maker: TypeAlias = Callable[[Iterable[Sequence[object]]], list[T]]
 
 _as_candle: Callable[[Iterable[object]], Candle] = partial(tuple.__new__, Candle)
 
 
 class Grid(NamedTuple):
-    """Where the open times of a chunk lie: in `[start, end)`; `step_s` apart at least, 0 where that is not fixed."""
+    """The open times of a chunk: in `[start, end)`, at least `step_s` apart; 0 for a timeframe without a fixed
+    length."""
 
     start: int
     end: int
@@ -37,7 +39,7 @@ class Grid(NamedTuple):
 
 
 def as_candles(rows: Iterable[Sequence[object]]) -> list[Candle]:
-    """The rows as candles. Pages are made of thousands: all of it happens in C."""
+    """The rows as candles, in C code: a page has thousands."""
     return list(map(_as_candle, rows))
 
 
@@ -49,13 +51,20 @@ def pack(candles: Sequence[Candle]) -> bytes:
 
 
 def unpack(packed: bytes) -> list[Candle]:
-    """What `pack` took, bit for bit. Raises `ValueError` when the bytes are no whole candles."""
+    """The candles that were packed, bit for bit. Raises `ValueError` when the bytes are no whole candles."""
     return unpack_between(packed, 0, MAX_TIME + 1, as_candles)
 
 
 def unpack_between(packed: bytes, start: int, end: int, make: Maker[T], grid: Grid | None = None) -> list[T]:
-    """Those of the packed candles that open in `[start, end)`. Raises `ValueError` when the bytes are no whole candles,
-    or their times are not strictly ascending on `grid`."""
+    """The packed candles that open in `[start, end)`.
+
+    packed: the bytes of a chunk.
+    start, end: open times, `end` exclusive.
+    make: turns rows into results.
+    grid: the expected open times; None: not checked.
+
+    Raises `ValueError` when the bytes are no whole candles, or the times are not strictly ascending on `grid`.
+    """
     count, rest = divmod(len(packed), CANDLE_BYTES)
     if rest or not count:
         raise ValueError(f"{len(packed)} bytes are no whole candles")
@@ -79,7 +88,7 @@ def _are_on(grid: Grid, times: Sequence[int]) -> bool:
 
 
 def first_time(packed: bytes) -> int:
-    """The first open time of what `pack` made, of which the first 8 bytes are enough."""
+    """The first open time of a packed chunk; its first 8 bytes are enough."""
     return int.from_bytes(packed[:8], "little")
 
 

@@ -1,4 +1,4 @@
-"""DamageBoard: the parts of a store that were found to be unreadable, and are not mended yet."""
+"""DamageBoard: the unreadable parts of a store that are not repaired yet."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# Damaged parts that are remembered and logged one by one. A disk that loses more has failed as a whole.
+# Most damaged parts that are listed and logged one by one. A disk that loses more has failed as a whole.
 MAX_DAMAGED_PARTS = 1000
 
 
 class Kept(StrEnum):
-    """What the store keeps of a series."""
+    """A kind of data that the store keeps of a series."""
 
     CANDLES = "candles"
     EVENTS = "factor events"
@@ -31,10 +31,10 @@ class Kept(StrEnum):
 class Damage(NamedTuple):
     """An unreadable part of the store.
 
-    series: whose; None: of the whole store.
-    span: the open times that cannot be read; None: which ones is not known.
-    what: what is wrong, for people.
-    kept: what of the series cannot be read.
+    series: the damaged series; None: the whole store.
+    span: the open times that cannot be read; None: not known.
+    what: a sentence for people.
+    kept: the kind of data that cannot be read.
     """
 
     series: SeriesId | None
@@ -56,7 +56,7 @@ class Damage(NamedTuple):
 
 
 class OddValue(ValueError):
-    """A stored value that no statement of ours has written there."""
+    """A stored value that this program cannot have written."""
 
 
 class StoreDamaged(StoreError):
@@ -70,12 +70,12 @@ class StoreDamaged(StoreError):
 
 
 class DoAgain(StoreDamaged):
-    """The damage is noted, and the same transaction does without the damaged part when it is done again. A transaction
-    that met an unreadable page cannot be committed."""
+    """The transaction met an unreadable page and cannot be committed. The damage is noted; the repeated transaction
+    does without the damaged part."""
 
 
 class DamageBoard:
-    """What is damaged. Reader threads and the writer thread note damage; the event loop reads."""
+    """The damaged parts. Reader threads and the writer thread note damage; the event loop reads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class DamageBoard:
         self._full = False
 
     def note(self, damage: Damage) -> None:
-        """Remember a damaged part; the first time it is logged."""
+        """Add a damaged part, and log it the first time."""
         key = damage.series, damage.kept, damage.start
         with self._lock:
             known = key in self._parts
@@ -100,8 +100,12 @@ class DamageBoard:
             log.error("store.damaged", "%s", damage.what, series=damage.series, span=damage.span)
 
     def clear(self, series: SeriesId, kept: Kept, span: Span | None) -> None:
-        """What is `kept` of `series` in `span` was read without trouble: damage that begins there is over. None: all of
-        it was read, and damage of unknown span is over."""
+        """Remove the damage that begins in a span which was read without an error.
+
+        series: the series.
+        kept: the kind of data that was read.
+        span: the span; None: all of it was read, and damage of unknown span is over too.
+        """
         least, end = (-1, 0) if span is None else span
         with self._lock:
             over = [
@@ -115,7 +119,7 @@ class DamageBoard:
             log.warning("store.mended", "the %s can be read again", kept, series=series, span=part.span)
 
     def of(self, series: SeriesId) -> list[Damage]:
-        """All damage of `series`, whatever is kept there."""
+        """All damage of `series`, of any kind of data."""
         if not self._parts:
             return []
         with self._lock:
@@ -126,12 +130,12 @@ class DamageBoard:
         return sorted(part.span for part in self.of(series) if part.kept is Kept.CANDLES and part.span is not None)
 
     def parts(self) -> list[Damage]:
-        """All damaged parts that are remembered."""
+        """All listed damaged parts."""
         with self._lock:
             return list(self._parts.values())
 
     def sentence(self) -> str | None:
-        """All of it in a sentence; None when nothing is damaged."""
+        """The damage of the store in a sentence; None when nothing is damaged."""
         parts = self.parts()
         if not parts:
             return None

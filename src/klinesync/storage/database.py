@@ -1,4 +1,5 @@
-"""The Database port: closed candles behind `read` and `write`; on SQLite, in threads or in the caller's."""
+"""The Database port: closed candles behind `read` and `write`. Implemented over SQLite, in threads of its own or in the
+caller's thread."""
 
 from __future__ import annotations
 
@@ -27,10 +28,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where candles come from: what brought them (`stream`, `rest`, `http`, `derived` …), and when (UTC seconds).
+    """Where candles come from: the source (`stream`, `rest`, `http`, `derived` …), and when (UTC seconds).
 
-    `base` is the series that they were computed from, None for those that were ingested. Candles whose values differ
-    from the stored ones by no more than `tolerance` (relative) are written, and are no revision."""
+    `base`: the series that derived candles were computed from; None for ingested candles. Candles that differ from the
+    stored ones by at most `tolerance` (relative) are written, and are no revision."""
 
     source: str
     at: int
@@ -38,7 +39,7 @@ class Origin:
     tolerance: float = 0.0
 
     def revises(self, was: Candle | None, now: Candle) -> bool:
-        """Whether `now` in place of the stored `was` (None: there was none) counts as a revision."""
+        """Whether replacing the stored `was` (None: nothing was stored) by `now` counts as a revision."""
         if was is None or was == now:
             return False
         pairs = zip(was[1:], now[1:], strict=True)
@@ -46,22 +47,22 @@ class Origin:
 
 
 class DerivationOrigin(IntEnum):
-    """Whose candles a derived series holds."""
+    """The origin of the candles of a derived series."""
 
-    COMPUTED = 0  # what its base gives, and native ones
-    MIXED = 1  # others too, which are to be computed from the base
-    RECOMPUTED = 2  # others remain where the base gives none
+    COMPUTED = 0  # computed from its base, and native ones
+    MIXED = 1  # others too, which have yet to be computed from the base
+    RECOMPUTED = 2  # others remain in buckets that are incomplete in the base
 
 
 class Derivation(NamedTuple):
-    """How a series came about: computed from `base` (None: it was ingested)."""
+    """The derivation of a series: computed from `base`; None: ingested."""
 
     base: SeriesId | None
     origin: DerivationOrigin = DerivationOrigin.COMPUTED
 
 
 class Revision(NamedTuple):
-    """A closed candle as it was, before what `source` brought at `revised_at` (UTC seconds) took its place."""
+    """A closed candle with its old values, before candles of `source` replaced it at `revised_at` (UTC seconds)."""
 
     was: Candle
     revised_at: int
@@ -69,10 +70,12 @@ class Revision(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """How far factors and overlays have come with a series; open times, None before the first candle.
+    """The progress of factors and overlays of a series: open times, None before the first candle.
 
-    `fingerprint` tells what computed it. `epoch` rises with every rewind, `record_id` with every change; `version_id`
-    is the number of the newest stored drawing, 0 before the first one.
+    fingerprint: of the factors and overlays that have computed it.
+    epoch: rises with every rewind.
+    record_id: rises with every change.
+    version_id: number of the newest stored drawing; 0 before the first one.
     """
 
     fingerprint: str
@@ -84,15 +87,15 @@ class Ledger(NamedTuple):
 
 
 class LedgerStore(Protocol):
-    """What factors and overlays have stored, within one `read` or `write`; must not be kept beyond it. Writing is only
-    for `Database.write`, and for series of which candles are stored."""
+    """The stored results of factors and overlays, within one `read` or `write`; must not be kept beyond it. Writing is
+    only for `Database.write`, and for series with stored candles."""
 
     def get(self, series: SeriesId) -> Ledger | None:
         """The series' ledger; None when nothing was ever computed."""
         ...
 
     def put(self, series: SeriesId, ledger: Ledger) -> None:
-        """Write how far the ledger is."""
+        """Store the progress of the ledger."""
         ...
 
     def all(self) -> dict[SeriesId, Ledger]:
@@ -100,7 +103,7 @@ class LedgerStore(Protocol):
         ...
 
     def add_events(self, series: SeriesId, said: Sequence[Said]) -> None:
-        """Store events behind those that are stored, in order; all that were said at one candle in one call."""
+        """Append events, in order; all events of one candle in one call."""
         ...
 
     def events(self, series: SeriesId, start: int, end: int) -> list[Said]:
@@ -150,8 +153,8 @@ class EventStore(Protocol):
 
 
 class Corrected(NamedTuple):
-    """So many stored `candles` of a series got other values, the oldest and the newest of them at these open times;
-    `source` brought the new values."""
+    """`candles` stored candles of a series got other values from `source`; the open times are those of the oldest and
+    the newest of them."""
 
     first: int
     last: int
@@ -168,7 +171,7 @@ class CandleStore(Protocol):
 
     @property
     def ledger(self) -> LedgerStore:
-        """What factors and overlays have stored."""
+        """The ledgers of factors and overlays."""
         ...
 
     @property
@@ -178,7 +181,7 @@ class CandleStore(Protocol):
 
     @property
     def changes(self) -> Sequence[SeriesChange]:
-        """What this transaction has changed so far beside new candles, in order."""
+        """The changes of this transaction so far beside new candles, in order."""
         ...
 
     def head(self, series: SeriesId) -> int | None:
@@ -202,16 +205,16 @@ class CandleStore(Protocol):
     def newest_rows(
         self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
     ) -> list[T]:
-        """What `make` makes of the rows of these candles: for pages, which need no candles in between. Damaged candles
-        are left out, and noted as damage; elsewhere they raise `StoreDamaged`."""
+        """The results of `make` for the rows of these candles: for pages, which need no `Candle` objects. Damaged
+        candles are left out, and noted as damage; other methods raise `StoreDamaged`."""
         ...
 
     def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
-        """What `make` makes of the rows of these candles."""
+        """The results of `make` for the rows of these candles; otherwise as `newest_rows`."""
         ...
 
     def count_after(self, series: SeriesId, since: int, most: int) -> int:
-        """How many candles follow `since`, counted up to `most`."""
+        """The number of candles after `since`, counted up to `most`."""
         ...
 
     def between(self, series: SeriesId, start: int, end: int) -> list[Candle]:
@@ -223,11 +226,11 @@ class CandleStore(Protocol):
         ...
 
     def commit(self) -> int:
-        """The number of the transaction: in a `write` the one under way, in a `read` the newest that is seen."""
+        """The number of the transaction: in a `write` the current one, in a `read` the newest visible one."""
         ...
 
     def series(self) -> list[SeriesId]:
-        """Every series that ever was written to."""
+        """Every series that was ever written."""
         ...
 
     def derived_of(self, series: SeriesId) -> list[SeriesId]:
@@ -235,11 +238,11 @@ class CandleStore(Protocol):
         ...
 
     def derivation(self, series: SeriesId) -> Derivation:
-        """How the series came about."""
+        """The derivation of the series."""
         ...
 
     def set_derivation(self, series: SeriesId, derivation: Derivation) -> None:
-        """Remember how a stored series came about. Only within `Database.write`."""
+        """Store the derivation of a stored series. Only within `Database.write`."""
         ...
 
     def derived_settings(self) -> tuple[Timeframe, tuple[Timeframe, ...]] | None:
@@ -259,7 +262,7 @@ class CandleStore(Protocol):
         ...
 
     def recheck(self, damage: Damage) -> None:
-        """Read again what was damaged; the board forgets what can be read. Raises `StoreDamaged` when it cannot."""
+        """Read a damaged part again; readable parts leave the board. Raises `StoreDamaged` for unreadable ones."""
         ...
 
     def revisions(self, series: SeriesId) -> list[Revision]:
@@ -267,10 +270,14 @@ class CandleStore(Protocol):
         ...
 
     def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
-        """Store closed candles, in any order; of two with one time the later one in `candles` counts.
+        """Store closed candles. Only within `Database.write`.
 
-        Writing what is stored already changes nothing and is not reported; a candle that had other values leaves a
-        revision. Only within `Database.write`.
+        series: of the candles.
+        candles: in any order; of two with one open time the later one in the sequence counts.
+        origin: source and time.
+
+        Candles that are stored with the same values change nothing and are not reported; a candle that had other values
+        leaves a revision.
         """
         ...
 
@@ -280,12 +287,12 @@ class CandleStore(Protocol):
         ...
 
     def savepoint(self) -> AbstractContextManager[object]:
-        """What is written inside is undone when the block raises; the transaction goes on, but for a `StoreError` that
+        """Undo the writes of the block when the block raises. The transaction goes on, except after a `StoreError` that
         is no damage. Only within `Database.write`."""
         ...
 
     def save(self) -> None:
-        """Write what was kept back so far, so that a later error is not of that. Only within `Database.write`."""
+        """Write the buffered changes, so that a later error is not theirs. Only within `Database.write`."""
         ...
 
     def change_gaps(self, series: SeriesId, change: GapChange) -> None:
@@ -293,23 +300,23 @@ class CandleStore(Protocol):
         ...
 
     def listing(self, exchange: str, market: str) -> bytes | None:
-        """The list of a market's symbols that was kept last; None when none was."""
+        """The stored list of symbols of a market; None when none is stored."""
         ...
 
     def keep_listing(self, exchange: str, market: str, symbols: bytes) -> None:
-        """Keep a list in place of the one before. Only within `Database.write`."""
+        """Store a list of symbols in place of the previous one. Only within `Database.write`."""
         ...
 
     def backfills(self) -> list[tuple[SeriesId, Span]]:
-        """What history was asked for at length and is not read yet, by series, ascending."""
+        """The explicit backfills that are not over yet, by series, ascending."""
         ...
 
     def add_backfill(self, series: SeriesId, span: Span) -> None:
-        """Remember that `span` was asked for; the same again is nothing. Only within `Database.write`."""
+        """Store an explicit backfill of `span`; storing it again changes nothing. Only within `Database.write`."""
         ...
 
     def end_backfill(self, series: SeriesId, span: Span) -> None:
-        """Forget it. Only within `Database.write`."""
+        """Remove an explicit backfill that is over. Only within `Database.write`."""
         ...
 
 
@@ -317,7 +324,7 @@ class Reading(Protocol):
     """A store that can be read, from a thread of its own."""
 
     def read(self, look: Callable[[CandleStore], R]) -> R:
-        """What `look` returns, of one consistent state."""
+        """The result of `look` over one consistent state."""
         ...
 
 
@@ -325,19 +332,19 @@ class Database(Protocol):
     """A store. `async with` opens it, brings its schema up to date, and closes it; that may raise `StoreError`."""
 
     async def write(self, change: Callable[[CandleStore], R]) -> R:
-        """What `change` returns, after its transaction was committed durably.
+        """The result of `change`, after its transaction was committed durably.
 
         When `change` raises, or the commit fails (`StoreError`), nothing was changed. One write at a time.
         """
         ...
 
     async def read(self, look: Callable[[CandleStore], R]) -> R:
-        """What `look` returns, of one consistent state. Raises `StoreError`."""
+        """The result of `look` over one consistent state. Raises `StoreError`."""
         ...
 
     @property
     def write_error(self) -> StoreError | None:
-        """Why the last write failed (a full disk, say); None when it was committed, or there was none yet."""
+        """Why the last write failed (a full disk, for example); None after a commit, and before the first write."""
         ...
 
     @property
@@ -346,12 +353,12 @@ class Database(Protocol):
         ...
 
     async def check(self) -> None:
-        """Look whether the store is still the one that was opened. Raises `StoreError` when its files were removed or
-        replaced; then nothing is written any more."""
+        """Check that the files of the store are still those that were opened. Raises `StoreError` when they were
+        removed or replaced; nothing is written any more then."""
         ...
 
     async def probe(self) -> None:
-        """Write something and remove it, to find out whether the store can be written again. Raises `StoreError`."""
+        """Write and remove a value, to find out whether the store can be written again. Raises `StoreError`."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -1,4 +1,4 @@
-"""What is wrong with a disk, in words: full, read-only, failing; which path; what to do."""
+"""Sentences about errors of a disk: full, read-only, failing; which path; what to do."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from klinesync.runtime.looking import is_file, is_folder
 from klinesync.runtime.open_files import TooFewFiles
 from klinesync.storage.damage import OddValue
 
-# Where a file system has less room, a write that failed for no stated reason failed for that.
+# With less free space on the file system, a failed write without a stated reason is explained by the full disk.
 LEAST_FREE_BYTES = 1 << 20
 
 
-# What is raised where the bytes of the file are damaged: by SQLite, by its binding (a text that is no UTF-8), by us.
+# Exceptions for damaged bytes of the file: of SQLite, of its binding (a text that is not UTF-8), of ours.
 UNREADABLE = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError, OddValue)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
-# What lies beside a store, each a file.
+# Suffixes of the files beside a store.
 _BESIDE = (".lock", "-wal", "-shm", "-journal")
 
 
@@ -61,7 +61,7 @@ def disk_trouble(error: apsw.Error | OSError | ValueError, path: Path, system_er
 
 
 def _barred(error: apsw.Error | OSError | ValueError, path: Path) -> str | None:
-    """What permissions forbid this user, when it is to read the file at all: `read X`, `look into X`."""
+    """The action that permissions forbid this user, when reading the file is forbidden: `read X`, `look into X`."""
     denied = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)
     if not denied and not isinstance(error, apsw.CantOpenError | apsw.PermissionsError):
         return None

@@ -1,4 +1,4 @@
-"""What factors and overlays have stored: `LedgerStore` over the tables of any engine."""
+"""The ledgers of factors and overlays: `LedgerStore` over the tables of any engine."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _Buffer: TypeAlias = dict[SeriesId, list[Values]]
 
 
 class StoredLedger:
-    """`LedgerStore` in one transaction of `tables`. What cannot be read is noted as damage, and raises `StoreDamaged`.
+    """`LedgerStore` in one transaction of `tables`. Unreadable data is noted as damage, and raises `StoreDamaged`.
 
-    What is written is buffered until it is read or `save` is called: one statement a table, whatever the number of
+    Writes are buffered until the data is read or `save` is called: one statement a table, whatever the number of
     series.
     """
 
@@ -177,7 +177,7 @@ class StoredLedger:
                 raise self._damaged(series, kept, None, error) from error
 
     def recheck(self, damage: Damage) -> None:
-        """Read again what was damaged: the board learns whether it is over. Raises `StoreDamaged` when it is not."""
+        """Read a damaged ledger again; a readable one leaves the board. Raises `StoreDamaged` for an unreadable one."""
         if damage.series is None:
             return
         span = damage.span or Span(0, MAX_TIME + 1)
@@ -194,14 +194,14 @@ class StoredLedger:
                 self.get(damage.series)
 
     def save(self) -> None:
-        """Write what is buffered."""
+        """Write the buffered changes."""
         self._save(self._ledgers, Kept.LEDGER, self._tables.put_ledgers)
         self._save(self._events, Kept.EVENTS, self._tables.add_events)
         self._save(self._drawings, Kept.DRAWINGS, self._tables.add_drawings)
         self._save(self._checkpoints, Kept.CHECKPOINTS, self._tables.put_checkpoints)
 
     def drop(self) -> None:
-        """What is buffered is rolled back."""
+        """Drop the buffered changes, after a rollback."""
         for buffer in (self._ledgers, self._events, self._drawings, self._checkpoints):
             buffer.clear()
 
@@ -221,7 +221,7 @@ class StoredLedger:
             raise self._damaged(self._culprit(by_series, put), kept, None, error) from error
 
     def _culprit(self, by_series: _Buffer, put: Callable[[Sequence[Values]], None]) -> SeriesId | None:
-        """The series whose rows cannot be written; None when no one's cannot. The transaction is lost in any case."""
+        """The series whose rows cannot be written; None when each can be. The transaction is lost in any case."""
         if len(by_series) == 1:
             return next(iter(by_series))
         for series, rows in by_series.items():

@@ -1,8 +1,8 @@
-"""StoreLock: one process writes to a store at a time, and says which.
+"""StoreLock: one process writes to a store at a time, and the lock file names it.
 
-The lock is the kernel's (`flock`) on a file beside the store, so it ends with the process, `kill -9` included. What the
-file holds is for people only: a stale one is no obstacle. It is never removed, for who waits for a removed file waits
-for nothing.
+The lock is the kernel's (`flock`) on a file beside the store, so it ends with the process, `kill -9` included. The text
+in the file is for people only: a stale file is no obstacle. The file is never removed, because a process that waits for
+the lock of a removed file would lock nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from klinesync.core.errors import StoreError
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.looking import real_path
 
-# What is read of a lock file, which another program may have written.
+# Most bytes that are read of a lock file, which another program may have written.
 MAX_TEXT_BYTES = 4096
-# How long a writer waits for commands that read a closed store, in seconds: a look takes milliseconds, a backup longer.
+# Longest wait of a writer for commands that read a closed store, in seconds: most take milliseconds, a backup longer.
 READERS_WAIT_S = 10.0
 READERS_POLL_S = 0.02
 
@@ -37,7 +37,7 @@ class StoreLocked(StoreError):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds a lock: process id, command (`serve`), and since when (ISO 8601)."""
+    """The holder of a lock: process id, command (`serve`), and since when (ISO 8601)."""
 
     pid: int
     command: str
@@ -93,7 +93,7 @@ class StoreLock:
             time.sleep(READERS_POLL_S)
 
     def held(self) -> bool:
-        """Whether the lock file is still the one that is held. Removed or replaced, it no longer keeps others out."""
+        """Whether the lock file is still the one that is held. A removed or replaced file does not keep others out."""
         if self._file is None:
             return False
         try:
@@ -130,8 +130,9 @@ class SharedLock:
         self._file: FileIO | None = None
 
     def acquire(self) -> bool | None:
-        """Take the lock, at once or not at all. True: nobody writes to the store, nor can begin to. False: a process
-        does, or may. None: there is no lock file, so no process of ours has the store open. Raises `OSError`."""
+        """Try to take the lock, without waiting. True: no process writes to the store, nor can begin to. False: a
+        process writes, or may. None: there is no lock file, so no process of ours has the store open. Raises
+        `OSError`."""
         self.release()
         try:
             file = FileIO(self.path, "rb")

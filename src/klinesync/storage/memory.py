@@ -1,4 +1,5 @@
-"""What a connection remembers of the store, so as not to ask for it a thousand times a minute."""
+"""Memory: a connection's cache of facts about stored series, which would otherwise be read a thousand times a
+minute."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from klinesync.storage.tables import Row, Tables
 
 
 class Unknown(Enum):
-    """Marks what must be asked of the store: None says that there is none."""
+    """Marks a fact that must be read from the store; None means that there is none."""
 
     UNKNOWN = "unknown"
 
@@ -27,14 +28,14 @@ _Unknown: TypeAlias = Literal[Unknown.UNKNOWN]
 
 
 class Edges(NamedTuple):
-    """The oldest and the newest stored open time of a series. Not a span: that would end behind the newest candle."""
+    """The oldest and the newest stored open time of a series. Not a `Span`, which ends behind the newest candle."""
 
     oldest: int
     newest: int
 
 
 class Facts(NamedTuple):
-    """What is remembered of a stored series.
+    """The cached facts of a stored series.
 
     number: its number in the tables; it never changes.
     edges: None: no candle is stored.
@@ -53,11 +54,11 @@ class Facts(NamedTuple):
 
 
 class Memory:
-    """The facts of all series that were asked for, or of all series at once.
+    """The facts of the series that were read so far, or of all series.
 
-    Numbers never change, and every connection remembers them. Everything else changes with each write: only the
-    connection that writes may remember it. What a transaction, or a savepoint in it, has changed is undone with it; the
-    facts of other series stay.
+    Numbers never change, and every connection caches them. All other facts change with each write, and only the writing
+    connection may cache them. A rollback of a transaction or a savepoint undoes the changes of its facts; the facts of
+    other series stay.
     """
 
     def __init__(self, *, writes: bool, damage: DamageBoard | None = None) -> None:
@@ -68,7 +69,7 @@ class Memory:
         self._undo: list[tuple[SeriesId, Facts | None]] = []
 
     def learn(self, tables: Tables) -> None:
-        """Everything at once: a question a series would keep its first candle waiting, and that of all others."""
+        """Read the facts of all series at once: one query a series would delay the first candle of every series."""
         assert self.writes, "only the connection that writes may remember"
         for number, name, gap, *edges in tables.facts():
             series = series_of(name)
@@ -79,7 +80,8 @@ class Memory:
         self._complete = True
 
     def _learn_ledgers(self, tables: Tables) -> None:
-        """A damaged ledger is that of one series, and no reason to serve none: it is asked for, and told, later."""
+        """Read the ledgers of all series. A damaged ledger does not fail the others: it is read, and reported,
+        later."""
         try:
             found = {series_of(name): ledger_of(values) for name, *values in tables.ledgers()}
         except tables.unreadable:
@@ -97,26 +99,26 @@ class Memory:
         return facts
 
     def put(self, series: SeriesId, facts: Facts) -> None:
-        """Remember what the transaction under way has written, or has found."""
+        """Cache facts that the current transaction has written or read."""
         self._undo.append((series, self._facts.get(series)))
         self._facts[series] = facts
 
     def named(self, number: int) -> SeriesId | None:
-        """The series of that number, as far as it is remembered. Slow: for a message."""
+        """The series of that number, where it is cached. Slow: for messages."""
         return next((series for series, facts in self._facts.items() if facts.number == number), None)
 
     def unreadable(self, series: SeriesId, error: Exception) -> StoreDamaged:
-        """What is raised where a damaged part of the store was met for a series; the damage is noted."""
+        """Note damage of a series; the exception to raise."""
         damage = Damage(series, None, f"the store's file cannot be read there: {error}", Kept.ANY)
         self.damage.note(damage)
         return StoreDamaged(damage)
 
     def mark(self) -> int:
-        """Where the transaction stands now, for `undo`."""
+        """A mark of the transaction's present state, for `undo`."""
         return len(self._undo)
 
     def undo(self, mark: int = 0) -> None:
-        """The transaction was rolled back, as far as to `mark`."""
+        """Undo the changes since `mark`, after a rollback."""
         while len(self._undo) > mark:
             series, facts = self._undo.pop()
             if facts is None:
@@ -125,11 +127,11 @@ class Memory:
                 self._facts[series] = facts
 
     def keep(self) -> None:
-        """The transaction was committed."""
+        """Keep the changes, after a commit."""
         self._undo.clear()
 
     def forget(self) -> None:
-        """Nothing is known any more."""
+        """Drop all facts."""
         self._facts.clear()
         self._undo.clear()
         self._complete = False

@@ -1,4 +1,4 @@
-"""Which files are a store's own: no export or backup may take their place."""
+"""The files of a store, which no export or backup may replace."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SUFFIXES = ("", "-wal", "-shm", "-journal", ".lock")
 
 
 def refuse_own_file(store: Path, target: Path) -> None:
-    """Raises `Rejected` when writing the file `target` would replace `store`, or put something in the place of a file
-    that belongs to the store, by whatever name."""
+    """Raises `Rejected` when writing `target` would replace `store`, or a file that belongs to the store, under any
+    name."""
     real = real_path(store)
     try:
         inside = target.parent.samefile(real.parent) and target.name in {f"{real.name}{suffix}" for suffix in SUFFIXES}

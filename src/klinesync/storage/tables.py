@@ -1,8 +1,8 @@
-"""The Tables port: what an engine stores and answers, one statement a method, in numbers, texts and bytes.
+"""The Tables port: the statements of an engine, one a method, in numbers, texts and bytes.
 
-What lies above, once for all engines: which candle is a row and which is packed (`candles`, `chunk_table`), what the
-writer remembers (`memory`), what is buffered until `save`, and what a damaged value means (`damage`). Results are rows
-as the engine gives them: nobody but the store's own writer is trusted, and whoever reads a value checks its type.
+The code above is shared by all engines: which candle is a row and which is packed (`candles`, `chunk_table`), the
+writer's cache (`memory`), the buffer until `save`, and the meaning of damaged values (`damage`). Results are rows as
+the engine returns them; only the store's own writer is trusted, and every reader checks the type of a value.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Values: TypeAlias = tuple[int | float | str | bytes | None, ...]
 
 
 class TransactionLost(StoreError):
-    """The engine refused a write inside a savepoint (its disk is full, or failing): no more of the transaction is to be
-    done, for the engine may have rolled all of it back. The cause is the engine's error."""
+    """The engine refused a write inside a savepoint (its disk is full, or failing). The transaction must end, because
+    the engine may have rolled all of it back. The cause is the engine's error."""
 
 
 class Tables(Protocol):
@@ -29,16 +29,16 @@ class Tables(Protocol):
 
     @property
     def unreadable(self) -> tuple[type[Exception], ...]:
-        """What a statement raises that meets damaged parts of the store."""
+        """The exceptions of a statement that meets damaged parts of the store."""
         ...
 
     @property
     def contradicted(self) -> tuple[type[Exception], ...]:
-        """What a statement raises that contradicts what is stored: a number that was given twice."""
+        """The exceptions of a statement that contradicts stored rows: a duplicate number."""
         ...
 
     def savepoint(self) -> AbstractContextManager[object]:
-        """What is written inside is undone when the block raises. Raises `TransactionLost`."""
+        """Undo the writes of the block when the block raises. Raises `TransactionLost`."""
         ...
 
     # --- series
