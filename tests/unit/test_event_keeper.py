@@ -12,13 +12,14 @@ import apsw
 import pytest
 
 from klinesync.core.errors import StoreError
-from klinesync.core.events import EventBatch, ScopeChange, SeriesEvent
+from klinesync.core.events import SeriesEvent
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import StreamStatus
 from klinesync.history.event_keeper import GIVE_WAY_S, MAX_EVENTS_A_WRITE, WRITES, EventKeeper
 from klinesync.history.event_log import CROWD_LEAST, MAX_EVENTS_A_SERIES, EventLog
 from klinesync.history.series_events import SeriesEvents
+from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.virtual_loop import Process, VirtualLoop
 
@@ -149,8 +150,13 @@ def test_a_store_that_fails_is_told_once_and_has_the_events_once_it_works(
     assert [event.detail for event in stored(loop, tmp_path / "store.sqlite")] == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["event = CAST(x'ff' AS TEXT)", "event_no = 9223372036854775807", "event_no = 0"],
+    ids=["no text", "too great a number", "no number"],
+)
 def test_events_that_cannot_be_read_are_replaced_by_those_that_happen(
-    loop: VirtualLoop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, loop: VirtualLoop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "store.sqlite"
 
@@ -159,11 +165,9 @@ def test_events_that_cannot_be_read_are_replaced_by_those_that_happen(
         async with service.database:
             service.note("old")
             await service.keeper.save()
-            # A value of another program, in a column that our own reader does not take.
-            change = ScopeChange("a", 0, 9, ())
-            await service.database.write(lambda store: store.events.apply(EventBatch((change,))))
+        # A value of another program, which our own reader does not take.
         connection = apsw.Connection(str(path))
-        connection.execute("UPDATE series_event SET event = CAST(x'ff' AS TEXT)")
+        connection.execute(f"UPDATE series_event SET {damage}")
         connection.close()
         again = Run(path)
         async with again.database:
@@ -221,7 +225,11 @@ def test_a_thousand_series_that_flap_are_a_bounded_number_of_writes(loop: Virtua
     async def work() -> None:
         service = Run(tmp_path / "store.sqlite")
         events = SeriesEvents(
-            service.log, clocks={}, wall_s=asyncio.get_running_loop().time, monotonic=asyncio.get_running_loop().time
+            service.log,
+            clocks={},
+            wall_s=asyncio.get_running_loop().time,
+            monotonic=asyncio.get_running_loop().time,
+            bulkheads=Bulkheads(),
         )
         async with service.database:
             keeping = asyncio.create_task(service.keeper.run())

@@ -17,6 +17,7 @@ from klinesync.exchanges.contact import StreamStatus
 from klinesync.history.event_log import CROWD_LEAST, CROWD_S, MAX_EVENTS_A_SERIES, EventLog
 from klinesync.history.event_words import MAX_HOLES_TOLD, ROUTINE_CANDLES, gap_events, reading_event
 from klinesync.history.series_events import SeriesEvents
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.storage.database import Corrected
 
@@ -38,11 +39,13 @@ class World:
         self.wall_s = float(EIGHT)
         self.clocks: dict[tuple[str, str], ExchangeClock] = {}
         self.log = EventLog()
+        self.bulkheads = Bulkheads()
         self.events = SeriesEvents(
             self.log,
             clocks=self.clocks,
             wall_s=lambda: self.wall_s,
             monotonic=lambda: self.now_s,
+            bulkheads=self.bulkheads,
             derives=lambda series: series == HOUR,
         )
 
@@ -256,3 +259,17 @@ def test_a_series_that_is_followed_says_what_is_stored(head: int | None, stored:
     assert stored in world.told()[0][1]
     assert world.events.knows(BTC)
     assert not world.events.knows(HOUR)
+
+
+async def test_a_defect_in_what_notes_events_reaches_nobody_who_tells_of_them() -> None:
+    def broken(_: SeriesId) -> bool:
+        raise RuntimeError("a defect")
+
+    bulkheads = Bulkheads()
+    events = SeriesEvents(
+        EventLog(), clocks={}, wall_s=lambda: float("nan"), monotonic=lambda: 0.0, bulkheads=bulkheads, derives=broken
+    )
+    events.committed([(BTC, Corrected(at(1), at(1), 1, "rest"))])
+    events.followed(BTC, None)
+    events.market(BTC, "exchange.answers", "")
+    assert bulkheads.counts == {Part.EVENTS: 3}

@@ -7,6 +7,8 @@ that refuses) is kept once for the market, and so is the same event of many seri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from klinesync.core.dates import date_text
 from klinesync.core.events import SeriesEvent, market_scope, scopes_of
@@ -17,6 +19,7 @@ from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import StreamStatus, stream_sentence
 from klinesync.history.event_log import Crowd, EventLog
 from klinesync.history.event_words import Named, corrected_event, gap_events, reading_event
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.storage.database import Corrected, SeriesChange
 
@@ -24,6 +27,20 @@ from klinesync.storage.database import Corrected, SeriesChange
 _OWN_STATES = (StreamState.STALE, StreamState.REST_FALLBACK, StreamState.DELISTED)
 
 Clocks = Mapping[tuple[str, str], ExchangeClock]
+P = ParamSpec("P")
+
+
+def _never_in_the_way(
+    method: Callable[Concatenate[SeriesEvents, P], None],
+) -> Callable[Concatenate[SeriesEvents, P], None]:
+    """A defect in what notes an event costs that event: those who tell of it write candles and follow series."""
+
+    @wraps(method)
+    def contained(events: SeriesEvents, /, *args: P.args, **more: P.kwargs) -> None:
+        with events.bulkheads.contained(Part.EVENTS, method.__name__):
+            method(events, *args, **more)
+
+    return contained
 
 
 class SeriesEvents:
@@ -33,6 +50,7 @@ class SeriesEvents:
     clocks: what is known of the time, by exchange and market.
     wall_s: UTC seconds by this machine, for events of a market whose time is not known.
     monotonic: monotonic seconds.
+    bulkheads: contains defects.
     derives: whether a series is computed from another. Its gaps and corrections follow from those of its base.
     """
 
@@ -43,6 +61,7 @@ class SeriesEvents:
         clocks: Clocks,
         wall_s: Callable[[], float],
         monotonic: Callable[[], float],
+        bulkheads: Bulkheads,
         derives: Callable[[SeriesId], bool] = lambda _: False,
     ) -> None:
         self._log = log
@@ -50,6 +69,7 @@ class SeriesEvents:
         self._wall_s = wall_s
         self._monotonic = monotonic
         self._derives = derives
+        self.bulkheads = bulkheads
         self._crowd = Crowd()
 
     # What is told.
@@ -64,15 +84,18 @@ class SeriesEvents:
 
     # Streams.
 
+    @_never_in_the_way
     def followed(self, series: SeriesId, head: int | None) -> None:
         """The series is followed from now on. `head`: its newest stored open time; None when nothing is stored."""
         stored = "nothing is stored yet" if head is None else f"the newest stored candle is that of {date_text(head)}"
         self._note(series, Named("series.followed", f"the series is followed from now on; {stored}"))
 
+    @_never_in_the_way
     def unfollowed(self, series: SeriesId) -> None:
         """Nobody has watched the series for a while."""
         self._note(series, Named("series.unfollowed", "nobody watches the series: it is followed no more"))
 
+    @_never_in_the_way
     def stream(self, series: SeriesId, before: StreamState, status: StreamStatus) -> None:
         """The state of the stream has changed from `before`."""
         state = status.state
@@ -84,10 +107,12 @@ class SeriesEvents:
         elif before is StreamState.RECONNECTING:  # the first frame of a subscribed stream is no news
             self.market(series, "connection.made", "streams of the market are subscribed")
 
+    @_never_in_the_way
     def failing(self, series: SeriesId, reason: str) -> None:
         """The stream of that series, and others of its connection, cannot be subscribed."""
         self.market(series, "connection.failing", f"streams of the market cannot be subscribed{_behind(reason)}")
 
+    @_never_in_the_way
     def market(self, series: SeriesId, event: str, detail: str) -> None:
         """Something happened to the whole market of that series."""
         scope = market_scope(series.exchange, series.market)
@@ -95,15 +120,18 @@ class SeriesEvents:
 
     # The store.
 
+    @_never_in_the_way
     def unwritten(self, series: SeriesId) -> None:
         """Candles of the series could not be written."""
         detail = "candles could not be written; they are read again from the exchange once the store takes them"
         self._note(series, Named("store.failed", detail))
 
+    @_never_in_the_way
     def damaged(self, series: SeriesId) -> None:
         """Stored candles of the series are gone."""
         self._note(series, Named("store.damaged", "stored candles are gone from the store: they are declared missing"))
 
+    @_never_in_the_way
     def committed(self, changes: Sequence[SeriesChange]) -> None:
         """A transaction has changed gaps and stored values."""
         gaps: dict[SeriesId, list[GapChange]] = {}
@@ -120,6 +148,7 @@ class SeriesEvents:
 
     # History.
 
+    @_never_in_the_way
     def read(self, series: SeriesId, span: Span | None, reason: str, candles: int, error: str | None) -> None:
         """A reading of history has ended.
 

@@ -68,6 +68,7 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
         clocks=clocks,
         wall_s=around.clock.wall_s,
         monotonic=around.clock.monotonic_s,
+        bulkheads=around.bulkheads,
         derives=derived.derives,
     )
     publisher = Publisher(around.bulkheads)

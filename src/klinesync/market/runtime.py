@@ -99,7 +99,7 @@ class MarketRuntime:
         yield Part.DERIVED, "derived redo", self._derived_redo.run
         yield Part.STORE, "store scrub", self._scrub.run
         yield Part.STORE, "store probe", self._probe_store
-        yield Part.STORE, "events", self.events.run
+        yield Part.EVENTS, "events", self.events.run
 
     async def unready(self) -> str | None:
         """What keeps the service from being ready; None when it has started and its store is read and written."""

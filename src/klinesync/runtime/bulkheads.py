@@ -41,6 +41,7 @@ class Part(StrEnum):
     CLOCK = "clock"
     CONNECTION = "connection"
     DERIVED = "derived"
+    EVENTS = "events"
     EXCHANGE = "exchange"
     HISTORY = "history"
     LISTINGS = "listings"

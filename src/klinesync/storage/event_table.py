@@ -39,9 +39,15 @@ class StoredEvents:
             raise StoreError(f"the stored events of series are damaged: {error}") from error
 
 
+# Greatest number of an event: the numbers that follow must fit into the table, too.
+MAX_NUMBER = 1 << 62
+
+
 def _as_event(row: Row) -> tuple[str, NumberedEvent]:
     match row:
-        case str(scope), int(number), str(event), str(detail), int(at_ms), int(since_ms), int(times):
+        case str(scope), int(number), str(event), str(detail), int(at_ms), int(since_ms), int(times) if (
+            0 < number <= MAX_NUMBER
+        ):
             return scope, NumberedEvent(number, SeriesEvent(event, detail, at_ms, since_ms, times))
         case _:
             raise OddValue(f"{str(row)[:80]} is no event of a series")
