@@ -7,7 +7,8 @@ import pytest
 
 from klinesync.sim.exchange import SimExchange, make_exchange
 from klinesync.sim.generator import generated_tapes
-from klinesync.sim.rest import RestAnswer, RestApi, RestRequest
+from klinesync.sim.rest import RestAnswer, RestApi
+from klinesync.sim.rest_request import RestRequest
 from klinesync.sim.tape import Market
 
 FIRST_S = 1_780_012_800

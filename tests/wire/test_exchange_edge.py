@@ -38,7 +38,8 @@ from klinesync.sim.faults import (
     Silent,
     Unlisted,
 )
-from klinesync.sim.rest import RestAnswer, RestRequest
+from klinesync.sim.rest import RestAnswer
+from klinesync.sim.rest_request import RestRequest
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from running_service import Service, running_service

@@ -12,7 +12,7 @@ from history_files import minutes, write_freqtrade
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import audit, supervisor
-from klinesync.sim.rest import RestRequest
+from klinesync.sim.rest_request import RestRequest
 from klinesync.sim.server import SimConfig, SimServer
 from processes import klinesync
 from running_service import Service, running_service

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 import msgspec
 
@@ -16,30 +15,16 @@ from klinesync.sim.exchange import Grid, Listing, SimExchange
 from klinesync.sim.exchange_info import ExchangeInfo
 from klinesync.sim.limits import Refusal, WeightLimit
 from klinesync.sim.rest_faults import Failure, RestFaults
-from klinesync.sim.tape import MINUTE_S, Market, Row, Rows
+from klinesync.sim.rest_request import NUMBER, Refused, RestRequest, illegal, limit_of, missing, time_ms, zone_s
+from klinesync.sim.rest_tickers import book_of, ticker_of
+from klinesync.sim.tape import MINUTE_S, Market, Rows
 from klinesync.sim.wire import error_body, kline_rows, price_rows
 
 _FUNDING_S = 8 * 3600
-_MICRO_FROM = 10**14  # a time argument at or above it is microseconds
-_NUMBER = re.compile(r"[0-9]{1,20}")
 _SPOT_SYMBOL = re.compile(r"(?:(?![a-z])[\w\-.]){1,50}")
 _SYMBOL_RANGE = r"^[\w\-._&&[^a-z]]{1,50}$"
 _SYMBOLS_RANGE = r'^\[("[\w\-._&&[^a-z]]{1,50}"(,"[\w\-._&&[^a-z]]{1,50}"){0,}){0,1}\]$'
-_TIME_ZONE = re.compile(r"([+-]?)(\d\d?)(?::([0-5]\d))?")
 _CONTRACT_TYPES = ("PERPETUAL", "CURRENT_QUARTER", "NEXT_QUARTER", "CURRENT_MONTH", "NEXT_MONTH", "TRADIFI_PERPETUAL")
-
-
-@dataclass(frozen=True, slots=True)
-class RestRequest:
-    """A GET below `/api/v3` or `/fapi/v1`. `path` is what follows that; `micro` when the client asked for
-    microseconds by header."""
-
-    market: Market
-    path: str
-    params: Mapping[str, str]
-    address: str
-    micro: bool = False
-    wants_html: bool = False
 
 
 @dataclass(slots=True)
@@ -50,24 +35,6 @@ class RestAnswer:
     body: bytes
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
-
-
-class _Refused(Exception):
-    """A request that the exchange answers with an error."""
-
-    def __init__(self, code: int, message: str, status: int = 400) -> None:
-        self.code = code
-        self.status = status
-        self.message = message
-        super().__init__(message)
-
-
-def _missing(name: str) -> NoReturn:
-    raise _Refused(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
-
-
-def _illegal(name: str, legal: str) -> NoReturn:
-    raise _Refused(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{legal}'.")
 
 
 class RestApi:
@@ -156,7 +123,7 @@ class RestApi:
     def _listing(self, request: RestRequest, now_ms: int, name: str = "symbol") -> Listing:
         text = request.params.get(name, "")
         if not text:
-            _missing(name)
+            missing(name)
         return self._named(request, text, name, now_ms)
 
     def _listed(self, market: Market, now_ms: int) -> list[Listing]:
@@ -169,26 +136,26 @@ class RestApi:
         listing = self._exchange.listings(request.market).get(text)
         if listing is None or not listing.is_listed(now_ms // 1000):
             if request.market == "spot" and _SPOT_SYMBOL.fullmatch(text) is None:
-                _illegal(parameter, _SYMBOL_RANGE)
-            raise _Refused(-1121, "Invalid symbol.")
+                illegal(parameter, _SYMBOL_RANGE)
+            raise Refused(-1121, "Invalid symbol.")
         return listing
 
     def _grid(self, request: RestRequest) -> Grid:
         text = request.params.get("interval", "")
         if not text:
-            _missing("interval")
+            missing("interval")
         try:
             timeframe = Timeframe.parse(text)
         except BadTimeframe:
-            raise _Refused(-1120, "Invalid interval.") from None
+            raise Refused(-1120, "Invalid interval.") from None
         zone = request.params.get("timeZone", "0") if request.market == "spot" else "0"
-        return Grid(timeframe, _zone_s(zone))
+        return Grid(timeframe, zone_s(zone))
 
     def _span(self, request: RestRequest) -> tuple[int | None, int | None]:
         """startTime and endTime in milliseconds."""
-        start, end = (_time_ms(request, name) for name in ("startTime", "endTime"))
+        start, end = (time_ms(request, name) for name in ("startTime", "endTime"))
         if request.market == "futures" and start is not None and end is not None and start > end:
-            raise _Refused(-1023, "Start time is greater than end time.")
+            raise Refused(-1023, "Start time is greater than end time.")
         return start, end
 
     # endpoints
@@ -214,9 +181,9 @@ class RestApi:
         listing = self._listing(request, now_ms, "pair")
         contract = request.params.get("contractType", "")
         if not contract:
-            _missing("contractType")
+            missing("contractType")
         if contract not in _CONTRACT_TYPES:
-            raise _Refused(-4104, "Invalid contract type.")
+            raise Refused(-4104, "Invalid contract type.")
         if contract != "PERPETUAL":
             return b"[]"  # of delivery contracts there is no continuous series here
         return self._rows(request, listing, now_ms)
@@ -229,7 +196,7 @@ class RestApi:
     def _shown_rows(self, request: RestRequest, listing: Listing, grid: Grid, now_ms: int) -> Rows:
         """The candles that the request asks for, of the moment that is shown to it."""
         start_ms, end_ms = self._span(request)
-        limit = _limit(request, 500, 1500)
+        limit = limit_of(request, 500, 1500)
         shown = self.faults.shown(request.market, request.params, now_ms) if self.faults.active else None
         if shown is None:
             return listing.klines(grid, start_ms, end_ms, limit, now_ms)
@@ -254,7 +221,7 @@ class RestApi:
 
     def _funding_rates(self, request: RestRequest, now_ms: int) -> bytes:
         start_ms, end_ms = self._span(request)
-        limit = _limit(request, 100, 1000)
+        limit = limit_of(request, 100, 1000)
         if "symbol" in request.params:
             listings = [self._listing(request, now_ms)]
         else:
@@ -314,7 +281,7 @@ class RestApi:
         """The symbols that `symbol` or `symbols` asks for; None for all."""
         one, many = request.params.get("symbol"), request.params.get("symbols")
         if one is not None and many is not None:
-            raise _Refused(-1128, "Combination of optional parameters invalid.")
+            raise Refused(-1128, "Combination of optional parameters invalid.")
         if one is not None:
             return (self._listing(request, now_ms).symbol.name,)
         if many is None:
@@ -322,7 +289,7 @@ class RestApi:
         try:
             names = msgspec.json.decode(many, type=list[str])
         except msgspec.DecodeError:
-            _illegal("symbols", _SYMBOLS_RANGE)
+            illegal("symbols", _SYMBOLS_RANGE)
         return tuple(self._named(request, name, "symbols", now_ms).symbol.name for name in names)
 
     def _tickers(self, request: RestRequest, now_ms: int) -> bytes:
@@ -330,11 +297,11 @@ class RestApi:
         if request.market == "spot":
             kind = request.params.get("type", "FULL")
             if kind not in ("FULL", "MINI"):
-                raise _Refused(-1108, f"Parameter 'type' was sent as '{kind}'; use FULL or MINI.")
+                raise Refused(-1108, f"Parameter 'type' was sent as '{kind}'; use FULL or MINI.")
             mini = kind == "MINI"
 
         def ticker(listing: Listing) -> dict[str, object] | None:
-            return _ticker(listing, listing.day(now_ms), now_ms, mini=mini, micro=request.micro)
+            return ticker_of(listing, listing.day(now_ms), now_ms, mini=mini, micro=request.micro)
 
         return self._of_each(request, now_ms, ticker)
 
@@ -353,7 +320,7 @@ class RestApi:
             day = listing.day(now_ms)
             if day is None:
                 return None
-            body = {"symbol": listing.symbol.name} | _book(listing, day)
+            body = {"symbol": listing.symbol.name} | book_of(listing, day)
             return body | ({"time": now_ms} if request.market == "futures" else {})
 
         return self._of_each(request, now_ms, book)
@@ -381,7 +348,7 @@ def _asked(endpoint: _Endpoint, request: RestRequest, now_ms: int) -> RestAnswer
     """What was asked for, or the error that the exchange finds in it."""
     try:
         return RestAnswer(200, endpoint.answer(request, now_ms))
-    except _Refused as refused:
+    except Refused as refused:
         return RestAnswer(refused.status, error_body(refused.code, refused.message))
 
 
@@ -410,96 +377,10 @@ def _spot_ticker_weight(params: Mapping[str, str]) -> int:
 
 def _futures_kline_weight(params: Mapping[str, str]) -> int:
     text = params.get("limit", "500")
-    limit = int(text) if _NUMBER.fullmatch(text) else 500
+    limit = int(text) if NUMBER.fullmatch(text) else 500
     if "limit" not in params:
         return 5
     return 1 if limit <= 100 else 2 if limit <= 500 else 5 if limit <= 1000 else 10
-
-
-def _limit(request: RestRequest, default: int, futures_most: int) -> int:
-    text = request.params.get("limit")
-    if text is None:
-        return default
-    if _NUMBER.fullmatch(text) is None:
-        _illegal("limit", "^[0-9]{1,20}$")
-    limit = int(text)
-    if limit == 0 or (request.market == "futures" and limit > futures_most):
-        raise _Refused(-1130, "Data sent for parameter 'limit' is not valid.")
-    return min(limit, 1000) if request.market == "spot" else limit
-
-
-def _time_ms(request: RestRequest, name: str) -> int | None:
-    text = request.params.get(name)
-    if text is None:
-        return None
-    if not text:
-        raise _Refused(-1105, f"Parameter '{name}' was empty.")
-    if _NUMBER.fullmatch(text) is None:
-        _illegal(name, "^[0-9]{1,20}$")
-    value = int(text)
-    if request.market == "spot" and value >= _MICRO_FROM:
-        # A start inside a millisecond lies behind that millisecond.
-        value = -(-value // 1000) if name == "startTime" else value // 1000
-    return min(value, 253_402_300_799_000)
-
-
-def _zone_s(text: str) -> int:
-    match = _TIME_ZONE.fullmatch(text)
-    if match is not None:
-        seconds = int(match[2]) * 3600 + int(match[3] or 0) * 60
-        seconds = -seconds if match[1] == "-" else seconds
-        if -12 * 3600 <= seconds <= 14 * 3600:
-            return seconds
-    raise _Refused(-1130, "Data sent for parameter 'timeZone' is not valid.")
-
-
-def _book(listing: Listing, day: Row) -> dict[str, object]:
-    tick = 10.0**-listing.symbol.price_digits
-    price, volume = listing.price_text, listing.volume_text
-    lot = 10.0**-listing.symbol.volume_digits
-    ask = round(day.close + tick, listing.symbol.price_digits)
-    return {
-        "bidPrice": price(day.close),
-        "bidQty": volume(round(lot * 10, 8)),
-        "askPrice": price(ask),
-        "askQty": volume(round(lot * 10, 8)),
-    }
-
-
-def _ticker(listing: Listing, day: Row | None, now_ms: int, *, mini: bool, micro: bool) -> dict[str, object] | None:
-    if day is None:
-        return None
-    price, volume, quote = listing.price_text, listing.volume_text, listing.quote_text
-    spot = listing.symbol.market == "spot"
-    scale = 1000 if micro and spot else 1
-    whole: dict[str, object] = {
-        "openPrice": price(day.open),
-        "highPrice": price(day.high),
-        "lowPrice": price(day.low),
-        "lastPrice": price(day.close),
-        "volume": volume(day.volume),
-        "quoteVolume": quote(day.quote),
-        "openTime": day.time * 1000 * scale,
-        "closeTime": now_ms * scale,
-        "firstId": day.first_id if day.trades else -1,
-        "lastId": day.first_id + day.trades - 1 if day.trades else -1,
-        "count": day.trades,
-    }
-    if mini:
-        return {"symbol": listing.symbol.name} | whole
-    digits = listing.symbol.price_digits
-    change = round(day.close - day.open, digits)
-    mean = day.quote / day.volume if day.volume else day.close
-    full: dict[str, object] = {
-        "symbol": listing.symbol.name,
-        "priceChange": f"{change:.{listing.symbol.price_text_digits}f}",
-        "priceChangePercent": f"{100.0 * change / day.open:.3f}",
-        "weightedAvgPrice": f"{mean:.{listing.symbol.price_text_digits}f}",
-        "lastQty": volume(round(10.0**-listing.symbol.volume_digits, 8)),
-    }
-    if spot:
-        full |= {"prevClosePrice": price(day.open)} | _book(listing, day)
-    return full | whole
 
 
 def _not_found(request: RestRequest) -> RestAnswer:

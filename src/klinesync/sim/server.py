@@ -1,4 +1,8 @@
-"""The simulated exchange as a server: REST and WebSocket on one port, a thin shell around what the rest decides."""
+"""The simulated exchange as a server: REST and WebSocket on one port, a thin shell around what the rest decides.
+
+The file is long because all of it shares one clock, one list of connections and one loop that pushes: what could stand
+apart (requests, sessions, streams, faults) does.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,8 @@ from klinesync.sim.generator import LISTED_DAYS, dated_tapes, generated_tapes
 from klinesync.sim.heartbeat import Heartbeat
 from klinesync.sim.limits import LIFETIME_MS, MESSAGE_LIMIT, MessageLimit
 from klinesync.sim.recorded import RecordedTape, choose_start, load_recordings
-from klinesync.sim.rest import RestAnswer, RestApi, RestRequest
+from klinesync.sim.rest import RestAnswer, RestApi
+from klinesync.sim.rest_request import RestRequest
 from klinesync.sim.session import Answer, Session, parse_route
 from klinesync.sim.streams import Cut, Listener, Streams
 from klinesync.sim.tape import Market
