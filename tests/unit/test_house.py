@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import klinesync
+from klinesync.market_data.orchestrator import MarketDataOrchestrator
 
 SRC = Path(klinesync.__file__).parent
 # Readers of the environment's variables: the flags, and nothing else.
@@ -175,3 +179,25 @@ def test_every_way_to_read_a_clock_is_seen() -> None:
     ):
         assert system_clocks(ast.parse(code)), code
     assert system_clocks(ast.parse("time.sleep(1)\nself._time.known_s()\nclock.monotonic_s()")) == []
+
+
+def test_routes_know_the_one_face_of_market_data_and_none_of_its_services() -> None:
+    parameters = inspect.signature(MarketDataOrchestrator, eval_str=True).parameters.values()
+    services = {
+        kind.__name__
+        for parameter in parameters
+        for kind in (parameter.annotation, *get_args(parameter.annotation))
+        if isinstance(kind, type) and kind is not NoneType and "klinesync" in kind.__module__
+    }
+    assert {"CandleReader", "HealthService", "WsSubscriptionCoordinator"} <= services
+    services.remove("SeriesId")
+    named = {
+        (path, alias.name)
+        for path, tree in modules()
+        if re.fullmatch(r"market/\w+_routes\.py", path)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name in services
+    }
+    assert named == set()

@@ -22,7 +22,7 @@ async def market_socket(websocket: WebSocket) -> None:
     """Subscriptions of one client. See the protocol's reference for the messages."""
     market_data = websocket.app.state.runtime.market_data
     assert isinstance(market_data, MarketDataOrchestrator)
-    await serve_socket(websocket, market_data.subscriptions, market_data.clients)
+    await serve_socket(websocket, market_data)
 
 
 class SocketPaths:

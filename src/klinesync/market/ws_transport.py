@@ -32,6 +32,7 @@ from websockets.server import ServerProtocol
 
 from klinesync.core.printable import printable
 from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market_data.orchestrator import MarketDataOrchestrator
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.runtime.bulkheads import Part
 from klinesync.ws import protocol
@@ -62,19 +63,19 @@ CLOSE_TOO_BIG = 1009
 EXTENSION = "klinesync.socket"
 
 
-async def serve_socket(websocket: WebSocket, coordinator: WsSubscriptionCoordinator, clients: int) -> None:
-    """Accept a connection and serve it; `clients` is how many there are. Refused with 503 when there are too many."""
+async def serve_socket(websocket: WebSocket, market_data: MarketDataOrchestrator) -> None:
+    """Accept a connection and serve it; refused with 503 when too many clients are connected."""
     extensions = websocket.scope.get("extensions", {})
-    if clients >= MAX_CLIENTS:
+    if market_data.clients >= MAX_CLIENTS:
         detail = "there are too many connections; come back later"
         answer = {"detail": detail, "code": "too_many_connections"}
         await websocket.send_denial_response(JSONResponse(answer, HTTPStatus.SERVICE_UNAVAILABLE))
         return
     await websocket.accept()
     if EXTENSION in extensions:
-        extensions[EXTENSION]["socket"].serve(coordinator)
+        extensions[EXTENSION]["socket"].serve(market_data.subscriptions)
     else:
-        await AsgiSocket(websocket).serve(coordinator)
+        await AsgiSocket(websocket).serve(market_data.subscriptions)
 
 
 async def handle(coordinator: WsSubscriptionCoordinator, client: Client, rate: MessageRate, text: str | bytes) -> None:
