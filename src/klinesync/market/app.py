@@ -53,7 +53,7 @@ from klinesync.market_data.top_markets import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
 BACKLOG = 2048
-# A last wait of the server's own for connections that were cut off, in seconds.
+# The server's own wait for connections that were cut off, in seconds.
 CUT_OFF_TIMEOUT_S = 1
 
 PAGE_POLICY = (
@@ -102,24 +102,24 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_middleware(BodyLimit, budget=front.bodies)
     app.add_middleware(GuardedApp, guard=guard)
     if guard.origins:
-        # Outside of the guard, so that a page elsewhere can read why it is refused.
+        # Outside of the guard, so that a foreign page can read why it is refused.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=[str(origin) for origin in guard.origins],
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    # What even the answer to a defect could not stop ends here.
+    # Exceptions that the answer to a defect did not catch end here.
     app.add_middleware(DefectBulkhead, bulkheads=runtime.bulkheads)
-    # Outermost: what ends here at a stop was no defect.
+    # Outermost: requests that end at a stop are no defects.
     app.add_middleware(RequestGate, requests=front.requests)
     _add_page(app, Path(str(resources.files("klinesync"))) / "web")
     return app
 
 
 class WholeAnswers:
-    """ASGI: asks the application for whole answers alone. The page's files are short; that a part of one cannot be had
-    would be answered with text."""
+    """ASGI: removes `Range`, so that every answer is whole. The page's files are short, and an unsatisfiable range
+    would be answered with plain text."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -132,7 +132,7 @@ class WholeAnswers:
 
 
 class DefectBulkhead:
-    """A defect in what answers a request is counted and logged here, and ends that request alone."""
+    """ASGI: counts and logs a defect in the handling of a request; the defect ends that request only."""
 
     def __init__(self, app: ASGIApp, bulkheads: Bulkheads) -> None:
         self._app = app
@@ -161,15 +161,15 @@ class DefectBulkhead:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose stop takes a bounded time, whatever clients do."""
+    """uvicorn with a bounded time to stop, whatever clients do."""
 
     def __init__(self, config: uvicorn.Config, runtime: MarketRuntime) -> None:
         super().__init__(config)
         self._runtime = runtime
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """Take no more connections, end event streams, bodies that arrive, and sockets with 1001; let requests that are
-        being answered end, and refuse those that take too long; then cut off whatever is left."""
+        """Accept no more connections; end event streams, arriving bodies, and sockets with 1001; wait for requests in
+        flight, and refuse those that take too long; then cut off the remaining connections."""
         for server in self.servers:
             server.close()
         front = self._runtime.front
@@ -189,7 +189,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _gone(self, timeout_s: float) -> None:
-        """Until there is neither connection nor request, for at most `timeout_s`; at a second `stop` at once."""
+        """Wait until there are no connections and requests, for at most `timeout_s`; not at all after a second
+        `stop`."""
         now = self._runtime.clock.monotonic_s
         until_s = now() + timeout_s
         state = self.server_state
@@ -203,7 +204,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the command's: uvicorn would raise them again before the runtime has stopped."""
+        """Leave signals to the command: uvicorn would raise them again before the runtime has stopped."""
         yield
 
 

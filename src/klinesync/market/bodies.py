@@ -1,8 +1,8 @@
 """Bodies in flight: one budget of bytes for all of them, and a least speed for each.
 
-A body is read whole before the application sees the request. So a body that is cut off, stalls or finds no room costs
-no exception with a trace: a trace holds the frames that hold the pieces, and these frames hold the trace, so that the
-memory is freed only when the garbage collector looks.
+A body is read whole before the application sees the request, so that a body which is cut off, stalls or exceeds the
+budget raises no exception. The traceback of an exception would keep the frames with the pieces of the body alive, until
+the garbage collector runs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ STALL_TIMEOUT_S = 20.0
 # Least speed, in bytes a second over `SPEED_WINDOW_S`. A phone on a slow line sends ten times as much.
 MIN_BYTES_PER_S = 500
 SPEED_WINDOW_S = 30.0
-# A body that arrives for longer, in seconds, makes room for new ones when the budget is full: the slowest first.
+# Age, in seconds, from which an arriving body is refused to make room when the budget is full, the slowest body first.
 PATIENCE_S = 5.0
-# `Retry-After` of a request that found no room, in seconds.
+# `Retry-After` of a request that was refused because the budget is full, in seconds.
 RETRY_AFTER_S = 2
-# Requests that have no body which anybody here reads.
+# Methods whose bodies nobody reads.
 BODILESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
 class BodyRefusal:
-    """Why a body is not read (any further)."""
+    """The answer to a request whose body is not read any further."""
 
     status: int
     code: FrontDoorCode
@@ -63,11 +63,11 @@ SHUTTING_DOWN = BodyRefusal(503, "shutting_down", "the service stops", ((b"conne
 class Body:
     """A body in flight.
 
-    began_s, last_s: when the body and its last byte came.
-    window_s, window_bytes: where the window for its speed began, and what came since.
+    began_s, last_s: arrival of the body and of its last byte.
+    window_s, window_bytes: start of the window for its speed, and the bytes since.
     arriving: until the body is whole.
-    ended: why it is to end; None while it may go on.
-    wait: the timeout of its reader, while that waits.
+    ended: why it is refused; None while it is read.
+    wait: the timeout of its reader; None while the reader does not wait.
     """
 
     began_s: float
@@ -81,12 +81,12 @@ class Body:
 
     @classmethod
     def begun(cls, now_s: float) -> Body:
-        """A body of which nothing came yet."""
+        """A body without any bytes yet."""
         return cls(now_s, now_s, now_s)
 
     @property
     def deadline_s(self) -> float:
-        """When to look again whether the body is too slow."""
+        """When to check again whether the body is too slow."""
         return min(self.last_s + STALL_TIMEOUT_S, self.window_s + SPEED_WINDOW_S)
 
     def take(self, size: int, now_s: float) -> None:
@@ -97,7 +97,7 @@ class Body:
             self.last_s = now_s
 
     def too_slow(self, now_s: float) -> bool:
-        """Whether the body stalls; begins the next window where one is over."""
+        """Whether the body is too slow. Begins the next window when the present one is over."""
         if now_s - self.last_s >= STALL_TIMEOUT_S:
             return True
         if now_s - self.window_s < SPEED_WINDOW_S:
@@ -123,8 +123,12 @@ class BodyBudget:
         self.size = 0
 
     def begin(self, declared: int, now_s: float) -> Body | BodyRefusal:
-        """A new body, of `declared` bytes as far as its head says (0: it does not say). Refused when the budget has no
-        room for them; the slowest body that arrives for longer than `PATIENCE_S` then ends."""
+        """Admit a new body, or refuse it when the budget has no room. The slowest body that is older than `PATIENCE_S`
+        is refused then, too.
+
+        declared: length by the request's head, in bytes; 0 without a length.
+        now_s: monotonic seconds.
+        """
         if self._closed:
             return SHUTTING_DOWN
         if declared > MAX_BODY_BYTES:
@@ -139,7 +143,7 @@ class BodyBudget:
         return body
 
     def take(self, body: Body, size: int, now_s: float) -> BodyRefusal | None:
-        """Count bytes that came; why the body is to end, if it is. The slowest bodies that still arrive make room."""
+        """Count arrived bytes. Returns why the body is refused, if it is. The slowest arriving bodies make room."""
         if body.ended is not None:
             return body.ended
         body.take(size, now_s)
@@ -153,13 +157,13 @@ class BodyBudget:
         return body.ended
 
     def release(self, body: Body) -> None:
-        """The body holds no memory any more: its request is answered."""
+        """Give back the bytes of a body whose request is answered."""
         if body in self._bodies:
             self._bodies.remove(body)
             self.size -= body.size
 
     def close(self) -> None:
-        """The service stops: what still arrives ends, and nothing new begins."""
+        """The service stops: refuse arriving bodies, and new ones."""
         self._closed = True
         for body in [body for body in self._bodies if body.arriving]:
             self._end(body, SHUTTING_DOWN)
@@ -171,7 +175,7 @@ class BodyBudget:
         return min(candidates, key=lambda body: body.speed(now_s), default=None)
 
     def _end(self, body: Body, reason: BodyRefusal) -> None:
-        """End a body: its pieces are dropped as soon as its reader runs, which is before anything more is read."""
+        """Refuse a body. Its reader drops the pieces as soon as it runs, before anything more is read."""
         body.ended = reason
         self.release(body)
         if body.wait is not None and not body.wait.expired():
@@ -179,8 +183,8 @@ class BodyBudget:
 
 
 class BodyLimit:
-    """Reads bodies whole, within the budget, and hands each to the application in one piece. What is too long, too
-    slow or finds no room is refused; a client that leaves within its body is no request."""
+    """ASGI: reads bodies whole, within the budget, and hands each to the application in one piece. Bodies that are too
+    long, too slow or beyond the budget are refused; a client that leaves within its body causes no request."""
 
     def __init__(self, app: ASGIApp, budget: BodyBudget) -> None:
         self._app = app
@@ -204,7 +208,7 @@ class BodyLimit:
             self._budget.release(body)
 
     async def _read(self, body: Body, receive: Receive) -> Message | BodyRefusal | None:
-        """The whole body as one message; why it is refused; None when the client has left."""
+        """The whole body as one message; a refusal; or None when the client has left."""
         pieces: list[bytes] = []
         monotonic = self._budget.monotonic
         while True:
@@ -229,7 +233,7 @@ class BodyLimit:
 
 
 def _given(whole: Message, receive: Receive) -> Receive:
-    """Gives the whole body once, then what comes after it: that the client has left."""
+    """Returns the whole body once, then the messages after it: that the client has left."""
     given: list[Message] = [whole]
 
     async def receive_whole() -> Message:
@@ -239,7 +243,7 @@ def _given(whole: Message, receive: Receive) -> Receive:
 
 
 def _declared(scope: Scope) -> int:
-    """What the head says of the body's length; 0 where it says nothing. The server has checked that it is a number."""
+    """The length of the body by the request's head; 0 without one. The server has checked that it is a number."""
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value)

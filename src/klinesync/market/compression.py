@@ -1,7 +1,7 @@
-"""Compression of answers: JSON and the page's files, in the coding that the client takes.
+"""Compression of answers: JSON and the page's files, in a coding that the client accepts.
 
-WebSocket frames are not compressed: a frame is made once for all clients. Event streams are not either: each event is
-to be sent at once. What is sent again and again (cached pages, files) is kept compressed.
+WebSocket frames are not compressed, because a frame is made once for all clients; event streams are not, because each
+event is sent at once. Answers that are sent repeatedly (cached pages, files) are kept compressed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klinesync.market.content_coding import Coding, compress, negotiate
 
-# Below this a compressed answer takes no fewer packets.
+# Shortest answer that is compressed, in bytes; a shorter one takes as many packets uncompressed.
 MIN_BYTES = 1000
-# A larger answer is sent as it is: it would have to be held as a whole.
+# Longest answer that is compressed, in bytes, because it is held in memory as a whole.
 MAX_BYTES = 16 << 20
-# What takes longer than a millisecond or so is compressed in a thread, so that it delays nobody else.
+# Answers of so many bytes or more, which take a millisecond or more, are compressed in a thread.
 THREAD_FROM_BYTES = 32 << 10
 MAX_THREADS = 2
-# Bytes of bodies and their compressed forms that are kept; the ones that were sent the longest ago go first.
+# Most bytes of kept bodies and their compressed forms; the least recently sent ones are dropped first.
 MAX_KEPT_BYTES = 16 << 20
-# Hashes of bodies that were sent once. A body is kept when it is sent again: most are of one moment and one client.
+# Most hashes of bodies that were sent once. A body is kept when it is sent again; most are sent once, to one client.
 MAX_SEEN = 1024
 
 COMPRESSIBLE = frozenset(
@@ -50,14 +50,14 @@ class CompressedBodies:
         self.size = 0
 
     def get(self, coding: Coding, body: bytes) -> bytes | None:
-        """What `put` kept of this body; None when it is not there, or not any more."""
+        """The kept compressed form of this body; None without one."""
         found = self._kept.get((coding, body))
         if found is not None:
             self._kept.move_to_end((coding, body))
         return found
 
     def again(self, body: bytes) -> bool:
-        """Whether this body was asked about a while ago: it is then worth keeping."""
+        """Whether this body was sent before, and is worth keeping."""
         key = hash(body)
         again = key in self._seen
         self._seen[key] = None
@@ -67,7 +67,7 @@ class CompressedBodies:
         return again
 
     def put(self, coding: Coding, body: bytes, compressed: bytes) -> None:
-        """Keep the compressed form of a body; one that alone is too large is not."""
+        """Keep the compressed form of a body, unless it exceeds the limit by itself."""
         key = (coding, body)
         if key in self._kept:
             return
@@ -94,7 +94,7 @@ class Compression:
         await self._app(scope, receive, _Answer(self, coding, send))
 
     async def compressed(self, body: bytes, coding: Coding, *, file: bool) -> bytes:
-        """The body in that coding: kept, or made now. `file`: it is one of the page's, and will be sent again."""
+        """The body in a coding, kept or compressed now. `file`: a file of the page, which will be sent again."""
         kept = self._bodies.get(coding, body)
         if kept is not None:
             return kept
@@ -110,7 +110,7 @@ class Compression:
 
 
 class _Answer:
-    """Takes the messages of one answer: holds those of one that is to be compressed until its body is whole."""
+    """The messages of one answer; those of an answer to compress are held until its body is whole."""
 
     def __init__(self, compression: Compression, coding: Coding | None, send: Send) -> None:
         self._compression = compression

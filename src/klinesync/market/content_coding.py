@@ -1,4 +1,4 @@
-"""Content codings: which one a client takes, and bytes in it (RFC 9110, section 8.4.1). Pure."""
+"""Content codings: negotiation, compression, decompression (RFC 9110, section 8.4.1). Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "br", "gzip"]
-# The best first, of those that a client likes equally: on JSON zstd takes the least time for the same size.
+# Order of preference among codings of equal weight: on JSON zstd takes the least time for the same size.
 PREFERRED: tuple[Coding, ...] = ("zstd", "br", "gzip")
-# What of an `Accept-Encoding` is read, in characters. Browsers send thirty.
+# Longest part of an `Accept-Encoding` that is read, in characters. Browsers send thirty.
 MAX_ACCEPT_CHARS = 1000
 # What is computed for one client takes a millisecond for 100 KB; what is kept and sent to many may take longer.
 LEVELS: dict[Coding, int] = {"zstd": 3, "br": 4, "gzip": 5}
@@ -42,7 +42,7 @@ def negotiate(accept_encoding: str) -> Coding | None:
         weight = weights.get(coding, weights.get("x-gzip", others) if coding == "gzip" else others)
         if weight > 0 and weight >= weights.get("identity", 0.0):
             known.append((weight, coding))
-    # The first of equals.
+    # Of equal weights the first counts.
     return max(known, key=lambda one: one[0])[1] if known else None
 
 
@@ -59,7 +59,7 @@ def compress(body: bytes, coding: Coding, *, kept: bool = False) -> bytes:
 
 
 def decompress(body: bytes, coding: Coding) -> bytes:
-    """What `compress` made, as it was."""
+    """The body from the bytes of `compress`."""
     match coding:
         case "zstd":
             return zstd.decompress(body)

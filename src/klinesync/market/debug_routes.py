@@ -1,4 +1,4 @@
-"""HTTP: the inside, for whoever looks into a trouble. These routes are there when `enable_debug_api` is on."""
+"""HTTP: the debug API. These routes exist when `enable_debug_api` is on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def debug_of(request: Request) -> DebugApi:
 
 @router.get("/debug/ingest_state")
 async def get_ingest_state(request: Request) -> IngestStateAnswer:
-    """What is ingested and for whom, the connections to the exchange, what waits, and how REST stands."""
+    """The ingest jobs, the connections to the exchange, the backlogs, and the state of REST."""
     inspection = front_of(request).inspection
     return IngestStateAnswer(
         jobs=[JobAnswer.model_validate(job, from_attributes=True) for job in inspection.jobs()],
@@ -71,8 +71,8 @@ async def get_series_health(
     max_recent_gaps: Annotated[int, Query(ge=0, le=MAX_RECENT_GAPS)] = DEFAULT_RECENT_GAPS,
     recent_base_buckets: Annotated[int, Query(ge=0, le=MAX_BASE_BUCKETS)] = DEFAULT_BASE_BUCKETS,
 ) -> SeriesHealthAnswer:
-    """What the store holds of a series: its span, its newest holes, and of a derived one how much of the base is there
-    in its newest closed buckets."""
+    """The stored data of a series: its span, its newest holes, and for a derived series the completeness of its newest
+    closed buckets in the base."""
     series = SeriesId.parse(series_id)
     health = await debug_of(request).series_health.look(series, max_recent_gaps, recent_base_buckets)
     return SeriesHealthAnswer.model_validate(health, from_attributes=True)

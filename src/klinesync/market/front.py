@@ -1,4 +1,4 @@
-"""Front: what the application has beside the market's data: who may come in, and what is told of the inside."""
+"""Front: the application's parts beside market data: the guard, limits of requests, and inspection."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FormingIngest:
 
 @dataclass(frozen=True, slots=True)
 class DebugApi:
-    """What only the debug API needs."""
+    """The parts of the debug API."""
 
     series_health: SeriesHealthService
     forming: FormingIngest

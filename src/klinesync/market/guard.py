@@ -1,10 +1,10 @@
-"""Who may come in: the hosts that requests may name, the browser origins, and the bearer token.
+"""Guard: access by `Host`, browser origin and bearer token.
 
-A service on loopback is still reached by every page that a browser on the machine shows. Such a page can post to it,
-open a WebSocket to it, or make its own name resolve to 127.0.0.1 (DNS rebinding) and then read everything. So what a
-request names as `Host` must be ours, and a foreign `Origin` may not write or open a socket; what it reads without CORS
-headers the browser keeps from it. A read may still make us ask an exchange, and needs no `Origin` (an image, a link):
-below `/api` the browser's own mark of a foreign page, `Sec-Fetch-Site`, is enough to refuse it.
+Every page that a browser on the machine shows can reach a service on loopback. The page can post to the service, open a
+WebSocket, or make its own name resolve to 127.0.0.1 (DNS rebinding) and then read everything. So `Host` must be ours,
+and a foreign `Origin` may neither write nor open a socket; answers to foreign reads have no CORS headers, and the
+browser keeps them from the page. A read may cause requests to an exchange and needs no `Origin` (an image, a link), so
+below `/api` the browser's own mark of a foreign page, `Sec-Fetch-Site`, is enough for a refusal.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from typing import Literal, NamedTuple
 from klinesync.core.errors import BadFlag
 from klinesync.market.error_codes import FrontDoorCode
 
-# What needs the token, when one is set: it writes, or tells of the inside. /healthz and /readyz never do.
+# Paths that need the token, when one is set: those that write, and those that show the inside. Never /healthz or
+# /readyz.
 GUARDED_PATHS = ("/api/market/ingest/", "/api/market/debug/", "/metrics")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# What browsers say of a request that a page of another site, or of another origin of this site, has caused.
+# Values of `Sec-Fetch-Site` for requests of pages of another site, or of another origin of this site.
 FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
-# Addresses that stand for every address of the machine.
+# Addresses that mean every address of the machine.
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, not bound to
 
 _HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 
 class Host(NamedTuple):
-    """Whom a request names, in lower case and without brackets; `port` is None where none is named."""
+    """The `Host` of a request, in lower case and without brackets; `port` is None where the header has none."""
 
     name: str
     port: int | None
@@ -40,7 +41,7 @@ class Host(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What of an address a browser calls its origin. `port` is never None: a scheme's own port is filled in."""
+    """A browser origin: scheme, host and port. `port` is never None: the default port of the scheme is filled in."""
 
     scheme: str
     host: str
@@ -56,14 +57,14 @@ class Origin:
         return cls(scheme, named.name, named.port or DEFAULT_PORTS[scheme])
 
     def __str__(self) -> str:
-        """As browsers write it."""
+        """The origin as browsers write it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}" + ("" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request does not come in."""
+    """The answer to a refused request."""
 
     status: Literal[400, 401, 403]
     code: FrontDoorCode
@@ -72,8 +73,8 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What of a request counts: `kind` is `http` or `websocket`; `address` is where the connection came in; the headers
-    as often as they were sent."""
+    """The parts of a request that decide: `kind` is `http` or `websocket`; `address` is the local address of the
+    connection; each header as often as it was sent."""
 
     kind: str
     method: str
@@ -97,8 +98,12 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Decides. `host` is what the service listens on; `origins` the foreign ones that may connect; `token` guards
-    `GUARDED_PATHS`, None where nothing does."""
+    """Decides about requests.
+
+    host: the address that the service listens on.
+    origins: foreign origins that may connect.
+    token: needed for `GUARDED_PATHS`; None: no path needs one.
+    """
 
     host: str = "127.0.0.1"
     origins: tuple[Origin, ...] = ()
@@ -106,8 +111,8 @@ class Guard:
 
     @classmethod
     def of(cls, host: str, allowed_origins: Iterable[str], api_token: str | None) -> Guard:
-        """The guard that the flags ask for. Raises `BadFlag` for an origin that is none, and for a service that others
-        could reach without a token."""
+        """The guard of these flags. Raises `BadFlag` for an invalid origin, and for a service beyond loopback without a
+        token."""
         check_exposure(host, api_token)
         try:
             return cls(host, tuple(map(Origin.parse, allowed_origins)), api_token)
@@ -115,7 +120,7 @@ class Guard:
             raise BadFlag("allowed_origins", str(error)) from None
 
     def refuses(self, head: RequestHead) -> Refusal | None:
-        """Why the request may not come in; None when it may."""
+        """The refusal of a request; None when it is admitted."""
         if len(head.hosts) != 1:
             return Refusal(400, "bad_request", "a request names its Host once")
         host = parse_host(head.hosts[0])
@@ -124,7 +129,7 @@ class Guard:
             return Refusal(403, "forbidden", sentence)
         if (head.kind == "websocket" or head.method not in SAFE_METHODS) and not self._may_write(head, host):
             return Refusal(403, "forbidden", "Origin is neither this service's nor one of allowed_origins")
-        # Without an Origin nothing tells whose page asks.
+        # Without an Origin nothing names the page.
         elsewhere = any(site.strip().lower() in FOREIGN_SITES for site in head.fetch_sites)
         if elsewhere and below_api(head.path) and not (head.origins and self._may_write(head, host)):
             return Refusal(403, "forbidden", "a page of another site asks; allowed_origins admits its Origin")
@@ -147,7 +152,7 @@ class Guard:
         return self.host in WILDCARDS and address is not None and name == address
 
     def _may_write(self, head: RequestHead, host: Host) -> bool:
-        """Whether the origin is ours, allowed, or not told, as by everybody who is no browser."""
+        """Whether the origin is ours, or allowed, or missing, as from every client that is no browser."""
         if not head.origins:
             return True
         if len(head.origins) > 1:
@@ -156,35 +161,35 @@ class Guard:
             origin = Origin.parse(head.origins[0].decode("latin-1"))
         except ValueError:  # `null` too
             return False
-        # The scheme is not compared with that of the request: where TLS ends before us, nothing tells it truly.
+        # The scheme is not compared with that of the request, which is wrong behind a proxy that ends TLS.
         own = Origin(origin.scheme, host.name, host.port or DEFAULT_PORTS[origin.scheme])
         return origin == own or origin in self.origins
 
 
 def check_exposure(host: str, api_token: str | None) -> None:
-    """Raises `BadFlag` when others than this machine could reach the service, and no token guards it."""
+    """Raises `BadFlag` when other machines could reach the service without a token."""
     if not is_loopback(host) and api_token is None:
         raise BadFlag("api_token", f"is needed to listen on {host}, which is not loopback")
 
 
 def guarded(path: str) -> bool:
-    """Whether the path is one that the token guards."""
+    """Whether the path needs the token."""
     return any(path == one.rstrip("/") or path.startswith(f"{one.rstrip('/')}/") for one in GUARDED_PATHS)
 
 
 def below_api(path: str) -> bool:
-    """Whether the path is one of the API: the page's own files may be linked to from anywhere."""
+    """Whether the path is one of the API; the page's files may be linked from anywhere."""
     return path == "/api" or path.startswith("/api/")
 
 
 def bears(authorization: bytes, token: str) -> bool:
-    """Whether the header bears the token. How long it takes tells nothing of how much of it is right."""
+    """Whether the header has the token. The comparison takes the same time for any wrong token."""
     scheme, _, given = authorization.partition(b" ")
     return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
 
 
 def readable_origin(headers: Sequence[bytes]) -> str | None:
-    """The one origin of a request as an operator may write it into a flag; None for what is no origin."""
+    """The only origin of a request, as written into a flag; None for several headers, or an invalid one."""
     try:
         return str(Origin.parse(headers[0].decode("latin-1"))) if len(headers) == 1 else None
     except ValueError:
@@ -192,7 +197,7 @@ def readable_origin(headers: Sequence[bytes]) -> str | None:
 
 
 def parse_host(header: bytes) -> Host | None:
-    """The name or address, and port, in a `Host` header; None when it is something else."""
+    """The name or address, and the port, of a `Host` header; None for an invalid one."""
     match = _HOST.fullmatch(header.lower())
     if match is None:
         return None

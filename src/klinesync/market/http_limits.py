@@ -1,7 +1,7 @@
-"""What of HTTP one client may take: bytes and lines of a request's head, time to send it, connections.
+"""Limits of HTTP: bytes and lines of a request's head, time to send it, connections.
 
-uvicorn's parser takes heads of any length, and waits for them without an end. The limits of a WebSocket's handshake are
-the same: it begins as an HTTP request.
+uvicorn's parser accepts heads of any length, and waits for them without a limit. A WebSocket's handshake has the same
+limits, because it begins as an HTTP request.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# Our longest URL has some 300 bytes. A browser's cookies for the name `localhost` may be many.
+# Longest URL and most headers. Our longest URL has some 300 bytes; a browser may send many cookies for `localhost`.
 MAX_URL_BYTES = 8 << 10
 MAX_HEADERS = 100
 # The request line and all headers.
 MAX_HEAD_BYTES = 32 << 10
-# How long a connection may take for a head, from its beginning on, or from its connecting.
+# Longest time for a head, in seconds, from its first byte or from the connecting.
 HEAD_TIMEOUT_S = 20.0
-# Connections at once, WebSockets included, where the system lets us. Each costs some memory and a file descriptor.
+# Most connections, WebSockets included, where the system allows so many. Each costs memory and a file descriptor.
 MAX_CONNECTIONS = 20_000
-# File descriptors beside these: the store, its log and its readers, connections to exchanges.
+# File descriptors that are reserved: the store, its log and its readers, connections to exchanges.
 OTHER_FILES = 500
 
 
 def allow_connections() -> None:
-    """Have the system let this process open a file for each of `MAX_CONNECTIONS`, or as many as it lets it have:
-    processes begin with a thousand or fewer."""
+    """Raise the limit of open files for `MAX_CONNECTIONS`, or as far as the system allows: processes begin with a
+    thousand or fewer."""
     wanted = MAX_CONNECTIONS + OTHER_FILES
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY or allowed >= wanted:
@@ -58,8 +58,8 @@ def allow_connections() -> None:
 
 
 def most_connections() -> int:
-    """Connections at once: `MAX_CONNECTIONS`, or as many as leave `OTHER_FILES` of the files that this process may
-    open, half of them at least. A store that can open no file any more is worse than a client that is sent away."""
+    """The most connections: `MAX_CONNECTIONS`, or the limit of open files less `OTHER_FILES`, at least half of the
+    limit. A store that cannot open a file is worse than a refused client."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
@@ -67,7 +67,7 @@ def most_connections() -> int:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's HTTP, with limits. What is past them is answered, where there is something to answer, and cut off."""
+    """uvicorn's HTTP with limits. A request beyond a limit is answered, where an answer is possible, and cut off."""
 
     _refusal: tuple[HTTPStatus, FrontDoorCode, str] | None = None
     _head_done = False
@@ -110,7 +110,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(HTTPStatus.BAD_REQUEST, "bad_request", "an earlier request is not answered yet")
             self.send_400_response("")
             return
-        # Nobody here reads cookies. A browser may have more of them than a handshake's parser takes in one line.
+        # Cookies are not read here. A browser may send more of them than the handshake's parser accepts in one line.
         self.scope["headers"] = [header for header in self.scope["headers"] if header[0] != b"cookie"]
         super().handle_websocket_upgrade()
 
@@ -153,7 +153,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be passed on in our own shape, and close."""
+        """Answer a request that cannot be passed on, in our own shape, and close."""
         self._end_await()
         if not self._take_answer():
             self.transport.close()  # an answer is under way: there is no place for another
@@ -168,8 +168,9 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def _take_answer(self) -> bool:
-        """Whether what is written now answers what was read last. A request whose body is broken (its encoding is none
-        that we know, a chunk's size is no number) is with the application already: to that the client has left."""
+        """Whether an answer that is written now would answer the last request. A request with a broken body (an unknown
+        encoding, a chunk size that is no number) is with the application already, which is told that the client
+        left."""
         cycle = self.cycle
         if _is_over(cycle):
             return True
@@ -197,13 +198,13 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:
-    """Tell a request that its client has left: what is sent goes nowhere."""
+    """Tell a request that its client has left; its answer is dropped."""
     cycle.disconnected = True
     cycle.message_event.set()
 
 
 def _is_over(cycle: RequestResponseCycle | None) -> bool:
-    """Whether the last request is answered; there may have been none."""
+    """Whether the last request is answered; true without any request."""
     return cycle is None or cycle.response_complete
 
 

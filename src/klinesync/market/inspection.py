@@ -1,4 +1,4 @@
-"""Inspection: what is read of the running parts for `/metrics` and the debug API, when somebody asks."""
+"""Inspection: reads the running parts for `/metrics` and the debug API, on request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.database import CandleStore, Database
 from klinesync.ws.hub import CandleHub
 
-# What is read from the store for a scrape serves the others for so long (monotonic): it takes a look at every series.
+# Seconds (monotonic) for which values read from the store are served again: reading them visits every series.
 STORE_FACTS_TTL_S = 10.0
 
 
@@ -60,9 +60,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """What of the store is measured: how many `series` it holds; of the followed ones how many are `behind`, and how
-    long ago the head closed of the one that lags most (None: nothing is stored of any); gaps, and candles missing in
-    them, by state."""
+    """Measurements of the store.
+
+    series: number of stored series.
+    behind: number of followed series without the expected candle.
+    lag_s: seconds since the head closed, of the followed series that lags most; None when nothing is stored of any.
+    gaps, gap_candles: gaps, and missing candles in them, by state.
+    """
 
     series: int = 0
     behind: int = 0
@@ -89,7 +93,7 @@ class Inspection:
         return self._page.text()
 
     def jobs(self) -> Sequence[JobState]:
-        """What is ingested, and for whom."""
+        """The ingest jobs."""
         return self._parts.jobs()
 
     def connections(self) -> Sequence[ConnectionStatus]:
@@ -104,7 +108,7 @@ class Inspection:
         return found
 
     def queues(self) -> dict[str, int]:
-        """What waits where: candles for the writer, gaps for the exchange, messages for clients."""
+        """The backlogs: candles for the writer, gaps for the exchange, messages for clients."""
         hub, pipeline = self._parts.hub.status, self._parts.pipeline
         return {
             "live_candles": pipeline.live_candles,
@@ -121,7 +125,7 @@ class Inspection:
 
     async def _look_into_store(self) -> StoreFacts:
         parts = self._parts
-        # One that is not traded brings nothing any more, and is not behind.
+        # A delisted series gets no candles any more, and does not lag.
         followed = [SeriesId.parse(job.series_id) for job in parts.jobs() if job.state != "delisted"]
         now = [(series, parts.now_s(series)) for series in followed]
 

@@ -17,7 +17,7 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# How often a store that could not be written is tried.
+# Seconds between two checks of the store.
 STORE_PROBE_S = 5.0
 
 
@@ -102,7 +102,7 @@ class MarketRuntime:
         yield Part.EVENTS, "events", self.events.run
 
     async def unready(self) -> str | None:
-        """What keeps the service from being ready; None when it has started and its store is read and written."""
+        """Why the service is not ready; None when it has started, and its store can be read and written."""
         if not self._started:
             return "not started"
         try:

@@ -1,4 +1,4 @@
-"""What HTTP bodies look like: checked where they come in, documented where they go out."""
+"""The bodies of HTTP: requests are checked by these models, answers documented."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class CandlesClosedAnswer(BaseModel):
 
 
 class BackfillBody(BaseModel):
-    """What history is to be read: from `from` on, up to `to` (exclusive; the newest that is closed when left out). UTC
+    """The history to read: from `from` (inclusive) to `to` (exclusive; default: up to the newest closed candle). UTC
     seconds."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -140,10 +140,10 @@ class BackfillBody(BaseModel):
 
 
 class BackfillBegun(BaseModel):
-    """What is read now of the series that was asked for, or of its base: so many candles, as far as the exchange has
-    them. `GET /api/market/health` of `series_id` tells how it goes. Candles of the span that no source gives any more
-    are counted as lost, with the reason; before the open time `nothing_before` the exchange has shown that it has
-    none."""
+    """A backfill that has begun, of the requested series or of its base: `missing_candles` are read, as far as the
+    exchange has them. `GET /api/market/health` of `series_id` has the progress. `lost_candles` are those of the span
+    that no source has any more, with the reason; the exchange has shown that it has no candles before
+    `nothing_before`."""
 
     ok: bool
     series_id: str
@@ -164,7 +164,7 @@ class WhitelistAnswer(BaseModel):
 
 
 class BackfillAnswer(BaseModel):
-    """How the reading of a series' history stands. Times are UTC seconds of the service's clock."""
+    """The state of a backfill of a series. Times are UTC seconds of the service's clock."""
 
     state: Literal["idle", "running", "succeeded", "failed"]
     progress_pct: float | None
@@ -184,7 +184,7 @@ class BackfillAnswer(BaseModel):
 
 
 class StreamAnswer(BaseModel):
-    """Where a series' stream stands. Times are UTC seconds of the exchange."""
+    """The state of the stream of a series. Times are UTC seconds of the exchange."""
 
     state: str
     since: int | None
@@ -193,7 +193,7 @@ class StreamAnswer(BaseModel):
 
 
 class GapsAnswer(BaseModel):
-    """How many candles are missing behind the head, by what is known of them."""
+    """The number of missing candles behind the head, by state."""
 
     unknown: int
     healing: int
@@ -202,7 +202,7 @@ class GapsAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """The health of a series: one status, one reason, and what they follow from."""
+    """The health of a series: one status, one reason, and the facts behind them."""
 
     series_id: str
     timeframe_seconds: int
@@ -232,7 +232,7 @@ class StreamCountsAnswer(BaseModel):
 
 
 class RestUseAnswer(BaseModel):
-    """Request weight of the exchange's minute, and until when (UTC seconds) nothing is asked at the exchange's wish."""
+    """Request weight of the exchange's minute, and until when (UTC seconds) the exchange has banned requests."""
 
     weight_used: int | None
     weight_limit: int | None
@@ -297,8 +297,8 @@ class TopMarketBody(BaseModel):
 
 
 class TopMarketsAnswer(BaseModel):
-    """The symbols that are traded most, by quote volume. `cached`: not asked for this time; `stale`: and the exchange
-    cannot be asked."""
+    """The symbols with the highest quote volume. `cached`: an earlier answer of the exchange; `stale`: an earlier one
+    because the exchange cannot be asked."""
 
     exchange: str
     market: str
@@ -311,8 +311,8 @@ class TopMarketsAnswer(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """One series that is ingested, and for whom. `refcount`: subscriptions that hold it; `idle_since`: since when there
-    is none. Times are UTC seconds of the exchange."""
+    """An ingest job. `refcount`: subscriptions that hold the job; `idle_since`: since when there are none. Times are
+    UTC seconds of the exchange."""
 
     series_id: str
     kind: Literal["whitelist", "ondemand"]
@@ -324,7 +324,7 @@ class JobAnswer(BaseModel):
 
 
 class ConnectionAnswer(BaseModel):
-    """One connection to an exchange, the streams that it carries, and what it has been through."""
+    """One connection to an exchange: its number of streams, its state and its counters."""
 
     exchange: str
     market: str
@@ -336,7 +336,7 @@ class ConnectionAnswer(BaseModel):
 
 
 class QueuesAnswer(BaseModel):
-    """What waits: candles for the writer (or are being written), gaps to be healed, messages for slow clients."""
+    """The backlogs: candles for the writer (or being written), gaps to heal, messages for slow clients."""
 
     live_candles: int
     bulk_candles: int
@@ -346,10 +346,10 @@ class QueuesAnswer(BaseModel):
 
 
 class RestAnswer(BaseModel):
-    """How the REST of one market stands. `used` and `limit` are weight of the exchange's minute, of which we use at
-    most the `share`; null where an exchange does not count by the minute. `waiting`: requests by urgency;
-    `blocked_until_ms` (UTC) while the exchange wants to be left alone; `errors` by HTTP status: 0 where there was no
-    answer, 200 where it could not be understood."""
+    """The state of REST of one market. `used` and `limit` are weight of the exchange's minute, of which the service
+    uses at most the `share`; null for an exchange that does not count by the minute. `waiting`: queued requests by
+    urgency; `blocked_until_ms` (UTC) during a backoff or ban; `errors` by HTTP status: 0 without an answer, 200 for an
+    answer that could not be understood."""
 
     used: int | None
     limit: int | None
@@ -363,7 +363,7 @@ class RestAnswer(BaseModel):
 
 
 class IngestStateAnswer(BaseModel):
-    """What is ingested, by what, and what waits; `rest` by exchange and market (`binance:spot`)."""
+    """The ingest jobs, connections and backlogs; `rest` by exchange and market (`binance:spot`)."""
 
     jobs: list[JobAnswer]
     connections: list[ConnectionAnswer]
@@ -382,7 +382,7 @@ class HoleAnswer(BaseModel):
 
 
 class BucketAnswer(BaseModel):
-    """How much of a derived candle's base is stored."""
+    """The stored and missing base candles of a derived candle."""
 
     bucket_open_time: int
     expected_minutes: int
@@ -408,20 +408,21 @@ class SeriesHealthAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """Of /healthz."""
+    """The answer of /healthz."""
 
     status: str
 
 
 class ReadyAnswer(BaseModel):
-    """Of /readyz. `detail`: a sentence, while the service is ready and an exchange gives nothing; else left out."""
+    """The answer of /readyz. `detail`: a sentence, while the service is ready and an exchange gives no data; otherwise
+    left out."""
 
     status: str
     detail: str | None = None
 
 
 class ErrorAnswer(BaseModel):
-    """What went wrong: a sentence for people, a code for programs."""
+    """An error: a sentence for people, a code for programs."""
 
     detail: str
     code: str

@@ -1,4 +1,4 @@
-"""The guard at the door of the service, as ASGI: it is asked before anything of a request is looked at."""
+"""The guard as ASGI middleware: it decides before any other part sees a request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# Foreign origins that are logged, each once; a browser can be made to send any number of them.
+# Most foreign origins that are logged, each once; a browser can be made to send any number of origins.
 MAX_ORIGINS_LOGGED = 100
 # For the OpenAPI document alone: that a route takes the token. `Security` below checks it, before a body is read.
 TOKEN: Sequence[Depends] = (
@@ -25,7 +25,7 @@ TOKEN: Sequence[Depends] = (
 
 
 class GuardedApp:
-    """ASGI: asks the guard before anything of a request or handshake is looked at, and answers those it refuses."""
+    """ASGI: asks the guard about each request and handshake, and answers the refused ones."""
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app = app
@@ -38,7 +38,7 @@ class GuardedApp:
             return
         head = head_of(scope)
         refusal = self._guard.refuses(head)
-        # A read is answered, and kept from the page by its browser: to its user that is a refusal too.
+        # A read is answered, but the browser keeps the answer from the page: its user sees a refusal too.
         origin = self._guard.foreign_origin(head) if head.origins else None
         if origin is not None:
             self._tell(origin)
@@ -62,7 +62,7 @@ class GuardedApp:
 
 
 def head_of(scope: Scope) -> RequestHead:
-    """What of a request counts for the guard."""
+    """The parts of a request that the guard looks at."""
     hosts: list[bytes] = []
     origins: list[bytes] = []
     authorizations: list[bytes] = []

@@ -1,4 +1,4 @@
-"""How requests end when the service stops: what waits is answered with 503 `shutting_down`, nothing new begins."""
+"""The end of requests when the service stops: pending ones are answered with 503 `shutting_down`, new ones refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Requests:
         self.stopping = True
 
     def end(self) -> None:
-        """End every request that is not answered yet."""
+        """Refuse every request that is not answered yet."""
         self.stopping = True
         now_s = self._monotonic()
         for end in self._ends:
@@ -37,7 +37,7 @@ class Requests:
                 end.reschedule(now_s)
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have `app` answer a request, until `end`: then it is refused, unless its answer has begun."""
+        """Let `app` answer a request until `end`; then the request is refused, unless its answer has begun."""
         begun = False
 
         async def sent(message: Message) -> None:

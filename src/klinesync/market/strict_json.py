@@ -1,4 +1,4 @@
-"""Bodies are JSON as the standard has it: Python's own reader takes NaN and Infinity, and the last of two numbers."""
+"""Strict JSON bodies: Python's own reader accepts NaN, Infinity and duplicate keys."""
 
 from __future__ import annotations
 

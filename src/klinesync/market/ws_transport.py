@@ -1,9 +1,9 @@
-"""The sockets of `/ws/market`: what comes is read and handled, what goes is written by the client's outbox.
+"""The sockets of `/ws/market`: incoming messages are handled in order, the client's outbox writes outgoing ones.
 
 `MarketSocket` is uvicorn's WebSocket protocol. The handshake goes through the application like any request. Then the
-route hands the connection over, and nothing of ASGI is left: no task, no queue and no scope while a client idles, and
-frames go from the outbox straight to the transport. `AsgiSocket` does the same over ASGI's `receive` and `send`, for
-other servers and for simulations.
+route hands the connection over, and nothing of ASGI remains: no task, queue or scope while a client idles, and frames
+go from the outbox straight to the transport. `AsgiSocket` does the same over ASGI's `receive` and `send`, for other
+servers and for the simulation.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from klinesync.ws.frames import payload_of
 from klinesync.ws.hub import CLOSE_DEFECT, CLOSE_POLICY_VIOLATION, Client
 from klinesync.ws.rate import RATE_PER_S, MessageRate, Verdict
 
-# Below the limit of connections: HTTP has some left when all of these are taken.
+# Most WebSocket clients. Below the limit of connections, so that HTTP always has some.
 MAX_CLIENTS = 10_000
 MAX_MESSAGE_BYTES = 64 << 10
-# A message of few bytes may come in many fragments, which cost more than they hold.
+# Most fragments of a message: a few bytes may come in many fragments, each of which costs memory.
 MAX_FRAGMENTS = 1000
-# Messages that wait for their turn before no more is read from the socket.
+# Unhandled messages of a client from which on its socket is not read.
 INBOX_MAX_MESSAGES = 16
-# How long a connection may take to accept its end before it is cut off.
+# Longest time for the closing handshake, in seconds; then the connection is cut off.
 CLOSE_TIMEOUT_S = 5.0
-# A connection is asked whether it is there; one that does not answer is half open. The answer comes behind what the
-# client has not read yet, so a slow one needs some time.
+# Interval of pings, and the longest time for an answer, in seconds; without an answer the connection is half open. The
+# ping waits behind unread data, so a slow client needs some time.
 PING_INTERVAL_S = 20.0
 PING_TIMEOUT_S = 40.0
 
@@ -79,7 +79,7 @@ async def serve_socket(websocket: WebSocket, market_data: MarketDataOrchestrator
 
 
 async def handle(coordinator: WsSubscriptionCoordinator, client: Client, rate: MessageRate, text: str | bytes) -> None:
-    """What one message does, if the client has not sent too many."""
+    """Handle one message, unless the client has sent too many."""
     match rate.judge(coordinator.monotonic()):
         case Verdict.TAKEN:
             await coordinator.handle(client, text)
@@ -91,17 +91,17 @@ async def handle(coordinator: WsSubscriptionCoordinator, client: Client, rate: M
 
 
 class Nobody(asyncio.Queue[ASGIReceiveEvent]):
-    """What an application would be told, when there is none any more."""
+    """The queue of a connection without an application: it drops every event."""
 
     def put_nowait(self, item: ASGIReceiveEvent) -> None:
-        """Forget it."""
+        """Drop the event."""
 
 
 NOBODY = Nobody()
 
 
 class SocketProtocol(ServerProtocol):
-    """The WebSocket protocol of one connection. A handshake that is refused is answered in our shape of errors."""
+    """The WebSocket protocol of one connection. A refused handshake is answered in our shape of errors."""
 
     def reject(self, status: HTTPStatus | int, text: str) -> Response:
         """The answer to a handshake: `status`, and the reason as JSON."""
@@ -183,7 +183,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def serve(self, coordinator: WsSubscriptionCoordinator) -> None:
-        """The handshake is done: from now on the connection is a client's."""
+        """Serve a client on the connection, after the handshake."""
         client = Client(self)
         self._coordinator = coordinator
         self._rate = MessageRate(coordinator.monotonic())
@@ -201,7 +201,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
         del self.scope, self.request, self.response
 
     def _leave(self) -> None:
-        """Give the client back."""
+        """Disconnect the client from the coordinator."""
         client, self._client = self._client, None
         if client is not None:
             self._inbox = None
