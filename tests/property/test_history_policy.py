@@ -92,7 +92,7 @@ class Policy(RuleBasedStateMachine):
         looks = any(self.queue.looks(series) for series in SERIES)
         work = self.queue.take(self.now_s)
         if work is None:
-            assert due_s is None or due_s > self.now_s or self._lapsed()
+            assert due_s is None or due_s > self.now_s
             return
         assert isinstance(work, Look) or (due_s is not None and due_s <= self.now_s) or looks
         assert all(other.series != work.series for other in self.out), "one piece of work of a series at a time"
@@ -140,6 +140,9 @@ class Policy(RuleBasedStateMachine):
             remaining.append(again)
         self.queue.settle(work, remaining, self.now_s, how)
         for pending in remaining:
+            if pending.due_s > pending.wanted_until_s:
+                assert self.queue.memory.was_answered(work.series, pending.reason, pending.span, pending.due_s - 0.1)
+                continue
             (status,) = [
                 one
                 for one in self.queue.needs_of(work.series)
@@ -190,15 +193,6 @@ class Policy(RuleBasedStateMachine):
         found = [status.need for status in self.queue.needs_of(series)]
         return [need for need in found if kind(need.reason) is kind(reason)]
 
-    def _lapsed(self) -> bool:
-        """Whether some tail or native candles are wanted by nobody any more."""
-        long_ago_s = self.now_s - WANTED_S
-        return any(
-            wanted.asked_s <= long_ago_s
-            for (_, reason), wanted in self.wanted.items()
-            if reason in (Reason.TAIL, Reason.NATIVE)
-        )
-
 
 TestPolicy = Policy.TestCase
 TestPolicy.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
@@ -209,18 +203,20 @@ def test_a_tail_that_nobody_reads_any_more_is_given_up_and_not_before() -> None:
     tail = Need(SERIES[0], Span(0, 60), Reason.TAIL, "read", Urgency.READ)
     assert queue.submit(tail, now_s)
     tries: list[float] = []
-    while True:
-        work = queue.take(now_s)
-        if work is None:
-            break
+    while (work := queue.take(now_s)) is not None:
         assert isinstance(work, Fetch)
         tries.append(now_s)
-        queue.settle(work, [not_answered(pending, now_s, rng, 0.0) for pending in work.needs], now_s, "no answer")
-        (status,) = queue.needs_of(SERIES[0])
-        assert status.next_try_s is not None
-        now_s = status.next_try_s
-    assert tries[-1] < 1000.0 + WANTED_S <= now_s
-    assert queue.needs_of(SERIES[0]) == ()
+        left = [not_answered(pending, now_s, rng, 0.0) for pending in work.needs]
+        queue.settle(work, left, now_s, "no answer")
+        if (statuses := queue.needs_of(SERIES[0])) == ():
+            break
+        assert statuses[0].next_try_s == left[0].due_s
+        now_s = left[0].due_s
+    assert tries[-1] <= 1000.0 + WANTED_S < left[0].due_s
+    assert queue.submit(tail, left[0].due_s - 0.1)
+    assert queue.take(left[0].due_s - 0.1) is None, "the policy holds for a new reader too"
+    assert queue.submit(tail, left[0].due_s)
+    assert queue.take(left[0].due_s) is not None
     waits = [after - before for before, after in pairwise(tries)]
     assert max(waits) <= RETRY.delay_s(PATIENCE), "it is asked for soon after the exchange's return"
 

@@ -346,6 +346,20 @@ async def test_older_history_is_not_asked_for_while_the_tail_may_bring_what_the_
         assert (await world.minutes(BTC))[0] == 920
 
 
+async def test_older_history_of_a_series_whose_tail_brings_nothing_is_fetched_all_the_same(tmp_path: Path) -> None:
+    """Nothing was traded for a while, say."""
+    async with world_on(tmp_path) as world:
+        world.exchange.minutes = set(range(980))
+        await world.write(BTC, range(970, 980))
+        await world.read(BTC, 950)
+        await world.until(lambda: any(status.last_answer for status in world.history.needs_of(BTC)))
+        await world.read(BTC, 950)
+        await world.until(lambda: not any(one.need.reason is Reason.OLDER for one in world.history.needs_of(BTC)))
+        assert (await world.minutes(BTC))[0] == 920
+        (tail,) = world.history.needs_of(BTC)
+        assert (tail.need.reason, tail.last_answer) == (Reason.TAIL, "no candle came")
+
+
 async def test_what_retention_would_trim_is_not_fetched(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
         world.kept_from = 60 * 990

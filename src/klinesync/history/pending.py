@@ -33,7 +33,7 @@ class Pending:
     attempts: how often it was asked for.
     fruitless: how often in a row without an answer that fills it or shows that it is empty.
     due_s: it is not asked for before.
-    wanted_until_s: nobody wants it after that time, unless it is asked for anew.
+    wanted_until_s: it is not asked for again after that time, unless somebody wants it anew before.
     files_checked: the files were looked into.
     out_of_reach_since_s: since when each answer has shown that the exchange's history does not reach so far back; None
         when the last answer did not.

@@ -7,7 +7,7 @@ the next piece of work, `settle` takes it back with the part that waits again, `
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from klinesync.core.candle import MAX_TIME
@@ -197,8 +197,19 @@ class HistoryQueue:
             self._remember_answer(
                 work.series, work.reason, _lasting(replace(work.needs[-1].need, span=work.span)), now_s
             )
-        self._wait(work.series, (*line.needs, *(_calmed(pending, answer) for pending in remaining)))
+        self._wait(work.series, (*line.needs, *self._wanted_still(remaining, now_s, answer)))
         self._forget_if_idle(work.series)
+
+    def _wanted_still(self, remaining: Sequence[Pending], now_s: float, answer: str | None) -> Iterator[Pending]:
+        """The needs that wait again. A need that nobody wants by its next try ends; until then the memory holds back a
+        new one."""
+        for pending in remaining:
+            if pending.due_s <= pending.wanted_until_s:
+                yield _calmed(pending, answer)
+            else:
+                self.memory.remember_answer(
+                    pending.series, pending.reason, _lasting(pending.need), pending.due_s, now_s
+                )
 
     def next_due_s(self) -> float | None:
         """When `take` has something that it has not now; None when that needs another call first."""
@@ -224,10 +235,10 @@ class HistoryQueue:
         """Whether something urgent of the series waits, behind the piece of it that is being read."""
         return series in self._urgent
 
-    def has(self, series: SeriesId, reason: Reason) -> bool:
-        """Whether a need of the series with that reason waits or is being read."""
-        line = self._lines.get(series)
-        return line is not None and any(pending.reason is reason for pending in (*line.needs, *line.in_flight))
+    def expects(self, series: SeriesId, reason: Reason) -> bool:
+        """Whether a need of the series with that reason waits for its first answer."""
+        line = self._lines.get(series, _Line())
+        return any(one.reason is reason and not one.fruitless for one in (*line.needs, *line.in_flight))
 
     def looks(self, series: SeriesId) -> bool:
         """Whether the store is yet to be asked for declared gaps of the series."""
@@ -272,10 +283,6 @@ class HistoryQueue:
             self._note_urgent(series, line)
             return look
         if (line.urgent_due_s if urgent_only else line.due_s) > now_s:
-            return None
-        self._wait(series, [one for one in line.needs if one.due_s > now_s or one.wanted_until_s > now_s])
-        if (line.urgent_due_s if urgent_only else line.due_s) > now_s:  # nobody wants it any more
-            self._forget_if_idle(series)
             return None
         return self._fetch_of(series, line, now_s)
 

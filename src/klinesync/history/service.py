@@ -116,9 +116,9 @@ class HistoryService:
         """Each need of the series that waits or is being read, ascending."""
         return self._queue.needs_of(series)
 
-    def has(self, series: SeriesId, reason: Reason) -> bool:
-        """Whether a need of the series with that reason waits or is being read."""
-        return self._queue.has(series, reason)
+    def expects(self, series: SeriesId, reason: Reason) -> bool:
+        """Whether a need of the series with that reason waits for its first answer."""
+        return self._queue.expects(series, reason)
 
     def working_on(self, series: SeriesId) -> list[Span]:
         """The spans that are being read or wait for it, ascending. A hole of several fruitless attempts is not among

@@ -68,7 +68,7 @@ class Coverage:
         """
         if not self._followed(base):
             self._ensure_tail(base, stored)
-        filling = newest and self._history.has(base, Reason.TAIL)  # the tail may bring what the page lacks
+        filling = newest and self._history.expects(base, Reason.TAIL)  # the tail may bring what the page lacks
         if series != base and self._derived(series, None if filling else page_start):
             return
         if page_start is not None and stored is not None and not filling:
