@@ -16,7 +16,7 @@ from fake_exchange import FakeExchange, context, registry_of
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.binance.entry import BinanceEntry
-from klinesync.exchanges.binance.rest import market_routes
+from klinesync.exchanges.binance.requests import market_routes
 from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.market_data import top_markets

@@ -23,8 +23,10 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.ccxt.client import Ccxt, CcxtClient, CcxtThread
+from klinesync.exchanges.ccxt.client import CcxtClient
 from klinesync.exchanges.ccxt.exchange import CcxtExchange
+from klinesync.exchanges.ccxt.installed import Ccxt
+from klinesync.exchanges.ccxt.thread import CcxtThread
 from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock

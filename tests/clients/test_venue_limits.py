@@ -11,7 +11,7 @@ from venue_service import candle, hurry, serving, until, whitelist
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.ccxt import exchange as ccxt_exchange
+from klinesync.exchanges.ccxt import rest as ccxt_rest
 from klinesync.storage.sqlite_reader import SqliteReader
 from running_service import Service
 from venues import faults, hyperliquid
@@ -33,7 +33,7 @@ NO_LISTS = [faults.HTML, faults.EMPTY_OBJECT, Cut()]
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch, SPEED)
-    monkeypatch.setattr(ccxt_exchange, "UNLISTED_TTL_S", 0.1)
+    monkeypatch.setattr(ccxt_rest, "UNLISTED_TTL_S", 0.1)
 
 
 def series(venue: Venue, base: str = "BTC") -> SeriesId:

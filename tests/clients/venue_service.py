@@ -15,8 +15,9 @@ from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges import reach, whole_lists
-from klinesync.exchanges.ccxt import exchange as ccxt_exchange
 from klinesync.exchanges.ccxt import pace, turn_queue
+from klinesync.exchanges.ccxt import rest as ccxt_rest
+from klinesync.exchanges.ccxt import streams as ccxt_streams
 from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.ingest import followed, listing_watch, market_watch, supervisor
 from running_service import Service, running_service
@@ -32,16 +33,17 @@ DURATIONS = {
     market_watch: ("CLOCK_AGE_S",),
     followed: ("ATTACH_WAIT_S", "SUSPECT_LISTINGS_AGE_S"),
     listing_watch: ("LISTINGS_AGE_S", "LISTINGS_PAUSE_S"),
-    ccxt_exchange: (
+    ccxt_rest: (
         "ASK_TIME_EVERY_S", "ASK_DATE_EVERY_S", "CONFIRM_S", "LISTINGS_TTL_S", "UNLISTED_TTL_S", "POLL_LEAST_S",
-        "POLL_MOST_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S",
+        "POLL_MOST_S",
     ),
+    ccxt_streams: ("CONFIRM_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S"),
     pace: ("BURST_S",),
     whole_lists: ("BELIEVED_AFTER_S",),
     turn_queue: ("HELD_MOST_S",),
 }  # fmt: skip
 BACKOFFS = {
-    ccxt_exchange: ("BEGIN_AGAIN",),
+    ccxt_streams: ("BEGIN_AGAIN",),
     whole_lists: ("FIRST_LIST", "NEXT_LIST"),
     turn_queue: ("REFUSED", "TROUBLE"),
 }
@@ -63,7 +65,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
     for name in SILENCES:
         monkeypatch.setattr(reach, name, getattr(reach, name) / SILENCES_SPEED)
     monkeypatch.setattr(market_watch, "UNREACHABLE_AFTER_S", reach.UNREACHABLE_AFTER_S)
-    monkeypatch.setattr(ccxt_exchange, "POLLS_PER_CANDLE", ccxt_exchange.POLLS_PER_CANDLE * speed)
+    monkeypatch.setattr(ccxt_rest, "POLLS_PER_CANDLE", ccxt_rest.POLLS_PER_CANDLE * speed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ async def serving(tmp_path: Path, *venues: Venue, timeout_s: float = 10.0, **fla
     given = {"startup_kline_sync_target_candles": "10", "audit_interval_s": "0", "rest_final_margin_s": str(MARGIN_S)}
     others = CcxtEntry(
         makers={venue.name: maker(venue, timeout_s=timeout_s) for venue in venues},
-        poll_least_s=ccxt_exchange.POLL_LEAST_S,
+        poll_least_s=ccxt_rest.POLL_LEAST_S,
     )
     async with running_service(tmp_path / "store.sqlite", None, others, **(given | flags)) as service:
         yield service

@@ -19,7 +19,7 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.binance.entry import BinanceEntry
-from klinesync.exchanges.binance.rest import market_routes
+from klinesync.exchanges.binance.requests import market_routes
 from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.exchange import Connection, Errand, Exchange, KlineEvent, StreamCallbacks, Urgency
 from klinesync.exchanges.registry import ExchangeEntry, ExchangeRegistry

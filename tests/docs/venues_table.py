@@ -7,7 +7,8 @@ from pathlib import Path
 import generated
 
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.ccxt.exchange import POLL_AGAIN_S, POLL_LEAST_S, POLL_MOST_S, POLLS_PER_CANDLE
+from klinesync.exchanges.ccxt.rest import POLL_LEAST_S, POLL_MOST_S, POLLS_PER_CANDLE
+from klinesync.exchanges.ccxt.streams import POLL_AGAIN_S
 from klinesync.exchanges.ccxt.venue_margin import DATE_STEP_MS
 from klinesync.exchanges.ccxt.venues import REQUESTS_PER_CANDLE, VENUES, Quiet, Venue, polling
 from klinesync.runtime.flags import RuntimeFlags

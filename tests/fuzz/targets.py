@@ -38,10 +38,12 @@ from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.core.times import BadTime, unix_seconds
-from klinesync.exchanges.binance.rest import BinanceRest, market_routes
-from klinesync.exchanges.binance.streams import BadFrame, Stream, parse_frame
-from klinesync.exchanges.ccxt.client import CcxtClient, CcxtThread
+from klinesync.exchanges.binance.frames import BadFrame, Stream, parse_frame
+from klinesync.exchanges.binance.requests import market_routes
+from klinesync.exchanges.binance.rest import BinanceRest
+from klinesync.exchanges.ccxt.client import CcxtClient
 from klinesync.exchanges.ccxt.rows import LiveCandles, date_ms, read_page, upstream_error
+from klinesync.exchanges.ccxt.thread import CcxtThread
 from klinesync.exchanges.ccxt.venue_margin import VenueMargin
 from klinesync.exchanges.exchange import Errand, KlineEvent, Listing, Ticker, Urgency
 from klinesync.factor.indicator_names import parse_indicators

@@ -22,7 +22,7 @@ from klinesync.exchanges.binance.decode import (
     decode_tickers,
     decode_time,
 )
-from klinesync.exchanges.binance.streams import BadFrame, Stream, parse_frame
+from klinesync.exchanges.binance.frames import BadFrame, Stream, parse_frame
 from klinesync.exchanges.binance.symbols import SymbolTable, coin_margined
 from klinesync.exchanges.exchange import Listing
 

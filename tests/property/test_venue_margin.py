@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.ccxt.exchange import CONFIRM_S
+from klinesync.exchanges.ccxt.rest import CONFIRM_S
 from klinesync.exchanges.ccxt.rows import LiveCandles, Row, read_page
 from klinesync.exchanges.ccxt.venue_margin import MAX_MARGIN_MS, DateClock, VenueMargin
 from support.thorough import examples

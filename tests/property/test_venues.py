@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from fake_exchange import context
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.ccxt.client import Ccxt
 from klinesync.exchanges.ccxt.entry import CcxtEntry
+from klinesync.exchanges.ccxt.installed import Ccxt
 from klinesync.exchanges.ccxt.pace import BURST_S, Pace
 from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.ccxt.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, polling, venue

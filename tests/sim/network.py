@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from klinesync.core.candle import Candle
-from klinesync.exchanges.binance.rest import TIMEOUT_S
+from klinesync.exchanges.binance.requests import TIMEOUT_S
 from klinesync.exchanges.binance.streams import CONNECT_TIMEOUT_S, HEARTBEAT_S
 from klinesync.runtime.http_client import Body
 from sim.exchange import MINUTE_S, Listing, SimulatedExchange

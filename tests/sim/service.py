@@ -14,7 +14,7 @@ from fastapi import WebSocket
 
 from klinesync.core.errors import StoreError
 from klinesync.exchanges.binance.entry import BinanceEntry
-from klinesync.exchanges.binance.rest import MarketRoutes
+from klinesync.exchanges.binance.requests import MarketRoutes
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings

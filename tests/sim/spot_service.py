@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 from klinesync.exchanges.binance.entry import BinanceEntry
-from klinesync.exchanges.binance.rest import MarketRoutes
+from klinesync.exchanges.binance.requests import MarketRoutes
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from klinesync.core.candle import Candle
 from klinesync.core.errors import Transient, UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.ccxt.client import CcxtThread
 from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.ccxt.rows import Row
+from klinesync.exchanges.ccxt.thread import CcxtThread
 from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.ingest.jobs import NoCapacity
 from klinesync.market.runtime import MarketRuntime

@@ -619,7 +619,7 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         lifetime_s = scenario.faults.lifetime * MINUTE_S
         limits["exchanges.binance.streams.ROTATE_AFTER_S"] = (0.4 * lifetime_s, 0.6 * lifetime_s)
     if scenario.faults.weight:
-        limits["exchanges.binance.rest.WEIGHTS"] = {
+        limits["exchanges.binance.requests.WEIGHTS"] = {
             market: replace(weights, limit=scenario.faults.weight) for market, weights in weight.WEIGHTS.items()
         }
     return limits

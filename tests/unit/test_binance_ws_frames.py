@@ -9,8 +9,8 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.binance import streams as binance_ws
-from klinesync.exchanges.binance.streams import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
+from klinesync.exchanges.binance import frames as binance_frames
+from klinesync.exchanges.binance.frames import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
 from klinesync.exchanges.exchange import KlineEvent
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -88,7 +88,7 @@ def test_answers_to_requests_are_understood(text: str, answer: Answer) -> None:
         (frame(s="ETHUSDT"), "symbol 'ETHUSDT'"),
         (frame(sent_ms=1700000039999), "before its candle opens"),
         (frame(x=True, sent_ms=1700000098000), "before its end"),
-        (frame(n="9" * binance_ws.MAX_FRAME_CHARS), "characters"),
+        (frame(n="9" * binance_frames.MAX_FRAME_CHARS), "characters"),
     ],
 )
 def test_a_frame_that_is_not_the_protocols_is_quarantined(text: str, word: str) -> None:

@@ -13,10 +13,12 @@ import pytest
 
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.ccxt import client as ccxt_client
-from klinesync.exchanges.ccxt.client import Ccxt, CcxtClient, CcxtThread
+from klinesync.exchanges.ccxt import installed as ccxt_installed
+from klinesync.exchanges.ccxt.client import CcxtClient
 from klinesync.exchanges.ccxt.entry import CcxtEntry
+from klinesync.exchanges.ccxt.installed import Ccxt
 from klinesync.exchanges.ccxt.rows import Row
+from klinesync.exchanges.ccxt.thread import CcxtThread
 from klinesync.exchanges.exchange import Errand, Listing, Urgency
 
 SERIES = SeriesId.parse("fake:futures:BTC/USDT:1m")
@@ -342,7 +344,7 @@ def exchanges() -> CcxtEntry:
 
 
 def test_without_ccxt_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ccxt_client, "find_spec", lambda _: None)
+    monkeypatch.setattr(ccxt_installed, "find_spec", lambda _: None)
     assert "pip install 'klinesync[ccxt]'" in str(exchanges().refusal("okx"))
 
 
@@ -353,7 +355,7 @@ def test_a_name_that_ccxt_does_not_have_is_refused(monkeypatch: pytest.MonkeyPat
     spec = ModuleSpec("ccxt", None, is_package=True)
     assert spec.submodule_search_locations is not None
     spec.submodule_search_locations.append(str(tmp_path))
-    monkeypatch.setattr(ccxt_client, "find_spec", lambda _: spec)
+    monkeypatch.setattr(ccxt_installed, "find_spec", lambda _: spec)
     assert exchanges().refusal("okx") is None
     assert exchanges().refusal("nope") == "ccxt has no exchange nope"
 
@@ -369,6 +371,6 @@ def test_an_exchange_of_which_ccxt_has_no_candles_is_refused_as_its_file_says_or
     spec = ModuleSpec("ccxt", None, is_package=True)
     assert spec.submodule_search_locations is not None
     spec.submodule_search_locations.append(str(tmp_path))
-    monkeypatch.setattr(ccxt_client, "find_spec", lambda _: spec)
+    monkeypatch.setattr(ccxt_installed, "find_spec", lambda _: spec)
     for name in ("plain", "extended"):
         assert exchanges().refusal(name) == (f"ccxt has no OHLCV of {name}" if refused else None)

@@ -16,10 +16,12 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.ccxt import exchange as ccxt_exchange
-from klinesync.exchanges.ccxt.client import CcxtClient, CcxtThread
+from klinesync.exchanges.ccxt import rest as ccxt_rest
+from klinesync.exchanges.ccxt import streams as ccxt_streams
+from klinesync.exchanges.ccxt.client import CcxtClient
 from klinesync.exchanges.ccxt.exchange import CcxtExchange
 from klinesync.exchanges.ccxt.rows import Row
+from klinesync.exchanges.ccxt.thread import CcxtThread
 from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
 
@@ -32,7 +34,7 @@ WAIT_S = 30.0
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits before the time is asked again."""
-    monkeypatch.setattr(ccxt_exchange, "ASK_TIME_EVERY_S", 0.0)
+    monkeypatch.setattr(ccxt_rest, "ASK_TIME_EVERY_S", 0.0)
 
 
 def row(minute: int) -> Row:
@@ -229,6 +231,18 @@ async def test_what_a_venue_keeps_no_more_is_not_asked_for() -> None:
         assert min(since or 0 for since in exchange.sinces) == reach.oldest * 1000
 
 
+@pytest.mark.parametrize(("name", "empty"), [("okx", [36]), ("hyperliquid", [])])
+async def test_a_hole_of_a_minute_ago_is_proven_unless_the_venue_adds_quiet_minutes_late(
+    name: str, empty: list[int]
+) -> None:
+    """The hole was confirmed empty at once, and the candle that came later was missing."""
+    exchange = Fake([*range(36), 37, 38], T0 + 60 * 39)
+    async with source_of(exchange, name=name) as source:
+        pages = [page async for page in source.history(BTC, T0, Errand(Urgency.DEEP))]
+    spans = [span for page in pages for span in page.empty]
+    assert spans == [Span(T0 + 60 * minute, T0 + 60 * minute + 60) for minute in empty]
+
+
 async def test_a_first_answer_without_the_symbols_of_a_market_that_has_some_is_no_list_and_is_asked_for_again() -> None:
     exchange, now_s = Fake([0], T0 + 60, spot=True), 1000.0
     exchange.bases = []
@@ -263,7 +277,7 @@ async def test_a_quiet_exchange_without_a_time_or_dates_is_asked_for_rows_no_mor
         for _ in range(120):  # a minute, in which nothing is traded
             now_s += 0.5
             await source.now_ms("spot")
-        assert len(exchange.asked) - asked == 60.0 / ccxt_exchange.ASK_DATE_EVERY_S
+        assert len(exchange.asked) - asked == 60.0 / ccxt_rest.ASK_DATE_EVERY_S
         asked = len(exchange.asked)
         for _ in range(60):  # polls tell the same
             now_s += 1.0
@@ -279,12 +293,10 @@ async def test_polls_make_room_for_closes_and_a_close_is_looked_at_again_however
         pauses: list[float] = []
         for source.polled in (1, 10, 20, 24, 100):
             pauses.append(source.pause_s(BTC, can))
-            assert source.pause_s(BTC, can, confirms=True) <= ccxt_exchange.CONFIRM_S * 1.1
+            assert source.pause_s(BTC, can, confirms=True) <= ccxt_rest.CONFIRM_S * 1.1
         assert pauses[0] < 4.0
-        assert 10 * 1.0 / ccxt_exchange.POLL_SHARE * 0.9 < pauses[1] < pauses[2] < ccxt_exchange.POLL_MOST_S * 1.1
-        assert all(pause_s > ccxt_exchange.POLL_MOST_S * 0.9 for pause_s in pauses[2:]), (
-            "closes are all that is asked for"
-        )
+        assert 10 * 1.0 / ccxt_rest.POLL_SHARE * 0.9 < pauses[1] < pauses[2] < ccxt_rest.POLL_MOST_S * 1.1
+        assert all(pause_s > ccxt_rest.POLL_MOST_S * 0.9 for pause_s in pauses[2:]), "closes are all that is asked for"
 
 
 async def test_a_series_without_trades_is_quiet_from_its_first_page_on() -> None:
@@ -309,7 +321,7 @@ async def test_a_series_without_trades_is_quiet_from_its_first_page_on() -> None
 async def test_a_stream_that_is_refused_is_polled_for_and_said_to_be_back_with_its_first_push(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ccxt_exchange, "BEGIN_AGAIN", Backoff(0.1, 0.2, jitter=0.5))
+    monkeypatch.setattr(ccxt_streams, "BEGIN_AGAIN", Backoff(0.1, 0.2, jitter=0.5))
 
     class Refused(Fake):
         refuses = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib import import_module
 
-from klinesync.exchanges.ccxt.client import Ccxt, Maker
+from klinesync.exchanges.ccxt.installed import Ccxt, Maker
 from venues.venue import Venue
 
 _SERVER = re.compile(r"^(http|ws)s?://[^/]+")

@@ -17,8 +17,11 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.exchanges.binance import listings as binance_listings
+from klinesync.exchanges.binance import requests as binance_requests
 from klinesync.exchanges.binance import rest as binance_rest
-from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest, market_routes
+from klinesync.exchanges.binance.requests import market_routes
+from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest
 from klinesync.exchanges.exchange import (
     BOTH_NEIGHBOURS,
     LISTINGS_TTL_S,
@@ -182,7 +185,7 @@ async def history(rest: BinanceRest, series: SeriesId = SERIES, start: int = STA
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is repeated is repeated at once, and so is the question for the time."""
     monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
-    monkeypatch.setattr(binance_rest, "RETRY", Backoff(0.0, 0.0))
+    monkeypatch.setattr(binance_requests, "RETRY", Backoff(0.0, 0.0))
 
 
 def failure(status: int, **headers: str) -> Callable[[], web.Response]:
@@ -409,7 +412,7 @@ async def test_an_exchange_that_does_not_answer_in_time_is_asked_a_bounded_numbe
         clocks["spot"].learn(exchange.now_ms, asyncio.get_running_loop().time())
         with pytest.raises(UpstreamError, match="did not answer"):
             await history(rest)
-        assert asked == 1 + binance_rest.RETRIES
+        assert asked == 1 + binance_requests.RETRIES
         status = rest.status()["spot"]
         assert (status.requests, status.errors, status.under_way) == (3, {0: 3}, 0)
         assert status.used == 6, "the exchange may have counted them"
@@ -536,11 +539,13 @@ async def test_an_exchange_that_is_not_there_is_an_error_of_the_exchange() -> No
 async def test_listed_symbols_are_known_and_the_list_is_asked_once() -> None:
     exchange = Exchange()
     async with connected(exchange) as (rest, _):
-        assert await rest.knows(SERIES)
-        assert not await rest.knows(SeriesId.parse("binance:spot:ETH/USDT:1m"))
-        assert await rest.knows(FUTURES)
-        assert not await rest.knows(SeriesId.parse("binance:futures:ETH/USDT:1m")), "a quarterly is no perpetual"
-        assert not await rest.knows(SeriesId.parse("okx:spot:BTC/USDT:1m"))
+        assert await rest.refusal(SERIES) is None
+        assert await rest.refusal(SeriesId.parse("binance:spot:ETH/USDT:1m")) is not None
+        assert await rest.refusal(FUTURES) is None
+        assert await rest.refusal(SeriesId.parse("binance:futures:ETH/USDT:1m")) is not None, (
+            "a quarterly is no perpetual"
+        )
+        assert await rest.refusal(SeriesId.parse("okx:spot:BTC/USDT:1m")) is not None
     assert exchange.asked == [{"info": "/api/v3/exchangeInfo"}, {"info": "/fapi/v1/exchangeInfo"}]
 
 
@@ -828,30 +833,30 @@ async def test_listings_that_cannot_be_had_are_an_error_and_not_asked_for_again_
             with pytest.raises(UpstreamError, match="403"):
                 await rest.listings("spot", 60.0)
         assert len(exchange.asked) == 2
-        now_s += binance_rest.LISTINGS_PAUSE_S
+        now_s += binance_listings.LISTINGS_PAUSE_S
         assert await rest.listings("spot", 60.0)
 
 
-async def test_knows_falls_back_on_an_older_list_and_looks_again_for_what_a_list_does_not_have() -> None:
+async def test_a_refusal_falls_back_on_an_older_list_and_looks_again_for_what_a_list_does_not_have() -> None:
     exchange = Exchange()
     now_s = 0.0
     other = SeriesId.parse("binance:spot:ETH/USDT:1m")
     async with connected(exchange, lambda: now_s, shelf=Kept()) as (rest, _):
         exchange.failures = [failure(403)]
         with pytest.raises(UpstreamError):
-            await rest.knows(SERIES)
-        now_s += binance_rest.LISTINGS_PAUSE_S
-        assert await rest.knows(SERIES)
-        assert not await rest.knows(other)
+            await rest.refusal(SERIES)
+        now_s += binance_listings.LISTINGS_PAUSE_S
+        assert await rest.refusal(SERIES) is None
+        assert await rest.refusal(other) is not None
         assert len(exchange.asked) == 2
-        now_s += binance_rest.UNLISTED_TTL_S + 1
-        assert await rest.knows(SERIES)
+        now_s += binance_listings.UNLISTED_TTL_S + 1
+        assert await rest.refusal(SERIES) is None
         assert len(exchange.asked) == 2
-        assert not await rest.knows(other)
+        assert await rest.refusal(other) is not None
         assert len(exchange.asked) == 3
         now_s += LISTINGS_TTL_S + 1
         exchange.failures = [failure(403)]
-        assert await rest.knows(SERIES)
+        assert await rest.refusal(SERIES) is None
         assert len(exchange.asked) == 4
 
 
@@ -863,14 +868,14 @@ async def test_a_list_that_has_lost_most_symbols_replaces_nothing_and_is_asked_f
     exchange.spot_symbols = told
     now_s = 0.0
     async with connected(exchange, lambda: now_s, shelf=shelf) as (rest, _):
-        assert await rest.knows(SeriesId.parse("binance:spot:S7/USDT:1m")), "by the list that was kept"
+        assert await rest.refusal(SeriesId.parse("binance:spot:S7/USDT:1m")) is None, "by the list that was kept"
         for pause_s in (5.0, 10.0, 20.0):
             asked = len(exchange.asked)
             with pytest.raises(UpstreamError, match="no whole list"):
                 await rest.listings("spot", 0.0)
             assert len(exchange.asked) <= asked + 1
             now_s += pause_s + 0.1
-        assert await rest.knows(SeriesId.parse("binance:spot:S7/USDT:1m"))
+        assert await rest.refusal(SeriesId.parse("binance:spot:S7/USDT:1m")) is None
         assert shelf.kept == {}, "what is kept over a restart stays, too"
         exchange.spot_symbols = shelf.symbols[:95]
         now_s += 60.0

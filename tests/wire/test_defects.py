@@ -166,7 +166,7 @@ def test_all_tasks_of_the_service_begin_through_one_function() -> None:
         "market/runtime.py": 1,  # the writer
         "history/files/importing.py": 3,  # a command: its progress, and the steps of a reader
         "history/files/sources.py": 1,  # one step of a file's reader, awaited at once
-        "exchanges/ccxt/exchange.py": 1,  # the next push of a stream, awaited by the task of its series
+        "exchanges/ccxt/streams.py": 1,  # the next push of a stream, awaited by the task of its series
     }
     found = {}
     for path in source.rglob("*.py"):

@@ -15,7 +15,7 @@ from klinesync.client.follow import ClosedCandle, Gap, System, Update, follow
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.binance import rest as binance_rest
+from klinesync.exchanges.binance import requests as binance_requests
 from klinesync.exchanges.binance import streams as binance_ws
 from klinesync.ingest import audit, followed, listing_watch, liveness, market_watch, supervisor
 from klinesync.market_data import known_series
@@ -537,7 +537,7 @@ async def test_an_exchange_that_takes_connections_and_never_answers_holds_up_no_
     with silent:
         async with (
             running_service(tmp_path / "s", None, **flags) as service,
-            asyncio.timeout(binance_rest.TIMEOUT_S - 1),  # a request takes longer to fail
+            asyncio.timeout(binance_requests.TIMEOUT_S - 1),  # a request takes longer to fail
         ):
             _, page = await service.get("/api/market/candles", series_id=str(SPOT))
             assert page["candles"] == []

@@ -18,7 +18,8 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.binance.rest import BinanceRest, market_routes
+from klinesync.exchanges.binance.requests import market_routes
+from klinesync.exchanges.binance.rest import BinanceRest
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
 from klinesync.history.ports import HistoryPorts

@@ -15,7 +15,7 @@ from history_files import minutes, write_freqtrade
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.ccxt import client as ccxt_client
+from klinesync.exchanges.ccxt import installed as ccxt_installed
 from klinesync.history import pending
 from klinesync.sim.server import SimConfig, SimServer
 from running_service import Service, running_service
@@ -134,7 +134,7 @@ async def test_what_no_file_has_is_unreachable_and_not_in_the_making(tmp_path: P
 async def test_of_an_exchange_that_cannot_be_asked_at_all_files_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ccxt_client, "find_spec", lambda _: None)
+    monkeypatch.setattr(ccxt_installed, "find_spec", lambda _: None)
     candles = last_minutes(50)
     folder = files_with(tmp_path / "data", candles, "kraken/BTC_USD-1m.feather")
     async with running_service(tmp_path / "store.sqlite", freqtrade_data_dir=str(folder), **OFFLINE) as service:

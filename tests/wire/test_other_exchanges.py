@@ -18,7 +18,7 @@ from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges import whole_lists
-from klinesync.exchanges.ccxt import exchange as ccxt_exchange
+from klinesync.exchanges.ccxt import rest as ccxt_rest
 from klinesync.exchanges.ccxt import turn_queue
 from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.ingest import followed, listing_watch, market_watch, supervisor
@@ -125,7 +125,7 @@ async def test_a_list_without_the_symbol_says_little_and_a_second_one_a_while_la
     monkeypatch.setattr(followed, "SUSPECT_LISTINGS_AGE_S", 1.0)
     monkeypatch.setattr(listing_watch, "LISTINGS_AGE_S", 0.2)
     monkeypatch.setattr(listing_watch, "LISTINGS_PAUSE_S", 0.05)
-    monkeypatch.setattr(ccxt_exchange, "UNLISTED_TTL_S", 0.1)
+    monkeypatch.setattr(ccxt_rest, "UNLISTED_TTL_S", 0.1)
     monkeypatch.setattr(turn_queue, "TROUBLE", Backoff(0.05, 0.05))
     monkeypatch.setattr(whole_lists, "FIRST_LIST", Backoff(0.05, 30.0))
     monkeypatch.setattr(whole_lists, "NEXT_LIST", Backoff(0.05, 0.2))

@@ -18,8 +18,9 @@ from klinesync.client.service import AsyncKlinesync
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.binance.rest import BinanceRest, market_routes
-from klinesync.exchanges.ccxt.client import TIMEOUT_MS, ccxt_exchange
+from klinesync.exchanges.binance.requests import market_routes
+from klinesync.exchanges.binance.rest import BinanceRest
+from klinesync.exchanges.ccxt.installed import TIMEOUT_MS, ccxt_exchange
 from klinesync.history.files.sources import ExchangeArchive
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import load_flags, proxies_of

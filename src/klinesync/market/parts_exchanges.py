@@ -9,7 +9,7 @@ from functools import partial
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.binance.entry import BinanceEntry
-from klinesync.exchanges.binance.rest import market_routes
+from klinesync.exchanges.binance.requests import market_routes
 from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.registry import ExchangeContext, ExchangeEntry, ExchangeRegistry, load_entries
 from klinesync.ingest.supervisors import Supervisors

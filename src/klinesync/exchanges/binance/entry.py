@@ -8,7 +8,8 @@ import aiohttp
 
 from klinesync.exchanges.binance.decode import EXCHANGE
 from klinesync.exchanges.binance.exchange import BinanceExchange
-from klinesync.exchanges.binance.rest import TIMEOUT_S, BinanceRest, MarketRoutes
+from klinesync.exchanges.binance.requests import TIMEOUT_S, MarketRoutes
+from klinesync.exchanges.binance.rest import BinanceRest
 from klinesync.exchanges.binance.streams import STREAMS_PER_CONNECTION
 from klinesync.exchanges.binance.weight import SHARE
 from klinesync.exchanges.registry import ExchangeContext

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import aiohttp
 import msgspec
 
 from klinesync.core.backoff import Backoff
-from klinesync.core.candle import Candle, check_candle
-from klinesync.core.decoding import Int64
 from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.access import HANDSHAKE, Access
-from klinesync.exchanges.binance.decode import EXCHANGE, BadAnswer, decoded
+from klinesync.exchanges.binance.decode import EXCHANGE
+from klinesync.exchanges.binance.frames import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
 from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks, StreamCounts
 from klinesync.runtime.bulkheads import Bulkheads, Part
@@ -43,13 +41,9 @@ STREAMS_PER_CONNECTION = 200
 # Names in one SUBSCRIBE, and the pace of messages: spot closes a connection that sends more than 5 a second.
 NAMES_PER_MESSAGE = 100
 MESSAGE_PACE_S = 0.35
-# A kline frame has some 400 bytes. A larger one than this is quarantined; past the second limit the socket is closed,
-# as it would cost memory to read on.
-MAX_FRAME_CHARS = 64 << 10
+# Past that size the socket is closed, as it would cost memory to read on.
 MAX_SOCKET_BYTES = 16 << 20
 HEARTBEAT_S = 20.0
-# Of the exchange's own words in an error, so many characters are told.
-MAX_MSG_CHARS = 200
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
@@ -67,70 +61,18 @@ OVERLAP_MOST_S = 90.0
 LET_GO_POLL_S = 1.0
 # How often a successor that could not be connected is tried.
 SUCCESSOR_RETRY_S = 10.0
-# So much before its candle's end a frame that says final may be stamped: an exchange's machines differ by some ms.
-CLOSED_EARLY_MS = 1000
 # How often it is asked whether a series is listed by now whose name at the exchange is not known, in seconds.
 NAMES_RETRY_S = 5.0
 # Of quarantined frames one in so long is logged, for each connection.
 QUARANTINE_LOG_EVERY_S = 10.0
 
 PATHS = {"spot": "/stream", "futures": "/market/stream"}
-SHUTDOWN = "serverShutdown"
-
-
-class _Kline(msgspec.Struct, gc=False):
-    t: Int64
-    s: str
-    i: str
-    o: float
-    h: float
-    l: float  # noqa: E741  # the exchange's name
-    c: float
-    v: float
-    x: msgspec.Raw
-
-
-class _Event(msgspec.Struct, gc=False):
-    E: Int64
-    k: _Kline
-
-
-class _Error(msgspec.Struct, gc=False):
-    code: Int64 = 0
-    msg: str = ""
-
-
-class _Frame(msgspec.Struct, gc=False):
-    stream: str = ""
-    data: msgspec.Raw = msgspec.Raw()
-    id: Int64 | None = None
-    error: _Error | None = None
-    e: str = ""
-
-
-# Numbers arrive as text: strict=False reads them. It would read "false" as a flag too, so `x` is left raw.
-_FLAG = {b"true": True, b"false": False}
-_frame = msgspec.json.Decoder(_Frame)
-_event = msgspec.json.Decoder(_Event, strict=False)
-
-
-class BadFrame(ValueError):
-    """A frame that is not what the protocol says. The connection lives on."""
 
 
 class Refused(KlinesyncError):
     """The exchange answered a request with an error."""
 
     code = "refused"
-
-
-class Stream(NamedTuple):
-    """What a stream must carry: the exchange's symbol, and the series that it stands for. `others`: further series that
-    are subscribed under the same name; each gets every candle."""
-
-    symbol_id: str
-    series: SeriesId
-    others: tuple[SeriesId, ...] = ()
 
 
 class Symbols(Protocol):
@@ -143,61 +85,6 @@ class Symbols(Protocol):
     async def symbol_id(self, series: SeriesId) -> str:
         """The same, by a list that is asked for if need be. Raises `UpstreamError`."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer to request `id`: what went wrong, or None."""
-
-    id: int | None
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Shutdown:
-    """The exchange will end this socket soon."""
-
-
-def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent | Answer | Shutdown | None:
-    """What a frame says; None for a stream that is not followed (any more). Raises `BadFrame`, `BadCandle`."""
-    if len(text) > MAX_FRAME_CHARS:
-        raise BadFrame(f"it has {len(text)} characters")
-    try:
-        frame = decoded(_frame, text)
-        if not frame.stream or frame.stream == f"!{SHUTDOWN}":
-            if frame.e == SHUTDOWN or frame.stream:
-                return Shutdown()
-            if frame.id is not None or frame.error is not None:
-                error = None if frame.error is None else f"{frame.error.code} {frame.error.msg[:MAX_MSG_CHARS]}"
-                return Answer(frame.id, error)
-            raise BadFrame("it is neither a stream's nor an answer")
-        stream = streams.get(frame.stream)
-        if stream is None:
-            return None
-        event = decoded(_event, frame.data)
-    except BadAnswer as problem:
-        raise BadFrame(str(problem)) from None
-    kline, series = event.k, stream.series
-    if kline.i != series.timeframe.code or kline.s != stream.symbol_id:
-        raise BadFrame(f"symbol {kline.s[:50]!r}, interval {kline.i[:50]!r} on stream {frame.stream[:100]!r}")
-    open_s, rest_ms = divmod(kline.t, 1000)
-    if rest_ms:
-        raise BadCandle(kline.t / 1000, "its time is no whole second")
-    candle = check_candle(Candle(open_s, kline.o, kline.h, kline.l, kline.c, kline.v), series.timeframe)
-    closed = _FLAG.get(bytes(kline.x))
-    if closed is None:
-        raise BadFrame(f"x is {bytes(kline.x)[:50]!r}, neither true nor false")
-    event_ms = event.E
-    if event_ms < kline.t:
-        raise BadFrame(f"it is stamped {event_ms}, before its candle opens at {kline.t}")
-    if closed and event_ms < series.timeframe.next(open_s) * 1000 - CLOSED_EARLY_MS:
-        raise BadFrame(f"it calls the candle of {open_s} final at {event_ms}, before its end")
-    return KlineEvent(series, candle, closed, event_ms)
-
-
-def stream_name(symbol_id: str, series: SeriesId) -> str:
-    """`btcusdt@kline_1m` for the symbol `BTCUSDT`."""
-    return f"{symbol_id.lower()}@kline_{series.timeframe.code}"
 
 
 class _Link:

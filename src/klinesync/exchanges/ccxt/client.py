@@ -7,21 +7,17 @@ event loop of the service, so all exchanges of ccxt live on the loop of one thre
 from __future__ import annotations
 
 import asyncio
-import re
-import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.util import find_spec
 from math import isfinite
-from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId, names_series
 from klinesync.exchanges.access import CALLED_WRONG
+from klinesync.exchanges.ccxt.installed import NOT_INSTALLED, Ccxt, Maker, ccxt_exchange, offers_exchange
 from klinesync.exchanges.ccxt.rows import (
     MAX_BITS,
     Row,
@@ -32,74 +28,21 @@ from klinesync.exchanges.ccxt.rows import (
     plain_row,
     upstream_error,
 )
+from klinesync.exchanges.ccxt.thread import CcxtThread, is_cancelled
 from klinesync.exchanges.ccxt.turn_queue import Kind, Outcome
 from klinesync.exchanges.ccxt.turns import Turns
 from klinesync.exchanges.ccxt.venues import PACED_SHARE, venue
 from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.exchange import Errand, Listing, RestStatus, Ticker
 from klinesync.runtime.log_events import Log
-from klinesync.runtime.proxies import Proxies
 
 Found = TypeVar("Found")
 log = Log(__name__)
 
-# ccxt gives up a request after so long, in ms.
-TIMEOUT_MS = 10_000
 # Requests of one exchange under way at once; ccxt's own limiter sets their pace.
 AT_ONCE = 8
 # At the end ccxt gets so long to close its connections.
 CLOSE_TIMEOUT_S = 5.0
-
-# Exchanges of ccxt extend others, no more than so many deep.
-MOST_PARENTS = 5
-# How a file of ccxt says whether the exchange has OHLCV, and which exchange it extends.
-_HAS_OHLCV = re.compile(r"^\s+'fetchOHLCV': (True|False|None|'emulated'),", re.MULTILINE)
-_PARENT = re.compile(r"^class \w+\((\w+)[,)]", re.MULTILINE)
-
-NOT_INSTALLED = "exchanges other than binance need ccxt, which is not installed: pip install 'klinesync[ccxt]'"
-
-
-class Ccxt(Protocol):
-    """The part of a `ccxt.pro` exchange that is used. Symbols are ccxt's, times ms."""
-
-    has: Mapping[str, object]
-    timeframes: Mapping[str, object] | None
-    rateLimit: float  # noqa: N815  # ccxt's name
-    last_response_headers: Mapping[str, str] | None
-
-    async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
-        """Every symbol of the exchange."""
-        ...
-
-    def feature_value(self, symbol: str, method: str, parameter: str) -> object:
-        """What is known of a method's limits."""
-        ...
-
-    async def fetch_time(self) -> int | None:
-        """The exchange's time."""
-        ...
-
-    async def fetch_ohlcv(
-        self, symbol: str, timeframe: str, since: int | None = None, limit: int | None = None
-    ) -> Sequence[Row]:
-        """Rows, ascending."""
-        ...
-
-    async def fetch_tickers(self, symbols: list[str]) -> Mapping[str, Mapping[str, object]]:
-        """The last 24 hours."""
-        ...
-
-    async def watch_ohlcv(self, symbol: str, timeframe: str) -> Sequence[Row]:
-        """The rows that are new since the last call, once there are any."""
-        ...
-
-    async def un_watch_ohlcv(self, symbol: str, timeframe: str) -> object:
-        """Unsubscribe."""
-        ...
-
-    async def close(self) -> None:
-        """Close all connections."""
-        ...
 
 
 @runtime_checkable
@@ -113,101 +56,11 @@ class KeepsMarkets(Protocol):
         ...
 
 
-Maker = Callable[[str], Ccxt]
 # Says why an answer is no whole list of a market (None: it is one), given the market, its symbols by our names, and
 # whether the exchange should have symbols there.
 JudgeList = Callable[[str, Mapping[str, Listing], bool], str | None]
 # ccxt's word for our markets.
 KINDS = {"spot": "spot", "futures": "swap"}
-
-
-def offers_exchange(name: str) -> bool | None:
-    """Whether the installed ccxt has an exchange of that name; None when ccxt is not installed. Imports nothing."""
-    spec = find_spec("ccxt")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return any((Path(folder) / "async_support" / f"{name}.py").is_file() for folder in spec.submodule_search_locations)
-
-
-def offers_history(name: str) -> bool | None:
-    """Whether ccxt's exchange of that name has OHLCV, as its file says, or that of the exchange which it extends; None
-    when they do not say. Imports nothing."""
-    spec = find_spec("ccxt")
-    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
-    for _ in range(MOST_PARENTS):
-        path = next((path for folder in folders if (path := folder / "async_support" / f"{name}.py").is_file()), None)
-        if path is None:
-            return None
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if (told := _HAS_OHLCV.search(text)) is not None:
-            return told[1] == "True"
-        if (parent := _PARENT.search(text)) is None:
-            return None
-        name = parent[1]
-    return None
-
-
-def ccxt_exchange(name: str, *, proxies: Proxies | None = None) -> Ccxt:
-    """A new exchange object of ccxt, with its stream methods where there are any. Takes seconds for the first one.
-
-    proxies: those of the environment; None, or no proxies: hosts are asked directly, as ccxt does by itself. For REST
-        ccxt's HTTP library applies the same variables; that library knows no proxy of `wss://` addresses, so a stream
-        gets the proxy by name.
-    """
-    module = import_module("ccxt.pro")
-    make = getattr(module, name, None) or getattr(import_module("ccxt.async_support"), name)
-    settings: dict[str, object] = {"enableRateLimit": True, "timeout": TIMEOUT_MS}
-    if proxies is not None and proxies.named:
-        settings["aiohttp_trust_env"] = True
-        # The host of a stream is ccxt's secret until the stream is opened: NO_PROXY is asked for the exchange's name.
-        proxy = proxies.proxy_for(f"wss://{name}")
-        if proxy is not None:
-            settings["wssProxy"] = proxy.with_login
-    exchange: Ccxt = make(settings)
-    return exchange
-
-
-class CcxtThread:
-    """The thread of all ccxt exchanges. It starts with the first call; `stop` ends it."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    async def call(self, work: Coroutine[object, object, Found]) -> Found:
-        """Run `work` on the thread's loop. Cancelled with the caller. Raises `UpstreamError` when the thread ends."""
-        try:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            raise UpstreamError("ccxt is being left") from None
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            loop = self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=loop.run_forever, name="ccxt", daemon=True)
-            self._thread.start()
-        return self._loop
-
-    async def stop(self) -> None:
-        """End the thread; returns when it is over. What still runs there is cancelled."""
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
-            return
-        self._loop = self._thread = None
-
-        async def cancel_all() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.get_running_loop().shutdown_asyncgens()
-
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(cancel_all(), loop))
-        loop.call_soon_threadsafe(loop.stop)
-        await asyncio.to_thread(thread.join)
-        loop.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,19 +331,13 @@ class CcxtClient:
         except UpstreamError:
             raise
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             # ccxt ends a connection by cancelling what waits for it.
             raise UpstreamError(f"{self.name}: {what}: the connection was ended") from None
         except Exception as error:  # ccxt reads answers it does not expect with whatever error comes of it
             headers = None if self._exchange is None else self._exchange.last_response_headers
             raise upstream_error(f"{self.name}: {what}", error, header(headers, "retry-after")) from error
-
-
-def _is_cancelled() -> bool:
-    """Whether it is the current task that somebody cancels, and not what it waits for."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
 
 
 def _is_of(item: Mapping[str, object], markets: Sequence[str]) -> bool:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from klinesync.exchanges.ccxt.client import (
-    NOT_INSTALLED,
-    CcxtClient,
-    CcxtThread,
-    Maker,
-    ccxt_exchange,
-    offers_exchange,
-    offers_history,
-)
-from klinesync.exchanges.ccxt.exchange import POLL_LEAST_S, CcxtExchange
+from klinesync.exchanges.ccxt.client import CcxtClient
+from klinesync.exchanges.ccxt.exchange import CcxtExchange
+from klinesync.exchanges.ccxt.installed import NOT_INSTALLED, Maker, ccxt_exchange, offers_exchange, offers_history
+from klinesync.exchanges.ccxt.rest import POLL_LEAST_S
+from klinesync.exchanges.ccxt.thread import CcxtThread
 from klinesync.exchanges.registry import ExchangeContext
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.proxies import Proxies

@@ -1,0 +1,128 @@
+"""Frames of Binance's streams: what each says. Pure: any text makes a value or `BadFrame`, `BadCandle`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from klinesync.core.candle import Candle, check_candle
+from klinesync.core.decoding import Int64
+from klinesync.core.errors import BadCandle
+from klinesync.core.series_id import SeriesId
+from klinesync.exchanges.binance.decode import BadAnswer, decoded
+from klinesync.exchanges.exchange import KlineEvent
+
+# A kline frame has some 400 bytes. A larger one than this is quarantined.
+MAX_FRAME_CHARS = 64 << 10
+# Of the exchange's own words in an error, so many characters are told.
+MAX_MSG_CHARS = 200
+# So much before its candle's end a frame that says final may be stamped: an exchange's machines differ by some ms.
+CLOSED_EARLY_MS = 1000
+SHUTDOWN = "serverShutdown"
+
+
+class _Kline(msgspec.Struct, gc=False):
+    t: Int64
+    s: str
+    i: str
+    o: float
+    h: float
+    l: float  # noqa: E741  # the exchange's name
+    c: float
+    v: float
+    x: msgspec.Raw
+
+
+class _Event(msgspec.Struct, gc=False):
+    E: Int64
+    k: _Kline
+
+
+class _Error(msgspec.Struct, gc=False):
+    code: Int64 = 0
+    msg: str = ""
+
+
+class _Frame(msgspec.Struct, gc=False):
+    stream: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+    id: Int64 | None = None
+    error: _Error | None = None
+    e: str = ""
+
+
+# Numbers arrive as text: strict=False reads them. It would read "false" as a flag too, so `x` is left raw.
+_FLAG = {b"true": True, b"false": False}
+_frame = msgspec.json.Decoder(_Frame)
+_event = msgspec.json.Decoder(_Event, strict=False)
+
+
+class BadFrame(ValueError):
+    """A frame that is not what the protocol says. The connection lives on."""
+
+
+class Stream(NamedTuple):
+    """What a stream must carry: the exchange's symbol, and the series that it stands for. `others`: further series that
+    are subscribed under the same name; each gets every candle."""
+
+    symbol_id: str
+    series: SeriesId
+    others: tuple[SeriesId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to request `id`: what went wrong, or None."""
+
+    id: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """The exchange will end this socket soon."""
+
+
+def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent | Answer | Shutdown | None:
+    """What a frame says; None for a stream that is not followed (any more). Raises `BadFrame`, `BadCandle`."""
+    if len(text) > MAX_FRAME_CHARS:
+        raise BadFrame(f"it has {len(text)} characters")
+    try:
+        frame = decoded(_frame, text)
+        if not frame.stream or frame.stream == f"!{SHUTDOWN}":
+            if frame.e == SHUTDOWN or frame.stream:
+                return Shutdown()
+            if frame.id is not None or frame.error is not None:
+                error = None if frame.error is None else f"{frame.error.code} {frame.error.msg[:MAX_MSG_CHARS]}"
+                return Answer(frame.id, error)
+            raise BadFrame("it is neither a stream's nor an answer")
+        stream = streams.get(frame.stream)
+        if stream is None:
+            return None
+        event = decoded(_event, frame.data)
+    except BadAnswer as problem:
+        raise BadFrame(str(problem)) from None
+    kline, series = event.k, stream.series
+    if kline.i != series.timeframe.code or kline.s != stream.symbol_id:
+        raise BadFrame(f"symbol {kline.s[:50]!r}, interval {kline.i[:50]!r} on stream {frame.stream[:100]!r}")
+    open_s, rest_ms = divmod(kline.t, 1000)
+    if rest_ms:
+        raise BadCandle(kline.t / 1000, "its time is no whole second")
+    candle = check_candle(Candle(open_s, kline.o, kline.h, kline.l, kline.c, kline.v), series.timeframe)
+    closed = _FLAG.get(bytes(kline.x))
+    if closed is None:
+        raise BadFrame(f"x is {bytes(kline.x)[:50]!r}, neither true nor false")
+    event_ms = event.E
+    if event_ms < kline.t:
+        raise BadFrame(f"it is stamped {event_ms}, before its candle opens at {kline.t}")
+    if closed and event_ms < series.timeframe.next(open_s) * 1000 - CLOSED_EARLY_MS:
+        raise BadFrame(f"it calls the candle of {open_s} final at {event_ms}, before its end")
+    return KlineEvent(series, candle, closed, event_ms)
+
+
+def stream_name(symbol_id: str, series: SeriesId) -> str:
+    """`btcusdt@kline_1m` for the symbol `BTCUSDT`."""
+    return f"{symbol_id.lower()}@kline_{series.timeframe.code}"

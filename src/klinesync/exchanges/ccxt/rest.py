@@ -1,0 +1,420 @@
+"""CcxtRest: the REST of any exchange that ccxt knows: time, lists, history, and at what pace it is polled."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from klinesync.core.errors import WRONG_REQUEST, BadCandle, UpstreamError
+from klinesync.core.finality import LATER_ROWS
+from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.ccxt.client import Abilities, Answer, CcxtClient
+from klinesync.exchanges.ccxt.rows import (
+    LONGEST_AHEAD_MS,
+    Page,
+    ccxt_symbol,
+    next_start,
+    read_page,
+)
+from klinesync.exchanges.ccxt.venue_margin import DateClock, VenueMargin
+from klinesync.exchanges.ccxt.venues import Polling, polling
+from klinesync.exchanges.contact import RestContact
+from klinesync.exchanges.exchange import (
+    LISTINGS_TTL_S,
+    Errand,
+    HistoryPage,
+    Listing,
+    Reach,
+    StreamCounts,
+    Ticker,
+    Urgency,
+)
+from klinesync.exchanges.whole_lists import WholeLists
+from klinesync.runtime.bulkheads import Bulkheads, Part
+from klinesync.runtime.exchange_clock import ExchangeClock
+from klinesync.runtime.log_events import Log
+from klinesync.runtime.log_limit import LogLimit
+from klinesync.runtime.single_flight import SingleFlight
+
+log = Log(__name__)
+
+# The exchange's time is asked no more often than this, in seconds (ours), for each market. So many answers must do
+# until the clock is known: two that agree.
+ASK_TIME_EVERY_S = 1.0
+TIME_ANSWERS = 6
+# Where the exchange cannot be asked for its time, rows are asked for in place of it no more often than this, in seconds
+# (ours), for each market: any answer counts, though it told nothing new, as where a series is quiet and has no `Date`.
+ASK_DATE_EVERY_S = 5.0
+# A candle that was told as closed is looked at again after this time (ours), where no poll comes before.
+CONFIRM_S = 8.0
+# How old a list of symbols may be when it does not have a symbol, in seconds. ccxt's lists are large.
+UNLISTED_TTL_S = 300.0
+# A candle in progress is polled so many times in its length, but not more often, nor more seldom, than this.
+POLLS_PER_CANDLE = 20
+POLL_LEAST_S = 2.0
+POLL_MOST_S = 60.0
+# Polls of candles in progress take at most this share of the requests that the exchange allows; less where closes take
+# much, down to the least; and this share is taken by neither.
+POLL_SHARE = 0.5
+LEAST_POLL_SHARE = 0.05
+SPARE_SHARE = 0.1
+# The fewest rows of an answer: the newest two are proven by a clock alone, and the first is that of the one before.
+LEAST_ROWS = 4
+# Bad rows and troubles are logged so often for one series.
+LOG_EVERY_S = 60.0
+_ANY_FRAME = Timeframe.parse("1m")
+
+
+class CcxtRest:
+    """One exchange. `clocks`, by market, learn its time; `final_margin_s`: how long after its end a row is final.
+
+    `poll_least_s`: the shortest time between two polls of one series. Whoever makes it closes it.
+    """
+
+    def __init__(
+        self,
+        client: CcxtClient,
+        *,
+        clocks: Mapping[str, ExchangeClock],
+        final_margin_s: float,
+        monotonic: Callable[[], float],
+        rng: random.Random,
+        poll_least_s: float = POLL_LEAST_S,
+        bulkheads: Bulkheads | None = None,
+    ) -> None:
+        self.bulkheads = bulkheads or Bulkheads()
+        self.client = client
+        self.name = client.name
+        self.venue = client.venue
+        self.emptiness = client.venue.emptiness
+        self.clocks = clocks
+        self.margin = VenueMargin(int(final_margin_s * 1000))
+        self.monotonic = monotonic
+        self.rng = rng
+        self.poll_least_s = poll_least_s
+        self.polled = 0  # series that are polled, of all connections
+        self._counts = {market: StreamCounts() for market in clocks}
+        self._left_out: Counter[tuple[str, str]] = Counter()
+        self._abilities: Abilities | None = None
+        self._asking_abilities: SingleFlight[Abilities] = SingleFlight()
+        self._listed: dict[str, tuple[float, Mapping[str, Listing]]] = {}
+        self._listing: SingleFlight[None] = SingleFlight()
+        self._not_listed: dict[str, UpstreamError] = {}
+        self._whole = {market: WholeLists() for market in clocks}
+        self._lists_asked = False  # ccxt keeps whatever came then, until it is told to ask again
+        self._most_rows: dict[str, int | None] = {}
+        self._log_limit = LogLimit(LOG_EVERY_S)
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._time: dict[str, SingleFlight[None]] = {market: SingleFlight() for market in clocks}
+        self._dated_s: dict[str, float] = {}
+        self._dates = {market: DateClock() for market in clocks}
+
+    async def abilities(self) -> Abilities:
+        """What the exchange can do. Raises `UpstreamError`: with status 400 when there is no such exchange."""
+        if self._abilities is None:
+            self._abilities = await self._asking_abilities.get(self.client.abilities)
+        return self._abilities
+
+    async def now_ms(self, market: str) -> int:
+        """The exchange's time: asked, or the newest `Date` of its server (or the newest open time, failing that) where
+        it cannot be asked. Where an answer is doubted it is asked again, `TIME_ANSWERS` times at most. Raises
+        `UpstreamError`."""
+        clock = self.clocks[market]
+        for _ in range(TIME_ANSWERS):
+            await self._ask_time(market, Errand(Urgency.READ))
+            estimate_ms = clock.estimate_ms(self.monotonic())
+            if estimate_ms is not None and not clock.doubts_answer:
+                return estimate_ms
+            await asyncio.sleep(max(0.0, ASK_TIME_EVERY_S - clock.answer_age_s(self.monotonic())))
+        estimate_ms = clock.estimate_ms(self.monotonic())
+        if estimate_ms is not None:
+            return estimate_ms  # answers that do not agree with each other move no clock
+        raise UpstreamError(f"{self.client.name}: {TIME_ANSWERS} answers to the time do not agree with each other")
+
+    def contact(self, market: str) -> RestContact:
+        """The newest contact with the exchange: its markets share one client."""
+        left_alone_s = self.client.turns.refused_s
+        return replace(self.client.contact, final_margin_s=self.margin.ms / 1000, left_alone_s=left_alone_s)
+
+    async def refusal(self, series: SeriesId) -> str | None:
+        """Why the series cannot be had, as a sentence. Raises `UpstreamError`."""
+        try:
+            can = await self.abilities()
+        except UpstreamError as error:
+            if error.status == WRONG_REQUEST:
+                return str(error)
+            raise
+        frame = series.timeframe.code
+        if not can.history:
+            return f"ccxt has no OHLCV of {self.client.name}"
+        if can.timeframes is not None and frame not in can.timeframes:
+            return f"{self.client.name} has no {frame}; it has {' '.join(sorted(can.timeframes))}"
+        if series.market not in self.clocks:
+            return f"{self.client.name} has no market {series.market}"
+        try:
+            listings = await self.listings(series.market, LISTINGS_TTL_S)
+            if series.symbol not in listings:
+                listings = await self.listings(series.market, UNLISTED_TTL_S)
+        except UpstreamError:
+            if series.market not in self._listed:
+                raise
+            listings = self._listed[series.market][1]  # an older one, while it cannot be asked
+        if series.symbol not in listings:
+            return f"{self.client.name} lists no {ccxt_symbol(series)} on its {series.market} market"
+        return None
+
+    async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
+        """What the market lists, by our symbol. Not asked for again before `UNLISTED_TTL_S`, save with a `max_age_s` of
+        0, by which a symbol that is gone is confirmed to be. Raises `UpstreamError`, also where the answer is no whole
+        list: then what was listed before still is."""
+        listed, now_s = self._listed.get(market), self.monotonic()
+        fresh_s = max(max_age_s, UNLISTED_TTL_S) if max_age_s > 0.0 else 0.0
+        if listed is not None and now_s - listed[0] <= fresh_s:
+            return listed[1]
+        if self._whole[market].pause_s(now_s) <= 0.0:
+            await self._listing.get(self._ask_listings)
+        if (failure := self._not_listed.get(market)) is not None:
+            raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
+        return self._listed[market][1]
+
+    async def _ask_listings(self) -> None:
+        """Ask for the lists of all markets, which come as one."""
+        unjudged = set(self.clocks)
+
+        def judge(market: str, listings: Mapping[str, Listing], expected: bool) -> str | None:
+            unjudged.discard(market)
+            why = self._whole[market].refusal(listings.keys(), self.monotonic(), expected=expected)
+            if why is None:
+                self._not_listed.pop(market, None)
+            else:
+                name = self.client.name
+                self._not_listed[market] = UpstreamError(f"{name} {why}: no whole list of its {market} market")
+            return why
+
+        again, self._lists_asked = self._lists_asked, True
+        try:
+            lists = await self.client.listings(Errand(Urgency.READ), again=again, judge=judge)
+        except UpstreamError as error:
+            for market, whole in self._whole.items():
+                if market in unjudged or market not in self._not_listed:
+                    whole.failed(self.monotonic())
+                    self._not_listed[market] = error
+            return
+        now_s = self.monotonic()
+        self._listed.update({market: (now_s, listings) for market, listings in lists.items()})
+
+    async def tickers(self, market: str) -> Sequence[Ticker]:
+        """The last 24 hours of every symbol. Raises `UpstreamError`, also where the exchange has no such list."""
+        if not (await self.abilities()).tickers:
+            raise UpstreamError(f"{self.client.name} has no list of tickers", 400)
+        listings = await self.listings(market, LISTINGS_TTL_S)
+        symbols = {
+            ccxt_symbol(SeriesId(self.client.name, market, one.symbol, _ANY_FRAME)): one.symbol_id
+            for one in listings.values()
+        }
+        return await self.client.tickers(symbols, Errand(Urgency.READ))
+
+    async def history(
+        self, series: SeriesId, start: int, errand: Errand, end: int | None = None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        """Closed candles of the span `[start, end)`, or from `start` on, a page at a time. Raises `UpstreamError`."""
+        frame, clock = series.timeframe, self.clocks[series.market]
+        if series.market in self.venue.depth and clock.estimate_ms(self.monotonic()) is None:
+            await self.now_ms(series.market)
+        reach = self.reach(series)
+        at: int | None = start if reach is None else max(start, reach.oldest)
+        while at is not None and (end is None or at < end):
+            limit = await self.limit(series, at, end)
+            page = await self.page(series, at, end, limit, errand, prove=True)
+            if page.candles or page.empty:
+                yield HistoryPage(page.candles, page.empty)
+            now_ms = clock.estimate_ms(self.monotonic())
+            now_s = None if now_ms is None else now_ms // 1000
+            at = next_start(frame, at, page, end, limit, now_s, self.venue.window)
+
+    def reach(self, series: SeriesId) -> Reach | None:
+        """How far back its history goes; None where all of it can be had, or the exchange's time is not known."""
+        now_ms = self.clocks[series.market].estimate_ms(self.monotonic())
+        oldest = None if now_ms is None else self.venue.oldest(series, now_ms // 1000)
+        return None if oldest is None else Reach(oldest, self.venue.depth_sentence(series))
+
+    def polling(self, market: str) -> Polling | None:
+        """What following series of that market costs; None while nothing is known of it."""
+        can = self._abilities
+        return polling(self.venue, market, None if can is None else can.rate_limit_s)
+
+    def load(self, series: SeriesId) -> float:
+        """See `Exchange`."""
+        cost = self.polling(series.market)
+        return 0.0 if cost is None else cost.load([series.timeframe])
+
+    def too_many(self, series: SeriesId, count: int) -> str:
+        """See `Exchange`."""
+        cost = self.polling(series.market)
+        assert cost is not None, "it has a load"
+        return cost.too_many(count, series.timeframe)
+
+    # What the connections use.
+
+    async def page(
+        self,
+        series: SeriesId,
+        start: int,
+        end: int | None,
+        limit: int | None,
+        errand: Errand,
+        *,
+        prove: bool,
+        not_empty: bool = False,
+    ) -> Page:
+        """One answer of at most `limit` rows. `prove`: ask the exchange's time before, where it can be asked and may
+        prove more than what is known. `not_empty`: there were rows before, so that an answer without any is wrong. Bad
+        rows are counted and logged. Raises `UpstreamError`."""
+        can, clock = await self.abilities(), self.clocks[series.market]
+        frame, asked_s = series.timeframe, self.monotonic()
+        if prove and can.time and self._may_prove(series, start, end, limit):
+            await (self.now_ms(series.market) if clock.rest_ms is None else self._ask_time(series.market, errand))
+        final_ms = clock.final_ms(self.monotonic())
+        looked_into = self._looked_into(series, start, limit)
+        answer = await self.client.rows(series, start, limit, errand, looked_into, not_empty=not_empty)
+        self._learn(series, answer, can)
+        page = read_page(
+            frame,
+            answer.rows,
+            start,
+            end,
+            final_ms=final_ms,
+            known_ms=clock.estimate_ms(asked_s),
+            margin_ms=self.margin.ms,
+            emptiness=self.emptiness,
+        )
+        for bad in page.bad:
+            self.quarantine(series, bad)
+        return page
+
+    def _looked_into(self, series: SeriesId, start: int, limit: int | None) -> int:
+        """How many candles the venue looks into for an answer from `start` on: all up to now in an open window."""
+        frame, now_ms = series.timeframe, self.clocks[series.market].estimate_ms(self.monotonic())
+        if now_ms is None:
+            return limit or 0
+        return min(frame.count(start, max(start, frame.floor(now_ms // 1000))) + 1, self.venue.window or limit or 0)
+
+    def quarantine(self, series: SeriesId, bad: BadCandle) -> None:
+        """Count a row that is no candle, and say so now and then."""
+        self._left_out[series.market, "kline"] += 1
+        suppressed = self._log_limit.allow(series, self.monotonic())
+        if suppressed is not None:
+            log.warning("rest.row_quarantined", "a row is quarantined", series=series, suppressed=suppressed, error=bad)
+
+    def pause_s(self, series: SeriesId, can: Abilities, *, confirms: bool = False) -> float:
+        """How long to wait between two polls of a series, the share of the others considered. `confirms`: a candle was
+        just told as closed, and is to be looked at again soon, however many others there are."""
+        length_s = min(series.timeframe.seconds / POLLS_PER_CANDLE, POLL_MOST_S)
+        if confirms:
+            length_s = min(length_s, CONFIRM_S)
+        elif (cost := polling(self.venue, series.market, can.rate_limit_s)) is not None:
+            # What closes take comes first: the more series, the fewer polls of candles in progress.
+            closes = self.polled * cost.needs(series.timeframe) / cost.per_minute
+            share = max(LEAST_POLL_SHARE, min(POLL_SHARE, 1.0 - SPARE_SHARE - closes))
+            length_s = max(length_s, min(self.polled * cost.request_s / share, POLL_MOST_S))
+        return max(self.poll_least_s, length_s) * self.rng.uniform(0.9, 1.1)
+
+    def leave(self, series: SeriesId, can: Abilities) -> None:
+        """Unsubscribe the series' stream, where the exchange takes that, without waiting for it."""
+        if can.unwatch:
+            loop, work = asyncio.get_running_loop(), partial(self._unwatch, series)
+            task = self.bulkheads.begin(loop, work, part=Part.CONNECTION, name=f"unwatch {series}")
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def _unwatch(self, series: SeriesId) -> None:
+        try:
+            await self.client.unwatch(series)
+        except UpstreamError as error:
+            log.info("stream.unsubscribe_failed", "its stream stays subscribed", series=series, error=error)
+
+    async def limit(self, series: SeriesId, start: int, end: int | None) -> int | None:
+        """How many rows to ask for; None when the exchange does not say how many an answer holds. Raises
+        `UpstreamError`, with status 400 for a series that cannot be had."""
+        market = series.market
+        listed = series.symbol in self._listed.get(market, (0.0, {}))[1]
+        if not listed or series.timeframe.code not in ((await self.abilities()).timeframes or Timeframe.known):
+            why = await self.refusal(series)  # which also has ccxt load its list of symbols
+            if why is not None:
+                raise UpstreamError(f"{series}: {why}", 400)
+        if market not in self._most_rows:
+            self._most_rows[market] = self.venue.page.get(market) or await self.client.most_rows(series)
+        most = self._most_rows[market]
+        if most is None or end is None:
+            return most
+        # And the rows behind them that show that they are final.
+        return max(LEAST_ROWS, min(most, series.timeframe.count(start, end) + LATER_ROWS))
+
+    def _may_prove(self, series: SeriesId, start: int, end: int | None, limit: int | None) -> bool:
+        """Whether a newer stamp might prove rows to be final that the newest one does not."""
+        clock, frame = self.clocks[series.market], series.timeframe
+        if clock.rest_ms is None:
+            return True
+        ends = [] if end is None else [end]
+        if limit is not None:
+            ends.append(frame.shift(start, limit))
+        estimate_ms = clock.estimate_ms(self.monotonic())
+        if estimate_ms is not None:
+            ends.append(frame.floor((estimate_ms - self.margin.ms) // 1000))
+        return not ends or min(ends) * 1000 + self.margin.ms > clock.rest_ms
+
+    async def _ask_time(self, market: str, errand: Errand) -> None:
+        """Ask for the exchange's time, unless it was just told. Raises `UpstreamError`."""
+        clock = self.clocks[market]
+
+        async def fetch() -> None:
+            if clock.answer_age_s(self.monotonic()) < ASK_TIME_EVERY_S:
+                return
+            if (await self.abilities()).time:
+                clock.asking(self.monotonic())
+                stamp_ms = await self.client.now_ms(errand)
+                clock.answered(stamp_ms, self.monotonic())
+            elif clock.estimate_ms(self.monotonic()) is None or self._date_age_s(market) >= ASK_DATE_EVERY_S:
+                self._dated_s[market] = self.monotonic()
+                await self._ask_date(market, errand)
+
+        await self._time[market].get(fetch)
+
+    def _date_age_s(self, market: str) -> float:
+        """How long ago an answer told what it could of the time, where the exchange cannot be asked."""
+        return self.monotonic() - self._dated_s.get(market, float("-inf"))
+
+    async def _ask_date(self, market: str, errand: Errand) -> None:
+        """Ask for rows, whose `Date` and newest open time tell the time. Raises `UpstreamError`."""
+        can, clock = await self.abilities(), self.clocks[market]
+        symbols = await self.listings(market, LISTINGS_TTL_S)
+        trading = next((one for one in symbols.values() if one.trading), None)
+        if trading is None:
+            raise UpstreamError(f"{self.client.name} lists nothing on its {market} market to tell the time by", 400)
+        frames = (frame for frame in Timeframe.known.values() if can.timeframes is None or frame.code in can.timeframes)
+        series = SeriesId(self.client.name, market, trading.symbol, next(frames, _ANY_FRAME))
+        answer = await self.client.rows(series, None, None, errand)
+        self._learn(series, answer, can)
+        if clock.rest_ms is None:
+            raise UpstreamError(f"{self.client.name} does not tell the time")
+
+    def _learn(self, series: SeriesId, answer: Answer, can: Abilities) -> None:
+        """Where the exchange cannot be asked for its time: what its server's `Date` shows as far as rows bear it out,
+        or else its newest row."""
+        if can.time:
+            return
+        clock, now_s = self.clocks[series.market], self.monotonic()
+        self._dated_s[series.market] = now_s
+        newest_ms = max((int(row[0]) for row in answer.rows if row and row[0] is not None), default=None)
+        if newest_ms is not None and clock.rest_ms is not None and newest_ms > clock.rest_ms + LONGEST_AHEAD_MS:
+            return  # no row of this exchange
+        stamp_ms = newest_ms
+        if answer.date_ms is not None:
+            stamp_ms = self._dates[series.market].answered(answer.date_ms, newest_ms, now_s)
+        if stamp_ms is not None and stamp_ms > (clock.rest_ms or 0):
+            clock.learn(stamp_ms, now_s)
