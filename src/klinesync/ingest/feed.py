@@ -1,9 +1,9 @@
-"""IngestFeed: what one followed series does with what the exchange says. Values in, commands out.
+"""IngestFeed: decides about the candles of one followed series. Pure: events in, commands out.
 
-The feed is the splice at the edge exchange -> us. Attached: live is held and history asked (`Fetch`). Live that does
-not follow its predecessor: held, and the hole is asked from REST, a bounded number of times and a bounded time; a hole
-that an answer of the exchange shows between its own rows is the exchange's, and is passed at once. One that is passed
-without such a proof is declared, and left to the healing of gaps.
+The feed is the splice at the edge exchange -> us. When the stream is attached, live candles are held and history is
+requested (`Fetch`). A live candle that does not directly follow its predecessor is held, and the hole is requested over
+REST, a bounded number of times and a bounded time. A hole between rows of one answer is the exchange's own, and is
+passed at once. A hole that is passed without this proof is declared, and left to the healing of gaps.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from klinesync.core.spans import Span, without
 from klinesync.core.splice import Jump, Splice
 from klinesync.exchanges.exchange import HistoryPage, Urgency
 
-# How often REST is asked for a hole that its answers neither fill nor show, before the hole is passed.
+# Requests for a hole that answers neither fill nor prove empty, before the hole is passed.
 MAX_HOLE_FETCHES = 5
-# Before REST is asked again: after it failed, or after its answer neither filled nor showed a hole.
+# Backoff of REST requests: after a failure, or after an answer that neither filled a hole nor proved it empty.
 ASK_AGAIN = Backoff(initial_s=0.5, most_s=30.0)
-# How long closed live candles are held for the history before them; then the hole is declared, and they go on.
+# Longest time, in seconds, that closed live candles are held for the history before them; then the hole is declared.
 HOLD_MOST_S = 60.0
-# Closed candles of which it is remembered when the exchange sent them.
+# Closed candles whose stamps are remembered.
 MAX_STAMPS = 500
 
 
 class Fetch(Struct, frozen=True):
-    """Ask for history after `delay_s`: from the open time `start` on, which is stored, so that a hole behind it lies
-    within one answer; None: as much as a first history takes."""
+    """Request history after `delay_s`: from the stored open time `start` on, so that a hole behind it lies within one
+    answer; None: a first history."""
 
     start: int | None
     delay_s: float = 0.0
@@ -39,14 +39,18 @@ class Fetch(Struct, frozen=True):
 
 
 class Hurry(Struct, frozen=True):
-    """The `Fetch` that is under way is so urgent now."""
+    """Raise the urgency of the `Fetch` in flight."""
 
     urgency: Urgency
 
 
 class Persist(Struct, frozen=True):
-    """Write these closed candles, ascending. `jumps` lie before or between them; `empty` is empty on the exchange, as
-    `proof` says."""
+    """Write these closed candles, ascending.
+
+    jumps: holes before or between the candles.
+    empty: spans without candles at the exchange.
+    proof: how the exchange has shown that.
+    """
 
     candles: tuple[Candle, ...]
     jumps: tuple[Jump, ...] = ()
@@ -54,7 +58,7 @@ class Persist(Struct, frozen=True):
     proof: str = ""
 
     def unproven(self) -> list[Span]:
-        """The jumps that are not shown to be empty: holes."""
+        """The jumps that are not proven empty: holes."""
         return without([Span(jump.expected, jump.actual) for jump in self.jumps], self.empty)
 
 
@@ -65,7 +69,7 @@ class Show(Struct, frozen=True):
 
 
 class ShowLater(Struct, frozen=True):
-    """A forming candle waits for its turn: call `due` at that monotonic time."""
+    """Call `due` at that monotonic time: a forming candle waits for the shortest interval."""
 
     at_s: float
 
@@ -99,12 +103,12 @@ class IngestFeed:
 
     @property
     def head(self) -> int | None:
-        """The newest closed open time that was let through."""
+        """The newest closed open time that has passed."""
         return self._splice.last
 
     @property
     def fetching(self) -> bool:
-        """Whether a `Fetch` is under way."""
+        """Whether a `Fetch` is in flight."""
         return self._fetching
 
     @property
@@ -118,26 +122,27 @@ class IngestFeed:
         return self._splice.holding
 
     def untold_since(self, candles: Sequence[Candle], since_ms: int) -> list[Candle]:
-        """Without those whose final values the stream has told at or after that time of the exchange."""
+        """The candles without those whose final values the stream has sent at or after that time of the exchange."""
         return [candle for candle in candles if self._stamps.get(candle.time, -1) < since_ms]
 
     def attached(self) -> list[Command]:
-        """Live is subscribed (again): hold it, and read what was missed."""
+        """The stream is subscribed (again): hold live candles, and read the missed ones."""
         self._splice.hold()
         self._hole_fetches = 0
         return self._fetch(0.0)
 
     def overdue(self, urgency: Urgency) -> list[Command]:
-        """Live does not bring what is due: ask REST for it, and let live pass meanwhile."""
+        """The stream does not bring an expected candle: request it over REST, and let live candles pass meanwhile."""
         return [] if self._fetching else self._fetch(0.0, urgency)
 
     def abandoned(self) -> None:
-        """Nobody will answer the `Fetch` that is under way, nor should be asked again until `attached`."""
+        """The `Fetch` in flight will not be answered, and no other one is made until `attached`."""
         self._fetching = False
         self._page = None
 
     def tick(self, now_s: float) -> list[Command]:
-        """Time has passed (monotonic): live that was held for too long goes on; the holes before it are declared."""
+        """Time has passed (monotonic seconds): live candles that were held for too long pass, and the holes before them
+        are declared."""
         if self._stalled or not self._splice.waiting:
             self._held_since_s = None
             return []
@@ -149,10 +154,10 @@ class IngestFeed:
         return self._persist(self._splice.release())
 
     def stalled(self, unwritten: Sequence[Candle] = ()) -> None:
-        """A write failed or found no room: nothing is let through, and nothing fetched, until `restarted`.
+        """A write failed or found no room: no candle passes, and nothing is requested, until `restarted`.
 
-        The `unwritten` candles, and what the stream had told of an unwritten page, are kept for then: REST may be away,
-        and has not what was late or a revision among them.
+        The `unwritten` candles, and the stream's candles within an unwritten page, are kept until then: REST may be
+        unreachable, and does not have the late candles and revisions among them.
         """
         self._splice.hold()
         self._stalled = True
@@ -161,7 +166,7 @@ class IngestFeed:
         self._page = None
 
     def restarted(self, head: int | None) -> list[Command]:
-        """What was let through was not stored: begin again from the stored head. An earlier `Fetch` is void."""
+        """Candles that had passed were not stored: begin again from the stored head. An earlier `Fetch` is void."""
         self._fetching = self._stalled = False
         self._page = None
         held = self._splice.held()
@@ -179,11 +184,11 @@ class IngestFeed:
         return [*behind, *self._fetch(0.0)]
 
     def closed(self, candle: Candle, event_ms: int) -> list[Command]:
-        """A live candle that the exchange calls final, in a frame that it sent at `event_ms`.
+        """A live candle that the exchange calls final, in a frame with the stamp `event_ms`.
 
-        One at or before what was let through is written too: it is late, or a revision, or the same again, and the
-        write tells which. Of several frames about one candle the one that was sent last counts; one that says something
-        else with the same stamp is let through, as the write asks which of the two is right.
+        A candle at or before the last one that passed is written too: it is late, a revision, or the same again, and
+        the write finds out. Of several frames about one candle the one with the latest stamp counts; a frame with other
+        values and the same stamp passes, and the write has REST decide between both.
         """
         stamp_ms = self._stamps.get(candle.time, -1)
         if event_ms < stamp_ms or (event_ms == stamp_ms and candle == self._values.get(candle.time)):
@@ -198,7 +203,7 @@ class IngestFeed:
         splice = self._splice
         if splice.last is not None and candle.time <= splice.last:
             if self._stalled or self._page is not None:
-                # A page that was let through may still wait for its commit: nothing overtakes it.
+                # A page may still wait for its commit: no live candle overtakes it.
                 self._keep_late(candle, newer=True)
                 return []
             return [Persist((candle,))]
@@ -209,7 +214,7 @@ class IngestFeed:
         return self._persist(splice.live(candle))
 
     def forming(self, candle: Candle, now_s: float) -> list[Command]:
-        """A live candle in progress. The least interval is kept; of those that wait the latest wins."""
+        """A live forming candle. The shortest interval is kept; of several waiting candles the latest wins."""
         last = self._splice.last
         if last is not None and candle.time <= last:
             return []
@@ -238,17 +243,17 @@ class IngestFeed:
         return self._persist(self._splice.history(page.candles), page.empty, page.proof)
 
     def page_written(self) -> list[Command]:
-        """What the page let through is stored. The next one may be long in coming: live waits for it no longer than for
-        any history."""
+        """The candles of the page are stored. The next page may take long: live candles wait no longer than for any
+        history."""
         if self._stalled:
             return []
         self._page = None
         return self._write_late()
 
     def history_ended(self) -> list[Command]:
-        """The last page is in: let live through up to the first hole, and ask again when there is one.
+        """The last page has arrived: live candles pass up to the first hole, which is requested again.
 
-        A hole that was asked for in vain is passed, and the next one asked for.
+        A hole with too many fruitless requests is passed, and the next one requested.
         """
         self._fetching = False
         self._page = None
@@ -271,13 +276,14 @@ class IngestFeed:
         return commands
 
     def answers_again(self) -> None:
-        """The exchange answers again after a while: the backoff of what failed begins anew."""
+        """The exchange answers again after a while: the backoff of failed requests begins anew."""
         self._failures = 0
 
     def history_failed(self) -> list[Command]:
-        """History could not be read: ask again. Live behind a hole stays held meanwhile, as long as it may.
+        """History could not be read: request it again. Live candles behind a hole stay held meanwhile, up to their
+        limit.
 
-        How long the exchange wants to be left alone is kept where its requests wait for their turn.
+        The exchange's Retry-After is kept by the queue of its requests.
         """
         self._fetching = False
         self._page = None

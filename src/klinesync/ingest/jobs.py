@@ -1,8 +1,8 @@
-"""JobTable: which series are ingested, and for whom. Values in, commands out.
+"""JobTable: the ingest jobs and their references. Pure: calls in, commands out.
 
-A series of the whitelist is pinned: ingested for as long as the service runs. Any other is ingested on demand: the
-first reference starts it, and when the last one is gone it goes on idle for a while, then stops. At most so many jobs
-on demand at once; when all are taken, the one that has been idle longest makes room.
+A series of the whitelist is pinned: ingested for as long as the service runs. Other series are ingested on demand: the
+first reference starts a job, and after the last one is given back the job stays idle for a while, then stops. The
+number of on-demand jobs is limited; at the limit the job that has been idle longest makes room.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 
 Kind = Literal["whitelist", "ondemand"]
-# Shares that add up to 1 do so up to this.
+# Tolerance of the sum of shares, for rounding.
 ROUNDING = 1e-9
 
 
@@ -27,7 +27,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Ingest the series no more."""
+    """Stop ingesting the series."""
 
     series: SeriesId
 
@@ -36,8 +36,8 @@ JobCommand = Start | Stop
 
 
 class NoCapacity(Rejected):
-    """All on-demand jobs are taken, and each has a subscriber; or the exchange has no room for one more. `detail`: a
-    sentence about it, where there is more to say."""
+    """All on-demand jobs are taken, and each has a subscriber; or the exchange has no room for another series.
+    `detail`: a sentence about the exchange's limit; None for that of the flag."""
 
     code = "capacity"
 
@@ -48,7 +48,7 @@ class NoCapacity(Rejected):
 
 @dataclass(slots=True)
 class Entry:
-    """One series that is ingested: how many references it has, and since when (monotonic) it has none."""
+    """An ingested series: its number of references, and since when (monotonic) there are none."""
 
     series: SeriesId
     pinned: bool = False
@@ -61,21 +61,24 @@ class Entry:
 
 
 class Room(Protocol):
-    """What the exchange has room for."""
+    """The limits of the exchange."""
 
     def load(self, series: SeriesId) -> float:
-        """The share of the exchange's requests that following the series takes; all of them together may take 1."""
+        """The share of the exchange's requests that following the series takes; all series together may take 1."""
         ...
 
     def too_many(self, series: SeriesId, count: int) -> str:
-        """A sentence about `count` series, the last one of them `series`, for which there is no room."""
+        """A sentence about `count` series, the last of them `series`, that exceed the exchange's limit."""
         ...
 
 
 class JobTable:
-    """The jobs. `idle_ttl_s`: how long one on demand goes on without a reference; `max_jobs`: most of them, 0 for no
-    limit; `room`: what the exchange has room for beside, None: for any number. What is pinned always has room. Series
-    are base series; monotonic times never go back."""
+    """The ingest jobs of base series. Pinned series always have room; monotonic times never go back.
+
+    idle_ttl_s: idle time before an on-demand job stops, in seconds.
+    max_jobs: most on-demand jobs; 0: no limit.
+    room: limits of the exchange; None: no limit.
+    """
 
     def __init__(self, idle_ttl_s: float, max_jobs: int, room: Room | None = None) -> None:
         self._idle_ttl_s = idle_ttl_s
@@ -94,7 +97,7 @@ class JobTable:
         return list(self._entries.values())
 
     def pin(self, series: SeriesId) -> list[JobCommand]:
-        """Ingest the series from now on, whoever asks for it."""
+        """Ingest the series from now on, without references."""
         entry = self._entries.get(series)
         if entry is None:
             self._entries[series] = Entry(series, pinned=True)
@@ -107,7 +110,7 @@ class JobTable:
         return []
 
     def acquire(self, series: SeriesId) -> list[JobCommand]:
-        """One reference more. Raises `NoCapacity`, and then nothing has changed."""
+        """Add a reference. Raises `NoCapacity`; nothing is changed then."""
         entry = self._entries.get(series)
         commands: list[JobCommand] = []
         if entry is None:
@@ -121,7 +124,7 @@ class JobTable:
         return commands
 
     def release(self, series: SeriesId, now_s: float) -> None:
-        """One reference less."""
+        """Give back a reference."""
         entry = self._entries[series]
         assert entry.references > 0, f"{series} has no reference that could be given back"
         entry.references -= 1
@@ -130,7 +133,7 @@ class JobTable:
             self._idle[series] = None
 
     def expire(self, now_s: float) -> list[JobCommand]:
-        """Stop those that were idle for too long."""
+        """Stop the jobs that were idle for longer than `idle_ttl_s`."""
         commands: list[JobCommand] = []
         for series in list(self._idle):
             since_s = self._entries[series].idle_since_s

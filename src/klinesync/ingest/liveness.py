@@ -1,8 +1,9 @@
-"""StreamWatch: whether one stream brings what it owes. Values in, states out.
+"""StreamWatch: the liveness of one stream. Pure: events in, states out.
 
-An acknowledged subscription is not data, and a connection that lives proves nothing of its streams. What a stream
-owes is known from REST alone: a closed candle *with trades* that REST shows and the stream did not bring makes it
-stale. Where nothing was traded nothing is owed, so that the idle are never taken for broken.
+An acknowledged subscription is not data, and an open connection proves nothing about its streams. Only REST shows what
+a
+stream owes: a closed candle *with trades* that REST has and the stream did not bring makes the stream stale. A minute
+without trades is not owed, so that a quiet stream is never taken for a broken one.
 
 The states are those of `stream.state`: off, subscribed, live, stale, rest_fallback, reconnecting, delisted. Times
 named `_ms` are the exchange's, those named `_s` monotonic.
@@ -21,9 +22,9 @@ from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.contact import StreamStatus
 
-# What REST shows may still be on its way in the stream: so long, on our clock, it is waited for before a verdict.
+# Seconds (ours) that a stream gets for a candle that REST shows, before it counts as stale: the frame may be in flight.
 IN_FLIGHT_S = 2.0
-# Before a stale stream is subscribed anew.
+# Backoff before a stale stream is subscribed again.
 RESUBSCRIBE = Backoff(initial_s=15.0, most_s=900.0)
 # Longest sentence about a stream, in characters.
 MAX_DETAIL_CHARS = 500
@@ -63,27 +64,28 @@ class StreamWatch:
 
     @property
     def status(self) -> StreamStatus:
-        """What is told of the stream."""
+        """The published status of the stream."""
         since, last_frame_at = _seconds(self._since_ms), _seconds(self.last_frame_ms)
         return StreamStatus(self.state, since, last_frame_at, self.detail, self.quiet)
 
     @property
     def is_stale(self) -> bool:
-        """Whether REST stands in for the stream, or should."""
+        """Whether REST replaces the stream, or should."""
         return self.state in STALE
 
     @property
     def serves(self) -> bool:
-        """Whether the stream is there to bring what closes: it may be waited for."""
+        """Whether the stream can bring the next closed candle, so that waiting for it makes sense."""
         return self.state in (StreamState.SUBSCRIBED, StreamState.LIVE)
 
     @property
     def is_polled(self) -> bool:
-        """Whether the source itself polls REST in place of the stream: what closes comes as if the stream served."""
+        """Whether the exchange's client itself polls REST in place of the stream: closed candles arrive as from a
+        stream."""
         return self._stood_in is not None
 
     def attached(self, now_ms: int | None) -> None:
-        """The exchange has acknowledged the subscription. That is no data: a stale stream stays stale."""
+        """The exchange has acknowledged the subscription. This is no data: a stale stream stays stale."""
         self._acknowledged = True
         self._attached_ms = now_ms
         self._owed = None
@@ -91,8 +93,8 @@ class StreamWatch:
             self._turn(StreamState.SUBSCRIBED, now_ms)
 
     def lost(self, now_ms: int | None, detail: str = CONNECTION_LOST) -> None:
-        """The connection is gone. A stale stream stays stale: REST goes on to stand in for it. Where the source polled
-        REST in its place, that has ended, too."""
+        """The connection is lost. A stale stream stays stale, and REST still replaces it. Polling by the exchange's
+        client has ended, too."""
         if self.serves or self.is_polled:
             self._turn(StreamState.RECONNECTING, now_ms, detail)
         self._stood_in = None
@@ -101,17 +103,17 @@ class StreamWatch:
         self._owed = None
 
     def failing(self, reason: str) -> None:
-        """The stream is not subscribed, and this is why. What a stale stream says stays: REST stands in for it."""
+        """The stream is not subscribed; `reason` says why. A stale stream keeps its detail: REST replaces it."""
         if self.state == StreamState.RECONNECTING:
             self._set_detail(reason)
 
     def unreachable(self, now_ms: int | None, detail: str) -> None:
-        """Nothing is heard of the exchange, though the connection still seems to be open: the stream serves nobody."""
+        """The exchange is unreachable, though the connection still seems to be open: the stream brings nothing."""
         if self.serves or self.is_polled:
             self._turn(StreamState.RECONNECTING, now_ms, detail)
 
     def reachable(self, now_ms: int | None) -> None:
-        """The exchange is heard again. A stream whose connection survived the silence is still subscribed."""
+        """The exchange is reachable again. A stream whose connection survived is still subscribed."""
         if self.state == StreamState.RECONNECTING and self.is_polled:
             self._turn(StreamState.REST_FALLBACK, now_ms, self._stood_in)
         elif self.state == StreamState.RECONNECTING and self._acknowledged:
@@ -139,7 +141,7 @@ class StreamWatch:
         self._turn(StreamState.SUBSCRIBED if self._acknowledged else StreamState.RECONNECTING, now_ms, detail)
 
     def frame(self, candle: Candle, event_ms: int, *, closed: bool, connected: bool = True) -> bool:
-        """The stream brought something; True when that makes a stale stream live again: a closed candle, in time.
+        """The stream brought a frame. True when the frame makes a stale stream live: a closed candle, in time.
 
         connected: False for a frame that waited while its connection was lost. It is no sign of life.
         """
@@ -162,13 +164,13 @@ class StreamWatch:
             if self.is_polled:
                 self._turn(StreamState.REST_FALLBACK, event_ms, self._stood_in)
                 return False
-            # What was in the way of the subscription no longer is.
+            # The trouble with the subscription is over.
             self._turn(StreamState.LIVE, event_ms, self.detail if self.state == StreamState.SUBSCRIBED else None)
         return False
 
     def shown(self, candles: Iterable[Candle], now_ms: int | None, now_s: float) -> None:
-        """REST has shown closed candles. The oldest traded one that closed while attached, and was not brought, is
-        owed."""
+        """REST has shown closed candles. The stream owes the oldest traded one that closed while it was attached, and
+        that it did not bring."""
         if not self._acknowledged or not (self.serves or self.is_stale):
             return
         if self._attached_ms is None:
@@ -187,7 +189,7 @@ class StreamWatch:
             return
 
     def check(self, now_ms: int, now_s: float) -> bool:
-        """Whether the stream turns stale now."""
+        """Whether the stream becomes stale now."""
         if self._acknowledged and self._attached_ms is None:
             self._attached_ms = now_ms  # nothing was known of the exchange's time when it was acknowledged
         owed = self._owed
@@ -205,15 +207,15 @@ class StreamWatch:
         return True
 
     def retry(self, now_s: float) -> bool:
-        """Whether a stale stream is to be subscribed anew now; the next time is later by twice as much."""
+        """Whether a stale stream should be subscribed again now. The next time follows a doubled backoff."""
         if not self.is_stale or self.is_polled or now_s < self._retry_at_s:
             return False
         self.retried(now_s)
         return True
 
     def retried(self, now_s: float) -> None:
-        """The stream is subscribed anew, for itself or with its whole connection. (Did each stream of a connection keep
-        its own time, they would make it anew in turns, again and again, and it would bring nothing.)"""
+        """The stream is subscribed again, by itself or with its whole connection. (With a backoff each, the streams of
+        a connection would renew it in turns, again and again, and it would bring nothing.)"""
         self._retries += 1
         self._retry_at_s = now_s + RESUBSCRIBE.delay_s(self._retries)
 

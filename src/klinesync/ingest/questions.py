@@ -1,7 +1,7 @@
-"""Questions: stored candles of which a frame told other values. REST's row decides; here is which to ask for, and when.
+"""Questions: stored candles for which a frame had other values, and when to request them. The row of REST decides.
 
-Pure. REST may lag behind the stream, so a candle of which REST still has the stored values is asked for again, twice.
-All questions of one market are asked one request at a time, however many series have some.
+Pure. REST may lag behind the stream, so a candle with the stored values in REST is requested again, twice. One request
+at a time is in flight for each market, whatever the number of series with questions.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from dataclasses import dataclass
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 
-# When a candle is asked for again while REST still has the stored values: in seconds (ours) after the first answer.
+# Delays of the repeated requests, while REST has the stored values: in seconds (ours) after the first answer.
 AGAIN_AFTER_S = (10.0, 120.0)
-# After a request that was not answered, the next one waits for this long (ours); and the time after which a question
-# that was never answered is left to the audit.
+# Delay after a failed request, in seconds (ours); and the age from which an unanswered question is left to the audit.
 RETRY_S = 10.0
 GIVE_UP_S = 900.0
-# Requests of one market are at least this far apart (ours).
+# Shortest time between two requests of one market, in seconds (ours).
 PAUSE_S = 1.0
-# Candles in one request, and questions of one market that are kept: the oldest are left to the audit first.
+# Most candles of one request, and most questions of one market; the oldest are left to the audit.
 MAX_SPAN = 500
 MAX_QUESTIONS = 1_000
 
 
 @dataclass(slots=True)
 class _Question:
-    """`answers`: how often REST had the stored values; `first_s`: when the first of these came."""
+    """A question. `answers`: answers with the stored values; `first_s`: monotonic time of the first of them."""
 
     begun_s: float
     due_s: float
@@ -37,7 +36,7 @@ class _Question:
 
 
 class Questions:
-    """Those of one market. Times named `_s` are monotonic; a candle is named by its open time."""
+    """The questions of one market. Times named `_s` are monotonic; an open time identifies a candle."""
 
     def __init__(self) -> None:
         self._pending: OrderedDict[tuple[SeriesId, int], _Question] = OrderedDict()
@@ -48,7 +47,7 @@ class Questions:
         return len(self._pending)
 
     def ask(self, series: SeriesId, times: Iterable[int], now_s: float) -> None:
-        """Frames told other values of these candles. A question that is pending is not asked anew."""
+        """Add questions: frames had other values for these candles. A pending question stays as it is."""
         for time in times:
             self.asked += 1
             if (series, time) not in self._pending:
@@ -71,7 +70,8 @@ class Questions:
         return series, Span(times[0], series.timeframe.next(last))
 
     def answered(self, series: SeriesId, span: Span, changed: Collection[int], now_s: float) -> None:
-        """REST has answered for `span`. `changed`: the candles whose final rows had other values than were stored."""
+        """REST has answered for `span`. `changed`: open times of candles whose final rows differed from the stored
+        ones."""
         for key in self._covered(series, span):
             question = self._pending[key]
             if key[1] in changed:
