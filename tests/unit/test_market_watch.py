@@ -85,8 +85,9 @@ async def test_a_market_that_answers_after_a_while_of_trouble_wakes_who_waits_on
     watch = watch_of(exchange)
     waited_for = watch.answers_again
     exchange.newest = RestContact(failure="503", status=503)
-    unreachable = ("exchange.unreachable", "503")
-    assert watch.look(100.0, 1, followed=True) == MarketChange(None, answers_again=False, event=unreachable)
+    assert watch.look(100.0, 1, followed=True) == MarketChange(
+        None, answers_again=False, event=("exchange.unreachable", "503")
+    )
     change = watch.look(100.0 + UNREACHABLE_AFTER_S, 1, followed=True)
     assert (change.answers_again, change.event) == (False, None), "the same trouble as before"
     exchange.newest = RestContact(answered_s=106.0)

@@ -5,9 +5,36 @@ Events belong to a scope: a series (`binance:spot:BTC/USDT:1m`) or a market (`bi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from klinesync.core.series_id import SeriesId
+
+# Names of events. A log may have others, which another version wrote.
+EventName = Literal[
+    "candles.corrected",
+    "connection.failing",
+    "connection.lost",
+    "connection.made",
+    "exchange.answers",
+    "exchange.refuses",
+    "exchange.unreachable",
+    "gap.confirmed_empty",
+    "gap.declared",
+    "gap.filled",
+    "gap.lost",
+    "history.empty",
+    "history.failed",
+    "history.read",
+    "series.followed",
+    "series.unfollowed",
+    "store.damaged",
+    "store.failed",
+    "stream.delisted",
+    "stream.live",
+    "stream.rest_fallback",
+    "stream.stale",
+    "stream.subscribed",
+]
 
 
 class SeriesEvent(NamedTuple):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
+from klinesync.core.events import EventName
 from klinesync.core.gaps import Gap, GapChange, GapState
 from klinesync.core.spans import Span, without
 from klinesync.core.timeframe import Timeframe
@@ -27,7 +28,7 @@ _OPEN = (GapState.UNKNOWN, GapState.HEALING)
 class Named(NamedTuple):
     """An event's name, and its sentence."""
 
-    event: str
+    event: EventName
     detail: str
 
 

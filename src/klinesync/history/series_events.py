@@ -11,7 +11,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec
 
 from klinesync.core.dates import date_text
-from klinesync.core.events import SeriesEvent, market_scope, scopes_of
+from klinesync.core.events import EventName, SeriesEvent, market_scope, scopes_of
 from klinesync.core.gaps import GapChange
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
@@ -23,8 +23,16 @@ from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.storage.database import Corrected, SeriesChange
 
-# States of the stream of one series, whatever its connection does.
-_OWN_STATES = (StreamState.STALE, StreamState.REST_FALLBACK, StreamState.DELISTED)
+# States of the stream of one series, whatever its connection does; and states in which that is over.
+_OWN_STATES: Mapping[StreamState, EventName] = {
+    StreamState.STALE: "stream.stale",
+    StreamState.REST_FALLBACK: "stream.rest_fallback",
+    StreamState.DELISTED: "stream.delisted",
+}
+_OVER: Mapping[StreamState, EventName] = {
+    StreamState.SUBSCRIBED: "stream.subscribed",
+    StreamState.LIVE: "stream.live",
+}
 
 Clocks = Mapping[tuple[str, str], ExchangeClock]
 P = ParamSpec("P")
@@ -99,9 +107,9 @@ class SeriesEvents:
     def stream(self, series: SeriesId, before: StreamState, status: StreamStatus) -> None:
         """The state of the stream has changed from `before`."""
         state = status.state
-        event = Named(f"stream.{state}", stream_sentence(status))
-        if state in _OWN_STATES or (before in _OWN_STATES and state is not StreamState.RECONNECTING):
-            self._note(series, event)
+        own = _OWN_STATES.get(state) or (_OVER.get(state) if before in _OWN_STATES else None)
+        if own is not None:
+            self._note(series, Named(own, stream_sentence(status)))
         elif state is StreamState.RECONNECTING:
             self.market(series, "connection.lost", f"streams of the market are being connected{_behind(status.detail)}")
         elif before is StreamState.RECONNECTING:  # the first frame of a subscribed stream is no news
@@ -113,7 +121,7 @@ class SeriesEvents:
         self.market(series, "connection.failing", f"streams of the market cannot be subscribed{_behind(reason)}")
 
     @_never_in_the_way
-    def market(self, series: SeriesId, event: str, detail: str) -> None:
+    def market(self, series: SeriesId, event: EventName, detail: str) -> None:
         """Something happened to the whole market of that series."""
         scope = market_scope(series.exchange, series.market)
         self._log.note(scope, event, detail, self._now_ms(series))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from klinesync.core.errors import UpstreamError
+from klinesync.core.events import EventName
 from klinesync.exchanges.contact import MarketContact, StreamStatus
 from klinesync.exchanges.exchange import Exchange, KlineEvent
 from klinesync.exchanges.reach import UNREACHABLE_AFTER_S, ExchangeWatch
@@ -40,7 +41,7 @@ class MarketChange:
 
     unreachable: bool | None
     answers_again: bool
-    event: tuple[str, str] | None = None
+    event: tuple[EventName, str] | None = None
 
 
 class MarketWatch:
@@ -79,7 +80,7 @@ class MarketWatch:
         self._log_limit = LogLimit(CLOCK_LOG_EVERY_S)
         self.answers_again = asyncio.Event()  # set, and replaced, when the market answers after a while of trouble
         # Why the market gave no history at the newest look: the name of the trouble, and a sentence.
-        self._trouble: tuple[str, str] | None = None
+        self._trouble: tuple[EventName, str] | None = None
         self._silent_since: int | None = None  # when the market was heard last, once it is unreachable
         self._group: asyncio.TaskGroup | None = None
 
@@ -170,7 +171,7 @@ class MarketWatch:
             )
         return MarketChange(reach.unreachable, answers_again, event)
 
-    def _trouble_now(self, now_s: float) -> tuple[str, str] | None:
+    def _trouble_now(self, now_s: float) -> tuple[EventName, str] | None:
         """Why the market gives no history: the name of that, and a sentence."""
         reach = self.reach
         if reach.refused is not None:
