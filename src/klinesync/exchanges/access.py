@@ -1,11 +1,11 @@
-"""Access: for how long no request goes to one market that refuses this service, or that is in trouble. Pure.
+"""Access: the backoff of all requests to one market that refuses this service, or that fails. Pure.
 
-All requests of a market share it: each kind of REST request (`time`, `klines` …) and the WebSocket handshakes.
+All requests of a market share the backoff: each kind of REST request (`time`, `klines` …) and the WebSocket handshakes.
 
-- A market that refuses (401, 403, 451) is asked once in `REFUSED.most_s` seconds in the end, by all kinds together. A
-  kind that alone is refused, while others are served, is held alone.
-- REST that fails (no answer, a server error, an answer that cannot be understood) is asked once in `TROUBLE.most_s`
-  seconds in the end, from the second failure in a row on. Handshakes are not held for it: `Comeback` paces them.
+- While a market refuses (401, 403, 451), all kinds together make one request per `REFUSED.most_s` in the end. A kind
+  that is refused alone, while others are served, is held alone.
+- While REST fails (no answer, a server error, an answer that cannot be understood), one request per `TROUBLE.most_s` is
+  made in the end, from the second consecutive failure on. Handshakes are not held for it: `Comeback` paces them.
 
 Times are monotonic seconds.
 """
@@ -18,16 +18,16 @@ from klinesync.core.backoff import Backoff
 
 # HTTP statuses by which an exchange refuses this service: no key, forbidden, legal reasons.
 REFUSALS = frozenset({401, 403, 451})
-# HTTP statuses of answers that call the request wrong, or one too many: the market itself is well.
+# HTTP statuses for a wrong request, or for too many requests: the market itself is well.
 WELL = frozenset({400, 418, 429})
-# HTTP statuses of answers that call the request wrong: that kind of request is served.
+# HTTP statuses for a wrong request: requests of that kind are served.
 CALLED_WRONG = frozenset({400, 404})
 REFUSED = Backoff(initial_s=2.0, most_s=30.0)
 # No more than `comeback.PROBE_MOST_S`: an exchange that returns is noticed as soon by REST as by handshakes.
 TROUBLE = Backoff(initial_s=0.5, most_s=5.0)
-# Failures in a row that are taken as bad luck of one request.
+# Consecutive failures that cause no backoff.
 HARMLESS = 1
-# The kind that was refused last leaves the next request to another kind that waits, for this long, in seconds.
+# Seconds in which the kind that was refused last leaves the next request to another waiting kind.
 YIELD_S = 1.0
 # The kind of WebSocket handshakes.
 HANDSHAKE = "handshake"
@@ -87,7 +87,7 @@ class Access:
     _troubled: dict[str, _Hold] = field(default_factory=dict)
 
     def held_s(self, kind: str, now_s: float) -> float:
-        """For how long no request of that kind goes, in seconds; 0 when it may."""
+        """Remaining backoff of requests of a kind, in seconds; 0 without one."""
         until_s = self._refused_all.until_s
         if (own := self._refused.get(kind)) is not None:
             until_s = max(until_s, own.until_s)
@@ -98,7 +98,7 @@ class Access:
         return max(0.0, until_s - now_s)
 
     def sent(self, kind: str, now_s: float) -> None:
-        """A request goes. While trouble lasts the next one waits for a whole interval behind it."""
+        """A request is sent. During a backoff the next one waits for a whole interval."""
         self._refused_all.sent(now_s)
         if (own := self._refused.get(kind)) is not None:
             own.sent(now_s, self._yield_s)
@@ -108,7 +108,7 @@ class Access:
                 own.sent(now_s)
 
     def served(self, kind: str) -> None:
-        """A request was answered well, or called wrong: the market serves that kind."""
+        """A request was answered, if only as a wrong one: the market serves that kind."""
         self._refused_all.served()
         self._refused.pop(kind, None)
         if kind != HANDSHAKE:

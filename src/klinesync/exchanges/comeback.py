@@ -1,7 +1,7 @@
-"""Comeback: when the connections of one market try again after the exchange was away.
+"""Comeback: the reconnects of one market after an outage of the exchange.
 
-While no connection of a market is carried, one of them probes: it tries again every `PROBE_MOST_S` at most. The others
-keep to their own backoff, and follow as soon as the probe is carried, a little apart from each other.
+While no connection of a market has acknowledged streams, one of them probes, every `PROBE_MOST_S` at most. The others
+keep to their own backoff, and reconnect as soon as the probe succeeds, a little apart from each other.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 
-# While the exchange is away it is tried once in so many seconds at most, by one connection of a market.
+# Longest backoff of the probing connection of a market during an outage, in seconds.
 PROBE_MOST_S = 5.0
-# Within so many seconds the others follow once it is back.
+# Seconds within which the other connections reconnect after the probe succeeded.
 FOLLOW_WITHIN_S = 1.0
 
 
 class Comeback:
-    """The connections of one market, by name: those that are carried, and the one that probes."""
+    """The connections of one market: those with acknowledged streams, and the probing one."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -32,11 +32,11 @@ class Comeback:
         self._probe = None
 
     def lost(self, connection: object) -> None:
-        """Nothing of that connection is carried any more."""
+        """The streams of that connection have ended."""
         self._carried.discard(connection)
 
     def gone(self, connection: object) -> None:
-        """The connection tries no more."""
+        """The connection has ended for good."""
         self.lost(connection)
         if self._probe is connection:
             self._probe = None
@@ -47,7 +47,7 @@ class Comeback:
         back.set()
 
     async def pause(self, connection: object, backoff_s: float) -> None:
-        """Returns when the connection, which failed or was lost, shall try again."""
+        """Wait until the connection, which failed or was lost, should reconnect."""
         self.lost(connection)
         if not self._carried and self._probe is None:
             self._probe = connection

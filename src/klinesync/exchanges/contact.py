@@ -1,4 +1,4 @@
-"""What is heard of an exchange: of each stream, of REST, and of a market as a whole. Values."""
+"""The contact with an exchange: of each stream, of REST, and of a market as a whole. Values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from klinesync.core.stream_state import StreamState
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """Where a series' stream stands. Times are UTC seconds of the exchange; `detail` is a sentence where there is
-    something to say; `quiet`: the span behind the newest closed candle in which REST has shown that there are none."""
+    """The state of the stream of a series. Times are UTC seconds of the exchange.
+
+    detail: a sentence, or None.
+    quiet: the span behind the newest closed candle in which REST has shown that there are no candles.
+    """
 
     state: StreamState
     since: int | None = None
@@ -22,7 +25,7 @@ class StreamStatus:
 
 
 def stream_sentence(status: StreamStatus) -> str:
-    """The state of a stream as people read it."""
+    """A sentence about the state of a stream."""
     sentence = _SENTENCES[status.state]
     return sentence if status.detail is None else f"{sentence}: {status.detail}"
 
@@ -45,9 +48,8 @@ class RestContact:
     answered_s: when the newest request was answered well, monotonic seconds; None before the first answer.
     failure: a sentence about the newest request when that one failed; None when it was answered well.
     status: HTTP status of that failure, 0 without an answer.
-    final_margin_s: how long after its end the venue may change a row, as far as was seen; None where that is not
-        watched.
-    left_alone_s: for how long REST is not asked from now on at the exchange's wish, in seconds; 0 where it is asked.
+    final_margin_s: observed time after its end in which the venue changes a row; None where that is not observed.
+    left_alone_s: remaining seconds of the exchange's Retry-After or ban; 0 without one.
     """
 
     answered_s: float | None = None
@@ -71,7 +73,7 @@ class ExchangeTrouble:
 
 @dataclass(frozen=True, slots=True)
 class MarketContact:
-    """What is heard of one market of an exchange. Times are UTC seconds of the exchange.
+    """The contact with one market of an exchange. Times are UTC seconds of the exchange.
 
     streams: the state of each followed stream.
     connected: whether a connection for streams is open.
@@ -84,8 +86,8 @@ class MarketContact:
     unanswered: the newest request failed, and none was answered for a while.
     clocks_differ: a sentence with both times, while the market's clocks differ; None while they agree.
     final_margin_s: how long after its end a row of REST may change.
-    final_margin_seen: whether rows were seen to change later than the configured margin.
-    left_alone_s: for how long REST is not asked from now on at the exchange's wish, in seconds; 0 where it is asked.
+    final_margin_seen: whether rows have changed later than the configured margin.
+    left_alone_s: remaining seconds of the exchange's Retry-After or ban; 0 without one.
     """
 
     market: str

@@ -19,15 +19,15 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.contact import RestContact
 from klinesync.runtime.exchange_clock import ExchangeClock
 
-# How long a list of symbols is good for, in seconds.
+# Age up to which a list of symbols is used, in seconds.
 LISTINGS_TTL_S = 3600.0
 
 
 class KlineEvent(Struct, frozen=True):
-    """One push: the candle as it stands, and whether the exchange calls it final. `event_ms`: the exchange's time.
+    """One push of a stream: a candle, and whether the exchange calls it final. `event_ms`: the exchange's time.
 
-    `by_rest`: the source has no frames that say final or what time it is. Then a closed candle is a row of REST that is
-    proven final, and `event_ms` tells an order only.
+    `by_rest`: the exchange has no frames with a final mark or a time. A closed candle is a row of REST that is proven
+    final then, and `event_ms` gives the order only.
     """
 
     series: SeriesId
@@ -38,25 +38,25 @@ class KlineEvent(Struct, frozen=True):
 
 
 def _nobody(_series: Iterable[SeriesId], _reason: str) -> None:
-    """Nobody asks why streams fail."""
+    """Ignores failures of streams."""
 
 
 def _no_stand_in(_series: SeriesId, _reason: str | None) -> None:
-    """Nobody asks whether REST stands in."""
+    """Ignores that REST is polled."""
 
 
 def _no_quiet(_series: SeriesId, _span: Span) -> None:
-    """Nobody asks where there are no candles."""
+    """Ignores spans without candles."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamCallbacks:
-    """Whom a connection tells: each runs on the event loop and returns at once.
+    """The callbacks of a connection. Each runs on the event loop and returns at once.
 
     attached: the exchange has acknowledged the subscription of a series.
-    event: a candle has come.
-    lost: series are carried no more.
-    failing: series are not carried, and why: a handshake, an acknowledgement or the exchange's name is missing.
+    event: a candle has arrived.
+    lost: the streams of series have ended.
+    failing: series are not subscribed, and why: a handshake, an acknowledgement or the exchange's name is missing.
     stands_in: REST is polled in place of the stream of a series, and why; None: the stream brings frames again.
     quiet: REST has shown that there are no candles in a span behind the newest closed one.
     """
@@ -70,18 +70,18 @@ class StreamCallbacks:
 
 
 class Urgency(IntEnum):
-    """Whose request goes first where an exchange rations them."""
+    """The priority of a request where an exchange rations requests; the smallest number goes first."""
 
     REPAIR = 0  # a hole that live candles wait behind
     READ = 1  # a user waits
     SWEEP = 2  # start-up
-    FILL = 3  # what a stream did not bring, mostly because nothing was traded
+    FILL = 3  # candles that a stream did not bring, mostly because nothing was traded
     DEEP = 4  # old holes, deep history, the audit
 
 
 @dataclass(slots=True)
 class Errand:
-    """Why history is asked for. Its urgency may be raised while it waits; `begun`: a request of it was sent."""
+    """The purpose of a request for history. Its urgency may be raised while it waits; `begun`: a request was sent."""
 
     urgency: Urgency
     begun: bool = False
@@ -92,8 +92,8 @@ BOTH_NEIGHBOURS = "one REST answer has its neighbours and nothing between them"
 
 @dataclass(frozen=True, slots=True)
 class HistoryPage:
-    """One answer of the exchange: closed candles, ascending, the spans between its rows in which it has nothing, and
-    how it showed that."""
+    """One answer of the exchange: closed candles, ascending, the spans between its rows that are proven empty, and the
+    proof."""
 
     candles: list[Candle]
     empty: list[Span]
@@ -102,8 +102,8 @@ class HistoryPage:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far back an exchange's history of a series goes: `oldest` is the first open time that it still gives, in UTC
-    seconds, and `sentence` says why nothing before it can be had."""
+    """The reach of an exchange's history of a series: `oldest` is the first available open time, in UTC seconds;
+    `sentence` says why earlier candles are not available."""
 
     oldest: int
     sentence: str
@@ -111,8 +111,11 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A symbol as the exchange lists it: `symbol` is ours (`BTC/USDT`), `symbol_id` and `status` the exchange's.
-    `onboard_s`: since when it is listed, in UTC seconds, where it tells. `kind`: spot, perpetual or delivery."""
+    """A listed symbol: `symbol` is our name (`BTC/USDT`), `symbol_id` and `status` are the exchange's.
+
+    onboard_s: since when it is listed, in UTC seconds; None where the exchange does not say.
+    kind: spot, perpetual or delivery.
+    """
 
     symbol: str
     symbol_id: str
@@ -128,14 +131,14 @@ class Listing:
 
 
 class ListingShelf(Protocol):
-    """Keeps the newest list of symbols of each market over a restart. Its own troubles are logged, never raised."""
+    """Keeps the newest list of symbols of each market over a restart. Its own errors are logged, never raised."""
 
     async def load(self, market: str) -> Sequence[Listing]:
-        """The list that was kept last; empty when there is none."""
+        """The kept list; empty without one."""
         ...
 
     async def keep(self, market: str, listings: Sequence[Listing]) -> None:
-        """Keep this list."""
+        """Keep this list in place of the previous one."""
         ...
 
 
@@ -150,24 +153,25 @@ class Ticker:
 
 
 class HistoryWatch(Protocol):
-    """Is told how the reading of history goes. Spans are open times in UTC seconds; `candles` counts since `began`."""
+    """Receives the progress of readings of history. Spans are open times in UTC seconds; `candles` counts since
+    `began`."""
 
     def began(self, series: SeriesId, span: Span, reason: str) -> None:
-        """Somebody reads `span` of `series`."""
+        """The reading of `span` of `series` has begun."""
         ...
 
     def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
-        """All before `upto` is read."""
+        """Everything before `upto` is read."""
         ...
 
     def ended(self, series: SeriesId, error: str | None = None) -> None:
-        """The reading is over; `error` is what was in the way."""
+        """The reading is over; `error`: a sentence when it failed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionStatus:
-    """One connection: the streams that it carries, and what it has been through."""
+    """One connection: its streams, its state and its counters."""
 
     exchange: str
     market: str
@@ -183,33 +187,34 @@ class Connection(Protocol):
 
     @property
     def status(self) -> ConnectionStatus:
-        """How it stands."""
+        """The state of the connection."""
         ...
 
     @property
     def room(self) -> int:
-        """How many more streams it takes."""
+        """The number of further streams that fit."""
         ...
 
     def want(self, series: SeriesId) -> None:
-        """Carry the series' stream from now on: `attached` is told once the exchange has been, after every connect."""
+        """Subscribe the stream of a series. After every connect `attached` is called once the exchange acknowledges
+        it."""
         ...
 
     @property
     def idle(self) -> bool:
-        """Whether it carries no stream."""
+        """Whether the connection has no stream."""
         ...
 
     def unwant(self, series: SeriesId) -> None:
-        """Drop the series' stream."""
+        """Unsubscribe the stream of a series."""
         ...
 
     def renew(self, series: SeriesId) -> None:
-        """Drop the series' stream and subscribe it again: it is acknowledged, and brings nothing."""
+        """Unsubscribe and subscribe the stream of a series that is acknowledged, and brings nothing."""
         ...
 
     def reconnect(self) -> None:
-        """End what carries the streams now, and connect anew: none of them brings anything."""
+        """Close the connection and connect again, because no stream brings anything."""
         ...
 
     async def run(self) -> None:
@@ -219,12 +224,12 @@ class Connection(Protocol):
 
 @dataclass(slots=True)
 class StreamCounts:
-    """What happened on the connections of one market since the start, also on those that are gone.
+    """The counters of all connections of one market since the start.
 
-    frames: candles that the streams brought, also forming.
-    quarantined: frames that were no candles.
-    reconnects: connections that ended and were made anew.
-    rotations: connections that were replaced before the exchange ends them.
+    frames: candles received from streams, also forming.
+    quarantined: frames that were no valid candles.
+    reconnects: connections that ended and were reconnected.
+    rotations: connections that were replaced before the exchange's time limit.
     """
 
     frames: int = 0
@@ -239,16 +244,17 @@ ALL_MARKETS = "all"
 
 @dataclass(frozen=True, slots=True)
 class RestStatus:
-    """How the REST of one host stands.
+    """The state of REST of one host.
 
-    used, limit: request weight of the exchange's present minute; None where the exchange does not count by the minute.
-    share: how much of the limit we use at most; None likewise.
-    under_way: requests that wait for their answer.
-    waiting: requests that wait for their turn, by urgency.
-    blocked_s: for how long nothing is sent at the exchange's wish, in seconds.
-    blocked_until_ms: until when, in UTC ms of the exchange; None where it is asked, or where that is not known.
-    requests: sent since the start.
-    errors: failures since the start by HTTP status: 0 without an answer, 200 where it could not be understood.
+    used, limit: request weight of the exchange's current minute; None where the exchange does not count by the minute.
+    share: largest share of the limit that the service uses; None likewise.
+    under_way: requests in flight.
+    waiting: queued requests by urgency.
+    blocked_s: remaining seconds of a Retry-After or ban.
+    blocked_until_ms: its end in UTC ms of the exchange; None without one, or where that is not known.
+    requests: requests since the start.
+    errors: failures since the start by HTTP status: 0 without an answer, 200 for an answer that could not be
+    understood.
     """
 
     used: int | None
@@ -264,11 +270,11 @@ class RestStatus:
 
 @dataclass(frozen=True, slots=True)
 class Emptiness:
-    """What proves that an exchange has no candle for an open time: one answer shows both neighbours and nothing between
-    them, and the exchange adds no candle any more.
+    """The policy that proves an open time empty: one answer has both neighbours and nothing between them, and the
+    exchange adds no candle later.
 
-    late_s: some exchanges leave out a candle without trades and add it later: how long after the candle's end, at most,
-        in seconds of the exchange. 0 where an exchange adds none.
+    late_s: longest time after a candle's end, in seconds of the exchange, after which the exchange may add a candle
+        without trades that it left out before; 0 for an exchange that never does.
     """
 
     late_s: float = 0.0
@@ -296,13 +302,13 @@ History: TypeAlias = Callable[[SeriesId, int, Errand, int | None], AsyncGenerato
 
 
 class Exchange(ABC):
-    """One exchange. What is asked of it raises `UpstreamError` when it does not answer, or not with sense.
+    """One exchange. Requests raise `UpstreamError` when the exchange does not answer, or not sensibly.
 
-    name: as series ids have it.
-    clocks: what is known of its time, by market. The keys are its markets. Answers and frames teach the clocks.
-    emptiness: what proves that it has no candle.
-    one_list_decides: whether a list of symbols is one answer, so that a single list without a symbol shows that it is
-        gone. Else two lists do, some time apart.
+    name: as in series_ids.
+    clocks: the exchange's time by market; the keys are the markets. Answers and frames set the clocks.
+    emptiness: the policy that proves open times empty.
+    one_list_decides: whether a list of symbols is one answer, so that a single list without a symbol proves that it is
+        delisted. Otherwise two lists are needed, some time apart.
     """
 
     name: str
@@ -314,10 +320,10 @@ class Exchange(ABC):
 
     @abstractmethod
     def connection(self, market: str, callbacks: StreamCallbacks) -> Connection:
-        """A new connection of that market; it does nothing until it runs."""
+        """A new connection for streams of a market; it does nothing until `run`."""
 
     def streams(self) -> Mapping[str, StreamCounts]:
-        """What happened on the connections, by market. By default nothing is counted."""
+        """The counters of connections by market. By default there are none."""
         return {}
 
     # History.
@@ -333,8 +339,8 @@ class Exchange(ABC):
         """
 
     def reach(self, series: SeriesId) -> Reach | None:
-        """How far back the history of the series goes; None, the default, where all of it can be had, or where that is
-        not known yet."""
+        """The reach of the history of the series; None, the default, when all of it is available, or that is not known
+        yet."""
         return None
 
     def left_out(self) -> Mapping[tuple[str, str], int]:
@@ -346,11 +352,11 @@ class Exchange(ABC):
 
     @abstractmethod
     async def refusal(self, series: SeriesId) -> str | None:
-        """Why the series cannot be had, as a sentence; None when it can. Raises `UpstreamError`."""
+        """Why the series is not available, as a sentence; None when it is. Raises `UpstreamError`."""
 
     @abstractmethod
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What the exchange lists, by our symbol, as it told at most `max_age_s` (monotonic) ago. Raises
+        """The listed symbols by our name, from an answer at most `max_age_s` (monotonic) old. Raises
         `UpstreamError`."""
 
     async def symbol_id(self, series: SeriesId) -> str | None:
@@ -361,24 +367,24 @@ class Exchange(ABC):
     # Tickers.
 
     async def tickers(self, market: str) -> Sequence[Ticker]:
-        """The last 24 hours of every symbol, asked now. Raises `UpstreamError`, as where, by default, it has none."""
+        """The last 24 hours of every symbol, requested now. Raises `UpstreamError`; by default always."""
         raise UpstreamError(f"{self.name} has no list of tickers", WRONG_REQUEST)
 
     # Clock.
 
     @abstractmethod
     async def now_ms(self, market: str) -> int:
-        """The exchange's time, asked now, in UTC ms. Raises `UpstreamError`."""
+        """The exchange's time, requested now, in UTC ms. Raises `UpstreamError`."""
 
     # Budget.
 
     @abstractmethod
     def contact(self, market: str) -> RestContact:
-        """The newest contact over REST; returns at once and asks nobody."""
+        """The newest contact over REST; returns at once, without a request."""
 
     def rest(self) -> Mapping[str, RestStatus]:
-        """How each REST host stands that was asked anything, by market (`ALL_MARKETS`: the markets share it). By
-        default nothing is counted."""
+        """The state of each used REST host by market (`ALL_MARKETS`: the markets share one). By default there are
+        none."""
         return {}
 
     def load(self, series: SeriesId) -> float:
@@ -387,11 +393,11 @@ class Exchange(ABC):
         return 0.0
 
     def too_many(self, series: SeriesId, count: int) -> str:
-        """A sentence about `count` series, the last one of them `series`, for which there is no room."""
+        """A sentence about `count` series, the last of them `series`, that exceed the exchange's limit."""
         return f"{self.name} has no room for {counted(count, 'series', 'series')}"
 
     # The end.
 
     @abstractmethod
     async def close(self) -> None:
-        """Close all connections. Nothing is asked afterwards."""
+        """Close all connections. No request is made afterwards."""
