@@ -31,6 +31,7 @@ from klinesync.history import pending
 from klinesync.ingest import followed, liveness
 from klinesync.ingest.liveness import STALE
 from klinesync.pipelines import ledger_step
+from klinesync.runtime import clock
 from klinesync.runtime.exchange_clock import DIFFER_MS
 from sim import checkers
 from sim.checkers import Witness
@@ -577,6 +578,10 @@ def _quiet_surroundings(world: World) -> Iterator[None]:
         logger.propagate = propagate
 
 
+# Modules between a reader of the clock of this machine and what stands in its place.
+CLOCK_FILES = (__file__, clock.__file__)
+
+
 class NoTime:
     """In place of the module `time`, as `runtime.clock` uses it: a part that reads the clock of this machine, and not
     the one that it was given, breaks the promise that a seed is repeatable."""
@@ -585,7 +590,7 @@ class NoTime:
         self._world = world
 
     def monotonic(self) -> float:
-        reader = traceback.extract_stack(limit=4)[0]
+        reader = next(frame for frame in reversed(traceback.extract_stack()) if frame.filename not in CLOCK_FILES)
         self._world.violate(f"{reader.filename}:{reader.lineno} reads the clock of this machine")
         return self._world.loop.time()
 
