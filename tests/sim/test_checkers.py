@@ -21,8 +21,9 @@ from klinesync.core.spans import Span
 from klinesync.core.splice import Jump, Splice
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import rest as binance_rest
+from klinesync.exchanges.binance.link import Link
 from klinesync.exchanges.binance.rest import BinanceRest
-from klinesync.exchanges.binance.streams import BinanceConnection, _Link
+from klinesync.exchanges.binance.streams import BinanceConnection
 from klinesync.exchanges.binance.weight import WeightBudget
 from klinesync.exchanges.exchange import Errand, HistoryPage, KlineEvent
 from klinesync.factor.graph import FactorGraph, Said, States
@@ -390,7 +391,7 @@ def hold_live_between_pages(patch: pytest.MonkeyPatch) -> None:
 
 
 def end_the_old_connection_first(patch: pytest.MonkeyPatch) -> None:
-    async def hasty(self: BinanceConnection, link: _Link, successor: _Link) -> None:
+    async def hasty(self: BinanceConnection, link: Link, successor: Link) -> None:
         """Nothing is waited for: the first ends at once."""
 
     patch.setattr(BinanceConnection, "_overlap", hasty)
@@ -398,7 +399,7 @@ def end_the_old_connection_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def replace_no_connection(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BinanceConnection, "_is_due", lambda *_: False)
+    patch.setattr(Link, "is_due", lambda *_: False)
 
 
 def never_look_again(patch: pytest.MonkeyPatch) -> None:

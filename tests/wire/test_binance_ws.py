@@ -17,6 +17,7 @@ from aiohttp import web
 from klinesync.core.backoff import Backoff
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
+from klinesync.exchanges.binance import link as binance_link
 from klinesync.exchanges.binance import streams as binance_ws
 from klinesync.exchanges.binance.streams import BinanceConnection, Symbols
 from klinesync.exchanges.exchange import KlineEvent, StreamCallbacks
@@ -189,7 +190,7 @@ async def test_a_refused_subscription_ends_the_connection_and_is_tried_again() -
 
 
 async def test_a_subscription_that_is_not_answered_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binance_ws, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(binance_link, "ANSWER_TIMEOUT_S", 0.05)
     exchange = Exchange(answers=False)
     async with connected(exchange, BTC) as (_, heard):
         await exchange.asked()
@@ -220,7 +221,7 @@ async def test_why_streams_are_not_carried_is_told_while_acknowledgements_fail(
             [BTC],
             "the exchange refuses a subscription: SUBSCRIBE was answered with 2 Invalid\\nrequest",
         )
-    monkeypatch.setattr(binance_ws, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(binance_link, "ANSWER_TIMEOUT_S", 0.05)
     async with connected(Exchange(answers=False), BTC) as (_, heard):
         assert await soon(heard.failing) == (
             [BTC],
@@ -322,7 +323,7 @@ async def test_a_successor_that_is_to_end_too_is_followed_by_another_one_at_once
 async def test_a_first_socket_that_ends_before_its_successor_is_ready_loses_its_streams_until_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(binance_ws, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(binance_link, "ANSWER_TIMEOUT_S", 0.2)
     exchange = Exchange()
     async with connected(exchange, BTC) as (_, heard):
         await soon(heard.attached)

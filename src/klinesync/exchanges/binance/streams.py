@@ -1,6 +1,6 @@
 """Binance's kline streams: many on one connection, subscribed and dropped while it runs.
 
-A connection has a set of *wanted* streams. One socket carries them, a `_Link`; it sends what is missing whenever the
+A connection has a set of *wanted* streams. One socket carries them, a `Link`; it sends what is missing whenever the
 set changes, in paced messages. An acknowledgement makes a stream *attached*: from then on the exchange has been told,
 and what was missed before it is read from REST. Before the exchange ends a socket (after 24 hours, or with notice) a
 second link takes over, make before break: the first ends when the second carries everything, so nothing is missed.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -19,18 +19,19 @@ import aiohttp
 import msgspec
 
 from klinesync.core.backoff import Backoff
-from klinesync.core.errors import BadCandle, KlinesyncError, UpstreamError
+from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.access import HANDSHAKE, Access
 from klinesync.exchanges.binance.decode import EXCHANGE
 from klinesync.exchanges.binance.frames import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
+from klinesync.exchanges.binance.link import Link, Refused, portions, why_not_subscribed
 from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks, StreamCounts
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.exchange_clock import ExchangeClock
-from klinesync.runtime.http_client import Http, WebSocket
+from klinesync.runtime.http_client import Http
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
@@ -38,14 +39,10 @@ log = Log(__name__)
 
 # The exchange allows 1,024. Fewer make a lost connection cheaper.
 STREAMS_PER_CONNECTION = 200
-# Names in one SUBSCRIBE, and the pace of messages: spot closes a connection that sends more than 5 a second.
-NAMES_PER_MESSAGE = 100
-MESSAGE_PACE_S = 0.35
 # Past that size the socket is closed, as it would cost memory to read on.
 MAX_SOCKET_BYTES = 16 << 20
 HEARTBEAT_S = 20.0
 CONNECT_TIMEOUT_S = 10.0
-ANSWER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 # Before a connection that ended or could not be had is tried again. Retries are counted from 1 after a failure, from 0
 # after the end of a healthy connection: one that lived for `HEALTHY_S`.
@@ -69,12 +66,6 @@ QUARANTINE_LOG_EVERY_S = 10.0
 PATHS = {"spot": "/stream", "futures": "/market/stream"}
 
 
-class Refused(KlinesyncError):
-    """The exchange answered a request with an error."""
-
-    code = "refused"
-
-
 class Symbols(Protocol):
     """Where a connection takes the exchange's names from."""
 
@@ -85,35 +76,6 @@ class Symbols(Protocol):
     async def symbol_id(self, series: SeriesId) -> str:
         """The same, by a list that is asked for if need be. Raises `UpstreamError`."""
         ...
-
-
-class _Link:
-    """One socket, and the streams that were asked for on it. `born_ms`: on the exchange's clock, where it is known."""
-
-    def __init__(self, socket: WebSocket, born_s: float, born_ms: int | None) -> None:
-        self.socket = socket
-        self.born_s = born_s
-        self.born_ms = born_ms
-        self.sent: dict[str, None] = {}
-        self.attached: set[str] = set()
-        self.renewed: set[str] = set()
-        self.changed = asyncio.Event()
-        self.changed.set()
-        self.heard = False
-        self.leaving = False  # the exchange has announced its end
-        self.request = 0
-        self.answer: asyncio.Future[str | None] | None = None
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.task is not None and self.task.done()
-
-    async def end(self) -> None:
-        """Close the socket; returns when the link's task is over."""
-        if self.task is not None:
-            self.task.cancel()
-            await asyncio.wait([self.task])
 
 
 class BinanceConnection:
@@ -166,7 +128,7 @@ class BinanceConnection:
         self._names: dict[SeriesId, str] = {}  # the stream of each wanted series
         self._nameless: dict[SeriesId, None] = {}  # wanted, and not known by what name
         self._naming = asyncio.Event()
-        self._links: list[_Link] = []  # the one in charge last; before it, one that is about to end
+        self._links: list[Link] = []  # the one in charge last; before it, one that is about to end
         self._event = asyncio.Event()  # something of the links has changed
         self._log_limit = LogLimit(QUARANTINE_LOG_EVERY_S)
         self._failure: str | None = None  # why streams are not carried; None once the exchange acknowledges some
@@ -320,7 +282,7 @@ class BinanceConnection:
                 return
             await asyncio.sleep(min(held_s, LET_GO_POLL_S))
 
-    async def _connect(self) -> _Link | None:
+    async def _connect(self) -> Link | None:
         """A new link, carried by a task of its own; None when it cannot be had."""
         loop = asyncio.get_running_loop()
         sent_s = self._monotonic()
@@ -342,7 +304,7 @@ class BinanceConnection:
             self._failed(reason)
             return None
         self._access.served(HANDSHAKE)
-        link = _Link(socket, self._monotonic(), self._clock.estimate_ms(self._monotonic()))
+        link = Link(socket, self._monotonic(), self._clock.estimate_ms(self._monotonic()))
         self._links.append(link)
         link.task = self._bulkheads.begin(
             loop, partial(self._carry, link), part=Part.CONNECTION, name=f"link {self._url}"
@@ -350,13 +312,13 @@ class BinanceConnection:
         link.task.add_done_callback(lambda _: self._event.set())
         return link
 
-    async def _stay(self, link: _Link) -> None:
+    async def _stay(self, link: Link) -> None:
         """Returns when no link is left; each is replaced before the exchange ends it."""
         rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
         not_before_s = 0.0
         while not link.ended:
             held = self._monotonic() < not_before_s or self._access.held_s(HANDSHAKE, self._monotonic()) > 0.0
-            if held or not self._is_due(link, rotate_s, self._monotonic()):
+            if held or not link.is_due(self._clock, rotate_s, self._monotonic()):
                 await self._wait(ROTATE_CHECK_S)
                 continue
             log.info(
@@ -381,15 +343,7 @@ class BinanceConnection:
         if self._failure is None:
             self._failed(f"the connection to the exchange ended with code {link.socket.close_code}")
 
-    def _is_due(self, link: _Link, rotate_s: float, now_s: float) -> bool:
-        if link.leaving or now_s - link.born_s > rotate_s:
-            return True
-        now_ms = self._clock.estimate_ms(now_s)
-        if link.born_ms is None:
-            link.born_ms = now_ms  # the first stamp came after it was made
-        return now_ms is not None and link.born_ms is not None and now_ms - link.born_ms > rotate_s * 1000
-
-    async def _overlap(self, link: _Link, successor: _Link) -> None:
+    async def _overlap(self, link: Link, successor: Link) -> None:
         """Returns when the successor carries everything and has brought data, or either of the two has ended."""
         began_s = self._monotonic()
         while not (link.ended or successor.ended):
@@ -420,7 +374,7 @@ class BinanceConnection:
         for link in links:
             await link.end()
 
-    async def _carry(self, link: _Link) -> None:
+    async def _carry(self, link: Link) -> None:
         """Receive, and keep subscribed, until the link ends."""
         loop, work = asyncio.get_running_loop(), partial(self._keep_subscribed, link)
         subscriber = self._bulkheads.begin(loop, work, part=Part.CONNECTION, name=f"subscribe {self._url}")
@@ -441,7 +395,7 @@ class BinanceConnection:
             await asyncio.wait([subscriber])
             await link.socket.close()
 
-    def _lose(self, link: _Link) -> None:
+    def _lose(self, link: Link) -> None:
         """Tell of the streams that no other link carries."""
         carried = set[str]().union(*(other.attached for other in self._links))
         gone = [self._wanted[name] for name in link.sent if name in self._wanted and name not in carried]
@@ -463,7 +417,7 @@ class BinanceConnection:
         streams = [stream for name, stream in self._wanted.items() if name not in carried]
         return [series for stream in streams for series in (stream.series, *stream.others)]
 
-    async def _keep_subscribed(self, link: _Link) -> None:
+    async def _keep_subscribed(self, link: Link) -> None:
         """Send the difference between what is wanted and what was sent, whenever it changes, at a pace."""
         try:
             while True:
@@ -471,20 +425,20 @@ class BinanceConnection:
                 link.changed.clear()
                 renewed, link.renewed = link.renewed & link.sent.keys(), set()
                 dropped = [name for name in link.sent if name not in self._wanted or name in renewed]
-                for names in _portions(dropped):
+                for names in portions(dropped):
                     for name in names:
                         link.attached.discard(name)
                         if name not in renewed:  # of one that is renewed, what is under way is still taken
                             del link.sent[name]
-                    await self._ask(link, "UNSUBSCRIBE", names)
+                    await link.ask("UNSUBSCRIBE", names)
                 missing = [name for name in self._wanted if name not in link.sent or name in renewed]
-                for names in _portions(missing):
+                for names in portions(missing):
                     # Known before the answer: the first push may overtake it.
                     link.sent.update(dict.fromkeys(names))
-                    await self._ask(link, "SUBSCRIBE", names)
+                    await link.ask("SUBSCRIBE", names)
                     self._attach(link, names)
         except (aiohttp.ClientError, ConnectionError, TimeoutError, Refused) as error:
-            reason = _why_not_subscribed(self._url, error)
+            reason = why_not_subscribed(self._url, error)
             # A connection that breaks is the same trouble for each stream; a refusal is logged each time.
             problem = UpstreamError(reason, cause=None if isinstance(error, Refused) else reason)
             log.warning("stream.subscribe_failed", "streams cannot be subscribed", url=self._url, error=problem)
@@ -492,7 +446,7 @@ class BinanceConnection:
         finally:
             await link.socket.close()  # also after a defect: nobody would subscribe any more
 
-    def _attach(self, link: _Link, names: Sequence[str]) -> None:
+    def _attach(self, link: Link, names: Sequence[str]) -> None:
         """The exchange has acknowledged streams. Who is carried by another link meanwhile has missed nothing."""
         carried = set[str]().union(*(other.attached for other in self._links if other is not link))
         link.attached.update(names)
@@ -505,19 +459,7 @@ class BinanceConnection:
                 for series in (stream.series, *stream.others):
                     self._callbacks.attached(series)
 
-    async def _ask(self, link: _Link, method: str, names: Sequence[str]) -> None:
-        """Send one request and wait for its answer. Raises `Refused`, TimeoutError, ConnectionError."""
-        link.request += 1
-        link.answer = asyncio.get_running_loop().create_future()
-        request = msgspec.json.encode({"method": method, "params": names, "id": link.request})
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            await link.socket.send_str(request.decode())
-            error = await link.answer
-        if error is not None:
-            raise Refused(f"{method} was answered with {error}")
-        await asyncio.sleep(MESSAGE_PACE_S)
-
-    def _take(self, link: _Link, text: str) -> None:
+    def _take(self, link: Link, text: str) -> None:
         try:
             message = parse_frame(text, self._wanted)
         except (BadFrame, BadCandle) as error:
@@ -532,10 +474,7 @@ class BinanceConnection:
             for other in self._wanted[self._names[message.series]].others:
                 self._callbacks.event(msgspec.structs.replace(message, series=other))
         elif isinstance(message, Answer):
-            waiting = link.answer
-            # Errors of requests that cannot be read carry no id: there is one request at a time, so it is that one's.
-            if waiting is not None and not waiting.done() and message.id in (link.request, None):
-                waiting.set_result(message.error)
+            link.answered(message)
         elif isinstance(message, Shutdown):
             link.leaving = True
             self._event.set()
@@ -549,15 +488,3 @@ class BinanceConnection:
             log.warning(
                 "stream.frame_quarantined", "a frame is quarantined: %s", reason, url=self._url, suppressed=suppressed
             )
-
-
-def _why_not_subscribed(url: str, error: aiohttp.ClientError | ConnectionError | TimeoutError | Refused) -> str:
-    if isinstance(error, Refused):
-        return f"the exchange refuses a subscription: {error}"
-    if isinstance(error, TimeoutError):
-        return f"the exchange has not answered a subscription within {ANSWER_TIMEOUT_S:g} s"
-    return unreachable(url, error)
-
-
-def _portions(names: list[str]) -> Iterable[list[str]]:
-    return (names[start : start + NAMES_PER_MESSAGE] for start in range(0, len(names), NAMES_PER_MESSAGE))

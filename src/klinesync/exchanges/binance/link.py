@@ -1,0 +1,107 @@
+"""Link: one socket to Binance's streams, and the requests by which streams are subscribed on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import aiohttp
+import msgspec
+
+from klinesync.core.errors import KlinesyncError
+from klinesync.core.network_errors import unreachable
+from klinesync.exchanges.binance.frames import Answer
+from klinesync.runtime.exchange_clock import ExchangeClock
+from klinesync.runtime.http_client import WebSocket
+
+# Names in one SUBSCRIBE, and the pace of messages: spot closes a connection that sends more than 5 a second.
+NAMES_PER_MESSAGE = 100
+MESSAGE_PACE_S = 0.35
+# How long an answer is waited for, in seconds.
+ANSWER_TIMEOUT_S = 10.0
+
+
+class Refused(KlinesyncError):
+    """The exchange answered a request with an error."""
+
+    code = "refused"
+
+
+class Link:
+    """One socket, and the streams that were asked for on it. `born_ms`: on the exchange's clock, where it is known."""
+
+    def __init__(self, socket: WebSocket, born_s: float, born_ms: int | None) -> None:
+        self.socket = socket
+        self.born_s = born_s
+        self.born_ms = born_ms
+        self.sent: dict[str, None] = {}
+        self.attached: set[str] = set()
+        self.renewed: set[str] = set()
+        self.changed = asyncio.Event()
+        self.changed.set()
+        self.heard = False
+        self.leaving = False  # the exchange has announced its end
+        self.request = 0
+        self.answer: asyncio.Future[str | None] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.task is not None and self.task.done()
+
+    async def end(self) -> None:
+        """Close the socket; returns when the link's task is over."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait([self.task])
+
+    def is_due(self, clock: ExchangeClock, rotate_s: float, now_s: float) -> bool:
+        """Whether the link is to be replaced.
+
+        clock: the exchange's time.
+        rotate_s: its longest life, in seconds, by either clock.
+        now_s: monotonic.
+        """
+        if self.leaving or now_s - self.born_s > rotate_s:
+            return True
+        now_ms = clock.estimate_ms(now_s)
+        if self.born_ms is None:
+            self.born_ms = now_ms  # the first stamp came after it was made
+        return now_ms is not None and self.born_ms is not None and now_ms - self.born_ms > rotate_s * 1000
+
+    async def ask(self, method: str, names: Sequence[str]) -> None:
+        """Send one request and wait for its answer, then for the pace. Raises `Refused`, TimeoutError,
+        ConnectionError.
+
+        method: `SUBSCRIBE` or `UNSUBSCRIBE`.
+        names: of streams, `NAMES_PER_MESSAGE` at most.
+        """
+        self.request += 1
+        self.answer = asyncio.get_running_loop().create_future()
+        request = msgspec.json.encode({"method": method, "params": names, "id": self.request})
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            await self.socket.send_str(request.decode())
+            error = await self.answer
+        if error is not None:
+            raise Refused(f"{method} was answered with {error}")
+        await asyncio.sleep(MESSAGE_PACE_S)
+
+    def answered(self, answer: Answer) -> None:
+        """An answer has come. Errors of requests that cannot be read carry no id: there is one request at a time."""
+        waiting = self.answer
+        if waiting is not None and not waiting.done() and answer.id in (self.request, None):
+            waiting.set_result(answer.error)
+
+
+def why_not_subscribed(url: str, error: aiohttp.ClientError | ConnectionError | TimeoutError | Refused) -> str:
+    """A sentence about a subscription that failed."""
+    if isinstance(error, Refused):
+        return f"the exchange refuses a subscription: {error}"
+    if isinstance(error, TimeoutError):
+        return f"the exchange has not answered a subscription within {ANSWER_TIMEOUT_S:g} s"
+    return unreachable(url, error)
+
+
+def portions(names: list[str]) -> Iterable[list[str]]:
+    """The names, as many at a time as one message takes."""
+    return (names[start : start + NAMES_PER_MESSAGE] for start in range(0, len(names), NAMES_PER_MESSAGE))
