@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ SRC = ROOT / "src" / "klinesync"
 PAGE = ROOT / "docs" / "reference" / "logs.md"
 
 LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
-# Methods that limit the rate of a line: the first argument is the key of the limit, the second the event.
-LIMITED = ("_warn", "_log")
+# Methods that limit the rate of a line, and take its event.
+LIMITED = ("warn", "_warn", "_log")
+EVENT = re.compile(r"[a-z]+(\.[a-z]+(_[a-z]+)*)?")
 # The simulated exchange is a program of its own, and logs with the standard library.
 OTHER_PROGRAMS = ("sim",)
 
@@ -162,29 +164,28 @@ def lines() -> Iterator[Line]:
 def _line(path: str, call: ast.Call, method: ast.Attribute) -> Iterator[Line]:
     """The line that a call writes, if any. A method that limits its lines, and passes the event on as `event`, counts
     where it is called."""
-    level, at = _level(method), 0
-    if method.attr in LIMITED and len(call.args) > 1:
-        level, at = "warning", 1  # behind the key of the limit
-    if level is None or (call.args and ast.unparse(call.args[0]) == "event"):
-        return
-    given = call.args[at] if len(call.args) > at else None
-    event = given.value if isinstance(given, ast.Constant) and isinstance(given.value, str) else None
     fields = tuple(keyword.arg for keyword in call.keywords if keyword.arg not in (None, "exc_info"))
     if method.attr in LIMITED:
-        fields = (*fields, "suppressed")
-    yield Line(path, call.lineno, level, event, fields)
+        # The event may stand behind the key of the limit.
+        events = [event for argument in call.args[:2] if (event := _text(argument)) and EVENT.fullmatch(event)]
+        if events:
+            series = ("series",) if _text(call.args[0]) == events[-1] else ()  # stands behind the event
+            yield Line(path, call.lineno, "warning", events[-1], (*fields, *series, "suppressed"))
+        return
+    level = _level(method)
+    if level is not None and not (call.args and ast.unparse(call.args[0]) == "event"):
+        yield Line(path, call.lineno, level, _text(call.args[0]) if call.args else None, fields)
+
+
+def _text(argument: ast.expr) -> str | None:
+    return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else None
 
 
 def _level(method: ast.Attribute) -> str | None:
     """The level of a method of a log; None for any other."""
     owner = ast.unparse(method.value)
-    if method.attr == "warn" and owner.endswith("ports"):
-        return "warning"
-    return (
-        LEVELS.get(method.attr)
-        if owner in ("log", "logger") or owner.startswith(("Log(", "logging.getLogger("))
-        else None
-    )
+    ours = owner in ("log", "logger", "self._log") or owner.startswith(("Log(", "logging.getLogger("))
+    return LEVELS.get(method.attr) if ours else None
 
 
 def page() -> str:

@@ -67,6 +67,7 @@ class HistoryPorts:
         return await self.database.read(lambda store: (store.span(series), store.gaps(series)))
 
     def warn(self, event: LogEvent, series: SeriesId, sentence: str, *values: object, **fields: object) -> None:
-        """Log an event of a series, as `Log.warning`; each event of a series once in a while."""
-        if self.logged.allow((series, event), self.monotonic()) is not None:
-            log.warning(event, sentence, *values, series=series, **fields)
+        """Log an event of a series, as `Log.warning`; limited in rate by series and event."""
+        suppressed = self.logged.allow((series, event), self.monotonic())
+        if suppressed is not None:
+            log.warning(event, sentence, *values, series=series, suppressed=suppressed, **fields)
