@@ -220,6 +220,7 @@ async def test_openapi_lists_the_routes_with_their_errors(service: Service) -> N
         "/api/frame/at_time",
         "/api/frame/live",
         "/api/market/candles",
+        "/api/market/explain",
         "/api/market/health",
         "/api/market/ingest/backfill",
         "/api/market/ingest/candle_closed",

@@ -37,7 +37,7 @@ from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market_data.derived_services import DerivedHistory
 from klinesync.market_data.read_services import CandleReader, CatchUp
-from klinesync.pipelines import derived_step
+from klinesync.pipelines import derived_step, ingest_pipeline
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.pipelines.submissions import Submission, Submissions
@@ -94,21 +94,27 @@ def publish_before_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def publish_what_was_not_committed(patch: pytest.MonkeyPatch) -> None:
-    def shrug(self: IngestPipeline, batch: Sequence[Submission], error: StoreError) -> None:
-        for submission in batch:
-            applied = Applied(submission.series, tuple(submission.candles), frozenset())
-            self._publish(applied)
-            submission.written.set_result(applied)
+    write = IngestPipeline._write
 
-    patch.setattr(IngestPipeline, "_fail", shrug)
+    async def careless(self: IngestPipeline, batch: Sequence[Submission]) -> None:
+        def shrug(submissions: Sequence[Submission], error: StoreError) -> None:
+            for submission in submissions:
+                applied = Applied(submission.series, tuple(submission.candles), frozenset())
+                self._publish(applied)
+                submission.written.set_result(applied)
+
+        patch.setattr(ingest_pipeline, "fail", shrug)
+        await write(self, batch)
+
+    patch.setattr(IngestPipeline, "_write", careless)
 
 
 def lose_a_batch_on_a_disk_error(patch: pytest.MonkeyPatch) -> None:
-    def shrug(self: IngestPipeline, batch: Sequence[Submission], error: StoreError) -> None:
-        for submission in batch:
+    def shrug(submissions: Sequence[Submission], error: StoreError) -> None:
+        for submission in submissions:
             submission.written.set_result(Applied(submission.series, (), frozenset()))
 
-    patch.setattr(IngestPipeline, "_fail", shrug)
+    patch.setattr(ingest_pipeline, "fail", shrug)
 
 
 def never_repeat_a_failed_write(patch: pytest.MonkeyPatch) -> None:
