@@ -28,14 +28,15 @@ from klinesync.exchanges.binance.weight import WeightBudget
 from klinesync.exchanges.exchange import Errand, HistoryPage, KlineEvent
 from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.plugin import FactorFault, Upstream
-from klinesync.history.service import HistoryService
+from klinesync.history.holes import HoleReader
+from klinesync.history.natives import NativeReader
+from klinesync.history.pieces import Outcome
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, IngestFeed, Show
 from klinesync.ingest.job import Job
 from klinesync.ingest.liveness import StreamWatch
 from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.supervisor import IngestSupervisor
-from klinesync.market_data.derived_services import DerivedHistory
 from klinesync.market_data.read_services import CandleReader, CatchUp
 from klinesync.pipelines import derived_step, ingest_pipeline
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -420,8 +421,11 @@ def ignore_the_wish_to_be_left_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 def heal_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(HistoryService, "request", lambda *_: None)
-    patch.setattr(HistoryService, "request_declared", lambda *_: None)
+    patch.setattr(HoleReader, "read", _read_nothing)
+
+
+async def _read_nothing(*_: object) -> Outcome:
+    return Outcome((), "nothing was read")
 
 
 def tell_nobody_of_a_rewind(patch: pytest.MonkeyPatch) -> None:
@@ -489,10 +493,7 @@ def leave_ledgers_behind(patch: pytest.MonkeyPatch) -> None:
 
 
 def fetch_no_own_candles(patch: pytest.MonkeyPatch) -> None:
-    async def idle(*_: object) -> None:
-        return None
-
-    patch.setattr(DerivedHistory, "_fetch", idle)
+    patch.setattr(NativeReader, "read", _read_nothing)
 
 
 # A user's service at its own pace.
