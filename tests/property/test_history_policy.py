@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -13,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Urgency
+from klinesync.history import memory as memory_module
+from klinesync.history import queue as history_queue
 from klinesync.history.memory import SourceMemory
 from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import PATIENCE, RETRY, WANTED_S, Pending, fruitless, not_answered
@@ -290,3 +293,18 @@ def test_memory_keeps_the_longer_word_and_forgets_after_it() -> None:
     assert not memory.was_answered(SERIES[0], Reason.NATIVE, Span(60, 300), 100.0)
     memory.remember_answer(SERIES[0], Reason.NATIVE, Span(60, 600), 150.0, 101.0)
     assert memory.was_answered(SERIES[0], Reason.NATIVE, Span(60, 300), 149.0)
+
+
+def test_only_so_many_looks_wait_and_only_so_much_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_queue, "MAX_LOOKS", 2)
+    queue = HistoryQueue()
+    assert [queue.look(Look(series, Urgency.READ)) for series in SERIES[:3]] == [True, True, False]
+    assert queue.look(Look(SERIES[0], Urgency.READ)), "it waits already"
+    assert [queue.looks(series) for series in SERIES[:3]] == [True, True, False]
+    monkeypatch.setattr(memory_module, "MAX_REMEMBERED", 2)
+    memory = SourceMemory()
+    for series in SERIES[:3]:
+        memory.remember_answer(series, Reason.TAIL, Span(0, 60), 100.0, 0.0)
+        memory.remember_nothing(series, Span(0, 60), 0.0)
+    assert [memory.was_answered(series, Reason.TAIL, Span(0, 60), 1.0) for series in SERIES[:3]] == [False, True, True]
+    assert [memory.nothing_before(series, 1.0) is None for series in SERIES[:3]] == [True, False, False]
