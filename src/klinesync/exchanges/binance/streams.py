@@ -4,6 +4,8 @@ A connection has a set of *wanted* streams. One socket carries them, a `Link`; i
 set changes, in paced messages. An acknowledgement makes a stream *attached*: from then on the exchange has been told,
 and what was missed before it is read from REST. Before the exchange ends a socket (after 24 hours, or with notice) a
 second link takes over, make before break: the first ends when the second carries everything, so nothing is missed.
+
+The file is longer than others: what is wanted, its links and their handover are one state machine.
 """
 
 from __future__ import annotations
