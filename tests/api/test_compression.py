@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from klinesync.market.content_coding import PREFERRED, decompress
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 

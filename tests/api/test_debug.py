@@ -11,8 +11,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.market import inspection
 from klinesync.runtime.metrics import METRICS
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
-from upstream import until
+from support.running_service import Service, running_service
+from support.upstream import until
 
 BTC = "binance:spot:BTC/USDT:1m"
 START = 1_700_000_100  # a multiple of 300

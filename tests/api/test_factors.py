@@ -10,7 +10,7 @@ import pytest
 import talib
 from numpy import array
 
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 FLAGS = {

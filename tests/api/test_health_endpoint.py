@@ -26,7 +26,7 @@ from klinesync.history.service import HistoryService
 from klinesync.market.schemas import HealthAnswer
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.startup_sync import StartupSync
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FIVE = "binance:spot:BTC/USDT:5m"

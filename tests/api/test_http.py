@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from klinesync.market.bodies import MAX_BODY_BYTES
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 CANDLE = b'{"series_id": "binance:spot:BTC/USDT:1m", "candle": %s}'

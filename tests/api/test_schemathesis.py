@@ -24,7 +24,7 @@ from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import running_service
+from support.running_service import running_service
 from support.thorough import examples
 
 TOKEN = "a-token-of-some-length"

@@ -12,7 +12,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from fake_exchange import FakeExchange, context, registry_of
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.binance.entry import BinanceEntry
@@ -23,7 +22,8 @@ from klinesync.market_data import top_markets
 from klinesync.market_data.top_markets import FORCED_MOST, MAX_LIMIT, TopMarkets
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
+from support.fake_exchange import FakeExchange, context, registry_of
+from support.running_service import Service, running_service
 
 PATH = "/api/market/top_markets"
 

@@ -9,7 +9,7 @@ import pytest
 
 from klinesync.core.series_id import SeriesId
 from klinesync.ws import protocol
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 START = 1_700_000_040

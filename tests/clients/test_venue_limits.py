@@ -13,7 +13,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.ccxt import rest as ccxt_rest
 from klinesync.storage.sqlite_reader import SqliteReader
-from running_service import Service
+from support.running_service import Service
 from venues import faults, hyperliquid
 from venues.faults import Ask, Cut, Fault
 from venues.gate import Gate

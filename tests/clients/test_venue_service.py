@@ -17,7 +17,7 @@ from venue_service import first_closes, hurry, is_final, series_of, serving, unt
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges import reach
 from klinesync.exchanges.ccxt.exchange import CcxtExchange
-from running_service import Service
+from support.running_service import Service
 from venues import faults
 from venues.bybit import Bybit
 from venues.faults import Ask, Cut, Fault, StreamFault, too_many

@@ -20,7 +20,7 @@ from klinesync.exchanges.ccxt import rest as ccxt_rest
 from klinesync.exchanges.ccxt import streams as ccxt_streams
 from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.ingest import followed, listing_watch, market_watch, supervisor
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 from venues.market import Row
 from venues.pointed import maker
 from venues.venue import Venue

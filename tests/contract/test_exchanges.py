@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from fake_exchange import context
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
@@ -24,7 +23,8 @@ from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.exchange import Connection, Errand, Exchange, KlineEvent, StreamCallbacks, Urgency
 from klinesync.exchanges.registry import ExchangeEntry, ExchangeRegistry
 from klinesync.sim.server import SimConfig, SimServer
-from simex import Pointed
+from support.fake_exchange import context
+from support.simex import Pointed
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 SPEED = 60.0

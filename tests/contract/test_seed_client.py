@@ -15,7 +15,7 @@ import aiohttp
 import pyarrow as pa
 import pytest
 
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 START = 1_700_000_040

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import generated
 
 from klinesync.market.app import create_app
-from running_service import running_service
+from support.running_service import running_service
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 TOKEN = "a-token-of-some-length"

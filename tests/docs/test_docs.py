@@ -14,7 +14,7 @@ import pytest
 from klinesync.cli.program import parser
 from klinesync.market.app import create_app
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import running_service
+from support.running_service import running_service
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from klinesync.exchanges.registry import GROUP, load_entries
-from running_service import running_service
+from support.running_service import running_service
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/how-to/write-an-exchange.md"

@@ -21,8 +21,8 @@ from klinesync.core.candle import Candle
 from klinesync.market.app import create_app
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.sqlite_reader import SqliteReader
-from processes import SERIES, environment
-from running_service import running_service
+from support.processes import SERIES, environment
+from support.running_service import running_service
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -14,8 +14,8 @@ from pathlib import Path
 import aiohttp
 
 from fuzz import CORPUS
-from history_files import write_archive, write_freqtrade
 from klinesync.core.candle import Candle
+from support.history_files import write_archive, write_freqtrade
 
 SERIES = "binance:spot:BTC/USDT:1m"
 SYMBOLS = 3

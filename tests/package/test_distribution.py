@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from processes import Running, environment
+from support.processes import Running, environment
 
 pytestmark = pytest.mark.package
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
-from structure_oracle import markets, structure_graph, switches, told, walk, windows
+from support.structure_oracle import markets, structure_graph, switches, told, walk, windows
 from support.thorough import examples
 
 

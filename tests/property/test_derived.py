@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from derived_candles import Bucket, derive, roll_up
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.derived import FormingBuckets, chain_to, complete, divides, fold, links_to, parent_of, touched
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans, runs
 from klinesync.core.timeframe import DAY_S, Timeframe
+from support.derived_candles import Bucket, derive, roll_up
 
 MINUTE = Timeframe.parse("1m")
 ALL = tuple(Timeframe.known.values())

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from derived_candles import derive
 from klinesync.core.candle import Candle
 from klinesync.core.derived import touched
 from klinesync.core.gaps import Gap, GapState
@@ -22,6 +21,7 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.submissions import Empty, Submission
 from klinesync.storage.database import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
+from support.derived_candles import derive
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE = SERIES.timeframe

@@ -15,7 +15,7 @@ from klinesync.core.candle import Candle
 from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.plugin import AnyFactor, Event, Factor, FactorSettings, Seen, Upstream, state_of
 from klinesync.factor.structure import structure
-from structure_oracle import markets, structure_graph, told, walk, windows
+from support.structure_oracle import markets, structure_graph, told, walk, windows
 
 
 class Above(msgspec.Struct, frozen=True):

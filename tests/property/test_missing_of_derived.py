@@ -9,7 +9,6 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from derived_candles import roll_up
 from klinesync.core import gaps
 from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.gaps import GapState
@@ -22,6 +21,7 @@ from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.derived_candles import roll_up
 
 BASE = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE, FIVE, QUARTER, HOUR, FOUR, DAY = map(Timeframe.parse, ("1m", "5m", "15m", "1h", "4h", "1d"))

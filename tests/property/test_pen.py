@@ -3,7 +3,7 @@
 from hypothesis import given
 
 from klinesync.core.candle import Candle
-from structure_oracle import (
+from support.structure_oracle import (
     Line,
     Row,
     confirmed_pens,

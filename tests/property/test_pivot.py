@@ -7,7 +7,7 @@ from hypothesis import given
 from klinesync.core.candle import Candle
 from klinesync.factor.graph import FactorGraph
 from klinesync.factor.pivot import MINOR_KEPT, PivotFactor
-from structure_oracle import majors, markets, minors, told, walk, windows
+from support.structure_oracle import majors, markets, minors, told, walk, windows
 
 
 @given(markets, windows)

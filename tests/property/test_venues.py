@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_exchange import context
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.ccxt.entry import CcxtEntry
@@ -15,6 +14,7 @@ from klinesync.exchanges.ccxt.pace import BURST_S, Pace
 from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.ccxt.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, polling, venue
 from klinesync.exchanges.registry import ExchangeRegistry
+from support.fake_exchange import context
 
 NINE = ("okx", "bybit", "kraken", "coinbase", "kucoin", "gate", "hyperliquid", "bitget", "krakenfutures")
 MINUTE = Timeframe.parse("1m")

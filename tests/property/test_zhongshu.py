@@ -9,7 +9,7 @@ from klinesync.core.candle import Candle
 from klinesync.factor.pen import Pen
 from klinesync.factor.plugin import Event
 from klinesync.factor.zhongshu import ZhongshuState
-from structure_oracle import confirmed_pens, markets, structure_graph, told, walk, windows, zones
+from support.structure_oracle import confirmed_pens, markets, structure_graph, told, walk, windows, zones
 
 
 @given(markets, windows)

@@ -21,7 +21,6 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-from defects import throw_into
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
@@ -43,6 +42,7 @@ from sim.plugins import Trouble, factors_with, overlays_with
 from sim.scenario import SETTLING_SPEED, Scenario, draw_scenario
 from sim.service import Disk, Service
 from sim.virtual_loop import PROCESS, Deadlock, Process, Runaway, VirtualLoop
+from support.defects import throw_into
 
 # The time that the service gets, after the last fault and the last candle, to bring everything to its end.
 SETTLE_S = 300.0

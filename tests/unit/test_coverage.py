@@ -11,7 +11,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from fake_exchange import FakeExchange, registry_of
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
@@ -30,6 +29,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.sqlite import InThreadSqliteDatabase
+from support.fake_exchange import FakeExchange, registry_of
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow.feather as pa_feather
 import pytest
 
-from derived_candles import derive, roll_up
 from klinesync.core.candle import Candle
 from klinesync.core.derived import complete, fold, touched
 from klinesync.core.gaps import Gap, GapState, arrived, begin_healing, confirm_empty, missing_candles, unproven
 from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe
+from support.derived_candles import derive, roll_up
 
 MINUTE = Timeframe.parse("1m")
 FIVE, QUARTER, HOUR = (Timeframe.parse(code) for code in ("5m", "15m", "1h"))

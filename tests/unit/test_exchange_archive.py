@@ -13,7 +13,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from history_files import all_of, minutes, write_archive
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
@@ -24,7 +23,8 @@ from klinesync.history.files.names import ArchiveFile, archive_name, months
 from klinesync.history.files.readers import BadFile, batches, verify_checksum
 from klinesync.history.files.sources import ExchangeArchive
 from klinesync.sim.server import SimConfig, SimServer
-from upstream import plain, plain_id
+from support.history_files import all_of, minutes, write_archive
+from support.upstream import plain, plain_id
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:LINK/USDT:1m")

@@ -6,8 +6,6 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from clocks import ManualClock
-from fake_exchange import FakeExchange, Given, context, registry_of
 from klinesync.core.errors import UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -15,6 +13,8 @@ from klinesync.exchanges.exchange import Emptiness, Exchange
 from klinesync.exchanges.registry import BadExchange, ExchangeContext, ExchangeRegistry, load_entries
 from klinesync.market_data.exchange_time import CLOCK_AGE_S, ExchangeTime
 from klinesync.runtime.exchange_clock import ExchangeClock
+from support.clocks import ManualClock
+from support.fake_exchange import FakeExchange, Given, context, registry_of
 
 MINUTE = Timeframe.parse("1m")
 

@@ -12,7 +12,7 @@ import pyarrow.feather as pa_feather
 import pytest
 
 from klinesync.core.candle import Candle
-from structure_oracle import (
+from support.structure_oracle import (
     confirmed_pens,
     extending_and_candidate,
     majors,

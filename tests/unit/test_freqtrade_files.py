@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.feather as pa_feather
 import pytest
 
-from history_files import EVER, all_of, minute, minutes, write_freqtrade
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
@@ -20,6 +19,7 @@ from klinesync.history.files import sources
 from klinesync.history.files.names import freqtrade_path, freqtrade_series
 from klinesync.history.files.readers import BadFile, batches
 from klinesync.history.files.sources import FreqtradeFiles
+from support.history_files import EVER, all_of, minute, minutes, write_freqtrade
 
 START = 1_747_699_200
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from history_files import minutes, write_freqtrade
 from klinesync.core.candle import Candle
 from klinesync.core.timeframe import Timeframe
 from klinesync.history.files.cells import of_arrow, time_of_cell, times_of_ints
 from klinesync.history.files.readers import BadFile, batches
 from klinesync.history.files.rows import NO_TIME, Judge
+from support.history_files import minutes, write_freqtrade
 
 START = 1_747_699_200  # 2025-05-20, a midnight
 NOW = 1_800_000_000

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from fake_exchange import FakeExchange
 from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.reach import UNREACHABLE_AFTER_S
@@ -15,6 +14,7 @@ from klinesync.ingest.market_watch import CLOCK_AGE_S, MarketChange, MarketWatch
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.exchange_clock import ExchangeClock
+from support.fake_exchange import FakeExchange
 
 T0_MS = 1_700_000_040_000
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from clocks import ManualClock
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
@@ -16,6 +15,7 @@ from klinesync.pipelines.ledger_step import Progress
 from klinesync.ws.frames import payload_of
 from klinesync.ws.hub import CandleHub, Client
 from klinesync.ws.session import Subscription
+from support.clocks import ManualClock
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FIVE = SeriesId.parse("binance:spot:BTC/USDT:5m")

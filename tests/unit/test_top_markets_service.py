@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from clocks import ManualClock
-from fake_exchange import FakeExchange, registry_of
 from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.market_data import top_markets
@@ -24,6 +22,8 @@ from klinesync.market_data.top_markets import (
     ranked,
 )
 from klinesync.runtime.clock import SYSTEM_CLOCK
+from support.clocks import ManualClock
+from support.fake_exchange import FakeExchange, registry_of
 
 QUERY = TopQuery("binance", "spot", "USDT", 2)
 

@@ -27,9 +27,9 @@ from klinesync.sim.faults import Disconnect, Outage, RateLimit, RefuseConnect, R
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from klinesync.storage.sqlite_reader import SqliteReader
-from processes import SERIES, running, serve_arguments
-from running_service import Service, running_service
-from upstream import complete, stored, truth, until
+from support.processes import SERIES, running, serve_arguments
+from support.running_service import Service, running_service
+from support.upstream import complete, stored, truth, until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FIVE = Timeframe.parse("5m")

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 from klinesync.sim.server import SimConfig, SimServer
-from processes import SERIES, klinesync
-from running_service import running_service
+from support.processes import SERIES, klinesync
+from support.running_service import running_service
 
 
 async def test_a_backup_of_a_running_service_is_a_sound_store(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from klinesync.runtime import bulkheads
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import running_service
-from upstream import plain, until
+from support.running_service import running_service
+from support.upstream import plain, until
 
 T = TypeVar("T")
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

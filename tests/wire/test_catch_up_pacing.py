@@ -17,8 +17,8 @@ from klinesync.market_data import ws_services
 from klinesync.storage.database import CandleStore, Origin
 from klinesync.ws import hub
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
-from running_service import Service, running_service
-from upstream import until
+from support.running_service import Service, running_service
+from support.upstream import until
 
 NAMES = [f"binance:spot:COIN{number}/USDT:1m" for number in range(12)]
 LIVE = "binance:spot:LIVE/USDT:1m"

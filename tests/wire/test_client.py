@@ -34,7 +34,7 @@ from klinesync.client import service as client_service
 from klinesync.core.candle import Candle
 from klinesync.core.errors import BadSeriesId, Rejected
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 FLAGS = {

@@ -17,7 +17,7 @@ import pytest
 from klinesync.cli.program import SUMMARIES, command_of, command_parser, parser
 from klinesync.runtime.flag_groups import FLAG_GROUPS
 from klinesync.runtime.flags import RuntimeFlags
-from processes import environment, klinesync
+from support.processes import environment, klinesync
 
 PROGRAM = f"{sys.executable} -m klinesync"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
-from defects import Unexpected, throw_into
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
 from klinesync.runtime import bulkheads
 from klinesync.runtime.bulkheads import Part
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
+from support.defects import Unexpected, throw_into
+from support.running_service import Service, running_service
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:ETH/USDT:1m")

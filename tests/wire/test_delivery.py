@@ -21,8 +21,8 @@ from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.series_id import SeriesId
 from klinesync.market import ws_transport
 from klinesync.ws import hub, rate
-from running_service import Service, running_service
-from upstream import until
+from support.running_service import Service, running_service
+from support.upstream import until
 
 NAME = "binance:spot:BTC/USDT:1m"
 BTC = SeriesId.parse(NAME)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from derived_candles import roll_up
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
@@ -29,8 +28,9 @@ from klinesync.sim.exchange import Grid
 from klinesync.sim.faults import RestError
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
-from running_service import Service, running_service
-from upstream import truth, until
+from support.derived_candles import roll_up
+from support.running_service import Service, running_service
+from support.upstream import truth, until
 
 BASE = SeriesId.parse("binance:spot:ETH/USDT:1m")
 MINUTE = BASE.timeframe

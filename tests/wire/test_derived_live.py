@@ -11,7 +11,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from derived_candles import roll_up
 from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, Update, follow
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
@@ -19,7 +18,8 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.sim.exchange import Grid
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite import SqliteDatabase
-from running_service import Service, running_service
+from support.derived_candles import roll_up
+from support.running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE = BTC.timeframe

@@ -42,8 +42,8 @@ from klinesync.sim.rest import RestAnswer
 from klinesync.sim.rest_request import RestRequest
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
-from running_service import Service, running_service
-from upstream import complete, passed, stored, truth, until
+from support.running_service import Service, running_service
+from support.upstream import complete, passed, stored, truth, until
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 SPOT_ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

@@ -12,8 +12,8 @@ from typing import Any
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
-from processes import environment
-from running_service import Service, running_service
+from support.processes import environment
+from support.running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = "binance:spot:ETH/USDT:1m"

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import feather as pa_feather
 
-from history_files import all_of, minutes, write_freqtrade
 from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
@@ -24,6 +23,7 @@ from klinesync.history.files import exporting
 from klinesync.history.files.merging import Merged, merged, rows_of
 from klinesync.history.files.rows import columns, joined
 from klinesync.history.files.sources import FreqtradeFiles
+from support.history_files import all_of, minutes, write_freqtrade
 
 START = 1_714_521_600  # a midnight
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -17,7 +17,7 @@ import pytest
 
 from klinesync.cli import main
 from klinesync.history.files import exporting
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 FLAGS = {

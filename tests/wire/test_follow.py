@@ -14,7 +14,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.ws import protocol
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 closed = partial(ClosedCandle, series=BTC)

@@ -14,9 +14,9 @@ import pytest
 from klinesync.market import http_limits
 from klinesync.market.guard import guarded
 from klinesync.market_data import status_service
-from processes import klinesync, running, serve_arguments
-from running_service import Service, running_service
-from upstream import until
+from support.processes import klinesync, running, serve_arguments
+from support.running_service import Service, running_service
+from support.upstream import until
 
 TOKEN = "a-token-of-some-length"
 BTC = "binance:spot:BTC/USDT:1m"

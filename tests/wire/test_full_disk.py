@@ -15,9 +15,9 @@ from klinesync.core.series_id import SeriesId
 from klinesync.market import runtime
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite import SqliteDatabase
-from processes import SERIES, running, serve_arguments
-from running_service import Service, running_service
-from small_disk import small_disk
+from support.processes import SERIES, running, serve_arguments
+from support.running_service import Service, running_service
+from support.small_disk import small_disk
 
 POLL_S = 0.05
 ANOTHER = SeriesId.parse("binance:spot:POSTED/USDT:1m")

@@ -12,7 +12,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from derived_candles import roll_up
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
@@ -33,6 +32,7 @@ from klinesync.sim.faults import Outage
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from klinesync.storage.sqlite import SqliteDatabase
+from support.derived_candles import roll_up
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")

@@ -9,7 +9,7 @@ from pathlib import Path
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

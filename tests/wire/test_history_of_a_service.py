@@ -10,7 +10,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from history_files import minutes, write_freqtrade
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
@@ -18,9 +17,10 @@ from klinesync.history import pending
 from klinesync.sim.faults import RestSlow
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
-from processes import SERIES, klinesync, running, serve_arguments
-from running_service import running_service
-from upstream import truth
+from support.history_files import minutes, write_freqtrade
+from support.processes import SERIES, klinesync, running, serve_arguments
+from support.running_service import running_service
+from support.upstream import truth
 
 FIVES = SeriesId.parse("binance:spot:BTC/USDT:5m")
 START = 1_700_000_130

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from history_files import minutes, write_freqtrade
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.ccxt import installed as ccxt_installed
 from klinesync.history import pending
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
-from upstream import truth, until
+from support.history_files import minutes, write_freqtrade
+from support.running_service import Service, running_service
+from support.upstream import truth, until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 BTC_5M = SeriesId.parse("binance:spot:BTC/USDT:5m")

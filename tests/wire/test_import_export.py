@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pytest
 from pyarrow import feather as pa_feather
 
-from history_files import all_of, keep_listings, minutes, write_archive, write_freqtrade
 from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
@@ -26,9 +25,10 @@ from klinesync.history.files import importing
 from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
-from processes import klinesync, running
-from running_service import running_service
-from upstream import plain_id
+from support.history_files import all_of, keep_listings, minutes, write_archive, write_freqtrade
+from support.processes import klinesync, running
+from support.running_service import running_service
+from support.upstream import plain_id
 
 START = 1_714_521_600  # a midnight
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from history_files import all_of, keep_listings, minutes, write_archive, write_freqtrade
 from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
@@ -28,7 +27,8 @@ from klinesync.history.files.planning import MAX_PASSED_OVER, Imported, ImportFi
 from klinesync.history.files.readers import BadFile, verify_checksum
 from klinesync.history.files.sources import FreqtradeFiles
 from klinesync.storage.sqlite_reader import SqliteReader
-from processes import environment, running
+from support.history_files import all_of, keep_listings, minutes, write_archive, write_freqtrade
+from support.processes import environment, running
 
 START = 1_714_521_600  # a midnight
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")

@@ -14,8 +14,8 @@ import pytest
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import supervisor
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
-from upstream import complete, until
+from support.running_service import Service, running_service
+from support.upstream import complete, until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

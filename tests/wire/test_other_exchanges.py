@@ -26,9 +26,9 @@ from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.flags import load_flags
 from klinesync.sim.faults import Outage
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
-from simex import Pointed
-from upstream import PATIENCE_S, complete, passed, stored, truth, until
+from support.running_service import Service, running_service
+from support.simex import Pointed
+from support.upstream import PATIENCE_S, complete, passed, stored, truth, until
 
 BTC = SeriesId.parse("simex:spot:BTC/USDT:1m")
 BTC_5M = SeriesId.parse("simex:spot:BTC/USDT:5m")

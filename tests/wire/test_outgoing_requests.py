@@ -27,9 +27,9 @@ from klinesync.runtime.flags import load_flags, proxies_of
 from klinesync.runtime.http_client import HttpClient, Redirected
 from klinesync.runtime.proxies import Proxies, Proxy
 from klinesync.sim.server import SimConfig, SimServer
-from outgoing import forward_proxy, signpost, tls_front
-from processes import running, serve_arguments
-from upstream import PATIENCE_S, plain_id
+from support.outgoing import forward_proxy, signpost, tls_front
+from support.processes import running, serve_arguments
+from support.upstream import PATIENCE_S, plain_id
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 # Names whose encoding fails, a host that is not there, a path, and nothing at all.

@@ -13,7 +13,7 @@ import pytest
 
 from klinesync.client.follow import ClosedCandle, Disconnected, follow
 from klinesync.core.candle import Candle
-from processes import SERIES, klinesync, running, serve_arguments
+from support.processes import SERIES, klinesync, running, serve_arguments
 
 
 async def stored(url: str) -> list[Candle]:

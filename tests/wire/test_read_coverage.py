@@ -26,8 +26,8 @@ from klinesync.sim import server
 from klinesync.sim.faults import Fault, RateLimit
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
-from running_service import Service, running_service
-from upstream import complete, truth, until
+from support.running_service import Service, running_service
+from support.upstream import complete, truth, until
 
 SPOT = SeriesId.parse("binance:spot:ETH/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:ETH/USDT:1m")

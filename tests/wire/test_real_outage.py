@@ -13,7 +13,6 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from derived_candles import derive
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
@@ -22,7 +21,8 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from klinesync.storage.sqlite import SqliteDatabase
-from running_service import Service, running_service
+from support.derived_candles import derive
+from support.running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 BRD = SeriesId.parse("binance:spot:BRD/BTC:1m")  # illiquid: it has minutes without trades, and an earlier outage

@@ -20,7 +20,7 @@ from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.faults import Delist, RateLimit, RestError
 from klinesync.sim.server import SimConfig, SimServer
-from upstream import truth, until
+from support.upstream import truth, until
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from history_files import write_freqtrade
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
 from klinesync.history import pending
@@ -17,8 +16,9 @@ from klinesync.ingest import audit, followed
 from klinesync.sim.faults import Disconnect, DropClosed
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
-from running_service import Service, running_service
-from upstream import passed, plain, stored, truth, until
+from support.history_files import write_freqtrade
+from support.running_service import Service, running_service
+from support.upstream import passed, plain, stored, truth, until
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")

@@ -11,8 +11,8 @@ from klinesync.cli import main
 from klinesync.core.timeframe import DAY_S
 from klinesync.market_data import retention
 from klinesync.sim.server import SimConfig, SimServer
-from processes import SERIES
-from running_service import Service, running_service
+from support.processes import SERIES
+from support.running_service import Service, running_service
 
 POLL_S = 0.05
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from processes import klinesync, running
+from support.processes import klinesync, running
 
 
 async def test_a_list_of_faults_is_in_force_from_the_start(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from klinesync.exchanges import reach
 from klinesync.exchanges.binance import streams as binance_ws
 from klinesync.sim.faults import RefuseConnect, RestError, Silent
 from klinesync.sim.server import SimConfig, SimServer
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 TIMEOUT_S = 60.0

@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 
 from klinesync.market import stopping
-from processes import environment, running, serve_arguments
-from running_service import running_service
+from support.processes import environment, running, serve_arguments
+from support.running_service import running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
 NOBODY = "http://127.0.0.1:9"

@@ -28,7 +28,7 @@ from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from klinesync.storage.sqlite_tables import SqliteTables
-from running_service import Service, running_service
+from support.running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")

@@ -11,7 +11,7 @@ import pytest
 
 from klinesync.storage.lock import StoreLock, StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase
-from processes import klinesync, running
+from support.processes import klinesync, running
 
 IDLE = ("--port=0", "--enable-whitelist-ingest=off")
 

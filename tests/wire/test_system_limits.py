@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from klinesync.cli import main
-from processes import environment
+from support.processes import environment
 
 SERIES = "binance:spot:BTC/USDT:1m"
 

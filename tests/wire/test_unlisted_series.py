@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import pytest
 
-from history_files import minutes, write_freqtrade
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest import audit, supervisor
 from klinesync.sim.rest_request import RestRequest
 from klinesync.sim.server import SimConfig, SimServer
-from processes import klinesync
-from running_service import Service, running_service
-from upstream import complete, passed, stored, until
+from support.history_files import minutes, write_freqtrade
+from support.processes import klinesync
+from support.running_service import Service, running_service
+from support.upstream import complete, passed, stored, until
 
 
 async def test_backfill_of_what_the_exchange_does_not_list_ends_at_once_and_stores_nothing(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from klinesync.market import bodies
-from running_service import Service, running_service
-from upstream import until
+from support.running_service import Service, running_service
+from support.upstream import until
 
 BTC = "binance:spot:BTC/USDT:1m"
 PATH = b"/api/market/ingest/candles_closed"

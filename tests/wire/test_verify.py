@@ -29,7 +29,7 @@ from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.chunks import unpack
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import MAX_FILE_PROBLEMS
-from running_service import running_service
+from support.running_service import running_service
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 START = 1_700_006_400  # a whole hour

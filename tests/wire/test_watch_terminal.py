@@ -20,9 +20,9 @@ import pytest
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
-from processes import SERIES, environment, klinesync, running, serve_arguments
-from running_service import running_service
-from upstream import until
+from support.processes import SERIES, environment, klinesync, running, serve_arguments
+from support.running_service import running_service
+from support.upstream import until
 
 START = 1_700_000_040
 OTHER_SCREEN, FIRST_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimServer
-from running_service import Service
+from support.running_service import Service
 
 # Nothing here takes longer on a loaded machine.
 PATIENCE_S = 60.0
