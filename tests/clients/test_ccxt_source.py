@@ -269,8 +269,8 @@ async def test_the_exchanges_time_can_be_that_of_its_servers_answers(calm_exchan
 
 async def test_an_unknown_symbol_or_timeframe_is_refused_with_a_sentence(exchange: SimulatedExchange) -> None:
     async with rig(exchange) as one:
-        assert await one.source.knows(series_of(SPOT))
-        assert await one.source.knows(series_of(USDM))
+        assert await one.source.refusal(series_of(SPOT)) is None
+        assert await one.source.refusal(series_of(USDM)) is None
         nope = series_of(USDM, "NOPE/USDT")
         assert await one.source.refusal(nope) == "simex lists no NOPE/USDT:USDT on its futures market"
         with pytest.raises(UpstreamError, match="lists no") as caught:
@@ -374,7 +374,7 @@ async def test_an_exchange_in_trouble_is_an_upstream_error_and_is_asked_again(
 ) -> None:
     series = series_of(SPOT)
     async with rig(faulty) as one:
-        assert await one.source.knows(series)
+        assert await one.source.refusal(series) is None
         async with fault(faulty, kind="rest_error", status=status, market="spot"):
             with pytest.raises(UpstreamError, match="simex"):
                 await one.source.now_ms("spot")
@@ -390,13 +390,13 @@ async def test_an_exchange_in_trouble_is_an_upstream_error_and_is_asked_again(
 async def test_two_thousand_of_the_same_list_are_one_request(faulty: SimulatedExchange) -> None:
     async with rig(faulty) as one:
         await one.source.abilities()
-        await asyncio.gather(*(one.source.knows(series_of(SPOT)) for _ in range(2000)))
+        await asyncio.gather(*(one.source.refusal(series_of(SPOT)) for _ in range(2000)))
         assert one.source.client.requests == 1
 
 
 async def test_what_is_closed_early_ends_with_an_upstream_error(faulty: SimulatedExchange) -> None:
     async with rig(faulty) as one:
-        assert await one.source.knows(series_of(SPOT))
+        assert await one.source.refusal(series_of(SPOT)) is None
         async with fault(faulty, kind="rest_slow", delay_s=600, market="spot"):
             asked = asyncio.create_task(one.source.now_ms("spot"))
             await asyncio.sleep(0)
