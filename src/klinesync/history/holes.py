@@ -51,7 +51,7 @@ class HoleReader:
         stored, ledger = await self.ports.stored(series)
         now = pieces.remaining(fetch, stored, ledger)
         if not now.needs:
-            early = pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng)
+            early = self._too_early(fetch, stored)
             return Outcome(early, TOO_EARLY if early else NOT_MISSING)
         watch = self.requested.watch_of(fetch) or self.ports.watch
         span = pieces.piece_of(series.timeframe, now).span
@@ -67,9 +67,9 @@ class HoleReader:
         if self.ports.shelves and not all(pending.files_checked for pending in now.needs):
             if not await self._read_files(fetch, now, errand, progress):
                 due = [replace(pending, due_s=self.ports.monotonic()) for pending in now.needs]
-                return [*due, *pieces.too_early(fetch, now.stored, self.ports.monotonic(), self.ports.rng)]
+                return [*due, *self._too_early(fetch, now.stored)]
             stored, ledger = await self.ports.stored(series)
-            early = pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng)
+            early = self._too_early(fetch, stored)
             fetch, others = pieces.after_files(fetch, now, stored, ledger)
             later = [*early, *others]
             if fetch.needs:
@@ -80,11 +80,11 @@ class HoleReader:
             progress.trouble = NOT_ASKED
             stored, _ = await self.ports.stored(series)
             left = [no_source(pending, self.ports.monotonic(), self.ports.rng) for pending in now.needs]
-            return [*left, *pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng), *later]
+            return [*left, *self._too_early(fetch, stored), *later]
         reachable = await self._give_up(series, fetch.needs)
         if reachable != list(fetch.needs):
             stored, ledger = await self.ports.stored(series)
-            later += pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng)
+            later += self._too_early(fetch, stored)
             fetch = Fetch(series, tuple(reachable))
             now = pieces.remaining(fetch, stored, ledger) if reachable else replace(now, needs=())
             if not now.needs:
@@ -109,7 +109,7 @@ class HoleReader:
             self.ports.warn("history.gap_failed", series, "its gaps cannot be read", error=error)
             left = self._after_error(now.needs, error, fruitful=asked.candles > 0)
             left = await self._give_up(series, left)
-            return left + pieces.too_early(fetch, now.stored, self.ports.monotonic(), self.ports.rng)
+            return left + self._too_early(fetch, now.stored)
         stored, ledger = await self.ports.stored(series)
         answer = Answer(asked.reached, None if asked.came is None else asked.came.start, stored, ledger)
         if (nothing := pieces.nothing_before_first(piece, answer)) is not None:
@@ -178,6 +178,10 @@ class HoleReader:
         )
         if whole:
             progress.reached = piece.span.end
+
+    def _too_early(self, fetch: Fetch, stored: Span | None) -> list[Pending]:
+        """The needs of the fetch that lie behind the stored head: they wait."""
+        return pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng)
 
     async def _write(self, series: SeriesId, source: str, pending: Pending, page: HistoryPage) -> None:
         await self.ports.pipeline.submit(series, page.candles, source, Empty(page.empty, page.proof))

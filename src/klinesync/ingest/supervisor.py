@@ -1,5 +1,9 @@
 """IngestSupervisor: follows series. It carries out what each `Followed` decides (connections, history, writes,
-broadcasts). What restarts is restarted here."""
+broadcasts). What restarts is restarted here.
+
+The file is longer than others: half of it hands what connections, clients and markets tell to the one job that it
+concerns, in a line each.
+"""
 
 from __future__ import annotations
 

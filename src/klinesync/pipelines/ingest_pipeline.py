@@ -3,6 +3,9 @@
 Group commit: an idle writer commits arriving candles at once; candles that arrive while the writer is busy are the next
 batch. Live candles go first. Bulk candles (history, HTTP) fill a transaction only up to the longest wait of live ones.
 Publishing follows the commit, in commit order, and awaits nobody.
+
+The file is longer than others: a transaction, its repeats without what is damaged, and its publication are one order of
+steps, and all of them share what is known to be broken.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 There is one operation: rewind to the first changed candle, advance to the head. Usually that is one candle behind the
 last one, from states in memory; after a restart the states come from the newest checkpoint and the few candles behind
 it. An advance that is too long for the transaction is done later, piece by piece (`catch_up`).
+
+The file is longer than others: rewind, advance and the faults of plugins in between change the same few tables.
 """
 
 from __future__ import annotations
