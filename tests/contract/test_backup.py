@@ -14,7 +14,7 @@ from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.storage import backup as backup_module
 from klinesync.storage.backup import backup
-from klinesync.storage.database import Origin
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 

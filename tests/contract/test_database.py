@@ -19,8 +19,9 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.storage import chunks
-from klinesync.storage.candles import StoredCandles
-from klinesync.storage.database import CandleStore, Database, Ledger, Origin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
+from klinesync.storage.records import Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 from support.thorough import examples
 
@@ -196,7 +197,7 @@ async def test_a_transaction_leaves_nothing_for_the_garbage_collector(
             for _ in range(20):
                 await write(database, BTC, candles(2, 3))
                 await all_of(database, BTC)
-            assert not [one for one in gc.get_objects() if isinstance(one, StoredCandles)]
+            assert not [one for one in gc.get_objects() if isinstance(one, CandleStore)]
         finally:
             gc.enable()
 

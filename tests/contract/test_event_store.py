@@ -19,7 +19,9 @@ from klinesync.core.spans import Span
 from klinesync.history.event_log import EventLog
 from klinesync.pipelines.derived_step import write_closed
 from klinesync.storage.backup import backup
-from klinesync.storage.database import CandleStore, Corrected, Database, Origin, SeriesChange
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
+from klinesync.storage.records import Corrected, Origin, SeriesChange
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from klinesync.storage.sqlite_schema import APPLICATION_ID, migrations

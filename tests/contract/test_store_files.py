@@ -18,8 +18,9 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.storage.backup import backup
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.lock import StoreLock, StoreLocked
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_file import StoreReplaced
 from klinesync.storage.sqlite_reader import SqliteReader, open_closed, open_reader

@@ -18,7 +18,8 @@ from klinesync.cli import main
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.storage.backup import backup
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from klinesync.storage.wal_origin import ForeignLog, refuse_foreign_log

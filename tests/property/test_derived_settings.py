@@ -22,7 +22,7 @@ from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
-from klinesync.storage.database import DerivationOrigin
+from klinesync.storage.records import DerivationOrigin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.thorough import examples

@@ -19,7 +19,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.submissions import Empty, Submission
-from klinesync.storage.database import CandleStore
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from support.derived_candles import derive
 

@@ -31,7 +31,8 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.pipelines.watchdog import TookTooLong, Watchdog
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from support.thorough import examples
 

@@ -25,7 +25,8 @@ from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.registry import load_overlays
 from klinesync.pipelines import factor_states
 from klinesync.pipelines.ledger_step import LedgerStep
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.thorough import examples

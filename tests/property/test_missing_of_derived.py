@@ -18,7 +18,8 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.history.missing import MAX_NATIVE, missing_of_derived
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.derived_candles import roll_up

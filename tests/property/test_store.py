@@ -19,9 +19,9 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Drawing, Instruction, Marker
-from klinesync.storage.candles import StoredCandles
-from klinesync.storage.database import CandleStore, Ledger, Origin
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.memory import Memory
+from klinesync.storage.records import Ledger, Origin
 from klinesync.storage.sqlite_file import SqliteFile
 from klinesync.storage.sqlite_tables import SqliteTables
 from support.thorough import examples
@@ -243,7 +243,7 @@ def test_what_the_writer_remembers_is_what_is_stored(
                 file.open()
             file.write(lambda store, now=model: compare(store, now))  # type: ignore[misc]
             reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-            compare(StoredCandles(SqliteTables(reader), Memory(writes=False)), model)
+            compare(CandleStore(SqliteTables(reader), Memory(writes=False)), model)
             reader.close()
         file.close()
 

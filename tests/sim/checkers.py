@@ -21,9 +21,9 @@ from klinesync.ingest.liveness import STALE
 from klinesync.ingest.supervisor import TICK_S
 from klinesync.overlay.instruction import Instruction
 from klinesync.pipelines.derived_step import SAME
-from klinesync.storage.candles import StoredCandles
-from klinesync.storage.database import Ledger
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.memory import Memory
+from klinesync.storage.records import Ledger
 from klinesync.storage.sqlite_tables import SqliteTables
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
@@ -48,7 +48,7 @@ class Witness:
 
     def __init__(self, path: Path) -> None:
         self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        self._store = StoredCandles(SqliteTables(self._reader), Memory(writes=False))
+        self._store = CandleStore(SqliteTables(self._reader), Memory(writes=False))
         self._seen: set[tuple[SeriesId, int]] = set()
 
     def first(self, series: SeriesId) -> int | None:
@@ -67,7 +67,7 @@ class Witness:
         return self._store.newest(series, MAX_TIME)
 
     @property
-    def store(self) -> StoredCandles:
+    def store(self) -> CandleStore:
         """What is committed."""
         return self._store
 

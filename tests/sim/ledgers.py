@@ -13,7 +13,7 @@ from klinesync.factor.indicator import Indicator
 from klinesync.factor.plugin import Seen
 from klinesync.overlay.instruction import Instruction
 from klinesync.pipelines.ledger_step import LedgerStep
-from klinesync.storage.database import Ledger
+from klinesync.storage.records import Ledger
 from sim.checkers import MOST_SENTENCES, Witness
 from sim.service import Service
 

@@ -22,7 +22,7 @@ from klinesync.market.ws_routes import market_socket
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
-from klinesync.storage.database import CandleStore
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.network import CALM, Network, Session
 from sim.plugins import INDICATORS

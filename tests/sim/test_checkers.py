@@ -44,8 +44,9 @@ from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.pipelines.submissions import Submission, Submissions
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
-from klinesync.storage.database import CandleStore, Ledger
-from klinesync.storage.ledger import StoredLedger
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.ledger import LedgerStore
+from klinesync.storage.records import Ledger
 from klinesync.ws import protocol
 from klinesync.ws.hub import CandleHub, Outbox
 from klinesync.ws.session import Announcement, Subscription
@@ -440,8 +441,8 @@ def tell_nobody_of_a_rewind(patch: pytest.MonkeyPatch) -> None:
 
 
 def keep_the_events_of_what_changed(patch: pytest.MonkeyPatch) -> None:
-    rewind = StoredLedger.rewind
-    patch.setattr(StoredLedger, "rewind", lambda self, series, time: rewind(self, series, series.timeframe.next(time)))
+    rewind = LedgerStore.rewind
+    patch.setattr(LedgerStore, "rewind", lambda self, series, time: rewind(self, series, series.timeframe.next(time)))
 
 
 def skip_what_a_factor_fails_at(patch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from klinesync.core.candle import MAX_VALUE, Candle, Forming, check_candle, chec
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.database import Origin
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 
 MINUTE = Timeframe.parse("1m")

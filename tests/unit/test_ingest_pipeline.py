@@ -18,8 +18,9 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.pipelines.submissions import QueueLimits, Submission
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, StoreDamaged
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.database import Database
 from klinesync.storage.sqlite import SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

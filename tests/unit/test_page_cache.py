@@ -11,7 +11,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.market_data import read_services
 from klinesync.market_data.read_services import CandleReader, Page, PageCache, PageKey
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")

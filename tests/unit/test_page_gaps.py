@@ -13,7 +13,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.market_data.read_services import CandleReader
 from klinesync.pipelines.derived_step import write_closed
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from support.thorough import examples
 

@@ -26,8 +26,9 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.pipelines.submissions import Empty
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, StoreDamaged
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.thorough import examples

@@ -19,7 +19,7 @@ from klinesync.history.event_words import MAX_HOLES_TOLD, ROUTINE_CANDLES, gap_e
 from klinesync.history.series_events import SeriesEvents
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
-from klinesync.storage.database import Corrected
+from klinesync.storage.records import Corrected
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 HOUR = SeriesId.parse("binance:spot:BTC/USDT:1h")

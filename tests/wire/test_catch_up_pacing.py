@@ -14,7 +14,8 @@ import pytest
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import ws_services
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Origin
 from klinesync.ws import hub
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 from support.running_service import Service, running_service

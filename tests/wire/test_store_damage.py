@@ -21,10 +21,10 @@ from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data import store_scrub
 from klinesync.storage import damage
-from klinesync.storage.candles import StoredCandles
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, Kept
-from klinesync.storage.database import CandleStore, Origin
 from klinesync.storage.memory import Memory
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from klinesync.storage.sqlite_tables import SqliteTables
@@ -75,7 +75,7 @@ def spoil(store: Path, statement: str, which: int = 2) -> tuple[int, int]:
 
 def put_back(store: CandleStore, chunks: Sequence[tuple[object, ...]]) -> None:
     """Write the chunks (id, bytes) as they were, in the transaction of `store`."""
-    assert isinstance(store, StoredCandles)
+    assert isinstance(store, CandleStore)
     assert isinstance(store.tables, SqliteTables)
     store.tables._connection.executemany("UPDATE candle_chunk SET candles = ?2 WHERE chunk_id = ?1", chunks)
 
@@ -341,7 +341,7 @@ def without_names(store: Path) -> list[Candle]:
     connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
     memory = Memory(writes=True)
     memory.learn(SqliteTables(connection))
-    found = StoredCandles(SqliteTables(connection), memory).newest(BTC, 5000)
+    found = CandleStore(SqliteTables(connection), memory).newest(BTC, 5000)
     connection.close()
     return found
 

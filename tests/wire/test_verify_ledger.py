@@ -31,8 +31,9 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.runtime.flags import load_flags
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import StoreDamaged
-from klinesync.storage.database import CandleStore, Origin
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 

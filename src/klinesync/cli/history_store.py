@@ -23,7 +23,7 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.looking import is_file
-from klinesync.storage.database import CandleStore
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.lock import StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader

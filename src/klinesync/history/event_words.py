@@ -12,7 +12,7 @@ from klinesync.core.events import EventName
 from klinesync.core.gaps import Gap, GapChange, GapState
 from klinesync.core.spans import Span, without
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.database import Corrected
+from klinesync.storage.records import Corrected
 
 # Holes of one transaction that are told one by one; the rest is counted. A file may bring thousands.
 MAX_HOLES_TOLD = 20

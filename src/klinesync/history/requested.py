@@ -25,7 +25,7 @@ from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import HistoryQueue
 from klinesync.runtime.clock import Monotonic
 from klinesync.runtime.log_events import Log
-from klinesync.storage.database import CandleStore
+from klinesync.storage.candles import CandleStore
 
 log = Log(__name__)
 

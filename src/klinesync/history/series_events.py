@@ -21,7 +21,7 @@ from klinesync.history.event_log import Crowd, EventLog
 from klinesync.history.event_words import Named, corrected_event, gap_events, reading_event
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
-from klinesync.storage.database import Corrected, SeriesChange
+from klinesync.storage.records import Corrected, SeriesChange
 
 # States of the stream of one series, whatever its connection does; and states in which that is over.
 _OWN_STATES: Mapping[StreamState, EventName] = {

@@ -19,7 +19,8 @@ from klinesync.runtime.clock import Clock
 from klinesync.runtime.exchange_clock import FRAMES, REST, ExchangeClock
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
 
 # Seconds (monotonic) for which values read from the store are served again: reading them visits every series.

@@ -25,7 +25,8 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.log_events import Log
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
 
 log = Log(__name__)

@@ -21,7 +21,8 @@ from klinesync.history.service import HistoryService
 from klinesync.market_data.health import Health
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.listings import stored_listings
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
 
 # Gaps of an answer, the newest of them.
 MAX_GAPS_TOLD = 500

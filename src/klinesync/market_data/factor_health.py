@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from klinesync.core.series_id import SeriesId
 from klinesync.pipelines.ledger_step import LedgerStep
-from klinesync.storage.database import CandleStore
+from klinesync.storage.candles import CandleStore
 
 # Delays are counted up to so many candles.
 MAX_DELAY_CANDLES = 100_000

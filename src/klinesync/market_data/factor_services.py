@@ -26,7 +26,9 @@ from klinesync.overlay.plugin import OverlayFault, View
 from klinesync.pipelines.factor_states import values_at
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.log_events import Log
-from klinesync.storage.database import CandleStore, Database, Ledger
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
+from klinesync.storage.records import Ledger
 
 log = Log(__name__)
 

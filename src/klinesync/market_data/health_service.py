@@ -14,7 +14,8 @@ from klinesync.history.board import BackfillBoard, BackfillReport
 from klinesync.history.service import HistoryService
 from klinesync.market_data.health import Facts, Health, assess
 from klinesync.market_data.startup_sync import StartupSync
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
 
 
 def later_than_usual_s(final_margin_s: Callable[[SeriesId], float | None], usual_s: float, series: SeriesId) -> float:

@@ -11,7 +11,8 @@ from klinesync.core.decoding import Undecodable, decoded
 from klinesync.core.errors import StoreError, UpstreamError
 from klinesync.exchanges.exchange import Listing
 from klinesync.runtime.log_events import Log
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
 
 log = Log(__name__)
 

@@ -18,8 +18,9 @@ from klinesync.core.spans import Span, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.history.missing import full_page_start
 from klinesync.market_data.coverage import Coverage
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.chunks import as_candles
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.database import Database
 from klinesync.ws.messages import CandleOut
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 

@@ -20,9 +20,10 @@ from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.log_events import Log
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.chunks import as_candles
 from klinesync.storage.damage import StoreDamaged
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.database import Database
 
 log = Log(__name__)
 

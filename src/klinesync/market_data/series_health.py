@@ -12,7 +12,8 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped, widened, without
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
 
 # Candles are counted one by one, up to so many; it is the longest read of the debug API.
 MAX_COUNTED_CANDLES = 10_000_000

@@ -30,7 +30,8 @@ from klinesync.market_data.top_markets import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import SYSTEM_CLOCK, Clock, Monotonic
 from klinesync.runtime.single_flight import SingleFlight
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Database
 
 # A store that does not answer a read within this time, in seconds, does not answer.
 STORE_ANSWER_S = 5.0

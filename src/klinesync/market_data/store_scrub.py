@@ -17,8 +17,9 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, hull, missing_spans, without
 from klinesync.runtime.log_events import Log
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, StoreDamaged
-from klinesync.storage.database import CandleStore, Database
+from klinesync.storage.database import Database
 
 log = Log(__name__)
 

@@ -25,9 +25,11 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.findings import Difference, SeriesAudit
 from klinesync.market_data.verify_ledger import LedgerVerifier
 from klinesync.pipelines.derived_step import SAME, DerivedStep
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.chunks import as_candles
 from klinesync.storage.damage import StoreDamaged
-from klinesync.storage.database import CandleStore, DerivationOrigin, Reading
+from klinesync.storage.database import Reading
+from klinesync.storage.records import DerivationOrigin
 
 # Candles in memory at a time; a longer bucket (a month of minutes) is read whole.
 WINDOW_CANDLES = 20_000

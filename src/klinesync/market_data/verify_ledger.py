@@ -25,8 +25,10 @@ from klinesync.overlay.instruction import Drawing, Instruction
 from klinesync.overlay.plugin import OverlayFault
 from klinesync.pipelines.factor_states import values_at
 from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import StoreDamaged
-from klinesync.storage.database import CandleStore, Ledger, Reading
+from klinesync.storage.database import Reading
+from klinesync.storage.records import Ledger
 
 # Candles folded in one snapshot.
 WINDOW_CANDLES = 10_000

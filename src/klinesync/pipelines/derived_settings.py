@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.database import CandleStore, Derivation, DerivationOrigin
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Derivation, DerivationOrigin
 
 
 class Settled(NamedTuple):

@@ -18,8 +18,9 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import MAX_REMEMBERED, SeriesId
 from klinesync.core.spans import Span, clipped, common, hull, joined, narrowed, runs, widened, without
 from klinesync.core.timeframe import Timeframe
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import DoAgain, StoreDamaged
-from klinesync.storage.database import CandleStore, Derivation, DerivationOrigin, Origin
+from klinesync.storage.records import Derivation, DerivationOrigin, Origin
 
 SOURCE = "derived"
 # Candles that this transaction wrote to a series, when these are one run without a hole.

@@ -14,7 +14,8 @@ from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.indicator_handle import Handle
 from klinesync.factor.plugin import ForeignStates, Seen, Upstream
-from klinesync.storage.database import CandleStore, Ledger
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Ledger
 
 # Candles between two checkpoints: a restart or a rewind replays at most so many.
 CHECKPOINT_CANDLES = 64

@@ -32,8 +32,10 @@ from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.runtime.metrics import Durations
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, DoAgain, Kept, StoreDamaged
-from klinesync.storage.database import CandleStore, Database, Derivation, DerivationOrigin, Origin, R, SeriesChange
+from klinesync.storage.database import Database, R
+from klinesync.storage.records import Derivation, DerivationOrigin, Origin, SeriesChange
 
 log = Log(__name__)
 

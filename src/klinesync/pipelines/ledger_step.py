@@ -27,7 +27,8 @@ from klinesync.overlay.plugin import OverlayFault
 from klinesync.pipelines.factor_states import FactorStates
 from klinesync.pipelines.watchdog import TookTooLong
 from klinesync.runtime.log_events import Log
-from klinesync.storage.database import CandleStore, Ledger
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Ledger
 
 log = Log(__name__)
 

@@ -1,4 +1,4 @@
-"""Candles, gaps and revisions of all series: `CandleStore` over the tables of any engine."""
+"""Candles, gaps and revisions of all series, over the tables of any engine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.storage.candle_table import CandleTable
 from klinesync.storage.chunks import Maker, T, as_candles
 from klinesync.storage.damage import Damage, Kept, OddValue
-from klinesync.storage.database import Corrected, Derivation, DerivationOrigin, Origin, Revision, SeriesChange
-from klinesync.storage.event_table import StoredEvents
-from klinesync.storage.ledger import StoredLedger
+from klinesync.storage.event_table import EventStore
+from klinesync.storage.ledger import LedgerStore
 from klinesync.storage.memory import Edges, Facts, Memory, Unknown, integer, series_of
+from klinesync.storage.records import Corrected, Derivation, DerivationOrigin, Origin, Revision, SeriesChange
 from klinesync.storage.tables import Row, Tables, Values
 
 # Newest candles of a series in the writer's memory: at most so many make the next derived candle (seven days).
@@ -31,13 +31,13 @@ P = ParamSpec("P")
 
 
 def _names_series(
-    method: Callable[Concatenate[StoredCandles, SeriesId, P], T],
-) -> Callable[Concatenate[StoredCandles, SeriesId, P], T]:
+    method: Callable[Concatenate[CandleStore, SeriesId, P], T],
+) -> Callable[Concatenate[CandleStore, SeriesId, P], T]:
     """Decorates a method about one series: data that the engine cannot read is damage of that series, and raises
     `StoreDamaged`."""
 
     @wraps(method)
-    def named(store: StoredCandles, series: SeriesId, /, *args: P.args, **more: P.kwargs) -> T:
+    def named(store: CandleStore, series: SeriesId, /, *args: P.args, **more: P.kwargs) -> T:
         try:
             return method(store, series, *args, **more)
         except store.tables.unreadable as error:
@@ -46,10 +46,15 @@ def _names_series(
     return named
 
 
-class StoredCandles:
-    """`CandleStore` in one transaction of `tables`; `commit` is its number; None: not known.
+class CandleStore:
+    """Closed candles of all series, within one `read` or `write` of a `Database`; must not be kept beyond it.
 
-    Writes are buffered until the data is read or `save` is called, and go to the engine together.
+    tables: the statements of the engine, in this transaction.
+    memory: what the one writer remembers of the series; for a reader, of this transaction.
+    commit: the number of the transaction; None: not known.
+
+    Methods about one series raise `StoreDamaged` where its data is unreadable. Writes are buffered until the data is
+    read or `save` is called, and go to the engine together.
     """
 
     def __init__(self, tables: Tables, memory: Memory, commit: int | None = None) -> None:
@@ -58,24 +63,28 @@ class StoredCandles:
         self._commit = commit
         self._candles = CandleTable(tables, memory)
         self._unsaved_revisions: list[Values] = []
+        # The changes of this transaction so far beside new candles, in order.
         self.changes: list[SeriesChange] = []
-        self.ledger = StoredLedger(tables, memory)
-        self.events = StoredEvents(tables)
+        self.ledger = LedgerStore(tables, memory)
+        self.events = EventStore(tables)
 
     # --- reads
 
     @_names_series
     def head(self, series: SeriesId) -> int | None:
+        """The newest stored open time; None when nothing is stored."""
         edges = self._edges(series)
         return None if edges is None else edges.newest
 
     @_names_series
     def first(self, series: SeriesId) -> int | None:
+        """The oldest stored open time; None when nothing is stored."""
         edges = self._edges(series)
         return None if edges is None else edges.oldest
 
     @_names_series
     def span(self, series: SeriesId) -> Span | None:
+        """From the first stored open time to the close of the head; None when nothing is stored."""
         edges = self._edges(series)
         return None if edges is None else Span(edges.oldest, series.timeframe.next(edges.newest))
 
@@ -83,6 +92,7 @@ class StoredCandles:
     def newest(
         self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
     ) -> list[Candle]:
+        """The newest `limit` candles between `after` and `before` (both exclusive), ascending."""
         number = self._number(series)
         window = _between(after, before)
         return [] if number is None else self._candles.newest(series, number, limit, window, as_candles, strict=True)
@@ -91,46 +101,56 @@ class StoredCandles:
     def newest_rows(
         self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
     ) -> list[T]:
+        """The results of `make` for the rows of these candles: for pages, which need no `Candle` objects. Damaged
+        candles are left out, and noted as damage; other methods raise `StoreDamaged`."""
         number = self._number(series)
         window = _between(after, before)
         return [] if number is None else self._candles.newest(series, number, limit, window, make, strict=False)
 
     @_names_series
     def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
+        """The oldest `limit` candles after `since` (exclusive), ascending."""
         number = self._number(series)
         window = _between(since, None)
         return [] if number is None else self._candles.oldest(series, number, limit, window, as_candles, strict=True)
 
     @_names_series
     def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
+        """The results of `make` for the rows of these candles; otherwise as `newest_rows`."""
         number = self._number(series)
         window = _between(since, None)
         return [] if number is None else self._candles.oldest(series, number, limit, window, make, strict=False)
 
     @_names_series
     def count_after(self, series: SeriesId, since: int, most: int) -> int:
+        """The number of candles after `since`, counted up to `most`."""
         number = self._number(series)
         return 0 if number is None else self._candles.count_after(series, number, since, most)
 
     @_names_series
     def between(self, series: SeriesId, start: int, end: int) -> list[Candle]:
+        """The candles that open in `[start, end)`, ascending."""
         facts = self._facts(series)
         return [] if facts is None else self._candles.between(series, facts, Span(start, end))
 
     def commit(self) -> int:
+        """The number of the transaction: in a `write` the current one, in a `read` the newest visible one."""
         if self._commit is None:
             self._commit = integer(self.tables.commits())
         return self._commit
 
     def series(self) -> list[SeriesId]:
+        """Every series that was ever written."""
         return [series_of(name) for (name,) in self.tables.series()]
 
     @_names_series
     def derived_of(self, series: SeriesId) -> list[SeriesId]:
+        """The stored series that are derived from `series`."""
         return [series_of(name) for (name,) in self.tables.derived_of(self._number(series))]
 
     @_names_series
     def derivation(self, series: SeriesId) -> Derivation:
+        """The derivation of the series."""
         found = self.tables.derivation(str(series))
         if found is None:
             return Derivation(None)
@@ -140,6 +160,7 @@ class StoredCandles:
         return Derivation(None if base is None else series_of(base), DerivationOrigin(integer(origin)))
 
     def derived_settings(self) -> tuple[Timeframe, tuple[Timeframe, ...]] | None:
+        """The base and the derived timeframes with which the store was brought up to date last; None before that."""
         found = self.tables.derived_settings()
         if found is None:
             return None
@@ -151,6 +172,7 @@ class StoredCandles:
 
     @_names_series
     def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
+        """The rows of the gap ledger that touch `window` (None: all), whole, ascending."""
         facts = self._facts(series)
         if facts is None or not facts.has_gaps:
             return []
@@ -161,24 +183,29 @@ class StoredCandles:
 
     @_names_series
     def revisions(self, series: SeriesId) -> list[Revision]:
+        """The revisions of the series' candles, in the order in which they happened."""
         self._save_revisions()
         return [_as_revision(row) for row in self.tables.revisions(self._number(series))]
 
     def listing(self, exchange: str, market: str) -> bytes | None:
+        """The stored list of symbols of a market; None when none is stored."""
         found = self.tables.listing(exchange, market)
         if not isinstance(found, bytes | None):
             raise OddValue("a list of symbols is no bytes")
         return found
 
     def backfills(self) -> list[tuple[SeriesId, Span]]:
+        """The explicit backfills that are not over yet, by series, ascending."""
         return [(series_of(name), Span(integer(start), integer(end))) for name, start, end in self.tables.backfills()]
 
     # --- damage
 
     def damaged(self, series: SeriesId) -> list[Span]:
+        """The spans of the series whose candles were found to be unreadable, here or by others, ascending."""
         return self._candles.chunks.damaged(series)
 
     def recheck(self, damage: Damage) -> None:
+        """Read a damaged part again; readable parts leave the board. Raises `StoreDamaged` for unreadable ones."""
         if damage.series is None:
             return
         if damage.kept in (Kept.CANDLES, Kept.ANY):
@@ -203,6 +230,15 @@ class StoredCandles:
 
     @_names_series
     def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:
+        """Store closed candles. Only within `Database.write`.
+
+        series: of the candles.
+        candles: in any order; of two with one open time the later one in the sequence counts.
+        origin: source and time.
+
+        Candles that are stored with the same values change nothing and are not reported; a candle that had other values
+        leaves a revision.
+        """
         if len(candles) == 1:
             ascending = list(candles)
         else:
@@ -245,6 +281,8 @@ class StoredCandles:
 
     @_names_series
     def trim(self, series: SeriesId, before: int) -> None:
+        """Delete the candles that open before `before`, and their revisions; the gap ledger is the caller's. Only
+        within `Database.write`."""
         facts = self._facts(series)
         if facts is None:
             return
@@ -255,6 +293,7 @@ class StoredCandles:
 
     @_names_series
     def change_gaps(self, series: SeriesId, change: GapChange) -> None:
+        """Write a change of the gap ledger. Only within `Database.write`."""
         facts = self._facts(series)
         if not change or facts is None:
             return
@@ -268,23 +307,30 @@ class StoredCandles:
 
     @_names_series
     def set_derivation(self, series: SeriesId, derivation: Derivation) -> None:
+        """Store the derivation of a stored series. Only within `Database.write`."""
         base = None if derivation.base is None else self._number(derivation.base)
         self.tables.set_derivation(str(series), base, int(derivation.origin))
 
     def set_derived_settings(self, base: Timeframe, targets: Sequence[Timeframe]) -> None:
+        """Store the base and the derived timeframes. Only within `Database.write`."""
         self.tables.set_derived_settings(base.code, ",".join(target.code for target in targets))
 
     def keep_listing(self, exchange: str, market: str, symbols: bytes) -> None:
+        """Store a list of symbols in place of the previous one. Only within `Database.write`."""
         self.tables.put_listing(exchange, market, symbols)
 
     def add_backfill(self, series: SeriesId, span: Span) -> None:
+        """Store an explicit backfill of `span`; storing it again changes nothing. Only within `Database.write`."""
         self.tables.add_backfill(str(series), *span)
 
     def end_backfill(self, series: SeriesId, span: Span) -> None:
+        """Remove an explicit backfill that is over. Only within `Database.write`."""
         self.tables.delete_backfill(str(series), *span)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
+        """Undo the writes of the block when the block raises. The transaction goes on, except after a `StoreError` that
+        is no damage. Only within `Database.write`."""
         self.save()
         mark, changes = self._memory.mark(), len(self.changes)
         try:
@@ -300,6 +346,7 @@ class StoredCandles:
             raise
 
     def save(self) -> None:
+        """Write the buffered changes, so that a later error is not theirs. Only within `Database.write`."""
         self._candles.save()
         self._save_revisions()
         self.ledger.save()

@@ -1,4 +1,4 @@
-"""The newest events of series and markets: `EventStore` over the tables of any engine."""
+"""The newest events of series and markets, over the tables of any engine."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from klinesync.storage.damage import OddValue
 from klinesync.storage.tables import Row, Tables
 
 
-class StoredEvents:
-    """`EventStore` in one transaction of `tables`."""
+class EventStore:
+    """The newest events of series and markets, within one `read` or `write`; must not be kept beyond it.
+    Raises `StoreError` where they are damaged, which is no damage of candles."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     def all(self) -> list[tuple[str, NumberedEvent]]:
+        """All events with their scopes, by number."""
         with self._no_damage_of_candles():
             return [_as_event(row) for row in self._tables.series_events()]
 
     def apply(self, batch: EventBatch) -> None:
+        """Change what is stored. Only within `Database.write`."""
         with self._no_damage_of_candles():
             if batch.clear:
                 self._tables.delete_all_series_events()

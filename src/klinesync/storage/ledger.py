@@ -1,4 +1,4 @@
-"""The ledgers of factors and overlays: `LedgerStore` over the tables of any engine."""
+"""The ledgers of factors and overlays, over the tables of any engine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from klinesync.core.spans import Span
 from klinesync.factor.graph import Said
 from klinesync.overlay.instruction import Instruction
 from klinesync.storage.damage import Damage, Kept, StoreDamaged
-from klinesync.storage.database import Ledger
 from klinesync.storage.memory import Facts, Memory, Unknown, checked, integer, ledger_of, series_of
+from klinesync.storage.records import Ledger
 from klinesync.storage.tables import Tables, Values
 
 # Before and behind every time that a damaged row may have.
@@ -27,8 +27,10 @@ _encoder = msgspec.json.Encoder()
 _Buffer: TypeAlias = dict[SeriesId, list[Values]]
 
 
-class StoredLedger:
-    """`LedgerStore` in one transaction of `tables`. Unreadable data is noted as damage, and raises `StoreDamaged`.
+class LedgerStore:
+    """The stored results of factors and overlays, within one `read` or `write`; must not be kept beyond it. Writing is
+    only for `Database.write`, and for series with stored candles. Unreadable data is noted as damage, and raises
+    `StoreDamaged`.
 
     Writes are buffered until the data is read or `save` is called: one statement a table, whatever the number of
     series.
@@ -43,6 +45,7 @@ class StoredLedger:
         self._checkpoints: _Buffer = {}
 
     def get(self, series: SeriesId) -> Ledger | None:
+        """The series' ledger; None when nothing was ever computed."""
         facts = self._facts(series)
         if facts is None:
             return None
@@ -60,11 +63,13 @@ class StoredLedger:
         return ledger
 
     def put(self, series: SeriesId, ledger: Ledger) -> None:
+        """Store the progress of the ledger."""
         facts = self._stored(series)
         self._memory.put(series, facts._replace(ledger=ledger))
         self._ledgers[series] = [(facts.number, *ledger)]
 
     def all(self) -> dict[SeriesId, Ledger]:
+        """All ledgers."""
         self._save(self._ledgers, Kept.LEDGER, self._tables.put_ledgers)
         try:
             return {series_of(name): ledger_of(values) for name, *values in self._tables.ledgers()}
@@ -72,6 +77,7 @@ class StoredLedger:
             raise self._damaged(None, Kept.LEDGER, None, error) from error
 
     def add_events(self, series: SeriesId, said: Sequence[Said]) -> None:
+        """Append events, in order; all events of one candle in one call."""
         if not said:
             return
         number = self._stored(series).number
@@ -83,6 +89,7 @@ class StoredLedger:
             rows.append((number, time, event_no, factor, _encoder.encode(event).decode()))
 
     def events(self, series: SeriesId, start: int, end: int) -> list[Said]:
+        """The events that became visible in `[start, end)`, in order."""
         number = self._number_of_ledger(series)
         if number is None:
             return []
@@ -100,6 +107,7 @@ class StoredLedger:
         return said
 
     def add_drawings(self, series: SeriesId, drawings: Sequence[Instruction]) -> None:
+        """Store drawings under their numbers."""
         if drawings:
             number = self._stored(series).number
             self._drawings.setdefault(series, []).extend(
@@ -107,6 +115,7 @@ class StoredLedger:
             )
 
     def drawings(self, series: SeriesId, start: int, end: int) -> list[Instruction]:
+        """The stored drawings that became visible in `[start, end)`, by number."""
         number = self._number_of_ledger(series)
         if number is None:
             return []
@@ -124,6 +133,7 @@ class StoredLedger:
         return drawings
 
     def newest_version(self, series: SeriesId, before: int) -> int:
+        """The number of the newest drawing that became visible before `before`; 0 when there is none."""
         number = self._number_of_ledger(series)
         if number is None:
             return 0
@@ -135,6 +145,7 @@ class StoredLedger:
             raise self._damaged(series, Kept.DRAWINGS, None, error) from error
 
     def add_checkpoint(self, series: SeriesId, time: int, states: bytes, *, kept: bool) -> None:
+        """Store the factors' states after the candle of `time`, in place of earlier ones that are not `kept`."""
         number = self._stored(series).number
         buffered = self._checkpoints.get(series, ())
         self._checkpoints[series] = [
@@ -143,6 +154,7 @@ class StoredLedger:
         ]
 
     def checkpoint(self, series: SeriesId, before: int) -> tuple[int, bytes] | None:
+        """The newest checkpoint of a time before `before`, and its time."""
         number = self._number_of_ledger(series)
         if number is None:
             return None
@@ -156,9 +168,11 @@ class StoredLedger:
         return checkpoint
 
     def rewind(self, series: SeriesId, time: int) -> None:
+        """Delete what became visible at `time` or later, and the checkpoints since then."""
         self._delete(series, time if time > 0 else _BEFORE_ALL, _BEHIND_ALL)
 
     def trim(self, series: SeriesId, before: int) -> None:
+        """Delete what became visible before `before`, and the checkpoints until then."""
         self._delete(series, _BEFORE_ALL, before)
 
     def _delete(self, series: SeriesId, start: int, end: int) -> None:

@@ -13,7 +13,7 @@ from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.storage.chunks import T, chunk_of, first_time
 from klinesync.storage.damage import Damage, DamageBoard, Kept, OddValue, StoreDamaged
-from klinesync.storage.database import Ledger
+from klinesync.storage.records import Ledger
 from klinesync.storage.tables import Row, Tables
 
 

@@ -15,8 +15,9 @@ import apsw
 from klinesync.core.errors import StoreError
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.looking import is_file
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, DamageBoard
-from klinesync.storage.database import CandleStore, R
+from klinesync.storage.database import R
 from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.lock import StoreLock, StoreLocked
 from klinesync.storage.memory import Memory

@@ -9,9 +9,9 @@ import apsw
 
 from klinesync.core.errors import StoreError
 from klinesync.runtime.log_events import Log
-from klinesync.storage.candles import StoredCandles
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, DamageBoard
-from klinesync.storage.database import CandleStore, R
+from klinesync.storage.database import R
 from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.file_watch import FileWatch
 from klinesync.storage.memory import Memory
@@ -97,7 +97,7 @@ class SqliteFile:
         def work(writer: apsw.Connection) -> R:
             commit = writer.execute("UPDATE commit_count SET commits = commits + 1 RETURNING commits").get
             assert isinstance(commit, int)
-            store = StoredCandles(SqliteTables(writer), self._memory, commit)
+            store = CandleStore(SqliteTables(writer), self._memory, commit)
             result = change(store)
             store.save()
             return result

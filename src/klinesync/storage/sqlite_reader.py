@@ -19,9 +19,9 @@ import apsw
 
 from klinesync.core.errors import StoreError
 from klinesync.runtime.looking import real_path
-from klinesync.storage.candles import StoredCandles
+from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import DamageBoard
-from klinesync.storage.database import CandleStore, R
+from klinesync.storage.database import R
 from klinesync.storage.disk import UNREADABLE, disk_trouble
 from klinesync.storage.lock import SharedLock
 from klinesync.storage.memory import Memory
@@ -80,7 +80,7 @@ def look_into(reader: apsw.Connection, memory: Memory, look: Callable[[CandleSto
     """What `look` returns, of one snapshot."""
     reader.execute("BEGIN")
     try:
-        return look(StoredCandles(SqliteTables(reader), memory))
+        return look(CandleStore(SqliteTables(reader), memory))
     finally:
         if reader.in_transaction:
             reader.execute("ROLLBACK")
@@ -102,7 +102,7 @@ class SqliteReader:
         """What `look` returns, of one consistent state. Raises `StoreError`."""
         try:
             with self.snapshot() as connection:
-                return look(StoredCandles(SqliteTables(connection), self._memory))
+                return look(CandleStore(SqliteTables(connection), self._memory))
         except (apsw.Error, *UNREADABLE) as error:
             raise self._error("read", error) from error
 

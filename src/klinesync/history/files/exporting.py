@@ -33,7 +33,8 @@ from klinesync.history.files.factor_columns import FactorColumns, Kind, Values
 from klinesync.history.files.merging import Merged, merged, poorer, rows_of
 from klinesync.history.files.names import freqtrade_path
 from klinesync.history.files.readers import BadFile
-from klinesync.storage.database import CandleStore, Reading
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.database import Reading
 from klinesync.storage.disk import disk_trouble
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from klinesync.factor.plugin import FactorFault, ForeignStates
 from klinesync.factor.zhongshu import ZhongshuState
 from klinesync.pipelines.factor_states import values_at
 from klinesync.pipelines.ledger_step import LedgerStep
-from klinesync.storage.database import CandleStore
+from klinesync.storage.candles import CandleStore
 
 Kind = Literal["number", "integer", "text"]
 # None (in a column of floats NaN) where there is nothing.

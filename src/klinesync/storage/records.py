@@ -1,0 +1,86 @@
+"""What the store tells and is told of a series beside its candles: origins, derivations, revisions, ledgers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from math import isclose
+from typing import NamedTuple
+
+from klinesync.core.candle import Candle
+from klinesync.core.gaps import GapChange
+from klinesync.core.series_id import SeriesId
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where candles come from: the source (`stream`, `rest`, `http`, `derived` …), and when (UTC seconds).
+
+    `base`: the series that derived candles were computed from; None for ingested candles. Candles that differ from the
+    stored ones by at most `tolerance` (relative) are written, and are no revision."""
+
+    source: str
+    at: int
+    base: SeriesId | None = None
+    tolerance: float = 0.0
+
+    def revises(self, was: Candle | None, now: Candle) -> bool:
+        """Whether replacing the stored `was` (None: nothing was stored) by `now` counts as a revision."""
+        if was is None or was == now:
+            return False
+        pairs = zip(was[1:], now[1:], strict=True)
+        return not self.tolerance or not all(isclose(*pair, rel_tol=self.tolerance) for pair in pairs)
+
+
+class DerivationOrigin(IntEnum):
+    """The origin of the candles of a derived series."""
+
+    COMPUTED = 0  # computed from its base, and native ones
+    MIXED = 1  # others too, which have yet to be computed from the base
+    RECOMPUTED = 2  # others remain in buckets that are incomplete in the base
+
+
+class Derivation(NamedTuple):
+    """The derivation of a series: computed from `base`; None: ingested."""
+
+    base: SeriesId | None
+    origin: DerivationOrigin = DerivationOrigin.COMPUTED
+
+
+class Revision(NamedTuple):
+    """A closed candle with its old values, before candles of `source` replaced it at `revised_at` (UTC seconds)."""
+
+    was: Candle
+    revised_at: int
+    source: str
+
+
+class Ledger(NamedTuple):
+    """The progress of factors and overlays of a series: open times, None before the first candle.
+
+    fingerprint: of the factors and overlays that have computed it.
+    epoch: rises with every rewind.
+    record_id: rises with every change.
+    version_id: number of the newest stored drawing; 0 before the first one.
+    """
+
+    fingerprint: str
+    epoch: int = 0
+    record_id: int = 0
+    factor_head: int | None = None
+    overlay_head: int | None = None
+    version_id: int = 0
+
+
+class Corrected(NamedTuple):
+    """`candles` stored candles of a series got other values from `source`; the open times are those of the oldest and
+    the newest of them."""
+
+    first: int
+    last: int
+    candles: int
+    source: str
+
+
+# What a transaction changes of a series beside new candles: its gap ledger, or values that were stored.
+SeriesChange = tuple[SeriesId, GapChange | Corrected]
