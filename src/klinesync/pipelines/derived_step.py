@@ -23,11 +23,11 @@ from klinesync.storage.damage import DoAgain, StoreDamaged
 from klinesync.storage.records import Derivation, DerivationOrigin, Origin
 
 SOURCE = "derived"
-# Candles that this transaction wrote to a series, when these are one run without a hole.
+# By series, the candles that this transaction wrote, when they are one run without a hole.
 Fresh = MutableMapping[SeriesId, Sequence[Candle]]
 NATIVE = "native"
-# Largest relative difference that counts as a rounding: the exchange adds volumes in another order than we do.
-# Followers that have such a candle are not sent it again.
+# Largest relative difference of two values that counts as a rounding: the exchange adds volumes in another order than
+# we do. A candle that differs by roundings alone is not published again.
 SAME = 1e-9
 
 
@@ -35,7 +35,7 @@ class DerivedStep:
     """Computes derived series.
 
     base: the timeframe that derived candles are computed from.
-    targets: the derived timeframes that are kept.
+    targets: the derived timeframes to compute.
 
     A derived candle is a function of the stored base candles and the confirmed gaps of its bucket, whatever their
     source. Stored derived series that are no target any more are still corrected, so that no reader gets stale candles.
@@ -47,12 +47,12 @@ class DerivedStep:
             parent_of(target, base)
         self.base = base
         self.targets = tuple(sorted(targets, key=lambda target: target.seconds))
-        self._closing: tuple[int, tuple[Timeframe, ...]] = (0, ())  # of the newest minute's end
+        self._closing: tuple[int, tuple[Timeframe, ...]] = (0, ())  # the end of the newest minute, and its result
         # Stored series that were derived before and are no targets now, with their bases: posted candles are refused.
         self.dormant: dict[SeriesId, SeriesId] = {}
-        # Targets that have yet to be computed anew: longer timeframes are not computed from their stored candles.
+        # Targets that have yet to be recomputed: longer timeframes are not computed from their stored candles.
         self.redoing: set[SeriesId] = set()
-        # Asked for each forming candle.
+        # Cached, because each forming candle needs the result.
         self.derived_from = lru_cache(MAX_REMEMBERED)(self._derived_from)
 
     def derives(self, series: SeriesId) -> bool:
@@ -70,12 +70,12 @@ class DerivedStep:
     def advance(
         self, store: CandleStore, series: SeriesId, applied: Applied, emptied: Sequence[Span], at: int
     ) -> list[Applied]:
-        """Write the derived candles that follow from changed base candles; the changes, shorter targets first.
+        """Write the derived candles that follow from changed base candles; returns the changes, shorter targets first.
 
         store: the store, within its transaction.
         series: the base series.
         applied: the changes of the base series.
-        emptied: its spans that were confirmed empty.
+        emptied: spans of the base series that were confirmed empty.
         at: time of the batch, in UTC seconds.
         """
         if series.timeframe != self.base or not (applied.candles or emptied):
@@ -87,28 +87,28 @@ class DerivedStep:
             self._adopt(store, series)
         if len(applied.candles) == 1 and not applied.revised and not emptied:
             return self._close_buckets(store, series, stored, applied.candles[0].time, at)
-        behind = [candle.time for candle in applied.candles if candle.time in applied.revised]
+        revised_times = [candle.time for candle in applied.candles if candle.time in applied.revised]
         targets = self.targets
-        if behind or emptied:
-            kept = {one.timeframe for one in store.derived_of(series)}
-            targets = tuple(sorted(kept.union(targets), key=lambda target: target.seconds))
+        if revised_times or emptied:
+            timeframes = {derived.timeframe for derived in store.derived_of(series)}
+            targets = tuple(sorted(timeframes.union(targets), key=lambda target: target.seconds))
         base = series.timeframe
         new_spans = runs(base, [candle.time for candle in applied.candles])
-        behind_spans = runs(base, behind)
+        revised_spans = runs(base, revised_times)
         fresh: Fresh = {}
-        _keep(fresh, applied)
+        _remember(fresh, applied)
         changes: list[Applied] = []
         for target in targets:
-            spans = [*(new_spans if target in self.targets else behind_spans), *emptied]
+            spans = [*(new_spans if target in self.targets else revised_spans), *emptied]
             for window in _whole_buckets(target, spans, stored):
                 for change in self._write(store, series, target, window, at, fresh):
-                    _keep(fresh, change)
+                    _remember(fresh, change)
                     changes.append(change)
         return changes
 
     def _adopt(self, store: CandleStore, series: SeriesId) -> None:
-        """Called with the first candles of the base `series`: stored candles of its targets came from elsewhere, and
-        stay in buckets that are incomplete in the base."""
+        """Called with the first candles of the base `series`. Stored candles of its targets came from other sources,
+        and stay in buckets that are incomplete in the base."""
         for target in self.targets:
             derived = series.with_timeframe(target)
             if store.span(derived) is not None and store.derivation(derived).base != series:
@@ -130,26 +130,27 @@ class DerivedStep:
         return self._closing[1]
 
     def refresh(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span, at: int) -> list[Applied]:
-        """Compute the buckets of `target` in `window` (on its grid) anew from base `series`; the changes."""
+        """Recompute the buckets of `target` in `window` (on its grid) from base `series`; returns the changes."""
         stored = store.span(series)
         if stored is None:
             return []
         window = window.clipped(Span(target.ceil(stored.start), target.floor(stored.end)))
         return self._write(store, series, target, window, at) if window.start < window.end else []
 
-    def lacking(self, store: CandleStore, series: SeriesId, target: Timeframe) -> list[Span]:
-        """Spans of complete buckets of `target` that are not stored, because it was no target for a while, or never."""
+    def missing(self, store: CandleStore, series: SeriesId, target: Timeframe) -> list[Span]:
+        """Spans of complete buckets of `target` without a stored candle: the timeframe was switched off for a while, or
+        was never on."""
         stored = store.span(series)
         if stored is None:
             return []
-        whole = narrowed(target, [stored])
-        if not whole:
+        buckets = narrowed(target, [stored])
+        if not buckets:
             return []
         derived = series.with_timeframe(target)
         span = store.span(derived)
-        outside = without(whole, [] if span is None else [span])
-        inside = [gap.span for gap in store.gaps(derived) if gap.state is not GapState.CONFIRMED_EMPTY]
-        return sorted(outside + inside)
+        outside_stored = without(buckets, [] if span is None else [span])
+        between_stored = [gap.span for gap in store.gaps(derived) if gap.state is not GapState.CONFIRMED_EMPTY]
+        return sorted(outside_stored + between_stored)
 
     def expected(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span) -> list[Candle]:
         """The complete candles of `target` in `window`, from base candles alone; for `verify`."""
@@ -160,9 +161,9 @@ class DerivedStep:
         """The buckets in `window`, on the grid of the derived `series`, that may have a native candle: incomplete or
         wholly empty in the stored base, and ending no later than the base.
 
-        The exchange may have a candle of an hour without any minute, which may have been stored and shown before the
-        minutes were confirmed empty. The native candle stays, and so a later one is accepted too; longer timeframes are
-        computed from the minutes alone.
+        The exchange may have a candle of an hour without any minute, and that candle may have been stored and shown
+        before the minutes were confirmed empty. The native candle stays, and a later one is accepted too; longer
+        timeframes are computed from the minutes alone.
         """
         target, base = series.timeframe, series.with_timeframe(self.base)
         stored = store.span(base)
@@ -182,22 +183,22 @@ class DerivedStep:
         proof: str,
         at: int,
     ) -> Applied:
-        """Write native candles, in the buckets that are incomplete in the base; the changes.
+        """Write native candles, in the buckets that are incomplete in the base; returns the changes.
 
         store: the store, within its transaction.
         series: the derived series.
         candles: the exchange's own candles, ascending.
         empty: spans in which the exchange has no candles.
-        proof: how the exchange has shown that.
+        proof: how the exchange has shown that `empty` is empty, as a text.
         at: time of the batch, in UTC seconds.
         """
         base = series.with_timeframe(self.base)
-        taken: list[Candle] = []
+        accepted: list[Candle] = []
         if candles:
             window = Span(candles[0].time, series.timeframe.next(candles[-1].time))
-            places = self.native(store, series, window)
-            taken = [candle for candle in candles if any(place.holds(candle.time) for place in places)]
-        applied = write_closed(store, series, taken, Origin(NATIVE, at, base))
+            incomplete = self.native(store, series, window)
+            accepted = [candle for candle in candles if any(span.holds(candle.time) for span in incomplete)]
+        applied = write_closed(store, series, accepted, Origin(NATIVE, at, base))
         stored = store.span(series)
         if empty and stored is not None:
             window = hull(empty)
@@ -219,24 +220,24 @@ class DerivedStep:
         parent = parent_of(target, self.base)
         # A derived candle that cannot be computed stays a hole of the derived series; the base candles are written.
         damaged = [*store.damaged(series), *store.damaged(series.with_timeframe(parent))]
-        whole = without([window], widened(target, damaged)) if damaged else [window]
+        readable = without([window], widened(target, damaged)) if damaged else [window]
         try:
-            parts = [part for span in whole for part in self._parts(store, series, parent, span, ledger, fresh)]
+            parts = [part for span in readable for part in self._parts(store, series, parent, span, ledger, fresh)]
         except StoreDamaged as error:
             raise DoAgain(error.damage) from error
         candles = complete(target, fold(target, parts), unproven)
         derived = series.with_timeframe(target)
-        before = store.span(derived)
+        stored = store.span(derived)
         applied = write_closed(store, derived, candles, Origin(SOURCE, at, series, SAME))
-        start = window.start if before is None else min(window.start, before.end)
+        start = window.start if stored is None else min(window.start, stored.end)
         self._settle_gaps(store, series, target, Span(start, window.end), at)
         return [applied] if applied.candles else []
 
     def closed(self, store: CandleStore, series: SeriesId, timeframe: Timeframe, window: Span) -> list[Candle]:
         """The candles of the base, or of a link of the chain, in `window`; folded from `series` where some are missing.
 
-        The stored candles of a link are used when all of them are there. A link that was switched on later, or that has
-        holes, is folded from the base. The bits are the same.
+        The stored candles of a link are used when none is missing. A link that was switched on later, or that has
+        holes, is folded from the base, with the same bits.
         """
         return self._parts(store, series, timeframe, window, store.gaps(series, window))
 
@@ -271,37 +272,37 @@ class DerivedStep:
         if empty:
             ledger = store.gaps(derived, hull(empty))
             store.change_gaps(derived, gaps.confirm_empty(ledger, empty, "its base is confirmed empty", at))
-        lost = _touched(base, target)
+        lost = _with_lost_candles(base, target)
         if lost:
             ledger = store.gaps(derived, hull(lost))
             store.change_gaps(derived, gaps.lose(ledger, lost, "its base is lost in part", at))
 
 
-def _keep(fresh: Fresh, applied: Applied) -> None:
-    """Remember the candles that this transaction wrote to a series in one run, so that nobody reads them back."""
-    times = applied.candles
-    if times and applied.series.timeframe.count(times[0].time, times[-1].time) == len(times) - 1:
-        fresh[applied.series] = times
+def _remember(fresh: Fresh, applied: Applied) -> None:
+    """Remember the candles that this transaction wrote, when they are one run, so that they are not read back."""
+    candles = applied.candles
+    if candles and applied.series.timeframe.count(candles[0].time, candles[-1].time) == len(candles) - 1:
+        fresh[applied.series] = candles
 
 
 def _between(
     store: CandleStore, series: SeriesId, window: Span, fresh: Mapping[SeriesId, Sequence[Candle]]
 ) -> list[Candle]:
     """The stored candles of a series in `window`; candles that this transaction wrote come from memory."""
-    run = fresh.get(series)
-    if not run:
+    fresh_candles = fresh.get(series)
+    if not fresh_candles:
         return store.between(series, *window)
     frame = series.timeframe
-    first, end = run[0].time, frame.next(run[-1].time)
+    first, end = fresh_candles[0].time, frame.next(fresh_candles[-1].time)
     if window.end <= first or end <= window.start:
         return store.between(series, *window)
-    middle = run[frame.count(first, window.start) : frame.count(first, window.end)]
+    from_memory = fresh_candles[frame.count(first, window.start) : frame.count(first, window.end)]
     before = store.between(series, window.start, first) if window.start < first else ()
-    behind = store.between(series, end, window.end) if end < window.end else ()
-    return [*before, *middle, *behind]
+    after = store.between(series, end, window.end) if end < window.end else ()
+    return [*before, *from_memory, *after]
 
 
-def _touched(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
+def _with_lost_candles(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
     """The buckets of `target` with a lost base candle, ascending and joined."""
     return widened(target, (gap.span for gap in ledger if gap.state is GapState.LOST))
 
@@ -314,7 +315,7 @@ def _wholly_empty(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
 
 
 def _whole_buckets(target: Timeframe, spans: Iterable[Span], stored: Span) -> list[Span]:
-    """The buckets of `target` that `spans` touch, within the stored candles; buckets beyond them are incomplete."""
+    """The buckets of `target` that `spans` touch, within the stored candles; other buckets are incomplete."""
     return common(widened(target, spans), narrowed(target, [stored]))
 
 

@@ -17,11 +17,11 @@ from klinesync.factor.plugin import ForeignStates, Seen, Upstream
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.records import Ledger
 
-# Candles between two checkpoints: a restart or a rewind replays at most so many.
+# Candles between two checkpoints, which is what a restart or a rewind replays at most.
 CHECKPOINT_CANDLES = 64
-# Every so many checkpoints (1,024 candles) one is kept, for longer rewinds and for reads of the past.
+# Every 16th checkpoint (1,024 candles) is kept, for longer rewinds and for reads of the past.
 KEPT_CHECKPOINTS = 16
-# Most series with states in memory; the states of others are read from the store again, the least recent ones first.
+# Most series with states in memory; the least recently used are dropped, and read from the store again.
 MAX_ENTRIES = 20_000
 
 
@@ -29,38 +29,40 @@ MAX_ENTRIES = 20_000
 class Entry:
     """The states of a series in memory.
 
-    record_id: the record whose transaction has left these states.
-    at_head: no newer candle was stored then.
-    handles: of the indicators that factors depend on.
+    states: of the factors, by name.
+    record_id: the ledger record whose transaction computed these states.
+    at_head: whether no newer candle was stored at that time.
+    handles: TA-Lib's handles of the indicators that factors depend on, by name.
+    shift: of the grid of the checkpoints of the series, in candles.
     """
 
     states: States
     record_id: int
     at_head: bool
     handles: dict[str, Handle]
-    # Shift of the grid of its checkpoints, in candles.
     shift: int
 
 
 class FactorStates:
-    """The states of the factors `factors` at the heads of ledgers, of as many series as are remembered, and at any
-    stored candle. Methods run on the writer thread unless their text says otherwise.
+    """The states of factors: at the heads of ledgers from memory, and at any stored candle from the store. Methods run
+    on the writer thread unless their docstring says otherwise.
 
-    indicators: those that factors may depend on.
+    factors: whose states are kept.
+    indicators: on which factors may depend.
     """
 
     def __init__(self, factors: FactorGraph, indicators: Sequence[Indicator] = ()) -> None:
-        self._all = factors  # encoded states may be of these, before a suspension
+        self._all = factors  # encoded states may have those of a factor that was suspended later
         self.factors = factors
-        self._indicators = {one.name: one for one in indicators}
+        self._indicators = {indicator.name: indicator for indicator in indicators}
         self._entries: OrderedDict[SeriesId, Entry] = OrderedDict()
 
     def get(self, series: SeriesId) -> Entry | None:
-        """The remembered states of the series, of whatever record."""
+        """The remembered states of the series, whatever their record."""
         return self._entries.get(series)
 
     def forget(self, series: SeriesId) -> None:
-        """The remembered states of the series are no longer true."""
+        """Drop the remembered states of the series, which are no longer true."""
         self._entries.pop(series, None)
 
     def at_head_of(self, store: CandleStore, series: SeriesId, ledger: Ledger) -> Entry:
@@ -75,7 +77,7 @@ class FactorStates:
         return entry
 
     def warm(self, store: CandleStore, series: SeriesId, ledger: Ledger) -> None:
-        """Read the states of a series before a candle needs them, unless they are remembered. Only reads, and may do so
+        """Read the states of a series before a candle needs them, unless they are remembered. Only reads; may be called
         on any thread. Raises as `at` does."""
         if series not in self._entries:
             states = self.at(store, series, ledger.factor_head)
@@ -83,8 +85,8 @@ class FactorStates:
             self._entries.setdefault(series, Entry(states, ledger.record_id, at_head, {}, _shift_of(series)))
 
     def at(self, store: CandleStore, series: SeriesId, time: int | None) -> States:
-        """The states of the factors after the stored candle at `time`; with None before the first candle, where a trim
-        may have left states. May be called on any thread.
+        """The states of the factors after the stored candle at `time`. None: before the first candle, where a trim may
+        have stored states. May be called on any thread.
 
         Raises `ForeignStates`, and `FactorFault` when a plugin has changed its behaviour.
         """
@@ -94,14 +96,14 @@ class FactorStates:
         if before is None:
             return states
         at = -1
-        found = store.ledger.checkpoint(series, before)
-        if found is not None:
-            at, encoded = found
+        checkpoint = store.ledger.checkpoint(series, before)
+        if checkpoint is not None:
+            at, encoded = checkpoint
             try:
                 states = factors.decode(encoded)
             except ForeignStates:
-                whole = self._all.decode(encoded)
-                states = {name: whole[name] for name in factors.names}
+                decoded = self._all.decode(encoded)
+                states = {name: decoded[name] for name in factors.names}
         needed = [self._indicators[name] for name in factors.outside]
         while time is not None and at < time:
             candles = store.oldest(series, KEPT_CHECKPOINTS * CHECKPOINT_CANDLES, since=at)
@@ -115,8 +117,9 @@ class FactorStates:
     def fold(
         self, store: CandleStore, series: SeriesId, head: int | None, entry: Entry, candles: Sequence[Candle]
     ) -> tuple[States, list[Said]]:
-        """The states after the candles, and the events; stores checkpoints on the way."""
-        states, said = entry.states, []
+        """The states after the candles, and the events; stores the checkpoints between."""
+        states = entry.states
+        events: list[Said] = []
         frame_s, shift = series.timeframe.seconds, entry.shift
 
         def cell_of(time: int) -> int:
@@ -127,17 +130,17 @@ class FactorStates:
         while first < len(candles):
             cell = cell_of(candles[first].time)
             if head is not None and cell != (before := cell_of(head)):
-                kept = cell // KEPT_CHECKPOINTS != before // KEPT_CHECKPOINTS
-                if kept or cell == last:
-                    store.ledger.add_checkpoint(series, head, self.factors.encode(states, head), kept=kept)
+                keep = cell // KEPT_CHECKPOINTS != before // KEPT_CHECKPOINTS
+                if keep or cell == last:
+                    store.ledger.add_checkpoint(series, head, self.factors.encode(states, head), kept=keep)
             end = first + 1
             while end < len(candles) and cell_of(candles[end].time) == cell:
                 end += 1
             run = candles[first:end]
-            states, some = self.factors.advance_many(states, run, self._outside(store, series, entry, run))
-            said += some
+            states, run_events = self.factors.advance_many(states, run, self._outside(store, series, entry, run))
+            events += run_events
             first, head = end, run[-1].time
-        return states, said
+        return states, events
 
     def _outside(
         self, store: CandleStore, series: SeriesId, entry: Entry, candles: Sequence[Candle]
@@ -166,12 +169,12 @@ def values_at(
     indicators."""
     if not indicators:
         return None
-    before = store.newest(series, max(one.warm_up for one in indicators), before=candles[0].time)
+    before = store.newest(series, max(indicator.warm_up for indicator in indicators), before=candles[0].time)
     columns = Columns.of([*before, *candles])
     rows: list[dict[str, Seen]] = [{} for _ in candles]
     for indicator in indicators:
         values = indicator.compute(series.timeframe, columns, len(before))
-        for row, numbers in zip(rows, zip(*(one.tolist() for one in values.values()), strict=True), strict=True):
+        for row, numbers in zip(rows, zip(*(output.tolist() for output in values.values()), strict=True), strict=True):
             row[indicator.name] = Seen(dict(zip(values, numbers, strict=True)))
     return list(rows)
 

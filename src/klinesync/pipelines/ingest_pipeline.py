@@ -5,7 +5,7 @@ batch. Live candles go first. Bulk candles (history, HTTP) fill a transaction on
 Publishing follows the commit, in commit order, and awaits nobody.
 
 The file is longer than others: a transaction, its repeats without what is damaged, and its publication are one order of
-steps, and all of them share what is known to be broken.
+steps, and all of them share the list of unreadable ledgers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from klinesync.storage.records import Derivation, DerivationOrigin, Origin, Seri
 
 log = Log(__name__)
 
-# Sources of posted candles, which are refused for a series that the store has as derived.
+# Sources whose candles are refused for a series that is stored as a derived one.
 POSTED = frozenset({"http", "file"})
 # Delay before a piece of a ledger is tried again after the store failed, in seconds.
 CATCH_UP_RETRY_S = 1.0
@@ -70,11 +70,15 @@ class LedgerDamaged(StoreDamaged):
 class IngestPipeline:
     """Writes, folds and publishes checked, closed candles. `run` is its one task.
 
-    wall_s: the system clock, for the dates of revisions and confirmations.
-    limits: bounds of what waits for the writer.
-    tell: called with the progress of each ledger that is brought up to date piece by piece.
-    committed: called with the changes of each transaction beside new candles.
-    monotonic: our clock.
+    database: the store.
+    derived: computes derived candles.
+    ledger: computes factors and overlays.
+    publish: called with the changes of each series after the commit.
+    wall_s: the system clock in UTC seconds, for the dates of revisions and confirmations.
+    tell: called with the progress of each ledger that catches up in pieces.
+    committed: called with the other changes of each transaction: gaps, trims, marks.
+    limits: bounds of the backlog.
+    monotonic: our clock, in seconds.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class IngestPipeline:
         self._room = asyncio.Condition()
         self._told_failure = LogLimit(LOG_EVERY_S)
         self._told_damage = LogLimit(DAMAGE_LINE_S)
-        # By series, ledgers that nothing is added to until they have caught up, and the damage that is the reason.
+        # By series, ledgers that are left out of transactions until they have caught up, and the damage.
         self._unreadable_ledgers: dict[SeriesId, StoreDamaged] = {}
         # Counters since the start: transactions, changed candles by source, and revised candles.
         self.batches = 0
@@ -150,7 +154,7 @@ class IngestPipeline:
         return submission.written
 
     async def mend(self, series: SeriesId) -> None:
-        """Wait for room, then accept live candles of the series again. The caller begins again from the stored head."""
+        """Wait for room, then accept live candles of the series again; the caller begins from the stored head."""
         async with self._room:
             await self._room.wait_for(lambda: self._waiting.may_mend)
         self._waiting.mend(series)
@@ -160,7 +164,8 @@ class IngestPipeline:
     ) -> Applied:
         """Write closed candles, all or none: wait for room, then for the commit.
 
-        series: an ingested series; or a derived one, of which only buckets are written that are incomplete in its base.
+        series: an ingested series; or a derived one, whose candles are written in buckets that are incomplete in its
+            base.
         candles: in any order; ascending where the series is derived.
         source: where the candles come from; a label of metrics. Of a derived series: `NATIVE`.
         empty: spans without candles, confirmed in the gap ledger after the candles are written.
@@ -195,15 +200,15 @@ class IngestPipeline:
         return Submission(series, candles, source, empty, live, written, by_frames)
 
     async def refresh_series(self, series: SeriesId) -> None:
-        """Bring the derived series of base `series` up to its head, when a target was off for a while, or never on. In
+        """Bring the derived series of base `series` up to its head, after a target was switched off for a while. In
         transactions of `MAX_REFRESH_CANDLES` base candles, between live batches. Raises `StoreError`."""
         if series.timeframe != self._derived.base:
             return
         for target in self._derived.targets:
-            lacking = await self._database.read(
-                lambda store, target=target: self._derived.lacking(store, series, target)  # type: ignore[misc]
+            missing = await self._database.read(
+                lambda store, target=target: self._derived.missing(store, series, target)  # type: ignore[misc]
             )
-            for span in lacking:
+            for span in missing:
                 await self._refresh_span(series, target, span)
 
     async def settle_derived(self) -> Settled:
@@ -227,7 +232,7 @@ class IngestPipeline:
         self._derived.redoing.discard(series)
 
     async def settled_derived(self) -> None:
-        """Mark the store as computed with these settings, when all series are done. Raises `StoreError`."""
+        """Note in the store that all series are computed with these settings. Raises `StoreError`."""
         derived = self._derived
         await self._database.write(lambda store: store.set_derived_settings(derived.base, derived.targets))
 
@@ -273,7 +278,7 @@ class IngestPipeline:
         try:
             await self._database.read(look)
         except StoreDamaged:
-            return False  # told where it was met
+            return False  # logged by the statement that met the damage
         except StoreError as error:
             if self._told_failure.allow(str(error), self._monotonic()) is not None:
                 log.error("ledger.look_failed", "factors and overlays cannot be looked after at present", error=error)
@@ -328,7 +333,7 @@ class IngestPipeline:
         """
         at = int(self._wall_s())
         changes = [self._apply_one(store, submission, at) for submission in batch]
-        self._advance_ledgers(store, [one for change in changes for one in change], now_s)
+        self._advance_ledgers(store, [applied for change in changes for applied in change], now_s)
         return changes
 
     async def _commit(self, change: Callable[[CandleStore], R]) -> R:
@@ -404,7 +409,7 @@ class IngestPipeline:
         changes = [applied, *self._derived.advance(store, series, applied, spans, at)]
         if questioned:
             changes[0] = replace(applied, questioned=questioned)
-        return [_with_gaps(store, one) for one in changes]
+        return [_with_gaps(store, change) for change in changes]
 
     async def _write(self, batch: Sequence[Submission]) -> None:
         began_s = self._monotonic()
@@ -469,17 +474,17 @@ def _questioned(store: CandleStore, series: SeriesId, candles: Sequence[Candle])
     head = store.head(series)
     if head is None:
         return ()
-    found = []
+    questioned = []
     for candle in candles:
         if candle.time <= head:
             stored = store.newest(series, 1, before=candle.time + 1, after=candle.time - 1)
             if stored and not _same(stored[0], candle):
-                found.append(candle)
-    return tuple(found)
+                questioned.append(candle)
+    return tuple(questioned)
 
 
-def _same(one: Candle, other: Candle) -> bool:
-    return one == other or all(isclose(*values, rel_tol=SAME) for values in zip(one, other, strict=True))
+def _same(stored: Candle, candle: Candle) -> bool:
+    return stored == candle or all(isclose(*values, rel_tol=SAME) for values in zip(stored, candle, strict=True))
 
 
 def _with_gaps(store: CandleStore, applied: Applied) -> Applied:
@@ -488,5 +493,5 @@ def _with_gaps(store: CandleStore, applied: Applied) -> Applied:
     if not applied.candles:
         return applied
     first, last = applied.candles[0].time, applied.candles[-1].time
-    found = store.gaps(applied.series, Span(first, last))
-    return replace(applied, gaps=tuple(found)) if found else applied
+    holes = store.gaps(applied.series, Span(first, last))
+    return replace(applied, gaps=tuple(holes)) if holes else applied

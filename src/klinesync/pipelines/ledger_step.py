@@ -36,7 +36,7 @@ log = Log(__name__)
 MAX_WARMED = 10_000
 # Consecutive failures of a factor or overlay at one series before it is suspended until the next start.
 MAX_FAULTS = 5
-# Likewise timeouts: every series waits for each of them.
+# Likewise timeouts; fewer, because every series waits during a timeout.
 MAX_TIMEOUTS = 2
 # Backoff before a ledger that could not be advanced is tried again.
 RETRY = Backoff(initial_s=1.0, most_s=60.0)
@@ -44,7 +44,12 @@ RETRY = Backoff(initial_s=1.0, most_s=60.0)
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """A ledger that lags: why, the number of failed tries, and when the next try is due (monotonic seconds)."""
+    """A ledger that lags.
+
+    reason: why, as a text.
+    tries: consecutive failed tries.
+    due_s: when the next try is due, in monotonic seconds.
+    """
 
     reason: str
     tries: int = 0
@@ -53,7 +58,15 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a ledger that is brought up to date piece by piece: open times; `left`: whether it still lags."""
+    """The progress of a ledger that catches up in pieces.
+
+    series: of the ledger.
+    reason: why the ledger lagged, as a text.
+    epoch: of the ledger.
+    factor_head: open time of the newest candle that factors have computed.
+    head: open time of the newest stored candle.
+    left: whether the ledger still lags.
+    """
 
     series: SeriesId
     reason: str
@@ -64,11 +77,13 @@ class Progress:
 
 
 class LedgerStep:
-    """Advances factors and overlays. Methods run on the writer thread unless their text says otherwise.
+    """Advances factors and overlays. Methods run on the writer thread unless their docstring says otherwise.
 
-    indicators: those that factors may depend on.
-    max_candles: longest advance inside a write transaction, in candles.
-    guard: makes a context that limits the time of plugins.
+    factors: the factors to compute.
+    overlays: the overlays to draw.
+    indicators: on which factors may depend.
+    max_candles: longest advance inside a write transaction, in candles; 2,000 by default.
+    guard: a context that limits the time of plugins; none by default.
     """
 
     def __init__(
@@ -90,7 +105,7 @@ class LedgerStep:
         self._behind: dict[SeriesId, Lag] = {}
         self._in_a_row: Counter[tuple[str, SeriesId]] = Counter()
         self._timeouts: Counter[str] = Counter()
-        # Faults since the start by plugin; and the reason of each suspended plugin. May be read on any thread.
+        # Since the start: faults by plugin, and the reason of each suspended plugin. May be read on any thread.
         self.faults: Counter[str] = Counter()
         self.suspended: dict[str, str] = {}
         self.last_fault: dict[SeriesId, str] = {}
@@ -151,7 +166,7 @@ class LedgerStep:
 
     @property
     def has_cold(self) -> bool:
-        """Whether `warm` has series left. May be called on any thread."""
+        """Whether `warm` has more series to read. May be called on any thread."""
         return bool(self._cold)
 
     def warm(self, store: CandleStore) -> None:
@@ -159,14 +174,14 @@ class LedgerStep:
         series = self._cold.popleft()
         ledger = store.ledger.get(series)
         if ledger is not None and self.computed(ledger):
-            with suppress(FactorFault, ForeignStates):  # told when a candle comes
+            with suppress(FactorFault, ForeignStates):  # logged when a candle comes
                 self.states.warm(store, series, ledger)
 
     def advance(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
         """Bring the ledgers up to date with the changes of a transaction.
 
         store: the store, within its transaction.
-        changes: of all series.
+        changes: what the transaction wrote, of all series.
         now_s: monotonic seconds.
 
         A plugin's fault is counted and logged, and the ledger of its series lags. Raises store errors only.
@@ -184,7 +199,7 @@ class LedgerStep:
                 continue
             ledger = store.ledger.get(series)
             if ledger is not None and _reaches(ledger, changed_from):
-                self._rewind(store, series, ledger, changed_from)  # who has factors goes on from there
+                self._rewind(store, series, ledger, changed_from)  # a start with factors goes on from there
 
     def catch_up(self, store: CandleStore, series: SeriesId, now_s: float) -> Progress:
         """Advance a ledger that lags by one piece: a rewind, or at most `max_candles`."""
@@ -293,7 +308,7 @@ class LedgerStep:
             todo = store.oldest(series, self._max_candles + 1, since=_after(ledger.factor_head))
         else:
             todo = candles
-            entry.at_head = False  # until these are in it
+            entry.at_head = False  # until `candles` are in the entry
         if len(todo) > self._max_candles:
             self._behind.setdefault(series, Lag("a long history"))
             return
@@ -322,27 +337,27 @@ class LedgerStep:
         self, store: CandleStore, series: SeriesId, ledger: Ledger, candles: Sequence[Candle], now_s: float
     ) -> Ledger:
         """Advance the ledger over candles that follow its head, up to the first fault of a plugin."""
-        said: list[Said] = []
-        whole = True
+        events: list[Said] = []
+        complete = True
         try:
             while True:
                 try:
                     entry = self.states.at_head_of(store, series, ledger)
                     if candles:
                         with self._guard:
-                            entry.states, said = self.states.fold(store, series, ledger.factor_head, entry, candles)
+                            entry.states, events = self.states.fold(store, series, ledger.factor_head, entry, candles)
                     break
                 except FactorFault as fault:
                     remembered = self.states.get(series)
                     if remembered is not None:
-                        remembered.handles.clear()  # they have moved on, the states have not
+                        remembered.handles.clear()  # the handles have moved on, the states have not
                         remembered.at_head = False
                     if self._fault(series, fault.factor, fault, fault.error, now_s):
-                        continue  # without it
+                        continue  # without the suspended factor
                     if ledger.factor_head is not None and fault.candle_time <= ledger.factor_head:
                         return ledger
                     candles = [candle for candle in candles if candle.time < fault.candle_time]
-                    whole = False
+                    complete = False
         except TookTooLong as error:
             # The timeout was raised between two plugins.
             self._fault(series, "", error, error, now_s)
@@ -354,15 +369,15 @@ class LedgerStep:
             self._behind[series] = Lag("states that cannot be read")
             return ledger
         factor_head = candles[-1].time if candles else ledger.factor_head
-        store.ledger.add_events(series, said)
-        version_id, overlay_head = self._draw(store, series, ledger, said, factor_head, now_s)
+        store.ledger.add_events(series, events)
+        version_id, overlay_head = self._draw(store, series, ledger, events, factor_head, now_s)
         if (factor_head, overlay_head) == (ledger.factor_head, ledger.overlay_head):
             return ledger
         record_id = max(_next_record(ledger), version_id)
         ledger = Ledger(self._fingerprint, ledger.epoch, record_id, factor_head, overlay_head, version_id)
         store.ledger.put(series, ledger)
         entry.record_id = ledger.record_id
-        entry.at_head = whole and store.head(series) == factor_head
+        entry.at_head = complete and store.head(series) == factor_head
         if entry.at_head and overlay_head == factor_head:
             self._settled(series)
         return ledger
@@ -382,7 +397,7 @@ class LedgerStep:
         store: CandleStore,
         series: SeriesId,
         ledger: Ledger,
-        said: Sequence[Said],
+        events: Sequence[Said],
         factor_head: int | None,
         now_s: float,
     ) -> tuple[int, int | None]:
@@ -391,14 +406,14 @@ class LedgerStep:
         if factor_head is None:
             return ledger.version_id, None
         if ledger.overlay_head == ledger.factor_head:
-            if not said:
-                return ledger.version_id, factor_head  # as at most candles
+            if not events:
+                return ledger.version_id, factor_head  # the usual candle has no events
         else:
-            said = store.ledger.events(series, _after(ledger.overlay_head) + 1, factor_head + 1)
+            events = store.ledger.events(series, _after(ledger.overlay_head) + 1, factor_head + 1)
         while True:
             try:
                 with self._guard:
-                    drawings = self.overlays.draw(said)
+                    drawings = self.overlays.draw(events)
                 break
             except OverlayFault as fault:
                 if not self._fault(series, fault.overlay, fault, fault.error, now_s):
@@ -408,7 +423,7 @@ class LedgerStep:
                 return ledger.version_id, ledger.overlay_head
         first = ledger.version_id + 1
         store.ledger.add_drawings(
-            series, [Instruction.numbered(number, one) for number, one in enumerate(drawings, first)]
+            series, [Instruction.numbered(number, drawing) for number, drawing in enumerate(drawings, first)]
         )
         return ledger.version_id + len(drawings), factor_head
 
@@ -437,10 +452,10 @@ class LedgerStep:
         if name in self.overlays.names:
             self.overlays = self.overlays.without(name)
         else:
-            left = self.factors.without(name)
-            gone = set(self.factors.names) - set(left.names)
-            self.overlays = self.overlays.without_factors(*gone)
-            self.states.factors = left
+            remaining = self.factors.without(name)
+            suspended = set(self.factors.names) - set(remaining.names)
+            self.overlays = self.overlays.without_factors(*suspended)
+            self.states.factors = remaining
         sentence = f"{name} is suspended until the next start, after it failed at {series} again and again: {fault}"
         self.suspended[name] = sentence
         log.error("plugin.suspended", "%s", sentence, plugin=name, series=series)

@@ -1,7 +1,7 @@
 """Publisher: tells its subscribers of each commit, in a fixed order.
 
-A subscriber may need a part that needs the pipeline, which publishes: so the publisher is made first, and its
-subscribers are bound when all of them exist, before anything is written.
+A subscriber may need a part that needs the pipeline, and the pipeline needs the publisher. The publisher is therefore
+made first, and its subscribers are bound when all of them exist, before the first write.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Recover = Callable[[SeriesId], None]
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
-    """A part that follows what is committed.
+    """A part that receives each commit.
 
-    name: of the part, unique among subscribers.
+    name: unique among subscribers; in logs and health.
     take: is called after each commit, in the order of the commits.
     recover: is called after a defect in `take`; None where a missed commit does no harm.
     """
@@ -47,7 +47,7 @@ class Publisher:
         return tuple(subscriber.name for subscriber in self._subscribers or ())
 
     def bind(self, subscribers: tuple[Subscriber, ...]) -> None:
-        """Set the subscribers; once."""
+        """Set the subscribers; called once."""
         assert self._subscribers is None, "the subscribers are bound once"
         self._subscribers = subscribers
         assert len(set(self.order)) == len(subscribers), "names are unique"

@@ -14,13 +14,17 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 
-# Assumed cost of a candle, in seconds, until the first transaction is measured.
+# Assumed time to write a candle, in seconds, until the first transaction is measured.
 ASSUMED_S_PER_CANDLE = 20e-6
 
 
 class Empty(Struct, frozen=True):
-    """Spans of open times without candles at the exchange, and the proof. `lost`: there may have been candles, but no
-    source has them any more, and `proof` says why."""
+    """Spans of open times for which no source has candles.
+
+    spans: the empty spans.
+    proof: how the exchange has shown that it has no candles, as a text; of lost candles the reason.
+    lost: there may have been candles, but no source has them any more.
+    """
 
     spans: Sequence[Span]
     proof: str
@@ -28,9 +32,15 @@ class Empty(Struct, frozen=True):
 
 
 class Submission(Struct, frozen=True):
-    """Closed candles of one series that are written together, with their source and the future of the caller.
+    """Closed candles of one series that are written together.
 
-    `by_frames`: only frames say that the candles are final, which is no reason to change a stored candle.
+    series: of the candles.
+    candles: ascending where the series is derived or live.
+    source: a label of metrics; `rest`, `http` and others.
+    empty: spans to confirm empty after the candles are written.
+    live: whether the candles come from a stream, and go first.
+    written: set to the changes of the series after the commit.
+    by_frames: only frames say that the candles are final, which is no reason to change a stored candle.
     """
 
     series: SeriesId
@@ -44,14 +54,14 @@ class Submission(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Bounds of what waits for the writer, in candles.
+    """Bounds of the writer's backlog, in candles.
 
-    live: most live ones. A series whose candles find no room begins again from its stored head, and REST has the
-        missing ones.
-    bulk: most others (history, HTTP, files). Beyond, whoever submits waits for room.
-    batch: most of one transaction. A submission is never split: a larger one is a transaction of its own.
-    share: most live ones of one series in a batch.
-    flush_s: longest wait of a live candle behind a transaction of others, in seconds.
+    live: most live candles. A series whose candles find no room begins again from its stored head, and REST gives the
+        missing candles.
+    bulk: most bulk candles (history, HTTP, files). Above it `submit` waits for room.
+    batch: most candles of one transaction. A submission is never split: a larger one is a transaction of its own.
+    share: most live candles of one series in a batch.
+    flush_s: longest wait of a live candle for a transaction of bulk candles, in seconds.
     """
 
     live: int = 50_000
@@ -62,7 +72,7 @@ class QueueLimits:
 
 
 class Submissions:
-    """What waits for the writer, live candles before all others, and what is being written.
+    """The writer's backlog: submissions that wait, live ones first, and those that are being written.
 
     A series of which a live candle was not stored is broken: nothing live of the series is accepted until `mend`, so
     that no hole is written.
@@ -79,7 +89,7 @@ class Submissions:
         self._s_per_candle = ASSUMED_S_PER_CANDLE
 
     def has_room_for_live(self, series: SeriesId, count: int) -> bool:
-        """Whether so many live candles of the series may be added. Without room the series is broken from now on."""
+        """Whether `count` live candles of the series may be added. Without room the series is broken from now on."""
         if series in self._broken:
             return False
         if self.live_candles + count > self.limits.live:
@@ -89,16 +99,16 @@ class Submissions:
 
     @property
     def may_mend(self) -> bool:
-        """Whether there is room again for series that begin anew: half of it."""
+        """Whether broken series may begin again: half of the room for live candles is free."""
         return self.live_candles <= self.limits.live // 2
 
     @property
     def has_room_for_bulk(self) -> bool:
-        """Whether another submission that is not live may be added."""
+        """Whether another bulk submission may be added."""
         return self.bulk_candles < self.limits.bulk
 
     def mend(self, series: SeriesId) -> None:
-        """The series begins anew from its stored head."""
+        """Accept live candles of the series again; the caller begins from the stored head."""
         self._broken.discard(series)
 
     def is_broken(self, series: SeriesId) -> bool:
@@ -106,7 +116,7 @@ class Submissions:
         return series in self._broken
 
     def add(self, submission: Submission) -> None:
-        """Queue a submission; whether there is room is the caller's question."""
+        """Queue a submission. The caller has checked that there is room."""
         if submission.live:
             self._live.setdefault(submission.series, deque()).append(submission)
             self.live_candles += len(submission.candles)
@@ -115,20 +125,20 @@ class Submissions:
             self.bulk_candles += len(submission.candles)
 
     def take(self) -> list[Submission]:
-        """The next batch: live candles first, each series up to its share; then others, as many as are written within
-        `flush_s`."""
+        """The next batch: live candles first, each series up to its share; then bulk candles, as many as are written
+        within `flush_s`."""
         batch: list[Submission] = []
         size = 0
         for series, waiting in list(self._live.items()):
-            taken = 0
-            while waiting and (not taken or taken + len(waiting[0].candles) <= self.limits.share):
+            series_size = 0
+            while waiting and (not series_size or series_size + len(waiting[0].candles) <= self.limits.share):
                 submission = waiting.popleft()
-                taken += len(submission.candles)
+                series_size += len(submission.candles)
                 batch.append(submission)
             del self._live[series]
             if waiting:
                 self._live[series] = waiting  # last in line now
-            size += taken
+            size += series_size
             if size >= self.limits.batch:
                 break
         most = min(self.limits.batch, int(self.limits.flush_s / self._s_per_candle))
@@ -139,14 +149,14 @@ class Submissions:
         return batch
 
     def ended(self, batch: Sequence[Submission], took_s: float) -> None:
-        """The batch was written, or was not, in so many seconds."""
+        """The batch was written, or failed, after `took_s` seconds."""
         self.dropped(batch)
         count = sum(len(submission.candles) for submission in batch)
         if count:
             self._s_per_candle = max(0.8 * self._s_per_candle + 0.2 * took_s / count, 1e-6)
 
     def dropped(self, batch: Sequence[Submission]) -> None:
-        """The batch does not wait any more."""
+        """Take the candles of a batch off the counters of the backlog."""
         for submission in batch:
             if submission.live:
                 self.live_candles -= len(submission.candles)
@@ -154,21 +164,22 @@ class Submissions:
                 self.bulk_candles -= len(submission.candles)
 
     def break_off(self, batch: Sequence[Submission]) -> list[Submission]:
-        """Nothing of the batch was written. Returns the waiting submissions that must not be written either, because
-        they would leave a hole: live ones of its live series, and history of these series, which was read from behind
-        the lost candles. They do not wait any more."""
+        """Nothing of the batch was written. Removes and returns the waiting submissions that would leave a hole now:
+        live ones of its live series, and history of these series, which begins after the lost candles."""
         self._broken.update(submission.series for submission in batch if submission.live)
-        behind = [submission for series in self._broken for submission in self._live.pop(series, ())]
-        history = [one for one in self._bulk if one.series in self._broken and one.source == "rest"]
-        self._bulk = deque(one for one in self._bulk if one not in history)
-        behind += history
-        self.dropped(behind)
-        return behind
+        unwritable = [submission for series in self._broken for submission in self._live.pop(series, ())]
+        history = [
+            submission for submission in self._bulk if submission.series in self._broken and submission.source == "rest"
+        ]
+        self._bulk = deque(submission for submission in self._bulk if submission not in history)
+        unwritable += history
+        self.dropped(unwritable)
+        return unwritable
 
 
 def fail(submissions: Sequence[Submission], error: StoreError) -> None:
-    """Tell the callers that nothing of their submissions was written. A caller may be gone."""
+    """Tell the callers that nothing of their submissions was written."""
     for submission in submissions:
         if not submission.written.done():
             submission.written.set_exception(error)
-            submission.written.exception()  # the caller may not look; the failure was logged
+            submission.written.exception()  # the caller may have been cancelled; the failure was logged

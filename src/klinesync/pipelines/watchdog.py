@@ -14,10 +14,10 @@ from typing import Self
 
 from klinesync.runtime.clock import SYSTEM_CLOCK
 
-# CPU time, in seconds, of factors and overlays for the candles of one series in one transaction: a hundred times the
-# usual.
+# CPU time, in seconds, of factors and overlays for the candles of one series in one transaction: a hundred times
+# what is usual.
 TIME_LIMIT_S = 2.0
-# Factor of the limit for a plugin that waits instead of computing.
+# Limit for a plugin that waits instead of computing, as a multiple of the limit of CPU time.
 WAITING = 5.0
 # Longest delay of the timeout, as a share of the limit.
 LATE = 0.25
@@ -30,15 +30,16 @@ class TookTooLong(Exception):
 
 
 class Watchdog:
-    """`with watchdog:` around code that may compute for `limit_s` at most; in one thread at a time. `TookTooLong` is
-    raised wherever that thread is. A call into C that never returns cannot be interrupted."""
+    """`with watchdog:` around code that may use `limit_s` seconds of CPU time (2 by default), in one thread at a time.
+    `TookTooLong` is raised at whatever statement that thread executes. A call into C that never returns cannot be
+    interrupted."""
 
     def __init__(self, limit_s: float = TIME_LIMIT_S) -> None:
         self._limit_s = limit_s
         self._lock = threading.Lock()
         self._busy = False
-        self._began_cpu_s = 0.0  # the thread's time when it entered
-        self._passed_s = 0.0  # since then, without pauses of the whole process
+        self._began_cpu_s = 0.0  # CPU time of the thread at the begin of the block
+        self._passed_s = 0.0  # time since then, without pauses of the whole process
         self._strikes = 0
         self._used_s = 0.0
         self._thread_id = 0
@@ -69,7 +70,7 @@ class Watchdog:
             # The exception may be pending still, and must not be raised outside of the block.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
         if kind is None:
-            raise TookTooLong  # the exception came too late, or the plugin swallowed it
+            raise TookTooLong  # the block ended before the exception came, or the plugin swallowed it
 
     def _watch(self) -> None:
         interval_s = self._limit_s * LATE
@@ -85,7 +86,7 @@ class Watchdog:
                     continue
                 self._passed_s += min(now_s - before_s, 2 * interval_s)
                 if self._is_due():
-                    self._strikes += 1  # raised once more later, should the plugin swallow it
+                    self._strikes += 1  # raised again later, should the plugin swallow the exception
                     self._fired = True
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
                         ctypes.c_ulong(self._thread_id), ctypes.py_object(TookTooLong)
