@@ -18,7 +18,7 @@ from klinesync.history import memory as memory_module
 from klinesync.history import queue as history_queue
 from klinesync.history.memory import SourceMemory
 from klinesync.history.missing import Need, Reason
-from klinesync.history.pending import PATIENCE, RETRY, WANTED_S, Pending, fruitless, not_answered
+from klinesync.history.pending import RETRY, STALLED_AFTER, WANTED_S, Pending, after_fruitless, after_no_answer
 from klinesync.history.pieces import Fetch
 from klinesync.history.queue import MAX_AT_ONCE, MAX_URGENT_AT_ONCE, HistoryQueue, Look
 
@@ -92,7 +92,7 @@ class Policy(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         due_s = self.queue.next_due_s()
-        looks = any(self.queue.looks(series) for series in SERIES)
+        looks = any(self.queue.is_looking(series) for series in SERIES)
         work = self.queue.take(self.now_s)
         if work is None:
             assert due_s is None or due_s > self.now_s
@@ -123,21 +123,25 @@ class Policy(RuleBasedStateMachine):
                 case "candles":
                     again = None
                 case "nothing":
-                    again = fruitless(pending, self.now_s, self.rng)
+                    again = after_fruitless(pending, self.now_s, self.rng)
                 case "failure":
-                    again = not_answered(pending, self.now_s, self.rng, 0.0)
+                    again = after_no_answer(pending, self.now_s, self.rng, 0.0)
                 case "retry after":
-                    again = not_answered(pending, self.now_s, self.rng, 500.0)
+                    again = after_no_answer(pending, self.now_s, self.rng, 500.0)
                 case _:  # a part came; the rest is due at once
                     rest = Span(pending.span.start, pending.span.end - 60)
-                    again = pending.at_once(rest, self.now_s) if rest.start < rest.end else None
+                    again = pending.due_now(rest, self.now_s) if rest.start < rest.end else None
             model = self.wanted[work.series, kind(pending.reason)]
             for minute in minutes(pending.span):
                 model.not_before_s.pop(minute, None)
             if again is None or how == "a part":
                 remaining += [] if again is None else [again]
                 continue
-            least_s = 500.0 if how == "retry after" else EARLIEST * RETRY.delay_s(min(pending.fruitless, PATIENCE))
+            least_s = (
+                500.0
+                if how == "retry after"
+                else EARLIEST * RETRY.delay_s(min(pending.fruitless_attempts, STALLED_AFTER))
+            )
             assert again.due_s >= self.now_s + least_s
             model.not_before_s |= dict.fromkeys(minutes(pending.span), self.now_s + least_s)
             remaining.append(again)
@@ -190,7 +194,7 @@ class Policy(RuleBasedStateMachine):
             self.queue.settle(last, [], self.now_s)
         assert not self.queue._lines
         assert not self.queue._urgent
-        assert (self.queue._size, self.queue._looks, self.queue._out, self.queue._deep_out) == (0, 0, 0, 0)
+        assert (self.queue._size, self.queue._looks, self.queue._in_flight, self.queue._deep_in_flight) == (0, 0, 0, 0)
 
     def _needs(self, series: SeriesId, reason: Reason) -> list[Need]:
         found = [status.need for status in self.queue.needs_of(series)]
@@ -209,7 +213,7 @@ def test_a_tail_that_nobody_reads_any_more_is_given_up_and_not_before() -> None:
     while (work := queue.take(now_s)) is not None:
         assert isinstance(work, Fetch)
         tries.append(now_s)
-        left = [not_answered(pending, now_s, rng, 0.0) for pending in work.needs]
+        left = [after_no_answer(pending, now_s, rng, 0.0) for pending in work.needs]
         queue.settle(work, left, now_s, "no answer")
         if (statuses := queue.needs_of(SERIES[0])) == ():
             break
@@ -221,7 +225,7 @@ def test_a_tail_that_nobody_reads_any_more_is_given_up_and_not_before() -> None:
     assert queue.submit(tail, left[0].due_s)
     assert queue.take(left[0].due_s) is not None
     waits = [after - before for before, after in pairwise(tries)]
-    assert max(waits) <= RETRY.delay_s(PATIENCE), "it is asked for soon after the exchange's return"
+    assert max(waits) <= RETRY.delay_s(STALLED_AFTER), "it is asked for soon after the exchange's return"
 
 
 def test_a_read_within_the_moment_after_an_answer_asks_for_nothing_and_scrolling_back_does() -> None:
@@ -300,7 +304,7 @@ def test_only_so_many_looks_wait_and_only_so_much_is_remembered(monkeypatch: pyt
     queue = HistoryQueue()
     assert [queue.look(Look(series, Urgency.READ)) for series in SERIES[:3]] == [True, True, False]
     assert queue.look(Look(SERIES[0], Urgency.READ)), "it waits already"
-    assert [queue.looks(series) for series in SERIES[:3]] == [True, True, False]
+    assert [queue.is_looking(series) for series in SERIES[:3]] == [True, True, False]
     monkeypatch.setattr(memory_module, "MAX_REMEMBERED", 2)
     memory = SourceMemory()
     for series in SERIES[:3]:

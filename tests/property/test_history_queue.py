@@ -18,16 +18,16 @@ from klinesync.exchanges.exchange import Urgency
 from klinesync.history import pieces
 from klinesync.history import queue as history_queue
 from klinesync.history.missing import Need, Reason
-from klinesync.history.pending import PATIENCE, RETRY, Pending, fruitless
+from klinesync.history.pending import RETRY, STALLED_AFTER, Pending, after_fruitless
 from klinesync.history.pieces import (
     Answer,
     Fetch,
     Piece,
-    left_over,
+    behind_head,
     nothing_before_first,
     piece_of,
     remaining,
-    too_early,
+    still_missing,
 )
 from klinesync.history.queue import HistoryQueue, Look
 
@@ -97,7 +97,7 @@ class World:
         """What the service does, with sets for a store and an exchange."""
         now = remaining(fetch, self.span(), self.ledger)
         if not now.needs:
-            return too_early(fetch, self.span(), now_s, rng)
+            return behind_head(fetch, self.span(), now_s, rng)
         piece = piece_of(MINUTE, now)
         self.reads.append(piece)
         reached, first, rows = piece.span.start, None, 0
@@ -109,7 +109,7 @@ class World:
                 break
         else:
             reached = piece.span.end
-        return left_over(fetch, now, piece, Answer(reached, first, self.span(), self.ledger), now_s, rng)
+        return still_missing(fetch, now, piece, Answer(reached, first, self.span(), self.ledger), now_s, rng)
 
     def heal(self, queue: HistoryQueue, now_s: float = 0.0, most: int = 1000) -> None:
         """All that is due now."""
@@ -158,7 +158,7 @@ def test_all_that_is_asked_for_is_filled_or_shown_to_be_empty_and_asked_for_once
     if before is None:
         assert not world.requests
         return
-    assert all(need.start >= before.end for need in queue.at_work(BTC))
+    assert all(need.start >= before.end for need in queue.working_on(BTC))
     assert {minute for minute in exchange & wanted if 60 * minute < before.end} <= world.stored
     assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
     empty = {minute for gap in world.ledger for minute in range(gap.start // 60, gap.end // 60)}
@@ -264,7 +264,7 @@ def test_history_before_the_first_candle_grows_backwards_without_a_hole_and_ends
         queue.settle(work, world.carry_out(work, 0.0, rng), 0.0)
         assert not world.ledger
     assert world.stored == set(range(70, 200))
-    assert not queue.at_work(BTC)
+    assert not queue.working_on(BTC)
 
 
 def test_two_series_take_turns() -> None:
@@ -313,7 +313,7 @@ def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_un
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
     assert work.urgency is Urgency.DEEP
-    queue.settle(work, [fruitless(need, 0.0, rng) for need in work.needs], 0.0)
+    queue.settle(work, [after_fruitless(need, 0.0, rng) for need in work.needs], 0.0)
     queue.submit(gap(BTC, span(15, 18), "read", Urgency.READ), 0.0)
     queue.submit(gap(BTC, span(15, 18), "a gap"), 0.0)
     assert queue.take(0.0) is None
@@ -324,8 +324,8 @@ def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_un
     work = queue.take(due_s)
     assert isinstance(work, Fetch)
     assert work.urgency is Urgency.READ
-    assert [(one.span, one.need.asked_by, one.fruitless) for one in work.needs] == [(span(10, 20), "read", 1)]
-    queue.settle(work, [fruitless(need, due_s, rng) for need in work.needs], 0.0)
+    assert [(one.span, one.need.asked_by, one.fruitless_attempts) for one in work.needs] == [(span(10, 20), "read", 1)]
+    queue.settle(work, [after_fruitless(need, due_s, rng) for need in work.needs], 0.0)
     assert not queue.waits_urgently(BTC)
     assert needs_of(queue, due_s + RETRY.most_s) == [span(10, 20)]
 
@@ -420,11 +420,11 @@ def test_what_was_asked_for_in_vain_waits_twice_as_long_each_time_up_to_a_limit(
     rng = random.Random(1)
     need, waits = Pending(gap(BTC, span(0, 1), "a test")), []
     for _ in range(20):
-        need = fruitless(need, 100.0, rng)
+        need = after_fruitless(need, 100.0, rng)
         waits.append(need.due_s - 100.0)
     most = [RETRY.delay_s(turn) for turn in range(20)]
     assert all(0.75 * limit <= wait <= limit for wait, limit in zip(waits, most, strict=True))
-    assert fruitless(Pending(gap(BTC, span(0, 1), "a test")), 100.0, rng, at_least_s=500.0).due_s == 600.0
+    assert after_fruitless(Pending(gap(BTC, span(0, 1), "a test")), 100.0, rng, at_least_s=500.0).due_s == 600.0
 
 
 def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> None:
@@ -434,13 +434,13 @@ def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> Non
     for _ in range(2):
         work = queue.take(0.0)
         assert isinstance(work, Fetch)
-        queue.settle(work, [fruitless(replace(need, fruitless=5), 0.0, rng) for need in work.needs], 0.0)
+        queue.settle(work, [after_fruitless(replace(need, fruitless_attempts=5), 0.0, rng) for need in work.needs], 0.0)
     assert queue.take(1.0) is None
     queue.retry_now(BTC)
     queue.retry_now(SeriesId.parse("binance:spot:NONE/USDT:1m"))
     work = queue.take(1.0)
     assert isinstance(work, Fetch)
-    assert (work.series, [need.fruitless for need in work.needs]) == (BTC, [0])
+    assert (work.series, [need.fruitless_attempts for need in work.needs]) == (BTC, [0])
     assert queue.take(1.0) is None
 
 
@@ -448,12 +448,12 @@ def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() 
     queue = HistoryQueue()
     queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     rng, now_s = random.Random(1), 0.0
-    for turn in range(PATIENCE + 2):
-        assert queue.at_work(BTC) == ([span(10, 20)] if turn < PATIENCE else [])
+    for turn in range(STALLED_AFTER + 2):
+        assert queue.working_on(BTC) == ([span(10, 20)] if turn < STALLED_AFTER else [])
         work = queue.take(now_s)
         assert isinstance(work, Fetch)
-        assert queue.at_work(BTC) == ([span(10, 20)] if turn < PATIENCE else [])
-        queue.settle(work, [fruitless(need, now_s, rng) for need in work.needs], 0.0)
+        assert queue.working_on(BTC) == ([span(10, 20)] if turn < STALLED_AFTER else [])
+        queue.settle(work, [after_fruitless(need, now_s, rng) for need in work.needs], 0.0)
         now_s = queue.next_due_s() or 0.0
 
 
@@ -484,15 +484,15 @@ def test_the_queue_is_bounded_and_looks_again_when_there_is_room(monkeypatch: py
 
 def test_while_the_store_is_to_be_looked_at_somebody_is_at_work_on_all_of_it() -> None:
     queue = HistoryQueue()
-    assert queue.at_work(BTC) == []
+    assert queue.working_on(BTC) == []
     queue.look(Look(BTC))
-    (everything,) = queue.at_work(BTC)
+    (everything,) = queue.working_on(BTC)
     assert everything.start == 0
     work = queue.take(0.0)
     assert work == Look(BTC)
-    assert queue.at_work(BTC) == [everything]
+    assert queue.working_on(BTC) == [everything]
     queue.settle(work, [], 0.0)
-    assert queue.at_work(BTC) == []
+    assert queue.working_on(BTC) == []
 
 
 def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
@@ -524,4 +524,4 @@ def test_a_hole_that_retention_has_reached_is_forgotten_and_what_it_trimmed_is_n
     world.heal(queue, now_s=RETRY.most_s)
     assert world.requests == 0
     assert min(world.stored) == 70
-    assert queue.at_work(BTC) == []
+    assert queue.working_on(BTC) == []

@@ -216,15 +216,15 @@ async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    fruitless = pending.fruitless
+    after_fruitless = pending.after_fruitless
 
     def noted(
         one: Pending, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, out_of_reach: bool = False
     ) -> Pending:
         waits.append(at_least_s)
-        return fruitless(one, now_s, rng, at_least_s / 1000, out_of_reach=out_of_reach)
+        return after_fruitless(one, now_s, rng, at_least_s / 1000, out_of_reach=out_of_reach)
 
-    monkeypatch.setattr(pending, "fruitless", noted)
+    monkeypatch.setattr(pending, "after_fruitless", noted)
     exchange = Exchange(range(100))
     exchange.trouble = [UpstreamError("banned", 418, retry_after_s=90.0), UpstreamError("no answer")]
     async with world_on(tmp_path, exchange) as world:
@@ -694,7 +694,7 @@ async def test_what_the_exchange_hides_again_and_again_is_reported_as_missing_an
         assert over.trouble is not None
         assert "neither brings 5 candles" in over.trouble
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN]
-        assert len(exchange.asked) == pending.PATIENCE
+        assert len(exchange.asked) == pending.STALLED_AFTER
         assert world.board.report(BTC, 120).state == "failed"
 
 
@@ -925,7 +925,7 @@ async def test_a_hole_that_an_unknown_depth_has_left_behind_is_lost_after_a_whil
     async with world_on(tmp_path, Asked(exchange, reached)) as world:
         await world.write(BTC, [*range(10), *range(60, 100)])
         world.healing.request_declared(BTC)
-        await world.until(lambda: len(exchange.asked) >= pending.PATIENCE + 1)
+        await world.until(lambda: len(exchange.asked) >= pending.STALLED_AFTER + 1)
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN], "it may be trouble"
         monkeypatch.setattr(pending, "LOST_AFTER_S", 0.0)
         async with asyncio.timeout(TIMEOUT_S):

@@ -120,7 +120,7 @@ async def test_what_the_exchange_never_shows_is_given_up_and_further_back_is_ask
     async with world_on(tmp_path) as world:
         world.history.submit(wanted(90))
         await world.until(lambda: not world.history.needs_of(FIVES))
-        assert world.asked == [(90, 100)] * natives.MOST_FRUITLESS
+        assert world.asked == [(90, 100)] * natives.MAX_FRUITLESS
         assert world.history.nothing_before(FIVES) == wanted(90).span
         world.history.submit(wanted(90))
         world.history.submit(wanted(95))
@@ -136,7 +136,7 @@ async def test_a_hole_behind_shown_candles_is_given_up_alone_and_older_ones_are_
         world.shown = set(range(90, 95))
         world.history.submit(wanted(90))
         await world.until(lambda: not world.history.needs_of(FIVES))
-        assert world.asked == [(90, 100)] + [(95, 100)] * (natives.MOST_FRUITLESS - 1)
+        assert world.asked == [(90, 100)] + [(95, 100)] * (natives.MAX_FRUITLESS - 1)
         assert world.history.nothing_before(FIVES) is None
         world.history.submit(wanted(95))
         assert world.history.needs_of(FIVES) == ()
@@ -144,9 +144,9 @@ async def test_a_hole_behind_shown_candles_is_given_up_alone_and_older_ones_are_
 
 async def test_an_exchange_that_gives_no_answer_is_asked_again_however_often(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
-        world.trouble = [UpstreamError("no answer") for _ in range(3 * natives.MOST_FRUITLESS)]
+        world.trouble = [UpstreamError("no answer") for _ in range(3 * natives.MAX_FRUITLESS)]
         world.shown = set(range(90, 100))
         world.history.submit(wanted(90))
         await world.until(lambda: not world.history.needs_of(FIVES))
         assert await world.stored() == list(range(90, 100))
-        assert len(world.asked) == 3 * natives.MOST_FRUITLESS + 1
+        assert len(world.asked) == 3 * natives.MAX_FRUITLESS + 1

@@ -14,31 +14,30 @@ from klinesync.core.spans import Span, candle_count, clipped
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history import pending as policy
 from klinesync.history import pieces
-from klinesync.history.pending import Pending, fruitless, no_source, not_answered
+from klinesync.history.pending import Pending, after_fruitless, after_no_answer, after_no_source
 from klinesync.history.pieces import Answer, Fetch, Outcome, Piece, Remaining
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import HistoryQueue
-from klinesync.history.reading import REST, Progress, Shelf, came, on_board, read_pages
+from klinesync.history.reading import REST, Progress, Shelf, candles_came, on_board, read_pages
 from klinesync.history.requested import RequestedBackfills
 from klinesync.pipelines.submissions import Empty
 
-# Why a hole is lost that lies before what the exchange's answers reach back to.
+# Why a gap is declared lost that is older than every answer of the exchange.
 NOT_REACHED = "each answer of an hour showed that the exchange's history does not reach so far back"
-# Why a hole is left that no file fills.
+# Answers of readings, as `explain` shows them.
 NOT_ASKED = "no file has the rest, and the exchange is not asked for history"
-# What is said of needs that the store filled meanwhile.
 NOT_MISSING = "nothing of it is missing any more"
 SHOWN_EMPTY = "the exchange has shown that it has no candle there"
-TOO_EARLY = "it lies behind the stored head: no hole yet"
+BEHIND_HEAD = "it lies behind the stored head: no hole yet"
 
 
 @dataclass(frozen=True, slots=True)
 class HoleReader:
     """Reads gaps, older history and explicit backfills.
 
-    ports: the sources, the store, and who is told.
-    queue: its memory is told where the exchange has nothing; whether something urgent waits.
-    requested: explicit backfills; they have a watch of their own.
+    ports: sources, store, progress and limits.
+    queue: asked for urgent work; its memory learns where the exchange has nothing.
+    requested: the explicit backfills, which report progress of their own.
     """
 
     ports: HistoryPorts
@@ -46,97 +45,97 @@ class HoleReader:
     requested: RequestedBackfills
 
     async def read(self, fetch: Fetch, errand: Errand) -> Outcome:
-        """Read what is still missing of a fetch. Raises `StoreError`."""
+        """Read the missing part of a fetch. Raises `StoreError`."""
         series = fetch.series
         stored, ledger = await self.ports.stored(series)
-        now = pieces.remaining(fetch, stored, ledger)
-        if not now.needs:
-            early = self._too_early(fetch, stored)
-            return Outcome(early, TOO_EARLY if early else NOT_MISSING)
+        missing = pieces.remaining(fetch, stored, ledger)
+        if not missing.needs:
+            waiting = self._behind_head(fetch, stored)
+            return Outcome(waiting, BEHIND_HEAD if waiting else NOT_MISSING)
         watch = self.requested.watch_of(fetch) or self.ports.watch
-        span = pieces.piece_of(series.timeframe, now).span
+        span = pieces.piece_of(series.timeframe, missing).span
         with on_board(watch, series, span, fetch.needs[-1].need.asked_by) as progress:
-            remaining = await self._read(fetch, now, errand, progress)
-        answer = came(progress.candles) if progress.candles or remaining else SHOWN_EMPTY
-        return Outcome(remaining, progress.trouble or answer, progress.candles)
+            waiting = await self._read(fetch, missing, errand, progress)
+        answer = candles_came(progress.candles) if progress.candles or waiting else SHOWN_EMPTY
+        return Outcome(waiting, progress.trouble or answer, progress.candles)
 
-    async def _read(self, fetch: Fetch, now: Remaining, errand: Errand, progress: Progress) -> list[Pending]:
-        """The files, then the exchange; the needs that wait again. Raises `StoreError`."""
+    async def _read(self, fetch: Fetch, missing: Remaining, errand: Errand, progress: Progress) -> list[Pending]:
+        """Read the files, then the exchange. Returns the needs that wait again. Raises `StoreError`."""
         series = fetch.series
-        later: list[Pending] = []  # what is not asked for now
-        if self.ports.shelves and not all(pending.files_checked for pending in now.needs):
-            if not await self._read_files(fetch, now, errand, progress):
-                due = [replace(pending, due_s=self.ports.monotonic()) for pending in now.needs]
-                return [*due, *self._too_early(fetch, now.stored)]
+        waiting: list[Pending] = []
+        if self.ports.shelves and not all(pending.files_checked for pending in missing.needs):
+            if not await self._read_files(fetch, missing, errand, progress):
+                due = [replace(pending, due_s=self.ports.monotonic()) for pending in missing.needs]
+                return [*due, *self._behind_head(fetch, missing.stored)]
             stored, ledger = await self.ports.stored(series)
-            early = self._too_early(fetch, stored)
-            fetch, others = pieces.after_files(fetch, now, stored, ledger)
-            later = [*early, *others]
+            waiting = self._behind_head(fetch, stored)
+            fetch, later = pieces.after_files(fetch, missing, stored, ledger)
+            waiting += later
             if fetch.needs:
-                now = pieces.remaining(fetch, stored, ledger)
-            if not fetch.needs or not now.needs:
-                return later
+                missing = pieces.remaining(fetch, stored, ledger)
+            if not fetch.needs or not missing.needs:
+                return waiting
         if not self.ports.asks(series):
             progress.trouble = NOT_ASKED
             stored, _ = await self.ports.stored(series)
-            left = [no_source(pending, self.ports.monotonic(), self.ports.rng) for pending in now.needs]
-            return [*left, *self._too_early(fetch, stored), *later]
-        reachable = await self._give_up(series, fetch.needs)
+            stalled = [after_no_source(pending, self.ports.monotonic(), self.ports.rng) for pending in missing.needs]
+            return [*stalled, *self._behind_head(fetch, stored), *waiting]
+        reachable = await self._without_lost(series, fetch.needs)
         if reachable != list(fetch.needs):
             stored, ledger = await self.ports.stored(series)
-            later += self._too_early(fetch, stored)
+            waiting += self._behind_head(fetch, stored)
             fetch = Fetch(series, tuple(reachable))
-            now = pieces.remaining(fetch, stored, ledger) if reachable else replace(now, needs=())
-            if not now.needs:
-                return later
-        return [*await self._ask(fetch, now, errand, progress), *later]
+            missing = pieces.remaining(fetch, stored, ledger) if reachable else replace(missing, needs=())
+            if not missing.needs:
+                return waiting
+        return [*await self._ask(fetch, missing, errand, progress), *waiting]
 
-    async def _ask(self, fetch: Fetch, now: Remaining, errand: Errand, progress: Progress) -> list[Pending]:
-        """Ask the exchange for a piece; the needs that wait again. Raises `StoreError`."""
+    async def _ask(self, fetch: Fetch, missing: Remaining, errand: Errand, progress: Progress) -> list[Pending]:
+        """Ask the exchange for a piece. Returns the needs that wait again. Raises `StoreError`."""
         series = fetch.series
-        piece = pieces.piece_of(series.timeframe, now)
+        piece = pieces.piece_of(series.timeframe, missing)
         asked = progress.part(piece.span.start)
         try:
-            await self._read_piece(series, piece, now, errand, asked)
+            await self._read_piece(series, piece, missing, errand, asked)
         except NotListed as error:
             progress.trouble = str(error)
             self.ports.warn("history.not_listed", series, "its gaps are left as they are", error=error)
-            # Nobody has anything of it, unless it is listed again, or the list was wrong.
-            waiting = [pending for pending in now.needs if not pending.requested]
-            return [fruitless(pending, self.ports.monotonic(), self.ports.rng) for pending in waiting]
+            # Retried, because the symbol may be listed again, or the list may have been wrong.
+            unrequested = [pending for pending in missing.needs if not pending.requested]
+            return [after_fruitless(pending, self.ports.monotonic(), self.ports.rng) for pending in unrequested]
         except UpstreamError as error:
             progress.trouble = str(error)
             self.ports.warn("history.gap_failed", series, "its gaps cannot be read", error=error)
-            left = self._after_error(now.needs, error, fruitful=asked.candles > 0)
-            left = await self._give_up(series, left)
-            return left + self._too_early(fetch, now.stored)
+            waiting = self._after_error(missing.needs, error, fruitful=asked.candles > 0)
+            waiting = await self._without_lost(series, waiting)
+            return waiting + self._behind_head(fetch, missing.stored)
         stored, ledger = await self.ports.stored(series)
         answer = Answer(asked.reached, None if asked.came is None else asked.came.start, stored, ledger)
         if (nothing := pieces.nothing_before_first(piece, answer)) is not None:
             self.queue.memory.remember_nothing(series, nothing, self.ports.monotonic())
-        left = pieces.left_over(fetch, now, piece, answer, self.ports.monotonic(), self.ports.rng)
-        left = await self._give_up(series, left)
-        progress.trouble = self._unproven(series, left)
-        return left
+        waiting = pieces.still_missing(fetch, missing, piece, answer, self.ports.monotonic(), self.ports.rng)
+        waiting = await self._without_lost(series, waiting)
+        progress.trouble = self._unproven(series, waiting)
+        return waiting
 
     def _after_error(self, asked: Sequence[Pending], error: UpstreamError, *, fruitful: bool) -> list[Pending]:
-        """The needs after a request that failed. `fruitful`: candles came before that."""
-        again_s, now_s = error.retry_after_s or 0.0, self.ports.monotonic()
-        needs = [replace(pending, fruitless=0) if fruitful else pending for pending in asked]
+        """The needs after a failed request. `fruitful`: candles came before the failure."""
+        delay_s, now_s, rng = error.retry_after_s or 0.0, self.ports.monotonic(), self.ports.rng
+        needs = [replace(pending, fruitless_attempts=0) if fruitful else pending for pending in asked]
         if error.status == WRONG_REQUEST:
-            # An exchange may call a question about candles that it keeps no more a wrong one.
-            return [fruitless(pending, now_s, self.ports.rng, again_s, out_of_reach=not fruitful) for pending in needs]
-        return [not_answered(pending, now_s, self.ports.rng, again_s) for pending in needs]
+            # Exchanges may answer 400 to a request for candles that are older than their history.
+            return [after_fruitless(pending, now_s, rng, delay_s, out_of_reach=not fruitful) for pending in needs]
+        return [after_no_answer(pending, now_s, rng, delay_s) for pending in needs]
 
-    async def _read_files(self, fetch: Fetch, now: Remaining, errand: Errand, progress: Progress) -> bool:
-        """Read what the files have of the missing needs. False when something urgent waits for the series: then the
-        rest comes later. Raises `StoreError`."""
+    async def _read_files(self, fetch: Fetch, missing: Remaining, errand: Errand, progress: Progress) -> bool:
+        """Read the missing needs from the files. Returns False when the reading ended early because urgent work of the
+        series waits. Raises `StoreError`."""
         series = fetch.series
         for shelf in self.ports.shelves:
             stored, ledger = await self.ports.stored(series)
-            for pending in now.needs:
+            for pending in missing.needs:
                 for span in gaps.unsettled(ledger, stored, pending.span):
-                    part = part_for(shelf, pending, span, stored, self.ports.now_s(series))
+                    part = span_in_files(shelf, pending, span, stored, self.ports.now_s(series))
                     if part is None:
                         continue
                     older = stored is not None and part.end == stored.start and not pending.requested
@@ -158,20 +157,20 @@ class HoleReader:
         return True
 
     async def _read_piece(
-        self, series: SeriesId, piece: Piece, now: Remaining, errand: Errand, progress: Progress
+        self, series: SeriesId, piece: Piece, missing: Remaining, errand: Errand, progress: Progress
     ) -> None:
         """Read a piece from the exchange. Raises `UpstreamError`, `StoreError`."""
-        older = now.stored is not None and piece.span.end == now.stored.start
+        older = missing.stored is not None and piece.span.end == missing.stored.start
         newest_first = older and piece.most is None
 
         def enough() -> bool:
             full = piece.most is not None and progress.reached > piece.span.start and progress.candles >= piece.most
-            deep = now.needs[0].urgency is Urgency.DEEP
+            deep = missing.needs[0].urgency is Urgency.DEEP
             return full or (deep and not newest_first and self.queue.waits_urgently(series))
 
         whole = await read_pages(
             self.ports.history(series, piece.around.start, errand, piece.around.end),
-            partial(self._write, series, REST, now.needs[0]),
+            partial(self._write, series, REST, missing.needs[0]),
             progress,
             newest_first=newest_first,
             enough=enough,
@@ -179,17 +178,17 @@ class HoleReader:
         if whole:
             progress.reached = piece.span.end
 
-    def _too_early(self, fetch: Fetch, stored: Span | None) -> list[Pending]:
-        """The needs of the fetch that lie behind the stored head: they wait."""
-        return pieces.too_early(fetch, stored, self.ports.monotonic(), self.ports.rng)
+    def _behind_head(self, fetch: Fetch, stored: Span | None) -> list[Pending]:
+        """The part of the fetch behind the stored head, to wait for live candles."""
+        return pieces.behind_head(fetch, stored, self.ports.monotonic(), self.ports.rng)
 
     async def _write(self, series: SeriesId, source: str, pending: Pending, page: HistoryPage) -> None:
         await self.ports.pipeline.submit(series, page.candles, source, Empty(page.empty, page.proof))
         await self.requested.mark_rest(pending)
 
-    async def _give_up(self, series: SeriesId, needs: Sequence[Pending]) -> list[Pending]:
-        """The needs that may still be had. The part of the others between stored candles is declared lost. Raises
-        `StoreError`."""
+    async def _without_lost(self, series: SeriesId, needs: Sequence[Pending]) -> list[Pending]:
+        """The needs within reach of the exchange's history. The other needs end; their part between stored candles is
+        declared lost. Raises `StoreError`."""
         now_s, reach = self.ports.monotonic(), self.ports.reach(series)
         kept = [pending for pending in needs if not policy.is_lost(pending, now_s)]
         lost = [(pending.span, NOT_REACHED) for pending in needs if pending not in kept]
@@ -212,9 +211,9 @@ class HoleReader:
                 self.queue.memory.remember_nothing(series, Span(span.start, stored.start), now_s)
         return kept
 
-    def _unproven(self, series: SeriesId, left: Sequence[Pending]) -> str | None:
-        """A sentence about what the answer neither filled nor showed empty; None when there is nothing of the kind."""
-        unproven = [pending for pending in left if pending.fruitless]
+    def _unproven(self, series: SeriesId, waiting: Sequence[Pending]) -> str | None:
+        """A sentence about the needs that the answer neither filled nor proved empty; None when there are none."""
+        unproven = [pending for pending in waiting if pending.fruitless_attempts]
         if not unproven:
             return None
         missing = candle_count(series.timeframe, [pending.span for pending in unproven])
@@ -224,8 +223,15 @@ class HoleReader:
         return sentence
 
 
-def part_for(shelf: Shelf, pending: Pending, span: Span, stored: Span | None, now_s: float) -> Span | None:
-    """The part of the missing `span` that is looked for in these files."""
+def span_in_files(shelf: Shelf, pending: Pending, span: Span, stored: Span | None, now_s: float) -> Span | None:
+    """The part of a missing span to read from files; None when the files are not searched for it.
+
+    shelf: the files.
+    pending: the need that the span belongs to.
+    span: open times that are missing.
+    stored: the stored span; None when nothing is stored.
+    now_s: the exchange's time, UTC seconds; no later candle is read.
+    """
     frame = pending.series.timeframe
     span = Span(span.start, max(span.start, min(span.end, frame.floor(int(now_s)))))
     most = count = frame.count(*span)
@@ -233,12 +239,12 @@ def part_for(shelf: Shelf, pending: Pending, span: Span, stored: Span | None, no
         if shelf.gap_most is not None:
             most = min(most, shelf.gap_most)
         if stored is not None and span.end == stored.start:
-            most = min(most, pieces.PIECE_CANDLES)  # it is held until all of it is there
+            most = min(most, pieces.PIECE_CANDLES)  # older history is held in memory until it is complete
     if count < shelf.least_candles or most <= 0:
         return None
     return span if most == count else Span(frame.shift(span.end, -most), span.end)
 
 
 def _is_more_urgent(errand: Errand, pending: Pending) -> bool:
-    """Whether the series is wanted more urgently than when the need was taken."""
+    """Whether the errand has become more urgent than the need was when it was taken."""
     return errand.urgency < pending.urgency

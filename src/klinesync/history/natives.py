@@ -1,4 +1,4 @@
-"""NativeReader: reads the exchange's own candles of derived series, where the base cannot give them."""
+"""NativeReader: reads native candles of derived series from the exchange, for times before the base begins."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand
 from klinesync.history.memory import NOTHING_BEFORE_TTL_S, SourceMemory
 from klinesync.history.missing import Reason
-from klinesync.history.pending import Pending, fruitless, not_answered
+from klinesync.history.pending import Pending, after_fruitless, after_no_answer
 from klinesync.history.pieces import Outcome
 from klinesync.history.ports import HistoryPorts
-from klinesync.history.reading import came, into, on_board, read_pages
+from klinesync.history.reading import candles_came, into, on_board, read_pages
 from klinesync.pipelines.derived_step import NATIVE
 
-# What health calls the reading.
+# The reason of the reading in health.
 NATIVE_REASON = "native candles"
-# So many answers in a row without the candles at the end of a need, and the exchange has none there: the delays between
-# them add up to some minutes, and it shows its newest candle within one.
-MOST_FRUITLESS = 6
-# The answer that is told then.
+# Consecutive answers without the newest candles of a need, after which the exchange has none there. The retry delays
+# add up to some minutes, and exchanges show their newest candle within a minute.
+MAX_FRUITLESS = 6
+# The answer of the reading then.
 NOTHING_SHOWN = "no candle came, again and again: the exchange has none there"
 
 
@@ -28,16 +28,16 @@ NOTHING_SHOWN = "no candle came, again and again: the exchange has none there"
 class NativeReader:
     """Reads one need of native candles at a time.
 
-    ports: the sources, the store, and who is told.
-    memory: is told where the exchange's own candles begin.
+    ports: sources, store, progress and limits.
+    memory: learns where the exchange's native candles begin.
     """
 
     ports: HistoryPorts
     memory: SourceMemory
 
     async def read(self, pending: Pending, errand: Errand) -> Outcome:
-        """Read the newest page first, so that each joins what is stored. Candles at the end that did not come are not
-        shown yet, or not proven final yet: they are asked for again. Raises `StoreError`."""
+        """Read a need, newest page first, so that each page joins the stored candles. Missing candles at the end of the
+        need are retried: the exchange may not show them yet, or not as final. Raises `StoreError`."""
         series, wanted = pending.series, pending.span
         stored = await self.ports.database.read(lambda store: store.span(series))
         try:
@@ -46,17 +46,17 @@ class NativeReader:
                 await read_pages(pages, into(self.ports.pipeline, series, NATIVE), progress, newest_first=True)
         except UpstreamError as error:
             self.ports.warn("history.native_failed", series, "its native candles cannot be read", error=error)
-            again = not_answered(pending, self.ports.monotonic(), self.ports.rng, error.retry_after_s or 0.0)
+            again = after_no_answer(pending, self.ports.monotonic(), self.ports.rng, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), progress.candles)
         brought = progress.came
         if brought is not None and wanted.start < brought.start and (stored is None or wanted.start < stored.start):
             self.memory.remember_nothing(series, Span(wanted.start, brought.start), self.ports.monotonic())
         end = wanted.start if brought is None else brought.end
         if end >= wanted.end:
-            return Outcome((), came(progress.candles), progress.candles)
-        again = fruitless(pending.over(Span(end, wanted.end)), self.ports.monotonic(), self.ports.rng)
-        if again.fruitless < MOST_FRUITLESS:
-            return Outcome((again,), came(progress.candles), progress.candles)
+            return Outcome((), candles_came(progress.candles), progress.candles)
+        again = after_fruitless(pending.with_span(Span(end, wanted.end)), self.ports.monotonic(), self.ports.rng)
+        if again.fruitless_attempts < MAX_FRUITLESS:
+            return Outcome((again,), candles_came(progress.candles), progress.candles)
         now_s = self.ports.monotonic()
         if brought is None and (stored is None or wanted.start < stored.start):
             self.memory.remember_nothing(series, wanted, now_s)

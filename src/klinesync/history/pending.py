@@ -1,4 +1,4 @@
-"""Pending: a need that waits in the queue, and the one retry policy. Pure: times are monotonic seconds."""
+"""Pending needs, and the retry policy of history. Pure: times are monotonic seconds."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Urgency
 from klinesync.history.missing import Need, Reason
 
-# Before a need is asked for again whose answer brought nothing, or failed.
+# Retry delays of a need whose request failed or brought nothing.
 RETRY = Backoff(initial_s=15.0, most_s=6 * 3600.0, jitter=0.25)
-# After so many fruitless attempts nobody is said to be at work on a need, though it is still asked for now and then.
-PATIENCE = 3
-# Tails and native candles are asked for again for as long as somebody reads the series, and so many seconds longer.
+# Consecutive fruitless attempts after which a need counts as stalled: still retried, but no longer reported as healing.
+STALLED_AFTER = 3
+# Seconds after the last read of a series for which its tail and native candles are still retried.
 WANTED_S = 900.0
-# For so long, in seconds, each answer must have shown that the exchange's history does not reach back to a hole, before
-# the hole is lost: an exchange in trouble may give the newest rows alone for some minutes.
+# Seconds for which every answer must have shown that the exchange's history does not reach back to a gap, before the
+# gap is declared lost: an exchange in trouble may answer with its newest rows alone for some minutes.
 LOST_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A need that waits, or is being read.
+    """A need that waits, or is in flight.
 
-    need: what is missing. Its urgency is `DEEP`, or more urgent until it was asked for once.
-    between_stored: it was found to lie between stored candles; should retention reach it, it is forgotten.
-    oldest_page_first: its oldest page is asked for first; None: if it lies between stored candles.
-    attempts: how often it was asked for.
-    fruitless: how often in a row without an answer that fills it or shows that it is empty.
-    due_s: it is not asked for before.
-    wanted_until_s: it is not asked for again after that time, unless somebody wants it anew before.
-    files_checked: the files were looked into.
-    out_of_reach_since_s: since when each answer has shown that the exchange's history does not reach so far back; None
-        when the last answer did not.
-    last_answer: what came of the newest attempt, a sentence; None before the first.
+    need: what is missing. Its urgency falls to `DEEP` after the first attempt.
+    between_stored: the need lies between stored candles; dropped once retention trims that part of the series.
+    oldest_page_first: whether the first request asks for the oldest page; None: as `between_stored`.
+    attempts: requests so far.
+    fruitless_attempts: consecutive attempts that neither filled the need nor proved that the exchange has nothing.
+    due_s: earliest time of the next attempt.
+    wanted_until_s: no retry after that time, unless the series is read again before.
+    files_checked: the history files have been searched.
+    out_of_reach_since_s: since when every answer has shown that the exchange's history does not reach back to the
+        need; None when the newest answer did not show this.
+    last_answer: the result of the newest attempt, a sentence; None before the first.
     """
 
     need: Need
     between_stored: bool = False
     oldest_page_first: bool | None = None
     attempts: int = 0
-    fruitless: int = 0
+    fruitless_attempts: int = 0
     due_s: float = float("-inf")
     wanted_until_s: float = float("inf")
     files_checked: bool = False
@@ -69,62 +69,76 @@ class Pending:
 
     @property
     def requested(self) -> bool:
-        """Whether it belongs to an explicit backfill: read oldest part first, and behind the stored head too."""
+        """Whether the need belongs to an explicit backfill: read oldest part first, also behind the stored head."""
         return self.need.reason is Reason.REQUESTED
 
     @property
     def urgent(self) -> bool:
         return self.need.urgency < Urgency.DEEP
 
-    def over(self, span: Span) -> Pending:
-        """The same about another span."""
+    def with_span(self, span: Span) -> Pending:
+        """The same need with another span."""
         return replace(self, need=replace(self.need, span=span))
 
-    def at_once(self, span: Span, now_s: float, *, oldest_page_first: bool | None = None) -> Pending:
-        """A part of it that the newest request did not ask for, or that its answer brings nearer: due now."""
+    def due_now(self, span: Span, now_s: float, *, oldest_page_first: bool | None = None) -> Pending:
+        """The part `span` of the need, due at once and without failed attempts.
+
+        span: a part that the newest request did not cover, or that its answer brings within reach.
+        now_s: monotonic seconds.
+        oldest_page_first: see `Pending`; None by default.
+        """
         return replace(
-            self.over(span), oldest_page_first=oldest_page_first, fruitless=0, out_of_reach_since_s=None, due_s=now_s
+            self.with_span(span),
+            oldest_page_first=oldest_page_first,
+            fruitless_attempts=0,
+            out_of_reach_since_s=None,
+            due_s=now_s,
         )
 
 
-def fruitless(
+def after_fruitless(
     pending: Pending, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, out_of_reach: bool = False
 ) -> Pending:
-    """The need, to be asked for again after the next delay of the policy.
+    """The need after a fruitless attempt, due after the next delay of `RETRY`.
 
-    at_least_s: seconds for which the exchange wants to be left alone.
+    pending: the need that was asked for.
+    now_s: monotonic seconds.
+    rng: jitter of the delay.
+    at_least_s: shortest delay in seconds, as the exchange asked for; 0 by default.
     out_of_reach: the answer shows that the exchange's history does not reach back to the need.
     """
     since_s = None
     if out_of_reach:
         since_s = now_s if pending.out_of_reach_since_s is None else pending.out_of_reach_since_s
-    due_s = now_s + max(at_least_s, RETRY.delay_s(pending.fruitless, rng))
-    count = pending.fruitless + 1
+    due_s = now_s + max(at_least_s, RETRY.delay_s(pending.fruitless_attempts, rng))
+    count = pending.fruitless_attempts + 1
     if pending.reason is Reason.TAIL:  # the next candle may come at any time
-        count = min(count, PATIENCE)
-    return replace(pending, fruitless=count, due_s=due_s, out_of_reach_since_s=since_s)
+        count = min(count, STALLED_AFTER)
+    return replace(pending, fruitless_attempts=count, due_s=due_s, out_of_reach_since_s=since_s)
 
 
-def not_answered(pending: Pending, now_s: float, rng: random.Random, at_least_s: float) -> Pending:
-    """The need, while the exchange gives no answer at all: its delay grows no further than while somebody is said to be
-    at work on it, so that it is asked for soon after the exchange's return. `at_least_s`: as for `fruitless`."""
-    again = fruitless(pending, now_s, rng, at_least_s)
-    return replace(again, fruitless=min(again.fruitless, PATIENCE), files_checked=False)
+def after_no_answer(pending: Pending, now_s: float, rng: random.Random, at_least_s: float) -> Pending:
+    """The need while the exchange does not answer: its delay stays below that of a stalled need, so that the need is
+    retried soon after the exchange's return. Parameters as for `after_fruitless`."""
+    retry = after_fruitless(pending, now_s, rng, at_least_s)
+    return replace(retry, fruitless_attempts=min(retry.fruitless_attempts, STALLED_AFTER), files_checked=False)
 
 
-def no_source(pending: Pending, now_s: float, rng: random.Random) -> Pending:
-    """The need, of which files have nothing and the exchange is not asked: nobody is at work on it, and the files are
-    looked into again after the next delay."""
-    again = fruitless(pending, now_s, rng)
-    return replace(again, fruitless=max(again.fruitless, PATIENCE), files_checked=False)
+def after_no_source(pending: Pending, now_s: float, rng: random.Random) -> Pending:
+    """The need when the files have nothing and the exchange may not be asked: stalled, and the files are searched again
+    after the next delay. Parameters as for `after_fruitless`."""
+    retry = after_fruitless(pending, now_s, rng)
+    return replace(retry, fruitless_attempts=max(retry.fruitless_attempts, STALLED_AFTER), files_checked=False)
 
 
 def is_lost(pending: Pending, now_s: float) -> bool:
-    """Whether the exchange has shown for long enough that its history does not reach back to the need."""
+    """Whether the exchange has shown for `LOST_AFTER_S` that its history does not reach back to the need."""
     since_s = pending.out_of_reach_since_s
-    return since_s is not None and pending.fruitless >= PATIENCE and now_s - since_s >= LOST_AFTER_S
+    return since_s is not None and pending.fruitless_attempts >= STALLED_AFTER and now_s - since_s >= LOST_AFTER_S
 
 
 def within_reach(pending: Iterable[Pending], oldest: int) -> list[Pending]:
-    """The parts at or behind the `oldest` open time that the exchange still gives."""
-    return [part.over(Span(max(part.span.start, oldest), part.span.end)) for part in pending if part.span.end > oldest]
+    """The parts of the needs from open time `oldest` on, the oldest that the exchange still gives."""
+    return [
+        need.with_span(Span(max(need.span.start, oldest), need.span.end)) for need in pending if need.span.end > oldest
+    ]

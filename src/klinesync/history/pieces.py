@@ -1,9 +1,10 @@
-"""Pieces: what one request asks for, and what its answer leaves. Pure.
+"""Pieces of history: the part of the pending needs that one request covers, and the part still missing after its
+answer. Pure.
 
-The newest needs of a series come first, short ones that lie near each other together, and of a long one a piece at a
-time: its oldest page when all of it may be empty (one answer shows that, however long it is), else its newest part. An
-explicit backfill is read oldest part first: then the store declares the rest of it, and what follows from the candles
-is redone once.
+The newest needs of a series come first. Short needs near each other share a request. A long need is read piece by
+piece: its oldest page first when all of it may be empty (a single answer proves that, whatever the length), else its
+newest part first. An explicit backfill is read oldest part first: the store then declares the unread rest as a gap, and
+derived candles and ledgers are redone only once.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Urgency
 from klinesync.history import pending as policy
 from klinesync.history.missing import Reason
-from klinesync.history.pending import Pending, fruitless
+from klinesync.history.pending import Pending, after_fruitless
 
-# Candles of one piece of a long need, before another series gets its turn: a few pages.
+# Candles of one piece of a long need (a few pages); then another series has its turn.
 PIECE_CANDLES = 5000
-# Short needs that one page may span are read together.
+# Candles from the first to the last of the short needs that share a request.
 PAGE_CANDLES = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read these needs, ascending; several only where they are short and near each other."""
+    """A command to read pending needs of a series.
+
+    series: whose candles.
+    needs: ascending; more than one only where they are short and near each other.
+    """
 
     series: SeriesId
     needs: tuple[Pending, ...]
@@ -41,12 +46,12 @@ class Fetch:
 
     @property
     def urgency(self) -> Urgency:
-        """That of the most urgent of its needs."""
+        """The urgency of the most urgent need."""
         return min(pending.urgency for pending in self.needs)
 
     @property
     def reason(self) -> Reason:
-        """That of its newest need."""
+        """The reason of the newest need."""
         return self.needs[-1].reason
 
 
@@ -55,8 +60,8 @@ class Remaining:
     """The part of a fetch that is still missing.
 
     stored: the stored span; None when nothing is stored.
-    needs: as far as they are missing behind the head, grown to all that is missing of the holes that they touch.
-    around: the span of those holes with the stored candle on either side.
+    needs: the fetch's needs up to the head, without what is stored; each is widened to the whole gap that it touches.
+    around: the span of those gaps and the stored candle on either side.
     """
 
     stored: Span | None
@@ -66,12 +71,13 @@ class Remaining:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is asked for at once.
+    """The part of the pending needs that one request covers.
 
     span: the open times that are wanted.
-    around: what the request covers: it begins and ends with a stored candle, so that one answer shows what is empty.
-    most: only the oldest pages of `span`, until so many rows came; None: all of it.
-    cut: older needs were cut off, so that the stored candle before the span may be missing from `around`.
+    around: the open times that are requested: from a stored candle to a stored candle, so that the answer proves which
+        candles the exchange does not have.
+    most: rows after which the reading ends, oldest page first; None: all of `span` is read.
+    cut: an older part of the needs was cut off, so that `around` may not begin with a stored candle.
     """
 
     span: Span
@@ -82,12 +88,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a piece.
+    """The answer to a piece.
 
-    reached: all before this open time was asked for.
+    reached: every open time before this one was asked for.
     first: open time of the first row; None: no row came.
-    stored: the stored span now.
-    ledger: all rows of the gap ledger now.
+    stored: the stored span after the answer was written.
+    ledger: all rows of the gap ledger after the answer was written.
     """
 
     reached: int
@@ -96,9 +102,9 @@ class Answer:
     ledger: Sequence[Gap]
 
 
-def together(timeframe: Timeframe, due: Sequence[Pending]) -> list[Pending]:
-    """The first of the `due` needs (ascending, or descending), and those that follow it so closely that one page may
-    span both."""
+def one_request(timeframe: Timeframe, due: Sequence[Pending]) -> list[Pending]:
+    """The needs that share a request with the first of the `due` needs, which ascend or descend: those near enough for
+    one page."""
     taken = [due[0]]
     for pending in due[1:]:
         with_last, with_all = hull([pending.span, taken[-1].span]), hull([pending.span, taken[0].span])
@@ -109,21 +115,26 @@ def together(timeframe: Timeframe, due: Sequence[Pending]) -> list[Pending]:
 
 
 def remaining(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Remaining:
-    """The part of `fetch` that is still missing, given the stored span and all rows of the gap ledger."""
+    """The part of a fetch that is still missing.
+
+    fetch: the needs.
+    stored: the stored span; None when nothing is stored.
+    ledger: all rows of the gap ledger.
+    """
     shift = fetch.series.timeframe.shift
     if stored is None:
-        asked = [need for need in fetch.needs if need.requested]
-        if not asked:
+        requested = [need for need in fetch.needs if need.requested]
+        if not requested:
             return Remaining(stored, (), fetch.span)
-        whole = asked[0].over(hull([need.span for need in asked]))
+        whole = requested[0].with_span(hull([need.span for need in requested]))
         return Remaining(stored, (whole,), whole.span)
-    # A hole is read whole, with what of it is confirmed: only a stored candle at either end can prove that it is empty.
-    # What of it is lost is not asked for.
+    # A gap is read whole, with its confirmed parts: only stored candles at both ends prove that the exchange has
+    # nothing between them. Lost parts are left out.
     holes = joined(gap.span for gap in ledger if gap.state is not GapState.LOST)
     wanted = [need for need in fetch.needs if not need.between_stored or need.span.end > stored.start]
     older = [need for need in wanted if not need.between_stored and need.span.start < stored.start]
     if older:
-        # History before the first stored candle is read up to it, so that no hole comes to be.
+        # Older history is read up to the first stored candle, so that no gap opens before it.
         holes.insert(0, Span(older[0].span.start, stored.start))
     newer = [need.span.end for need in wanted if need.requested and need.span.end > stored.end]
     if newer:
@@ -138,17 +149,15 @@ def remaining(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Remai
         span = hull(missing)
         if needs and span.start <= needs[-1].span.end:
             last = needs[-1]
-            first = last.oldest_page_first
             merged = replace(last.need, span=hull([last.span, span]), urgency=min(last.urgency, need.urgency))
-            oldest = first or need.oldest_page_first if first is not None else need.oldest_page_first
-            needs[-1] = replace(last, need=merged, oldest_page_first=oldest)
+            needs[-1] = replace(last, need=merged, oldest_page_first=last.oldest_page_first or need.oldest_page_first)
         else:
             start = start if needs else touched[0].start
-            needs.append(replace(need.over(span), between_stored=span.start >= stored.start))
+            needs.append(replace(need.with_span(span), between_stored=span.start >= stored.start))
         end = touched[-1].end
-    if end < stored.end:  # behind the head there is no neighbour
+    if end < stored.end:  # no stored candle follows the head,
         end = shift(end, 1)
-    if start > stored.start:  # nor is there one before the first stored candle
+    if start > stored.start:  # and none precedes the first stored candle
         start = shift(start, -1)
     return Remaining(stored, tuple(needs), Span(start, end))
 
@@ -156,101 +165,122 @@ def remaining(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Remai
 def after_files(
     fetch: Fetch, asked: Remaining, stored: Span | None, ledger: Sequence[Gap]
 ) -> tuple[Fetch, list[Pending]]:
-    """The part of `asked` that the files did not fill: to be asked of the exchange now, and (the second) later."""
+    """The needs that the files did not fill: those to ask the exchange for now, and those to ask for later.
+
+    fetch: the fetch that was read from files.
+    asked: its missing part before that.
+    stored: the stored span now; None when nothing is stored.
+    ledger: all rows of the gap ledger now.
+    """
     parts = [
-        replace(need.over(part), files_checked=True)
+        replace(need.with_span(part), files_checked=True)
         for need in asked.needs
         for part in gaps.unsettled(ledger, stored, need.span)
     ]
     if not parts:
         return replace(fetch, needs=()), []
-    taken = together(fetch.series.timeframe, parts if parts[0].requested else parts[::-1])
-    return Fetch(fetch.series, tuple(sorted(taken, key=lambda need: need.span))), [
-        need for need in parts if need not in taken
-    ]
+    taken = one_request(fetch.series.timeframe, parts if parts[0].requested else parts[::-1])
+    fetch = Fetch(fetch.series, tuple(sorted(taken, key=lambda need: need.span)))
+    return fetch, [need for need in parts if need not in taken]
 
 
-def piece_of(timeframe: Timeframe, now: Remaining) -> Piece:
-    """The part of the pending needs that one request covers."""
-    span = hull([need.span for need in now.needs])
+def piece_of(timeframe: Timeframe, missing: Remaining) -> Piece:
+    """The part of the missing needs that one request covers."""
+    span = hull([need.span for need in missing.needs])
     if timeframe.count(*span) <= PIECE_CANDLES:
-        return Piece(span, now.around)
-    first = now.needs[0]
+        return Piece(span, missing.around)
+    first = missing.needs[0]
     if first.requested:
-        return Piece(span, now.around, most=PIECE_CANDLES)
+        return Piece(span, missing.around, most=PIECE_CANDLES)
     if first.between_stored if first.oldest_page_first is None else first.oldest_page_first:
-        return Piece(span, now.around, most=1)
+        return Piece(span, missing.around, most=1)
     start = timeframe.shift(span.end, -PIECE_CANDLES)
-    return Piece(Span(start, span.end), Span(timeframe.shift(start, -1), now.around.end), cut=True)
+    return Piece(Span(start, span.end), Span(timeframe.shift(start, -1), missing.around.end), cut=True)
 
 
-def left_over(
+def still_missing(
     fetch: Fetch, asked: Remaining, piece: Piece, answer: Answer, now_s: float, rng: random.Random
 ) -> list[Pending]:
-    """The part of `fetch` that waits again after `piece` was read with that answer; `asked` was missing before."""
-    left = too_early(fetch, answer.stored, now_s, rng)
+    """The needs that wait again after a piece was read.
+
+    fetch: the fetch that the piece belongs to.
+    asked: its missing part before the request.
+    piece: what was requested.
+    answer: what came.
+    now_s: monotonic seconds.
+    rng: jitter of the retry delays.
+    """
+    waiting = behind_head(fetch, answer.stored, now_s, rng)
     for need in asked.needs:
         for span in gaps.unsettled(answer.ledger, answer.stored, need.span):
-            if not need.requested and _early(span, answer.stored):
+            if not need.requested and _is_behind_head(span, answer.stored):
                 continue
             if span.end <= piece.span.start:
-                left.append(need.at_once(span, now_s, oldest_page_first=False))
+                waiting.append(need.due_now(span, now_s, oldest_page_first=False))
             elif piece.cut and (answer.first is None or span.end <= answer.first):
-                # The piece begins with nothing; so may the older part end.
-                left.append(need.at_once(span, now_s, oldest_page_first=True))
+                # The beginning of the piece is empty; the end of the older part may be empty too.
+                waiting.append(need.due_now(span, now_s, oldest_page_first=True))
             else:
-                left += _asked(need, span, piece, answer, now_s, rng)
-    return left
+                waiting += _after_request(need, span, piece, answer, now_s, rng)
+    return waiting
 
 
 def nothing_before_first(piece: Piece, answer: Answer) -> Span | None:
-    """The span right before the first stored candle in which the exchange has nothing, as the answer to `piece` shows:
-    that candle was the first row of all that was asked for."""
+    """The span right before the first stored candle in which the exchange has nothing, as the answer to `piece` proves:
+    the first stored candle is the first row of the answer. None without this proof."""
     if answer.stored is None or answer.first != answer.stored.start or piece.span.start >= answer.first:
         return None
     return Span(piece.span.start, answer.first)
 
 
-def too_early(fetch: Fetch, stored: Span | None, now_s: float, rng: random.Random) -> list[Pending]:
-    """The part of `fetch` that lies behind the stored head: no hole yet, and live candles may bring it."""
+def behind_head(fetch: Fetch, stored: Span | None, now_s: float, rng: random.Random) -> list[Pending]:
+    """The part of `fetch` behind the stored head: no gap yet, and live candles may fill it.
+
+    fetch: the needs; those of an explicit backfill are left out.
+    stored: the stored span; None when nothing is stored.
+    now_s: monotonic seconds.
+    rng: jitter of the retry delays.
+    """
     begin = 0 if stored is None else stored.end
     return [
-        replace(need.over(Span(max(need.span.start, begin), need.span.end)), due_s=now_s + policy.RETRY.delay_s(0, rng))
+        replace(
+            need.with_span(Span(max(need.span.start, begin), need.span.end)), due_s=now_s + policy.RETRY.delay_s(0, rng)
+        )
         for need in fetch.needs
         if need.span.end > begin and not need.requested
     ]
 
 
-def _early(span: Span, stored: Span | None) -> bool:
+def _is_behind_head(span: Span, stored: Span | None) -> bool:
     return stored is None or span.end > stored.end
 
 
-def _asked(
+def _after_request(
     need: Pending, span: Span, piece: Piece, answer: Answer, now_s: float, rng: random.Random
 ) -> Iterator[Pending]:
-    """The part of a missing `span` that waits again, after at least a part of it was asked for."""
+    """The part of a missing `span` that waits again after at least a part of the span was requested."""
     if span.end > answer.reached:
         rest = Span(max(span.start, answer.reached), span.end)
-        yield need.at_once(rest, now_s, oldest_page_first=False)
+        yield need.due_now(rest, now_s, oldest_page_first=False)
         span = Span(span.start, answer.reached)
-    if need.requested:  # what is newer than all that came is no hole
+    if need.requested:  # a span behind the head is no gap
         span = Span(span.start, min(span.end, span.start if answer.stored is None else answer.stored.end))
     if span.start >= span.end:
         return
     if answer.first is not None and answer.stored is not None and span.end <= answer.stored.start:
-        return  # it was asked for, and the first row came later: the series begins there
-    # The stored candle before the hole was asked for too: an answer without it does not reach back to the hole.
-    beyond = not piece.cut and (answer.first is None or answer.first > piece.around.start)
-    yield fruitless(need.over(span), now_s, rng, out_of_reach=beyond)
+        return  # the span was requested, and the first row opens later: the series begins there
+    # The request began with the stored candle before the gap: an answer without it does not reach back to the gap.
+    out_of_reach = not piece.cut and (answer.first is None or answer.first > piece.around.start)
+    yield after_fruitless(need.with_span(span), now_s, rng, out_of_reach=out_of_reach)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a piece of work went.
+    """The result of a piece of work.
 
     remaining: the needs that wait again.
-    answer: what came of it, a sentence.
-    candles: how many came.
+    answer: the result as a sentence.
+    candles: number of candles read; 0 by default.
     """
 
     remaining: Sequence[Pending]

@@ -1,4 +1,4 @@
-"""HistoryPorts: what all who read missing candles share."""
+"""HistoryPorts: the sources, the store, progress and limits that all readers of history share."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ LOG_EVERY_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class HistoryPorts:
-    """The sources of candles, the store, and who is told.
+    """The sources, the store, progress and limits of reading history.
 
     history: pages of the exchange (`Exchange.history`).
-    pipeline: where candles are written.
-    database: where stored spans and gaps are looked up.
-    watch: is told of each reading.
+    pipeline: writes candles.
+    database: has stored spans and gaps.
+    watch: follows the progress of each reading.
     rng: jitter of the retry delays.
-    deep_watch: is told of explicit backfills; None: `watch` is.
-    shelves: files, looked into in this order before the exchange is asked.
-    covers: whether anything of a series can be had at all.
+    deep_watch: follows the progress of explicit backfills; None: `watch` does.
+    shelves: history files, searched in this order before the exchange is asked.
+    covers: whether a series has any source.
     asks: whether the exchange of a series may be asked for history.
-    kept_from: before which open time a series with that head is trimmed; 0: retention is off.
-    now_s: the exchange's time as far as is known, UTC seconds: files may have candles of the future.
-    reach: how far back the exchange's history of a series goes; None: all the way, or unknown.
-    monotonic: our clock, by which the queue goes.
+    kept_from: the open time before which retention trims a series with that head; 0: retention is off.
+    now_s: the exchange's time as far as it is known, UTC seconds; later candles of files are left out.
+    reach: how far back the exchange's history of a series goes; None: to the first candle, or unknown.
+    monotonic: clock of the queue.
     bulkheads: contain defects.
-    logged: keeps warnings apart.
+    logged: rate limit of warnings.
     """
 
     history: History
@@ -67,7 +67,7 @@ class HistoryPorts:
         return await self.database.read(lambda store: (store.span(series), store.gaps(series)))
 
     def warn(self, event: LogEvent, series: SeriesId, sentence: str, *values: object, **fields: object) -> None:
-        """Log an event of a series, as `Log.warning`; limited in rate by series and event."""
+        """Log a warning, as `Log.warning`, at most once in `LOG_EVERY_S` for a series and an event."""
         suppressed = self.logged.allow((series, event), self.monotonic())
         if suppressed is not None:
             log.warning(event, sentence, *values, series=series, suppressed=suppressed, **fields)

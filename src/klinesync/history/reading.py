@@ -1,4 +1,4 @@
-"""Reading history: the one loop over pages, whether a file or an exchange brings them."""
+"""Reading history: the loop over pages of files and exchanges."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from klinesync.exchanges.exchange import HistoryPage, HistoryWatch
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.submissions import Empty
 
-# Source of rows that an exchange's REST brought, as revisions name it.
+# Source of candles from an exchange's REST, in revisions.
 REST = "rest"
-# Why a span is read from files before the exchange is asked, as health names it.
+# Reason of a reading of files, in health.
 FILES = "files"
-# What health says of a reading that a cancellation or a defect ended.
+# Trouble of a reading that a cancellation or a defect ended, in health.
 BROKEN_OFF = "the reading was broken off"
 
 Pages = AsyncGenerator[HistoryPage, None]
@@ -31,38 +31,37 @@ class HistoryFiles(Protocol):
     """Files with candles of many series."""
 
     def pages(self, series: SeriesId, span: Span) -> Pages:
-        """The sound candles that open in `span`, strictly ascending, in pages that are never empty and prove nothing.
-        No page at all where there is no file. Raises `UpstreamError` when a server does not answer; blocking work is in
-        a thread.
+        """The valid candles that open in `span`, strictly ascending, in pages that are not empty; no page where there
+        is no file. Pages prove nothing about missing candles. Blocking work runs in a thread. Candles in the future are
+        not left out: the caller's span must end before.
 
-        Whether a candle lies in the future is not judged: the caller's span ends before that.
+        Raises `UpstreamError` when a server does not answer.
         """
         ...
 
 
 class TailFiles(HistoryFiles, Protocol):
-    """Files that are read before the exchange is asked for the newest candles, and alone while the exchange cannot be
-    asked. `name` is the source of their candles, as revisions name it."""
+    """Files that are read before the exchange is asked for a tail, and alone while the exchange cannot be asked."""
 
     @property
     def name(self) -> str:
-        """The source."""
+        """Source of their candles, in revisions."""
         ...
 
     async def end(self, series: SeriesId, before: int) -> int | None:
-        """Where the files end: the close of their newest candle, `before` at most, in UTC seconds; None when they have
-        none."""
+        """The close of the newest candle of the files, at most `before`, in UTC seconds; None when there is no
+        candle."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Files that are read before the exchange is asked. Candles that they lack are not shown to be empty.
+    """Files that are searched before the exchange is asked. They prove nothing about missing candles.
 
-    name: source of their candles, as revisions name it.
+    name: source of their candles, in revisions.
     files: where the pages come from.
-    least_candles: shorter spans are not looked for in the files.
-    gap_most: of a gap that no user asked for, only its newest candles, up to so many, are looked for; None: all.
+    least_candles: shortest span for which the files are searched; 1 by default.
+    gap_most: most candles that are read of a gap outside explicit backfills, the newest first; None: all.
     """
 
     name: str
@@ -73,14 +72,14 @@ class Shelf:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a reading is.
+    """The progress of a reading.
 
     series: whose history is read.
-    reached: every open time before this one is read, UTC seconds.
-    advanced: is told `reached` and `candles` after each page that moved it.
-    candles: candles of all pages so far. Pages of an exchange overlap by one.
-    came: from the first candle to behind the newest one; None before a candle came.
-    trouble: a sentence about what is in the way; None when nothing is.
+    reached: every open time before this one has been read, UTC seconds.
+    advanced: called with `reached` and `candles` after each page that made progress.
+    candles: candles of all pages so far. Pages of an exchange overlap by one candle.
+    came: the span of the candles so far; None before the first.
+    trouble: why the reading fails, a sentence; None when it does not.
     """
 
     series: SeriesId
@@ -91,7 +90,7 @@ class Progress:
     trouble: str | None = BROKEN_OFF
 
     def take(self, page: HistoryPage) -> None:
-        """A page was read."""
+        """Count a page that was read."""
         before, candles = self.reached, page.candles
         self.candles += len(candles)
         if candles:
@@ -104,16 +103,12 @@ class Progress:
             self.advanced(self.reached, self.candles)
 
     def part(self, start: int) -> Progress:
-        """The progress of a part of the reading, from `start` on; its candles count in the whole."""
+        """The progress of a part of the reading from `start` on; its candles are added to the whole."""
         return Progress(self.series, start, partial(self._part_advanced, self.candles))
 
     def _part_advanced(self, before: int, reached: int, candles: int) -> None:
         self.candles = before + candles
         self.advanced(reached, self.candles)
-
-
-def _enough_never() -> bool:
-    return False
 
 
 async def read_pages(
@@ -122,18 +117,19 @@ async def read_pages(
     progress: Progress,
     *,
     newest_first: bool = False,
-    enough: Callable[[], bool] = _enough_never,
+    enough: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Read `pages` to their end; whether that was reached.
+    """Read pages of history.
 
-    pages: ascending; closed here, however the reading ends.
-    write: stores one page. The next page is not asked for before.
-    progress: is moved on with each page.
-    newest_first: pages wait in memory until all are read, and the newest is written first. For a span that ends with
-        the first stored candle: each page joins the stored candles then, and no reader ever sees a hole.
-    enough: asked after each page, whether the reading ends with it. Pages that wait in memory are dropped then.
+    pages: ascending; closed at the end of the reading, also after an error.
+    write: stores a page; the next page is requested afterwards.
+    progress: advanced with each page.
+    newest_first: hold all pages in memory and write the newest first; False by default. For a span that ends with the
+        first stored candle: each page then joins the stored candles, and no reader sees a gap.
+    enough: asked after each page whether to end the reading; pages in memory are dropped then.
 
-    Raises what `pages` and `write` raise: `UpstreamError`, `StoreError`, `Rejected` (a file).
+    Returns whether all pages were read. Raises what `pages` and `write` raise: `UpstreamError`, `StoreError`,
+    `Rejected` (a file).
     """
     waiting: list[HistoryPage] = []
     async with aclosing(pages):
@@ -150,13 +146,18 @@ async def read_pages(
     return True
 
 
-def came(candles: int) -> str:
-    """A sentence about the candles that a reading brought."""
+def candles_came(candles: int) -> str:
+    """A sentence with the number of candles that came."""
     return f"{counted(candles, 'candle')} came" if candles else "no candle came"
 
 
 def into(pipeline: IngestPipeline, series: SeriesId, source: str) -> WritePage:
-    """Write pages of `series` that `source` brought, with what they show to be empty."""
+    """A `WritePage` that writes candles, and spans that are proved empty, into the store.
+
+    pipeline: writes candles.
+    series: whose candles.
+    source: of the candles, in revisions.
+    """
 
     def write(page: HistoryPage) -> Awaitable[object]:
         return pipeline.submit(series, page.candles, source, Empty(page.empty, page.proof))
@@ -165,23 +166,20 @@ def into(pipeline: IngestPipeline, series: SeriesId, source: str) -> WritePage:
 
 
 def unreported(series: SeriesId, start: int) -> Progress:
-    """The progress of a reading from `start` on that health does not show."""
-    return Progress(series, start, _nobody)
-
-
-def _nobody(_reached: int, _candles: int) -> None:
-    """Health does not show the reading."""
+    """The progress, from `start` on, of a reading that health does not show."""
+    return Progress(series, start, lambda _reached, _candles: None)
 
 
 @contextmanager
 def on_board(watch: HistoryWatch, series: SeriesId, span: Span, reason: str) -> Iterator[Progress]:
-    """Health shows a reading of `span` for as long as the block runs, and afterwards how it ended.
+    """Show a reading in health while the block runs, and its result afterwards.
 
-    watch: of the reader, which reads a series once at a time.
-    reason: why the span is read, as health names it.
+    watch: the reader's watch; a reader reads a series once at a time.
+    series: whose history is read.
+    span: open times that are read.
+    reason: of the reading, in health.
 
-    The block may set `trouble` of the progress it gets; an `UpstreamError` or `StoreError` that ends the block is told
-    by its sentence.
+    Yields the progress. Its `trouble` may be set by the block; an `UpstreamError` or `StoreError` sets it too.
     """
     progress = Progress(series, span.start, partial(watch.advanced, series))
     watch.began(series, span, reason)

@@ -1,4 +1,4 @@
-"""HistoryService: every candle that is missing. `HistoryQueue` decides what is read next, here it is carried out."""
+"""HistoryService: reads missing candles. `HistoryQueue` decides what is read next; the workers here read it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from klinesync.history import queue
 from klinesync.history.holes import HoleReader
 from klinesync.history.missing import Need, Reason, declared_gaps
 from klinesync.history.natives import NativeReader
-from klinesync.history.pending import Pending, fruitless
+from klinesync.history.pending import Pending, after_fruitless
 from klinesync.history.pieces import Fetch, Outcome
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import Find, HistoryQueue, Look, NeedStatus
@@ -26,18 +26,18 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# After a failed read or write of the store, in seconds.
+# Pause after a failed read or write of the store, in seconds, before jitter.
 STORE_RETRY_S = 10.0
-# What is told of work that a defect ended.
+# Answer of a piece of work that a defect ended.
 DEFECT = "the reading was ended by a defect of this service"
 
 
 class HistoryService:
-    """Reads what is missing, until each need is filled, confirmed empty or lost. `run` is its one task.
+    """Reads missing candles until each need is filled, confirmed empty or lost. `run` is its task.
 
-    ports: the sources, the store, and who is told.
-    tails: reads the tails of series that nobody follows; None: nobody needs them.
-    heals: whether declared gaps are read.
+    ports: sources, store, progress and limits.
+    tails: reads the tails of series that are not followed; None (the default): no tail is needed.
+    heals: whether gaps are read that no user asked for; True by default.
     """
 
     def __init__(self, ports: HistoryPorts, *, tails: Tails | None = None, heals: bool = True) -> None:
@@ -45,32 +45,36 @@ class HistoryService:
         self._tails = tails
         self._heals = heals
         self._queue = HistoryQueue()
-        self._errands: dict[SeriesId, Errand] = {}  # of the readings under way
+        self._errands: dict[SeriesId, Errand] = {}  # of the readings in flight
         self._changed = asyncio.Event()
         self._requested = RequestedBackfills(ports, self._queue, self.submit)
         self._holes = HoleReader(ports, self._queue, self._requested)
         self._natives = NativeReader(ports, self._queue.memory)
 
-    # Who needs candles.
+    # Requests.
 
     def submit(self, need: Need) -> None:
-        """Have a need read; returns at once.
+        """Queue a need, and return at once.
 
-        The part of it that is stored or confirmed empty is not read. What waits already, or is being read, is raised to
-        its urgency. A gap that finds no room in the queue is looked up in the store later.
+        Candles that are stored or confirmed empty are not read. A part that waits or is in flight gets the urgency of
+        this need. A gap that finds no room in the queue is looked up in the store later.
         """
-        under_way = self._errands.get(need.series)
-        if under_way is not None:
-            under_way.urgency = min(under_way.urgency, need.urgency)  # it is joined, or waited for
+        in_flight = self._errands.get(need.series)
+        if in_flight is not None:  # the need is part of that reading, or waits for its end
+            in_flight.urgency = min(in_flight.urgency, need.urgency)
         if not self._queue.submit(need, self._ports.monotonic()):
             self._ports.warn("history.queue_full", need.series, "the queue has no room for all missing candles")
         self._changed.set()
 
     def look(self, series: SeriesId, find: Find, page_start: int | None = None) -> bool:
-        """Have `find` tell from the store what a read of the series needs, and have that read; returns at once. False
-        when that was done a moment ago, or there is no room.
+        """Queue a lookup of the needs of a read, and return at once. The needs that are found are submitted.
 
-        page_start: where the page that was read would begin, were it full; None: it is full, or none was read.
+        series: the series that was read.
+        find: looks up the needs in the store.
+        page_start: where the page that was read would begin if it were full; None (the default): it is full, or none
+            was read.
+
+        Returns False when the same lookup ended a moment ago, or the queue has no room.
         """
         look = Look(series, Urgency.READ, page_start, find)
         if self._queue.looked_lately(look, self._ports.monotonic()):
@@ -82,38 +86,41 @@ class HistoryService:
         return fits
 
     def request_declared(self, series: SeriesId) -> None:
-        """Have all gaps read that the store declares of an ingested series; returns at once."""
+        """Queue the declared gaps of an ingested series, and return at once."""
         self._queue.look(Look(series))
         self._changed.set()
 
     def retry_declared(self, series: SeriesId) -> None:
-        """The same for a series that the exchange lists again: needs that failed before do not wait for their next
-        retry."""
+        """Queue the declared gaps of a series that the exchange lists again; its failed needs are retried at once."""
         self._queue.retry_now(series)
         self.request_declared(series)
 
     async def backfill(
         self, series: SeriesId, span: Span, on_progress: OnProgress = lambda _: None
     ) -> BackfillProgress:
-        """Read all of `span` of an ingested series that is neither stored nor confirmed empty, oldest part first; how
-        that went. What the exchange has not (yet), or what several fruitless attempts did not bring, is still `missing`
-        then. What was lost is asked for once more, as far as the exchange's history reaches. Whoever does not want to
-        wait any longer may be cancelled: it goes on.
+        """Run an explicit backfill: read every candle of a span that is neither stored nor confirmed empty, oldest part
+        first. Lost candles are asked for again, as far as the exchange's history reaches. Overlapping backfills share
+        their requests. A backfill is noted in the store until it ends, and resumed after a restart; it goes on when the
+        caller is cancelled.
 
-        `on_progress` is called after every page. Overlapping ones are read once. It is noted in the store until it is
-        over: what is left of it is taken up again after a restart.
-        Raises `UnknownSeries` for a series of an exchange that cannot be asked, `StoreError`.
+        series: an ingested series.
+        span: open times.
+        on_progress: called after every page; by default nothing is called.
+
+        Returns the last progress; candles that several attempts did not bring are still `missing`. Raises
+        `UnknownSeries` for a series of an exchange that cannot be asked, `StoreError`.
         """
         return await self._requested.backfill(series, span, on_progress)
 
     async def start(self, series: SeriesId, span: Span) -> BackfillProgress:
-        """The same, and nobody waits for it: what it will read. It is followed in health. Raises as `backfill`."""
+        """Begin an explicit backfill without waiting for its end; health shows its progress. Returns the first
+        progress. Raises as `backfill`."""
         return await self._requested.start(series, span)
 
-    # What is known.
+    # State.
 
     def needs_of(self, series: SeriesId) -> tuple[NeedStatus, ...]:
-        """Each need of the series that waits or is being read, ascending."""
+        """The state of each need of the series that waits or is in flight, ascending."""
         return self._queue.needs_of(series)
 
     def expects(self, series: SeriesId, reason: Reason) -> bool:
@@ -121,18 +128,17 @@ class HistoryService:
         return self._queue.expects(series, reason)
 
     def working_on(self, series: SeriesId) -> list[Span]:
-        """The spans that are being read or wait for it, ascending. A hole of several fruitless attempts is not among
-        them, though it is asked for again now and then."""
-        return self._queue.at_work(series)
+        """The spans that are in flight or wait, ascending; without stalled needs, which are retried seldom."""
+        return self._queue.working_on(series)
 
     def nothing_before(self, series: SeriesId) -> Span | None:
-        """A span right before the first stored candle in which the exchange has nothing, as it showed not long ago."""
+        """The span right before the first stored candle in which the exchange has nothing; None when unknown."""
         return self._queue.memory.nothing_before(series, self._ports.monotonic())
 
-    # Who reads.
+    # Workers.
 
     async def run(self) -> None:
-        """Read what is missing, until cancelled."""
+        """Read missing candles until cancelled."""
         async with asyncio.TaskGroup() as group:
             self._begin_part(group, self._resume, "backfill resumed")
             for number in range(1, queue.MAX_AT_ONCE + queue.MAX_URGENT_AT_ONCE + 1):
@@ -145,7 +151,7 @@ class HistoryService:
     async def _resume(self) -> None:
         while True:
             try:
-                await self._requested.begin_again()
+                await self._requested.resume()
                 break
             except StoreError as error:
                 log.warning("backfill.resume_failed", "the backfills of before the start cannot be read", error=error)
@@ -168,21 +174,21 @@ class HistoryService:
                 outcome = Outcome(self._all_of(work), DEFECT) if outcome is None else outcome
                 self._queue.settle(work, outcome.remaining, self._ports.monotonic(), outcome.answer)
                 self._changed.set()
-            if self._requested.under_way(work.series):
+            if self._requested.running(work.series):
                 with self._ports.bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
                     try:
-                        await self._requested.judge(work.series)
+                        await self._requested.settle(work.series)
                     except StoreError as error:
                         self._requested.fail(work.series, error)
 
     def _all_of(self, work: Look | Fetch) -> Sequence[Pending]:
-        """The needs of work that a defect ended: asked for again, with backoff."""
+        """The needs of a piece of work that a defect ended, to be retried with backoff."""
         if isinstance(work, Look):
             return ()
-        return [fruitless(pending, self._ports.monotonic(), self._ports.rng) for pending in work.needs]
+        return [after_fruitless(pending, self._ports.monotonic(), self._ports.rng) for pending in work.needs]
 
     async def _try(self, work: Look | Fetch) -> Outcome:
-        """Carry out a piece of work, whatever the store does."""
+        """Carry out a piece of work; a `StoreError` is retried after a pause."""
         try:
             if isinstance(work, Look):
                 return await self._look(work)
@@ -200,7 +206,7 @@ class HistoryService:
             return Outcome(work.needs if isinstance(work, Fetch) else (), str(error))
 
     async def _look(self, look: Look) -> Outcome:
-        """Add what the store tells to the queue. Raises `StoreError`."""
+        """Submit the needs that the store shows. Raises `StoreError`."""
         find = look.find or self._find_declared
         needs = await find(look.series, look.page_start)
         for need in needs:
@@ -211,13 +217,13 @@ class HistoryService:
         return declared_gaps(series, await self._ports.database.read(lambda store: store.gaps(series)))
 
     async def _read(self, fetch: Fetch, errand: Errand) -> Outcome:
-        """Raises `StoreError`."""
+        """Read a fetch. Raises `StoreError`."""
         if fetch.reason is Reason.NATIVE:
             return await self._natives.read(fetch.needs[0], errand)
         if fetch.reason is Reason.TAIL and self._tails is not None:
             outcome = await self._tails.read(fetch.needs[0], errand)
             if self._heals and outcome.candles:
-                self.request_declared(fetch.series)  # what was out of reach is a hole now
+                self.request_declared(fetch.series)  # the part of the tail beyond its limit is a gap now
             return outcome
         return await self._holes.read(fetch, errand)
 

@@ -1,4 +1,4 @@
-"""Tails: reads what is missing behind the stored head of a series that nobody follows, from files and the exchange."""
+"""Tails: reads the missing tail of a series that is not followed, from files and the exchange."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand
 from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.history.missing import missing_tail
-from klinesync.history.pending import Pending, fruitless, not_answered
+from klinesync.history.pending import Pending, after_fruitless, after_no_answer
 from klinesync.history.pieces import Outcome
 from klinesync.history.ports import HistoryPorts
-from klinesync.history.reading import FILES, REST, TailFiles, came, into, on_board, read_pages
+from klinesync.history.reading import FILES, REST, TailFiles, candles_came, into, on_board, read_pages
 
-# Before the list of symbols is asked again for a series that it does not have, in seconds.
+# Shortest retry delay of a series whose symbol the exchange does not list, in seconds.
 UNLISTED_S = 300.0
-# What came of tails that are not read.
+# Answers of tails that are not read.
 NOT_LISTED = "the exchange does not list the symbol"
 NOT_MISSING = "nothing of it is missing any more, or the series is followed"
 
@@ -27,9 +27,9 @@ NOT_MISSING = "nothing of it is missing any more, or the series is followed"
 class TailLimits:
     """How much of a tail is read.
 
-    most_candles: only the newest so many candles.
-    final_margin_s: how long after its close a candle is final, in seconds of the exchange.
-    kept_from: before which open time a series with that head is trimmed; 0: retention is off.
+    most_candles: most candles, the newest.
+    final_margin_s: seconds of the exchange from the close of a candle until it is final.
+    kept_from: the open time before which retention trims a series with that head; 0: retention is off.
     """
 
     most_candles: int
@@ -37,21 +37,26 @@ class TailLimits:
     kept_from: Callable[[SeriesId, int], int]
 
     def missing(self, series: SeriesId, stored: Span | None, final_s: float) -> Span | None:
-        """The missing part behind the stored head. `final_s`: by when a candle must have closed, UTC seconds."""
+        """The missing tail; None when nothing is missing.
+
+        series: whose tail.
+        stored: the stored span; None when nothing is stored.
+        final_s: latest close of a candle, UTC seconds.
+        """
         newest = series.timeframe.latest_closed(int(final_s))
         return missing_tail(series.timeframe, stored, final_s, self.most_candles, self.kept_from(series, newest))
 
 
 @dataclass(frozen=True, slots=True)
 class Tails:
-    """Reads one tail at a time: only its newest candles; a hole behind the stored head is left to the gap ledger.
+    """Reads one tail at a time, up to `limits.most_candles`; a gap before them is left to the gap ledger.
 
-    ports: the sources, the store, and who is told.
-    source: the exchange.
+    ports: sources, store, progress and limits.
+    source: the exchanges.
     limits: how much is read.
-    followed: whether somebody else keeps the series up to date.
-    exchange_s: what time it is on its exchange, UTC seconds; None: it has to be asked.
-    files: read before the exchange is asked, and alone where it cannot be asked; None: there are none.
+    followed: whether the series is followed, so that its tail comes live.
+    exchange_s: the exchange's time, UTC seconds; None: the exchange has to be asked.
+    files: read before the exchange is asked, and alone while it cannot be asked; None: there are no files.
     """
 
     ports: HistoryPorts
@@ -62,24 +67,24 @@ class Tails:
     files: TailFiles | None = None
 
     async def read(self, pending: Pending, errand: Errand) -> Outcome:
-        """Read a tail, up to the newest candle that is final by now. Raises `StoreError`."""
+        """Read a tail up to the newest final candle. Raises `StoreError`."""
         attempt = _Attempt(pending, errand)
         try:
             return await self._read(attempt)
         except UpstreamError as error:
             self.ports.warn("history.tail_failed", pending.series, "its tail cannot be read", error=error)
-            again = not_answered(pending, self.ports.monotonic(), self.ports.rng, error.retry_after_s or 0.0)
+            again = after_no_answer(pending, self.ports.monotonic(), self.ports.rng, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), attempt.candles)
 
     async def _read(self, attempt: _Attempt) -> Outcome:
         """Raises `UpstreamError`, `StoreError`."""
         series = attempt.pending.series
-        trouble: UpstreamError | None = None  # why the exchange is not asked
+        trouble: UpstreamError | None = None  # why the exchange cannot be asked
         exchange_s: float | None = None
         if self.ports.asks(series):
             try:
                 if not await self.source.knows(series):
-                    again = fruitless(attempt.pending, self.ports.monotonic(), self.ports.rng, UNLISTED_S)
+                    again = after_fruitless(attempt.pending, self.ports.monotonic(), self.ports.rng, UNLISTED_S)
                     return Outcome((again,), NOT_LISTED)
                 exchange_s = self.exchange_s(series)
                 if exchange_s is None:
@@ -95,7 +100,7 @@ class Tails:
             return Outcome((), NOT_MISSING)
         if self.files is not None:
             end = await self.files.end(series, int(final_s))
-            if end is not None and exchange_s is None:  # the newest candles of the files, however old they are
+            if end is not None and exchange_s is None:  # the files alone: their newest candles, of any age
                 span = self.limits.missing(series, stored, end)
             if end is not None and span is not None and end > span.start:
                 await self._read_files(self.files, series, span, attempt)
@@ -104,16 +109,16 @@ class Tails:
             await self._ask(series, stored, span, attempt)
             stored, _ = await self.ports.stored(series)
         if stored != before:
-            return Outcome((), came(attempt.candles), attempt.candles)
+            return Outcome((), candles_came(attempt.candles), attempt.candles)
         if trouble is not None:
             raise trouble
-        return Outcome((fruitless(attempt.pending, self.ports.monotonic(), self.ports.rng),), came(0))
+        return Outcome((after_fruitless(attempt.pending, self.ports.monotonic(), self.ports.rng),), candles_came(0))
 
     async def _ask(self, series: SeriesId, stored: Span | None, span: Span, attempt: _Attempt) -> None:
         """Read a tail from the exchange, page by page. Raises `UpstreamError`, `StoreError`."""
         start = span.start
         if stored is not None and stored.end == start:
-            start = series.timeframe.shift(start, -1)  # with the head, so that one answer shows a hole behind it
+            start = series.timeframe.shift(start, -1)  # with the head, so that the answer proves a gap behind it
         with on_board(self.ports.watch, series, span, attempt.pending.need.asked_by) as progress:
             try:
                 pages = self.source.history(series, start, attempt.errand)
@@ -122,7 +127,7 @@ class Tails:
                 attempt.candles += progress.candles
 
     async def _read_files(self, files: TailFiles, series: SeriesId, span: Span, attempt: _Attempt) -> None:
-        """Read what the files have of a tail. Raises `StoreError`."""
+        """Read a tail from files. Raises `StoreError`."""
         with on_board(self.ports.watch, series, span, FILES) as progress:
             try:
                 await read_pages(files.pages(series, span), into(self.ports.pipeline, series, files.name), progress)
@@ -134,7 +139,12 @@ class Tails:
 
 @dataclass(slots=True)
 class _Attempt:
-    """One attempt to read a tail, and the candles that came so far."""
+    """An attempt to read a tail.
+
+    pending: the need.
+    errand: how urgent the requests are.
+    candles: candles that came so far.
+    """
 
     pending: Pending
     errand: Errand
