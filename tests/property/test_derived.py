@@ -11,16 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle, check_candle
-from klinesync.core.derived import FormingBuckets, chain_to, complete, divides, fold, links_to, parent_of, touched
+from klinesync.core.derived import (
+    FormingBuckets,
+    chain_to,
+    complete,
+    divides,
+    fold,
+    links_to,
+    native_parts,
+    parent_of,
+    touched,
+)
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans, runs
 from klinesync.core.timeframe import DAY_S, Timeframe
 from support.derived_candles import Bucket, derive, roll_up
+from support.timeframes import ADMITTED, DERIVED_OF_MINUTES, KNOWN, TIMEFRAMES
 
 MINUTE = Timeframe.parse("1m")
-ALL = tuple(Timeframe.known.values())
-DERIVED = ALL[1:]
+DERIVED = KNOWN[1:]
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 # Three minutes before a Monday that begins a month and a three-day candle: every timeframe turns over here.
 TURN = int(datetime(2020, 6, 1, tzinfo=UTC).timestamp())
@@ -81,7 +91,7 @@ def by_definition(target: Timeframe, base: Timeframe, open_time: int, stored: di
     )
 
 
-@given(base_candles(), st.sampled_from(DERIVED))
+@given(base_candles(), DERIVED_OF_MINUTES)
 def test_a_roll_up_follows_the_definition_bit_for_bit(candles: list[Candle], target: Timeframe) -> None:
     stored = {candle.time: candle for candle in candles}
     expected = [by_definition(target, MINUTE, at, stored) for at in touched(target, stored)]
@@ -91,7 +101,7 @@ def test_a_roll_up_follows_the_definition_bit_for_bit(candles: list[Candle], tar
         assert check_candle(candle, target) is candle
 
 
-@given(base_candles(), st.sets(st.sampled_from(DERIVED)), st.sampled_from(DERIVED))
+@given(base_candles(), st.sets(DERIVED_OF_MINUTES), DERIVED_OF_MINUTES)
 def test_the_bits_do_not_depend_on_which_links_are_stored(
     candles: list[Candle], switched_on: set[Timeframe], target: Timeframe
 ) -> None:
@@ -108,7 +118,7 @@ def test_the_bits_do_not_depend_on_which_links_are_stored(
     assert bits(stored[target]) == bits(roll_up(candles, MINUTE, (target,))[target])
 
 
-@given(base_candles(), st.lists(st.sampled_from(DERIVED), unique=True))
+@given(base_candles(), st.lists(DERIVED_OF_MINUTES, unique=True))
 def test_many_targets_at_once_are_what_each_is_alone(candles: list[Candle], targets: list[Timeframe]) -> None:
     together = roll_up(candles, MINUTE, targets)
     assert list(together) == targets
@@ -116,7 +126,7 @@ def test_many_targets_at_once_are_what_each_is_alone(candles: list[Candle], targ
         assert bits(together[target]) == bits(roll_up(candles, MINUTE, (target,))[target])
 
 
-@given(base_candles(), st.sampled_from(DERIVED))
+@given(base_candles(), DERIVED_OF_MINUTES)
 def test_a_long_run_folds_into_what_each_bucket_folds_into_alone(candles: list[Candle], target: Timeframe) -> None:
     one_by_one: list[Candle] = []
     for at in touched(target, [candle.time for candle in candles]):
@@ -160,6 +170,17 @@ def test_volumes_are_added_along_the_chain_and_not_straight_from_the_minutes() -
         ("1h", "3m", "15m 1h"),
         ("1M", "1d", "1M"),
         ("3d", "12h", "1d 3d"),
+        ("4m", "1m", "4m"),
+        ("6m", "1m", "3m 6m"),
+        ("10m", "1m", "5m 10m"),
+        ("45m", "1m", "5m 15m 45m"),
+        ("90m", "1m", "5m 15m 30m 90m"),
+        ("3h", "1m", "5m 15m 1h 3h"),
+        ("2d", "1m", "5m 15m 1h 4h 1d 2d"),
+        ("14d", "1m", "5m 15m 1h 4h 1d 14d"),
+        ("30d", "1d", "30d"),
+        ("10m", "5m", "10m"),
+        ("90m", "3m", "15m 30m 90m"),
     ],
 )
 def test_the_chain_is_fixed(target: str, base: str, chain: str) -> None:
@@ -168,7 +189,19 @@ def test_the_chain_is_fixed(target: str, base: str, chain: str) -> None:
 
 @pytest.mark.parametrize(
     ("target", "base"),
-    [("1m", "5m"), ("3m", "5m"), ("5m", "3m"), ("8h", "6h"), ("1w", "3d"), ("1M", "1w"), ("1M", "3d"), ("3d", "1w")],
+    [
+        *(
+            ("1m", "5m"),
+            ("3m", "5m"),
+            ("5m", "3m"),
+            ("8h", "6h"),
+            ("1w", "3d"),
+            ("1M", "1w"),
+            ("1M", "3d"),
+            ("3d", "1w"),
+        ),
+        *(("12m", "5m"), ("45m", "1h"), ("6d", "3d"), ("14d", "1w"), ("1M", "2d"), ("2d", "1M")),
+    ],
 )
 def test_a_target_that_the_base_does_not_divide_is_refused_with_a_sentence(target: str, base: str) -> None:
     with pytest.raises(Rejected, match=f"^{target} candles cannot be made of {base} candles, because"):
@@ -177,7 +210,41 @@ def test_a_target_that_the_base_does_not_divide_is_refused_with_a_sentence(targe
         roll_up([], frame(base), (frame(target),))
 
 
-@pytest.mark.parametrize("base", ALL, ids=str)
+def test_a_base_whose_candles_open_at_other_times_is_named_as_the_reason() -> None:
+    with pytest.raises(Rejected, match="14d candles cannot be made of 1w candles, because they open at other times"):
+        parent_of(frame("14d"), frame("1w"))
+
+
+@pytest.mark.parametrize("base", KNOWN, ids=str)
+def test_timeframes_of_no_exchange_are_leaves(base: Timeframe) -> None:
+    """So the bits of a timeframe do not depend on which others there are."""
+    for target in ADMITTED:
+        if divides(base, target):
+            parents = [base, *chain_to(target, base)[:-1]]
+            assert all(parent in KNOWN for parent in parents)
+            if target not in KNOWN:
+                longer = [one for one in KNOWN if one.step_s > parents[-1].step_s and divides(base, one)]
+                assert not any(divides(one, target) for one in longer)
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        ("45m", "45m 15m 5m 3m 1m"),
+        ("90m", "90m 30m 15m 5m 3m 1m"),
+        ("4m", "4m 1m"),
+        ("2d", "2d 1d 12h 8h 6h 4h 2h 1h 30m"),  # of shorter candles it has more than a hundred
+        ("14d", "14d 1d 12h 8h 6h 4h"),
+        ("1M", "1M 1d 12h 8h"),
+        ("1w", "1w 1d 12h 8h 6h 4h 2h"),
+        ("288m", "288m 3m"),
+    ],
+)
+def test_native_candles_are_those_of_the_longest_timeframe_that_divides_theirs(target: str, parts: str) -> None:
+    assert native_parts(frame(target), MINUTE) == tuple(map(frame, parts.split()))
+
+
+@pytest.mark.parametrize("base", KNOWN, ids=str)
 def test_the_base_itself_is_not_derived(base: Timeframe) -> None:
     with pytest.raises(Rejected, match=f"^{base} is the base timeframe"):
         parent_of(base, base)
@@ -204,7 +271,7 @@ def test_of_equal_prices_the_first_one_counts() -> None:
     assert bits(one.candle for one in buckets.show(mirrored)) == expected
 
 
-@given(st.sampled_from(ALL), st.sampled_from(ALL), st.integers(0, 4_000_000_000))
+@given(TIMEFRAMES, TIMEFRAMES, st.integers(0, 4_000_000_000))
 def test_each_link_divides_the_next_one_wherever_it_lies(base: Timeframe, target: Timeframe, time: int) -> None:
     try:
         chain = chain_to(target, base)
@@ -218,7 +285,7 @@ def test_each_link_divides_the_next_one_wherever_it_lies(base: Timeframe, target
         assert parent.seconds < link.seconds
 
 
-@given(st.lists(st.sampled_from(DERIVED), unique=True))
+@given(st.lists(DERIVED_OF_MINUTES, unique=True))
 def test_links_come_after_their_parents_and_each_once(targets: list[Timeframe]) -> None:
     links = links_to(tuple(targets), MINUTE)
     assert len(set(links)) == len(links)
@@ -252,7 +319,7 @@ def test_a_bucket_is_complete_when_each_minute_is_stored_or_confirmed_empty(
     assert bucket.candle == (whole[0] if stored and not bucket.missing else None)
 
 
-@given(base_candles(), st.sampled_from(DERIVED), st.data())
+@given(base_candles(), DERIVED_OF_MINUTES, st.data())
 def test_in_bulk_the_same_buckets_are_complete_as_one_by_one(
     candles: list[Candle], target: Timeframe, data: st.DataObject
 ) -> None:
@@ -308,7 +375,7 @@ def test_weeks_begin_on_monday_and_three_day_candles_on_their_own_grid() -> None
     assert sum(candle.volume for candle in threes) == 10.0
 
 
-@given(st.lists(st.integers(0, 4_000_000_000)), st.sampled_from(DERIVED))
+@given(st.lists(st.integers(0, 4_000_000_000)), DERIVED_OF_MINUTES)
 def test_touched_buckets_are_ascending_and_hold_exactly_the_times(times: list[int], target: Timeframe) -> None:
     opens = touched(target, times)
     assert opens == sorted(set(opens))
@@ -324,7 +391,7 @@ def closed_so_far(target: Timeframe, base: Timeframe, candles: Sequence[Candle],
     return bits([roll_up([*candles, forming], base, (target,))[target][-1]])[0]
 
 
-@given(base_candles(most=60), st.sets(st.sampled_from(DERIVED), min_size=1), st.data())
+@given(base_candles(most=60), st.sets(DERIVED_OF_MINUTES, min_size=1), st.data())
 def test_each_forming_candle_is_the_closed_fold_as_if_the_minute_ended_now(
     candles: list[Candle], targets: set[Timeframe], data: st.DataObject
 ) -> None:
@@ -344,7 +411,7 @@ def test_each_forming_candle_is_the_closed_fold_as_if_the_minute_ended_now(
         assert buckets.show(candle) == []  # its minute is closed
 
 
-@given(base_candles(most=80), base_candles(most=20), st.sets(st.sampled_from(DERIVED), min_size=1), st.data())
+@given(base_candles(most=80), base_candles(most=20), st.sets(DERIVED_OF_MINUTES, min_size=1), st.data())
 def test_after_a_resume_the_same_is_shown_as_without_whatever_was_there_before(
     candles: list[Candle], others: list[Candle], targets: set[Timeframe], data: st.DataObject
 ) -> None:

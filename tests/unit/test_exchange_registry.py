@@ -9,6 +9,8 @@ import pytest
 from klinesync.core.errors import UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
+from klinesync.exchanges.binance.entry import BinanceEntry
+from klinesync.exchanges.binance.requests import market_routes
 from klinesync.exchanges.exchange import Emptiness, Exchange
 from klinesync.exchanges.registry import BadExchange, ExchangeContext, ExchangeRegistry, load_entries
 from klinesync.market_data.exchange_time import CLOCK_AGE_S, ExchangeTime
@@ -40,6 +42,16 @@ class Named(FakeExchange):
 
     def load(self, series: SeriesId) -> float:
         return 0.4
+
+
+class Lacking(Named):
+    """An exchange that has one timeframe."""
+
+    def timeframe_refusal(self, timeframe: Timeframe) -> str | None:
+        return None if timeframe == MINUTE else f"{self.name} has no {timeframe} candles"
+
+    async def refusal(self, series: SeriesId) -> str | None:
+        raise AssertionError("the exchange was asked")
 
 
 class Anything(Given):
@@ -97,6 +109,27 @@ async def test_a_market_that_an_exchange_does_not_have_and_a_symbol_that_it_does
     exchange.why = "abc lists no BTC/USDT"
     with pytest.raises(UnknownSeries, match="abc lists no BTC/USDT"):
         await registry.known(series("abc"))
+
+
+async def test_a_timeframe_that_an_exchange_lacks_is_unknown_at_once_and_asks_nobody() -> None:
+    exchange = Lacking("abc")
+    registry = registry_of(exchange)
+    other = series("abc").with_timeframe(Timeframe.parse("45m"))
+    assert registry.timeframe_refusal(other) is None, "nobody has used the exchange yet"
+    assert registry.series_refusal(other) == "abc has no 45m candles"
+    assert registry.timeframe_refusal(other) == "abc has no 45m candles"
+    assert not registry.covers(other)
+    assert not await registry.knows(other)
+    with pytest.raises(UnknownSeries, match="abc has no 45m candles"):
+        await registry.known(other)
+    assert registry.covers(series("abc"))
+
+
+async def test_binance_has_the_fifteen_timeframes() -> None:
+    binance = BinanceEntry(market_routes("http://127.0.0.1:1", "http://127.0.0.1:1"), {}).make("binance", context())
+    has = {frame for frame in Timeframe.admitted.values() if binance.timeframe_refusal(frame) is None}
+    await binance.close()
+    assert has == set(Timeframe.known.values())
 
 
 def test_an_old_stamp_is_no_time_to_read_a_tail_by_whatever_the_exchange() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from klinesync.core.errors import BadFlag
+from klinesync.market.parts_writing import derived_step
+from klinesync.market.settings import derived_timeframes
 from klinesync.runtime.flag_values import split_list
 from klinesync.runtime.flags import (
     DEFAULT_WHITELIST,
@@ -81,6 +83,47 @@ def test_a_malformed_value_stops_the_start_with_its_name(name: str, value: str) 
 def test_a_value_whose_part_is_not_built_stops_the_start_with_a_sentence(name: str, value: str, part: str) -> None:
     with pytest.raises(BadFlag, match=part):
         load_flags({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("derived_timeframes", "5m,7m", "timeframe '7m' does not divide a day"),
+        ("derived_timeframes", "7d", "timeframe '7d' is written 1w"),
+        ("derived_timeframes", "0m", "timeframe '0m' has no length"),
+        ("derived_timeframes", "1440m", "timeframe '1440m' is written 1d"),
+        ("derived_timeframes", "60m", "timeframe '60m' is written 1h"),
+        ("derived_timeframes", "5m,45m,5m", "5m is there twice"),
+        ("derived_timeframes", ",".join(f"{days}d" for days in range(8, 73)), "it has 65 timeframes, and at most 64"),
+        ("derived_base_timeframe", "45m", "45m is no timeframe of exchanges: use one of 1m 3m"),
+        ("derived_base_timeframe", "5m,15m", "timeframe '5m,15m' is not known"),
+    ],
+)
+def test_a_timeframe_that_cannot_be_is_refused_with_the_reason(name: str, value: str, why: str) -> None:
+    with pytest.raises(BadFlag, match=f"^flag {name}: .*{why}"):
+        load_flags({name: value})
+
+
+def test_parts_of_a_day_and_days_may_be_derived() -> None:
+    codes = ("10m", "45m", "90m", "3h", "2d", "14d", "1w", "1M")
+    assert load_flags({"derived_timeframes": ",".join(codes)}).derived_timeframes == codes
+
+
+@pytest.mark.parametrize(
+    ("base", "targets", "why"),
+    [
+        ("5m", "10m,12m", "12m candles cannot be made of 5m candles, because 5m does not divide 12m"),
+        ("1h", "90m", "90m candles cannot be made of 1h candles, because 1h does not divide 90m"),
+        ("3d", "6d", "6d candles cannot be made of 3d candles, because they open at other times"),
+        ("15m", "45m,15m", "15m is the base timeframe"),
+    ],
+)
+def test_a_timeframe_that_the_base_does_not_divide_stops_the_start_with_the_reason(
+    base: str, targets: str, why: str
+) -> None:
+    flags = load_flags({"derived_base_timeframe": base, "derived_timeframes": targets})
+    with pytest.raises(BadFlag, match=f"^flag derived_timeframes: {why}"):
+        derived_step(*derived_timeframes(flags))
 
 
 def test_switching_off_what_is_not_built_is_fine() -> None:

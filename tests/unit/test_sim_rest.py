@@ -140,6 +140,7 @@ def test_ui_continuous_mark_and_index_klines_follow_klines(api: RestApi) -> None
         ("spot", "klines", {"symbol": "NOPE", "interval": "1m"}, -1121, "Invalid symbol."),
         ("futures", "klines", {"symbol": "NOPE", "interval": "1m"}, -1121, "Invalid symbol."),
         ("spot", "klines", {"symbol": "BTCUSDT", "interval": "7m"}, -1120, "Invalid interval."),
+        ("spot", "klines", {"symbol": "BTCUSDT", "interval": "45m"}, -1120, "Invalid interval."),
         ("spot", "klines", {"symbol": "BTCUSDT", "interval": "1s"}, -1120, "Invalid interval."),
         ("futures", "klines", {"symbol": "BTCUSDT", "interval": "1s"}, -1120, "Invalid interval."),
         (

@@ -7,6 +7,11 @@ switched on, of batches or of restarts.
 
     1m -> 5m -> 15m -> 1h -> 4h -> 1d -> 1w, 1M, 3d        3m <- 1m, 30m <- 15m, 2h 6h <- 1h, 8h 12h <- 4h
 
+Any other timeframe is a leaf: no timeframe is folded from it, so that it changes no bit of another. Its parent is the
+longest of the fifteen timeframes of exchanges that divides it.
+
+    10m 20m <- 5m    6m 9m <- 3m    45m <- 15m    90m <- 30m    3h <- 1h    2d 14d <- 1d
+
 A bucket is the span of one derived candle. It is complete when each of its base open times is stored or confirmed
 empty; only then is its candle closed. A bucket that is wholly empty has no candle.
 """
@@ -23,6 +28,9 @@ from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S, Timeframe
+
+# Most candles of an exchange that one native candle is folded from: 288m of 3m candles are 96. They are not stored.
+MAX_NATIVE_PARTS = 100
 
 CHAIN = tuple(Timeframe.parse(code) for code in ("1m", "5m", "15m", "1h", "4h", "1d"))
 
@@ -44,16 +52,32 @@ def divides(part: Timeframe, whole: Timeframe) -> bool:
 
 @cache
 def parent_of(target: Timeframe, base: Timeframe) -> Timeframe:
-    """The timeframe whose candles are folded into `target`: the longest one of the chain from `base` that divides it.
+    """The timeframe whose candles are folded into `target`: the longest one of the chain from `base` that divides it,
+    and for a leaf that no exchange has the longest of the fifteen.
 
     Raises `Rejected` when `target` cannot be computed from `base`.
     """
     if target == base:
         raise Rejected(f"{target} is the base timeframe: its candles are ingested, not derived")
     if not divides(base, target):
-        raise Rejected(f"{target} candles cannot be made of {base} candles, because {base} does not divide {target}")
-    chain = [base, *(link for link in CHAIN if divides(base, link))]
-    return [link for link in chain if divides(link, target)][-1]
+        why = f"{base} does not divide {target}"
+        if base.step_s and target.step_s % base.step_s == 0 and target.step_s > base.step_s:
+            why = "they open at other times"
+        raise Rejected(f"{target} candles cannot be made of {base} candles, because {why}")
+    links = CHAIN if target.code in Timeframe.known else Timeframe.known.values()
+    parents = [base, *(link for link in links if divides(base, link) and divides(link, target))]
+    return max(parents, key=lambda link: link.step_s)
+
+
+def native_parts(target: Timeframe, base: Timeframe) -> tuple[Timeframe, ...]:
+    """The timeframes whose candles of an exchange give native candles of `target`, best first: `target` itself, then
+    those of the fifteen that divide it and are no shorter than `base`, the longest first."""
+    parts = (
+        part
+        for part in Timeframe.known.values()
+        if part.step_s >= base.step_s and divides(part, target) and target.seconds <= MAX_NATIVE_PARTS * part.step_s
+    )
+    return (target, *sorted(parts, key=lambda part: part.step_s, reverse=True))
 
 
 @cache
@@ -67,7 +91,7 @@ def chain_to(target: Timeframe, base: Timeframe) -> tuple[Timeframe, ...]:
 def links_to(targets: tuple[Timeframe, ...], base: Timeframe) -> tuple[Timeframe, ...]:
     """All links from `base`, exclusive, to all `targets`, each once and after its parent. Raises `Rejected`."""
     links = {link for target in targets for link in chain_to(target, base)}
-    return tuple(sorted(links, key=lambda link: link.seconds))
+    return tuple(sorted(links, key=lambda link: (link.seconds, link.code)))
 
 
 # --- closed candles

@@ -55,11 +55,12 @@ class BadSeriesId(Rejected):
 
 
 class BadTimeframe(Rejected):
-    """A timeframe that is not supported."""
+    """A text that is no timeframe. `reason` says why, and names the right code of a length that has another."""
 
-    def __init__(self, text: str, known: tuple[str, ...]) -> None:
+    def __init__(self, text: str, reason: str) -> None:
         self.text = text
-        super().__init__(f"timeframe {text[:40]!r} is not known; use one of {' '.join(known)}")
+        self.reason = reason
+        super().__init__(f"timeframe {text[:40]!r} {reason}")
 
 
 class BadCandle(Rejected):
@@ -75,12 +76,13 @@ class BadCandle(Rejected):
 
 
 class UnknownSeries(Rejected):
-    """No such exchange, market or symbol."""
+    """No such exchange, market, symbol or timeframe. `reason` says which."""
 
     code = "unknown_series"
 
     def __init__(self, series_id: str, reason: str) -> None:
         self.series_id = series_id
+        self.reason = reason
         super().__init__(f"series {series_id} is unknown: {reason}")
 
 

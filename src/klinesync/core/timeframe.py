@@ -2,18 +2,28 @@
 
 All times are UTC seconds since 1970-01-01. A candle is named by its open time; it covers
 `[open, next(open))`. Fixed timeframes sit on `offset + k * step`; months follow the calendar.
+
+Fifteen timeframes are those of exchanges. Beside them each number of minutes that divides a day (`45m`, `3h`) and each
+number of days (`2d`) is a timeframe, on a grid that begins at 1970-01-01. Each length has one code: 60 minutes are
+`1h`, seven days are `1w`.
 """
 
 from __future__ import annotations
 
+import re
 from calendar import timegm
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar
 
 from klinesync.core.errors import BadTimeframe
 
+MINUTE_S = 60
+HOUR_S = 3600
 DAY_S = 86_400
+# Longest timeframe, in days: a correction of one candle may fold all of its bucket again.
+MAX_DAYS = 366
 # Years after which the calendar repeats. Times are shifted by whole cycles into the range of `datetime`: the end of a
 # month may lie past its last year, and a time from outside anywhere.
 CYCLE_YEARS = 400
@@ -22,10 +32,12 @@ CYCLE_DAYS = 146_097
 
 @dataclass(frozen=True, slots=True)
 class Timeframe:
-    """One of the fifteen timeframes. Get it with `Timeframe.parse("5m")`; equal codes are equal objects.
+    """A timeframe. Get it with `Timeframe.parse("5m")`; equal codes are equal objects.
 
     `step_s` is the length in seconds, 0 for the calendar month. `offset_s` shifts the grid: weeks start on
     Monday (1970-01-05), three-day candles on days = 1 mod 3 since 1970-01-01, as Binance's do.
+
+    `known` has the fifteen of exchanges by code, `admitted` has all.
     """
 
     code: str
@@ -33,14 +45,16 @@ class Timeframe:
     offset_s: int = 0
 
     known: ClassVar[dict[str, Timeframe]] = {}
+    admitted: ClassVar[dict[str, Timeframe]] = {}
 
     @classmethod
     def parse(cls, text: str) -> Timeframe:
-        """The timeframe of a code. Raises `BadTimeframe`. Codes are case-sensitive: `1m` and `1M` differ."""
-        found = cls.known.get(text)
-        if found is None:
-            raise BadTimeframe(text, tuple(cls.known))
-        return found
+        """The timeframe of a code. Raises `BadTimeframe`, which names the right code of a length that has another.
+        Codes are case-sensitive: `1m` and `1M` differ."""
+        timeframe = cls.admitted.get(text)
+        if timeframe is None:
+            raise BadTimeframe(text, _refusal(text))
+        return timeframe
 
     def __str__(self) -> str:
         return self.code
@@ -105,6 +119,44 @@ def _month_open(month: int) -> int:
     return timegm((1970 + year, zero_based + 1, 1, 0, 0, 0)) + cycles * CYCLE_DAYS * DAY_S
 
 
+_CODE = re.compile(r"([0-9]{1,9})([mhdwM])")
+_UNIT_S = {"m": MINUTE_S, "h": HOUR_S, "d": DAY_S, "w": 7 * DAY_S}
+
+
+def code_of(length_s: int) -> str:
+    """The code of a length of whole minutes, whether or not there is such a timeframe."""
+    if length_s % DAY_S == 0:
+        return "1w" if length_s == 7 * DAY_S else f"{length_s // DAY_S}d"
+    return f"{length_s // HOUR_S}h" if length_s % HOUR_S == 0 else f"{length_s // MINUTE_S}m"
+
+
+def _refusal(text: str) -> str:
+    """Why a text is no timeframe, and the right code where there is one."""
+    use = f"use one of {' '.join(Timeframe.known)}, another part of a day such as 45m, or days such as 2d"
+    match = _CODE.fullmatch(text)
+    if match is None:
+        return f"is not known; {use}"
+    number, unit = int(match[1]), match[2]
+    if number == 0:
+        return f"has no length; {use}"
+    if unit == "M":
+        return "is written 1M" if number == 1 else f"has several months, and 1M is the only timeframe of months; {use}"
+    length_s = number * _UNIT_S[unit]
+    code = code_of(length_s)
+    if unit == "w" and number > 1:
+        days = code if code in Timeframe.admitted else "14d"
+        return f"has several weeks, and 1w is the only timeframe of weeks; days count from 1970-01-01, as in {days}"
+    if code in Timeframe.admitted:
+        return f"is written {code}"
+    return f"is longer than {MAX_DAYS}d" if length_s % DAY_S == 0 else f"does not divide a day; {use}"
+
+
+def _lengths() -> Iterator[int]:
+    """The lengths of all timeframes but the month, in seconds."""
+    yield from (step_s for step_s in range(MINUTE_S, DAY_S, MINUTE_S) if DAY_S % step_s == 0)
+    yield from range(DAY_S, MAX_DAYS * DAY_S + 1, DAY_S)
+
+
 Timeframe.known.update(
     (frame.code, frame)
     for frame in (
@@ -125,3 +177,7 @@ Timeframe.known.update(
         Timeframe("1M", 0),
     )
 )
+
+# The exchanges' replace those of the same code, so that each code is one object.
+Timeframe.admitted.update({code_of(step_s): Timeframe(code_of(step_s), step_s) for step_s in _lengths()})
+Timeframe.admitted.update(Timeframe.known)

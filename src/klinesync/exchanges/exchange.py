@@ -350,6 +350,11 @@ class Exchange(ABC):
 
     # Listings.
 
+    def timeframe_refusal(self, timeframe: Timeframe) -> str | None:
+        """Why the exchange has no candles of a timeframe, as a sentence; None, the default, when it has some, or only
+        `refusal` can tell. Returns at once, without a request."""
+        return None
+
     @abstractmethod
     async def refusal(self, series: SeriesId) -> str | None:
         """Why the series is not available, as a sentence; None when it is. Raises `UpstreamError`."""

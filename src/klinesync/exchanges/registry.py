@@ -171,15 +171,22 @@ class ExchangeRegistry:
     # Series.
 
     def series_refusal(self, series: SeriesId) -> str | None:
-        """Why the exchange and market of the series cannot be asked; None when they can. Returns at once."""
+        """Why the exchange cannot be asked for candles of the series' market and timeframe; None when it can. Returns
+        at once."""
         if (why := self.refusal(series.exchange)) is not None:
             return why
-        if series.market not in self.exchange(series.exchange).clocks:
+        exchange = self.exchange(series.exchange)
+        if series.market not in exchange.clocks:
             return f"{series.exchange} has no market {series.market}"
-        return None
+        return exchange.timeframe_refusal(series.timeframe)
+
+    def timeframe_refusal(self, series: SeriesId) -> str | None:
+        """See `Exchange.timeframe_refusal`; None for an exchange that nobody has used yet."""
+        exchange = self._made.get(series.exchange)
+        return None if exchange is None else exchange.timeframe_refusal(series.timeframe)
 
     def covers(self, series: SeriesId) -> bool:
-        """Whether the exchange and market of the series can be asked."""
+        """Whether the exchange can be asked for candles of the series' market and timeframe."""
         return self.series_refusal(series) is None
 
     async def now_ms(self, series: SeriesId) -> int:

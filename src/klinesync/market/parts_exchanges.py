@@ -17,6 +17,7 @@ from klinesync.market.settings import ExchangeSettings
 from klinesync.market.surroundings import Surroundings
 from klinesync.market_data.exchange_time import ExchangeTime
 from klinesync.market_data.listings import StoredListings
+from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.storage.database import Database
 
 
@@ -68,15 +69,20 @@ def exchange_registry(
     return ExchangeRegistry([*entries, binance, *load_entries(), CcxtEntry(proxies=settings.proxies)], context)
 
 
-def check_whitelist(registry: ExchangeRegistry, listed: Iterable[SeriesId], followed: Iterable[SeriesId]) -> None:
-    """Raises `BadFlag` for series of an exchange that there is not, and for more series than an exchange has room for.
+def check_whitelist(
+    registry: ExchangeRegistry, derived: DerivedStep, listed: Iterable[SeriesId], followed: Iterable[SeriesId]
+) -> None:
+    """Raises `BadFlag` for series of an exchange that there is not, of a timeframe that an exchange lacks and that is
+    not derived, and for more series than an exchange has room for.
 
     registry: says which exchanges there are.
+    derived: names the base of a derived series.
     listed: the whitelist.
     followed: base series of it, as far as they are followed.
     """
     for series in listed:
-        if (why := registry.series_refusal(series)) is not None:
-            raise BadFlag("whitelist", f"{series}: {why}")
+        if (why := registry.series_refusal(derived.base_of(series))) is not None:
+            computed = registry.covers(series.with_timeframe(derived.base))
+            raise BadFlag("whitelist", f"{series}: {why}{derived.hint(series) if computed else ''}")
     if too_many := registry.excess(dict.fromkeys(followed)):
         raise BadFlag("whitelist", "; ".join(too_many))

@@ -89,6 +89,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
             stream=supervisors.status,
             history=history.backfill,
             events=writing.events,
+            refusal=registry.timeframe_refusal,
             monotonic=around.clock.monotonic_s,
         ),
         status=status,

@@ -68,7 +68,7 @@ def build_parts(
     exchange = build_exchanges(exchange_settings(flags), around, database, entries)
     writing = build_writing(writing_settings(flags), around, database, exchange.registry.clocks)
     followed = tuple(dict.fromkeys(map(writing.derived.base_of, following.whitelist)))
-    check_whitelist(exchange.registry, listed, followed)
+    check_whitelist(exchange.registry, writing.derived, listed, followed)
     history = build_history(history_settings(flags), around, writing, exchange)
     ingest = build_ingest(following, around, writing, exchange, history, followed)
     return ServedParts(around, writing, exchange, history, ingest)

@@ -108,6 +108,7 @@ class ExplainService:
     stream: the state of a base series' stream.
     history: has the needs.
     events: what happened to series.
+    refusal: why the exchange has no candles of the timeframe of a base series, as a sentence; None when it may have.
     monotonic: monotonic seconds, which needs go by.
     """
 
@@ -120,6 +121,7 @@ class ExplainService:
         stream: Callable[[SeriesId], StreamStatus],
         history: HistoryService,
         events: SeriesEvents,
+        refusal: Callable[[SeriesId], str | None],
         monotonic: Callable[[], float],
     ) -> None:
         self._database = database
@@ -128,6 +130,7 @@ class ExplainService:
         self._stream = stream
         self._history = history
         self._events = events
+        self._refusal = refusal
         self._monotonic = monotonic
 
     async def explain(self, series: SeriesId) -> Explanation:
@@ -140,19 +143,23 @@ class ExplainService:
             or any(self._history.needs_of(one) for one in pair)
         )
 
+        refusal = self._refusal(base)
+
         def look(store: CandleStore) -> _Stored:
             stored = _Stored(store.span(series), store.gaps(series), store.span(base), listed=True)
             if known or stored.span is not None or stored.base_span is not None:
                 return stored
             listings = stored_listings(store, series.exchange, series.market)
-            return _Stored(None, [], None, any(listing.symbol == series.symbol for listing in listings))
+            listed = refusal is None and any(listing.symbol == series.symbol for listing in listings)
+            return _Stored(None, [], None, listed)
 
         stored = await self._database.read(look)
         if not stored.listed:
             raise UnknownSeries(
                 str(series),
-                "nothing of it is stored, nobody follows it, and the lists of symbols that were kept do not have it; "
-                "read its candles to have its exchange asked",
+                refusal
+                or "nothing of it is stored, nobody follows it, and the lists of symbols that were kept do not have "
+                "it; read its candles to have its exchange asked",
             )
         health = self._health.judge_any(series, stored.span, stored.gaps, stored.base_span)
         statuses = [status for one in pair for status in self._history.needs_of(one)]

@@ -19,7 +19,7 @@ class Follows(Protocol):
         ...
 
     def acquire(self, series: SeriesId) -> None:
-        """Follow a series, or its base, at least until `release`. Raises `NoCapacity`."""
+        """Follow a base series at least until `release`. Raises `NoCapacity`."""
         ...
 
     def release(self, series: SeriesId) -> None:
@@ -54,17 +54,19 @@ class OnDemand:
 
     def covers(self, series: SeriesId) -> bool:
         """Whether a subscription of the series starts anything."""
-        return self._scope.covers(series)
+        return self._scope.covers(self._derived.base_of(series))
 
     def acquire(self, series: SeriesId) -> None:
         """Follow the series until `release`. Raises `Rejected` when there is no capacity."""
-        if self._exchanges.covers(series):
-            self._exchanges.acquire(series)
+        base = self._derived.base_of(series)
+        if self._exchanges.covers(base):
+            self._exchanges.acquire(base)
             self._derived_history.ensure(series)
         elif self._coverage is not None:  # its files are read
-            self._coverage.ensure(series, self._derived.base_of(series), None, None, newest=True)
+            self._coverage.ensure(series, base, None, None, newest=True)
 
     def release(self, series: SeriesId) -> None:
         """Give back the reference of `acquire`."""
-        if self._exchanges.covers(series):
-            self._exchanges.release(series)
+        base = self._derived.base_of(series)
+        if self._exchanges.covers(base):
+            self._exchanges.release(base)

@@ -61,15 +61,26 @@ class SeriesScope:
         return kept_from(self._retention_days, self._derived, series, head)
 
     async def known(self, series: SeriesId) -> bool:
-        """True for a series that its exchange lists, or of which there is a file where the exchange cannot be asked.
-        Raises `UnknownSeries` for any other, `UpstreamError`."""
+        """True for a series that its exchange lists, or of which there is a file where the exchange cannot be asked; a
+        derived series is as known as its base. Raises `UnknownSeries` for any other, `UpstreamError`."""
+        base = self._derived.base_of(series)
         try:
-            return await self._exchanges.known(series)
-        except UnknownSeries:
-            files = None if self._exchanges.covers(series) else self._files
-            if files is None or not await files.has(self._derived.base_of(series)):
-                raise
-            return True
+            return await self._exchanges.known(base)
+        except UnknownSeries as error:
+            files = None if self._exchanges.covers(base) else self._files
+            if files is not None and await files.has(base):
+                return True
+            raise UnknownSeries(str(series), error.reason + await self._hint(series)) from None
+
+    async def _hint(self, series: SeriesId) -> str:
+        """How to have a series that its exchange lacks computed, where that can be done. Raises `UpstreamError`."""
+        hint = self._derived.hint(series)
+        if hint:
+            try:
+                await self._exchanges.known(series.with_timeframe(self._derived.base))
+            except UnknownSeries:
+                return ""
+        return hint
 
 
 def kept_from(days: int, derived: DerivedStep, series: SeriesId, head: int) -> int:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from klinesync.core import gaps
 from klinesync.core.candle import Applied, Candle
-from klinesync.core.derived import complete, fold, parent_of
+from klinesync.core.derived import complete, divides, fold, parent_of
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import MAX_REMEMBERED, SeriesId
 from klinesync.core.spans import Span, clipped, common, hull, joined, narrowed, runs, widened, without
@@ -62,6 +62,13 @@ class DerivedStep:
     def base_of(self, series: SeriesId) -> SeriesId:
         """The series to ingest for `series`: its base when it is derived, itself otherwise."""
         return series.with_timeframe(self.base) if self.derives(series) else series
+
+    def hint(self, series: SeriesId) -> str:
+        """The end of a sentence about a series that its exchange lacks: how to have it computed. Empty where it is a
+        derived series, or cannot be one."""
+        if self.derives(series) or not divides(self.base, series.timeframe):
+            return ""
+        return f"; add {series.timeframe} to the flag derived_timeframes to have it computed from {self.base}"
 
     def _derived_from(self, series: SeriesId) -> tuple[SeriesId, ...]:
         """The series that are computed from `series`; none when it is no base."""

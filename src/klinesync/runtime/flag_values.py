@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -16,10 +17,12 @@ from pydantic.fields import FieldInfo
 from klinesync.core.errors import Rejected
 from klinesync.core.printable import is_text
 from klinesync.core.series_id import SeriesId
-from klinesync.core.timeframe import Timeframe
+from klinesync.core.timeframe import MAX_DAYS, Timeframe
 
 # Shown in place of a secret.
 MASK = "***"
+# Most derived timeframes: a candle that closes completes a bucket of each of them now and then.
+MAX_TIMEFRAMES = 64
 # Longest part of a refused value that a sentence shows, in characters.
 MAX_SHOWN_CHARS = 120
 
@@ -149,15 +152,22 @@ def _series_list(value: object) -> tuple[SeriesId, ...]:
 
 
 def _timeframe(value: object) -> str:
-    codes = _timeframe_list((value,))
-    return codes[0]
+    (code,) = _timeframe_list((value,))
+    if code not in Timeframe.known:
+        raise ValueError(f"{code} is no timeframe of exchanges: use one of {' '.join(Timeframe.known)}")
+    return code
 
 
 def _timeframe_list(value: object) -> tuple[str, ...]:
     try:
-        return tuple(Timeframe.parse(text).code for text in split_list(value))
+        codes = tuple(Timeframe.parse(text).code for text in split_list(value))
     except Rejected as error:
         raise ValueError(str(error)) from None
+    if (twice := next((code for code, count in Counter(codes).items() if count > 1), None)) is not None:
+        raise ValueError(f"{twice} is there twice")
+    if len(codes) > MAX_TIMEFRAMES:
+        raise ValueError(f"it has {len(codes)} timeframes, and at most {MAX_TIMEFRAMES} may be derived")
+    return codes
 
 
 def _path(value: object) -> object:
@@ -235,7 +245,12 @@ SeriesList = Annotated[
     Allowed("a comma-separated list of series, such as binance:spot:BTC/USDT:1m"),
 ]
 TimeframeList = Annotated[
-    tuple[str, ...], BeforeValidator(_timeframe_list), Allowed(f"a comma-separated list of {' '.join(Timeframe.known)}")
+    tuple[str, ...],
+    BeforeValidator(_timeframe_list),
+    Allowed(
+        f"a comma-separated list of {' '.join(Timeframe.known)}, other parts of a day such as 45m, and days up to "
+        f"{MAX_DAYS}d; each a multiple of the base"
+    ),
 ]
 TimeframeCode = Annotated[str, BeforeValidator(_timeframe), Allowed(f"one of {' '.join(Timeframe.known)}")]
 RestUrl = Annotated[

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from klinesync.core.errors import BadTimeframe
 from klinesync.core.timeframe import Timeframe
 from klinesync.sim.dice import dice_key, unit
 from klinesync.sim.exchange import Grid, Listing, SimExchange
@@ -166,13 +165,12 @@ class KlineFeed:
         if match is None:
             return None
         listing = self.exchange.listings(key.market).get(match["symbol"].upper())
-        try:
-            timeframe = Timeframe.parse(match["interval"])
-        except BadTimeframe:
-            return None
+        timeframe = Timeframe.known.get(match["interval"])
         zone_text = None if continuous else match["zone"]
         zone_s = 0 if zone_text is None else parse_zone(zone_text)
-        if listing is None or zone_s is None or (zone_text is not None and key.market == "futures"):
+        if listing is None or timeframe is None or zone_s is None:
+            return None
+        if zone_text is not None and key.market == "futures":
             return None
         grid = Grid(timeframe, zone_s)
         dice = dice_key(self.exchange.seed, key.market, key.name, "stream")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from klinesync.core.errors import BadTimeframe
 from klinesync.core.timeframe import Timeframe
 from klinesync.sim.dice import dice_key, unit
 from klinesync.sim.exchange import Grid, Listing, SimExchange
@@ -144,10 +143,9 @@ class RestApi:
         text = request.params.get("interval", "")
         if not text:
             missing("interval")
-        try:
-            timeframe = Timeframe.parse(text)
-        except BadTimeframe:
-            raise Refused(-1120, "Invalid interval.") from None
+        timeframe = Timeframe.known.get(text)
+        if timeframe is None:
+            raise Refused(-1120, "Invalid interval.")
         zone = request.params.get("timeZone", "0") if request.market == "spot" else "0"
         return Grid(timeframe, zone_s(zone))
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from klinesync.core.errors import NotListed
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance.decode import EXCHANGE
 from klinesync.exchanges.binance.rest import EMPTINESS, BinanceRest
 from klinesync.exchanges.binance.streams import PATHS, STREAMS_PER_CONNECTION, BinanceConnection
@@ -65,6 +66,12 @@ class BinanceExchange(Exchange):
         self._streams_most = streams_most
         self._comebacks = {market: Comeback(rng) for market in ws_urls}
         self._counts = {market: StreamCounts() for market in ws_urls}
+
+    def timeframe_refusal(self, timeframe: Timeframe) -> str | None:
+        """See `Exchange`. Binance has the fifteen timeframes of exchanges, on both markets."""
+        if timeframe.code in Timeframe.known:
+            return None
+        return f"{EXCHANGE} has no {timeframe} candles; it has {' '.join(Timeframe.known)}"
 
     def streams(self) -> Mapping[str, StreamCounts]:
         """See `Exchange`."""
