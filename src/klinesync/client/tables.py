@@ -1,4 +1,4 @@
-"""What a service answers, as arrays: candles, factor slices, frames, drawings. Times are UTC seconds of the open."""
+"""Answers of a service as arrays: candles, factor slices, frames and drawings. Times are open times in UTC seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 else:
-    Json = object  # msgspec takes no alias of itself
+    Json = object  # msgspec does not accept a recursive alias
 
 # Candles and points as structured arrays: `candles["close"]`, `points["value"]`.
 CANDLE = np.dtype(
@@ -31,9 +31,9 @@ Table: TypeAlias = NDArray[np.void]
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 
 
-# A time that the calendar has: the arrays hold no larger ones.
+# A time within the calendar's years; arrays cannot hold larger ones.
 WireTime: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)]
-# Names that an error lists at most.
+# Most names that an error lists.
 MAX_LISTED = 60
 
 
@@ -44,14 +44,14 @@ class NoPandas(KlinesyncError):
 
 
 class UnknownFactor(KlinesyncError, KeyError):
-    """A name of a factor, an output or a kind of event that is not there. `known` are those that are."""
+    """The answer has no factor, output or kind of event of this name. `known`: the names that it has."""
 
     code = "unknown_factor"
 
-    def __init__(self, what: str, known: Iterable[str]) -> None:
-        self.known = sorted(known)
+    def __init__(self, problem: str, available: Iterable[str]) -> None:
+        self.known = sorted(available)
         listed = ", ".join(self.known[:MAX_LISTED]) + (" …" if len(self.known) > MAX_LISTED else "")
-        super().__init__(f"{what}; there are: {listed}" if self.known else what)
+        super().__init__(f"{problem}; there are: {listed}" if self.known else problem)
 
     def __str__(self) -> str:  # a KeyError shows a sentence in quotes
         return printable(str(self.args[0]))
@@ -59,8 +59,14 @@ class UnknownFactor(KlinesyncError, KeyError):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Snapshot:
-    """What one factor or indicator knew at a candle. `events` by the names that it gives them, ascending in
-    `visible_time`; `points`: an indicator's outputs within the window; `head`: the present of them."""
+    """The values of one factor or indicator when a candle closed.
+
+    name: of the factor or indicator.
+    epoch: rises with each correction that changes earlier values.
+    events: a factor's events within the window by kind, ascending in `visible_time`.
+    points: an indicator's values within the window by output.
+    head: a factor's current state, or an indicator's values at the candle, by name.
+    """
 
     name: str
     epoch: int
@@ -69,19 +75,22 @@ class Snapshot:
     head: Mapping[str, Json]
 
     def __repr__(self) -> str:
-        counts = [f"{name}: {len(some)}" for name, some in [*self.events.items(), *self.points.items()]]
-        return f"Snapshot({self.name!r}, epoch={self.epoch}, {', '.join(counts) or 'nothing within the window'})"
+        counts = [f"{name}: {len(items)}" for name, items in [*self.events.items(), *self.points.items()]]
+        return f"Snapshot({self.name!r}, epoch={self.epoch}, {', '.join(counts) or 'empty window'})"
 
     def outputs(self) -> list[str]:
-        """The names of an indicator's outputs; none of a factor."""
+        """The names of an indicator's outputs; empty for a factor."""
         return [key for key in self.head if key == self.name or key.startswith(f"{self.name}.")]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Slices:
-    """What all factors knew when the candle at `at_time` closed; None and nothing for a series without candles.
+    """The values of all factors and indicators when a candle closed.
 
-    `epoch` counts the corrections that have reached back into what factors had said.
+    series: of the candle.
+    at_time: the candle's open time; None when the series has no candle at that time.
+    epoch: rises with each correction that changes earlier values.
+    snapshots: by factor or indicator.
     """
 
     series: SeriesId
@@ -94,52 +103,54 @@ class Slices:
 
     def value(self, key: str) -> float:
         """An indicator's output at the candle: `ema_21`, `macd_12_26_9.macdsignal`. NaN before the first value. Raises
-        `UnknownFactor` (a `KeyError`), which lists the outputs that there are."""
+        `UnknownFactor` (a `KeyError`), which lists the known outputs."""
         snapshot = self.snapshots.get(key) or self.snapshots.get(key.partition(".")[0])
         if snapshot is None or key not in snapshot.outputs():
-            outputs = [name for one in self.snapshots.values() for name in one.outputs()]
-            raise UnknownFactor(self._no("output", key), outputs)
+            outputs = [name for snapshot in self.snapshots.values() for name in snapshot.outputs()]
+            raise UnknownFactor(self._missing("output", key), outputs)
         value = snapshot.head[key]
         return float(value) if isinstance(value, (int, float)) else float("nan")
 
     def events(self, name: str, kind: str) -> Sequence[Mapping[str, Json]]:
-        """What a factor said within the window: `events("pivot", "major")`. Raises `UnknownFactor` (a `KeyError`)."""
+        """A factor's events of one kind within the window: `events("pivot", "major")`. Raises `UnknownFactor` (a
+        `KeyError`)."""
         events = self._snapshot(name).events
         if kind not in events:
             raise UnknownFactor(f"{name} has no events {kind!r}", events)
         return events[kind]
 
     def head(self, name: str) -> Mapping[str, Json]:
-        """What a factor knows of the present: `head("pen")["extending"]`. Raises `UnknownFactor` (a `KeyError`)."""
+        """A factor's current state: `head("pen")["extending"]`. Raises `UnknownFactor` (a `KeyError`)."""
         return self._snapshot(name).head
 
     def _snapshot(self, name: str) -> Snapshot:
         snapshot = self.snapshots.get(name)
         if snapshot is None:
-            raise UnknownFactor(self._no("factor", name), self.snapshots)
+            raise UnknownFactor(self._missing("factor", name), self.snapshots)
         return snapshot
 
-    def _no(self, kind: str, name: str) -> str:
+    def _missing(self, kind: str, name: str) -> str:
         if self.at_time is None:
             return f"there is no {kind} {name!r}, because {self.series} has no candle at that time"
         return f"the service computes no {kind} {name!r}"
 
     def columns(self) -> dict[str, Column]:
-        """The indicators within the window as arrays of one length: `time`, and each output; NaN where it has none."""
-        points = {key: some for one in self.snapshots.values() for key, some in one.points.items()}
+        """The indicators within the window as arrays of one length: `time`, and each output; NaN where an output has no
+        value."""
+        tables = {key: points for snapshot in self.snapshots.values() for key, points in snapshot.points.items()}
         empty = [np.empty(0, np.int64)]
-        times = np.unique(np.concatenate([*(some["time"] for some in points.values()), *empty]))
-        found: dict[str, Column] = {"time": times}
-        for key, some in points.items():
+        times = np.unique(np.concatenate([*(points["time"] for points in tables.values()), *empty]))
+        columns: dict[str, Column] = {"time": times}
+        for key, points in tables.items():
             column = np.full(len(times), np.nan)
-            column[np.searchsorted(times, some["time"])] = some["value"]
-            found[key] = column
-        return found
+            column[np.searchsorted(times, points["time"])] = points["value"]
+            columns[key] = column
+        return columns
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Up to where a reader knows the drawings. Hand it to the next `drawings` call."""
+    """How far a reader has read the drawings of a series; an argument of the next `drawings` call."""
 
     version_id: int = 0
     point_time: int = -1
@@ -148,9 +159,16 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Drawings:
-    """What a reader with a cursor had to learn: `new` instructions as the HTTP reference describes them (a newer
-    version of an `instruction_id` replaces the older), the ids that are `active` in the window, and the indicators' new
-    points. When `epoch` is another one than the cursor's, what was known before is not true any more."""
+    """The drawings of a window, as changes since the reader's cursor.
+
+    series: of the drawings.
+    epoch: of the drawings. When it differs from the cursor's, all earlier drawings are void.
+    at_time: open time of the newest candle of the window; None when the series has no candle at that time.
+    active: ids of the instructions to show.
+    new: instructions, as the HTTP reference describes them; a newer version of an `instruction_id` replaces the older.
+    points: the indicators' new values, by output.
+    cursor: for the next call.
+    """
 
     series: SeriesId
     epoch: int
@@ -167,7 +185,7 @@ class Drawings:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Slices and drawings of one candle: the newest one at or before `asked`."""
+    """Slices and drawings of the newest candle at or before `asked`, which opens at `at_time`."""
 
     asked: int | None
     at_time: int | None
@@ -176,14 +194,14 @@ class Frame:
 
 
 class WirePoint(msgspec.Struct):
-    """A point as it is sent."""
+    """A point in the service's JSON."""
 
     time: WireTime
     value: float
 
 
 class WireCandle(msgspec.Struct):
-    """A candle as it is sent. One that none can be (a price of 0, say) is refused by the decoder."""
+    """A candle in the service's JSON. The decoder refuses impossible values, such as a price of 0."""
 
     candle_time: WireTime
     open: float
@@ -196,10 +214,10 @@ class WireCandle(msgspec.Struct):
         try:
             check_values(self.candle())
         except BadCandle as error:
-            raise ValueError(str(error)) from None  # msgspec makes a ValidationError of it
+            raise ValueError(str(error)) from None  # msgspec raises a ValidationError
 
     def candle(self) -> Candle:
-        """The same as a `Candle`."""
+        """As a `Candle`."""
         return Candle(self.candle_time, self.open, self.high, self.low, self.close, self.volume)
 
 
@@ -210,7 +228,7 @@ class WirePage(msgspec.Struct):
 
     def table(self) -> Table:
         """The candles as a structured array."""
-        return np.array([msgspec.structs.astuple(one) for one in self.candles], CANDLE)
+        return np.array([msgspec.structs.astuple(candle) for candle in self.candles], CANDLE)
 
 
 class _Meta(msgspec.Struct):
@@ -226,7 +244,7 @@ class _Snapshot(msgspec.Struct):
         # An indicator's lists are its outputs; those of factors are events.
         outputs = {key for key in self.history if key == name or key.startswith(f"{name}.")}
         points = {key: _points(msgspec.convert(self.history[key], list[WirePoint])) for key in outputs}
-        events = {key: some for key, some in self.history.items() if key not in outputs}
+        events = {key: items for key, items in self.history.items() if key not in outputs}
         return Snapshot(name, self.meta.epoch, events, points, self.head)
 
 
@@ -238,10 +256,10 @@ class WireSlices(msgspec.Struct):
     snapshots: dict[str, _Snapshot]
 
     def read(self) -> Slices:
-        """It with arrays."""
-        found = {name: one.read(name) for name, one in self.snapshots.items()}
-        epoch = max((one.epoch for one in found.values()), default=0)
-        return Slices(SeriesId.parse(self.series_id), self.at_time, epoch, found)
+        """As slices with arrays."""
+        snapshots = {name: snapshot.read(name) for name, snapshot in self.snapshots.items()}
+        epoch = max((snapshot.epoch for snapshot in snapshots.values()), default=0)
+        return Slices(SeriesId.parse(self.series_id), self.at_time, epoch, snapshots)
 
 
 class WireSlicesAfter(msgspec.Struct):
@@ -250,8 +268,8 @@ class WireSlicesAfter(msgspec.Struct):
     slices: list[WireSlices]
 
     def read(self) -> list[Slices]:
-        """They with arrays."""
-        return [one.read() for one in self.slices]
+        """As slices with arrays, ascending."""
+        return [slices.read() for slices in self.slices]
 
 
 class _WireCursor(msgspec.Struct):
@@ -271,14 +289,14 @@ class WireDrawings(msgspec.Struct):
     next_cursor: _WireCursor
 
     def read(self) -> Drawings:
-        """It with arrays."""
+        """As drawings with arrays."""
         return Drawings(
             SeriesId.parse(self.series_id),
             self.epoch,
             self.to_candle_time,
             self.active_ids,
             self.instruction_catalog_patch,
-            {key: _points(some) for key, some in self.series_points.items()},
+            {key: _points(points) for key, points in self.series_points.items()},
             Cursor(self.next_cursor.version_id, self.next_cursor.point_time, self.epoch),
         )
 
@@ -296,7 +314,7 @@ class WireFrame(msgspec.Struct):
     draw_state: WireDrawings
 
     def read(self) -> Frame:
-        """It with arrays."""
+        """As a frame with arrays."""
         time = self.time
         return Frame(time.at_time, time.aligned_time, self.factor_slices.read(), self.draw_state.read())
 
@@ -308,15 +326,15 @@ class WireCatalogue(msgspec.Struct):
 
 
 def to_pandas(table: Table | Mapping[str, Column]) -> pd.DataFrame:
-    """Candles, points or columns as a frame, by time (UTC). Raises `NoPandas`."""
+    """Candles, points or columns as a data frame, indexed by time (UTC). Raises `NoPandas`."""
     try:
         import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         raise NoPandas("pandas is not installed: pip install 'klinesync[pandas]'") from None
     columns = table if isinstance(table, Mapping) else {name: table[name] for name in table.dtype.names or ()}
-    by = next(name for name in ("candle_time", "time") if name in columns)
-    index = pd.DatetimeIndex(columns[by].astype("datetime64[s]"), name="time").tz_localize("UTC")
-    return pd.DataFrame({name: column for name, column in columns.items() if name != by}, index=index)
+    time_column = next(name for name in ("candle_time", "time") if name in columns)
+    index = pd.DatetimeIndex(columns[time_column].astype("datetime64[s]"), name="time").tz_localize("UTC")
+    return pd.DataFrame({name: column for name, column in columns.items() if name != time_column}, index=index)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -326,4 +344,4 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _points(points: Sequence[WirePoint]) -> Table:
-    return np.array([(one.time, one.value) for one in points], POINT)
+    return np.array([(point.time, point.value) for point in points], POINT)

@@ -1,4 +1,4 @@
-"""The bodies of HTTP: requests are checked by these models, answers documented."""
+"""Bodies of HTTP requests and answers, as models that check the requests and document the answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from klinesync.market_data.status import ExchangeState, StatusReason
 
 MAX_INGEST_CANDLES = 20_000
 
-# For the OpenAPI document: what `SeriesId.parse` takes, roughly. It says better what is wrong with one that is none.
+# For the OpenAPI document: roughly what `SeriesId.parse` accepts. Its errors are clearer than a pattern's.
 SERIES_ID_SCHEMA: dict[str, JsonValue] = {
     "maxLength": MAX_SERIES_ID_CHARS,
     "pattern": "^[a-z][a-z0-9_]*:(spot|futures):[^:/]+/[^:/]+(:[^:/]+)?:[0-9]+[smhdwM]$",
@@ -31,7 +31,7 @@ Price = Annotated[float, Field(strict=True, allow_inf_nan=False, json_schema_ext
 
 
 class CandleBody(BaseModel):
-    """One candle; these fields and no others are kept."""
+    """One candle; other fields are ignored."""
 
     candle_time: Annotated[int, Field(strict=True, description="open time, UTC seconds")]
     open: Price
@@ -54,7 +54,7 @@ class CandleBody(BaseModel):
     )
 
     def candle(self) -> Candle:
-        """The same, not yet checked."""
+        """As a `Candle`, not yet checked."""
         return Candle(self.candle_time, self.open, self.high, self.low, self.close, self.volume)
 
 
@@ -73,14 +73,14 @@ class CandlesClosedBody(BaseModel):
 
 
 class CandleFormingBody(BaseModel):
-    """A candle of a series that is in progress."""
+    """A candle of a series in progress."""
 
     series_id: SeriesIdText
     candle: CandleBody
 
 
 class PageGapAnswer(BaseModel):
-    """A hole of a page: open times in `[start_time, end_time)`, and what is known of them."""
+    """A hole of a page: the missing open times in `[start_time, end_time)`, and their state."""
 
     start_time: int
     end_time: int
@@ -97,19 +97,19 @@ class CandlesAnswer(BaseModel):
 
 
 class CandleFormingAnswer(BaseModel):
-    """The candle is shown to those who watch the series."""
+    """The candle was sent to the subscribers of the series."""
 
     ok: bool
     series_id: str
     candle_time: int
 
 
-# `lagging`: the series' factors or overlays have not come as far as its candles.
+# `lagging`: factors or overlays of the series lag behind its candles.
 Ledgers = Literal["lagging"] | None
 
 
 class CandleClosedAnswer(BaseModel):
-    """The candle is stored."""
+    """The candle was stored."""
 
     ok: bool
     series_id: str
@@ -118,7 +118,7 @@ class CandleClosedAnswer(BaseModel):
 
 
 class CandlesClosedAnswer(BaseModel):
-    """The candles are stored."""
+    """The candles were stored."""
 
     ok: bool
     series_id: str
@@ -140,10 +140,9 @@ class BackfillBody(BaseModel):
 
 
 class BackfillBegun(BaseModel):
-    """A backfill that has begun, of the requested series or of its base: `missing_candles` are read, as far as the
-    exchange has them. `GET /api/market/health` of `series_id` has the progress. `lost_candles` are those of the span
-    that no source has any more, with the reason; the exchange has shown that it has no candles before
-    `nothing_before`."""
+    """A backfill that has begun, of the requested series or of its base. `missing_candles` are requested; the progress
+    is in `GET /api/market/health` of `series_id`. `lost_candles`: candles of the span that no source has any more, for
+    the reason `lost_why`. `nothing_before`: the exchange has shown that its candles begin here."""
 
     ok: bool
     series_id: str
@@ -156,7 +155,8 @@ class BackfillBegun(BaseModel):
 
 
 class WhitelistAnswer(BaseModel):
-    """The series that are ingested while the service runs, and what is computed of those in the base timeframe."""
+    """The series that are ingested while the service runs, and the timeframes that are derived from the base
+    timeframe."""
 
     series_ids: list[str]
     derived_base_timeframe: str
@@ -202,7 +202,7 @@ class GapsAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """The health of a series: one status, one reason, and the facts behind them."""
+    """The health of a series: one status with one reason, and the facts."""
 
     series_id: str
     timeframe_seconds: int
@@ -221,7 +221,7 @@ class HealthAnswer(BaseModel):
 
 
 class StreamCountsAnswer(BaseModel):
-    """Followed streams of a market, by state. `subscribed`: acknowledged, and no frame has come yet."""
+    """Followed streams of a market, by state. `subscribed`: acknowledged, without a frame yet."""
 
     live: int
     subscribed: int
@@ -232,7 +232,7 @@ class StreamCountsAnswer(BaseModel):
 
 
 class RestUseAnswer(BaseModel):
-    """Request weight of the exchange's minute, and until when (UTC seconds) the exchange has banned requests."""
+    """Request weight of the exchange's minute, and the end (UTC seconds) of a ban of requests."""
 
     weight_used: int | None
     weight_limit: int | None
@@ -262,7 +262,7 @@ class SeriesCountsAnswer(BaseModel):
 
 
 class StoreStatusAnswer(BaseModel):
-    """The store: `ok` while it answers, can be written and is whole; closed candles that wait for the writer."""
+    """The store: `ok` while it answers, can be written and is undamaged; closed candles that wait for the writer."""
 
     ok: bool
     detail: str | None
@@ -270,7 +270,7 @@ class StoreStatusAnswer(BaseModel):
 
 
 class ServiceStatusAnswer(BaseModel):
-    """The whole service in one look. `detail` is the sentence behind `status_reason`."""
+    """The whole service. `detail`: a sentence that explains `status_reason`."""
 
     status: Status
     status_reason: StatusReason
@@ -297,8 +297,8 @@ class TopMarketBody(BaseModel):
 
 
 class TopMarketsAnswer(BaseModel):
-    """The symbols with the highest quote volume. `cached`: an earlier answer of the exchange; `stale`: an earlier one
-    because the exchange cannot be asked."""
+    """The symbols with the highest quote volume. `cached`: from the cache; `stale`: from the cache although expired,
+    because the exchange cannot be reached."""
 
     exchange: str
     market: str
@@ -311,7 +311,7 @@ class TopMarketsAnswer(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """An ingest job. `refcount`: subscriptions that hold the job; `idle_since`: since when there are none. Times are
+    """An ingest job. `refcount`: subscriptions that hold the job; `idle_since`: when the last of them ended. Times are
     UTC seconds of the exchange."""
 
     series_id: str
@@ -336,7 +336,7 @@ class ConnectionAnswer(BaseModel):
 
 
 class QueuesAnswer(BaseModel):
-    """The backlogs: candles for the writer (or being written), gaps to heal, messages for slow clients."""
+    """The backlogs: candles for the writer (or being written), gaps to heal, messages for clients."""
 
     live_candles: int
     bulk_candles: int
@@ -414,8 +414,7 @@ class StatusAnswer(BaseModel):
 
 
 class ReadyAnswer(BaseModel):
-    """The answer of /readyz. `detail`: a sentence, while the service is ready and an exchange gives no data; otherwise
-    left out."""
+    """The answer of /readyz. `detail`: a sentence, only while the service is ready and an exchange gives no data."""
 
     status: str
     detail: str | None = None
@@ -429,8 +428,8 @@ class ErrorAnswer(BaseModel):
 
 
 def error_answers(codes: Mapping[int, Sequence[str]]) -> dict[int | str, dict[str, object]]:
-    """The error answers of a route, as FastAPI takes them: by HTTP status the codes that its body may have. The OpenAPI
-    document and the reference page of HTTP list these codes."""
+    """The error answers of a route for FastAPI, from the codes of the body by HTTP status. The OpenAPI document and the
+    reference page of HTTP list these codes."""
     return {
         status: {"model": ErrorAnswer, "description": ", ".join(f"`{code}`" for code in of_status)}
         for status, of_status in codes.items()
@@ -440,7 +439,7 @@ def error_answers(codes: Mapping[int, Sequence[str]]) -> dict[int | str, dict[st
 # Answers that several routes share.
 REFUSED = error_answers({403: ["forbidden"], 422: ["bad_request"]})
 REFUSED_WITHOUT_TOKEN = error_answers({401: ["unauthorized"]})
-# Of a read of stored candles, factors or drawings of one series.
+# Errors of a read of stored candles, factors or drawings of one series.
 UNREADABLE_CODES = ("store_error", "store_damaged", "store_replaced")
 SERIES_UNREADABLE = error_answers({404: ["unknown_series"], 503: UNREADABLE_CODES})
 CANDLE_REFUSED = error_answers({413: ["too_large"], 422: ["bad_request", "bad_candle", "derived_series"]})
