@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from klinesync.client.follow import ClosedCandle, follow
+from klinesync.client.follow import follow
+from klinesync.client.updates import ClosedCandle
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId

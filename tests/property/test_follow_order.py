@@ -16,7 +16,7 @@ from klinesync.client.messages import (
     GapMessage,
     SubscribedMessage,
 )
-from klinesync.client.progress import Progress, Told
+from klinesync.client.progress import FollowMessage, Progress
 from klinesync.client.tables import WireCandle
 from klinesync.client.updates import CaughtUp, ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
 from klinesync.core.candle import Candle
@@ -44,7 +44,7 @@ messages = st.one_of(
 
 @given(st.none() | st.integers(0, 3000), st.lists(st.lists(messages, max_size=20), max_size=4))
 def test_closed_candles_increase_from_since_on_whatever_the_service_sends(
-    since: int | None, connections: Sequence[Sequence[Told]]
+    since: int | None, connections: Sequence[Sequence[FollowMessage]]
 ) -> None:
     progress = Progress(BTC, since)
     newest = floor = since

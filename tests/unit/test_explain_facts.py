@@ -29,7 +29,7 @@ def test_needs_are_told_in_the_order_in_which_they_are_asked_for_by_the_exchange
         (60, NOW * 1000 + 30_500),
     ]
     last = told[-1]
-    assert (last.series, last.end_time, last.reason, last.asked_by) == (BTC, 120, "gap", "declared gap")
+    assert (last.series_id, last.end_time, last.reason, last.asked_by) == (str(BTC), 120, "gap", "declared gap")
     assert (last.urgency, last.attempts, last.last_answer) == ("fill", 2, "no answer")
 
 

@@ -24,7 +24,7 @@ from klinesync.client.board import (
     places,
     sparkline,
 )
-from klinesync.client.follow import CaughtUp, ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
+from klinesync.client.updates import CaughtUp, ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
 from klinesync.client.watch import as_json, line
 from klinesync.core.candle import MAX_VALUE, Candle
 from klinesync.core.series_id import SeriesId
@@ -235,7 +235,7 @@ def test_a_service_that_does_not_say_is_no_live_data() -> None:
     board.judge(Unanswered("no answer in time"), NOW)
     assert shown(board)[:2] == [
         f"{SERIES}  state unknown",
-        "the service does not say how the series is: no answer in time",
+        "the health of the series is unknown: no answer in time",
     ]
     board.judge(Health("green", "up_to_date", "live"), NOW)
     assert shown(board)[:2] == [f"{SERIES}  live", "● green: up to date"]

@@ -210,10 +210,10 @@ async def test_candles_come_with_what_factors_knew_when_they_closed(tmp_path: Pa
             await check(client, await closed(updates, 5), ROWS[210:215])
 
 
-async def test_factors_that_lag_are_waited_for_and_that_is_said(
+async def test_lagging_factors_delay_the_candle_and_an_update_reports_it(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_service, "TOLD_AFTER_S", 0.0)
+    monkeypatch.setattr(client_service, "LAGGING_AFTER_S", 0.0)
     await ingest(service, ROWS[:100])
     lagging = 3
     asked = AsyncKlinesync.slices_after

@@ -11,7 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, Update, follow
+from klinesync.client.follow import follow
+from klinesync.client.updates import ClosedCandle, FormingCandle, Gap, Update
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe

@@ -9,7 +9,8 @@ import aiohttp
 import pyarrow.feather
 import pytest
 
-from klinesync.client.follow import CaughtUp, ClosedCandle, Connected, FormingCandle, Gap, System, Update, follow
+from klinesync.client.follow import follow
+from klinesync.client.updates import CaughtUp, ClosedCandle, Connected, FormingCandle, Gap, System, Update
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer

@@ -14,19 +14,10 @@ from aiohttp import web
 
 from klinesync.client import BadUrl
 from klinesync.client import follow as follow_module
-from klinesync.client.follow import (
-    CaughtUp,
-    ClosedCandle,
-    Connected,
-    Disconnected,
-    FormingCandle,
-    Gap,
-    ServiceError,
-    System,
-    Update,
-    follow,
-)
+from klinesync.client.asking import ServiceError
+from klinesync.client.follow import follow
 from klinesync.client.progress import EVERYTHING, What
+from klinesync.client.updates import CaughtUp, ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
 from klinesync.core import busy
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
@@ -189,7 +180,7 @@ async def test_what_a_later_protocol_adds_is_passed_over() -> None:
 )  # fmt: skip
 async def test_what_is_none_of_the_protocol_is_an_error_with_a_sentence(message: str) -> None:
     async with saying(Say([ACK, message])) as service:
-        with pytest.raises(ServiceError, match="none of the protocol's messages") as raised:
+        with pytest.raises(ServiceError, match="breaks the protocol") as raised:
             await heard(service.url, 2)
     assert raised.value.code == "bad_message"
 
@@ -197,7 +188,7 @@ async def test_what_is_none_of_the_protocol_is_an_error_with_a_sentence(message:
 @pytest.mark.parametrize(
     ("code", "message", "sentence"),
     [
-        ("capacity", "ondemand_ingest_capacity", "as many series on demand as it may"),
+        ("capacity", "ondemand_ingest_capacity", "cannot follow another series on demand"),
         ("rate_limited", "", "too many requests"),
         ("rate_limited", "at most 100 messages a second", "^at most 100 messages a second$"),
         ("store_error", "the store cannot be read at present", "^the store cannot be read at present$"),
@@ -231,8 +222,8 @@ async def test_a_refusal_for_good_is_not_waited_out() -> None:
     ("status", "code", "word"),
     [
         (401, "401", "token"),
-        (403, "403", "let this client in"),
-        (404, "404", "no klinesync"),
+        (403, "403", "does not allow this client"),
+        (404, "404", "it is not klinesync"),
         (429, "rate_limited", "too many"),
     ],
 )
@@ -396,7 +387,7 @@ async def test_pages_that_are_refused_for_long_end_the_connection_and_for_good_a
     async with saying(Say([ACK, TRUNCATED, CLOSED]), Say([ACK])) as service:
         service.pages += [refusal] * (busy.MAX_REPEATS + 1)
         seen = await heard(service.url, 2)
-    assert seen[1] == disconnected("the service cannot give older candles at present: not now")
+    assert seen[1] == disconnected("the service cannot send older candles at present: not now")
     async with saying(Say([ACK, TRUNCATED, CLOSED])) as service:
         service.pages += [(404, {"detail": "there is none", "code": "unknown_series"}, {})]
         with pytest.raises(ServiceError, match="there is none") as raised:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from klinesync.client.follow import ClosedCandle, FormingCandle, Gap, follow
+from klinesync.client.follow import follow
+from klinesync.client.updates import ClosedCandle, FormingCandle, Gap
 from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId

@@ -12,9 +12,10 @@ import aiohttp
 import pytest
 
 from klinesync.cli.service_client import ServiceError, service_client
-from klinesync.client.follow import Disconnected, follow
-from klinesync.client.follow import ServiceError as ClientError
+from klinesync.client.asking import ServiceError as ClientError
+from klinesync.client.follow import follow
 from klinesync.client.service import AsyncKlinesync
+from klinesync.client.updates import Disconnected
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span

@@ -11,7 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from klinesync.client.follow import ClosedCandle, Disconnected, follow
+from klinesync.client.follow import follow
+from klinesync.client.updates import ClosedCandle, Disconnected
 from klinesync.core.candle import Candle
 from support.processes import SERIES, klinesync, running, serve_arguments
 

@@ -217,7 +217,7 @@ async def test_a_service_that_is_full_says_so_and_is_waited_for(tmp_path: Path) 
         await socket.send_json(other)
         assert (await socket.receive_json(timeout=30))["type"] == "subscribed"
         async with terminal("watch", str(SERIES), "--url", service.url) as screen:
-            full = await screen.shows("as many series on demand as it may", 24)
+            full = await screen.shows("cannot follow another series on demand", 24)
             assert full[0].startswith(f"{SERIES}  not connected, trying again")
             await socket.close()
             assert (await screen.shows("forming", 24))[0].startswith(f"{SERIES}  live, data ")

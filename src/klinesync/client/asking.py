@@ -1,4 +1,4 @@
-"""Questions to a service over HTTP: repeated while the service is busy, and failures told in sentences."""
+"""Requests to a service over HTTP: retried while the service is busy; failures become sentences."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class ServiceError(KlinesyncError):
 
 
 class BadUrl(Rejected):
-    """A text that is no address of a service."""
+    """A malformed address of a service."""
 
     code = "bad_url"
 
 
 class Refusal(msgspec.Struct):
-    """The body of an answer that is an error."""
+    """The body of an error answer."""
 
     code: str
     detail: str
@@ -50,7 +50,7 @@ def service_url(text: str) -> str:
     url = text.strip()
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # the port is checked when it is read
+        host, _ = parts.hostname, parts.port  # reading `port` checks the number
     except ValueError as error:
         raise BadUrl(f"{text!r} is no address of a service: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
@@ -60,8 +60,8 @@ def service_url(text: str) -> str:
 
 
 async def get(session: aiohttp.ClientSession, url: str, params: Mapping[str, str]) -> tuple[int, bytes]:
-    """Status and body of the answer to a GET, repeated after 503 `busy` and `shutting_down`. Raises what aiohttp
-    raises."""
+    """Status and body of the answer to a GET, which is retried after 503 `busy` and `shutting_down`. Raises what
+    aiohttp raises."""
     repeats = 0
     while True:
         async with session.get(url, params=params) as answer:
@@ -76,7 +76,7 @@ async def get(session: aiohttp.ClientSession, url: str, params: Mapping[str, str
 
 
 def refusal_in(body: bytes) -> Refusal | None:
-    """The refusal that a body is; None where the body is something else."""
+    """The refusal in a body; None when the body is something else."""
     try:
         return decode_json(body, Refusal)
     except Undecodable:
@@ -84,19 +84,19 @@ def refusal_in(body: bytes) -> Refusal | None:
 
 
 def answer_in(body: bytes, kind: type[T], read: Callable[[T], R], where: str) -> R:
-    """What an answer says.
+    """An answer, decoded and converted.
 
     body: of the answer
-    kind: the form that the answer has
-    read: makes of that form what is wanted; it may find that the form's values do not fit each other
+    kind: the type of the decoded body
+    read: converts the decoded body to the result; may raise when its values contradict each other
     where: the address, for the sentence
 
-    Raises `ServiceError`.
+    Returns the result of `read`. Raises `ServiceError` when the body is malformed.
     """
     try:
         return read(decode_json(body, kind))
     except (Undecodable, msgspec.MsgspecError, Rejected, ValueError, OverflowError, RecursionError) as error:
-        raise ServiceError("bad_message", f"{where} answers with what is not understood: {error}") from None
+        raise ServiceError("bad_message", f"{where} sent an answer that is not understood: {error}") from None
 
 
 def unreachable(url: str, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`Klinesync`: the service for programs without an event loop. An event loop in a thread of its own does the work."""
+"""`Klinesync`: reads a running service for programs without an event loop, with an event loop in its own thread."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from klinesync.core.times import Time
 
 T = TypeVar("T")
 
-# Updates that wait for the program; then the service waits, and disconnects in the end.
+# Most updates that wait for the program. Above it the connection is not read, and the service disconnects in the end.
 MAX_WAITING = 256
-# Longest wait for the end of what still runs when the client is closed, in seconds.
+# Longest wait for running tasks when the client is closed, in seconds.
 CLOSE_TIMEOUT_S = 5.0
 
 
 class Klinesync:
     """A running service, for programs without an event loop. Only reads; may be used by several threads.
 
-    The first call opens what is needed. `with` or `close` closes it; a program that ends does so by itself. Times are
-    unix seconds, a `datetime` or ISO 8601 text, UTC where no zone is given.
+    The first call opens connections; `with`, `close` or the end of the program closes them. Times are unix seconds, a
+    `datetime` or ISO 8601 text, UTC where no zone is given.
 
-    What cannot be answered raises `ServiceError`: its `code` is the service's (`unknown_series`,
-    `ledger_out_of_sync:factor` …), `unreachable` where there is none, `closed` after `close`. A service that is `busy`
-    or `shutting_down` is asked again for about a minute. A malformed time raises `BadTime`.
+    A request without an answer raises `ServiceError`. Its `code` is the service's (`unknown_series`,
+    `ledger_out_of_sync:factor` …), `unreachable`, or `closed` after `close`. Requests to a service that is `busy` or
+    `shutting_down` are retried for about a minute. A malformed time raises `BadTime`.
 
     url: address of the service, http://host:port. Raises `BadUrl`
     """
@@ -43,7 +43,7 @@ class Klinesync:
     def __init__(self, url: str) -> None:
         self._service = AsyncKlinesync(url)
         self._worker = _Worker(self._service)
-        # Also at the end of the program, and when nobody holds this client any more.
+        # Also called at the end of the program, and when this client is garbage collected.
         self._finalizer = weakref.finalize(self, self._worker.close)
 
     def __repr__(self) -> str:
@@ -93,18 +93,18 @@ class Klinesync:
         return self._worker.run(self._service.history(series, start, end))
 
     def slices(self, series: SeriesId | str, at_time: Time | None = None, *, window: int = 1) -> Slices:
-        """What factors knew when a candle closed.
+        """The values of all factors when a candle closed.
 
         series: the series
         at_time: the newest candle that opens then or before; None: the newest candle
-        window: candles, up to that one, whose events and points are told; 1 by default
+        window: candles, up to that one, whose events and points are returned; 1 by default
 
         Raises `ServiceError`, `BadTime`.
         """
         return self._worker.run(self._service.slices(series, at_time, window=window))
 
     def slices_after(self, series: SeriesId | str, since: Time, *, limit: int = CATCH_UP_SLICES) -> list[Slices]:
-        """What factors knew when each of several candles closed, each with a window of that candle alone.
+        """The values of all factors when each of several candles closed, each with a window of that candle alone.
 
         series: the series
         since: the oldest candles that open after this time
@@ -122,10 +122,10 @@ class Klinesync:
         at_time: Time | None = None,
         window: int = DEFAULT_WINDOW,
     ) -> Drawings:
-        """What a reader has to learn to draw a window.
+        """The drawings of a window, or their changes since a cursor.
 
         series: the series
-        cursor: of the reader's last answer: only what is new; None: everything
+        cursor: of the reader's last answer, for the changes since then; None: all drawings
         at_time: the window ends with the newest candle that opens then or before; None: the newest candle
         window: candles of the window, 2000 by default
 
@@ -161,14 +161,14 @@ class Klinesync:
         the loop over the updates, or with `close`.
 
         Closed candles of a series come once and in order; a correction of one that was delivered is marked `revised`.
-        Of several series, history comes in the order of open times, then live candles as they arrive. A series whose
-        history does not come is waited for up to 10 seconds. `update.series` names the series.
+        Of several series, history comes in the order of open times, then live candles as they arrive. The other series
+        wait up to 10 seconds for the history of a slow one. `update.series` names the series.
 
         series: a series, or up to 1000 of them
         since: only candles that open after this time; in the future it counts as the newest candle. None: live only
-        factors: whether each `ClosedCandle` has the `slices` of that very candle; False by default. Factors that lag
-            are waited for; a `System` update `factor.lagging` says so after a few seconds
-        what: the kinds of candles that are wanted: `closed`, `forming`, `corrections`; all of them by default
+        factors: whether each `ClosedCandle` has the `slices` of that very candle; False by default. Lagging
+            factors delay the candle; after 5 seconds a `System` update `factor.lagging` says so
+        what: the kinds of candles to deliver: `closed`, `forming`, `corrections`; all of them by default
 
         Raises `ServiceError` when the service refuses, `BadSeriesId`, `BadTime`.
         """
@@ -180,7 +180,7 @@ class Klinesync:
                 async with aclosing(service.follow(series, since, factors=factors, what=what)) as updates:
                     async for update in updates:
                         await waiting.put(update)
-            except Exception as error:  # noqa: BLE001  # it is raised where the updates are read
+            except Exception as error:  # noqa: BLE001  # raised where the updates are read
                 await waiting.put(error)
 
         async def begin() -> asyncio.Task[None]:
@@ -203,7 +203,8 @@ class Klinesync:
 
 
 class _Worker:
-    """The thread with the event loop. Begins with the first `run`; does not know the client, which may be collected."""
+    """The thread with the event loop, from the first `run` on. Has no reference to the client, which may be
+    collected."""
 
     def __init__(self, service: AsyncKlinesync) -> None:
         self._service = service
@@ -213,7 +214,7 @@ class _Worker:
         self.closed = False
 
     def run(self, work: Coroutine[object, object, T]) -> T:
-        """The result of `work`, which runs in the event loop. Raises what it raises, and `ServiceError` when closed."""
+        """Run `work` in the event loop; its result. Raises what `work` raises, and `ServiceError` when closed."""
         try:
             loop = self._begin()
         except ServiceError:
@@ -224,12 +225,12 @@ class _Worker:
             return future.result()
         except CancelledError:
             raise ServiceError("closed", "the client has been closed") from None
-        except BaseException:  # Ctrl-C, most of the time
+        except BaseException:  # usually Ctrl-C
             future.cancel()
             raise
 
     def close(self) -> None:
-        """End all that runs, and the thread."""
+        """Cancel all tasks, and end the thread."""
         with self._lock:
             already, self.closed = self.closed, True
             loop, thread = self._loop, self._thread
@@ -237,7 +238,7 @@ class _Worker:
             return
         ending = asyncio.run_coroutine_threadsafe(self._end(), loop)
         if thread is threading.current_thread():
-            # The garbage collector ran in this thread: the end comes when the loop goes on.
+            # The garbage collector ran in this thread: the loop stops after this call returns.
             ending.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
             return
         ending.result(CLOSE_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What `klinesync watch` shows on a terminal: updates in, lines of text out. Pure: the size is an argument."""
+"""The board of `klinesync watch` on a terminal: updates in, lines of text out. Pure: the size is an argument."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import DAY_S
 
-# Enough for the sparkline of a wide terminal, and the rows of a tall one.
+# Closed candles in memory: enough for the sparkline of a wide terminal, and the rows of a tall one.
 HELD_CANDLES = 240
-# Fewer rows than that are no table: the sparkline makes room for more.
+# Fewest rows of the table; the sparkline is left out where it would leave fewer.
 FEWEST_ROWS = 4
-# Lines that one message may take.
+# Most lines of one message.
 MESSAGE_LINES = 2
-# A double holds this many decimal digits faithfully, and no exchange quotes more places.
+# Decimal digits that a 64-bit float represents exactly.
 FAITHFUL_DIGITS = 15
+# Most decimal places of a quoted number.
 MOST_PLACES = 12
-# What is left of a number that was computed, when the dust of binary fractions is wiped off.
+# Decimal digits that are kept of a computed number, which has binary rounding in the last ones.
 COMPUTED_DIGITS = 12
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {"green": "green", "yellow": "yellow", "red": "red"}
-# How long a message stays whose end nobody tells, in seconds.
+# How long a message without an end of its own stays, in seconds.
 NOTICE_S = 15.0
-# States of a stream: words and colour. A service that tells none is connected, and nothing more is known.
+# Text and colour by state of the stream; an empty state comes from a service that sends none.
 STATES: dict[str, tuple[str, str]] = {
     StreamState.LIVE: ("live", "green"),
     StreamState.SUBSCRIBED: ("subscribed, no frame yet", "yellow"),
@@ -56,7 +57,7 @@ STATES: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the service says of the series: one status with one reason, its stream, and its backfill.
+    """The health of the series by the service: one status with one reason, its stream, and its backfill.
 
     status: green, yellow or red
     reason: the reason's code
@@ -80,22 +81,23 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """The service was asked for the health of the series, and gave no answer. `reason`: why, in words."""
+    """The service did not answer the request for the health of the series. `reason`: why, as a text."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A message on the board. `until_s`: when it goes, on our clock; None: when its cause ends."""
+    """A message on the board. `until_s`: when the message is removed, in monotonic seconds; None: when its cause
+    ends."""
 
     text: str
     until_s: float | None
 
 
 class Board:
-    """What is known of a series: the newest closed candles, the forming one, the state and age of the data, and what
-    the service says. `now_s`: our monotonic clock, in all methods."""
+    """A series: the newest closed candles, the forming candle, the state and age of the data, and the health. `now_s`:
+    our monotonic clock, in seconds, in all methods."""
 
     def __init__(self, series: SeriesId) -> None:
         self.series = series
@@ -107,11 +109,11 @@ class Board:
         self.health: Health | Unanswered | None = None
         self.notices: dict[str, Notice] = {}
         self._stream = ""  # the newest known state of the stream
-        self._state_at_s: float | None = None  # since when
-        self._live = False  # history has come on this connection
-        self._fresh_at_s: float | None = None  # when the newest live data came
-        self._gaps: dict[int, str] = {}  # what was told of the hole before a candle
-        # They only grow, so that columns do not jump.
+        self._state_at_s: float | None = None  # when that state began, in monotonic seconds
+        self._live = False  # whether this connection has caught up
+        self._fresh_at_s: float | None = None  # when the newest live data came, in monotonic seconds
+        self._gaps: dict[int, str] = {}  # by open time of a candle, the state of the hole before it
+        # Decimal places of prices and volumes; they only grow, so that columns do not jump.
         self._price_places = 0
         self._volume_places = 0
 
@@ -144,7 +146,7 @@ class Board:
                 self._notice(update, now_s)
 
     def judge(self, health: Health | Unanswered | None, now_s: float) -> None:
-        """What the service says of the series now. None: this service does not judge."""
+        """Take the health of the series by the service. None: the service has no health route."""
         self.health = health
         if not isinstance(health, Health):
             return
@@ -167,12 +169,12 @@ class Board:
         self._stream, self._state_at_s = state, at_s
 
     def _notice(self, system: System, now_s: float) -> None:
-        """A message stays while its cause lasts. Where no end will be told, it stays for a moment."""
-        kind, _, what = system.event.partition(".")
+        """Show a message while its cause lasts, or for `NOTICE_S` when the cause has no end of its own."""
+        kind, _, state = system.event.partition(".")
         running = system.data.get("state") == "running"
         if kind == "stream":
-            self._set_stream(printable(what), now_s)
-            lasts, over = what != StreamState.LIVE, what == StreamState.LIVE
+            self._set_stream(printable(state), now_s)
+            lasts, over = state != StreamState.LIVE, state == StreamState.LIVE
         elif system.event == "backfill.progress":
             lasts, over = running, not running
         else:
@@ -210,9 +212,9 @@ class Board:
         ascii_only: whether the terminal shows ASCII alone; False by default
         """
         self.notices = {
-            kind: told for kind, told in self.notices.items() if told.until_s is None or told.until_s > now_s
+            kind: notice for kind, notice in self.notices.items() if notice.until_s is None or notice.until_s > now_s
         }
-        head = [self._title(now_s), *self._said(width, ascii_only=ascii_only)]
+        head = [self._title(now_s), *self._messages(width, ascii_only=ascii_only)]
         between = [*([] if ascii_only else self._sparkline(width)), Text()]
         room = height - len(head) - len(between) - 1  # the names of the columns
         if room < FEWEST_ROWS:
@@ -225,7 +227,7 @@ class Board:
         return shown
 
     def _title(self, now_s: float) -> Text:
-        """The series, the state of its data, and their age. An open connection to the service is no live data."""
+        """The series, the state of its data, and their age. An open connection does not count as live data."""
         title = Text(str(self.series), style="bold")
         state, colour = self._state(now_s)
         title.append(f"  {state}", f"not bold {colour}")
@@ -243,12 +245,12 @@ class Board:
             words += f" for {duration(now_s - self._state_at_s)}"
         return words, colour
 
-    def _said(self, width: int, *, ascii_only: bool) -> list[Text]:
-        """What is the matter, and how the service judges the series."""
+    def _messages(self, width: int, *, ascii_only: bool) -> list[Text]:
+        """The reason of a lost connection, the health of the series, and the notices."""
         lines = _wrapped(self.trouble, width, "red")
         health = self.health if self.connected else None
         if isinstance(health, Unanswered):
-            lines += _wrapped(f"the service does not say how the series is: {health.reason}", width, "yellow")
+            lines += _wrapped(f"the health of the series is unknown: {health.reason}", width, "yellow")
         elif health is not None:
             colour = COLOURS.get(health.status, "")
             line = Text("* " if ascii_only else "● ", style=colour)
@@ -258,8 +260,8 @@ class Board:
             lines.append(line)
             if health.detail and "stream" not in self.notices:
                 lines += _wrapped(health.detail, width, "dim")
-        for told in self.notices.values():
-            lines += _wrapped(told.text, width, "yellow")
+        for notice in self.notices.values():
+            lines += _wrapped(notice.text, width, "yellow")
         return lines
 
     def _sparkline(self, width: int) -> list[Text]:
@@ -309,7 +311,7 @@ class Board:
         colours = ["green" if candle.close >= candle.open else "red" for candle in candles]
         times = [moment(candle.time, self.series) for candle in candles]
         kinds = [self._kind(candle) for candle in candles]
-        # The marker says the same as the last column, which may have to go.
+        # The marker repeats the last column, which narrow terminals leave out.
         return [
             Column("", [">" if kind == "forming" else " " for kind in kinds]),
             Column("UTC", times, short=[text[-5:] for text in times]),
@@ -328,7 +330,14 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Cells below a name. `short`: what they shrink to where there is little room."""
+    """A column of the table.
+
+    name: at the top of the column.
+    cells: texts, one a row.
+    styles: of the cells; none by default.
+    short: shorter cells for a narrow terminal; none by default.
+    left: whether cells are aligned to the left; False by default.
+    """
 
     name: str
     cells: Sequence[str]
@@ -341,20 +350,20 @@ class Column:
         return max(len(text) for text in (self.name, *self.cells))
 
 
-# What goes first where a terminal is narrow. The date goes before all; marker, time and close stay.
+# Columns that a narrow terminal leaves out, in this order, after the date; marker, time and close stay.
 EXPENDABLE = ((8,), (2,), (6,), (3, 4), (7,))
 
 
 def fitting(columns: Sequence[Column], width: int) -> list[Column]:
-    """Those of the table's columns that fit beside each other."""
-    kept = dict(enumerate(columns))
-    if _total(kept.values()) > width and columns[1].short:
-        kept[1] = Column(columns[1].name, columns[1].short)
+    """The columns of the table that fit into `width` cells."""
+    remaining = dict(enumerate(columns))
+    if _total(remaining.values()) > width and columns[1].short:
+        remaining[1] = Column(columns[1].name, columns[1].short)
     for group in EXPENDABLE:
-        if _total(kept.values()) > width:
+        if _total(remaining.values()) > width:
             for at in group:
-                del kept[at]
-    return list(kept.values())
+                del remaining[at]
+    return list(remaining.values())
 
 
 def _total(columns: Iterable[Column]) -> int:
@@ -387,7 +396,7 @@ def _wrapped(text: str, width: int, style: str) -> list[Text]:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """One block a value, from the lowest to the highest; the middle one where all are the same."""
+    """One block a value, from the lowest to the highest; middle blocks when all values are equal."""
     lowest, highest = min(values), max(values)
     spread = highest - lowest
     if not spread:
@@ -396,23 +405,23 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def places(value: float) -> int:
-    """Decimal places that show a number as it was quoted: 0.30000000000000004 has one."""
+    """Decimal places of a number as the exchange quoted it: 0.30000000000000004 has 1."""
     digits, exponent = _digits(value)
     if digits > FAITHFUL_DIGITS or -exponent > MOST_PLACES:
-        whole = digits + exponent  # digits before the point; negative for zeros behind it
-        _, exponent = _digits(round(value, min(COMPUTED_DIGITS - whole, MOST_PLACES)))
+        before_point = digits + exponent  # digits before the point; negative for zeros after it
+        _, exponent = _digits(round(value, min(COMPUTED_DIGITS - before_point, MOST_PLACES)))
     return max(-exponent, 0)
 
 
 def _digits(value: float) -> tuple[int, int]:
-    """How many significant digits the shortest text of a finite number has, and the exponent of the last one."""
+    """The count of significant digits of the shortest text of a finite number, and the exponent of the last digit."""
     _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
     assert isinstance(exponent, int)
     return len(digits), exponent
 
 
 def number(value: float) -> str:
-    """As it was quoted, without exponent: 1e-05 is 0.00001."""
+    """A number as the exchange quoted it, without exponent: 1e-05 is 0.00001."""
     return f"{value:.{places(value)}f}"
 
 
@@ -426,11 +435,11 @@ def change(candle: Candle) -> str:
 
 def duration(seconds: float) -> str:
     """`12 s`, `5 min`, `3 h`, `2 d`: rounded down."""
-    whole = max(int(seconds), 0)
+    whole_s = max(int(seconds), 0)
     for size, unit in ((DAY_S, "d"), (3600, "h"), (60, "min")):
-        if whole >= 2 * size:
-            return f"{whole // size} {unit}"
-    return f"{whole} s"
+        if whole_s >= 2 * size:
+            return f"{whole_s // size} {unit}"
+    return f"{whole_s} s"
 
 
 def clock(time: int) -> str:
@@ -445,5 +454,5 @@ def moment(time: int, series: SeriesId) -> str:
 
 
 def notice(system: System) -> str:
-    """What happened, with its sentence."""
+    """The event and its sentence."""
     return printable(f"{system.event}: {system.message}" if system.message else system.event)

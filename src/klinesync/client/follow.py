@@ -1,4 +1,4 @@
-"""Follow one series of a running service: catch-up, then live, over reconnects, nothing lost or doubled."""
+"""Follow one series of a running service: catch-up, then live, over reconnects, without a hole or a duplicate."""
 
 from __future__ import annotations
 
@@ -13,60 +13,38 @@ from klinesync.client.asking import ANSWER_TIMEOUT_S, ServiceError, get, refusal
 from klinesync.client.messages import ErrorMessage, GapMessage, Page, SubscribedMessage, message_in, page_in
 from klinesync.client.progress import EVERYTHING, Progress, What
 from klinesync.client.session import open_session
-from klinesync.client.updates import (
-    CaughtUp,
-    ClosedCandle,
-    Connected,
-    Disconnected,
-    FormingCandle,
-    Gap,
-    System,
-    Update,
-)
+from klinesync.client.updates import Connected, Disconnected, Update
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
 
-__all__ = [
-    "CaughtUp",
-    "ClosedCandle",
-    "Connected",
-    "Disconnected",
-    "FormingCandle",
-    "Gap",
-    "ServiceError",
-    "System",
-    "Update",
-    "follow",
-]
-
-# Before a connection that ended is made anew.
+# Backoff before a reconnect.
 RECONNECT = Backoff(initial_s=0.5, most_s=15.0, jitter=0.5)
-# Interval of pings to the service, in seconds; a ping without answer ends the connection.
+# Interval of pings to the service, in seconds; a ping without a pong ends the connection.
 HEARTBEAT_S = 20.0
-# Longest wait for the service to accept the end of a connection, in seconds.
+# Longest wait for the service's close frame, in seconds.
 CLOSE_TIMEOUT_S = 2.0
 # Longest Retry-After of a refused handshake that is followed, in seconds.
 RETRY_AFTER_MOST_S = 60.0
 MAX_MESSAGE_BYTES = 4 << 20
-# Candles of one page over HTTP; the most that the service gives.
+# Candles of one page over HTTP, the most that the service sends.
 PAGE_CANDLES = 5000
 
-# Refusals that may pass: no room for one more series, too many requests, a store that cannot be read at present.
+# Codes of temporary refusals: no room for another series, too many requests, a store that cannot be read.
 TEMPORARY_REFUSALS = frozenset({"capacity", "rate_limited", "store_error", "busy", "shutting_down"})
 # Sentences for codes that come without one.
 SENTENCES = {
-    "capacity": "the service follows as many series on demand as it may (its flag ondemand_max_jobs); try again later",
-    "rate_limited": "the service has had too many requests of late; try again later",
+    "capacity": "the service cannot follow another series on demand (flag ondemand_max_jobs); try again later",
+    "rate_limited": "the service received too many requests; try again later",
 }
 # Why a connection ended, by close code.
 ENDS = {
     1001: "the service shuts down",
-    1013: "the service ended the connection: it was read too slowly",
+    1013: "the service ended the connection, because this client read too slowly",
 }
 
 
-class _Ended(Exception):
-    """The connection ended. The message says why; `retry_after_s`: how long the service wants to be left alone."""
+class _ConnectionEnded(Exception):
+    """The connection ended, for the reason in the message. `retry_after_s`: the service's Retry-After."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         self.retry_after_s = retry_after_s
@@ -81,18 +59,18 @@ async def follow(
     what: Collection[What] = EVERYTHING,
     wait_out_refusals: bool = False,
 ) -> AsyncGenerator[Update]:
-    """Updates of one series, without end. After a disconnect it connects again and resumes behind the newest closed
-    candle.
+    """Updates of one series, without end. After a disconnect the follower reconnects, and resumes after the newest
+    closed candle.
 
     url: address of the service, http://host:port
     series: the series
-    since: open time in UTC seconds, exclusive; only candles that open later are delivered, also when older ones are
-        corrected. In the future it counts as the service's newest candle. None: live only
-    what: the kinds of candles that are wanted: `closed`, `forming`, `corrections`; all of them by default
-    wait_out_refusals: whether refusals that may pass (`TEMPORARY_REFUSALS`) are a `Disconnected` like any other and are
-        tried again; False by default
+    since: open time in UTC seconds, exclusive; neither older candles nor their corrections are delivered. A time in the
+        future counts as the service's newest candle. None: live only
+    what: the kinds of candles to deliver: `closed`, `forming`, `corrections`; all of them by default
+    wait_out_refusals: whether temporary refusals (`TEMPORARY_REFUSALS`) are a `Disconnected` and are retried; False by
+        default
 
-    Raises `ServiceError` when the service refuses the subscription, or does not speak the protocol; `BadUrl`.
+    Raises `ServiceError` when the service refuses the subscription, or breaks the protocol; `BadUrl`.
     """
     url = service_url(url)
     progress = Progress(series, since, what)
@@ -106,8 +84,8 @@ async def follow(
                         if not isinstance(update, Connected):
                             failures = 0
                         yield update
-                reason = ""  # a connection has no other end than those below
-            except _Ended as ended:
+                reason = ""  # never: a connection ends by one of the exceptions below
+            except _ConnectionEnded as ended:
                 reason, retry_after_s = str(ended), ended.retry_after_s
             except ServiceError as error:
                 if not (wait_out_refusals and error.code in TEMPORARY_REFUSALS):
@@ -120,7 +98,7 @@ async def follow(
             failures += 1
 
 
-# The pause between two connections.
+# Waits before a reconnect.
 _pause = asyncio.sleep
 
 
@@ -143,11 +121,11 @@ async def _connection(session: aiohttp.ClientSession, url: str, progress: Progre
                 continue
             match message_in(frame.data):
                 case None:
-                    pass  # none of a follower's business
+                    pass  # a type that this client does not know
                 case ErrorMessage(code=code, message=text, detail=detail):
                     raise ServiceError(code, detail or _sentence(code, text))
                 case GapMessage(reason="truncated") as gap:
-                    # More was stored than one catch-up sends: the rest is read page by page.
+                    # More is stored than one catch-up sends: the older candles are read over HTTP.
                     if "closed" not in progress.what:
                         continue
                     first, end = gap.expected_next_time, gap.actual_time
@@ -159,13 +137,13 @@ async def _connection(session: aiohttp.ClientSession, url: str, progress: Progre
                 case message:
                     for update in progress.take(message):
                         yield update
-        raise _Ended(ENDS.get(socket.close_code or 0, "the service ended the connection"))
+        raise _ConnectionEnded(ENDS.get(socket.close_code or 0, "the service ended the connection"))
 
 
 async def _pages(
     session: aiohttp.ClientSession, url: str, progress: Progress, first: int, end: int
 ) -> AsyncGenerator[Update]:
-    """Updates for what is stored in `[first, end)`, ascending, with the holes told."""
+    """Updates of the stored candles and the holes in `[first, end)`, ascending."""
     series = progress.series
     frame, since, expected = series.timeframe, first - 1, first
     while True:
@@ -193,41 +171,41 @@ async def _pages(
 
 
 def _state(page: Page, start: int, end: int) -> str:
-    """The state of a hole, where the page tells one for all of the hole."""
+    """The state of a hole by the page; `unknown` when no gap of the page covers the whole hole."""
     states = [gap.state for gap in page.gaps if gap.start_time <= start and end <= gap.end_time]
     return states[0] if states else "unknown"
 
 
-def _page_refused(status: int, body: bytes) -> ServiceError | _Ended:
-    """What an answer that is no page means: trouble of the service passes, everything else is a refusal."""
+def _page_refused(status: int, body: bytes) -> ServiceError | _ConnectionEnded:
+    """The error of an answer without a page: faults of the service are retried, other answers are refusals."""
     refusal = refusal_in(body)
     why = f"it answered {status}" if refusal is None else refusal.detail
     if status >= 500:
-        return _Ended(f"the service cannot give older candles at present: {why}")
+        return _ConnectionEnded(f"the service cannot send older candles at present: {why}")
     return ServiceError(str(status) if refusal is None else refusal.code, f"the service refuses older candles: {why}")
 
 
 def _sentence(code: str, message: str) -> str:
-    """The service's message, where the message is a sentence."""
+    """The service's message when it is a sentence; otherwise a sentence of ours for the code."""
     return message if " " in message else SENTENCES.get(code, f"the service refuses: {message or code}")
 
 
-def _refused(url: str, error: aiohttp.WSServerHandshakeError) -> ServiceError | _Ended:
-    """What an HTTP status in place of a connection means."""
+def _refused(url: str, error: aiohttp.WSServerHandshakeError) -> ServiceError | _ConnectionEnded:
+    """The error of a refused handshake, by its HTTP status."""
     status = error.status
     if status == 429:
         return ServiceError("rate_limited", SENTENCES["rate_limited"])
     if status >= 500:
-        text = f"the service at {url} takes no connections at present: it answered {status}"
-        return _Ended(text, _retry_after_s(error.headers.getall("Retry-After", []) if error.headers else []))
-    what = {401: "it wants a token", 403: "it does not let this client in", 404: "it is no klinesync"}
+        text = f"the service at {url} accepts no connections at present: it answered {status}"
+        return _ConnectionEnded(text, _retry_after_s(error.headers.getall("Retry-After", []) if error.headers else []))
+    reasons = {401: "it requires a token", 403: "it does not allow this client", 404: "it is not klinesync"}
     return ServiceError(
-        str(status), f"{url} refuses the connection with {status}: {what.get(status, 'no reason given')}"
+        str(status), f"{url} refuses the connection with {status}: {reasons.get(status, 'no reason given')}"
     )
 
 
 def _retry_after_s(values: Sequence[str]) -> float:
-    """Seconds of a Retry-After header; 0 where there is none, or none that is a number."""
+    """Seconds of a Retry-After header; 0 when it is missing or no number."""
     if len(values) != 1 or not values[0].isascii() or not values[0].isdecimal():
         return 0.0
     return min(float(values[0]), RETRY_AFTER_MOST_S)

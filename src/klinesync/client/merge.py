@@ -11,10 +11,10 @@ from contextlib import aclosing, suppress
 from klinesync.client.updates import CaughtUp, ClosedCandle, Disconnected, Gap, Update
 from klinesync.core.series_id import SeriesId
 
-# Updates of one series that are held for the program or for the history of other series; then its connection waits.
+# Most updates of one series that wait for the program or for the history of other series. Above it the connection
+# waits.
 MAX_HELD_UPDATES = 256
-# Longest time that history waits for a series that brings nothing, in seconds. The rest of that series then comes as it
-# arrives.
+# Longest wait for a series whose history brings nothing, in seconds. Its later candles come as they arrive.
 MERGE_WAIT_S = 10.0
 
 
@@ -23,22 +23,22 @@ class Merge:
 
     The updates of one series keep their order. Closed candles (and the gaps before them) come in the order of open
     times, over all series, while any series still reads its history. A series that has caught up, is disconnected or
-    has brought nothing for `MERGE_WAIT_S` is not waited for.
+    has brought nothing for `MERGE_WAIT_S` is no longer waited for.
 
-    series: all that are followed; the order is that of candles with the same open time
+    series: all followed series; their order is that of candles with the same open time
     """
 
     def __init__(self, series: Sequence[SeriesId]) -> None:
-        self._order = {one: at for at, one in enumerate(series)}
-        self._held: dict[SeriesId, deque[Update]] = {one: deque() for one in series}
+        self._order = {followed: position for position, followed in enumerate(series)}
+        self._held: dict[SeriesId, deque[Update]] = {followed: deque() for followed in series}
         self._history = set(series)  # reads its history
         self._missing = set(series)  # reads its history, and holds nothing
-        self._idle_s = 0.0  # how long candles have been held because of `_missing`
-        self._dated: list[tuple[int, int, SeriesId]] = []  # whose next update is a candle or a gap, by time
-        self._undated: deque[SeriesId] = deque()  # whose next update is anything else
+        self._idle_s = 0.0  # how long candles have waited for `_missing`
+        self._dated: list[tuple[int, int, SeriesId]] = []  # heap: next update is a candle or a gap
+        self._undated: deque[SeriesId] = deque()  # series whose next update is of another kind
 
     def put(self, update: Update) -> None:
-        """An update of its series has arrived."""
+        """Add an update that has arrived."""
         series = update.series
         held = self._held[series]
         held.append(update)
@@ -49,7 +49,7 @@ class Merge:
             self._history.discard(series)
 
     def take(self) -> Update | None:
-        """The next update for the program; None: not yet."""
+        """The next update for the program; None when there is none yet."""
         if self._undated:
             series = self._undated.popleft()
         elif self._dated and not self._missing:
@@ -67,11 +67,12 @@ class Merge:
 
     @property
     def patience_s(self) -> float | None:
-        """How much longer the series that bring nothing are waited for, in seconds; None: nothing is held for them."""
+        """How much longer to wait for series whose history brings nothing, in seconds; None when nothing waits for
+        them."""
         return max(MERGE_WAIT_S - self._idle_s, 0.0) if self._dated and self._missing else None
 
     def waited(self, seconds: float) -> None:
-        """Time has passed in which the program could have taken an update."""
+        """Count a wait of `seconds` in which the program wanted an update."""
         if self.patience_s is None:
             return
         self._idle_s += seconds

@@ -1,6 +1,8 @@
-"""What a service sends over `/ws/market`, decoded. Fields and types that are not known here are passed over."""
+"""Messages of `/ws/market` from the service, decoded. Unknown fields and types are ignored."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import msgspec
 
@@ -43,7 +45,7 @@ class FormingMessage(msgspec.Struct, tag_field="type", tag="candle_forming"):
 
 
 class GapMessage(msgspec.Struct, tag_field="type", tag="gap"):
-    """A jump before the next closed candle. `truncated`: the candles are stored, and are paged over HTTP."""
+    """A jump before the next closed candle. Reason `truncated`: the candles are stored, and are paged over HTTP."""
 
     expected_next_time: WireTime
     actual_time: WireTime
@@ -52,7 +54,7 @@ class GapMessage(msgspec.Struct, tag_field="type", tag="gap"):
 
 
 class SystemMessage(msgspec.Struct, tag_field="type", tag="system"):
-    """Something that happened to the series."""
+    """An event of the series."""
 
     event: str
     message: str = ""
@@ -77,9 +79,7 @@ Message = (
     | SystemMessage
     | ErrorMessage
 )
-_KNOWN = frozenset(
-    {"subscribed", "caught_up", "candle_closed", "candles_batch", "candle_forming", "gap", "system", "error"}
-)
+_KNOWN = frozenset(kind.__struct_config__.tag for kind in get_args(Message))
 
 
 class _Any(msgspec.Struct):
@@ -105,7 +105,7 @@ _page = msgspec.json.Decoder(Page)
 
 
 def message_in(text: str | bytes) -> Message | None:
-    """What a message says; None for one of a type that is not known here. Raises `ServiceError`."""
+    """The message of a frame; None when its type is unknown. Raises `ServiceError`."""
     try:
         message: Message = decoded(_message, text)
     except Undecodable as error:
@@ -117,7 +117,7 @@ def message_in(text: str | bytes) -> Message | None:
             return None
     except Undecodable as error:
         problem = error
-    raise ServiceError("bad_message", f"the service sent what is none of the protocol's messages: {problem}")
+    raise ServiceError("bad_message", f"the service sent a message that breaks the protocol: {problem}")
 
 
 def page_in(body: bytes) -> Page:
@@ -125,4 +125,4 @@ def page_in(body: bytes) -> Page:
     try:
         return decoded(_page, body)
     except Undecodable as error:
-        raise ServiceError("bad_message", f"the service sent what is no page of candles: {error}") from None
+        raise ServiceError("bad_message", f"the service sent a malformed page of candles: {error}") from None

@@ -1,4 +1,5 @@
-"""Progress: how far a follower of one series is. Messages of the service in, updates for the follower out. Pure."""
+"""Progress: the position of a follower in one series. Messages of the service in, updates for the follower out.
+Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from klinesync.core.series_id import SeriesId
 What: TypeAlias = Literal["closed", "forming", "corrections"]
 EVERYTHING: tuple[What, ...] = ("closed", "forming", "corrections")
 
-Told: TypeAlias = (
+FollowMessage: TypeAlias = (
     SubscribedMessage | CaughtUpMessage | ClosedMessage | BatchMessage | FormingMessage | GapMessage | SystemMessage
 )
 
@@ -30,12 +31,12 @@ class Progress:
     """One follower's progress through one series, over all of its connections.
 
     Delivered closed candles are strictly increasing and open after `since`; the exception is a correction of a candle
-    after `since`, which is marked as revised. A service that is older than this client sends corrections of older
-    candles, no `caught_up`, and forming candles to everybody: the rules hold all the same.
+    after `since`, which is marked as revised. An older service sends corrections of
+    candles before `since`, no `caught_up`, and forming candles to everybody; the rules hold for it too.
 
     series: the series
-    since: open time (UTC seconds) after which the follower wants candles; None: live only
-    what: the kinds of candles that the follower wants
+    since: open time in UTC seconds, exclusive; None: live only
+    what: the kinds of candles to deliver; all of them by default
     """
 
     __slots__ = ("_acknowledged", "_caught_up", "_delivered", "_floor", "_head", "series", "what")
@@ -43,10 +44,10 @@ class Progress:
     def __init__(self, series: SeriesId, since: int | None, what: Collection[What] = EVERYTHING) -> None:
         self.series = series
         self.what = frozenset(what)
-        self._floor = since  # what opens at this time or before is never delivered
+        self._floor = since  # candles up to this open time are never delivered
         self._delivered: int | None = None  # the newest delivered open time
-        self._head: int | None = None  # the newest stored open time when the present connection subscribed
-        self._acknowledged = False  # on the present connection, as is the next
+        self._head: int | None = None  # the newest stored open time when this connection subscribed
+        self._acknowledged = False  # of this connection, as is the next
         self._caught_up = False
 
     @property
@@ -55,7 +56,7 @@ class Progress:
         return self._floor if self._delivered is None else self._delivered
 
     def subscription(self) -> dict[str, object]:
-        """The message that subscribes from here on."""
+        """The message that subscribes from the current position."""
         self._acknowledged = self._caught_up = False
         message: dict[str, object] = {
             "type": "subscribe",
@@ -69,24 +70,24 @@ class Progress:
         return message
 
     def ahead(self, message: SubscribedMessage) -> bool:
-        """Whether `since` lies after all that the service has. Such a `since` counts as the head; a service that does
-        not know this rule has to be asked again."""
+        """Whether `since` is after the service's newest candle. Such a `since` counts as the head; the caller
+        subscribes again, because an older service does not know this rule."""
         head = message.head_time
         if head is None or self._floor is None or self._delivered is not None or self._floor <= head:
             return False
         self._floor = head
         return True
 
-    def take(self, message: Told) -> list[Update]:
-        """The updates that a message means for the follower. What comes before the acknowledgement belongs to an
-        earlier subscription, and means nothing."""
+    def take(self, message: FollowMessage) -> list[Update]:
+        """The updates of a message. Messages before the acknowledgement belong to an earlier subscription, and have
+        none."""
         series = self.series
         if not self._acknowledged and not isinstance(message, SubscribedMessage):
             return []
         match message:
             case SubscribedMessage(head_time=head, stream=stream):
                 if self._floor is None:
-                    # Live only: after a disconnect the follower goes on from where live began.
+                    # Live only: after a disconnect the follower resumes where live began.
                     self._floor = head
                 self._head, self._acknowledged = head, True
                 resume = self.resume
@@ -107,11 +108,11 @@ class Progress:
                 return [System(event, text, data, series=series)]
 
     def closed(self, candles: Sequence[Candle], *, revised: bool = False) -> list[Update]:
-        """The updates that closed candles mean, of one message or one page; ascending."""
+        """The updates of closed candles, of one message or one page; ascending."""
         return list(self._revised(candles) if revised else self._newer(candles))
 
     def gap(self, expected: int, actual: int, state: str) -> list[Update]:
-        """The update that a hole before the candle at `actual` means: nothing where the follower is past the hole."""
+        """The update of a hole before the candle at `actual`; none when the follower is past the hole."""
         resume = self.resume
         if resume is not None and actual <= resume:
             return []

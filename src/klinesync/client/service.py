@@ -1,4 +1,4 @@
-"""What a strategy reads from a running service: candles, factor slices, frames and drawings, and what comes live."""
+"""Reads a running service for strategies: candles, factor slices, frames, drawings, and live updates."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 DEFAULT_CANDLES = 500
-# The window of drawings and frames, in candles, as the page has it.
+# Default window of drawings and frames, in candles; the page uses the same.
 DEFAULT_WINDOW = 2000
 # Most series that one `follow` takes; each has a connection of its own.
 MAX_FOLLOWED = 1000
-# Candles whose factors are asked for at once during catch-up.
+# Candles whose factors one request asks for during catch-up.
 CATCH_UP_SLICES = 200
-# While the factors of a closed candle are not there yet.
+# Backoff while the factors of a closed candle are not computed yet.
 FACTORS_LAG = Backoff(initial_s=0.1, most_s=2.0)
-# How long factors are waited for before `factor.lagging` says so, in seconds.
-TOLD_AFTER_S = 5.0
+# Seconds of waiting for factors before the update `factor.lagging`.
+LAGGING_AFTER_S = 5.0
 
 
 class AsyncKlinesync:
@@ -49,9 +49,9 @@ class AsyncKlinesync:
     Connections are opened by the first request and closed by `async with` or `close`. Times are unix seconds, a
     `datetime` or ISO 8601 text, UTC where no zone is given.
 
-    What cannot be answered raises `ServiceError`: its `code` is the service's (`unknown_series`,
-    `ledger_out_of_sync:factor` …), `unreachable` where there is none. A service that is `busy` or `shutting_down` is
-    asked again for about a minute. A malformed time raises `BadTime`.
+    A request without an answer raises `ServiceError`. Its `code` is the service's (`unknown_series`,
+    `ledger_out_of_sync:factor` …), or `unreachable`. Requests to a service that is `busy` or `shutting_down` are
+    retried for about a minute. A malformed time raises `BadTime`.
 
     url: address of the service, http://host:port. Raises `BadUrl`
     """
@@ -59,7 +59,7 @@ class AsyncKlinesync:
     def __init__(self, url: str) -> None:
         self._url = service_url(url)
         self._session: aiohttp.ClientSession | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # that the session belongs to
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the session
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._url!r})"
@@ -118,11 +118,11 @@ class AsyncKlinesync:
             since = int(page["candle_time"][-1])
 
     async def slices(self, series: SeriesId | str, at_time: Time | None = None, *, window: int = 1) -> Slices:
-        """What factors knew when a candle closed.
+        """The values of all factors when a candle closed.
 
         series: the series
         at_time: the newest candle that opens then or before; None: the newest candle
-        window: candles, up to that one, whose events and points are told; 1 by default
+        window: candles, up to that one, whose events and points are returned; 1 by default
 
         Raises `ServiceError`, `BadTime`.
         """
@@ -130,7 +130,7 @@ class AsyncKlinesync:
         return await self._get("/api/factor/slices", query, tables.WireSlices, tables.WireSlices.read)
 
     async def slices_after(self, series: SeriesId | str, since: Time, *, limit: int = CATCH_UP_SLICES) -> list[Slices]:
-        """What factors knew when each of several candles closed, each with a window of that candle alone.
+        """The values of all factors when each of several candles closed, each with a window of that candle alone.
 
         series: the series
         since: the oldest candles that open after this time
@@ -149,10 +149,10 @@ class AsyncKlinesync:
         at_time: Time | None = None,
         window: int = DEFAULT_WINDOW,
     ) -> Drawings:
-        """What a reader has to learn to draw a window.
+        """The drawings of a window, or their changes since a cursor.
 
         series: the series
-        cursor: of the reader's last answer: only what is new; None: everything
+        cursor: of the reader's last answer, for the changes since then; None: all drawings
         at_time: the window ends with the newest candle that opens then or before; None: the newest candle
         window: candles of the window, 2000 by default
 
@@ -202,19 +202,19 @@ class AsyncKlinesync:
         """Updates of a series, or of several, without end: history after `since`, then live, over reconnects.
 
         Closed candles of a series come once and in order; a correction of one that was delivered is marked `revised`.
-        Of several series, history comes in the order of open times, then live candles as they arrive. A series whose
-        history does not come is waited for up to 10 seconds (`merge.MERGE_WAIT_S`). `update.series` names the series.
+        Of several series, history comes in the order of open times, then live candles as they arrive. The other series
+        wait up to 10 seconds (`merge.MERGE_WAIT_S`) for the history of a slow one. `update.series` names the series.
 
         series: a series, or up to 1000 (`MAX_FOLLOWED`) of them
         since: only candles that open after this time; in the future it counts as the newest candle. None: live only
-        factors: whether each `ClosedCandle` has the `slices` of that very candle; False by default. Factors that lag
-            are waited for; a `System` update `factor.lagging` says so after a few seconds
-        what: the kinds of candles that are wanted: `closed`, `forming`, `corrections`; all of them by default
+        factors: whether each `ClosedCandle` has the `slices` of that very candle; False by default. Lagging
+            factors delay the candle; after 5 seconds a `System` update `factor.lagging` says so
+        what: the kinds of candles to deliver: `closed`, `forming`, `corrections`; all of them by default
 
         Raises `ServiceError` when the service refuses, `BadSeriesId`, `BadTime`, `Rejected`.
         """
-        several = [series] if isinstance(series, (SeriesId, str)) else list(series)
-        followed = list(dict.fromkeys(_parsed(one) for one in several))
+        requested = [series] if isinstance(series, (SeriesId, str)) else series
+        followed = list(dict.fromkeys(_series_of(name) for name in requested))
         if len(followed) > MAX_FOLLOWED:
             text = f"one follow takes {MAX_FOLLOWED} series, not {len(followed)}; begin several"
             raise ServiceError("too_many_subscriptions", text)
@@ -224,7 +224,7 @@ class AsyncKlinesync:
         if unknown or isinstance(what, str):
             raise Rejected(f"follow knows no {unknown or what!r}; `what` is a list of {', '.join(EVERYTHING)}")
         after = _seconds(since)
-        sources = {one: self._follow(one, after, what, factors=factors) for one in followed}
+        sources = {source: self._follow(source, after, what, factors=factors) for source in followed}
         async with aclosing(sources[followed[0]] if len(followed) == 1 else merged(sources)) as updates:
             async for update in updates:
                 yield update
@@ -233,47 +233,47 @@ class AsyncKlinesync:
         self, series: SeriesId, since: int | None, what: Collection[What], *, factors: bool
     ) -> AsyncGenerator[Update]:
         async with aclosing(follow(self._url, series, since, what=what)) as updates:
-            ahead: dict[int, Slices] = {}  # of candles that are caught up with and have not come yet
+            slices: dict[int, Slices] = {}  # of candles of the catch-up that come next
             head: int | None = None
             async for update in updates:
                 match update:
                     case ClosedCandle(candle, revised) if factors:
                         if revised:
-                            ahead.clear()  # they may be others now
-                        behind = head is not None and candle.time < head and not revised
-                        limit = CATCH_UP_SLICES if behind else 1
-                        async with aclosing(self._slices_at(series, candle.time, limit, ahead)) as lagging:
-                            async for told in lagging:
-                                yield told
-                        yield replace(update, slices=ahead.pop(candle.time, None))
+                            slices.clear()  # the correction may have changed them
+                        catching_up = head is not None and candle.time < head and not revised
+                        limit = CATCH_UP_SLICES if catching_up else 1
+                        async with aclosing(self._slices_at(series, candle.time, limit, slices)) as lagging:
+                            async for lag in lagging:
+                                yield lag
+                        yield replace(update, slices=slices.pop(candle.time, None))
                     case Connected(head, _):
                         yield update
                     case _:
                         yield update
 
     async def _slices_at(
-        self, series: SeriesId, at_time: int, limit: int, ahead: dict[int, Slices]
+        self, series: SeriesId, at_time: int, limit: int, slices: dict[int, Slices]
     ) -> AsyncGenerator[System]:
-        """Puts what factors knew at the candle into `ahead`, however long it takes, with those of up to `limit` candles
-        from there on. Nothing when the candle has been trimmed meanwhile."""
+        """Read the slices of a candle, and of up to `limit` candles from there on, into `slices`. Retries until the
+        candle's factors are computed; returns without them when the candle was trimmed meanwhile."""
         retry = 0
-        began_s, told = time.monotonic(), False
-        while at_time not in ahead:
-            ahead.clear()
+        began_s, announced = time.monotonic(), False
+        while at_time not in slices:
+            slices.clear()
             try:
-                found = await self.slices_after(series, max(at_time - 1, 0), limit=limit)
+                answer = await self.slices_after(series, max(at_time - 1, 0), limit=limit)
             except ServiceError as error:
-                if error.code not in _PASSING and not error.code.startswith("ledger_out_of_sync"):
+                if error.code not in _TEMPORARY and not error.code.startswith("ledger_out_of_sync"):
                     raise
-                found, why = [], str(error)
+                answer, reason = [], str(error)
             else:
-                why = "the service does not have it"
-            ahead.update((one.at_time, one) for one in found if one.at_time is not None)
-            if ahead:
+                reason = "the service does not have the candle"
+            slices.update((item.at_time, item) for item in answer if item.at_time is not None)
+            if slices:
                 return
-            if not told and time.monotonic() - began_s > TOLD_AFTER_S:
-                told = True
-                message = f"factors of the closed candle at {date_text(at_time)} are waited for: {why}"
+            if not announced and time.monotonic() - began_s > LAGGING_AFTER_S:
+                announced = True
+                message = f"factors of the closed candle at {date_text(at_time)} are not computed yet: {reason}"
                 yield System("factor.lagging", message, {"candle_time": at_time}, series=series)
             await asyncio.sleep(FACTORS_LAG.delay_s(retry))
             retry += 1
@@ -287,7 +287,7 @@ class AsyncKlinesync:
         if status != 200:
             refusal = refusal_in(body)
             if refusal is None:
-                text = f"{self._url}{path} answers {status} with what is no answer of klinesync"
+                text = f"{self._url}{path} answers {status}, but not as klinesync does"
                 raise ServiceError("bad_message", text)
             raise ServiceError(refusal.code, refusal.detail)
         return answer_in(body, kind, read, self._url + path)
@@ -302,11 +302,11 @@ class AsyncKlinesync:
         return self._session
 
 
-# Refusals that pass.
-_PASSING = frozenset({"unreachable", "rate_limited", "store_error", "too_many_connections", "busy", "shutting_down"})
+# Temporary refusals, which are retried.
+_TEMPORARY = frozenset({"unreachable", "rate_limited", "store_error", "too_many_connections", "busy", "shutting_down"})
 
 
-def _parsed(series: SeriesId | str) -> SeriesId:
+def _series_of(series: SeriesId | str) -> SeriesId:
     return series if isinstance(series, SeriesId) else SeriesId.parse(series)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP session of the client: to the service alone, wherever a redirect points."""
+"""The HTTP session of the client, which talks to the service alone: redirects are refused."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import aiohttp
 
-# Of where a redirect points at most so much is told.
+# Most characters of a redirect's target in the error.
 MAX_LOCATION_CHARS = 200
 
 
 def open_session(timeout_s: float) -> aiohttp.ClientSession:
-    """A session that follows no redirect: one is an `aiohttp.ClientError`. `timeout_s`: limit of a whole request."""
+    """A session that raises `aiohttp.ClientError` at a redirect. `timeout_s`: limit of a whole request, in seconds."""
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s), trace_configs=[trace])

@@ -1,4 +1,4 @@
-"""Updates: what a follower of a series is told. Each names its series."""
+"""Updates: the items that a follower of a series receives. Each names its series."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from klinesync.core.series_id import SeriesId
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The subscription is made; what was missed comes next. `head`: the newest closed open time that the service has;
-    `stream`: the state of the series' upstream (`live`, `reconnecting` …)."""
+    """The subscription is made; the missed candles come next. `head`: the newest closed open time of the service;
+    `stream`: the state of the series' stream (`live`, `reconnecting` …)."""
 
     head: int | None
     stream: str
@@ -22,8 +22,8 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """All that was stored when the subscription was made has come; what follows is live. Once a connection. `head`: the
-    newest closed open time at that moment; None when nothing is stored."""
+    """The catch-up is complete; live updates follow. Once a connection. `head`: the newest closed open time when the
+    subscription was made; None when nothing was stored."""
 
     head: int | None
     series: SeriesId = field(kw_only=True)
@@ -31,8 +31,13 @@ class CaughtUp:
 
 @dataclass(frozen=True, slots=True)
 class ClosedCandle:
-    """A closed candle; `revised`: in place of, or behind, an earlier one. `slices`: what factors knew when the candle
-    closed, for followers that asked for factors."""
+    """A closed candle.
+
+    candle: the candle
+    revised: whether it corrects a delivered candle, or fills a hole before one
+    slices: the values of all factors when the candle closed; None without `factors`
+    series: of the candle
+    """
 
     candle: Candle
     revised: bool = False
@@ -50,7 +55,13 @@ class FormingCandle:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Candles from `expected` on are missing before `actual`. `state`: unknown, healing, confirmed_empty or lost."""
+    """Candles are missing.
+
+    expected: open time of the first missing candle
+    actual: open time of the next candle
+    state: `unknown`, `healing`, `confirmed_empty` or `lost`
+    series: of the candles
+    """
 
     expected: int
     actual: int
@@ -60,8 +71,13 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Something that happened to the series (`event`: `stream.stale`, `backfill.progress`, `history.extended`, `slow`
-    …). `message` is a sentence, which may be empty; `data` are the facts."""
+    """An event of the series.
+
+    event: `stream.stale`, `backfill.progress`, `history.extended`, `slow` …
+    message: a sentence; may be empty
+    data: the facts
+    series: of the event
+    """
 
     event: str
     message: str
@@ -71,7 +87,7 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection is gone; it is made again by itself. `reason` is a sentence."""
+    """The connection ended; the follower reconnects by itself. `reason` is a sentence."""
 
     reason: str
     series: SeriesId = field(kw_only=True)

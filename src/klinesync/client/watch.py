@@ -16,7 +16,7 @@ import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 
-from klinesync.client.asking import ServiceError, get, service_url, unreachable
+from klinesync.client.asking import ServiceError, get, refusal_in, service_url, unreachable
 from klinesync.client.asking import reason as why_not
 from klinesync.client.board import HELD_CANDLES, Board, Health, Unanswered, clock, notice, number
 from klinesync.client.follow import follow
@@ -37,13 +37,13 @@ from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 
-# Candles from before the start that are shown where there is no board.
+# Stored candles that are printed first where there is no board.
 SHOWN_CANDLES = 15
 FETCH_TIMEOUT_S = 10.0
 HEALTH_INTERVAL_S = 3.0
-# However many updates come, the eye gets that many boards a second.
+# Shortest interval between two drawings of the board, in seconds, however many updates come.
 DRAW_INTERVAL_S = 0.1
-# The board is drawn that often when nothing comes, in seconds: data grow older.
+# Longest interval between two drawings, in seconds, because the shown age of the data grows.
 AGE_INTERVAL_S = 1.0
 
 T = TypeVar("T")
@@ -73,12 +73,8 @@ class _Health(msgspec.Struct):
     stream: _Stream
 
 
-class _Refusal(msgspec.Struct):
-    detail: str
-
-
 def line(update: Update) -> str | None:
-    """An update as a line of a log; forming candles have none, nor has a connection that stands."""
+    """An update as a line of a log; None for forming candles and for a new connection."""
     match update:
         case ClosedCandle(candle, revised):
             values = " ".join(number(value) for value in candle[1:])
@@ -110,17 +106,24 @@ def as_json(update: Update) -> str:
             body = {"type": "caught_up", "head_time": head}
         case Disconnected(reason):
             body = {"type": "disconnected", "reason": reason}
-    # In ASCII: JSON escapes control characters, and with them whatever else a terminal would obey.
+    # ASCII only: JSON escapes all other characters, among them the control characters of terminals.
     return json.dumps(body, separators=(",", ":"))
 
 
 async def watch(url: str, series_id: str, *, as_json_lines: bool) -> int:
-    """Show a series of the service at `url` until cancelled, or until nobody reads the lines any more. A terminal gets
-    a board, anything else a line an event. Raises `ServiceError`, `BadSeriesId`."""
+    """Show a series until cancelled, or until the reader of the lines is gone.
+
+    url: address of the service, http://host:port
+    series_id: the series
+    as_json_lines: whether each update is printed as JSON; otherwise a terminal gets a board, and a pipe a line an
+        update
+
+    Returns the exit code. Raises `ServiceError`, `BadSeriesId`, `BadUrl`.
+    """
     series = SeriesId.parse(series_id)
     url = service_url(url)
     console = Console()
-    # Rich takes some variables of the environment for a terminal; a board in a file is nobody's wish.
+    # Rich may take a file for a terminal because of environment variables: ask the descriptor too.
     board = None
     if not as_json_lines and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
         board = Board(series)
@@ -144,7 +147,7 @@ async def _print(updates: AsyncGenerator[Update], text_of: Callable[[Update], st
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            # Whoever read has seen enough. What Python would still flush at its end goes nowhere.
+            # The reader is gone. Python flushes standard output at its end: let that go to the null device.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
 
@@ -169,7 +172,7 @@ async def _show(
 
     async def draw() -> None:
         while True:
-            with suppress(TimeoutError):  # the age of the data goes on though nothing comes
+            with suppress(TimeoutError):  # draw anyway: the shown age of the data grows
                 await asyncio.wait_for(changed.wait(), AGE_INTERVAL_S)
             changed.clear()
             width, height = live.console.size
@@ -186,7 +189,7 @@ async def _show(
 
 @contextmanager
 def _on_new_size(call: Callable[[], None]) -> Iterator[None]:
-    """Call when the terminal has another size, or is ours again."""
+    """Call `call` when the terminal is resized, or the process continues after a stop."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGWINCH, signal.SIGCONT)
     for number_ in numbers:
@@ -199,10 +202,10 @@ def _on_new_size(call: Callable[[], None]) -> Iterator[None]:
 
 
 async def _health(session: aiohttp.ClientSession, url: str, series: SeriesId) -> Health | Unanswered | None:
-    """How the service judges the series; None where this service does not."""
+    """The health of the series; None when the service has no health of it."""
     try:
         status, body = await _get(session, f"{url}/api/market/health", {"series_id": str(series)})
-        if status == 404:  # the flag enable_kline_health_v2 is off, or the series is gone
+        if status == 404:  # the flag enable_kline_health_v2 is off, or the series is not stored
             return None
         if status != 200:
             return Unanswered(f"it answers {status}")
@@ -212,36 +215,36 @@ async def _health(session: aiohttp.ClientSession, url: str, series: SeriesId) ->
 
 
 def health_in(body: bytes) -> Health | Unanswered:
-    """What a health answer says."""
-    found = _decoded(body, _Health)
-    if found is None:
+    """The health in the body of an answer."""
+    answer = _decoded(body, _Health)
+    if answer is None:
         return Unanswered("its answer is not understood")
-    stream = found.stream
+    stream = answer.stream
     return Health(
-        printable(found.status),
-        printable(found.status_reason),
+        printable(answer.status),
+        printable(answer.status_reason),
         printable(stream.state),
         printable(stream.detail or ""),
-        None if stream.since is None else max(found.now_time - stream.since, 0.0),
-        None if stream.last_frame_at is None else max(found.now_time - stream.last_frame_at, 0.0),
-        printable(found.backfill.state),
-        found.backfill.progress_pct,
+        None if stream.since is None else max(answer.now_time - stream.since, 0.0),
+        None if stream.last_frame_at is None else max(answer.now_time - stream.last_frame_at, 0.0),
+        printable(answer.backfill.state),
+        answer.backfill.progress_pct,
     )
 
 
 async def _since(session: aiohttp.ClientSession, url: str, series: SeriesId, shown: int) -> int | None:
-    """The time behind which the newest `shown` candles lie; None where nothing is stored. Raises `ServiceError`."""
+    """The `since` of the newest `shown` candles; None when nothing is stored. Raises `ServiceError`."""
     try:
         status, body = await get(session, f"{url}/api/market/candles", {"series_id": str(series), "limit": "1"})
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise ServiceError("unreachable", unreachable(url, error)) from None
     if status != 200:
-        refusal = _decoded(body, _Refusal)
-        reason = f"what answers at {url} answers {status}; is it klinesync?" if refusal is None else refusal.detail
+        refusal = refusal_in(body)
+        reason = f"the program at {url} answers {status}; is it klinesync?" if refusal is None else refusal.detail
         raise ServiceError(str(status), printable(reason))
     page = _decoded(body, _Page)
     if page is None:
-        raise ServiceError("bad_message", f"what answers at {url} is no klinesync")
+        raise ServiceError("bad_message", f"the program at {url} is not klinesync")
     head = page.server_head_time
     return None if head is None else max(series.timeframe.shift(head, -shown), 0)
 

@@ -34,7 +34,7 @@ MAX_NEEDS_TOLD = 500
 class NeedFacts:
     """Candles that are missing and asked for; open times in UTC seconds, the end exclusive.
 
-    series: whose candles.
+    series_id: of the candles.
     start_time, end_time: the span.
     reason: why they are missing: `tail`, `older`, `gap`, `native`, `requested`.
     asked_by: who wants them.
@@ -44,7 +44,7 @@ class NeedFacts:
     last_answer: what came of the newest attempt, a sentence; None before the first one.
     """
 
-    series: SeriesId
+    series_id: str
     start_time: int
     end_time: int
     reason: str
@@ -191,7 +191,7 @@ def need_facts(statuses: Iterable[NeedStatus], now_s: float, now_time: int) -> l
         wait_s = None if status.next_try_s is None else max(0.0, status.next_try_s - now_s)
         facts.append(
             NeedFacts(
-                series=need.series,
+                series_id=str(need.series),
                 start_time=need.span.start,
                 end_time=need.span.end,
                 reason=need.reason,
