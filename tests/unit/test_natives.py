@@ -17,7 +17,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
-from klinesync.history import natives, pending
+from klinesync.history import native_folds, natives, pending
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
 from klinesync.history.ports import HistoryPorts
@@ -39,10 +39,14 @@ def wanted(first: int, end: int = 100) -> Need:
 
 
 class World:
-    """`shown`: the buckets that the exchange has, of which each request gets one page; `trouble` is raised first."""
+    """`shown`: the buckets that the exchange has, of which each request gets one page; `trouble` is raised first.
 
-    def __init__(self, database: InThreadSqliteDatabase) -> None:
+    source: the series that the exchange has in place of `FIVES`; None: it has none.
+    """
+
+    def __init__(self, database: InThreadSqliteDatabase, source: SeriesId | None = FIVES) -> None:
         self.database = database
+        self.source = source
         self.shown: set[int] = set()
         self.shown_later: set[int] = set()  # from the second request on
         self.asked: list[tuple[int, int]] = []
@@ -56,13 +60,18 @@ class World:
                 database=database,
                 watch=BackfillBoard(lambda: 1_700_000_000.0).watch(),
                 rng=random.Random(1),
+                native_source=self.native_source,
             )
         )
+
+    async def native_source(self, series: SeriesId) -> SeriesId | None:
+        assert series == FIVES
+        return self.source
 
     async def pages(
         self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        assert series == FIVES
+        assert series == self.source
         assert end is not None
         self.asked.append((start // STEP_S, end // STEP_S))
         if self.trouble:
@@ -70,8 +79,10 @@ class World:
         if len(self.asked) > 1:
             self.shown |= self.shown_later
         rows = [bucket for bucket in sorted(self.shown) if start <= bucket * STEP_S < end]
+        parts = STEP_S // series.timeframe.step_s
+        times = [bucket * STEP_S + series.timeframe.step_s * at for bucket in rows for at in range(parts)]
         if rows:
-            yield HistoryPage([Candle(bucket * STEP_S, 1.0, 2.0, 0.5, 1.5, 3.0) for bucket in rows], [])
+            yield HistoryPage([Candle(time, 1.0, 2.0, 0.5, 1.5, 3.0) for time in times], [])
 
     async def stored(self) -> list[int]:
         rows = await self.database.read(lambda store: store.oldest(FIVES, 1 << 30, since=-1))
@@ -85,12 +96,12 @@ class World:
 
 
 @asynccontextmanager
-async def world_on(path: Path) -> AsyncIterator[World]:
+async def world_on(path: Path, source: SeriesId | None = FIVES) -> AsyncIterator[World]:
     async def pause() -> None:
         await asyncio.sleep(0)
 
     async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause) as database:
-        world = World(database)
+        world = World(database, source)
         tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.history.run())]
         try:
             await world.pipeline.submit(BASE, [Candle(BEGIN, 1.0, 2.0, 0.5, 1.5, 3.0)], "http")
@@ -150,3 +161,38 @@ async def test_an_exchange_that_gives_no_answer_is_asked_again_however_often(tmp
         await world.until(lambda: not world.history.needs_of(FIVES))
         assert await world.stored() == list(range(90, 100))
         assert len(world.asked) == 3 * natives.MAX_FRUITLESS + 1
+
+
+async def test_candles_of_a_timeframe_that_the_exchange_lacks_are_folded_the_newest_first_and_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_folds, "MAX_PARTS", 20)
+    async with world_on(tmp_path, BASE) as world:
+        world.shown = set(range(85, 100))
+        world.history.submit(wanted(70))
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert world.asked == [(96, 100), (92, 96), (88, 92), (84, 88)], "84 has nothing: the exchange begins at 85"
+        assert await world.stored() == list(range(85, 100))
+        assert world.history.nothing_before(FIVES) == Span(70 * STEP_S, 85 * STEP_S)
+        stored = await world.database.read(lambda store: store.oldest(FIVES, 1, since=-1))
+        assert stored == [Candle(85 * STEP_S, 1.0, 2.0, 0.5, 1.5, 15.0)]
+        assert await world.database.read(lambda store: store.span(BASE)) == Span(BEGIN, BEGIN + 60), "no part is stored"
+
+
+async def test_a_folded_candle_whose_parts_are_not_shown_yet_is_asked_for_again_alone(tmp_path: Path) -> None:
+    async with world_on(tmp_path, BASE) as world:
+        world.shown, world.shown_later = set(range(90, 99)), {99}
+        world.history.submit(wanted(90))
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert world.asked[0] == (90, 100)
+        assert set(world.asked[1:]) == {(99, 100)}
+        assert await world.stored() == list(range(90, 100))
+
+
+async def test_an_exchange_without_candles_that_can_be_folded_is_not_asked_for_any(tmp_path: Path) -> None:
+    async with world_on(tmp_path, None) as world:
+        world.history.submit(wanted(90))
+        await world.until(lambda: any(need.attempts > 3 for need in world.history.needs_of(FIVES)))
+        (need,) = world.history.needs_of(FIVES)
+        assert need.last_answer == f"binance has no candles that give those of {FIVES}"
+        assert world.asked == []

@@ -9,10 +9,11 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand
 from klinesync.history.memory import NOTHING_BEFORE_TTL_S, SourceMemory
 from klinesync.history.missing import Reason
+from klinesync.history.native_folds import NativeFold
 from klinesync.history.pending import Pending, after_fruitless, after_no_answer
 from klinesync.history.pieces import Outcome
 from klinesync.history.ports import HistoryPorts
-from klinesync.history.reading import candles_came, into, on_board, read_pages
+from klinesync.history.reading import Progress, candles_came, into, on_board, read_pages
 from klinesync.pipelines.derived_step import NATIVE
 
 # The reason of the reading in health.
@@ -37,28 +38,38 @@ class NativeReader:
 
     async def read(self, pending: Pending, errand: Errand) -> Outcome:
         """Read a need, newest page first, so that each page joins the stored candles. Missing candles at the end of the
-        need are retried: the exchange may not show them yet, or not as final. Raises `StoreError`."""
+        need are retried: the exchange may not show them yet, or not as final. Candles of a timeframe that the exchange
+        lacks are folded, the newest `MAX_PARTS` parts at a time. Raises `StoreError`."""
         series, wanted = pending.series, pending.span
         stored = await self.ports.database.read(lambda store: store.span(series))
+        progress: Progress | None = None
         try:
-            with on_board(self.ports.watch, series, wanted, NATIVE_REASON) as progress:
-                pages = self.ports.history(series, wanted.start, errand, wanted.end)
+            source = await self.ports.native_source(series)
+            if source is None:
+                again = after_fruitless(pending, self.ports.monotonic(), self.ports.rng)
+                return Outcome((again,), f"{series.exchange} has no candles that give those of {series}")
+            fold = NativeFold.newest(series.timeframe, source.timeframe, wanted)
+            with on_board(self.ports.watch, series, fold.span, NATIVE_REASON) as progress:
+                pages = fold.pages(self.ports.history(source, fold.span.start, errand, fold.span.end))
                 await read_pages(pages, into(self.ports.pipeline, series, NATIVE), progress, newest_first=True)
         except UpstreamError as error:
             self.ports.warn("history.native_failed", series, "its native candles cannot be read", error=error)
             again = after_no_answer(pending, self.ports.monotonic(), self.ports.rng, error.retry_after_s or 0.0)
-            return Outcome((again,), str(error), progress.candles)
-        brought = progress.came
-        if brought is not None and wanted.start < brought.start and (stored is None or wanted.start < stored.start):
-            self.memory.remember_nothing(series, Span(wanted.start, brought.start), self.ports.monotonic())
-        end = wanted.start if brought is None else brought.end
-        if end >= wanted.end:
-            return Outcome((), candles_came(progress.candles), progress.candles)
-        again = after_fruitless(pending.with_span(Span(end, wanted.end)), self.ports.monotonic(), self.ports.rng)
+            return Outcome((again,), str(error), 0 if progress is None else progress.candles)
+        brought, now_s, read = progress.came, self.ports.monotonic(), fold.span
+        begins, oldest = fold.begins(brought), stored is None or wanted.start < stored.start
+        if begins is not None and oldest:
+            self.memory.remember_nothing(series, Span(wanted.start, begins), now_s)
+        older = []
+        if begins is None and wanted.start < read.start:
+            older = [pending.due_now(Span(wanted.start, read.start), now_s)]
+        end = read.start if brought is None else brought.end
+        if end >= read.end:
+            return Outcome(older, candles_came(progress.candles), progress.candles)
+        again = after_fruitless(pending.with_span(Span(end, read.end)), now_s, self.ports.rng)
         if again.fruitless_attempts < MAX_FRUITLESS:
-            return Outcome((again,), candles_came(progress.candles), progress.candles)
-        now_s = self.ports.monotonic()
-        if brought is None and (stored is None or wanted.start < stored.start):
+            return Outcome((again, *older), candles_came(progress.candles), progress.candles)
+        if brought is None and oldest and not older:
             self.memory.remember_nothing(series, wanted, now_s)
         self.memory.remember_answer(series, Reason.NATIVE, again.span, now_s + NOTHING_BEFORE_TTL_S, now_s)
-        return Outcome((), NOTHING_SHOWN, progress.candles)
+        return Outcome(older, NOTHING_SHOWN, progress.candles)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from klinesync.core.candle import MAX_TIME
@@ -25,6 +25,10 @@ log = Log(__name__)
 LOG_EVERY_S = 600.0
 
 
+async def _itself(series: SeriesId) -> SeriesId | None:
+    return series
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryPorts:
     """The sources, the store, progress and limits of reading history.
@@ -38,6 +42,8 @@ class HistoryPorts:
     shelves: history files, searched in this order before the exchange is asked.
     covers: whether a series has any source.
     asks: whether the exchange of a series may be asked for history.
+    native_source: the series of the exchange that gives the native candles of a derived series, by default the series
+        itself; None: the exchange has none. Raises `UpstreamError`.
     kept_from: the open time before which retention trims a series with that head; 0: retention is off.
     now_s: the exchange's time as far as it is known, UTC seconds; later candles of files are left out.
     reach: how far back the exchange's history of a series goes; None: to the first candle, or unknown.
@@ -55,6 +61,7 @@ class HistoryPorts:
     shelves: Sequence[Shelf] = ()
     covers: Callable[[SeriesId], bool] = lambda _: True
     asks: Callable[[SeriesId], bool] = lambda _: True
+    native_source: Callable[[SeriesId], Awaitable[SeriesId | None]] = _itself
     kept_from: Callable[[SeriesId, int], int] = lambda _series, _head: 0
     now_s: Callable[[SeriesId], float] = lambda _: float(MAX_TIME)
     reach: Callable[[SeriesId], Reach | None] = lambda _: None

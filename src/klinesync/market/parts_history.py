@@ -8,6 +8,7 @@ from pathlib import Path
 from klinesync.core.series_id import SeriesId
 from klinesync.history.board import BackfillBoard
 from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles, SymbolId
+from klinesync.history.native_folds import NativeSources
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.reading import Shelf
 from klinesync.history.service import HistoryService
@@ -67,6 +68,7 @@ def build_history(
         shelves=history_shelves(settings, files, exchange.registry.symbol_id),
         covers=scope.covers,
         asks=scope.reads_exchange,
+        native_source=NativeSources(exchange.registry.knows, writing.derived.base).source,
         kept_from=scope.kept_from,
         now_s=exchange.time.now_s,
         reach=exchange.registry.reach,
