@@ -233,6 +233,29 @@ async def test_a_hole_that_was_asked_for_in_vain_again_and_again_is_red(tmp_path
         assert await made.judged() == ("red", "interior_gap")
 
 
+async def test_a_gap_that_an_explicit_backfill_reads_is_healing_though_gaps_are_not_healed(tmp_path: Path) -> None:
+    async with running_service(tmp_path / "store.sqlite", enable_market_gap_backfill="off") as service:
+        market_data = service.runtime.market_data
+        await market_data.ingest_candles_closed(BTC, [candle(minute) for minute in (0, 1, 2, 7, 8)])
+        assert market_data.health is not None
+        market_data.backfill._queue.submit(Need(BTC, Span(START, START + 600), Reason.REQUESTED, "a test"), 0.0)
+        health = await market_data.health.health(BTC)
+        assert (health.gaps.healing, health.gaps.unknown) == (4, 0)
+
+
+async def test_the_sweep_promises_no_healing_where_gaps_are_not_healed(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        await made.write(0, 5)
+
+        async def follow(_: SeriesId) -> None:
+            pass
+
+        made.startup = StartupSync(series=[BTC], follow=follow, caught_up=follow, monotonic=lambda: 0.0)
+        made.backfill.heals = False
+        made.serve()
+        assert (await made.get())["gaps"] == {"unknown": 4, "healing": 0, "confirmed_empty": 0, "lost": 0}
+
+
 async def test_a_series_that_waits_in_the_sweep_is_not_alarming(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         await made.write(0, 5)

@@ -47,7 +47,7 @@ from klinesync.exchanges.ccxt.thread import CcxtThread
 from klinesync.exchanges.ccxt.venue_margin import VenueMargin
 from klinesync.exchanges.exchange import Errand, KlineEvent, Listing, Ticker, Urgency
 from klinesync.factor.indicator_names import parse_indicators
-from klinesync.history.files.importing import Manner, survey
+from klinesync.history.files.importing import ReadOptions, survey
 from klinesync.history.files.names import archive_name, freqtrade_series
 from klinesync.history.files.planning import ImportFile
 from klinesync.history.files.readers import BadFile, column_names, verify_checksum
@@ -449,9 +449,9 @@ def _folder() -> Path:
 def _history_file(ending: str, payload: bytes) -> None:
     path = _folder() / f"file{ending}"
     path.write_bytes(payload)
-    for manner in (Manner(), Manner(unterminated=True)):
+    for options in (ReadOptions(), ReadOptions(unterminated=True)):
         with _declared(BadFile):
-            survey(ImportFile(path, BTC), NOW_S, manner)
+            survey(ImportFile(path, BTC), NOW_S, options)
     if ending in (".csv", ".feather", ".parquet"):
         with _declared(BadFile):
             column_names(path, ending)

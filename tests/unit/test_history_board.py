@@ -181,7 +181,7 @@ def test_one_of_many_candles_is_told_of_from_its_beginning_on_however_quick_it_i
     told = Told()
     board = BackfillBoard(wall, told)
     deep = board.watch()
-    deep.began(BTC, Span(0, 60 * board_module.TELL_CANDLES), "backfill")
+    deep.began(BTC, Span(0, 60 * board_module.PUBLISH_CANDLES), "backfill")
     for upto in range(0, 60_000, 600):
         deep.advanced(BTC, upto, upto // 60)
     deep.ended(BTC)

@@ -32,8 +32,8 @@ NAMES = ("open", "high", "low", "close", "volume")
 def judged(path: Path, *, unterminated: bool = False) -> tuple[list[Candle], list[str]]:
     """The sound rows of a file, and what is said of the others."""
     judge = Judge(Timeframe.parse("1m"), NOW)
-    rows = judge.arranged(batches(path, judge.broken, unterminated=unterminated), 10_000).candles()
-    return rows, judge.told
+    rows = judge.in_order(batches(path, judge.broken, unterminated=unterminated), 10_000).candles()
+    return rows, judge.examples
 
 
 def csv(folder: Path, text: str) -> Path:

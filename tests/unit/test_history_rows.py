@@ -14,7 +14,7 @@ from klinesync.core.errors import BadCandle
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.history.files.rows import (
-    MAX_TOLD,
+    MAX_EXAMPLES,
     Columns,
     Judge,
     OutOfOrder,
@@ -79,12 +79,12 @@ def test_what_passes_is_what_passes_the_rules_of_every_candle_whatever_the_order
     batches: list[list[Candle]], timeframe: Timeframe
 ) -> None:
     judge = Judge(timeframe, NOW)
-    passed = judge.arranged(map(columns, batches), 100).candles()
+    passed = judge.in_order(map(columns, batches), 100).candles()
     rows = [row for batch in batches for row in batch]
     expected, bad = model(rows, timeframe)
     assert passed == expected
     assert (judge.rows, judge.good, judge.bad) == (len(rows), len(expected), bad)
-    assert len(judge.told) == min(bad, MAX_TOLD)
+    assert len(judge.examples) == min(bad, MAX_EXAMPLES)
     assert (judge.first, judge.last) == ((expected[0].time, expected[-1].time) if expected else (None, None))
 
 
@@ -107,10 +107,10 @@ def test_rows_in_order_pass_batch_by_batch_and_others_are_noticed(
 
 def test_only_so_many_rows_are_sorted_in_memory() -> None:
     rows = columns([SOUND._replace(time=60 * at) for at in (3, 2, 1)])
-    assert len(Judge(MINUTE, NOW).arranged([rows], 3)) == 3
-    assert Judge(MINUTE, NOW).arranged([rows], 1, Span(60, 120)).time.tolist() == [60]
+    assert len(Judge(MINUTE, NOW).in_order([rows], 3)) == 3
+    assert Judge(MINUTE, NOW).in_order([rows], 1, Span(60, 120)).time.tolist() == [60]
     with pytest.raises(TooManyRows):
-        Judge(MINUTE, NOW).arranged([rows], 2)
+        Judge(MINUTE, NOW).in_order([rows], 2)
 
 
 def test_a_bad_row_is_told_with_its_place_in_the_file() -> None:
@@ -118,8 +118,8 @@ def test_a_bad_row_is_told_with_its_place_in_the_file() -> None:
     rows[1] = rows[1]._replace(volume=-1.0)
     rows[4] = rows[4]._replace(time=0, close=2.0)
     judge = Judge(MINUTE, NOW)
-    assert len(judge.arranged([columns(rows[:3]), columns(rows[3:])], 10)) == 4
-    assert judge.told == [
+    assert len(judge.in_order([columns(rows[:3]), columns(rows[3:])], 10)) == 4
+    assert judge.examples == [
         "row 2: candle at 1970-01-01 00:01 UTC refused: volume -1.0 is negative",
         "row 5: candle at 1970-01-01 00:00 UTC refused: it is given twice, with different values",
     ]
@@ -131,7 +131,7 @@ def test_a_row_that_says_the_same_again_is_no_bad_row_and_one_that_says_otherwis
     passed = judge.sound(columns([row, row, row._replace(volume=2.0)])).candles()
     passed += judge.sound(columns([row, row._replace(time=60), row._replace(time=60)])).candles()
     assert passed == [row, row._replace(time=60)]
-    assert judge.told == ["row 3: candle at 1970-01-01 00:00 UTC refused: it is given twice, with different values"]
+    assert judge.examples == ["row 3: candle at 1970-01-01 00:00 UTC refused: it is given twice, with different values"]
     assert judge.bad == 1
 
 

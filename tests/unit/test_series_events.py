@@ -15,7 +15,7 @@ from klinesync.core.spans import Span, joined
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import StreamStatus
 from klinesync.history.event_log import CROWD_LEAST, CROWD_S, MAX_EVENTS_A_SERIES, EventLog
-from klinesync.history.event_words import MAX_HOLES_TOLD, ROUTINE_CANDLES, gap_events, reading_event
+from klinesync.history.event_words import MAX_GAP_EVENTS, ROUTINE_CANDLES, gap_events, reading_event
 from klinesync.history.series_events import SeriesEvents
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
@@ -97,8 +97,8 @@ def test_a_hole_that_is_declared_and_settled_in_one_transaction_was_settled() ->
 def test_thousands_of_holes_at_once_are_counted() -> None:
     holes = [Span(at(2 * number), at(2 * number + 1)) for number in range(5000)]
     told = net(gaps.note([], holes))
-    assert len(told) == MAX_HOLES_TOLD + 1
-    assert told[-1] == ("gap.declared", f"and {5000 - MAX_HOLES_TOLD} more holes at once")
+    assert len(told) == MAX_GAP_EVENTS + 1
+    assert told[-1] == ("gap.declared", f"and {5000 - MAX_GAP_EVENTS} more holes at once")
 
 
 spans = st.tuples(st.integers(0, 30), st.integers(1, 6)).map(lambda span: Span(at(span[0]), at(sum(span))))

@@ -111,7 +111,7 @@ def test_a_merge_is_the_union_with_the_stores_values(file: dict[int, int], store
     assert how.same == sum(file[at] == store[at] for at in both)
     assert how.different == sum(file[at] != store[at] for at in both)
     assert how.kept == len(file.keys() - store.keys())
-    assert len(how.told) == min(how.different, 5)
+    assert len(how.examples) == min(how.different, 5)
 
 
 def test_a_file_of_freqtrades_that_cannot_be_merged_with_is_left_as_it_is(tmp_path: Path, run: Run) -> None:

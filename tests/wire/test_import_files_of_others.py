@@ -22,7 +22,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.history.files import importing
-from klinesync.history.files.importing import Manner, import_files, stoppable
+from klinesync.history.files.importing import ReadOptions, import_files, stoppable
 from klinesync.history.files.planning import MAX_PASSED_OVER, Imported, ImportFile
 from klinesync.history.files.readers import BadFile, verify_checksum
 from klinesync.history.files.sources import FreqtradeFiles
@@ -187,7 +187,7 @@ async def test_an_import_that_fails_midway_says_how_many_candles_are_in(
 
     done: list[Imported] = []
     with pytest.raises(StoreError, match="the disk is full"):
-        await import_files(files, put, now, Manner(), done)
+        await import_files(files, put, now, ReadOptions(), done)
     assert [(one.stored, one.failed) for one in done] == [(25, None), (10, "the disk is full")]
     assert importing.sentence(done[1]).endswith("B_USDT-1m.json: the disk is full; 10 of its candles are stored")
 
@@ -249,7 +249,7 @@ async def test_a_reading_ends_between_two_batches(tmp_path: Path) -> None:
     asked: Iterator[bool] = iter([False, False, True])
     file = ImportFile(write_freqtrade(tmp_path / "BTC_USDT-1m.parquet", minutes(START, 200_000)), SERIES)
     with pytest.raises(importing.Stopped):
-        importing.survey(file, START * 2, Manner(), lambda: next(asked))
+        importing.survey(file, START * 2, ReadOptions(), lambda: next(asked))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

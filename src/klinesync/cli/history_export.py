@@ -54,7 +54,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
             "bytes": size,
             "merged": None
             if how is None
-            else {"same": how.same, "different": how.different, "kept": how.kept, "first_different": how.told},
+            else {"same": how.same, "different": how.different, "kept": how.kept, "first_different": how.examples},
         }
         print(json.dumps(facts, indent=1))
         return 0
@@ -66,6 +66,6 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
             f"now have the store's, {how.kept} that the file alone has stay"
         )
     print(printable(f"{path}: {candles} of {arguments.series_id} ({size} bytes){beside}"))
-    for text in () if how is None else how.told:
+    for text in () if how is None else how.examples:
         print(printable(f"    {text}"))
     return 0

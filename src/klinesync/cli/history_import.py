@@ -17,7 +17,7 @@ from klinesync.core.counted import counted
 from klinesync.core.errors import KlinesyncError, StoreError, UpstreamError
 from klinesync.core.printable import printable
 from klinesync.exchanges.exchange import Listing
-from klinesync.history.files.importing import Manner, import_files, sentence, stoppable
+from klinesync.history.files.importing import ReadOptions, import_files, sentence, stoppable
 from klinesync.history.files.names import ARCHIVE_EXCHANGE
 from klinesync.history.files.planning import Imported, ImportFile, find, plan
 from klinesync.history.files.readers import BadFile
@@ -42,7 +42,7 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
     derived = stored_derived_step(flags, arguments.url)
     files = [file for file in planned if not (derived.derives(file.series) or file.series in derived.dormant)]
     done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
-    manner = Manner(strict=arguments.strict, unterminated=arguments.unterminated)
+    options = ReadOptions(strict=arguments.strict, unterminated=arguments.unterminated)
     imported: list[Imported] = []
     failure: KlinesyncError | None = None
     began_s = SYSTEM_CLOCK.monotonic_s()
@@ -55,7 +55,7 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
         async with writer(flags, derived, arguments.url, "import", names.asked) as (put, now):
             with bar() as say, _seldom_collected():
                 try:
-                    await import_files(files, put, now, manner, imported, _progress_of(say, files))
+                    await import_files(files, put, now, options, imported, _progress_of(say, files))
                 except KlinesyncError as error:
                     failure = error
     except asyncio.CancelledError:
@@ -133,7 +133,7 @@ def _report(done: Sequence[Imported], not_begun: int, took_s: float, *, as_json:
                 "candles": one.stored,
                 "new": one.new,
                 "quarantined": one.quarantined,
-                "first_bad_rows": one.told,
+                "first_bad_rows": one.examples,
                 "first_time": one.first,
                 "last_time": one.last,
                 "refused": one.refused,
@@ -149,7 +149,7 @@ def _report(done: Sequence[Imported], not_begun: int, took_s: float, *, as_json:
     for one in done:
         if one.refused is None or refused > 1:  # a single refusal is told on stderr
             print(sentence(one))
-        for text in one.told if one.refused is None else ():
+        for text in one.examples if one.refused is None else ():
             print(printable(f"    {text}"))
     print(
         f"{counted(len(done), 'file')}, {counted(candles, 'candle')} in {took_s:.1f} s "

@@ -1,10 +1,11 @@
-"""BackfillBoard: who reads history of which series, and how far."""
+"""BackfillBoard: the progress of all readings of history, for health and clients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from operator import attrgetter
 from typing import Literal
 
 from klinesync.core.counted import counted
@@ -12,26 +13,39 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import HistoryWatch
 
-# Readings of one reader that are over and still told of; the oldest are forgotten.
+# Most finished readings of a reader that are remembered; the oldest are evicted.
 MAX_FINISHED = 10_000
-# A reading that takes longer is told of to those who watch the series, and again so often; one of so many candles from
-# its beginning on. Its end is told, too, of each that was told of.
-TELL_EVERY_S = 1.0
-TELL_CANDLES = 2000
-# The reason of a reading that failed before anything was read.
+# Pause between two progress messages of a reading, in seconds; the first comes so long after its beginning.
+PUBLISH_EVERY_S = 1.0
+# Missing candles from which on a reading is published at its beginning.
+PUBLISH_CANDLES = 2000
+# Reason of a reading that failed before its span was known.
 UNBEGUN = "the newest candles"
 
-Tell = Callable[[SeriesId, str, Mapping[str, object]], None]
-# Takes a reading that has ended: its series, its span (None: the reading failed before that was known), its reason, how
-# many candles came, and what was in the way.
+# Sends a progress message to the clients of a series: a sentence and its facts.
+Publish = Callable[[SeriesId, str, Mapping[str, object]], None]
+# Takes a finished reading: its series, its span (None: it failed before the span was known), its reason, the number of
+# candles that came, and its error.
 NoteReading = Callable[[SeriesId, Span | None, str, int, str | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class BackfillReport:
-    """How the reading of a series' history stands. Times are UTC seconds of the wall clock. `start_missing_*` is what
-    was to be read when it began, `current_missing_*` what still is; `recent`: it runs, or ended not long ago. So many
-    `candles` came, at that rate; about `left_s` seconds are left, where that can be known."""
+    """The progress of reading a series' history.
+
+    state: of the reading; `idle` when there was none.
+    progress_pct: 0 … 100.
+    started_at, updated_at: UTC seconds of the wall clock.
+    reason: why the history is read.
+    note: a sentence about the candles that came.
+    error: why the reading failed, a sentence.
+    recent: whether the reading runs, or ended recently.
+    start_missing_seconds, start_missing_candles: missing at the beginning.
+    current_missing_seconds, current_missing_candles: missing now.
+    candles: candles that came.
+    candles_per_s: their mean rate.
+    left_s: estimated seconds to the end; None when unknown.
+    """
 
     state: Literal["idle", "running", "succeeded", "failed"] = "idle"
     progress_pct: float | None = None
@@ -52,8 +66,19 @@ class BackfillReport:
 
 @dataclass(slots=True)
 class _Reading:
-    """One reading: all of `span` before `upto` is read, which brought `candles`. Of readings the one with the highest
-    `number` began last."""
+    """A reading of history.
+
+    series: whose history.
+    span: open times that are read.
+    reason: why.
+    number: rises with each reading that begins.
+    started_s, updated_s: UTC seconds of the wall clock.
+    upto: every open time of the span before this one has been read.
+    candles: candles that came.
+    state: of the reading.
+    error: why it failed, a sentence.
+    published_s: time of the newest progress message; None before the first.
+    """
 
     series: SeriesId
     span: Span
@@ -65,7 +90,7 @@ class _Reading:
     candles: int = 0
     state: Literal["running", "succeeded", "failed"] = "running"
     error: str | None = None
-    told_s: float | None = None
+    published_s: float | None = None
 
     @property
     def missing(self) -> int:
@@ -124,29 +149,24 @@ class _Reading:
 
 
 class _Watch:
-    """What one reader tells: it reads a series once at a time."""
+    """The readings of one reader, which reads a series once at a time."""
 
-    def __init__(
-        self, wall_s: Callable[[], float], tell: Tell | None, note: NoteReading | None, numbers: Iterator[int]
-    ) -> None:
-        self._wall_s = wall_s
-        self._tell = tell
-        self._note = note
-        self._numbers = numbers
+    def __init__(self, board: BackfillBoard) -> None:
+        self._board = board
         self.running: dict[SeriesId, _Reading] = {}
         self.finished: dict[SeriesId, _Reading] = {}
 
     def began(self, series: SeriesId, span: Span, reason: str) -> None:
-        now_s = self._wall_s()
+        now_s = self._board.wall_s()
         span = Span(span.start, max(span.start, span.end))
         self.finished.pop(series, None)
-        again = self.running.get(series)
-        reading = _Reading(series, span, reason, next(self._numbers), now_s, now_s, span.start)
+        before = self.running.get(series)
+        reading = _Reading(series, span, reason, next(self._board.numbers), now_s, now_s, span.start)
         self.running[series] = reading
-        if again is not None:
-            reading.told_s = again.told_s  # it grew
-        elif reading.missing >= TELL_CANDLES:
-            self._say(reading)
+        if before is not None:
+            reading.published_s = before.published_s  # the same reading with a longer span
+        elif reading.missing >= PUBLISH_CANDLES:
+            self._publish(reading)
 
     def advanced(self, series: SeriesId, upto: int, candles: int) -> None:
         reading = self.running.get(series)
@@ -154,69 +174,70 @@ class _Watch:
             return
         reading.upto = min(max(reading.upto, series.timeframe.floor(upto)), reading.span.end)
         reading.candles = candles
-        reading.updated_s = self._wall_s()
-        since_s = reading.started_s if reading.told_s is None else reading.told_s
-        if reading.updated_s - since_s >= TELL_EVERY_S:
-            self._say(reading)
+        reading.updated_s = self._board.wall_s()
+        since_s = reading.started_s if reading.published_s is None else reading.published_s
+        if reading.updated_s - since_s >= PUBLISH_EVERY_S:
+            self._publish(reading)
 
     def ended(self, series: SeriesId, error: str | None = None) -> None:
         reading = self.running.pop(series, None)
         if reading is None:
-            if error is not None and self._note is not None:
-                self._note(series, None, UNBEGUN, 0, error)
+            if error is not None and self._board.note is not None:
+                self._board.note(series, None, UNBEGUN, 0, error)
             return
         reading.state = "succeeded" if error is None else "failed"
         reading.error = error
-        reading.updated_s = self._wall_s()
+        reading.updated_s = self._board.wall_s()
         if error is None:
             reading.upto = reading.span.end
-        if self._note is not None:
-            self._note(series, reading.span, reading.reason, reading.candles, error)
+        if self._board.note is not None:
+            self._board.note(series, reading.span, reading.reason, reading.candles, error)
         self.finished[series] = reading
         if len(self.finished) > MAX_FINISHED:
             del self.finished[next(iter(self.finished))]
-        if reading.told_s is not None:
-            self._say(reading)  # who was told of its progress is told of its end
+        if reading.published_s is not None:
+            self._publish(reading)
 
-    def _say(self, reading: _Reading) -> None:
-        reading.told_s = reading.updated_s
-        if self._tell is not None:
-            self._tell(reading.series, reading.sentence(), reading.facts())
+    def _publish(self, reading: _Reading) -> None:
+        reading.published_s = reading.updated_s
+        if self._board.publish is not None:
+            self._board.publish(reading.series, reading.sentence(), reading.facts())
 
 
 class BackfillBoard:
-    """Remembers who reads history of which series, and how far: each reader tells it through a watch of its own. Times
-    are the wall clock's.
+    """The progress of all readings of history. Each reader reports through a watch of its own.
 
-    `tell` passes a sentence and its facts on to those who watch the series, while a reading goes on that takes long.
-    `note` takes each reading that has ended.
+    wall_s: UTC seconds of the wall clock.
+    publish: sends progress messages of a long reading to the clients of its series; None (the default): nobody does.
+    note: takes each finished reading; None (the default): nobody does.
     """
 
-    def __init__(self, wall_s: Callable[[], float], tell: Tell | None = None, note: NoteReading | None = None) -> None:
-        self._wall_s = wall_s
-        self._tell = tell
-        self._note = note
-        self._numbers = count(1)
+    def __init__(
+        self, wall_s: Callable[[], float], publish: Publish | None = None, note: NoteReading | None = None
+    ) -> None:
+        self.wall_s = wall_s
+        self.publish = publish
+        self.note = note
+        self.numbers = count(1)
         self._watches: list[_Watch] = []
 
     def watch(self) -> HistoryWatch:
-        """A watch for one more reader. What it is told of a series before `began`, or after `ended`, is passed over."""
-        watch = _Watch(self._wall_s, self._tell, self._note, self._numbers)
+        """A watch for another reader. A report on a series before `began` or after `ended` is ignored."""
+        watch = _Watch(self)
         self._watches.append(watch)
         return watch
 
     def report(self, series: SeriesId, recent_s: float) -> BackfillReport:
-        """Of the readings of `series` that run the one that began last; when none runs, of those that are over.
-        `recent_s`: how long an ended one counts as recent."""
+        """The newest running reading of `series`, or the newest finished one when none runs. `recent_s`: seconds for
+        which a finished reading counts as recent."""
         running = [watch.running[series] for watch in self._watches if series in watch.running]
         if running:
             return max(running, key=_number).report(recent=True)
         finished = [watch.finished[series] for watch in self._watches if series in watch.finished]
         if not finished:
             return BackfillReport()
-        recent = any(self._wall_s() - reading.updated_s <= recent_s for reading in finished)
+        recent = any(self.wall_s() - reading.updated_s <= recent_s for reading in finished)
         return max(finished, key=_number).report(recent=recent)
 
 
-def _number(reading: _Reading) -> int:
-    return reading.number
+_number = attrgetter("number")

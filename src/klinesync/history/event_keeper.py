@@ -1,4 +1,4 @@
-"""EventKeeper: keeps an `EventLog` over a restart. A store that fails costs events, and nothing else."""
+"""EventKeeper: persists an `EventLog`. A store that fails loses events, and affects nothing else."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from klinesync.storage.database import Database
 
 log = Log(__name__)
 
-# Pause between two writes of events, in seconds; longer after each failed one. A crash loses the events of one pause.
+# Pause between two writes of events, and its backoff after failed writes. A crash loses the events of one pause.
 WRITES = Backoff(initial_s=60.0, most_s=3600.0)
-# Most events of one transaction, which takes some 20 ms then. More wait for the next one.
+# Most events of a transaction, which then takes some 20 ms.
 MAX_EVENTS_A_WRITE = 5000
-# Candles that wait for the writer go first: events wait for them no longer than this, in seconds.
+# Longest wait of events for candles that wait for the writer, in seconds.
 GIVE_WAY_S = 5.0
-# How often it is looked whether they are written, in seconds.
+# Pause between two checks whether candles still wait, in seconds.
 GIVE_WAY_LOOK_S = 0.05
 
 
 class EventKeeper:
-    """Reads the events at the start, and writes those that are new now and then.
+    """Reads the events at the start, and writes new events periodically.
 
     database: the store.
-    log: the events.
+    events: the events.
     busy: whether candles wait for the writer.
     """
 
@@ -37,11 +37,11 @@ class EventKeeper:
         self._events = events
         self._busy = busy
         self._failed = False
-        self.writes = 0  # transactions, and the events in them, since the start
-        self.written = 0
+        self.writes = 0  # transactions since the start
+        self.written = 0  # events in them
 
     async def load(self) -> None:
-        """Read what the store has; before anything is noted, and once."""
+        """Read the stored events, once and before the first event is noted."""
         try:
             self._events.restore(await self._database.read(lambda store: store.events.all()))
         except StoreError as error:
@@ -57,7 +57,7 @@ class EventKeeper:
             failures = 0 if await self._write(self._events.take(MAX_EVENTS_A_WRITE)) else failures + 1
 
     async def save(self) -> None:
-        """Write all events that the store does not have; for the stop."""
+        """Write all new events, when the service stops."""
         while batch := self._events.take(MAX_EVENTS_A_WRITE):
             if not await self._write(batch):
                 return
@@ -69,7 +69,7 @@ class EventKeeper:
             await asyncio.sleep(GIVE_WAY_LOOK_S)
 
     async def _write(self, batch: EventBatch) -> bool:
-        """Whether the batch is stored."""
+        """Write a batch. Returns whether the store has it."""
         if not batch:
             return True
         try:

@@ -1,7 +1,7 @@
-"""EventLog: the newest events of each series, in memory, and what of them a store does not have yet. Pure.
+"""EventLog: the newest events of each series in memory, and the events that the store does not have yet. Pure.
 
-A log is bounded three ways: events a scope, scopes, and events of all scopes together. What happens again soon is
-counted, not added, so that a stream which flaps does not push out everything else.
+The log has three limits: events of a scope, scopes, and events of all scopes together. Repeated events are counted, so
+that a stream which flaps does not evict all other events.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from itertools import islice
 from klinesync.core.events import EventBatch, NumberedEvent, ScopeChange, SeriesEvent
 from klinesync.core.printable import printable
 
-# Newest events of a scope that are kept.
+# Most events of a scope; the oldest are evicted.
 MAX_EVENTS_A_SERIES = 200
-# Scopes (series and markets) with events. Beyond, the scope without an event for the longest time is forgotten.
+# Most scopes (series and markets); the scope with the oldest newest event is evicted.
 MAX_SCOPES = 5000
-# Events of all scopes together, about 25 MB. Beyond, that scope loses its oldest events.
+# Most events of all scopes together, about 25 MB; the scope with the oldest newest event loses its oldest events.
 MAX_EVENTS = 50_000
 # Longest sentence of an event, in characters.
 MAX_DETAIL_CHARS = 300
-# An event is the same again when one of so many newest events of its scope has its name and its sentence, ...
+# Newest events of a scope in which an event with the same name and sentence is searched, to count it as a repetition.
 REPEAT_LOOK = 8
-# ... and happened no longer ago than this, in milliseconds.
+# Longest time between an event and its repetition, in milliseconds.
 REPEAT_WITHIN_MS = 600_000
-# Series of a market that get the same event for themselves within `CROWD_S` seconds. For further series the event is
-# kept once, for the market: 1,000 streams that flap are the events of 20 series, and one of their market.
+# Series of a market that may each note the same event within `CROWD_S` seconds. For further series the event is noted
+# once, for the market: 1,000 streams that flap are the events of 20 series and an event of their market.
 CROWD_LEAST = 20
 CROWD_S = 60.0
 
 
 class _Ring:
-    """The events of one scope, oldest first. `clean_below`: the store has every event with a smaller number.
-    `stored`: the store may have events of the scope, these or older ones."""
+    """The events of a scope, oldest first. `clean_below`: the store has every event with a smaller number. `stored`:
+    the store may have events of the scope."""
 
     __slots__ = ("clean_below", "events", "stored")
 
@@ -61,9 +61,9 @@ class EventLog:
         self._rings: OrderedDict[str, _Ring] = OrderedDict()  # the scope with the newest event is last
         self._total = 0
         self._number = 0
-        self._dirty: dict[str, None] = {}  # scopes that the store does not have as they are; the longest so first
-        self._gone: dict[str, None] = {}  # scopes that were forgotten here, and that the store may have
-        self._clear = False  # what the store has is unknown: it is to be deleted
+        self._dirty: dict[str, None] = {}  # scopes that differ from the store; the oldest difference first
+        self._evicted: dict[str, None] = {}  # scopes that the store may still have
+        self._clear = False  # the stored events are unknown, and have to be deleted
 
     def __len__(self) -> int:
         return self._total
@@ -71,32 +71,32 @@ class EventLog:
     def __contains__(self, scope: str) -> bool:
         return scope in self._rings
 
-    # What happened.
+    # Noting events.
 
     def note(self, scope: str, event: str, detail: str, at_ms: int) -> None:
-        """Something happened to that scope.
+        """Add an event.
 
         scope: a series, or a market.
-        event: its name.
-        detail: a sentence; text of others in it is escaped, and cut where it is long.
-        at_ms: when, UTC milliseconds.
+        event: name of the event.
+        detail: a sentence; escaped, and cut after `MAX_DETAIL_CHARS`.
+        at_ms: when the event happened, UTC milliseconds.
         """
         detail = printable(detail[:MAX_DETAIL_CHARS])
         ring = self._ring(scope)
         self._number += 1
-        again = self._taken_out(ring, event, detail, at_ms)
-        if again is None:
+        before = self._remove_repeated(ring, event, detail, at_ms)
+        if before is None:
             ring.events.append(NumberedEvent(self._number, SeriesEvent(event, detail, at_ms, at_ms)))
         else:
-            repeated = again.event._replace(at_ms=at_ms, times=again.event.times + 1)
+            repeated = before.event._replace(at_ms=at_ms, times=before.event.times + 1)
             ring.events.append(NumberedEvent(self._number, repeated))
-            ring.clean_below = min(ring.clean_below, again.number)
+            ring.clean_below = min(ring.clean_below, before.number)
         self._total += 1
         self._dirty.setdefault(scope)
         self._trim(scope, ring)
 
-    def _taken_out(self, ring: _Ring, event: str, detail: str, at_ms: int) -> NumberedEvent | None:
-        """The same event as it was noted before, which is not in the ring any more."""
+    def _remove_repeated(self, ring: _Ring, event: str, detail: str, at_ms: int) -> NumberedEvent | None:
+        """Remove the newest repetition of the event from the ring, and return it; None when there is none."""
         for back in range(1, min(REPEAT_LOOK, len(ring.events)) + 1):
             noted = ring.events[-back]
             same = noted.event.event == event and noted.event.detail == detail
@@ -110,9 +110,9 @@ class EventLog:
         ring = self._rings.get(scope)
         if ring is None:
             ring = self._rings[scope] = _Ring()
-            if scope in self._gone:
-                ring.stored = True  # what was forgotten here
-                del self._gone[scope]
+            if scope in self._evicted:
+                ring.stored = True
+                del self._evicted[scope]
         self._rings.move_to_end(scope)
         return ring
 
@@ -122,45 +122,45 @@ class EventLog:
         while len(self._rings) > self._scopes:
             oldest = next(iter(self._rings))
             self._total -= len(self._rings[oldest].events)
-            self._forget(oldest)
+            self._evict(oldest)
         while self._total > self._events:
             oldest = next(iter(self._rings))
             self._drop_oldest(oldest, self._rings[oldest])
             if not self._rings[oldest].events:
-                self._forget(oldest)
+                self._evict(oldest)
 
     def _drop_oldest(self, scope: str, ring: _Ring) -> None:
         ring.events.popleft()
         self._total -= 1
         self._dirty.setdefault(scope)
 
-    def _forget(self, scope: str) -> None:
+    def _evict(self, scope: str) -> None:
         ring = self._rings.pop(scope)
         self._dirty.pop(scope, None)
         if ring.stored:
-            self._gone.setdefault(scope)
+            self._evicted.setdefault(scope)
 
-    # What is told.
+    # Reading events.
 
     def events(self, scopes: Sequence[str]) -> list[SeriesEvent]:
-        """The newest events of these scopes together, at most as many as a scope has, in the order in which they
-        happened last."""
+        """The newest events of these scopes together, by the time of their newest repetition, oldest first; at most as
+        many as a scope may have."""
         rings = [self._rings[scope].events for scope in scopes if scope in self._rings]
         newest = islice(merge(*(reversed(ring) for ring in rings), key=_newest_first), self._a_series)
         return [numbered.event for numbered in newest][::-1]
 
     def newest(self, scope: str, names: Iterable[str]) -> SeriesEvent | None:
-        """The newest event of that scope that has one of these names."""
+        """The newest event of a scope with one of these names; None when there is none."""
         ring, wanted = self._rings.get(scope), frozenset(names)
         if ring is None:
             return None
-        return next((one.event for one in reversed(ring.events) if one.event.event in wanted), None)
+        return next((numbered.event for numbered in reversed(ring.events) if numbered.event.event in wanted), None)
 
-    # The store.
+    # Persistence.
 
     def restore(self, stored: Iterable[tuple[str, NumberedEvent]]) -> None:
-        """Take what a store has, in the order of its numbers, before anything is noted."""
-        assert not self._number, "what the store has is older than what is noted"
+        """Add stored events, in the order of their numbers, before the first event is noted."""
+        assert not self._number, "stored events are older than noted events"
         for scope, numbered in stored:
             ring = self._ring(scope)
             ring.events.append(numbered)
@@ -170,44 +170,44 @@ class EventLog:
             self._trim(scope, ring)
 
     def restart(self) -> None:
-        """What the store has cannot be read: all of it is to be replaced by what is here."""
+        """Replace all stored events by the events in memory, because the stored events cannot be read."""
         self._clear = True
-        self._gone.clear()
+        self._evicted.clear()
         for scope, ring in self._rings.items():
             ring.clean_below, ring.stored = 0, False
             self._dirty.setdefault(scope)
 
     def take(self, most: int) -> EventBatch:
-        """What the store does not have, with at most `most` events; the rest is for the next batch. From now on it
-        counts as stored: `put_back` a batch that was not."""
-        changes = [ScopeChange(scope, self._number + 1, self._number + 1) for scope in self._gone]
-        self._gone.clear()
-        left = most
-        while self._dirty and left > 0:
+        """The next batch of changes for the store, with at most `most` events. The batch counts as stored: `put_back`
+        the batch when writing it fails."""
+        changes = [ScopeChange(scope, self._number + 1, self._number + 1) for scope in self._evicted]
+        self._evicted.clear()
+        room = most
+        while self._dirty and room > 0:
             scope = next(iter(self._dirty))
             ring = self._rings[scope]
             new = [numbered for numbered in ring.events if numbered.number >= ring.clean_below]
-            some = tuple(new[:left])
-            left -= max(1, len(some))
+            taken = tuple(new[:room])
+            room -= max(1, len(taken))
             first = ring.events[0].number
-            changes.append(ScopeChange(scope, first, max(first, ring.clean_below), some))
+            changes.append(ScopeChange(scope, first, max(first, ring.clean_below), taken))
             ring.stored = True
-            ring.clean_below = new[len(some)].number if len(some) < len(new) else self._number + 1
-            if len(some) == len(new):
+            ring.clean_below = new[len(taken)].number if len(taken) < len(new) else self._number + 1
+            if len(taken) == len(new):
                 del self._dirty[scope]
         batch = EventBatch(tuple(changes), self._clear)
         self._clear = False
         return batch
 
     def put_back(self, batch: EventBatch) -> None:
-        """That batch was not stored: the next one has its changes too."""
+        """Add the changes of a batch that was not stored to the next batch."""
         if batch.clear:
             self.restart()
             return
         for change in batch.changes:
             ring = self._rings.get(change.scope)
             if ring is None:
-                self._gone.setdefault(change.scope)
+                self._evicted.setdefault(change.scope)
                 continue
             ring.clean_below = min(ring.clean_below, change.start)
             ring.stored = True
@@ -219,17 +219,19 @@ def _newest_first(numbered: NumberedEvent) -> int:
 
 
 class Crowd:
-    """Tells the event of one series from an event that many series of a market have at the same time."""
+    """Detects events that many series of a market have at the same time."""
 
     def __init__(self) -> None:
-        # By market scope and event: when it began, how many series had it since, and the sentence for all further ones.
+        # By market scope and event: beginning of the window, series with the event in it, the market's sentence.
         self._windows: dict[tuple[str, str], tuple[float, int, str]] = {}
 
     def sentence(self, market: str, event: str, detail: str, now_s: float) -> str | None:
-        """The sentence of the market's event, once `CROWD_LEAST` series of that market had the event within `CROWD_S`;
-        None for the event of one series. It counts from now on.
+        """Count an event of a series, and return the sentence of the market's event once `CROWD_LEAST` series had the
+        same event within `CROWD_S`; None before.
 
-        detail: what is said of this series. The market's event says it of the first series that it is noted for.
+        market: scope of the market.
+        event: name of the event.
+        detail: the sentence of the series; the market's sentence quotes that of the first further series.
         now_s: monotonic seconds.
         """
         began_s, count, sentence = self._windows.get((market, event), (now_s, 0, ""))

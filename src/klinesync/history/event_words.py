@@ -1,4 +1,4 @@
-"""The events of gaps, corrections and readings of history: their names, and sentences that people can use. Pure."""
+"""Names and sentences of the events of gaps, corrections and readings of history. Pure."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from klinesync.core.spans import Span, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.records import Corrected
 
-# Holes of one transaction that are told one by one; the rest is counted. A file may bring thousands.
-MAX_HOLES_TOLD = 20
-# Readings that go on all the time are told from so many candles on: a tail is read after each lost connection.
+# Most events of one kind for the gaps of a transaction; further gaps are counted. A file may close thousands.
+MAX_GAP_EVENTS = 20
+# Fewest candles of a routine reading that make an event: a tail is read after each lost connection.
 ROUTINE_CANDLES = 100
-# Reasons of such readings, as the board names them.
+# Reasons of routine readings.
 ROUTINE = frozenset({"tail", "read"})
 
-_LEFT_ALONE = re.compile(r"is (?:in trouble and is )?asked again in \d+ s")
+_COOLDOWN = re.compile(r"is (?:in trouble and is )?asked again in \d+ s")
 _OPEN = (GapState.UNKNOWN, GapState.HEALING)
 
 
 class Named(NamedTuple):
-    """An event's name, and its sentence."""
+    """The name and the sentence of an event."""
 
     event: EventName
     detail: str
 
 
 def span_text(timeframe: Timeframe, span: Span) -> str:
-    """The candles that open in `span`: `10 candles, 2026-11-30 08:00 UTC to 2026-11-30 08:09 UTC`, first and last."""
+    """The number of candles in `span`, and the first and the last: `10 candles, 2026-11-30 08:00 UTC to 2026-11-30
+    08:09 UTC`."""
     candles = timeframe.count(*span)
     if candles <= 1:
         return f"the candle of {date_text(span.start)}"
@@ -41,29 +42,31 @@ def span_text(timeframe: Timeframe, span: Span) -> str:
 
 
 def gap_events(timeframe: Timeframe, changes: Sequence[GapChange]) -> list[Named]:
-    """What the changes of one transaction come to: holes that were declared, filled, confirmed empty or lost. A hole
-    that was declared and settled at once was settled. That somebody reads a hole is no event here."""
+    """The events of one transaction: gaps that were declared, filled, confirmed empty or lost. A gap that was declared
+    and settled in the transaction makes one event. The state `healing` makes no event."""
     before, after = _net(changes)
-    was, is_ = [gap.span for gap in before], [gap.span for gap in after]
-    came = [Named("gap.filled", f"{span_text(timeframe, span)}: filled") for span in without(was, is_)]
+    spans_before, spans_after = [gap.span for gap in before], [gap.span for gap in after]
+    filled = [
+        Named("gap.filled", f"{span_text(timeframe, span)}: filled") for span in without(spans_before, spans_after)
+    ]
     declared = [
         Named("gap.declared", f"{span_text(timeframe, span)}: missing")
-        for span in without((gap.span for gap in after if gap.state in _OPEN), was)
+        for span in without((gap.span for gap in after if gap.state in _OPEN), spans_before)
     ]
     settled = [
         _settled(timeframe, gap, span)
         for gap in after
         if gap.state not in _OPEN
-        for span in without([gap.span], [one.span for one in before if one.state is gap.state])
+        for span in without([gap.span], [old.span for old in before if old.state is gap.state])
     ]
-    return _told(came) + _told(declared) + _told(settled)
+    return _limited(filled) + _limited(declared) + _limited(settled)
 
 
 def _settled(timeframe: Timeframe, gap: Gap, span: Span) -> Named:
     if gap.state is GapState.LOST:
         return Named("gap.lost", f"{span_text(timeframe, span)}: lost: {gap.proof}")
     if timeframe.count(*span) <= 1:
-        # Without a date: the minutes without trades of a quiet market are one event that is counted.
+        # Without a date, so that the minutes without trades of a quiet market are repetitions of one event.
         return Named("gap.confirmed_empty", f"a single candle is confirmed empty: {gap.proof}")
     return Named("gap.confirmed_empty", f"{span_text(timeframe, span)}: confirmed empty: {gap.proof}")
 
@@ -83,15 +86,15 @@ def _net(changes: Iterable[GapChange]) -> tuple[list[Gap], list[Gap]]:
     return sorted(before - both), sorted(after - both)
 
 
-def _told(events: list[Named]) -> list[Named]:
-    if len(events) <= MAX_HOLES_TOLD:
+def _limited(events: list[Named]) -> list[Named]:
+    if len(events) <= MAX_GAP_EVENTS:
         return events
-    more = len(events) - MAX_HOLES_TOLD
-    return [*events[:MAX_HOLES_TOLD], Named(events[0].event, f"and {counted(more, 'more hole')} at once")]
+    more = len(events) - MAX_GAP_EVENTS
+    return [*events[:MAX_GAP_EVENTS], Named(events[0].event, f"and {counted(more, 'more hole')} at once")]
 
 
 def corrected_event(corrected: Corrected) -> Named:
-    """Stored candles got other values."""
+    """The event of stored candles whose values were corrected."""
     if corrected.candles == 1:
         return Named(
             "candles.corrected", f"the candle of {date_text(corrected.first)}: {corrected.source} has corrected it"
@@ -101,17 +104,20 @@ def corrected_event(corrected: Corrected) -> Named:
 
 
 def reading_event(timeframe: Timeframe, span: Span, reason: str, candles: int, error: str | None) -> Named | None:
-    """History of `span` was read for that reason; None where that is routine.
+    """The event of a reading of history; None for a routine reading.
 
-    candles: how many came.
-    error: what was in the way; None when nothing was.
+    timeframe: of the series.
+    span: open times that were read.
+    reason: of the reading.
+    candles: number of candles that came.
+    error: why the reading failed, a sentence; None when it did not.
     """
     if error is not None:
-        # Without the seconds: each further failure while the exchange is left alone is the same event.
-        error = _LEFT_ALONE.sub("is not asked for a while", error)
+        # Without the seconds, so that further failures during the same cooldown are repetitions of one event.
+        error = _COOLDOWN.sub("is not asked for a while", error)
         return Named("history.failed", f"asked for ({reason}), and not answered: {error}")
     if not candles:
-        # Without its end: the next question about the same tail is the same event.
+        # Without the end, so that the next request for the same tail is a repetition of one event.
         return Named("history.empty", f"asked for from {date_text(span.start)} on ({reason}): no candle came")
     if reason in ROUTINE and candles < ROUTINE_CANDLES:
         return None

@@ -1,7 +1,7 @@
-"""SeriesEvents: notes what happens to series in an `EventLog`, dated by the clock of their exchange.
+"""SeriesEvents: notes events of series in an `EventLog`, dated by the clock of their exchange.
 
-An event of one series is kept for that series. What happens to all series of a market (a lost connection, an exchange
-that refuses) is kept once for the market, and so is the same event of many series at once.
+An event of a market (a lost connection, an exchange that refuses) is noted once for the market; so is an event that
+many series of the market have at the same time.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.storage.records import Corrected, SeriesChange
 
-# States of the stream of one series, whatever its connection does; and states in which that is over.
+# Events of stream states that concern a single series, not its connection.
 _OWN_STATES: Mapping[StreamState, EventName] = {
     StreamState.STALE: "stream.stale",
     StreamState.REST_FALLBACK: "stream.rest_fallback",
     StreamState.DELISTED: "stream.delisted",
 }
-_OVER: Mapping[StreamState, EventName] = {
+# Events of the states that follow them.
+_RECOVERED_STATES: Mapping[StreamState, EventName] = {
     StreamState.SUBSCRIBED: "stream.subscribed",
     StreamState.LIVE: "stream.live",
 }
@@ -38,28 +39,29 @@ Clocks = Mapping[tuple[str, str], ExchangeClock]
 P = ParamSpec("P")
 
 
-def _never_in_the_way(
+def _contained(
     method: Callable[Concatenate[SeriesEvents, P], None],
 ) -> Callable[Concatenate[SeriesEvents, P], None]:
-    """A defect in what notes an event costs that event: those who tell of it write candles and follow series."""
+    """Contain defects of a method, so that a defect loses the event and not the caller, who writes candles or follows
+    series."""
 
     @wraps(method)
-    def contained(events: SeriesEvents, /, *args: P.args, **more: P.kwargs) -> None:
+    def guarded(events: SeriesEvents, /, *args: P.args, **more: P.kwargs) -> None:
         with events.bulkheads.contained(Part.EVENTS, method.__name__):
             method(events, *args, **more)
 
-    return contained
+    return guarded
 
 
 class SeriesEvents:
-    """Notes events. Every method returns at once.
+    """Notes events of series. Every method returns at once.
 
-    log: keeps the events.
-    clocks: what is known of the time, by exchange and market.
-    wall_s: UTC seconds by this machine, for events of a market whose time is not known.
+    log: has the events.
+    clocks: exchange clocks by exchange and market.
+    wall_s: UTC seconds of this machine, for events of a market whose time is unknown.
     monotonic: monotonic seconds.
     bulkheads: contains defects.
-    derives: whether a series is computed from another. Its gaps and corrections follow from those of its base.
+    derives: whether a series is derived; its gaps and corrections, which follow from those of its base, are not noted.
     """
 
     def __init__(
@@ -80,66 +82,76 @@ class SeriesEvents:
         self.bulkheads = bulkheads
         self._crowd = Crowd()
 
-    # What is told.
+    # Reading events.
 
     def knows(self, series: SeriesId) -> bool:
-        """Whether the series itself has events."""
+        """Whether the series has events of its own."""
         return str(series) in self._log
 
     def of(self, *series: SeriesId) -> list[SeriesEvent]:
-        """The newest events of these series and their markets together, in the order in which they happened last."""
+        """The newest events of these series and their markets together, as `EventLog.events` orders them."""
         return self._log.events(scopes_of(*series))
 
     # Streams.
 
-    @_never_in_the_way
+    @_contained
     def followed(self, series: SeriesId, head: int | None) -> None:
-        """The series is followed from now on. `head`: its newest stored open time; None when nothing is stored."""
+        """The series is followed from now on. `head`: its stored head; None when nothing is stored."""
         stored = "nothing is stored yet" if head is None else f"the newest stored candle is that of {date_text(head)}"
         self._note(series, Named("series.followed", f"the series is followed from now on; {stored}"))
 
-    @_never_in_the_way
+    @_contained
     def unfollowed(self, series: SeriesId) -> None:
-        """Nobody has watched the series for a while."""
+        """The series is not followed any more, because it has no subscribers."""
         self._note(series, Named("series.unfollowed", "nobody watches the series: it is followed no more"))
 
-    @_never_in_the_way
+    @_contained
     def stream(self, series: SeriesId, before: StreamState, status: StreamStatus) -> None:
-        """The state of the stream has changed from `before`."""
+        """The state of a stream has changed.
+
+        series: whose stream.
+        before: the state before.
+        status: the state now.
+        """
         state = status.state
-        own = _OWN_STATES.get(state) or (_OVER.get(state) if before in _OWN_STATES else None)
+        own = _OWN_STATES.get(state) or (_RECOVERED_STATES.get(state) if before in _OWN_STATES else None)
         if own is not None:
             self._note(series, Named(own, stream_sentence(status)))
         elif state is StreamState.RECONNECTING:
-            self.market(series, "connection.lost", f"streams of the market are being connected{_behind(status.detail)}")
-        elif before is StreamState.RECONNECTING:  # the first frame of a subscribed stream is no news
+            self.market(series, "connection.lost", f"streams of the market are being connected{_reason(status.detail)}")
+        elif before is StreamState.RECONNECTING:  # `subscribed` -> `live` is no event
             self.market(series, "connection.made", "streams of the market are subscribed")
 
-    @_never_in_the_way
+    @_contained
     def failing(self, series: SeriesId, reason: str) -> None:
-        """The stream of that series, and others of its connection, cannot be subscribed."""
-        self.market(series, "connection.failing", f"streams of the market cannot be subscribed{_behind(reason)}")
+        """The streams of a connection, among them that of `series`, cannot be subscribed."""
+        self.market(series, "connection.failing", f"streams of the market cannot be subscribed{_reason(reason)}")
 
-    @_never_in_the_way
+    @_contained
     def market(self, series: SeriesId, event: EventName, detail: str) -> None:
-        """Something happened to the whole market of that series."""
+        """Note an event of a market.
+
+        series: any series of the market.
+        event: name of the event.
+        detail: a sentence.
+        """
         scope = market_scope(series.exchange, series.market)
         self._log.note(scope, event, detail, self._now_ms(series))
 
     # The store.
 
-    @_never_in_the_way
+    @_contained
     def unwritten(self, series: SeriesId) -> None:
         """Candles of the series could not be written."""
         detail = "candles could not be written; they are read again from the exchange once the store takes them"
         self._note(series, Named("store.failed", detail))
 
-    @_never_in_the_way
+    @_contained
     def damaged(self, series: SeriesId) -> None:
-        """Stored candles of the series are gone."""
+        """Stored candles of the series are damaged, and gone."""
         self._note(series, Named("store.damaged", "stored candles are gone from the store: they are declared missing"))
 
-    @_never_in_the_way
+    @_contained
     def committed(self, changes: Sequence[SeriesChange]) -> None:
         """A transaction has changed gaps and stored values."""
         gaps: dict[SeriesId, list[GapChange]] = {}
@@ -156,14 +168,15 @@ class SeriesEvents:
 
     # History.
 
-    @_never_in_the_way
+    @_contained
     def read(self, series: SeriesId, span: Span | None, reason: str, candles: int, error: str | None) -> None:
         """A reading of history has ended.
 
-        span: what was read; None where the reading failed before that was known.
-        reason: why it was read.
-        candles: how many came.
-        error: what was in the way; None when nothing was.
+        series: whose history.
+        span: open times that were read; None: the reading failed before its span was known.
+        reason: of the reading.
+        candles: number of candles that came.
+        error: why the reading failed, a sentence; None when it did not.
         """
         event = reading_event(series.timeframe, span or Span(0, 0), reason, candles, error)
         if event is not None:
@@ -186,5 +199,5 @@ class SeriesEvents:
         return int(self._wall_s() * 1000) if now_ms is None else now_ms
 
 
-def _behind(detail: str | None) -> str:
+def _reason(detail: str | None) -> str:
     return "" if detail is None else f": {detail}"

@@ -43,7 +43,7 @@ class HistoryService:
     def __init__(self, ports: HistoryPorts, *, tails: Tails | None = None, heals: bool = True) -> None:
         self._ports = ports
         self._tails = tails
-        self._heals = heals
+        self.heals = heals
         self._queue = HistoryQueue()
         self._errands: dict[SeriesId, Errand] = {}  # of the readings in flight
         self._changed = asyncio.Event()
@@ -85,14 +85,21 @@ class HistoryService:
         self._changed.set()
         return fits
 
+    def heal(self, need: Need) -> None:
+        """Submit a need of live ingest, if gaps are healed."""
+        if self.heals:
+            self.submit(need)
+
     def request_declared(self, series: SeriesId) -> None:
-        """Queue the declared gaps of an ingested series, and return at once."""
-        self._queue.look(Look(series))
-        self._changed.set()
+        """Queue the declared gaps of an ingested series, if gaps are healed, and return at once."""
+        if self.heals:
+            self._queue.look(Look(series))
+            self._changed.set()
 
     def retry_declared(self, series: SeriesId) -> None:
         """Queue the declared gaps of a series that the exchange lists again; its failed needs are retried at once."""
         self._queue.retry_now(series)
+        self._changed.set()
         self.request_declared(series)
 
     async def backfill(
@@ -222,7 +229,7 @@ class HistoryService:
             return await self._natives.read(fetch.needs[0], errand)
         if fetch.reason is Reason.TAIL and self._tails is not None:
             outcome = await self._tails.read(fetch.needs[0], errand)
-            if self._heals and outcome.candles:
+            if outcome.candles:
                 self.request_declared(fetch.series)  # the part of the tail beyond its limit is a gap now
             return outcome
         return await self._holes.read(fetch, errand)

@@ -80,8 +80,8 @@ class JobPorts:
     stored: Callable[[SeriesId], Awaitable[Span | None]]
     show: Callable[[Forming], None]
     notice: Callable[[SeriesId, StreamStatus], None]
-    heal: Callable[[Need], None] | None
-    heal_declared: Callable[[SeriesId], None] | None
+    heal: Callable[[Need], None]
+    heal_declared: Callable[[SeriesId], None]
     suspect: Callable[[], None]
     events: SeriesEvents
     rng: random.Random
@@ -175,14 +175,11 @@ class Job:
                         series=self.series,
                         span=hole,
                     )
-                    if self._ports.heal is not None:
-                        self._ports.heal(Need(self.series, hole, Reason.GAP, "gap"))
+                    self._ports.heal(Need(self.series, hole, Reason.GAP, "gap"))
                 case Request(span, reason):
-                    if self._ports.heal is not None:
-                        self._ports.heal(Need(self.series, span, Reason.OLDER, reason))
+                    self._ports.heal(Need(self.series, span, Reason.OLDER, reason))
                 case RequestDeclared():
-                    if self._ports.heal_declared is not None:
-                        self._ports.heal_declared(self.series)
+                    self._ports.heal_declared(self.series)
                 case Suspect():
                     self._ports.suspect()
                 case CaughtUp():

@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from klinesync.core.candle import Candle, Forming
@@ -81,16 +81,16 @@ class IngestSupervisor:
 
     def __init__(
         self,
-        *,
         exchange: Exchange,
+        *,
         pipeline: IngestPipeline,
         stored: Callable[[SeriesId], Awaitable[Span | None]],
         show: Callable[[Forming], None],
         base_of: Callable[[SeriesId], SeriesId],
         notice: Callable[[SeriesId, StreamStatus], None],
-        heal: Callable[[Need], None] | None,
-        heal_declared: Callable[[SeriesId], None] | None,
-        history_watch: HistoryWatch,
+        heal: Callable[[Need], None],
+        heal_declared: Callable[[SeriesId], None],
+        watch: Callable[[], HistoryWatch],
         events: SeriesEvents,
         settings: FollowSettings,
         rng: random.Random,
@@ -104,7 +104,7 @@ class IngestSupervisor:
         self._pipeline = pipeline
         self._stored = stored
         self._base_of = base_of
-        self._settings = settings
+        self._settings = settings = replace(settings, one_list_decides=exchange.one_list_decides)
         self._events = events
         self.audit: Audit | None = None
         self._table = JobTable(settings.ondemand_idle_ttl_s, settings.ondemand_max_jobs, exchange)
@@ -136,7 +136,7 @@ class IngestSupervisor:
             exchange=exchange,
             markets=self._markets,
             pipeline=pipeline,
-            watch=history_watch,
+            watch=watch(),
             settings=settings,
             files=files,
             clock=clock,

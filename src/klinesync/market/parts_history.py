@@ -31,13 +31,12 @@ ARCHIVE_LEAST_CANDLES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class HistoryParts:
-    """`heals`: is `backfill` where declared gaps are read, else None. `coverage`: None where reads fetch nothing."""
+    """`coverage`: None where reads fetch nothing."""
 
     board: BackfillBoard
     files: FreqtradeFiles | None
     scope: SeriesScope
     backfill: HistoryService
-    heals: HistoryService | None
     derived_history: DerivedHistory
     coverage: Coverage | None
     scrub: StoreScrub
@@ -84,7 +83,6 @@ def build_history(
         files=files,
     )
     backfill = HistoryService(ports, tails=tails, heals=settings.heals)
-    heals = backfill if settings.heals else None
     derived_history = DerivedHistory(
         history=backfill,
         pipeline=writing.pipeline,
@@ -115,7 +113,6 @@ def build_history(
         files=files,
         scope=scope,
         backfill=backfill,
-        heals=heals,
         derived_history=derived_history,
         coverage=coverage,
         scrub=scrub,
@@ -129,18 +126,18 @@ class GapReading:
 
     derived: says which series are derived.
     derived_history: reads what a derived series lacks.
-    backfill: reads the gaps of an ingested series; None where gaps are not healed.
+    backfill: reads the gaps of an ingested series, if gaps are healed.
     """
 
     derived: DerivedStep
     derived_history: DerivedHistory
-    backfill: HistoryService | None
+    backfill: HistoryService
 
     def declared(self, series: SeriesId) -> None:
         """See `GapsDeclared`."""
         if self.derived.derives(series):
             self.derived_history.ensure(series)
-        elif self.backfill is not None:
+        else:
             self.backfill.request_declared(series)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest.supervision import Supervision
+from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.parts_exchanges import ExchangeParts
 from klinesync.market.parts_history import HistoryParts
 from klinesync.market.parts_writing import WritingParts
@@ -39,15 +40,15 @@ def build_ingest(
     writing, exchange, history: the parts that are used.
     followed: base series to follow from the start.
     """
-    heals = history.heals
-    supervision = Supervision(
+    supervise = partial(
+        IngestSupervisor,
         pipeline=writing.pipeline,
         stored=history.reader.stored,
         show=writing.forming.show,
         base_of=writing.derived.base_of,
         notice=writing.teller.stream,
-        heal=None if heals is None else heals.submit,
-        heal_declared=None if heals is None else heals.retry_declared,
+        heal=history.backfill.heal,
+        heal_declared=history.backfill.retry_declared,
         watch=history.board.watch,
         events=writing.events,
         settings=settings.follow,
@@ -57,14 +58,14 @@ def build_ingest(
         files=history.files,
     )
     supervisors = exchange.supervisors
-    supervisors.bind(supervision.supervisor)
+    supervisors.bind(supervise)
     startup = StartupSync(
         series=followed,
         follow=supervisors.follow,
         caught_up=supervisors.caught_up,
         refresh=writing.pipeline.refresh_series,
         monotonic=around.clock.monotonic_s,
-        request_declared=None if heals is None else heals.request_declared,
+        request_declared=history.backfill.request_declared,
         bulkheads=around.bulkheads,
     )
     on_demand = None

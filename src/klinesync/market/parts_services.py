@@ -46,7 +46,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
         wall_s=around.clock.wall_s,
         stream=supervisors.status,
         board=history.board,
-        backfill=history.heals,
+        backfill=history.backfill,
         startup=parts.ingest.startup,
         first_history_due=supervisors.first_history_due,
         late_s=partial(later_than_usual_s, supervisors.final_margin_s, settings.usual_margin_s),

@@ -89,5 +89,5 @@ def bind_subscribers(parts: ServedParts, market_data: MarketDataOrchestrator) ->
             Subscriber("derived histories", history.derived_history.published),
         )
     )
-    gaps = GapReading(writing.derived, history.derived_history, history.heals)
+    gaps = GapReading(writing.derived, history.derived_history, history.backfill)
     history.scrub.bind((writing.events.damaged, status.changed, gaps.declared))

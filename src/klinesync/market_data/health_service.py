@@ -48,7 +48,7 @@ class HealthService:
         wall_s: Callable[[], float],
         stream: Callable[[SeriesId], StreamStatus],
         board: BackfillBoard,
-        backfill: HistoryService | None,
+        backfill: HistoryService,
         startup: StartupSync | None,
         grace_s: float,
         recent_s: float,
@@ -119,11 +119,12 @@ class HealthService:
 
     def _healed(self, base: SeriesId, stored: Span | None, *, sweeping: bool) -> list[Span]:
         """What of the ingested series is being healed, or soon will be: only what lies behind its head is."""
-        if self._backfill is None or stored is None:
+        if stored is None:
             return []
-        behind = Span(0, stored.end)
-        # Once the sweep has read a series up to now, all its declared gaps are asked for.
-        return [behind] if sweeping else clipped(self._backfill.working_on(base), behind)
+        before_head = Span(0, stored.end)
+        # Once the sweep has read a series up to now, all its declared gaps are requested.
+        soon = sweeping and self._backfill.heals
+        return [before_head] if soon else clipped(self._backfill.working_on(base), before_head)
 
     def _with_turn(self, report: BackfillReport) -> BackfillReport:
         """The report of a series that waits in the start-up sweep says so."""

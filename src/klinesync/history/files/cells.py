@@ -1,6 +1,6 @@
-"""Cells of tables become times and numbers: names of columns, dates, units. Pure: no file is touched here.
+"""Parsing cells of tables as times and numbers: names of columns, dates, units. Pure: no file is opened here.
 
-A cell that cannot be read costs its row and not the file: it becomes `NO_TIME` or NaN, and `Unread` says why.
+A cell that cannot be read loses its row, not the file: the cell becomes `NO_TIME` or NaN, and `Unread` has the reason.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from klinesync.core.printable import shown
-from klinesync.history.files.rows import MAX_TOLD, NO_TIME, Columns, Floats, Ints, seconds, whole_seconds
+from klinesync.history.files.rows import MAX_EXAMPLES, NO_TIME, Columns, Floats, Ints, seconds, whole_seconds
 
-# Names of the column with the open time, the surest one first; case, spaces, `_` and `-` do not count.
+# Names of the column with the open time, in the order of preference; case, spaces, `_` and `-` are ignored.
 TIME_COLUMNS = ("candle_time", "open_time", "date", "datetime", "time", "timestamp", "unix")
 VALUE_COLUMNS = ("open", "high", "low", "close", "volume")
-# What pandas calls an index without a name, in parquet and in CSV.
+# Names of pandas' unnamed index, in parquet and in CSV.
 UNNAMED_INDEX = ("__index_level_0__", "")
-# Names of columns that a sentence lists.
+# Most names of columns in a sentence.
 MAX_NAMES_SHOWN = 12
 READ_TIMES = (
     "read are unix times (seconds to nanoseconds, also 1747699200000.0), 2025-05-20 00:00:00, 2025/05/20, 20250520, "
@@ -42,26 +42,26 @@ _DATE = re.compile(
 )
 # Numbers that are dates: YYYYMMDD, YYYYMMDDhhmm, YYYYMMDDhhmmss of the years 1970 to 2100. As unix times of any unit
 # they lie in 1970, 1976 or past 2590, where no exchange has candles.
-_DATE_NUMBERS = (1, 10**4, 10**6)  # by what comes behind the eight digits of a date
+_DATE_NUMBERS = (1, 10**4, 10**6)  # factor of the digits after the eight digits of a date
 _FIRST_DATE, _END_DATE = 1970_01_01, 2101_01_01
 _IN_A_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 class Unread:
-    """Why cells of one batch cannot be read, by row: of its first `MAX_TOLD` rows."""
+    """Why cells of a batch cannot be read, by row, for the first `MAX_EXAMPLES` such rows."""
 
     def __init__(self) -> None:
         self.rows: dict[int, str] = {}
 
     def note(self, row: int, why: str) -> None:
-        """`row`: its place in the batch. The first reason of a row counts."""
-        if len(self.rows) < MAX_TOLD:
+        """Add a reason; the first reason of a row counts. `row`: its index in the batch."""
+        if len(self.rows) < MAX_EXAMPLES:
             self.rows.setdefault(row, why)
 
 
 def find_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of the columns with open time, prices and volume, in that order. Raises ValueError with the names that
-    were found and those that are read."""
+    """The names of the columns with open time, prices and volume, in that order. Raises ValueError with the columns of
+    the file and the missing column."""
     known: dict[str, list[str]] = {}
     for name in names:
         known.setdefault(_folded(name), []).append(name)
@@ -70,10 +70,10 @@ def find_columns(names: Sequence[str]) -> tuple[str, ...]:
         time = next((name for name in map(_folded, UNNAMED_INDEX) if name in known), None)
     missing = [name for name in VALUE_COLUMNS if name not in known]
     if time is None or missing:
-        lacks = f"column {missing[0]}" if missing else f"column with the open time ({', '.join(TIME_COLUMNS)})"
-        some = ", ".join(shown(name, 40) for name in names[:MAX_NAMES_SHOWN])
+        absent = f"column {missing[0]}" if missing else f"column with the open time ({', '.join(TIME_COLUMNS)})"
+        first = ", ".join(shown(name, 40) for name in names[:MAX_NAMES_SHOWN])
         more = ", …" if len(names) > MAX_NAMES_SHOWN else ""
-        raise ValueError(f"it has no {lacks}; its columns are {some}{more}")
+        raise ValueError(f"it has no {absent}; its columns are {first}{more}")
     for name in (time, *VALUE_COLUMNS):
         if len(known[name]) > 1:
             raise ValueError(f"it has more than one column {shown(known[name][0], 40)}")
@@ -85,8 +85,8 @@ def _folded(name: str) -> str:
 
 
 def of_arrow(names: Sequence[str], arrays: Sequence[Array]) -> Columns:
-    """Columns of Arrow's types as rows: `names` and `arrays` of open time, prices and volume. Raises ValueError for a
-    column whose type is no time, or no number."""
+    """Rows from Arrow columns. `names` and `arrays`: of open time, prices and volume. Raises ValueError for a column
+    whose type is no time, or no number."""
     unread = Unread()
     time = times(names[0], arrays[0], unread)
     values = (floats(name, array, unread) for name, array in zip(names[1:], arrays[1:], strict=True))
@@ -112,7 +112,7 @@ def times(name: str, array: Array, unread: Unread) -> Ints:
 
 
 def floats(name: str, array: Array, unread: Unread) -> Floats:
-    """A column of prices or volumes; NaN where there is nothing."""
+    """A column of prices or volumes; NaN for a missing value."""
     array = _plain(array)
     kind = array.type
     if pa.types.is_string(kind):
@@ -125,7 +125,7 @@ def floats(name: str, array: Array, unread: Unread) -> Floats:
 
 
 def time_of_cell(cell: object) -> int:
-    """One cell of JSON as UTC seconds; `NO_TIME` where it is no time."""
+    """A cell of JSON as UTC seconds; `NO_TIME` when the cell is no time."""
     if isinstance(cell, str):
         return _time_of_text("", cell)
     if isinstance(cell, bool) or not isinstance(cell, int | float):
@@ -136,7 +136,7 @@ def time_of_cell(cell: object) -> int:
 
 
 def float_of_cell(cell: object) -> float:
-    """One cell of JSON as a number; NaN where it is none."""
+    """A cell of JSON as a number; NaN when the cell is no number."""
     if isinstance(cell, str):
         return _float_of_text(cell)
     if isinstance(cell, bool) or not isinstance(cell, int | float):
@@ -148,7 +148,7 @@ def float_of_cell(cell: object) -> float:
 
 
 def _plain(array: Array) -> Array:
-    """Text in whatever way Arrow keeps it (large, as a view, as bytes, in a dictionary, as runs) as plain strings."""
+    """Text in any of Arrow's encodings (large, view, bytes, dictionary, runs) as plain strings."""
     if isinstance(array, pa.RunEndEncodedArray):
         array = pc.call_function("run_end_decode", [array])
     if isinstance(array, pa.DictionaryArray):
@@ -159,7 +159,7 @@ def _plain(array: Array) -> Array:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         try:
             return array.cast(pa.string())
-        except pa.ArrowInvalid:  # some of it is no UTF-8
+        except pa.ArrowInvalid:  # bytes that are no UTF-8
             return pa.array([_decoded(cell.as_py()) for cell in array], pa.string())
     return array
 
@@ -181,18 +181,18 @@ def _ints(array: Int64s) -> Ints:
 
 
 def _times_of_ints(name: str, raw: Ints) -> Ints:
-    """Our own `candle_time` is in seconds; others tell the unit by their size, or are dates."""
+    """Times of a column: the own `candle_time` is in seconds; the unit of other columns follows from their size."""
     return raw if _folded(name) == _folded(TIME_COLUMNS[0]) else times_of_ints(raw)
 
 
 def times_of_ints(raw: Ints) -> Ints:
     """Unix times of any unit, and dates as numbers, as UTC seconds."""
-    found = seconds(raw)
+    times = seconds(raw)
     for unit in _DATE_NUMBERS:
         dates = (raw >= _FIRST_DATE * unit) & (raw < _END_DATE * unit)
         if dates.any():
-            found = np.where(dates, _seconds_of_dates(raw, unit), found)
-    return found
+            times = np.where(dates, _seconds_of_dates(raw, unit), times)
+    return times
 
 
 def _seconds_of_dates(raw: Ints, unit: int) -> Ints:
@@ -205,11 +205,11 @@ def _seconds_of_dates(raw: Ints, unit: int) -> Ints:
     sound = (month >= 1) & (month <= 12) & (of_month >= 1) & (hour < 24) & (minute < 60) & (second < 60)
     months = ((year - 1970) * 12 + np.where(sound, month, 1) - 1).astype("datetime64[M]")
     days = months.astype("datetime64[D]") + (of_month - 1)
-    sound &= days.astype("datetime64[M]") == months  # the 31st of June is none
-    found: Ints = np.where(
+    sound &= days.astype("datetime64[M]") == months  # not the 31st of June
+    times: Ints = np.where(
         sound, days.astype("datetime64[s]").astype(np.int64) + hour * 3600 + minute * 60 + second, NO_TIME
     )
-    return found
+    return times
 
 
 def _times_of_floats(name: str, raw: Floats) -> Ints:
@@ -220,7 +220,7 @@ def _times_of_floats(name: str, raw: Floats) -> Ints:
 
 
 def _times_of_text(name: str, texts: Texts, unread: Unread) -> Ints:
-    """Whole numbers, or dates; most columns are of one kind and read at once."""
+    """Times from texts: numbers or dates. Most columns have a single form, and are converted at once."""
     try:
         return _times_of_ints(name, _ints(pc.cast(texts, pa.int64())))
     except pa.ArrowInvalid:
@@ -234,18 +234,18 @@ def _times_of_text(name: str, texts: Texts, unread: Unread) -> Ints:
         return _times_of_floats(name, _as_floats(pc.cast(texts, pa.float64())))
     except pa.ArrowInvalid:
         pass
-    found = np.empty(len(texts), np.int64)
+    times = np.empty(len(texts), np.int64)
     for row, text in enumerate(texts.to_pylist()):
-        found[row] = time = _time_of_text(name, text)
+        times[row] = time = _time_of_text(name, text)
         if time == NO_TIME:
             unread.note(row, f"its time {shown(text)} cannot be read; {READ_TIMES}" if text else "it has no time")
-    return found
+    return times
 
 
 def _time_of_text(name: str, text: str | None) -> int:
     text = (text or "").strip()
     match = _DATE.fullmatch(text)
-    # Eight digits and nothing else are a number, and a date only where numbers of that size are.
+    # Eight digits alone are a number, which `times_of_ints` may take for a date.
     if match is not None and not text.isdecimal():
         return _moment(match)
     if not re.fullmatch(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", text, re.ASCII):
@@ -259,7 +259,7 @@ def _time_of_text(name: str, text: str | None) -> int:
 def _moment(match: re.Match[str]) -> int:
     year, _, month, day, of_eight, of_eight_day, hour, minute, second, fraction, zone = match.groups()
     if fraction is not None and fraction.strip("0"):
-        return NO_TIME  # no whole second
+        return NO_TIME  # a fraction of a second
     try:
         moment = datetime(
             int(year), int(month or of_eight), int(day or of_eight_day), int(hour or 0), int(minute or 0),
@@ -282,12 +282,12 @@ def _floats_of_text(name: str, texts: Texts, unread: Unread) -> Floats:
         return _as_floats(pc.cast(texts, pa.float64()))
     except pa.ArrowInvalid:
         pass
-    found = np.empty(len(texts))
+    numbers = np.empty(len(texts))
     for row, text in enumerate(texts.to_pylist()):
-        found[row] = number = _float_of_text(text)
+        numbers[row] = number = _float_of_text(text)
         if number != number:
             unread.note(row, _no_number(name, text))
-    return found
+    return numbers
 
 
 def _float_of_text(text: str | None) -> float:

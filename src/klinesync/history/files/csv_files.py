@@ -1,7 +1,7 @@
-"""CSV, in a file or in an archive's zip: separators, headers, ends that may be cut off.
+"""CSV, in a file or in an archive's zip: separators, headers, truncated ends.
 
-A line end proves that the last number is whole. Without one a file may be cut inside that number, and nothing in the
-file would tell.
+The line end of the last line proves that its last number is whole. Without the line end the file may have been
+truncated inside that number.
 """
 
 from __future__ import annotations
@@ -20,24 +20,22 @@ import pyarrow.csv as pa_csv
 
 from klinesync.core.printable import shown
 from klinesync.history.files.cells import TIME_COLUMNS, VALUE_COLUMNS, find_columns, of_arrow
-from klinesync.history.files.json_files import Broken
+from klinesync.history.files.json_files import BLOCK_BYTES, Broken
 from klinesync.history.files.rows import Columns
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# Bytes of text that are decoded at a time.
-BLOCK_BYTES = 1 << 20
-# A line that is longer is none of a table of candles, in bytes.
+# Longest line, in bytes; a longer line belongs to no table of candles.
 MAX_LINE_BYTES = 100_000
 SEPARATORS = (",", ";", "\t", "|")
-# How the file in a zip may be packed.
-_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Compression methods of the file in a zip.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class _Utf8(io.RawIOBase):
-    """A file in which each byte that is no UTF-8 is a question mark. pyarrow reads cells as bytes, but makes text of a
-    row of another length; where it cannot, it prints a trace and gives up the whole file."""
+    """A file in which each byte that is no UTF-8 is replaced by a question mark. pyarrow decodes rows with a wrong
+    number of cells as text; when the decoding fails, pyarrow prints a traceback and gives up the whole file."""
 
     def __init__(self, file: BinaryIO | IO[bytes]) -> None:
         self._file = file
@@ -45,11 +43,11 @@ class _Utf8(io.RawIOBase):
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
-        """As of a file that is read."""
+        """See `io.RawIOBase`."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """As of a file, but for those bytes."""
+        """See `io.RawIOBase`."""
         view = memoryview(buffer)
         if not self._ready:
             self._ready = memoryview(self._next())
@@ -59,7 +57,7 @@ class _Utf8(io.RawIOBase):
         return size
 
     def _next(self) -> bytes:
-        """The next bytes; a character is held back until its last byte has come. Empty at the end."""
+        """The next bytes; an incomplete character waits for its last byte. Empty at the end."""
         while block := self._file.read(BLOCK_BYTES):
             if block.isascii() and not self._decoder.getstate()[0]:
                 return block
@@ -70,7 +68,7 @@ class _Utf8(io.RawIOBase):
 
 
 class _Head(NamedTuple):
-    """The first lines. `skip`: lines before the first row; `names`: those of its columns."""
+    """The head of a file. `names`: of its columns; `skip`: lines before the first row."""
 
     separator: str
     names: list[str]
@@ -78,8 +76,14 @@ class _Head(NamedTuple):
 
 
 def read_csv(path: Path, broken: Broken, *, unterminated: bool = False) -> Iterator[Columns]:
-    """The rows of a `.csv` file. With `unterminated` the last line may lack its line end. Raises ValueError, and what
-    reading raises."""
+    """The rows of a `.csv` file.
+
+    path: the file.
+    broken: called with a sentence about each row that cannot be read.
+    unterminated: the last line may lack its line end; False by default.
+
+    Raises ValueError, and what reading raises.
+    """
     with path.open("rb") as file:
         head = _read_head(file)
         _check_end(file, head, unterminated=unterminated)
@@ -94,12 +98,12 @@ def csv_names(path: Path) -> list[str]:
 
 
 def read_zip(path: Path, broken: Broken) -> Iterator[Columns]:
-    """The rows of the one CSV in a zip, whose CRC proves that it is whole."""
+    """The rows of the CSV in a zip, whose CRC proves that the CSV is whole."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) != 1:
             raise ValueError(f"it holds {len(members)} files instead of one")
-        if members[0].compress_type not in _PACKINGS:  # Python unpacks the others without a limit of memory
+        if members[0].compress_type not in _COMPRESSIONS:  # Python unpacks the others without a limit of memory
             raise ValueError("its file is not packed by deflate, as zip does; pack it anew")
         with archive.open(members[0]) as file:
             head = _read_head(file)
@@ -108,16 +112,16 @@ def read_zip(path: Path, broken: Broken) -> Iterator[Columns]:
 
 
 def _read_head(file: BinaryIO | IO[bytes]) -> _Head:
-    """What the first line says, or the second one behind Excel's `sep=;`. Without names in it the first six columns
-    are a candle's, in its order. Raises ValueError."""
+    """The head of a file: its first line, or the line after Excel's `sep=;`. Without names the first six columns are
+    those of a candle, in its order. Raises ValueError."""
     line = _line(file)
-    given = re.fullmatch(r'"?sep=(.)"?', line, re.IGNORECASE)
-    if given is not None:
+    excel = re.fullmatch(r'"?sep=(.)"?', line, re.IGNORECASE)
+    if excel is not None:
         line = _line(file)
-    separator = given[1] if given is not None else max(SEPARATORS, key=line.count)
+    separator = excel[1] if excel is not None else max(SEPARATORS, key=line.count)
     cells = [cell.strip() for cell in _cells(line, separator)]
-    skip = 0 if given is None else 1
-    # An index of pandas has no name: a header can begin with an empty cell.
+    skip = 0 if excel is None else 1
+    # A header may begin with an empty cell: the unnamed index of pandas.
     if not re.match(r"[\d.+-]", cells[0]):
         return _Head(separator, cells, skip + 1)
     if len(cells) < 1 + len(VALUE_COLUMNS):
@@ -135,7 +139,7 @@ def _line(file: BinaryIO | IO[bytes]) -> str:
         raise ValueError("it is UTF-16 text; save it as UTF-8")
     if not raw.strip():
         raise ValueError("it is empty" if not raw else "its first line is empty")
-    # Old files end their lines with \r alone.
+    # Old files have `\r` as their line end.
     return re.split(r"[\r\n]", raw.decode("utf-8-sig"), maxsplit=1)[0]
 
 
@@ -147,7 +151,7 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _check_end(file: BinaryIO, head: _Head, *, unterminated: bool) -> None:
-    """Raises ValueError where the last line has no end, and may be cut off."""
+    """Raises ValueError when the last line has no line end, and may be truncated."""
     size = file.seek(0, 2)
     file.seek(max(0, size - MAX_LINE_BYTES))
     end = file.read(MAX_LINE_BYTES)
@@ -167,7 +171,7 @@ def _check_end(file: BinaryIO, head: _Head, *, unterminated: bool) -> None:
 
 def _rows(file: BinaryIO | IO[bytes], head: _Head, broken: Broken) -> Iterator[Columns]:
     wanted = find_columns(head.names)
-    # Columns are told apart by their place: a name may stand there twice, or be empty.
+    # Columns are identified by their index, because names may be empty, or not unique.
     keys = [f"column {at}" for at in range(len(head.names))]
     wanted_keys = [keys[head.names.index(name)] for name in wanted]
 
@@ -175,7 +179,7 @@ def _rows(file: BinaryIO | IO[bytes], head: _Head, broken: Broken) -> Iterator[C
         broken(f"line {row.number} has {row.actual_columns} columns instead of {row.expected_columns}")
         return "skip"
 
-    # All is read as bytes first, so that one cell that is no number costs its row and not the file.
+    # Cells are read as bytes, so that a cell that is no number loses its row, not the file.
     reader = pa_csv.open_csv(
         io.BufferedReader(_Utf8(file), BLOCK_BYTES),
         read_options=pa_csv.ReadOptions(

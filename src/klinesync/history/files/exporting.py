@@ -1,8 +1,7 @@
-"""Export: the closed candles of a series into a parquet, feather or CSV file, every number as it is stored, and beside
-them what factors said when they closed.
+"""Export: closed candles of a series, exactly as stored, into a parquet, feather or CSV file, with columns of factors.
 
-The file appears when it is whole and on disk, and never takes the place of one that has more, unless that was asked
-for. Memory does not grow with the file, but for its open times, and for a file that it is merged with.
+The file appears when it is complete and synced to disk. It replaces a file with further candles or columns only on
+request. Memory does not grow with the file, except for its open times and a file that it is merged with.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from io import BufferedWriter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -24,6 +22,7 @@ import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pa_parquet
 
 from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.dates import iso
 from klinesync.core.errors import KlinesyncError, UnknownSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
@@ -42,8 +41,9 @@ if TYPE_CHECKING:
 
 Format = Literal["parquet", "feather", "csv"]
 
-# Candles that are read at a time, in one snapshot; and that are packed together in the file.
+# Candles of one read of the store.
 WINDOW_CANDLES = 20_000
+# Candles of a row group of the file.
 GROUP_CANDLES = 65_536
 EVER = Span(0, MAX_TIME + 1)
 
@@ -61,8 +61,12 @@ class ExportFailed(KlinesyncError):
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A file that was written. `candles`: of the store that are in it; `merged`: how they compare with the file that
-    was there, when the two were merged."""
+    """An exported file.
+
+    path: the file.
+    candles: candles of the store in it.
+    merged: how they compare with the existing file that they were merged with; None when there was none.
+    """
 
     path: Path
     candles: int
@@ -81,26 +85,29 @@ def export(
     factors: FactorColumns | None = None,
     progress: Callable[[int, int], None] = lambda _upto, _count: None,
 ) -> Exported:
-    """Write the candles that open in `span`.
+    """Write the candles that open in a span into a file.
 
-    output: the file; with `freqtrade` freqtrade's data folder of the exchange, where the file gets its name.
-    kind: the file's format.
-    freqtrade: the first column is `date` (UTC, milliseconds) in place of `candle_time` (UTC seconds). A file that is
-        there is merged with: of the same time the store's values stand, and candles that the file alone has stay.
-    overwrite: replace a file that is there, whatever it has. Without, one that has candles or columns that the export
-        lacks is left as it is.
-    factors: their columns stand behind open, high, low, close and volume; null where there is nothing.
-    progress: gets the open time that was reached, and candles written.
+    store: has the candles.
+    series: whose candles.
+    span: open times.
+    output: the file; with `freqtrade`, freqtrade's data folder of the exchange, in which the file is named.
+    kind: format of the file.
+    freqtrade: write freqtrade's form: the first column is `date` (UTC, milliseconds) in place of `candle_time` (UTC
+        seconds), and an existing file is merged: its further candles are kept, and the store's values replace its own.
+    overwrite: replace an existing file. Without, a file with candles or columns that the export lacks is kept, and
+        `ExportFailed` raised.
+    factors: columns to add after the values, null where a factor says nothing; None (the default): none.
+    progress: called with the open time that is reached, and the number of candles written.
 
-    Raises `UnknownSeries`, `StoreError`, `ExportFailed` (also when there is no candle in the span), and `FactorsLag`
-    when factors have not come as far as the candles.
+    Returns the file. Raises `UnknownSeries`, `StoreError`, `ExportFailed` (also when the span has no candle), and
+    `FactorsLag` when factors lag behind the candles.
     """
     if store.read(lambda look: look.span(series)) is None:
         raise UnknownSeries(str(series), "the store has no candles of it")
     if str(output) == "-":
         raise ExportFailed("an export is put in place whole, and cannot go to standard output; name a file")
     path = output / freqtrade_path(series, f".{kind}") if freqtrade else output
-    before = _state(path)  # of the name as it was given: what /dev/stdout resolves to has no path
+    before = _state(path)  # before links are followed: what /dev/stdout resolves to has no path
     path = path.resolve() if path.is_symlink() else path
     how = Merged() if freqtrade and not overwrite and before is not None else None
     schema = _FREQTRADES if freqtrade else _OURS
@@ -136,9 +143,9 @@ def export(
                     progress(upto, count)
             written = np.concatenate(times) if times else np.empty(0, np.int64)
             if not len(written):
-                left = "" if before is None else f"; {path} is left as it is"
+                kept = "" if before is None else f"; {path} is left as it is"
                 raise ExportFailed(
-                    f"the store has no candles of {series} from {_iso(span.start)} to {_iso(span.end)}{left}"
+                    f"the store has no candles of {series} from {_iso(span.start)} to {_iso(span.end)}{kept}"
                 )
             if before is not None and not overwrite:
                 _check_not_poorer(path, schema, written if how is None else None)
@@ -161,7 +168,8 @@ def export(
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does; None when it is not there. Raises `ExportFailed` for what is no regular file."""
+    """Inode, size and modification time of a file; None when it does not exist. Raises `ExportFailed` unless the file
+    is regular."""
     try:
         facts = path.stat()
     except FileNotFoundError:
@@ -182,7 +190,7 @@ def _rows_of(path: Path) -> rows.Columns:
 
 
 def _check_not_poorer(path: Path, schema: pa.Schema, times: rows.Ints | None) -> None:
-    """Raises `ExportFailed` when the file that is there has columns, or candles at other times, that would be lost."""
+    """Raises `ExportFailed` when the existing file has columns or candles that would be lost."""
     why = poorer(path, schema.names, times)
     if why is not None:
         raise ExportFailed(f"{path} is left as it is: {why}; --overwrite replaces it")
@@ -197,7 +205,7 @@ def _sync(path: Path) -> None:
 
 
 def _iso(time_s: int) -> str:
-    return datetime.fromtimestamp(min(time_s, MAX_TIME), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return iso(min(time_s, MAX_TIME))
 
 
 def _read(store: Reading, series: SeriesId, span: Span) -> Iterator[rows.Columns]:
@@ -212,11 +220,11 @@ def _read(store: Reading, series: SeriesId, span: Span) -> Iterator[rows.Columns
 def _with_factors(
     store: Reading, series: SeriesId, span: Span, factors: FactorColumns, schema: pa.Schema, times: list[rows.Ints]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches with the time of their last candle; candles and factors of each are of one state of the store. `times`
-    gets their open times."""
+    """Batches with the time of their last candle. Candles and factors of a batch are read in one transaction. Their
+    open times are appended to `times`."""
 
     def look(store: CandleStore, since: int) -> tuple[list[Candle], dict[str, Values]]:
-        candles = [one for one in store.oldest(series, WINDOW_CANDLES, since=since) if one.time < span.end]
+        candles = [candle for candle in store.oldest(series, WINDOW_CANDLES, since=since) if candle.time < span.end]
         return candles, factors.of(store, candles)
 
     since = span.start - 1
@@ -235,12 +243,12 @@ def _with_factors(
 
 
 def _grouped(batches: Iterable[tuple[int, pa.RecordBatch]], size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The same rows in batches of at least `size`, but for the last one."""
+    """The same rows in batches of at least `size` rows, except for the last batch."""
     held: list[pa.RecordBatch] = []
     upto = 0
     for upto, batch in batches:
         held.append(batch)
-        if sum(one.num_rows for one in held) >= size:
+        if sum(batch.num_rows for batch in held) >= size:
             yield upto, pa.Table.from_batches(held).combine_chunks().to_batches()[0]
             held = []
     if held:

@@ -1,9 +1,9 @@
-"""FactorColumns: what factors and indicators say, as columns beside candles: for strategies and models that learn.
+"""FactorColumns: factors and indicators as columns beside candles, for strategies and machine learning.
 
-The row of a candle has what was known when it closed, and nothing that came to be known later: what `GET
-/api/factor/slices` answers with that `at_time`. Indicators are their outputs. A major pivot stands in the row of the
-candle at which it became visible, not in that of its own candle; the pen is the one that extends, the zhongshu the
-living one, the anchor the present one, as far as they had come at the candle.
+The row of a candle has what was known at its close and nothing later: the answer of `GET /api/factor/slices` with that
+`at_time`. An indicator has a column for each output. A major pivot is in the row of the candle at which the pivot
+became visible, not in the row of the pivot itself. The pen is the extending pen, the zhongshu the living zone, and the
+anchor the current anchor, as of the candle.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.candles import CandleStore
 
 Kind = Literal["number", "integer", "text"]
-# None (in a column of floats NaN) where there is nothing.
+# None (NaN in a column of floats) where a factor says nothing.
 Values: TypeAlias = "Sequence[float | int | str | None] | Floats"
 
 _PIVOT: Mapping[str, Kind] = {
@@ -49,7 +49,7 @@ _ANCHOR: Mapping[str, Kind] = {
     "anchor_start_time": "integer",
     "anchor_end_time": "integer",
 }
-# The columns of the built-in factors, and whose they are by the type of its state.
+# The columns of the built-in factors, which are recognised by the type of their state.
 _STRUCTURE: Sequence[tuple[str, type[object], Mapping[str, Kind]]] = (
     ("pivot", PivotState, _PIVOT),
     ("pen", PenState, _PEN),
@@ -59,39 +59,42 @@ _STRUCTURE: Sequence[tuple[str, type[object], Mapping[str, Kind]]] = (
 
 
 class FactorsLag(KlinesyncError):
-    """The ledger has not come as far as the candles, or was computed by others."""
+    """The ledger lags behind the candles, or was computed by other factors."""
 
     code = "ledger_out_of_sync:factor"
 
 
 class FactorColumns:
-    """The columns of one series, a stretch of candles after the other. Factors of others than klinesync have none."""
+    """The columns of a series, page by page. Factors of plugins have no columns.
+
+    step: has the factors, and their stored states.
+    indicators: that get columns.
+    series: whose candles.
+    """
 
     def __init__(self, step: LedgerStep, indicators: Sequence[Indicator], series: SeriesId) -> None:
         self._step = step
         self._indicators = tuple(indicators)
-        self._needed = [one for one in indicators if one.name in step.factors.outside]
+        self._needed = [indicator for indicator in indicators if indicator.name in step.factors.outside]
         self._series = series
         seed = step.factors.seed()
         self._structure = [columns for name, state, columns in _STRUCTURE if isinstance(seed.get(name), state)]
-        # The states after the candle of `_at`, of a ledger of that epoch.
+        # The states after the candle of `_at`, from a ledger with the epoch `_epoch`.
         self._states: States = seed
         self._at: int | None = None
         self._epoch = -1
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """The columns' names, and what is in them."""
-        found: dict[str, Kind] = {output.key: "number" for one in self._indicators for output in one.outputs}
+        """Names and types of the columns."""
+        kinds: dict[str, Kind] = {output.key: "number" for item in self._indicators for output in item.outputs}
         for columns in self._structure:
-            found |= columns
-        return found
+            kinds |= columns
+        return kinds
 
     def of(self, store: CandleStore, candles: Sequence[Candle]) -> dict[str, Values]:
-        """The columns at these stored candles, which follow each other.
-
-        Cheap when they follow those of the last call. Raises `FactorsLag`.
-        """
+        """The columns at consecutive stored candles. Cheap when the candles follow those of the last call. Raises
+        `FactorsLag`."""
         if not candles:
             return dict.fromkeys(self.kinds, ())
         return {**self._indicator_values(store, candles), **self._structure_values(store, candles)}
@@ -99,13 +102,13 @@ class FactorColumns:
     def _indicator_values(self, store: CandleStore, candles: Sequence[Candle]) -> dict[str, Values]:
         if not self._indicators:
             return {}
-        warm_up = max(one.warm_up for one in self._indicators)
+        warm_up = max(indicator.warm_up for indicator in self._indicators)
         before = store.newest(self._series, warm_up, before=candles[0].time)
         columns = Columns.of([*before, *candles])
-        found: dict[str, Values] = {}
+        values: dict[str, Values] = {}
         for indicator in self._indicators:
-            found.update(indicator.compute(self._series.timeframe, columns, len(before)))
-        return found
+            values.update(indicator.compute(self._series.timeframe, columns, len(before)))
+        return values
 
     def _structure_values(self, store: CandleStore, candles: Sequence[Candle]) -> dict[str, Values]:
         if not self._structure:
@@ -126,7 +129,7 @@ class FactorColumns:
         return dict(zip(names, zip(*rows, strict=True), strict=True))
 
     def _states_before(self, store: CandleStore, candles: Sequence[Candle]) -> States:
-        """The states before the first of the candles, which the ledger has to have come beyond."""
+        """The states before the first candle. Raises `FactorsLag` unless the ledger covers all the candles."""
         series = self._series
         ledger = store.ledger.get(series)
         if ledger is None or not self._step.computed(ledger):
@@ -142,7 +145,7 @@ class FactorColumns:
         return self._states
 
     def _row(self, states: States, said: Sequence[Said], time: int) -> tuple[float | int | str | None, ...]:
-        """In the order of the columns."""
+        """The values of a candle, in the order of the columns."""
         row: list[float | int | str | None] = []
         for columns in self._structure:
             if columns is _PIVOT:

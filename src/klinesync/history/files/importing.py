@@ -1,7 +1,7 @@
-"""Import: files into a store. Each is read to its end before anything of it is written, because it may have to be
-refused as a whole; a short one is held meanwhile, a long one is read again.
+"""Import: candles of files into a store. Each file is read to its end before any of it is written, because the file may
+have to be refused as a whole. A short file is held in memory meanwhile, a long file is read a second time.
 
-Writing again what is stored changes nothing: an import that was interrupted is run again.
+Writing is idempotent: an interrupted import is run again.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TypeVar
 
 from klinesync.core.candle import Candle
 from klinesync.core.counted import counted
+from klinesync.core.dates import iso
 from klinesync.core.errors import KlinesyncError, Rejected
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.history.files import rows
 from klinesync.history.files.names import CHECKSUM
 from klinesync.history.files.planning import Imported, ImportFile
-from klinesync.history.files.readers import BadFile, batches, verify_checksum
+from klinesync.history.files.readers import BadFile, batches, next_in_thread, verify_checksum
 
 T = TypeVar("T")
 
-# Candles that are written together, in one transaction: thirteen days of minutes, so that a day is seldom cut in two.
+# Candles of one transaction: thirteen days of minutes, so that a day is seldom cut in two.
 BATCH_CANDLES = 13 * 1440
-# Sound rows of a file that are held (ten megabytes): of months of minutes, so that those are read once.
+# Most good rows of a file that are held in memory (10 MB): some months of minutes, which are then read once.
 HELD_ROWS = 200_000
-# Rows of a file that are sorted in memory, when they are not in the order of time: seven years of minutes, 200 MB.
+# Most rows of a file that are sorted in memory when they are out of order: seven years of minutes, 200 MB.
 MAX_SORTED_ROWS = 4_000_000
-# Batches that wait for the writer, so that it never waits for a reader.
+# Most batches in flight to the writer, so that the writer never waits for a reader.
 MAX_AHEAD = 2
-# A file with more bad rows than good ones is not what it seems to be.
+# Largest share of bad rows; a file with more is refused as a whole.
 MAX_BAD_SHARE = 0.5
 
-# Stores candles of a series; how many of them were new, or None where that is not told. Raises `Rejected`, and what
-# else is in the way.
+# Stores candles of a series, and returns how many of them were new (None: unknown). Raises `Rejected`, and other errors
+# of its destination.
 Put = Callable[[SeriesId, list[Candle]], Awaitable[int | None]]
-# By what time (UTC seconds) candles of a series must have closed.
+# Latest close of a candle of the series, UTC seconds.
 Now = Callable[[SeriesId], Awaitable[int]]
 
 
 class PartlyRefused(Rejected):
-    """Candles that were refused where the first `stored` of them were not."""
+    """Candles were refused after the first `stored` had been stored."""
 
     def __init__(self, reason: str, stored: int) -> None:
         self.stored = stored
@@ -53,7 +53,7 @@ class PartlyRefused(Rejected):
 
 
 class PartlyStored(KlinesyncError):
-    """Trouble in the middle of candles of which the first `stored` are in."""
+    """An error after the first `stored` candles had been stored."""
 
     def __init__(self, error: KlinesyncError, stored: int) -> None:
         self.stored = stored
@@ -63,8 +63,12 @@ class PartlyStored(KlinesyncError):
 
 @dataclass(slots=True)
 class Survey:
-    """What one reading of a file found: `judge` of its rows, whether it was compared with a checksum, and, when there
-    are few enough of them or they had to be sorted, its sound rows."""
+    """The result of reading a file to its end.
+
+    judge: counts of its rows.
+    checked: whether the file was compared with a checksum.
+    held: its good rows, when they are few or had to be sorted; None: the file is read again.
+    """
 
     judge: rows.Judge
     checked: bool
@@ -72,9 +76,9 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How files are read. `strict`: one bad row refuses a file. `unterminated`: the last line of a CSV may lack its
-    line end."""
+class ReadOptions:
+    """How files are read. `strict`: a file with a bad row is refused. `unterminated`: the last line of a CSV may lack
+    its line end."""
 
     strict: bool = False
     unterminated: bool = False
@@ -84,18 +88,20 @@ class Stopped(Exception):
     """The import was interrupted."""
 
 
-def survey(file: ImportFile, now: int, manner: Manner, stopped: Callable[[], bool] = lambda: False) -> Survey:
-    """Read a file to its end, whatever the order of its rows.
+def survey(file: ImportFile, now: int, options: ReadOptions, stopped: Callable[[], bool] = lambda: False) -> Survey:
+    """Read a file to its end.
 
-    now: UTC seconds by which its candles must have closed.
-    stopped: asked between batches of rows; ends the reading early.
+    file: the file; its rows may have any order.
+    now: latest close of a candle, UTC seconds.
+    options: how the file is read.
+    stopped: asked between batches of rows whether to stop; never by default.
 
-    Raises `BadFile` when the file is to be refused as a whole.
+    Raises `BadFile` when the file is refused as a whole, `Stopped`.
     """
     path = file.path
 
     def read(judge: rows.Judge) -> Iterator[rows.Columns]:
-        for batch in batches(path, judge.broken, unterminated=manner.unterminated):
+        for batch in batches(path, judge.broken, unterminated=options.unterminated):
             if stopped():
                 raise Stopped
             yield batch
@@ -111,20 +117,20 @@ def survey(file: ImportFile, now: int, manner: Manner, stopped: Callable[[], boo
     except rows.OutOfOrder:
         found.judge = rows.Judge(file.series.timeframe, now)
         try:
-            found.held = [found.judge.arranged(read(found.judge), MAX_SORTED_ROWS)]
+            found.held = [found.judge.in_order(read(found.judge), MAX_SORTED_ROWS)]
         except rows.TooManyRows:
             why = f"its rows are not in the order of time, and more than the {MAX_SORTED_ROWS} that are sorted here"
             raise BadFile(path, why) from None
     judge = found.judge
     if not judge.rows:
         raise BadFile(path, "it holds no rows")
-    if judge.bad and (manner.strict or judge.bad > judge.rows * MAX_BAD_SHARE):
-        raise BadFile(path, f"{judge.bad} of its {judge.rows} rows are bad; {judge.told[0]}")
+    if judge.bad and (options.strict or judge.bad > judge.rows * MAX_BAD_SHARE):
+        raise BadFile(path, f"{judge.bad} of its {judge.rows} rows are bad; {judge.examples[0]}")
     return found
 
 
 async def stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
-    """Run `work` in a thread. It gets a function that says whether to stop, which is so once this is cancelled."""
+    """Run `work` in a thread. Its argument returns whether to stop: after this call was cancelled."""
     stopped = threading.Event()
     try:
         return await asyncio.to_thread(work, stopped.is_set)
@@ -136,29 +142,32 @@ async def import_files(
     files: Sequence[ImportFile],
     put: Put,
     now: Now,
-    manner: Manner,
+    options: ReadOptions,
     done: list[Imported],
     progress: Callable[[ImportFile, int, int], None] = lambda _file, _done, _all: None,
 ) -> None:
-    """Import files one after the other. The next one is read while one is written.
+    """Import files one after the other. A file is read while the file before is written.
 
-    now: asked when a file's turn comes.
-    done: gets what became of each file, as soon as its turn comes.
-    progress: gets candles stored of a file, and candles that it has.
+    files: in this order.
+    put: stores candles.
+    now: called when a file's turn comes.
+    options: how the files are read.
+    done: the result of each file is appended when its turn comes.
+    progress: called with the file, the number of its stored candles, and the number of its candles.
 
-    Raises what `put` and `now` do, save `Rejected`; the last one of `done` has `failed` then. When cancelled, what is
-    handed to `put` may still be written.
+    Raises what `put` and `now` raise, except `Rejected`; the last result then has `failed`. On cancellation candles
+    that were handed to `put` may still be written.
     """
     reading: asyncio.Task[Survey] | None = None
     try:
         for number, file in enumerate(files):
-            found = reading or _survey_task(file, now, manner)
+            found = reading or _survey_task(file, now, options)
             one = Imported(file.path, file.series)
             done.append(one)
             try:
                 await asyncio.wait([found])
-                reading = _survey_task(files[number + 1], now, manner) if number + 1 < len(files) else None
-                await _import_file(file, one, found, put, manner, progress)
+                reading = _survey_task(files[number + 1], now, options) if number + 1 < len(files) else None
+                await _import_file(file, one, found, put, options, progress)
             except asyncio.CancelledError:
                 one.failed = "interrupted"
                 found.cancel()
@@ -172,10 +181,10 @@ async def import_files(
             await asyncio.gather(reading, return_exceptions=True)
 
 
-def _survey_task(file: ImportFile, now: Now, manner: Manner) -> asyncio.Task[Survey]:
+def _survey_task(file: ImportFile, now: Now, options: ReadOptions) -> asyncio.Task[Survey]:
     async def read() -> Survey:
         now_s = await now(file.series)
-        return await stoppable(lambda stopped: survey(file, now_s, manner, stopped))
+        return await stoppable(lambda stopped: survey(file, now_s, options, stopped))
 
     return asyncio.create_task(read(), name=f"reading {file.path.name}")
 
@@ -185,7 +194,7 @@ async def _import_file(
     done: Imported,
     reading: asyncio.Task[Survey],
     put: Put,
-    manner: Manner,
+    options: ReadOptions,
     progress: Callable[[ImportFile, int, int], None],
 ) -> None:
     try:
@@ -194,7 +203,7 @@ async def _import_file(
         done.refused = str(error)
         return
     judge = found.judge
-    done.rows, done.quarantined, done.told = judge.rows, judge.bad, judge.told
+    done.rows, done.quarantined, done.examples = judge.rows, judge.bad, judge.examples
     done.first, done.last = judge.first, judge.last
     if not found.checked:
         done.note = f"no {CHECKSUM} file lies beside it; only the zip's own CRC was checked"
@@ -208,9 +217,9 @@ async def _import_file(
         done.new = None if new is None or done.new is None else done.new + new
         progress(file, done.stored, judge.good)
 
-    pages = _sound_pages(file, judge.now, manner, found.held)
+    pages = _sound_pages(file, judge.now, options, found.held)
     try:
-        while (page := await _in_thread(pages)) is not None:
+        while (page := await next_in_thread(pages, "reading a file")) is not None:
             if len(waiting) >= MAX_AHEAD:
                 await oldest_written()
             task = asyncio.create_task(_put(put, file.series, page), name=f"import of {file.path.name}")
@@ -237,10 +246,10 @@ async def _put(put: Put, series: SeriesId, page: list[Candle]) -> int | None:
 
 
 def _sound_pages(
-    file: ImportFile, now: int, manner: Manner, held: list[rows.Columns] | None
+    file: ImportFile, now: int, options: ReadOptions, held: list[rows.Columns] | None
 ) -> Generator[list[Candle], None, None]:
     judge = rows.Judge(file.series.timeframe, now)
-    again = batches(file.path, judge.broken, unterminated=manner.unterminated)
+    again = batches(file.path, judge.broken, unterminated=options.unterminated)
     sound = held if held is not None else map(judge.sound, again)
     try:
         for page in rows.pages(sound, BATCH_CANDLES):
@@ -249,18 +258,8 @@ def _sound_pages(
         raise BadFile(file.path, "it was changed while it was read; import it again") from None
 
 
-async def _in_thread(pages: Generator[list[Candle], None, None]) -> list[Candle] | None:
-    """The next page, read in a thread; None behind the last one. When cancelled the reading is finished first."""
-    step = asyncio.create_task(asyncio.to_thread(next, pages, None), name="reading a file")
-    try:
-        return await asyncio.shield(step)
-    finally:
-        if not step.done():
-            await asyncio.wait([step])
-
-
 def sentence(done: Imported) -> str:
-    """What became of a file, in a line."""
+    """The result of a file, in a line."""
     if done.refused is not None:
         return done.refused
     if done.failed is not None:
@@ -270,10 +269,6 @@ def sentence(done: Imported) -> str:
         return printable(f"{done.path}: {done.note}")
     new = "" if done.new is None else f", {done.new} of them new"
     bad = f", {counted(done.quarantined, 'bad row')} left out" if done.quarantined else ""
-    span = "" if done.first is None or done.last is None else f" from {_iso(done.first)} to {_iso(done.last)}"
+    span = "" if done.first is None or done.last is None else f" from {iso(done.first)} to {iso(done.last)}"
     note = "" if done.note is None else f"; {done.note}"
     return printable(f"{done.path}: {counted(done.stored, 'candle')} of {done.series}{span}{new}{bad}{note}")
-
-
-def _iso(time_s: int) -> str:
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

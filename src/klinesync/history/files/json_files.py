@@ -24,10 +24,10 @@ from klinesync.history.files.rows import NO_TIME, Columns
 
 # Bytes of text that are decoded at a time.
 BLOCK_BYTES = 1 << 20
-# A row that is longer is none of candles, in bytes.
+# Longest row, in bytes; a longer row is no candle.
 MAX_ROW_BYTES = 100_000
 
-# Is told why a row cannot be read.
+# Takes a sentence about a row that cannot be read.
 Broken = Callable[[str], None]
 _Row = tuple[int, float, float, float, float, float]
 _ROWS = msgspec.json.Decoder(list[_Row])
@@ -85,7 +85,7 @@ def _columns(text: bytes, broken: Broken) -> Columns:
 
 
 def _loose_rows(text: bytes) -> list[object]:
-    """The same text, whatever its cells are. `NaN` and `Infinity`, which Python writes, are not JSON, and are read."""
+    """Rows with cells of any type. `NaN` and `Infinity`, which Python writes, are read although they are no JSON."""
     try:
         return _LOOSE_ROWS.decode(text)
     except (msgspec.MsgspecError, RecursionError) as error:

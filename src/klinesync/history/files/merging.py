@@ -1,44 +1,51 @@
-"""An export meets a file that is there: what the file has that the export lacks, and the two together."""
+"""Merging an export with an existing file: their union, and candles or columns that only the file has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from klinesync.core.candle import Candle
+from klinesync.core.dates import iso
 from klinesync.history.files import rows
 from klinesync.history.files.cells import TIME_COLUMNS, VALUE_COLUMNS
 from klinesync.history.files.readers import BadFile, batches, column_names, ending_by_content
-from klinesync.history.files.rows import MAX_TOLD, NO_TIME, Columns, Ints
+from klinesync.history.files.rows import MAX_EXAMPLES, NO_TIME, Columns, Ints
 
-# Rows of a file that is merged, which are held in memory: nineteen years of minutes, 500 MB.
+# Most rows of the existing file, which are held in memory: nineteen years of minutes, 500 MB.
 MAX_MERGED_ROWS = 10_000_000
 
 
 @dataclass(slots=True)
 class Merged:
-    """How an export and a file that was there compare, in candles. `same` and `different` are in both; of the
-    different ones the store's values stand, and `told` are sentences about the first. `kept` are in the file alone."""
+    """How an export and the existing file compare.
+
+    same: candles with the same values in both.
+    different: candles with other values in the store, which replace those of the file.
+    kept: candles of the file alone.
+    examples: sentences about the first different candles.
+    """
 
     same: int = 0
     different: int = 0
     kept: int = 0
-    told: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
 
     def union(self, old: Columns, new: Columns) -> Columns:
-        """The rows of both, ascending; both ascend strictly. Of the same time the new one's values stand."""
+        """The rows of both, ascending; both ascend strictly. Rows of `new` replace rows of `old` with the same time."""
         both = np.isin(old.time, new.time)
         beside = new.take(np.searchsorted(new.time, old.time[both]))
         equal = np.logical_and.reduce(
-            [one == other for one, other in zip(old.take(both).values(), beside.values(), strict=True)]
+            [before == after for before, after in zip(old.take(both).values(), beside.values(), strict=True)]
         )
-        for at in np.flatnonzero(~equal)[: MAX_TOLD - len(self.told)].tolist():
-            was, stands = old.take(both).candle(at), beside.candle(at)
-            self.told.append(f"{_moment(stands)} was {_values(was)} in the file, and is {_values(stands)} in the store")
+        for at in np.flatnonzero(~equal)[: MAX_EXAMPLES - len(self.examples)].tolist():
+            before, after = old.take(both).candle(at), beside.candle(at)
+            self.examples.append(
+                f"{iso(after.time)} was {_values(before)} in the file, and is {_values(after)} in the store"
+            )
         only = old.take(~both)
         self.same += int(np.count_nonzero(equal))
         self.different += int(np.count_nonzero(~equal))
@@ -50,7 +57,12 @@ class Merged:
 
 
 def merged(pages: Iterable[Columns], old: Columns, how: Merged) -> Iterator[Columns]:
-    """Pages with the rows of `old` among them: all ascend strictly. `how` counts."""
+    """The union of an export and an existing file, page by page.
+
+    pages: rows of the export, strictly ascending.
+    old: rows of the file, strictly ascending.
+    how: counts how they compare.
+    """
     at = 0
     for page in pages:
         if len(page):
@@ -64,7 +76,7 @@ def merged(pages: Iterable[Columns], old: Columns, how: Merged) -> Iterator[Colu
 
 
 def rows_of(path: Path) -> Columns:
-    """All rows of a file, ascending, each time once, whether they are sound or not. Raises `BadFile`."""
+    """All rows of a file, ascending, each time once, without validation. Raises `BadFile`."""
 
     def broken(why: str) -> None:
         raise BadFile(path, f"it has rows that cannot be kept: {why}")
@@ -78,13 +90,17 @@ def rows_of(path: Path) -> Columns:
         if count > MAX_MERGED_ROWS:
             raise BadFile(path, f"it has more than the {MAX_MERGED_ROWS} rows that are merged in memory")
         parts.append(batch)
-    found = rows.joined(parts)
-    return found.take(np.unique(found.time, return_index=True)[1])
+    whole = rows.joined(parts)
+    return whole.take(np.unique(whole.time, return_index=True)[1])
 
 
 def poorer(path: Path, columns: Iterable[str], times: Ints | None) -> str | None:
-    """Why a file with these columns and open times lacks something that the file at `path` has; None when it does not.
-    Without `times` the columns alone are compared."""
+    """Why an export would lose something that the existing file has; None when it would not.
+
+    path: the existing file.
+    columns: columns of the export.
+    times: open times of the export; None: only columns are compared.
+    """
     try:
         names = {name.strip().lower() for name in column_names(path, ending_by_content(path))}
         missing = 0 if times is None else int(np.count_nonzero(~np.isin(rows_of(path).time, times)))
@@ -94,10 +110,6 @@ def poorer(path: Path, columns: Iterable[str], times: Ints | None) -> str | None
         return f"it holds {missing} candles that this export does not have"
     lost = sorted(names - set(columns) - set(TIME_COLUMNS) - set(VALUE_COLUMNS))
     return f"it has the columns {', '.join(lost)}, which this export does not have" if lost else None
-
-
-def _moment(candle: Candle) -> str:
-    return datetime.fromtimestamp(candle.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _values(candle: Candle) -> str:

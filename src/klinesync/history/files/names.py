@@ -1,4 +1,4 @@
-"""Names of history files: which series a file holds, and where a series' files lie. Pure."""
+"""Names of history files: the series of a file, and the files of a series. Pure."""
 
 from __future__ import annotations
 
@@ -24,17 +24,15 @@ _FREQTRADE = re.compile(
 _ARCHIVE = re.compile(
     r"(?P<symbol>[^\s/@&?#]+?)-(?P<timeframe>\d+(?:mo|[mhdw]))-(?P<year>\d{4})-(?P<month>\d\d)(?:-(?P<day>\d\d))?\.zip"
 )
-# The months' names: ours, freqtrade's, the archive's.
+# Names of the timeframe of a month: ours, freqtrade's, the archive's.
 _MONTH, _FREQTRADE_MONTH, _ARCHIVE_MONTH = "1M", "1Mo", "1mo"
-# Folders of an archive that say a market; `cm` are coin-margined contracts.
+# Folders of an archive that name a market; `cm` are coin-margined contracts.
 _FUTURES, _SPOT, _COIN_MARGINED = frozenset({"futures", "um"}), "spot", "cm"
 
 
 def freqtrade_series(name: str, exchange: str) -> SeriesId | None:
-    """The series of a freqtrade file of that name (`BTC_USDT-1m.feather`); None when it is no candle file's name.
-
-    The name separates base, quote and settlement asset, so that nothing is guessed: a name with other parts is none.
-    """
+    """The series of a freqtrade file by its name (`BTC_USDT-1m.feather`), which separates base, quote and settlement
+    asset; None when it is no name of a file with candles."""
     match = _FREQTRADE.fullmatch(name)
     if match is None or bool(match["settle"]) != bool(match["futures"]):
         return None
@@ -44,7 +42,7 @@ def freqtrade_series(name: str, exchange: str) -> SeriesId | None:
 
 
 def freqtrade_path(series: SeriesId, ending: str) -> PurePath:
-    """Where freqtrade keeps the series, below its folder for the exchange. `ending`: `.feather` …"""
+    """Freqtrade's file of a series, in its folder of the exchange. `ending`: `.feather` …"""
     pair = series.symbol
     if series.market == "futures" and ":" not in pair:
         pair = f"{pair}:{pair.split('/')[1]}"
@@ -57,8 +55,13 @@ def freqtrade_path(series: SeriesId, ending: str) -> PurePath:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFile:
-    """One zip of an archive: the candles of a month, or of one of its days when it is `daily`. `symbol_id`: the
-    exchange's name of the series' symbol."""
+    """A zip of an archive.
+
+    series: whose candles.
+    symbol_id: the exchange's name of its symbol.
+    first: its first day.
+    daily: whether it has a day; else a month.
+    """
 
     series: SeriesId
     symbol_id: str
@@ -67,12 +70,12 @@ class ArchiveFile:
 
     @property
     def span(self) -> Span:
-        """The time that it covers, in UTC seconds."""
+        """Its open times, UTC seconds."""
         return Span(_midnight(self.first), _midnight(self.first + timedelta(1) if self.daily else _next(self.first)))
 
     @property
     def path(self) -> str:
-        """Where it lies in the archive, from `data/` on."""
+        """Its path in the archive, from `data/` on."""
         series = self.series
         market = "futures/um" if series.market == "futures" else "spot"
         symbol = self.symbol_id
@@ -99,9 +102,13 @@ def months(series: SeriesId, symbol_id: str, span: Span) -> Iterator[ArchiveFile
 
 @dataclass(frozen=True, slots=True)
 class ArchiveName:
-    """What the name of an archive's zip says. `symbol_id`: the exchange's name of the symbol, of which the exchange's
-    list alone says what it consists. `markets`: the market that its folders say; where they say none, spot, else
-    futures. `first`, `daily`: as in `ArchiveFile`."""
+    """The name of an archive's zip.
+
+    symbol_id: the exchange's name of the symbol; the exchange's list has its base and quote.
+    markets: the market that the folders name; spot, then futures, when they name none.
+    timeframe: of its candles.
+    first, daily: as in `ArchiveFile`.
+    """
 
     symbol_id: str
     markets: tuple[str, ...]
@@ -110,14 +117,14 @@ class ArchiveName:
     daily: bool
 
     def file(self, market: str, symbol: str) -> ArchiveFile:
-        """The file, once it is known which symbol of which market it holds."""
+        """The file of the given market and symbol."""
         series = SeriesId.parse(f"{ARCHIVE_EXCHANGE}:{market}:{symbol}:{self.timeframe}")
         return ArchiveFile(series, self.symbol_id, self.first, self.daily)
 
 
 def archive_name(path: PurePath) -> ArchiveName | None:
-    """What the name of an archive's zip says, and the folders that it lies in; None when it is no such zip, or one of
-    coin-margined contracts."""
+    """Parse the name and the folders of an archive's zip; None for another file, or a zip of coin-margined
+    contracts."""
     match = _ARCHIVE.fullmatch(path.name)
     folders = {part.lower() for part in path.parts[:-1]}
     if match is None or coin_margined_archive(path):
@@ -134,7 +141,7 @@ def archive_name(path: PurePath) -> ArchiveName | None:
 
 
 def coin_margined_archive(path: PurePath) -> bool:
-    """Whether a zip lies in an archive's folder of coin-margined contracts."""
+    """Whether a zip is in an archive's folder of coin-margined contracts."""
     return _ARCHIVE.fullmatch(path.name) is not None and _COIN_MARGINED in {part.lower() for part in path.parts[:-1]}
 
 
@@ -142,7 +149,7 @@ def _series(exchange: str, market: str, symbol: str, timeframe: str) -> SeriesId
     code = _MONTH if timeframe == _FREQTRADE_MONTH else timeframe
     try:
         return SeriesId.parse(f"{exchange}:{market}:{symbol}:{code}")
-    except Rejected:  # a timeframe or a symbol that we do not have
+    except Rejected:  # an unknown timeframe, or an invalid symbol
         return None
 
 

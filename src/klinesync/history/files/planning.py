@@ -1,4 +1,4 @@
-"""What an import is about to do: which files, which series each holds, what is refused or passed over, and why."""
+"""The plan of an import: files, the series of each, and files that are refused or passed over, with the reason."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from klinesync.history.files.names import (
 from klinesync.history.files.readers import ENDINGS, BadFile, check_regular
 from klinesync.runtime.looking import is_folder
 
-# Files passed over in one folder that are named; the others are counted.
+# Most files of a folder that are listed as passed over; further files are counted.
 MAX_PASSED_OVER = 100
-# Symbols that no list names and that are told of; the others are counted.
+# Most unlisted symbols that are listed; further symbols are counted.
 MAX_UNNAMED = 100
-# Parts of names of freqtrade's files that hold something else than candles.
+# Parts of names of freqtrade's files that hold no candles, and what they hold.
 _NO_CANDLES = {
     "-mark.": "mark prices",
     "-index.": "index prices",
@@ -39,7 +39,7 @@ _NO_CANDLES = {
 
 @dataclass(frozen=True, slots=True)
 class ImportFile:
-    """A file and the series that it holds. `first`: when an archive's file begins, by which they are ordered."""
+    """A file and its series. `first`: when an archive's file begins, for the order of files."""
 
     path: Path
     series: SeriesId
@@ -48,10 +48,20 @@ class ImportFile:
 
 @dataclass(slots=True)
 class Imported:
-    """What became of one file. `refused`: why, as a sentence; nothing of it was written then, or, when `stored` is not
-    zero, not all. `failed`: what ended the whole import in the middle of this file; `stored` candles are in. `new`:
-    candles that the store did not have; None where that is not told. `quarantined` rows are left out, and `told` are
-    sentences about the first of them. `note`: that a file was passed over and why, or how it was checked."""
+    """The result of a file.
+
+    path: the file.
+    series: of its candles; None when unknown.
+    rows: rows of the file.
+    stored: candles that were written.
+    new: candles of them that the store did not have; None when unknown.
+    quarantined: bad rows, which are left out.
+    first, last: open times of the first and the last good row.
+    examples: sentences about the first bad rows.
+    refused: why the file was refused, a sentence; None when it was not.
+    failed: the error that ended the whole import at this file, a sentence; None when there was none.
+    note: why the file was passed over, or how it was verified; None for nothing.
+    """
 
     path: Path
     series: SeriesId | None
@@ -61,7 +71,7 @@ class Imported:
     quarantined: int = 0
     first: int | None = None
     last: int | None = None
-    told: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
     refused: str | None = None
     failed: str | None = None
     note: str | None = None
@@ -69,7 +79,7 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveZip:
-    """A zip of an archive, whose name says the exchange's name of a symbol."""
+    """A zip of an archive, whose name has the exchange's name of a symbol."""
 
     path: Path
     name: ArchiveName
@@ -77,34 +87,35 @@ class ArchiveZip:
 
 @dataclass(slots=True)
 class Found:
-    """What lies under the paths of an import: `files` whose series is known, archives' `zips`, and `others`, which are
-    refused, or passed over in a folder, each with the reason."""
+    """The files under the paths of an import: `files` whose series is known, `zips` of archives, and `others`, which
+    are refused or passed over, with the reason."""
 
     files: list[ImportFile] = field(default_factory=list)
     zips: list[ArchiveZip] = field(default_factory=list)
     others: list[Imported] = field(default_factory=list)
 
-    def add(self, found: ImportFile | ArchiveZip) -> None:
-        """A file to import."""
-        if isinstance(found, ImportFile):
-            self.files.append(found)
+    def add(self, file: ImportFile | ArchiveZip) -> None:
+        """Add a file to import."""
+        if isinstance(file, ImportFile):
+            self.files.append(file)
         else:
-            self.zips.append(found)
+            self.zips.append(file)
 
 
-# Our name of a market's symbol by the exchange's name (`spot`, `BTCUSDT`: `BTC/USDT`); None for a symbol that the
-# exchange does not list. Raises `UpstreamError` where no list has it and the exchange cannot be asked.
+# The symbol of a market by the exchange's name (`spot`, `BTCUSDT`: `BTC/USDT`); None for an unlisted symbol. Raises
+# `UpstreamError` when no stored list has the symbol and the exchange cannot be asked.
 SymbolName = Callable[[str, str], Awaitable[str | None]]
 
 
 def find(
     paths: Sequence[Path], series: SeriesId | None, exchange: str, stopped: Callable[[], bool] = lambda: False
 ) -> Found:
-    """The files to import, as far as their names say what they hold.
+    """Find the files to import, and their series by their names.
 
-    series: what the files hold, whatever their names say; None: what the names say.
-    exchange: whose freqtrade files are.
-    stopped: asked between files; ends the search early.
+    paths: files and folders.
+    series: of all files; None: the series that each name says.
+    exchange: of freqtrade's files.
+    stopped: asked between files whether to end the search; never by default.
     """
     found = Found()
     for path in paths:
@@ -130,17 +141,18 @@ def find(
 
 
 async def plan(found: Found, symbol_name: SymbolName) -> tuple[list[ImportFile], list[Imported]]:
-    """The files to import, in order, and all that are not imported. Zips of a symbol that has no name are refused, all
-    of a folder together.
+    """The files to import, in order, and the files that are not imported. Zips of an unlisted symbol are refused, with
+    a sentence for each folder.
 
-    symbol_name: what the symbols are that zips name.
+    found: the files.
+    symbol_name: looks up the symbols of zips.
     """
     files, others = list(found.files), list(found.others)
-    alike: dict[tuple[tuple[str, ...], str], list[ArchiveZip]] = {}
+    by_symbol: dict[tuple[tuple[str, ...], str], list[ArchiveZip]] = {}
     for file in found.zips:
-        alike.setdefault((file.name.markets, file.name.symbol_id), []).append(file)
+        by_symbol.setdefault((file.name.markets, file.name.symbol_id), []).append(file)
     unnamed: list[Imported] = []
-    for (markets, symbol_id), zips in alike.items():
+    for (markets, symbol_id), zips in by_symbol.items():
         named = await _named(markets, symbol_id, symbol_name)
         if isinstance(named, str):
             unnamed += _unnamed(zips, named)
@@ -157,7 +169,7 @@ async def plan(found: Found, symbol_name: SymbolName) -> tuple[list[ImportFile],
 
 
 async def _named(markets: Sequence[str], symbol_id: str, symbol_name: SymbolName) -> tuple[str, str] | str:
-    """The market and our name of a symbol, or why there is none."""
+    """The market and the name of a symbol, or a sentence why there is none."""
     try:
         for market in markets:
             symbol = await symbol_name(market, symbol_id)
@@ -172,7 +184,7 @@ async def _named(markets: Sequence[str], symbol_id: str, symbol_name: SymbolName
 
 
 def _unnamed(zips: Sequence[ArchiveZip], why: str) -> list[Imported]:
-    """Zips of one symbol, refused: one sentence for each folder and timeframe, with the command that imports them."""
+    """Refuse the zips of a symbol: a sentence for each folder and timeframe, with the command that imports them."""
     places: dict[tuple[Path, str], list[ArchiveZip]] = {}
     for file in zips:
         places.setdefault((file.path.parent, str(file.name.timeframe)), []).append(file)
@@ -194,7 +206,7 @@ def _unnamed(zips: Sequence[ArchiveZip], why: str) -> list[Imported]:
 
 
 def _in_folder(found: Found, folder: Path, exchange: str, stopped: Callable[[], bool]) -> None:
-    """Add the files below a folder whose names say what they hold, and the others."""
+    """Add the files below a folder: files whose names say a series, and the others."""
     passed_over: list[Imported] = []
     count = files = 0
     for path, error in _walk(folder):
@@ -222,8 +234,8 @@ def _in_folder(found: Found, folder: Path, exchange: str, stopped: Callable[[], 
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """The files below a folder in the order of their names, and folders that cannot be read with the reason. Hidden
-    files, and checksums that lie beside their file, are none of an import's business."""
+    """The files below a folder in the order of their names, and folders that cannot be read, with the reason. Hidden
+    files, and checksum files beside their file, are skipped."""
     errors: list[OSError] = []
     for place, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

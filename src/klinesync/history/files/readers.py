@@ -1,11 +1,12 @@
 """Files with candles, read batch by batch: feather, parquet, freqtrade's JSON, CSV, and the zips of an archive.
 
-Memory does not grow with the file. What cannot be read as a row is told to `broken`; whether rows make sense is for
-`rows.Judge`.
+Memory does not grow with the file. Rows that cannot be read are reported to `broken`; `rows.Judge` validates the
+others.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -31,11 +33,13 @@ from klinesync.history.files.names import CHECKSUM
 from klinesync.history.files.rows import Columns
 from klinesync.history.files.unpacked import check_feather, check_parquet
 
-# Rows that are decoded at a time, where the format leaves the choice to us.
+T = TypeVar("T")
+
+# Rows that are decoded at a time, where the format allows a choice.
 BATCH_ROWS = 16_384
-# A checksum file holds 64 hexadecimal digits and a name.
+# Longest checksum file: 64 hexadecimal digits and a name.
 MAX_CHECKSUM_BYTES = 1000
-# Bytes that are hashed between two looks at whether to stop.
+# Bytes that are hashed between two checks whether to stop.
 HASH_BYTES = 1 << 22
 
 
@@ -53,9 +57,10 @@ class BadFile(Rejected):
 def batches(path: Path, broken: Broken, *, unterminated: bool = False, ending: str | None = None) -> Iterator[Columns]:
     """The rows of a file in its order.
 
-    broken: is told of rows that are none.
-    unterminated: the last line of a CSV may lack its line end.
-    ending: tells the kind of file; None: the end of its name does.
+    path: the file.
+    broken: called with a sentence about each row that cannot be read.
+    unterminated: the last line of a CSV may lack its line end; False by default.
+    ending: the format, as the end of a file name; None (the default): that of `path`.
 
     Raises `BadFile`.
     """
@@ -73,7 +78,7 @@ def batches(path: Path, broken: Broken, *, unterminated: bool = False, ending: s
 
 
 def ending_by_content(path: Path) -> str:
-    """What a table that has any name would end in: `.feather`, `.parquet`, else `.csv`. Raises `BadFile`."""
+    """The format of a table by its content: `.feather`, `.parquet`, else `.csv`. Raises `BadFile`."""
     check_regular(path)
     try:
         with path.open("rb") as file:
@@ -98,8 +103,8 @@ def column_names(path: Path, ending: str) -> list[str]:
 
 
 def check_regular(path: Path) -> None:
-    """Raises `BadFile` for what is no regular file: opening a named pipe waits for somebody who writes to it, and a
-    file is read more than once."""
+    """Raises `BadFile` unless `path` is a regular file: opening a named pipe blocks, and a file is read more than
+    once."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -112,8 +117,8 @@ def check_regular(path: Path) -> None:
 
 
 def verify_checksum(path: Path, stopped: Callable[[], bool] = lambda: False) -> bool:
-    """Whether a checksum file lies beside an archive's zip. `stopped`: see `check_sha256`. Raises `BadFile` when the
-    zip is not what it says."""
+    """Compare an archive's zip with the checksum file beside it. `stopped`: see `check_sha256`. Returns whether there
+    is a checksum file. Raises `BadFile` when the checksums differ."""
     beside = path.with_name(path.name + CHECKSUM)
     if not os.path.lexists(beside):
         return False
@@ -128,8 +133,14 @@ def verify_checksum(path: Path, stopped: Callable[[], bool] = lambda: False) -> 
 
 
 def check_sha256(path: Path, checksum: bytes, stopped: Callable[[], bool] = lambda: False) -> None:
-    """Compare the file with the text of a checksum file. `stopped` ends the work early. Raises `BadFile` when the
-    SHA-256 is another one."""
+    """Compare a file with its checksum.
+
+    path: the file.
+    checksum: the text of its checksum file.
+    stopped: asked between blocks whether to end early; never by default.
+
+    Raises `BadFile` when they differ.
+    """
     wanted = re.match(rb"\s*([0-9a-fA-F]{64})(?:\s|$)", checksum)
     if wanted is None:
         raise BadFile(path, "its checksum file holds no SHA-256")
@@ -146,6 +157,17 @@ def check_sha256(path: Path, checksum: bytes, stopped: Callable[[], bool] = lamb
         raise BadFile(
             path, f"its SHA-256 is {found[:12]}…, and its checksum file says {expected[:12]}…; fetch it again"
         )
+
+
+async def next_in_thread(pages: Iterator[T], name: str) -> T | None:
+    """The next page of an iterator that blocks, read in a thread; None at its end. On cancellation the read in flight
+    is finished first, because a running generator cannot be closed. `name`: of the task."""
+    step = asyncio.create_task(asyncio.to_thread(next, pages, None), name=name)
+    try:
+        return await asyncio.shield(step)
+    finally:
+        if not step.done():
+            await asyncio.wait([step])
 
 
 # --- tables: feather, parquet. They have no broken rows: such a file is whole, or cannot be read
@@ -172,7 +194,7 @@ def _parquet(path: Path, _broken: Broken) -> Iterator[Columns]:
 
 
 def _opened(path: Path) -> pa.PythonFile:
-    """The file, whether its name is UTF-8 or not: pyarrow itself opens only names that are."""
+    """The open file: pyarrow itself opens only names in UTF-8."""
     return pa.PythonFile(path.open("rb"), "r")
 
 

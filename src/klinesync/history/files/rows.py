@@ -1,4 +1,4 @@
-"""Rows of files in columns, and the rules by which they become candles. Pure: no file is touched here."""
+"""Rows of files as columns, and their validation as candles. Pure: no file is opened here."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-# Of the bad rows of a file so many are told; all are counted.
-MAX_TOLD = 5
-# Below each of these a time counts as seconds, milliseconds, microseconds; above, as nanoseconds.
+# Bad rows of a file that are described by a sentence; all are counted.
+MAX_EXAMPLES = 5
+# A time below the first limit is in seconds, below the second in milliseconds, below the third in microseconds, and
+# otherwise in nanoseconds.
 _SECONDS_BELOW, _MILLIS_BELOW, _MICROS_BELOW = 10**11, 10**14, 10**17
-# A time that cannot be a candle's.
+# The time of a row without a valid time.
 NO_TIME = -1
 
 # What Candle._make does, without its frame of Python.
@@ -32,8 +33,8 @@ _candle = partial(tuple.__new__, Candle)
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows of a file, in its order: open times in UTC seconds, prices, volume. NaN where a file has nothing. `unread`:
-    why cells of its first bad rows cannot be read, by the row's place; it does not go on to parts of these rows."""
+    """Rows of a file, in its order: open times in UTC seconds, prices, volume; NaN for a missing value. `unread`: why
+    the first bad rows cannot be read, by their index; slices of the rows do not keep it."""
 
     time: Ints
     open: Floats
@@ -51,25 +52,25 @@ class Columns:
         return self.time, self.open, self.high, self.low, self.close, self.volume
 
     def take(self, rows: Flags | Ints | slice) -> Columns:
-        """Those rows."""
+        """The rows that `rows` selects."""
         return Columns(
             self.time[rows], self.open[rows], self.high[rows], self.low[rows], self.close[rows], self.volume[rows]
         )
 
     def candle(self, row: int) -> Candle:
-        """One row as it stands, sound or not."""
+        """A row as a candle, without validation."""
         time, *values = (column[row].item() for column in self.values())
         return Candle(time, *values)
 
     def candles(self) -> list[Candle]:
-        """All rows as they stand."""
+        """All rows as candles, without validation."""
         lists = (column.tolist() for column in self.values())
         return list(map(_candle, zip(*lists, strict=True)))
 
 
 def seconds(raw: Ints) -> Ints:
-    """Times in seconds, milliseconds, microseconds or nanoseconds, each by its size, as seconds; `NO_TIME` for one
-    that is no whole second."""
+    """Times in seconds, milliseconds, microseconds or nanoseconds (each by its size) as seconds; `NO_TIME` for a time
+    with a fraction of a second."""
     if not len(raw):
         return raw
     size = np.abs(raw)
@@ -82,13 +83,13 @@ def seconds(raw: Ints) -> Ints:
 
 
 def whole_seconds(raw: Ints, unit: Ints | int) -> Ints:
-    """Times of which `unit` make a second, as seconds; `NO_TIME` for one that is no whole second."""
+    """Times in units of 1/`unit` second as seconds; `NO_TIME` for a time with a fraction of a second."""
     whole = raw // unit
     return np.where(whole * unit == raw, whole, NO_TIME)
 
 
 class OutOfOrder(Exception):
-    """A row stands behind a later one: the rows have to be sorted."""
+    """Rows of a file are not in the order of time, and have to be sorted."""
 
 
 class TooManyRows(Exception):
@@ -97,11 +98,14 @@ class TooManyRows(Exception):
 
 @dataclass(slots=True)
 class Judge:
-    """Tells sound rows of one series from bad ones, by the rules of `core.candle`.
+    """Validates the rows of one series by the rules of `core.candle`, and deduplicates them. Of rows with the same time
+    the first counts; a later row with other values is bad.
 
-    Of rows with the same time the first one in the file counts; one that says the same again is left out silently, one
-    that says otherwise is bad. `now`: UTC seconds by which a candle must have closed. `bad` counts, and `told` holds
-    sentences about the first few.
+    timeframe: of the series.
+    now: latest close of a candle, UTC seconds.
+    rows, good, bad: numbers of rows so far.
+    first, last: open times of the first and the last good row.
+    examples: sentences about the first bad rows.
     """
 
     timeframe: Timeframe
@@ -111,31 +115,37 @@ class Judge:
     bad: int = 0
     first: int | None = None
     last: int | None = None
-    told: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
     _newest: Candle | None = None
 
     def sound(self, batch: Columns) -> Columns:
-        """The sound rows of the next batch of a file whose rows ascend in time. Raises `OutOfOrder` when one does not;
-        then the file is read anew, with `arranged`."""
-        rows = self._ascending(*self._fitting(batch))
+        """The good rows of the next batch of a file whose rows ascend in time. Raises `OutOfOrder` when they do not;
+        then the file is read again with `in_order`."""
+        rows = self._ascending(*self._valid(batch))
         if len(rows):
             self._count(rows)
             self._newest = rows.candle(len(rows) - 1)
         return rows
 
     def newest_open(self, batch: Columns) -> int | None:
-        """The newest open time of the sound rows of a batch, whatever their order; None when none is sound."""
-        sound, _ = self._fitting(batch)
+        """The newest open time of the good rows of a batch, which may have any order; None when no row is good."""
+        sound, _ = self._valid(batch)
         return int(sound.time.max()) if len(sound) else None
 
-    def arranged(self, batches: Iterable[Columns], most: int, span: Span | None = None) -> Columns:
-        """The sound rows of all batches, whatever their order, ascending. `span`: those that open in it. At most `most`
-        are held. Raises `TooManyRows`."""
+    def in_order(self, batches: Iterable[Columns], most: int, span: Span | None = None) -> Columns:
+        """The good rows of all batches, sorted by time.
+
+        batches: all rows of a file, in any order.
+        most: most rows that are held in memory.
+        span: only rows that open in it; None (the default): all.
+
+        Raises `TooManyRows`.
+        """
         parts = [columns([])]
         places = [np.empty(0, np.int64)]
         count = 0
         for batch in batches:
-            rows, at = self._fitting(batch)
+            rows, at = self._valid(batch)
             if span is not None:
                 inside = (rows.time >= span.start) & (rows.time < span.end)
                 rows, at = rows.take(inside), at[inside]
@@ -152,26 +162,26 @@ class Judge:
         return rows
 
     def broken(self, why: str) -> None:
-        """A row of the file that could not be read at all."""
+        """Count a row of the file that could not be read."""
         self.rows += 1
         self.bad += 1
-        if len(self.told) < MAX_TOLD:
-            self.told.append(why)
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(why)
 
     def _count(self, rows: Columns) -> None:
         self.good += len(rows)
         self.last = int(rows.time[-1])
         self.first = int(rows.time[0]) if self.first is None else self.first
 
-    def _fitting(self, batch: Columns) -> tuple[Columns, Ints]:
-        """The rows of the next batch that are candles by themselves, and their places in the file."""
+    def _valid(self, batch: Columns) -> tuple[Columns, Ints]:
+        """The valid rows of the next batch, and their indexes in the file."""
         at = self.rows
         self.rows += len(batch)
         fits = self._fits(batch)
         if fits.all():
             return batch, np.arange(at, at + len(batch))
-        for row in np.flatnonzero(~fits)[: MAX_TOLD - len(self.told)].tolist():
-            self._tell(at + row, batch.unread.get(row) or self._why(batch.candle(row)))
+        for row in np.flatnonzero(~fits)[: MAX_EXAMPLES - len(self.examples)].tolist():
+            self._add_example(at + row, batch.unread.get(row) or self._why(batch.candle(row)))
         self.bad += int(np.count_nonzero(~fits))
         return batch.take(fits), np.flatnonzero(fits) + at
 
@@ -194,10 +204,10 @@ class Judge:
             check_not_future(candle, self.timeframe, self.now)
         except BadCandle as error:
             return str(error)
-        raise AssertionError(f"{candle} is sound, and was taken for bad")
+        raise AssertionError(f"{candle} is valid, and was taken for bad")
 
     def _ascending(self, batch: Columns, places: Ints) -> Columns:
-        """What rises above all before it, in this batch and in those before."""
+        """The rows that are newer than all rows before them, in this and earlier batches."""
         if not len(batch):
             return batch
         time = batch.time
@@ -213,26 +223,26 @@ class Judge:
         return rows if newest is None else rows.take(slice(1, None))
 
     def _each_once(self, batch: Columns, places: Ints) -> Columns:
-        """Of ascending rows the first one of each time."""
+        """The first row of each time, of ascending rows."""
         time = batch.time
         rises = np.concatenate((np.ones(min(len(time), 1), np.bool_), time[1:] > time[:-1]))
         if rises.all():
             return batch
-        # Each row beside the one of its time that is kept.
+        # For each row, the index of the row with the same time that is kept.
         kept = np.maximum.accumulate(np.where(rises, np.arange(len(time)), 0))
         again = np.logical_and.reduce([column == column[kept] for column in batch.values()])
         wrong = np.flatnonzero(~again)
         self.bad += len(wrong)
-        for row in wrong[:MAX_TOLD].tolist():
-            self._tell(
+        for row in wrong[:MAX_EXAMPLES].tolist():
+            self._add_example(
                 int(places[row]),
                 f"candle at {date_text(int(time[row]))} refused: it is given twice, with different values",
             )
         return batch.take(rises)
 
-    def _tell(self, row: int, why: str) -> None:
-        if len(self.told) < MAX_TOLD:
-            self.told.append(f"row {row + 1}: {why}")
+    def _add_example(self, row: int, why: str) -> None:
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(f"row {row + 1}: {why}")
 
 
 def _on_grid(time: Ints, timeframe: Timeframe) -> Flags:
@@ -252,7 +262,7 @@ def within(batch: Columns, span: Span) -> Columns:
 
 
 def pages(batches: Iterable[Columns], size: int) -> Iterator[Columns]:
-    """The same rows in batches of `size`; the last one has what is left, and none is empty."""
+    """The same rows in batches of `size`; the last batch may be shorter, and no batch is empty."""
     held: list[Columns] = []
     count = 0
     for batch in batches:

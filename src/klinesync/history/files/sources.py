@@ -1,7 +1,7 @@
-"""History from files: what lies in freqtrade's folder, and in an exchange's archive.
+"""History files: freqtrade's data folder, and an exchange's archive.
 
-Both bring rows and prove nothing: what they lack may well exist. A file that cannot be used is left out with a sentence
-in the log, and so is a bad row.
+Files prove nothing about missing candles: candles that they lack may exist. Unusable files and bad rows are left out,
+and logged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from klinesync.history.files.names import (
     freqtrade_path,
     months,
 )
-from klinesync.history.files.readers import MAX_CHECKSUM_BYTES, BadFile, batches, check_sha256, verify_checksum
+from klinesync.history.files.readers import (
+    MAX_CHECKSUM_BYTES,
+    BadFile,
+    batches,
+    check_sha256,
+    next_in_thread,
+    verify_checksum,
+)
 from klinesync.history.reading import Pages
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.http_client import HttpClient, location
@@ -42,44 +49,45 @@ from klinesync.runtime.proxies import Proxies
 
 log = Log(__name__)
 
-# Candles in a page: two days of minutes and more, and some milliseconds of the writer's time.
+# Candles of a page: almost three days of minutes, which take the writer some milliseconds.
 PAGE_CANDLES = 4000
-# About one file the same trouble is logged this often at most.
+# Shortest time between two warnings about one file, in seconds.
 LOG_EVERY_S = 600.0
-# For how long a file that cannot be used is left alone: archives are issued anew now and then.
+# Seconds for which an unusable archive file is not read again: archives are reissued now and then.
 QUARANTINE_S = 6 * 3600.0
-# So many such files are remembered; of more, the oldest are tried again.
+# Most files in quarantine; the oldest are evicted.
 MAX_QUARANTINED = 1000
-# Files with rows in another order than that of time that are remembered.
-MAX_SHUFFLED = 1000
-# Files of which it is remembered where they end.
+# Most remembered files whose rows are out of order; the oldest are evicted.
+MAX_UNORDERED = 1000
+# Most remembered ends of files; the oldest are evicted.
 MAX_ENDS = 10_000
-# Rows of such a file that are sorted at a time: two years of minutes, 50 MB.
+# Most rows of a file out of order that are sorted in memory: two years of minutes, 50 MB.
 MAX_SORTED_ROWS = 1_000_000
-# From so much of a month on, its file is worth fetching; less comes from daily files.
+# Shortest part of a month, in seconds, for which the monthly file is fetched; shorter parts come from daily files.
 MONTHLY_FROM_S = 3 * DAY_S
-# A month of one-second candles has less than a fifth of it.
+# Largest zip: five times a month of one-second candles.
 MAX_ZIP_BYTES = 512 << 20
 CHUNK_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 10.0
-# Between two pieces of an answer; a file as a whole may take as long as it takes.
+# Longest pause between two chunks of an answer; a whole file has no timeout.
 READ_TIMEOUT_S = 30.0
 
 
+# The exchange's name of a series' symbol; None for a symbol that the exchange does not list.
 SymbolId = Callable[[SeriesId], Awaitable[str | None]]
-# A file as it is now: its path, size and time of change in ns.
+# A version of a file: path, size, and modification time in ns.
 FileVersion = tuple[str, int, int]
 
 
 class FreqtradeFiles:
-    """The data folder of freqtrade: that of one `exchange` itself, or one with a folder for each exchange."""
+    """Freqtrade's data folder: the folder of one `exchange`, or a folder with a folder for each exchange."""
 
     name = "freqtrade"
 
     def __init__(self, folder: Path, exchange: str = ARCHIVE_EXCHANGE) -> None:
         self._folder = folder
         self._exchange = exchange
-        self._shuffled = _Shuffled()
+        self._unordered = _UnorderedFiles()
         self._ends: dict[FileVersion, int | None] = {}
         self._logged = LogLimit(LOG_EVERY_S)
 
@@ -88,7 +96,7 @@ class FreqtradeFiles:
         return await self._path(series) is not None
 
     async def end(self, series: SeriesId, before: int) -> int | None:
-        """See `TailFiles`. A file is read once for this, and again when it changes."""
+        """See `TailFiles`. The end is read once for each version of a file."""
         path = await self._path(series)
         if path is None:
             return None
@@ -106,24 +114,24 @@ class FreqtradeFiles:
         return None if newest is None else min(series.timeframe.next(newest), series.timeframe.floor(before))
 
     async def pages(self, series: SeriesId, span: Span) -> Pages:
-        """See `HistoryFiles`. Of several formats the first counts that is there: feather, parquet, JSON."""
+        """See `HistoryFiles`. Of several formats the first is read: feather, parquet, JSON."""
         path = await self._path(series)
         if path is None:
             return
-        reading = _Reading(path, series, span, self._shuffled)
+        reading = _Reading(path, series, span, self._unordered)
         try:
             async with aclosing(reading.pages()) as pages:
                 async for page in pages:
                     yield HistoryPage(page, [])
         except BadFile as error:
             _warn(self._logged, error.path, str(error))
-        reading.tell(self._logged)
+        reading.log_bad_rows(self._logged)
 
     async def _path(self, series: SeriesId) -> Path | None:
-        """The file of the series; None where there is none, or its folder cannot be looked into, which is logged."""
+        """The file of the series; None when there is none, or when its folder cannot be read, which is logged."""
         try:
             return await asyncio.to_thread(self._find, series)
-        except OSError as error:  # a folder that this user may not look into
+        except OSError as error:
             _warn(self._logged, self._folder, f"{error.filename} cannot be read: {error.strerror}")
             return None
 
@@ -136,13 +144,14 @@ class FreqtradeFiles:
 
 
 class ExchangeArchive:
-    """An exchange's archive: a folder or an `http://` address below which `data/spot/monthly/klines/…` lies.
+    """An exchange's archive. A file is read only if it has its checksum; a damaged file is quarantined for
+    `QUARANTINE_S`, and the daily files of a damaged month are read in its place.
 
-    `symbol_id` tells the exchange's name of a series' symbol, which is in the names of its files; None for a symbol
-    that is not listed, which has no files then. It raises `UpstreamError` when no list can be had.
-
-    A file counts only with its checksum. One that is truncated, or is not what its checksum says, is left alone for
-    `QUARANTINE_S`; a month's days are tried in its place.
+    location: a folder, or an `http://` address, which has `data/spot/monthly/klines/…`.
+    symbol_id: the exchange's name of a symbol, for the names of its files. Raises `UpstreamError` when the exchange's
+        list is not available.
+    exchange: the exchange whose archive this is; Binance by default.
+    proxies: for requests to the address; none by default.
     """
 
     def __init__(
@@ -157,17 +166,18 @@ class ExchangeArchive:
         self._location = location if isinstance(location, Path) else location.rstrip("/")
         self._exchange = exchange
         self._proxies = proxies
-        self._shuffled = _Shuffled()
+        self._unordered = _UnorderedFiles()
         self._quarantined: dict[str, tuple[str, float]] = {}  # why, and until when (monotonic)
         self._logged = LogLimit(LOG_EVERY_S)
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """The files that are left alone, from `data/` on, and why."""
+        """The quarantined files (paths from `data/` on), and why."""
         return {path: why for path, (why, until_s) in self._quarantined.items() if SYSTEM_CLOCK.monotonic_s() < until_s}
 
     async def pages(self, series: SeriesId, span: Span) -> Pages:
-        """See `HistoryFiles`. Monthly files where they exist and most of the month is wanted, else daily ones."""
+        """See `HistoryFiles`. Monthly files are read where they exist and `MONTHLY_FROM_S` or more of the month is
+        wanted, else daily files."""
         if series.exchange != self._exchange or span.start >= span.end:
             return
         symbol_id = await self._symbol_id(series)
@@ -181,19 +191,19 @@ class ExchangeArchive:
         ):
             async for file, path in found:
                 wanted = span.clipped(file.span)
-                reading = _Reading(path, series, wanted, self._shuffled)
+                reading = _Reading(path, series, wanted, self._unordered)
                 try:
                     async with aclosing(reading.pages()) as pages:
                         async for page in pages:
                             yield HistoryPage(page, [])
                 except BadFile as error:
                     self._quarantine(file, error)
-                reading.tell(self._logged)
+                reading.log_bad_rows(self._logged)
 
     async def _files(
         self, shelf: _Shelf, series: SeriesId, symbol_id: str, span: Span
     ) -> AsyncGenerator[tuple[ArchiveFile, Path], None]:
-        """The files that cover `span`, ascending, each checked; one lies there until the next is asked for."""
+        """The files that cover `span`, ascending and verified; each exists until the next is requested."""
         for month in months(series, symbol_id, span):
             wanted = span.clipped(month.span)
             if wanted.end - wanted.start >= min(MONTHLY_FROM_S, month.span.end - month.span.start):
@@ -202,7 +212,7 @@ class ExchangeArchive:
                     yield month, path
                     continue
             days = [day for day in month.days() if day.span.overlaps(wanted)]
-            if not await shelf.worth_a_look(days):
+            if not await shelf.may_have_any(days):
                 continue
             for day in days:
                 path = await self._get(shelf, day)
@@ -227,14 +237,14 @@ class ExchangeArchive:
 
 
 class _Shelf(Protocol):
-    """Where an archive's files are taken from."""
+    """The location of an archive's files."""
 
-    async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
-        """Whether to ask for each of a month's days. Raises `UpstreamError`."""
+    async def may_have_any(self, days: Sequence[ArchiveFile]) -> bool:
+        """Whether to request each of a month's daily files. Raises `UpstreamError`."""
 
     async def get(self, file: ArchiveFile) -> Path | None:
-        """The file, which is what its checksum says; None when it is not there. It may be gone when the next one is
-        asked for. Raises `BadFile`, `UpstreamError`."""
+        """The file, verified by its checksum; None when it does not exist. The path is valid until the next call.
+        Raises `BadFile`, `UpstreamError`."""
 
     async def __aenter__(self) -> _Shelf: ...
 
@@ -249,11 +259,11 @@ class _Folder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
+    async def may_have_any(self, days: Sequence[ArchiveFile]) -> bool:
         paths = [self._folder / day.path for day in days]
         try:
             return await asyncio.to_thread(lambda: any(path.is_file() for path in paths))
-        except OSError:  # `get` tells
+        except OSError:  # `get` raises the error
             return True
 
     async def get(self, file: ArchiveFile) -> Path | None:
@@ -275,13 +285,13 @@ class _Folder:
 
 
 class _Server:
-    """Files come one at a time, into a temporary folder."""
+    """Downloads files one at a time into a temporary folder."""
 
     def __init__(self, url: str, proxies: Proxies | None) -> None:
         self._url = url
         self._proxies = proxies
         self._stack = AsyncExitStack()
-        self._checksums: dict[str, bytes | None] = {}  # of the days that were looked for ahead
+        self._checksums: dict[str, bytes | None] = {}  # of the days that `may_have_any` has requested
 
     async def __aenter__(self) -> _Server:
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
@@ -293,9 +303,9 @@ class _Server:
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
 
-    async def worth_a_look(self, days: Sequence[ArchiveFile]) -> bool:
-        # Where the first, the middle and the last day are all missing the symbol was not listed, as a rule. Years of
-        # that must not cost thirty requests a month.
+    async def may_have_any(self, days: Sequence[ArchiveFile]) -> bool:
+        # If the first, the middle and the last day are missing, the symbol was not listed in that month, as a rule.
+        # Years before the listing must not cost thirty requests a month.
         probes = {0, len(days) // 2, len(days) - 1}
         if len(days) <= len(probes):
             return True
@@ -321,7 +331,7 @@ class _Server:
         return await asyncio.to_thread(path.read_bytes)
 
     async def _fetch(self, name: str, path: Path, most: int) -> bool:
-        """Download a file to `path`; False when there is none. Raises `BadFile`, `UpstreamError`."""
+        """Download a file to `path`. Returns False when it does not exist. Raises `BadFile`, `UpstreamError`."""
         url = f"{self._url}/{name}"
         try:
             async with self._session.get(url) as answer:
@@ -350,7 +360,7 @@ class _Server:
 def _version(path: Path) -> FileVersion:
     try:
         facts = path.stat()
-    except OSError:  # it has gone: the reading says so
+    except OSError:  # deleted: reading it raises the error
         return str(path), 0, 0
     return str(path), facts.st_size, facts.st_mtime_ns
 
@@ -362,8 +372,8 @@ def _newest_open(path: Path, series: SeriesId) -> int | None:
     return max((newest for newest in opens if newest is not None), default=None)
 
 
-class _Shuffled:
-    """Files whose rows were seen not to be in the order of time, as they are now: by path, size and time of change."""
+class _UnorderedFiles:
+    """File versions whose rows are not in the order of time."""
 
     def __init__(self) -> None:
         self._known: dict[FileVersion, None] = {}
@@ -372,21 +382,27 @@ class _Shuffled:
         return _version(path) in self._known
 
     def add(self, path: Path) -> None:
-        """Remember the file; of more than `MAX_SHUFFLED` the oldest is forgotten."""
-        if len(self._known) >= MAX_SHUFFLED:
+        """Remember a file; beyond `MAX_UNORDERED` the oldest is evicted."""
+        if len(self._known) >= MAX_UNORDERED:
             del self._known[next(iter(self._known))]
         self._known[_version(path)] = None
 
 
 class _Reading:
-    """One file's rows within a span. `shuffled`: files that have to be sorted. Of a file that proves to be one in the
-    middle, rows behind those that were read already are left to the next reading."""
+    """Reads the rows of a file within a span. When rows prove to be out of order in the middle of the file, the rest is
+    sorted; rows older than those that were already read are left to the next reading.
 
-    def __init__(self, path: Path, series: SeriesId, span: Span, shuffled: _Shuffled) -> None:
+    path: the file.
+    series: of its candles.
+    span: open times that are read.
+    unordered: files that have to be sorted.
+    """
+
+    def __init__(self, path: Path, series: SeriesId, span: Span, unordered: _UnorderedFiles) -> None:
         self._path = path
         self._span = span
         self._series = series
-        self._shuffled = shuffled
+        self._unordered = unordered
         self._judge = rows.Judge(series.timeframe, MAX_TIME)
 
     def _candles(self) -> Generator[list[Candle], None, None]:
@@ -395,7 +411,7 @@ class _Reading:
 
     def _sound(self) -> Generator[rows.Columns, None, None]:
         start = self._span.start
-        if self._path not in self._shuffled:
+        if self._path not in self._unordered:
             try:
                 for batch in batches(self._path, self._judge.broken):
                     sound = self._judge.sound(batch)
@@ -407,38 +423,31 @@ class _Reading:
                         return
                 return
             except rows.OutOfOrder:
-                self._shuffled.add(self._path)
+                self._unordered.add(self._path)
         judge = self._judge = rows.Judge(self._series.timeframe, MAX_TIME)
         if start < self._span.end:
             try:
-                yield judge.arranged(batches(self._path, judge.broken), MAX_SORTED_ROWS, Span(start, self._span.end))
+                yield judge.in_order(batches(self._path, judge.broken), MAX_SORTED_ROWS, Span(start, self._span.end))
             except rows.TooManyRows:
                 why = f"its rows are not in the order of time, and more than {MAX_SORTED_ROWS} are wanted; import it"
                 raise BadFile(self._path, why) from None
 
     async def pages(self) -> AsyncGenerator[list[Candle], None]:
-        """Its candles, read in a thread. Raises `BadFile`."""
+        """The candles, read in a thread. Raises `BadFile`."""
         candles = self._candles()
-        step: asyncio.Task[list[Candle] | None] | None = None
         try:
-            while True:
-                step = asyncio.create_task(asyncio.to_thread(next, candles, None), name=f"reading {self._path.name}")
-                page = await asyncio.shield(step)
-                if page is None:
-                    return
+            while (page := await next_in_thread(candles, f"reading {self._path.name}")) is not None:
                 yield page
         finally:
-            if step is not None and not step.done():
-                await asyncio.wait([step])  # a generator that runs cannot be closed
             candles.close()
 
-    def tell(self, logged: LogLimit) -> None:
-        """Log what was left out."""
+    def log_bad_rows(self, logged: LogLimit) -> None:
+        """Log the number of bad rows, and the first."""
         if self._judge.bad:
             _warn(
                 logged,
                 self._path,
-                f"{self._path}: {self._judge.bad} bad rows of {self._series} are left out; {self._judge.told[0]}",
+                f"{self._path}: {self._judge.bad} bad rows of {self._series} are left out; {self._judge.examples[0]}",
             )
 
 

@@ -1,7 +1,6 @@
-"""How large a table gets in memory, by what its file says, before anything of the table is unpacked.
+"""The size of a table in memory, from the metadata of its file, before the table is unpacked.
 
-A few kilobytes of zeros can stand for gigabytes of rows: a record batch of Arrow's is unpacked whole, and so is a page
-of parquet's.
+A few kilobytes of zeros can unpack into gigabytes: a record batch of Arrow and a page of parquet are unpacked whole.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import BinaryIO
 
 import pyarrow.parquet as pa_parquet
 
-# Bytes that one record batch, or one row group, may unpack into: ten million candles.
+# Largest record batch or row group in memory, in bytes: ten million candles.
 MAX_UNPACKED_BYTES = 512 << 20
-# Bytes of metadata that are read at a time: of the footer, or of one batch. A footer takes 24 bytes for each batch.
+# Largest metadata of the footer or of a batch, in bytes. A footer has 24 bytes for each batch.
 MAX_METADATA_BYTES = 64 << 20
 
 # The format (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format): a file ends with its footer, the
@@ -34,8 +33,8 @@ _BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 3
 
 
 def check_feather(path: Path) -> None:
-    """Raises ValueError for a feather file with a batch that unpacks into too much, and for one whose metadata cannot
-    be read; what reading raises."""
+    """Raises ValueError for a feather file with a batch beyond `MAX_UNPACKED_BYTES`, or damaged metadata; and what
+    reading raises."""
     try:
         with path.open("rb") as file:
             dictionaries, batches = _blocks(file)
@@ -47,10 +46,10 @@ def check_feather(path: Path) -> None:
 
 
 def check_parquet(file: pa_parquet.ParquetFile) -> None:
-    """Raises ValueError for a parquet file with a row group that unpacks into too much, its other columns included.
+    """Raises ValueError for a parquet file with a row group beyond `MAX_UNPACKED_BYTES`, all columns counted.
 
-    The metadata of a single column is not asked for: where it is damaged pyarrow 26 ends the process (its
-    `ColumnChunkMetaData` lets the C++ exception through), while reading such a column raises.
+    The metadata of single columns is not read: when it is damaged, pyarrow 26 ends the process (`ColumnChunkMetaData`
+    lets the C++ exception through), while reading such a column raises.
     """
     for number in range(file.metadata.num_row_groups):
         _check(file.metadata.row_group(number).total_byte_size, f"row group {number + 1}")
@@ -65,7 +64,7 @@ def _check(size: int, what: str) -> None:
 
 
 def _blocks(file: BinaryIO) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Where the dictionaries and the batches lie: offset, and bytes of metadata before the body."""
+    """The dictionaries and the batches: offset, and bytes of metadata before the body."""
     file.seek(-_TAIL.size, os.SEEK_END)
     length, magic = _TAIL.unpack(file.read(_TAIL.size))
     if magic != _MAGIC or not 0 < length <= MAX_METADATA_BYTES:
@@ -80,7 +79,7 @@ def _blocks(file: BinaryIO) -> tuple[list[tuple[int, int]], list[tuple[int, int]
 
 
 def _unpacked(file: BinaryIO, block: tuple[int, int]) -> int:
-    """Bytes that the batch at `block` unpacks into."""
+    """Size in memory of the batch at `block`, in bytes."""
     offset, length = block
     if offset < 0 or not 0 < length <= MAX_METADATA_BYTES:
         raise ValueError("its metadata is damaged")
@@ -100,7 +99,7 @@ def _unpacked(file: BinaryIO, block: tuple[int, int]) -> int:
 
 
 def _unpacked_buffer(file: BinaryIO, at: int, size: int) -> int:
-    """A packed buffer begins with its length once it is unpacked; -1: the buffer is not packed."""
+    """Size in memory of a compressed buffer, which begins with this size; -1 marks an uncompressed buffer."""
     if size < 8:
         return size
     file.seek(max(at, 0))
@@ -117,7 +116,7 @@ class _Table:
 
     @classmethod
     def root(cls, data: bytes) -> _Table:
-        """The table that a flatbuffer begins with. Raises `struct.error`, as all methods do, where it is damaged."""
+        """The root table of a flatbuffer. Raises `struct.error` when the buffer is damaged, as all methods do."""
         return cls(data, cls._follow(data, 0))
 
     def byte(self, number: int) -> int:
