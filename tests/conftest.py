@@ -12,7 +12,10 @@ import pytest
 from hypothesis import Phase, settings
 
 from klinesync.runtime.logs import HANDLER
+from support.memory_folder import temporary_files_in_memory
 from support.thorough import EXAMPLES, examples
+
+temporary_files_in_memory()
 
 # How long an example takes says more about the machine than the code. Nothing is explained: that traces each line,
 # and a timeout that strikes meanwhile hangs Python 3.11 for good.

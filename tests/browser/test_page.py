@@ -242,7 +242,7 @@ def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """`klinesync demo`, one exchange minute per second, with small pivot windows, so that every view has pivots."""
     folder = tmp_path_factory.mktemp("demo")
     windows = ("--factor-pivot-window-major", "12", "--factor-pivot-window-minor", "4")
-    arguments = ("demo", "--no-browser", "--port", "0", "--speed", "60", *windows)
+    arguments = ("demo", "--no-browser", "--port", "0", "--speed", "60", "--symbols", "3", *windows)
     with klinesync(folder, "klinesync serves", *arguments) as running:
         yield running
 

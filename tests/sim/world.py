@@ -45,6 +45,7 @@ from sim.scenario import SETTLING_SPEED, Scenario, draw_scenario
 from sim.service import Disk, Service
 from sim.virtual_loop import PROCESS, Deadlock, Process, Runaway, VirtualLoop
 from support.defects import throw_into
+from support.memory_folder import memory_folder
 
 # The time that the service gets, after the last fault and the last candle, to bring everything to its end.
 SETTLE_S = 300.0
@@ -651,8 +652,7 @@ def run_seed(seed: int, *, echo: bool = False) -> Outcome:
 
 def run_scenario(scenario: Scenario, *, echo: bool = False) -> Outcome:
     """Run a scenario on a store in a folder of its own."""
-    shm = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None, prefix="klinesync-sim-") as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder(), prefix="klinesync-sim-") as folder:
         world = World(scenario, Path(folder) / "store.sqlite", echo=echo)
         with _quiet_surroundings(world):
             return world.run()

@@ -1,8 +1,10 @@
-"""Commands as processes, for tests."""
+"""Commands, as processes and in this one, for tests."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -10,7 +12,9 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+from klinesync.cli import main
 from klinesync.core.series_id import SeriesId
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -33,6 +37,19 @@ def klinesync(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path |
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def in_process(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """A command that ends by itself, run by this process in its working directory, which takes a tenth of the time:
+    exit status, stdout, stderr."""
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment(**(env or {})), clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        status = main(arguments)
+    return status, out.getvalue(), errors.getvalue()
 
 
 class Running:

@@ -17,7 +17,7 @@ import pytest
 from klinesync.cli.program import SUMMARIES, command_of, command_parser, parser
 from klinesync.runtime.flag_groups import FLAG_GROUPS
 from klinesync.runtime.flags import RuntimeFlags
-from support.processes import environment, klinesync
+from support.processes import environment, in_process, klinesync
 
 PROGRAM = f"{sys.executable} -m klinesync"
 
@@ -48,7 +48,7 @@ def options(*flags: str) -> set[str]:
 
 
 def test_help_of_serve_says_what_it_is_for_then_an_example_then_flags_in_groups_with_defaults() -> None:
-    code, out, errors = klinesync("serve", "--help")
+    code, out, errors = in_process("serve", "--help")
     assert (code, errors) == (0, "")
     parts = ["usage: klinesync serve", "The service", "example:", "klinesync serve --port"]
     parts += [f"{group} flags:" for group in FLAG_GROUPS]
@@ -107,10 +107,8 @@ def test_help_of_the_program_names_every_command_and_imports_none() -> None:
         ([], "klinesync: the following arguments are required: COMMAND"),
     ],
 )
-def test_a_usage_error_is_one_line_and_a_hint_with_status_2(
-    arguments: list[str], sentence: str, tmp_path: Path
-) -> None:
-    code, out, errors = klinesync(*arguments, cwd=tmp_path)
+def test_a_usage_error_is_one_line_and_a_hint_with_status_2(arguments: list[str], sentence: str) -> None:
+    code, out, errors = in_process(*arguments)
     assert (code, out) == (2, "")
     told, hint = errors.splitlines()
     assert told.startswith(sentence)
@@ -118,8 +116,8 @@ def test_a_usage_error_is_one_line_and_a_hint_with_status_2(
     assert "s3cret" not in errors
 
 
-def test_a_wrong_value_of_the_environment_is_a_failure_and_no_wrong_use(tmp_path: Path) -> None:
-    code, _, errors = klinesync("serve", env={"KLINESYNC_PORT": "x"}, cwd=tmp_path)
+def test_a_wrong_value_of_the_environment_is_a_failure_and_no_wrong_use() -> None:
+    code, _, errors = in_process("serve", env={"KLINESYNC_PORT": "x"})
     assert code == 1
     assert errors.startswith("klinesync: flag port: 'x' from the environment (KLINESYNC_PORT) is refused")
 
@@ -140,7 +138,7 @@ def test_flags_runs_whatever_is_wrong_and_names_it_and_shows_no_secret(tmp_path:
     assert "KLINESYNC_SERVICE_HOST" in errors
     assert "api_token = ***  [.env]" in out
     assert "s3cret" not in out + errors
-    code, out, errors = klinesync("flags", "--json", env=env, cwd=tmp_path)
+    code, out, errors = in_process("flags", "--json", env=env)
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0
     assert rows["port"]["problem"].startswith("flag port")
@@ -155,7 +153,7 @@ def completed(words: list[str], tmp_path: Path) -> list[str]:
     """What bash offers for the last of the words."""
     script = tmp_path / "completion.bash"
     if not script.exists():
-        code, out, errors = klinesync("completion", "bash")
+        code, out, errors = in_process("completion", "bash")
         assert (code, errors) == (0, "")
         script.write_text(out)
     quoted = " ".join(f"'{word}'" for word in words)
@@ -181,7 +179,7 @@ def test_bash_completes_commands_options_and_choices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["zsh", "fish"])
 def test_other_shells_get_a_script_of_their_own(name: str) -> None:
-    code, out, errors = klinesync("completion", name)
+    code, out, errors = in_process("completion", name)
     assert (code, errors) == (0, "")
     assert "klinesync" in out
     assert "database-url" in out
@@ -214,7 +212,7 @@ async def _answers(http: aiohttp.ClientSession, url: str, process: asyncio.subpr
 
 def test_a_flag_of_a_file_sends_nothing_to_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "klinesync.toml").write_text('freqtrade_data_dir = "/a\\u001b[31m\\nport = 1"\n')
-    code, out, errors = klinesync("flags", cwd=tmp_path)
+    code, out, errors = in_process("flags")
     assert (code, errors) == (0, "")
     assert "freqtrade_data_dir = /a\\x1b[31m\\nport = 1  [klinesync.toml]" in out
     assert all(line.isprintable() for line in out.splitlines())
@@ -224,7 +222,7 @@ def test_a_flag_of_a_file_sends_nothing_to_the_terminal(tmp_path: Path) -> None:
 def test_a_reader_that_has_seen_enough_ends_nothing_and_is_not_told(command: str, tmp_path: Path) -> None:
     store = f"--database-url=sqlite:///{tmp_path}/store.sqlite" if command == "verify" else ""
     if store:
-        assert klinesync("import", "none.csv", f"--database-url=sqlite:///{tmp_path}/store.sqlite")[0] == 1
+        assert in_process("import", "none.csv", store)[0] == 1
     # `true` ends without reading a byte: the pipe is broken before the first write.
     code, _, errors = shell(f"KLINESYNC {command} {store} | true; exit ${{PIPESTATUS[0]}}", tmp_path)
     assert "Traceback" not in errors

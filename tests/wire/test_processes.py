@@ -14,7 +14,7 @@ import pytest
 from klinesync.client.follow import follow
 from klinesync.client.updates import ClosedCandle, Disconnected
 from klinesync.core.candle import Candle
-from support.processes import SERIES, klinesync, running, serve_arguments
+from support.processes import SERIES, in_process, klinesync, running, serve_arguments
 
 
 async def stored(url: str) -> list[Candle]:
@@ -135,10 +135,8 @@ async def test_watch_prints_closed_candles_as_they_come(tmp_path: Path) -> None:
         (["watch", "binance:spot:BTC/USDT:1m", "--url", "http://127.0.0.1:9"], 1, "is it running"),
     ],
 )
-def test_wrong_use_and_failure_have_their_status_and_one_sentence(
-    arguments: list[str], status: int, word: str, tmp_path: Path
-) -> None:
-    code, out, errors = klinesync(*arguments, cwd=tmp_path)
+def test_wrong_use_and_failure_have_their_status_and_one_sentence(arguments: list[str], status: int, word: str) -> None:
+    code, out, errors = in_process(*arguments)
     assert (code, out) == (status, "")
     assert word in errors
     assert "Traceback" not in errors
@@ -162,13 +160,13 @@ def test_flags_lists_every_flag_with_its_source(tmp_path: Path) -> None:
     assert (rows["port"]["value"], rows["port"]["source"]) == ("8001", "command line")
     assert (rows["host"]["value"], rows["host"]["source"]) == ("localhost", "environment")
     assert rows["ondemand_max_jobs"]["environment"] == "KLINESYNC_ONDEMAND_MAX_JOBS"
-    code, out, _ = klinesync("flags", cwd=tmp_path)
+    code, out, _ = in_process("flags")
     assert code == 0
     assert "KLINESYNC_RETENTION_DAYS" in out
 
 
 @pytest.mark.parametrize("command", ["serve", "demo", "sim", "watch", "flags"])
 def test_each_command_explains_itself(command: str) -> None:
-    code, out, _ = klinesync(command, "--help")
+    code, out, _ = in_process(command, "--help")
     assert code == 0
     assert "usage: klinesync" in out

@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from support.processes import klinesync, running
+from support.processes import in_process, running
 
 
 async def test_a_list_of_faults_is_in_force_from_the_start(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_list_that_cannot_be_used_ends_the_command_with_a_sentence(
     script = tmp_path / "faults.json"
     if text is not None:
         script.write_text(text)
-    code, out, errors = klinesync("sim", "--symbols=2", "--faults", str(script))
+    code, out, errors = in_process("sim", "--symbols=2", "--faults", str(script))
     assert (code, out) == (1, "")
     assert word in errors
     assert "Traceback" not in errors

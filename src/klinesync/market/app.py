@@ -53,6 +53,8 @@ from klinesync.market_data.top_markets import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
 BACKLOG = 2048
+# Most seconds between two computations of what all answers' heads have alike: the Date header tells seconds.
+HEADERS_AGE_S = 1.0
 # The server's own wait for connections that were cut off, in seconds.
 CUT_OFF_TIMEOUT_S = 1
 
@@ -166,6 +168,14 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, runtime: MarketRuntime) -> None:
         super().__init__(config)
         self._runtime = runtime
+        self._stopped = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Serve until `stop`. uvicorn looks ten times a second whether to stop; here `stop` ends the wait."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEADERS_AGE_S):
+                    await self._stopped.wait()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Accept no more connections; end event streams, arriving bodies, and sockets with 1001; wait for requests in
@@ -186,7 +196,13 @@ class Server(uvicorn.Server):
         await self._gone(REFUSALS_SENT_S)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        await super().shutdown(sockets)
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        for listener in sockets or ():
+            listener.close()
+        for server in self.servers:
+            await server.wait_closed()
 
     async def _gone(self, timeout_s: float) -> None:
         """Wait until there are no connections and requests, for at most `timeout_s`; not at all after a second
@@ -201,6 +217,7 @@ class Server(uvicorn.Server):
         """Shut down; at the second call without waiting for anybody."""
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._stopped.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
