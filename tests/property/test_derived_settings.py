@@ -28,8 +28,8 @@ from klinesync.storage.sqlite_reader import SqliteReader
 from support.thorough import examples
 
 MINUTE = SeriesId.parse("binance:spot:BTC/USDT:1m")
-START = 1_699_999_200 // 3600 * 3600
-CODES = ("1m", "5m", "15m", "30m", "1h")
+START = 1_699_999_200 // 10_800 * 10_800  # whole buckets of every timeframe begin there
+CODES = ("1m", "5m", "10m", "15m", "30m", "45m", "1h", "90m")
 
 
 async def no_pause() -> None:
@@ -91,9 +91,12 @@ FLAGS = st.sampled_from(
         ("1m", ("5m", "15m", "1h")),
         ("1m", ("5m",)),
         ("1m", ("15m", "30m")),
+        ("1m", ("10m", "45m")),
+        ("1m", ("15m", "45m", "90m")),
         ("1m", ()),
         ("5m", ("15m", "1h")),
         ("5m", ("30m",)),
+        ("5m", ("10m", "30m", "90m")),
         ("5m", ()),
         ("15m", ("30m", "1h")),
     ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +26,8 @@ from support.derived_candles import derive
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE = SERIES.timeframe
-TARGETS = [Timeframe.parse(code) for code in ("3m", "5m", "15m", "30m", "1h", "2h")]
-START = 1_700_006_400  # a whole hour, and a whole two hours
+TARGETS = [Timeframe.parse(code) for code in ("3m", "5m", "10m", "15m", "30m", "45m", "1h", "90m", "2h")]
+START = 1_700_006_400  # whole buckets of every target begin there
 
 
 def candle(minute: int, version: int) -> Candle:
@@ -203,9 +204,39 @@ async def test_a_correction_leaves_a_revision_in_the_base_and_in_what_is_derived
             (revision,) = store.revisions(SERIES)
             assert revision.was == candle(7, 0)
             assert (revision.revised_at, revision.source) == (1_800_000_000, "test")
-            for target in TARGETS[:-1]:
+            for target in [one for one in TARGETS if one.seconds <= 3600]:
                 (revision,) = store.revisions(SERIES.with_timeframe(target))
                 assert revision.source == "derived"
                 assert revision.was.time == target.floor(START + 7 * 60)
 
         await database.read(look)
+
+
+async def test_a_link_that_is_not_stored_is_folded_from_its_nearest_stored_ancestor(tmp_path: Path) -> None:
+    """90m is folded from 30m: without it of 15m candles, and not of ninety minutes."""
+    ninety, start = Timeframe.parse("90m"), START
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        step = DerivedStep(MINUTE, [Timeframe.parse("15m"), ninety])
+        pipeline = IngestPipeline(database, step, no_ledger(), lambda _: None, lambda: 1_800_000_000.0)
+        rows = [candle(minute, 0) for minute in range(90)]
+        read: list[tuple[SeriesId, int]] = []
+
+        def apply(store: CandleStore) -> None:
+            between = store.between
+
+            def noting(series: SeriesId, first: int, end: int) -> list[Candle]:
+                found = between(series, first, end)
+                read.append((series, len(found)))
+                return found
+
+            for part in (rows[:75], rows[75:89], rows[89:]):
+                read.clear()
+                submission = Submission(SERIES, part, "test", None, live=False, written=None)  # type: ignore[arg-type]
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(store, "between", noting)
+                    pipeline.apply(store, [submission])
+            (stored,) = store.newest(SERIES.with_timeframe(ninety), 10)
+            assert stored == derive(ninety, MINUTE, start, rows).candle
+
+        await database.write(apply)
+        assert read == [(SERIES, 15), (SERIES.with_timeframe(Timeframe.parse("15m")), 6)]

@@ -13,10 +13,11 @@ import pytest
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
+from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span
+from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
+from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, Errand, HistoryPage, Urgency
 from klinesync.history import native_folds, natives, pending
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
@@ -49,6 +50,8 @@ class World:
         self.source = source
         self.shown: set[int] = set()
         self.shown_later: set[int] = set()  # from the second request on
+        self.holes: set[int] = set()  # open times of parts that the exchange does not have
+        self.proves = False  # whether its answers prove holes
         self.asked: list[tuple[int, int]] = []
         self.trouble: list[UpstreamError] = []
         derived = DerivedStep(BASE.timeframe, [FIVES.timeframe])
@@ -73,16 +76,16 @@ class World:
     ) -> AsyncGenerator[HistoryPage, None]:
         assert series == self.source
         assert end is not None
-        self.asked.append((start // STEP_S, end // STEP_S))
+        self.asked.append((-(-start // STEP_S), end // STEP_S))
         if self.trouble:
             raise self.trouble.pop()
         if len(self.asked) > 1:
             self.shown |= self.shown_later
-        rows = [bucket for bucket in sorted(self.shown) if start <= bucket * STEP_S < end]
-        parts = STEP_S // series.timeframe.step_s
-        times = [bucket * STEP_S + series.timeframe.step_s * at for bucket in rows for at in range(parts)]
-        if rows:
-            yield HistoryPage([Candle(time, 1.0, 2.0, 0.5, 1.5, 3.0) for time in times], [])
+        step_s = series.timeframe.step_s
+        times = [time for time in range(start, end, step_s) if time // STEP_S in self.shown and time not in self.holes]
+        if times:
+            empty = missing_spans(series.timeframe, times[0], times[-1], times) if self.proves else []
+            yield HistoryPage([Candle(time, 1.0, 2.0, 0.5, 1.5, 3.0) for time in times], empty)
 
     async def stored(self) -> list[int]:
         rows = await self.database.read(lambda store: store.oldest(FIVES, 1 << 30, since=-1))
@@ -196,3 +199,16 @@ async def test_an_exchange_without_candles_that_can_be_folded_is_not_asked_for_a
         (need,) = world.history.needs_of(FIVES)
         assert need.last_answer == f"binance has no candles that give those of {FIVES}"
         assert world.asked == []
+
+
+async def test_a_gap_with_which_a_folded_candle_begins_is_proved_by_the_part_before_it(tmp_path: Path) -> None:
+    async with world_on(tmp_path, BASE) as world:
+        world.shown, world.proves = set(range(80, 100)), True
+        world.holes = {90 * STEP_S, 90 * STEP_S + 60, *range(95 * STEP_S, 96 * STEP_S, 60)}
+        world.history.submit(wanted(90))
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert await world.stored() == [number for number in range(90, 100) if number != 95]
+        assert world.history.nothing_before(FIVES) is None, "the exchange has older ones"
+        (gap,) = await world.database.read(lambda store: store.gaps(FIVES))
+        assert (gap.span, gap.state) == (Span(95 * STEP_S, 96 * STEP_S), GapState.CONFIRMED_EMPTY)
+        assert gap.proof == f"of its 1m candles: {BOTH_NEIGHBOURS}"

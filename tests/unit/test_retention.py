@@ -32,10 +32,11 @@ from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.thorough import examples
+from support.timeframes import TIMEFRAMES
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1h")  # hours, so that years are quick
 HOUR = SERIES.timeframe
-TARGETS = tuple(Timeframe.parse(code) for code in ("4h", "1d", "3d", "1w", "1M"))
+TARGETS = tuple(Timeframe.parse(code) for code in ("3h", "4h", "1d", "2d", "3d", "1w", "1M"))
 START = 1_704_067_200  # 2024-01-01, a Monday
 DAYS = 100
 
@@ -85,7 +86,7 @@ def small_transactions(most: int) -> Iterator[None]:
         yield
 
 
-@given(st.integers(0, 10**9), st.integers(1, 4000), st.sets(st.sampled_from(list(Timeframe.known.values()))))
+@given(st.integers(0, 10**9), st.integers(1, 4000), st.sets(TIMEFRAMES))
 def test_only_what_is_older_is_cut_and_no_bucket_that_is_not_wholly_older_is_touched(
     head: int, days: int, derived: set[Timeframe]
 ) -> None:

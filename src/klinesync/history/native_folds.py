@@ -51,7 +51,7 @@ class NativeFold:
 
     target: the timeframe of the derived series.
     part: the timeframe that is read.
-    span: the open times that are read, on the grid of `target`.
+    span: the open times of the candles that are wanted, on the grid of `target`.
     first_part: the first open time that the answers have; None before an answer has any.
     """
 
@@ -67,6 +67,12 @@ class NativeFold:
             return cls(target, part, wanted)
         most = max(1, MAX_PARTS * part.step_s // target.seconds)
         return cls(target, part, Span(max(wanted.start, target.shift(wanted.end, -most)), wanted.end))
+
+    @property
+    def start(self) -> int:
+        """The first open time to ask for: one part ahead of the span where candles are folded, so that a gap with which
+        the span begins has both neighbours."""
+        return self.span.start if self.part == self.target else max(0, self.part.shift(self.span.start, -1))
 
     async def pages(self, pages: Pages) -> Pages:
         """The pages of `target` that follow from all `pages` of `part`; the same pages where nothing is folded.
@@ -100,10 +106,12 @@ def folded_pages(target: Timeframe, part: Timeframe, span: Span, pages: Sequence
     """The closed candles of `target` in the answers to a request for candles of `part`, and their proved gaps.
 
     target, part: timeframes; `part` divides `target`.
-    span: the open times that were asked for, on the grid of `target`.
-    pages: the answers, ascending. A row that two pages share counts once.
+    span: the open times of the candles that are wanted, on the grid of `target`.
+    pages: the answers, ascending. A row that two pages share counts once, one outside the span not at all.
     """
-    rows: dict[int, Candle] = {candle.time: candle for page in pages for candle in page.candles}
+    rows: dict[int, Candle] = {
+        candle.time: candle for page in pages for candle in page.candles if span.holds(candle.time)
+    }
     empty = clipped(joined(found for page in pages for found in page.empty), span)
     unproven = without(missing_spans(part, *span, list(rows)), empty)
     folded = list(rows.values())

@@ -241,10 +241,10 @@ class DerivedStep:
         return [applied] if applied.candles else []
 
     def closed(self, store: CandleStore, series: SeriesId, timeframe: Timeframe, window: Span) -> list[Candle]:
-        """The candles of the base, or of a link of the chain, in `window`; folded from `series` where some are missing.
+        """The candles of the base, or of a link of the chain, in `window`; folded where some are missing.
 
-        The stored candles of a link are used when none is missing. A link that was switched on later, or that has
-        holes, is folded from the base, with the same bits.
+        The stored candles of a link are used when none is missing. A link that is no target, was switched on later, or
+        has holes is folded from its parent, and so on down to the base, with the same bits.
         """
         return self._parts(store, series, timeframe, window, store.gaps(series, window))
 
@@ -261,11 +261,13 @@ class DerivedStep:
             return _between(store, series, window, fresh)
         # A native candle of a bucket that is wholly empty in the base is no part of longer buckets.
         link = series.with_timeframe(timeframe)
-        if timeframe in self.targets and link not in self.redoing and not _wholly_empty(ledger, timeframe):
+        kept = timeframe in self.targets and link not in self.redoing and not clipped(store.damaged(link), window)
+        if kept and not _wholly_empty(ledger, timeframe):
             stored = _between(store, link, window, fresh)
             if len(stored) == timeframe.count(*window):
                 return stored
-        return self._fold(store.between(series, *window), timeframe)
+        parent = parent_of(timeframe, self.base)
+        return fold(timeframe, self._parts(store, series, parent, window, ledger, fresh))
 
     def _fold(self, base: Sequence[Candle], target: Timeframe) -> list[Candle]:
         parent = parent_of(target, self.base)
