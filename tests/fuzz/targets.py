@@ -431,7 +431,6 @@ def _service_answer(payload: bytes) -> None:
     health_in(payload)
     text = payload.decode(errors="replace")
     service_client._detail(text)
-    service_client._code(text)
     with _declared(service_client.ServiceError):
         service_client._decoded(text, service_client._Begun)
 

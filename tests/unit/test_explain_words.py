@@ -74,32 +74,33 @@ def test_a_series_with_a_hole_that_is_being_asked_for() -> None:
         Event(at(9) * 1000, "history.failed", "no answer", at(6) * 1000, 4),
     ]
     text = lines(answer)
-    assert text[1] == "YELLOW: Candles between stored ones are missing, and the service is at work on them."
+    assert text[1] == "YELLOW: Candles between stored ones are missing, and are requested."
     assert text[5:] == [
         "",
-        "Asked for:",
+        "Requested:",
         (
-            "  3 candles, 2025-11-30 08:02 UTC to 2025-11-30 08:04 UTC (between stored candles): asked for again at "
-            "2025-11-30 08:11:30 UTC after 3 attempts; wanted by: declared gap, urgency deep. Last answer: no row came."
+            "  3 candles, 2025-11-30 08:02 UTC to 2025-11-30 08:04 UTC (between stored candles): next attempt at "
+            "2025-11-30 08:11:30 UTC after 3 attempts; requested by: declared gap, urgency deep. "
+            "Last answer: no row came."
         ),
         (
-            "  1 candle, 2025-11-30 08:06 UTC (behind the newest stored candle): being read now; wanted by: read, "
+            "  1 candle, 2025-11-30 08:06 UTC (after the newest stored candle): being read now; requested by: read, "
             "urgency read."
         ),
         (
-            "  1000 candles, 2025-11-28 22:40 UTC to 2025-11-29 15:19 UTC (before the first stored candle): waits for "
-            "its turn, from 2025-11-30 08:10 UTC on; wanted by: read, urgency read."
+            "  1000 candles, 2025-11-28 22:40 UTC to 2025-11-29 15:19 UTC (before the first stored candle): "
+            "queued, from 2025-11-30 08:10 UTC on; requested by: read, urgency read."
         ),
         "",
         "Gaps between stored candles:",
-        "  3 candles, 2025-11-30 08:02 UTC to 2025-11-30 08:04 UTC: missing; asked for.",
+        "  3 candles, 2025-11-30 08:02 UTC to 2025-11-30 08:04 UTC: missing; requested.",
         (
             "  1 candle, 2025-11-30 08:06 UTC: confirmed empty: REST has its neighbours. "
             "Known since 2025-11-30 08:09 UTC."
         ),
-        "  1 candle, 2025-11-30 08:08 UTC: missing; nobody reads it, or several attempts brought nothing.",
+        "  1 candle, 2025-11-30 08:08 UTC: missing; not being read, or several attempts brought nothing.",
         "",
-        "Lately:",
+        "Recent events:",
         "  2025-11-30 08:05 UTC: gap.declared: 3 candles: missing",
         "  2025-11-30 08:09 UTC, 4 times since 2025-11-30 08:06 UTC: history.failed: no answer",
     ]
@@ -114,8 +115,8 @@ def test_a_series_of_an_exchange_that_refuses() -> None:
         "RED: Candles are missing, and the exchange refuses this service: http://x/time answered 451.",
         "",
         "Stored: from the candle of 2025-11-29 15:20 UTC to that of 2025-11-30 08:03 UTC.",
-        "Behind it 6 candles should be there, up to 2025-11-30 08:09 UTC.",
-        "Stream: being connected, since 2025-11-30 08:04 UTC: the handshake is answered with 451.",
+        "Missing after it: 6 candles, up to 2025-11-30 08:09 UTC.",
+        "Stream: reconnecting, since 2025-11-30 08:04 UTC: the handshake is answered with 451.",
     ]
 
 
@@ -126,7 +127,7 @@ def test_a_series_that_is_delisted() -> None:
     assert lines(answer)[3:] == [
         "Stored: from the candle of 2025-11-29 15:20 UTC to that of 2025-11-30 08:03 UTC.",
         (
-            "Stream: the exchange does not trade the symbol, so no candle follows; it is followed again once it is "
+            "Stream: delisted: the exchange does not trade the symbol; the series is followed again when it is "
             "traded, since 2025-11-30 08:04 UTC, last data at 2025-11-30 08:03 UTC: its status is BREAK."
         ),
     ]
@@ -140,11 +141,11 @@ def test_a_derived_series_that_nobody_follows() -> None:
     answer.stream = Stream("off", at(0), None, None)
     assert lines(answer) == [
         "binance:spot:BTC/USDT:1h at 2025-11-30 08:10:20 UTC",
-        "It is computed from binance:spot:BTC/USDT:1m, which is what is followed and read.",
-        "RED: Nothing is stored, and nobody reads its history.",
+        "Computed from binance:spot:BTC/USDT:1m, which is followed and read.",
+        "RED: Nothing is stored, and no history is being read.",
         "",
         "Stored: nothing.",
-        "Stream: nobody follows the series, so no live candles come; watch it, or put it on the whitelist.",
+        "Stream: the series is not followed, so no live candles come; subscribe to it, or put it on the whitelist.",
     ]
 
 

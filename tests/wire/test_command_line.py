@@ -50,7 +50,7 @@ def options(*flags: str) -> set[str]:
 def test_help_of_serve_says_what_it_is_for_then_an_example_then_flags_in_groups_with_defaults() -> None:
     code, out, errors = in_process("serve", "--help")
     assert (code, errors) == (0, "")
-    parts = ["usage: klinesync serve", "The service", "example:", "klinesync serve --port"]
+    parts = ["usage: klinesync serve", "Run the service", "example:", "klinesync serve --port"]
     parts += [f"{group} flags:" for group in FLAG_GROUPS]
     found = [out.index(part) for part in parts]
     assert found == sorted(found)
@@ -95,7 +95,7 @@ def test_help_of_the_program_names_every_command_and_imports_none() -> None:
         (["serve", "--prot", "8001"], "klinesync serve: there is no option --prot; did you mean --port?"),
         (["serve", "--api-tokn=s3cret"], "klinesync serve: there is no option --api-tokn; did you mean --api-token?"),
         (["serve", "--api-tokn", "s3cret"], "klinesync serve: there is no option --api-tokn; did you mean"),
-        (["backup", "a", "b"], "klinesync backup: 'b' is one argument too many"),
+        (["backup", "a", "b"], "klinesync backup: 'b' is an unexpected argument"),
         (["export", "binance:spot:BTC/USDT:1m", "--format", "xls", "--output", "x"], "klinesync export: --format:"),
         (["backfill", "BTCUSDT", "--from", "2025-01-01"], "klinesync backfill: SERIES_ID: series_id 'BTCUSDT'"),
         (["watch", "BTCUSDT"], "klinesync watch: SERIES_ID: series_id 'BTCUSDT'"),

@@ -112,7 +112,7 @@ async def test_nobody_is_asked_and_what_nobody_knows_is_unknown(tmp_path: Path) 
         assert answer["stream"]["state"] == "off"
         code, out, _ = await command(ETH, "--url", service.url)
         assert code == 0
-        assert "nobody follows the series" in out
+        assert "the series is not followed" in out
         code, out, errors = await command("binance:spot:NOSUCH/USDT:1m", "--url", service.url)
         assert (code, out) == (1, "")
         assert errors.startswith("klinesync: series binance:spot:NOSUCH/USDT:1m is unknown: ")
@@ -188,7 +188,7 @@ async def test_an_exchange_that_refuses_from_the_start_is_why_nothing_is_there(t
             assert answer["need_count"] == len(answer["needs"])
             _, out, _ = await command(str(BTC), "--url", service.url)
             assert "the exchange refuses this service: " in out
-            assert "Asked for:" in out
+            assert "Requested:" in out
             assert "Last answer: " in out
 
 

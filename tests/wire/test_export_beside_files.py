@@ -86,7 +86,9 @@ def test_freqtrades_file_is_merged_with(kind: str, tmp_path: Path, run: Run) -> 
     assert rows(path) == expected
     assert path.stat().st_mode & 0o777 == 0o640
     done = run("--format", kind, "--freqtrade", "--output", folder, *span)
-    assert "20 were the same, 0 had other values and now have the store's, 16 that the file alone has stay" in done.out
+    assert (
+        "20 were equal, 0 had other values and now have the store's, 16 that are only in the file are kept" in done.out
+    )
     assert rows(path) == expected
     assert run("--format", kind, "--freqtrade", "--output", folder, *span, "--overwrite").status == 0
     assert asyncio.run(all_of(FreqtradeFiles(folder), SERIES)) == STORED[:20]

@@ -57,9 +57,9 @@ async def test_a_service_is_asked_for_history_and_waited_for(tmp_path: Path) -> 
             # Of a derived series its base is read; `--to` is the service's now.
             ask = ("backfill", FIVES, f"--from={first}", "--url", url, "--json")
             status, _, err = await command(*ask)
-            assert (status, "answers 401: it wants a token; give its api_token with --api-token" in err) == (1, True)
+            assert (status, "answers 401: it requires a token; give its api_token with --api-token" in err) == (1, True)
             status, _, err = await command(*ask, "--api-token", "another-tokens-text")
-            assert (status, "answers 401: it takes no other token than its own" in err) == (1, True), err
+            assert (status, "answers 401: it does not accept this token" in err) == (1, True), err
             status, out, err = await command(*ask, "--api-token", TOKEN)
             assert (status, err) == (0, ""), log.read_text()
             brought = json.loads(out)
@@ -90,7 +90,7 @@ async def test_who_does_not_want_to_wait_any_longer_leaves_the_service_at_it(tmp
                     await asyncio.sleep(0.05)
                 asking.process.send_signal(signal.SIGINT)
                 assert await asking.process.wait() == 130
-            assert f"the service at {url} goes on with it" in told.read_text()
+            assert f"the service at {url} continues the backfill" in told.read_text()
             assert len(stored(store)) < 20_000
             exchange.faults.remove(slow)
             while len(candles := stored(store)) < 20_000:
@@ -106,7 +106,7 @@ async def test_what_a_service_cannot_get_is_told_with_what_is_in_the_way(
         await service.runtime.market_data.ingest_candles_closed(SERIES, minutes(NEWEST, 2))
         ask = ("backfill", SERIES, f"--from={NEWEST - 600}", "--url", service.url)
         status, out, err = await command(*ask, f"--to={NEWEST}")
-        assert (status, "0 candles brought, 10 still missing" in out) == (1, True), out
+        assert (status, "0 candles read, 10 still missing" in out) == (1, True), out
         assert "klinesync: 10 candles of binance:spot:BTC/USDT:1m are still missing: " in err
         assert "127.0.0.1:9" in err
         status, _, err = await command(*ask, f"--to={NEWEST - 600}")

@@ -412,9 +412,9 @@ def test_a_part_of_a_derived_series_is_exported(tmp_path: Path, run: Run) -> Non
         (("binance:spot:ETH/USDT:1m", "--format=csv", "--output=x.csv"), 1, "the store has no candles of it"),
         ((SERIES, "--format=csv", "--output=no/where/x.csv"), 1, "cannot be written: No such file or directory"),
         ((SERIES, "--format=csv", "--output=x.csv", "--factors"), 1, "its factors have not been computed"),
-        ((SERIES, "--format=feather", "--output=x.csv", "--factors", "--freqtrade"), 2, "leave --factors or"),
+        ((SERIES, "--format=feather", "--output=x.csv", "--factors", "--freqtrade"), 2, "use either --factors or"),
         ((SERIES, "--format=csv", "--output=x", "--freqtrade"), 2, "freqtrade reads no CSV"),
-        ((SERIES, "--format=csv", "--output=x.csv", "--from=7200", "--to=3600"), 2, "does not lie before --to"),
+        ((SERIES, "--format=csv", "--output=x.csv", "--from=7200", "--to=3600"), 2, "is not before --to"),
     ],
 )
 def test_an_export_that_cannot_be_says_why(
@@ -490,7 +490,7 @@ async def test_an_import_that_is_interrupted_leaves_whole_batches_and_goes_on_wh
                 await asyncio.sleep(0.02)
         process.process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.process.wait(), 60) == 130
-    assert "interrupted; what is written stays" in log.read_text()
+    assert "interrupted; stored candles are kept" in log.read_text()
     part = stored(store)
     assert 0 < len(part) < len(candles)
     assert len(part) % importing.BATCH_CANDLES == 0
@@ -552,8 +552,8 @@ async def test_a_backfill_that_begins_before_a_listing_is_done_when_all_that_the
         ask = ("backfill", str(SERIES), *span, *endpoints(exchange))
         status, out, err = await asyncio.to_thread(klinesync, *ask)
         assert (status, err) == (0, "")
-        assert "100 candles brought, 0 still missing" in out
-        assert f"{SERIES}: binance has nothing before {date_text(begin)}" in out
+        assert "100 candles read, 0 still missing" in out
+        assert f"{SERIES}: binance has no candles before {date_text(begin)}" in out
         assert [candle.time for candle in stored(store)] == list(range(begin, begin + 6000, 60))
         status, out, err = await asyncio.to_thread(klinesync, *ask, "--json")
         facts = json.loads(out)

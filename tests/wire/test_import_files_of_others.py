@@ -213,7 +213,7 @@ def test_a_full_disk_ends_an_import_with_what_is_stored(as_json: bool, tmp_path:
     last = done.stderr.splitlines()[-1]
     assert last.startswith("klinesync: the store ")
     assert str(store) in last
-    assert last.endswith(f"; {count} candles are stored, and running it again goes on")
+    assert last.endswith(f"; {count} candles are stored; run it again to continue")
     if as_json:
         facts = json.loads(done.stdout)
         assert (facts["candles"], facts["not_begun"], len(facts["files"])) == (count, 1, 1)
@@ -269,7 +269,7 @@ async def test_one_signal_ends_the_reading_of_a_long_file(number: signal.Signals
         assert process.process.stdout is not None
         said = (await process.process.stdout.read()).decode()
     assert "0 candles in " in said
-    assert log.read_text() == "klinesync: interrupted; what is written stays, and running it again goes on\n"
+    assert log.read_text() == "klinesync: interrupted; stored candles are kept, and running it again continues\n"
     assert stored(store) == []
 
 

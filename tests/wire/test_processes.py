@@ -126,7 +126,7 @@ async def test_watch_prints_closed_candles_as_they_come(tmp_path: Path) -> None:
         (["sim", "--port", "99999"], 2, "port"),
         (["sim", "--start", "yesterday"], 2, "ISO 8601"),
         (["sim", "--symbols", "0"], 2, "number from 1"),
-        (["demo", "--binance-spot-rest-url", "http://127.0.0.1:1"], 2, "demo brings its own exchange"),
+        (["demo", "--binance-spot-rest-url", "http://127.0.0.1:1"], 2, "demo starts its own exchange"),
         (["sim", "--data", "/nonexistent"], 1, "/nonexistent"),
         (["serve", "--port", "x"], 2, "flag port"),
         (["serve", "--role", "serve"], 2, "not built yet"),

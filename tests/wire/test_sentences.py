@@ -66,7 +66,7 @@ def test_a_span_that_ends_before_it_begins_is_wrong_use_told_in_dates(
     tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     span = ("--from", "20261129", "--to", "2026-11-28T12:00")
-    sentence = "--from 2026-11-29 00:00 UTC does not lie before --to 2026-11-28 12:00 UTC"
+    sentence = "--from 2026-11-29 00:00 UTC is not before --to 2026-11-28 12:00 UTC"
     export = ("export", BTC, "--format=csv", "--output", tmp_path / "x.csv")
     for command in (export, ("backfill", BTC)):
         status, out, err = said(capsys, *command, *span, store)

@@ -84,7 +84,7 @@ async def test_a_second_service_is_told_who_has_the_store_until_that_is_killed(t
             assert re.search(rf"in use by process {service.process.pid} \(klinesync serve\), since 20..-", sentence)
             assert len(errors.splitlines()) == 1, errors
         status, out, _ = await asyncio.to_thread(klinesync, "verify", url, cwd=tmp_path)
-        assert (status, out) == (0, "file: SQLite's integrity check finds nothing\n0 series, 0 candles\n")
+        assert (status, out) == (0, "file: SQLite's integrity check found no problem\n0 series, 0 candles\n")
         service.process.send_signal(signal.SIGKILL)
         await service.process.wait()
         assert (tmp_path / "store.sqlite.lock").read_text()

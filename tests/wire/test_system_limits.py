@@ -87,10 +87,10 @@ def no_file() -> None:
 @pytest.mark.parametrize(
     ("breaks", "sentence"),
     [
-        (no_thread, "the system lets this user start no further thread; raise the limit: ulimit -u"),
-        (no_memory, "the system gives this process too little memory; raise its limit: ulimit -v"),
-        (no_module, "the system gives this process too little memory; raise its limit: ulimit -v"),
-        (no_file, "/a\\nplace: Permission denied; --verbose tells where"),
+        (no_thread, "this user may not start another thread; raise the limit: ulimit -u"),
+        (no_memory, "this process has too little memory; raise the limit: ulimit -v"),
+        (no_module, "this process has too little memory; raise the limit: ulimit -v"),
+        (no_file, "/a\\nplace: Permission denied; --verbose shows the place"),
     ],
 )
 def test_what_the_system_refuses_is_one_sentence(

@@ -115,7 +115,7 @@ def test_the_file_of_a_sound_store_is_sound(store: Path, capsys: pytest.CaptureF
     before = files_of(store)
     arguments = ["verify", f"--database-url=sqlite:///{store}", *FLAGS]
     main(arguments)
-    assert "file: SQLite's integrity check finds nothing" in capsys.readouterr().out.splitlines()
+    assert "file: SQLite's integrity check found no problem" in capsys.readouterr().out.splitlines()
     main([*arguments, "--json"])
     assert json.loads(capsys.readouterr().out)["file_problems"] == []
     assert files_of(store) == before
@@ -139,7 +139,7 @@ def test_damage_of_the_file_that_no_candle_shows_is_told_and_nothing_is_written(
     assert "file: damaged" in out.splitlines()
     assert 1 <= out.count("    DAMAGED: ") <= MAX_FILE_PROBLEMS
     assert f"{SERIES}: 592 candles" in out
-    assert "is damaged; put a backup in place" in errors
+    assert "is damaged; restore a backup" in errors
     assert "Traceback" not in errors
     assert main([*arguments, "--json"]) == 1
     answer = json.loads(capsys.readouterr().out)

@@ -1,9 +1,10 @@
-"""What the commands' arguments share: types, options, flags."""
+"""Types, options and flags that the arguments of several commands share."""
 
 from __future__ import annotations
 
 import argparse
 from math import isfinite, nan
+from typing import TYPE_CHECKING
 
 from klinesync.cli.command import Flags, WrongUse
 from klinesync.core.dates import date_text, parse_time
@@ -11,9 +12,12 @@ from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 
+if TYPE_CHECKING:
+    from klinesync.runtime.flags import RuntimeFlags
+
 MAX_SYMBOLS = 5000
 MAX_PORT = 65_535
-# Namespace attributes that hold flags begin so.
+# Prefix of the namespace's attributes that hold flags.
 FLAG_PREFIX = "flag_"
 
 
@@ -25,13 +29,11 @@ def add_span(parser: argparse.ArgumentParser, *, needs_from: bool = False) -> No
 
 
 def span_of(arguments: argparse.Namespace, default: Span) -> Span:
-    """The span that `--from` and `--to` name; an end that they leave out is that of `default`. Raises `WrongUse`."""
+    """The span of `--from` and `--to`; a missing option takes the end of `default`. Raises `WrongUse`."""
     start = default.start if arguments.from_ is None else arguments.from_
     end = default.end if arguments.to is None else arguments.to
     if start >= end:
-        raise WrongUse(
-            f"--from {date_text(start)} does not lie before --to {date_text(end)}", f"klinesync {arguments.name}"
-        )
+        raise WrongUse(f"--from {date_text(start)} is not before --to {date_text(end)}", f"klinesync {arguments.name}")
     return Span(start, end)
 
 
@@ -39,9 +41,15 @@ def add_url(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("--url", type=url, help=meaning)
 
 
+def service_address(flags: RuntimeFlags, arguments: argparse.Namespace) -> str:
+    """The address of `--url`; without the option, that of the flags `host` and `port`."""
+    host = f"[{flags.host}]" if ":" in flags.host else flags.host
+    return arguments.url or f"http://{host}:{flags.port}"
+
+
 def add_flags(parser: argparse.ArgumentParser, listed: Flags) -> None:
-    """Every flag as an option, in groups; those that are not `listed` are taken, but not shown. Given ones are told
-    apart by being present, so none has a default here."""
+    """Every flag as an option, in groups. Flags that are not `listed` are accepted, but not shown by help. No option
+    has a default here, so that the flags of the command line are those that are present."""
     from klinesync.runtime.flag_groups import FLAG_GROUPS, group_of
     from klinesync.runtime.flags import RuntimeFlags
 
@@ -62,7 +70,7 @@ def _add_flag(group: argparse._ActionsContainer, name: str, *, hidden: bool) -> 
     field = RuntimeFlags.model_fields[name]
     words = choices(field)
     default = flag_text(default_of(name)).replace(",", ", ") or "none"
-    # argparse formats help with %
+    # argparse formats help texts with %
     text = argparse.SUPPRESS if hidden else f"{field.description} (default {default})".replace("%", "%%")
     group.add_argument(
         option(name),
@@ -74,7 +82,7 @@ def _add_flag(group: argparse._ActionsContainer, name: str, *, hidden: bool) -> 
 
 
 def given_flags(arguments: argparse.Namespace) -> dict[str, str]:
-    """The flags of the command line, as they were written."""
+    """The flags of the command line, as texts by name."""
     return {
         name.removeprefix(FLAG_PREFIX): value for name, value in vars(arguments).items() if name.startswith(FLAG_PREFIX)
     }
@@ -100,32 +108,32 @@ def url(text: str) -> str:
 
 
 def speed(text: str) -> float:
-    """Exchange seconds in a second."""
+    """The speed of the simulated exchange: its seconds in a second."""
     try:
-        found = float(text)
+        value = float(text)
     except ValueError:
-        found = nan
-    if not (isfinite(found) and found > 0):
+        value = nan
+    if not (isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return found
+    return value
 
 
 def count(text: str) -> int:
-    """How many symbols."""
+    """A count of symbols."""
     if not text.isdecimal() or not 1 <= int(text) <= MAX_SYMBOLS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_SYMBOLS}")
     return int(text)
 
 
 def port(text: str) -> int:
-    """A port; 0 is a free one."""
+    """A port; 0 means a free port."""
     if not text.isdecimal() or int(text) > MAX_PORT:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: a whole number from 0 to {MAX_PORT}")
     return int(text)
 
 
 def time_of(text: str) -> int:
-    """ISO 8601 (UTC when no zone is given) or unix seconds, as unix seconds."""
+    """Unix seconds of a time in ISO 8601 (UTC when no zone is given) or in unix seconds."""
     try:
         return parse_time(text)
     except ValueError as error:

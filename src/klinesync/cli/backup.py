@@ -33,7 +33,7 @@ COMMANDS = {
     "backup": Command(
         _backup,
         _backup_arguments,
-        more=("Works beside a running service. PATH must not exist; it appears when the copy is whole and on disk."),
+        more="Works beside a running service. PATH must not exist; it appears when the copy is complete and on disk.",
         examples=("klinesync backup klinesync-backup.sqlite",),
         flags=("database_url",),
     ),

@@ -1,4 +1,4 @@
-"""A command, and the parsers that know it: help in groups, usage errors of one line and a hint."""
+"""A command, and its parser: help in groups, and usage errors in one line with a hint."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from typing import Literal, NoReturn
 
 from klinesync.core.errors import Rejected
 
+# Exit status of a command that a signal interrupted, by the convention of shells.
+INTERRUPTED = 130
 # Widest text of help, in characters, however wide the terminal.
 MAX_HELP_WIDTH = 100
 
-# Which flags help lists for a command: all, or those. A command takes the others too, as it takes them from the
-# environment, and makes no use of them.
+# The flags that help lists for a command: all of them, or these names. Other flags are accepted too, as they are from
+# the environment, and ignored.
 Flags = Literal["all"] | tuple[str, ...]
 
 
 class WrongUse(Rejected):
-    """The command line does not say what to do. `prog` is the command that it means, where it means one."""
+    """The command line is wrong. `prog`: the command to see help of."""
 
     def __init__(self, reason: str, prog: str = "klinesync") -> None:
         self.prog = prog
@@ -32,13 +34,13 @@ class WrongUse(Rejected):
 class Command:
     """One command.
 
-    run: carries it out; returns the exit status.
-    add_arguments: adds its own arguments to its parser.
-    more: sentences of help after the summary.
-    examples: command lines that help shows.
-    flags: the flags that it uses, which help lists; None for a command that takes none.
-    output: `report` is written at the end; `service` serves on when its lines cannot be written; `stream` ends when
-        nobody reads its lines any more.
+    run: runs the command; returns the exit status.
+    add_arguments: adds the arguments of the command to its parser.
+    more: sentences of help after the summary; none by default.
+    examples: command lines that help shows; none by default.
+    flags: the flags that help lists; all by default, None for a command without flags.
+    output: `report` (the default) is written at the end; a `service` goes on when its lines cannot be written; a
+        `stream` ends when the reader of its lines is gone.
     """
 
     run: Callable[[argparse.Namespace], int]
@@ -50,9 +52,9 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `WrongUse` in place of printing all its usage, and adds its arguments when they are needed."""
+    """A parser that raises `WrongUse` instead of printing its usage, and adds its arguments when they are needed."""
 
-    # Adds the arguments; None when that is done.
+    # Adds the arguments; None afterwards.
     fill: Callable[[Parser], None] | None = None
 
     def filled(self) -> Parser:
@@ -62,7 +64,7 @@ class Parser(argparse.ArgumentParser):
             fill(self)
         return self
 
-    def parse_known_args(  # type: ignore[override]  # the overloads of argparse say no more
+    def parse_known_args(  # type: ignore[override]  # one signature in place of argparse's overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         return super(Parser, self.filled()).parse_known_args(args, namespace)
@@ -75,14 +77,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help as wide as the terminal, within reason."""
+    """Help as wide as the terminal, up to `MAX_HELP_WIDTH`."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=help_width())
 
 
 def add_nothing(_: argparse.ArgumentParser) -> None:
-    """The arguments of a command that has none."""
+    """`add_arguments` of a command without arguments."""
 
 
 def help_width() -> int:
@@ -91,7 +93,7 @@ def help_width() -> int:
 
 
 def description(summary: str, command: Command) -> str:
-    """What help says of a command before it lists options."""
+    """The text of a command's help above the options."""
     text = textwrap.fill(f"{summary[0].upper()}{summary[1:]}. {command.more}".strip(), help_width())
     if command.examples:
         title = "example:" if len(command.examples) == 1 else "examples:"
@@ -99,7 +101,7 @@ def description(summary: str, command: Command) -> str:
     return text
 
 
-def meant(text: str, known: Sequence[str]) -> str:
-    """`; did you mean X?` where one of the known words is close."""
-    close = get_close_matches(text, known, n=1)
+def meant(text: str, words: Sequence[str]) -> str:
+    """`; did you mean X?` when one of the words is similar; otherwise empty."""
+    close = get_close_matches(text, words, n=1)
     return f"; did you mean {close[0]}?" if close else ""

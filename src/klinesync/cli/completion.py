@@ -1,4 +1,4 @@
-"""The command that prints a script for the shell: completion of commands, options, choices and paths."""
+"""The command that prints a completion script for a shell: commands, options, choices and paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def _arguments(completion: argparse.ArgumentParser) -> None:
-    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"which shell: {', '.join(SHELLS)}")
+    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"the shell: {', '.join(SHELLS)}")
 
 
 def _completion(arguments: argparse.Namespace) -> int:
@@ -22,12 +22,12 @@ def _completion(arguments: argparse.Namespace) -> int:
 
     program = parser()
     for name in SUMMARIES:
-        for action in command_parser(program, name)._actions:  # noqa: SLF001  # argparse has no public way to them
+        for action in command_parser(program, name)._actions:  # noqa: SLF001  # argparse has no public access to actions
             field = RuntimeFlags.model_fields.get(action.dest.removeprefix("flag_"))
             if field is not None and (words := choices(field)):
                 action.choices = words
             elif action.metavar in ("PATH", "FILE", "DIR"):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks for it
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # read by shtab
     print(shtab.complete(program, shell=arguments.shell))
     return 0
 
@@ -36,7 +36,7 @@ COMMANDS = {
     "completion": Command(
         _completion,
         _arguments,
-        more="Load it in the shell's start file, or in this shell at once.",
+        more="Load the script in the shell's start file, or in a running shell.",
         examples=(
             'eval "$(klinesync completion bash)"',
             "klinesync completion zsh > ~/.zfunc/_klinesync",

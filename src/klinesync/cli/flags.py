@@ -24,10 +24,10 @@ def _flags_arguments(flags: argparse.ArgumentParser) -> None:
 def _flags(arguments: argparse.Namespace) -> int:
     from klinesync.runtime.flags import read_configuration
 
-    found = read_configuration(given_flags(arguments))
-    problems = [*found.problems, *_checked_at_start(found)]
+    configuration = read_configuration(given_flags(arguments))
+    problems = [*configuration.problems, *_checked_at_start(configuration)]
     wrong = {problem.name: str(problem) for problem in problems}
-    rows = found.rows()
+    rows = configuration.rows()
     if arguments.json:
         table = [
             {
@@ -51,23 +51,23 @@ def _flags(arguments: argparse.Namespace) -> int:
                 print(f"    WRONG: {wrong[row.name]}")
     for problem in problems:
         print(f"klinesync: {problem}", file=sys.stderr)
-    if found.left_out:
+    if configuration.left_out:
         print(
-            f"klinesync: variables of an orchestrator, left out: {printable(', '.join(found.left_out))}",
+            f"klinesync: ignored variables of an orchestrator: {printable(', '.join(configuration.left_out))}",
             file=sys.stderr,
         )
     return 0
 
 
-def _checked_at_start(found: Configuration) -> list[BadFlag]:
-    """What only the start of the service finds wrong with values that are well formed by themselves."""
+def _checked_at_start(configuration: Configuration) -> list[BadFlag]:
+    """Problems of well-formed values that only the start of the service finds."""
     from klinesync.runtime.flags import whitelist
 
-    flags = found.flags
+    flags = configuration.flags
     problems: list[BadFlag] = []
 
     def check(names: set[str], judge: Callable[[], object]) -> None:
-        if found.given.keys() & names:  # defaults are right, and judging them takes imports that take a second
+        if configuration.given.keys() & names:  # defaults are right, and checking them needs slow imports
             try:
                 judge()
             except BadFlag as problem:
@@ -93,7 +93,7 @@ COMMANDS = {
     "flags": Command(
         _flags,
         _flags_arguments,
-        more=("Always runs: what is wrong is told beside the flag. Secrets are masked."),
+        more="Works with a wrong configuration too: problems are shown beside the flag. Secrets are masked.",
         examples=(
             "klinesync flags",
             "klinesync flags --port 8001 --json",

@@ -1,8 +1,8 @@
 """The commands that move history: backfill, import, export.
 
-Their arguments stand here, and load at once; what each one does is in `history_backfill`, `history_import` and
-`history_export`, whose imports take seconds. The three share the store that is written (`history_store`) and the
-exchange that is asked (`history_exchange`).
+Their arguments are defined here, and load at once; the work is in `history_backfill`, `history_import` and
+`history_export`, whose imports take seconds. They share the store (`history_store`) and the exchanges
+(`history_exchange`).
 """
 
 from __future__ import annotations
@@ -11,28 +11,34 @@ import argparse
 from pathlib import Path
 
 from klinesync.cli.arguments import add_span, add_url, given_flags, series
-from klinesync.cli.command import Command, WrongUse
-from klinesync.cli.running import INTERRUPTED, run, stoppable, until_interrupted
+from klinesync.cli.command import INTERRUPTED, Command, WrongUse
+from klinesync.cli.running import run, stoppable, until_interrupted
 from klinesync.runtime.flags import load_flags
 
 
 def _backfill_arguments(backfill: argparse.ArgumentParser) -> None:
-    backfill.add_argument("series_id", type=series, metavar="SERIES_ID", help="of a derived series, its base's")
+    backfill.add_argument(
+        "series_id", type=series, metavar="SERIES_ID", help="the series; of a derived series, its base is read"
+    )
     add_span(backfill, needs_from=True)
-    backfill.add_argument("--source", choices=("rest", "freqtrade", "archive"), help="take it from there alone")
-    add_url(backfill, "have the running service at this address do it; with --source, send it the candles")
+    backfill.add_argument("--source", choices=("rest", "freqtrade", "archive"), help="read this source alone")
+    add_url(backfill, "let the running service at this address read; with --source, send it the candles")
     backfill.add_argument("--json", action="store_true", help="machine output")
 
 
 def _import_arguments(import_: argparse.ArgumentParser) -> None:
     import_.add_argument("path", nargs="+", type=Path, metavar="PATH", help="files, or folders of them")
-    import_.add_argument("--series", type=series, metavar="SERIES_ID", help="what the files hold, whatever their names")
-    import_.add_argument("--exchange", default="binance", metavar="NAME", help="whose freqtrade files are (binance)")
-    import_.add_argument("--strict", action="store_true", help="refuse a file that has a bad row")
+    import_.add_argument(
+        "--series", type=series, metavar="SERIES_ID", help="the series of the files, whatever their names"
+    )
+    import_.add_argument(
+        "--exchange", default="binance", metavar="NAME", help="exchange of freqtrade's files (default binance)"
+    )
+    import_.add_argument("--strict", action="store_true", help="refuse files with a bad row")
     import_.add_argument(
         "--unterminated",
         action="store_true",
-        help="take a CSV whose last line has no line end, so that its last number may be cut off",
+        help="accept a CSV whose last line has no line end; its last number may be truncated",
     )
     add_url(import_, "send the candles through the running service at this address")
     import_.add_argument("--json", action="store_true", help="machine output")
@@ -46,15 +52,15 @@ def _export_arguments(export: argparse.ArgumentParser) -> None:
     )
     add_span(export)
     export.add_argument(
-        "--factors", action="store_true", help="beside the candles, what factors and indicators said when they closed"
+        "--factors", action="store_true", help="add the values of factors and indicators when each candle closed"
     )
     export.add_argument(
         "--freqtrade",
         action="store_true",
-        help="freqtrade's name and columns, for its data folder; a file that is there is merged with",
+        help="use freqtrade's file name and columns, for its data folder; an existing file is merged",
     )
     export.add_argument(
-        "--overwrite", action="store_true", help="replace a file that is there, also one that has more candles"
+        "--overwrite", action="store_true", help="replace an existing file, also when it has more candles"
     )
     export.add_argument("--json", action="store_true", help="machine output")
 
@@ -77,7 +83,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from klinesync.cli.history_export import export_series
 
     if arguments.factors and arguments.freqtrade:
-        raise WrongUse("freqtrade reads no other columns than its own; leave --factors or --freqtrade")
+        raise WrongUse("freqtrade reads only its own columns; use either --factors or --freqtrade")
     if arguments.freqtrade and arguments.format == "csv":
         raise WrongUse("freqtrade reads no CSV; use --format feather or parquet")
     with stoppable():
@@ -116,7 +122,7 @@ COMMANDS = {
     "backfill": Command(
         _backfill,
         _backfill_arguments,
-        more=("Asks only for what is missing. May be interrupted, and run again to go on."),
+        more="Requests only missing candles. May be interrupted; run it again to continue.",
         examples=("klinesync backfill binance:spot:BTC/USDT:1m --from 2025-01-01 --to 2025-02-01",),
         flags=BACKFILL_FLAGS,
     ),
@@ -124,10 +130,10 @@ COMMANDS = {
         _import,
         _import_arguments,
         more=(
-            "The name says which series a file holds, or --series. What the symbols of an archive are is taken from "
-            "the exchange's list, the one in the store or a new one. Of a folder the files count whose names "
-            "do. A file that is unreadable, truncated or fails its checksum is refused as a whole; single "
-            "bad rows are left out and counted. May be interrupted, and run again to go on."
+            "The series of a file follows from its name, or from --series. Symbols of an exchange's archive are looked "
+            "up in the exchange's list of symbols, from the store or from the exchange. Of a folder, the files with a "
+            "known name are read. A file that is unreadable, truncated or fails its checksum is refused as a whole; "
+            "single bad rows are left out and counted. May be interrupted; run it again to continue."
         ),
         examples=(
             "klinesync import user_data/data/binance",
@@ -139,8 +145,8 @@ COMMANDS = {
         _export,
         _export_arguments,
         more=(
-            "Only reads, also beside a running service. A file that is there is replaced when the new one is whole, "
-            "unless it has candles or columns that the new one lacks."
+            "Only reads the store, also beside a running service. An existing file is replaced when the new file is "
+            "complete, unless the existing file has candles or columns that the new file would not have."
         ),
         examples=("klinesync export binance:spot:BTC/USDT:1h --format parquet --output btc-1h.parquet",),
         flags=EXPORT_FLAGS,

@@ -36,66 +36,62 @@ from klinesync.market_data.series_scope import kept_from
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.flags import RuntimeFlags
 
-# The flag that says where the files of each `--source` lie.
+# By `--source`, the flag that names the place of its files.
 _SHELF_FLAGS = {"freqtrade": "freqtrade_data_dir", "archive": "archive_url"}
 
 
 async def backfill(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
-    """Read history. Returns 1 when candles are still missing that may yet come, or when all of the span is lost."""
+    """Read history. Returns 1 when candles are still missing that a later run may read, or when all of the span is
+    lost."""
     began_s = SYSTEM_CLOCK.monotonic_s()
     with bar() as say:
         if arguments.url is not None and arguments.source is None:
-            found = await _backfill_service(flags, arguments, say)
+            result = await _backfill_service(flags, arguments, say)
         else:
             series = stored_derived_step(flags, arguments.url).base_of(arguments.series_id)
             frame = series.timeframe
             span = span_of(arguments, Span(0, frame.shift(frame.latest_closed(int(SYSTEM_CLOCK.wall_s())), 1)))
             if arguments.url is None and arguments.source in (None, "rest"):
-                found = await _backfill_store(flags, series, span, say, files=arguments.source is None)
+                result = await _backfill_store(flags, series, span, say, files=arguments.source is None)
             else:
-                found = await _backfill_pages(flags, series, span, say, arguments.source, arguments.url)
-    series = found.series
+                result = await _backfill_pages(flags, series, span, say, arguments.source, arguments.url)
+    series = result.series
     seconds = round(SYSTEM_CLOCK.monotonic_s() - began_s, 3)
     if arguments.json:
         facts = {
             "series_id": str(series),
-            "from": found.span.start,
-            "to": found.span.end,
-            "candles": found.candles,
-            "missing": found.missing,
-            "lost": found.lost,
-            "nothing_before": found.begins,
+            "from": result.span.start,
+            "to": result.span.end,
+            "candles": result.candles,
+            "missing": result.missing,
+            "lost": result.lost,
+            "nothing_before": result.begins,
             "seconds": seconds,
         }
         print(json.dumps(facts, indent=1))
     else:
-        print(
-            f"{series}: {counted(found.candles, 'candle')} brought, {found.missing} still missing, in {seconds:.1f} s"
-        )
-        if found.begins is not None:
-            print(printable(f"{series}: {series.exchange} has nothing before {date_text(found.begins)}"))
-    if found.lost:
-        are = "is" if found.lost == 1 else "are"
-        print(
-            printable(f"klinesync: {counted(found.lost, 'candle')} of {series} {are} lost: {found.lost_why}"),
-            file=sys.stderr,
-        )
-    if found.missing:
-        are = "is" if found.missing == 1 else "are"
-        why = found.trouble or "what its source has is stored; run it again later"
-        print(
-            printable(f"klinesync: {counted(found.missing, 'candle')} of {series} {are} still missing: {why}"),
-            file=sys.stderr,
-        )
-    all_lost = found.lost > 0 and found.lost == series.timeframe.count(*found.span)
-    return 1 if found.missing or all_lost else 0
+        print(f"{series}: {counted(result.candles, 'candle')} read, {result.missing} still missing, in {seconds:.1f} s")
+        if result.begins is not None:
+            print(printable(f"{series}: {series.exchange} has no candles before {date_text(result.begins)}"))
+    if result.lost:
+        _complain(series, result.lost, "lost", result.lost_why)
+    if result.missing:
+        why = result.trouble or "the source has no more candles now; run it again later"
+        _complain(series, result.missing, "still missing", why)
+    all_lost = result.lost > 0 and result.lost == series.timeframe.count(*result.span)
+    return 1 if result.missing or all_lost else 0
+
+
+def _complain(series: SeriesId, count: int, state: str, reason: str | None) -> None:
+    are = "is" if count == 1 else "are"
+    print(printable(f"klinesync: {counted(count, 'candle')} of {series} {are} {state}: {reason}"), file=sys.stderr)
 
 
 async def _backfill_store(
     flags: RuntimeFlags, series: SeriesId, span: Span, say: Say, *, files: bool
 ) -> BackfillProgress:
-    """Into the store, by the service's own backfill: stored candles are not asked for again, and spans that the
-    exchange proves empty are noted. `files`: the files that the flags name are read first."""
+    """Read missing candles into the store, with the service's own backfill, which also notes spans that the exchange
+    proves empty. `files`: whether the files that the flags name are read first."""
     derived = stored_derived_step(flags)
     async with (
         open_store(flags, derived, "backfill") as (database, pipeline),
@@ -112,38 +108,39 @@ async def _backfill_store(
                 watch=_NobodyWatches(),
                 rng=random.Random(),  # noqa: S311  # jitter, not a secret
                 shelves=shelves,
-                covers=lambda one: one.exchange == series.exchange,
+                covers=lambda other: other.exchange == series.exchange,
                 asks=lambda _: flags.enable_ccxt_backfill,
-                kept_from=lambda one, head: kept_from(flags.retention_days, derived, one, head),
+                kept_from=lambda other, head: kept_from(flags.retention_days, derived, other, head),
                 now_s=ExchangeTime(registry.clocks, SYSTEM_CLOCK).now_s,
                 reach=registry.reach,
             )
         )
         running = group.create_task(service.run(), name="backfill")
         try:
-            return await service.backfill(series, span, _told(say))
+            return await service.backfill(series, span, _progress_of(say))
         finally:
             running.cancel()
 
 
 async def _backfill_service(flags: RuntimeFlags, arguments: argparse.Namespace, say: Say) -> BackfillProgress:
-    """By the running service, from the service's sources into the service's store."""
+    """Let the running service read from its sources into its store."""
     async with service_client(arguments.url, flags.api_token) as service:
         try:
-            return await service.backfill(arguments.series_id, arguments.from_, arguments.to, _told(say))
+            return await service.backfill(arguments.series_id, arguments.from_, arguments.to, _progress_of(say))
         except asyncio.CancelledError:
-            print(f"klinesync: the service at {arguments.url} goes on with it", file=sys.stderr)
+            print(f"klinesync: the service at {arguments.url} continues the backfill", file=sys.stderr)
             raise
 
 
-def _told(say: Say) -> Callable[[BackfillProgress], None]:
-    return lambda how: say(
-        f"{how.series}: {counted(how.candles, 'candle')}, {how.missing} missing", how.progress_pct / 100
+def _progress_of(say: Say) -> Callable[[BackfillProgress], None]:
+    return lambda progress: say(
+        f"{progress.series}: {counted(progress.candles, 'candle')}, {progress.missing} missing",
+        progress.progress_pct / 100,
     )
 
 
 class _NobodyWatches:
-    """A `HistoryWatch` for a command: nobody asks for the health of series."""
+    """A `HistoryWatch` for a command, which shows no health of series."""
 
     def began(self, series: SeriesId, span: Span, reason: str) -> None:
         return
@@ -158,22 +155,30 @@ class _NobodyWatches:
 async def _backfill_pages(
     flags: RuntimeFlags, series: SeriesId, span: Span, say: Say, source: str | None, url: str | None
 ) -> BackfillProgress:
-    """All candles of the span from one source, also those that are stored already."""
+    """Read all candles of the span from one source, also stored ones."""
     began_s = SYSTEM_CLOCK.monotonic_s()
     async with (
         writer(flags, stored_derived_step(flags, url), url, "backfill") as (put, _),
         _pages(flags, series, span, source) as pages,
     ):
-        brought = _Brought(series, span, put, say)
-        await read_pages(pages, brought.write, unreported(series, span.start))
+        pages_writer = _PagesWriter(series, span, put, say)
+        await read_pages(pages, pages_writer.write, unreported(series, span.start))
     total = series.timeframe.count(*span)
     elapsed_s = SYSTEM_CLOCK.monotonic_s() - began_s
-    return BackfillProgress(series, span, total, total - brought.candles, brought.candles, elapsed_s)
+    return BackfillProgress(series, span, total, total - pages_writer.candles, pages_writer.candles, elapsed_s)
 
 
 @dataclass(slots=True)
-class _Brought:
-    """The candles of `span` that pages have brought so far, each handed to `put` once: an exchange's pages overlap."""
+class _PagesWriter:
+    """Hands the candles of pages within `span` to `put`, each once, because an exchange's pages overlap.
+
+    series: of the candles.
+    span: the requested span.
+    put: stores candles.
+    say: shows progress.
+    candles: how many were handed on.
+    newest: open time of the newest of them; -1 before the first.
+    """
 
     series: SeriesId
     span: Span
@@ -210,19 +215,19 @@ async def _pages(flags: RuntimeFlags, series: SeriesId, span: Span, source: str 
         shelves = _shelves(flags, registry)
         shelf = next((shelf for shelf in shelves if shelf.name == source), None)
         if shelf is None:
-            raise BadFlag(_SHELF_FLAGS[source], f"it is needed for --source {source}")
+            raise BadFlag(_SHELF_FLAGS[source], f"the flag is required for --source {source}")
         yield shelf.files.pages(series, span)
 
 
 def _shelves(flags: RuntimeFlags, registry: ExchangeRegistry) -> list[Shelf]:
-    """The files that the flags name, in the order in which they are read. Raises `BadFlag`."""
+    """The file sources that the flags name, in their order of reading. Raises `BadFlag`."""
     settings = history_settings(flags)
     return history_shelves(settings, freqtrade_files(settings), registry.symbol_id)
 
 
 async def _check_listed(registry: ExchangeRegistry, series: SeriesId, *, needed: bool) -> None:
-    """Raises `UnknownSeries` for a series that its exchange does not list, and `UpstreamError` when it cannot be asked
-    and there is nothing else to read from (`needed`)."""
+    """Raises `UnknownSeries` for a series that its exchange does not list; and `UpstreamError` when the exchange cannot
+    be asked and is the only source (`needed`)."""
     try:
         await registry.known(series)
     except UpstreamError:

@@ -1,4 +1,4 @@
-"""The exchanges that a command reads history and listings from."""
+"""The exchanges from which a command reads history and listings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def exchanges_of(flags: RuntimeFlags, database: Database | None = None) ->
     """The exchanges of a command, closed at the end.
 
     flags: the configuration of the command.
-    database: where lists of symbols are kept; None: nowhere.
+    database: stores lists of symbols; None: they are not stored.
 
     Raises `BadExchange`, `BadFlag`.
     """

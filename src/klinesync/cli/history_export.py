@@ -19,7 +19,7 @@ from klinesync.storage.sqlite_reader import SqliteReader
 
 
 def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
-    """Write the file. Returns the exit status."""
+    """Write the file; returns the exit status."""
     span = span_of(arguments, EVER)
     factors = None
     if arguments.factors:
@@ -30,7 +30,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
         stored = store.read(lambda look: look.span(arguments.series_id))
         begin, end = (0, 1) if stored is None else (max(stored.start, span.start), min(stored.end, span.end))
 
-        def told(upto: int, count: int) -> None:
+        def show(upto: int, count: int) -> None:
             say(f"{arguments.series_id}: {counted(count, 'candle')}", (upto - begin) / max(end - begin, 1))
 
         exported = export(
@@ -42,7 +42,7 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
             freqtrade=arguments.freqtrade,
             overwrite=arguments.overwrite,
             factors=factors,
-            progress=told,
+            progress=show,
         )
     path, how = exported.path, exported.merged
     size = path.stat().st_size
@@ -62,8 +62,8 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     beside = ""
     if how is not None:
         beside = (
-            f", merged with the file that was there: {how.same} were the same, {how.different} had other values and "
-            f"now have the store's, {how.kept} that the file alone has stay"
+            f", merged with the existing file: {how.same} were equal, {how.different} had other values and now have "
+            f"the store's, {how.kept} that are only in the file are kept"
         )
     print(printable(f"{path}: {candles} of {arguments.series_id} ({size} bytes){beside}"))
     for text in () if how is None else how.examples:

@@ -28,17 +28,17 @@ from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.looking import is_file
 from klinesync.storage.sqlite_reader import SqliteReader
 
-# Python looks for garbage after that many new objects while candles pass through: those of several batches.
+# New objects between two runs of the garbage collector during an import: those of several batches.
 COLLECT_AFTER_OBJECTS = 500_000
 # Longest wait for the exchange's list of symbols, in seconds.
 ASK_LISTING_TIMEOUT_S = 20.0
 
 
 async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
-    """Store the candles of the files. Returns 1 when a file was refused, or something failed midway."""
-    found = await stoppable(lambda stopped: find(arguments.path, arguments.series, arguments.exchange, stopped))
+    """Store the candles of the files. Returns 1 when a file was refused, or the import failed midway."""
+    candidates = await stoppable(lambda stopped: find(arguments.path, arguments.series, arguments.exchange, stopped))
     names = _symbol_names(flags)
-    planned, done = await plan(found, names.name)
+    planned, done = await plan(candidates, names.name)
     derived = stored_derived_step(flags, arguments.url)
     files = [file for file in planned if not (derived.derives(file.series) or file.series in derived.dormant)]
     done += [_derived(file, derived, named=file.path in arguments.path) for file in planned if file not in files]
@@ -53,7 +53,7 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
 
     try:
         async with writer(flags, derived, arguments.url, "import", names.asked) as (put, now):
-            with bar() as say, _seldom_collected():
+            with bar() as say, _rare_garbage_collection():
                 try:
                     await import_files(files, put, now, options, imported, _progress_of(say, files))
                 except KlinesyncError as error:
@@ -63,12 +63,12 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
         raise
     report()
     if failure is not None:
-        stored = sum(one.stored for one in imported)
+        stored = sum(file.stored for file in imported)
         are = "is" if stored == 1 else "are"
-        what = f"{counted(stored, 'candle')} {are} stored, and running it again goes on"
-        print(printable(f"klinesync: {failure}; {what}"), file=sys.stderr)
+        advice = f"{counted(stored, 'candle')} {are} stored; run it again to continue"
+        print(printable(f"klinesync: {failure}; {advice}"), file=sys.stderr)
         return 1
-    refused = [one.refused for one in (*done, *imported) if one.refused is not None]
+    refused = [file.refused for file in (*done, *imported) if file.refused is not None]
     if refused:
         count = len(done) + len(imported)
         why = f": {refused[0]}" if len(refused) == 1 else ""
@@ -78,17 +78,17 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
 
 
 def _symbol_names(flags: RuntimeFlags) -> SymbolNames:
-    """The names of symbols, by the lists in the store; without a list there, by the exchange's."""
+    """The names of symbols, from the lists in the store, or from the exchange when the store has no list."""
     path = sqlite_path(flags)
 
-    def kept(market: str) -> Sequence[Listing]:
+    def stored(market: str) -> Sequence[Listing]:
         if not is_file(path):
             return []
         try:
             with SqliteReader(path) as store:
                 return store.read(lambda look: stored_listings(look, ARCHIVE_EXCHANGE, market))
         except StoreError:
-            return []  # the writer opens the store next: it migrates an old schema, or tells the error
+            return []  # the writer opens the store next, and migrates an old schema or raises the error
 
     async def ask(market: str) -> Sequence[Listing]:
         async with exchanges_of(flags) as registry:
@@ -100,11 +100,11 @@ def _symbol_names(flags: RuntimeFlags) -> SymbolNames:
                 why = exchange.contact(market).failure or f"no answer within {ASK_LISTING_TIMEOUT_S:g} s"
                 raise UpstreamError(why) from None
 
-    return SymbolNames(kept, ask)
+    return SymbolNames(stored, ask)
 
 
 def _derived(file: ImportFile, derived: DerivedStep, *, named: bool) -> Imported:
-    """A file of a derived series: refused when the command names it, passed over when it lies in a folder."""
+    """The result of a file of a derived series: refused when the command names the file, passed over in a folder."""
     base = derived.dormant[file.series].timeframe if file.series in derived.dormant else derived.base
     why = f"{file.series} is derived from {base}: import the {base} candles instead"
     if named:
@@ -113,43 +113,43 @@ def _derived(file: ImportFile, derived: DerivedStep, *, named: bool) -> Imported
 
 
 def _progress_of(say: Say, files: Sequence[ImportFile]) -> Callable[[ImportFile, int, int], None]:
-    number = {file: at for at, file in enumerate(files)}
+    number = {file: position for position, file in enumerate(files)}
 
-    def told(file: ImportFile, stored: int, candles: int) -> None:
-        which = f"{file.path.name} ({number[file] + 1} of {len(files)}): {counted(stored, 'candle')}"
-        say(which, (number[file] + stored / max(candles, 1)) / len(files))
+    def show(file: ImportFile, stored: int, candles: int) -> None:
+        text = f"{file.path.name} ({number[file] + 1} of {len(files)}): {counted(stored, 'candle')}"
+        say(text, (number[file] + stored / max(candles, 1)) / len(files))
 
-    return told
+    return show
 
 
 def _report(done: Sequence[Imported], not_begun: int, took_s: float, *, as_json: bool) -> None:
-    candles = sum(one.stored for one in done)
+    candles = sum(file.stored for file in done)
     if as_json:
-        found = [
+        rows = [
             {
-                "path": str(one.path),
-                "series_id": None if one.series is None else str(one.series),
-                "rows": one.rows,
-                "candles": one.stored,
-                "new": one.new,
-                "quarantined": one.quarantined,
-                "first_bad_rows": one.examples,
-                "first_time": one.first,
-                "last_time": one.last,
-                "refused": one.refused,
-                "failed": one.failed,
-                "note": one.note,
+                "path": str(file.path),
+                "series_id": None if file.series is None else str(file.series),
+                "rows": file.rows,
+                "candles": file.stored,
+                "new": file.new,
+                "quarantined": file.quarantined,
+                "first_bad_rows": file.examples,
+                "first_time": file.first,
+                "last_time": file.last,
+                "refused": file.refused,
+                "failed": file.failed,
+                "note": file.note,
             }
-            for one in done
+            for file in done
         ]
-        facts = {"files": found, "candles": candles, "not_begun": not_begun, "seconds": round(took_s, 3)}
+        facts = {"files": rows, "candles": candles, "not_begun": not_begun, "seconds": round(took_s, 3)}
         print(json.dumps(facts, indent=1))
         return
-    refused = sum(one.refused is not None for one in done)
-    for one in done:
-        if one.refused is None or refused > 1:  # a single refusal is told on stderr
-            print(sentence(one))
-        for text in one.examples if one.refused is None else ():
+    refused = sum(file.refused is not None for file in done)
+    for file in done:
+        if file.refused is None or refused > 1:  # a single refusal is printed on stderr
+            print(sentence(file))
+        for text in file.examples if file.refused is None else ():
             print(printable(f"    {text}"))
     print(
         f"{counted(len(done), 'file')}, {counted(candles, 'candle')} in {took_s:.1f} s "
@@ -158,9 +158,9 @@ def _report(done: Sequence[Imported], not_begun: int, took_s: float, *, as_json:
 
 
 @contextlib.contextmanager
-def _seldom_collected() -> Iterator[None]:
-    """Fewer runs of the cyclic garbage collector: candles are many small objects and never part of a cycle, and
-    looking through them takes as long as all other work."""
+def _rare_garbage_collection() -> Iterator[None]:
+    """Run the cyclic garbage collector less often: candles are many small objects outside of cycles, and a run over
+    them takes as long as all other work."""
     before = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_OBJECTS, *before[1:])

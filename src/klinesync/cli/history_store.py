@@ -1,4 +1,4 @@
-"""The store that a command writes candles into: under its lock, or through the service that holds the lock."""
+"""The store that a command writes: directly under the store's lock, or through the service that holds the lock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from klinesync.storage.lock import StoreLocked
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 
-# The source that revisions name for candles of a file.
+# The source of candles from files, as revisions name it.
 SOURCE = "file"
 
 
@@ -40,14 +40,14 @@ async def writer(
     command: str,
     listings: Mapping[str, Sequence[Listing]] | None = None,
 ) -> AsyncIterator[tuple[Put, Now]]:
-    """Where candles are put, and the clock by which they must have closed: the store and the system's clock; with
-    `url` the running service at that address and the service's clock.
+    """A function that stores candles, and the clock by which they must have closed: of the store and the system; with
+    `url` of the running service at that address.
 
     flags: the configuration of the command.
     derived: the derived timeframes that the store's writer computes.
     url: the address of the service that holds the lock of the store; None: this command writes the store.
-    command: the name that the lock of the store tells others.
-    listings: lists of symbols by market, kept in a store that is written here.
+    command: name of this command, which the lock of the store shows to others.
+    listings: lists of symbols by market, to be stored; None: none.
 
     Raises `StoreLocked`.
     """
@@ -69,7 +69,7 @@ async def _system_now(_series: SeriesId) -> int:
 async def open_store(
     flags: RuntimeFlags, derived: DerivedStep, command: str
 ) -> AsyncIterator[tuple[SqliteDatabase, IngestPipeline]]:
-    """The locked store and its running pipeline. A transaction that has begun is finished on the way out."""
+    """The locked store and its running pipeline. On leaving, a transaction that has begun is finished."""
     database = SqliteDatabase(sqlite_path(flags), command)
     try:
         await database.__aenter__()
@@ -93,8 +93,8 @@ def _nobody_follows(_applied: Applied) -> None:
 
 
 def stored_derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedStep:
-    """The derived timeframes that the store was computed with last. The flags decide where the store does not say, and
-    for the store behind the service at `url`. Raises `BadFlag`."""
+    """The derived timeframes with which the store was computed last. The flags decide for a new store, and for the
+    store of the service at `url`. Raises `BadFlag`."""
     step = derived_step(*derived_timeframes(flags))
     path = sqlite_path(flags)
     if url is not None or not is_file(path):
@@ -103,7 +103,7 @@ def stored_derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedS
         with SqliteReader(path) as store:
             settings, dormant = store.read(_derivations)
     except StoreError:
-        return step  # the writer opens the store next: it migrates an old schema, or tells the error
+        return step  # the writer opens the store next, and migrates an old schema or raises the error
     if settings is not None:
         step = DerivedStep(*settings)
     step.dormant = {series: base for series, base in dormant.items() if series.timeframe not in step.targets}
@@ -113,6 +113,6 @@ def stored_derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedS
 def _derivations(
     store: CandleStore,
 ) -> tuple[tuple[Timeframe, tuple[Timeframe, ...]] | None, dict[SeriesId, SeriesId]]:
-    """The derived timeframes of the store with their base, and its derived series with the series below each."""
+    """The base and derived timeframes of the store, and by derived series its base series."""
     bases = {series: store.derivation(series).base for series in store.series()}
     return store.derived_settings(), {series: base for series, base in bases.items() if base is not None}

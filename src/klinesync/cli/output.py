@@ -1,8 +1,8 @@
-"""Standard output and error that may be closed, full, or read by nobody, whatever the command.
+"""Standard output and error, which may be closed, on a full disk, or a pipe without a reader.
 
-A pipe that its reader has closed (`klinesync flags | head`) ends nothing: the text is dropped, and the exit status is
-that of the work. Any other failure (closed, a full disk) loses what was asked for, and ends the command with one
-sentence; of a service (`serve`, `demo`, `sim`) it drops the text alone.
+When the reader of a pipe is gone (`klinesync flags | head`), the text is dropped, and the exit status is that of the
+work. After any other failure the command ends with one sentence; a service (`serve`, `demo`, `sim`) drops the text, and
+goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STDERR = 2
 
 
 class OutputLost(KlinesyncError):
-    """What a command has to say cannot be written."""
+    """The output of a command cannot be written."""
 
     code = "output_lost"
 
@@ -32,8 +32,8 @@ class OutputLost(KlinesyncError):
 
 
 class _Stream(io.FileIO):
-    """Standard output or error. `drops` says whether what cannot be written is dropped; `tells_closed_pipe` whether a
-    pipe without a reader is an error (`BrokenPipeError`) all the same."""
+    """Standard output or error. `drops`: whether text that cannot be written is dropped; `tells_closed_pipe`: whether a
+    pipe without a reader raises `BrokenPipeError`."""
 
     def __init__(self, number: int, *, drops: bool) -> None:
         super().__init__(number, "w", closefd=False)
@@ -57,33 +57,33 @@ class Output:
 
     def __init__(self) -> None:
         self._stream: _Stream | None = None
-        # What was opened in place of a closed descriptor, and the streams before: kept for as long as the process.
-        self._kept: list[object] = []
+        # The original streams, referenced so that they are not closed before the process ends.
+        self._originals: list[object] = []
 
     def take_over(self) -> None:
-        """Stand between the program and its standard streams. A closed descriptor gets the null device, so that no
-        file or socket ever takes its number: native code writes there, and uvloop aborts when such a socket closes."""
+        """Replace the standard streams. A closed descriptor gets the null device, so that no file or socket takes its
+        number: native code writes to these numbers, and uvloop aborts when such a socket closes."""
         _fill_closed_descriptors()
         if _is_ours(sys.stdout, STDOUT):
             self._stream = _Stream(STDOUT, drops=False)
-            self._kept.append(sys.stdout)
+            self._originals.append(sys.stdout)
             sys.stdout = _text(self._stream, sys.stdout, line_buffering=os.isatty(STDOUT))
         if _is_ours(sys.stderr, STDERR):
-            self._kept.append(sys.stderr)
+            self._originals.append(sys.stderr)
             sys.stderr = _text(_Stream(STDERR, drops=True), sys.stderr, line_buffering=True)
 
     def let_go(self) -> None:
-        """Drop what cannot be written, from now on: the command is a service, which serves all the same."""
+        """From now on, drop text that cannot be written: the command is a service, which goes on without output."""
         if self._stream is not None:
             self._stream.drops = True
 
     def tell_closed_pipe(self) -> None:
-        """Raise `BrokenPipeError` where nobody reads any more: that is how the command ends."""
+        """From now on, raise `BrokenPipeError` when the reader of a pipe is gone: the command ends by that."""
         if self._stream is not None:
             self._stream.tells_closed_pipe = True
 
     def finish(self) -> None:
-        """Write what is still held back. Raises `OutputLost`; at Python's end nothing is tried again."""
+        """Flush standard output. Raises `OutputLost`; Python does not flush again at its end."""
         try:
             sys.stdout.flush()
         except BrokenPipeError:
@@ -94,7 +94,7 @@ class Output:
 
 
 def _is_ours(stream: io.TextIOBase | object, number: int) -> bool:
-    """Whether a stream writes to the descriptor: what tests put in its place does not. None is a closed one."""
+    """Whether a stream writes to the descriptor, unlike those of a test runner. None: the descriptor is closed."""
     if stream is None:
         return True
     if not isinstance(stream, io.TextIOWrapper):
@@ -119,7 +119,7 @@ def _fill_closed_descriptors() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # For reading: a write says EBADF, as it does on a closed descriptor.
+            # Opened for reading: a write fails with EBADF, as on a closed descriptor.
             opened = os.open(os.devnull, os.O_RDONLY)
             if opened != number:
                 os.dup2(opened, number)

@@ -1,7 +1,7 @@
 """The program: its commands, and how each one ends.
 
 Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong use. Modules are imported when a command needs them, so
-that help and completion come at once.
+that help and completion are fast.
 """
 
 from __future__ import annotations
@@ -15,40 +15,38 @@ from functools import partial
 
 from klinesync import __version__
 from klinesync.cli.arguments import add_flags, given_flags
-from klinesync.cli.command import Command, HelpFormatter, Parser, WrongUse, description, meant
+from klinesync.cli.command import INTERRUPTED, Command, HelpFormatter, Parser, WrongUse, description, meant
 from klinesync.cli.output import Output
 from klinesync.core.errors import BadFlag, KlinesyncError
 from klinesync.core.printable import printable
 from klinesync.first_moments import UNTIL_STOPPED, signals_as_usual
 from klinesync.runtime.open_files import TooFewFiles, require_open_files
 
-# Exit status of work that a signal interrupted, as shells have it.
-INTERRUPTED = 130
 # Commands with an event loop, its connections, and a store that is written.
 NEEDS_OPEN_FILES = UNTIL_STOPPED | {"backfill", "import"}
 
-# Each command's module in this package, and what it does in half a sentence.
+# By command: its module in this package, and its summary.
 SUMMARIES = {
-    "serve": ("serve", "the service, against the real exchange"),
-    "demo": ("serve", "the service wired to a local simulated exchange: no network, account or key needed"),
-    "sim": ("serve", "the simulated exchange alone"),
-    "watch": ("watch", "live candles of a running service in the terminal"),
-    "explain": ("explain", "why candles of a running service's series are (not) there, in sentences"),
-    "backfill": ("history", "fetch history into the store"),
-    "import": ("history", "candles from files: freqtrade's, an exchange's archive, CSV"),
-    "export": ("history", "closed candles of a series into a file"),
+    "serve": ("serve", "run the service, against real exchanges"),
+    "demo": ("serve", "run the service against a local simulated exchange: no network, account or key needed"),
+    "sim": ("serve", "run the simulated exchange alone"),
+    "watch": ("watch", "show live candles of a running service in the terminal"),
+    "explain": ("explain", "explain why candles of a series are missing, by a running service"),
+    "backfill": ("history", "read history into the store"),
+    "import": ("history", "read candles from files: freqtrade's, an exchange's archive, CSV"),
+    "export": ("history", "write closed candles of a series into a file"),
     "verify": (
         "verify",
-        "audit the store: gaps by state, derived candles, factors and overlays computed anew and compared",
+        "audit the store: gaps by state; derived candles, factors and overlays recomputed and compared",
     ),
-    "backup": ("backup", "an online copy of the store"),
-    "flags": ("flags", "every flag: default, value in force, where it came from"),
-    "completion": ("completion", "a script that completes commands and options in your shell"),
+    "backup": ("backup", "copy the store while it is in use"),
+    "flags": ("flags", "list all flags: default, current value, and its source"),
+    "completion": ("completion", "print a script that completes commands and options in a shell"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the process's exit status."""
+    """Run one command; returns the exit status of the process."""
     output = Output()
     output.take_over()
     status = _status(sys.argv[1:] if argv is None else argv, output)
@@ -72,14 +70,14 @@ def _status(argv: Sequence[str], output: Output) -> int:
 
         set_up_logs("console", "debug" if arguments.verbose else "info")
         if arguments.name not in UNTIL_STOPPED:
-            signals_as_usual()  # the others leave at once, until they have handlers of their own
+            signals_as_usual()  # the other commands end at once, until they have handlers of their own
         if arguments.name in NEEDS_OPEN_FILES:
             require_open_files()
         return command.run(arguments)
     except WrongUse as error:
         return _wrong_use(error, error.prog)
     except BadFlag as error:
-        # A value of the command line is wrong use, one of the environment or a file is a failure.
+        # A bad value on the command line is wrong use; in the environment or a file it is a failure.
         if error.name in given_flags(arguments) or error.source == "command line":
             return _wrong_use(error, f"klinesync {arguments.name}")
         return _failed(error)
@@ -100,25 +98,25 @@ def _status(argv: Sequence[str], output: Output) -> int:
 
 
 class SystemTrouble(KlinesyncError):
-    """What the system does not give this process: files, memory, a place on a disk."""
+    """The system refused a resource: files, memory, space on a disk."""
 
     code = "system_error"
 
 
 def _system_trouble(error: OSError | MemoryError | ImportError | RuntimeError) -> KlinesyncError | None:
-    """What the system refused, in a sentence; None for what is a defect of ours."""
+    """The refusal of the system as a sentence; None for a defect of ours."""
     if isinstance(error, OSError):
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return TooFewFiles()
         if error.errno is None:
             return None
-        what = "" if error.filename is None else f"{error.filename}: "
-        return SystemTrouble(f"{what}{error.strerror}; --verbose tells where")
+        file = "" if error.filename is None else f"{error.filename}: "
+        return SystemTrouble(f"{file}{error.strerror}; --verbose shows the place")
     # A limit of memory (`ulimit -v`) also shows as an extension module that cannot be mapped.
     if isinstance(error, MemoryError) or "failed to map segment" in str(error):
-        return SystemTrouble("the system gives this process too little memory; raise its limit: ulimit -v")
-    if "can't start new thread" in str(error):  # Python has no class of its own for this
-        return SystemTrouble("the system lets this user start no further thread; raise the limit: ulimit -u")
+        return SystemTrouble("this process has too little memory; raise the limit: ulimit -v")
+    if "can't start new thread" in str(error):  # Python has no exception class for it
+        return SystemTrouble("this user may not start another thread; raise the limit: ulimit -u")
     return None
 
 
@@ -133,24 +131,24 @@ def _wrong_use(error: KlinesyncError, prog: str) -> int:
 
 
 def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
-    """Into `arguments`. Raises `WrongUse`."""
+    """Parse the command line into `arguments`. Raises `WrongUse`."""
     named = next((word for word in argv if not word.startswith("-")), None)
     if named is not None and named not in SUMMARIES:
         raise WrongUse(f"there is no command {named!r}{meant(named, list(SUMMARIES))}")
     commands = parser()
-    _, rest = commands.parse_known_args(argv, arguments)
-    if not rest:
+    _, unknown = commands.parse_known_args(argv, arguments)
+    if not unknown:
         return
     prog = f"klinesync {arguments.name}"
-    option = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
+    option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
     if option is None:  # never the word after an option, which may be a secret
-        raise WrongUse(f"{rest[0]!r} is one argument too many", prog)
-    known = [text for action in command_parser(commands, arguments.name)._actions for text in action.option_strings]  # noqa: SLF001  # argparse has no public way to them
-    raise WrongUse(f"there is no option {option}{meant(option, known)}", prog)
+        raise WrongUse(f"{unknown[0]!r} is an unexpected argument", prog)
+    options = [text for action in command_parser(commands, arguments.name)._actions for text in action.option_strings]  # noqa: SLF001  # argparse has no public access to actions
+    raise WrongUse(f"there is no option {option}{meant(option, options)}", prog)
 
 
 def parser() -> Parser:
-    """The program's parser. A command's own arguments are added when they are asked for."""
+    """The program's parser. The arguments of a command are added when its parser is used."""
     program = Parser(
         prog="klinesync",
         description="Candles that charts, strategies and bots can trust.",
@@ -169,10 +167,10 @@ def parser() -> Parser:
 
 def command_parser(program: Parser, name: str) -> Parser:
     """The parser of a command, with all its arguments."""
-    for action in program._actions:  # noqa: SLF001  # argparse has no public way to them
+    for action in program._actions:  # noqa: SLF001  # argparse has no public access to actions
         if isinstance(action.choices, Mapping) and name in action.choices:
-            found: Parser = action.choices[name]
-            return found.filled()
+            subparser: Parser = action.choices[name]
+            return subparser.filled()
     raise AssertionError(name)
 
 
@@ -188,14 +186,8 @@ def _fill(name: str, parser: Parser) -> None:
     parser.description = description(SUMMARIES[name][1], command)
     parser.set_defaults(command=command)
     command.add_arguments(parser)
-    positionals = [action.metavar for action in parser._get_positional_actions()]  # noqa: SLF001  # likewise
-    flags = " [FLAGS]" if command.flags is not None else ""
-    parser.usage = None if command.flags is None else _usage(parser) + flags
     if command.flags is not None:
+        # Usage does not name the flags, which are too many.
+        usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
+        parser.usage = f"{usage} [FLAGS]"
         add_flags(parser, command.flags)
-    assert all(positionals)
-
-
-def _usage(parser: Parser) -> str:
-    """The usage without flags, of which there are too many to name."""
-    return parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")

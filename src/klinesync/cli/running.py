@@ -10,9 +10,6 @@ from collections.abc import Callable, Coroutine, Iterator
 
 from klinesync.core.errors import KlinesyncError
 
-# Exit status of work that a signal interrupted, as shells have it.
-INTERRUPTED = 130
-
 
 def run(command: Coroutine[object, object, int]) -> int:
     """Run a command on an event loop of its own until it ends, or is interrupted."""
@@ -29,8 +26,8 @@ def run(command: Coroutine[object, object, int]) -> int:
 
 
 async def until_interrupted(command: Coroutine[object, object, int], interrupted: int = 0) -> int:
-    """Run a command until it ends, or SIGINT or SIGTERM do it: then the status is `interrupted`, which is 0 for one
-    that is meant to be ended so. A second one acts at once."""
+    """Run a command until it ends, or a signal cancels it; a second signal ends the process at once. Returns the exit
+    status; after a signal `interrupted`, which is 0 for a command that always ends by a signal."""
     task = asyncio.create_task(command, name="command")
     stopping = contextlib.ExitStack()
 
@@ -44,7 +41,7 @@ async def until_interrupted(command: Coroutine[object, object, int], interrupted
     if not task.cancelled():
         return task.result()
     if interrupted:
-        print("klinesync: interrupted; what is written stays, and running it again goes on", file=sys.stderr)
+        print("klinesync: interrupted; stored candles are kept, and running it again continues", file=sys.stderr)
     return interrupted
 
 
@@ -58,7 +55,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM and SIGHUP stop as SIGINT does, with everything put away."""
+    """SIGTERM and SIGHUP interrupt as SIGINT does, with an exception, so that clean-up runs."""
     before = {number: signal.getsignal(number) for number in stop_signals() if number != signal.SIGINT}
     for number in before:
         signal.signal(number, signal.default_int_handler)
@@ -84,34 +81,34 @@ def on_signal(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """SIGINT, SIGTERM and SIGHUP. SIGHUP is left alone where it is ignored: `nohup` has asked for that."""
-    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+    """SIGINT, SIGTERM and SIGHUP; without SIGHUP where it is ignored, as under `nohup`."""
+    handles_hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if handles_hangup else [])]
 
 
 class Stop:
-    """What a signal does to a command that runs until it is stopped: its start is given up; once it runs, `then` is
-    called, at each signal."""
+    """The signal handler of a command that runs until stopped. During the start a signal cancels the command; later
+    each signal calls `then`."""
 
     def __init__(self) -> None:
         self.then: Callable[[], None] | None = None
         self._command = asyncio.current_task()
-        self._given_up = False
+        self._cancelled = False
 
     def __call__(self) -> None:
         if self.then is not None:
             self.then()
-        elif self._command is not None and not self._given_up:
-            self._given_up = True
+        elif self._command is not None and not self._cancelled:
+            self._cancelled = True
             self._command.cancel()
 
     @contextlib.contextmanager
     def covers_start(self) -> Iterator[None]:
-        """A start that was given up is a command that ended as it was meant to."""
+        """Handle signals within the block. A cancelled start is no error: the block ends without an exception."""
         try:
             with on_signal(self):
                 yield
         except asyncio.CancelledError:
-            if self._command is None or not self._given_up:
+            if self._command is None or not self._cancelled:
                 raise
             self._command.uncancel()

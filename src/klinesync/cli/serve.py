@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from klinesync.sim.exchange import SimExchange
     from klinesync.sim.faults import Fault
 
-# Most series of each market that the demo follows when no whitelist is given.
+# Series of each market that the demo follows without a whitelist, at most.
 DEMO_MOST_SERIES_A_MARKET = 20
 
 
@@ -37,14 +37,14 @@ def _demo_arguments(demo: argparse.ArgumentParser) -> None:
 def _sim_arguments(sim: argparse.ArgumentParser) -> None:
     sim.add_argument("--port", type=port, default=0, help="port to listen on (default: a free one)")
     _add_exchange(sim)
-    sim.add_argument("--start", type=time_of, metavar="TIME", help="the exchange's time at the start")
-    sim.add_argument("--contracts", action="store_true", help="generator: list quarterlies and other futures, too")
-    sim.add_argument("--odd-symbols", action="store_true", help="exchangeInfo has items that no client expects")
-    sim.add_argument("--faults", type=Path, metavar="FILE", help="faults in force from the start: a JSON list")
+    sim.add_argument("--start", type=time_of, metavar="TIME", help="time of the exchange at the start")
+    sim.add_argument("--contracts", action="store_true", help="generator: list quarterly and other futures too")
+    sim.add_argument("--odd-symbols", action="store_true", help="add unusual symbols to exchangeInfo")
+    sim.add_argument("--faults", type=Path, metavar="FILE", help="faults from the start: a JSON list")
 
 
 def _add_exchange(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--speed", type=speed, default=1.0, help="exchange seconds in a second (default 1)")
+    parser.add_argument("--speed", type=speed, default=1.0, help="exchange seconds per second (default 1)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="recorded candles to replay (default: a generator)")
     parser.add_argument("--symbols", type=count, default=20, help="generator: symbols on each market (default 20)")
 
@@ -67,7 +67,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     given = given_flags(arguments)
     for name in given:
         if name in EXCHANGE_URLS:
-            raise WrongUse(f"--{name.replace('_', '-')} has no place here: demo brings its own exchange")
+            raise WrongUse(f"--{name.replace('_', '-')} cannot be set: demo starts its own exchange")
     return run(_demo_until_stopped(arguments, given))
 
 
@@ -76,7 +76,13 @@ def _sim(arguments: argparse.Namespace) -> int:
 
 
 async def _serve_until_stopped(flags: RuntimeFlags, command: str, stop: Stop, *, ready: Callable[[str], None]) -> None:
-    """The service until `stop` is called; `ready` gets its address once it answers."""
+    """Run the service until `stop` is called.
+
+    flags: the configuration.
+    command: name of this command, which the lock of the store shows to others.
+    stop: gets the function that stops the service.
+    ready: called with the address when the service answers.
+    """
     from klinesync.market.app import bind, create_app, create_server
     from klinesync.market.http_limits import allow_connections
     from klinesync.market.runtime_builder import build_market_runtime
@@ -131,7 +137,7 @@ async def _serve_demo(arguments: argparse.Namespace, given: dict[str, str], stop
 
 
 def _demo_whitelist(exchange: SimExchange) -> list[str]:
-    """The first symbols of each market; BTC and ETH are among them where the exchange has them."""
+    """Series of the first symbols of each market."""
     symbols = [
         listing.symbol
         for listings in (exchange.spot, exchange.futures)
@@ -178,7 +184,7 @@ def _fault_script(path: Path) -> tuple[Fault, ...]:
         raise BadFlag("faults", f"{path} cannot be used: {error}") from None
 
 
-# The demo brings its own exchange.
+# Flags that the demo sets to its own exchange.
 EXCHANGE_URLS = ("binance_spot_rest_url", "binance_spot_ws_url", "binance_futures_rest_url", "binance_futures_ws_url")
 DEMO_FLAGS = tuple(name for group in FLAG_GROUPS.values() for name in group if name not in EXCHANGE_URLS)
 COMMANDS = {
@@ -186,8 +192,8 @@ COMMANDS = {
         _serve,
         add_nothing,
         more=(
-            "Follows the whitelist from the start and other series while somebody watches, and serves the "
-            "page, HTTP and WebSocket. Runs until SIGINT, SIGTERM or SIGHUP."
+            "Follows the whitelist, and other series while a client is subscribed; serves the page, HTTP and "
+            "WebSocket. Runs until SIGINT, SIGTERM or SIGHUP."
         ),
         examples=("klinesync serve --port 8000 --whitelist binance:spot:BTC/USDT:1m",),
         output="service",
@@ -195,7 +201,7 @@ COMMANDS = {
     "demo": Command(
         _demo,
         _demo_arguments,
-        more=("Prints the page's address. The store is a temporary file unless --database-url names one."),
+        more="Prints the address of the page. The store is a temporary file unless --database-url names another.",
         examples=("klinesync demo --speed 60",),
         flags=DEMO_FLAGS,
         output="service",
@@ -203,7 +209,7 @@ COMMANDS = {
     "sim": Command(
         _sim,
         _sim_arguments,
-        more=("Speaks Binance's public market-data protocol, spot and USD-M futures, at one address."),
+        more="Speaks Binance's public market-data protocol, spot and USD-M futures, at one address.",
         examples=("klinesync sim --port 9000 --symbols 5",),
         flags=None,
         output="service",

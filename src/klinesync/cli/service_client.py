@@ -1,4 +1,4 @@
-"""A running service, as the commands use it: it takes candles, tells what time it is, and reads history."""
+"""A client of a running service for commands: stores candles, gives the time, and reads history."""
 
 from __future__ import annotations
 
@@ -28,24 +28,21 @@ from klinesync.runtime.http_client import location
 
 T = TypeVar("T")
 
-# Candles of one request. The service takes more; but live ones wait while it reads a request.
+# Candles of one request. The service accepts more, but live candles wait while it reads a request.
 POST_CANDLES = 5000
 TIMEOUT_S = 120.0
-# How often it is asked how far a backfill is.
+# Interval of requests for the progress of a backfill, in seconds.
 POLL_S = 0.5
 
 
 class ServiceError(Transient):
-    """A running service that does not take what it is sent."""
+    """A running service refused a request, or did not answer."""
 
     code = "service_error"
 
 
 class _Refusal(msgspec.Struct):
-    detail: str
-
-
-class _Coded(msgspec.Struct):
+    detail: str | None = None
     code: str | None = None
 
 
@@ -73,7 +70,8 @@ class _Health(msgspec.Struct):
 
 
 class ServiceClient:
-    """Asks the service at `url`. All methods raise `ServiceError` when it does not answer as it should."""
+    """A client of the service at `url`. All methods raise `ServiceError` when the service does not answer as
+    expected."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url.rstrip("/")
@@ -81,7 +79,7 @@ class ServiceClient:
         self._has_token = "Authorization" in session.headers
 
     async def put(self, series: SeriesId, candles: Sequence[Candle]) -> None:
-        """Have closed candles of a series stored, ascending. Raises `PartlyRefused`, `PartlyStored`."""
+        """Store closed candles of a series, ascending. Raises `PartlyRefused`, `PartlyStored`."""
         for start in range(0, len(candles), POST_CANDLES):
             rows = [_as_json(candle) for candle in candles[start : start + POST_CANDLES]]
             body = {"series_id": str(series), "candles": rows}
@@ -95,16 +93,16 @@ class ServiceClient:
                 raise PartlyRefused(_detail(text), start)
 
     async def now(self, series: SeriesId) -> int:
-        """By what time (UTC seconds) it judges which candles of a series have closed; the end of time where it does not
-        tell: then it judges when they are put."""
+        """The service's time (UTC seconds), by which candles of a series must have closed; without health of the series
+        the end of time, because the service checks each candle that is put."""
         status, text = await self._ask("GET", "/api/market/health", {"series_id": str(series)})
         return _decoded(text, _Health).now_time if status == 200 else MAX_TIME
 
     async def explain(self, series: SeriesId) -> tuple[str, Explained]:
-        """Why candles of a series are (not) there: the answer as it is, and its meaning. Raises `Rejected` for a series
-        that the service does not know."""
+        """Why candles of a series are missing: the answer as JSON, and decoded. Raises `Rejected` for a series that the
+        service does not know."""
         status, text = await self._ask("GET", "/api/market/explain", {"series_id": str(series)})
-        if status == 404 and _code(text) == UnknownSeries.code:
+        if status == 404 and _refusal(text).code == UnknownSeries.code:
             raise Rejected(_detail(text))
         self._check(status, text)
         return text, _decoded(text, Explained)
@@ -112,39 +110,47 @@ class ServiceClient:
     async def backfill(
         self, series: SeriesId, start: int, end: int | None, on_progress: Callable[[BackfillProgress], None]
     ) -> BackfillProgress:
-        """Have it read what it lacks of `[start, end)` (None: up to now), and wait for that; how it went. When nobody
-        waits any more it goes on. Raises `Rejected`."""
+        """Let the service read the missing candles of a span, and wait for the end. The service goes on when the wait
+        is cancelled.
+
+        series: of the candles.
+        start: first open time, in UTC seconds.
+        end: end of the span, exclusive; None: up to the newest closed candle.
+        on_progress: called about twice a second.
+
+        Returns the final progress. Raises `Rejected`.
+        """
         began_s = SYSTEM_CLOCK.monotonic_s()
         begun = await self._begin(series, start, end)
         span = Span(begun.from_, begun.to)
         base = SeriesId.parse(begun.series_id)
-        how = BackfillProgress(base, span, begun.missing_candles, begun.missing_candles, 0, 0.0)
-        after = begun
+        progress = BackfillProgress(base, span, begun.missing_candles, begun.missing_candles, 0, 0.0)
+        latest = begun
         running = begun.missing_candles > 0
         while running:
             status, text = await self._ask("GET", "/api/market/health", {"series_id": str(base)})
             if status == 404:
-                raise ServiceError(f"the service at {self._url} reads it, but tells nothing of it: {_detail(text)}")
+                raise ServiceError(f"the service at {self._url} reads the span, but shows no progress: {_detail(text)}")
             self._check(status, text)
             report = _decoded(text, _Health).backfill
             running = report.state == "running"
-            if report.reason == BACKFILL:  # else it reads something else of the series, too
-                missing = how.missing if report.current_missing_candles is None else report.current_missing_candles
-                how = replace(how, missing=missing, candles=report.candles or 0, trouble=report.error)
-            how = replace(how, elapsed_s=SYSTEM_CLOCK.monotonic_s() - began_s)
-            on_progress(how)
+            if report.reason == BACKFILL:  # otherwise the report is about another read of the series
+                missing = progress.missing if report.current_missing_candles is None else report.current_missing_candles
+                progress = replace(progress, missing=missing, candles=report.candles or 0, trouble=report.error)
+            progress = replace(progress, elapsed_s=SYSTEM_CLOCK.monotonic_s() - began_s)
+            on_progress(progress)
             if running:
                 await asyncio.sleep(POLL_S)
-        # What is missing still? Asked for once more, it says so, and asks for nothing that it has.
+        # A second request returns what is still missing; stored candles are not read again.
         if begun.missing_candles:
-            after = await self._begin(series, *span)
+            latest = await self._begin(series, *span)
         return replace(
-            how,
-            missing=after.missing_candles,
+            progress,
+            missing=latest.missing_candles,
             elapsed_s=SYSTEM_CLOCK.monotonic_s() - began_s,
-            lost=after.lost_candles,
-            lost_why=after.lost_why,
-            begins=after.nothing_before,
+            lost=latest.lost_candles,
+            lost_why=latest.lost_why,
+            begins=latest.nothing_before,
         )
 
     async def _begin(self, series: SeriesId, start: int, end: int | None) -> _Begun:
@@ -159,9 +165,9 @@ class ServiceClient:
 
     def _check(self, status: int, text: str) -> None:
         if status == 401:
-            wants = "takes no other token than its own" if self._has_token else "wants a token"
-            give = "give its api_token with --api-token or KLINESYNC_API_TOKEN"
-            raise ServiceError(f"the service at {self._url} answers 401: it {wants}; {give}")
+            demand = "does not accept this token" if self._has_token else "requires a token"
+            advice = "give its api_token with --api-token or KLINESYNC_API_TOKEN"
+            raise ServiceError(f"the service at {self._url} answers 401: it {demand}; {advice}")
         if status != 200:
             raise ServiceError(f"the service at {self._url} answers {status}: {_detail(text)}")
 
@@ -177,9 +183,9 @@ class ServiceClient:
                 ) as answer:
                     if elsewhere := location(answer):
                         raise ServiceError(f"the service at {self._url} answers {answer.status}{elsewhere}")
-                    # Whatever charset the answer claims: bytes that are no UTF-8 are not understood, and shown as such.
+                    # The answer's charset is ignored: bytes that are not UTF-8 are shown as replacement characters.
                     text = (await answer.read()).decode(errors="replace")
-                pause_s = repeat_after_s(answer.status, _code(text), answer.headers.get("Retry-After"), repeats)
+                pause_s = repeat_after_s(answer.status, _refusal(text).code, answer.headers.get("Retry-After"), repeats)
                 if pause_s is None:
                     return answer.status, text
                 repeats += 1
@@ -192,7 +198,7 @@ class ServiceClient:
 
 @contextlib.asynccontextmanager
 async def service_client(url: str, token: str | None) -> AsyncIterator[ServiceClient]:
-    """A client of the service at `url`, with its `api_token` where it wants one."""
+    """A client of the service at `url`. `token`: the service's `api_token`; None without one."""
     headers = {"User-Agent": f"klinesync/{__version__}", "Content-Type": "application/json"}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
@@ -209,18 +215,15 @@ def _decoded(text: str, kind: type[T]) -> T:
     try:
         return decode_json(text, kind)
     except Undecodable as error:
-        raise ServiceError(f"what the service answers is not to be understood: {error}") from None
+        raise ServiceError(f"the answer of the service is malformed: {error}") from None
 
 
-def _code(text: str) -> str | None:
+def _refusal(text: str) -> _Refusal:
     try:
-        return decode_json(text, _Coded).code
+        return decode_json(text, _Refusal)
     except Undecodable:
-        return None
+        return _Refusal()
 
 
 def _detail(text: str) -> str:
-    try:
-        return decode_json(text, _Refusal).detail
-    except Undecodable:
-        return text[:200]
+    return _refusal(text).detail or text[:200]

@@ -1,4 +1,4 @@
-"""The command that audits a store, and how its findings are printed: verify. The audit is `market_data.verify`'s."""
+"""The command that audits a store and prints the findings: verify. The audit itself is `market_data.verify`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument(
-        "series_id", nargs="*", type=series, metavar="SERIES_ID", help="audit these (default: all that are stored)"
+        "series_id", nargs="*", type=series, metavar="SERIES_ID", help="audit these series (default: all stored ones)"
     )
     verify.add_argument("--json", action="store_true", help="machine output")
 
@@ -39,7 +39,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     flags = load_flags(given_flags(arguments))
     settings = ledger_settings(flags)
     ledger = LedgerVerifier(ledger_step(settings), settings.indicators)
-    # What the service has made of the store counts, not the flags of this command, unless the store does not say.
+    # The settings in the store count. The flags of this command are for a store without settings.
     by_flags = derived_timeframes(flags)
     with SqliteReader(sqlite_path(flags)) as store, progress() as say:
         say(f"{store.path}: SQLite's integrity check")
@@ -55,17 +55,16 @@ def _verify(arguments: argparse.Namespace) -> int:
                 )
             )
         except StoreError:
-            _print_file(problems)  # else what explains the error is not told
+            _print_file(problems)  # they may explain the error
             raise
     different = [audit for audit in audits if audit.differences]
     differences = sum(audit.differences for audit in audits)
     if arguments.json:
-        found = [_audit_json(audit) for audit in audits]
         answer = {
             "store": str(store.path),
             "differences": differences,
             "file_problems": problems,
-            "series": found,
+            "series": [_audit_json(audit) for audit in audits],
         }
         print(json.dumps(answer, indent=1))
     else:
@@ -74,10 +73,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             _print_audit(audit)
         print(f"{len(audits)} series, {counted(sum(audit.count for audit in audits), 'candle')}")
     if problems:
-        print(
-            printable(f"klinesync: the file {store.path} is damaged; put a backup in place"),
-            file=sys.stderr,
-        )
+        print(printable(f"klinesync: the file {store.path} is damaged; restore a backup"), file=sys.stderr)
     if different:
         print(
             f"klinesync: {counted(differences, 'difference')} in {len(different)} of {len(audits)} series",
@@ -87,7 +83,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _print_file(problems: list[str]) -> None:
-    print("file: damaged" if problems else "file: SQLite's integrity check finds nothing")
+    print("file: damaged" if problems else "file: SQLite's integrity check found no problem")
     for problem in problems:
         print(printable(f"    DAMAGED: {problem}"))
 
@@ -117,16 +113,16 @@ def _print_audit(audit: SeriesAudit) -> None:
 
 def _ledger_sentence(ledger: LedgerAudit) -> str:
     compared = f"{ledger.events} events, {ledger.drawings} drawings, {ledger.checkpoints} checkpoints"
-    head = "nowhere" if ledger.factor_head is None else iso(ledger.factor_head)
+    head = "no candle" if ledger.factor_head is None else iso(ledger.factor_head)
     match ledger.status:
         case "none":
-            return "not computed yet; the service does"
+            return "not computed yet; the service will compute them"
         case "other_factors":
-            return "computed by other factors, overlays or parameters, not compared; the service computes them anew"
+            return "computed by other factors, overlays or parameters; not compared; the service will recompute them"
         case "changing":
-            return "rewound again and again while they were read, not compared; run it again"
+            return "rewound several times during the audit; not compared; run it again"
         case "lagging":
-            return f"{compared} up to {head}; behind the candles, the service brings them up to date"
+            return f"{compared} up to {head}; they lag behind the candles; the service will bring them up to date"
         case "up_to_date":
             return compared
 
@@ -166,14 +162,14 @@ def _audit_json(audit: SeriesAudit) -> dict[str, object]:
 
 
 def _values(candle: Candle) -> dict[str, float | None]:
-    """Prices and volume; None for what is not finite, which JSON has no number for."""
+    """Prices and volume; None for values that are not finite, which JSON cannot represent."""
     return {name: value if isfinite(value) else None for name, value in candle._asdict().items() if name != "time"}
 
 
 def iso(time_s: int) -> str:
     try:
         return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):  # what a damaged store may hold
+    except (ValueError, OverflowError, OSError):  # a damaged store may have any number
         return str(time_s)
 
 
@@ -191,9 +187,7 @@ COMMANDS = {
     "verify": Command(
         _verify,
         _verify_arguments,
-        more=(
-            "Only reads, also beside a running service. Exit status 1 when something differs or the file is damaged."
-        ),
+        more="Only reads the store, also beside a running service. Exit status 1: a difference, or a damaged file.",
         examples=("klinesync verify",),
         flags=VERIFY_FLAGS,
     ),

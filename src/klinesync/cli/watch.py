@@ -1,10 +1,10 @@
-"""The command that shows what a running service sends: watch."""
+"""The command that shows live candles of a running service: watch."""
 
 from __future__ import annotations
 
 import argparse
 
-from klinesync.cli.arguments import add_url, given_flags, series
+from klinesync.cli.arguments import add_url, given_flags, series, service_address
 from klinesync.cli.command import Command
 from klinesync.cli.running import run, until_interrupted
 from klinesync.runtime.flags import load_flags
@@ -17,11 +17,9 @@ def _watch_arguments(watch: argparse.ArgumentParser) -> None:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from klinesync.client.watch import watch  # the service does without its packages
+    from klinesync.client.watch import watch  # needs rich and aiohttp's client, which the service does not need
 
-    flags = load_flags(given_flags(arguments))
-    host = f"[{flags.host}]" if ":" in flags.host else flags.host
-    url = arguments.url or f"http://{host}:{flags.port}"
+    url = service_address(load_flags(given_flags(arguments)), arguments)
     return run(until_interrupted(watch(url, str(arguments.series_id), as_json_lines=arguments.json)))
 
 
@@ -29,7 +27,7 @@ COMMANDS = {
     "watch": Command(
         _watch,
         _watch_arguments,
-        more=("A board on a terminal, a line an event elsewhere. Ctrl-C ends it."),
+        more="Shows a board on a terminal, and prints a line per event elsewhere. Ctrl-C ends the command.",
         examples=("klinesync watch binance:spot:BTC/USDT:1m",),
         flags=("host", "port"),
         output="stream",
