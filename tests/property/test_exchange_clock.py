@@ -271,6 +271,22 @@ def test_no_close_looks_early_while_rest_that_answered_before_is_away(speed: flo
         assert model.clock.is_ahead(int(model.true_ms + 15_000.0 + 20_000.0 * speed), model.now_s)
 
 
+@settings(max_examples=examples(40), deadline=None)
+@given(SPEEDS, st.integers(-60, 60), st.lists(st.floats(0.0, 59.9), min_size=1, max_size=20))
+def test_forming_candles_never_make_a_close_in_time_look_early(speed: float, off_s: int, seconds: list[float]) -> None:
+    """REST is not known; the frames' clock is off by the same time for as long as the test goes on."""
+    model = ModelExchange(speed=speed, off_ms={"rest": 0.0, "frames": off_s * 1000.0})
+    minute_ms = T0_MS // 60_000 * 60_000 + 60_000
+    for number, second in enumerate(sorted(seconds)):
+        open_ms = minute_ms + number * 60_000
+        model.pass_time((open_ms + second * 1000 - model.true_ms) / 1000 / speed)
+        if model.frame():
+            model.clock.formed(model.stamp("frames"), open_ms + 60_000)
+        model.pass_time((open_ms + 60_001 - model.true_ms) / 1000 / speed)
+        if model.frame() and number > 2:
+            assert not model.clock.is_ahead(open_ms + 60_000, model.now_s) or off_s < 0
+
+
 def test_in_the_calm_rest_is_asked_for_its_time_at_the_start_alone() -> None:
     model = ModelExchange()
     model.answer()

@@ -112,11 +112,15 @@ Sink = Callable[[Listing, Candle, bool, str], None]
 
 
 class SimulatedExchange:
-    """Both markets. `streams` are the sinks of the connections, by market."""
+    """Both markets. `sinks` are those of the connections, by market. `knows_rest`: whether the service knows the clock
+    of a market's REST."""
 
-    def __init__(self, scenario: Scenario, loop: VirtualLoop) -> None:
+    def __init__(
+        self, scenario: Scenario, loop: VirtualLoop, knows_rest: Callable[[str], bool] = lambda market: True
+    ) -> None:
         self.scenario = scenario
         self._loop = loop
+        self._knows_rest = knows_rest
         self._rng = Random(f"exchange {scenario.seed}")
         self.start_s = EPOCH_S + scenario.skew_s // MINUTE_S * MINUTE_S
         self.storm_end_s = self.start_s + scenario.storm_minutes * MINUTE_S
@@ -381,12 +385,16 @@ class SimulatedExchange:
         self._push(listing, candle, closed=False)
 
     def _push_early(self, listing: Listing, minute: int) -> None:
-        """A frame that calls a candle final before its end, with what it is by then and a stamp past its end."""
+        """A frame that calls a candle final before its end, with what it is by then and a stamp past its end. Not while
+        the frames' clock is ahead, and the only one that is known: nobody could tell."""
+        market = listing.series.market
+        if self.stamp_ms(market, "frames") > self.now_ms() and not self._knows_rest(market):
+            return
         candle = listing.forming(minute, 1.0 - EARLY_MS / 60_000)
         if candle is None or minute in listing.untraded:
             return
         text = kline_frame(listing, candle, closed=True, event_ms=(minute + MINUTE_S) * 1000 + 5)
-        for sink in tuple(self.sinks[listing.series.market]):
+        for sink in tuple(self.sinks[market]):
             sink(listing, candle, False, text)
 
     def _push_closed(self, listing: Listing, candle: Candle) -> None:

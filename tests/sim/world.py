@@ -83,7 +83,7 @@ class World:
         self.scenario = scenario
         self.path = path
         self.loop = VirtualLoop()
-        self.exchange = SimulatedExchange(scenario, self.loop)
+        self.exchange = SimulatedExchange(scenario, self.loop, self._knows_rest)
         self.network = Network(
             self.exchange,
             self.loop,
@@ -380,6 +380,11 @@ class World:
         """What time it is on the exchange at least, as the service knows it: by that it waits for the exchange."""
         service = self._services[-1]
         return service.clocks[market].least_ms(self.loop.time()) if service.process is process else None
+
+    def _knows_rest(self, market: str) -> bool:
+        """Whether the service knows the clock of REST of that market, and how fast it goes."""
+        clocks = self._services[-1].clocks
+        return market in clocks and clocks[market]._rest.speed is not None
 
     def _closed_told(self, process: Process, listing: Listing, candle: Candle) -> None:
         """The service is handed a final candle: it must not keep it for longer than it may wait for what is before."""

@@ -146,6 +146,42 @@ async def test_an_early_close_that_made_the_first_of_two_stamps_is_left_out_whil
     assert market.check.early == 1
 
 
+@pytest.mark.parametrize("ahead_s", [16, 20, 45, 59])
+@pytest.mark.parametrize("shown_by", [BTC, ETH])
+async def test_a_forming_candle_stamped_past_its_end_shows_that_the_frames_clock_is_ahead_while_rest_is_not_known(
+    ahead_s: int, shown_by: SeriesId
+) -> None:
+    """Frames are stamped `ahead_s` too late; one closes its candle 15 s before the end, with a stamp past the end."""
+    closes_s = NOW_MS // 1000 // 60 * 60 + 60
+    candle = Candle(closes_s - 60, 1.0, 1.0, 1.0, 1.0, 1.0)
+    market = Market(None, known_ms=None)
+    now_s = market.now_s()
+
+    before = candle._replace(time=candle.time - 60)
+    for second in (-3, -1):
+        event_ms = (closes_s - 60 + second + ahead_s) * 1000
+        market.check.check(KlineEvent(shown_by, before, closed=False, event_ms=event_ms), now_s + second)
+    await market.check.resolve()
+    early = KlineEvent(BTC, candle, closed=True, event_ms=closes_s * 1000 + 5)
+    assert not market.check.check(early, now_s + 45)
+    await market.check.resolve()
+    assert market.check.early == 1
+    assert early not in market.believed
+
+
+async def test_one_forming_candle_past_its_end_alone_shows_nothing_of_the_clock() -> None:
+    closes_s = NOW_MS // 1000 // 60 * 60 + 60
+    candle = Candle(closes_s - 60, 1.0, 1.0, 1.0, 1.0, 1.0)
+    market = Market(None, known_ms=None)
+    now_s = market.now_s()
+    for second, late_s in ((50, 0), (52, 600), (54, 0)):
+        forming = candle._replace(time=candle.time - late_s)
+        event_ms = (closes_s - 60 + second) * 1000
+        market.check.check(KlineEvent(ETH, forming, closed=False, event_ms=event_ms), now_s + second)
+    await market.check.resolve()
+    assert market.check.check(KlineEvent(BTC, candle, closed=True, event_ms=closes_s * 1000 + 5), now_s + 60.1)
+
+
 @pytest.mark.parametrize(("came_s", "early"), [(30.0, True), (15.9, False)])
 async def test_a_close_that_waited_is_early_by_when_it_came_not_by_when_the_exchange_answers(
     came_s: float, early: bool

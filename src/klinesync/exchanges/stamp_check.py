@@ -67,7 +67,7 @@ class StampCheck:
         # Each stamp is taken in, also those of frames that wait behind another: several may bear each other out.
         believed = self._clock.heard(event.event_ms, now_s)
         if believed and event.series not in self._series and not self._early(event, now_s):
-            self._believe(event, now_s, now_s)
+            self._take(event, now_s, now_s)
             return True
         self._waiting.append((event, now_s))
         self._series.add(event.series)
@@ -110,7 +110,12 @@ class StampCheck:
             elif self._early(event, came_s):
                 self._leave(event, now_s)
             else:
-                self._believe(event, now_s, came_s)
+                self._take(event, now_s, came_s)
+
+    def _take(self, event: KlineEvent, now_s: float, came_s: float) -> None:
+        if not event.closed:
+            self._clock.formed(event.event_ms, event.series.timeframe.next(event.candle.time) * 1000)
+        self._believe(event, now_s, came_s)
 
     def _early(self, event: KlineEvent, came_s: float) -> bool:
         """Whether the event, which came at `came_s`, closed a candle clearly before its end."""

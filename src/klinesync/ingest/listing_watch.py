@@ -47,6 +47,8 @@ class ListingWatch:
         self._followed = followed
         self._judge = judge
         self._suspected = asyncio.Event()
+        # When a new list was requested for the gone symbols of a market (monotonic); none for a market without any.
+        self._requested_s: dict[str, float] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
 
     def suspect(self) -> None:
@@ -67,19 +69,32 @@ class ListingWatch:
             await asyncio.sleep(LISTINGS_PAUSE_S)
 
     def _wait_s(self) -> float:
-        now_s = self._monotonic()
-        followed = [series for market in self._markets for series in self._followed(market)]
-        gone = any(series.is_delisted for series in followed)
-        due = [due_s for series in followed if (due_s := series.list_due_s(now_s)) is not None]
-        return min([rules.SUSPECT_LISTINGS_AGE_S if gone else LISTINGS_AGE_S, *due])
+        now_s, due = self._monotonic(), [LISTINGS_AGE_S]
+        for market in self._markets:
+            followed = self._followed(market)
+            due += [due_s for series in followed if (due_s := series.list_due_s(now_s)) is not None]
+            if any(series.is_delisted for series in followed):
+                due.append(max(0.0, self._gone_due_s(market) - now_s))
+        return min(due)
+
+    def _gone_due_s(self, market: str) -> float:
+        """When a new list of a market with gone symbols is due (monotonic). A look for another reason may be content
+        with an older list, and does not move this time."""
+        return self._requested_s.get(market, float("-inf")) + rules.SUSPECT_LISTINGS_AGE_S
 
     async def _look(self, market: str) -> None:
         followed, now_s = self._followed(market), self._monotonic()
         if not followed:
             return
         second = [series for series in followed if series.list_due_s(now_s) == 0.0]
+        gone = any(series.is_delisted for series in followed)
+        anew = bool(second) or (gone and now_s >= self._gone_due_s(market))
+        if not gone:
+            self._requested_s.pop(market, None)
+        elif anew:
+            self._requested_s[market] = now_s
         try:
-            listings = await self._exchange.listings(market, 0.0 if second else rules.SUSPECT_LISTINGS_AGE_S)
+            listings = await self._exchange.listings(market, 0.0 if anew else rules.SUSPECT_LISTINGS_AGE_S)
         except UpstreamError as error:
             if (more := self._log_limit.allow(market, self._monotonic())) is not None:
                 log.warning(

@@ -69,13 +69,14 @@ class ClockDifference(NamedTuple):
 class _Clock:
     """One of the two. `newest` is the newest stamp that is believed, `suspects` those that are doubted."""
 
-    __slots__ = ("_base", "name", "newest", "speed", "suspects")
+    __slots__ = ("_base", "_past_end_ms", "name", "newest", "speed", "suspects")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.newest: Stamp | None = None
         self.speed: float | None = None  # unknown before two stamps
         self.suspects: list[Stamp] = []
+        self._past_end_ms = [0, 0]  # the two most of `formed`
         self._base: Stamp | None = None  # the speed is measured from here on
 
     def estimate_ms(self, now_s: float) -> int | None:
@@ -92,8 +93,18 @@ class _Clock:
         """Begin anew with these stamps. The suspects stay: they may show a speed that is not known yet."""
         self.newest = self._base = None
         self.speed = None
+        self._past_end_ms = [0, 0]
         for stamp in run:
             self.move(stamp)
+
+    @property
+    def ahead_ms(self) -> int:
+        """How far the clock is ahead of the exchange's candles at least, by what two stamps have shown."""
+        return self._past_end_ms[0]
+
+    def formed(self, past_end_ms: int) -> None:
+        """A candle was still forming when the clock showed so much more than its end; less than 0: before its end."""
+        self._past_end_ms = sorted((*self._past_end_ms, past_end_ms))[-2:]
 
     def move(self, stamp: Stamp) -> None:
         """Take in a stamp that is believed. An older one than the newest changes nothing; the same again says that the
@@ -159,6 +170,11 @@ class ExchangeClock:
         believed = self._take(self._frames, self._rest, stamp)
         return believed or (newest is not None and stamp_ms <= newest.ms)
 
+    def formed(self, stamp_ms: int, close_ms: int) -> None:
+        """A frame whose stamp is believed shows the candle that ends at `close_ms` as still forming: with a later stamp
+        the frames' clock is ahead."""
+        self._frames.formed(stamp_ms - close_ms)
+
     def learn(self, stamp_ms: int, now_s: float) -> None:
         """Take in a stamp of REST that something else has borne out."""
         self._rest.suspects.clear()
@@ -222,10 +238,13 @@ class ExchangeClock:
 
     def is_ahead(self, time_ms: int, then_s: float) -> bool:
         """Whether a time lay clearly ahead of the exchange's at that moment: by REST's clock, or by the frames' one
-        while nothing is known of REST's. False where neither is known."""
+        while nothing is known of REST's. What forming candles have shown the frames' clock to be ahead is subtracted.
+        False where neither is known."""
         clock, other = (self._frames, self._rest) if self._rest.newest is None else (self._rest, self._frames)
-        # Not slower than ours: a frame that comes late, and a first stamp that lies, make any clock look slow.
-        speed = max(1.0, next((one.speed for one in (clock, other) if one.speed is not None), 1.0))
+        # Not slower than ours: a frame that comes late, and a first stamp that lies, make any clock look slow. And not
+        # at the speed of a frames' clock that runs away from the candles.
+        sound = (clock, other) if self._frames.ahead_ms <= self._differ_ms(self._frames) else (self._rest,)
+        speed = max(1.0, next((one.speed for one in sound if one.speed is not None), 1.0))
         newest, shown_ms = clock.newest, clock.showed_ms(then_s, speed)
         if newest is None or shown_ms is None:
             return False
@@ -233,7 +252,7 @@ class ExchangeClock:
         unsure_s = newest.latency_s * speed
         if speed != 1.0:  # it was measured
             unsure_s += abs(then_s - newest.at_s) * speed * (SLACK - 1.0)
-        return time_ms > shown_ms + near_ms + unsure_s * 1000
+        return time_ms > shown_ms - clock.ahead_ms + near_ms + unsure_s * 1000
 
     @property
     def doubts_answer(self) -> bool:
