@@ -1,7 +1,7 @@
 // The address names the series: `/?series=binance:spot:BTC/USDT:1m`. A text that is not a series id, for example `BTCUSDT`,
 // is looked up in the whitelist. A text that names no series is reported, never ignored.
 
-import { parseSeries, type Series, TIMEFRAMES, withTimeframe } from "./series.ts";
+import { parseSeries, type Series, stepOf, withTimeframe } from "./series.ts";
 import { timeframesOf } from "./search.ts";
 import type { Derived } from "./wire.ts";
 
@@ -26,7 +26,7 @@ export function resolve(text: string, whitelist: readonly Series[], derived: Der
   const whole = parseSeries(text);
   if (whole !== null) return whole;
   const words = text.split(/[\s:]+/u).filter((word) => word !== "");
-  const timeframe = words.find((word) => TIMEFRAMES.includes(word)) ?? null;
+  const timeframe = words.find((word) => stepOf(word) !== null) ?? null;
   const others = words.filter((word) => word !== timeframe).map((word) => word.toLowerCase());
   const symbols = others.filter((word) => !whitelist.some(({ market, exchange }) => word === market || word === exchange));
   if (symbols.length !== 1) return null;

@@ -27,7 +27,7 @@ export interface FeedEvents {
   history(): void;
   /** Bars or gaps of the shown store changed. */
   bars(change: Change): void;
-  /** Closed candles of the live store changed; `revised`: also ones before the newest. */
+  /** Closed candles of the live store changed; `revised`: also ones before the newest, or older ones are stored now. */
   closed(revised: boolean): void;
   /** Another store of the same series is shown. */
   exchanged(place: Place): void;
@@ -321,6 +321,8 @@ export class Feed {
       // Older candles may exist now, even if the last request brought none.
       this.live.olderExists = true;
       this.#changed({ kind: "none" });
+      // The drawings begin earlier too, which the next closed candle would show late: a day later on a chart of days.
+      if (event === "history.extended") this.#events?.closed(true);
     }
     if (!SILENT_EVENTS.has(event)) this.#notices.work({ event, text: message, state });
   }

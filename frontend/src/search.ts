@@ -1,7 +1,7 @@
 // Search: what the picker offers for a text: matching series of the whitelist, best first, then the series that the text
 // itself names.
 
-import { parseSeries, type Series, TIMEFRAMES, withTimeframe } from "./series.ts";
+import { parseSeries, type Series, shortestFirst, withTimeframe } from "./series.ts";
 import type { Derived } from "./wire.ts";
 
 export interface Offer {
@@ -64,5 +64,5 @@ export function timeframesOf(series: Series, whitelist: readonly Series[], deriv
   const followed = whitelist.filter((other) => withTimeframe(other, series.timeframe).id === series.id);
   const timeframes = new Set([...followed.map((other) => other.timeframe), series.timeframe]);
   if (derived.base !== null && timeframes.has(derived.base)) for (const timeframe of derived.timeframes) timeframes.add(timeframe);
-  return TIMEFRAMES.filter((timeframe) => timeframes.has(timeframe)).map((timeframe) => withTimeframe(series, timeframe));
+  return shortestFirst(timeframes).map((timeframe) => withTimeframe(series, timeframe));
 }

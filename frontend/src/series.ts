@@ -21,26 +21,40 @@ export interface Series {
 
 const DAY_S = 86_400;
 
-/** Length in seconds of every fixed timeframe; the calendar month `1M` has none. */
-const STEP_S: Readonly<Record<string, number>> = {
-  "1m": 60,
-  "3m": 180,
-  "5m": 300,
-  "15m": 900,
-  "30m": 1800,
-  "1h": 3600,
-  "2h": 7200,
-  "4h": 14_400,
-  "6h": 21_600,
-  "8h": 28_800,
-  "12h": 43_200,
-  "1d": DAY_S,
-  "3d": 3 * DAY_S,
-  "1w": 7 * DAY_S,
-};
+const MAX_DAYS = 366;
+const UNIT_S: Readonly<Record<string, number>> = { m: 60, h: 3600, d: DAY_S };
+const TIMEFRAME = /^([1-9][0-9]{0,4})([mhd])$/;
 
-/** All timeframes, shortest first. */
-export const TIMEFRAMES: readonly string[] = [...Object.keys(STEP_S), "1M"];
+/**
+ * Length in seconds of a timeframe: `1w`, a number of days up to 366, or minutes or hours that divide a day; 0 for the
+ * calendar month `1M`. null for a text that is no timeframe, such as `7m` or, because it is written `1h`, `60m`.
+ */
+export function stepOf(text: string): number | null {
+  if (text === "1M") return 0;
+  if (text === "1w") return 7 * DAY_S;
+  const match = TIMEFRAME.exec(text);
+  if (match === null) return null;
+  const step = Number(match[1]) * (UNIT_S[match[2] ?? ""] ?? 0);
+  const isAdmitted = step % DAY_S === 0 ? step <= MAX_DAYS * DAY_S && step !== 7 * DAY_S : DAY_S % step === 0;
+  return isAdmitted && codeOf(step) === text ? step : null;
+}
+
+/** These timeframes, shortest first, without texts that are none. */
+export function shortestFirst(timeframes: Iterable<string>): string[] {
+  const known = [...timeframes].filter((timeframe) => stepOf(timeframe) !== null);
+  return known.toSorted((one, other) => nominalStep(one) - nominalStep(other));
+}
+
+/** The step, and 30 days for the month. */
+function nominalStep(timeframe: string): number {
+  return stepOf(timeframe) || 30 * DAY_S;
+}
+
+/** The one code of a length: minutes only where it is no number of hours, hours only where it is no number of days. */
+function codeOf(step: number): string {
+  if (step % DAY_S === 0) return `${step / DAY_S}d`;
+  return step % 3600 === 0 ? `${step / 3600}h` : `${step / 60}m`;
+}
 
 const SERIES_ID = /^([a-z][a-z0-9_]*):(spot|futures):([^\s:/]+\/[^\s:/]+(?::[^\s:/]+)?):([0-9]+[a-zA-Z])$/u;
 
@@ -49,7 +63,7 @@ export function parseSeries(text: string): Series | null {
   const match = SERIES_ID.exec(text);
   if (match === null) return null;
   const [id, exchange = "", market = "", symbol = "", timeframe = ""] = match;
-  return TIMEFRAMES.includes(timeframe) ? { id, exchange, market, symbol, timeframe } : null;
+  return stepOf(timeframe) !== null ? { id, exchange, market, symbol, timeframe } : null;
 }
 
 /** The same symbol in another timeframe. */
@@ -60,16 +74,16 @@ export function withTimeframe(series: Series, timeframe: string): Series {
 
 /** The open time after `openTime`, which is also when the candle at `openTime` closes. */
 export function nextOpen(timeframe: string, openTime: number): number {
-  const step = STEP_S[timeframe];
-  if (step !== undefined) return openTime + step;
+  const step = stepOf(timeframe);
+  if (step !== null && step > 0) return openTime + step;
   const moment = new Date(openTime * 1000);
   return Date.UTC(moment.getUTCFullYear(), moment.getUTCMonth() + 1, 1) / 1000;
 }
 
 /** Number of missing candles between two neighbours, `earlier < later`. */
 export function missingBetween(timeframe: string, earlier: number, later: number): number {
-  const step = STEP_S[timeframe];
-  if (step !== undefined) return Math.max(0, Math.round((later - earlier) / step) - 1);
+  const step = stepOf(timeframe);
+  if (step !== null && step > 0) return Math.max(0, Math.round((later - earlier) / step) - 1);
   return Math.max(0, monthOf(later) - monthOf(earlier) - 1);
 }
 

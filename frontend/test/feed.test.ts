@@ -7,6 +7,7 @@ import { BTC, ETH, type Request, seriesOf, settled, wireCandle, wireMinutes, Wor
 class FeedWorld extends World {
   readonly feed = new Feed(this.ports);
   readonly exchanges: Place[] = [];
+  readonly closed: boolean[] = [];
 
   constructor() {
     super();
@@ -15,7 +16,7 @@ class FeedWorld extends World {
       series: () => undefined,
       history: () => undefined,
       bars: () => undefined,
-      closed: () => undefined,
+      closed: (revised) => this.closed.push(revised),
       exchanged: (place) => this.exchanges.push(place),
       lamp: () => undefined,
       notices: () => undefined,
@@ -212,9 +213,11 @@ describe("live", () => {
     world.feed.loadOlder();
     await world.page.answer(200, { series_id: BTC, candles: [] });
     expect(world.live.olderExists).toBe(false);
+    world.closed.length = 0;
     world.socket.say({ type: "system", series_id: BTC, event: "history.extended", message: "older", data: { first_time: -600 } });
     expect(world.live.olderExists).toBe(true);
     expect(world.feed.work).toBeNull();
+    expect(world.closed).toContain(true); // the drawings are requested again
   });
 
   test("takes several corrections in one batch", async () => {

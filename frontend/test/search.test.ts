@@ -53,6 +53,8 @@ test("timeframes are those of the followed series and the present one, shortest 
   expect(timeframesOf(series, WHITELIST, nothing).map((other) => other.timeframe)).toEqual(["1m", "1h", "3d"]);
   const derived = { base: "1m", timeframes: ["5m", "1d"] };
   expect(timeframesOf(series, WHITELIST, derived).map((other) => other.timeframe)).toEqual(["1m", "5m", "1h", "1d", "3d"]);
+  const own = { base: "1m", timeframes: ["2d", "45m", "7m"] };
+  expect(timeframesOf(series, WHITELIST, own).map((one) => one.timeframe)).toEqual(["1m", "45m", "1h", "2d", "3d"]);
   const other = { base: "5m", timeframes: ["15m"] };
   expect(timeframesOf(series, WHITELIST, other).map((one) => one.timeframe)).toEqual(["1m", "1h", "3d"]);
 });
