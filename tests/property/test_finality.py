@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from klinesync.core.finality import LATER_ROWS, final_end, is_final
 from klinesync.core.timeframe import Timeframe
+from support.timeframes import TIMEFRAMES
 
-FRAMES = st.sampled_from([Timeframe.parse(code) for code in ("1m", "5m", "1h", "1d", "1w", "1M")])
+FRAMES = TIMEFRAMES
 OPENS = st.lists(st.integers(0, 400), min_size=1, max_size=12, unique=True).map(sorted)
 
 

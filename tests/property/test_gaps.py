@@ -29,6 +29,7 @@ from klinesync.core.gaps import (
 )
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
+from support.timeframes import TIMEFRAMES
 
 MINUTE = Timeframe.parse("1m")
 MONTH = Timeframe.parse("1M")
@@ -102,7 +103,6 @@ class Series:
         assert self.rows == rows_of(self.model, self.timeframe)
 
 
-TIMEFRAMES = st.sampled_from((MINUTE, Timeframe.parse("3d"), MONTH))
 OPERATIONS = st.sampled_from(("note", "fill", "begin", "end", "confirm", "confirm", "lose", "arrive"))
 RANGES = st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 8)).map(
     lambda drawn: set(range(drawn[0], min(LENGTH, drawn[0] + drawn[1])))

@@ -17,6 +17,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.contact import ExchangeTrouble, StreamStatus
 from klinesync.history.board import BackfillReport
 from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, assess
+from support.timeframes import TIMEFRAMES
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 START = 1_700_000_040  # on the minute
@@ -238,7 +239,7 @@ def test_spans_of_the_base_are_widened_to_the_buckets_that_hold_them() -> None:
 # --- whatever is known
 
 LENGTH = 60
-FRAMES = st.sampled_from([Timeframe.parse(code) for code in ("1m", "15m", "1d", "1w", "1M")])
+FRAMES = TIMEFRAMES
 STATES: list[Literal["idle", "running", "succeeded", "failed"]] = ["idle", "running", "succeeded", "failed"]
 RANK = {"green": 0, "yellow": 1, "red": 2}
 

@@ -10,11 +10,12 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.history.missing import LEAST_OLDER_CANDLES, full_page_start, missing_older, missing_tail
+from support.timeframes import TIMEFRAMES
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE = BTC.timeframe
 NOW = 1_700_000_070  # in the middle of a minute
-FRAMES = st.sampled_from([Timeframe.parse(code) for code in ("1m", "5m", "1h", "1d", "3d", "1w", "1M")])
+FRAMES = TIMEFRAMES
 TIMES = st.integers(0, 2_000_000_000)
 COUNTS = st.one_of(st.integers(1, 5000), st.integers(1, 10**12))
 

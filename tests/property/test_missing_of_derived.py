@@ -167,7 +167,9 @@ async def test_a_native_candle_of_an_hour_that_proves_to_be_empty_stays_in_whate
     assert kept[0] == kept[1]
 
 
-SERIES = st.sampled_from([BASE.with_timeframe(frame) for frame in (FIVE, HOUR, DAY, Timeframe.parse("1M"))])
+SERIES = st.sampled_from(
+    [BASE.with_timeframe(frame) for frame in (FIVE, HOUR, DAY, *map(Timeframe.parse, ("45m", "90m", "2d", "1M")))]
+)
 
 
 @given(

@@ -24,6 +24,7 @@ from klinesync.core.spans import (
     without,
 )
 from klinesync.core.timeframe import Timeframe
+from support.timeframes import TIMEFRAMES
 
 MINUTE = Timeframe.parse("1m")
 HOUR = Timeframe.parse("1h")
@@ -52,7 +53,6 @@ def apart(spans: list[Span]) -> bool:
     return all(span.start < span.end for span in spans) and all(one.end < two.start for one, two in pairwise(spans))
 
 
-TIMEFRAMES = st.sampled_from([Timeframe.parse(code) for code in ("1m", "5m", "3d", "1w", "1M")])
 PLACES = st.integers(0, LENGTH - 1)
 ANY_SPANS = st.lists(st.tuples(PLACES, st.integers(1, LENGTH)), max_size=8).map(
     lambda drawn: [Span(60 * at, 60 * (at + length)) for at, length in drawn]

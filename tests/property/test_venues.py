@@ -15,10 +15,11 @@ from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.ccxt.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, polling, venue
 from klinesync.exchanges.registry import ExchangeRegistry
 from support.fake_exchange import context
+from support.timeframes import TIMEFRAMES
 
 NINE = ("okx", "bybit", "kraken", "coinbase", "kucoin", "gate", "hyperliquid", "bitget", "krakenfutures")
 MINUTE = Timeframe.parse("1m")
-FRAMES = st.sampled_from([Timeframe.parse(code) for code in ("1m", "5m", "1h", "1d", "1w")])
+FRAMES = TIMEFRAMES
 NOW_S = 1_700_000_000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from math import isclose
 from pathlib import Path
@@ -22,6 +23,8 @@ from klinesync.sim.exchange import Grid
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.derived_candles import roll_up
+from support.history_files import write_freqtrade
+from support.processes import in_process, klinesync
 from support.running_service import Service, running_service
 from support.upstream import truth
 
@@ -225,3 +228,38 @@ async def test_a_stored_series_of_a_timeframe_that_nobody_has_any_more_is_served
             assert after[:-1] == before[:-1]
             assert after[-1].high == 1e6
     check_store(store)
+
+
+def test_commands_take_a_series_of_such_a_timeframe(tmp_path: Path) -> None:
+    series, other = BASE.with_timeframe(frame("45m")), BASE.with_timeframe(frame("40m"))
+    flags = (f"--database-url=sqlite:///{tmp_path}/store.sqlite", "--derived-timeframes=45m,2d")
+    start = series.timeframe.floor(NEWEST) - 10 * 2700
+
+    async def backfilled() -> list[Candle]:
+        """What the exchange traded in the span that the command has brought."""
+        async with SimServer(SimConfig(symbols=3, start=START)) as exchange:
+            span = f"--from={start}", f"--to={start + 8 * 2700}", f"--binance-spot-rest-url={exchange.http_url}"
+            status, out, told = await asyncio.to_thread(klinesync, "backfill", str(series), *span, "--json", *flags)
+            assert (status, json.loads(out)["series_id"], json.loads(out)["candles"]) == (0, str(BASE), 360), told
+            status, _, told = await asyncio.to_thread(klinesync, "backfill", str(other), *span, *flags)
+            assert (status, "binance has no 40m candles; it has 1m" in told) == (1, True), told
+            return truth(exchange, BASE, range(start, start + 8 * 2700, 60))
+
+    expected = roll_up(asyncio.run(backfilled()), MINUTE, (series.timeframe,))[series.timeframe]
+    status, _, told = in_process("verify", str(series), *flags)
+    assert status == 0, told
+    status, _, told = in_process("export", str(series), "--format=csv", f"--output={tmp_path}/out.csv", flags[0])
+    assert status == 0, told
+    rows = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()[1:]]
+    assert [Candle(int(row[0]), *map(float, row[1:6])) for row in rows] == expected
+    status, _, told = in_process(
+        "export", str(series), "--format=feather", f"--output={tmp_path}", "--freqtrade", flags[0]
+    )
+    assert (status, (tmp_path / "ETH_USDT-45m.feather").exists()) == (0, True), told
+    status, _, told = in_process("import", f"{tmp_path}/ETH_USDT-45m.feather", *flags)
+    assert (status, f"{series} is derived from 1m: import the 1m candles instead" in told) == (1, True), told
+    written = [Candle(2400 * at, 2.0, 3.0, 1.0, 2.0, 1.0) for at in (7, 8)]
+    status, _, told = in_process("import", str(write_freqtrade(tmp_path / "ETH_USDT-40m.json", written)), *flags)
+    assert status == 0, told
+    status, out, told = in_process("verify", "--json", *flags)
+    assert (status, str(other) in {audit["series_id"] for audit in json.loads(out)["series"]}) == (0, True), told
