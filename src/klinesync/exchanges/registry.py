@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Protocol, runtime_checkable
 
 from klinesync.core.errors import Rejected, UnknownSeries, UpstreamError
@@ -14,6 +14,7 @@ from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, Listing,
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import Clock
 from klinesync.runtime.exchange_clock import ExchangeClock
+from klinesync.runtime.plugin_points import points_of
 
 # Entry points of installed distributions, each of which gives an `ExchangeEntry`.
 GROUP = "klinesync.exchanges"
@@ -89,7 +90,7 @@ def load_entries(found: Iterable[EntryPoint] | None = None) -> list[ExchangeEntr
     An entry point names a callable `() -> ExchangeEntry`. Raises `BadExchange` when one cannot be imported or called,
     or gives something else.
     """
-    points = entry_points(group=GROUP) if found is None else found
+    points = points_of(GROUP) if found is None else found
     return [_loaded(point) for point in sorted(points, key=lambda point: (point.name, point.value))]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from klinesync.core.errors import Rejected
 from klinesync.factor.plugin import AnyFactor, BadFactor, FactorSettings
+from klinesync.runtime.plugin_points import points_of
 
 GROUP = "klinesync.factors"
 
@@ -17,7 +18,7 @@ def load_factors(settings: FactorSettings, found: Iterable[EntryPoint] | None = 
     An entry point names a callable `(settings: FactorSettings) -> Sequence[Factor]`. Raises `BadFactor` when one cannot
     be imported or called, or gives something else; what it refuses itself (`BadFlag`, say) is passed on.
     """
-    points = entry_points(group=GROUP) if found is None else found
+    points = points_of(GROUP) if found is None else found
     factors: list[AnyFactor] = []
     for point in sorted(points, key=lambda point: (point.name, point.value)):
         factors += _factors_of(point, settings)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from klinesync.overlay.plugin import BadOverlay, Overlay
+from klinesync.runtime.plugin_points import points_of
 
 # Where packages register their overlays: name -> callable without arguments that returns an `Overlay`, its class say.
 ENTRY_POINTS = "klinesync.overlays"
@@ -16,7 +17,7 @@ def load_overlays(found: Iterable[EntryPoint] | None = None) -> list[Overlay]:
 
     Raises `BadOverlay`, which names the package, for one that cannot be imported or is no overlay.
     """
-    points = entry_points(group=ENTRY_POINTS) if found is None else found
+    points = points_of(ENTRY_POINTS) if found is None else found
     return [_load(point) for point in sorted(points, key=lambda one: (one.name, one.value))]
 
 
