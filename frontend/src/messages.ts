@@ -132,13 +132,6 @@ export interface GapMessage {
 
 export type GapState = "confirmed_empty" | "healing" | "lost" | "unknown";
 
-export interface GapsAnswer {
-  readonly unknown: number;
-  readonly healing: number;
-  readonly confirmed_empty: number;
-  readonly lost: number;
-}
-
 export interface HealthAnswer {
   readonly series_id: string;
   readonly timeframe_seconds: number;
@@ -153,7 +146,7 @@ export interface HealthAnswer {
   readonly detail: string | null;
   readonly backfill: BackfillAnswer;
   readonly stream: StreamAnswer;
-  readonly gaps: GapsAnswer;
+  readonly gaps: MissingCandles;
 }
 
 export interface InstructionAnswer {
@@ -175,15 +168,22 @@ export interface MarkerAnswer {
   readonly size: number;
 }
 
-export interface MarketStatusAnswer {
+export interface MarketStatus {
   readonly exchange: string;
   readonly market: string;
   readonly state: "degraded" | "idle" | "live" | "unreachable";
   readonly since: number | null;
   readonly last_frame_at: number | null;
   readonly detail: string | null;
-  readonly streams: StreamCountsAnswer;
-  readonly rest: RestUseAnswer;
+  readonly streams: StreamCounts;
+  readonly rest: RestUse;
+}
+
+export interface MissingCandles {
+  readonly unknown: number;
+  readonly healing: number;
+  readonly confirmed_empty: number;
+  readonly lost: number;
 }
 
 export interface PageGapAnswer {
@@ -215,13 +215,13 @@ export interface Pong {
   readonly type: "pong";
 }
 
-export interface RestUseAnswer {
+export interface RestUse {
   readonly weight_used: number | null;
   readonly weight_limit: number | null;
   readonly banned_until: number | null;
 }
 
-export interface SeriesCountsAnswer {
+export interface SeriesCounts {
   readonly followed: number;
   readonly green: number;
   readonly yellow: number;
@@ -230,18 +230,18 @@ export interface SeriesCountsAnswer {
 
 export type ServerMessage = CandlesBatch | CandleClosed | CandleForming | GapMessage | Subscribed | CaughtUp | SystemEvent | ErrorMessage | Pong;
 
-export interface ServiceStatusAnswer {
+export interface ServiceStatus {
   readonly status: "green" | "red" | "yellow";
   readonly status_reason: "clocks_differ" | "exchange_refuses" | "exchange_unreachable" | "handshakes_fail" | "idle" | "ingest_off" | "live" | "part_restarted" | "series_red" | "series_yellow" | "store_damaged" | "store_unavailable" | "stream_reconnecting" | "stream_rest_fallback" | "stream_stale";
   readonly detail: string;
   readonly now_time: number;
   readonly version: string;
-  readonly exchanges: readonly MarketStatusAnswer[];
-  readonly series: SeriesCountsAnswer;
-  readonly store: StoreStatusAnswer;
+  readonly exchanges: readonly MarketStatus[];
+  readonly series: SeriesCounts;
+  readonly store: StoreStatus;
 }
 
-export interface StoreStatusAnswer {
+export interface StoreStatus {
   readonly ok: boolean;
   readonly detail: string | null;
   readonly queued_candles: number;
@@ -254,7 +254,7 @@ export interface StreamAnswer {
   readonly detail: string | null;
 }
 
-export interface StreamCountsAnswer {
+export interface StreamCounts {
   readonly live: number;
   readonly subscribed: number;
   readonly stale: number;

@@ -4,11 +4,11 @@
 import { asFields, keyOf, listOf, numberOf, textOf } from "./json.ts";
 import type {
   BackfillAnswer,
-  GapsAnswer,
   HealthAnswer,
-  MarketStatusAnswer,
-  ServiceStatusAnswer,
-  StoreStatusAnswer,
+  MarketStatus,
+  MissingCandles,
+  ServiceStatus as ServiceStatusAnswer,
+  StoreStatus,
   StreamAnswer,
 } from "./messages.ts";
 
@@ -16,7 +16,7 @@ export type Level = ServiceStatusAnswer["status"];
 /** Codes of `status_reason` that this page has sentences for. */
 export type ServiceReason = ServiceStatusAnswer["status_reason"];
 export type HealthReason = HealthAnswer["status_reason"];
-export type ExchangeState = MarketStatusAnswer["state"] | "unknown";
+export type ExchangeState = MarketStatus["state"] | "unknown";
 
 /** One market of one exchange. */
 export interface ExchangeStatus {
@@ -59,7 +59,7 @@ export interface SeriesHealth {
 }
 
 const LEVELS: Readonly<Record<Level, true>> = { green: true, yellow: true, red: true };
-const EXCHANGE_STATES: Readonly<Record<MarketStatusAnswer["state"], true>> = {
+const EXCHANGE_STATES: Readonly<Record<MarketStatus["state"], true>> = {
   live: true,
   degraded: true,
   unreachable: true,
@@ -70,7 +70,7 @@ const EXCHANGE_STATES: Readonly<Record<MarketStatusAnswer["state"], true>> = {
 export function parseStatus(body: unknown): ServiceStatus | null {
   const fields = asFields<ServiceStatusAnswer>(body);
   if (fields === null || typeof fields.status !== "string") return null;
-  const store = asFields<StoreStatusAnswer>(fields.store);
+  const store = asFields<StoreStatus>(fields.store);
   const ok = store?.ok;
   return {
     level: keyOf(LEVELS, fields.status),
@@ -87,7 +87,7 @@ export function parseHealth(body: unknown): SeriesHealth | null {
   const series = textOf(fields?.series_id);
   if (fields === null || series === null) return null;
   const stream = asFields<StreamAnswer>(fields.stream);
-  const gaps = asFields<GapsAnswer>(fields.gaps);
+  const gaps = asFields<MissingCandles>(fields.gaps);
   const now = numberOf(fields.now_time);
   const frame = numberOf(stream?.last_frame_at);
   return {
@@ -108,7 +108,7 @@ export function parseHealth(body: unknown): SeriesHealth | null {
 }
 
 function parseExchange(value: unknown): ExchangeStatus | null {
-  const fields = asFields<MarketStatusAnswer>(value);
+  const fields = asFields<MarketStatus>(value);
   const exchange = textOf(fields?.exchange);
   const market = textOf(fields?.market);
   if (fields === null || exchange === null || market === null) return null;

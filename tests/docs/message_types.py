@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from klinesync.market.factor_schemas import DrawDeltaAnswer, FactorCatalogAnswer
 from klinesync.market.schemas import (
     CandlesAnswer,
     ErrorAnswer,
     HealthAnswer,
-    ServiceStatusAnswer,
     WhitelistAnswer,
 )
+from klinesync.market_data.status import ServiceStatus
 from klinesync.ws.messages import ClientMessage, ServerMessage
 
 FILE = Path(__file__).parents[2] / "frontend" / "src" / "messages.ts"
@@ -30,13 +29,13 @@ HEAD = """\
 """
 
 # The bodies that the page reads.
-ANSWERS: tuple[type[BaseModel], ...] = (
+ANSWERS: tuple[type, ...] = (
     CandlesAnswer,
     DrawDeltaAnswer,
     ErrorAnswer,
     FactorCatalogAnswer,
     HealthAnswer,
-    ServiceStatusAnswer,
+    ServiceStatus,
     WhitelistAnswer,
 )
 
@@ -67,7 +66,9 @@ def source() -> str:
 
 def _definitions() -> dict[str, Schema]:
     template = _REF + "{model}"
-    _, answers = models_json_schema([(answer, "validation") for answer in ANSWERS], ref_template=template)
+    _, answers = TypeAdapter.json_schemas(
+        [(answer, "serialization", TypeAdapter(answer)) for answer in ANSWERS], ref_template=template
+    )
     unions, messages = msgspec.json.schema_components(
         MESSAGES.values(), schema_hook=_schema_of, ref_template=_REF + "{name}"
     )

@@ -28,7 +28,7 @@ from klinesync.ingest.audit import Audit
 from klinesync.ingest.connections import Connections
 from klinesync.ingest.followed import Followed, FollowSettings, Moment, all_stale
 from klinesync.ingest.job import FAILED_LOG_EVERY_S, STORE_RETRY_S, Job, JobPorts, head_of
-from klinesync.ingest.jobs import JobCommand, JobTable, NoCapacity, Start, Stop
+from klinesync.ingest.jobs import JobCommand, JobTable, Kind, NoCapacity, Start, Stop
 from klinesync.ingest.listing_watch import ListingWatch
 from klinesync.ingest.market_watch import MarketWatch
 from klinesync.ingest.tail_reader import TailReader
@@ -48,10 +48,11 @@ FULL_LOG_EVERY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """One job as the debug page shows it. Times are UTC seconds of the exchange."""
+    """An ingest job. `refcount`: subscriptions that hold the job; `idle_since`: when the last of them ended. Times are
+    UTC seconds of the exchange."""
 
     series_id: str
-    kind: str
+    kind: Kind
     refcount: int
     state: str
     idle_since: int | None

@@ -14,15 +14,13 @@ from klinesync.market.schemas import (
     SERIES_UNREADABLE,
     CandleFormingAnswer,
     CandleFormingBody,
-    ConnectionAnswer,
     IngestStateAnswer,
-    JobAnswer,
     QueuesAnswer,
     RestAnswer,
-    SeriesHealthAnswer,
     SeriesIdQuery,
 )
 from klinesync.market.strict_json import StrictJsonRoute
+from klinesync.market_data.series_health import SeriesHealth
 
 MAX_RECENT_GAPS = 1000
 DEFAULT_RECENT_GAPS = 20
@@ -48,8 +46,8 @@ async def get_ingest_state(request: Request) -> IngestStateAnswer:
     """The ingest jobs, the connections to the exchange, the backlogs, and the state of REST."""
     inspection = front_of(request).inspection
     return IngestStateAnswer(
-        jobs=[JobAnswer.model_validate(job, from_attributes=True) for job in inspection.jobs()],
-        connections=[ConnectionAnswer.model_validate(one, from_attributes=True) for one in inspection.connections()],
+        jobs=list(inspection.jobs()),
+        connections=list(inspection.connections()),
         queues=QueuesAnswer(**inspection.queues()),
         rest={
             f"{exchange}:{market}": RestAnswer.model_validate(
@@ -70,12 +68,11 @@ async def get_series_health(
     series_id: SeriesIdQuery,
     max_recent_gaps: Annotated[int, Query(ge=0, le=MAX_RECENT_GAPS)] = DEFAULT_RECENT_GAPS,
     recent_base_buckets: Annotated[int, Query(ge=0, le=MAX_BASE_BUCKETS)] = DEFAULT_BASE_BUCKETS,
-) -> SeriesHealthAnswer:
+) -> SeriesHealth:
     """The stored data of a series: its span, its newest holes, and for a derived series the completeness of its newest
     closed buckets in the base."""
     series = SeriesId.parse(series_id)
-    health = await debug_of(request).series_health.look(series, max_recent_gaps, recent_base_buckets)
-    return SeriesHealthAnswer.model_validate(health, from_attributes=True)
+    return await debug_of(request).series_health.look(series, max_recent_gaps, recent_base_buckets)
 
 
 @router.post("/ingest/candle_forming", responses=CANDLE_REFUSED)

@@ -12,7 +12,6 @@ from klinesync.core.series_id import SeriesId
 from klinesync.market.factor_schemas import (
     DrawDeltaAnswer,
     FactorCatalogAnswer,
-    FactorHealthAnswer,
     FactorSlicesAnswer,
     FrameAnswer,
     PollAnswer,
@@ -20,6 +19,7 @@ from klinesync.market.factor_schemas import (
 )
 from klinesync.market.http_routes import market_data_of
 from klinesync.market.schemas import SERIES_UNREADABLE, SeriesIdQuery, error_answers
+from klinesync.market_data.factor_health import FactorHealth
 from klinesync.overlay.delta import Cursor
 
 DEFAULT_WINDOW_CANDLES = 2000
@@ -82,10 +82,9 @@ async def get_factor_slices_after(
 
 
 @router.get("/factor/health", responses=SERIES_UNREADABLE)
-async def get_factor_health(request: Request, series_id: SeriesIdQuery) -> FactorHealthAnswer:
+async def get_factor_health(request: Request, series_id: SeriesIdQuery) -> FactorHealth:
     """How far factors and overlays are behind the candles."""
-    health = await market_data_of(request).factors.health(SeriesId.parse(series_id))
-    return FactorHealthAnswer.model_validate(health, from_attributes=True)
+    return await market_data_of(request).factors.health(SeriesId.parse(series_id))
 
 
 @router.get("/draw/delta", responses={200: {"model": DrawDeltaAnswer}, **DRAWINGS_LAG}, response_class=Response)

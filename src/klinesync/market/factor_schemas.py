@@ -71,35 +71,6 @@ class SlicesAfterAnswer(BaseModel):
     slices: list[FactorSlicesAnswer]
 
 
-class FactorHealthAnswer(BaseModel):
-    """How far candles, factors and overlays are: open times, and delays behind the store's head."""
-
-    series_id: str
-    timeframe_seconds: int
-    store_head_time: int | None
-    head_time: int | None
-    factor_head_time: int | None
-    overlay_head_time: int | None
-    factor_delay_seconds: int | None
-    overlay_delay_seconds: int | None
-    max_delay_seconds: int | None
-    factor_delay_candles: int
-    overlay_delay_candles: int
-    status: Literal["green", "yellow", "red", "gray"]
-    status_reason: Literal[
-        "up_to_date",
-        "lagging_one_candle",
-        "lagging_many_candles",
-        "missing_factor_head",
-        "missing_overlay_head",
-        "no_store_head",
-        "no_factors",
-    ]
-    detail: str
-    progress_pct: float | None
-    suspended: dict[str, str]
-
-
 class PointAnswer(BaseModel):
     """A value at a candle."""
 

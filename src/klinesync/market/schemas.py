@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import MAX_SERIES_ID_CHARS
-from klinesync.market_data.health import Reason, Status
-from klinesync.market_data.status import ExchangeState, StatusReason
+from klinesync.exchanges.exchange import ConnectionStatus
+from klinesync.ingest.supervisor import JobState
+from klinesync.market_data.health import MissingCandles, Reason, Status
 
 MAX_INGEST_CANDLES = 20_000
 
@@ -192,15 +193,6 @@ class StreamAnswer(BaseModel):
     detail: str | None
 
 
-class GapsAnswer(BaseModel):
-    """The number of missing candles behind the head, by state."""
-
-    unknown: int
-    healing: int
-    confirmed_empty: int
-    lost: int
-
-
 class HealthAnswer(BaseModel):
     """The health of a series: one status with one reason, and the facts."""
 
@@ -217,122 +209,7 @@ class HealthAnswer(BaseModel):
     detail: str | None
     backfill: BackfillAnswer
     stream: StreamAnswer
-    gaps: GapsAnswer
-
-
-class StreamCountsAnswer(BaseModel):
-    """Followed streams of a market, by state. `subscribed`: acknowledged, without a frame yet."""
-
-    live: int
-    subscribed: int
-    stale: int
-    rest_fallback: int
-    reconnecting: int
-    delisted: int
-
-
-class RestUseAnswer(BaseModel):
-    """Request weight of the exchange's minute, and the end (UTC seconds) of a ban of requests."""
-
-    weight_used: int | None
-    weight_limit: int | None
-    banned_until: int | None
-
-
-class MarketStatusAnswer(BaseModel):
-    """One market of an exchange. Times are UTC seconds of the exchange."""
-
-    exchange: str
-    market: str
-    state: ExchangeState
-    since: int | None
-    last_frame_at: int | None
-    detail: str | None
-    streams: StreamCountsAnswer
-    rest: RestUseAnswer
-
-
-class SeriesCountsAnswer(BaseModel):
-    """Followed series, by the status of their health."""
-
-    followed: int
-    green: int
-    yellow: int
-    red: int
-
-
-class StoreStatusAnswer(BaseModel):
-    """The store: `ok` while it answers, can be written and is undamaged; closed candles that wait for the writer."""
-
-    ok: bool
-    detail: str | None
-    queued_candles: int
-
-
-class ServiceStatusAnswer(BaseModel):
-    """The whole service. `detail`: a sentence that explains `status_reason`."""
-
-    status: Status
-    status_reason: StatusReason
-    detail: str
-    now_time: int
-    version: str
-    exchanges: list[MarketStatusAnswer]
-    series: SeriesCountsAnswer
-    store: StoreStatusAnswer
-
-
-class TopMarketBody(BaseModel):
-    """One symbol, over the last 24 hours; `last_price` and `quote_volume` in the quote asset."""
-
-    exchange: str
-    market: str
-    symbol: str
-    symbol_id: str
-    base_asset: str
-    quote_asset: str
-    last_price: float
-    quote_volume: float
-    price_change_percent: float
-
-
-class TopMarketsAnswer(BaseModel):
-    """The symbols with the highest quote volume. `cached`: from the cache; `stale`: from the cache although expired,
-    because the exchange cannot be reached."""
-
-    exchange: str
-    market: str
-    quote_asset: str
-    limit: int
-    generated_at_ms: int
-    cached: bool
-    stale: bool
-    items: list[TopMarketBody]
-
-
-class JobAnswer(BaseModel):
-    """An ingest job. `refcount`: subscriptions that hold the job; `idle_since`: when the last of them ended. Times are
-    UTC seconds of the exchange."""
-
-    series_id: str
-    kind: Literal["whitelist", "ondemand"]
-    refcount: int
-    state: str
-    idle_since: int | None
-    last_frame_at: int | None
-    reconnects: int
-
-
-class ConnectionAnswer(BaseModel):
-    """One connection to an exchange: its number of streams, its state and its counters."""
-
-    exchange: str
-    market: str
-    streams: int
-    connected: bool
-    reconnects: int
-    rotations: int
-    quarantined: int
+    gaps: MissingCandles
 
 
 class QueuesAnswer(BaseModel):
@@ -365,46 +242,10 @@ class RestAnswer(BaseModel):
 class IngestStateAnswer(BaseModel):
     """The ingest jobs, connections and backlogs; `rest` by exchange and market (`binance:spot`)."""
 
-    jobs: list[JobAnswer]
-    connections: list[ConnectionAnswer]
+    jobs: list[JobState]
+    connections: list[ConnectionStatus]
     queues: QueuesAnswer
     rest: dict[str, RestAnswer]
-
-
-class HoleAnswer(BaseModel):
-    """Missing candles between two stored ones."""
-
-    prev_time: int
-    next_time: int
-    delta_seconds: int
-    missing_candles: int
-    state: GapState
-
-
-class BucketAnswer(BaseModel):
-    """The stored and missing base candles of a derived candle."""
-
-    bucket_open_time: int
-    expected_minutes: int
-    actual_minutes: int
-    missing_minutes: int
-
-
-class SeriesHealthAnswer(BaseModel):
-    """One series in detail. Times are UTC seconds."""
-
-    series_id: str
-    timeframe_seconds: int
-    now_time: int
-    first_time: int | None
-    head_time: int | None
-    lag_seconds: int | None
-    candle_count: int
-    gap_count: int
-    max_gap_seconds: int
-    recent_gaps: list[HoleAnswer]
-    base_series_id: str
-    base_bucket_completeness: list[BucketAnswer]
 
 
 class StatusAnswer(BaseModel):

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from klinesync.market.event_stream import EventStream, described
 from klinesync.market.http_routes import market_data_of
-from klinesync.market.schemas import ServiceStatusAnswer, error_answers
+from klinesync.market.schemas import error_answers
 from klinesync.market_data.status import ServiceStatus
 
 router = APIRouter(prefix="/api/market/status", tags=["health"])
@@ -19,7 +19,7 @@ def event_text(status: ServiceStatus) -> bytes:
     return b"event: status\nid: %d\ndata: %b\n\n" % (status.now_time, _encode(status))
 
 
-@router.get("", responses={200: {"model": ServiceStatusAnswer}}, response_class=Response)
+@router.get("", responses={200: {"model": ServiceStatus}}, response_class=Response)
 async def get_status(request: Request) -> Response:
     """One status with one reason, and the exchanges, series and store that the status follows from."""
     status = await market_data_of(request).status.status()

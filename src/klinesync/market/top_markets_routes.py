@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from klinesync.core.errors import UpstreamError
 from klinesync.market.event_stream import EventStream, described
 from klinesync.market.http_routes import market_data_of
-from klinesync.market.schemas import TopMarketsAnswer, error_answers
+from klinesync.market.schemas import error_answers
 from klinesync.market_data.top_markets import (
     DEFAULT_LIMIT,
     MAX_LIMIT,
@@ -46,7 +46,7 @@ def event_text(event: TopAnswer | UpstreamError | None) -> bytes:
 @router.get(
     "",
     responses={
-        200: {"model": TopMarketsAnswer},
+        200: {"model": TopAnswer},
         **error_answers({429: ["rate_limited"], 502: ["upstream_error"]}),
     },
     response_class=Response,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from klinesync.core.series_id import SeriesId
 from klinesync.pipelines.ledger_step import LedgerStep
@@ -10,6 +11,18 @@ from klinesync.storage.candles import CandleStore
 
 # Delays are counted up to so many candles.
 MAX_DELAY_CANDLES = 100_000
+
+
+FactorStatus = Literal["green", "yellow", "red", "gray"]
+FactorReason = Literal[
+    "up_to_date",
+    "lagging_one_candle",
+    "lagging_many_candles",
+    "missing_factor_head",
+    "missing_overlay_head",
+    "no_store_head",
+    "no_factors",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +45,8 @@ class FactorHealth:
     max_delay_seconds: int | None
     factor_delay_candles: int
     overlay_delay_candles: int
-    status: str
-    status_reason: str
+    status: FactorStatus
+    status_reason: FactorReason
     detail: str
     progress_pct: float | None
     suspended: dict[str, str]
@@ -79,7 +92,7 @@ def factor_health(store: CandleStore, step: LedgerStep, series: SeriesId) -> Fac
 
 def _status(
     step: LedgerStep, series: SeriesId, head: int | None, factor_head: int | None, overlay_head: int | None, delay: int
-) -> tuple[str, str, str]:
+) -> tuple[FactorStatus, FactorReason, str]:
     """The status, the reason, and a sentence about it. `delay` in candles."""
     if head is None:
         return "gray", "no_store_head", "no candles are stored"

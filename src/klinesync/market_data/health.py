@@ -66,8 +66,8 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class MissingCandles:
-    """How many candles are missing behind the head: of which nothing is known, which somebody is at work on, which the
-    exchange has shown that it does not have, and which no source gives any more."""
+    """The number of missing candles behind the head, by state: nothing is known of them, they are being read, the
+    exchange has shown that it does not have them, no source gives them any more."""
 
     unknown: int
     healing: int

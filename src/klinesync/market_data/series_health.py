@@ -43,9 +43,9 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class SeriesHealth:
-    """The detail. Times are UTC seconds, `now_time` the exchange's; `first_time`, `head_time` and `lag_seconds` (since
-    the head closed) are None when nothing is stored. The holes are ascending, the newest of them; so are the buckets,
-    which have all closed. Of a series that is not derived there are none."""
+    """One series in detail. Times are UTC seconds, `now_time` the exchange's; `first_time`, `head_time` and
+    `lag_seconds` (since the head closed) are None when nothing is stored. The holes are ascending, the newest of them;
+    so are the buckets, which have all closed. Of a series that is not derived there are none."""
 
     series_id: str
     timeframe_seconds: int

@@ -133,19 +133,19 @@ class StatusFacts:
 
 @dataclass(frozen=True, slots=True)
 class StreamCounts:
-    """Followed streams of a market, by state. `subscribed`: acknowledged, and no frame yet (a quiet series)."""
+    """Followed streams of a market, by state. `subscribed`: acknowledged, without a frame yet (a quiet series)."""
 
-    live: int = 0
-    subscribed: int = 0
-    stale: int = 0
-    rest_fallback: int = 0
-    reconnecting: int = 0
-    delisted: int = 0
+    live: int
+    subscribed: int
+    stale: int
+    rest_fallback: int
+    reconnecting: int
+    delisted: int
 
 
 @dataclass(frozen=True, slots=True)
 class RestUse:
-    """As `RestFacts`; None where it is not known."""
+    """Request weight of the exchange's minute, and the end (UTC seconds) of a ban of requests."""
 
     weight_used: int | None
     weight_limit: int | None
@@ -154,8 +154,8 @@ class RestUse:
 
 @dataclass(frozen=True, slots=True)
 class MarketStatus:
-    """One market. `since`: when its state began; `last_frame_at`: the newest frame of any stream (UTC seconds of the
-    exchange); `detail`: a sentence where there is something to say."""
+    """One market of an exchange. `since`: when its state began; `last_frame_at`: the newest frame of any stream (UTC
+    seconds of the exchange); `detail`: a sentence where there is something to say."""
 
     exchange: str
     market: str
@@ -179,7 +179,7 @@ class SeriesCounts:
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """The store: `ok` while it answers, can be written and is whole."""
+    """The store: `ok` while it answers, can be written and is undamaged; closed candles that wait for the writer."""
 
     ok: bool
     detail: str | None
@@ -188,7 +188,7 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """The answer. `detail` is the sentence behind `status_reason`."""
+    """The whole service. `detail`: a sentence that explains `status_reason`."""
 
     status: Status
     status_reason: StatusReason

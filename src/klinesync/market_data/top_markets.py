@@ -70,7 +70,7 @@ class TopQuery:
 
 @dataclass(frozen=True, slots=True)
 class TopMarket:
-    """One symbol. Prices and volume in the quote asset; the change is that of 24 hours, in percent."""
+    """One symbol, over the last 24 hours; `last_price` and `quote_volume` in the quote asset."""
 
     exchange: str
     market: str
@@ -85,8 +85,8 @@ class TopMarket:
 
 @dataclass(frozen=True, slots=True)
 class TopAnswer:
-    """The symbols as the exchange told at `generated_at_ms` (our clock). `cached`: not asked for this time; `stale`:
-    and older than it should be, as the exchange cannot be asked."""
+    """The symbols with the highest quote volume, as the exchange told at `generated_at_ms` (our clock). `cached`: from
+    the cache; `stale`: from the cache although expired, because the exchange cannot be reached."""
 
     exchange: str
     market: str
