@@ -44,7 +44,7 @@ MEANINGS: dict[str, str] = {
     "exchange.unreachable": "the exchange sends no frames and answers no requests",
     "factor.left_out": "a factor failed while a slice was read; the slice is without it",
     "files.left_out": "a file of history, rows of a file, or an archive is left out",
-    "flags.left_out": "variables that an orchestrator sets are no flags",
+    "flags.left_out": "variables of an orchestrator are ignored",
     "gap.declared": "candles are missing, and live candles go on behind the gap",
     "history.files_failed": "files of a source cannot be read; the next source is read",
     "history.gap_failed": "a gap cannot be read from the exchange; tried again after a backoff",

@@ -22,7 +22,7 @@ EVENTS: dict[str, str] = {
     "factor.rebuild": "factors and overlays are computed anew; now and then while that runs, once at the end. "
     "`data`: `state` (`running` or `done`), `reason`, `epoch`, `factor_head_time`, `head_time`",
     "history.extended": "older history has arrived; page it over HTTP. `data`: `first_time`",
-    "slow": "half of what may wait for this connection waits, and 1013 is near; once, until nothing waits. `data`: "
+    "slow": "the backlog of this connection is half of its limit, and 1013 is near; sent once per backlog. `data`: "
     "`waiting_messages`, `max_messages`, `waiting_bytes`, `max_bytes`",
     "stream.delisted": "the exchange does not trade the symbol",
     "stream.live": "the stream brings what REST shows",

@@ -93,9 +93,9 @@ def test_a_value_whose_part_is_not_built_stops_the_start_with_a_sentence(name: s
         ("derived_timeframes", "0m", "timeframe '0m' has no length"),
         ("derived_timeframes", "1440m", "timeframe '1440m' is written 1d"),
         ("derived_timeframes", "60m", "timeframe '60m' is written 1h"),
-        ("derived_timeframes", "5m,45m,5m", "5m is there twice"),
+        ("derived_timeframes", "5m,45m,5m", "5m is listed twice"),
         ("derived_timeframes", ",".join(f"{days}d" for days in range(8, 73)), "it has 65 timeframes, and at most 64"),
-        ("derived_base_timeframe", "45m", "45m is no timeframe of exchanges: use one of 1m 3m"),
+        ("derived_base_timeframe", "45m", "45m is not a timeframe of exchanges; use one of 1m 3m"),
         ("derived_base_timeframe", "5m,15m", "timeframe '5m,15m' is not known"),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_zero_byte_in_a_path_of_the_configuration_is_refused(
     monkeypatch.chdir(tmp_path)
     for name, value in (("database_url", "sqlite:////x\\u0000y"), ("whitelist_path", "x\\u0000y")):
         (tmp_path / "klinesync.toml").write_text(f'{name} = "{value}"\n')
-        assert "it holds a zero byte" in failed("verify")
+        assert "it contains a zero byte" in failed("verify")
 
 
 # --- names of other kinds

@@ -1,8 +1,8 @@
 """The draw delta: the drawings that a reader needs for a window, beyond those that it has. Pure.
 
-A reader keeps a catalogue of instructions by id and a list of points by indicator. It asks with the cursor and the
-epoch of the last answer, and gets newer drawings and points. To apply an answer: when its epoch differs from the
-previous one, drop everything; put every instruction of the patch into the catalogue (the same id replaces); append the
+A reader keeps a catalogue of instructions by id and a list of points by indicator. The reader asks with the cursor and
+the epoch of the last answer, and gets newer drawings and points. To apply an answer: when its epoch differs from the
+previous epoch, drop everything; put every instruction of the patch into the catalogue (the same id replaces); append
 points with a time greater than that of the last point; show the instructions in `active_ids`. Applying an answer twice
 changes nothing.
 
@@ -55,15 +55,19 @@ def active(stored: Iterable[Instruction], rendered: Iterable[Drawing], start_tim
 
     An id of which the newest version does not touch the window is not shown, whatever an older version did.
     """
-    ids = [one.instruction_id for one in _newest(stored) if within(one.definition, start_time, at_time)]
-    shown = (one.instruction_id for one in rendered if within(one.definition, start_time, at_time))
+    ids = [
+        instruction.instruction_id
+        for instruction in _newest(stored)
+        if within(instruction.definition, start_time, at_time)
+    ]
+    shown = (drawing.instruction_id for drawing in rendered if within(drawing.definition, start_time, at_time))
     return list(dict.fromkeys(chain(ids, shown)))
 
 
 def _newest(stored: Iterable[Instruction]) -> list[Instruction]:
     """The newest version of each id, by number."""
-    versions = {one.instruction_id: one for one in stored}
-    return sorted(versions.values(), key=lambda one: one.version_id)
+    versions = {instruction.instruction_id: instruction for instruction in stored}
+    return sorted(versions.values(), key=lambda instruction: instruction.version_id)
 
 
 def resumed(cursor: Cursor, epoch: int | None, newest: Cursor, epoch_now: int) -> Cursor:
@@ -98,17 +102,27 @@ def compose(
 ) -> DrawDelta:
     """The delta for the window of candles from `start_time` to `at_time`, both included.
 
-    `stored` are the series' stored drawings with a `visible_time` in the window, by number (an older one touches no
-    candle of it); `version_id` is the newest number with a `visible_time` up to `at_time`, 0 without any; `points` are
-    the window's, ascending.
+    series: of the window.
+    epoch: of the ledger.
+    start_time, at_time: open times of the first and last candle of the window, UTC seconds.
+    version_id: the newest number of a stored drawing with a `visible_time` up to `at_time`; 0 without any.
+    stored: stored drawings with a `visible_time` in the window, by number; older ones touch no candle of the window.
+    rendered: drawings that were rendered for this read.
+    points: the window's points by indicator, ascending.
+    cursor: of the reader; None: from the beginning.
+    cursor_epoch: epoch of the cursor; None when the request has none.
     """
     newest = Cursor(version_id, at_time)
     since = resumed(cursor or Cursor(), cursor_epoch, newest, epoch)
     ids = active(stored, rendered, start_time, at_time)
     shown = set(ids)
-    patch = [one for one in _newest(stored) if one.version_id > since.version_id and one.instruction_id in shown]
+    patch = [
+        instruction
+        for instruction in _newest(stored)
+        if instruction.version_id > since.version_id and instruction.instruction_id in shown
+    ]
     if at_time > since.point_time:
-        patch += [Instruction.numbered(version_id, one) for one in rendered if one.instruction_id in shown]
+        patch += [Instruction.numbered(version_id, drawing) for drawing in rendered if drawing.instruction_id in shown]
     return DrawDelta(
         schema_version=SCHEMA_VERSION,
         series_id=str(series),
@@ -118,7 +132,7 @@ def compose(
         active_ids=ids,
         instruction_catalog_patch=patch,
         series_points={
-            name: [point for point in held if point.time > since.point_time] for name, held in points.items()
+            name: [point for point in values if point.time > since.point_time] for name, values in points.items()
         },
         next_cursor=newest,
     )

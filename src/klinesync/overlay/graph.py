@@ -15,7 +15,7 @@ from klinesync.overlay.plugin import BadOverlay, Overlay, OverlayFault, View
 
 # Most drawings of one event; more would fill the store.
 MAX_DRAWINGS_OF_AN_EVENT = 64
-# Most rendered drawings of one read; the minor pivots of the largest window are far fewer.
+# Most rendered drawings of one read; the largest window has far fewer minor pivots.
 MAX_DRAWINGS_OF_A_VIEW = 20_000
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -35,13 +35,13 @@ class OverlayGraph:
         self._factors = frozenset(factors)
         self._overlays: dict[str, Overlay] = {}
         owners: dict[str, str] = {}
-        for overlay in sorted(overlays, key=lambda one: one.name):
+        for overlay in sorted(overlays, key=lambda overlay: overlay.name):
             self._check(overlay)
             self._overlays[overlay.name] = overlay
             for feature in overlay.features:
                 if feature in owners:
-                    other = owners[feature]
-                    raise BadOverlay(overlay.name, f"draws {feature}, which overlay {other} draws: rename one of them")
+                    owner = owners[feature]
+                    raise BadOverlay(overlay.name, f"draws {feature}, which overlay {owner} draws: rename one of them")
                 owners[feature] = overlay.name
         self._by_factor: dict[str, list[Overlay]] = {}
         for overlay in self._overlays.values():
@@ -64,7 +64,7 @@ class OverlayGraph:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The overlays, in the order in which they are asked."""
+        """The names of the overlays, in the order of rendering."""
         return tuple(self._overlays)
 
     @property
@@ -75,17 +75,24 @@ class OverlayGraph:
     @property
     def fingerprint(self) -> str:
         """A text that is equal when stored drawings are equal, for the same factors."""
-        parts = [(one.name, one.version, list(one.depends_on), list(one.features)) for one in self._overlays.values()]
+        parts = [
+            (overlay.name, overlay.version, list(overlay.depends_on), list(overlay.features))
+            for overlay in self._overlays.values()
+        ]
         return msgspec.json.encode(parts).decode()
 
     def without(self, *overlays: str) -> OverlayGraph:
         """The graph without these overlays, which are suspended."""
-        return OverlayGraph([one for name, one in self._overlays.items() if name not in overlays], self._factors)
+        return OverlayGraph(
+            [overlay for name, overlay in self._overlays.items() if name not in overlays], self._factors
+        )
 
     def without_factors(self, *factors: str) -> OverlayGraph:
         """The graph without these factors, and without the overlays that read them."""
-        left = self._factors.difference(factors)
-        return OverlayGraph([one for one in self._overlays.values() if left.issuperset(one.depends_on)], left)
+        remaining = self._factors.difference(factors)
+        return OverlayGraph(
+            [overlay for overlay in self._overlays.values() if remaining.issuperset(overlay.depends_on)], remaining
+        )
 
     def draw(self, events: Iterable[tuple[str, Event]]) -> list[Drawing]:
         """The drawings to store for these events (pairs of a factor's name and its event), in their order.
@@ -103,39 +110,39 @@ class OverlayGraph:
         """The drawings of this read, which are not stored. Raises `OverlayFault`."""
         drawings: list[Drawing] = []
         for overlay in self._overlays.values():
-            found = _asked(overlay, view.at_time, MAX_DRAWINGS_OF_A_VIEW, partial(overlay.render, view))
-            for drawing in found:
+            rendered = _checked_drawings(overlay, view.at_time, MAX_DRAWINGS_OF_A_VIEW, partial(overlay.render, view))
+            for drawing in rendered:
                 if drawing.visible_time > view.at_time:
                     visible = date_text(drawing.visible_time)
-                    late = f"{drawing.instruction_id} has visible_time {visible}, after the window's end"
-                    raise OverlayFault(overlay.name, view.at_time, late)
-            drawings += found
+                    problem = f"{drawing.instruction_id} has visible_time {visible}, after the window's end"
+                    raise OverlayFault(overlay.name, view.at_time, problem)
+            drawings += rendered
         return drawings
 
 
 def _drawn(overlay: Overlay, factor: str, event: Event) -> list[Drawing]:
     time = event["visible_time"]
-    assert isinstance(time, int), "the factors' events were checked when they were made"
-    found = _asked(overlay, time, MAX_DRAWINGS_OF_AN_EVENT, partial(overlay.draw, factor, event))
-    for drawing in found:
+    assert isinstance(time, int), "the factor graph has checked events"
+    drawings = _checked_drawings(overlay, time, MAX_DRAWINGS_OF_AN_EVENT, partial(overlay.draw, factor, event))
+    for drawing in drawings:
         if drawing.visible_time != time:
             visible = date_text(drawing.visible_time)
-            other = f"{drawing.instruction_id} has visible_time {visible}, its event {date_text(time)}"
-            raise OverlayFault(overlay.name, time, other)
-    return found
+            problem = f"{drawing.instruction_id} has visible_time {visible}, its event {date_text(time)}"
+            raise OverlayFault(overlay.name, time, problem)
+    return drawings
 
 
-def _asked(overlay: Overlay, time: int, most: int, ask: Callable[[], Sequence[Drawing]]) -> list[Drawing]:
+def _checked_drawings(overlay: Overlay, time: int, most: int, make: Callable[[], Sequence[Drawing]]) -> list[Drawing]:
     """The checked drawings of an overlay. A plugin may raise any exception, which becomes an `OverlayFault`."""
     try:
-        found = list(ask())
-        if len(found) > most:
-            raise BadDrawing(f"{len(found)} drawings at once; the most are {most}")
-        found = checked(found)
-        _check_names(overlay, found)
+        drawings = list(make())
+        if len(drawings) > most:
+            raise BadDrawing(f"{len(drawings)} drawings at once; the most are {most}")
+        drawings = checked(drawings)
+        _check_names(overlay, drawings)
     except Exception as error:
         raise OverlayFault(overlay.name, time, error) from error
-    return found
+    return drawings
 
 
 def _check_names(overlay: Overlay, drawings: Sequence[Drawing]) -> None:

@@ -1,4 +1,4 @@
-"""Instruction: a drawing in the terms of the wire. Pure.
+"""Instruction: a drawing in the form of the wire. Pure.
 
 An overlay makes a `Drawing`: a marker at a candle, or a polyline over candles, with the time at which it became
 knowable. An `Instruction` is a drawing with its number in the ledger of a series, as clients get it. Times are UTC
@@ -24,7 +24,7 @@ MAX_ID_CHARS = 200
 MAX_TEXT_CHARS = 60
 # Longest CSS colour, in characters: hex, a name, or a function with numbers.
 MAX_COLOR_CHARS = 60
-# Most points of a polyline; one over the largest window has fewer.
+# Most points of a polyline; a line over the largest window has fewer.
 MAX_POINTS = 20_000
 MAX_LINE_WIDTH = 8
 MAX_MARKER_SIZE = 8
@@ -44,7 +44,7 @@ class Point(msgspec.Struct, frozen=True, gc=False):
 
 
 class Marker(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="marker"):
-    """A sign above or below the candle at `time`. `size` is relative to the chart's usual one, 1."""
+    """A sign above or below the candle at `time`. `size`: relative to the chart's usual size; 1 by default."""
 
     feature: Feature
     time: Time
@@ -56,8 +56,8 @@ class Marker(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="marke
 
 
 class Polyline(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="polyline", rename="camel"):
-    """Straight lines from point to point, in ascending time: every chart's line series takes them so. `line_width` in
-    pixels; `entry_direction`, of an edge of a zone: 1 when the zone was entered from below, -1 from above."""
+    """Straight lines from point to point, in ascending time, as line series of charts require. `line_width`: in pixels;
+    `entry_direction`, of an edge of a zone: 1 when the zone was entered from below, -1 from above."""
 
     feature: Feature
     points: Annotated[tuple[Point, ...], Meta(min_length=2, max_length=MAX_POINTS)]
@@ -72,7 +72,7 @@ Kind = Literal["marker", "polyline"]
 
 
 class Drawing(msgspec.Struct, frozen=True, gc=False):
-    """A drawing of an overlay. Its id is the same whenever the same thing is drawn.
+    """A drawing of an overlay. The same drawing always has the same id.
 
     `visible_time`: the candle at which the drawing became knowable; the drawing shows nothing of later candles.
     """
@@ -112,7 +112,7 @@ def kind_of(definition: Definition) -> Kind:
 
 
 def extent(definition: Definition) -> tuple[int, int]:
-    """The first and the last candle time that it touches."""
+    """The first and the last candle time that a drawing touches."""
     if isinstance(definition, Marker):
         return definition.time, definition.time
     times = [point.time for point in definition.points]
@@ -120,7 +120,7 @@ def extent(definition: Definition) -> tuple[int, int]:
 
 
 def within(definition: Definition, start_time: int, at_time: int) -> bool:
-    """Whether it touches the window of candles from `start_time` to `at_time`, both included."""
+    """Whether a drawing touches the window of candles from `start_time` to `at_time`, both included."""
     first, last = extent(definition)
     return first <= at_time and last >= start_time
 
@@ -129,25 +129,25 @@ def checked(drawings: Sequence[Drawing]) -> list[Drawing]:
     """Copies of the drawings. Raises `BadDrawing` for values that the wire does not have.
 
     The drawings are encoded as on the wire and decoded again, so that every drawing that passes can be stored, sent and
-    read back. That text has no NaN and no infinity (they become null), and no plugin holds the decoded values.
+    read back. JSON has no NaN and no infinity (they become null), and no plugin has references to the copies.
     """
     try:
-        found = _drawings.decode(_encoder.encode(drawings))
+        decoded = _drawings.decode(_encoder.encode(drawings))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadDrawing(f"{reason_of(error)} (NaN and infinities count as null)") from error
-    for drawing in found:
+    for drawing in decoded:
         _, last = extent(drawing.definition)
         if last > drawing.visible_time:
             raise BadDrawing(
-                f"{drawing.instruction_id} touches the candle at {date_text(last)}, which lies after its visible_time "
+                f"{drawing.instruction_id} touches the candle at {date_text(last)}, after its visible_time "
                 f"{date_text(drawing.visible_time)}"
             )
         points = drawing.definition.points if isinstance(drawing.definition, Polyline) else ()
-        if any(one.time > two.time for one, two in pairwise(points)):
+        if any(point.time > next_point.time for point, next_point in pairwise(points)):
             raise BadDrawing(
                 f"{drawing.instruction_id} has points that go back in time; draw the edges of a shape one by one"
             )
-    return found
+    return decoded
 
 
 _encoder = msgspec.json.Encoder()

@@ -1,8 +1,8 @@
 """The contract of an overlay: factor output in, drawings out. Pure.
 
-There are two methods, by how long a drawing is valid. `draw` is called once for each event of a factor; its drawings
-are stored and never change. `render` is called at each read, for drawings of a factor's head, which may still change,
-and for those composed over the window. Neither keeps anything between calls.
+`draw` is called once for each event of a factor; its drawings are stored and never change. `render` is called at each
+read, for drawings of a factor's head, which may still change, and for drawings over the whole window. Neither method
+keeps state between calls.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ _NO_HEAD: Head = {}
 class View:
     """The input of `render`: the window of closed candles from `start_time` to `at_time`, both included.
 
-    `events` are those with a `visible_time` in the window, oldest first; `heads` are the heads of factors at `at_time`;
-    `candles` are those of the window, ascending. A factor that is switched off or suspended is in neither mapping; its
-    `head` and `events_of` are empty.
+    series: of the candles.
+    start_time, at_time: open times, in UTC seconds.
+    heads: the heads at `at_time` by factor.
+    events: the events with a `visible_time` in the window by factor, oldest first.
+    candles: of the window, ascending.
+
+    A factor that is switched off or suspended is in neither mapping; its `head` and `events_of` are empty.
     """
 
     series: SeriesId
@@ -60,11 +64,11 @@ class Overlay(Protocol):
 
     @property
     def version(self) -> int:
-        """Raised with every change of the drawings: stored drawings are made anew then."""
+        """Increased with every change of the drawings, so that stored drawings are drawn again."""
 
     @property
     def depends_on(self) -> Sequence[str]:
-        """The factors whose events and heads it reads; `draw` gets the events of these only."""
+        """The factors whose events and heads the overlay reads; `draw` gets events of these only."""
 
     @property
     def features(self) -> Sequence[str]:
@@ -74,7 +78,7 @@ class Overlay(Protocol):
         """Drawings that this event alone decides, each with the event's `visible_time`. Stored once, never changed."""
 
     def render(self, view: View) -> Sequence[Drawing]:
-        """Drawings of the heads, and those composed over the window. Made at every read, never stored."""
+        """Drawings of heads and over the whole window. Called at every read; never stored."""
 
 
 class BadOverlay(Rejected):
@@ -88,7 +92,7 @@ class BadOverlay(Rejected):
 
 
 class OverlayFault(KlinesyncError):
-    """An overlay raised, or made a drawing that the wire does not have. `time`: open time of the candle."""
+    """An overlay raised an exception, or returned a malformed drawing. `time`: open time of the candle."""
 
     code = "overlay_fault"
 

@@ -1,4 +1,4 @@
-"""Finds overlays: those of klinesync and those of other packages are registered as entry points alike."""
+"""Loads overlays: klinesync and other packages register theirs as entry points alike."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from importlib.metadata import EntryPoint
 from klinesync.overlay.plugin import BadOverlay, Overlay
 from klinesync.runtime.plugin_points import points_of
 
-# Where packages register their overlays: name -> callable without arguments that returns an `Overlay`, its class say.
+# Entry points of overlays: name -> callable without arguments that returns an `Overlay`, for example its class.
 ENTRY_POINTS = "klinesync.overlays"
 
 
-def load_overlays(found: Iterable[EntryPoint] | None = None) -> list[Overlay]:
-    """All registered overlays; `found` are the entry points of this installation unless they are given.
+def load_overlays(installed: Iterable[EntryPoint] | None = None) -> list[Overlay]:
+    """All registered overlays. `installed`: entry points; by default those of this installation.
 
-    Raises `BadOverlay`, which names the package, for one that cannot be imported or is no overlay.
+    Raises `BadOverlay`, which names the package, for an entry point that cannot be imported or is no overlay.
     """
-    points = points_of(ENTRY_POINTS) if found is None else found
-    return [_load(point) for point in sorted(points, key=lambda one: (one.name, one.value))]
+    points = points_of(ENTRY_POINTS) if installed is None else installed
+    return [_load(point) for point in sorted(points, key=lambda point: (point.name, point.value))]
 
 
 def _load(point: EntryPoint) -> Overlay:

@@ -67,7 +67,7 @@ class _Switch(msgspec.Struct, frozen=True):
 
 
 class PivotOverlay:
-    """Circles: major pivots as they are confirmed, minor ones wherever they are in the window."""
+    """Circles: major pivots when they are confirmed, and all minor pivots of the window."""
 
     name = "pivot"
     version = 1
@@ -79,8 +79,8 @@ class PivotOverlay:
         return [_pivot("pivot.major", _read(event, _Pivot), size=1.0)]
 
     def render(self, view: View) -> Sequence[Drawing]:
-        """The minor pivots of the window: each candle that stands out among `window_minor` on either side, all of them
-        in the window, wherever the major pivots are. Ties are allowed."""
+        """The minor pivots of the window, also those beside major ones: each candle that no other of the `window_minor`
+        candles on either side exceeds."""
         window = view.head("pivot").get("_window_minor")
         if not isinstance(window, int):
             return []
@@ -89,7 +89,7 @@ class PivotOverlay:
 
 def minor_pivots(candles: Sequence[Candle], window: int) -> list[_Pivot]:
     """The candles that no other of the `window` candles on either side exceeds: in highs (resistance), in lows
-    (support). Those with fewer candles on a side are not judged."""
+    (support). Candles with fewer neighbours on a side are left out."""
     if len(candles) < 2 * window + 1:
         return []
     highs = np.array([candle.high for candle in candles])
@@ -97,14 +97,14 @@ def minor_pivots(candles: Sequence[Candle], window: int) -> list[_Pivot]:
     middle = slice(window, len(candles) - window)
     peaks = highs[middle] == sliding_window_view(highs, 2 * window + 1).max(axis=1)
     troughs = lows[middle] == sliding_window_view(lows, 2 * window + 1).min(axis=1)
-    found = []
-    for at in np.flatnonzero(peaks | troughs).tolist():
-        time, visible_time = candles[at + window].time, candles[at + 2 * window].time
-        if peaks[at]:
-            found.append(_Pivot(time, "resistance", visible_time, window))
-        if troughs[at]:
-            found.append(_Pivot(time, "support", visible_time, window))
-    return found
+    pivots = []
+    for position in np.flatnonzero(peaks | troughs).tolist():
+        time, visible_time = candles[position + window].time, candles[position + 2 * window].time
+        if peaks[position]:
+            pivots.append(_Pivot(time, "resistance", visible_time, window))
+        if troughs[position]:
+            pivots.append(_Pivot(time, "support", visible_time, window))
+    return pivots
 
 
 class PenOverlay:
@@ -135,7 +135,7 @@ class PenOverlay:
 
 
 class ZhongshuOverlay:
-    """Zones as two edges, upper and lower: dead ones stored, the living one with the head."""
+    """Zones as two edges, upper and lower: dead zones are stored, the living zone is rendered."""
 
     name = "zhongshu"
     version = 2  # two edges instead of a closed rectangle
@@ -167,7 +167,8 @@ class AnchorOverlay:
     features = ("anchor.current", "anchor.history", "anchor.switch")
 
     def draw(self, factor: str, event: Event) -> Sequence[Drawing]:
-        """A switch, stored. Its anchor's line needs prices, which are not in the event: `render` draws that."""
+        """A switch, stored. The line of its anchor needs prices, which are not in the event: `render` draws the
+        line."""
         if factor != "anchor":
             return ()
         switch = _read(event, _Switch)
@@ -184,7 +185,7 @@ class AnchorOverlay:
         return [Drawing(name, switch.switch_time, arrow)]
 
     def render(self, view: View) -> Sequence[Drawing]:
-        """The anchors at the switches of the window, as they were then, and the present anchor."""
+        """The anchors of the switches of the window, and the current anchor."""
         prices = _Prices(view)
         drawings: list[Drawing] = []
         for switch in _all(view.events_of("anchor"), _Switch):
@@ -200,14 +201,14 @@ class AnchorOverlay:
 
 
 class _Prices:
-    """The prices at the ends of a pen, from the candles of the window or from a pen that reaches into it."""
+    """The prices at the ends of a pen, from the candles of the window or from pens that reach into the window."""
 
     def __init__(self, view: View) -> None:
         self._candles = view.candles
         self._starts = {pen.start_time: pen.start_price for pen in _all(view.events_of("pen"), _Pen)}
 
     def line(self, anchor: _Anchor) -> tuple[Point, ...]:
-        """The line from the anchor's start to its end; empty when the price at an end is not known."""
+        """The line from the anchor's start to its end; empty when the price at an end is unknown."""
         up = anchor.direction == 1
         start = self._extreme(anchor.start_time, high=not up)
         if start is None:
@@ -245,7 +246,7 @@ def _line(
     width: int,
     style: Literal["solid", "dashed", "dotted"] | UnsetType = UNSET,
 ) -> Drawing:
-    """The one drawing of a feature that is made at read: it is what can be said at the window's end."""
+    """The one drawing of a feature that is rendered at read, for the end of the window."""
     return Drawing(feature, view.at_time, Polyline(feature, tuple(points), color, line_width=width, line_style=style))
 
 
@@ -273,9 +274,9 @@ def _read(value: object, kind: type[T]) -> T:
 
 
 def _all(value: object, kind: type[T]) -> list[T]:
-    """One, many or none: a head says null or leaves the key out when there is nothing."""
+    """The items of a value that is one item, a list of items, or None."""
     if value is None:
         return []
     if isinstance(value, Sequence):
-        return [_read(one, kind) for one in value]
+        return [_read(item, kind) for item in value]
     return [_read(value, kind)]

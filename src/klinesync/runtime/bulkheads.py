@@ -64,8 +64,7 @@ class Begins(Protocol):
 
 
 class Bulkheads:
-    """Begins the tasks of one service, and counts their defects. `counts`: defects by part; `tasks`: the running
-    ones."""
+    """Begins the tasks of one service, and counts their defects. `counts`: defects by part; `tasks`: running tasks."""
 
     def __init__(self, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
         self._monotonic = monotonic
@@ -101,10 +100,12 @@ class Bulkheads:
 
         carrier: the task group that owns the task, or the event loop.
         work: makes the coroutine, anew at each restart.
-        part: what is counted.
+        part: the part of which defects are counted.
         name: of the task.
-        restart: whether the work begins again after a defect, until it ends or is cancelled.
-        mend: called after each defect, before a restart; repairs what the work left half done.
+        restart: whether the work is restarted after a defect, until it ends or is cancelled; False by default.
+        mend: called after each defect, before a restart; repairs incomplete state. None by default.
+
+        Returns the task.
         """
         task = carrier.create_task(self._carry(work, part, name, restart, mend), name=name)
         self.tasks.add(task)
@@ -115,7 +116,7 @@ class Bulkheads:
         """A defect within the block ends the block alone; `mend` is called then."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001  # a bulkhead is for whatever nobody expected
+        except Exception as error:  # noqa: BLE001  # a bulkhead catches unexpected exceptions
             self.defect(part, name, error)
             if mend is not None:
                 with self.contained(part, f"mending {name}"):
@@ -124,7 +125,7 @@ class Bulkheads:
     async def _carry(self, work: Work, part: Part, name: str, restart: bool, mend: Callable[[], None] | None) -> None:
         restarts = 0
         while True:
-            # Raises where no loop runs: a task that is freed after its loop has closed restarts nothing.
+            # Raises without a running loop: a task that is freed after its loop closed is not restarted.
             asyncio.get_running_loop()
             began_s = self._monotonic()
             broken = True
@@ -135,8 +136,8 @@ class Bulkheads:
                     task = asyncio.current_task()
                     if task is None or task.cancelling():
                         raise
-                    # Nobody cancels this task: something that it awaited was cancelled unexpectedly.
-                    raise RuntimeError("something that was waited for was cancelled") from error
+                    # This task is not cancelled: an awaited task was cancelled unexpectedly.
+                    raise RuntimeError("an awaited task was cancelled") from error
                 broken = False
             if not broken or not restart:
                 return

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-# Reads a monotonic clock, for parts that need no more of a `Clock`.
+# Reads a monotonic clock, for parts that need only this method of a `Clock`.
 Monotonic = Callable[[], float]
 
 
@@ -21,11 +21,11 @@ class Clock(Protocol):
     """
 
     def monotonic_s(self) -> float:
-        """Seconds since some moment; never goes back. Times throttles, backoffs, ages and timeouts."""
+        """Seconds since an arbitrary moment; never goes back. For throttles, backoffs, ages and timeouts."""
         ...
 
     def wall_s(self) -> float:
-        """UTC seconds by this machine, which may be wrong and may leap. Dates what is written and shown."""
+        """UTC seconds by this machine, which may be wrong and may jump. For dates that are stored or shown."""
         ...
 
 

@@ -58,7 +58,7 @@ FLAG_GROUPS: dict[str, tuple[str, ...]] = {
     "logs": ("log_format", "log_level"),
     "processes": ("role", "broker_url"),
 }
-# Group of a flag that no group names.
+# Group of flags that are in no other group.
 OTHER = "other"
 
 

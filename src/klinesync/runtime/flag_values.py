@@ -1,4 +1,4 @@
-"""The values of flags: lists, series, timeframes, endpoints, secrets; and what each flag takes, in words."""
+"""The values of flags: lists, series, timeframes, endpoints, secrets; and the allowed values in words."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from klinesync.core.printable import is_text
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import MAX_DAYS, Timeframe
 
-# Shown in place of a secret.
+# Shown instead of a secret.
 MASK = "***"
-# Most derived timeframes: a candle that closes completes a bucket of each of them now and then.
+# Most derived timeframes, because a closing candle may complete a bucket of each.
 MAX_TIMEFRAMES = 64
-# Longest part of a refused value that a sentence shows, in characters.
+# Longest part of a refused value in a sentence, in characters.
 MAX_SHOWN_CHARS = 120
 
-# `user:password@` of an address, and a password among its parameters.
+# Credentials of an address (`user:password@`), and passwords among its parameters.
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s]*(?=@)")
 _PASSWORD = re.compile(r"((?:password|passwd|pwd|token|secret)=)[^&\s]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What a flag takes, in words; beside its type in `Annotated`."""
+    """The allowed values of a flag in words; in `Annotated` beside its type."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Marks a flag whose value is never shown; beside its type in `Annotated`."""
+    """Marks a flag whose value is never shown; in `Annotated` beside its type."""
 
 
 def split_list(value: object) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ def split_list(value: object) -> tuple[str, ...]:
 
 
 def parse_series_list(texts: tuple[str, ...]) -> tuple[SeriesId, ...]:
-    """Each text as a SeriesId, in order, each once. Raises ValueError with the reason."""
+    """The texts as series, in order, without duplicates. Raises ValueError with the reason."""
     try:
         return tuple(dict.fromkeys(SeriesId.parse(text) for text in texts))
     except Rejected as error:
@@ -68,12 +68,12 @@ def parse_series_list(texts: tuple[str, ...]) -> tuple[SeriesId, ...]:
 
 
 def masked(text: str) -> str:
-    """A text without the passwords that addresses in it carry."""
+    """A text without the credentials of addresses in it."""
     return _PASSWORD.sub(rf"\g<1>{MASK}", _USER_INFO.sub(MASK, text))
 
 
 def shown(value: object, *, secret: bool = False) -> str:
-    """A value as a sentence may quote it: short, without control characters and passwords."""
+    """A value as a sentence may quote it: short, without control characters and credentials."""
     if secret:
         return "its value"
     text = masked(value if isinstance(value, str) else str(value))
@@ -86,7 +86,7 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values of a flag that takes one of a few; empty for any other."""
+    """The values of a flag with a fixed list of values; empty for other flags."""
     kind = _kind(field)
     if kind is bool:
         return ("on", "off")
@@ -94,7 +94,7 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def metavar(name: str, field: FieldInfo) -> str:
-    """What stands for a flag's value in help."""
+    """The placeholder of a flag's value in help."""
     kind = _kind(field)
     if kind in (int, float):
         return "N" if kind is int else "NUMBER"
@@ -106,7 +106,7 @@ def metavar(name: str, field: FieldInfo) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a flag takes, in words."""
+    """The allowed values of a flag, in words."""
     for mark in field.metadata:
         if isinstance(mark, Allowed):
             return mark.text
@@ -122,7 +122,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> object:
-    """The type of a flag's value, whether or not it may be unset."""
+    """The type of a flag's value when it is set."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
     optional = NoneType in get_args(field.annotation)
     return kinds[0] if optional and len(kinds) == 1 else field.annotation
@@ -154,7 +154,7 @@ def _series_list(value: object) -> tuple[SeriesId, ...]:
 def _timeframe(value: object) -> str:
     (code,) = _timeframe_list((value,))
     if code not in Timeframe.known:
-        raise ValueError(f"{code} is no timeframe of exchanges: use one of {' '.join(Timeframe.known)}")
+        raise ValueError(f"{code} is not a timeframe of exchanges; use one of {' '.join(Timeframe.known)}")
     return code
 
 
@@ -164,7 +164,7 @@ def _timeframe_list(value: object) -> tuple[str, ...]:
     except Rejected as error:
         raise ValueError(str(error)) from None
     if (twice := next((code for code, count in Counter(codes).items() if count > 1), None)) is not None:
-        raise ValueError(f"{twice} is there twice")
+        raise ValueError(f"{twice} is listed twice")
     if len(codes) > MAX_TIMEFRAMES:
         raise ValueError(f"it has {len(codes)} timeframes, and at most {MAX_TIMEFRAMES} may be derived")
     return codes
@@ -174,7 +174,7 @@ def _path(value: object) -> object:
     if value == "":
         raise ValueError("it is empty")
     if isinstance(value, str) and "\0" in value:
-        raise ValueError("it holds a zero byte")
+        raise ValueError("it contains a zero byte")
     return value
 
 
@@ -188,7 +188,7 @@ def endpoint(text: str, *schemes: str) -> str:
 
 
 def web_address(text: str, *schemes: str) -> str:
-    """An address of one of `schemes` with a host, maybe with a path. Raises ValueError with the reason."""
+    """An address of one of `schemes` with a host, and perhaps a path. Raises ValueError with the reason."""
     if any(char.isspace() or not char.isprintable() for char in text):
         raise ValueError("it has spaces or control characters")
     try:
@@ -224,10 +224,10 @@ def _database(value: object) -> object:
         raise ValueError("PostgreSQL is not built yet")
     path = value.removeprefix("sqlite:///")
     if path == value or not path.strip("/"):
-        raise ValueError("it is no sqlite:///path")
+        raise ValueError("it is not sqlite:///path")
     if "\0" in path:
-        raise ValueError("it holds a zero byte")
-    if not is_text(path):  # SQLite opens no other names
+        raise ValueError("it contains a zero byte")
+    if not is_text(path):  # SQLite accepts only UTF-8 names
         raise ValueError("it is not UTF-8")
     return value
 

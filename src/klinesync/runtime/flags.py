@@ -2,7 +2,7 @@
 
 Read once at start, in this precedence: command line, environment (`KLINESYNC_<NAME IN CAPITALS>`),
 `.env` and `klinesync.toml` in the working directory, default. An unknown name or a malformed value stops the start
-with its name in the message. Only the runtime builder reads the result; every other part gets plain values.
+with its name in the message. Only the commands and the runtime builder read the result; other parts get plain values.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from klinesync.runtime.proxies import Proxies
 
 log = Log(__name__)
 
+# Largest whitelist file, in bytes.
 MAX_WHITELIST_BYTES = 4 << 20
 
 DEFAULT_WHITELIST = (
@@ -58,12 +59,12 @@ def _default_database_url() -> str:
 
 
 class RuntimeFlags(BaseModel):
-    """Every flag, its default, its meaning and its limits. Frozen: nothing changes it after the start."""
+    """Every flag, with its default, meaning and limits. Immutable after the start."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address that the service listens on")
-    port: int = Field(8000, ge=0, le=65535, description="port that the service listens on; 0 takes a free one")
+    port: int = Field(8000, ge=0, le=65535, description="port that the service listens on; 0 = a free port")
     database_url: DatabaseUrl = Field(
         default_factory=_default_database_url, description="the store: sqlite:///path or postgresql://…"
     )
@@ -72,14 +73,16 @@ class RuntimeFlags(BaseModel):
     )
     role: Literal["all", "ingest", "serve"] = Field("all", description="what this process does")
     api_token: OptionalSecret = Field(
-        None, min_length=16, description="bearer token for the ingest and debug endpoints; needed beyond loopback"
+        None, min_length=16, description="bearer token for the ingest and debug endpoints; required beyond loopback"
     )
-    allowed_origins: TextList = Field((), description="browser origins that may connect, beside the service's own")
-    log_format: Literal["console", "json"] = Field("console", description="logs for people, or one JSON object a line")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
-    whitelist: SeriesList = Field(
-        parse_series_list(DEFAULT_WHITELIST), description="series ingested for as long as the service runs"
+    allowed_origins: TextList = Field(
+        (), description="browser origins that may connect, in addition to the service's own"
     )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="log lines for people, or one JSON object a line"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
+    whitelist: SeriesList = Field(parse_series_list(DEFAULT_WHITELIST), description="series that are always ingested")
     whitelist_path: OptionalPath = Field(None, description='the whitelist as a JSON file: {"series_ids": […]}')
     enable_debug_api: bool = Field(False, description="debug endpoints and forming ingest")
     enable_whitelist_ingest: bool = Field(True, description="ingest the whitelist from the start")
@@ -93,40 +96,45 @@ class RuntimeFlags(BaseModel):
         2000, ge=0, description="most candles one gap takes from freqtrade files"
     )
     enable_startup_kline_sync: bool = Field(True, description="sweep the whitelist to the latest closed time at start")
-    startup_kline_sync_target_candles: int = Field(2000, ge=1, description="how many candles the sweep reaches back")
+    startup_kline_sync_target_candles: int = Field(
+        2000, ge=1, description="candles that the start-up sweep reaches back"
+    )
     enable_ccxt_backfill: bool = Field(
         True,
-        description="read history over REST, of any exchange; off: files alone, and live candles from then on",
+        description="read history over REST, of any exchange; off: history from files only, and live candles",
     )
     enable_ccxt_backfill_on_read: bool | None = Field(
         None, description="reads may fetch over REST; follows enable_market_auto_tail_backfill when unset"
     )
-    market_history_source: Literal["none", "freqtrade"] = Field("none", description="files to look in before REST")
-    freqtrade_data_dir: OptionalPath = Field(None, description="where freqtrade keeps its data files")
+    market_history_source: Literal["none", "freqtrade"] = Field("none", description="files that are read before REST")
+    freqtrade_data_dir: OptionalPath = Field(None, description="folder of freqtrade's data files")
     archive_url: ArchiveUrl = Field(
         None, min_length=1, description="the exchange's archive, for long histories: https://… or a folder"
     )
     enable_derived_timeframes: bool = Field(True, description="compute derived timeframes")
-    derived_base_timeframe: TimeframeCode = Field("1m", description="the timeframe that derived ones are computed from")
+    derived_base_timeframe: TimeframeCode = Field("1m", description="the timeframe from which the others are derived")
     derived_timeframes: TimeframeList = Field(("5m", "15m", "1h", "4h", "1d"), description="the derived timeframes")
     derived_backfill_base_candles: int = Field(
-        2000, ge=1, description="base candles of a derived series' first backfill"
+        2000, ge=1, description="base candles of the first backfill of a derived series"
     )
     derived_native_candles: int = Field(
-        500, ge=0, le=5000, description="the exchange's own candles before a derived series' base begins; 0 = none"
+        500,
+        ge=0,
+        le=5000,
+        description="the exchange's own candles of a derived series before its base begins; 0 = none",
     )
     binance_ws_batch_max: int = Field(200, ge=1, description="most closed candles of one series in one flush")
     binance_ws_flush_s: float = Field(
-        0.5, ge=0, description="longest wait of a closed candle behind a busy writer, in seconds"
+        0.5, ge=0, description="longest wait of a closed candle for a busy writer, in seconds"
     )
     binance_ws_streams_per_connection: int = Field(
         200, ge=1, le=1024, description="streams on one WebSocket connection to the exchange"
     )
     binance_rest_weight_share: float = Field(
-        0.8, gt=0, le=1, description="share of the exchange's REST weight limit that this process uses at most"
+        0.8, gt=0, le=1, description="largest share of the exchange's REST weight limit that this process uses"
     )
     audit_interval_s: float = Field(
-        1.0, ge=0, description="seconds between two looks of the rolling audit, one series each; 0 = no audit"
+        1.0, ge=0, description="seconds between two reads of the rolling audit, one series each; 0 = no audit"
     )
     market_forming_min_interval_ms: int = Field(
         250,
@@ -139,15 +147,17 @@ class RuntimeFlags(BaseModel):
         5, ge=0, description="exchange time after a close before its candle is expected, in seconds"
     )
     stream_stale_s: float = Field(
-        15, gt=0, description="exchange time after which a traded minute that REST shows makes a silent stream stale"
+        15,
+        gt=0,
+        description="exchange time after which a silent stream is stale when REST shows a traded candle, in seconds",
     )
     rest_final_margin_s: float = Field(
-        2, ge=0, description="exchange time after its close before a REST row counts as final, in seconds"
+        2, ge=0, description="exchange time after the close of a REST row before it counts as final, in seconds"
     )
     ledger_advance_max_candles: int = Field(
         2000, ge=1, description="longest ledger advance inside a write transaction, in candles"
     )
-    retention_days: int = Field(0, ge=0, description="closed candles older than this are trimmed; 0 = keep")
+    retention_days: int = Field(0, ge=0, description="closed candles older than this are deleted; 0 = keep all")
     indicators: TextList = Field(
         ("SMA(20)", "EMA(21)", "BBANDS(20)", "MACD(12,26,9)", "RSI(14)", "ATR(14)"), description="indicator factors"
     )
@@ -165,7 +175,15 @@ class RuntimeFlags(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class FlagRow:
-    """One line of `klinesync flags`. `default` and `value` are as they would be written, secrets masked."""
+    """One row of `klinesync flags`.
+
+    name: of the flag.
+    environment: name of its environment variable.
+    default: as a text.
+    value: the current value as a text; secrets are masked.
+    source: where the value comes from.
+    meaning: the flag's description.
+    """
 
     name: str
     environment: str
@@ -177,12 +195,18 @@ class FlagRow:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What was read. `flags` has the default where what was given is wrong; `given` has what was given, by flag;
-    `problems` is empty where the start may go on; `left_out` names an orchestrator's variables."""
+    """The configuration, right or wrong.
+
+    flags: the values, with defaults in place of malformed values.
+    given: by flag, the value that was given.
+    accepted: `given` without malformed values.
+    problems: what is wrong; the service starts only without problems.
+    left_out: ignored variables of an orchestrator.
+    """
 
     flags: RuntimeFlags
     given: Mapping[str, Given]
-    accepted: Mapping[str, Given]  # without malformed values, in whose place defaults stand
+    accepted: Mapping[str, Given]
     problems: tuple[BadFlag, ...]
     left_out: tuple[str, ...]
 
@@ -191,7 +215,7 @@ class Configuration:
         return self.accepted[name].source if name in self.accepted else "default"
 
     def rows(self) -> list[FlagRow]:
-        """Every flag with its default, the value in force and where that came from."""
+        """Every flag with its default, current value and source."""
         rows = []
         for name, field in RuntimeFlags.model_fields.items():
             default, value = default_of(name), getattr(self.flags, name)
@@ -209,14 +233,14 @@ class Configuration:
 
 
 def read_configuration(command_line: Mapping[str, object] | None = None) -> Configuration:
-    """All that is configured, right or wrong. Raises nothing."""
+    """Read the configuration, right or wrong. Raises nothing."""
     sources = read_sources(command_line or {}, RuntimeFlags.model_fields)
     problems = list(sources.problems)
     given = dict(sources.given)
     flags = None
     while flags is None:
         try:
-            flags = RuntimeFlags.model_validate({name: one.value for name, one in given.items()})
+            flags = RuntimeFlags.model_validate({name: item.value for name, item in given.items()})
         except ValidationError as error:
             for name, reason in _reasons(error).items():
                 problems.append(_refused(given.pop(name), reason))
@@ -226,19 +250,21 @@ def read_configuration(command_line: Mapping[str, object] | None = None) -> Conf
 
 
 def load_flags(command_line: Mapping[str, object] | None = None) -> RuntimeFlags:
-    """The flags in force. Raises `BadFlag` for an unknown name, a malformed value or a part that is not built."""
-    found = read_configuration(command_line)
-    if found.left_out:
+    """The flags. Raises `BadFlag` for an unknown name, a malformed value or a part that is not built yet."""
+    configuration = read_configuration(command_line)
+    if configuration.left_out:
         log.info(
-            "flags.left_out", "variables of an orchestrator are no flags, and left out: %s", ", ".join(found.left_out)
+            "flags.left_out",
+            "variables of an orchestrator are not flags, and are ignored: %s",
+            ", ".join(configuration.left_out),
         )
-    if found.problems:
-        raise found.problems[0]
-    return found.flags
+    if configuration.problems:
+        raise configuration.problems[0]
+    return configuration.flags
 
 
 def _reasons(error: ValidationError) -> dict[str, str]:
-    """Why each wrong value is refused, by flag; empty where what is allowed says all there is to say."""
+    """By flag, why its value is refused; empty when the list of allowed values is reason enough."""
     reasons: dict[str, str] = {}
     for detail in error.errors():
         reason = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else ""
@@ -284,17 +310,17 @@ def sqlite_path(flags: RuntimeFlags) -> Path:
 
 
 def whitelist(flags: RuntimeFlags) -> tuple[SeriesId, ...]:
-    """The whitelist in force: the list, or the file's. Raises `BadFlag`."""
+    """The whitelist, of the flag or the file. Raises `BadFlag`."""
     path = flags.whitelist_path
     if path is None:
         return flags.whitelist
     if "whitelist" in flags.model_fields_set:
-        raise BadFlag("whitelist_path", "the whitelist flag is set as well; give one of the two")
+        raise BadFlag("whitelist_path", "the flag whitelist is set too; set only one of the two")
     try:
         if path.stat().st_size > MAX_WHITELIST_BYTES:
             raise BadFlag("whitelist_path", f"{path} is larger than {MAX_WHITELIST_BYTES} bytes")
-        found = decode_json(path.read_bytes(), dict[str, tuple[str, ...]])
-        return parse_series_list(found["series_ids"])
+        body = decode_json(path.read_bytes(), dict[str, tuple[str, ...]])
+        return parse_series_list(body["series_ids"])
     except KeyError:
         raise BadFlag("whitelist_path", f'{path} has no "series_ids"') from None
     except OSError as error:
@@ -303,7 +329,7 @@ def whitelist(flags: RuntimeFlags) -> tuple[SeriesId, ...]:
         raise BadFlag("whitelist_path", f"{path} cannot be used: {error}") from None
 
 
-# A flag whose part is not built yet: it may keep its default, and whatever of the values means "without that part".
+# Flags of parts that are not built yet: the part, and the accepted values beside the default.
 _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
     "broker_url": ("a message broker for several processes", ()),
     "role": ("splitting the service over several processes", ()),
@@ -311,10 +337,10 @@ _UNBUILT: dict[str, tuple[str, tuple[object, ...]]] = {
 
 
 def _unbuilt(flags: RuntimeFlags) -> dict[str, str]:
-    """Why values cannot be served yet, by flag."""
+    """By flag, why its value is not supported yet."""
     reasons = {}
-    for name, (part, without) in _UNBUILT.items():
+    for name, (part, accepted) in _UNBUILT.items():
         value = getattr(flags, name)
-        if value != default_of(name) and value not in without:
+        if value != default_of(name) and value not in accepted:
             reasons[name] = f"{part} is not built yet; leave {name} at its default"
     return reasons

@@ -12,7 +12,7 @@ import aiohttp
 from klinesync import __version__
 from klinesync.runtime.proxies import Proxies
 
-# Longest part of a redirect's target that a sentence shows, in characters.
+# Longest part of a redirect's target in a sentence, in characters.
 MAX_LOCATION_CHARS = 200
 # A body is read in pieces of at most this size, in bytes.
 READ_CHUNK_BYTES = 64 << 10
@@ -64,7 +64,7 @@ class WebSocket(Protocol):
 
     @property
     def close_code(self) -> int | None:
-        """Why the connection ended; None while it is open."""
+        """The close code of an ended connection; None while it is open."""
         ...
 
     def __aiter__(self) -> Self: ...
@@ -92,9 +92,9 @@ class Http(Protocol):
         """One WebSocket. Raises `aiohttp.ClientError`, `Redirected` among them, OSError and TimeoutError.
 
         url: `ws://` or `wss://`.
-        heartbeat: a ping goes after so many seconds, and the connection ends when it is not answered.
-        max_msg_size: a longer message, in bytes, ends the connection.
-        close_timeout_s: how long `close` waits for the other side, in seconds.
+        heartbeat: interval of pings, in seconds; a ping without a pong ends the connection.
+        max_msg_size: longest message, in bytes; a longer one ends the connection.
+        close_timeout_s: longest wait of `close` for the other side, in seconds.
         """
         ...
 
@@ -108,11 +108,11 @@ class Redirected(aiohttp.ClientError):
 
 
 class HttpClient:
-    """One `aiohttp.ClientSession` under our rules, opened by the first request. `async with` closes it.
+    """An `aiohttp.ClientSession` without redirects and cookies, opened by the first request. `async with` closes it.
 
-    timeout: limits of a request; by default none.
-    proxies: which requests go through which proxy; by default none does.
-    auto_decompress: off for files that are wanted as they are.
+    timeout: limits of a request; none by default.
+    proxies: the proxies of requests; none by default.
+    auto_decompress: whether compressed bodies are decompressed; True by default.
     """
 
     def __init__(

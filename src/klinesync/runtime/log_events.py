@@ -1,6 +1,6 @@
-"""Log: each line has an event name, a sentence for people, and fields. Whoever looks for a line looks for the name.
+"""Log: each line has an event name, a sentence for people, and fields.
 
-Names are stable: they are what alerts and searches are made of. docs/reference/logs.md lists all of them.
+Event names are stable, for alerts and searches. docs/reference/logs.md lists all of them.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ LogEvent = Literal[
     "ws.subscribe_failed",
 ]
 
-# Whether a line has a trace: of this exception, of the one that is being handled, or none.
+# The trace of a line: of this exception, of the exception being handled (True), or none.
 Trace = BaseException | bool | None
 
 
@@ -111,8 +111,8 @@ class Log:
     name: the module's `__name__`; the name of the logger.
 
     Each method takes the event, a sentence with `%` placeholders, and its values. Keywords are fields: `series=…`,
-    `span=…`, `market=…`; one that is None is left out, and so is `suppressed` (lines that were held back since the last
-    one) of 0. `error` is a field whose text ends the sentence. A line reads
+    `span=…`, `market=…`. A field of None is left out, and so is `suppressed=0` (lines suppressed since the last one).
+    The text of the field `error` is appended to the sentence. A line looks like
     `event=history.failed series=binance:spot:BTC/USDT:1m: history cannot be read: no answer in time`.
     """
 
@@ -122,23 +122,23 @@ class Log:
         self._logger = logging.getLogger(name)
 
     def debug(self, event: LogEvent, sentence: str, *values: object, exc_info: Trace = None, **fields: object) -> None:
-        """Log what only a search for a defect needs."""
+        """Log details for finding defects."""
         self._write(logging.DEBUG, event, sentence, values, exc_info, fields)
 
     def info(self, event: LogEvent, sentence: str, *values: object, **fields: object) -> None:
-        """Log the usual course of things."""
+        """Log normal operation."""
         self._write(logging.INFO, event, sentence, values, None, fields)
 
     def warning(self, event: LogEvent, sentence: str, *values: object, **fields: object) -> None:
-        """Log trouble that the service lives with."""
+        """Log a problem that the service handles."""
         self._write(logging.WARNING, event, sentence, values, None, fields)
 
     def error(self, event: LogEvent, sentence: str, *values: object, exc_info: Trace = None, **fields: object) -> None:
-        """Log trouble that somebody should look at."""
+        """Log a problem that needs attention."""
         self._write(logging.ERROR, event, sentence, values, exc_info, fields)
 
     def exception(self, event: LogEvent, sentence: str, *values: object, **fields: object) -> None:
-        """Log the exception that is being handled, with its trace: nobody expected it."""
+        """Log the unexpected exception that is being handled, with its trace."""
         self._write(logging.ERROR, event, sentence, values, True, fields)
 
     def _write(
@@ -152,15 +152,18 @@ class Log:
     ) -> None:
         if not self._logger.isEnabledFor(level):
             return
-        told = {name: value for name, value in fields.items() if value is not None}
-        if not told.get("suppressed", True):
-            del told["suppressed"]
+        shown_fields = {name: value for name, value in fields.items() if value is not None}
+        if not shown_fields.get("suppressed", True):
+            del shown_fields["suppressed"]
         text = sentence % values if values else sentence
-        if "error" in told:
-            text = f"{text}: {told['error']}"
-        # Handlers of other programs show the message alone, and so it has everything.
-        head = [f"event={event}", *(f"{name}={_shown(value)}" for name, value in told.items() if name != "error")]
-        extra = {"event": event, "sentence": text, "fields": told}
+        if "error" in shown_fields:
+            text = f"{text}: {shown_fields['error']}"
+        # Other handlers show the message alone, so it has all fields.
+        head = [
+            f"event={event}",
+            *(f"{name}={_shown(value)}" for name, value in shown_fields.items() if name != "error"),
+        ]
+        extra = {"event": event, "sentence": text, "fields": shown_fields}
         self._logger.log(level, "%s: %s", " ".join(head), text, exc_info=trace, extra=extra, stacklevel=3)
 
 
@@ -170,6 +173,6 @@ def field_text(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """A field's value on the console, in quotes where it has spaces."""
+    """A field's value on the console, in quotes when it is empty or has spaces."""
     text = field_text(value)
     return repr(text) if " " in text or not text else text

@@ -1,7 +1,7 @@
 """Logs on stderr: lines for people, or one JSON object a line for collectors.
 
-Records have text from outside: an exchange's `msg`, file names, the messages of errors. Both formatters escape it, in
-traces too, so that no text forges a record or sends a control sequence to a terminal.
+Records contain foreign text: an exchange's `msg`, file names, messages of errors. Both formatters escape such text, in
+traces too, so that it can neither forge a record nor send a control sequence to a terminal.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 HANDLER = "klinesync"
-# Beginning of every line of a trace. No record begins so: text in a trace cannot pass for a record.
+# Prefix of every line of a trace. No record begins so, so that text in a trace cannot pass for a record.
 TRACE_MARGIN = "    | "
-# Longest message of a record, in characters: text of an exchange or a file in a message has any length.
+# Longest message of a record, in characters, because foreign text may have any length.
 MAX_MESSAGE_CHARS = 8192
-# Longest trace, in lines: the first and the last lines are kept. A recursion has 1,000 frames that are alike.
+# Longest trace, in lines; the first and last ones are kept. An endless recursion has 1,000 equal frames.
 MAX_TRACE_LINES = 120
 # Seconds between two lines about one cause of trouble with an exchange or the store.
 CAUSE_PER_S = 60.0
-# Seconds between two lines of one kind of the loggers in `CHATTY`, whose lines clients can cause.
+# Seconds between two lines of one kind of the loggers in `CHATTY`, because clients can cause these lines.
 KIND_PER_S = 60.0
 CHATTY = frozenset({"asyncio", "uvicorn", "websockets"})
-# Characters of an unformatted line that tell its kind.
+# Characters at the start of an unformatted line that identify its kind.
 MAX_KIND_CHARS = 100
 _NUMBERS = re.compile(r"(0x)?[0-9][0-9a-fA-F]*")
-# Attributes of every record; the others come from `extra`.
+# Attributes of every record; other attributes come from `extra`.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class ConsoleLines(logging.Formatter):
-    """One line a record; the lines of a trace follow, each behind `TRACE_MARGIN`."""
+    """One line a record, followed by the lines of its trace, each with the prefix `TRACE_MARGIN`."""
 
     def __init__(self) -> None:
         super().__init__(CONSOLE_FORMAT)
@@ -55,12 +55,12 @@ class ConsoleLines(logging.Formatter):
         record.message = _cut(record.getMessage())
         record.asctime = self.formatTime(record)
         line = printable(self.formatMessage(record))
-        return "\n".join((line, *(TRACE_MARGIN + one for one in _trace(self, record))))
+        return "\n".join((line, *(TRACE_MARGIN + trace_line for trace_line in _trace(self, record))))
 
 
 class JsonLines(logging.Formatter):
-    """`time` (UTC, ISO 8601), `level`, `logger`, `event`, `message` (the sentence), the fields of a line of ours; of
-    other lines what `extra` has; and `trace` of an unexpected error."""
+    """One JSON object a record: `time` (UTC, ISO 8601), `level`, `logger`, `event`, `message` (the sentence), the
+    fields (of other libraries: `extra`), and `trace` of an unexpected error."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -84,14 +84,14 @@ class JsonLines(logging.Formatter):
 
 
 def _field(value: object) -> str | int | float | None:
-    """A field as JSON: integers of more than 64 bits become text."""
+    """A field as a JSON value; integers of more than 64 bits become text."""
     if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64):
         return value
     return printable(_cut(field_text(value)))
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:
-    """The fields of a line of ours; nothing of other lines."""
+    """The fields of a record of `Log`; empty for records of other libraries."""
     fields: Mapping[str, object] = getattr(record, "fields", {})
     return fields
 
@@ -101,8 +101,8 @@ def _cut(text: str) -> str:
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
-    """The printable lines of a record's trace and stack, a bounded number of them."""
-    # `exc_text` of another handler is not escaped, so the trace is formatted again.
+    """The printable lines of a record's trace and stack, at most about `MAX_TRACE_LINES`."""
+    # The `exc_text` of another handler is not escaped, so the trace is formatted again.
     parts = [formatter.formatException(record.exc_info)] if record.exc_info else []
     if record.stack_info:
         parts.append(formatter.formatStack(record.stack_info))
@@ -149,7 +149,7 @@ class OncePerKind(logging.Filter):
         """Whether a line is written."""
         if record.name.partition(".")[0] not in CHATTY or logging.getLogger().isEnabledFor(logging.DEBUG):
             return True
-        # asyncio's lines are made before they get here: numbers and addresses in them are of one object.
+        # asyncio's lines are already formatted: numbers and addresses in them belong to one object.
         kind = _NUMBERS.sub("", str(record.msg)[:MAX_KIND_CHARS])
         error = record.exc_info[0] if record.exc_info else None
         suppressed = self._limit.allow((record.name, kind, error), self._clock())
@@ -159,7 +159,7 @@ class OncePerKind(logging.Filter):
 
 
 def _add(record: logging.LogRecord, words: str) -> None:
-    """Have the message end in `words`."""
+    """Append `words` to the message."""
     record.msg = record.getMessage().rstrip() + words
     record.args = ()
     if (sentence := getattr(record, "sentence", None)) is not None:
@@ -167,22 +167,26 @@ def _add(record: logging.LogRecord, words: str) -> None:
 
 
 def _cause(value: object) -> str | None:
-    """The sentence that all requests and series with one reason of failure share; None for other values."""
+    """The cause that failures of many requests and series share; None for other values."""
     if isinstance(value, UpstreamError):
         return value.cause
     return str(value) if isinstance(value, StoreError) else None
 
 
 def _arguments(record: logging.LogRecord) -> tuple[object, ...]:
-    """The values of the message; a single mapping stands for itself."""
+    """The values of the message; none for a single mapping."""
     return record.args if isinstance(record.args, tuple) else ()
 
 
 def set_up_logs(log_format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> None:
-    """Write everybody's logs, the web server's and Python's warnings too, to `stream` (stderr). Called again, it takes
-    the place of what was set up before."""
+    """Write all logs, including the web server's and Python's warnings. A later call replaces the earlier set-up.
+
+    log_format: lines for people, or JSON.
+    level: lowest level that is written.
+    stream: stderr by default.
+    """
     root = logging.getLogger()
-    for handler in [one for one in root.handlers if one.name == HANDLER]:
+    for handler in [previous for previous in root.handlers if previous.name == HANDLER]:
         root.removeHandler(handler)
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.name = HANDLER

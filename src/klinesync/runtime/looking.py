@@ -1,5 +1,5 @@
-"""Whether a path is a file or a folder. A path that cannot be looked at (below a folder that this user may not enter, a
-name that is too long) is neither, where `Path.is_file` raises. Opening the path raises the reason."""
+"""Whether a path is a file or a folder. An inaccessible path (in a folder without permission, with a name that is too
+long) is neither, whereas `Path.is_file` raises. Opening the path raises the reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file can be seen there."""
+    """Whether the path is an accessible regular file."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -16,7 +16,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder can be seen there."""
+    """Whether the path is an accessible folder."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -24,5 +24,5 @@ def is_folder(path: Path) -> bool:
 
 
 def real_path(path: Path) -> Path:
-    """`path` with its symbolic links resolved, as far as they lead. `Path.resolve` raises for links in a circle."""
+    """`path` with resolved symbolic links, as far as possible. `Path.resolve` raises for a circle of links."""
     return Path(os.path.realpath(path))

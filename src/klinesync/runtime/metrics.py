@@ -1,6 +1,6 @@
-"""The metrics: name, kind, meaning and labels of each. Values are read when Prometheus asks.
+"""The metrics: name, kind, meaning and labels of each. Values are read when Prometheus scrapes the service.
 
-A counter is a plain number at its owner; no code of Prometheus' library runs on the path of candles.
+A counter is a plain number of its owner; the write path runs no code of Prometheus' library.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
-# The labels of what belongs to one market of one exchange.
+# Labels of a metric by market of an exchange.
 _MARKET = ("exchange", "market")
 
 METRICS = (
@@ -41,19 +41,19 @@ METRICS = (
     Metric(
         "klinesync_stream_frames_quarantined_total",
         "counter",
-        "Frames that were quarantined: they were no valid candles.",
+        "Frames that were quarantined, because they were no valid candles.",
         _MARKET,
     ),
     Metric(
         "klinesync_stream_frames_doubted_total",
         "counter",
-        "Frames that were quarantined: their stamps were far from the exchange's time.",
+        "Frames that were quarantined, because their stamps were far from the exchange's time.",
         _MARKET,
     ),
     Metric(
         "klinesync_stream_closed_questioned_total",
         "counter",
-        "Closed candles of frames that were checked over REST: other values are stored, or they came before their end.",
+        "Closed candles of frames that were checked over REST: other values are stored, or they came early.",
         (*_MARKET, "reason"),
     ),
     Metric(
@@ -194,7 +194,7 @@ class Durations:
         self.sum_s += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """The cumulative buckets, as Prometheus has them: upper bound, and the number of durations up to it."""
+        """Cumulative buckets in the form of Prometheus: the upper bound, and the number of durations up to it."""
         bounds = [*map(str, DURATION_BOUNDS_S), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
@@ -225,15 +225,15 @@ class _Readings(Collector):
         self._read = read
 
     def describe(self) -> Sequence[Family]:
-        """Nothing; otherwise the registry would read all values at once, to learn the names."""
+        """Empty; otherwise the registry would collect all values to learn the names."""
         return ()
 
     def collect(self) -> Iterable[Family]:
-        """Every metric that was read, in the order of `METRICS`."""
-        found: dict[str, list[Reading]] = {name: [] for name in _BY_NAME}
+        """Every metric with a value, in the order of `METRICS`."""
+        by_name: dict[str, list[Reading]] = {name: [] for name in _BY_NAME}
         for reading in self._read():
-            found[reading.name].append(reading)
-        return [family(_BY_NAME[name], readings) for name, readings in found.items() if readings]
+            by_name[reading.name].append(reading)
+        return [family(_BY_NAME[name], readings) for name, readings in by_name.items() if readings]
 
 
 def family(metric: Metric, readings: Iterable[Reading]) -> Family:

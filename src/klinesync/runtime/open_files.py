@@ -12,7 +12,7 @@ LEAST_OPEN_FILES = 64
 
 
 class TooFewFiles(KlinesyncError):
-    """The limit of open files is reached, or too low. `least`: the number that the command needs; None: not known."""
+    """The limit of open files is reached, or too low. `least`: the number that the command needs; None: unknown."""
 
     code = "too_few_files"
 

@@ -1,4 +1,4 @@
-"""Proxies: which proxy a request goes through, by `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`. Pure."""
+"""Proxies: the proxy of each request, by `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`. Pure."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Proxy:
 
     @property
     def with_login(self) -> str:
-        """The address with credentials, for libraries that expect them there. Not for logs."""
+        """The address with credentials, for libraries that expect them in the address. Not for logs."""
         if self.login is None:
             return self.url
         user, password = (quote(part, safe="") for part in self.login)
-        scheme, _, rest = self.url.partition("://")
-        return f"{scheme}://{user}:{password}@{rest}"
+        scheme, _, address = self.url.partition("://")
+        return f"{scheme}://{user}:{password}@{address}"
 
 
 class Proxies:
@@ -62,7 +62,7 @@ class Proxies:
         return bool(self._by_scheme)
 
     def proxy_for(self, url: str) -> Proxy | None:
-        """The proxy for a request of `url`; None: connect directly, which is always so for loopback addresses."""
+        """The proxy for a request of `url`; None: connect directly, as always to loopback addresses."""
         parts = urlsplit(url)
         proxy = self._by_scheme.get(parts.scheme)
         host = (parts.hostname or "").rstrip(".")
@@ -90,8 +90,8 @@ def _parse(name: str, value: str) -> Proxy:
     except ValueError:
         raise BadFlag(FLAG, f"the proxy of {name} is no address such as http://host:port") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        what = f"a {parts.scheme}:// proxy" if parts.hostname else "no address such as http://host:port"
-        raise BadFlag(FLAG, f"{name} is {what}; use an http:// or https:// proxy, or switch {FLAG} off")
+        problem = f"a {parts.scheme}:// proxy" if parts.hostname else "no address such as http://host:port"
+        raise BadFlag(FLAG, f"{name} is {problem}; use an http:// or https:// proxy, or switch {FLAG} off")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     address = f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
     if parts.username is None:

@@ -1,4 +1,4 @@
-"""CandleHub: from the pipeline to the clients. Publishing awaits nobody; each client has a bounded outbox."""
+"""CandleHub: publishes candles of the pipeline to clients. Publishing never waits; each client has a bounded outbox."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from klinesync.ws.session import Announcement, Subscription
 
 log = Log(__name__)
 
-# Most messages and bytes that wait for one client. A client with a larger backlog is closed with 1013 and resumes with
-# `since`.
+# Largest backlog of one client, in messages and in bytes. A client with a larger one is closed with 1013, and resumes
+# with `since`.
 OUTBOX_MAX_MESSAGES = 10_000
 OUTBOX_MAX_BYTES = 16 << 20
-# Largest backlog of a client, in messages and bytes, with which its next catch-up is read: catch-ups are paced by the
-# client's reading, and never fill the outbox by themselves.
+# Largest backlog, in messages and in bytes, with which the next catch-up of a client is read: catch-ups are paced by
+# the client's reading, and never fill the outbox by themselves.
 ROOM_MESSAGES = 500
 ROOM_BYTES = 256 << 10
-# Longest time without reading, in seconds, of a client whose catch-up waits for room; then the client is too slow.
+# Seconds without reading after which a client whose catch-up waits for room is closed as too slow.
 ROOM_PATIENCE_S = 60.0
-# Most bytes of one write to a wire. The backlog of a slow client stays in the outbox, where it is counted.
+# Most bytes of one write to a wire. The rest of a backlog stays in the outbox, where it is counted.
 WRITE_BYTES = 64 << 10
 
 # Seconds between two log lines about clients that were too slow.
@@ -50,20 +50,31 @@ class Wire(Protocol):
         """Writes whole frames together, in order."""
 
     def ending(self) -> None:
-        """The connection will be closed behind the backlog; the wire cuts it off when the client takes too long."""
+        """The connection will be closed after the backlog; the wire cuts it off when the client takes too long."""
 
     def close(self, code: int) -> None:
-        """Close the connection with `code`, behind everything that was written. Nothing is written after that."""
+        """Close the connection with `code`, after everything that was written."""
 
 
 class Outbox:
     """The backlog of one client: frames in order, none dropped, and the latest forming candle of each series.
 
-    While the wire accepts frames there is no backlog, and frames go straight to the wire. `ended` is the close code,
-    once it is set; from then on the outbox accepts nothing.
+    While the wire accepts frames there is no backlog, and frames go straight to the wire. `ended`: the close code of an
+    ended outbox, which accepts no more frames; otherwise None.
     """
 
-    __slots__ = ("_bytes", "_forming", "_messages", "_paused", "_room", "_taken", "_warned", "_wire", "_write", "ended")
+    __slots__ = (
+        "_bytes",
+        "_forming",
+        "_messages",
+        "_paused",
+        "_room",
+        "_warned",
+        "_wire",
+        "_write",
+        "_writes",
+        "ended",
+    )
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -73,13 +84,13 @@ class Outbox:
         self._forming: dict[SeriesId, tuple[int, bytes]] = {}
         self._paused = False
         self._warned = False
-        self._taken = 0  # writes to the wire, of what had waited
+        self._writes = 0  # number of writes of backlog to the wire
         self._room: asyncio.Future[None] | None = None
         self.ended: int | None = None
 
     @property
     def waiting(self) -> tuple[int, int]:
-        """The backlog: its messages, and the bytes of those that must be delivered."""
+        """The backlog: the number of messages, and the bytes of those that must be delivered."""
         return len(self._messages) + len(self._forming), self._bytes
 
     def put(self, messages: Sequence[bytes]) -> None:
@@ -93,13 +104,13 @@ class Outbox:
         self._messages += messages
         self._bytes += sum(map(len, messages))
         if len(self._messages) > OUTBOX_MAX_MESSAGES or self._bytes > OUTBOX_MAX_BYTES:
-            self._forget()
+            self._clear()
             self.end(CLOSE_TRY_AGAIN_LATER)
         else:
             self._flush()
 
     def warning_due(self) -> bool:
-        """Whether the outbox has become half full, for the first time since it was empty: the client is warned once."""
+        """Whether the outbox became half full for the first time since it was empty; the client is warned once."""
         if self._warned or self.ended is not None:
             return False
         self._warned = len(self._messages) > OUTBOX_MAX_MESSAGES // 2 or self._bytes > OUTBOX_MAX_BYTES // 2
@@ -121,18 +132,18 @@ class Outbox:
         """Wait until the backlog is small, or the outbox has ended. A client that reads nothing for `ROOM_PATIENCE_S`
         is closed with 1013."""
         while self.ended is None and not self.has_room:
-            taken, self._room = self._taken, asyncio.get_running_loop().create_future()
+            writes, self._room = self._writes, asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(ROOM_PATIENCE_S):
                     await self._room
             except TimeoutError:
-                if self._taken == taken:
-                    self._forget()
+                if self._writes == writes:
+                    self._clear()
                     self.end(CLOSE_TRY_AGAIN_LATER)
             finally:
                 self._room = None
 
-    def _tell_room(self) -> None:
+    def _wake_waiting(self) -> None:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
@@ -153,20 +164,20 @@ class Outbox:
             del self._forming[series]
 
     def end(self, code: int) -> None:
-        """Close the connection with `code`, behind the backlog."""
+        """Close the connection with `code`, after the backlog."""
         if self.ended is None:
             self.ended = code
-            self._tell_room()
+            self._wake_waiting()
             self._forming.clear()
             self._wire.ending()
             if not self._messages:
                 self._wire.close(code)
 
     def abandon(self) -> None:
-        """The client has disconnected: drop the backlog, and send nothing any more."""
+        """The client has disconnected: drop the backlog and all later messages."""
         self.ended = self.ended or CLOSE_GOING_AWAY
-        self._tell_room()
-        self._forget()
+        self._wake_waiting()
+        self._clear()
         self._paused = True
 
     def pause(self) -> None:
@@ -186,12 +197,12 @@ class Outbox:
                 count, size = count + 1, size + len(message)
                 if size >= WRITE_BYTES:
                     break
-            taken = self._messages[:count]
+            batch = self._messages[:count]
             del self._messages[:count]
             self._bytes -= size
-            self._taken += 1
-            self._write(taken)
-            self._tell_room()
+            self._writes += 1
+            self._write(batch)
+            self._wake_waiting()
         if self._messages:
             return
         self._warned = False
@@ -202,7 +213,7 @@ class Outbox:
             self._forming.clear()
             self._write(forming)
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._messages.clear()
         self._forming.clear()
         self._bytes = 0
@@ -220,8 +231,8 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class HubStatus:
-    """The backlog of all clients now; and since the start the number of messages, and of clients that were too slow
-    (1013)."""
+    """The current backlog of all clients; and, since the start, the numbers of messages and of clients that were closed
+    as too slow (1013)."""
 
     clients: int
     subscriptions: int
@@ -232,12 +243,12 @@ class HubStatus:
 
 
 class CandleHub:
-    """Publishes to the subscribers of each series. Publishing awaits nobody."""
+    """Publishes to the subscribers of each series. Publishing never waits."""
 
     def __init__(self, bulkheads: Bulkheads | None = None, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
         self._monotonic = monotonic
         self._bulkheads = bulkheads or Bulkheads()
-        self._messages = 0  # live ones: catch-ups go from the coordinator straight to the client
+        self._messages = 0  # live messages; the coordinator sends catch-ups itself
         self._slow_clients = 0
         self._log_limit = LogLimit(LOG_EVERY_S)
         self._watchers: dict[SeriesId, dict[Client, Subscription]] = {}
@@ -284,8 +295,8 @@ class CandleHub:
         client.outbox.abandon()
 
     async def end(self, timeout_s: float) -> None:
-        """The service stops: close every connection with 1001, later ones too, and wait at most `timeout_s` seconds for
-        the clients to go."""
+        """Close every connection with 1001, later ones too, because the service stops. Waits at most `timeout_s`
+        seconds for the clients to disconnect."""
         self._ending = True
         for client in list(self._clients):
             client.outbox.end(CLOSE_GOING_AWAY)
@@ -294,13 +305,13 @@ class CandleHub:
                 await asyncio.wait_for(self._empty.wait(), timeout_s)
 
     def attach(self, client: Client, subscription: Subscription) -> None:
-        """From now on the client is sent live candles of the series. An earlier subscription of the series ends."""
+        """Send live candles of the series to the client from now on. Replaces an earlier subscription of the series."""
         series = subscription.series
         client.subscriptions[series] = subscription
         self._watchers.setdefault(series, {})[client] = subscription
 
     def detach(self, client: Client, series: SeriesId) -> None:
-        """The client's subscription of the series ends."""
+        """End the client's subscription of the series."""
         client.subscriptions.pop(series, None)
         client.outbox.drop_forming(series, None)
         watchers = self._watchers.get(series)
@@ -331,10 +342,10 @@ class CandleHub:
                     client.outbox.drop_forming(applied.series, announcement.newest)
                     self._put(client, applied.series, messages)
             except Exception as error:  # noqa: BLE001  # a bulkhead, without the cost of `contained` for each client
-                self._broke(client, error)
+                self._close_after_defect(client, error)
 
     def resync(self, series: SeriesId) -> None:
-        """Close the subscribers of a series, of which a publication may have been lost; they resume with `since`."""
+        """Close the subscribers of a series after a publication may have been lost; they resume with `since`."""
         for client in self._watchers.get(series, {}):
             client.outbox.end(CLOSE_DEFECT)
 
@@ -350,14 +361,14 @@ class CandleHub:
                 if subscription.wants_forming(forming.candle):
                     client.outbox.put_forming(forming.series, forming.candle.time, messages)
             except Exception as error:  # noqa: BLE001  # as in `publish`
-                self._broke(client, error)
+                self._close_after_defect(client, error)
 
     def tell(self, series: SeriesId, message: bytes) -> None:
-        """Send a `system` message to the subscribers of the series, behind their backlogs."""
+        """Send a `system` message to the subscribers of the series, after their backlogs."""
         watchers = self._watchers.get(series, {})
         self._messages += len(watchers)
         for client, subscription in watchers.items():
-            if not subscription.holding:  # `subscribed` comes first, and says how the stream stands
+            if not subscription.holding:  # `subscribed` comes first, with the state of the stream
                 self._put(client, series, [message])
 
     def _put(self, client: Client, series: SeriesId, messages: Sequence[bytes]) -> None:
@@ -365,7 +376,7 @@ class CandleHub:
         outbox = client.outbox
         outbox.put(messages)
         if outbox.warning_due():
-            sentence = "half of what may wait for this connection does: read faster, or it is closed with 1013"
+            sentence = "the backlog is half of its limit: read faster, or the connection is closed with 1013"
             waiting, size = outbox.waiting
             facts = {
                 "waiting_messages": waiting,
@@ -375,7 +386,7 @@ class CandleHub:
             }
             outbox.put_first(protocol.system(series, "slow", sentence, facts))
 
-    def _broke(self, client: Client, error: Exception) -> None:
+    def _close_after_defect(self, client: Client, error: Exception) -> None:
         """A defect in the handling of one client: close its connection; the client resumes with `since`."""
         self._bulkheads.defect(Part.CLIENT, "publishing", error)
         client.outbox.end(CLOSE_DEFECT)

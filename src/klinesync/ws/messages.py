@@ -15,9 +15,9 @@ from klinesync.core.gaps import GapState
 from klinesync.core.stream_state import StreamState
 
 GapReason = Literal["missing", "truncated"]
-# The kinds of candles that a subscription may be narrowed to.
+# The kinds of candles that a subscription may select.
 What = Literal["closed", "forming", "corrections"]
-# The events that `system` messages name. More may follow: clients pass over names that they do not know.
+# The events of `system` messages. Clients ignore unknown events, because later versions may add some.
 SystemEventName = Literal[
     "backfill.progress",
     "factor.rebuild",
@@ -44,7 +44,7 @@ STREAM_EVENTS: Mapping[StreamState, SystemEventName] = {
 
 
 class CandleOut(msgspec.Struct, gc=False):
-    """A candle as clients see it, in HTTP and WebSocket alike."""
+    """A candle in the form of the wire, the same in HTTP and WebSocket."""
 
     candle_time: int
     open: float
@@ -55,7 +55,7 @@ class CandleOut(msgspec.Struct, gc=False):
 
 
 class CandlesBatch(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candles_batch"):
-    """Several closed candles, ascending; `revised`: each corrects, or fills in behind, what was sent before."""
+    """Several closed candles, ascending; `revised`: each corrects a sent candle, or fills a hole behind one."""
 
     series_id: str
     candles: list[CandleOut]
@@ -63,7 +63,7 @@ class CandlesBatch(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type
 
 
 class CandleClosed(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candle_closed"):
-    """One closed candle; `revised`: it corrects, or fills in behind, what was sent before."""
+    """One closed candle; `revised`: it corrects a sent candle, or fills a hole behind one."""
 
     series_id: str
     candle: CandleOut
@@ -96,7 +96,7 @@ class Subscribed(msgspec.Struct, gc=False, tag_field="type", tag="subscribed"):
 
 
 class CaughtUp(msgspec.Struct, gc=False, tag_field="type", tag="caught_up"):
-    """The seam of catch-up and live; `head_time`: the newest closed candle sent so far."""
+    """The end of the catch-up; `head_time`: the newest closed candle sent so far."""
 
     series_id: str
     head_time: int | None
@@ -112,7 +112,7 @@ class SystemEvent(msgspec.Struct, gc=False, tag_field="type", tag="system"):
 
 
 class ErrorMessage(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="error"):
-    """A request that failed; the connection stays. `detail`: a sentence beside a message that is a code."""
+    """A failed request; the connection stays. `detail`: a sentence beside a message that is a code."""
 
     code: str
     message: str

@@ -1,4 +1,4 @@
-"""The messages of `/ws/market`: parsed once when they arrive, encoded once for all who get them. Pure.
+"""The messages of `/ws/market`: parsed when they arrive, encoded once for all their receivers. Pure.
 
 A message to clients is encoded as a whole WebSocket text frame, so that a thousand clients share its bytes.
 """
@@ -40,17 +40,19 @@ from klinesync.ws.messages import (
 _any = msgspec.json.Decoder(object)
 _encode = msgspec.json.Encoder().encode
 
-
+# All kinds of candles.
 WHAT: frozenset[str] = frozenset(get_args(What))
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Candles of `series` after `since` (exclusive), then live; without `since` live only.
+    """Subscribes to a series: candles after `since`, then live ones.
 
-    supports_batch: several closed candles may come as one `candles_batch`.
-    ack: the first answer is `subscribed`, and `caught_up` marks the seam of catch-up and live.
-    what: which kinds of candles the client wants.
+    series: the series.
+    since: open time in UTC seconds, exclusive; None: live only.
+    supports_batch: whether several closed candles may come as one `candles_batch`.
+    ack: whether the first answer is `subscribed`, and `caught_up` ends the catch-up.
+    what: the kinds of candles to send; all by default.
     """
 
     series: SeriesId
@@ -103,8 +105,8 @@ class WsMessageParser:
                 return Ping()
             case None:
                 raise BadMessage("missing type")
-            case other:
-                raise BadMessage(f"unknown message type: {str(other)[:100]}")
+            case kind:
+                raise BadMessage(f"unknown message type: {str(kind)[:100]}")
 
     def _subscribe(self, message: dict[str, object]) -> Subscribe:
         series = self._series(message)
@@ -124,7 +126,11 @@ class WsMessageParser:
         value = message.get("what")
         if value is None:
             return WHAT
-        if not isinstance(value, list) or not value or not all(isinstance(one, str) and one in WHAT for one in value):
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(isinstance(kind, str) and kind in WHAT for kind in value)
+        ):
             raise BadMessage(f"invalid what: a list of one or more of {', '.join(sorted(WHAT))}", str(series))
         return frozenset(value)
 
@@ -153,7 +159,7 @@ def _frame(message: ServerMessage) -> bytes:
 
 
 def candles_out(candles: Iterable[Candle]) -> list[CandleOut]:
-    """The candles as clients see them."""
+    """The candles in the form of the wire."""
     return list(starmap(CandleOut, candles))
 
 
@@ -163,23 +169,22 @@ def pong() -> bytes:
 
 
 def subscribed(series: SeriesId, head_time: int | None, stream: str) -> bytes:
-    """The acknowledgement that `ack` asks for."""
+    """The acknowledgement of a subscription with `ack`."""
     return _frame(Subscribed(str(series), head_time, stream))
 
 
 def caught_up(series: SeriesId, head_time: int | None) -> bytes:
-    """The seam of catch-up and live, for a subscription with `ack`; `head_time`: the newest closed candle sent so
-    far."""
+    """The end of the catch-up, for a subscription with `ack`; `head_time`: the newest closed candle sent so far."""
     return _frame(CaughtUp(str(series), head_time))
 
 
 def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> bytes:
-    """One closed candle; `revised`: it corrects, or fills in behind, what was sent before."""
+    """One closed candle; `revised`: it corrects a sent candle, or fills a hole behind one."""
     return _frame(CandleClosed(str(series), CandleOut(*candle), revised))
 
 
 def candles_batch(series: SeriesId, candles: Sequence[Candle], *, revised: bool = False) -> bytes:
-    """Several closed candles, ascending; `revised`: each corrects, or fills in behind, what was sent before."""
+    """Several closed candles, ascending; `revised`: each corrects a sent candle, or fills a hole behind one."""
     return _frame(CandlesBatch(str(series), candles_out(candles), revised))
 
 
@@ -189,18 +194,35 @@ def candle_forming(series: SeriesId, candle: Candle) -> bytes:
 
 
 def gap(series: SeriesId, jump: Jump, *, reason: GapReason = "missing", state: GapState = GapState.UNKNOWN) -> bytes:
-    """A jump, sent before the candle behind it. Reason `truncated`: the candles are stored, and can be paged."""
+    """A jump, sent before the candle that follows it.
+
+    series: the series.
+    jump: the missing open times.
+    reason: `missing` (the default), or `truncated`: the candles are stored, and can be paged.
+    state: of the missing candles; unknown by default.
+    """
     return _frame(GapMessage(str(series), jump.expected, jump.actual, reason, state))
 
 
 def system(series: SeriesId, event: SystemEventName, message: str, data: Mapping[str, object] | None = None) -> bytes:
-    """An event of a series: a sentence for people, the facts in `data`. Text in both is escaped."""
+    """An event of a series. Text is escaped.
+
+    series: the series.
+    event: its name.
+    message: a sentence for people.
+    data: the facts; none by default.
+    """
     return _frame(SystemEvent(str(series), event, printable(message), printable_values(data or {})))
 
 
 def error_message(code: str, message: str, series_id: str | None = None, detail: str | None = None) -> bytes:
-    """A request that failed; the connection stays. Text of the client is escaped. `detail`: a sentence beside a message
-    that is a code."""
+    """A failed request; the connection stays. Text of the client is escaped.
+
+    code: for programs.
+    message: a sentence, or a second code.
+    series_id: of the request; None when it has none.
+    detail: a sentence beside a message that is a code; None otherwise.
+    """
     return _frame(ErrorMessage(code, printable(message), _printable_or_unset(series_id), _printable_or_unset(detail)))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from enum import Enum
 
-# Burst of messages: a client may subscribe to, and unsubscribe from, all series of a connection (2,000) at once.
+# Largest burst, in messages: a client may subscribe to all series of a connection (2,000) and unsubscribe at once.
 RATE_BURST = 4000
+# Sustained rate, in messages a second.
 RATE_PER_S = 100.0
 # Consecutive refused messages after which the connection is closed.
 REFUSED_MAX = 1000
@@ -20,21 +21,21 @@ class Verdict(Enum):
 
 
 class MessageRate:
-    """A bucket of `RATE_BURST` messages that fills with `RATE_PER_S` a second."""
+    """A token bucket of `RATE_BURST` messages, refilled with `RATE_PER_S` a second."""
 
-    __slots__ = ("_left", "_refused", "_seen_s")
+    __slots__ = ("_refilled_s", "_refused", "_tokens")
 
     def __init__(self, now_s: float) -> None:
-        self._left = float(RATE_BURST)
-        self._seen_s = now_s
+        self._tokens = float(RATE_BURST)
+        self._refilled_s = now_s
         self._refused = 0
 
     def judge(self, now_s: float) -> Verdict:
         """How a message that arrives at `now_s` (monotonic seconds) is treated."""
-        self._left = min(RATE_BURST, self._left + (now_s - self._seen_s) * RATE_PER_S)
-        self._seen_s = now_s
-        if self._left >= 1:
-            self._left -= 1
+        self._tokens = min(RATE_BURST, self._tokens + (now_s - self._refilled_s) * RATE_PER_S)
+        self._refilled_s = now_s
+        if self._tokens >= 1:
+            self._tokens -= 1
             self._refused = 0
             return Verdict.TAKEN
         self._refused += 1

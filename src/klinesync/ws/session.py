@@ -1,4 +1,4 @@
-"""Subscription: what one client is sent of one series. A splice of store catch-up and live; values in, messages out."""
+"""Subscription: the messages of one series for one client, a splice of catch-up and live. Values in, messages out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CATCH_UP_MAX_CANDLES = 2000
 
 
 class Announcement:
-    """The closed candles of one series that were committed together and are published: one at least. Messages are
-    encoded when first needed, and shared by all subscribers."""
+    """The closed candles of one series in one commit, at least one, to be published. Messages are encoded when first
+    needed, and shared by all subscribers."""
 
     __slots__ = (
         "_all", "_batch", "_closed", "_extended", "_revised_batch", "before", "candles", "commit", "gaps", "newest",
@@ -33,8 +33,8 @@ class Announcement:
         self.commit = applied.commit
         self.newest = candles[-1].time
         frame = self.series.timeframe
-        # Subscribers whose newest candle opens at this time receive the whole batch, and nothing else. None: each
-        # subscriber is looked at by itself.
+        # Subscribers whose newest candle opens at this time receive the whole batch, and nothing else. None: the
+        # messages are decided for each subscriber.
         self.before: int | None = None
         if not applied.revised and all(
             frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1)
@@ -56,7 +56,7 @@ class Announcement:
         return frame
 
     def revisions(self, candles: Sequence[Candle], *, batch: bool) -> list[bytes]:
-        """The messages of revised candles: one `candles_batch` when there are several and `batch` is wanted. Read-only:
+        """The messages of revised candles: with `batch`, several come as one `candles_batch`. Read-only, because
         subscribers that get all revised candles share the list."""
         if not batch or len(candles) < 2:
             return [self.closed(candle) for candle in candles]
@@ -74,8 +74,8 @@ class Announcement:
         return frame
 
     def messages(self, *, batch: bool) -> list[bytes]:
-        """The messages of all candles: one `candles_batch` when there are several and `batch` is wanted. Read-only: the
-        list is shared."""
+        """The messages of all candles: with `batch`, several come as one `candles_batch`. Read-only, because the list
+        is shared."""
         if batch and len(self.candles) > 1:
             if self._batch is None:
                 self._batch = [protocol.candles_batch(self.series, self.candles)]
@@ -97,13 +97,13 @@ class Subscription:
     """One client's stream of one series: attached, then caught up from the store, then live.
 
     Strictly increasing in open time, each closed candle once, every jump declared; the exception is a revision,
-    which is marked as one. What opens before the first candle that was stored when the subscription attached is never
-    sent: the client is told that history was extended.
+    which is marked as one. Candles before the first candle that was stored when the subscription attached are never
+    sent; the client gets `history.extended` for them.
 
     series: the series.
     since: the newest closed open time that the client has; None: live only.
-    supports_batch: several closed candles may come as one message.
-    what: the kinds of candles that are sent, of `protocol.WHAT`.
+    supports_batch: whether several closed candles may come as one message.
+    what: the kinds of candles to send, of `protocol.WHAT`; all by default.
     """
 
     __slots__ = (
@@ -117,7 +117,7 @@ class Subscription:
         self._closed = "closed" in what
         self._forming = "forming" in what
         self._corrections = "corrections" in what
-        self._first: int | None = None  # nothing that opens before is ever sent
+        self._first: int | None = None  # candles that open before are never sent
         self._extended_to: int | None = None
         self._newest: int | None = None
         self.series = series
@@ -136,38 +136,38 @@ class Subscription:
 
     @property
     def since(self) -> int | None:
-        """The newest closed open time that the client has been sent, or has named in its request."""
+        """The newest closed open time that the client was sent, or named in its request."""
         return self._splice.after
 
     def caught_up(
         self, rows: Sequence[Candle], first: int | None, newer: int, commit: int, gaps: Sequence[Gap] = ()
     ) -> list[bytes]:
-        """The messages of the catch-up and of the held candles, which are sent before any live ones. All arguments are
-        of one state of the store.
+        """The messages of the catch-up and of the held candles, which are sent before live ones. All arguments are of
+        one snapshot of the store.
 
-        rows: the newest stored candles after `since`, ascending, at most `CATCH_UP_MAX_CANDLES`; none without `since`.
+        rows: the newest stored candles after `since`, ascending, at most `CATCH_UP_MAX_CANDLES`; empty without `since`.
         first: the oldest stored open time; None when nothing is stored.
-        newer: number of all stored candles after `since`.
-        commit: number of the newest transaction in the rows.
+        newer: count of all stored candles after `since`.
+        commit: number of the newest transaction in the snapshot.
         gaps: rows of the gap ledger for the holes among the rows.
         """
         frame, since = self.series.timeframe, self._since
         messages: list[bytes] = []
         self._first = first
         if since is not None and first is not None:
-            # A since before the first stored candle counts as the time just before that one.
+            # A `since` before the first stored candle counts as the time just before that candle.
             last = max(frame.floor(since), frame.shift(first, -1))
             if newer > len(rows):
                 jump = Jump(frame.next(last), rows[0].time)
                 if self._closed:
                     messages.append(protocol.gap(self.series, jump, reason="truncated"))
                 last = frame.shift(rows[0].time, -1)
-            # Held candles from before the newest rows are truncated too.
+            # Held candles before these rows are truncated too.
             self._splice.last = self._splice.after = last
-        # The row of a held candle has its present values; the candle may have been revised since it was held.
+        # The row of a held candle has the current values; the candle may have been revised while held.
         through = [*self._splice.history(rows), *self._splice.release()]
         messages += self._messages(through, (*gaps, *self._held_gaps))
-        # Revisions that were published while the store was read, of candles that the client has in older values.
+        # Revisions that were published while the store was read, of candles of which the client has older values.
         if since is not None:
             self._commit = commit
         shown = {item.time: item for item in through if isinstance(item, Candle)}
@@ -188,11 +188,11 @@ class Subscription:
 
     @property
     def holding(self) -> bool:
-        """Whether the catch-up is still being read. Nothing is sent before it."""
+        """Whether the catch-up is still being read; until then nothing is sent."""
         return self._splice.holding
 
     def announce(self, announcement: Announcement) -> list[bytes]:
-        """The messages that newly committed candles cause for this client."""
+        """The messages of newly committed candles for this client."""
         splice = self._splice
         if splice.last is not None and splice.last == announcement.before and not splice.holding:
             # The usual case: the whole batch follows the client's newest candle, and all clients get the same bytes.
@@ -210,10 +210,10 @@ class Subscription:
             elif candle.time not in announcement.revised:
                 through += splice.live(candle)
             elif splice.holding:
-                # Whether the catch-up has these values already is known once the store was read.
+                # `caught_up` will know whether the catch-up has these values already.
                 self._revised[candle.time] = (candle, announcement.commit)
             elif self._has(candle.time, announcement.commit):
-                # A revision lies behind the head, and the head was sent.
+                # A revision is behind the head, and the head was sent.
                 corrected.append(candle)
         revisions = announcement.revisions(corrected, batch=self.supports_batch) if self._corrections else []
         return [*extended, *revisions, *self._messages(through, announcement.gaps)]
@@ -228,8 +228,8 @@ class Subscription:
         return self._extended_to
 
     def _has(self, time: int, commit: int) -> bool:
-        """Whether the client has the candle at `time` in values from before the transaction `commit`: it had the candle
-        before it subscribed, or was sent it by an earlier commit."""
+        """Whether the client has values of the candle at `time` from before the transaction `commit`: from before the
+        subscription, or from an earlier commit."""
         if self._since is not None and time <= self._since:
             return True
         after = self._splice.after
@@ -258,8 +258,8 @@ class Subscription:
         ]
 
     def _gap(self, jump: Jump, gaps: Sequence[Gap]) -> bytes:
-        """The `gap` message of a jump, with its state: confirmed empty only when the whole jump is, lost when a part of
-        it is."""
+        """The `gap` message of a jump, with its state: confirmed empty when the whole jump is, lost when a part of the
+        jump is."""
         hole = [Span(jump.expected, jump.actual)]
         if any(clipped([gap.span], hole[0]) for gap in gaps if gap.state is GapState.LOST):
             return protocol.gap(self.series, jump, state=GapState.LOST)
