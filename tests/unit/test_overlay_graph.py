@@ -167,7 +167,7 @@ def line(*values: float, time: int = 600) -> Polyline:
         (drawing(line(1.0, float("-inf")), "toy.line"), "Expected `float`, got `null`"),
         (drawing(line(1.0), "toy.line"), "length >= 2"),
         (drawing(line(1.0, 1e300), "toy.line"), "<= 1e"),
-        (drawing(line(1.0, 2.0, time=660), "toy.line"), "touches the candle at 1970-01-01 00:11 UTC, after its visible_time"),
+        (drawing(line(1.0, 2.0, time=660), "toy.line"), "the candle at 1970-01-01 00:11 UTC, after its"),
         (drawing(Polyline("toy.line", (Point(600, 1.0), Point(540, 1.0)), "red"), "toy.line"), "go back in time"),
         (drawing(msgspec.structs.replace(SOUND, time=-60)), ">= 0"),
         (drawing(msgspec.structs.replace(SOUND, color="")), "regex"),

@@ -252,8 +252,8 @@ class ExchangeClock:
         clock while REST's is unknown, less the lead of the frames' clock by forming candles. False when both are
         unknown."""
         clock, second = (self._frames, self._rest) if self._rest.newest is None else (self._rest, self._frames)
-        # At least 1: a late frame or a wrong first stamp makes a clock look slow. The speed of a frames' clock that runs
-        # away from the candles does not count.
+        # At least 1: a late frame or a wrong first stamp makes a clock look slow. The speed of a frames' clock that
+        # runs away from the candles does not count.
         sound = (clock, second) if self._frames.ahead_ms <= self._differ_ms(self._frames) else (self._rest,)
         speed = max(1.0, next((candidate.speed for candidate in sound if candidate.speed is not None), 1.0))
         newest, shown_ms = clock.newest, clock.showed_ms(then_s, speed)
