@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from sim.scenario import draw_scenario
 from sim.virtual_loop import START_S, Deadlock, Process, Runaway, VirtualLoop
+from sim.world import NoTime, World
 
 
 @pytest.fixture
@@ -119,3 +123,18 @@ def test_the_world_outside_outlives_the_process_that_it_kills(loop: VirtualLoop)
     loop.start(process, work(), "work")
     loop.run_until_complete(task)
     assert seen == ["outside"]
+
+
+def test_threads_that_other_tests_have_left_may_read_the_clock_of_this_machine_and_the_service_may_not(
+    tmp_path: Path,
+) -> None:
+    world = World(draw_scenario(0), tmp_path / "store.sqlite")
+    clock, read = NoTime(world), list[float]()
+    idle = Thread(target=lambda: read.extend((clock.monotonic(), clock.time())))
+    idle.start()
+    idle.join()
+    assert (len(read), world.wrong) == (2, [])
+    clock.monotonic()
+    world.loop.close()
+    (wrong,) = world.wrong
+    assert "reads the clock of this machine" in wrong
