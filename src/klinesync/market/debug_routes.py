@@ -44,10 +44,10 @@ def debug_of(request: Request) -> DebugApi:
 @router.get("/debug/ingest_state")
 async def get_ingest_state(request: Request) -> IngestStateAnswer:
     """The ingest jobs, the connections to the exchange, the backlogs, and the state of REST."""
-    inspection = front_of(request).inspection
+    inspection, supervisors = front_of(request).inspection, debug_of(request).supervisors
     return IngestStateAnswer(
-        jobs=list(inspection.jobs()),
-        connections=list(inspection.connections()),
+        jobs=supervisors.jobs_state(),
+        connections=supervisors.connections_state(),
         queues=QueuesAnswer(**inspection.queues()),
         rest={
             f"{exchange}:{market}": RestAnswer.model_validate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -11,9 +11,10 @@ from klinesync.core.candle import Candle, Forming, check_candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, DerivedSeries
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest.supervisors import Supervisors
 from klinesync.market.bodies import BodyBudget
 from klinesync.market.guard import Guard
-from klinesync.market.inspection import Inspection, Parts
+from klinesync.market.inspection import Inspection
 from klinesync.market.stopping import Requests
 from klinesync.market_data.series_health import SeriesHealthService
 from klinesync.pipelines.derived_step import DerivedStep
@@ -45,6 +46,7 @@ class FormingIngest:
 class DebugApi:
     """The parts of the debug API."""
 
+    supervisors: Supervisors
     series_health: SeriesHealthService
     forming: FormingIngest
 
@@ -58,30 +60,6 @@ class Front:
     debug: DebugApi | None
     bodies: BodyBudget
     requests: Requests
-
-
-def compose_front(
-    guard: Guard,
-    parts: Parts,
-    *,
-    debug: bool,
-    derived: DerivedStep,
-    check_known: Callable[[SeriesId], Awaitable[None]],
-    show: Callable[[Forming], None],
-) -> Front:
-    """The front of a service with these `parts`. `check_known` raises `UnknownSeries`; `show` broadcasts."""
-    api = None
-    if debug:
-        health = SeriesHealthService(
-            database=parts.database,
-            base_of=derived.base_of,
-            check_known=check_known,
-            now_s=parts.now_s,
-            at_work=parts.healing,
-        )
-        api = DebugApi(health, FormingIngest(show, derived, parts.now_s))
-    monotonic = parts.clock.monotonic_s
-    return Front(guard, Inspection(parts), api, bodies=BodyBudget(monotonic=monotonic), requests=Requests(monotonic))
 
 
 def front_of(request: Request) -> Front:

@@ -9,14 +9,15 @@ from klinesync import __version__
 from klinesync.core.gaps import GapState, missing_candles
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import ConnectionStatus, Exchange, RestStatus
-from klinesync.ingest.supervisor import IngestSupervisor, JobState
+from klinesync.exchanges.exchange import RestStatus
+from klinesync.exchanges.registry import ExchangeRegistry
+from klinesync.ingest.supervisors import Supervisors
 from klinesync.market_data.startup_sync import SweepProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.bulkheads import Part
 from klinesync.runtime.clock import Clock
-from klinesync.runtime.exchange_clock import FRAMES, REST, ExchangeClock
+from klinesync.runtime.exchange_clock import FRAMES, REST
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.candles import CandleStore
@@ -33,10 +34,6 @@ class Parts:
 
     now_s: what time it is on the exchange of a series, in UTC seconds.
     healing: the spans of a base series that are being read, or soon will be.
-    exchanges: those that are asked, by name.
-    supervisors: what follows their series, by the exchange's name.
-    clocks: what is known of each market's time, by exchange and market.
-    final_margins_s: how long after its end a row may change, by exchange.
     grace_s: exchange time after a close before its candle is expected.
     defects: by the part that they ended.
     """
@@ -44,12 +41,8 @@ class Parts:
     database: Database
     pipeline: IngestPipeline
     ledger: LedgerStep
-    jobs: Callable[[], Sequence[JobState]]
-    connections: Callable[[], Sequence[ConnectionStatus]]
-    exchanges: Callable[[], Mapping[str, Exchange]]
-    supervisors: Callable[[], Mapping[str, IngestSupervisor]]
-    clocks: Mapping[tuple[str, str], ExchangeClock]
-    final_margins_s: Callable[[], Mapping[str, float]]
+    registry: ExchangeRegistry
+    supervisors: Supervisors
     healing: Callable[[SeriesId], Sequence[Span]]
     sweep: Callable[[], SweepProgress]
     hub: CandleHub
@@ -93,18 +86,10 @@ class Inspection:
             self._read_at_s = self._parts.clock.monotonic_s()
         return self._page.text()
 
-    def jobs(self) -> Sequence[JobState]:
-        """The ingest jobs."""
-        return self._parts.jobs()
-
-    def connections(self) -> Sequence[ConnectionStatus]:
-        """The connections to the exchange."""
-        return self._parts.connections()
-
     def rest(self) -> Mapping[tuple[str, str], RestStatus]:
         """How each REST host stands that was asked anything, by exchange and market."""
         found = {}
-        for name, exchange in self._parts.exchanges().items():
+        for name, exchange in self._parts.registry.made().items():
             found.update({(name, market): status for market, status in exchange.rest().items()})
         return found
 
@@ -121,13 +106,13 @@ class Inspection:
 
     def _healed(self) -> list[Sequence[Span]]:
         """Of each followed series with any, the gaps that somebody is at work on."""
-        followed = (SeriesId.parse(job.series_id) for job in self._parts.jobs())
+        followed = (SeriesId.parse(job.series_id) for job in self._parts.supervisors.jobs_state())
         return [spans for series in followed if (spans := self._parts.healing(series))]
 
     async def _look_into_store(self) -> StoreFacts:
         parts = self._parts
         # A delisted series gets no candles any more, and does not lag.
-        followed = [SeriesId.parse(job.series_id) for job in parts.jobs() if job.state != "delisted"]
+        followed = [SeriesId.parse(job.series_id) for job in parts.supervisors.jobs_state() if job.state != "delisted"]
         now = [(series, parts.now_s(series)) for series in followed]
 
         def look(store: CandleStore) -> StoreFacts:
@@ -164,28 +149,28 @@ class Inspection:
 
     def _of_streams(self) -> Iterable[Reading]:
         states: dict[str, int] = {}
-        for job in self._parts.jobs():
+        for job in self._parts.supervisors.jobs_state():
             states[job.state] = states.get(job.state, 0) + 1
         for state, count in states.items():
             yield Reading("klinesync_streams", count, (state,))
-        for name, exchange in self._parts.exchanges().items():
+        for name, exchange in self._parts.registry.made().items():
             for market, counts in exchange.streams().items():
                 labels = (name, market)
                 yield Reading("klinesync_stream_frames_total", counts.frames, labels)
                 yield Reading("klinesync_stream_frames_quarantined_total", counts.quarantined, labels)
                 yield Reading("klinesync_stream_reconnects_total", counts.reconnects, labels)
                 yield Reading("klinesync_stream_rotations_total", counts.rotations, labels)
-        for name, supervisor in self._parts.supervisors().items():
+        for name, supervisor in self._parts.supervisors.by_name().items():
             for market, count in supervisor.doubted().items():
                 yield Reading("klinesync_stream_frames_doubted_total", count, (name, market))
             for (market, reason), count in supervisor.questioned().items():
                 yield Reading("klinesync_stream_closed_questioned_total", count, (name, market, reason))
 
     def _of_clocks(self) -> Iterable[Reading]:
-        for exchange, margin_s in self._parts.final_margins_s().items():
+        for exchange, margin_s in self._parts.supervisors.final_margins_s().items():
             yield Reading("klinesync_rest_final_margin_seconds", margin_s, (exchange,))
         now_s = self._parts.clock.monotonic_s()
-        for (exchange, market), clock in self._parts.clocks.items():
+        for (exchange, market), clock in self._parts.registry.clocks.items():
             difference = clock.difference(now_s)
             apart_s = 0.0 if difference is None else (difference.frames_ms - difference.rest_ms) / 1000
             yield Reading("klinesync_clock_difference_seconds", apart_s, (exchange, market))
@@ -205,7 +190,7 @@ class Inspection:
             for urgency, count in rest.waiting.items():
                 yield Reading("klinesync_rest_waiting", count, (*host, urgency.name.lower()))
             yield Reading("klinesync_rest_blocked_seconds", rest.blocked_s, host)
-        for name, exchange in self._parts.exchanges().items():
+        for name, exchange in self._parts.registry.made().items():
             for (market, kind), count in exchange.left_out().items():
                 yield Reading("klinesync_rest_items_left_out_total", count, (name, market, kind))
 
@@ -217,7 +202,7 @@ class Inspection:
         healed = self._healed()
         yield Reading("klinesync_backfill_series", len(healed))
         yield Reading("klinesync_backfill_gaps", sum(map(len, healed)))
-        audits = [one.audit for one in self._parts.supervisors().values() if one.audit is not None]
+        audits = [one.audit for one in self._parts.supervisors.by_name().values() if one.audit is not None]
         if audits:
             yield Reading("klinesync_audit_looks_total", sum(audit.looked for audit in audits))
             yield Reading("klinesync_audit_revisions_total", sum(audit.revised for audit in audits))

@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from klinesync.market.front import Front, compose_front
-from klinesync.market.inspection import Parts
+from klinesync.market.bodies import BodyBudget
+from klinesync.market.front import DebugApi, FormingIngest, Front
+from klinesync.market.inspection import Inspection, Parts
 from klinesync.market.parts_exchanges import ExchangeParts
 from klinesync.market.parts_history import HistoryParts
 from klinesync.market.parts_ingest import IngestParts
 from klinesync.market.parts_writing import WritingParts
 from klinesync.market.settings import ServiceSettings
+from klinesync.market.stopping import Requests
 from klinesync.market.surroundings import Surroundings
 from klinesync.market_data.explain import ExplainService
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService, later_than_usual_s
 from klinesync.market_data.ingest_service import MarketIngestService
 from klinesync.market_data.orchestrator import MarketDataOrchestrator
+from klinesync.market_data.series_health import SeriesHealthService
 from klinesync.market_data.status_service import StatusService, market_facts, restarts
 from klinesync.market_data.top_markets import TopMarkets
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
@@ -102,30 +105,36 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
 
 def build_front(settings: ServiceSettings, parts: ServedParts) -> Front:
     """Who may come in, and what is told of the inside."""
-    registry, supervisors = parts.exchange.registry, parts.exchange.supervisors
+    writing, history, supervisors = parts.writing, parts.history, parts.exchange.supervisors
+    now_s, clock = parts.exchange.time.now_s, parts.around.clock
     inspected = Parts(
-        database=parts.writing.database,
-        pipeline=parts.writing.pipeline,
-        ledger=parts.writing.ledger,
-        jobs=supervisors.jobs_state,
-        connections=supervisors.connections_state,
-        exchanges=registry.made,
-        supervisors=supervisors.by_name,
-        clocks=registry.clocks,
-        final_margins_s=supervisors.final_margins_s,
-        healing=parts.history.backfill.working_on,
+        database=writing.database,
+        pipeline=writing.pipeline,
+        ledger=writing.ledger,
+        registry=parts.exchange.registry,
+        supervisors=supervisors,
+        healing=history.backfill.working_on,
         sweep=parts.ingest.startup.progress,
-        hub=parts.writing.hub,
-        now_s=parts.exchange.time.now_s,
-        clock=parts.around.clock,
+        hub=writing.hub,
+        now_s=now_s,
+        clock=clock,
         grace_s=settings.health_grace_s,
         defects=parts.around.bulkheads.counts,
     )
-    return compose_front(
+    debug = None
+    if settings.debug:
+        health = SeriesHealthService(
+            database=writing.database,
+            base_of=writing.derived.base_of,
+            check_known=history.reader.check_known,
+            now_s=now_s,
+            at_work=history.backfill.working_on,
+        )
+        debug = DebugApi(supervisors, health, FormingIngest(writing.forming.show, writing.derived, now_s))
+    return Front(
         settings.guard,
-        inspected,
-        debug=settings.debug,
-        derived=parts.writing.derived,
-        check_known=parts.history.reader.check_known,
-        show=parts.writing.forming.show,
+        Inspection(inspected),
+        debug,
+        bodies=BodyBudget(monotonic=clock.monotonic_s),
+        requests=Requests(clock.monotonic_s),
     )
