@@ -258,7 +258,7 @@ async def test_trouble_is_an_event_of_the_stream_which_goes_on(
 async def test_streams_are_bounded_and_a_client_that_leaves_makes_room(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top_markets, "MAX_STREAMS", 1)
+    monkeypatch.setattr(service.runtime.market_data.top_markets.streams, "most", 1)
     async with stream(service, interval_s=30) as events:
         assert await events.next() is not None
         async with asyncio.timeout(60):

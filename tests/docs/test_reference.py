@@ -28,8 +28,8 @@ from klinesync.core.errors import (
 )
 from klinesync.ingest.jobs import NoCapacity
 from klinesync.market.error_codes import FrontDoorCode, http_status
+from klinesync.market_data.event_streams import RateLimited
 from klinesync.market_data.factor_services import LedgerOutOfSync
-from klinesync.market_data.top_markets import RateLimited
 from klinesync.market_data.ws_services import TooManySubscriptions
 from klinesync.runtime.metrics import METRICS
 from klinesync.storage.damage import StoreDamaged

@@ -17,7 +17,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.exchange import HistoryPage, KlineEvent, Listing
-from klinesync.ingest.feed import HOLD_MOST_S
+from klinesync.ingest.feed import MAX_HOLD_S
 from klinesync.ingest.followed import (
     ATTACH_WAIT_S,
     FRUITLESS,
@@ -250,7 +250,7 @@ def followed_at_rest(head: int = FIRST_S) -> Followed:
     followed.page_written()
     assert followed.history_ended(0.0)[-1] == CaughtUp()
     followed.event(KlineEvent(BTC, candle_at(head + 60), False, head * 1000), 0.0, 0.0)
-    assert followed.at_rest
+    assert followed.is_idle
     return followed
 
 
@@ -312,7 +312,7 @@ def test_a_first_history_that_live_did_not_wait_for_is_requested() -> None:
     followed.attached(Moment(0.0, FIRST_S * 1000))
     followed.event(KlineEvent(BTC, candle_at(FIRST_S), True, (FIRST_S + 60) * 1000), 1.0, 1.0)
     assert followed.tick(Moment(1.0, (FIRST_S + 61) * 1000), MARGIN_S) == []
-    commands = followed.tick(Moment(1.0 + HOLD_MOST_S, (FIRST_S + 121) * 1000), MARGIN_S)
+    commands = followed.tick(Moment(1.0 + MAX_HOLD_S, (FIRST_S + 121) * 1000), MARGIN_S)
     assert commands == [
         Request(Span(FIRST_S + 120 - 60 * SETTINGS.first_history_candles, FIRST_S), "startup"),
         Persist((candle_at(FIRST_S),)),

@@ -46,7 +46,7 @@ def facts(after_s: int = 30, **changes: object) -> Facts:
         now_time=START + 60 * CANDLES + after_s,
         stored=minutes(0, CANDLES),
         gaps=(),
-        at_work=(),
+        working_on=(),
         sweeping=False,
         backfill=IDLE,
         stream=LIVE,
@@ -79,7 +79,7 @@ def test_what_is_missing_while_the_exchange_gives_nothing_is_told_with_what_it_s
         {"stored": None},
         {"stored": None, "sweeping": True},
         {"now_time": START + 60 * CANDLES + 400, "backfill": RUNNING},
-        {"gaps": [gap(10, 20)], "at_work": [minutes(10, 20)]},
+        {"gaps": [gap(10, 20)], "working_on": [minutes(10, 20)]},
     ):
         found = health(trouble=trouble, **missing)
         assert (found.status, found.status_reason, found.detail) == ("red", reason, trouble.detail)
@@ -134,8 +134,8 @@ def test_a_candle_is_expected_a_moment_after_its_close(after_s: int, reason: str
         ({"backfill": ENDED}, "yellow", "backfill_recent"),
         ({"backfill": replace(FAILED, recent=True)}, "yellow", "backfill_recent"),
         ({"sweeping": True}, "yellow", "backfill_running"),
-        ({"at_work": [minutes(100, 110)]}, "yellow", "backfill_running"),  # the holes of its base that it waits for
-        ({"at_work": [minutes(101, 110)]}, "red", "lagging_no_recent_backfill"),
+        ({"working_on": [minutes(100, 110)]}, "yellow", "backfill_running"),  # the holes of its base that it waits for
+        ({"working_on": [minutes(101, 110)]}, "red", "lagging_no_recent_backfill"),
         ({"stream": StreamStatus(StreamState.REST_FALLBACK)}, "red", "lagging_no_recent_backfill"),
         ({"stream": StreamStatus(StreamState.DELISTED, START)}, "green", "up_to_date"),
         ({"stream": StreamStatus(StreamState.DELISTED, START), "backfill": RUNNING}, "yellow", "backfill_running"),
@@ -156,7 +156,7 @@ def test_a_series_that_is_behind(changes: dict[str, object], status: str, reason
         ({"backfill": RUNNING}, "yellow", "backfill_running"),
         ({"backfill": ENDED}, "yellow", "backfill_recent"),
         ({"sweeping": True}, "yellow", "backfill_running"),
-        ({"at_work": [minutes(0, 10)]}, "yellow", "backfill_running"),
+        ({"working_on": [minutes(0, 10)]}, "yellow", "backfill_running"),
     ],
 )
 def test_a_series_of_which_nothing_is_stored(changes: dict[str, object], status: str, reason: str) -> None:
@@ -169,9 +169,9 @@ def test_a_series_of_which_nothing_is_stored(changes: dict[str, object], status:
     ("changes", "reason", "counts"),
     [
         ({"gaps": [gap(10, 20)]}, "interior_gap", (10, 0, 0, 0)),
-        ({"gaps": [gap(10, 20)], "at_work": [minutes(0, 20)]}, "gap_healing", (0, 10, 0, 0)),
-        ({"gaps": [gap(10, 20)], "at_work": [minutes(0, 15)]}, "interior_gap", (5, 5, 0, 0)),
-        ({"gaps": [gap(10, 20), gap(30, 31)], "at_work": [minutes(10, 20)]}, "interior_gap", (1, 10, 0, 0)),
+        ({"gaps": [gap(10, 20)], "working_on": [minutes(0, 20)]}, "gap_healing", (0, 10, 0, 0)),
+        ({"gaps": [gap(10, 20)], "working_on": [minutes(0, 15)]}, "interior_gap", (5, 5, 0, 0)),
+        ({"gaps": [gap(10, 20), gap(30, 31)], "working_on": [minutes(10, 20)]}, "interior_gap", (1, 10, 0, 0)),
         ({"gaps": [gap(10, 20, GapState.CONFIRMED_EMPTY)]}, "up_to_date", (0, 0, 10, 0)),
         ({"gaps": [gap(10, 20, GapState.CONFIRMED_EMPTY), gap(50, 51)]}, "interior_gap", (1, 0, 10, 0)),
         ({"gaps": [gap(10, 20)], "backfill": ENDED}, "interior_gap", (10, 0, 0, 0)),
@@ -179,7 +179,7 @@ def test_a_series_of_which_nothing_is_stored(changes: dict[str, object], status:
         ({"gaps": [gap(10, 20, GapState.LOST)]}, "gap_lost", (0, 0, 0, 10)),
         ({"gaps": [gap(10, 20, GapState.LOST), gap(50, 51)]}, "interior_gap", (1, 0, 0, 10)),
         (
-            {"gaps": [gap(10, 20, GapState.LOST), gap(50, 51)], "at_work": [minutes(50, 51)]},
+            {"gaps": [gap(10, 20, GapState.LOST), gap(50, 51)], "working_on": [minutes(50, 51)]},
             "gap_healing",
             (0, 1, 0, 10),
         ),
@@ -195,10 +195,10 @@ def test_a_hole_behind_the_head(changes: dict[str, object], reason: str, counts:
     [
         (605, {"gaps": [gap(10, 20)]}, "lagging_no_recent_backfill"),
         (605, {"gaps": [gap(10, 20)], "backfill": RUNNING}, "interior_gap"),
-        (605, {"gaps": [gap(10, 20)], "backfill": RUNNING, "at_work": [minutes(10, 20)]}, "backfill_running"),
-        (605, {"gaps": [gap(10, 20)], "backfill": ENDED, "at_work": [minutes(10, 20)]}, "backfill_recent"),
+        (605, {"gaps": [gap(10, 20)], "backfill": RUNNING, "working_on": [minutes(10, 20)]}, "backfill_running"),
+        (605, {"gaps": [gap(10, 20)], "backfill": ENDED, "working_on": [minutes(10, 20)]}, "backfill_recent"),
         (-1, {"gaps": [gap(10, 20)]}, "interior_gap"),
-        (-1, {"gaps": [gap(10, 20)], "at_work": [minutes(10, 20)]}, "head_ahead_of_closed_window"),
+        (-1, {"gaps": [gap(10, 20)], "working_on": [minutes(10, 20)]}, "head_ahead_of_closed_window"),
     ],
 )
 def test_of_several_troubles_the_worst_is_named(after_s: int, changes: dict[str, object], reason: str) -> None:
@@ -269,7 +269,7 @@ def any_facts(draw: st.DrawFn) -> Facts:
         now_time=at(draw(st.integers(1, LENGTH + 20))) + draw(st.integers(0, 90)),
         stored=Span(at(0), at(stored_end)) if stored_end else None,
         gaps=ledger,
-        at_work=[Span(at(first), at(end)) for first, end in spans(LENGTH + 20)],
+        working_on=[Span(at(first), at(end)) for first, end in spans(LENGTH + 20)],
         sweeping=draw(st.booleans()),
         backfill=BackfillReport(state=state, recent=recent),
         stream=StreamStatus(draw(st.sampled_from(StreamState))),
@@ -307,14 +307,14 @@ def test_more_work_is_never_worse(known: Facts) -> None:
     before = RANK[assess(known, GRACE_S).status]
     everything = [Span(0, known.now_time + 10 * 365 * 86_400)]
     for better in (
-        replace(known, at_work=everything),
+        replace(known, working_on=everything),
         replace(known, sweeping=True),
         replace(known, backfill=RUNNING),
     ):
         assert RANK[assess(better, GRACE_S).status] <= before or before == 0
     # Of green nothing is left to do; a reading that runs does not spoil it.
     if before == 0 and known.stream.state != "delisted":
-        assert assess(replace(known, backfill=RUNNING, at_work=everything), GRACE_S).status == "green"
+        assert assess(replace(known, backfill=RUNNING, working_on=everything), GRACE_S).status == "green"
 
 
 @given(any_facts(), st.integers(0, 7))

@@ -16,7 +16,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance.streams import BinanceConnection
 from klinesync.exchanges.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
 from klinesync.factor.graph import Said
-from klinesync.ingest.feed import HOLD_MOST_S
+from klinesync.ingest.feed import MAX_HOLD_S
 from klinesync.ingest.liveness import STALE
 from klinesync.ingest.supervisor import TICK_S
 from klinesync.overlay.instruction import Instruction
@@ -37,7 +37,7 @@ MOST_SENTENCES = 5
 
 # How long the service may keep a closed candle from its stream: for what is missing before it, and until it has found
 # out what time it is; then it looks up, and writes. A store that is slow or fails comes on top.
-WAIT_MOST_S = HOLD_MOST_S + ASK_EVERY_S + ASK_TIMEOUT_S + 2 * TICK_S + 2.0
+WAIT_MOST_S = MAX_HOLD_S + ASK_EVERY_S + ASK_TIMEOUT_S + 2 * TICK_S + 2.0
 # Tasks of a service at rest: its own, and for each connection to it.
 TASKS_MOST = 60
 TASKS_PER_CLIENT = 6

@@ -25,7 +25,7 @@ from klinesync.exchanges.binance.link import Link
 from klinesync.exchanges.binance.rest import BinanceRest
 from klinesync.exchanges.binance.streams import BinanceConnection
 from klinesync.exchanges.binance.weight import WeightBudget
-from klinesync.exchanges.exchange import Errand, HistoryPage, KlineEvent
+from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, KlineEvent
 from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.plugin import FactorFault, Upstream
 from klinesync.history.holes import HoleReader
@@ -35,6 +35,7 @@ from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, IngestFeed, Show
 from klinesync.ingest.job import Job
 from klinesync.ingest.liveness import StreamWatch
+from klinesync.ingest.market_watch import MarketWatch
 from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market_data.read_services import CandleReader, CatchUp
@@ -352,14 +353,14 @@ def confirm_a_hole_that_is_none(patch: pytest.MonkeyPatch) -> None:
 
 
 def break_on_an_event(patch: pytest.MonkeyPatch) -> None:
-    event = IngestSupervisor._event
+    event = MarketWatch.event
 
-    def fragile(self: IngestSupervisor, what: KlineEvent) -> None:
+    def fragile(self: MarketWatch, what: KlineEvent) -> None:
         if what.closed and what.candle.time // 60 % 7 == 0:
             raise RuntimeError("broken on purpose")
         event(self, what)
 
-    patch.setattr(IngestSupervisor, "_event", fragile)
+    patch.setattr(MarketWatch, "event", fragile)
 
 
 def tell_nobody_of_the_stop(patch: pytest.MonkeyPatch) -> None:
@@ -640,8 +641,8 @@ def test_a_break_is_caught(broken: Break, monkeypatch: pytest.MonkeyPatch) -> No
 def test_chance_that_does_not_come_from_the_seed_changes_the_transcript(monkeypatch: pytest.MonkeyPatch) -> None:
     made = IngestSupervisor.__init__
 
-    def unseeded(self: IngestSupervisor, *, rng: Random, **parts: Any) -> None:
-        made(self, rng=SystemRandom(), **parts)
+    def unseeded(self: IngestSupervisor, exchange: Exchange, *, rng: Random, **parts: Any) -> None:
+        made(self, exchange, rng=SystemRandom(), **parts)
 
     before = [known_outcome(draw_scenario(seed)).transcript for seed in range(3)]
     monkeypatch.setattr(IngestSupervisor, "__init__", unseeded)

@@ -36,12 +36,12 @@ async def look_at(stored: Span | None) -> list[tuple[int, int | None]]:
         history,
         series=lambda: [BTC],
         stored=stored_span,
-        untold_since=lambda _, candles, __: candles,
+        not_streamed_since=lambda _, candles, __: candles,
         submit=submit,
         now_ms=lambda _: NOW_S * 1000,
         interval_s=1.0,
     )
-    await audit.look(BTC)
+    await audit.audit(BTC)
     return asked
 
 

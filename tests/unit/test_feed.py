@@ -6,8 +6,8 @@ from klinesync.core.spans import Span
 from klinesync.core.splice import Jump
 from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, HistoryPage, Urgency
 from klinesync.ingest.feed import (
-    ASK_AGAIN,
-    HOLD_MOST_S,
+    FETCH_BACKOFF,
+    MAX_HOLD_S,
     MAX_HOLE_FETCHES,
     Command,
     Fetch,
@@ -133,9 +133,9 @@ def test_between_pages_live_waits_no_longer_than_it_may_and_late_closes_not_at_a
     close(feed, 7)
     close(feed, 20)
     assert feed.tick(0.0) == []
-    assert feed.tick(HOLD_MOST_S) == [], "the page may still wait for its commit"
+    assert feed.tick(MAX_HOLD_S) == [], "the page may still wait for its commit"
     assert feed.page_written() == [Persist(candles(7))]
-    assert feed.tick(HOLD_MOST_S) == [Persist(candles(20), (Jump(8 * 60, 20 * 60),))]
+    assert feed.tick(MAX_HOLD_S) == [Persist(candles(20), (Jump(8 * 60, 20 * 60),))]
 
 
 def test_what_the_stream_told_of_a_page_that_could_not_be_written_is_held_afterwards() -> None:
@@ -145,7 +145,7 @@ def test_what_the_stream_told_of_a_page_that_could_not_be_written_is_held_afterw
     feed.stalled()
     assert feed.restarted(5 * 60) == [Fetch(5 * 60)]
     assert feed.tick(0.0) == []
-    assert feed.tick(HOLD_MOST_S) == [Persist(candles(7), (Jump(6 * 60, 7 * 60),))]
+    assert feed.tick(MAX_HOLD_S) == [Persist(candles(7), (Jump(6 * 60, 7 * 60),))]
 
 
 def test_a_page_that_is_written_while_the_store_fails_lets_nothing_through() -> None:
@@ -209,7 +209,7 @@ def test_failing_history_is_asked_for_again_without_end() -> None:
         assert isinstance(again, Fetch)
         delays.append(again.delay_s)
     assert delays == sorted(delays)
-    assert delays[-1] == ASK_AGAIN.most_s
+    assert delays[-1] == FETCH_BACKOFF.most_s
 
 
 def test_while_history_fails_live_that_follows_the_head_passes_and_live_behind_a_hole_waits() -> None:
@@ -237,8 +237,8 @@ def test_live_waits_a_bounded_time_for_history_then_the_hole_is_declared() -> No
     close(feed, 11)
     assert feed.tick(100.0) == []
     feed.history_failed()
-    assert feed.tick(100.0 + HOLD_MOST_S - 1) == []
-    (written,) = feed.tick(100.0 + HOLD_MOST_S)
+    assert feed.tick(100.0 + MAX_HOLD_S - 1) == []
+    (written,) = feed.tick(100.0 + MAX_HOLD_S)
     holes = (Jump(6 * 60, 8 * 60), Jump(9 * 60, 11 * 60))
     assert written == Persist(candles(8, 11), holes)
     assert isinstance(written, Persist)
@@ -252,9 +252,9 @@ def test_the_wait_begins_anew_with_every_hole() -> None:
     feed.tick(0.0)
     feed.history(page(6, 7))
     feed.history_ended()
-    assert feed.tick(HOLD_MOST_S) == []
+    assert feed.tick(MAX_HOLD_S) == []
     close(feed, 9)
-    assert feed.tick(2 * HOLD_MOST_S) == []
+    assert feed.tick(2 * MAX_HOLD_S) == []
 
 
 def test_what_is_overdue_is_asked_for_while_live_passes() -> None:
@@ -302,7 +302,7 @@ def test_what_the_stream_has_told_since_is_left_out_of_an_audit() -> None:
     feed = live_feed(5)
     close(feed, 6, event_ms=1000)
     close(feed, 7, event_ms=2000)
-    assert feed.untold_since(candles(5, 6, 7), 1500) == list(candles(5, 6))
+    assert feed.not_streamed_since(candles(5, 6, 7), 1500) == list(candles(5, 6))
 
 
 def test_a_reconnect_asks_again_and_one_reading_is_under_way_at_most() -> None:

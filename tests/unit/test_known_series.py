@@ -11,7 +11,7 @@ import pytest
 from klinesync.core.errors import UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import known_series
-from klinesync.market_data.known_series import MAX_QUESTIONS, PATIENCE_LEAST_S, PATIENCE_S, KnownSeries
+from klinesync.market_data.known_series import LEAST_TIMEOUT_S, MAX_REQUESTS, TIMEOUT_S, KnownSeries
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from sim.virtual_loop import VirtualLoop
 
@@ -59,9 +59,9 @@ def test_a_market_that_never_answers_is_waited_for_once_and_disturbs_no_other_ma
         exchange = Exchange()
         exchange.answers["futures"].set()
         known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time)
-        assert await waited_s(known, BTC) == pytest.approx(PATIENCE_S)
-        assert await waited_s(known, ETH) == pytest.approx(PATIENCE_LEAST_S), "it has hung for that long already"
-        assert await waited_s(known, BTC) == pytest.approx(PATIENCE_LEAST_S)
+        assert await waited_s(known, BTC) == pytest.approx(TIMEOUT_S)
+        assert await waited_s(known, ETH) == pytest.approx(LEAST_TIMEOUT_S), "it has hung for that long already"
+        assert await waited_s(known, BTC) == pytest.approx(LEAST_TIMEOUT_S)
         assert await known.known(CONTRACT)
         assert exchange.asked == [BTC, ETH, CONTRACT], "a question that is pending is not asked again"
         exchange.answers["spot"].set()
@@ -89,13 +89,13 @@ def test_many_wait_for_one_answer_and_one_that_leaves_takes_it_from_nobody() -> 
 
 
 def test_questions_that_are_pending_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_QUESTIONS == 1000
-    monkeypatch.setattr(known_series, "MAX_QUESTIONS", 1)
+    assert MAX_REQUESTS == 1000
+    monkeypatch.setattr(known_series, "MAX_REQUESTS", 1)
 
     async def work() -> None:
         exchange = Exchange()
         known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time)
-        assert await waited_s(known, BTC) == pytest.approx(PATIENCE_S)
+        assert await waited_s(known, BTC) == pytest.approx(TIMEOUT_S)
         assert await waited_s(known, CONTRACT) == 0
         exchange.answers["spot"].set()
         await asyncio.sleep(1)

@@ -153,7 +153,7 @@ def test_a_frame_that_waited_while_its_connection_was_lost_makes_nothing_live() 
 def test_a_stream_whose_source_polls_rest_in_its_place_is_no_live_one_until_it_brings_frames_again() -> None:
     watch = attached()
     watch.frame(candle(1), ms(0, 5), closed=False)
-    watch.stood_in(ms(1), "the handshake is refused")
+    watch.stands_in(ms(1), "the handshake is refused")
     for time_ms, closed in ((ms(1, 3), True), (ms(1, 5), False)):
         assert not watch.frame(candle(1), time_ms, closed=closed)
         assert (watch.state, watch.status.detail) == ("rest_fallback", "the handshake is refused")
@@ -162,7 +162,7 @@ def test_a_stream_whose_source_polls_rest_in_its_place_is_no_live_one_until_it_b
     assert watch.state == "reconnecting"
     watch.reachable(ms(2, 9))
     assert watch.state == "rest_fallback"
-    watch.stood_in(ms(3), None)
+    watch.stands_in(ms(3), None)
     assert watch.state == "subscribed"
     watch.frame(candle(4), ms(3, 5), closed=False)
     assert (watch.state, watch.status.detail) == ("live", None)
@@ -170,7 +170,7 @@ def test_a_stream_whose_source_polls_rest_in_its_place_is_no_live_one_until_it_b
 
 def test_a_stream_that_rest_stood_in_for_is_lost_when_rest_fails_too() -> None:
     watch = attached()
-    watch.stood_in(ms(1), "the handshake is refused")
+    watch.stands_in(ms(1), "the handshake is refused")
     watch.quiet = Span(120, 180)
     watch.lost(ms(2))
     assert (watch.state, watch.status.quiet) == ("reconnecting", None)

@@ -11,11 +11,11 @@ import pytest
 from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.market_data import top_markets
+from klinesync.market_data.event_streams import RateLimited
 from klinesync.market_data.top_markets import (
     FORCED_MOST,
     FORCED_PER_S,
     TICKERS_TTL_S,
-    RateLimited,
     TopAnswer,
     TopMarkets,
     TopQuery,
@@ -238,8 +238,8 @@ async def test_the_end_comes_at_once_also_to_those_who_wait_for_the_exchange_or_
 async def test_streams_are_bounded_and_give_their_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top_markets, "MAX_STREAMS", 2)
     top = Exchange().top
-    with top.streaming():
-        with top.streaming(), pytest.raises(RateLimited, match="2 streams"), top.streaming():
+    with top.streams.place():
+        with top.streams.place(), pytest.raises(RateLimited, match="2 streams"), top.streams.place():
             pytest.fail("a third place")
-        with top.streaming():
+        with top.streams.place():
             pass

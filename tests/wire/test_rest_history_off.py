@@ -96,7 +96,7 @@ async def test_nothing_that_closed_before_a_series_was_followed_is_read_over_res
             assert exchange.asked, "by REST"
             audit = service.runtime.supervisors.by_name()["binance"].audit
             assert audit is not None
-            assert audit.looked, "and audited"
+            assert audit.audits, "and audited"
             assert [one for one in exchange.asked if one[2] < began_s] == []
             assert {symbol for _, symbol, _ in exchange.asked} == {"BTCUSDT"}
             await until(lambda: not service.runtime.backfill.working_on(SPOT), "nobody is at work on what is missing")

@@ -111,8 +111,8 @@ async def test_an_imported_series_that_is_not_listed_is_served_as_it_is(
                         await asyncio.sleep(0.05)
             auditing = followed.by_name()["binance"].audit
             assert auditing is not None
-            looked = auditing.looked
-            await until(lambda: auditing.looked > looked + 5, "the audit goes on")
+            looked = auditing.audits
+            await until(lambda: auditing.audits > looked + 5, "the audit goes on")
             await passed(exchange, 600)
             await complete(service, exchange, LISTED)
             for series in UNLISTED:

@@ -1,7 +1,8 @@
-"""Audit: REST is asked again for the newest closed candles of every followed series, one after the other, for ever.
+"""Audit: requests the newest closed candles of every followed series from REST again, series by series.
 
-A stream may have called a candle final with other values than the exchange keeps, a revision may have been told while
-nobody listened, and REST itself may have shown a row too early. What differs is written, and so becomes a revision.
+Stored values may differ from those of the exchange: a stream may have sent other final values, a revision may have been
+missed while disconnected, and REST may have shown a row before it was final. Candles that differ are written as
+revisions.
 """
 
 from __future__ import annotations
@@ -24,19 +25,26 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# How far back one look reaches: futures pages of up to 100 rows cost the least, and spot pages all the same. Two more
-# rows are asked for, which prove the newest.
+# Candles of an audit. Futures pages of up to 100 rows have the least weight; two further rows prove the newest.
 AUDIT_CANDLES = 97
-# Candles younger than this are left alone: REST may lag behind the stream, and the stream's word is the newer one.
+# Youngest candle of an audit, in seconds after its open: REST may lag behind the stream.
 AUDIT_AGE_S = 120
-# One series is not looked at more often than this.
+# Shortest time between two audits of a series, in seconds.
 AUDIT_AGAIN_S = 60.0
 
 
 class Audit:
-    """Looks at one series every `interval_s`, in turns. `series` are those that are followed and caught up; `stored` is
-    the stored span of one; `untold_since` leaves out what the stream told later than a time
-    (ms); `submit` writes."""
+    """Audits a series every `interval_s` seconds, in turns. `run` is its task.
+
+    history: pages of the exchange.
+    series: the followed series that are caught up.
+    stored: the span of a series that may be requested; None when nothing is stored.
+    not_streamed_since: the given candles without those that the stream sent since a time, in ms of the exchange.
+    submit: writes candles.
+    now_ms: the exchange's time; None when unknown.
+    interval_s: seconds between two audits.
+    monotonic: monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -44,7 +52,7 @@ class Audit:
         *,
         series: Callable[[], Iterable[SeriesId]],
         stored: Callable[[SeriesId], Awaitable[Span | None]],
-        untold_since: Callable[[SeriesId, Sequence[Candle], int], Sequence[Candle]],
+        not_streamed_since: Callable[[SeriesId, Sequence[Candle], int], Sequence[Candle]],
         submit: Callable[[SeriesId, Sequence[Candle], str, Empty], Awaitable[Applied]],
         now_ms: Callable[[SeriesId], int | None],
         interval_s: float,
@@ -54,39 +62,40 @@ class Audit:
         self._history = history
         self._series = series
         self._stored = stored
-        self._untold_since = untold_since
+        self._not_streamed_since = not_streamed_since
         self._submit = submit
         self._now_ms = now_ms
         self._interval_s = interval_s
-        self._looked_at_s: dict[SeriesId, float] = {}
-        self.looked = 0
-        self.revised = 0
+        self._audited_s: dict[SeriesId, float] = {}
+        self.audits = 0  # finished audits
+        self.revised = 0  # candles that they revised
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Audit until cancelled."""
         while True:
             await asyncio.sleep(self._interval_s)
-            one = self._next(self._monotonic())
-            if one is None:
+            series = self._next(self._monotonic())
+            if series is None:
                 continue
             try:
-                await self.look(one)
+                await self.audit(series)
             except (UpstreamError, StoreError) as error:
-                log.info("audit.postponed", "the audit is postponed", series=one, error=error)
+                log.info("audit.postponed", "the audit is postponed", series=series, error=error)
 
     def _next(self, now_s: float) -> SeriesId | None:
-        """Who was not looked at for the longest time."""
+        """The series whose last audit is the longest ago; None when no audit is due."""
         followed = set(self._series())
-        for gone in self._looked_at_s.keys() - followed:
-            del self._looked_at_s[gone]
-        chosen = min(followed, key=lambda one: (self._looked_at_s.get(one, float("-inf")), str(one)), default=None)
-        if chosen is None or now_s - self._looked_at_s.get(chosen, float("-inf")) < AUDIT_AGAIN_S:
+        for unfollowed in self._audited_s.keys() - followed:
+            del self._audited_s[unfollowed]
+        audited_s = {series: self._audited_s.get(series, float("-inf")) for series in followed}
+        series = min(followed, key=lambda series: (audited_s[series], str(series)), default=None)
+        if series is None or now_s - audited_s[series] < AUDIT_AGAIN_S:
             return None
-        self._looked_at_s[chosen] = now_s
-        return chosen
+        self._audited_s[series] = now_s
+        return series
 
-    async def look(self, series: SeriesId) -> None:
-        """Compare one series' newest candles with the exchange's. Raises `UpstreamError`, `StoreError`."""
+    async def audit(self, series: SeriesId) -> None:
+        """Compare the newest candles of a series with those of the exchange. Raises `UpstreamError`, `StoreError`."""
         stored, now_ms = await self._stored(series), self._now_ms(series)
         if stored is None or now_ms is None:
             return
@@ -98,11 +107,11 @@ class Audit:
             return
         pages = self._history(series, start, Errand(Urgency.DEEP), end)
         await read_pages(pages, partial(self._compare, series, old_s * 1000), unreported(series, start))
-        self.looked += 1
+        self.audits += 1
 
     async def _compare(self, series: SeriesId, old_ms: int, page: HistoryPage) -> None:
-        """Write the page's candles that the stream has not told at or after `old_ms`: what differs is a revision."""
-        candles = self._untold_since(series, page.candles, old_ms)
+        """Write the candles of a page that the stream has not sent since `old_ms`; other values make a revision."""
+        candles = self._not_streamed_since(series, page.candles, old_ms)
         applied = await self._submit(series, candles, "audit", Empty(page.empty, page.proof))
         if applied.candles:
             self.revised += len(applied.candles)

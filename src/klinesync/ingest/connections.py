@@ -1,4 +1,4 @@
-"""Connections: the connections to one exchange, as many of each market as its streams need."""
+"""Connections: the connections to an exchange, as many for each market as its streams need."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from klinesync.runtime.bulkheads import Bulkheads, Part
 
 
 class Connections:
-    """Opens a connection when no other has room, and ends it when it carries no stream any more.
+    """Opens a connection when no other has room, and closes it when it has no stream left.
 
     exchange: the exchange.
-    markets: the names of its markets.
-    callbacks: whom the connections tell.
+    markets: names of its markets.
+    callbacks: called by the connections.
     bulkheads: contains defects; a connection with a defect is restarted.
     """
 
@@ -29,7 +29,7 @@ class Connections:
         self._numbers = count(1)
 
     def with_room(self, market: str, group: asyncio.TaskGroup) -> Connection:
-        """A connection of `market` with room for one more stream; a new one runs in `group`."""
+        """A connection of `market` with room for another stream. A new connection runs in `group`."""
         for connection in self._tasks[market]:
             if connection.room:
                 return connection
@@ -40,7 +40,7 @@ class Connections:
         return connection
 
     def end_if_idle(self, market: str, connection: Connection) -> None:
-        """End the connection unless it carries a stream."""
+        """Close the connection unless it has a stream."""
         if connection.idle:
             self._tasks[market].pop(connection).cancel()
 
@@ -49,5 +49,5 @@ class Connections:
         return list(self._tasks[market])
 
     def states(self) -> list[ConnectionStatus]:
-        """How all of them stand."""
+        """The status of each connection."""
         return [connection.status for tasks in self._tasks.values() for connection in tasks]

@@ -1,9 +1,9 @@
 """IngestFeed: decides about the candles of one followed series. Pure: events in, commands out.
 
-The feed is the splice at the edge exchange -> us. When the stream is attached, live candles are held and history is
-requested (`Fetch`). A live candle that does not directly follow its predecessor is held, and the hole is requested over
-REST, a bounded number of times and a bounded time. A hole between rows of one answer is the exchange's own, and is
-passed at once. A hole that is passed without this proof is declared, and left to the healing of gaps.
+The feed is the splice at the edge from the exchange to us. When the stream is attached, live candles are held and
+history is requested (`Fetch`). A live candle that does not directly follow its predecessor is held, and the gap before
+it is requested over REST, with a limited number of requests and a time limit. A gap between rows of one answer is
+proven empty, and skipped at once. A gap that is skipped without this proof is declared, and healed later.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ from klinesync.core.spans import Span, without
 from klinesync.core.splice import Jump, Splice
 from klinesync.exchanges.exchange import HistoryPage, Urgency
 
-# Requests for a hole that answers neither fill nor prove empty, before the hole is passed.
+# Most fruitless requests for a gap (neither filled nor proven empty); then the gap is skipped.
 MAX_HOLE_FETCHES = 5
-# Backoff of REST requests: after a failure, or after an answer that neither filled a hole nor proved it empty.
-ASK_AGAIN = Backoff(initial_s=0.5, most_s=30.0)
-# Longest time, in seconds, that closed live candles are held for the history before them; then the hole is declared.
-HOLD_MOST_S = 60.0
-# Closed candles whose stamps are remembered.
+# Backoff of REST requests after a failure, or after a fruitless request for a gap.
+FETCH_BACKOFF = Backoff(initial_s=0.5, most_s=30.0)
+# Longest time, in seconds, that closed live candles wait for the history before them; then the gap is declared.
+MAX_HOLD_S = 60.0
+# Most closed candles whose stamps are remembered; the oldest are evicted.
 MAX_STAMPS = 500
 
 
 class Fetch(Struct, frozen=True):
-    """Request history after `delay_s`: from the stored open time `start` on, so that a hole behind it lies within one
-    answer; None: a first history."""
+    """Request history.
+
+    start: the stored head, so that the answer proves a gap behind it; None: a first history.
+    delay_s: pause before the request, in seconds.
+    urgency: of the request.
+    """
 
     start: int | None
     delay_s: float = 0.0
@@ -45,11 +49,12 @@ class Hurry(Struct, frozen=True):
 
 
 class Persist(Struct, frozen=True):
-    """Write these closed candles, ascending.
+    """Write closed candles.
 
-    jumps: holes before or between the candles.
-    empty: spans without candles at the exchange.
-    proof: how the exchange has shown that.
+    candles: ascending.
+    jumps: gaps before or between the candles.
+    empty: spans that are proven empty.
+    proof: how the exchange has proved that, a sentence.
     """
 
     candles: tuple[Candle, ...]
@@ -58,7 +63,7 @@ class Persist(Struct, frozen=True):
     proof: str = ""
 
     def unproven(self) -> list[Span]:
-        """The jumps that are not proven empty: holes."""
+        """The gaps that are not proven empty."""
         return without([Span(jump.expected, jump.actual) for jump in self.jumps], self.empty)
 
 
@@ -69,7 +74,7 @@ class Show(Struct, frozen=True):
 
 
 class ShowLater(Struct, frozen=True):
-    """Call `due` at that monotonic time: a forming candle waits for the shortest interval."""
+    """Call `due` at the monotonic time `at_s`: a forming candle is throttled until then."""
 
     at_s: float
 
@@ -78,7 +83,12 @@ Command = Fetch | Hurry | Persist | Show | ShowLater
 
 
 class IngestFeed:
-    """One followed series. `head` is the newest stored open time when following begins."""
+    """The feed of one followed series.
+
+    series: the series.
+    head: the stored head when following begins; None when nothing is stored.
+    forming_interval_s: shortest time between two forming candles, in seconds.
+    """
 
     def __init__(self, series: SeriesId, head: int | None, *, forming_interval_s: float) -> None:
         self.series = series
@@ -86,16 +96,16 @@ class IngestFeed:
         self._splice: Splice[Candle] = Splice(series.timeframe, last=head)
         self._splice.hold()
         self._fetching = self._stalled = False
-        self._urgency = Urgency.SWEEP  # of what is fetched
-        # What the stream had told of the page that was let through, while that may wait for its commit.
+        self._urgency = Urgency.SWEEP  # of the `Fetch` in flight
+        # Streamed candles within the page that waits for its commit; None when no page does.
         self._page: tuple[Candle, ...] | None = None
         self._caught_up = False
         self._held_since_s: float | None = None
         self._hole_fetches = 0
         self._hole_after: int | None = None
         self._stamps: dict[int, int] = {}
-        self._values: dict[int, Candle] = {}  # of the frames with these stamps
-        self._late: dict[int, Candle] = {}  # late ones, for when no page is under way any more
+        self._values: dict[int, Candle] = {}  # candles of the frames with these stamps
+        self._late: dict[int, Candle] = {}  # late candles, which wait for the commit of a page
         self._failures = 0
         self._forming_interval_s = forming_interval_s
         self._shown_at_s = float("-inf")
@@ -103,7 +113,7 @@ class IngestFeed:
 
     @property
     def head(self) -> int | None:
-        """The newest closed open time that has passed."""
+        """The newest closed open time that was released to be written."""
         return self._splice.last
 
     @property
@@ -121,43 +131,43 @@ class IngestFeed:
         """Whether closed live candles are held."""
         return self._splice.holding
 
-    def untold_since(self, candles: Sequence[Candle], since_ms: int) -> list[Candle]:
-        """The candles without those whose final values the stream has sent at or after that time of the exchange."""
+    def not_streamed_since(self, candles: Sequence[Candle], since_ms: int) -> list[Candle]:
+        """The candles without those whose final values the stream has sent since `since_ms`, in ms of the exchange."""
         return [candle for candle in candles if self._stamps.get(candle.time, -1) < since_ms]
 
     def attached(self) -> list[Command]:
-        """The stream is subscribed (again): hold live candles, and read the missed ones."""
+        """The stream is subscribed (again): hold live candles, and request missed candles."""
         self._splice.hold()
         self._hole_fetches = 0
         return self._fetch(0.0)
 
     def overdue(self, urgency: Urgency) -> list[Command]:
-        """The stream does not bring an expected candle: request it over REST, and let live candles pass meanwhile."""
+        """The stream does not bring an expected candle: request the candle over REST, without holding live candles."""
         return [] if self._fetching else self._fetch(0.0, urgency)
 
     def abandoned(self) -> None:
-        """The `Fetch` in flight will not be answered, and no other one is made until `attached`."""
+        """The `Fetch` in flight ends without an answer, and no other is made until `attached`."""
         self._fetching = False
         self._page = None
 
     def tick(self, now_s: float) -> list[Command]:
-        """Time has passed (monotonic seconds): live candles that were held for too long pass, and the holes before them
-        are declared."""
+        """Time has passed (monotonic seconds): live candles that were held for `MAX_HOLD_S` are released, and the gaps
+        before them declared."""
         if self._stalled or not self._splice.waiting:
             self._held_since_s = None
             return []
         if self._held_since_s is None:
             self._held_since_s = now_s
-        if now_s - self._held_since_s < HOLD_MOST_S or self._page is not None:
+        if now_s - self._held_since_s < MAX_HOLD_S or self._page is not None:
             return []
         self._held_since_s = None
         return self._persist(self._splice.release())
 
     def stalled(self, unwritten: Sequence[Candle] = ()) -> None:
-        """A write failed or found no room: no candle passes, and nothing is requested, until `restarted`.
+        """A write failed or found no room: hold all candles, and request nothing, until `restarted`.
 
-        The `unwritten` candles, and the stream's candles within an unwritten page, are kept until then: REST may be
-        unreachable, and does not have the late candles and revisions among them.
+        The `unwritten` candles, and streamed candles within an unwritten page, are kept until then, because REST may
+        be unreachable, or lag behind late candles and revisions.
         """
         self._splice.hold()
         self._stalled = True
@@ -166,7 +176,7 @@ class IngestFeed:
         self._page = None
 
     def restarted(self, head: int | None) -> list[Command]:
-        """Candles that had passed were not stored: begin again from the stored head. An earlier `Fetch` is void."""
+        """Begin again from the stored head, after released candles were not stored. An earlier `Fetch` is void."""
         self._fetching = self._stalled = False
         self._page = None
         held = self._splice.held()
@@ -180,15 +190,15 @@ class IngestFeed:
             if head is not None and time <= head:
                 behind.append(Persist((late[time],)))
             else:
-                self._splice.live(late[time])  # it is not late any more
+                self._splice.live(late[time])
         return [*behind, *self._fetch(0.0)]
 
     def closed(self, candle: Candle, event_ms: int) -> list[Command]:
-        """A live candle that the exchange calls final, in a frame with the stamp `event_ms`.
+        """A final candle of the stream, in a frame with the stamp `event_ms`.
 
-        A candle at or before the last one that passed is written too: it is late, a revision, or the same again, and
-        the write finds out. Of several frames about one candle the one with the latest stamp counts; a frame with other
-        values and the same stamp passes, and the write has REST decide between both.
+        A candle at or before the head is written too: the write detects whether it is late, a revision or a duplicate.
+        Of several frames of a candle, the frame with the latest stamp counts. Frames with the same stamp and other
+        values are all written, and REST decides between them.
         """
         stamp_ms = self._stamps.get(candle.time, -1)
         if event_ms < stamp_ms or (event_ms == stamp_ms and candle == self._values.get(candle.time)):
@@ -203,7 +213,7 @@ class IngestFeed:
         splice = self._splice
         if splice.last is not None and candle.time <= splice.last:
             if self._stalled or self._page is not None:
-                # A page may still wait for its commit: no live candle overtakes it.
+                # A page may wait for its commit, and live candles must not overtake the page.
                 self._keep_late(candle, newer=True)
                 return []
             return [Persist((candle,))]
@@ -214,7 +224,7 @@ class IngestFeed:
         return self._persist(splice.live(candle))
 
     def forming(self, candle: Candle, now_s: float) -> list[Command]:
-        """A live forming candle. The shortest interval is kept; of several waiting candles the latest wins."""
+        """A forming candle of the stream. Throttled and conflated: of the candles in an interval the latest wins."""
         last = self._splice.last
         if last is not None and candle.time <= last:
             return []
@@ -239,55 +249,49 @@ class IngestFeed:
     def history(self, page: HistoryPage) -> list[Command]:
         """A page of closed history, read from `Fetch.start` on."""
         self._page = tuple(candle for candle in page.candles if candle.time in self._stamps)
-        self._splice.hold()  # the page may wait for its commit: live that follows it must not overtake it
+        self._splice.hold()  # the page may wait for its commit, and live candles must not overtake the page
         return self._persist(self._splice.history(page.candles), page.empty, page.proof)
 
     def page_written(self) -> list[Command]:
-        """The candles of the page are stored. The next page may take long: live candles wait no longer than for any
-        history."""
+        """The candles of the page are stored: write late candles, which the next page must not delay."""
         if self._stalled:
             return []
         self._page = None
         return self._write_late()
 
     def history_ended(self) -> list[Command]:
-        """The last page has arrived: live candles pass up to the first hole, which is requested again.
-
-        A hole with too many fruitless requests is passed, and the next one requested.
-        """
+        """The last page has arrived: release live candles up to the first gap, which is requested again. A gap after
+        `MAX_HOLE_FETCHES` fruitless requests is skipped, and the next gap is requested."""
         self._fetching = False
         self._page = None
         self._failures = 0
         self._caught_up = True
         splice = self._splice
         before = splice.last
-        through = splice.release_run()
+        released = splice.release_run()
         if splice.last != before or before != self._hole_after:
             self._hole_fetches = 0
             self._hole_after = splice.last
         if splice.holding and self._hole_fetches >= MAX_HOLE_FETCHES:
             self._hole_fetches = 0
-            through += splice.release_run(past_hole=True)
+            released += splice.release_run(past_hole=True)
         commands = self._write_late()
-        commands += self._persist(through)
+        commands += self._persist(released)
         if splice.holding:
-            commands += self._fetch(ASK_AGAIN.delay_s(self._hole_fetches))
+            commands += self._fetch(FETCH_BACKOFF.delay_s(self._hole_fetches))
             self._hole_fetches += 1
         return commands
 
     def answers_again(self) -> None:
-        """The exchange answers again after a while: the backoff of failed requests begins anew."""
+        """The exchange answers again: reset the backoff of failed requests."""
         self._failures = 0
 
     def history_failed(self) -> list[Command]:
-        """History could not be read: request it again. Live candles behind a hole stay held meanwhile, up to their
-        limit.
-
-        The exchange's Retry-After is kept by the queue of its requests.
-        """
+        """History could not be read: request it again with backoff. Live candles behind a gap stay held, up to
+        `MAX_HOLD_S`. The exchange's Retry-After is kept by its request gate."""
         self._fetching = False
         self._page = None
-        delay_s = ASK_AGAIN.delay_s(self._failures)
+        delay_s = FETCH_BACKOFF.delay_s(self._failures)
         self._failures += 1
         commands = self._write_late()
         if self._splice.last is not None:
@@ -318,9 +322,9 @@ class IngestFeed:
         self._urgency = urgency
         return [Fetch(self._splice.last, delay_s, urgency)]
 
-    def _persist(self, through: Sequence[Candle | Jump], empty: Sequence[Span] = (), proof: str = "") -> list[Command]:
-        candles = tuple(item for item in through if isinstance(item, Candle))
+    def _persist(self, released: Sequence[Candle | Jump], empty: Sequence[Span] = (), proof: str = "") -> list[Command]:
+        candles = tuple(item for item in released if isinstance(item, Candle))
         if not candles and not empty:
             return []
-        jumps = tuple(item for item in through if isinstance(item, Jump))
+        jumps = tuple(item for item in released if isinstance(item, Jump))
         return [Persist(candles, jumps, tuple(empty), proof if empty else "")]

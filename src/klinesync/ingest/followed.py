@@ -1,8 +1,8 @@
-"""Followed: one followed series. What happens to it goes in as values, commands come out. Pure.
+"""Followed: one followed series. Pure: events in, commands out.
 
-The parts: an `IngestFeed` joins history and live candles, a `StreamWatch` judges the stream, and this class decides
-when REST is asked for a candle that the stream does not bring, when the symbol may be delisted, and what happens after
-a failed write. The supervisor carries the commands out, in their order.
+An `IngestFeed` joins history and live candles, and a `StreamWatch` judges the stream. This class decides when REST is
+asked for a candle that the stream does not bring, when the symbol may be delisted, and what happens after a failed
+write. The job of the series carries the commands out, in their order.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from klinesync.ingest.liveness import StreamWatch
 
 # Longest time that history waits for the acknowledgement of the stream, in seconds.
 ATTACH_WAIT_S = 5.0
-# Exchange time that a stream gets beyond the margin of REST rows, before REST is asked for a candle, in seconds.
-# Futures bring the last of their closed candles 2 s after the close.
+# Seconds of the exchange, beyond the finality margin of REST, until REST is asked for a candle that a working stream is
+# expected to bring. Futures streams bring their last closed candles 2 s after the close.
 STREAM_FIRST_S = 1.0
-# Before REST is asked again after an answer that did not have what is due.
+# Backoff of asking REST for an overdue candle, after answers without it.
 FRUITLESS = Backoff(initial_s=1.0, most_s=300.0)
-# Fruitless answers in a row after which the exchange is asked whether the symbol is traded at all.
+# Consecutive fruitless answers after which the lists of symbols are polled: the symbol may be delisted.
 FRUITLESS_SUSPECT = 2
-# Shortest time between two looks at the lists of symbols while one is suspect or gone, in seconds. Two lists without
-# the symbol that are this far apart prove that it is delisted.
+# Poll interval of the lists while a symbol is suspect or delisted, in seconds. Two lists without the symbol, at least
+# this far apart, prove that the symbol is delisted.
 SUSPECT_LISTINGS_AGE_S = 60.0
-# The newest rows of a page that a stream may owe.
+# Newest rows of a page that are expected of the stream.
 OWED_ROWS = 10
 
 
@@ -43,16 +43,17 @@ OWED_ROWS = 10
 class FollowSettings:
     """How series of an exchange are followed.
 
-    first_history_candles: candles of the history of a series of which nothing is stored.
-    most_tail_candles: of what a series missed, only the newest candles, up to so many, are read at once.
+    first_history_candles: candles of the first history of a series.
+    most_tail_candles: most candles of a tail, the newest.
     forming_interval_s: shortest time between two forming candles of a series, in seconds.
-    stream_stale_s: exchange time after its close by which a stream must have brought a traded candle, in seconds.
-    rest_final_margin_s: how long after its close a REST row may still change, in seconds of the exchange.
+    stream_stale_s: seconds of the exchange after the close of a traded candle until the stream counts as stale.
+    rest_final_margin_s: finality margin of REST rows, in seconds of the exchange.
     audit_interval_s: seconds between two audits; 0: no audit.
-    ondemand_idle_ttl_s: how long a series goes on without a subscriber, in seconds.
-    ondemand_max_jobs: most series on demand; 0: any number.
-    one_list_decides: whether one whole list without a symbol that no list had proves that it is not traded.
-    live_only: whether REST is asked for nothing that closed before the series was followed.
+    ondemand_idle_ttl_s: seconds for which an on-demand series is followed without a subscriber.
+    ondemand_max_jobs: most on-demand series; 0: no limit.
+    one_list_decides: whether a single list without a symbol proves that the symbol is not traded, unless an earlier
+        list had it; True by default.
+    live_only: whether REST is never asked for candles that closed before the series was followed; False by default.
     """
 
     first_history_candles: int
@@ -69,7 +70,7 @@ class FollowSettings:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When something happens: `now_s` by our monotonic clock, `now_ms` by the exchange's, None where it is unknown."""
+    """The time of an event. `now_s`: monotonic seconds; `now_ms`: ms of the exchange, None when unknown."""
 
     now_s: float
     now_ms: int | None
@@ -85,14 +86,14 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Declare:
-    """This hole is between stored candles, and nothing shows that it is empty: log it, and have it filled."""
+    """Declare a gap between stored candles that is not proven empty: log it, and have it healed."""
 
     hole: Span
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Have this older span read, for that reason, after live."""
+    """Have an older span read by the history service, for `reason`."""
 
     span: Span
     reason: str
@@ -100,22 +101,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RequestDeclared:
-    """The symbol is listed again: have all declared holes of the series read."""
+    """The symbol is listed again: have all declared gaps of the series read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """The symbol may not be traded (or be traded again): look at the exchange's lists soon."""
+    """The symbol may be delisted, or traded again: poll the exchange's lists soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """The first history is in, or there is none to be had."""
+    """The first history has been read, or the symbol is delisted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resubscribe:
-    """The stream is stale: subscribe it anew."""
+    """The stream is stale: subscribe the stream again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +135,10 @@ class Followed:
     """One followed series, from its subscription on.
 
     series: a base series.
-    head: newest stored open time; None when nothing is stored.
+    head: the stored head; None when nothing is stored.
     settings: how series are followed.
-    now_s: when the stream was asked for, monotonic seconds.
-    since_ms: the same in UTC, for the stream's status.
+    now_s: when the stream was requested, monotonic seconds.
+    since_ms: the same in UTC, for the stream's status; None when unknown.
     """
 
     def __init__(
@@ -146,22 +147,22 @@ class Followed:
         self.series = series
         self.feed = IngestFeed(series, head, forming_interval_s=settings.forming_interval_s)
         self.watch = StreamWatch(series.timeframe, settings.stream_stale_s, since_ms)
-        self.by_rest = False  # whether closed candles are rows of REST, whoever brings them
+        self.by_rest = False  # whether the closed candles of the stream are rows of REST
         self._settings = settings
         self._published = self.watch.state
         self._begin_by_s = now_s + ATTACH_WAIT_S
         self._ask_after_s = 0.0
-        self._lost_s = float("-inf")  # when the connection was lost last
-        self._head_asked: int | None = None  # the head when the reading under way began
-        self._fruitless = 0
+        self._lost_s = float("-inf")  # when the connection was last lost
+        self._head_before_fetch: int | None = None  # the head when the reading in flight began
+        self._fruitless_attempts = 0
         self._overdue_head: int | None = None
         self._overdue_seen = False
         self._recovering = False
-        self._caught_up_told = False
+        self._caught_up_sent = False
         self._listed = False  # whether a list had the symbol
-        self._absent_s: float | None = None  # since when lists do not have it; None while they do, or once delisted
+        self._absent_s: float | None = None  # since when lists lack the symbol; None while they have it, or if delisted
 
-    # What is known of it.
+    # State.
 
     @property
     def is_delisted(self) -> bool:
@@ -170,19 +171,19 @@ class Followed:
 
     @property
     def is_recovering(self) -> bool:
-        """Whether a write failed, and the stored head is to be read again."""
+        """Whether a write failed, and the stored head has not been read again yet."""
         return self._recovering
 
     @property
-    def at_rest(self) -> bool:
-        """Whether the series is caught up, and nothing of it is being read or recovered."""
+    def is_idle(self) -> bool:
+        """Whether the series is caught up, and neither being read nor recovering."""
         return self.feed.caught_up and not (self.feed.fetching or self._recovering or self.is_delisted)
 
     def list_due_s(self, now_s: float) -> float | None:
-        """In how many seconds a second list is to be looked at, since a first one had not the symbol; None: none is."""
+        """Seconds until a second list decides, after a first list without the symbol; None: there was no such list."""
         return None if self._absent_s is None else max(0.0, self._absent_s + SUSPECT_LISTINGS_AGE_S - now_s)
 
-    # What the stream says.
+    # The stream.
 
     def attached(self, moment: Moment) -> list[Command]:
         """The exchange has acknowledged the subscription."""
@@ -190,40 +191,42 @@ class Followed:
         return [*self._changed(), *(() if self.is_delisted else self.feed.attached())]
 
     def lost(self, moment: Moment) -> list[Command]:
-        """The connection is gone."""
+        """The connection is lost."""
         self._lost_s = moment.now_s
         self.watch.lost(moment.now_ms)
         return self._changed()
 
     def stands_in(self, moment: Moment, reason: str | None) -> list[Command]:
-        """The source polls REST in place of the stream, and why; None: the stream brings frames again."""
-        self.watch.stood_in(moment.now_ms, reason)
+        """The exchange's client polls REST in place of the stream, for `reason`; None: the stream brings frames
+        again."""
+        self.watch.stands_in(moment.now_ms, reason)
         return self._changed()
 
     def failing(self, reason: str) -> None:
-        """The stream is not subscribed, and why."""
+        """The stream cannot be subscribed, for `reason`."""
         self.watch.failing(reason)
 
     def quiet(self, span: Span) -> None:
-        """REST has shown that there are no candles in `span`, behind the newest closed one."""
+        """REST has proved `span`, behind the newest closed candle, empty."""
         self.watch.quiet = span
 
     def unreachable(self, moment: Moment, detail: str) -> list[Command]:
-        """Nothing is heard of the exchange."""
+        """The market of the series is unreachable."""
         self.watch.unreachable(moment.now_ms, detail)
         return self._changed()
 
     def reachable(self, moment: Moment) -> list[Command]:
-        """The exchange is heard again."""
+        """The market of the series is reachable again."""
         self.watch.reachable(moment.now_ms)
         return self._changed()
 
     def event(self, event: KlineEvent, now_s: float, came_s: float, *, too_old: bool = False) -> list[Command]:
-        """A candle whose stamp is believed.
+        """A frame whose stamp has been verified.
 
-        now_s: the present moment, monotonic seconds.
-        came_s: when the candle came, which is earlier where it had to wait.
-        too_old: the candle is a sign of life, and is not taken.
+        event: the frame.
+        now_s: monotonic seconds.
+        came_s: when the frame came, monotonic seconds; earlier than `now_s` if its stamp had to be verified.
+        too_old: the frame proves liveness, but its candle is dropped; False by default.
         """
         candle, self.by_rest = event.candle, event.by_rest
         commands: list[Command] = [Suspect()] if self.is_delisted else []
@@ -241,10 +244,7 @@ class Followed:
         return [*self.feed.due(now_s)]
 
     def tick(self, moment: Moment, margin_s: float) -> list[Command]:
-        """Time has passed.
-
-        margin_s: how long after its close a REST row may still change, in seconds of the exchange.
-        """
+        """Time has passed. `margin_s`: finality margin of REST rows, in seconds of the exchange."""
         feed, watch, now_s = self.feed, self.watch, moment.now_s
         commands = self._held_too_long(moment) if feed.holding else []
         if self.is_delisted or self._recovering:
@@ -262,7 +262,7 @@ class Followed:
         return commands
 
     def _held_too_long(self, moment: Moment) -> list[Command]:
-        """Live candles that were held for too long go on; a first history that they waited for is read after them."""
+        """Release live candles that were held for too long; the first history that they waited for is read later."""
         first = self.feed.head is None
         released = self.feed.tick(moment.now_s)
         commands: list[Command] = []
@@ -275,7 +275,8 @@ class Followed:
         return [*commands, *released]
 
     def _overdue(self, now_ms: int, margin_s: float) -> bool:
-        """Whether the candle behind the head is due, and was at the last tick: what was in flight then is in by now."""
+        """Whether the candle after the head is overdue, and was overdue at the last tick, so that no frame is in
+        flight."""
         head, frame = self.feed.head, self.series.timeframe
         if head is not None:
             if self.watch.serves or self.watch.is_polled:
@@ -290,46 +291,47 @@ class Followed:
     # History.
 
     def history_begins(self) -> None:
-        """The reading that a `Fetch` asked for begins."""
-        self._head_asked = self.feed.head
+        """The reading of a `Fetch` begins."""
+        self._head_before_fetch = self.feed.head
 
     def page(self, page: HistoryPage) -> list[Command]:
-        """A page of closed history is in, from wherever: what of it is to be written."""
+        """A page of closed history has come, from files or the exchange. Returns what to write."""
         return [*self.feed.history(page)]
 
     def page_written(self) -> list[Command]:
-        """What the page let through is stored."""
+        """The released candles of the page are stored."""
         return [*self.feed.page_written()]
 
     def answers_again(self) -> None:
-        """The exchange answers after a while of trouble: the backoff of failed readings begins anew."""
+        """The exchange answers again: reset the backoff of failed readings."""
         self.feed.answers_again()
 
     def shown(self, page: HistoryPage, moment: Moment) -> list[Command]:
-        """A page of REST is in: the stream owes its newest candles."""
+        """A page of REST has come: its newest candles are expected of the stream."""
         self.watch.shown(page.candles[-OWED_ROWS:], moment.now_ms, moment.now_s)
         return self._changed()
 
     def written(self, persisted: Persist) -> list[Command]:
-        """The candles of `persisted` are stored. Its holes lie between stored candles from now on."""
+        """The candles of `persisted` are stored; its gaps lie between stored candles now."""
         return [Declare(hole) for hole in persisted.unproven()]
 
     def history_ended(self, now_s: float) -> list[Command]:
-        """History is read up to now. REST that had nothing new is asked less often; or is the symbol not traded?"""
+        """History is read up to now. Without a new candle, REST is asked again with backoff, and the symbol may be
+        delisted."""
         commands: list[Command] = []
         self._overdue_seen = False
-        if self.feed.head != self._head_asked:
-            self._fruitless, self._ask_after_s = 0, 0.0
+        if self.feed.head != self._head_before_fetch:
+            self._fruitless_attempts, self._ask_after_s = 0, 0.0
         else:
-            self._ask_after_s = now_s + FRUITLESS.delay_s(self._fruitless)
-            self._fruitless += 1
-            if self._fruitless >= FRUITLESS_SUSPECT:
+            self._ask_after_s = now_s + FRUITLESS.delay_s(self._fruitless_attempts)
+            self._fruitless_attempts += 1
+            if self._fruitless_attempts >= FRUITLESS_SUSPECT:
                 commands.append(Suspect())
         commands += self.feed.history_ended()
         return commands if self.feed.fetching else [*commands, *self._caught_up()]
 
     def history_failed(self, status: int, now_s: float) -> list[Command]:
-        """History could not be read; `status` is the HTTP status of the answer, 0 without one."""
+        """History could not be read. `status`: HTTP status of the answer; 0 without an answer."""
         if status == WRONG_REQUEST or self.is_delisted:
             self._ask_after_s = now_s + SUSPECT_LISTINGS_AGE_S
             self.feed.abandoned()
@@ -337,13 +339,13 @@ class Followed:
         return [*self.feed.history_failed()]
 
     def _caught_up(self) -> list[Command]:
-        told, self._caught_up_told = self._caught_up_told, True
-        return [] if told else [CaughtUp()]
+        sent, self._caught_up_sent = self._caught_up_sent, True
+        return [] if sent else [CaughtUp()]
 
-    # Writes that fail.
+    # Failed writes.
 
     def unwritten(self, candles: Sequence[Candle] = ()) -> list[Command]:
-        """A write failed, or found no room: live is held, and the series begins again from its stored head."""
+        """A write failed or found no room: hold live candles, and begin again from the stored head."""
         self.feed.stalled(candles)
         if self._recovering:
             return []
@@ -351,17 +353,18 @@ class Followed:
         return [Recover()]
 
     def restarted(self, head: int | None) -> list[Command]:
-        """The store was read again; `head` is its newest open time."""
+        """The store was read again. `head`: the stored head; None when nothing is stored."""
         self._recovering = False
         return [*self.feed.restarted(head)]
 
-    # Symbols that come and go.
+    # Listings.
 
     def judge(self, listing: Listing | None, moment: Moment, *, second: bool) -> list[Command]:
-        """What a whole list says of the symbol.
+        """A complete list of symbols has come.
 
-        listing: the symbol as it is listed; None when it is not.
-        second: whether a first list without the symbol is a minute old: a list may be wrong for a moment.
+        listing: of the symbol; None when the list does not have the symbol.
+        moment: when the list came.
+        second: whether a first list without the symbol is `SUSPECT_LISTINGS_AGE_S` old. A single list may be wrong.
         """
         if listing is not None and listing.trading:
             self._listed, self._absent_s = True, None
@@ -378,20 +381,20 @@ class Followed:
         return [*self._caught_up(), *self._changed()]
 
     def _traded(self, listing: Listing, moment: Moment) -> list[Command]:
-        """The symbol is traded: read what there is between the head and now, and declare what there is not."""
+        """The symbol is traded again: read the candles since the head."""
         since = "" if listing.onboard_s is None else f", since {date_text(listing.onboard_s)} by its own word"
         head = self.feed.head
-        behind = "" if head is None else f"; the last candle before is of {date_text(head)}"
-        self.watch.listed(moment.now_ms, f"the exchange trades it (again){since}{behind}")
-        self._fruitless, self._ask_after_s = 0, 0.0
+        before = "" if head is None else f"; the last candle before is of {date_text(head)}"
+        self.watch.listed(moment.now_ms, f"the exchange trades it (again){since}{before}")
+        self._fruitless_attempts, self._ask_after_s = 0, 0.0
         return [*self._changed(), *self.feed.attached(), RequestDeclared()]
 
     def _changed(self) -> list[Command]:
-        """`Publish`, if the stream's state has changed since it was published last."""
+        """`Publish`, if the stream's state has changed since the last `Publish`."""
         before, self._published = self._published, self.watch.state
         return [] if before == self._published else [Publish(before, self.watch.status)]
 
 
 def all_stale(followed: Iterable[Followed]) -> bool:
-    """Whether each of these streams is stale: then their connection brings nothing."""
-    return all(one.watch.is_stale for one in followed)
+    """Whether all these streams are stale, so that their connection has to be renewed."""
+    return all(series.watch.is_stale for series in followed)

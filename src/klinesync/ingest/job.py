@@ -1,4 +1,4 @@
-"""Job: carries one followed series: it does what the series' `Followed` decides."""
+"""Job: carries out the commands of one followed series."""
 
 from __future__ import annotations
 
@@ -48,31 +48,31 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# After a failed write: time for the store to recover before the series is read again from REST, in seconds.
+# Pause after a failed write, before the stored head is read again, in seconds.
 STORE_RETRY_S = 1.0
-# Shortest time between two log lines about histories that cannot be read, in seconds, for each market.
+# Shortest time between two log lines about failed readings of a market, in seconds.
 FAILED_LOG_EVERY_S = 5.0
-# States of a single stream that are logged when it enters or leaves them.
-_NOTABLE = (*STALE, StreamState.DELISTED)
+# States of a single stream that are logged when they begin or end; the connection logs its own.
+_LOGGED_STATES = (*STALE, StreamState.DELISTED)
 
 
 @dataclass(frozen=True, slots=True)
 class JobPorts:
-    """What the jobs of one exchange share.
+    """The ports that the jobs of an exchange share.
 
-    pipeline: where candles are written.
+    pipeline: writes candles.
     tails: reads history.
-    stored: the stored span of a series.
-    show: takes forming candles.
-    notice: tells clients of each change of a stream's state.
-    heal: is asked to read gaps and older spans; None where gaps are not healed.
-    heal_declared: is asked to read all declared gaps of a symbol that is listed again; None likewise.
-    suspect: has the exchange's lists of symbols looked at soon.
-    events: keeps what happens to the series.
+    stored: the stored span of a series; None when nothing is stored.
+    show: publishes forming candles.
+    notice: publishes each change of a stream's state.
+    heal: queues the need of a gap or an older span, if gaps are healed.
+    heal_declared: queues the declared gaps of a symbol that is listed again, if gaps are healed.
+    suspect: has the exchange's lists of symbols polled soon.
+    events: notes events of the series.
     rng: jitter.
     bulkheads: contains defects.
-    log_limit: of histories that cannot be read.
-    monotonic: our clock.
+    log_limit: rate limit of log lines about failed readings.
+    monotonic: monotonic seconds.
     """
 
     pipeline: IngestPipeline
@@ -91,16 +91,17 @@ class JobPorts:
 
 
 class Job:
-    """One job. `caught_up` is done once the first history is in, or there is none to be had.
+    """The job of one followed series. Its future `caught_up` is done when the first history has been read, or the
+    symbol is delisted.
 
     followed: decides.
-    connection: carries the stream.
-    ports: what is shared with other jobs.
-    group: where the tasks of the series run.
+    connection: has the stream.
+    ports: shared with other jobs.
+    group: the tasks of the series run in it.
     market: of the series.
-    contained: a block in which a defect has the series followed anew, and disturbs no other.
-    follow_anew: begins with the series from its stored head, after a defect.
-    resubscribe: subscribes the job's stale stream anew, or its whole connection.
+    contained: a block that contains a defect: the series is restarted, and no other series is affected.
+    restart: begins the series again from its stored head, after a defect.
+    resubscribe: subscribes the job's stale stream again, or renews its connection.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Job:
         group: asyncio.TaskGroup,
         market: MarketWatch,
         contained: Callable[[SeriesId], AbstractContextManager[None]],
-        follow_anew: Callable[[SeriesId], None],
+        restart: Callable[[SeriesId], None],
         resubscribe: Callable[[Job], None],
     ) -> None:
         self.followed = followed
@@ -123,7 +124,7 @@ class Job:
         self._group = group
         self._market = market
         self._contained = contained
-        self._follow_anew = follow_anew
+        self._restart = restart
         self._resubscribe = resubscribe
         self._errand = Errand(Urgency.SWEEP)
         self._history: asyncio.Task[None] | None = None
@@ -131,11 +132,11 @@ class Job:
         self._ended = False
 
     def halt(self) -> None:
-        """Begin nothing any more. What is queued is written all the same."""
+        """Begin no further work. Queued writes are still carried out."""
         self._ended = True
 
     def end(self) -> None:
-        """Follow the series no more."""
+        """Stop following the series."""
         self.halt()
         if self._history is not None:
             self._history.cancel()
@@ -147,7 +148,7 @@ class Job:
         self.connection.unwant(self.series)
 
     def carry_out(self, commands: Iterable[Command]) -> None:
-        """Carry the commands out, in their order."""
+        """Carry out the commands in their order."""
         for command in commands:
             match command:
                 case Show(candle):
@@ -157,12 +158,11 @@ class Job:
                 case Persist():
                     self._write(command)
                 case Fetch():
-                    if not (
-                        self._ended or self.followed.is_recovering
-                    ):  # a write before it in the line may have found no room
+                    # An earlier command, a write, may have found no room.
+                    if not (self._ended or self.followed.is_recovering):
                         self._read_soon(command)
                 case Hurry(urgency):
-                    self._errand.urgency = urgency  # it counts where it waits, and from its next page on
+                    self._errand.urgency = urgency  # for the waiting request, or the next page
                 case Publish(before, status):
                     self._publish(before, status)
                 case Declare(hole):
@@ -196,13 +196,11 @@ class Job:
             self.carry_out(self.followed.due(self._ports.monotonic()))
 
     def _publish(self, before: StreamState, status: StreamStatus) -> None:
-        # What a whole connection goes through is logged by the connection, once for all of its streams.
-        if status.state in _NOTABLE or before in _NOTABLE:
-            detail = status.detail or ""
+        if status.state in _LOGGED_STATES or before in _LOGGED_STATES:
             log.warning(
                 "stream.state",
                 "%s",
-                detail or "no reason is known",
+                status.detail or "no reason is known",
                 series=self.series,
                 state=status.state,
                 before=before,
@@ -229,7 +227,7 @@ class Job:
                 self._market.questioner.ask(self.series, questioned)
 
     def _begin_again(self, unwritten: Sequence[Candle] = ()) -> None:
-        """What was let through is not stored: a write failed, or there was no room."""
+        """Hold live candles and begin again from the stored head, because a write failed or found no room."""
         self.carry_out(self.followed.unwritten(unwritten))
 
     def _recover(self) -> None:
@@ -266,13 +264,12 @@ class Job:
     def _history_broke(self) -> None:
         self._ports.tails.ended(self.series, "a defect, see the log")
         if not self._ended:
-            self._follow_anew(self.series)
+            self._restart(self.series)
 
     async def _read(self, fetch: Fetch, errand: Errand) -> None:
-        """Read history into the pipeline, page by page, and let live through at its end."""
+        """Read history into the pipeline, page by page, and release live candles at its end."""
         followed, series = self.followed, self.series
-        if fetch.delay_s:
-            # No longer than until the market answers again.
+        if fetch.delay_s:  # the backoff ends early when the market answers again
             with suppress(TimeoutError):
                 async with asyncio.timeout(fetch.delay_s * self._ports.rng.uniform(1.0, 1.5)):
                     await self._market.answers_again.wait()
@@ -295,5 +292,5 @@ class Job:
 
 
 def head_of(series: SeriesId, stored: Span | None) -> int | None:
-    """The newest open time of the stored span."""
+    """The stored head; None when nothing is stored."""
     return None if stored is None else series.timeframe.shift(stored.end, -1)

@@ -1,8 +1,8 @@
 """JobTable: the ingest jobs and their references. Pure: calls in, commands out.
 
 A series of the whitelist is pinned: ingested for as long as the service runs. Other series are ingested on demand: the
-first reference starts a job, and after the last one is given back the job stays idle for a while, then stops. The
-number of on-demand jobs is limited; at the limit the job that has been idle longest makes room.
+first reference starts a job; after the last release the job is idle for a while, then stops. The number of on-demand
+jobs is limited; at the limit the job with the longest idle time is stopped for a new job.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ JobCommand = Start | Stop
 
 
 class NoCapacity(Rejected):
-    """All on-demand jobs are taken, and each has a subscriber; or the exchange has no room for another series.
-    `detail`: a sentence about the exchange's limit; None for that of the flag."""
+    """The limit of on-demand jobs or of the exchange is reached, and every job has a subscriber. `detail`: a sentence
+    about the exchange's limit; None for the limit of the flag."""
 
     code = "capacity"
 
@@ -48,7 +48,13 @@ class NoCapacity(Rejected):
 
 @dataclass(slots=True)
 class Entry:
-    """An ingested series: its number of references, and since when (monotonic) there are none."""
+    """An ingested series.
+
+    series: the series.
+    pinned: whether the whitelist has the series.
+    references: number of references.
+    idle_since_s: since when there is no reference, monotonic seconds; None while there is one, or if pinned.
+    """
 
     series: SeriesId
     pinned: bool = False
@@ -64,7 +70,7 @@ class Room(Protocol):
     """The limits of the exchange."""
 
     def load(self, series: SeriesId) -> float:
-        """The share of the exchange's requests that following the series takes; all series together may take 1."""
+        """The share of the exchange's request budget that following the series takes; all series may take 1."""
         ...
 
     def too_many(self, series: SeriesId, count: int) -> str:
@@ -85,7 +91,7 @@ class JobTable:
         self._max_jobs = max_jobs
         self._room = room
         self._entries: dict[SeriesId, Entry] = {}
-        # On-demand jobs without a reference, in the order in which they lost the last one.
+        # On-demand jobs without a reference, the longest idle first.
         self._idle: dict[SeriesId, None] = {}
         self._on_demand = 0
 
@@ -110,11 +116,11 @@ class JobTable:
         return []
 
     def acquire(self, series: SeriesId) -> list[JobCommand]:
-        """Add a reference. Raises `NoCapacity`; nothing is changed then."""
+        """Add a reference. Raises `NoCapacity`, without a change."""
         entry = self._entries.get(series)
         commands: list[JobCommand] = []
         if entry is None:
-            commands += [self._stop(one) for one in self._making_room(series)]
+            commands += [self._stop(idle) for idle in self._idle_to_stop(series)]
             entry = self._entries[series] = Entry(series)
             self._on_demand += 1
             commands.append(Start(series))
@@ -133,7 +139,7 @@ class JobTable:
             self._idle[series] = None
 
     def expire(self, now_s: float) -> list[JobCommand]:
-        """Stop the jobs that were idle for longer than `idle_ttl_s`."""
+        """Stop jobs whose idle time is over."""
         commands: list[JobCommand] = []
         for series in list(self._idle):
             since_s = self._entries[series].idle_since_s
@@ -142,8 +148,8 @@ class JobTable:
             commands.append(self._stop(series))
         return commands
 
-    def _making_room(self, series: SeriesId) -> list[SeriesId]:
-        """The idle series that make room for this one, the longest idle first. Raises `NoCapacity`."""
+    def _idle_to_stop(self, series: SeriesId) -> list[SeriesId]:
+        """The idle series to stop for a new series, the longest idle first. Raises `NoCapacity`."""
         idle, stopped = iter(self._idle), list[SeriesId]()
         if self._max_jobs and self._on_demand >= self._max_jobs:
             longest = next(idle, None)
@@ -152,13 +158,13 @@ class JobTable:
             stopped.append(longest)
         if self._room is None or not (load := self._room.load(series)):
             return stopped
-        left = 1.0 - sum(self._room.load(one) for one in self._entries if one not in stopped)
-        while load > left + ROUNDING:
+        free = 1.0 - sum(self._room.load(entry) for entry in self._entries if entry not in stopped)
+        while load > free + ROUNDING:
             longest = next(idle, None)
             if longest is None:
                 raise NoCapacity(self._room.too_many(series, len(self._entries) + 1))
             stopped.append(longest)
-            left += self._room.load(longest)
+            free += self._room.load(longest)
         return stopped
 
     def _stop(self, series: SeriesId) -> Stop:

@@ -1,4 +1,4 @@
-"""ListingWatch: looks at the exchange's lists of symbols, and tells what they say of each followed series."""
+"""ListingWatch: polls the exchange's lists of symbols, to find followed series that are delisted or listed again."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# How often the lists are looked at when no symbol is suspect or gone, in seconds.
+# Poll interval while no symbol is suspect or delisted, in seconds.
 LISTINGS_AGE_S = 3600.0
-# Shortest time between two looks, in seconds.
+# Shortest time between two polls, in seconds.
 LISTINGS_PAUSE_S = 5.0
-# Shortest time between two log lines about lists that cannot be had, in seconds, for each market.
+# Shortest time between two log lines about failed polls of a market, in seconds.
 LOG_EVERY_S = 60.0
 
 
 class ListingWatch:
-    """`run` is its one task.
+    """Polls the lists of symbols. `run` is its task.
 
     exchange: the exchange.
-    markets: those whose lists are looked at, as far as a series of them is followed.
+    markets: names of its markets; a market without a followed series is not polled.
     followed: the followed series of a market.
-    judge: takes a followed series, its symbol as it is listed (None: it is not), and whether a first list without the
-        symbol is old enough for a second one to decide.
+    judge: takes a followed series, the listing of its symbol (None: not listed), and whether the list is a second list
+        that decides.
+    monotonic: monotonic seconds.
     """
 
     def __init__(
@@ -47,25 +48,25 @@ class ListingWatch:
         self._followed = followed
         self._judge = judge
         self._suspected = asyncio.Event()
-        # When a new list was requested for the gone symbols of a market (monotonic); none for a market without any.
+        # By market with delisted symbols: when a new list was last requested for them, monotonic seconds.
         self._requested_s: dict[str, float] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
 
     def suspect(self) -> None:
-        """Look soon: a symbol may be gone, or traded again."""
+        """Poll soon, because a symbol may be delisted, or traded again."""
         self._suspected.set()
 
     async def run(self) -> None:
-        """Look now and then, and soon where a symbol is suspect or gone, until cancelled."""
+        """Poll until cancelled; more often while a symbol is suspect or delisted."""
         while True:
             try:
                 async with asyncio.timeout(self._wait_s()):
                     await self._suspected.wait()
             except TimeoutError:
-                pass  # it is time anyway
+                pass  # the regular poll
             self._suspected.clear()
             for market in self._markets:
-                await self._look(market)
+                await self._poll(market)
             await asyncio.sleep(LISTINGS_PAUSE_S)
 
     def _wait_s(self) -> float:
@@ -74,27 +75,27 @@ class ListingWatch:
             followed = self._followed(market)
             due += [due_s for series in followed if (due_s := series.list_due_s(now_s)) is not None]
             if any(series.is_delisted for series in followed):
-                due.append(max(0.0, self._gone_due_s(market) - now_s))
+                due.append(max(0.0, self._delisted_due_s(market) - now_s))
         return min(due)
 
-    def _gone_due_s(self, market: str) -> float:
-        """When a new list of a market with gone symbols is due (monotonic). A look for another reason may be content
-        with an older list, and does not move this time."""
+    def _delisted_due_s(self, market: str) -> float:
+        """When a new list of a market with delisted symbols is due, monotonic seconds. A poll for another reason may
+        get a cached list, and does not move this time."""
         return self._requested_s.get(market, float("-inf")) + rules.SUSPECT_LISTINGS_AGE_S
 
-    async def _look(self, market: str) -> None:
+    async def _poll(self, market: str) -> None:
         followed, now_s = self._followed(market), self._monotonic()
         if not followed:
             return
         second = [series for series in followed if series.list_due_s(now_s) == 0.0]
-        gone = any(series.is_delisted for series in followed)
-        anew = bool(second) or (gone and now_s >= self._gone_due_s(market))
-        if not gone:
+        delisted = any(series.is_delisted for series in followed)
+        fresh = bool(second) or (delisted and now_s >= self._delisted_due_s(market))
+        if not delisted:
             self._requested_s.pop(market, None)
-        elif anew:
+        elif fresh:
             self._requested_s[market] = now_s
         try:
-            listings = await self._exchange.listings(market, 0.0 if anew else rules.SUSPECT_LISTINGS_AGE_S)
+            listings = await self._exchange.listings(market, 0.0 if fresh else rules.SUSPECT_LISTINGS_AGE_S)
         except UpstreamError as error:
             if (more := self._log_limit.allow(market, self._monotonic())) is not None:
                 log.warning(

@@ -1,4 +1,4 @@
-"""MarketWatch: one market of an exchange: what time it is there, whether it is heard, and which frames are believed."""
+"""MarketWatch: a market of an exchange: its clock, its reachability, and the verification of its frames' stamps."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# The exchange is asked for its time when no stream has told it for so long, in seconds.
+# Age of the newest stamp of a stream at which the exchange is asked for its time, in seconds.
 CLOCK_AGE_S = 5.0
-# Shortest time between two log lines about the clocks of a market, in seconds: those of a quick exchange are set often
-# until its speed is known.
+# Shortest time between two log lines about the clocks of a market, in seconds. The clock of a fast (simulated) exchange
+# is corrected often until its speed is known.
 CLOCK_LOG_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class MarketChange:
-    """What has changed of a market.
+    """A change of a market's state.
 
-    unreachable: whether neither frames nor answers come now; None: no change of that.
-    answers_again: whether it gives history again, after a while without.
-    event: name and sentence of what is worth remembering; None where nothing is.
+    unreachable: whether the market has become unreachable (True) or reachable (False); None: no change.
+    answers_again: whether the market answers requests for history again.
+    event: name and sentence of an event to note; None: no event.
     """
 
     unreachable: bool | None
@@ -45,15 +45,16 @@ class MarketChange:
 
 
 class MarketWatch:
-    """One market.
+    """One market of an exchange.
 
-    market: its name.
-    exchange: the exchange, which is asked for its time.
-    clock: what is known of the market's time.
-    pipeline: where rows go that decide between a frame and a stored candle.
-    believe: takes a frame whose stamp is borne out, the present moment, and when the frame came.
-    final_margin_s: how long after its close a REST row may still change, in seconds of the exchange.
-    our_clock: dates what is told while the exchange's time is not known.
+    market: name of the market.
+    exchange: asked for its time.
+    clock: exchange clock of the market.
+    pipeline: writes rows that decide between a frame and a stored candle.
+    believe: takes a frame whose stamp has been verified, the monotonic time, and when the frame came.
+    final_margin_s: finality margin of REST rows, in seconds of the exchange.
+    our_clock: clock of this machine, in place of an exchange clock that is unknown.
+    bulkheads: contains defects.
     """
 
     def __init__(
@@ -78,14 +79,14 @@ class MarketWatch:
         self._our_clock = our_clock
         self._bulkheads = bulkheads
         self._log_limit = LogLimit(CLOCK_LOG_EVERY_S)
-        self.answers_again = asyncio.Event()  # set, and replaced, when the market answers after a while of trouble
-        # Why the market gave no history at the newest look: the name of the trouble, and a sentence.
+        self.answers_again = asyncio.Event()  # set, and replaced, when the market answers again after trouble
+        # Why the market gave no history at the last `look`: the name of an event, and a sentence.
         self._trouble: tuple[EventName, str] | None = None
-        self._silent_since: int | None = None  # when the market was heard last, once it is unreachable
+        self._silent_since: int | None = None  # time of the last frame or answer, UTC seconds, once unreachable
         self._group: asyncio.TaskGroup | None = None
 
     def begin(self, group: asyncio.TaskGroup) -> None:
-        """Run the tasks of the market in `group`, from now on."""
+        """Start the tasks of the market in `group`."""
         self._group = group
         self.check.abandon()
         name = f"questions {self.market}"
@@ -94,18 +95,18 @@ class MarketWatch:
     # Time.
 
     def now_ms(self) -> int | None:
-        """The exchange's time, as far as it is known."""
+        """The exchange's time; None when unknown."""
         return self._clock.estimate_ms(self._our_clock.monotonic_s())
 
     async def known_ms(self) -> int:
-        """The exchange's time, asked where nothing is known of it. Raises `UpstreamError`."""
+        """The exchange's time; the exchange is asked when the time is unknown. Raises `UpstreamError`."""
         now_ms = self.now_ms()
         return await self._exchange.now_ms(self.market) if now_ms is None else now_ms
 
     async def fresh_ms(self) -> int:
-        """The exchange's time, asked where no frame has told it for `CLOCK_AGE_S`: an old stamp lags an exchange that
-        runs faster than we do, or went on while this machine slept. The estimate, where the exchange does not say.
-        Raises `UpstreamError` when nothing is known."""
+        """The exchange's time; the exchange is asked when the newest stamp is older than `CLOCK_AGE_S`, because an
+        estimate from an old stamp lags an exchange that runs faster, or went on while this machine slept. The estimate
+        when the exchange does not answer. Raises `UpstreamError` when there is none."""
         now_ms = self.now_ms()
         if now_ms is not None and self._clock.age_s(self._our_clock.monotonic_s()) <= CLOCK_AGE_S:
             return now_ms
@@ -117,7 +118,7 @@ class MarketWatch:
             return now_ms
 
     def utc_ms(self) -> int:
-        """The exchange's time, or ours where nothing is known of it: to tell since when something is the case."""
+        """The exchange's time, or that of this machine when unknown, to date a state."""
         now_ms = self.now_ms()
         return int(self._our_clock.wall_s() * 1000) if now_ms is None else now_ms
 
@@ -128,33 +129,31 @@ class MarketWatch:
 
     @property
     def margin_s(self) -> float:
-        """How long after its close a REST row may change here, in seconds of the exchange."""
+        """Finality margin of REST rows of the market, in seconds of the exchange."""
         return max(self._final_margin_s, self._exchange.contact(self.market).final_margin_s or 0.0)
 
     # Frames.
 
     def event(self, event: KlineEvent) -> None:
-        """A frame has come: it is believed at once, or waits until the exchange was asked for its time."""
+        """A frame has come. It is believed at once, or waits until the exchange's time has been requested."""
         now_s = self._our_clock.monotonic_s()
         self.reach.frame_s = now_s
         if not self.check.check(event, now_s):
             self._ask_time()
 
     def look(self, now_s: float, streams: int, *, followed: bool) -> MarketChange:
-        """What has changed since the last look.
+        """The change since the last `look`.
 
-        streams: how many are followed.
-        followed: whether any of them is of a symbol that is traded.
+        now_s: monotonic seconds.
+        streams: number of followed series.
+        followed: whether the symbol of any of them is traded.
         """
         reach = self.reach
         changed = reach.check(now_s, self._exchange.contact(self.market), followed=followed)
         before, self._trouble = self._trouble, self._trouble_now(now_s)
         answers_again = before is not None and self._trouble is None
-        event = (
-            None
-            if before is not None and self._trouble is not None and before[0] == self._trouble[0]
-            else self._trouble
-        )
+        same = before is not None and self._trouble is not None and before[0] == self._trouble[0]
+        event = None if same else self._trouble
         if answers_again:
             event = ("exchange.answers", "the exchange answers again")
             waited_for, self.answers_again = self.answers_again, asyncio.Event()
@@ -172,7 +171,7 @@ class MarketWatch:
         return MarketChange(reach.unreachable, answers_again, event)
 
     def _trouble_now(self, now_s: float) -> tuple[EventName, str] | None:
-        """Why the market gives no history: the name of that, and a sentence."""
+        """Why the market gives no history: the name of an event, and a sentence; None when the market does."""
         reach = self.reach
         if reach.refused is not None:
             return "exchange.refuses", reach.refused
@@ -181,7 +180,7 @@ class MarketWatch:
         return None
 
     def keep_time(self, now_s: float) -> None:
-        """Log what is new of the clocks, and ask the exchange for its time where no frame has told it."""
+        """Log changes of the market's clocks, and request the exchange's time when no recent frame has told it."""
         for sentence in self._clock.take_news():
             if (more := self._log_limit.allow(self.market, now_s)) is not None:
                 log.warning("exchange.clock", "%s", sentence, market=self.market, suppressed=more)
@@ -189,7 +188,7 @@ class MarketWatch:
             self._ask_time()
 
     def _wants_time(self, now_s: float) -> bool:
-        """Whether the exchange is to be asked for its time, though no candle needs it."""
+        """Whether to request the exchange's time although no frame waits for it."""
         clock = self._clock
         if clock.age_s(now_s) > CLOCK_AGE_S or self.reach.ask_due(now_s):
             return True
@@ -204,7 +203,11 @@ class MarketWatch:
             self._bulkheads.begin(self._group, check.resolve, part=Part.CLOCK, name=name, mend=check.abandon)
 
     def contact(self, streams: Sequence[StreamStatus], *, connected: bool) -> MarketContact:
-        """What is heard of the market."""
+        """The contact to the market, for health and status.
+
+        streams: of the followed series.
+        connected: whether a connection is open.
+        """
         now_s, reach, margin_s = self._our_clock.monotonic_s(), self.reach, self.margin_s
         difference = self._clock.difference(now_s)
         return MarketContact(

@@ -1,4 +1,4 @@
-"""Questioner: asks REST about stored candles of which frames told other values, and writes what REST has."""
+"""Questioner: requests candles for which a frame and the store have different values from REST, and writes the rows."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# Of questions one in this time (ours) is logged, for each series.
+# Shortest time between two log lines about questions of a series, in seconds.
 LOG_EVERY_S = 60.0
 
 
 class Questioner:
-    """The questions of one market. `run` is its one task.
+    """The questions of one market. `run` is its task.
 
-    `exchange`: whose rows decide. `submit`: writes the rows of a series, from the source of that name.
-    `monotonic`: our clock.
+    exchange: its rows decide.
+    submit: writes rows of a series, with the name of their source.
+    monotonic: monotonic seconds.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Questioner:
         self._log_limit = LogLimit(LOG_EVERY_S)
 
     def ask(self, series: SeriesId, candles: Iterable[Candle]) -> None:
-        """A frame told these candles, which are stored with other values."""
+        """Request these candles, for which a frame and the store have different values."""
         now_s = self._monotonic()
         times = [candle.time for candle in candles]
         self.questions.ask(series, times, now_s)
@@ -62,7 +63,7 @@ class Questioner:
             )
 
     async def run(self) -> None:
-        """Ask what is due, one request at a time, until cancelled."""
+        """Send due requests, one at a time, until cancelled."""
         while True:
             request = self.questions.next(self._monotonic())
             if request is None:
@@ -72,11 +73,11 @@ class Questioner:
                     async with asyncio.timeout_at(due_s):
                         await self._asked.wait()
                 continue
-            await self._put(*request)
+            await self._request(*request)
             await asyncio.sleep(PAUSE_S)
 
-    async def _put(self, series: SeriesId, span: Span) -> None:
-        """One request, and what becomes of its rows."""
+    async def _request(self, series: SeriesId, span: Span) -> None:
+        """Send a request, and write its rows."""
         changed: set[int] = set()
         try:
             pages = self._exchange.history(series, span.start, Errand(Urgency.FILL), span.end)
@@ -84,13 +85,13 @@ class Questioner:
         except (UpstreamError, StoreError) as error:
             log.info("stream.check_postponed", "the check over REST is postponed", series=series, error=error)
             self.questions.failed(series, span, self._monotonic())
-        except BaseException:  # a defect, or the end of the task: the question stands
+        except BaseException:  # a defect, or cancellation: the question stays pending
             self.questions.failed(series, span, self._monotonic())
             raise
         else:
             self.questions.answered(series, span, changed, self._monotonic())
 
     async def _write(self, series: SeriesId, changed: set[int], page: HistoryPage) -> None:
-        """Store the rows; the open times of those that were stored with other values are `changed`."""
+        """Write the rows, and add the open times of candles whose stored values changed to `changed`."""
         applied = await self._submit(series, page.candles, REST)
         changed.update(candle.time for candle in applied.candles)

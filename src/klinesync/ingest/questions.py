@@ -1,7 +1,8 @@
 """Questions: stored candles for which a frame had other values, and when to request them. The row of REST decides.
+Pure.
 
-Pure. REST may lag behind the stream, so a candle with the stored values in REST is requested again, twice. One request
-at a time is in flight for each market, whatever the number of series with questions.
+REST may lag behind the stream: while REST has the stored values, a candle is requested twice more. Each market has at
+most one request in flight.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 
-# Delays of the repeated requests, while REST has the stored values: in seconds (ours) after the first answer.
+# Delays of the repeated requests while REST has the stored values, in seconds after the first answer.
 AGAIN_AFTER_S = (10.0, 120.0)
-# Delay after a failed request, in seconds (ours); and the age from which an unanswered question is left to the audit.
+# Delay after a failed request, in seconds.
 RETRY_S = 10.0
+# Age at which an unanswered question is dropped, in seconds; the audit requests its candle later.
 GIVE_UP_S = 900.0
-# Shortest time between two requests of one market, in seconds (ours).
+# Shortest time between two requests of a market, in seconds.
 PAUSE_S = 1.0
-# Most candles of one request, and most questions of one market; the oldest are left to the audit.
+# Most candles of a request.
 MAX_SPAN = 500
+# Most questions of a market; the oldest are dropped, and left to the audit.
 MAX_QUESTIONS = 1_000
 
 
@@ -40,8 +44,8 @@ class Questions:
 
     def __init__(self) -> None:
         self._pending: OrderedDict[tuple[SeriesId, int], _Question] = OrderedDict()
-        self.asked = 0  # candles that a frame told other values of
-        self.settled = 0  # of these, candles that REST had other values of, too
+        self.asked = 0  # candles for which a frame had other values
+        self.settled = 0  # of these, candles for which REST had other values, too
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -60,18 +64,23 @@ class Questions:
         return min((question.due_s for question in self._pending.values()), default=None)
 
     def next(self, now_s: float) -> tuple[SeriesId, Span] | None:
-        """The series of the request that is due, and the open times that it covers."""
+        """The series and the open times of the request that is due; None when no request is due."""
         due = [(question.due_s, key) for key, question in self._pending.items() if question.due_s <= now_s]
         if not due:
             return None
-        _, (series, _) = min(due, key=lambda one: one[0])
+        _, (series, _) = min(due, key=itemgetter(0))
         times = sorted(time for _, (other, time) in due if other == series)
         last = max(time for time in times if series.timeframe.count(times[0], time) < MAX_SPAN)
         return series, Span(times[0], series.timeframe.next(last))
 
     def answered(self, series: SeriesId, span: Span, changed: Collection[int], now_s: float) -> None:
-        """REST has answered for `span`. `changed`: open times of candles whose final rows differed from the stored
-        ones."""
+        """REST has answered a request.
+
+        series: of the request.
+        span: of the request.
+        changed: open times of candles whose final rows differ from the stored candles.
+        now_s: monotonic seconds.
+        """
         for key in self._covered(series, span):
             question = self._pending[key]
             if key[1] in changed:
@@ -85,7 +94,7 @@ class Questions:
                 question.answers += 1
 
     def failed(self, series: SeriesId, span: Span, now_s: float) -> None:
-        """REST did not answer for `span`."""
+        """REST did not answer a request. Parameters as for `answered`."""
         for key in self._covered(series, span):
             question = self._pending[key]
             question.due_s = now_s + RETRY_S

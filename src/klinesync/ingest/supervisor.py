@@ -1,8 +1,7 @@
-"""IngestSupervisor: follows series. It carries out what each `Followed` decides (connections, history, writes,
-broadcasts). What restarts is restarted here.
+"""IngestSupervisor: follows the series of an exchange: starts and stops jobs, and restarts streams.
 
-The file is longer than others: half of it hands what connections, clients and markets tell to the one job that it
-concerns, in a line each.
+The file is longer than others: half of it passes events of connections, subscriptions and markets to the job that they
+concern, each in a line.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# How often the streams are looked after, in seconds.
+# Interval of checks of all jobs, in seconds.
 TICK_S = 0.5
-# Shortest time between two log lines about an exchange that has no room for one more series, in seconds.
+# Shortest time between two log lines about an exchange at its limit of series, in seconds.
 FULL_LOG_EVERY_S = 60.0
 
 
@@ -61,23 +60,16 @@ class JobState:
 
 
 class IngestSupervisor:
-    """Follows series of one exchange, until `run` is cancelled.
+    """Follows series of one exchange. `run` is its task.
 
     exchange: the exchange.
-    pipeline: where candles are written.
-    stored: the stored span of a series.
-    show: takes forming candles.
-    base_of: the base series of a derived one; any other series itself.
-    notice: tells clients of each change of a stream's state.
-    heal: is asked to read what live could not wait for; None where gaps are not healed.
-    heal_declared: is asked to read all declared gaps of a symbol that is listed again; None likewise.
-    history_watch: is told of each reading of history.
-    events: keeps what happens to series.
+    pipeline, stored, show, notice, heal, heal_declared, events, rng: see `JobPorts`.
+    base_of: the base of a derived series; another series itself.
+    watch: makes a watch of readings of history.
     settings: how series are followed.
-    rng: jitter.
-    clock: ours; dates what is told while the exchange's time is not known.
-    bulkheads: contains defects.
-    files: read before a first history is asked of the exchange; None: there are none.
+    clock: of this machine.
+    bulkheads: contains defects; a new one by default.
+    files: read before a first history is requested from the exchange; None (the default): there are no files.
     """
 
     def __init__(
@@ -111,8 +103,8 @@ class IngestSupervisor:
         self._table = JobTable(settings.ondemand_idle_ttl_s, settings.ondemand_max_jobs, exchange)
         self._jobs: dict[SeriesId, Job] = {}
         callbacks = StreamCallbacks(
-            attached=self._take_attached,
-            event=self._take_event,
+            attached=self._attached,
+            event=self._event,
             lost=self._lost,
             failing=self._failing,
             stands_in=self._stands_in,
@@ -125,7 +117,7 @@ class IngestSupervisor:
                 exchange=exchange,
                 clock=market_clock,
                 pipeline=pipeline,
-                believe=self._take_believed,
+                believe=self._believed,
                 final_margin_s=settings.rest_final_margin_s,
                 our_clock=clock,
                 bulkheads=self._bulkheads,
@@ -159,13 +151,13 @@ class IngestSupervisor:
         )
         self._full_log_limit = LogLimit(FULL_LOG_EVERY_S)
         self._group: asyncio.TaskGroup | None = None
-        self._ending = False  # what still waits is written, and nothing begins any more
+        self._ending = False  # queued writes are carried out, and no new work begins
         self._running = asyncio.Event()
 
-    # What is known.
+    # State.
 
     def status(self, series: SeriesId) -> StreamStatus:
-        """Where the stream of the series, or of its base, stands."""
+        """The status of the stream of the series, or of its base."""
         base = self._base_of(series)
         job = self._jobs.get(base)
         if job is None:
@@ -173,17 +165,17 @@ class IngestSupervisor:
         return job.followed.watch.status
 
     def keeps_up(self, series: SeriesId) -> bool:
-        """Whether the base series is followed, and its history is in."""
+        """Whether the base series is followed and caught up."""
         job = self._jobs.get(series)
         return job is not None and job.followed.feed.caught_up
 
     def first_history_due(self, series: SeriesId) -> bool:
-        """Whether the base series is followed, and its first history is still to be read."""
+        """Whether the base series is followed, and its first history has not been read yet."""
         job = self._jobs.get(series)
         return series in self._table if job is None else not job.caught_up.done()
 
     def contacts(self) -> list[MarketContact]:
-        """What is heard of each market."""
+        """The contact to each market."""
         contacts = []
         for market, watch in self._markets.items():
             connected = any(connection.status.connected for connection in self._connections.of(market))
@@ -192,16 +184,16 @@ class IngestSupervisor:
         return contacts
 
     def final_margin_s(self, series: SeriesId) -> float:
-        """How long after its close a REST row may change on the series' market, in seconds of the exchange."""
+        """Finality margin of the series' market, in seconds of the exchange."""
         return self._markets[series.market].margin_s
 
     def doubted(self) -> dict[str, int]:
-        """By market: frames that were left out, as the exchange's time does not bear out their stamps."""
+        """Frames that were dropped because the exchange's time contradicts their stamps, by market."""
         return {market: watch.check.refused for market, watch in self._markets.items()}
 
     def questioned(self) -> dict[tuple[str, str], int]:
-        """By market and reason: closed candles of frames that REST decided about. `early`: their end lay ahead of
-        REST's clock; `values`: other values were stored."""
+        """Closed candles of frames that were verified over REST, by market and reason. `early`: the candle closes after
+        the time of REST; `values`: the store has other values."""
         early = {(market, "early"): watch.check.early for market, watch in self._markets.items()}
         return early | {(market, "values"): watch.questioner.questions.asked for market, watch in self._markets.items()}
 
@@ -210,7 +202,7 @@ class IngestSupervisor:
         return list(self._jobs)
 
     def jobs_state(self) -> list[JobState]:
-        """All jobs, as the debug page shows them."""
+        """All jobs, for the debug API."""
         now_s = self._monotonic()
         states = []
         for entry in self._table.entries():
@@ -239,7 +231,7 @@ class IngestSupervisor:
     # Running.
 
     async def run(self) -> None:
-        """Carry everything until cancelled. After a defect it may be run again: every series is followed anew."""
+        """Follow series until cancelled. After a defect `run` may be called again: every series is restarted."""
         begin = self._bulkheads.begin
         self._ending = False
         for series in list(self._jobs):
@@ -247,7 +239,7 @@ class IngestSupervisor:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                begin(group, self._tick_on, part=Part.STREAMS, name="streams", restart=True)
+                begin(group, self._tick_forever, part=Part.STREAMS, name="streams", restart=True)
                 begin(group, self._listings.run, part=Part.LISTINGS, name="listings", restart=True)
                 for market in self._markets.values():
                     market.begin(group)
@@ -269,9 +261,9 @@ class IngestSupervisor:
     def _make_audit(self) -> Audit:
         return Audit(
             self._exchange.history,
-            series=lambda: (series for series, job in self._jobs.items() if job.followed.at_rest),
+            series=lambda: (series for series, job in self._jobs.items() if job.followed.is_idle),
             stored=self._audited,
-            untold_since=self._untold_since,
+            not_streamed_since=self._not_streamed_since,
             submit=self._pipeline.submit,
             now_ms=lambda series: self._markets[series.market].now_ms(),
             interval_s=self._settings.audit_interval_s,
@@ -279,15 +271,15 @@ class IngestSupervisor:
         )
 
     async def _audited(self, series: SeriesId) -> Span | None:
-        """The stored span that the audit asks the exchange about. Raises `StoreError`."""
+        """The stored span that the audit may request. Raises `StoreError`."""
         stored = await self._stored(series)
         return None if stored is None else self._tails.askable(series, stored)
 
-    def _untold_since(self, series: SeriesId, candles: Sequence[Candle], since_ms: int) -> Sequence[Candle]:
+    def _not_streamed_since(self, series: SeriesId, candles: Sequence[Candle], since_ms: int) -> Sequence[Candle]:
         job = self._jobs.get(series)
-        return candles if job is None else job.followed.feed.untold_since(candles, since_ms)
+        return candles if job is None else job.followed.feed.not_streamed_since(candles, since_ms)
 
-    async def _tick_on(self) -> None:
+    async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self._apply(self._table.expire(self._monotonic()))
@@ -298,22 +290,22 @@ class IngestSupervisor:
                     with self._contained(job.series):
                         job.carry_out(job.followed.tick(moment, margin_s))
                 with self._bulkheads.contained(Part.STREAMS, name):
-                    self._look_at(market, jobs, moment)
+                    self._check_market(market, jobs, moment)
                 if jobs:
                     market.keep_time(moment.now_s)
 
-    def _look_at(self, market: MarketWatch, jobs: Sequence[Job], moment: Moment) -> None:
-        """Whether the market is heard at all. Its streams serve nobody while it is not."""
+    def _check_market(self, market: MarketWatch, jobs: Sequence[Job], moment: Moment) -> None:
+        """Pass a change of the market's reachability to its jobs."""
         followed = any(not job.followed.is_delisted for job in jobs)
-        look = market.look(moment.now_s, len(jobs), followed=followed)
-        if jobs and look.event is not None:
-            self._events.market(jobs[0].series, *look.event)
+        change = market.look(moment.now_s, len(jobs), followed=followed)
+        if jobs and change.event is not None:
+            self._events.market(jobs[0].series, *change.event)
         for job in jobs:
-            if look.answers_again:
+            if change.answers_again:
                 job.followed.answers_again()
-            if look.unreachable is None:
+            if change.unreachable is None:
                 continue
-            if look.unreachable:
+            if change.unreachable:
                 job.carry_out(job.followed.unreachable(moment, market.silence))
             else:
                 job.carry_out(job.followed.reachable(moment))
@@ -321,13 +313,13 @@ class IngestSupervisor:
     # Following.
 
     async def follow(self, series: SeriesId) -> None:
-        """Follow a base series from now on, for as long as `run` does. Raises `StoreError`; then call it again."""
+        """Follow a base series from now on, while `run` runs. Raises `StoreError`; then call again."""
         await self._running.wait()
         self._table.pin(series)
         await self._follow(series)
 
     def acquire(self, series: SeriesId) -> None:
-        """Follow a series, or its base, at least until `release`. Raises `NoCapacity`, and then nothing has changed."""
+        """Follow a series, or its base, at least until `release`. Raises `NoCapacity`, without a change."""
         base = self._base_of(series)
         try:
             commands = self._table.acquire(base)
@@ -339,12 +331,12 @@ class IngestSupervisor:
         self._apply(commands)
 
     def release(self, series: SeriesId) -> None:
-        """Give back what `acquire` took. The series is followed a while longer, in case somebody comes back."""
+        """Give back the reference of `acquire`. The series is followed for `ondemand_idle_ttl_s` longer."""
         self._table.release(self._base_of(series), self._monotonic())
 
     async def caught_up(self, series: SeriesId) -> None:
-        """Returns once the followed series' history has been read up to now, or cannot be as it is not traded. Raises
-        `Transient` when the series is followed anew meanwhile: `follow` and wait again."""
+        """Wait until the history of a followed series has been read up to now, or its symbol is delisted. Raises
+        `Transient` when the series is restarted meanwhile: call `follow` and wait again."""
         job = self._jobs.get(series)
         if job is not None:
             await asyncio.wait([job.caught_up])
@@ -355,8 +347,8 @@ class IngestSupervisor:
         for command in commands:
             match command:
                 case Start(series):
-                    if self._group is not None:  # else `run` begins with it
-                        work = partial(self._follow_until_it_works, series)
+                    if self._group is not None:  # else `run` will start the series
+                        work = partial(self._follow_with_retries, series)
                         self._bulkheads.begin(
                             self._group, work, part=Part.SERIES, name=f"follow {series}", restart=True
                         )
@@ -365,7 +357,7 @@ class IngestSupervisor:
                     self._unfollow(series)
                     self._tails.forget(series)
 
-    async def _follow_until_it_works(self, series: SeriesId) -> None:
+    async def _follow_with_retries(self, series: SeriesId) -> None:
         while series in self._table:
             try:
                 await self._follow(series)
@@ -390,21 +382,21 @@ class IngestSupervisor:
             group=self._group,
             market=self._markets[series.market],
             contained=self._contained,
-            follow_anew=self._follow_anew,
+            restart=self._restart,
             resubscribe=self._resubscribe,
         )
         self._events.followed(series, head_of(series, stored))
         connection.want(series)
 
     def _unfollow(self, series: SeriesId) -> None:
-        """Follow the series no more. What is queued is written all the same."""
+        """Stop following a series. Queued writes are still carried out."""
         job = self._jobs.pop(series, None)
         if job is not None:
             job.end()
             self._connections.end_if_idle(series.market, job.connection)
 
-    def _follow_anew(self, series: SeriesId) -> None:
-        """After a defect in what is done for the series: begin with it from its stored head."""
+    def _restart(self, series: SeriesId) -> None:
+        """Begin a series again from its stored head, after a defect."""
         if self._ending or series not in self._jobs:
             return
         self._unfollow(series)
@@ -412,41 +404,35 @@ class IngestSupervisor:
             self._apply([Start(series)])
 
     def _contained(self, series: SeriesId) -> AbstractContextManager[None]:
-        """A defect within the block has the series followed anew, and disturbs no other."""
-        return self._bulkheads.contained(Part.SERIES, str(series), partial(self._follow_anew, series))
+        """A block that contains a defect: the series is restarted, and no other series is affected."""
+        return self._bulkheads.contained(Part.SERIES, str(series), partial(self._restart, series))
 
-    # What the streams and the lists say.
+    # Events of streams and lists.
 
     def _moment(self, market: str) -> Moment:
         return Moment(self._monotonic(), self._markets[market].now_ms())
 
-    def _take_event(self, event: KlineEvent) -> None:
-        with self._contained(event.series):
-            self._event(event)
-
     def _event(self, event: KlineEvent) -> None:
-        self._markets[event.series.market].event(event)
+        with self._contained(event.series):
+            self._markets[event.series.market].event(event)
 
-    def _take_believed(self, event: KlineEvent, now_s: float, came_s: float) -> None:
+    def _believed(self, event: KlineEvent, now_s: float, came_s: float) -> None:
         with self._contained(event.series):
             if (job := self._jobs.get(event.series)) is not None:
                 too_old = self._is_too_old(event)
                 job.carry_out(job.followed.event(event, now_s, came_s, too_old=too_old))
 
     def _is_too_old(self, event: KlineEvent) -> bool:
-        """Whether the closed candle is history that may not be asked for: a source without frames begins with rows of
-        candles that closed before the series was followed."""
+        """Whether a closed candle is from before the live edge, where history over REST is off: an exchange's client
+        that polls REST begins with such rows."""
         if not (self._settings.live_only and event.by_rest and event.closed):
             return False
         return event.candle.time < self._tails.live_edge(event.series, event.event_ms)
 
-    def _take_attached(self, series: SeriesId) -> None:
-        with self._contained(series):
-            self._attached(series)
-
     def _attached(self, series: SeriesId) -> None:
-        if (job := self._jobs.get(series)) is not None:
-            job.carry_out(job.followed.attached(self._moment(series.market)))
+        with self._contained(series):
+            if (job := self._jobs.get(series)) is not None:
+                job.carry_out(job.followed.attached(self._moment(series.market)))
 
     def _lost(self, lost: Iterable[SeriesId]) -> None:
         for series in lost:
@@ -479,8 +465,11 @@ class IngestSupervisor:
                 job.carry_out(followed.judge(listing, self._moment(followed.series.market), second=second))
 
     def _resubscribe(self, job: Job) -> None:
-        """Subscribe a stale stream anew; when no stream of its connection brings anything, connect anew."""
-        others = [one.followed for one in self._jobs.values() if one.connection is job.connection and one is not job]
+        """Subscribe a stale stream again; when all streams of its connection are stale, renew the connection."""
+        connection = job.connection
+        others = [
+            other.followed for other in self._jobs.values() if other.connection is connection and other is not job
+        ]
         if all_stale(others):
             log.warning(
                 "stream.reconnect",

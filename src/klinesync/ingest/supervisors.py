@@ -1,4 +1,4 @@
-"""Supervisors: one `IngestSupervisor` for each exchange, so that trouble with one exchange is no trouble of another."""
+"""Supervisors: an `IngestSupervisor` for each exchange, so that trouble with an exchange does not affect the others."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Supervise = Callable[[Exchange], IngestSupervisor]
 
 
 class Supervisors:
-    """Follows series of all exchanges: each series goes to the supervisor of its exchange.
+    """Follows series of all exchanges, each by the supervisor of its exchange.
 
-    registry: the exchanges. Each has a supervisor from the moment on in which it is made, once `bind` was called.
+    registry: the exchanges. After `bind`, each exchange gets a supervisor when the exchange is made.
     bulkheads: contains defects; a supervisor with a defect is restarted.
     """
 
@@ -31,7 +31,7 @@ class Supervisors:
         self._group: asyncio.TaskGroup | None = None
 
     def bind(self, supervise: Supervise) -> None:
-        """Set what makes the supervisor of an exchange, before anything is followed."""
+        """Set the factory of supervisors, before any series is followed."""
         self._registry.on_made(partial(self._begin, supervise))
 
     def _begin(self, supervise: Supervise, exchange: Exchange) -> None:
@@ -64,7 +64,7 @@ class Supervisors:
     # Following.
 
     def covers(self, series: SeriesId) -> bool:
-        """Whether the exchange and market of the series can be asked."""
+        """Whether the registry has the exchange and the market of the series."""
         return self._registry.covers(series)
 
     async def follow(self, series: SeriesId) -> None:
@@ -72,7 +72,8 @@ class Supervisors:
         await self.of(series).follow(series)
 
     async def caught_up(self, series: SeriesId) -> None:
-        """Returns once the followed series' history is in."""
+        """Wait until the history of a followed series has been read up to now. Raises as
+        `IngestSupervisor.caught_up`."""
         await self.of(series).caught_up(series)
 
     def acquire(self, series: SeriesId) -> None:
@@ -80,45 +81,46 @@ class Supervisors:
         self.of(series).acquire(series)
 
     def release(self, series: SeriesId) -> None:
-        """Give back what `acquire` took."""
+        """Give back the reference of `acquire`."""
         self.of(series).release(series)
 
-    # What is known of a series. Nothing is known of an exchange that was not asked for yet.
+    # State of a series. An exchange without a followed series has no supervisor.
 
     def status(self, series: SeriesId) -> StreamStatus:
-        """Where the stream of the series, or of its base, stands."""
+        """The status of the stream of the series, or of its base."""
         supervisor = self._supervisors.get(series.exchange)
         return StreamStatus(StreamState.OFF) if supervisor is None else supervisor.status(series)
 
     def keeps_up(self, series: SeriesId) -> bool:
-        """Whether the base series is followed, and its history is in."""
+        """Whether the base series is followed and caught up."""
         supervisor = self._supervisors.get(series.exchange)
         return supervisor is not None and supervisor.keeps_up(series)
 
     def first_history_due(self, series: SeriesId) -> bool:
-        """Whether the base series is followed, and its first history is still to be read."""
+        """Whether the base series is followed, and its first history has not been read yet."""
         supervisor = self._supervisors.get(series.exchange)
         return supervisor is not None and supervisor.first_history_due(series)
 
     def final_margin_s(self, series: SeriesId) -> float | None:
-        """How long after its end a row of the series' exchange may change, in seconds; None where nobody follows it."""
+        """Finality margin of the series' market, in seconds of the exchange; None when no series of the exchange is
+        followed."""
         supervisor = self._supervisors.get(series.exchange)
         return None if supervisor is None else supervisor.final_margin_s(series)
 
     def trouble(self, series: SeriesId) -> ExchangeTrouble | None:
-        """Why the series' exchange gives no candles at present; None while it does, or is not asked."""
+        """Why the market of the series gives no candles; None when it does, or has no supervisor."""
         supervisor = self._supervisors.get(series.exchange)
         contacts = [] if supervisor is None else supervisor.contacts()
         return next((contact.trouble for contact in contacts if contact.market == series.market), None)
 
-    # What is known of all.
+    # State of all.
 
     def contacts(self) -> list[tuple[str, MarketContact]]:
-        """What is heard of each market of each exchange that is asked, with the exchange's name."""
+        """The contact to each market of each supervised exchange, with the exchange's name."""
         return [(name, contact) for name, supervisor in self._supervisors.items() for contact in supervisor.contacts()]
 
     def final_margins_s(self) -> Mapping[str, float]:
-        """How long after its end a row may change, in seconds, by exchange."""
+        """Finality margin in seconds of the exchange, by exchange."""
         return {exchange: contact.final_margin_s for exchange, contact in self.contacts()}
 
     def followed(self) -> list[SeriesId]:
@@ -131,4 +133,4 @@ class Supervisors:
 
     def connections_state(self) -> list[ConnectionStatus]:
         """All connections."""
-        return [one for supervisor in self._supervisors.values() for one in supervisor.connections_state()]
+        return [status for supervisor in self._supervisors.values() for status in supervisor.connections_state()]

@@ -1,4 +1,4 @@
-"""TailReader: reads what a followed series missed, from files and the exchange, and lets live through at its end."""
+"""TailReader: reads the tail and the first history of followed series, from files and the exchange."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.submissions import Empty
 from klinesync.runtime.clock import Clock
 
-# First histories that are read at once: what is read waits in memory until it is written.
+# Most first histories that are read concurrently: their pages wait in memory until they are written.
 SWEEPS_AT_ONCE = 16
 
 CarryOut = Callable[[Iterable[Command]], None]
@@ -27,27 +27,34 @@ CarryOut = Callable[[Iterable[Command]], None]
 
 @dataclass(slots=True)
 class _Reading:
-    """A reading of the newest `most` candles of a series. `again`: where to go on, once it has turned out that now is
-    later than was known, and more candles are missing than are read at once."""
+    """A reading of the newest candles of a series.
+
+    followed: the series.
+    carry_out: carries out its commands.
+    most: most candles.
+    resume_at: where to continue the reading, when the exchange's clock turned out to be so far ahead that more than
+        `most` candles are missing; None: the reading is not that far behind.
+    """
 
     followed: Followed
     carry_out: CarryOut
     most: int
-    again: int | None = None
+    resume_at: int | None = None
 
     def is_far_behind(self) -> bool:
-        return self.again is not None
+        return self.resume_at is not None
 
 
 class TailReader:
-    """Reads for the followed series of one exchange.
+    """Reads history for the followed series of one exchange.
 
-    exchange: the exchange; `markets` are its markets, which know their time.
-    pipeline: where candles are written.
-    watch: is told of each reading.
+    exchange: the exchange.
+    markets: its markets, which have its clocks.
+    pipeline: writes candles.
+    watch: follows the progress of each reading.
     settings: how much is read.
-    files: read before a first history is asked of the exchange; None: there are none.
-    wall_s: UTC seconds by this machine, which files go by while the exchange cannot be asked.
+    files: read before a first history is requested from the exchange; None: there are no files.
+    clock: of this machine, for files while the exchange cannot be asked.
     """
 
     def __init__(
@@ -69,13 +76,15 @@ class TailReader:
         self._files = files
         self._clock = clock
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
-        self._live_from: dict[SeriesId, int] = {}  # the open time that a series was followed from
+        self._live_from: dict[SeriesId, int] = {}  # the live edge of each series
 
     async def read(self, followed: Followed, fetch: Fetch, errand: Errand, carry_out: CarryOut) -> None:
-        """Read what `fetch` asks for, page by page.
+        """Read history, page by page, into the pipeline.
 
-        errand: how urgent that is, which may change meanwhile.
-        carry_out: takes the commands that follow from the pages, but those to write, which are carried out here.
+        followed: the series.
+        fetch: the command to carry out.
+        errand: urgency of the requests, which may rise meanwhile.
+        carry_out: carries out the commands that follow from the pages, except for writes.
 
         Raises `UpstreamError`, `StoreError`.
         """
@@ -91,42 +100,42 @@ class TailReader:
             await self._read_tail(reading, feed.head or 0, errand)
 
     def ended(self, series: SeriesId, error: str | None = None) -> None:
-        """The reading of the series is over, or was cancelled: tell it."""
+        """Report the end of a reading of the series."""
         self._watch.ended(series, error)
 
     def live_edge(self, series: SeriesId, now_ms: int) -> int:
-        """The open time of the candle that was in progress when the series was first seen to be followed."""
+        """The open time of the candle that was forming when the series began to be followed."""
         return self._live_from.setdefault(series, series.timeframe.floor(now_ms // 1000))
 
     def forget(self, series: SeriesId) -> None:
-        """Nobody wants the series any more: once it is followed again, its live edge is another."""
+        """Forget the live edge of a series that is not followed any more."""
         self._live_from.pop(series, None)
 
     def askable(self, series: SeriesId, stored: Span) -> Span:
-        """The part of the stored span that REST may be asked for again."""
+        """The part of the stored span that may be requested from REST."""
         if not self._settings.live_only:
             return stored
         return Span(max(stored.start, self._live_from.get(series, stored.end)), stored.end)
 
     async def _read_tail(self, reading: _Reading, start: int, errand: Errand) -> None:
-        """Read what there is from `start` on, but only the newest candles."""
+        """Read the newest candles from `start` on."""
         series = reading.followed.series
         now_ms = await self._markets[series.market].fresh_ms()
         start = max(start, _reach(reading, now_ms))
         if self._settings.live_only:
             start = max(start, self.live_edge(series, now_ms))
             if start >= series.timeframe.floor(now_ms // 1000):
-                return  # nothing that may be asked for has closed
-        again: int | None = start
-        while again is not None:
-            again = await self._read_pages(reading, again, errand)
+                return  # no candle that may be requested has closed
+        resume_at: int | None = start
+        while resume_at is not None:
+            resume_at = await self._read_pages(reading, resume_at, errand)
 
     async def _read_files(self, reading: _Reading, files: TailFiles) -> None:
-        """Read from files what they have of a first history, by this machine's clock where the exchange cannot be asked
-        for its time: then the newest candles that they have, however long ago that was. Raises `StoreError`."""
+        """Read a first history from files. While the exchange cannot be asked for its time, this machine's clock
+        counts, and the newest candles of the files are read, of any age. Raises `StoreError`."""
         feed, series, frame = reading.followed.feed, reading.followed.series, reading.followed.series.timeframe
         upto: int | None = None
-        with suppress(UpstreamError):  # the exchange is asked again for what the files do not have
+        with suppress(UpstreamError):  # `_read_tail` asks again
             upto = frame.floor(await self._markets[series.market].known_ms() // 1000)
         end = await files.end(series, int(self._clock.wall_s()) if upto is None else upto)
         if end is None:
@@ -137,10 +146,10 @@ class TailReader:
         if start < end:
             with on_board(self._watch, series, Span(start, end), FILES) as progress:
                 pages = files.pages(series, Span(start, end))
-                await read_pages(pages, partial(self._let_through, reading, files.name), progress)
+                await read_pages(pages, partial(self._write, reading, files.name), progress)
 
     async def _read_pages(self, reading: _Reading, start: int, errand: Errand) -> int | None:
-        """Where to go on, when meanwhile it has turned out that now is later, and too much is missing; else None."""
+        """Read the pages from `start` on. Returns where to continue, when the reading turned out to be far behind."""
         followed = reading.followed
         series, frame = followed.series, followed.series.timeframe
         now_ms = self._markets[series.market].now_ms()
@@ -148,23 +157,23 @@ class TailReader:
             span = Span(start, max(frame.next(start), frame.floor(now_ms // 1000)))
             self._watch.began(series, span, "tail" if followed.feed.caught_up else "startup")
         progress = Progress(series, start, partial(self._watch.advanced, series))
-        reading.again = None
+        reading.resume_at = None
         pages = self._exchange.history(series, start, errand)
         await read_pages(pages, partial(self._take_page, reading), progress, enough=reading.is_far_behind)
-        return reading.again
+        return reading.resume_at
 
     async def _take_page(self, reading: _Reading, page: HistoryPage) -> None:
         followed = reading.followed
         now_ms = self._markets[followed.series.market].now_ms()
         reading.carry_out(followed.shown(page, Moment(self._clock.monotonic_s(), now_ms)))
-        await self._let_through(reading, REST, page)
+        await self._write(reading, REST, page)
         if page.candles:
             reach = _reach(reading, await self._markets[followed.series.market].known_ms())
             if followed.series.timeframe.next(page.candles[-1].time) < reach:
-                reading.again = reach
+                reading.resume_at = reach
 
-    async def _let_through(self, reading: _Reading, source: str, page: HistoryPage) -> None:
-        """Write the part of a page that its feed lets through. Raises `StoreError`."""
+    async def _write(self, reading: _Reading, source: str, page: HistoryPage) -> None:
+        """Write the part of a page that the feed releases. Raises `StoreError`."""
         followed = reading.followed
         for command in followed.page(page):
             if isinstance(command, Persist):
@@ -175,6 +184,6 @@ class TailReader:
 
 
 def _reach(reading: _Reading, now_ms: int) -> int:
-    """Where a history begins that reaches back from now by the candles of the reading."""
+    """The open time `reading.most` candles before now."""
     frame = reading.followed.series.timeframe
     return max(0, frame.shift(frame.floor(now_ms // 1000), -reading.most))

@@ -51,7 +51,7 @@ from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
 from klinesync.market.security import TOKEN, GuardedApp
 from klinesync.market.stopping import CLIENTS_END_S, REFUSALS_SENT_S, RequestGate
 from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
-from klinesync.market_data.top_markets import RateLimited
+from klinesync.market_data.event_streams import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
 BACKLOG = 2048

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Literal
 
 from klinesync.core.errors import KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.market_data.event_streams import RateLimited
 from klinesync.market_data.factor_services import LedgerOutOfSync
-from klinesync.market_data.top_markets import RateLimited
 
 # Codes of refusals that no error class of ours stands for: the server, the limits and the guard make these.
 FrontDoorCode = Literal[

@@ -56,7 +56,7 @@ async def get_candles(
 
     `since` and `before` are open times in UTC seconds, exclusive, and exclude each other.
     """
-    body = await market_data_of(request).read_candles(SeriesId.parse(series_id), since, before, limit)
+    body = await market_data_of(request).reader.page(SeriesId.parse(series_id), since, before, limit)
     return Response(body, media_type="application/json")
 
 

@@ -204,7 +204,7 @@ class Inspection:
         yield Reading("klinesync_backfill_gaps", sum(map(len, healed)))
         audits = [one.audit for one in self._parts.supervisors.by_name().values() if one.audit is not None]
         if audits:
-            yield Reading("klinesync_audit_looks_total", sum(audit.looked for audit in audits))
+            yield Reading("klinesync_audit_looks_total", sum(audit.audits for audit in audits))
             yield Reading("klinesync_audit_revisions_total", sum(audit.revised for audit in audits))
 
     def _of_writing(self) -> Iterable[Reading]:

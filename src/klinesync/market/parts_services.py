@@ -128,7 +128,7 @@ def build_front(settings: ServiceSettings, parts: ServedParts) -> Front:
             base_of=writing.derived.base_of,
             check_known=history.reader.check_known,
             now_s=now_s,
-            at_work=history.backfill.working_on,
+            working_on=history.backfill.working_on,
         )
         debug = DebugApi(supervisors, health, FormingIngest(writing.forming.show, writing.derived, now_s))
     return Front(

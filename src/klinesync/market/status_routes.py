@@ -38,4 +38,4 @@ async def get_status(request: Request) -> Response:
 async def stream_status(request: Request) -> Response:
     """The same as server-sent events: at once, then on change, at most one a second, at least one in 15 seconds."""
     service = market_data_of(request).status
-    return EventStream(service.follow(), event_text, service.streaming)
+    return EventStream(service.follow(), event_text, service.streams.place)

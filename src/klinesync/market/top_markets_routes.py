@@ -94,4 +94,4 @@ async def stream_top_markets(
     top_markets = market_data_of(request).top_markets
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
     top_markets.check(query)
-    return EventStream(top_markets.follow(query, interval_s, max_events or None), event_text, top_markets.streaming)
+    return EventStream(top_markets.follow(query, interval_s, max_events or None), event_text, top_markets.streams.place)

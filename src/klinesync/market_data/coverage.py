@@ -1,6 +1,6 @@
-"""Coverage: what a read of candles needs and the store has not is fetched, so that a later read has it.
+"""Coverage: requests the candles that a read needs and the store lacks, for later reads.
 
-The read itself waits for nothing: here is decided what it needs, and `HistoryService` fetches that.
+The read itself does not wait: its needs are submitted to `HistoryService`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from klinesync.history.tails import TailLimits
 
 
 class Coverage:
-    """Two things may be missing: the tail of a series that nobody follows, and history before the first stored candle.
+    """Requests the tail of a series that is not followed, and history before the first stored candle.
 
-    history: fetches it.
-    base_of: the ingested series that a series is derived from.
-    covers: whether anything of a base series can be had at all.
-    followed: whether somebody else keeps the series up to date.
-    exchange_s: what time it is on its exchange, UTC seconds; None where that is not known.
-    now_s: what time it is there as far as is known, for the end of a tail until the exchange is asked.
-    limits: how much one read may fetch.
-    derived: is told of derived series that are read, and where the page would begin, were it full; whether older
-        history is its affair.
+    history: reads it.
+    base_of: the base of a derived series; another series itself.
+    covers: whether a base series has any source.
+    followed: whether the series is followed, so that its tail comes live.
+    exchange_s: the time of its exchange, UTC seconds; None: the exchange has to be asked.
+    now_s: the time of its exchange as far as it is known, UTC seconds.
+    limits: how much a read may request.
+    derived: takes a derived series that is read, and where the page would begin if it were full; returns whether older
+        history is read as native candles.
     """
 
     def __init__(
@@ -51,24 +51,24 @@ class Coverage:
         self._derived = derived
 
     def base_of(self, series: SeriesId) -> SeriesId | None:
-        """The series whose candles are fetched for a read of `series`; None when none are."""
+        """The series whose candles are requested for a read of `series`; None when it has no source."""
         base = self._base_of(series)
         return base if self._covers(base) else None
 
     def ensure(
         self, series: SeriesId, base: SeriesId, stored: Span | None, page_start: int | None, *, newest: bool
     ) -> None:
-        """Have fetched what a read needs and the store has not; returns at once.
+        """Request the candles that a read needs and the store lacks; returns at once.
 
         series: the series that is read.
-        base: the ingested series that it is derived from, or itself.
+        base: its base, or itself.
         stored: the stored span of `base`; None when nothing is stored.
-        page_start: where the page would begin, were it full; None: it is full.
-        newest: the page goes up to the head.
+        page_start: where the page would begin if it were full; None: it is full.
+        newest: whether the page ends with the head.
         """
         if not self._followed(base):
             self._ensure_tail(base, stored)
-        filling = newest and self._history.expects(base, Reason.TAIL)  # the tail may bring what the page lacks
+        filling = newest and self._history.expects(base, Reason.TAIL)  # the tail may fill the page
         if series != base and self._derived(series, None if filling else page_start):
             return
         if page_start is not None and stored is not None and not filling:
@@ -78,7 +78,7 @@ class Coverage:
         exchange_s = self._exchange_s(base)
         final_s = (self._now_s(base) if exchange_s is None else exchange_s) - self._limits.final_margin_s
         span = self._limits.missing(base, stored, final_s)
-        if span is None and exchange_s is None:  # the exchange is asked for its time
+        if span is None and exchange_s is None:  # `Tails` asks the exchange for its time
             end = base.timeframe.floor(int(final_s)) if stored is None else stored.end
             span = Span(end, base.timeframe.next(end))
         if span is not None:

@@ -1,4 +1,4 @@
-"""DerivedRedo: after a start with another base or other timeframes, what the old ones computed is computed anew."""
+"""DerivedRedo: recomputes derived series after a start with another base or other timeframes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from klinesync.storage.damage import StoreDamaged
 
 log = Log(__name__)
 
-# Pause after a piece that the store did not take, in seconds.
+# Pause after a failed write of the store, in seconds.
 REDO_RETRY_S = 5.0
-# Progress is logged that often, in seconds.
+# Shortest time between two log lines about progress, in seconds.
 PROGRESS_LINE_S = 10.0
 
 
 class DerivedRedo:
-    """`settle` marks what is to be done, before the service begins to write; `run`, its one task, does it.
+    """Recomputes derived series. `settle` marks them before the service begins to write; `run` is its task.
 
-    remaining: how many series are still to be computed anew.
+    pipeline: writes candles.
+    monotonic: monotonic seconds.
     """
 
     def __init__(self, pipeline: IngestPipeline, monotonic: Callable[[], float]) -> None:
         self._pipeline = pipeline
         self._monotonic = monotonic
         self._settled: Settled | None = None
-        self._told = ""
-        self.remaining = 0
+        self._logged = ""  # the newest error
+        self.remaining = 0  # series that are still to be recomputed
 
     async def settle(self) -> None:
-        """Mark what the settings of this start do not give. A store that takes no writes is settled later."""
+        """Mark the series that other settings have computed. After an error of the store `run` tries again."""
         try:
             self._settled = await self._pipeline.settle_derived()
         except StoreError as error:
-            if self._told == str(error):
+            if self._logged == str(error):
                 return
-            self._told = str(error)
+            self._logged = str(error)
             log.warning(
                 "derived.settle_failed", "derived series are checked once the store can be written", error=error
             )
@@ -48,7 +49,7 @@ class DerivedRedo:
             self.remaining = len(self._settled.redo)
 
     async def run(self) -> None:
-        """Compute anew what is marked, until all is done."""
+        """Recompute the marked series."""
         while self._settled is None:
             await asyncio.sleep(REDO_RETRY_S)
             await self.settle()
@@ -61,22 +62,22 @@ class DerivedRedo:
                 done=0,
                 total=len(redo),
             )
-        told_s = self._monotonic()
-        for at, series in enumerate(redo):
-            await self._insist(partial(self._pipeline.redo_derived, series))
-            self.remaining = len(redo) - at - 1
-            if self._monotonic() - told_s >= PROGRESS_LINE_S:
-                told_s = self._monotonic()
-                log.info("derived.recompute", "derived series are computed anew", done=at + 1, total=len(redo))
+        logged_s = self._monotonic()
+        for done, series in enumerate(redo, 1):
+            await self._with_retries(partial(self._pipeline.redo_derived, series))
+            self.remaining = len(redo) - done
+            if self._monotonic() - logged_s >= PROGRESS_LINE_S:
+                logged_s = self._monotonic()
+                log.info("derived.recompute", "derived series are computed anew", done=done, total=len(redo))
         for series in refresh:
-            await self._insist(partial(self._pipeline.refresh_series, series))
+            await self._with_retries(partial(self._pipeline.refresh_series, series))
         if redo:
             log.info("derived.recompute", "derived series are computed anew", done=len(redo), total=len(redo))
         if self._settled.changed:
-            await self._insist(self._pipeline.settled_derived)
+            await self._with_retries(self._pipeline.settled_derived)
 
-    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do it until the store takes it; damaged candles are told, and are no reason to wait."""
+    async def _with_retries(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work`, and retry after an error of the store; damaged candles, which the store reports, end it."""
         while True:
             try:
                 await work()

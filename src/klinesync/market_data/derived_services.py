@@ -1,7 +1,7 @@
-"""What derived series need beside the roll-up in the write transaction.
+"""Forming candles and history of derived series. Their closed candles are computed in the write transaction.
 
-DerivedForming: their forming candles, from what forms and closes in their base series. DerivedHistory: their first
-history, when somebody reads or watches one: enough of the base, and before it the exchange's own (native) candles.
+DerivedForming: forming candles, from the forming and the closed candles of the base. DerivedHistory: the first history
+when a series is read or watched: base candles, and native candles from before the base begins.
 """
 
 from __future__ import annotations
@@ -31,14 +31,20 @@ from klinesync.ws.hub import CandleHub
 
 log = Log(__name__)
 
+# Pause after a failed read of the store, in seconds.
 RETRY_S = 1.0
-# Series of which such is remembered: nothing was stored of them; for which candles of their base they wait.
+# Most remembered series: without stored candles; and waiting for a candle of their base. The oldest are evicted.
 MAX_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
 class _Progress:
-    """One base series, and the latest candle that forms in it. Until `buckets` is read, closed candles wait."""
+    """The buckets in progress of one base series.
+
+    buckets: None until they are read from the store.
+    waiting: closed candles that came meanwhile.
+    latest: the newest forming candle.
+    """
 
     buckets: FormingBuckets | None = None
     waiting: list[Candle] = field(default_factory=list)
@@ -46,10 +52,15 @@ class _Progress:
 
 
 class DerivedForming:
-    """Stands before the hub: passes on what is published and shown, and shows what follows for derived series.
+    """Publishes candles to the hub, and shows forming candles of derived series.
 
-    The closed part of each bucket is read from the store once somebody watches, and again after a correction; then it
-    is carried on. `run` does the reading.
+    The closed part of each bucket is read from the store when a derived series is first watched, and after a
+    correction; otherwise it is advanced in memory. `run` is the task that reads.
+
+    hub: has the clients.
+    database: the store.
+    derived: the derived series of a base.
+    bulkheads: contains defects; a new one by default.
     """
 
     def __init__(
@@ -71,9 +82,9 @@ class DerivedForming:
         if progress.buckets is None:
             progress.waiting += applied.candles
         elif not all(progress.buckets.close(candle) for candle in applied.candles):
-            self._read_anew(applied.series)
+            self._reset(applied.series)
         else:
-            self._show(progress)  # what forms may have waited for this
+            self._show(progress)  # a forming candle may have waited for these
 
     def show(self, forming: Forming) -> None:
         """A forming candle of an ingested series."""
@@ -83,7 +94,7 @@ class DerivedForming:
             return
         progress = self._progress.get(series)
         if progress is None:
-            self._read_anew(series)
+            self._reset(series)
         else:
             progress.latest = forming.candle
             self._show(progress)
@@ -94,7 +105,7 @@ class DerivedForming:
                 self._hub.show(derived)
 
     async def run(self) -> None:
-        """Read the state of series that need it, until cancelled."""
+        """Read the buckets of series from the store, until cancelled."""
         while True:
             series = await self._to_read.get()
             read: bool | None = None
@@ -108,8 +119,8 @@ class DerivedForming:
                 await asyncio.sleep(RETRY_S)
 
     async def _read(self, series: SeriesId) -> bool | None:
-        """Read the state of a series; whether it is current: candles that closed meanwhile may ask for another look.
-        None: the store could not be read."""
+        """Read the buckets of a series. Returns True when they are up to date, False when candles that closed meanwhile
+        require another read, and None when the store could not be read."""
         progress = self._progress[series]
         buckets = FormingBuckets(series, self._derived.targets)
         try:
@@ -126,7 +137,7 @@ class DerivedForming:
         self._show(progress)
         return True
 
-    def _read_anew(self, series: SeriesId) -> None:
+    def _reset(self, series: SeriesId) -> None:
         self._progress[series] = _Progress()
         self._to_read.put_nowait(series)
 
@@ -138,18 +149,18 @@ class DerivedForming:
 
 
 class DerivedHistory:
-    """Looks after the history of derived series that are read or watched: brings targets up to date that were off for a
-    while, and has fetched what is missing of the base and of the exchange's own (native) candles before it.
+    """Completes the history of derived series that are read or watched: brings targets up to date that were off for a
+    while, and requests missing base candles, and native candles from before the base begins.
 
-    history: fetches it.
+    history: reads missing candles.
     pipeline: computes derived candles from the base.
-    database: where stored spans and gaps are looked up.
-    derived: which series is derived from which.
+    database: the store.
+    derived: the base of each derived series.
     covers: whether the exchange of a base series can be asked.
-    now_s: what time it is on its exchange, as far as is known, UTC seconds.
-    kept_from: before which open time a base series with that head is trimmed; 0: retention is off.
-    base_candles: base candles of a derived series' first backfill.
-    native_candles: native candles before the first bucket that the base gives; 0: none are fetched.
+    now_s: the time of its exchange as far as it is known, UTC seconds.
+    kept_from: the open time before which retention trims a base series with that head; 0: retention is off.
+    base_candles: base candles of the first backfill.
+    native_candles: native candles before the first bucket of the base; 0: none are requested.
     """
 
     def __init__(
@@ -174,51 +185,47 @@ class DerivedHistory:
         self._kept_from = kept_from
         self._base_candles = base_candles
         self._native_candles = native_candles
-        # By base: what is to be looked after once that has closed a candle up to then.
-        self._again: OrderedDict[SeriesId, dict[SeriesId, int]] = OrderedDict()
-        self._empty: OrderedDict[SeriesId, None] = OrderedDict()  # of these nothing was stored when they were asked for
-
-    @property
-    def fetches_native(self) -> bool:
-        """Whether native candles are fetched at all."""
-        return self._native_candles > 0
+        # By base: derived series that wait for the close of a base candle, and the time of that close.
+        self._waiting: OrderedDict[SeriesId, dict[SeriesId, int]] = OrderedDict()
+        self._empty: OrderedDict[SeriesId, None] = OrderedDict()  # series of whose base nothing was stored
 
     def ensure_page(self, series: SeriesId, page_start: int | None) -> bool:
-        """The same as `ensure`; whether native candles are fetched at all."""
+        """As `ensure`, for a read of a page. Returns whether native candles are requested at all."""
         self.ensure(series, page_start)
-        return self.fetches_native
+        return self._native_candles > 0
 
     def ensure(self, series: SeriesId, page_start: int | None = None) -> bool:
-        """Somebody reads or watches `series`; returns at once, whether it is looked after now. `page_start`: where the
-        page would begin, were it full (None: it is, or there is none). What is no derived series is passed over."""
+        """Request the missing history of a series that is read or watched; returns at once. A series that is not
+        derived is ignored. `page_start`: where the page would begin if it were full; None (the default): it is full, or
+        none was read. Returns whether a lookup was queued."""
         if not self._derived.derives(series) or not self._covers(self._derived.base_of(series)):
             return False
         return self._history.look(series, self._find, page_start)
 
     def published(self, applied: Applied) -> None:
         """Closed candles, after their commit."""
-        waits = self._again.get(applied.series)
-        if not waits or not applied.candles:
+        waiting = self._waiting.get(applied.series)
+        if not waiting or not applied.candles:
             return
         closed = applied.series.timeframe.next(applied.candles[-1].time)
-        for series in [one for one, at in waits.items() if at <= closed]:  # for others asking is no use yet
+        for series in [series for series, close in waiting.items() if close <= closed]:
             if self.ensure(series):
-                del waits[series]
-        if not waits:
-            del self._again[applied.series]
+                del waiting[series]
+        if not waiting:
+            del self._waiting[applied.series]
 
     async def _find(self, series: SeriesId, page_start: int | None) -> list[Need]:
-        """The needs of a series. Raises `StoreError`."""
+        """The needs of a series; after an error the series waits for the next base candle. Raises `StoreError`."""
         needs: list[Need] | None = None
         try:
-            needs = await self._look(series, page_start)
+            needs = await self._look_up(series, page_start)
         finally:
             if needs is None:
                 self._wait_for(series, 0)
         return needs
 
-    async def _look(self, series: SeriesId, page_start: int | None) -> list[Need]:
-        """Raises `StoreError`."""
+    async def _look_up(self, series: SeriesId, page_start: int | None) -> list[Need]:
+        """The needs of a series, by the store. Raises `StoreError`."""
         base = self._derived.base_of(series)
 
         def look(store: CandleStore) -> tuple[Span | None, Span | None, list[Span]]:
@@ -226,7 +233,7 @@ class DerivedHistory:
             return store.span(base), store.span(series), holes
 
         base_stored, stored, holes = await self._database.read(look)
-        if base_stored is None:  # somebody else fetches its tail
+        if base_stored is None:  # the tail of the base is requested elsewhere
             self._wait_for(series, 0)
             self._empty[series] = None
             if len(self._empty) > MAX_REMEMBERED:
@@ -258,8 +265,8 @@ class DerivedHistory:
             needs.append(Need(series, missing.native, Reason.NATIVE, DERIVED, Urgency.READ))
         return needs
 
-    def _wait_for(self, series: SeriesId, at: int) -> None:
-        """Look after the series again once its base has closed a candle up to `at`."""
-        self._again.setdefault(self._derived.base_of(series), {})[series] = at
-        if len(self._again) > MAX_REMEMBERED:
-            self._again.popitem(last=False)
+    def _wait_for(self, series: SeriesId, close: int) -> None:
+        """Look the series up again once its base has a candle that closes at `close` or later."""
+        self._waiting.setdefault(self._derived.base_of(series), {})[series] = close
+        if len(self._waiting) > MAX_REMEMBERED:
+            self._waiting.popitem(last=False)

@@ -1,4 +1,4 @@
-"""ExchangeTime: what time it is on the exchange of a series, as the services judge "latest", "future" and "stale"."""
+"""ExchangeTime: the time of each exchange, by which "latest", "future" and "stale" are judged."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from klinesync.core.series_id import SeriesId
 from klinesync.runtime.clock import Clock
 from klinesync.runtime.exchange_clock import ExchangeClock
 
-# Age of a stamp in seconds from which on the exchange is asked for its time anew.
+# Age of the newest stamp at which the exchange has to be asked for its time, in seconds.
 CLOCK_AGE_S = 5.0
 
 
 class ExchangeTime:
     """The time of each exchange, in UTC seconds.
 
-    clocks: what is known of each market's time, by exchange and market; exchanges may join later.
-    clock: our own time, which counts where an exchange's is not known.
+    clocks: exchange clocks by exchange and market; exchanges may be added later.
+    clock: of this machine, used while an exchange's time is unknown.
     """
 
     def __init__(self, clocks: Mapping[tuple[str, str], ExchangeClock], clock: Clock) -> None:
@@ -24,21 +24,22 @@ class ExchangeTime:
         self._clock = clock
 
     def known_s(self, series: SeriesId) -> float | None:
-        """The time on the exchange of `series`; None before the exchange has told any."""
+        """The time of the exchange of `series`; None when unknown."""
         clock = self._clocks.get((series.exchange, series.market))
         now_ms = None if clock is None else clock.estimate_ms(self._clock.monotonic_s())
         return None if now_ms is None else now_ms / 1000
 
     def now_s(self, series: SeriesId) -> float:
-        """The time on the exchange of `series`; our wall clock's before the exchange has told any."""
+        """The time of the exchange of `series`; that of the wall clock when unknown."""
         known_s = self.known_s(series)
         return self._clock.wall_s() if known_s is None else known_s
 
     def fresh_s(self, series: SeriesId) -> float | None:
-        """The time on the exchange of `series`; None where it is to be asked for.
+        """The time of the exchange of `series`; None when the newest stamp is older than `CLOCK_AGE_S`, and the
+        exchange has to be asked.
 
-        Where nothing is followed no stream tells the time: an old stamp lags an exchange that runs faster than we do,
-        or went on while this machine slept, and a tail would never seem to be missing.
+        An estimate from an old stamp lags an exchange that runs faster, or went on while this machine slept; judged by
+        it, no tail would be missing.
         """
         clock = self._clocks.get((series.exchange, series.market))
         if clock is None or clock.age_s(self._clock.monotonic_s()) > CLOCK_AGE_S:
@@ -46,8 +47,8 @@ class ExchangeTime:
         return self.known_s(series)
 
     def service_s(self) -> float:
-        """The time by the exchange that was heard last; our wall clock's before any was heard."""
+        """The time of the exchange with the newest stamp; that of the wall clock when none is known."""
         now_s = self._clock.monotonic_s()
-        heard = min(self._clocks.values(), key=lambda clock: clock.age_s(now_s), default=None)
-        now_ms = None if heard is None else heard.estimate_ms(now_s)
+        newest = min(self._clocks.values(), key=lambda clock: clock.age_s(now_s), default=None)
+        now_ms = None if newest is None else newest.estimate_ms(now_s)
         return self._clock.wall_s() if now_ms is None else now_ms / 1000

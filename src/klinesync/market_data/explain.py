@@ -1,6 +1,6 @@
-"""ExplainService: why is this candle (not) here? One series: its stream, its needs, its gaps, its newest events.
+"""ExplainService: why is this candle (not) here? The stream, the needs, the gaps and the newest events of a series.
 
-Everything is known already: the exchange is never asked.
+The exchange is never asked.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from klinesync.market_data.listings import stored_listings
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Database
 
-# Gaps of an answer, the newest of them.
-MAX_GAPS_TOLD = 500
-# Needs of an answer, the first that are asked for.
-MAX_NEEDS_TOLD = 500
+# Most gaps of an answer, the newest.
+MAX_GAPS = 500
+# Most needs of an answer, by the time of their next attempt.
+MAX_NEEDS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class NeedFacts:
-    """Candles that are missing and asked for; open times in UTC seconds, the end exclusive.
+    """Missing candles that are requested. Times are open times in UTC seconds, the end exclusive.
 
     series_id: of the candles.
     start_time, end_time: the span.
-    reason: why they are missing: `tail`, `older`, `gap`, `native`, `requested`.
-    asked_by: who wants them.
-    urgency: how soon they are asked for: `repair`, `read`, `sweep`, `fill`, `deep`.
-    attempts: how often they were asked for.
-    next_try_at_ms: when they are asked for (again), UTC milliseconds; None: they are being read now.
-    last_answer: what came of the newest attempt, a sentence; None before the first one.
+    reason: why the candles are missing: `tail`, `older`, `gap`, `native`, `requested`.
+    asked_by: who needs them.
+    urgency: of the request: `repair`, `read`, `sweep`, `fill`, `deep`.
+    attempts: requests so far.
+    next_try_at_ms: time of the next attempt, UTC milliseconds; None: in flight.
+    last_answer: the result of the newest attempt, a sentence; None before the first.
     """
 
     series_id: str
@@ -57,8 +57,8 @@ class NeedFacts:
 
 @dataclass(frozen=True, slots=True)
 class GapFacts:
-    """A hole between stored candles. `state`: as in the gap ledger; what is unknown and soon read is `healing`. `proof`
-    and `since`, UTC seconds, are of gaps that are confirmed empty or lost."""
+    """A gap between stored candles. `state`: as in the gap ledger, or `healing` when the gap is being read or waits.
+    `proof` and `since` (UTC seconds): of gaps that are confirmed empty or lost."""
 
     start_time: int
     end_time: int
@@ -70,14 +70,15 @@ class GapFacts:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer. Times are UTC seconds, by the exchange's clock where that is known.
+    """The explanation of a series. Times are UTC seconds, by the exchange's clock if it is known.
 
-    health: how well the series is, with the stream of its base.
+    series: the series.
     base: the series that is ingested for it.
+    health: of the series, with the stream of its base.
     first_time: the first stored open time; None when nothing is stored.
-    needs: the first that are asked for, of this series and its base; `need_count`: of how many.
-    gaps: the newest gaps, ascending; `gap_count`: of how many.
-    events: the newest events of the series, its base and its market, in the order in which they happened last.
+    needs: of the series and its base, by the time of their next attempt; `need_count`: number of all needs.
+    gaps: the newest gaps, ascending; `gap_count`: number of all gaps.
+    events: the newest events of the series, its base and its market, oldest first.
     """
 
     series: SeriesId
@@ -104,12 +105,12 @@ class ExplainService:
 
     database: the store.
     health: judges the series.
-    base_of: the series that is ingested for a derived one; any other series itself.
-    stream: the state of a base series' stream.
+    base_of: the base of a derived series; another series itself.
+    stream: status of a base series' stream.
     history: has the needs.
-    events: what happened to series.
-    refusal: why the exchange has no candles of the timeframe of a base series, as a sentence; None when it may have.
-    monotonic: monotonic seconds, which needs go by.
+    events: has the events.
+    refusal: why the exchange has no candles of the timeframe of a base series, a sentence; None when it may have some.
+    monotonic: monotonic seconds.
     """
 
     def __init__(
@@ -134,15 +135,12 @@ class ExplainService:
         self._monotonic = monotonic
 
     async def explain(self, series: SeriesId) -> Explanation:
-        """All that is known of `series`. Raises `UnknownSeries` when nothing is, and `StoreError`."""
+        """Explain a series. Raises `UnknownSeries` when nothing is known of the series, and `StoreError`."""
         base = self._base_of(series)
         pair = tuple(dict.fromkeys((series, base)))
-        known = (
-            self._stream(base).state is not StreamState.OFF
-            or any(self._events.knows(one) for one in pair)
-            or any(self._history.needs_of(one) for one in pair)
+        known = self._stream(base).state is not StreamState.OFF or any(
+            self._events.knows(member) or self._history.needs_of(member) for member in pair
         )
-
         refusal = self._refusal(base)
 
         def look(store: CandleStore) -> _Stored:
@@ -161,8 +159,8 @@ class ExplainService:
                 or "nothing of it is stored, nobody follows it, and the lists of symbols that were kept do not have "
                 "it; read its candles to have its exchange asked",
             )
-        health = self._health.judge_any(series, stored.span, stored.gaps, stored.base_span)
-        statuses = [status for one in pair for status in self._history.needs_of(one)]
+        health = self._health.judge(series, stored.span, stored.gaps, stored.base_span)
+        statuses = [status for member in pair for status in self._history.needs_of(member)]
         needs = need_facts(statuses, self._monotonic(), health.now_time)
         gaps = gap_facts(series, stored.gaps, self._history.working_on(base))
         return Explanation(
@@ -170,19 +168,19 @@ class ExplainService:
             base=base,
             health=health,
             first_time=None if stored.span is None else stored.span.start,
-            needs=needs[:MAX_NEEDS_TOLD],
+            needs=needs[:MAX_NEEDS],
             need_count=len(needs),
-            gaps=gaps[max(0, len(gaps) - MAX_GAPS_TOLD) :],
+            gaps=gaps[max(0, len(gaps) - MAX_GAPS) :],
             gap_count=len(gaps),
             events=self._events.of(*pair),
         )
 
 
 def need_facts(statuses: Iterable[NeedStatus], now_s: float, now_time: int) -> list[NeedFacts]:
-    """Needs as they are told: first those that are being read, then in the order in which they are asked for.
+    """The facts of needs, by the time of their next attempt; needs in flight first.
 
     statuses: the needs of a series and its base.
-    now_s: the present moment, monotonic seconds.
+    now_s: monotonic seconds.
     now_time: the same in UTC seconds of the exchange.
     """
     facts = []
@@ -209,20 +207,20 @@ def _next_try_s(status: NeedStatus) -> float:
     return float("-inf") if status.next_try_s is None else status.next_try_s
 
 
-def gap_facts(series: SeriesId, ledger: Sequence[Gap], at_work: Sequence[Span]) -> list[GapFacts]:
-    """The gaps of a series as they are told.
+def gap_facts(series: SeriesId, ledger: Sequence[Gap], working_on: Sequence[Span]) -> list[GapFacts]:
+    """The facts of the gaps of a series.
 
     series: whose gaps.
     ledger: its gap ledger.
-    at_work: spans of its base that are being read, or soon will be, ascending and disjoint.
+    working_on: spans of its base that are being read or wait, ascending and disjoint.
     """
     frame = series.timeframe
-    healed = widened(frame, at_work)
+    healing = widened(frame, working_on)
     facts = []
     for gap in ledger:
         state = gap.state
         if state not in SETTLED:
-            state = GapState.UNKNOWN if without([gap.span], healed) else GapState.HEALING
+            state = GapState.UNKNOWN if without([gap.span], healing) else GapState.HEALING
         missing = frame.count(gap.start, gap.end)
         facts.append(GapFacts(gap.start, gap.end, state, missing, gap.proof, gap.time))
     return facts

@@ -1,4 +1,4 @@
-"""How far factors and overlays are behind the candles of a series, as a status with a reason and a sentence."""
+"""The delay of factors and overlays behind the candles of a series, as a status with a reason and a sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.candles import CandleStore
 
-# Delays are counted up to so many candles.
+# Largest delay that is counted, in candles.
 MAX_DELAY_CANDLES = 100_000
 
 
@@ -27,11 +27,11 @@ FactorReason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class FactorHealth:
-    """How far candles, factors and overlays are: open times, and delays behind the store's head, in seconds (None
-    where there is no head to compare) and in candles (counted up to `MAX_DELAY_CANDLES`).
+    """Heads of candles, factors and overlays (open times), and delays behind the store's head: in seconds (None without
+    a head) and in candles (up to `MAX_DELAY_CANDLES`).
 
-    `detail` is a sentence about the status. `progress_pct` is that of a ledger that is computed anew; `suspended` says
-    why plugins do not run any more. `head_time` is `store_head_time`.
+    `detail`: a sentence about the status. `progress_pct`: of a ledger that is recomputed. `suspended`: why plugins do
+    not run any more. `head_time`: the same as `store_head_time`.
     """
 
     series_id: str
@@ -53,18 +53,24 @@ class FactorHealth:
 
 
 def factor_health(store: CandleStore, step: LedgerStep, series: SeriesId) -> FactorHealth:
-    """How far the ledger of the series is in this state of the store."""
+    """The delay of a series' ledger.
+
+    store: has candles and ledger.
+    step: the present factors and overlays.
+    series: the series.
+    """
     head, ledger = store.head(series), store.ledger.get(series)
     if ledger is not None and not step.computed(ledger):
-        ledger = None  # nothing of it is of any use
+        ledger = None  # computed by other factors, and useless
     factor_head, overlay_head = (None, None) if ledger is None else (ledger.factor_head, ledger.overlay_head)
-    behind, drawn_behind = (
-        0 if head is None else store.count_after(series, -1 if one is None else one, MAX_DELAY_CANDLES)
-        for one in (factor_head, overlay_head)
+    heads = (factor_head, overlay_head)
+    factor_delay, overlay_delay = (
+        0 if head is None else store.count_after(series, -1 if done is None else done, MAX_DELAY_CANDLES)
+        for done in heads
     )
-    most = max(behind, drawn_behind)
+    most = max(factor_delay, overlay_delay)
     status, reason, detail = _status(step, series, head, factor_head, overlay_head, most)
-    delays = [None if head is None or one is None else max(0, head - one) for one in (factor_head, overlay_head)]
+    delays = [None if head is None or done is None else max(0, head - done) for done in heads]
     progress = None
     first = store.first(series)
     if head is not None and first is not None and most > 1:
@@ -79,9 +85,9 @@ def factor_health(store: CandleStore, step: LedgerStep, series: SeriesId) -> Fac
         overlay_head_time=overlay_head,
         factor_delay_seconds=delays[0],
         overlay_delay_seconds=delays[1],
-        max_delay_seconds=max((one for one in delays if one is not None), default=None),
-        factor_delay_candles=behind,
-        overlay_delay_candles=drawn_behind,
+        max_delay_seconds=max((delay for delay in delays if delay is not None), default=None),
+        factor_delay_candles=factor_delay,
+        overlay_delay_candles=overlay_delay,
         status=status,
         status_reason=reason,
         detail=detail,

@@ -36,7 +36,7 @@ SCHEMA_VERSION = 1
 
 
 class LedgerOutOfSync(KlinesyncError):
-    """Factors or overlays (`part`) have not come as far as the candles. Ask again in a moment."""
+    """Factors or overlays (`part`) lag behind the candles; retry later."""
 
     def __init__(self, part: str) -> None:
         self.code = f"ledger_out_of_sync:{part}" if part else "ledger_out_of_sync"
@@ -44,7 +44,7 @@ class LedgerOutOfSync(KlinesyncError):
 
 
 class Poll(msgspec.Struct, frozen=True):
-    """One record of `delta/poll`."""
+    """A record of `delta/poll`."""
 
     id: int
     series_id: str
@@ -57,7 +57,14 @@ class Poll(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """What is stored about the candles of a window; `events` by factor, `heads` at its last candle."""
+    """The stored data of a window of candles.
+
+    ledger: of the series.
+    factors: those that give heads.
+    candles: ascending.
+    events: by factor.
+    heads: of each factor at the last candle.
+    """
 
     ledger: Ledger
     factors: FactorGraph
@@ -71,7 +78,13 @@ class _Window:
 
 
 class FactorReader:
-    """Reads the ledger. `check_known` raises `UnknownSeries` for a series that its exchange does not list."""
+    """Reads factors and drawings from the ledger.
+
+    database: the store.
+    step: the present factors and overlays.
+    indicators: that are computed at each read.
+    check_known: raises `UnknownSeries` when the exchange does not list a series.
+    """
 
     def __init__(
         self,
@@ -86,84 +99,98 @@ class FactorReader:
         self._check_known = check_known
 
     def lagging(self, series: SeriesId) -> bool:
-        """Whether it is known that the series' factors or overlays lag behind its candles."""
+        """Whether the factors or overlays of the series are known to lag behind its candles."""
         return self._step.lag(series) is not None
 
     def catalog(self) -> dict[str, Json]:
         """The factors and indicators with their features, as `GET /api/factor/catalog` answers."""
         indicators: list[Json] = [
             {
-                "key": one.name,
-                "label": one.label,
+                "key": indicator.name,
+                "label": indicator.label,
                 "default_visible": True,
-                "pane": one.pane,
+                "pane": indicator.pane,
                 "sub_features": [
                     {"key": output.key, "label": output.label, "default_visible": True, "style": output.style}
-                    for output in one.outputs
+                    for output in indicator.outputs
                 ],
             }
-            for one in self._indicators
+            for indicator in self._indicators
         ]
         return {"schema_version": SCHEMA_VERSION, "factors": [*self._step.factors.catalog(), *indicators]}
 
     async def slices(self, series: SeriesId, at_time: int | None, window: int) -> dict[str, Json]:
-        """What each factor said within the newest `window` candles up to `at_time` (None: all), and its head there.
+        """The events of each factor within a window of candles, and its head at the last candle.
 
-        Raises `LedgerOutOfSync` when the factors have not come that far, `UnknownSeries`.
+        series: the series.
+        at_time: newest open time of the window; None: the stored head.
+        window: most candles.
+
+        Raises `LedgerOutOfSync` when the factors lag behind the window, `UnknownSeries`.
         """
 
         def look(store: CandleStore) -> dict[str, Json] | None:
-            found = self._window(store, series, at_time, window, drawn=False)
-            return None if found is None else self._slices(series, found, self._points(store, series, found.candles))
+            stored = self._window(store, series, at_time, window, drawn=False)
+            return None if stored is None else self._slices(series, stored, self._points(store, series, stored.candles))
 
-        found = await self._database.read(look)
-        if found is None:
+        slices = await self._database.read(look)
+        if slices is None:
             await self._check_known(series)
             return self._no_slices(series)
-        return found
+        return slices
 
     async def slices_after(self, series: SeriesId, since: int, limit: int) -> dict[str, Json]:
-        """The slices of the oldest `limit` candles after `since`, each of its candle alone: as many `slices` with a
-        window of one candle, at the cost of one and a fold. They end where factors have come to.
+        """The slices of the oldest `limit` candles after `since`, each with a window of one candle, up to the factor
+        head. Cheaper than `slices` for each candle: the states are folded once.
 
-        Raises `LedgerOutOfSync` when that is before the first of these candles, `UnknownSeries`.
+        series: the series.
+        since: open time, exclusive.
+        limit: most candles.
+
+        Raises `LedgerOutOfSync` when the factor head is before the first of these candles, `UnknownSeries`.
         """
 
         def look(store: CandleStore) -> tuple[list[Json], bool]:
             candles = store.oldest(series, limit, since=since)
             return self._slices_of(store, series, candles) if candles else [], store.head(series) is not None
 
-        found, stored = await self._database.read(look)
+        slices, stored = await self._database.read(look)
         if not stored:
             await self._check_known(series)
-        return {"schema_version": SCHEMA_VERSION, "series_id": str(series), "slices": found}
+        return {"schema_version": SCHEMA_VERSION, "series_id": str(series), "slices": slices}
 
     async def draw(
         self, series: SeriesId, at_time: int | None, window: int, cursor: Cursor, epoch: int | None
     ) -> DrawDelta:
-        """What a reader with that cursor (of that epoch, None: he does not say) has to learn to show the window.
+        """The drawings of a window that a reader does not have yet.
 
-        Raises `LedgerOutOfSync` when factors or overlays have not come that far, `UnknownSeries`.
+        series: the series.
+        at_time: newest open time of the window; None: the stored head.
+        window: most candles.
+        cursor: of the reader.
+        epoch: of the cursor; None: unknown.
+
+        Raises `LedgerOutOfSync` when factors or overlays lag behind the window, `UnknownSeries`.
         """
 
         def look(store: CandleStore) -> DrawDelta | None:
-            found = self._window(store, series, at_time, window, drawn=True)
-            return None if found is None else self._draw(store, series, found, cursor, epoch)
+            stored = self._window(store, series, at_time, window, drawn=True)
+            return None if stored is None else self._draw(store, series, stored, cursor, epoch)
 
-        found = await self._database.read(look)
-        if found is None:
+        drawn = await self._database.read(look)
+        if drawn is None:
             await self._check_known(series)
             return delta.nothing(series, 0)
-        return found
+        return drawn
 
     async def frame(self, series: SeriesId, at_time: int | None, window: int) -> dict[str, object]:
-        """Slices and drawings of one candle. Raises `LedgerOutOfSync`, `UnknownSeries`."""
+        """Slices and drawings as of a candle. Parameters as for `slices`. Raises `LedgerOutOfSync`, `UnknownSeries`."""
 
         def look(store: CandleStore) -> dict[str, object] | None:
-            found = self._window(store, series, at_time, window, drawn=True)
-            if found is None:
+            stored = self._window(store, series, at_time, window, drawn=True)
+            if stored is None:
                 return None
-            time = found.at.time
+            time = stored.at.time
             return {
                 "schema_version": SCHEMA_VERSION,
                 "series_id": str(series),
@@ -172,8 +199,8 @@ class FactorReader:
                     "aligned_time": time,
                     "candle_id": series.candle_id(time),
                 },
-                "factor_slices": self._slices(series, found, self._points(store, series, found.candles)),
-                "draw_state": self._draw(store, series, found, Cursor(), None),
+                "factor_slices": self._slices(series, stored, self._points(store, series, stored.candles)),
+                "draw_state": self._draw(store, series, stored, Cursor(), None),
             }
 
         try:
@@ -193,19 +220,26 @@ class FactorReader:
         return frame
 
     async def poll(self, series: SeriesId, after_id: int, window: int) -> dict[str, object]:
-        """At most one record, when anything has changed since the record `after_id`. Raises `UnknownSeries`."""
+        """At most one record: the drawings, if they have changed since the record `after_id`.
+
+        series: the series.
+        after_id: the newest record that the reader has.
+        window: most candles.
+
+        Raises `UnknownSeries`.
+        """
 
         def look(store: CandleStore) -> tuple[Poll | None, int, bool]:
             ledger, head = store.ledger.get(series), store.head(series)
             if ledger is None or ledger.record_id <= after_id or head is None:
                 return None, after_id, head is not None
             try:
-                found = self._window(store, series, None, window, drawn=True)
+                stored = self._window(store, series, None, window, drawn=True)
             except LedgerOutOfSync:
-                return None, after_id, True  # there will be something when it has caught up
-            assert found is not None, "there is a head"
-            time = found.at.time
-            drawn = self._draw(store, series, found, Cursor(), None)
+                return None, after_id, True  # a record follows when the ledger has caught up
+            assert stored is not None, "there is a head"
+            time = stored.at.time
+            drawn = self._draw(store, series, stored, Cursor(), None)
             record_id = ledger.record_id
             candle_id = series.candle_id(time)
             return Poll(record_id, str(series), candle_id, time, ledger.epoch, drawn), record_id, True
@@ -221,16 +255,17 @@ class FactorReader:
         }
 
     async def health(self, series: SeriesId) -> FactorHealth:
-        """How far factors and overlays are. Raises `UnknownSeries`."""
-        found = await self._database.read(lambda store: factor_health(store, self._step, series))
-        if found.head_time is None:
+        """The delay of factors and overlays. Raises `UnknownSeries`."""
+        health = await self._database.read(lambda store: factor_health(store, self._step, series))
+        if health.head_time is None:
             await self._check_known(series)
-        return found
+        return health
 
     def _window(
         self, store: CandleStore, series: SeriesId, at_time: int | None, window: int, *, drawn: bool
     ) -> _Window | None:
-        """None for a series without candles (up to `at_time`)."""
+        """The window up to `at_time`; None without candles. `drawn`: overlays are needed too. Raises
+        `LedgerOutOfSync`."""
         step = self._step
         before = None if at_time is None else at_time + 1
         candles = store.newest(series, window, before=before)
@@ -251,7 +286,7 @@ class FactorReader:
         return _Window(ledger, factors, candles, events, heads)
 
     def _ledger(self, store: CandleStore, series: SeriesId, time: int) -> Ledger:
-        """The series' ledger, which has come to the candle at `time`. Raises `LedgerOutOfSync`."""
+        """The series' ledger. Raises `LedgerOutOfSync` unless its factor head is at `time` or later."""
         step = self._step
         ledger = store.ledger.get(series)
         if step.idle:
@@ -261,7 +296,7 @@ class FactorReader:
         return ledger
 
     def _slices_of(self, store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> list[Json]:
-        """The slices of these stored candles, which follow each other."""
+        """The slices of consecutive stored candles."""
         step = self._step
         ledger = self._ledger(store, series, candles[0].time)
         if not step.idle:
@@ -271,11 +306,11 @@ class FactorReader:
             assert isinstance(event["visible_time"], int), "the events were checked when they were made"
             events.setdefault(event["visible_time"], {}).setdefault(factor, []).append(event)
         points: dict[str, dict[int, Point]] = {
-            key: {point.time: point for point in some} for key, some in self._points(store, series, candles).items()
+            key: {point.time: point for point in line} for key, line in self._points(store, series, candles).items()
         }
-        needed = [one for one in self._indicators if one.name in step.factors.outside]
+        needed = [indicator for indicator in self._indicators if indicator.name in step.factors.outside]
         outside = values_at(store, series, needed, candles)
-        found: list[Json] = []
+        slices: list[Json] = []
         try:
             states = step.states.at(store, series, candles[0].time - 1)
             for at, candle in enumerate(candles):
@@ -283,17 +318,17 @@ class FactorReader:
                 states, _ = step.factors.advance_many(states, (candle,), beside)
                 factors, heads = _heads(series, step.factors, states, candle)
                 window = _Window(ledger, factors, [candle], events.get(candle.time, {}), heads)
-                here = {key: [some[candle.time]] if candle.time in some else [] for key, some in points.items()}
-                found.append(self._slices(series, window, here))
+                here = {key: [line[candle.time]] if candle.time in line else [] for key, line in points.items()}
+                slices.append(self._slices(series, window, here))
         except (FactorFault, ForeignStates):
             raise LedgerOutOfSync("factor") from None
-        return found
+        return slices
 
     def _points(self, store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> dict[str, list[Point]]:
-        """The indicators' values at these stored candles, which follow each other."""
+        """The values of indicators at consecutive stored candles."""
         if not (self._indicators and candles):
             return {}
-        warm_up = max(one.warm_up for one in self._indicators)
+        warm_up = max(indicator.warm_up for indicator in self._indicators)
         columns = Columns.of([*store.newest(series, warm_up, before=candles[0].time), *candles])
         times = [candle.time for candle in candles]
         points: dict[str, list[Point]] = {}
@@ -306,27 +341,27 @@ class FactorReader:
         """The answer for a series without candles."""
         return _slices(series, None, {})
 
-    def _slices(self, series: SeriesId, found: _Window, points: Mapping[str, Sequence[Point]]) -> dict[str, Json]:
-        time = found.at.time
+    def _slices(self, series: SeriesId, window: _Window, points: Mapping[str, Sequence[Point]]) -> dict[str, Json]:
+        time = window.at.time
         snapshots: dict[str, Json] = {}
-        histories = found.factors.histories(found.events, time)
-        for name in found.factors.names:
-            snapshots[name] = _snapshot(series, name, found, _public(histories[name]), _public(found.heads[name]))
+        histories = window.factors.histories(window.events, time)
+        for name in window.factors.names:
+            snapshots[name] = _snapshot(series, name, window, _public(histories[name]), _public(window.heads[name]))
         for indicator in self._indicators:
-            held = {output.key: points[output.key] for output in indicator.outputs}
+            lines = {output.key: points[output.key] for output in indicator.outputs}
             history: dict[str, Json] = {
-                key: [{"time": point.time, "value": point.value} for point in some] for key, some in held.items()
+                key: [{"time": point.time, "value": point.value} for point in line] for key, line in lines.items()
             }
             head: dict[str, Json] = {
-                key: some[-1].value if some and some[-1].time == time else None for key, some in held.items()
+                key: line[-1].value if line and line[-1].time == time else None for key, line in lines.items()
             }
-            snapshots[indicator.name] = _snapshot(series, indicator.name, found, history, head)
+            snapshots[indicator.name] = _snapshot(series, indicator.name, window, history, head)
         return _slices(series, time, snapshots)
 
     def _draw(
-        self, store: CandleStore, series: SeriesId, found: _Window, cursor: Cursor, epoch: int | None
+        self, store: CandleStore, series: SeriesId, window: _Window, cursor: Cursor, epoch: int | None
     ) -> DrawDelta:
-        candles, time, now = found.candles, found.at.time, found.ledger.epoch
+        candles, time, now = window.candles, window.at.time, window.ledger.epoch
         version_id = store.ledger.newest_version(series, time + 1)
         known = delta.resumed(cursor, epoch, Cursor(version_id, time), now).point_time
         new = [candle for candle in candles if candle.time > known]
@@ -340,14 +375,14 @@ class FactorReader:
             at_time=time,
             version_id=version_id,
             stored=store.ledger.drawings(series, candles[0].time, time + 1),
-            rendered=self._rendered(View(series, candles[0].time, time, found.heads, found.events, candles)),
+            rendered=self._rendered(View(series, candles[0].time, time, window.heads, window.events, candles)),
             points=points | self._points(store, series, new),
             cursor=cursor,
             cursor_epoch=epoch,
         )
 
     def _rendered(self, view: View) -> list[Drawing]:
-        """What the overlays draw at this read: those that can."""
+        """The drawings that overlays render at read; an overlay with a fault is left out."""
         overlays = self._step.overlays
         while True:
             try:
@@ -360,7 +395,7 @@ class FactorReader:
 def _heads(
     series: SeriesId, factors: FactorGraph, states: States, candle: Candle
 ) -> tuple[FactorGraph, dict[str, dict[str, Json]]]:
-    """What factors say of the present; those that cannot are left out."""
+    """The heads of factors at a candle, and the factors that have one; a factor with a fault is left out."""
     while True:
         try:
             return factors, factors.heads(states, candle)
@@ -381,9 +416,9 @@ def _slices(series: SeriesId, time: int | None, snapshots: dict[str, Json]) -> d
 
 
 def _public(said: Mapping[str, Json]) -> dict[str, Json]:
-    """The same without keys that begin with `_`, also of its events: those are for overlays alone."""
+    """The same without keys that begin with `_`, also in events: these are for overlays alone."""
     return {
-        key: [_event(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+        key: [_event(item) if isinstance(item, dict) else item for item in value] if isinstance(value, list) else value
         for key, value in said.items()
         if not key.startswith("_")
     }
@@ -394,16 +429,16 @@ def _event(event: dict[str, Json]) -> dict[str, Json]:
 
 
 def _snapshot(
-    series: SeriesId, name: str, found: _Window, history: dict[str, Json], head: dict[str, Json]
+    series: SeriesId, name: str, window: _Window, history: dict[str, Json], head: dict[str, Json]
 ) -> dict[str, Json]:
-    time = found.at.time
+    time = window.at.time
     return {
         "schema_version": SCHEMA_VERSION,
         "history": history,
         "head": head,
         "meta": {
             "series_id": str(series),
-            "epoch": found.ledger.epoch,
+            "epoch": window.ledger.epoch,
             "at_time": time,
             "candle_id": series.candle_id(time),
             "factor_name": name,

@@ -1,4 +1,4 @@
-"""What an audit finds: differences of a series, counted by kind, the first few of them kept."""
+"""Findings of `verify`: differences of a series, counted by kind, with the first few as examples."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from klinesync.core.candle import Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 
-# Differences of a series that are shown; all are counted.
+# Most differences of a series that are kept as examples; all are counted.
 MAX_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is stored at `time` and what should be. `kind` is for machines, `what` for people. Kinds: damaged,
-    bad_candle; hole_not_in_ledger, gap_not_a_hole, bad_gap; derived_wrong, derived_unexpected, derived_missing;
-    ledger_head; factor_event_wrong, -_unexpected, -_missing, drawing_wrong, -_unexpected, -_missing,
-    checkpoint_wrong.
-    `stored` and `expected` are candles where the kind has them."""
+    """A difference between stored and expected data.
+
+    kind: damaged, bad_candle; hole_not_in_ledger, gap_not_a_hole, bad_gap; derived_wrong, derived_unexpected,
+        derived_missing; ledger_head; factor_event_wrong, -_unexpected, -_missing, drawing_wrong, -_unexpected,
+        -_missing, checkpoint_wrong.
+    time: open time, UTC seconds.
+    what: a sentence.
+    stored, expected: candles, if the kind has them.
+    """
 
     kind: str
     time: int
@@ -28,15 +32,15 @@ class Difference:
     expected: Candle | None = None
 
 
-# none: nothing was ever computed. lagging: behind the candles; what there is was compared. other_factors: computed by
-# other factors, versions or parameters, and not compared. changing: it was rewound again and again while it was read.
+# none: nothing was computed yet. lagging: behind the candles; compared up to its head. other_factors: computed by other
+# factors, versions or parameters, and not compared. changing: rewound repeatedly while it was read.
 LedgerStatus = Literal["none", "up_to_date", "lagging", "other_factors", "changing"]
 
 
 @dataclass(slots=True)
 class LedgerAudit:
-    """How far a series' factors and overlays are, and what of them was compared: counts of events, drawings and
-    checkpoints. Heads are open times."""
+    """The state of a series' ledger, and the numbers of events, drawings and checkpoints that were compared. Heads are
+    open times."""
 
     status: LedgerStatus
     epoch: int = 0
@@ -49,9 +53,19 @@ class LedgerAudit:
 
 @dataclass(slots=True)
 class SeriesAudit:
-    """What was found in one series. `base`: the series that it was computed anew from. `gaps`: spans and candles
-    missing, by state. `native`: how many are the exchange's own. `ledger`: None where no factors run. `kinds`: how many
-    differences there are of each kind; `shown`: the first few. `now`: what is being done, for progress."""
+    """The findings of a series.
+
+    series: the series.
+    base: the base of a derived series; None for another series.
+    first, head: open times of the first and the last candle.
+    count: number of candles.
+    native: number of native candles.
+    gaps: numbers of gaps and of missing candles, by state.
+    ledger: None when no factors run.
+    kinds: number of differences by kind.
+    shown: the first differences.
+    now: a sentence about the progress.
+    """
 
     series: SeriesId
     base: SeriesId | None = None
@@ -67,11 +81,11 @@ class SeriesAudit:
 
     @property
     def differences(self) -> int:
-        """How many there are; 0 is well."""
+        """Number of differences."""
         return sum(self.kinds.values())
 
     def note(self, difference: Difference, count: int = 1) -> None:
-        """One more; `count` of them, of which this is the one to show."""
+        """Add `count` differences (1 by default) with `difference` as their example."""
         self.kinds[difference.kind] = self.kinds.get(difference.kind, 0) + count
         if len(self.shown) < MAX_SHOWN:
             self.shown.append(difference)

@@ -1,4 +1,4 @@
-"""How well a series is. Pure: what is known of it in, one status with one reason out."""
+"""The health of a series. Pure: facts in, a status with a reason out."""
 
 from __future__ import annotations
 
@@ -47,16 +47,25 @@ STATUS: dict[Reason, Status] = {
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a series. `now_time`: UTC seconds of the exchange; `stored`: from the first stored open time to
-    the close of the head; `gaps`: the whole ledger; `at_work`: the spans that somebody heals, or soon will, ascending
-    and disjoint; `sweeping`: the start-up sweep has still to read the series up to now; `damaged`: something
-    that is stored of it cannot be read; `trouble`: why its exchange gives no candles at present."""
+    """The facts of a series.
+
+    series: the series.
+    now_time: UTC seconds of the exchange.
+    stored: the stored span; None when nothing is stored.
+    gaps: the gap ledger.
+    working_on: the spans that are being read or wait, ascending and disjoint.
+    sweeping: whether the start-up sweep has not brought the series up to date yet.
+    backfill: progress of reading its history.
+    stream: status of its stream.
+    damaged: whether stored candles cannot be read; False by default.
+    trouble: why its exchange gives no candles; None, as by default: it does.
+    """
 
     series: SeriesId
     now_time: int
     stored: Span | None
     gaps: Sequence[Gap]
-    at_work: Sequence[Span]
+    working_on: Sequence[Span]
     sweeping: bool
     backfill: BackfillReport
     stream: StreamStatus
@@ -77,8 +86,9 @@ class MissingCandles:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The answer. `lag_seconds`: since the head closed. `missing_*`: what is expected after the head, and is not there.
-    Both are None when nothing is stored. `detail`: a sentence about the reason, where there is more to say."""
+    """The health of a series. `lag_seconds`: seconds since the close of the head. `missing_*`: expected after the head,
+    and missing. All are None when nothing is stored. `detail`: a sentence about the reason; None when the reason says
+    everything."""
 
     series_id: str
     timeframe_seconds: int
@@ -97,18 +107,18 @@ class Health:
 
 
 def assess(facts: Facts, grace_s: float) -> Health:
-    """The health of a series. A candle is expected `grace_s` (of exchange time) after its close."""
+    """The health of a series. `grace_s`: seconds of the exchange from the close of a candle until it is expected."""
     timeframe, now = facts.series.timeframe, facts.now_time
     expected = timeframe.latest_closed(int(now - grace_s))
     head = None if facts.stored is None else timeframe.shift(facts.stored.end, -1)
     if head is not None and facts.stream.state is StreamState.DELISTED and facts.backfill.state != "running":
-        expected = min(expected, head)  # nothing follows any more
+        expected = min(expected, head)  # a delisted symbol has no further candles
     tail = [] if facts.stored is None else _tail(timeframe, facts.stored.end, expected, facts.gaps)
     if facts.stream.quiet is not None:
-        tail = without(tail, widened(timeframe, [facts.stream.quiet]))  # nothing was traded
+        tail = without(tail, widened(timeframe, [facts.stream.quiet]))  # proven empty
     missing = [gap.span for gap in facts.gaps if gap.state not in SETTLED]
     lost = [gap.span for gap in facts.gaps if gap.state is GapState.LOST]
-    unknown = without(missing, facts.at_work)
+    unknown = without(missing, facts.working_on)
     reason = _reason(facts, tail, missing, unknown, lost)
     return Health(
         series_id=str(facts.series),
@@ -138,17 +148,17 @@ def assess(facts: Facts, grace_s: float) -> Health:
 def _reason(
     facts: Facts, tail: Sequence[Span], missing: Sequence[Span], unknown: Sequence[Span], lost: Sequence[Span]
 ) -> Reason:
-    """The worst that is the case."""
+    """The worst reason that applies."""
     if facts.damaged:
         return "store_damaged"
     if facts.trouble is not None and (facts.stored is None or tail or missing):
-        return facts.trouble.reason  # whoever is at work on it gets no answer
+        return facts.trouble.reason  # no reading can succeed
     running = facts.sweeping or facts.backfill.state == "running"
     if facts.stored is None:
-        if running or facts.at_work:
+        if running or facts.working_on:
             return "backfill_running"
         return "backfill_recent" if facts.backfill.recent else "missing_head"
-    running = running or not without(tail, facts.at_work)
+    running = running or not without(tail, facts.working_on)
     if tail and not running and not facts.backfill.recent:
         return "lagging_no_recent_backfill"
     if unknown:
@@ -163,7 +173,7 @@ def _reason(
 
 
 def _tail(timeframe: Timeframe, head_close: int, expected: int, gaps: Sequence[Gap]) -> list[Span]:
-    """What is expected after the head, save what the exchange is known not to have."""
+    """The expected candles after the head, without gaps of the ledger."""
     expected_close = timeframe.next(expected)
     if expected_close <= head_close:
         return []

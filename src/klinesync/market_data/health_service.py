@@ -1,4 +1,4 @@
-"""HealthService: gathers what is known of a series, and has it judged."""
+"""HealthService: gathers the facts of a series, and judges its health."""
 
 from __future__ import annotations
 
@@ -19,23 +19,32 @@ from klinesync.storage.database import Database
 
 
 def later_than_usual_s(final_margin_s: Callable[[SeriesId], float | None], usual_s: float, series: SeriesId) -> float:
-    """How much later than usual the exchange of a series has final rows, in seconds of the exchange.
+    """The part of a series' finality margin beyond the usual margin, in seconds of the exchange.
 
-    final_margin_s: how long after its end a row of the series may change; None where that is not known.
-    usual_s: the same, of a usual exchange.
+    final_margin_s: finality margin of a series; None when unknown.
+    usual_s: the usual margin.
+    series: the series.
     """
     return max(0.0, (final_margin_s(series) or 0.0) - usual_s)
 
 
 class HealthService:
-    """Judges series, ingested and derived ones: these are read, streamed and healed by way of their base.
+    """Judges the health of ingested and derived series. A derived series is read, streamed and healed through its base.
 
-    `exchange_s`: what time it is on the exchange of a series, in UTC seconds; None where that is not known, then
-    `wall_s` counts. `check_known` raises `UnknownSeries` when the exchange does not list a series. `backfill` and
-    `startup` are None where nobody heals gaps or sweeps. `recent_s`: how long a backfill counts as recent.
-    `first_history_due`: whether a followed series still waits for its first history; by default none does. `late_s`:
-    how much later than usual the exchange of a base series is known to have final rows, in seconds of the exchange.
-    `trouble`: why the exchange of a base series gives no candles at present; by default each gives them.
+    database: the store.
+    base_of: the base of a derived series; another series itself.
+    check_known: raises `UnknownSeries` when the exchange does not list a series.
+    exchange_s: the time of a series' exchange, UTC seconds; None when unknown.
+    wall_s: UTC seconds of this machine, used while the exchange's time is unknown.
+    stream: status of a base series' stream.
+    board: progress of readings of history.
+    backfill: has the spans that are being read.
+    startup: the start-up sweep; None: there is none.
+    grace_s: seconds of the exchange from the close of a candle until it is expected.
+    recent_s: seconds for which a finished backfill counts as recent.
+    first_history_due: whether a followed series waits for its first history; False by default.
+    late_s: further seconds until a candle of a base series is expected; 0 by default.
+    trouble: why the exchange of a base series gives no candles; None, as by default: it does.
     """
 
     def __init__(
@@ -72,8 +81,7 @@ class HealthService:
         self._recent_s = recent_s
 
     async def health(self, series: SeriesId) -> Health:
-        """How `series` is. Raises `UnknownSeries` for one that is neither stored nor listed, and `StoreError`."""
-
+        """The health of a series. Raises `UnknownSeries` when it is neither stored nor listed, and `StoreError`."""
         base = self._base_of(series)
 
         def look(store: CandleStore) -> tuple[Span | None, list[Gap], Span | None]:
@@ -82,33 +90,29 @@ class HealthService:
         stored, ledger, base_stored = await self._database.read(look)
         if stored is None:
             await self._check_known(series)
-        return self._assess(series, stored, ledger, base, base_stored)
+        return self.judge(series, stored, ledger, base_stored)
 
-    def judge_any(
-        self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap], base_stored: Span | None
-    ) -> Health:
-        """How any series is, by what is stored of it and of its base, and by the ledger of its gaps."""
-        return self._assess(series, stored, ledger, self._base_of(series), base_stored)
+    def judge(self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap], base_stored: Span | None) -> Health:
+        """The health of a series.
 
-    def judge(self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap]) -> Health:
-        """How a series is that is ingested itself, by what is stored of it and by the ledger of its gaps."""
-        return self._assess(series, stored, ledger, series, stored)
-
-    def _assess(
-        self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap], base: SeriesId, base_stored: Span | None
-    ) -> Health:
+        series: ingested or derived.
+        stored: its stored span; None when nothing is stored.
+        ledger: its gap ledger.
+        base_stored: the stored span of its base, or of the series itself when it is ingested.
+        """
+        base = self._base_of(series)
         exchange_s = self._exchange_s(base)
         now_time = int(self._wall_s() if exchange_s is None else exchange_s)
         report, stream = self._board.report(base, self._recent_s), self._stream(base)
-        # One whose first reading failed is not waiting for its turn any more: that reading counts.
+        # After a failed reading the series does not wait in the sweep any more: the failed reading counts.
         sweeping = self._startup is not None and self._startup.waiting(base) and report.state != "failed"
-        at_work = widened(series.timeframe, self._healed(base, base_stored, sweeping=sweeping))
+        working_on = widened(series.timeframe, self._working_on(base, base_stored, sweeping=sweeping))
         facts = Facts(
             series=series,
             now_time=now_time,
             stored=stored,
             gaps=ledger,
-            at_work=at_work,
+            working_on=working_on,
             sweeping=sweeping or (report.state != "failed" and self._first_history_due(base)),
             backfill=_with_reason(self._with_turn(report) if sweeping else report, stream),
             stream=stream,
@@ -117,8 +121,8 @@ class HealthService:
         )
         return assess(facts, self._grace_s + self._late_s(base))
 
-    def _healed(self, base: SeriesId, stored: Span | None, *, sweeping: bool) -> list[Span]:
-        """What of the ingested series is being healed, or soon will be: only what lies behind its head is."""
+    def _working_on(self, base: SeriesId, stored: Span | None, *, sweeping: bool) -> list[Span]:
+        """The spans of the ingested series, up to its head, that are being read or wait."""
         if stored is None:
             return []
         before_head = Span(0, stored.end)
@@ -127,7 +131,7 @@ class HealthService:
         return [before_head] if soon else clipped(self._backfill.working_on(base), before_head)
 
     def _with_turn(self, report: BackfillReport) -> BackfillReport:
-        """The report of a series that waits in the start-up sweep says so."""
+        """The report with a note that the series waits in the start-up sweep."""
         if report.state != "idle" or self._startup is None:
             return report
         progress = self._startup.progress()
@@ -136,7 +140,7 @@ class HealthService:
 
 
 def _with_reason(report: BackfillReport, stream: StreamStatus) -> BackfillReport:
-    """The report of a backfill that waits for an exchange which does not answer says why."""
+    """The report with a note why the exchange does not answer, when the backfill waits for the exchange."""
     waits = (
         report.state in ("idle", "running") and stream.state is StreamState.RECONNECTING and stream.detail is not None
     )

@@ -1,7 +1,7 @@
-"""KnownSeries: whether an exchange lists a series, asked with patience.
+"""KnownSeries: asks exchanges whether they list a series, with a timeout.
 
-An exchange may take connections and never answer. Who reads or subscribes is then served what is stored, after a short
-wait; the question goes on meanwhile, and later readers profit from its answer.
+An exchange may accept connections and never answer. Readers and subscribers are then served stored candles after the
+timeout. The request goes on in the background for later readers.
 """
 
 from __future__ import annotations
@@ -16,23 +16,28 @@ from klinesync.core.series_id import SeriesId
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
-# How long readers wait for the lists of one market, in seconds, counted from the oldest question that is pending there:
-# a client that asks for many series of a market that hangs waits once. The longest lists, of 10 MB, take some seconds.
-PATIENCE_S = 5.0
-# A question is waited for at least this long, in seconds: another one's answer may be late while this one's is at hand.
-PATIENCE_LEAST_S = 0.05
-# Questions that are pending at once.
-MAX_QUESTIONS = 1000
+# Timeout of readers for the lists of a market, in seconds, from the oldest request in flight for the market: a client
+# with many series of a market that hangs waits once. The longest lists, of 10 MB, take some seconds.
+TIMEOUT_S = 5.0
+# Shortest timeout, in seconds: the answer of this request may come soon even if that of the oldest is late.
+LEAST_TIMEOUT_S = 0.05
+# Most requests in flight.
+MAX_REQUESTS = 1000
 
 
 @dataclass(slots=True, eq=False)
-class _Question:
+class _Request:
     begun_s: float
     answer: asyncio.Future[bool]
 
 
 class KnownSeries:
-    """Asks `knows`, which may raise `UpstreamError` and `UnknownSeries`; one question a series at a time."""
+    """Whether exchanges list series. Each series has at most one request in flight.
+
+    knows: asks the exchange; may raise `UpstreamError` and `UnknownSeries`.
+    bulkheads: contains defects.
+    monotonic: monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -43,31 +48,31 @@ class KnownSeries:
         self._monotonic = monotonic
         self._knows = knows
         self._bulkheads = bulkheads
-        self._questions: dict[SeriesId, _Question] = {}
+        self._requests: dict[SeriesId, _Request] = {}
 
     async def known(self, series: SeriesId) -> bool:
         """Whether the exchange lists the series. Raises `UpstreamError` when it cannot be asked, or does not answer
-        within `PATIENCE_S`, and what `knows` raises."""
+        within `TIMEOUT_S`, and what `knows` raises."""
         now_s = self._monotonic()
-        question = self._questions.get(series) or self._begin(series, now_s)
+        request = self._requests.get(series) or self._begin(series, now_s)
         oldest_s = min(
-            other.begun_s
-            for one, other in self._questions.items()
-            if (one.exchange, one.market) == (series.exchange, series.market)
+            request.begun_s
+            for other, request in self._requests.items()
+            if (other.exchange, other.market) == (series.exchange, series.market)
         )
-        await asyncio.wait([question.answer], timeout=max(PATIENCE_LEAST_S, oldest_s + PATIENCE_S - now_s))
-        if not question.answer.done():
+        await asyncio.wait([request.answer], timeout=max(LEAST_TIMEOUT_S, oldest_s + TIMEOUT_S - now_s))
+        if not request.answer.done():
             raise UpstreamError(f"{series.exchange} has not told yet what its {series.market} market lists")
-        return question.answer.result()
+        return request.answer.result()
 
-    def _begin(self, series: SeriesId, now_s: float) -> _Question:
-        if len(self._questions) >= MAX_QUESTIONS:
-            raise UpstreamError(f"{series}: {MAX_QUESTIONS} series are being asked for already")
+    def _begin(self, series: SeriesId, now_s: float) -> _Request:
+        if len(self._requests) >= MAX_REQUESTS:
+            raise UpstreamError(f"{series}: {MAX_REQUESTS} series are being asked for already")
         loop = asyncio.get_running_loop()
-        question = self._questions[series] = _Question(now_s, loop.create_future())
-        work = partial(self._ask, series, question.answer)
+        request = self._requests[series] = _Request(now_s, loop.create_future())
+        work = partial(self._ask, series, request.answer)
         self._bulkheads.begin(loop, work, part=Part.LISTINGS, name=f"known {series}")
-        return question
+        return request
 
     async def _ask(self, series: SeriesId, answer: asyncio.Future[bool]) -> None:
         try:
@@ -75,7 +80,7 @@ class KnownSeries:
         except (UpstreamError, UnknownSeries) as error:
             answer.set_exception(error)
         finally:
-            del self._questions[series]
+            del self._requests[series]
             if not answer.done():  # a defect, or the end of the service
                 answer.set_exception(UpstreamError(f"{series}: the question whether it is listed broke off"))
-            answer.exception()  # perhaps nobody waits any more
+            answer.exception()  # the reader may have gone

@@ -1,5 +1,5 @@
-"""StoredListings: the newest list of symbols of each market of one exchange, in the store; and SymbolNames, which
-names symbols by such lists."""
+"""StoredListings: the newest list of symbols of each market of an exchange, in the store. SymbolNames: the names of
+symbols by such lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ _decoder = msgspec.json.Decoder(list[Listing])
 
 
 class StoredListings:
-    """A `ListingShelf` in a store. The names that an exchange gave are known after a restart before it is asked."""
+    """A `ListingShelf` in the store, so that the names of symbols are known after a restart before the exchange is
+    asked.
+
+    database: the store.
+    exchange: name of the exchange.
+    """
 
     def __init__(self, database: Database, exchange: str) -> None:
         self._database = database
@@ -41,7 +46,7 @@ class StoredListings:
             return []
 
     async def keep(self, market: str, listings: Sequence[Listing]) -> None:
-        """See `ListingShelf`. A list that is stored already is not written again."""
+        """See `ListingShelf`. An unchanged list is not written again."""
         body = msgspec.json.encode(listings)
 
         def write(store: CandleStore) -> None:
@@ -61,11 +66,11 @@ class StoredListings:
 
 
 class SymbolNames:
-    """Our names of an exchange's symbols: by the list that is kept, else by the exchange's own, which is asked for once
-    a market, whether it comes or not.
+    """Symbols by the exchange's names: from stored lists, else from the exchange's list, which is requested at most
+    once for each market.
 
-    kept: the list of a market that is kept; empty when there is none.
-    ask: the list of a market, asked for now. Raises `UpstreamError`.
+    kept: the stored list of a market; empty when there is none.
+    ask: requests the list of a market. Raises `UpstreamError`.
     """
 
     def __init__(self, kept: Callable[[str], Sequence[Listing]], ask: Callable[[str], Awaitable[Sequence[Listing]]]):
@@ -73,11 +78,11 @@ class SymbolNames:
         self._ask = ask
         self._names: dict[str, dict[str, str]] = {}
         self._failures: dict[str, UpstreamError] = {}
-        self.asked: dict[str, Sequence[Listing]] = {}  # lists that the exchange gave, by market
+        self.asked: dict[str, Sequence[Listing]] = {}  # lists of the exchange, by market
 
     async def name(self, market: str, symbol_id: str) -> str | None:
-        """Our name of the symbol; None when the exchange does not list it. Raises `UpstreamError` when no list has it
-        and the exchange cannot be asked."""
+        """The symbol of a market by the exchange's name; None when unlisted. Raises `UpstreamError` when the stored
+        list lacks the symbol and the exchange cannot be asked."""
         if market not in self._names:
             self._names[market] = _by_id(self._kept(market))
         if symbol_id not in self._names[market] and market not in self.asked:
@@ -97,7 +102,11 @@ def _by_id(listings: Sequence[Listing]) -> dict[str, str]:
 
 
 def stored_listings(store: CandleStore, exchange: str, market: str) -> list[Listing]:
-    """The list of that market in a store; empty when there is none, or one of another version."""
+    """The stored list of a market; empty when there is none, or it cannot be decoded.
+
+    store: has the list.
+    exchange, market: of the list.
+    """
     body = store.listing(exchange, market)
     if body is None:
         return []

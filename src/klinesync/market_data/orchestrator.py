@@ -1,4 +1,4 @@
-"""MarketDataOrchestrator: the services of market data, composed, and the one face that routes and sockets call."""
+"""MarketDataOrchestrator: composes the services of market data, for routes and sockets."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from klinesync.ws.hub import CandleHub
 
 
 class MarketDataOrchestrator:
-    """Market data as the front door sees it. What one service does alone is asked of that service, which is an
-    attribute here; what takes several is a method.
+    """The services of market data. The work of a single service is called on its attribute; methods here combine
+    services.
 
     reader: reads candles.
     ingest: takes closed candles from outside.
     backfill: reads history on request.
     derived: the derived timeframes, and their base.
     factors: reads factors and drawings.
-    health: judges series; None where that is switched off.
-    explain: tells why candles are (not) there.
+    health: judges series; None: switched off.
+    explain: explains missing candles.
     status: judges the service.
     top_markets: ranks symbols.
-    subscriptions: serve the clients of sockets.
+    subscriptions: serves the clients of sockets.
     hub: has these clients.
     whitelist: the series that are followed for as long as the service runs.
     """
@@ -68,20 +68,9 @@ class MarketDataOrchestrator:
         self.hub = hub
         self.whitelist = tuple(whitelist)
 
-    async def read_candles(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> bytes:
-        """A page of closed candles, encoded. What it lacks may be fetched, for a later read.
-
-        series: whose candles.
-        since, before: open times, exclusive; at most one of them.
-        limit: most candles.
-
-        Raises `Rejected` when both are given, `UnknownSeries`, `UpstreamError`, `StoreError`.
-        """
-        return await self.reader.page(series, since, before, limit)
-
     async def ingest_candles_closed(self, series: SeriesId, candles: Sequence[Candle]) -> bool:
-        """Store closed candles of one series, all or none; returns after the commit. Whether it is known that the
-        factors or overlays of the series lag behind its candles.
+        """Store closed candles of one series, all or none; returns after the commit. Returns whether the factors or
+        overlays of the series are known to lag behind its candles.
 
         Raises `BadCandle`, `DerivedSeries`, and `StoreError` when nothing was stored.
         """
@@ -89,7 +78,7 @@ class MarketDataOrchestrator:
         return self.factors.lagging(series)
 
     async def start_backfill(self, series: SeriesId, span: Span) -> BackfillProgress:
-        """Have missing history read: that of the base, where `series` is a derived one. How it stands when it begins.
+        """Begin an explicit backfill of a series, or of the base of a derived series. Returns the first progress.
 
         Raises `UnknownSeries`, `UpstreamError`, `StoreError`.
         """
@@ -99,14 +88,14 @@ class MarketDataOrchestrator:
 
     @property
     def clients(self) -> int:
-        """How many clients are connected to sockets."""
+        """Number of connected WebSocket clients."""
         return self.hub.clients
 
     def end_streams(self) -> None:
-        """End every event stream: the service stops."""
+        """End every event stream, because the service stops."""
         self.top_markets.end()
-        self.status.end()
+        self.status.streams.end()
 
     async def end_sockets(self) -> None:
-        """Close every socket with 1001, at once: the service stops, and clients resume elsewhere."""
+        """Close every socket with 1001 at once, because the service stops. Clients resume elsewhere."""
         await self.hub.end(0)

@@ -1,4 +1,4 @@
-"""Reading: pages of closed candles for HTTP, and catch-ups for WebSocket."""
+"""CandleReader: pages of closed candles for HTTP, and catch-ups for WebSocket."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def _out(rows: Iterable[Sequence[object]]) -> list[CandleOut]:
     return list(starmap(CandleOut, rows))
 
 
-# Encoded pages that are kept for who asks for the same: some hundred pages of 2,000 candles.
+# Size of the cache of encoded pages, in bytes: some hundred pages of 2,000 candles.
 MAX_PAGES_BYTES = 32 << 20
-# Of so many series it is remembered which transaction was the last to change them.
+# Most series of which the newest transaction is remembered; the oldest are evicted.
 MAX_CHANGED_SERIES = 50_000
 
 
 class GapOut(msgspec.Struct, gc=False):
-    """A hole as clients see it: open times in `[start_time, end_time)`, and what is known of them."""
+    """A gap for clients: open times in `[start_time, end_time)`, and its state."""
 
     start_time: int
     end_time: int
@@ -46,8 +46,7 @@ class GapOut(msgspec.Struct, gc=False):
 
 
 class CandlesOut(msgspec.Struct):
-    """A page as clients see it: closed candles and the holes of the page, ascending, and the series' head, of one state
-    of the store."""
+    """A page for clients: its closed candles and gaps, ascending, and the series' head, read in one transaction."""
 
     series_id: str
     server_head_time: int | None
@@ -58,14 +57,14 @@ class CandlesOut(msgspec.Struct):
 def page_window(
     timeframe: Timeframe, first: int | None, last: int | None, since: int | None, before: int | None
 ) -> Span | None:
-    """The open times that a page speaks for; None when the page has no candle.
+    """The open times that a page covers, so that no gap falls between two pages; None when the page has no candle.
 
-    From `since` to the newest candle of a page that goes forward; from the oldest candle to `before`, or to the newest
-    candle, of one that goes back. So no hole falls between two pages.
+    A page after `since` covers all times from `since` to its newest candle. Another page covers all times from its
+    oldest candle to `before`, or to its newest candle.
 
     timeframe: of the series.
     first, last: open times of the page's oldest and newest candle.
-    since, before: what was asked for, exclusive.
+    since, before: of the request, exclusive.
     """
     if first is None or last is None:
         return None
@@ -75,9 +74,16 @@ def page_window(
 
 
 class Page(NamedTuple):
-    """One page as it is sent: `body`, of the state that the transaction `commit` left. `base_stored`: what was stored
-    of the series that is ingested for it; `start`: where the page would begin were it full, None when it is. `settled`:
-    nobody may learn more of the page's holes without a write of candles. `undeclared`: a hole of it is in no gap."""
+    """An encoded page.
+
+    body: as sent.
+    commit: number of the newest transaction that it shows.
+    head: of the series; None when nothing is stored.
+    base_stored: the stored span of its base.
+    start: where the page would begin if it were full; None: it is full.
+    settled: only a write of candles can change its gaps; True by default.
+    undeclared: missing candles of the page are in no gap of the ledger; False by default.
+    """
 
     body: bytes
     commit: int
@@ -89,7 +95,7 @@ class Page(NamedTuple):
 
 
 class PageKey(NamedTuple):
-    """Which page: `base` is the series that is ingested for it."""
+    """The key of a page in the cache. `base`: the base of a derived series, or the series itself."""
 
     series: SeriesId
     base: SeriesId
@@ -99,41 +105,43 @@ class PageKey(NamedTuple):
 
 
 class PageCache:
-    """Pages as they were sent, for as long as nothing of their series, and of its base, has changed; the ones that
-    nobody asked for the longest are forgotten first."""
+    """A cache of encoded pages, until their series or its base changes. The least recently used are evicted.
+
+    max_bytes: of all pages together.
+    """
 
     def __init__(self, max_bytes: int = MAX_PAGES_BYTES) -> None:
         self._max_bytes = max_bytes
         self._pages: OrderedDict[PageKey, Page] = OrderedDict()
         self._changed: OrderedDict[SeriesId, int] = OrderedDict()
-        self._forgotten = 0  # nothing that is older is kept
-        self.size = 0
+        self._oldest = 0  # pages of series that `_changed` has evicted must not be older than this commit
+        self.size = 0  # bytes
 
     def changed(self, series: SeriesId, commit: int) -> None:
         """The transaction `commit` has changed the series."""
         self._changed[series] = commit
         self._changed.move_to_end(series)
         if len(self._changed) > MAX_CHANGED_SERIES:
-            _, self._forgotten = self._changed.popitem(last=False)
+            _, self._oldest = self._changed.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget every page."""
+        """Drop every page."""
         self._pages.clear()
         self.size = 0
 
     def get(self, key: PageKey) -> Page | None:
-        """The page, when it is still what the store would give."""
+        """The page; None when it is missing, or its series has changed."""
         page = self._pages.get(key)
         if page is None:
             return None
-        if page.commit < max(self._changed.get(series, self._forgotten) for series in (key.series, key.base)):
+        if page.commit < max(self._changed.get(series, self._oldest) for series in (key.series, key.base)):
             self._drop(key)
             return None
         self._pages.move_to_end(key)
         return page
 
     def put(self, key: PageKey, page: Page) -> None:
-        """Keep a page; one that alone is too large is not."""
+        """Add a page, unless it exceeds `max_bytes` alone."""
         self._drop(key)
         self._pages[key] = page
         self.size += len(page.body)
@@ -148,7 +156,7 @@ class PageCache:
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """What `Subscription.caught_up` takes, of one state of the store."""
+    """The arguments of `Subscription.caught_up`, read in one transaction; and the head of the series."""
 
     rows: list[Candle]
     first: int | None
@@ -161,12 +169,17 @@ class CatchUp:
 def holes_of_page(
     store: CandleStore, series: SeriesId, times: Sequence[int], window: Span | None
 ) -> tuple[list[Gap], bool]:
-    """The holes that the candles of `times` leave in the window of a page, whether the gap ledger knows them or not;
-    and whether there are some that the ledger does not know."""
+    """The gaps of a page, whether the gap ledger has them or not; and whether some are not in the ledger.
+
+    store: has the series.
+    series: of the page.
+    times: open times of its candles.
+    window: the open times that it covers; None: no candle.
+    """
     stored, frame = store.span(series), series.timeframe
     if window is None or stored is None:
         return [], False
-    # What lies outside the stored span is no hole. The end of the window need not be on the grid.
+    # Times outside the stored span are no gap. The end of the window may be off the grid.
     window = Span(window.start, frame.ceil(window.end)).clipped(stored)
     if len(times) == frame.count(*window):
         return [], False
@@ -177,9 +190,13 @@ def holes_of_page(
 
 
 class CandleReader:
-    """Reads candles. `knows` asks the exchange whether it lists a series; it may raise `UpstreamError`. `coverage`
-    fetches what pages lack; without one nothing is fetched. `undeclared` is told of a series of which a page has a hole
-    that is in no gap."""
+    """Reads candles.
+
+    database: the store.
+    knows: whether the exchange lists a series; may raise `UpstreamError`.
+    coverage: requests candles that pages lack; None (the default): nothing is requested.
+    undeclared: takes a series with missing candles that are in no gap of the ledger.
+    """
 
     def __init__(
         self,
@@ -195,19 +212,23 @@ class CandleReader:
         self._pages = PageCache()
 
     def changed(self, applied: Applied) -> None:
-        """A write has changed a series: to be told after its commit, and before who waits for it is answered."""
+        """A write has changed a series; to be called after its commit, and before its caller is answered."""
         self._pages.changed(applied.series, applied.commit)
 
     def forget_pages(self, _series: SeriesId) -> None:
-        """A commit was not noted: which pages are current is not known any more, and all are read anew."""
+        """Drop all cached pages, because a commit may have been missed."""
         self._pages.clear()
 
     async def page(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> bytes:
-        """The oldest `limit` candles after `since`, or the newest `limit` (before `before`), as far as they are stored;
-        encoded. What is not may be fetched, for a later read.
+        """A page of stored candles, encoded. Candles that it lacks may be requested, for a later read.
 
-        Raises `Rejected` when both are given, `UnknownSeries` when nothing is stored and the exchange does not
-        list the series.
+        series: whose candles.
+        since: the oldest candles after this open time; None: the newest candles.
+        before: the newest candles before this open time; None: up to the head.
+        limit: most candles.
+
+        Raises `Rejected` when both times are given, `UnknownSeries` when nothing is stored and the exchange does not
+        list the series, `StoreError`.
         """
         if since is not None and before is not None:
             raise Rejected("since and before exclude each other; give one of them")
@@ -249,7 +270,7 @@ class CandleReader:
         return page.body
 
     async def catch_up(self, series: SeriesId, since: int | None) -> CatchUp:
-        """The newest candles after `since` that one catch-up takes; none without `since`."""
+        """The catch-up of a subscription: the newest candles after `since`; no candle when `since` is None."""
 
         def look(store: CandleStore) -> CatchUp:
             head = store.head(series)
@@ -263,12 +284,11 @@ class CandleReader:
         return await self._database.read(look)
 
     async def head(self, series: SeriesId) -> int | None:
-        """The newest stored open time; None when nothing is stored."""
+        """The stored head; None when nothing is stored."""
         return await self._database.read(lambda store: store.head(series))
 
     async def stored(self, series: SeriesId) -> Span | None:
-        """The stored span, from the first stored open time to the end of the newest candle; None when nothing is
-        stored."""
+        """The stored span; None when nothing is stored."""
         return await self._database.read(lambda store: store.span(series))
 
     async def check_known_or_stored(self, series: SeriesId) -> None:
@@ -281,6 +301,6 @@ class CandleReader:
         try:
             known = await self._knows(series)
         except UpstreamError:
-            return  # it cannot be asked: what is stored is served
+            return  # stored candles are served
         if not known:
             raise UnknownSeries(str(series), f"{series.exchange} lists no such symbol on its {series.market} market")

@@ -1,8 +1,8 @@
-"""Retention: closed candles that are older than a number of days are trimmed, oldest first.
+"""Retention: trims closed candles that are older than a number of days, oldest first.
 
-Age is counted back from a series' head, the newest time that is known of its exchange. A base series and what is
-derived from it are trimmed together, in one transaction, so that every derived candle that stays has all of its base
-candles: `verify` finds nothing, and corrections go on flowing down.
+Age is counted back from a series' head. A base series and its derived series are trimmed in the same transaction, so
+that every remaining derived candle has all of its base candles: `verify` finds no difference, and corrections reach the
+derived candle.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from klinesync.storage.database import Database
 
 log = Log(__name__)
 
-# How often it is looked for what has grown old.
+# Pause between two searches for old candles, in seconds.
 PERIOD_S = 60.0
-# Base candles of one transaction; what is derived from them comes to less than as many again.
+# Most base candles of a transaction; their derived candles are fewer.
 MAX_TRIMMED_CANDLES = 2000
-# Between two transactions, for the live batches that wait.
+# Pause between two transactions, in seconds, for live batches.
 PAUSE_S = 0.01
 
 _DAY = Timeframe.parse("1d")
@@ -39,7 +39,7 @@ _DAY = Timeframe.parse("1d")
 
 @dataclass(frozen=True, slots=True)
 class Old:
-    """What is to be trimmed: candles of `series`, and of what is `derived` from it, that open before `cut`."""
+    """Old candles: those of `series` and of the series `derived` from it that open before `cut`."""
 
     series: SeriesId
     derived: tuple[SeriesId, ...]
@@ -47,17 +47,25 @@ class Old:
 
 
 def cut_of(head: int, days: int, derived: Iterable[Timeframe]) -> int:
-    """The open time before which a series with that head is trimmed.
+    """The open time before which a series is trimmed: whole days at a time.
 
-    Whole days at a time. The bucket of each `derived` timeframe that is not wholly older stays, with its base: a
-    month's candle comes to be, however few days are kept.
+    head: of the series.
+    days: of the retention.
+    derived: derived timeframes; a bucket that is not wholly older is kept with its base, so that a month's candle can
+        be computed even if fewer days are kept.
     """
     horizon = head - days * DAY_S
     return min(timeframe.floor(horizon) for timeframe in (_DAY, *derived))
 
 
 def old(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe], days: int) -> Iterator[Old]:
-    """What has grown old, series by series; `targets` are computed from the ingested series of timeframe `base`."""
+    """The old candles of all series.
+
+    store: has the series.
+    base: timeframe of the ingested series.
+    targets: timeframes that are derived from it.
+    days: of the retention.
+    """
     groups: dict[SeriesId, set[SeriesId]] = {series: set(store.derived_of(series)) for series in store.series()}
     for series, derived in groups.items():
         if series.timeframe == base:
@@ -69,18 +77,26 @@ def old(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe], days:
             continue
         cut = cut_of(head, days, (follower.timeframe for follower in derived))
         if first < cut:
-            yield Old(series, tuple(sorted(derived, key=lambda one: one.timeframe.seconds)), cut)
+            yield Old(series, tuple(sorted(derived, key=lambda member: member.timeframe.seconds)), cut)
 
 
 def trim(store: CandleStore, ledger: LedgerStep, old: Old, most: int) -> bool:
-    """One transaction's share: the oldest `most` base candles, and what is derived from them. Whether more is left."""
+    """Trim the oldest old candles of a base series, and the candles derived from them, in one transaction.
+
+    store: to write to.
+    ledger: trims the ledgers of factors and overlays.
+    old: the old candles.
+    most: most base candles.
+
+    Returns whether old candles remain.
+    """
     series = old.series
-    oldest = store.oldest_rows(series, most + 1, as_candles, since=-1)  # damaged ones go with their neighbours
+    oldest = store.oldest_rows(series, most + 1, as_candles, since=-1)  # damaged candles go with their neighbours
     more = len(oldest) > most and oldest[most].time < old.cut
     _trim(store, ledger, series, oldest[most].time if more else old.cut)
     first = store.first(series)
     for derived in old.derived:
-        # A bucket that began before the first base candle cannot be computed any more.
+        # A bucket that begins before the first base candle cannot be computed any more.
         _trim(store, ledger, derived, old.cut if first is None else first)
     return more
 
@@ -89,12 +105,19 @@ def _trim(store: CandleStore, ledger: LedgerStep, series: SeriesId, before: int)
     ledger.trim(store, series, before)
     store.trim(series, before)
     first = store.first(series)
-    gone = Span(0, MAX_TIME + 1 if first is None else first)
-    store.change_gaps(series, gaps.fill(store.gaps(series, gone), [gone]))
+    trimmed = Span(0, MAX_TIME + 1 if first is None else first)
+    store.change_gaps(series, gaps.fill(store.gaps(series, trimmed), [trimmed]))
 
 
 class Retention:
-    """Trims what has grown older than `days`. `run` is its one task."""
+    """Trims candles that are older than `days`. `run` is its task.
+
+    database: the store.
+    ledger: trims the ledgers of factors and overlays.
+    base: timeframe of the ingested series.
+    targets: timeframes that are derived from it.
+    days: days that are kept, at least 1.
+    """
 
     def __init__(
         self, database: Database, ledger: LedgerStep, base: Timeframe, targets: Sequence[Timeframe], days: int
@@ -107,7 +130,7 @@ class Retention:
         self._days = days
 
     async def run(self) -> None:
-        """Trim now and then, until cancelled. A store that cannot be written is tried again the next time."""
+        """Trim every `PERIOD_S` until cancelled. After an error of the store the next period tries again."""
         while True:
             try:
                 await self.trim()
@@ -116,24 +139,23 @@ class Retention:
             await asyncio.sleep(PERIOD_S)
 
     async def trim(self) -> None:
-        """Trim all that has grown old, in small transactions between the live batches. Raises `StoreError`."""
-        found = await self._database.read(lambda store: list(old(store, self._base, self._targets, self._days)))
-        for one in found:
+        """Trim all old candles, in small transactions between live batches. Raises `StoreError`."""
+        for item in await self._database.read(lambda store: list(old(store, self._base, self._targets, self._days))):
             try:
-                await self._trim(one)
-            except StoreDamaged as error:  # the other series are trimmed all the same
-                log.warning("retention.failed", "its old candles cannot be trimmed", series=one.series, error=error)
+                await self._trim(item)
+            except StoreDamaged as error:  # other series can still be trimmed
+                log.warning("retention.failed", "its old candles cannot be trimmed", series=item.series, error=error)
             else:
                 log.info(
                     "retention.trimmed",
                     "candles before %s are trimmed",
-                    date_text(one.cut),
-                    series=one.series,
-                    before=one.cut,
+                    date_text(item.cut),
+                    series=item.series,
+                    before=item.cut,
                 )
 
-    async def _trim(self, one: Old) -> None:
+    async def _trim(self, item: Old) -> None:
         more = True
         while more:
-            more = await self._database.write(lambda store: trim(store, self._ledger, one, MAX_TRIMMED_CANDLES))
+            more = await self._database.write(lambda store: trim(store, self._ledger, item, MAX_TRIMMED_CANDLES))
             await asyncio.sleep(PAUSE_S)

@@ -1,6 +1,6 @@
-"""SeriesHealthService: one series in detail, for whoever looks into a trouble: its span, its holes, its newest buckets.
+"""SeriesHealthService: details of a series for debugging: its span, its gaps, its newest buckets.
 
-`/api/market/health` judges; this counts what the store holds.
+`/api/market/health` judges a series; this service counts stored candles.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Database
 
-# Candles are counted one by one, up to so many; it is the longest read of the debug API.
+# Most candles that are counted, in the longest read of the debug API.
 MAX_COUNTED_CANDLES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Missing candles between two stored ones, `prev_time` and `next_time`, which are `delta_seconds` apart. `state` is
-    the worst of what is known of its parts."""
+    """Missing candles between the stored candles `prev_time` and `next_time`, which are `delta_seconds` apart. `state`:
+    the worst state of its gaps."""
 
     prev_time: int
     next_time: int
@@ -33,7 +33,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """How much of a derived candle's base is stored, in minutes."""
+    """The stored base candles of a derived candle, in minutes."""
 
     bucket_open_time: int
     expected_minutes: int
@@ -62,8 +62,14 @@ class SeriesHealth:
 
 
 class SeriesHealthService:
-    """Looks into series. `now_s`: what time it is on the exchange of a series, in UTC seconds; `at_work`: the spans of
-    a base series that somebody heals, or soon will; `check_known` raises `UnknownSeries`."""
+    """Details of series.
+
+    database: the store.
+    base_of: the base of a derived series; another series itself.
+    check_known: raises `UnknownSeries` when the exchange does not list a series.
+    now_s: the time of a series' exchange, UTC seconds.
+    working_on: the spans of a base series that are being read or wait.
+    """
 
     def __init__(
         self,
@@ -72,16 +78,23 @@ class SeriesHealthService:
         base_of: Callable[[SeriesId], SeriesId],
         check_known: Callable[[SeriesId], Awaitable[None]],
         now_s: Callable[[SeriesId], float],
-        at_work: Callable[[SeriesId], Sequence[Span]],
+        working_on: Callable[[SeriesId], Sequence[Span]],
     ) -> None:
         self._database = database
         self._base_of = base_of
         self._check_known = check_known
         self._now_s = now_s
-        self._at_work = at_work
+        self._working_on = working_on
 
     async def look(self, series: SeriesId, max_recent_gaps: int, recent_base_buckets: int) -> SeriesHealth:
-        """The detail of `series`. Raises `UnknownSeries` when it is neither stored nor listed, and `StoreError`."""
+        """Details of a series.
+
+        series: the series.
+        max_recent_gaps: most gaps of the answer.
+        recent_base_buckets: most buckets of the answer.
+
+        Raises `UnknownSeries` when the series is neither stored nor listed, and `StoreError`.
+        """
         base = self._base_of(series)
 
         def read(store: CandleStore) -> tuple[Span | None, list[Gap], int, Span | None, list[Gap]]:
@@ -92,14 +105,14 @@ class SeriesHealthService:
         if stored is None:
             await self._check_known(series)
         frame, now_time = series.timeframe, int(self._now_s(series))
-        at_work: list[Span] = []
+        working_on: list[Span] = []
         buckets: Sequence[Bucket] = ()
         if base_stored is not None:
-            at_work = widened(frame, clipped(self._at_work(base), Span(0, base_stored.end)))
+            working_on = widened(frame, clipped(self._working_on(base), Span(0, base_stored.end)))
         if base != series and base_stored is not None:
             opens = recent_opens(frame, base_stored, now_time, recent_base_buckets)
             buckets = completeness(frame, base.timeframe, base_stored, base_ledger, opens)
-        found = holes(frame, ledger, at_work)
+        gaps = holes(frame, ledger, working_on)
         return SeriesHealth(
             series_id=str(series),
             timeframe_seconds=frame.seconds,
@@ -108,37 +121,46 @@ class SeriesHealthService:
             head_time=None if stored is None else frame.shift(stored.end, -1),
             lag_seconds=None if stored is None else max(0, now_time - stored.end),
             candle_count=count,
-            gap_count=len(found),
-            max_gap_seconds=max((hole.delta_seconds for hole in found), default=0),
-            recent_gaps=found[max(0, len(found) - max_recent_gaps) :],
+            gap_count=len(gaps),
+            max_gap_seconds=max((hole.delta_seconds for hole in gaps), default=0),
+            recent_gaps=gaps[max(0, len(gaps) - max_recent_gaps) :],
             base_series_id=str(base),
             base_bucket_completeness=buckets,
         )
 
 
-def holes(timeframe: Timeframe, ledger: Iterable[Gap], at_work: Sequence[Span]) -> list[Hole]:
-    """The holes of a ledger, ascending: neighbouring rows, which differ in what is known of them, are one. What is
-    unknown and wholly among the spans `at_work` is healing."""
-    found: list[Hole] = []
+def holes(timeframe: Timeframe, ledger: Iterable[Gap], working_on: Sequence[Span]) -> list[Hole]:
+    """The holes of a ledger, ascending; adjacent gaps of different states are joined.
+
+    timeframe: of the series.
+    ledger: its gap ledger.
+    working_on: spans that are being read or wait; an unknown gap inside them is `healing`.
+    """
+    joined: list[Hole] = []
     for gap in ledger:
         state = gap.state
-        if state is GapState.UNKNOWN and not without([gap.span], at_work):
+        if state is GapState.UNKNOWN and not without([gap.span], working_on):
             state = GapState.HEALING
         before, missing = timeframe.shift(gap.start, -1), timeframe.count(gap.start, gap.end)
-        if found and found[-1].next_time == gap.start:
-            last = found.pop()
+        if joined and joined[-1].next_time == gap.start:
+            last = joined.pop()
             before, missing = last.prev_time, missing + last.missing_candles
             state = min(last.state, state, key=_WORST_FIRST.index)
-        found.append(Hole(before, gap.end, gap.end - before, missing, state))
-    return found
+        joined.append(Hole(before, gap.end, gap.end - before, missing, state))
+    return joined
 
 
 _WORST_FIRST = (GapState.LOST, GapState.UNKNOWN, GapState.HEALING, GapState.CONFIRMED_EMPTY)
 
 
 def recent_opens(timeframe: Timeframe, base_stored: Span, now: int, most: int) -> list[int]:
-    """The open times of the newest `most` buckets that have closed at `now` and do not lie wholly before the first
-    stored base candle; ascending."""
+    """Open times of the newest closed buckets, ascending; without buckets wholly before the first stored base candle.
+
+    timeframe: of the derived series.
+    base_stored: the stored span of its base.
+    now: UTC seconds of the exchange.
+    most: most buckets.
+    """
     opens: list[int] = []
     newest = timeframe.latest_closed(now)
     while len(opens) < most and newest >= 0 and timeframe.next(newest) > base_stored.start:
@@ -150,7 +172,12 @@ def recent_opens(timeframe: Timeframe, base_stored: Span, now: int, most: int) -
 def completeness(
     timeframe: Timeframe, base: Timeframe, stored: Span, ledger: Sequence[Gap], opens: Iterable[int]
 ) -> list[Bucket]:
-    """How much of each bucket's base candles is stored: what lies in the stored span and is no gap."""
+    """The stored base candles of each bucket: those in the stored span and in no gap.
+
+    timeframe, base: of the derived series and of its base.
+    stored, ledger: the stored span and the gap ledger of the base.
+    opens: open times of the buckets.
+    """
     buckets = []
     for start in opens:
         bucket = Span(start, timeframe.next(start))

@@ -1,4 +1,4 @@
-"""SeriesScope: which series can be had, from the exchange or from files, and from what open time on."""
+"""SeriesScope: the sources of a series (its exchange, files), and the open time from which its candles are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 
 
 class Listed(Protocol):
-    """The exchanges, as far as they say which series there are."""
+    """The exchanges, and the series that they list."""
 
     def covers(self, series: SeriesId) -> bool:
         """Whether the series' exchange can be asked."""
@@ -24,13 +24,13 @@ class Listed(Protocol):
 
 
 class SeriesScope:
-    """What the service can have of a series.
+    """The sources of series.
 
-    exchanges: say what they list.
-    files: freqtrade's; None: there are none.
+    exchanges: list series.
+    files: freqtrade's files; None: there are none.
+    derived: the base of each derived series.
     reads_exchanges: whether history may be read from exchanges at all.
-    retention_days: candles that are older than the head by more days are trimmed; 0: never.
-    derived: names the base of a derived series.
+    retention_days: days of candles that are kept, counted back from the head; 0: all.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class SeriesScope:
         return self._reads_exchanges and self._exchanges.covers(series)
 
     def kept_from(self, series: SeriesId, head: int) -> int:
-        """The open time before which a series with that head is trimmed; 0: never."""
+        """The open time before which a series with that head is trimmed; 0: retention is off."""
         return kept_from(self._retention_days, self._derived, series, head)
 
     async def known(self, series: SeriesId) -> bool:
-        """True for a series that its exchange lists, or of which there is a file where the exchange cannot be asked; a
-        derived series is as known as its base. Raises `UnknownSeries` for any other, `UpstreamError`."""
+        """True when its exchange lists the series (or its base), or when there is a file and the exchange is not
+        available. Raises `UnknownSeries` for another series, `UpstreamError`."""
         base = self._derived.base_of(series)
         try:
             return await self._exchanges.known(base)
@@ -73,7 +73,8 @@ class SeriesScope:
             raise UnknownSeries(str(series), error.reason + await self._hint(series)) from None
 
     async def _hint(self, series: SeriesId) -> str:
-        """How to have a series that its exchange lacks computed, where that can be done. Raises `UpstreamError`."""
+        """A hint how to have a series computed that its exchange lacks; empty when that is impossible. Raises
+        `UpstreamError`."""
         hint = self._derived.hint(series)
         if hint:
             try:
@@ -84,10 +85,12 @@ class SeriesScope:
 
 
 def kept_from(days: int, derived: DerivedStep, series: SeriesId, head: int) -> int:
-    """The open time before which a series with that head is trimmed; 0: never.
+    """The open time before which a series is trimmed; 0: retention is off.
 
-    days: of the retention; 0: nothing is trimmed.
+    days: of the retention; 0: off.
     derived: whole buckets of its targets are kept.
+    series: the series.
+    head: of the series.
     """
     targets = derived.targets if series.timeframe == derived.base else ()
     return cut_of(head, days, targets) if days else 0

@@ -1,4 +1,5 @@
-"""StartupSync: begins to follow the whitelist, and knows how much of it is up to date. Serving does not wait for it."""
+"""StartupSync: follows the whitelist from the start, and knows how much of it is up to date. Serving does not wait for
+the sweep."""
 
 from __future__ import annotations
 
@@ -17,15 +18,16 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# How often progress is logged at most.
+# Shortest time between two log lines about progress, in seconds.
 LOG_EVERY_S = 5.0
-# Before a series that cannot be followed is tried again.
+# Backoff of a series that cannot be followed.
 RETRY = Backoff(initial_s=1.0, most_s=60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class SweepProgress:
-    """How many series of `total` are up to date (`done`), and how many were refused. Times are monotonic seconds."""
+    """The progress of the sweep: of `total` series, `done` are up to date and `refused` cannot be followed. Times are
+    monotonic seconds."""
 
     total: int
     done: int
@@ -35,12 +37,16 @@ class SweepProgress:
 
 
 class StartupSync:
-    """Sweeps `series` once. `run` is its one task, and ends with the sweep.
+    """Brings series up to date once. `run` is its task, and ends with the sweep. All series are followed concurrently;
+    the request budget of their exchange is the limit.
 
-    `follow` begins to follow a series, and `caught_up` returns when it is up to date, however long that takes; both may
-    raise what passes, and are tried again. `refresh` then computes what follows from its candles, and
-    `request_declared` has its older gaps healed. All series are followed
-    at once: what they read is rationed by the exchange's budget.
+    series: to follow.
+    follow: begins to follow a series.
+    caught_up: returns when a series is up to date. An error of `follow` or `caught_up` is retried with backoff.
+    monotonic: monotonic seconds.
+    refresh: computes derived candles and ledgers of a series then; None (the default): nothing is computed.
+    request_declared: has declared gaps of a series healed then; None (the default): none are.
+    bulkheads: contains defects; a new one by default.
     """
 
     def __init__(
@@ -66,20 +72,20 @@ class StartupSync:
         self._started_s: float | None = None
         self._ended_s: float | None = None
         self._logged_s = 0.0
-        self._troubles = LogLimit(LOG_EVERY_S)
+        self._errors = LogLimit(LOG_EVERY_S)
 
     def progress(self) -> SweepProgress:
-        """How far the sweep is."""
+        """The progress of the sweep."""
         total = len(self._series)
         done = total - len(self._waiting) - self._refused
         return SweepProgress(total, done, self._refused, self._started_s, self._ended_s)
 
     def waiting(self, series: SeriesId) -> bool:
-        """Whether the sweep has still to bring the series up to date."""
+        """Whether the sweep has not brought the series up to date yet."""
         return series in self._waiting
 
     async def run(self) -> None:
-        """Sweep. One series that fails or hangs holds up no other."""
+        """Sweep all series. A series that fails or hangs does not delay the others."""
         self._started_s = self._logged_s = self._monotonic()
         if self._series:
             async with asyncio.TaskGroup() as group:
@@ -107,7 +113,7 @@ class StartupSync:
                 return
             except KlinesyncError as error:
                 retry_s = RETRY.delay_s(retry)
-                suppressed = self._troubles.allow(error.code, self._monotonic())
+                suppressed = self._errors.allow(error.code, self._monotonic())
                 if suppressed is not None:
                     log.warning(
                         "startup.retry",

@@ -1,7 +1,7 @@
-"""The whole service in one look: what is known of its parts in, one status with one reason out. Pure.
+"""The status of the whole service. Pure: facts of its parts in, a status with a reason out.
 
-`status` is the one place where a lamp's colour is decided. A part that knows of a trouble hands over a value
-(`MarketFacts.clocks_differ`, `StoreFacts.damaged`, `StatusFacts.restarts` …) and needs no code here.
+`status` decides the colour of every lamp. A part with a problem hands over a value (`MarketFacts.clocks_differ`,
+`StoreFacts.damaged`, `StatusFacts.restarts` …) and needs no code here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import NO_ANSWER, MarketContact, StreamStatus
 from klinesync.market_data.health import Status
 
-# A part that was restarted after a defect counts for this long, in seconds.
+# Seconds for which the restart of a part after a defect is reported.
 RESTART_COUNTS_S = 300.0
-# Without a frame for this long, in seconds, a market whose connections are all down has handshakes that fail.
+# Seconds without a frame and without a connection after which the handshakes of a market count as failing.
 HANDSHAKES_FAIL_AFTER_S = 5.0
 
 ExchangeState = Literal["live", "degraded", "unreachable", "idle"]
@@ -40,7 +40,7 @@ StatusReason = Literal[
     "idle",
     "live",
 ]
-# The first reason that applies is the one that is told.
+# The first reason that applies is reported.
 STATUS: dict[StatusReason, Status] = {
     "store_unavailable": "red",
     "exchange_refuses": "red",
@@ -63,8 +63,8 @@ _ORDER = {reason: place for place, reason in enumerate(STATUS)}
 
 @dataclass(frozen=True, slots=True)
 class RestFacts:
-    """REST of one market. `weight_*` in the exchange's minute; `banned_until` in UTC seconds while nothing is sent at
-    the exchange's wish."""
+    """REST of a market. `weight_*`: in the exchange's minute; `banned_until`: UTC seconds, while the exchange refuses
+    requests."""
 
     weight_used: int
     weight_limit: int
@@ -73,12 +73,12 @@ class RestFacts:
 
 @dataclass(frozen=True, slots=True)
 class MarketFacts:
-    """One market of an exchange.
+    """The facts of a market of an exchange.
 
-    exchange: its name.
-    contact: what is heard of the market.
-    rest: the use of its REST; None where that is not counted, or nothing was asked yet.
-    clocks_differ: a sentence, while the exchange's clocks differ from each other; None while they agree.
+    exchange: name of the exchange.
+    contact: to the market.
+    rest: the use of its REST; None, as by default: not counted, or no request yet.
+    clocks_differ: a sentence while the exchange's clocks differ from each other; None, as by default: they agree.
     """
 
     exchange: str
@@ -89,11 +89,11 @@ class MarketFacts:
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """The store.
+    """The facts of the store.
 
-    error: a sentence, while the store does not answer or cannot be written; None otherwise.
-    damaged: a sentence, while a part of the store is damaged; None otherwise.
-    queued_candles: closed candles that wait for the writer.
+    error: a sentence while the store does not answer or cannot be written; None otherwise.
+    damaged: a sentence while a part of the store is damaged; None otherwise.
+    queued_candles: number of closed candles that wait for the writer.
     """
 
     error: str | None = None
@@ -111,15 +111,15 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class StatusFacts:
-    """What is known of the service.
+    """The facts of the service.
 
     now_time: UTC seconds.
     version: of the program.
-    ingest: whether the service follows anything at all, by its flags.
-    markets: every market of every exchange that is asked.
-    series: the health of each followed series; None while the store cannot tell.
-    store: the store.
-    restarts: parts that were restarted after a defect.
+    ingest: whether the flags allow any ingest.
+    markets: of every exchange in use.
+    series: the health of each followed series; None while the store does not answer.
+    store: of the store.
+    restarts: parts that were restarted after a defect; none by default.
     """
 
     now_time: int
@@ -169,7 +169,7 @@ class MarketStatus:
 
 @dataclass(frozen=True, slots=True)
 class SeriesCounts:
-    """Followed series, by the status of their health."""
+    """Number of followed series, by the status of their health."""
 
     followed: int
     green: int
@@ -202,7 +202,7 @@ class ServiceStatus:
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """One thing to say of the service."""
+    """A reason that applies, and its sentence."""
 
     reason: StatusReason
     detail: str
@@ -217,17 +217,17 @@ def status(facts: StatusFacts) -> ServiceStatus:
         own = list(_of_market(market, rest))
         markets.append(_market_status(market, rest, own))
         name = f"{market.exchange} {market.contact.market}"
-        troubles += [_Trouble(one.reason, f"{name}: {one.detail}") for one in own]
+        troubles += [_Trouble(trouble.reason, f"{name}: {trouble.detail}") for trouble in own]
     counts = Counter(facts.series or ())
     followed = sum(len(market.contact.streams) for market in facts.markets)
     if counts["red"]:
         troubles.append(_Trouble("series_red", f"{counts['red']} of {followed} followed series are red"))
     if counts["yellow"]:
         troubles.append(_Trouble("series_yellow", f"{counts['yellow']} of {followed} followed series are yellow"))
-    restarted = sorted({one.part for one in facts.restarts if one.ago_s < RESTART_COUNTS_S})
+    restarted = sorted({restart.part for restart in facts.restarts if restart.ago_s < RESTART_COUNTS_S})
     if restarted:
         troubles.append(_Trouble("part_restarted", f"restarted after a defect: {', '.join(restarted)}"))
-    worst = min(troubles, key=lambda one: _ORDER[one.reason], default=None) or _at_rest(facts, followed)
+    worst = _worst(troubles) or _without_trouble(facts, followed)
     store = facts.store
     return ServiceStatus(
         status=STATUS[worst.reason],
@@ -245,7 +245,11 @@ def status(facts: StatusFacts) -> ServiceStatus:
     )
 
 
-def _at_rest(facts: StatusFacts, followed: int) -> _Trouble:
+def _worst(troubles: Sequence[_Trouble]) -> _Trouble | None:
+    return min(troubles, key=lambda trouble: _ORDER[trouble.reason], default=None)
+
+
+def _without_trouble(facts: StatusFacts, followed: int) -> _Trouble:
     if followed:
         return _Trouble("live", "all followed series are up to date")
     if not facts.ingest:
@@ -261,7 +265,7 @@ def _of_store(store: StoreFacts) -> Iterable[_Trouble]:
 
 
 def _rest_use(market: MarketFacts, now_time: int) -> RestUse:
-    """The use of REST; where it is not counted, until when it is left alone is known all the same."""
+    """The use of REST. `banned_until` is known even if requests are not counted."""
     if market.rest is not None:
         return RestUse(market.rest.weight_used, market.rest.weight_limit, market.rest.banned_until)
     left_alone_s = market.contact.left_alone_s
@@ -269,7 +273,7 @@ def _rest_use(market: MarketFacts, now_time: int) -> RestUse:
 
 
 def _of_market(market: MarketFacts, rest: RestUse) -> Iterable[_Trouble]:
-    """What is the matter with a market of which something is followed. (One that is idle has no streams to lose.)"""
+    """The troubles of a market; none for a market without a followed symbol that is traded."""
     contact, counts = market.contact, _counts(market.contact)
     traded = len(contact.streams) - counts.delisted
     if not traded:
@@ -301,8 +305,8 @@ def _with_ban(rest: RestUse, why: str) -> str:
 def _market_status(market: MarketFacts, rest: RestUse, troubles: Sequence[_Trouble]) -> MarketStatus:
     contact = market.contact
     counts = _counts(contact)
-    worst = min(troubles, key=lambda one: _ORDER[one.reason], default=None)
-    frames = [one.last_frame_at for one in contact.streams if one.last_frame_at is not None]
+    worst = _worst(troubles)
+    frames = [stream.last_frame_at for stream in contact.streams if stream.last_frame_at is not None]
     state = _state(contact, counts, worst)
     return MarketStatus(
         exchange=market.exchange,
@@ -319,24 +323,25 @@ def _market_status(market: MarketFacts, rest: RestUse, troubles: Sequence[_Troub
 def _state(contact: MarketContact, counts: StreamCounts, worst: _Trouble | None) -> ExchangeState:
     if not len(contact.streams) - counts.delisted:
         return "idle"
-    # An exchange that refuses REST and whose frames still come is reached, if badly.
+    # An exchange that refuses REST while its frames still come is reachable.
     if contact.unreachable or (contact.refused is not None and not counts.live):
         return "unreachable"
     return "live" if worst is None else "degraded"
 
 
 def _since(contact: MarketContact, state: ExchangeState) -> int | None:
-    """When the state began, as far as the streams tell: the first stream to fail, or the last one to recover."""
+    """When the state began: with the first stream that failed, or the last stream that recovered."""
     if state == "unreachable" and contact.unreachable_since is not None:
         return contact.unreachable_since
     good = (StreamState.LIVE, StreamState.SUBSCRIBED, StreamState.DELISTED)
     if state == "live":
-        return max((one.since for one in contact.streams if one.since is not None), default=None)
-    return min((one.since for one in contact.streams if one.since is not None and one.state not in good), default=None)
+        return max((stream.since for stream in contact.streams if stream.since is not None), default=None)
+    failed = (stream.since for stream in contact.streams if stream.since is not None and stream.state not in good)
+    return min(failed, default=None)
 
 
 def _detail(contact: MarketContact, counts: StreamCounts) -> str | None:
-    """What is worth saying though nothing is the matter."""
+    """A sentence about a market without trouble; None when there is nothing to say."""
     if contact.streams and counts.delisted == len(contact.streams):
         return "no followed symbol is traded"
     if not contact.streams:
@@ -349,7 +354,7 @@ def _detail(contact: MarketContact, counts: StreamCounts) -> str | None:
 
 
 def _counts(contact: MarketContact) -> StreamCounts:
-    counts = Counter(one.state for one in contact.streams)
+    counts = Counter(stream.state for stream in contact.streams)
     return StreamCounts(
         live=counts[StreamState.LIVE],
         subscribed=counts[StreamState.SUBSCRIBED],
@@ -361,5 +366,5 @@ def _counts(contact: MarketContact) -> StreamCounts:
 
 
 def _first_detail(streams: Iterable[StreamStatus], state: StreamState) -> str:
-    """What the first stream in that state has to say, to end a sentence with; empty when none says anything."""
-    return next((f": {one.detail}" for one in streams if one.state is state and one.detail), "")
+    """The detail of the first stream in that state, as the end of a sentence; empty without a detail."""
+    return next((f": {stream.detail}" for stream in streams if stream.state is state and stream.detail), "")

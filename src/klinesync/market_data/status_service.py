@@ -1,10 +1,9 @@
-"""StatusService: gathers what is known of the service, and has it judged; once, or again and again for followers."""
+"""StatusService: gathers the facts of the whole service, and judges its status; once, or as a stream of changes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from klinesync import __version__
@@ -15,6 +14,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.contact import MarketContact
 from klinesync.exchanges.exchange import Exchange
+from klinesync.market_data.event_streams import EventStreams
 from klinesync.market_data.health import Status
 from klinesync.market_data.health_service import HealthService
 from klinesync.market_data.status import (
@@ -26,20 +26,19 @@ from klinesync.market_data.status import (
     StoreFacts,
     status,
 )
-from klinesync.market_data.top_markets import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import SYSTEM_CLOCK, Clock, Monotonic
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Database
 
-# A store that does not answer a read within this time, in seconds, does not answer.
+# Timeout of a read of the store, in seconds.
 STORE_ANSWER_S = 5.0
-# Shortest time between two events of one stream, in seconds.
+# Shortest time between two events of a stream, in seconds.
 EVENT_EVERY_S = 1.0
-# Longest time between two events of one stream, in seconds: ages (`last_frame_at`) are never older than that.
+# Longest time between two events of a stream, in seconds, so that ages (`last_frame_at`) are at most that old.
 REFRESH_S = 15.0
-# Most streams of status open at once.
+# Most open event streams of the status.
 MAX_STREAMS = 100
 
 # The stored span of a series, and the ledger of its gaps.
@@ -51,13 +50,13 @@ def market_facts(
 ) -> list[MarketFacts]:
     """The facts of each market of each exchange.
 
-    contacts: the newest contact with each market, with the exchange's name.
-    exchanges: those that are asked, by name.
+    contacts: the contact to each market, with the exchange's name.
+    exchanges: the exchanges in use, by name.
     """
-    found = exchanges()
+    by_name = exchanges()
     facts = []
     for name, contact in contacts():
-        rest = found[name].rest().get(contact.market)
+        rest = by_name[name].rest().get(contact.market)
         use = None
         if rest is not None and rest.used is not None and rest.limit is not None:
             banned_until = None if rest.blocked_until_ms is None else rest.blocked_until_ms // 1000
@@ -76,14 +75,14 @@ class StatusService:
 
     database: the store.
     health: judges the series.
-    followed: the base series that are followed at present.
-    markets: what is known of each market of each exchange; returns at once.
-    queued_candles: closed candles that wait for the writer.
+    followed: the base series that are followed.
+    markets: the facts of each market of each exchange.
+    queued_candles: number of closed candles that wait for the writer.
     now_s: UTC seconds.
-    ingest: whether the service follows anything at all, by its flags.
-    damaged: a sentence, while a part of the store is damaged.
-    restarts: parts that were restarted after a defect.
-    monotonic: our clock.
+    ingest: whether the flags allow any ingest.
+    damaged: a sentence about damaged parts of the store; None, as by default: there are none.
+    restarts: parts that were restarted after a defect; none by default.
+    monotonic: monotonic seconds.
     """
 
     def __init__(
@@ -110,14 +109,13 @@ class StatusService:
         self._ingest = ingest
         self._damaged = damaged
         self._restarts = restarts
-        # What is stored of a followed series, until a write changes it.
+        # Cache of the stored spans and gaps of followed series, until a write changes them.
         self._stored: dict[SeriesId, Stored] = {}
-        self._looking: SingleFlight[ServiceStatus] = SingleFlight()
-        self._streams = 0
-        self._ended = asyncio.Event()
+        self._in_flight: SingleFlight[ServiceStatus] = SingleFlight()
+        self.streams = EventStreams("the status", MAX_STREAMS, REFRESH_S)
 
     def changed(self, series: SeriesId) -> None:
-        """A write has changed the series: what is known of its stored span is read again."""
+        """Drop the cached span of a series, which a write has changed."""
         self._stored.pop(series, None)
 
     def published(self, applied: Applied) -> None:
@@ -125,47 +123,27 @@ class StatusService:
         self.changed(applied.series)
 
     async def status(self) -> ServiceStatus:
-        """The status now. Never raises: a store that does not answer is a status too."""
-        return await self._looking.get(self._look)
+        """The present status. Never raises: a store that does not answer is a status too."""
+        return await self._in_flight.get(self._judge_service)
 
     async def follow(self) -> AsyncGenerator[ServiceStatus, None]:
-        """The status at once, then whenever it has changed, at most one in `EVENT_EVERY_S`, at least one in
-        `REFRESH_S`. Ends with `end`."""
-        told, told_s = None, float("-inf")
-        while not self._ended.is_set():
+        """The status at once, then after each change, at most once in `EVENT_EVERY_S`, at least once in `REFRESH_S`.
+        Ends with `streams`."""
+        sent, sent_s = None, float("-inf")
+        while not self.streams.ended:
             answer = await self.status()
-            # Ages and counters go on all the time; what they are of is told with the next change.
-            gist = _gist(answer)
-            if gist != told or self._monotonic() - told_s >= REFRESH_S:
-                told, told_s = gist, self._monotonic()
+            lasting = _without_ages(answer)
+            if lasting != sent or self._monotonic() - sent_s >= REFRESH_S:
+                sent, sent_s = lasting, self._monotonic()
                 yield answer
-            try:
-                async with asyncio.timeout(EVENT_EVERY_S):
-                    await self._ended.wait()
-            except TimeoutError:
-                pass  # it is time for the next look
+            await self.streams.pause(EVENT_EVERY_S)
 
-    @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Takes one of the places for streams. Raises `RateLimited` when there is none."""
-        if self._streams >= MAX_STREAMS:
-            raise RateLimited(f"{MAX_STREAMS} streams of the status are open, which is the most", REFRESH_S)
-        self._streams += 1
-        try:
-            yield
-        finally:
-            self._streams -= 1
-
-    def end(self) -> None:
-        """The service stops: every stream ends."""
-        self._ended.set()
-
-    async def _look(self) -> ServiceStatus:
+    async def _judge_service(self) -> ServiceStatus:
         error: str | None = None
         series: list[Status] | None = None
         try:
             async with asyncio.timeout(STORE_ANSWER_S):
-                series = await self._judge()
+                series = await self._judge_series()
         except TimeoutError:
             error = f"the store does not answer within {STORE_ANSWER_S:g} s"
         except StoreError as problem:
@@ -184,43 +162,40 @@ class StatusService:
             )
         )
 
-    async def _judge(self) -> list[Status]:
-        """The health of each followed series. The store is read in any case, to see that it answers."""
+    async def _judge_series(self) -> list[Status]:
+        """The health of each followed series. The store is read in any case, to check that it answers."""
         followed = self._followed()
-        for gone in self._stored.keys() - set(followed):
-            del self._stored[gone]
+        for unfollowed in self._stored.keys() - set(followed):
+            del self._stored[unfollowed]
         known = dict(self._stored)
         unknown = [series for series in followed if series not in known]
 
         def look(store: CandleStore) -> dict[SeriesId, Stored]:
             return {series: (store.span(series), store.gaps(series)) for series in unknown}
 
-        # Noted before the read: a write that is published before the read is back takes the note out again.
-        notes: dict[SeriesId, Stored] = {series: (None, []) for series in unknown}
-        self._stored.update(notes)
+        # A placeholder for each read in flight: `changed` removes it, and the result of that read is not cached.
+        placeholders: dict[SeriesId, Stored] = {series: (None, []) for series in unknown}
+        self._stored.update(placeholders)
         read: dict[SeriesId, Stored] = {}
         try:
             read = await self._database.read(look)
         finally:
-            for series, note in notes.items():
-                if self._stored.get(series) is not note:
+            for series, placeholder in placeholders.items():
+                if self._stored.get(series) is not placeholder:
                     continue
-                # A hole may be confirmed empty without a write of candles: one that is not settled is read again.
+                # An open gap may be confirmed empty without a write of candles, and is read again next time.
                 if series in read and all(gap.state is GapState.CONFIRMED_EMPTY for gap in read[series][1]):
                     self._stored[series] = read[series]
                 else:
                     del self._stored[series]
         known |= read
-        return [self._health.judge(series, *known[series]).status for series in followed]
+        spans = ((series, *known[series]) for series in followed)
+        return [self._health.judge(series, span, gaps, base_stored=span).status for series, span, gaps in spans]
 
 
-def _gist(answer: ServiceStatus) -> ServiceStatus:
-    """The answer without what changes all the time: the time, ages, and counters."""
-    return replace(
-        answer,
-        now_time=0,
-        exchanges=tuple(
-            replace(one, last_frame_at=None, rest=replace(one.rest, weight_used=None)) for one in answer.exchanges
-        ),
-        store=replace(answer.store, queued_candles=0),
+def _without_ages(answer: ServiceStatus) -> ServiceStatus:
+    """The answer without times, ages and counters, which change all the time."""
+    exchanges = (
+        replace(market, last_frame_at=None, rest=replace(market.rest, weight_used=None)) for market in answer.exchanges
     )
+    return replace(answer, now_time=0, exchanges=tuple(exchanges), store=replace(answer.store, queued_candles=0))

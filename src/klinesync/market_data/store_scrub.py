@@ -1,8 +1,8 @@
-"""StoreScrub: reads the stored candles once after the start, slowly, so that damage is told before somebody needs them.
+"""StoreScrub: reads all stored candles once after the start, slowly, to find damage before the candles are needed.
 
-Unreadable candles are noted by the store itself while they are read. Candles that are gone without a trace (a row of
-the file that is missing) leave a hole that no gap accounts for: it is declared, and so can be healed. Damage that is
-known is read again from time to time, so that the notice ends when the damage does, though nobody asks for the candles.
+The store itself notes candles that it cannot read. Candles that are lost without a trace (a missing row of the file)
+leave missing candles that are in no gap of the ledger: the scrub declares them, so that they are healed. Damaged
+candles are read again from time to time, so that the notice of damage ends when the damage does.
 """
 
 from __future__ import annotations
@@ -23,36 +23,41 @@ from klinesync.storage.database import Database
 
 log = Log(__name__)
 
-# Seconds after the start, which has better things to read.
+# Pause before the scrub begins, in seconds, for the reads of the start.
 SCRUB_BEGINS_S = 1.0
-# Candles of one look, some 2 ms of work, and the pause between two looks, in seconds: a tenth of a core at most.
+# Candles of a read, which takes some 2 ms.
 SCRUB_CANDLES = 5000
+# Pause between two reads, in seconds: the scrub takes at most a tenth of a core.
 SCRUB_PAUSE_S = 0.02
-# Pause after a look that failed, in seconds.
+# Pause after a failed read, in seconds.
 SCRUB_RETRY_S = 5.0
-# Damage is read again this often, in seconds; and so many parts each time.
+# Pause between two checks of damaged parts, in seconds.
 RECHECK_S = 30.0
+# Damaged parts of a check.
 RECHECK_PARTS = 100
-# Series that wait for a scrub because a reader met a hole. More are met again.
+# Most series that wait for a scrub because a reader found missing candles; further series are found again.
 MAX_ASKED = 1000
 
 
-# Is told of a series that has new gaps in the ledger; returns at once.
+# Takes a series that has new gaps in the ledger; returns at once.
 GapsDeclared = Callable[[SeriesId], None]
 
 
 class Slice(NamedTuple):
-    """A look at some candles: the last open time of them, and the holes between them that no gap accounts for."""
+    """A read of consecutive candles. `last`: their last open time; `undeclared`: missing spans between them that are in
+    no gap of the ledger."""
 
     last: int
     undeclared: list[Span]
 
 
 class StoreScrub:
-    """Reads every series once; `ask` has one read again. `run` is its one task.
+    """Reads every series once, and a series again after `ask`. `run` is its task.
 
-    Its subscribers are told of a series that has new gaps. They need the reader, which needs the scrub: so they are
-    bound after all are made, before `run`.
+    Its subscribers are called with a series that has new gaps. They are bound before `run`, after the reader is made,
+    because the reader needs the scrub.
+
+    database: the store.
     """
 
     def __init__(self, database: Database) -> None:
@@ -63,23 +68,23 @@ class StoreScrub:
         self._rechecked = 0
 
     def bind(self, subscribers: tuple[GapsDeclared, ...]) -> None:
-        """Set who is told, in this order; once."""
+        """Set the subscribers, in the order of their calls; once."""
         assert self._subscribers is None, "the subscribers are bound once"
         self._subscribers = subscribers
 
     def _declared(self, series: SeriesId) -> None:
-        assert self._subscribers is not None, "subscribers are bound before the first look"
+        assert self._subscribers is not None, "subscribers are bound before the first read"
         for subscriber in self._subscribers:
             subscriber(series)
 
     def ask(self, series: SeriesId) -> None:
-        """A reader has met a hole of `series` that no gap accounts for; returns at once."""
+        """Have a series read again, because a reader found missing candles that are in no gap; returns at once."""
         if len(self._asked) < MAX_ASKED:
             self._asked[series] = None
             self._arrived.set()
 
     async def run(self) -> None:
-        """Read all series, then those that are asked for, and what is damaged, until cancelled."""
+        """Read all series, then series after `ask`, and damaged parts, until cancelled."""
         await asyncio.sleep(SCRUB_BEGINS_S)
         await self._read_all()
         while True:
@@ -94,25 +99,25 @@ class StoreScrub:
             await self._recheck()
 
     async def _recheck(self) -> None:
-        """Read some of the damaged parts again; the board forgets those that can be read."""
+        """Read damaged parts again; the store drops the notice of a part that can be read."""
         for damage in self._parts_in_turn():
             await asyncio.sleep(SCRUB_PAUSE_S)
-            with contextlib.suppress(StoreError):  # still damaged, and told
+            with contextlib.suppress(StoreError):  # still damaged, as reported
                 await self._database.read(lambda store, damage=damage: store.recheck(damage))  # type: ignore[misc]
 
     def _parts_in_turn(self) -> list[Damage]:
-        """The next `RECHECK_PARTS` damaged parts: each comes in its turn."""
+        """The next `RECHECK_PARTS` damaged parts, in turns."""
         parts = self._database.damage.parts()
         first = self._rechecked % len(parts) if parts else 0
-        some = [*parts[first:], *parts[:first]][:RECHECK_PARTS]
-        self._rechecked = first + len(some)
-        return some
+        turn = [*parts[first:], *parts[:first]][:RECHECK_PARTS]
+        self._rechecked = first + len(turn)
+        return turn
 
     async def _read_all(self) -> None:
         while True:
             try:
                 stored = await self._database.read(lambda store: store.series())
-            except StoreError:  # told by whoever reads for somebody
+            except StoreError:  # readers report the error
                 await asyncio.sleep(SCRUB_RETRY_S)
             else:
                 break
@@ -124,24 +129,24 @@ class StoreScrub:
         while True:
             await asyncio.sleep(SCRUB_PAUSE_S)
             try:
-                found = await self._database.read(lambda store, since=since: look_for_holes(store, series, since))  # type: ignore[misc]
-                if found is None:
+                read = await self._database.read(lambda store, since=since: look_for_holes(store, series, since))  # type: ignore[misc]
+                if read is None:
                     return
-                if found.undeclared:
-                    await self._declare(series, found.undeclared)
+                if read.undeclared:
+                    await self._declare(series, read.undeclared)
             except StoreDamaged:
-                return  # told where it was met
+                return  # the store reports the damage
             except StoreError as error:
                 log.warning("store.scrub_failed", "its stored candles cannot be checked", series=series, error=error)
                 return
-            since = found.last
+            since = read.last
 
-    async def _declare(self, series: SeriesId, found: list[Span]) -> None:
-        """Declare what of the holes that were found is one still."""
+    async def _declare(self, series: SeriesId, undeclared: list[Span]) -> None:
+        """Declare the spans as gaps, as far as they are still missing."""
         holes: list[Span] = []
 
         def change(store: CandleStore) -> None:
-            for span in found:
+            for span in undeclared:
                 times = [candle.time for candle in store.between(series, *span)]
                 missing = missing_spans(series.timeframe, *span, times)
                 holes.extend(without(missing, [gap.span for gap in store.gaps(series, span)]))
@@ -162,8 +167,14 @@ class StoreScrub:
 
 
 def look_for_holes(store: CandleStore, series: SeriesId, since: int) -> Slice | None:
-    """The next candles after `since` (exclusive); None when there are none. Damaged candles are no hole: they are
-    stored, and noted as damage."""
+    """Read the next candles of a series. Damaged candles do not count as missing: they are stored.
+
+    store: has the series.
+    series: to read.
+    since: open time, exclusive.
+
+    Returns None when there are no candles.
+    """
     times = store.oldest_rows(series, SCRUB_CANDLES, _times, since=since)
     if not times:
         return None
@@ -173,8 +184,8 @@ def look_for_holes(store: CandleStore, series: SeriesId, since: int) -> Slice | 
     window = Span(start, frame.next(times[-1]))
     holes = missing_spans(frame, *window, times)
     if holes:
-        accounted = [gap.span for gap in store.gaps(series, window)]
-        holes = without(without(holes, accounted), store.damaged(series))
+        declared = [gap.span for gap in store.gaps(series, window)]
+        holes = without(without(holes, declared), store.damaged(series))
     return Slice(times[-1], holes)
 
 

@@ -1,4 +1,4 @@
-"""Teller: system messages about an ingested series, to the clients of that series and of the series derived from it."""
+"""Teller: sends system messages about an ingested series to its clients, and to clients of its derived series."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from klinesync.ws import protocol
 from klinesync.ws.hub import CandleHub
 from klinesync.ws.messages import STREAM_EVENTS, SystemEventName
 
-# Shortest time between two `factor.rebuild` messages of one rebuild, in seconds.
+# Shortest time between two `factor.rebuild` messages of a rebuild, in seconds.
 REBUILD_TELL_EVERY_S = 1.0
 
 
@@ -21,15 +21,15 @@ class Teller:
     """Sends system messages.
 
     hub: has the clients.
-    derived: names the series that are derived from one.
-    clock: times how often a rebuild is told.
+    derived: the derived series of a base.
+    clock: throttles messages of a rebuild.
     """
 
     def __init__(self, hub: CandleHub, derived: DerivedStep, clock: Clock) -> None:
         self._hub = hub
         self._derived = derived
         self._clock = clock
-        self._rebuilds: dict[SeriesId, float] = {}  # rebuilds in progress, and when each was told last
+        self._rebuilds: dict[SeriesId, float] = {}  # rebuilds in progress, and the time of their newest message
 
     def stream(self, series: SeriesId, status: StreamStatus) -> None:
         """The state of the series' stream has changed."""
@@ -37,18 +37,18 @@ class Teller:
         self._tell(series, STREAM_EVENTS[status.state], stream_sentence(status), facts | {"detail": status.detail})
 
     def backfill(self, series: SeriesId, message: str, facts: Mapping[str, object]) -> None:
-        """Progress of a reading of the series' history."""
+        """Progress of reading a series' history. `message`: a sentence; `facts`: fields of the message."""
         self._tell(series, "backfill.progress", message, facts)
 
     def ledger(self, progress: Progress) -> None:
-        """Progress of factors and overlays that are computed piece by piece: `running` at most once in
-        `REBUILD_TELL_EVERY_S`, `done` at the end. Only the series' own clients are told."""
+        """Progress of a rebuild of factors and overlays: `running` at most once in `REBUILD_TELL_EVERY_S`, `done` at
+        the end. Sent to clients of the series alone."""
         series, now_s = progress.series, self._clock.monotonic_s()
         state = "running" if progress.left else "done"
-        told_s = self._rebuilds.pop(series, float("-inf"))
+        sent_s = self._rebuilds.pop(series, float("-inf"))
         if progress.left:
-            if now_s - told_s < REBUILD_TELL_EVERY_S:
-                self._rebuilds[series] = told_s
+            if now_s - sent_s < REBUILD_TELL_EVERY_S:
+                self._rebuilds[series] = sent_s
                 return
             self._rebuilds[series] = now_s
         if self._hub.watched(series):

@@ -1,15 +1,14 @@
-"""TopMarkets: the symbols of a market that are traded most, by the quote volume of the last 24 hours.
+"""TopMarkets: the most traded symbols of a market, by the quote volume of the last 24 hours.
 
-The exchange is asked for all symbols at once, which is dear, so that one answer serves everybody for a while. When it
-cannot be asked, the last answer is served and says that it is stale.
+A request for the tickers of all symbols has a high weight, so that answers are cached for some seconds. While the
+exchange cannot be asked, the last answer is served, and marked as stale.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -18,24 +17,26 @@ from klinesync.core.errors import Rejected, UpstreamError
 from klinesync.core.series_id import is_exchange_name, names_series
 from klinesync.exchanges.exchange import LISTINGS_TTL_S, Listing, Ticker
 from klinesync.exchanges.registry import ExchangeRegistry
+from klinesync.market_data.event_streams import EventStreams, RateLimited
 from klinesync.runtime.clock import Clock
 from klinesync.runtime.single_flight import SingleFlight
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 500
-# How long tickers are good for, in seconds.
+# Time to live of tickers, in seconds.
 TICKERS_TTL_S = 10.0
-# Nobody waits longer for the exchange; and after a failure it is left alone for so long.
+# Timeout of a request to the exchange, in seconds.
 ASK_TIMEOUT_S = 10.0
+# Cooldown after a failed request, in seconds.
 FAILED_PAUSE_S = 5.0
-# How old an answer may be that is served when the exchange cannot be asked.
+# Oldest answer that is served while the exchange cannot be asked, in seconds.
 STALE_MOST_S = 3600.0
-# Tickers asked for by force, in one process: so many in so long. All symbols of spot weigh 80 of 6000 a minute.
+# Most requests with `force` in `FORCED_PER_S` seconds. All symbols of spot weigh 80 of 6000 a minute.
 FORCED_MOST = 6
 FORCED_PER_S = 60.0
-# Streams open at once, in one process.
+# Most open event streams.
 MAX_STREAMS = 100
-# A stream that has nothing to say says so in such intervals, so that proxies keep it.
+# Interval of keep-alives of a stream without changes, in seconds, so that proxies keep it open.
 KEEP_ALIVE_S = 15.0
 
 
@@ -43,19 +44,9 @@ KEEP_ALIVE_S = 15.0
 _Place: TypeAlias = tuple[str, str]
 
 
-class RateLimited(Rejected):
-    """Too many requests of a kind. `retry_after_s`: when the next one may be let in."""
-
-    code = "rate_limited"
-
-    def __init__(self, what: str, retry_after_s: float) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__(what)
-
-
 @dataclass(frozen=True, slots=True)
 class TopQuery:
-    """What is asked for: the first `limit` symbols with that quote asset."""
+    """A request for the first `limit` symbols of a market with a quote asset."""
 
     exchange: str
     market: str
@@ -101,14 +92,19 @@ class TopAnswer:
 def ranked(
     exchange: str, market: str, listings: Mapping[str, Listing], tickers: Sequence[Ticker]
 ) -> dict[str, tuple[TopMarket, ...]]:
-    """The symbols that are traded now, by quote asset, those with the greatest quote volume first. One that has no
-    ticker is left out, and one that no series id can name."""
+    """The traded symbols by quote asset, the greatest quote volume first. Symbols without a ticker, and symbols that no
+    series id can name, are left out.
+
+    exchange, market: where the symbols are traded.
+    listings: of all symbols.
+    tickers: of all symbols.
+    """
     tickers_by_id = {ticker.symbol_id: ticker for ticker in tickers}
-    found: dict[str, list[TopMarket]] = {}
+    by_quote: dict[str, list[TopMarket]] = {}
     for listing in listings.values():
         ticker = tickers_by_id.get(listing.symbol_id)
         if ticker is not None and listing.trading and names_series(exchange, market, listing.symbol):
-            found.setdefault(listing.quote_asset, []).append(
+            by_quote.setdefault(listing.quote_asset, []).append(
                 TopMarket(
                     exchange,
                     market,
@@ -121,7 +117,7 @@ def ranked(
                     ticker.price_change_percent,
                 )
             )
-    return {quote: tuple(sorted(items, key=_rank)) for quote, items in found.items()}
+    return {quote: tuple(sorted(items, key=_rank)) for quote, items in by_quote.items()}
 
 
 def _rank(item: TopMarket) -> tuple[float, str]:
@@ -130,7 +126,7 @@ def _rank(item: TopMarket) -> tuple[float, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Board:
-    """One answer of the exchange. `at_s` monotonic."""
+    """The ranked tickers of a market. `at_s`: monotonic seconds of the answer; `at_ms`: the same by the wall clock."""
 
     at_s: float
     at_ms: int
@@ -138,26 +134,25 @@ class _Board:
 
 
 class TopMarkets:
-    """Asks, keeps and follows.
+    """Requests, caches and streams the most traded symbols.
 
     registry: the exchanges.
-    clock: dates and times answers.
+    clock: of this machine.
     """
 
     def __init__(self, registry: ExchangeRegistry, *, clock: Clock) -> None:
         self._registry = registry
         self._clock = clock
-        # By exchange and market: no more than the registry has.
+        # By exchange and market, so at most as many as the registry has.
         self._boards: dict[_Place, _Board] = {}
         self._failures: dict[_Place, tuple[float, UpstreamError]] = {}
         self._flights: dict[_Place, SingleFlight[_Board]] = {}
         self._asking: set[asyncio.Timeout] = set()
         self._forced_at_s: deque[float] = deque(maxlen=FORCED_MOST)
-        self._streams = 0
-        self._ended = asyncio.Event()
+        self.streams = EventStreams("top markets", MAX_STREAMS, KEEP_ALIVE_S)
 
     def check(self, query: TopQuery) -> None:
-        """Raises `Rejected` for an exchange or a market that there is not."""
+        """Raises `Rejected` for an unknown exchange or market."""
         if not is_exchange_name(query.exchange):
             raise Rejected(f"exchange {query.exchange[:40]!r} is not known: it is no name of an exchange")
         if (why := self._registry.refusal(query.exchange)) is not None:
@@ -167,22 +162,25 @@ class TopMarkets:
             raise Rejected(f"market {query.market[:40]!r} is not known; use one of {' '.join(markets)}")
 
     async def top(self, query: TopQuery, *, force: bool = False) -> TopAnswer:
-        """The answer of the last seconds, or a new one, or an older one when the exchange cannot be asked.
+        """The cached answer, or a new answer when it has expired, or a stale answer while the exchange cannot be asked.
 
-        `force`: a new one. Raises `Rejected`, `RateLimited` (of `force`), and `UpstreamError` when there is no answer.
+        query: the request.
+        force: request a new answer in any case; False by default.
+
+        Raises `Rejected`, `RateLimited` (of `force`), and `UpstreamError` when there is no answer.
         """
         self.check(query)
         if force:
             self._count_forced()
         else:
-            board = self._kept(query.place, TICKERS_TTL_S)
+            board = self._cached(query.place, TICKERS_TTL_S)
             if board is not None:
                 return _answer(query, board, cached=True, stale=False)
         try:
             flight = self._flights.setdefault(query.place, SingleFlight())
             board = await flight.get(partial(self._ask, query.place, force=force))
         except UpstreamError:
-            board = self._kept(query.place, STALE_MOST_S)
+            board = self._cached(query.place, STALE_MOST_S)
             if board is None:
                 raise
             return _answer(query, board, cached=True, stale=True)
@@ -191,12 +189,19 @@ class TopMarkets:
     async def follow(
         self, query: TopQuery, interval_s: float, max_events: int | None = None
     ) -> AsyncGenerator[TopAnswer | UpstreamError | None, None]:
-        """An answer whenever its items have changed, looked at every `interval_s`; an error when trouble begins; None
-        when there was nothing to say for a while. Ends after `max_events` answers, or with `end`. Raises `Rejected`."""
+        """A stream of answers.
+
+        query: the request.
+        interval_s: poll interval in seconds.
+        max_events: answers after which the stream ends; None (the default): no limit.
+
+        Yields an answer when its items have changed, an error when requests begin to fail, and None as a keep-alive.
+        Ends with `end`. Raises `Rejected`.
+        """
         items: tuple[TopMarket, ...] | None = None
         trouble: UpstreamError | None = None
         events = 0
-        while not self._ended.is_set():
+        while not self.streams.ended:
             before = trouble
             try:
                 answer = await self.top(query)
@@ -210,33 +215,22 @@ class TopMarkets:
                     events += 1
                     if events == max_events:
                         return
-            if trouble is not None and before is None and not self._ended.is_set():
+            if trouble is not None and before is None and not self.streams.ended:
                 yield trouble
             until_s = self._clock.monotonic_s() + interval_s
-            while (left_s := until_s - self._clock.monotonic_s()) > 0 and not self._ended.is_set():
-                await self._rest(min(left_s, KEEP_ALIVE_S))
-                if left_s > KEEP_ALIVE_S and not self._ended.is_set():
+            while (pause_s := until_s - self._clock.monotonic_s()) > 0 and not self.streams.ended:
+                await self.streams.pause(min(pause_s, KEEP_ALIVE_S))
+                if pause_s > KEEP_ALIVE_S and not self.streams.ended:
                     yield None
 
-    @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Takes one of the places for streams. Raises `RateLimited` when there is none."""
-        if self._streams >= MAX_STREAMS:
-            raise RateLimited(f"{MAX_STREAMS} streams of top markets are open, which is the most", KEEP_ALIVE_S)
-        self._streams += 1
-        try:
-            yield
-        finally:
-            self._streams -= 1
-
     def end(self) -> None:
-        """The service stops: every stream ends, and nobody waits for the exchange any more."""
-        self._ended.set()
+        """End every stream and every request in flight, because the service stops."""
+        self.streams.end()
         for timeout in self._asking:
             if not timeout.expired():
                 timeout.reschedule(0.0)
 
-    def _kept(self, place: _Place, most_s: float) -> _Board | None:
+    def _cached(self, place: _Place, most_s: float) -> _Board | None:
         board = self._boards.get(place)
         return None if board is None or self._clock.monotonic_s() - board.at_s > most_s else board
 
@@ -255,14 +249,14 @@ class TopMarkets:
         return board
 
     async def _ask_in_time(self, name: str, market: str) -> tuple[Mapping[str, Listing], Sequence[Ticker]]:
-        timeout = asyncio.timeout(0.0 if self._ended.is_set() else ASK_TIMEOUT_S)
+        timeout = asyncio.timeout(0.0 if self.streams.ended else ASK_TIMEOUT_S)
         try:
             async with timeout:
                 self._asking.add(timeout)
                 exchange = self._registry.exchange(name)
                 return await exchange.listings(market, LISTINGS_TTL_S), await exchange.tickers(market)
         except TimeoutError:
-            reason = "the service stops" if self._ended.is_set() else f"no answer within {ASK_TIMEOUT_S:g} s"
+            reason = "the service stops" if self.streams.ended else f"no answer within {ASK_TIMEOUT_S:g} s"
             raise UpstreamError(f"{name} {market} cannot be asked for its tickers: {reason}") from None
         finally:
             self._asking.discard(timeout)
@@ -276,14 +270,6 @@ class TopMarkets:
                 FORCED_PER_S - (now_s - forced[0]),
             )
         forced.append(now_s)
-
-    async def _rest(self, longest_s: float) -> None:
-        """Sleep, but not beyond the end."""
-        try:
-            async with asyncio.timeout(longest_s):
-                await self._ended.wait()
-        except TimeoutError:
-            pass  # it is time
 
 
 def _answer(query: TopQuery, board: _Board, *, cached: bool, stale: bool) -> TopAnswer:

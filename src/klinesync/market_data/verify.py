@@ -1,10 +1,9 @@
-"""verify: audit a store. Nothing is written, and a service may go on writing meanwhile.
+"""verify: audits a store. Nothing is written, and a service may go on writing meanwhile.
 
-Each series is read once, a window of candles at a time, each window in one snapshot: are the candles sound, and is the
-gap ledger what lies between them? Each derived series is computed anew from its base, a window of whole buckets at a
-time, and compared bit for bit. A stored one whose bucket is not whole in the stored base is the exchange's own
-(native): it is counted, and must agree with the base candles that are there. Then what factors and overlays have
-stored of the series is computed anew (`verify_ledger`).
+Each series is read once, in windows of candles, each window in one snapshot: candles must be valid, and the gap ledger
+must have exactly the missing candles. Each derived series is recomputed from its base, in windows of whole buckets, and
+compared bit for bit. A stored derived candle whose bucket is incomplete in the base is native: it is counted, and must
+agree with the base candles that are stored. Then the ledgers of factors and overlays are recomputed (`verify_ledger`).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import Reading
 from klinesync.storage.records import DerivationOrigin
 
-# Candles in memory at a time; a longer bucket (a month of minutes) is read whole.
+# Candles of a window; a longer bucket (a month of minutes) is read whole.
 WINDOW_CANDLES = 20_000
 
 
@@ -43,12 +42,18 @@ def verify(
     progress: Callable[[SeriesAudit], None] = lambda _: None,
     ledger: LedgerVerifier | None = None,
 ) -> Iterator[SeriesAudit]:
-    """Audit the stored series (`only` these, when some are named), one after the other.
+    """Audit the stored series, one after the other.
 
-    Every derived series that is stored is compared; candles that are missing are told of those `targets` that are
-    kept from `base`, stored or not. `ledger` compares what factors and overlays have stored. `progress` gets the audit
-    at work after each window.
-    Raises `UnknownSeries` for a series that there is no reason to store, `StoreError`.
+    store: to read from.
+    base: timeframe of the ingested series.
+    targets: timeframes that are derived from it; their missing candles are reported too. Other derived series are only
+        compared as far as they are stored.
+    only: series to audit; empty (the default): all.
+    progress: called with the audit in progress after each window.
+    ledger: recomputes ledgers; None (the default): ledgers are not compared.
+
+    Yields the audit of each series. Raises `UnknownSeries` for a series of `only` that is neither stored nor a target,
+    `StoreError`.
     """
     base_of = store.read(lambda look: _base_of(look, base, targets))
     unknown = [series for series in only if series not in base_of]
@@ -59,7 +64,7 @@ def verify(
             continue
         audit = SeriesAudit(series, derived_from)
         try:
-            if all(_readable(store, audit, one) for one in (series, derived_from or series)):
+            if all(_readable(store, audit, member) for member in (series, derived_from or series)):
                 _audit_ledger(store, audit)
                 _audit_candles(store, audit, progress)
                 if derived_from is not None:
@@ -67,7 +72,7 @@ def verify(
                     _audit_derived(store, audit, derived_from, kept, progress)
                 if ledger is not None:
                     ledger.audit(store, audit, progress)
-        except StoreError as error:  # the other series may be well
+        except StoreError as error:  # other series can still be audited
             audit.note(Difference("damaged", _where(error), str(error)))
         yield audit
 
@@ -78,37 +83,37 @@ def _where(error: StoreError) -> int:
 
 
 def _base_of(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe]) -> dict[SeriesId, SeriesId | None]:
-    """The series to audit, in the order of their names and lengths, each with its base (None: it is ingested)."""
+    """The series to audit, by name and timeframe, each with its base (None: an ingested series)."""
     base_of: dict[SeriesId, SeriesId | None] = dict.fromkeys(store.series())
     for series in tuple(base_of):
         base_of.update(dict.fromkeys(store.derived_of(series), series))
-    for series in [one for one in base_of if one.timeframe == base]:
+    for series in [series for series in base_of if series.timeframe == base]:
         for target in targets:
             derived = series.with_timeframe(target)
             base_of[derived] = base_of.get(derived) or series
-    order = sorted(base_of, key=lambda one: (one.exchange, one.market, one.symbol, one.timeframe.seconds))
+    order = sorted(base_of, key=lambda item: (item.exchange, item.market, item.symbol, item.timeframe.seconds))
     return {series: base_of[series] for series in order}
 
 
-# --- one series by itself
+# --- a series by itself
 
 
 def _readable(store: Reading, audit: SeriesAudit, series: SeriesId) -> bool:
-    """Whether the times and the gap ledger of `series` (the one that is audited, or its base) are of this world."""
+    """Whether the times of `series` (the audited series, or its base) are valid, and its gap ledger can be read."""
     for edge in store.read(lambda look: (look.first(series), look.head(series))):
         if edge is not None and not 0 <= edge <= MAX_TIME:
             audit.note(Difference("bad_candle", edge, f"{series}: its time lies outside 0 … {MAX_TIME}"))
             return False
     try:
         store.read(lambda look: look.gaps(series))
-    except StoreDamaged as error:  # a state that does not exist
+    except StoreDamaged as error:  # an unknown state
         audit.note(Difference("bad_gap", 0, f"{series}: the gap ledger cannot be read: {error}"))
         return False
     return True
 
 
 def _audit_ledger(store: Reading, audit: SeriesAudit) -> None:
-    """The rows of the gap ledger, each by itself."""
+    """Check each row of the gap ledger."""
     series, timeframe = audit.series, audit.series.timeframe
     rows, stored = store.read(lambda look: (look.gaps(series), look.span(series)))
     for row in rows:
@@ -122,17 +127,16 @@ def _audit_ledger(store: Reading, audit: SeriesAudit) -> None:
             audit.note(Difference("bad_gap", row.start, f"the {row.state} gap has a proof that does not fit its state"))
         elif stored is None or row.end <= stored.start or row.start >= stored.end:
             audit.note(Difference("gap_not_a_hole", row.start, "the gap does not lie between stored candles"))
-    for one, two in pairwise(rows):
-        if two.start < one.end:
+    for before, row in pairwise(rows):
+        if row.start < before.end:
             audit.note(
-                Difference("bad_gap", two.start, f"the gap overlaps the one that begins at {date_text(one.start)}")
+                Difference("bad_gap", row.start, f"the gap overlaps the one that begins at {date_text(before.start)}")
             )
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """A page of candles, what the ledger says of the span that they cover, the first stored open time, and the spans
-    that cannot be read."""
+    """A page of candles, the gaps of the span that they cover, the first stored open time, and damaged spans."""
 
     candles: list[Candle]
     gaps: list[Gap]
@@ -141,7 +145,7 @@ class _Window:
 
 
 def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[SeriesAudit], None]) -> None:
-    """Every candle, and whether the ledger is what lies between them."""
+    """Check every candle, and whether the gap ledger has exactly the missing candles."""
     series, timeframe = audit.series, audit.series.timeframe
     since, expected = -1, None
     while window := store.read(lambda look, since=since: _page(look, series, since)):  # type: ignore[misc]
@@ -154,7 +158,7 @@ def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[Serie
             if timeframe.is_open(candle.time):
                 times.append(candle.time)
         if times:
-            # Candles behind `expected` may have been trimmed since the last window.
+            # Candles after `expected` may have been trimmed since the last window.
             start = times[0] if expected is None or window.first is None else max(expected, window.first)
             _compare_ledger(audit, Span(min(start, times[0]), timeframe.next(times[-1])), times, window)
             audit.first = times[0] if audit.first is None else audit.first
@@ -175,14 +179,14 @@ def _page(store: CandleStore, series: SeriesId, since: int) -> _Window | None:
     return _Window(candles, ledger, store.first(series), store.damaged(series))
 
 
-def _compare_ledger(audit: SeriesAudit, window: Span, times: Sequence[int], found: _Window) -> None:
+def _compare_ledger(audit: SeriesAudit, span: Span, times: Sequence[int], window: _Window) -> None:
     timeframe = audit.series.timeframe
-    holes = missing_spans(timeframe, *window, times)
-    noted = clipped((gap.span for gap in found.gaps), window)
-    for start, end in without(without(holes, noted), found.damaged):
+    holes = missing_spans(timeframe, *span, times)
+    declared = clipped((gap.span for gap in window.gaps), span)
+    for start, end in without(without(holes, declared), window.damaged):
         missing = timeframe.count(start, end)
         audit.note(Difference("hole_not_in_ledger", start, f"{counted(missing, 'candle')} missing and in no gap"))
-    for start, end in without(noted, holes):
+    for start, end in without(declared, holes):
         stored = timeframe.count(start, end)
         audit.note(Difference("gap_not_a_hole", start, f"{counted(stored, 'candle')} stored and in a gap"))
 
@@ -193,11 +197,11 @@ def _compare_ledger(audit: SeriesAudit, window: Span, times: Sequence[int], foun
 def _audit_derived(
     store: Reading, audit: SeriesAudit, base: SeriesId, kept: bool, progress: Callable[[SeriesAudit], None]
 ) -> None:
-    """Compute the series anew. `kept`: it is kept up to date, so that a candle can be missing."""
+    """Recompute a derived series. `kept`: the series is kept up to date, so that missing candles are differences."""
     target = audit.series.timeframe
     origin = store.read(lambda look: look.derivation(audit.series).origin)
     if origin is DerivationOrigin.MIXED:
-        return  # it is to be computed anew: nobody says that it agrees with its base now
+        return  # marked to be recomputed, and need not agree with its base yet
     step = DerivedStep(base.timeframe, [target])
     spans = store.read(lambda look: [span for span in (look.span(base), look.span(audit.series)) if span is not None])
     if not spans:
@@ -207,27 +211,30 @@ def _audit_derived(
         window = Span(start, max(target.next(start), target.floor(base.timeframe.shift(start, WINDOW_CANDLES))))
         start = window.end
         try:
-            found = store.read(lambda look, window=window: _both(look, step, base, target, window))  # type: ignore[misc]
+            both = store.read(lambda look, window=window: _both(look, step, base, target, window))  # type: ignore[misc]
         except StoreDamaged as error:
             audit.note(Difference("damaged", window.start, f"it cannot be compared up to {window.end}: {error}"))
             continue
-        for time in sorted(found.stored.keys() | found.expected.keys()):
-            one, other, parts = found.stored.get(time), found.expected.get(time), found.native.get(time)
-            if one is not None and other is None and origin is DerivationOrigin.RECOMPUTED:
-                audit.native += 1  # it came while the series was not derived
-                continue
-            if one is not None and other is None and parts is not None:
-                _audit_native(audit, one, parts)
+        for time in sorted(both.stored.keys() | both.expected.keys()):
+            stored, expected, parts = both.stored.get(time), both.expected.get(time), both.native.get(time)
+            if stored is not None and expected is None and origin is DerivationOrigin.RECOMPUTED:
+                audit.native += 1  # written while the series was not derived
+            elif stored is not None and expected is None and parts is not None:
+                _audit_native(audit, stored, parts)
             else:
-                _compare_derived(audit, time, one, other, kept)
+                _compare_derived(audit, time, stored, expected, kept)
         audit.now = f"compared with {base} up to {date_text(start)}"
         progress(audit)
 
 
 @dataclass(frozen=True, slots=True)
 class _Derived:
-    """What is `stored` of a derived series, and what is `expected` of its base, by time; and of the buckets that may
-    hold a `native` candle the base candles that are there."""
+    """Candles of a derived series by time.
+
+    stored: as stored.
+    expected: as computed from the base.
+    native: the stored base candles of buckets that may have a native candle.
+    """
 
     stored: dict[int, Candle]
     expected: dict[int, Candle]
@@ -250,8 +257,8 @@ def _both(store: CandleStore, step: DerivedStep, base: SeriesId, target: Timefra
 def _audit_native(audit: SeriesAudit, native: Candle, parts: Sequence[Candle]) -> None:
     audit.native += 1
     for part in parts:
-        more = ((part.high, native.high), (native.low, part.low), (part.volume, native.volume))
-        if any(one > other and not isclose(one, other, rel_tol=SAME) for one, other in more):
+        bounds = ((part.high, native.high), (native.low, part.low), (part.volume, native.volume))
+        if any(value > bound and not isclose(value, bound, rel_tol=SAME) for value, bound in bounds):
             what = f"it is the exchange's own, and does not hold the base candle of {date_text(part.time)}"
             audit.note(Difference("derived_unexpected", native.time, what, stored=native))
             return

@@ -1,9 +1,8 @@
-"""What factors and overlays have stored of a series, computed anew from the stored candles and compared.
+"""LedgerVerifier: recomputes the ledger of a series from the stored candles, and compares.
 
-The states are folded from the first candle on, a window of candles at a time, each window in one snapshot. What was
-said, what was drawn and under which number, and every checkpoint on the way have to be what the store holds, to the
-bit. Of a series that was trimmed the fold begins with the checkpoint that the trim has left: that one is taken for
-granted.
+The states are folded from the first candle on, in windows of candles, each window in one snapshot. Events, drawings,
+their numbers and every checkpoint must equal the stored ones, bit for bit. The fold of a trimmed series begins with its
+first remaining checkpoint, which is not verified.
 """
 
 from __future__ import annotations
@@ -30,32 +29,38 @@ from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import Reading
 from klinesync.storage.records import Ledger
 
-# Candles folded in one snapshot.
+# Candles of a window.
 WINDOW_CANDLES = 10_000
-# A ledger that is rewound while it is read is begun with again, so many times.
+# Attempts at a ledger that is rewound while it is read.
 TRIES = 3
-# Of what is stored and what should be, so much is shown.
+# Longest text of a stored or expected value in a finding, in characters.
 MAX_TEXT_CHARS = 200
-# Before and beyond every time that a store can hold.
+# Before and after every time of a store.
 _NEVER, _EVER = -(1 << 62), 1 << 62
 
 _encode = msgspec.json.Encoder().encode
 
 
 class _Changed(Exception):
-    """What was read so far is not there any more: a correction, a rebuild or a trim has come between."""
+    """The ledger was rewound or trimmed since the last window."""
 
 
 class LedgerVerifier:
-    """Compares ledgers with what the factors and overlays of `step` make of the candles. `indicators` are those that
-    factors may depend on."""
+    """Verifies ledgers. `step`: the factors and overlays; `indicators`: that factors may depend on."""
 
     def __init__(self, step: LedgerStep, indicators: Sequence[Indicator]) -> None:
         self.step = step
-        self.needed = [one for one in indicators if one.name in step.factors.outside]
+        self.needed = [indicator for indicator in indicators if indicator.name in step.factors.outside]
 
     def audit(self, store: Reading, audit: SeriesAudit, progress: Callable[[SeriesAudit], None]) -> None:
-        """Compare a series' ledger; differences are noted in `audit`, which gets its `ledger`. Raises `StoreError`."""
+        """Verify the ledger of a series.
+
+        store: to read from.
+        audit: of the series; gets `ledger` and differences.
+        progress: called with `audit` after each window.
+
+        Raises `StoreError`.
+        """
         if self.step.idle:
             return
         for _ in range(TRIES):
@@ -75,7 +80,7 @@ class LedgerVerifier:
 
 
 class _Walk:
-    """One attempt at a series. `since`: the candle up to which the states are folded."""
+    """An attempt at the ledger of a series. `since`: the candle up to which the states are folded."""
 
     def __init__(self, verifier: LedgerVerifier, series: SeriesId) -> None:
         self._step = verifier.step
@@ -86,18 +91,15 @@ class _Walk:
         self.notes = SeriesAudit(series)
         self.found = LedgerAudit("none")
         self.since = -1
-        self._ledger: Ledger | None = None  # as it was when this began
+        self._ledger: Ledger | None = None  # at the beginning
         self._states: States = {}
-        # What is stored from here on has not been compared yet.
-        self._from = _NEVER
+        self._from = _NEVER  # stored data from this time on has not been compared yet
         self._drawings = 0
-        # The number before that of the first drawing; None: not known, for those before it were trimmed.
-        self._base: int | None = 0
-        # How far the overlays were, when there were events beyond that.
-        self._undrawn_after: int | None = None
+        self._base: int | None = 0  # number before that of the first drawing; None: unknown after a trim
+        self._undrawn_after: int | None = None  # the overlay head, when there are events after it
 
     def look(self, store: CandleStore) -> bool:
-        """One more window; whether it was the last one. Raises `_Changed`."""
+        """Verify the next window. Returns whether it is the last. Raises `_Changed`."""
         ledger = store.ledger.get(self._series)
         first = store.first(self._series)
         if self._ledger is None:
@@ -107,7 +109,7 @@ class _Walk:
             if not self._step.computed(ledger):
                 return True
             self._ledger = ledger
-            self._tell_status(store, ledger)
+            self._set_status(store, ledger)
             if not self._begin(store, first):
                 return True
         elif ledger is None or ledger.epoch != self._ledger.epoch or first is None or first > self.since:
@@ -131,20 +133,20 @@ class _Walk:
         return whole
 
     def _begin(self, store: CandleStore, first: int | None) -> bool:
-        """Whether there is something to begin with."""
+        """Set the first states. Returns whether there are any."""
         factors = self._factors
         self._states = factors.seed()
-        left = None if first is None else store.ledger.checkpoint(self._series, first)
-        if first is None or left is None:
+        checkpoint = None if first is None else store.ledger.checkpoint(self._series, first)
+        if first is None or checkpoint is None:
             return True
         self._base = None
         if self._needed:
-            # Behind the edge indicators had candles to look back on that are gone: begin where they have enough again.
-            left = self._beyond_warm_up(store, first)
-            if left is None:
+            # Near the edge, indicators were computed with candles that were trimmed since: begin after the warm-up.
+            checkpoint = self._after_warm_up(store, first)
+            if checkpoint is None:
                 return False
-            self._from = left[0] + 1
-        self.since, encoded = left
+            self._from = checkpoint[0] + 1
+        self.since, encoded = checkpoint
         try:
             self._states = factors.decode(encoded)
         except ForeignStates as error:
@@ -152,9 +154,9 @@ class _Walk:
             return False
         return True
 
-    def _beyond_warm_up(self, store: CandleStore, first: int) -> tuple[int, bytes] | None:
-        """A checkpoint with enough candles before it for what indicators look back on."""
-        warm_up = max(one.warm_up for one in self._needed)
+    def _after_warm_up(self, store: CandleStore, first: int) -> tuple[int, bytes] | None:
+        """The first checkpoint with enough candles before it for the warm-up of indicators; None when there is none."""
+        warm_up = max(indicator.warm_up for indicator in self._needed)
         since = first - 1
         while warm_up > 0:
             candles = store.oldest(self._series, min(warm_up, WINDOW_CANDLES), since=since)
@@ -165,28 +167,28 @@ class _Walk:
         while candles := store.oldest(self._series, WINDOW_CANDLES, since=since):
             since = candles[-1].time
             oldest, before = None, since + 1
-            while (found := store.ledger.checkpoint(self._series, before)) is not None and found[0] >= edge:
-                oldest, before = found, found[0]
+            while (checkpoint := store.ledger.checkpoint(self._series, before)) is not None and checkpoint[0] >= edge:
+                oldest, before = checkpoint, checkpoint[0]
             if oldest is not None:
                 return oldest
         return None
 
     def _window(self, store: CandleStore, ledger: Ledger, candles: Sequence[Candle]) -> None:
-        """Fold over the candles, and compare what is stored from `_from` up to the last of them."""
+        """Fold over the candles, and compare the stored data from `_from` up to the last candle."""
         if not candles:
             return
         end = candles[-1].time + 1
         said = self._fold(store, candles)
         self._compare_events(store, said, end)
         overlay_head = -1 if ledger.overlay_head is None else ledger.overlay_head
-        to_draw = [one for one in said if _time_of(one) <= overlay_head]
+        to_draw = [event for event in said if _time_of(event) <= overlay_head]
         if len(to_draw) < len(said):
             self._undrawn_after = ledger.overlay_head
         self._compare_drawings(store, self._overlays.draw(to_draw), end)
         self._from = end
 
     def _fold(self, store: CandleStore, candles: Sequence[Candle]) -> list[Said]:
-        """What is said at the candles; the states behind them; checkpoints on the way are compared."""
+        """The events at the candles. Advances the states, and compares checkpoints on the way."""
         outside = values_at(store, self._series, self._needed, candles)
         times = [candle.time for candle in candles]
         said: list[Said] = []
@@ -194,8 +196,8 @@ class _Walk:
         for time, encoded in [*self._checkpoints(store, times[-1]), (times[-1], None)]:
             end = bisect_right(times, time)
             beside = None if outside is None else outside[at:end]
-            self._states, some = self._factors.advance_many(self._states, candles[at:end], beside)
-            said += some
+            self._states, new = self._factors.advance_many(self._states, candles[at:end], beside)
+            said += new
             at, self.since = end, times[end - 1] if end else self.since
             if encoded is None:
                 continue
@@ -207,13 +209,13 @@ class _Walk:
         return said
 
     def _checkpoints(self, store: CandleStore, upto: int) -> list[tuple[int, bytes | None]]:
-        """Those after `since` up to a time, ascending."""
-        found: list[tuple[int, bytes | None]] = []
+        """The checkpoints after `since` up to a time, ascending."""
+        newest_first: list[tuple[int, bytes | None]] = []
         before = upto + 1
-        while (one := store.ledger.checkpoint(self._series, before)) is not None and one[0] > self.since:
-            found.append(one)
-            before = one[0]
-        return found[::-1]
+        while (checkpoint := store.ledger.checkpoint(self._series, before)) is not None and checkpoint[0] > self.since:
+            newest_first.append(checkpoint)
+            before = checkpoint[0]
+        return newest_first[::-1]
 
     def _same_states(self, encoded: bytes, time: int) -> bool:
         ours = self._factors.encode(self._states, time)
@@ -226,12 +228,12 @@ class _Walk:
 
     def _compare_events(self, store: CandleStore, said: Sequence[Said], end: int) -> None:
         expected: dict[int, list[bytes]] = {}
-        for one in said:
-            expected.setdefault(_time_of(one), []).append(_encode(one))
+        for event in said:
+            expected.setdefault(_time_of(event), []).append(_encode(event))
         self.found.events += len(said)
 
         def read(start: int, end: int) -> list[tuple[int, bytes]]:
-            return [(_time_of(one), _encode(one)) for one in store.ledger.events(self._series, start, end)]
+            return [(_time_of(event), _encode(event)) for event in store.ledger.events(self._series, start, end)]
 
         self._compare("factor_event", read, expected, end)
 
@@ -245,26 +247,28 @@ class _Walk:
             self._base = self._base_of(store, by_time)
         base = _NEVER if self._base is None else self._base
         expected = {
-            time: [_encode(Instruction.numbered(base + count, drawing)) for count, drawing in some]
-            for time, some in by_time.items()
+            time: [_encode(Instruction.numbered(base + count, drawing)) for count, drawing in drawings]
+            for time, drawings in by_time.items()
         }
 
         def read(start: int, end: int) -> list[tuple[int, bytes]]:
-            return [(one.visible_time, _encode(one)) for one in store.ledger.drawings(self._series, start, end)]
+            return [
+                (stored.visible_time, _encode(stored)) for stored in store.ledger.drawings(self._series, start, end)
+            ]
 
         self._compare("drawing", read, expected, end)
 
     def _base_of(self, store: CandleStore, by_time: dict[int, list[tuple[int, Drawing]]]) -> int | None:
-        """Where numbers begin when earlier drawings were trimmed: as the first sound drawing has it."""
-        for time, some in by_time.items():
+        """The number before that of the first drawing after a trim, by the first drawing that is stored as expected."""
+        for time, drawings in by_time.items():
             try:
-                stored = store.ledger.drawings(self._series, time, time + 1)
+                instructions = store.ledger.drawings(self._series, time, time + 1)
             except StoreDamaged:
                 continue
-            for count, drawing in some:
-                for one in stored:
-                    if one == Instruction.numbered(one.version_id, drawing):
-                        return one.version_id - count
+            for count, drawing in drawings:
+                for stored in instructions:
+                    if stored == Instruction.numbered(stored.version_id, drawing):
+                        return stored.version_id - count
         return None
 
     def _compare(
@@ -274,20 +278,26 @@ class _Walk:
         expected: dict[int, list[bytes]],
         end: int,
     ) -> None:
-        """What is stored in `[_from, end)` against what is `expected`, by time. `read` gives times and texts."""
-        told: Counter[bytes] = Counter()
+        """Compare the stored data in `[_from, end)` with the expected data.
+
+        what: prefix of the kind of a difference.
+        read: reads the times and texts of a span.
+        expected: texts by time.
+        end: open time, exclusive.
+        """
+        compared: Counter[bytes] = Counter()
         for time, texts in expected.items():
             try:
                 stored = [text for _, text in read(time, time + 1)]
             except StoreDamaged:
-                continue  # told below
-            told.update(stored)
+                continue  # noted below
+            compared.update(stored)
             self._compare_texts(what, time, stored, texts)
         for time, text in _readable(read, self._from, end):
             if text is None:
                 self._note(f"{what}_wrong", time, "it cannot be read")
-            elif told[text]:
-                told[text] -= 1
+            elif compared[text]:
+                compared[text] -= 1
             else:
                 self._note(f"{what}_unexpected", time, f"it is stored, and the candles do not give it: {_short(text)}")
 
@@ -298,33 +308,33 @@ class _Walk:
         extra = list((Counter(stored) - Counter(expected)).elements())
         if not (missing or extra):
             self._note(f"{what}_wrong", time, "they are stored in another order")
-        for one, other in zip(extra, missing, strict=False):
-            self._note(f"{what}_wrong", time, f"it is stored as {_short(one)}, and the candles give {_short(other)}")
-        for one in missing[len(extra) :]:
-            self._note(f"{what}_missing", time, f"the candles give it: {_short(one)}")
-        for one in extra[len(missing) :]:
-            self._note(f"{what}_unexpected", time, f"it is stored, and the candles do not give it: {_short(one)}")
+        for text, right in zip(extra, missing, strict=False):
+            self._note(f"{what}_wrong", time, f"it is stored as {_short(text)}, and the candles give {_short(right)}")
+        for text in missing[len(extra) :]:
+            self._note(f"{what}_missing", time, f"the candles give it: {_short(text)}")
+        for text in extra[len(missing) :]:
+            self._note(f"{what}_unexpected", time, f"it is stored, and the candles do not give it: {_short(text)}")
 
     def _finish(self, store: CandleStore, ledger: Ledger) -> None:
-        """The heads, and what lies beyond them."""
+        """Check the heads, and stored data after them."""
         series = self._series
         head, first = store.head(series), store.first(series)
         factor_head, overlay_head = ledger.factor_head, ledger.overlay_head
-        self._tell_status(store, ledger)
-        for name, one, most in (("factor", factor_head, head), ("overlay", overlay_head, factor_head)):
-            if one is None:
+        self._set_status(store, ledger)
+        for name, at, most in (("factor", factor_head, head), ("overlay", overlay_head, factor_head)):
+            if at is None:
                 continue
-            if most is None or one > most:
-                self._note("ledger_head", one, f"the {name} head is ahead of what it is computed from")
-            elif first is not None and one >= first and not store.between(series, one, one + 1):
-                self._note("ledger_head", one, f"there is no candle at the {name} head")
+            if most is None or at > most:
+                self._note("ledger_head", at, f"the {name} head is ahead of what it is computed from")
+            elif first is not None and at >= first and not store.between(series, at, at + 1):
+                self._note("ledger_head", at, f"there is no candle at the {name} head")
         if self.notes.kinds.keys() & {"factor_fault", "overlay_fault"}:
             return
         if self._base is not None and ledger.version_id != self._base + self._drawings:
             newest = self._base + self._drawings
             what = f"its newest drawing is said to have the number {ledger.version_id}, and has {newest}"
             self._note("ledger_head", overlay_head or 0, what)
-        # What is stored beyond the head, window by window; and beyond all candles at once.
+        # Data after the head: up to the newest candle in windows, and then at once.
         low, high = first or 0, (head or 0) + 1
         for end in (*range(low, high, WINDOW_CANDLES * series.timeframe.seconds), high, _EVER):
             if end > self._from:
@@ -332,13 +342,13 @@ class _Walk:
                 self._compare_drawings(store, (), end)
                 self._from = end
         before = _EVER
-        while (found := store.ledger.checkpoint(series, before)) is not None:
-            before = found[0]
+        while (checkpoint := store.ledger.checkpoint(series, before)) is not None:
+            before = checkpoint[0]
             if before <= self.since or (factor_head is not None and before <= factor_head):
                 break
             self._note("checkpoint_wrong", before, "it lies ahead of the factor head")
 
-    def _tell_status(self, store: CandleStore, ledger: Ledger) -> None:
+    def _set_status(self, store: CandleStore, ledger: Ledger) -> None:
         found = self.found
         found.factor_head, found.overlay_head = ledger.factor_head, ledger.overlay_head
         at_head = store.head(self._series) == ledger.factor_head == ledger.overlay_head
@@ -351,20 +361,20 @@ class _Walk:
 def _readable(
     read: Callable[[int, int], list[tuple[int, bytes]]], start: int, end: int
 ) -> list[tuple[int, bytes | None]]:
-    """What `read` gives of `[start, end)`; None at a time of which something cannot be read, or from which on nothing
-    can, where the file is damaged."""
-    found: list[tuple[int, bytes | None]] = []
+    """The times and texts that `read` gives in `[start, end)`. A None stands for damaged data: at that time, or from
+    that time on when the span of the damage is unknown or longer."""
+    texts: list[tuple[int, bytes | None]] = []
     while start < end:
         try:
-            return [*found, *read(start, end)]
+            return [*texts, *read(start, end)]
         except StoreDamaged as error:
             span = error.damage.span
             if span is None or span.end - span.start > 1:
-                return [*found, (start, None)]
-            found += _readable(read, start, span.start)
-            found.append((span.start, None))
+                return [*texts, (start, None)]
+            texts += _readable(read, start, span.start)
+            texts.append((span.start, None))
             start = span.end
-    return found
+    return texts
 
 
 def _time_of(said: Said) -> int:

@@ -1,4 +1,4 @@
-"""WsSubscriptionCoordinator: what a client's message does. Attach first, then catch up, then live."""
+"""WsSubscriptionCoordinator: handles the messages of WebSocket clients. Attach first, then catch up, then live."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from klinesync.ws.session import Subscription
 
 log = Log(__name__)
 
+# Most subscriptions of a connection.
 MAX_SUBSCRIPTIONS = 2000
-# Answers come in the order of the messages while the client reads and the store takes no longer, in seconds, for a
-# catch-up: then what comes after a `subscribe` is handled while its catch-up is still read.
+# Longest time, in seconds, that the message after a `subscribe` waits for its catch-up, so that answers usually come in
+# the order of the messages.
 IN_ORDER_S = 1.0
-# A catch-up that the store could not give is read again after so many seconds.
+# Pause before a catch-up that the store could not read is read again, in seconds.
 STORE_RETRY_S = 1.0
-# At most one line of subscriptions that failed for the store, in so many seconds.
+# Shortest time between two log lines about subscriptions that failed because of the store, in seconds.
 LOG_EVERY_S = 60.0
 
 
 class TooManySubscriptions(Rejected):
-    """One connection asks for more series than it may have."""
+    """A connection has reached `MAX_SUBSCRIPTIONS`."""
 
     code = "too_many_subscriptions"
 
@@ -44,7 +45,7 @@ class TooManySubscriptions(Rejected):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """A subscription whose catch-up is to come; it was acknowledged."""
+    """An acknowledged subscription whose catch-up waits."""
 
     message: Subscribe
 
@@ -53,15 +54,15 @@ _NO_TURNS: Mapping[SeriesId, Turn] = {}
 
 
 class WsSubscriptionCoordinator:
-    """Subscribe, unsubscribe, disconnect.
+    """Subscribes, unsubscribes, and cleans up after a disconnect.
 
-    hub: who watches what.
+    hub: has clients and subscriptions.
     reader: reads catch-ups.
-    stream: the state of a series' upstream.
-    ingest: what subscriptions start; None where they start nothing.
-    now_s: what time it is on the exchange of a series, in UTC seconds.
-    bulkheads: contains defects.
-    monotonic: our clock; also limits the messages of a client.
+    stream: status of a series' stream from the exchange.
+    ingest: follows series on demand; None: subscriptions start nothing.
+    now_s: the time of a series' exchange, UTC seconds.
+    bulkheads: contains defects; a new one by default.
+    monotonic: monotonic seconds; the transport limits the rate of messages by it.
     """
 
     def __init__(
@@ -82,19 +83,19 @@ class WsSubscriptionCoordinator:
         self._stream = stream
         self._ingest = ingest
         self._parser = WsMessageParser()
-        self._held: dict[Client, set[SeriesId]] = {}  # by connected client: what it holds a reference to
-        # By client with catch-ups to come: these, in order, the first of them under way; and the task that sends them.
+        self._held: dict[Client, set[SeriesId]] = {}  # series to which a connected client has a reference
+        # Waiting catch-ups of a client, in order; the first is in flight. And the task that sends them.
         self._turns: dict[Client, dict[SeriesId, Turn]] = {}
         self._catching_up: dict[Client, asyncio.Task[None]] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
 
     def connected(self, client: Client) -> None:
-        """A client is there."""
+        """A client has connected."""
         self._held[client] = set()
         self._hub.connected(client)
 
     def disconnected(self, client: Client) -> None:
-        """A client is gone, in whatever state: everything that it held is given back."""
+        """A client has disconnected, in any state: release its references and subscriptions."""
         self._hub.disconnected(client)
         self._turns.pop(client, None)
         if (task := self._catching_up.pop(client, None)) is not None:
@@ -103,7 +104,7 @@ class WsSubscriptionCoordinator:
             self._release(series)
 
     async def handle(self, client: Client, text: str | bytes) -> None:
-        """Do what one message asks. Every answer, errors too, goes through the client's outbox."""
+        """Handle a message. Every answer, errors too, goes through the client's outbox."""
         series: SeriesId | None = None
         try:
             message = self._parser.parse(text)
@@ -131,7 +132,7 @@ class WsSubscriptionCoordinator:
             await self._reader.check_known_or_stored(series)
         held = self._held.get(client)
         if held is None or client.outbox.ended is not None:
-            return  # gone meanwhile
+            return  # disconnected meanwhile
         if series not in held and self._ingest is not None and self._ingest.covers(series):
             self._ingest.acquire(series)
             held.add(series)
@@ -147,10 +148,10 @@ class WsSubscriptionCoordinator:
             await self._wait_turn(client, message)
 
     async def _wait_turn(self, client: Client, message: Subscribe) -> None:
-        """Have the catch-up of a subscription wait for those before it. What the message asks for is answered at once,
-        in the order of the messages, and what else the client says is handled meanwhile."""
+        """Acknowledge a subscription at once, and queue its catch-up behind earlier ones, while further messages of the
+        client are handled."""
         series = message.series
-        # The subscription starts over: nothing of an earlier one comes after this.
+        # The subscription starts over: no candle of an earlier subscription may follow.
         self._turns.get(client, {}).pop(series, None)
         self._hub.detach(client, series)
         if message.ack:
@@ -174,7 +175,7 @@ class WsSubscriptionCoordinator:
             await asyncio.wait([task], timeout=IN_ORDER_S)
 
     async def _take_turns(self, client: Client) -> None:
-        """One catch-up after the other, each when the client has taken most of the one before."""
+        """Send one catch-up after the other, each when the client has taken most of the one before."""
         turns = self._turns[client]
         try:
             while turns:
@@ -189,7 +190,7 @@ class WsSubscriptionCoordinator:
                 try:
                     await self._attach(client, turn.message, stands, ack=False)
                 except StoreError as error:
-                    # The subscription was acknowledged: an error now could be taken for the answer to another one.
+                    # Acknowledged already: an error message could be taken for the answer to a later `subscribe`.
                     self._log_store_error(series, error)
                     await asyncio.sleep(STORE_RETRY_S)
                     continue
@@ -204,16 +205,23 @@ class WsSubscriptionCoordinator:
                 self._catching_up.pop(client, None)
 
     async def _attach(self, client: Client, message: Subscribe, stands: Callable[[], bool], *, ack: bool) -> None:
-        """Attach a subscription, and send its catch-up. `stands`: whether the client still wants it; `ack`: whether
-        `subscribed` is to be sent before. Raises `StoreError`, and then nothing is attached."""
+        """Attach a subscription, and send its catch-up.
+
+        client: of the subscription.
+        message: its `subscribe`.
+        stands: whether the subscription is still current.
+        ack: whether to send `subscribed` before.
+
+        Raises `StoreError`; then nothing is attached.
+        """
         series, since = message.series, message.since
         if since is not None and since > self._now_s(series):
-            # In the future: it counts as the head. (Our clock may be behind the exchange's, whose time may not be known
-            # yet: what is stored is not in the future.)
+            # A `since` in the future counts as the head. The stored head is never in the future, even if the clock of
+            # this machine lags an exchange whose time is unknown.
             head = await self._reader.head(series)
             since = head if head is None else min(since, head)
             if not stands():
-                return  # gone, or something else meanwhile
+                return
         subscription = Subscription(series, since, supports_batch=message.supports_batch, what=message.what)
         self._hub.attach(client, subscription)
         try:
@@ -223,14 +231,14 @@ class WsSubscriptionCoordinator:
                 self._hub.detach(client, series)
             raise
         if client.subscriptions.get(series) is not subscription:
-            return  # gone, or something else meanwhile
+            return  # disconnected, or subscribed again meanwhile
         if ack:
             client.outbox.put([protocol.subscribed(series, catch_up.head, self._stream(series).state)])
         client.outbox.put(
             subscription.caught_up(catch_up.rows, catch_up.first, catch_up.newer, catch_up.commit, catch_up.gaps)
         )
         if message.ack:
-            # What was held has passed by now. The store may be ahead of that where no rows were asked for.
+            # Held candles have been sent by now. The store may be ahead of them when no rows were requested.
             head = catch_up.head if subscription.newest is None else subscription.newest
             client.outbox.put([protocol.caught_up(series, head)])
 
