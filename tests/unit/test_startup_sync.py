@@ -62,11 +62,11 @@ async def until(true: Callable[[], bool]) -> None:
 async def test_all_are_followed_at_once_and_counted_as_they_come_up_to_date() -> None:
     ingest = Ingest()
     sync = ingest.sync()
-    assert sync.progress() == SweepProgress(5, 0, 0, None, None)
+    assert sync.progress() == SweepProgress(5, 0, 0)
     assert sync.waiting(ALL[0])
     sweep = asyncio.create_task(sync.run())
     await until(lambda: len(ingest.followed) == 5)
-    assert sync.progress() == SweepProgress(5, 0, 0, 100.0, None)
+    assert sync.progress() == SweepProgress(5, 0, 0)
     ingest.let(ALL[3])
     await until(lambda: sync.progress().done == 1)
     assert [sync.waiting(series) for series in ALL] == [True, True, True, False, True]
@@ -74,7 +74,7 @@ async def test_all_are_followed_at_once_and_counted_as_they_come_up_to_date() ->
     ingest.now_s = 107.0
     ingest.let(*ALL)
     await asyncio.wait_for(sweep, TIMEOUT_S)
-    assert sync.progress() == SweepProgress(5, 5, 0, 100.0, 107.0)
+    assert sync.progress() == SweepProgress(5, 5, 0)
     assert sorted(map(str, ingest.declared)) == sorted(map(str, ALL))
 
 
@@ -95,7 +95,6 @@ async def test_one_that_fails_is_tried_again_and_one_that_hangs_holds_up_no_othe
     sweep.cancel()
     await asyncio.wait([sweep])
     assert sweep.cancelled()
-    assert sync.progress().ended_s is None
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("start-up")]
 
 
@@ -105,7 +104,7 @@ async def test_a_series_that_is_refused_is_left_out_and_not_tried_again(caplog: 
     sync = ingest.sync()
     ingest.let(*ALL)
     await asyncio.wait_for(sync.run(), TIMEOUT_S)
-    assert sync.progress() == SweepProgress(5, 4, 1, 100.0, 100.0)
+    assert sync.progress() == SweepProgress(5, 4, 1)
     assert not sync.waiting(ALL[2])
     assert ingest.followed.count(ALL[2]) == 1
     assert ALL[2] not in ingest.declared
@@ -146,4 +145,4 @@ async def test_an_empty_whitelist_is_swept_at_once() -> None:
     ingest = Ingest()
     sync = StartupSync(series=(), follow=ingest.follow, caught_up=ingest.caught_up, monotonic=lambda: 5.0)
     await asyncio.wait_for(sync.run(), TIMEOUT_S)
-    assert sync.progress() == SweepProgress(0, 0, 0, 5.0, 5.0)
+    assert sync.progress() == SweepProgress(0, 0, 0)

@@ -26,14 +26,11 @@ RETRY = Backoff(initial_s=1.0, most_s=60.0)
 
 @dataclass(frozen=True, slots=True)
 class SweepProgress:
-    """The progress of the sweep: of `total` series, `done` are up to date and `refused` cannot be followed. Times are
-    monotonic seconds."""
+    """The progress of the sweep: of `total` series, `done` are up to date and `refused` cannot be followed."""
 
     total: int
     done: int
     refused: int
-    started_s: float | None
-    ended_s: float | None
 
 
 class StartupSync:
@@ -70,7 +67,6 @@ class StartupSync:
         self._waiting: set[SeriesId] = set(self._series)
         self._refused = 0
         self._started_s: float | None = None
-        self._ended_s: float | None = None
         self._logged_s = 0.0
         self._errors = LogLimit(LOG_EVERY_S)
 
@@ -78,7 +74,7 @@ class StartupSync:
         """The progress of the sweep."""
         total = len(self._series)
         done = total - len(self._waiting) - self._refused
-        return SweepProgress(total, done, self._refused, self._started_s, self._ended_s)
+        return SweepProgress(total, done, self._refused)
 
     def waiting(self, series: SeriesId) -> bool:
         """Whether the sweep has not brought the series up to date yet."""
@@ -93,7 +89,6 @@ class StartupSync:
                     if series in self._waiting:
                         work, name = partial(self._bring_up_to_date, series), f"start-up {series}"
                         self._bulkheads.begin(group, work, part=Part.STARTUP, name=name, restart=True)
-        self._ended_s = self._monotonic()
 
     async def _bring_up_to_date(self, series: SeriesId) -> None:
         for retry in count():
