@@ -150,7 +150,7 @@ def test_a_token_may_be_any_text() -> None:
 
 def test_beyond_loopback_a_token_is_needed() -> None:
     for host in ("0.0.0.0", "192.168.1.5", "::", "charts.example"):
-        with pytest.raises(BadFlag, match="api_token: is needed"):
+        with pytest.raises(BadFlag, match="api_token: is required"):
             Guard.of(host, [], None)
         Guard.of(host, [], TOKEN)
     for host in ("127.0.0.1", "::1", "localhost"):

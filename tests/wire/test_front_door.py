@@ -70,7 +70,7 @@ async def test_a_service_that_others_could_reach_does_not_start_without_a_token(
     arguments = serve_arguments("http://127.0.0.1:9", store)
     status, out, err = await asyncio.to_thread(klinesync, *arguments, "--host=0.0.0.0", cwd=tmp_path)
     assert (status, out) == (1, "")
-    assert "flag api_token: is needed to listen on 0.0.0.0, which is not loopback" in err
+    assert "flag api_token: is required to listen on 0.0.0.0, which is not loopback" in err
     assert "Traceback" not in err
     assert not store.exists()
     async with running_service(store, host="0.0.0.0", api_token=TOKEN) as service:

@@ -110,7 +110,7 @@ async def test_what_a_service_cannot_get_is_told_with_what_is_in_the_way(
         assert "klinesync: 10 candles of binance:spot:BTC/USDT:1m are still missing: " in err
         assert "127.0.0.1:9" in err
         status, _, err = await command(*ask, f"--to={NEWEST - 600}")
-        assert (status, f"from ({NEWEST - 600}) must lie before to" in err) == (1, True), err
+        assert (status, f"from ({NEWEST - 600}) must be before to" in err) == (1, True), err
         status, _, err = await command("backfill", "nowhere:spot:BTC/USDT:1m", "--from=0", "--url", service.url)
         assert (status, err.count("\n"), "is unknown" in err) == (1, 1, True), err
     status, _, err = await command(*ask)

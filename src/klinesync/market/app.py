@@ -54,8 +54,9 @@ from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PI
 from klinesync.market_data.event_streams import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
+# Connections that the kernel queues for the server.
 BACKLOG = 2048
-# Most seconds between two computations of what all answers' heads have alike: the Date header tells seconds.
+# Interval at which the common headers of answers are computed, in seconds; the Date header has seconds.
 HEADERS_AGE_S = 1.0
 # The server's own wait for connections that were cut off, in seconds.
 CUT_OFF_TIMEOUT_S = 1
@@ -77,7 +78,7 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         routes=list(_routes(debug=front.debug is not None, token=guard.token is not None)),
         redoc_url=None,
-        redirect_slashes=False,  # a path with a slash behind is another one: 404
+        redirect_slashes=False,  # a path with a trailing slash is unknown: 404
     )
     app.state.runtime = runtime
     app.state.front = front
@@ -90,16 +91,16 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
     app.add_middleware(BodyLimit, budget=front.bodies)
     app.add_middleware(GuardedApp, guard=guard)
     if guard.origins:
-        # Outside of the guard, so that a foreign page can read why it is refused.
+        # Outside of the guard, so that a foreign page can read the refusal.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=[str(origin) for origin in guard.origins],
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    # Exceptions that the answer to a defect did not catch end here.
+    # Catches exceptions that the exception handlers do not.
     app.add_middleware(DefectBulkhead, bulkheads=runtime.bulkheads)
-    # Outermost: requests that end at a stop are no defects.
+    # Outermost, because requests that end at a stop are no defects.
     app.add_middleware(RequestGate, requests=front.requests)
     _add_page(app, Path(str(resources.files("klinesync"))) / "web")
     return app
@@ -137,8 +138,8 @@ def _routes(*, debug: bool, token: bool) -> Sequence[BaseRoute]:
 
 
 class WholeAnswers:
-    """ASGI: removes `Range`, so that every answer is whole. The page's files are short, and an unsatisfiable range
-    would be answered with plain text."""
+    """ASGI: removes `Range`, so that every answer is whole. The page's files are short, and an
+    unsatisfiable range would be answered with plain text."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -174,8 +175,8 @@ class DefectBulkhead:
             if scope["type"] != "http":
                 raise  # the socket's protocol answers
             if begun:
-                return  # what was sent cannot be taken back: the server ends the connection
-            answer = _refused(500, "internal", "something went wrong in the service; its log says what")
+                return  # a begun answer cannot be replaced: the server ends the connection
+            answer = _refused(500, "internal", "the service has a defect; its log has the trace")
             await answer(scope, receive, send)
 
 
@@ -188,7 +189,7 @@ class Server(uvicorn.Server):
         self._stopped = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """Serve until `stop`. uvicorn looks ten times a second whether to stop; here `stop` ends the wait."""
+        """Serve until `stop`. uvicorn checks ten times a second whether to stop; here `stop` ends the wait."""
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEADERS_AGE_S):
@@ -222,8 +223,8 @@ class Server(uvicorn.Server):
             await server.wait_closed()
 
     async def _gone(self, timeout_s: float) -> None:
-        """Wait until there are no connections and requests, for at most `timeout_s`; not at all after a second
-        `stop`."""
+        """Wait until all connections and requests have ended, for at most `timeout_s`; after a second `stop` not at
+        all."""
         now = self._runtime.clock.monotonic_s
         until_s = now() + timeout_s
         state = self.server_state
@@ -231,14 +232,14 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.02)
 
     def stop(self) -> None:
-        """Shut down; at the second call without waiting for anybody."""
+        """Shut down; at the second call without waiting for clients."""
         self.force_exit = self.should_exit
         self.should_exit = True
         self._stopped.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the command: uvicorn would raise them again before the runtime has stopped."""
+        """Leave signals to the command; uvicorn would raise them again before the runtime has stopped."""
         yield
 
 
@@ -260,7 +261,7 @@ def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=PING_INTERVAL_S,
         ws_ping_timeout=PING_TIMEOUT_S,
-        ws_per_message_deflate=False,  # what is compressed for each client is not shared by all
+        ws_per_message_deflate=False,  # compressed frames could not be shared by clients
         log_config=None,
         access_log=False,
         server_header=False,
@@ -270,7 +271,7 @@ def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:
 
 
 class Assets(StaticFiles):
-    """The page's files. Their names hold a hash of what is in them, so browsers may keep them."""
+    """The page's files. Their names have a hash of their contents, so browsers may cache them."""
 
     def file_response(
         self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
@@ -302,7 +303,7 @@ def _refused(status: int, code: FrontDoorCode, detail: str) -> JSONResponse:
     return _error(status, code, detail)
 
 
-# The codes of errors that FastAPI and Starlette raise themselves, by HTTP status; of any other status: `bad_request`.
+# Codes of errors of FastAPI and Starlette by HTTP status; `bad_request` for any other status.
 _FRAMEWORK_CODES: dict[int, FrontDoorCode] = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -330,7 +331,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    # FastAPI says 400 of a body that is no UTF-8, and 422 of one that is no JSON.
+    # FastAPI answers 400 for a body that is not UTF-8, and 422 for one that is not JSON.
     status = 422 if error.status_code == 400 else error.status_code
     detail = f"there is nothing at {request.url.path}" if status == 404 else str(error.detail)
     response = _refused(status, _FRAMEWORK_CODES.get(status, "bad_request"), detail)

@@ -1,4 +1,4 @@
-"""HTTP: history on request."""
+"""HTTP: explicit backfills."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ router = APIRouter(prefix="/api/market/ingest", tags=["candles"], route_class=St
 
 @router.post("/backfill", responses=BACKFILL_ANSWERS)
 async def post_backfill(request: Request, body: BackfillBody) -> BackfillBegun:
-    """Read history that is missing, oldest part first; answers when that has begun. It survives a restart.
+    """Begin a backfill of missing history, oldest part first. The backfill survives a restart.
 
-    Of a derived series its base is read. What is stored, or known to be empty, is not asked for again.
+    Of a derived series the base is read. Stored candles and confirmed empty spans are not requested.
     """
     series = SeriesId.parse(body.series_id)
     to = MAX_TIME if body.to is None else body.to
     if body.from_ >= to:
-        raise Rejected(f"from ({body.from_}) must lie before to ({to})")
+        raise Rejected(f"from ({body.from_}) must be before to ({to})")
     begun = await market_data_of(request).start_backfill(series, Span(body.from_, to))
     return BackfillBegun(
         ok=True,

@@ -1,8 +1,8 @@
-"""Bodies in flight: one budget of bytes for all of them, and a least speed for each.
+"""Request bodies in flight: a common budget of bytes, and a minimum speed for each.
 
-A body is read whole before the application sees the request, so that a body which is cut off, stalls or exceeds the
-budget raises no exception. The traceback of an exception would keep the frames with the pieces of the body alive, until
-the garbage collector runs.
+A body is read completely before the application gets the request, so that a body which is cut off, stalls or exceeds
+the budget raises no exception in it. A traceback would keep the frames with the pieces of the body alive until the
+garbage collector runs.
 """
 
 from __future__ import annotations
@@ -10,31 +10,30 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market.error_codes import FrontDoorCode, send_refusal
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
 MAX_BODY_BYTES = 8 << 20
-# Bytes of all bodies in flight, from their first byte to the answer.
+# Most bytes of all bodies in flight, which are held from the first byte to the answer.
 MAX_BYTES_IN_FLIGHT = 64 << 20
-# Longest time without a byte, in seconds.
+# Longest pause between two bytes, in seconds.
 STALL_TIMEOUT_S = 20.0
-# Least speed, in bytes a second over `SPEED_WINDOW_S`. A phone on a slow line sends ten times as much.
+# Minimum speed, in bytes a second over `SPEED_WINDOW_S`. A phone on a slow line is ten times as fast.
 MIN_BYTES_PER_S = 500
 SPEED_WINDOW_S = 30.0
-# Age, in seconds, from which an arriving body is refused to make room when the budget is full, the slowest body first.
+# Age, in seconds, from which an arriving body may be refused to make room in a full budget, the slowest body first.
 PATIENCE_S = 5.0
-# `Retry-After` of a request that was refused because the budget is full, in seconds.
+# `Retry-After` of requests that are refused because the budget is full, in seconds.
 RETRY_AFTER_S = 2
-# Methods whose bodies nobody reads.
+# Methods whose bodies are not read.
 BODILESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
 class BodyRefusal:
-    """The answer to a request whose body is not read any further."""
+    """The answer to a request whose body is refused."""
 
     status: int
     code: FrontDoorCode
@@ -52,7 +51,7 @@ BUSY = BodyRefusal(
 TOO_SLOW = BodyRefusal(
     408,
     "too_slow",
-    f"the body brought nothing for {STALL_TIMEOUT_S:g} s, or less than {MIN_BYTES_PER_S} bytes a second "
+    f"the body stalled for {STALL_TIMEOUT_S:g} s, or brought less than {MIN_BYTES_PER_S} bytes a second "
     f"over {SPEED_WINDOW_S:g} s",
     ((b"connection", b"close"),),
 )
@@ -64,9 +63,10 @@ class Body:
     """A body in flight.
 
     began_s, last_s: arrival of the body and of its last byte.
-    window_s, window_bytes: start of the window for its speed, and the bytes since.
-    arriving: until the body is whole.
-    ended: why it is refused; None while it is read.
+    window_s, window_bytes: start of the window in which the speed is measured, and the bytes since.
+    size: bytes so far.
+    arriving: whether more bytes are expected.
+    ended: why the body is refused; None while it is not.
     wait: the timeout of its reader; None while the reader does not wait.
     """
 
@@ -90,14 +90,14 @@ class Body:
         return min(self.last_s + STALL_TIMEOUT_S, self.window_s + SPEED_WINDOW_S)
 
     def take(self, size: int, now_s: float) -> None:
-        """Count bytes that came."""
+        """Count arrived bytes."""
         self.size += size
         self.window_bytes += size
         if size:
             self.last_s = now_s
 
     def too_slow(self, now_s: float) -> bool:
-        """Whether the body is too slow. Begins the next window when the present one is over."""
+        """Whether the body is too slow. Begins a new window when the current one is over."""
         if now_s - self.last_s >= STALL_TIMEOUT_S:
             return True
         if now_s - self.window_s < SPEED_WINDOW_S:
@@ -112,8 +112,11 @@ class Body:
 
 
 class BodyBudget:
-    """The bodies in flight, and the bytes that they hold. Pure but for waking up who waits for a body that ends:
-    that is due at once by `monotonic`, the clock of its deadlines."""
+    """The bodies in flight, and their bytes. Pure, except that the reader of a refused body is woken.
+
+    max_bytes: budget; `MAX_BYTES_IN_FLIGHT` by default.
+    monotonic: our clock, by which deadlines are set.
+    """
 
     def __init__(self, max_bytes: int = MAX_BYTES_IN_FLIGHT, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
         self.monotonic = monotonic
@@ -123,11 +126,13 @@ class BodyBudget:
         self.size = 0
 
     def begin(self, declared: int, now_s: float) -> Body | BodyRefusal:
-        """Admit a new body, or refuse it when the budget has no room. The slowest body that is older than `PATIENCE_S`
-        is refused then, too.
+        """Admit a new body. Without room in the budget it is refused, and the slowest body that is older than
+        `PATIENCE_S` too, to make room for later ones.
 
         declared: length by the request's head, in bytes; 0 without a length.
         now_s: monotonic seconds.
+
+        Returns the body, or the refusal.
         """
         if self._closed:
             return SHUTTING_DOWN
@@ -143,7 +148,8 @@ class BodyBudget:
         return body
 
     def take(self, body: Body, size: int, now_s: float) -> BodyRefusal | None:
-        """Count arrived bytes. Returns why the body is refused, if it is. The slowest arriving bodies make room."""
+        """Count arrived bytes; when the budget is exceeded, refuse the slowest arriving bodies. Returns the refusal of
+        this body, or None."""
         if body.ended is not None:
             return body.ended
         body.take(size, now_s)
@@ -163,7 +169,7 @@ class BodyBudget:
             self.size -= body.size
 
     def close(self) -> None:
-        """The service stops: refuse arriving bodies, and new ones."""
+        """Refuse arriving and new bodies, because the service stops."""
         self._closed = True
         for body in [body for body in self._bodies if body.arriving]:
             self._end(body, SHUTTING_DOWN)
@@ -175,7 +181,7 @@ class BodyBudget:
         return min(candidates, key=lambda body: body.speed(now_s), default=None)
 
     def _end(self, body: Body, reason: BodyRefusal) -> None:
-        """Refuse a body. Its reader drops the pieces as soon as it runs, before anything more is read."""
+        """Refuse a body, and wake its reader, which drops the pieces."""
         body.ended = reason
         self.release(body)
         if body.wait is not None and not body.wait.expired():
@@ -183,8 +189,8 @@ class BodyBudget:
 
 
 class BodyLimit:
-    """ASGI: reads bodies whole, within the budget, and hands each to the application in one piece. Bodies that are too
-    long, too slow or beyond the budget are refused; a client that leaves within its body causes no request."""
+    """ASGI: reads bodies completely, within the budget, and hands each to the application in one piece. Bodies that are
+    too long, too slow or beyond the budget are refused; a client that disconnects within its body causes no request."""
 
     def __init__(self, app: ASGIApp, budget: BodyBudget) -> None:
         self._app = app
@@ -196,19 +202,19 @@ class BodyLimit:
             return
         body = self._budget.begin(_declared(scope), self._budget.monotonic())
         if isinstance(body, BodyRefusal):
-            await _refuse(body, send)
+            await send_refusal(scope, send, body.status, body.code, body.detail, body.headers)
             return
         try:
-            whole = await self._read(body, receive)
-            if isinstance(whole, BodyRefusal):
-                await _refuse(whole, send)
-            elif whole is not None:
-                await self._app(scope, _given(whole, receive), send)
+            result = await self._read(body, receive)
+            if isinstance(result, BodyRefusal):
+                await send_refusal(scope, send, result.status, result.code, result.detail, result.headers)
+            elif result is not None:
+                await self._app(scope, _replayed(result, receive), send)
         finally:
             self._budget.release(body)
 
     async def _read(self, body: Body, receive: Receive) -> Message | BodyRefusal | None:
-        """The whole body as one message; a refusal; or None when the client has left."""
+        """The complete body as one message; a refusal; or None when the client has disconnected."""
         pieces: list[bytes] = []
         monotonic = self._budget.monotonic
         while True:
@@ -232,12 +238,12 @@ class BodyLimit:
                 return {"type": "http.request", "body": b"".join(pieces), "more_body": False}
 
 
-def _given(whole: Message, receive: Receive) -> Receive:
-    """Returns the whole body once, then the messages after it: that the client has left."""
-    given: list[Message] = [whole]
+def _replayed(message: Message, receive: Receive) -> Receive:
+    """A `receive` that returns the complete body first, then later messages (the client's disconnect)."""
+    pending: list[Message] = [message]
 
     async def receive_whole() -> Message:
-        return given.pop() if given else await receive()
+        return pending.pop() if pending else await receive()
 
     return receive_whole
 
@@ -248,10 +254,3 @@ def _declared(scope: Scope) -> int:
         if name == b"content-length":
             return int(value)
     return 0
-
-
-async def _refuse(refusal: BodyRefusal, send: Send) -> None:
-    answer = msgspec.json.encode({"detail": refusal.detail, "code": refusal.code})
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer)), *refusal.headers]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer})

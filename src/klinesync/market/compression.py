@@ -1,7 +1,7 @@
 """Compression of answers: JSON and the page's files, in a coding that the client accepts.
 
-WebSocket frames are not compressed, because a frame is made once for all clients; event streams are not, because each
-event is sent at once. Answers that are sent repeatedly (cached pages, files) are kept compressed.
+WebSocket frames are not compressed, because all clients share the same frame; event streams are not, because each event
+is sent at once. Answers that are sent repeatedly (cached pages, files) are cached in compressed form.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klinesync.market.content_coding import Coding, compress, negotiate
 
-# Shortest answer that is compressed, in bytes; a shorter one takes as many packets uncompressed.
+# Shortest answer that is compressed, in bytes; a shorter one needs as many packets uncompressed.
 MIN_BYTES = 1000
 # Longest answer that is compressed, in bytes, because it is held in memory as a whole.
 MAX_BYTES = 16 << 20
-# Answers of so many bytes or more, which take a millisecond or more, are compressed in a thread.
+# Shortest answer, in bytes, that is compressed in a thread, because it takes a millisecond or more.
 THREAD_FROM_BYTES = 32 << 10
 MAX_THREADS = 2
-# Most bytes of kept bodies and their compressed forms; the least recently sent ones are dropped first.
+# Most bytes of cached bodies and their compressed forms; the least recently used are dropped first.
 MAX_KEPT_BYTES = 16 << 20
-# Most hashes of bodies that were sent once. A body is kept when it is sent again; most are sent once, to one client.
+# Most remembered hashes of bodies that were sent once. A body is cached when it is sent again; most are not.
 MAX_SEEN = 1024
 
 COMPRESSIBLE = frozenset(
@@ -45,19 +45,19 @@ class CompressedBodies:
 
     def __init__(self, max_bytes: int = MAX_KEPT_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[Coding, bytes], bytes] = OrderedDict()
+        self._cache: OrderedDict[tuple[Coding, bytes], bytes] = OrderedDict()
         self._seen: OrderedDict[int, None] = OrderedDict()
         self.size = 0
 
     def get(self, coding: Coding, body: bytes) -> bytes | None:
-        """The kept compressed form of this body; None without one."""
-        found = self._kept.get((coding, body))
-        if found is not None:
-            self._kept.move_to_end((coding, body))
-        return found
+        """The cached compressed form of this body; None without one."""
+        compressed = self._cache.get((coding, body))
+        if compressed is not None:
+            self._cache.move_to_end((coding, body))
+        return compressed
 
     def again(self, body: bytes) -> bool:
-        """Whether this body was sent before, and is worth keeping."""
+        """Whether this body was sent before, so that caching pays."""
         key = hash(body)
         again = key in self._seen
         self._seen[key] = None
@@ -67,14 +67,14 @@ class CompressedBodies:
         return again
 
     def put(self, coding: Coding, body: bytes, compressed: bytes) -> None:
-        """Keep the compressed form of a body, unless it exceeds the limit by itself."""
+        """Cache the compressed form of a body; other forms are dropped when the cache is full."""
         key = (coding, body)
-        if key in self._kept:
+        if key in self._cache:
             return
-        self._kept[key] = compressed
+        self._cache[key] = compressed
         self.size += len(body) + len(compressed)
         while self.size > self._max_bytes:
-            (_, oldest), form = self._kept.popitem(last=False)
+            (_, oldest), form = self._cache.popitem(last=False)
             self.size -= len(oldest) + len(form)
 
 
@@ -94,23 +94,24 @@ class Compression:
         await self._app(scope, receive, _Answer(self, coding, send))
 
     async def compressed(self, body: bytes, coding: Coding, *, file: bool) -> bytes:
-        """The body in a coding, kept or compressed now. `file`: a file of the page, which will be sent again."""
-        kept = self._bodies.get(coding, body)
-        if kept is not None:
-            return kept
+        """The body in a coding, from the cache or compressed now. `file`: whether it is a file of the page, which is
+        cached."""
+        cached = self._bodies.get(coding, body)
+        if cached is not None:
+            return cached
         keep = self._bodies.again(body) or file
         if len(body) < THREAD_FROM_BYTES:
-            made = compress(body, coding, kept=keep)
+            result = compress(body, coding, kept=keep)
         else:
             async with self._threads:
-                made = await asyncio.to_thread(compress, body, coding, kept=keep)
+                result = await asyncio.to_thread(compress, body, coding, kept=keep)
         if keep:
-            self._bodies.put(coding, body, made)
-        return made
+            self._bodies.put(coding, body, result)
+        return result
 
 
 class _Answer:
-    """The messages of one answer; those of an answer to compress are held until its body is whole."""
+    """The messages of one answer; those of an answer to compress are held until the body is complete."""
 
     def __init__(self, compression: Compression, coding: Coding | None, send: Send) -> None:
         self._compression = compression
@@ -145,14 +146,14 @@ class _Answer:
             headers["content-length"] = str(len(made))
             etag = headers.get("etag")
             if etag is not None and not etag.startswith("W/"):
-                headers["etag"] = f"W/{etag}"  # equal in meaning, not in bytes
+                headers["etag"] = f"W/{etag}"  # weak: equal in meaning, not in bytes
             body = made
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _varies(start: Message) -> bool:
-    """Whether an answer like this one is compressed for those who want it."""
+    """Whether an answer of this type may be compressed."""
     headers = Headers(raw=start["headers"])
     kind = headers.get("content-type", "").partition(";")[0].strip()
     return kind in COMPRESSIBLE and "content-encoding" not in headers and "content-range" not in headers
@@ -160,5 +161,5 @@ def _varies(start: Message) -> bool:
 
 def _worth_it(start: Message) -> bool:
     length = Headers(raw=start["headers"]).get("content-length", "")
-    # Without a length it is a stream, of which each part is to be sent at once.
+    # An answer without a length is a stream, whose parts are sent at once.
     return start["status"] == 200 and length.isdecimal() and MIN_BYTES <= int(length) <= MAX_BYTES

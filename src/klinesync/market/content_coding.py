@@ -14,21 +14,21 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "br", "gzip"]
-# Order of preference among codings of equal weight: on JSON zstd takes the least time for the same size.
+# Preference among codings of equal weight, most preferred first: zstd is the fastest on JSON for the same size.
 PREFERRED: tuple[Coding, ...] = ("zstd", "br", "gzip")
-# Longest part of an `Accept-Encoding` that is read, in characters. Browsers send thirty.
+# Longest part of an `Accept-Encoding` that is parsed, in characters. Browsers send about 30.
 MAX_ACCEPT_CHARS = 1000
-# What is computed for one client takes a millisecond for 100 KB; what is kept and sent to many may take longer.
+# Levels for bodies that are sent once: about 1 ms for 100 KB.
 LEVELS: dict[Coding, int] = {"zstd": 3, "br": 4, "gzip": 5}
+# Levels for bodies that are sent many times, and may take longer.
 LEVELS_KEPT: dict[Coding, int] = {"zstd": 9, "br": 6, "gzip": 9}
-# zlib's window, with the head and the end that make it gzip.
+# zlib's `wbits` for a gzip header and trailer.
 GZIP_WINDOW = 31
 
 
 def negotiate(accept_encoding: str) -> Coding | None:
-    """The coding for a client that sends this `Accept-Encoding`: of those with the highest weight the first of
-    `PREFERRED`. None when it takes none of them, or likes bytes as they are better, and for a header that cannot be
-    read."""
+    """The coding for an `Accept-Encoding`: the one with the highest weight, of several the first of `PREFERRED`. None
+    when the client accepts none of them or prefers no coding, and for a malformed header."""
     weights: dict[str, float] = {}
     for part in accept_encoding[:MAX_ACCEPT_CHARS].lower().split(","):
         name, _, parameters = part.partition(";")
@@ -36,18 +36,18 @@ def negotiate(accept_encoding: str) -> Coding | None:
         if weight is None:
             return None
         weights[name.strip()] = weight
-    others = weights.get("*", 0.0)
-    known: list[tuple[float, Coding]] = []
+    default = weights.get("*", 0.0)
+    accepted: list[tuple[float, Coding]] = []
     for coding in PREFERRED:
-        weight = weights.get(coding, weights.get("x-gzip", others) if coding == "gzip" else others)
+        weight = weights.get(coding, weights.get("x-gzip", default) if coding == "gzip" else default)
         if weight > 0 and weight >= weights.get("identity", 0.0):
-            known.append((weight, coding))
-    # Of equal weights the first counts.
-    return max(known, key=lambda one: one[0])[1] if known else None
+            accepted.append((weight, coding))
+    # Of equal weights `max` returns the first.
+    return max(accepted, key=lambda pair: pair[0])[1] if accepted else None
 
 
 def compress(body: bytes, coding: Coding, *, kept: bool = False) -> bytes:
-    """The body in that coding. `kept`: the result is sent many times, so it may take longer to make it smaller."""
+    """The body in a coding. `kept`: whether the result is sent many times, and may take longer; False by default."""
     level = (LEVELS_KEPT if kept else LEVELS)[coding]
     match coding:
         case "zstd":

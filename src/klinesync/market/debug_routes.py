@@ -35,7 +35,7 @@ router = APIRouter(
 
 
 def debug_of(request: Request) -> DebugApi:
-    """What the debug API needs; these routes are there only with it."""
+    """The parts of the debug API; these routes exist only with them."""
     debug = front_of(request).debug
     assert debug is not None
     return debug
@@ -51,13 +51,13 @@ async def get_ingest_state(request: Request) -> IngestStateAnswer:
         queues=QueuesAnswer(**inspection.queues()),
         rest={
             f"{exchange}:{market}": RestAnswer.model_validate(
-                asdict(rest)
+                asdict(status)
                 | {
-                    "waiting": {urgency.name.lower(): count for urgency, count in rest.waiting.items()},
-                    "errors": {str(status): count for status, count in rest.errors.items()},
+                    "waiting": {urgency.name.lower(): count for urgency, count in status.waiting.items()},
+                    "errors": {str(http_status): count for http_status, count in status.errors.items()},
                 }
             )
-            for (exchange, market), rest in inspection.rest().items()
+            for (exchange, market), status in inspection.rest().items()
         },
     )
 
@@ -77,7 +77,7 @@ async def get_series_health(
 
 @router.post("/ingest/candle_forming", responses=CANDLE_REFUSED)
 async def post_candle_forming(request: Request, body: CandleFormingBody) -> CandleFormingAnswer:
-    """Show a candle in progress to those who watch the series. It is not stored."""
+    """Send a candle in progress to the subscribers of the series. The candle is not stored."""
     series, candle = SeriesId.parse(body.series_id), body.candle.candle()
     debug_of(request).forming.ingest_candle_forming(series, candle)
     return CandleFormingAnswer(ok=True, series_id=str(series), candle_time=candle.time)

@@ -1,15 +1,20 @@
-"""The codes of HTTP errors, and the HTTP status of each error of ours. The reference page of errors is tested against
-both."""
+"""The codes of HTTP errors, the HTTP status of each error class, and the answer to a refused request. The reference
+page of errors is tested against both."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+from starlette.types import Scope, Send
+
 from klinesync.core.errors import KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
+from klinesync.core.printable import printable
 from klinesync.market_data.event_streams import RateLimited
 from klinesync.market_data.factor_services import LedgerOutOfSync
 
-# Codes of refusals that no error class of ours stands for: the server, the limits and the guard make these.
+# Codes of refusals without an error class: of the server, its limits and the guard.
 FrontDoorCode = Literal[
     "bad_request",
     "busy",
@@ -37,5 +42,28 @@ HTTP_STATUSES: tuple[tuple[type[KlinesyncError], int], ...] = (
 
 
 def http_status(error: type[KlinesyncError]) -> int | None:
-    """The HTTP status of an error class; None for a class that is a defect when a request meets its error."""
+    """The HTTP status of an error class; None when the error is a defect of the service."""
     return next((status for kind, status in HTTP_STATUSES if issubclass(error, kind)), None)
+
+
+async def send_refusal(
+    scope: Scope,
+    send: Send,
+    status: int,
+    code: FrontDoorCode,
+    detail: str,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Answer a request or a handshake with an error.
+
+    scope, send: of the ASGI request.
+    status: HTTP status.
+    code: for programs.
+    detail: a sentence for people; control characters are escaped.
+    headers: in addition to type and length of the body; none by default.
+    """
+    body = msgspec.json.encode({"detail": printable(detail), "code": code})
+    kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
+    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": f"{kind}.start", "status": status, "headers": head})
+    await send({"type": f"{kind}.body", "body": body})

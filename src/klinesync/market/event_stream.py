@@ -1,4 +1,4 @@
-"""EventStream: an answer of server-sent events, for as long as there are some and the client is there."""
+"""EventStream: an answer of server-sent events, until the events end or the client disconnects."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Event = TypeVar("Event")
 class EventStream(StreamingResponse, Generic[Event]):
     """Server-sent events.
 
-    events: what is told; closed at the end.
-    text: one event as it is sent.
-    place: takes one of the places for such streams; raises `RateLimited` where there is none, before the first byte.
+    events: the events; closed at the end.
+    text: encodes an event.
+    place: takes one of the limited places for streams; raises `RateLimited` when all are taken.
     """
 
     media_type = "text/event-stream"
@@ -34,7 +34,7 @@ class EventStream(StreamingResponse, Generic[Event]):
         super().__init__(self._texts(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Carry the events until they end or the client is gone. Raises `RateLimited`."""
+        """Send the events until they end or the client disconnects. Raises `RateLimited` before the first byte."""
         with self._place():
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
@@ -45,7 +45,7 @@ class EventStream(StreamingResponse, Generic[Event]):
 
 
 def described(*events: str, id_is: str) -> dict[str, object]:
-    """Such an answer for OpenAPI: the names of its events, and what their `id` is; `data` is JSON."""
+    """The description of such an answer for OpenAPI: the names of its events; `id_is`: the field that is their `id`."""
     schema = {
         "type": "object",
         "properties": {

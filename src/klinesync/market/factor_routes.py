@@ -1,4 +1,4 @@
-"""HTTP: what factors say and overlays draw. Only reads."""
+"""HTTP: factors, drawings and frames. Only reads."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from klinesync.overlay.delta import Cursor
 DEFAULT_WINDOW_CANDLES = 2000
 MAX_WINDOW_CANDLES = 5000
 MAX_NUMBER = 1 << 53
-# A slice takes some kilobytes and some tens of microseconds.
+# Slices of one request; a slice takes some kilobytes and some tens of microseconds.
 DEFAULT_SLICES = 100
 MAX_SLICES = 500
-# A poll gives one record at most, so that the limit limits nothing: clients ask with what they ask others.
+# Accepted for compatibility: a poll returns at most one record.
 DEFAULT_POLL_RECORDS = 2000
 MAX_POLL_RECORDS = 5000
 
@@ -46,13 +46,13 @@ Number = Annotated[int, Query(ge=0, le=MAX_NUMBER)]
 
 
 def _json(body: object) -> Response:
-    # Ready bytes: a response model would cost several times the computation.
+    # Encoded here: a response model would take several times as long as the computation.
     return Response(_encode(body), media_type="application/json")
 
 
 @router.get("/factor/catalog", responses={200: {"model": FactorCatalogAnswer}}, response_class=Response)
 async def get_factor_catalog(request: Request) -> Response:
-    """The factors and indicators, and what of them can be shown."""
+    """The factors and indicators, with the features that can be shown."""
     return _json(market_data_of(request).factors.catalog())
 
 
@@ -63,7 +63,7 @@ async def get_factor_slices(
     at_time: OptionalAtTime = None,
     window_candles: Window = DEFAULT_WINDOW_CANDLES,
 ) -> Response:
-    """What each factor knew at `at_time` (default: at the head): its events within the window, and its head."""
+    """The values of each factor at `at_time` (default: at the head): its events within the window, and its head."""
     reader = market_data_of(request).factors
     return _json(await reader.slices(SeriesId.parse(series_id), at_time, window_candles))
 
@@ -77,13 +77,13 @@ async def get_factor_slices_after(
     since: Annotated[int, Query(ge=0, le=MAX_TIME)],
     limit: Annotated[int, Query(ge=1, le=MAX_SLICES)] = DEFAULT_SLICES,
 ) -> Response:
-    """The slices of the oldest `limit` candles after `since`, each of its candle alone. For those who catch up."""
+    """The slices of the oldest `limit` candles after `since`, each with a window of one candle, for catch-up."""
     return _json(await market_data_of(request).factors.slices_after(SeriesId.parse(series_id), since, limit))
 
 
 @router.get("/factor/health", responses=SERIES_UNREADABLE)
 async def get_factor_health(request: Request, series_id: SeriesIdQuery) -> FactorHealth:
-    """How far factors and overlays are behind the candles."""
+    """How far factors and overlays lag behind the candles."""
     return await market_data_of(request).factors.health(SeriesId.parse(series_id))
 
 
@@ -97,7 +97,7 @@ async def get_draw_delta(
     window_candles: Window = DEFAULT_WINDOW_CANDLES,
     at_time: OptionalAtTime = None,
 ) -> Response:
-    """What a reader who has come to the cursor has to learn to draw the window; all of it without a cursor."""
+    """The drawings of a window, as changes since the reader's cursor; all of them without a cursor."""
     cursor = Cursor(cursor_version_id, cursor_point_time)
     reader = market_data_of(request).factors
     return _json(await reader.draw(SeriesId.parse(series_id), at_time, window_candles, cursor, epoch))
@@ -107,7 +107,7 @@ async def get_draw_delta(
 async def get_frame_live(
     request: Request, series_id: SeriesIdQuery, window_candles: Window = DEFAULT_WINDOW_CANDLES
 ) -> Response:
-    """Slices and drawings at the head, of one candle."""
+    """Slices and drawings of the newest closed candle."""
     return _json(await market_data_of(request).factors.frame(SeriesId.parse(series_id), None, window_candles))
 
 
@@ -115,7 +115,7 @@ async def get_frame_live(
 async def get_frame_at_time(
     request: Request, series_id: SeriesIdQuery, at_time: AtTime, window_candles: Window = DEFAULT_WINDOW_CANDLES
 ) -> Response:
-    """Slices and drawings as they were at `at_time`, of one candle."""
+    """Slices and drawings of the closed candle at `at_time`."""
     return _json(await market_data_of(request).factors.frame(SeriesId.parse(series_id), at_time, window_candles))
 
 

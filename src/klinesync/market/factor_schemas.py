@@ -1,4 +1,4 @@
-"""What the answers about factors and overlays look like, for the OpenAPI document: they are sent as ready bytes."""
+"""Answers about factors and overlays as models for the OpenAPI document; the answers themselves are sent as bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class FeatureAnswer(BaseModel):
-    """One thing that can be shown or hidden; `style` is told of an indicator's outputs."""
+    """A feature that can be shown or hidden; `style`: of an indicator's outputs."""
 
     key: str
     label: str
@@ -17,7 +17,7 @@ class FeatureAnswer(BaseModel):
 
 
 class FactorAnswer(BaseModel):
-    """A factor or an indicator; `pane` is told of an indicator: whether it shares the scale of prices."""
+    """A factor or an indicator; `pane`, of an indicator: whether it shares the scale of prices."""
 
     key: str
     label: str
@@ -27,14 +27,14 @@ class FactorAnswer(BaseModel):
 
 
 class FactorCatalogAnswer(BaseModel):
-    """What there is."""
+    """The factors and indicators of the service."""
 
     schema_version: Literal[1]
     factors: list[FactorAnswer]
 
 
 class SnapshotMeta(BaseModel):
-    """Which factor, series and candle a snapshot is of; `epoch` rises with every rewind."""
+    """Factor, series and candle of a snapshot; `epoch` rises with every rewind."""
 
     series_id: str
     epoch: int
@@ -44,7 +44,7 @@ class SnapshotMeta(BaseModel):
 
 
 class Snapshot(BaseModel):
-    """What a factor said within the window (it stays), and its head: what may still be redrawn."""
+    """A factor's events within the window, which are final, and its head, which may still change."""
 
     schema_version: Literal[1]
     history: dict[str, JsonValue]
@@ -53,7 +53,7 @@ class Snapshot(BaseModel):
 
 
 class FactorSlicesAnswer(BaseModel):
-    """Snapshots by factor, all of one candle; without one for a series without candles."""
+    """Snapshots by factor, all of one candle; none for a series without candles."""
 
     schema_version: Literal[1]
     series_id: str
@@ -64,7 +64,7 @@ class FactorSlicesAnswer(BaseModel):
 
 
 class SlicesAfterAnswer(BaseModel):
-    """The slices of candles that follow each other."""
+    """The slices of consecutive candles."""
 
     schema_version: Literal[1]
     series_id: str
@@ -116,14 +116,14 @@ class InstructionAnswer(BaseModel):
 
 
 class CursorAnswer(BaseModel):
-    """Up to where a reader knows now."""
+    """The cursor for the next request."""
 
     version_id: int
     point_time: int
 
 
 class DrawDeltaAnswer(BaseModel):
-    """What a reader has to learn to show the window."""
+    """The drawings of a window, as changes since the reader's cursor."""
 
     schema_version: Literal[1]
     series_id: str
@@ -137,7 +137,7 @@ class DrawDeltaAnswer(BaseModel):
 
 
 class FrameTime(BaseModel):
-    """The time that was asked for, and the candle that it floors to."""
+    """The requested time, and the candle that it floors to."""
 
     at_time: int | None
     aligned_time: int | None
@@ -167,7 +167,7 @@ class PollRecord(BaseModel):
 
 
 class PollCursor(BaseModel):
-    """What to ask with next."""
+    """The `after_id` of the next request."""
 
     id: int
 

@@ -21,8 +21,12 @@ from klinesync.pipelines.derived_step import DerivedStep
 
 
 class FormingIngest:
-    """Shows forming candles from outside, as the stream's are: nothing of them is stored. `now_s`: what time it is on
-    the exchange of a series, in UTC seconds."""
+    """Shows posted forming candles, like those of streams; they are never stored.
+
+    show: broadcasts a forming candle.
+    derived: the derived timeframes.
+    now_s: the time of a series' exchange, in UTC seconds.
+    """
 
     def __init__(
         self, show: Callable[[Forming], None], derived: DerivedStep, now_s: Callable[[SeriesId], float]
@@ -32,7 +36,7 @@ class FormingIngest:
         self._now_s = now_s
 
     def ingest_candle_forming(self, series: SeriesId, candle: Candle) -> None:
-        """Broadcast a candle in progress. Raises `BadCandle`, also for one that has not begun, and `DerivedSeries`."""
+        """Broadcast a candle in progress. Raises `BadCandle`, also for a candle in the future, and `DerivedSeries`."""
         if self._derived.derives(series):
             raise DerivedSeries(series, self._derived.base)
         check_candle(candle, series.timeframe)
@@ -53,7 +57,8 @@ class DebugApi:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """`debug` is None where the debug API is off; `bodies`, `requests`: those in flight."""
+    """The parts of the application beside market data. `debug`: None when the debug API is off; `bodies`, `requests`:
+    in flight."""
 
     guard: Guard
     inspection: Inspection
@@ -63,7 +68,7 @@ class Front:
 
 
 def front_of(request: Request) -> Front:
-    """The front that the application was made with."""
+    """The front of the application."""
     front = request.app.state.front
     assert isinstance(front, Front)
     return front

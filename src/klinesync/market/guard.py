@@ -1,10 +1,10 @@
 """Guard: access by `Host`, browser origin and bearer token.
 
 Every page that a browser on the machine shows can reach a service on loopback. The page can post to the service, open a
-WebSocket, or make its own name resolve to 127.0.0.1 (DNS rebinding) and then read everything. So `Host` must be ours,
-and a foreign `Origin` may neither write nor open a socket; answers to foreign reads have no CORS headers, and the
-browser keeps them from the page. A read may cause requests to an exchange and needs no `Origin` (an image, a link), so
-below `/api` the browser's own mark of a foreign page, `Sec-Fetch-Site`, is enough for a refusal.
+WebSocket, or make its own name resolve to 127.0.0.1 (DNS rebinding) and then read everything. Therefore `Host` must be
+ours, and a foreign `Origin` may neither write nor open a socket; answers to foreign reads have no CORS headers, so the
+browser withholds them from the page. A read without `Origin` (an image, a link) may still cause requests to an
+exchange, so below `/api` a request that the browser marks as foreign with `Sec-Fetch-Site` is refused too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from typing import Literal, NamedTuple
 from klinesync.core.errors import BadFlag
 from klinesync.market.error_codes import FrontDoorCode
 
-# Paths that need the token, when one is set: those that write, and those that show the inside. Never /healthz or
-# /readyz.
+# Paths that require the token when one is set: writes, debug and metrics. Never /healthz or /readyz.
 GUARDED_PATHS = ("/api/market/ingest/", "/api/market/debug/", "/metrics")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # Values of `Sec-Fetch-Site` for requests of pages of another site, or of another origin of this site.
 FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
-# Addresses that mean every address of the machine.
+# Addresses that stand for every address of the machine.
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, not bound to
 
 _HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
@@ -73,8 +72,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """The parts of a request that decide: `kind` is `http` or `websocket`; `address` is the local address of the
-    connection; each header as often as it was sent."""
+    """The parts of a request that the guard checks.
+
+    kind: `http` or `websocket`.
+    method: of the request.
+    path: of the request.
+    address: local address of the connection; None when unknown.
+    hosts, origins, authorizations, fetch_sites: values of these headers, each as often as sent.
+    """
 
     kind: str
     method: str
@@ -102,7 +107,7 @@ class Guard:
 
     host: the address that the service listens on.
     origins: foreign origins that may connect.
-    token: needed for `GUARDED_PATHS`; None: no path needs one.
+    token: required for `GUARDED_PATHS`; None: no token is required.
     """
 
     host: str = "127.0.0.1"
@@ -111,8 +116,14 @@ class Guard:
 
     @classmethod
     def of(cls, host: str, allowed_origins: Iterable[str], api_token: str | None) -> Guard:
-        """The guard of these flags. Raises `BadFlag` for an invalid origin, and for a service beyond loopback without a
-        token."""
+        """The guard of these flags.
+
+        host: address that the service listens on.
+        allowed_origins: foreign origins that may connect.
+        api_token: None without one.
+
+        Raises `BadFlag` for a malformed origin, and for a service beyond loopback without a token.
+        """
         check_exposure(host, api_token)
         try:
             return cls(host, tuple(map(Origin.parse, allowed_origins)), api_token)
@@ -122,25 +133,28 @@ class Guard:
     def refuses(self, head: RequestHead) -> Refusal | None:
         """The refusal of a request; None when it is admitted."""
         if len(head.hosts) != 1:
-            return Refusal(400, "bad_request", "a request names its Host once")
+            return Refusal(400, "bad_request", "a request has exactly one Host header")
         host = parse_host(head.hosts[0])
         if host is None or not self._ours(host.name, head.address):
-            sentence = "Host is not one of this service; allowed_origins takes the names that it is known by elsewhere"
+            sentence = "Host is not a name of this service; allowed_origins takes further names"
             return Refusal(403, "forbidden", sentence)
         if (head.kind == "websocket" or head.method not in SAFE_METHODS) and not self._may_write(head, host):
             return Refusal(403, "forbidden", "Origin is neither this service's nor one of allowed_origins")
-        # Without an Origin nothing names the page.
-        elsewhere = any(site.strip().lower() in FOREIGN_SITES for site in head.fetch_sites)
-        if elsewhere and below_api(head.path) and not (head.origins and self._may_write(head, host)):
-            return Refusal(403, "forbidden", "a page of another site asks; allowed_origins admits its Origin")
+        # Without an Origin the page is unknown.
+        foreign = any(site.strip().lower() in FOREIGN_SITES for site in head.fetch_sites)
+        if foreign and below_api(head.path) and not (head.origins and self._may_write(head, host)):
+            return Refusal(
+                403, "forbidden", "the request comes from a page of another site; allowed_origins admits its Origin"
+            )
         if self.token is not None and guarded(head.path) and head.method != "OPTIONS":
             given = head.authorizations[0] if len(head.authorizations) == 1 else b""
             if not bears(given, self.token):
-                return Refusal(401, "unauthorized", "this needs the service's api_token: Authorization: Bearer …")
+                return Refusal(401, "unauthorized", "the service's api_token is required: Authorization: Bearer …")
         return None
 
     def foreign_origin(self, head: RequestHead) -> str | None:
-        """The browser origin of a request when it is neither ours nor allowed, as a flag would name it."""
+        """The browser origin of a request when it is neither ours nor allowed, in the form of the flag; otherwise
+        None."""
         host = parse_host(head.hosts[0]) if len(head.hosts) == 1 else None
         if host is None or not self._ours(host.name, head.address) or self._may_write(head, host):
             return None
@@ -152,7 +166,7 @@ class Guard:
         return self.host in WILDCARDS and address is not None and name == address
 
     def _may_write(self, head: RequestHead, host: Host) -> bool:
-        """Whether the origin is ours, or allowed, or missing, as from every client that is no browser."""
+        """Whether the origin is ours, allowed, or missing, as in requests of clients other than browsers."""
         if not head.origins:
             return True
         if len(head.origins) > 1:
@@ -161,7 +175,7 @@ class Guard:
             origin = Origin.parse(head.origins[0].decode("latin-1"))
         except ValueError:  # `null` too
             return False
-        # The scheme is not compared with that of the request, which is wrong behind a proxy that ends TLS.
+        # The scheme of the request is not compared, because it is wrong behind a proxy that terminates TLS.
         own = Origin(origin.scheme, host.name, host.port or DEFAULT_PORTS[origin.scheme])
         return origin == own or origin in self.origins
 
@@ -169,16 +183,16 @@ class Guard:
 def check_exposure(host: str, api_token: str | None) -> None:
     """Raises `BadFlag` when other machines could reach the service without a token."""
     if not is_loopback(host) and api_token is None:
-        raise BadFlag("api_token", f"is needed to listen on {host}, which is not loopback")
+        raise BadFlag("api_token", f"is required to listen on {host}, which is not loopback")
 
 
 def guarded(path: str) -> bool:
-    """Whether the path needs the token."""
-    return any(path == one.rstrip("/") or path.startswith(f"{one.rstrip('/')}/") for one in GUARDED_PATHS)
+    """Whether the path requires the token."""
+    return any(path == prefix.rstrip("/") or path.startswith(f"{prefix.rstrip('/')}/") for prefix in GUARDED_PATHS)
 
 
 def below_api(path: str) -> bool:
-    """Whether the path is one of the API; the page's files may be linked from anywhere."""
+    """Whether the path belongs to the API; links to the page's files are allowed from everywhere."""
     return path == "/api" or path.startswith("/api/")
 
 
@@ -189,7 +203,7 @@ def bears(authorization: bytes, token: str) -> bool:
 
 
 def readable_origin(headers: Sequence[bytes]) -> str | None:
-    """The only origin of a request, as written into a flag; None for several headers, or an invalid one."""
+    """The origin of a request, in the form of the flag; None for several headers, or a malformed one."""
     try:
         return str(Origin.parse(headers[0].decode("latin-1"))) if len(headers) == 1 else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""HTTP: how well a series is."""
+"""HTTP: the health of a series."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ async def get_health(request: Request, series_id: SeriesIdQuery) -> HealthAnswer
     """Status, reason and facts of an ingested or derived series."""
     service = market_data_of(request).health
     if service is None:
-        raise HTTPException(404)  # it is switched off
+        raise HTTPException(404)  # health is switched off
     return HealthAnswer.model_validate(await service.health(SeriesId.parse(series_id)), from_attributes=True)

@@ -1,4 +1,4 @@
-"""Limits of HTTP: bytes and lines of a request's head, time to send it, connections.
+"""Limits of HTTP: size of a request's head, time to send the head, number of connections.
 
 uvicorn's parser accepts heads of any length, and waits for them without a limit. A WebSocket's handshake has the same
 limits, because it begins as an HTTP request.
@@ -26,28 +26,28 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# Longest URL and most headers. Our longest URL has some 300 bytes; a browser may send many cookies for `localhost`.
+# Longest URL, in bytes, and most headers. Our longest URL has some 300 bytes; browsers send all cookies of `localhost`.
 MAX_URL_BYTES = 8 << 10
 MAX_HEADERS = 100
-# The request line and all headers.
+# Most bytes of the request line and all headers.
 MAX_HEAD_BYTES = 32 << 10
-# Longest time for a head, in seconds, from its first byte or from the connecting.
+# Longest time for a head, in seconds, from its first byte or from the connect.
 HEAD_TIMEOUT_S = 20.0
-# Most connections, WebSockets included, where the system allows so many. Each costs memory and a file descriptor.
+# Most connections, WebSockets included, if the system allows as many. Each needs memory and a file descriptor.
 MAX_CONNECTIONS = 20_000
-# File descriptors that are reserved: the store, its log and its readers, connections to exchanges.
+# Reserved file descriptors: for the store and its readers, and connections to exchanges.
 OTHER_FILES = 500
 
 
 def allow_connections() -> None:
-    """Raise the limit of open files for `MAX_CONNECTIONS`, or as far as the system allows: processes begin with a
-    thousand or fewer."""
-    wanted = MAX_CONNECTIONS + OTHER_FILES
+    """Raise the limit of open files for `MAX_CONNECTIONS`, or as far as the system allows. Processes start with a limit
+    of about 1,000."""
+    needed = MAX_CONNECTIONS + OTHER_FILES
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed == resource.RLIM_INFINITY or allowed >= wanted:
+    if allowed == resource.RLIM_INFINITY or allowed >= needed:
         return
-    wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    needed = needed if most == resource.RLIM_INFINITY else min(needed, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
     if most_connections() < MAX_CONNECTIONS:
         log.info(
             "connections.limited",
@@ -59,7 +59,7 @@ def allow_connections() -> None:
 
 def most_connections() -> int:
     """The most connections: `MAX_CONNECTIONS`, or the limit of open files less `OTHER_FILES`, at least half of the
-    limit. A store that cannot open a file is worse than a refused client."""
+    limit. Refusing a client is better than a store that cannot open a file."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
@@ -73,7 +73,7 @@ class BoundedHttp(HttpToolsProtocol):
     _head_done = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
-    _running: RequestResponseCycle | None = None  # the request that is being answered, or was last
+    _running: RequestResponseCycle | None = None  # the request in flight, or the last one
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -86,7 +86,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_await()
         if self._running is not None:
-            # uvicorn tells the request that was read last; the one that is being answered may be an earlier one.
+            # uvicorn notifies the request that was read last; an earlier one may be in flight.
             _disconnect(self._running)
         super().connection_lost(exc)
 
@@ -95,7 +95,7 @@ class BoundedHttp(HttpToolsProtocol):
 
         async def answer(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
             async def sent(message: ASGISendEvent) -> None:
-                # Closed by us, for what came behind this request; uvicorn learns of that later, and would write.
+                # We closed the connection because of a later request; uvicorn would still write.
                 if self.transport.is_closing():
                     _disconnect(cycle)
                 await send(message)
@@ -106,18 +106,18 @@ class BoundedHttp(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         if not _is_over(self.cycle):
-            # The answer would be written between the frames, and never learn that the client has left.
+            # The pending answer would be written between frames, and would not notice a disconnect.
             self._refuse(HTTPStatus.BAD_REQUEST, "bad_request", "an earlier request is not answered yet")
             self.send_400_response("")
             return
-        # Cookies are not read here. A browser may send more of them than the handshake's parser accepts in one line.
+        # Cookies are not used, and may be longer than the handshake's parser accepts in one line.
         self.scope["headers"] = [header for header in self.scope["headers"] if header[0] != b"cookie"]
         super().handle_websocket_upgrade()
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
         if _is_over(self.cycle):
-            self._await_head()  # whatever this is, it is to become a request
+            self._await_head()  # these bytes begin the next request
         super().data_received(data)
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
             self._end_await()  # refused, or a WebSocket now
@@ -146,17 +146,17 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_done = True
         self._end_await()
-        # As sent: a name, a colon, a space, a value and the line's end.
+        # Bytes as sent: name, colon, space, value and line end.
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refuse(*HEAD_TOO_LONG)
             raise ValueError("the head is too long")
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that cannot be passed on, in our own shape, and close."""
+        """Answer a malformed request with our JSON error, and close the connection."""
         self._end_await()
         if not self._take_answer():
-            self.transport.close()  # an answer is under way: there is no place for another
+            self.transport.close()  # another answer is in flight
             return
         status, code, detail = self._refusal or (HTTPStatus.BAD_REQUEST, "bad_request", "this is no HTTP request")
         body = msgspec.json.encode({"detail": printable(detail), "code": code})
@@ -168,9 +168,8 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def _take_answer(self) -> bool:
-        """Whether an answer that is written now would answer the last request. A request with a broken body (an unknown
-        encoding, a chunk size that is no number) is with the application already, which is told that the client
-        left."""
+        """Whether an answer that is written now would belong to the last request. A request with a broken body (an
+        unknown encoding, a malformed chunk size) is already with the application, which then gets a disconnect."""
         cycle = self.cycle
         if _is_over(cycle):
             return True
@@ -193,12 +192,12 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._head_timer = None
-        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "too_slow", f"no whole request within {HEAD_TIMEOUT_S:g} s")
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "too_slow", f"no complete request within {HEAD_TIMEOUT_S:g} s")
         self.send_400_response("")
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:
-    """Tell a request that its client has left; its answer is dropped."""
+    """Signal a disconnect to a request; its answer is dropped."""
     cycle.disconnected = True
     cycle.message_event.set()
 

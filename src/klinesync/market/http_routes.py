@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import HTTPConnection
 
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.series_id import SeriesId
@@ -33,8 +34,8 @@ INGEST_ANSWERS = CANDLE_REFUSED | NOTHING_STORED
 Time = Annotated[int | None, Query(ge=0, le=MAX_TIME)]
 
 
-def market_data_of(request: Request) -> MarketDataOrchestrator:
-    """The market data that the application was made with."""
+def market_data_of(request: HTTPConnection) -> MarketDataOrchestrator:
+    """The market data services of the application."""
     market_data = request.app.state.runtime.market_data
     assert isinstance(market_data, MarketDataOrchestrator)
     return market_data

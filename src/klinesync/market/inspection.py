@@ -24,18 +24,24 @@ from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
 
-# Seconds (monotonic) for which values read from the store are served again: reading them visits every series.
+# Seconds for which values from the store are reused, because reading them visits every series.
 STORE_FACTS_TTL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Where it is read. All of them return at once.
+    """The parts that are inspected. All callables return at once.
 
-    now_s: what time it is on the exchange of a series, in UTC seconds.
-    healing: the spans of a base series that are being read, or soon will be.
-    grace_s: exchange time after a close before its candle is expected.
-    defects: by the part that they ended.
+    database: the store.
+    pipeline, ledger, hub: counters and backlogs.
+    registry: the exchanges.
+    supervisors: of all exchanges.
+    healing: spans of a base series that are requested.
+    sweep: progress of the start-up sweep.
+    now_s: the time of a series' exchange, in UTC seconds.
+    clock: our clock.
+    grace_s: exchange time after a close before the candle is expected.
+    defects: count by part.
     """
 
     database: Database
@@ -58,7 +64,7 @@ class StoreFacts:
 
     series: number of stored series.
     behind: number of followed series without the expected candle.
-    lag_s: seconds since the head closed, of the followed series that lags most; None when nothing is stored of any.
+    lag_s: seconds since the head closed, of the followed series that lags most; None when no candles are stored.
     gaps, gap_candles: gaps, and missing candles in them, by state.
     """
 
@@ -82,16 +88,16 @@ class Inspection:
     async def metrics(self) -> bytes:
         """The page of metrics. Raises `StoreError`."""
         if self._parts.clock.monotonic_s() - self._read_at_s >= STORE_FACTS_TTL_S:
-            self._facts = await self._reading.get(self._look_into_store)
+            self._facts = await self._reading.get(self._read_store)
             self._read_at_s = self._parts.clock.monotonic_s()
         return self._page.text()
 
     def rest(self) -> Mapping[tuple[str, str], RestStatus]:
-        """How each REST host stands that was asked anything, by exchange and market."""
-        found = {}
+        """The state of REST by exchange and market, of those that were used."""
+        statuses = {}
         for name, exchange in self._parts.registry.made().items():
-            found.update({(name, market): status for market, status in exchange.rest().items()})
-        return found
+            statuses.update({(name, market): status for market, status in exchange.rest().items()})
+        return statuses
 
     def queues(self) -> dict[str, int]:
         """The backlogs: candles for the writer, gaps for the exchange, messages for clients."""
@@ -105,17 +111,17 @@ class Inspection:
         }
 
     def _healed(self) -> list[Sequence[Span]]:
-        """Of each followed series with any, the gaps that somebody is at work on."""
+        """The requested gaps of each followed series with any."""
         followed = (SeriesId.parse(job.series_id) for job in self._parts.supervisors.jobs_state())
         return [spans for series in followed if (spans := self._parts.healing(series))]
 
-    async def _look_into_store(self) -> StoreFacts:
+    async def _read_store(self) -> StoreFacts:
         parts = self._parts
-        # A delisted series gets no candles any more, and does not lag.
+        # A delisted series gets no more candles, and does not lag.
         followed = [SeriesId.parse(job.series_id) for job in parts.supervisors.jobs_state() if job.state != "delisted"]
         now = [(series, parts.now_s(series)) for series in followed]
 
-        def look(store: CandleStore) -> StoreFacts:
+        def measure(store: CandleStore) -> StoreFacts:
             stored = store.series()
             gaps, candles = dict.fromkeys(GapState, 0), dict.fromkeys(GapState, 0)
             for series in stored:
@@ -132,7 +138,7 @@ class Inspection:
                     lags.append(max(0.0, now_s - frame.next(head)))
             return StoreFacts(len(stored), behind, max(lags, default=None), gaps, candles)
 
-        return await parts.database.read(look)
+        return await parts.database.read(measure)
 
     def _readings(self) -> Iterable[Reading]:
         yield Reading("klinesync_info", 1, (__version__,))
@@ -179,17 +185,17 @@ class Inspection:
                 yield Reading("klinesync_clock_set_total", clock.moved[name], (exchange, market, name))
 
     def _of_rest(self) -> Iterable[Reading]:
-        for host, rest in self.rest().items():
-            yield Reading("klinesync_rest_requests_total", rest.requests, host)
-            for status, count in rest.errors.items():
-                yield Reading("klinesync_rest_errors_total", count, (*host, str(status)))
-            if rest.used is not None and rest.limit is not None:
-                yield Reading("klinesync_rest_weight_used", rest.used, host)
-                yield Reading("klinesync_rest_weight_limit", rest.limit, host)
-            yield Reading("klinesync_rest_under_way", rest.under_way, host)
-            for urgency, count in rest.waiting.items():
+        for host, status in self.rest().items():
+            yield Reading("klinesync_rest_requests_total", status.requests, host)
+            for http_status, count in status.errors.items():
+                yield Reading("klinesync_rest_errors_total", count, (*host, str(http_status)))
+            if status.used is not None and status.limit is not None:
+                yield Reading("klinesync_rest_weight_used", status.used, host)
+                yield Reading("klinesync_rest_weight_limit", status.limit, host)
+            yield Reading("klinesync_rest_under_way", status.under_way, host)
+            for urgency, count in status.waiting.items():
                 yield Reading("klinesync_rest_waiting", count, (*host, urgency.name.lower()))
-            yield Reading("klinesync_rest_blocked_seconds", rest.blocked_s, host)
+            yield Reading("klinesync_rest_blocked_seconds", status.blocked_s, host)
         for name, exchange in self._parts.registry.made().items():
             for (market, kind), count in exchange.left_out().items():
                 yield Reading("klinesync_rest_items_left_out_total", count, (name, market, kind))
@@ -202,7 +208,8 @@ class Inspection:
         healed = self._healed()
         yield Reading("klinesync_backfill_series", len(healed))
         yield Reading("klinesync_backfill_gaps", sum(map(len, healed)))
-        audits = [one.audit for one in self._parts.supervisors.by_name().values() if one.audit is not None]
+        supervisors = self._parts.supervisors.by_name().values()
+        audits = [supervisor.audit for supervisor in supervisors if supervisor.audit is not None]
         if audits:
             yield Reading("klinesync_audit_looks_total", sum(audit.audits for audit in audits))
             yield Reading("klinesync_audit_revisions_total", sum(audit.revised for audit in audits))

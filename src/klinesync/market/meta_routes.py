@@ -1,4 +1,4 @@
-"""HTTP: what is ingested, and whether the service lives."""
+"""HTTP: the whitelist, liveness and readiness."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ router = APIRouter(tags=["service"])
 
 
 def readiness_of(request: Request) -> MarketRuntime:
-    """The runtime that the application was made with, which alone knows whether it has started."""
+    """The runtime of the application, which knows whether it has started."""
     runtime = request.app.state.runtime
     assert isinstance(runtime, MarketRuntime)
     return runtime
@@ -20,7 +20,7 @@ def readiness_of(request: Request) -> MarketRuntime:
 
 @router.get("/api/market/whitelist")
 async def get_whitelist(request: Request) -> WhitelistAnswer:
-    """The series that are ingested for as long as the service runs."""
+    """The series that are always ingested."""
     market_data = market_data_of(request)
     return WhitelistAnswer(
         series_ids=[str(series) for series in market_data.whitelist],
@@ -37,12 +37,12 @@ async def get_healthz() -> StatusAnswer:
 
 @router.get("/readyz", responses={503: {"model": ReadyAnswer}}, response_model_exclude_none=True)
 async def get_readyz(request: Request, response: Response) -> ReadyAnswer:
-    """The service has started, and its store can be read and written. What is stored is served though an exchange
-    refuses the service, or gives no answer: `detail` says so then."""
+    """The service has started, and its store can be read and written. `detail` reports an exchange that refuses the
+    service or gives no answer; stored candles are served all the same."""
     trouble = await readiness_of(request).unready()
     if trouble is None:
-        told = await market_data_of(request).status.status()
-        silent = told.status_reason in ("exchange_refuses", "exchange_unreachable")
-        return ReadyAnswer(status="ready", detail=told.detail if silent else None)
+        status = await market_data_of(request).status.status()
+        silent = status.status_reason in ("exchange_refuses", "exchange_unreachable")
+        return ReadyAnswer(status="ready", detail=status.detail if silent else None)
     response.status_code = 503
     return ReadyAnswer(status=trouble)

@@ -1,4 +1,4 @@
-"""HTTP: what is measured, for Prometheus."""
+"""HTTP: metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ router = APIRouter(tags=["service"])
     response_class=Response,
 )
 async def get_metrics(request: Request) -> Response:
-    """All metrics, as Prometheus' text. What is read from the store is up to 10 s old."""
+    """All metrics in Prometheus' text format. Values from the store are up to 10 s old."""
     return Response(await front_of(request).inspection.metrics(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""The parts that speak with exchanges: their registry, what follows series of each, and the time that they tell."""
+"""The parts that talk to exchanges: registry, supervisors and exchange time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from klinesync.storage.database import Database
 
 @dataclass(frozen=True, slots=True)
 class ExchangeParts:
-    """`supervisors` follow nothing before they are bound."""
+    """`supervisors`: follow series once they are bound."""
 
     registry: ExchangeRegistry
     supervisors: Supervisors
@@ -33,12 +33,12 @@ class ExchangeParts:
 def build_exchanges(
     settings: ExchangeSettings, around: Surroundings, database: Database, entries: Sequence[ExchangeEntry] = ()
 ) -> ExchangeParts:
-    """The exchanges, of which nobody supervises series yet.
+    """The exchanges, with supervisors that are not bound yet.
 
     settings: addresses and limits.
     around: clock, jitter, bulkheads.
-    database: keeps the lists of symbols.
-    entries: exchanges beside those of the settings; of two that name the same exchange the first counts.
+    database: stores the lists of symbols.
+    entries: exchanges that take precedence over those of the settings; none by default.
     """
     registry = exchange_registry(settings, around, database, entries)
     supervisors = Supervisors(registry, around.bulkheads)
@@ -51,10 +51,10 @@ def exchange_registry(
     database: Database | None,
     entries: Sequence[ExchangeEntry] = (),
 ) -> ExchangeRegistry:
-    """The exchanges that the settings and installed distributions have. Raises `BadExchange`.
+    """The exchanges of the settings and of installed packages. Raises `BadExchange`.
 
     settings, around, entries: see `build_exchanges`.
-    database: keeps the lists of symbols; None: nothing does.
+    database: stores the lists of symbols; None: they are not stored.
     """
     binance = BinanceEntry(
         market_routes(settings.rest_urls["spot"], settings.rest_urls["futures"]),
@@ -75,10 +75,10 @@ def check_whitelist(
     """Raises `BadFlag` for series of an exchange that there is not, of a timeframe that an exchange lacks and that is
     not derived, and for more series than an exchange has room for.
 
-    registry: says which exchanges there are.
-    derived: names the base of a derived series.
+    registry: the exchanges.
+    derived: the derived timeframes.
     listed: the whitelist.
-    followed: base series of it, as far as they are followed.
+    followed: base series of the whitelist that are followed.
     """
     for series in listed:
         if (why := registry.series_refusal(derived.base_of(series))) is not None:

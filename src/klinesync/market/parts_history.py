@@ -1,4 +1,4 @@
-"""The parts that read candles which are not stored: files, backfill, derived histories, reads, scrub."""
+"""The parts that read missing candles: files, backfill, derived histories, tail coverage, scrub."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from klinesync.market_data.series_scope import SeriesScope
 from klinesync.market_data.store_scrub import StoreScrub
 from klinesync.pipelines.derived_step import DerivedStep
 
-# From so many candles on, a fortnight of minutes, the exchange's archive is quicker than its REST, and weighs nothing.
+# Shortest span that is read from the exchange's archive, in candles (two weeks of minutes): it is faster than REST
+# then, and costs no weight.
 ARCHIVE_LEAST_CANDLES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryParts:
-    """`coverage`: None where reads fetch nothing."""
+    """`coverage`: None when reads do not request missing candles."""
 
     board: BackfillBoard
     files: FreqtradeFiles | None
@@ -46,7 +47,7 @@ class HistoryParts:
 def build_history(
     settings: HistorySettings, around: Surroundings, writing: WritingParts, exchange: ExchangeParts
 ) -> HistoryParts:
-    """All that reads history; the subscribers of the scrub are bound later."""
+    """The parts that read history; the subscribers of the scrub are bound later."""
     board = BackfillBoard(around.clock.wall_s, writing.teller.backfill, writing.events.read)
     files = freqtrade_files(settings)
     scope = SeriesScope(
@@ -122,11 +123,11 @@ def build_history(
 
 @dataclass(frozen=True, slots=True)
 class GapReading:
-    """Has the declared gaps of a series read.
+    """Requests the declared gaps of a series.
 
-    derived: says which series are derived.
-    derived_history: reads what a derived series lacks.
-    backfill: reads the gaps of an ingested series, if gaps are healed.
+    derived: the derived timeframes.
+    derived_history: requests missing candles of derived series.
+    backfill: requests gaps of ingested series, when healing is on.
     """
 
     derived: DerivedStep
@@ -142,16 +143,16 @@ class GapReading:
 
 
 def freqtrade_files(settings: HistorySettings) -> FreqtradeFiles | None:
-    """Freqtrade's files, where they are a source of history."""
+    """Freqtrade's files; None when they are no history source."""
     return None if settings.freqtrade_folder is None else FreqtradeFiles(settings.freqtrade_folder)
 
 
 def history_shelves(settings: HistorySettings, files: FreqtradeFiles | None, symbol_id: SymbolId | None) -> list[Shelf]:
-    """The files that are read before the exchange, in this order.
+    """The file sources that are read before the exchange, in order.
 
     settings: of files and archive.
     files: freqtrade's.
-    symbol_id: the exchange's name of a series' symbol, which an archive needs; None: no archive is read.
+    symbol_id: the exchange's name of a series' symbol, which the archive needs; None: the archive is not read.
     """
     shelves = []
     if files is not None:

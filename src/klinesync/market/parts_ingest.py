@@ -1,4 +1,4 @@
-"""The parts that follow series: supervisors, the sweep at the start, what subscriptions start."""
+"""The parts that follow series: supervisors, start-up sweep, on-demand jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from klinesync.market_data.startup_sync import StartupSync
 
 @dataclass(frozen=True, slots=True)
 class IngestParts:
-    """`on_demand`: None where subscriptions start nothing."""
+    """`on_demand`: None when subscriptions start no jobs."""
 
     startup: StartupSync
     on_demand: OnDemand | None
@@ -33,11 +33,11 @@ def build_ingest(
     history: HistoryParts,
     followed: Iterable[SeriesId],
 ) -> IngestParts:
-    """All that follows series. The exchanges get their supervisors here.
+    """The parts that follow series. Binds the supervisors of the exchanges.
 
     settings: how series are followed.
     around: clock, jitter, bulkheads.
-    writing, exchange, history: the parts that are used.
+    writing, exchange, history: the parts below.
     followed: base series to follow from the start.
     """
     supervise = partial(

@@ -1,4 +1,4 @@
-"""The parts that answer: the services of market data behind their one face, and what the front door has beside them."""
+"""The services of market data, composed by `MarketDataOrchestrator`, and the front."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 
 @dataclass(frozen=True, slots=True)
 class ServedParts:
-    """The parts that the services are made of."""
+    """The parts below the services."""
 
     around: Surroundings
     writing: WritingParts
@@ -104,7 +104,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
 
 
 def build_front(settings: ServiceSettings, parts: ServedParts) -> Front:
-    """Who may come in, and what is told of the inside."""
+    """The front: guard, inspection and limits."""
     writing, history, supervisors = parts.writing, parts.history, parts.exchange.supervisors
     now_s, clock = parts.exchange.time.now_s, parts.around.clock
     inspected = Parts(

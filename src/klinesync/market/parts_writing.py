@@ -32,7 +32,7 @@ from klinesync.ws.hub import CandleHub
 
 @dataclass(frozen=True, slots=True)
 class WritingParts:
-    """`retention` is None where everything is kept."""
+    """`retention`: None when no candles are deleted."""
 
     database: Database
     derived: DerivedStep
@@ -54,7 +54,7 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
     settings: how candles are written.
     around: clock and bulkheads.
     database: the store.
-    clocks: what is known of the exchanges' time, by exchange and market; dates events.
+    clocks: the exchanges' clocks by exchange and market, for the times of events.
 
     Raises `BadFactor`, `BadOverlay`, `BadFlag`.
     """
@@ -103,7 +103,7 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
 
 
 def derived_step(base: Timeframe, targets: Sequence[Timeframe]) -> DerivedStep:
-    """The derived timeframes. Raises `BadFlag` for such as cannot be computed from `base`."""
+    """The derived timeframes. Raises `BadFlag` for a timeframe that cannot be computed from `base`."""
     try:
         return DerivedStep(base, targets)
     except Rejected as error:

@@ -1,4 +1,4 @@
-"""MarketRuntime: the running parts. `async with` is the order in which they start, and its reverse the stop."""
+"""MarketRuntime: the running parts. `async with` starts them in order, and stops them in reverse order."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STORE_PROBE_S = 5.0
 
 
 class MarketRuntime:
-    """Starts and stops the parts. One TaskGroup carries every long-lived task. A part that breaks begins again; when
-    the writer breaks, the service stops.
+    """Starts and stops the parts. One TaskGroup owns every long-lived task. A part with a defect is restarted; a defect
+    of the writer stops the service.
 
     parts: the parts, made and bound.
-    market_data: what routes and sockets call.
-    front: who may come in, and what is told of the inside.
+    market_data: the services that routes and sockets call.
+    front: guard, limits of requests, and inspection.
     """
 
     def __init__(self, parts: ServedParts, market_data: MarketDataOrchestrator, front: Front) -> None:
@@ -76,12 +76,12 @@ class MarketRuntime:
         return await self._stack.__aexit__(kind, error, trace)
 
     async def _save_events(self, kind: type[BaseException] | None, *_: object) -> None:
-        """A service whose event loop is gone can await nothing more."""
+        """Save events, unless the event loop is gone (`GeneratorExit`)."""
         if kind is not GeneratorExit:
             await self.events.save()
 
     def on_loop_defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An exception in a callback of the event loop, which no task could catch."""
+        """Count an exception in a callback of the event loop as a defect."""
         error = context.get("exception")
         if error is None or not isinstance(error, Exception):
             loop.default_exception_handler(context)
@@ -89,7 +89,7 @@ class MarketRuntime:
             self.bulkheads.defect(Part.LOOP, str(context.get("message", "a callback")), error)
 
     def _parts(self) -> Iterator[tuple[Part, str, Work]]:
-        """What runs all the time, in the order in which it starts."""
+        """The long-lived tasks, in the order of their start."""
         yield Part.DERIVED, "derived forming", self._forming.run
         yield Part.EXCHANGE, "supervisors", self.supervisors.run
         yield Part.STARTUP, "start-up sweep", self.startup.run
@@ -112,8 +112,8 @@ class MarketRuntime:
         return None if self._database.write_error is None else "the store cannot be written"
 
     async def _probe_store(self) -> None:
-        """Be there something to write or not: look whether the store is still in its place, and after a failed write
-        find out when the store can be written again. A trouble is logged when it begins or changes."""
+        """Check regularly that the store is still in its place; after a failed write, probe until the store can be
+        written again. A failure is logged when it begins or changes."""
         logged: str | None = None
         while True:
             await asyncio.sleep(STORE_PROBE_S)

@@ -35,13 +35,13 @@ def build_market_runtime(
     entries: Sequence[ExchangeEntry] = (),
     command: str = "serve",
 ) -> MarketRuntime:
-    """The parts of the service, wired. Runs inside the event loop; nothing has started yet.
+    """The parts of the service, connected but not started. Called inside the event loop.
 
     flags: the configuration.
-    around: clock, jitter and bulkheads; None: those of this machine.
-    database: the store; None: the file that the flags name.
-    entries: exchanges beside those of the flags; of two that name the same exchange the first counts.
-    command: what the store's lock tells others of this process.
+    around: clock, jitter and bulkheads; those of this machine by default.
+    database: the store; the file of the flags by default.
+    entries: exchanges that take precedence over those of the flags; none by default.
+    command: name of this process, which the lock of the store shows to others.
 
     Raises `BadFlag`, `BadFactor`, `BadOverlay`, `BadExchange`.
     """
@@ -60,9 +60,9 @@ def build_parts(
     database: Database,
     entries: Sequence[ExchangeEntry] = (),
 ) -> ServedParts:
-    """All parts below the services, in the order in which they need each other; `bind_subscribers` comes later.
+    """All parts below the services, in the order of their dependencies; `bind_subscribers` is called later.
 
-    listed: the whitelist. The others are those of `build_market_runtime`, which also raises the same.
+    listed: the whitelist. The other arguments and the errors are those of `build_market_runtime`.
     """
     following = ingest_settings(flags, listed)
     exchange = build_exchanges(exchange_settings(flags), around, database, entries)
@@ -75,10 +75,10 @@ def build_parts(
 
 
 def bind_subscribers(parts: ServedParts, market_data: MarketDataOrchestrator) -> None:
-    """Set who is told of commits and of declared gaps, in the order in which they are told.
+    """Bind the subscribers of commits and of declared gaps, in the order of notification.
 
-    Cached pages are dropped before anybody hears of new candles, so that no read after a message is older than the
-    message. Clients come before derived histories, which only ask for more.
+    Cached pages are dropped before clients get new candles, so that no read after a message is older than the message.
+    Clients come before derived histories, which only request more candles.
     """
     writing, history, status = parts.writing, parts.history, market_data.status
     writing.publisher.bind(

@@ -1,4 +1,5 @@
-"""The settings of the parts, as values: made of the flags for the builder and the commands. Parts know no flags."""
+"""The settings of the parts, as values. The builder and the commands make them from the flags; parts do not read
+flags."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from klinesync.runtime.proxies import Proxies
 
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
-    """Which factors and overlays are computed, and at most how many candles in one transaction."""
+    """The factors and overlays, and the most candles that one transaction advances them."""
 
     indicators: tuple[Indicator, ...]
     pivot_window_major: int
@@ -29,7 +30,7 @@ class LedgerSettings:
 
 @dataclass(frozen=True, slots=True)
 class WritingSettings:
-    """How candles are written: see `IngestPipeline` and `DerivedStep`. `retention_days`: 0 keeps everything."""
+    """How candles are written: see `IngestPipeline` and `DerivedStep`. `retention_days`: 0 keeps all candles."""
 
     derived_base: Timeframe
     derived_targets: tuple[Timeframe, ...]
@@ -40,11 +41,13 @@ class WritingSettings:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeSettings:
-    """Where exchanges are, and how they may be asked. URLs of Binance by market.
+    """Addresses and limits of exchanges.
 
-    weight_share: of the exchange's limit of weight that we take.
+    rest_urls, ws_urls: of Binance, by market.
+    weight_share: largest share of the exchange's limit of weight that we use.
     streams_per_connection: most streams of one connection.
-    final_margin_s: how long after its end a row of REST may change.
+    final_margin_s: how long after its end a row of REST may change, in seconds.
+    proxies: of requests to exchanges.
     """
 
     rest_urls: dict[str, str]
@@ -57,20 +60,20 @@ class ExchangeSettings:
 
 @dataclass(frozen=True, slots=True)
 class HistorySettings:
-    """From where history is read, and how much of it.
+    """The sources and limits of history.
 
-    freqtrade_folder: of the files that are read before the exchange; None: none are.
-    freqtrade_gap_most: most candles of a gap that are looked for in those files.
-    archive: folder or address of the exchange's archive; None: there is none.
+    freqtrade_folder: folder of freqtrade's files; None: they are not read.
+    freqtrade_gap_most: most candles of a gap that are read from freqtrade's files.
+    archive: folder or address of the exchange's archive; None: no archive.
     proxies: of requests for the archive.
     reads_exchanges: whether exchanges may be asked for history.
     heals: whether declared gaps are read.
-    covers_reads: whether what a read lacks is fetched.
-    tail_max_candles: longest tail that is fetched for a read.
+    covers_reads: whether reads request missing candles.
+    tail_max_candles: longest tail that a read requests, in candles.
     derived_base_candles: base candles of the first history of a derived series.
-    native_candles: the exchange's own derived candles that one read fetches; 0: none.
-    final_margin_s: how long after its end a row of REST may change.
-    retention_days: candles older than the head by more days are not read; 0: all may be.
+    native_candles: the exchange's own derived candles that one read requests; 0: none.
+    final_margin_s: how long after its end a row of REST may change, in seconds.
+    retention_days: candles that are older than the head by more days are not read; 0: no limit.
     """
 
     freqtrade_folder: Path | None
@@ -89,7 +92,7 @@ class HistorySettings:
 
 @dataclass(frozen=True, slots=True)
 class IngestSettings:
-    """What is followed: `whitelist` for as long as the service runs, and with `on_demand` what clients subscribe to."""
+    """The followed series: `whitelist` always; with `on_demand` also series that clients subscribe to."""
 
     follow: FollowSettings
     whitelist: tuple[SeriesId, ...]
@@ -98,15 +101,16 @@ class IngestSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """What is told, and to whom.
+    """The settings of the services and the front.
 
-    listed: the whitelist as it is shown.
-    follows: whether anything is followed at all.
-    indicators: those that are shown.
-    health, debug: whether these routes answer.
-    health_grace_s: exchange time after a close before its candle is expected.
-    health_recent_s: how long a backfill counts as recent.
-    usual_margin_s: how long after its end a row of a usual exchange may change.
+    guard: decides about requests.
+    listed: the whitelist that is shown.
+    follows: whether any ingest is on.
+    indicators: the indicators that are shown.
+    health, debug: whether these routes exist.
+    health_grace_s: exchange time after a close before the candle is expected, in seconds.
+    health_recent_s: how long a backfill counts as recent, in seconds.
+    usual_margin_s: how long after its end a row of REST usually may change, in seconds.
     """
 
     guard: Guard
@@ -121,7 +125,7 @@ class ServiceSettings:
 
 
 def ledger_settings(flags: RuntimeFlags) -> LedgerSettings:
-    """Raises `BadFlag` for an indicator that there is not."""
+    """Raises `BadFlag` for an unknown indicator."""
     return LedgerSettings(
         indicators=tuple(parse_indicators(flags.indicators)),
         pivot_window_major=flags.factor_pivot_window_major,
@@ -206,7 +210,7 @@ def ingest_settings(flags: RuntimeFlags, listed: tuple[SeriesId, ...]) -> Ingest
 
 
 def service_settings(flags: RuntimeFlags) -> ServiceSettings:
-    """Raises `BadFlag`, also for a whitelist that cannot be read, and a service that others could reach without a
+    """Raises `BadFlag`, also for an unreadable whitelist, and for a service that other machines could reach without a
     token."""
     return ServiceSettings(
         guard=Guard.of(flags.host, flags.allowed_origins, flags.api_token),

@@ -1,4 +1,4 @@
-"""HTTP: the whole service in one look, once, or followed as server-sent events."""
+"""HTTP: the status of the whole service, once or as server-sent events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def event_text(status: ServiceStatus) -> bytes:
 
 @router.get("", responses={200: {"model": ServiceStatus}}, response_class=Response)
 async def get_status(request: Request) -> Response:
-    """One status with one reason, and the exchanges, series and store that the status follows from."""
+    """One status with one reason, and the facts about exchanges, series and store."""
     status = await market_data_of(request).status.status()
     return Response(_encode(status), media_type="application/json", headers={"Cache-Control": "no-store"})
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from klinesync.market.error_codes import send_refusal
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
-# The stop takes at most 5 s, whatever clients do. These are its parts before the store is closed, in seconds:
-# for sockets to accept their end (1001), and for requests that are being answered;
+# The stop takes at most 5 s, whatever clients do. Before the store is closed, in seconds: the wait for sockets to
+# accept their end (1001) and for requests in flight;
 CLIENTS_END_S = 1.5
-# then for the refusals of requests that still wait, until all connections are cut off.
+# then the wait for the refusals of pending requests, after which all connections are cut off.
 REFUSALS_SENT_S = 0.5
 
 
 class Requests:
-    """The requests that are being answered."""
+    """The requests in flight."""
 
     def __init__(self, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
         self._monotonic = monotonic
@@ -25,7 +25,7 @@ class Requests:
         self._ends: set[asyncio.Timeout] = set()
 
     def stop(self) -> None:
-        """From now on new requests are refused."""
+        """Refuse new requests from now on."""
         self.stopping = True
 
     def end(self) -> None:
@@ -42,7 +42,7 @@ class Requests:
 
         async def sent(message: Message) -> None:
             nonlocal begun
-            await send(message)  # may wait behind an answer that the client does not read
+            await send(message)  # may wait for the client to read an earlier answer
             begun = True
 
         end = asyncio.timeout(None)
@@ -55,7 +55,7 @@ class Requests:
                 raise
             if not begun:
                 await refuse(scope, send)
-            else:  # half an answer cannot be taken back: the connection is cut off in a moment
+            else:  # a begun answer cannot be replaced: wait until the connection is cut off
                 while not (await receive())["type"].endswith(".disconnect"):
                     pass
         finally:
@@ -80,12 +80,4 @@ class RequestGate:
 
 async def refuse(scope: Scope, send: Send) -> None:
     """Answer a request or handshake with 503 `shutting_down`."""
-    body = msgspec.json.encode({"detail": "the service stops", "code": "shutting_down"})
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-    ]
-    kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
-    await send({"type": f"{kind}.start", "status": 503, "headers": headers})
-    await send({"type": f"{kind}.body", "body": body})
+    await send_refusal(scope, send, 503, "shutting_down", "the service stops", [(b"connection", b"close")])

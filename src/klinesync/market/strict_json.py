@@ -11,10 +11,10 @@ from klinesync.core.decoding import Undecodable, decode_json
 
 
 class StrictJsonRequest(Request):
-    """Reads its body strictly."""
+    """A request whose body is read strictly."""
 
     async def json(self) -> object:
-        """The body's value. Raises 422 for what is no JSON."""
+        """The body's value. Raises 422 for malformed JSON."""
         try:
             return decode_json(await self.body(), object)
         except Undecodable as error:
@@ -25,7 +25,7 @@ class StrictJsonRoute(APIRoute):
     """A route whose body is strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
-        """The route's handler, behind the strict reader."""
+        """The route's handler, with the strict reader."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:

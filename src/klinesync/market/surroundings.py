@@ -1,4 +1,4 @@
-"""Surroundings: what a service takes from the world around it, and the simulation from its own."""
+"""Surroundings: clock, randomness and bulkheads of a service; the simulation has its own."""
 
 from __future__ import annotations
 

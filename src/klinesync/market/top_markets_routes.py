@@ -1,4 +1,4 @@
-"""HTTP: the symbols that are traded most, once, or followed as server-sent events."""
+"""HTTP: the symbols with the highest quote volume, once or as server-sent events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 
 
 def event_text(event: TopAnswer | UpstreamError | None) -> bytes:
-    """An answer, trouble of the exchange, or nothing new (a comment), as one event."""
+    """An answer, an error of the exchange, or a comment (None), as one event."""
     match event:
         case TopAnswer():
             return b"event: top_markets\nid: %d\ndata: %b\n\n" % (event.generated_at_ms, _encode(event))
@@ -59,10 +59,10 @@ async def get_top_markets(
     limit: Limit = DEFAULT_LIMIT,
     force: bool = False,
 ) -> Response:
-    """The symbols with the greatest quote volume of the last 24 hours, of those that are traded now.
+    """The traded symbols with the highest quote volume of the last 24 hours.
 
-    An answer serves everybody for some seconds; `force` asks the exchange anew, a few times a minute. When the
-    exchange cannot be asked, the last answer is served with `"stale": true`.
+    An answer is cached for some seconds; `force` asks the exchange again, a few times a minute. When the exchange
+    cannot be reached, the last answer is served with `"stale": true`.
     """
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
     answer = await market_data_of(request).top_markets.top(query, force=force)
@@ -89,8 +89,8 @@ async def stream_top_markets(
     ] = DEFAULT_INTERVAL_S,
     max_events: Annotated[int, Query(ge=0, le=MOST_EVENTS, description="0: endless")] = 0,
 ) -> Response:
-    """The same as server-sent events: at once, and then when the items have changed, looked at every `interval_s`
-    seconds (the exchange is asked less often); ends after `max_events` of them, 0: never."""
+    """The same as server-sent events: at once, then when the items have changed, checked every `interval_s` seconds
+    (the exchange is asked less often). Ends after `max_events` events; 0: never."""
     top_markets = market_data_of(request).top_markets
     query = TopQuery(exchange, market, quote_asset.upper(), limit)
     top_markets.check(query)

@@ -1,16 +1,13 @@
-"""`/ws/market`, and the answer to handshakes elsewhere."""
+"""`/ws/market`, and the answer to handshakes at other paths."""
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from fastapi import APIRouter, WebSocket
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from klinesync.core.printable import printable
+from klinesync.market.error_codes import send_refusal
+from klinesync.market.http_routes import market_data_of
 from klinesync.market.ws_transport import serve_socket
-from klinesync.market_data.orchestrator import MarketDataOrchestrator
 
 SOCKET_PATH = "/ws/market"
 
@@ -20,13 +17,11 @@ router = APIRouter()
 @router.websocket(SOCKET_PATH)
 async def market_socket(websocket: WebSocket) -> None:
     """Subscriptions of one client. See the protocol's reference for the messages."""
-    market_data = websocket.app.state.runtime.market_data
-    assert isinstance(market_data, MarketDataOrchestrator)
-    await serve_socket(websocket, market_data)
+    await serve_socket(websocket, market_data_of(websocket))
 
 
 class SocketPaths:
-    """ASGI: handshakes elsewhere than at `SOCKET_PATH` are answered with 404 in our shape of errors."""
+    """ASGI: answers handshakes at other paths than `SOCKET_PATH` with 404."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,6 +30,5 @@ class SocketPaths:
         if scope["type"] != "websocket" or scope["path"] == SOCKET_PATH:
             await self._app(scope, receive, send)
             return
-        detail = printable(f"there is no WebSocket at {scope['path']}; it is {SOCKET_PATH}")
-        answer = JSONResponse({"detail": detail, "code": "not_found"}, HTTPStatus.NOT_FOUND)
-        await WebSocket(scope, receive, send).send_denial_response(answer)
+        detail = f"there is no WebSocket at {scope['path']}; it is at {SOCKET_PATH}"
+        await send_refusal(scope, send, 404, "not_found", detail)

@@ -1,7 +1,7 @@
 """The sockets of `/ws/market`: incoming messages are handled in order, the client's outbox writes outgoing ones.
 
 `MarketSocket` is uvicorn's WebSocket protocol. The handshake goes through the application like any request. Then the
-route hands the connection over, and nothing of ASGI remains: no task, queue or scope while a client idles, and frames
+route hands the connection over, and ASGI is not used any more: an idle client has no task, queue or scope, and frames
 go from the outbox straight to the transport. `AsgiSocket` does the same over ASGI's `receive` and `send`, for other
 servers and for the simulation.
 """
@@ -40,21 +40,22 @@ from klinesync.ws.frames import payload_of
 from klinesync.ws.hub import CLOSE_DEFECT, CLOSE_POLICY_VIOLATION, Client
 from klinesync.ws.rate import RATE_PER_S, MessageRate, Verdict
 
-# Most WebSocket clients. Below the limit of connections, so that HTTP always has some.
+# Most WebSocket clients; fewer than the connections, so that HTTP always has some.
 MAX_CLIENTS = 10_000
+# Longest message of a client, in bytes.
 MAX_MESSAGE_BYTES = 64 << 10
-# Most fragments of a message: a few bytes may come in many fragments, each of which costs memory.
+# Most fragments of a message, because each fragment costs memory, however short.
 MAX_FRAGMENTS = 1000
-# Unhandled messages of a client from which on its socket is not read.
+# Unhandled messages of a client at which its socket is paused.
 INBOX_MAX_MESSAGES = 16
 # Longest time for the closing handshake, in seconds; then the connection is cut off.
 CLOSE_TIMEOUT_S = 5.0
-# Interval of pings, and the longest time for an answer, in seconds; without an answer the connection is half open. The
-# ping waits behind unread data, so a slow client needs some time.
+# Interval of pings, and the longest wait for a pong, in seconds; without a pong the connection is half open. The wait
+# is long, because a ping is queued behind unread data of a slow client.
 PING_INTERVAL_S = 20.0
 PING_TIMEOUT_S = 40.0
 
-# Longest reason for a refused handshake, in characters: a header's value may be a part of it.
+# Longest reason of a refused handshake, in characters, because it may contain a header's value.
 MAX_REFUSAL_CHARS = 200
 
 CLOSE_NOT_UTF8 = 1007
@@ -67,7 +68,7 @@ async def serve_socket(websocket: WebSocket, market_data: MarketDataOrchestrator
     """Accept a connection and serve it; refused with 503 when too many clients are connected."""
     extensions = websocket.scope.get("extensions", {})
     if market_data.clients >= MAX_CLIENTS:
-        detail = "there are too many connections; come back later"
+        detail = "there are too many connections; try again later"
         answer = {"detail": detail, "code": "too_many_connections"}
         await websocket.send_denial_response(JSONResponse(answer, HTTPStatus.SERVICE_UNAVAILABLE))
         return
@@ -90,14 +91,14 @@ async def handle(coordinator: WsSubscriptionCoordinator, client: Client, rate: M
             client.outbox.end(CLOSE_POLICY_VIOLATION)
 
 
-class Nobody(asyncio.Queue[ASGIReceiveEvent]):
+class _DroppedEvents(asyncio.Queue[ASGIReceiveEvent]):
     """The queue of a connection without an application: it drops every event."""
 
     def put_nowait(self, item: ASGIReceiveEvent) -> None:
         """Drop the event."""
 
 
-NOBODY = Nobody()
+DROPPED = _DroppedEvents()
 
 
 class SocketProtocol(ServerProtocol):
@@ -126,8 +127,8 @@ _REFUSAL_CODES: dict[int, FrontDoorCode] = {
 class MarketSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol; once `serve` was called, a client's wire.
 
-    The client is given back exactly once, as soon as its connection is past use: at its close frame, at a protocol
-    error, when its side of the connection ends, when it is lost.
+    The client is disconnected from the coordinator exactly once, as soon as the connection is unusable: at the client's
+    close frame, at a protocol error, at the end of its side of the connection, or when the connection is lost.
     """
 
     write: Callable[[Sequence[bytes]], None]
@@ -152,7 +153,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # Joins what it is given. Bound once: this is called for every message to every client.
+        # Joins the frames. Bound once, because it is called for every message to every client.
         self.write = self.transport.writelines
 
     def data_received(self, data: bytes) -> None:
@@ -161,8 +162,8 @@ class MarketSocket(WebSocketsSansIOProtocol):
             self._refuse_handshake(self.conn.handshake_exc)
 
     def _refuse_handshake(self, reason: Exception) -> None:
-        """Answer a handshake that cannot be read (it has a body, or a line that is too long), and close: uvicorn would
-        neither answer nor close."""
+        """Answer a malformed handshake (with a body, or with a line that is too long), and close; uvicorn does
+        neither."""
         self.handshake_complete = self.close_sent = True
         answer = b"".join(self.conn.data_to_send())
         if not answer:
@@ -190,17 +191,17 @@ class MarketSocket(WebSocketsSansIOProtocol):
         coordinator.connected(client)
         self._client = client
         if self.disconnected or self.transport.is_closing():
-            self._leave()
-        early, self.queue = self.queue, NOBODY
+            self._disconnect()
+        early, self.queue = self.queue, DROPPED
         while not early.empty():
             event = early.get_nowait()
             if event["type"] == "websocket.receive":
-                self._take(event.get("text") or event.get("bytes") or b"")
-        self._read_on()
-        # Nobody asks for these any more.
+                self._receive(event.get("text") or event.get("bytes") or b"")
+        self._resume_reading()
+        # Not used any more.
         del self.scope, self.request, self.response
 
-    def _leave(self) -> None:
+    def _disconnect(self) -> None:
         """Disconnect the client from the coordinator."""
         client, self._client = self._client, None
         if client is not None:
@@ -224,7 +225,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.close_sent = True
             self.ending()
-            self._read_on()  # the answer to it
+            self._resume_reading()  # for the client's close frame
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -238,7 +239,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
         if self._client is not None:
             self._client.outbox.resume()
 
-    # --- what comes
+    # --- incoming messages
 
     def send_receive_event_to_app(self) -> None:
         if self._client is None:
@@ -247,16 +248,16 @@ class MarketSocket(WebSocketsSansIOProtocol):
         data = b"".join(self.frames)
         self.frames = []
         if self._client.outbox.ended is not None:
-            return  # what it says now comes too late
+            return  # the connection is being closed
         if self.curr_msg_data_type == "bytes":
-            self._take(data)
+            self._receive(data)
             return
         try:
-            self._take(data.decode())
+            self._receive(data.decode())
         except UnicodeDecodeError:
             self._fail(CLOSE_NOT_UTF8)
 
-    def _take(self, message: str | bytes) -> None:
+    def _receive(self, message: str | bytes) -> None:
         if self._client is None:
             return
         if self._inbox is None:
@@ -271,7 +272,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     async def _handle(self, client: Client) -> None:
-        """One message after the other, until there is none."""
+        """Handle the messages in the inbox, in order."""
         try:
             while self._inbox:
                 await handle(self._coordinator, client, self._rate, self._inbox.popleft())
@@ -281,9 +282,9 @@ class MarketSocket(WebSocketsSansIOProtocol):
             raise
         finally:
             self._handling = self._inbox = None
-            self._read_on()
+            self._resume_reading()
 
-    def _read_on(self) -> None:
+    def _resume_reading(self) -> None:
         if self.read_paused and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
@@ -296,47 +297,47 @@ class MarketSocket(WebSocketsSansIOProtocol):
 
     def handle_ping(self) -> None:
         if self._write_paused:
-            self.conn.data_to_send()  # who asks and does not read gets no answer
+            self.conn.data_to_send()  # no pong for a client that does not read
         else:
             super().handle_ping()
 
     def keepalive_timeout(self) -> None:
         if self.read_paused:
-            # The answer may be there: it is we who do not read.
+            # The pong may have arrived: we have paused reading.
             self.pong_timer = self.loop.call_later(PING_TIMEOUT_S, self.keepalive_timeout)
             return
         super().keepalive_timeout()
-        self._leave()
+        self._disconnect()
         self.ending()
 
     # --- the end
 
     def _fail(self, code: int) -> None:
-        """Close the connection at once, whatever waits."""
+        """Close the connection at once, without the backlog."""
         self.conn.fail(code)
         self.handle_parser_exception()
 
     def handle_parser_exception(self) -> None:
-        self._leave()
+        self._disconnect()
         super().handle_parser_exception()
         self.ending()
 
     def handle_close(self, event: Frame) -> None:
-        self._leave()
+        self._disconnect()
         super().handle_close(event)
         self.ending()
 
     def eof_received(self) -> None:
-        self._leave()
+        self._disconnect()
         self.ending()
 
     def shutdown(self) -> None:
-        self._leave()
+        self._disconnect()
         super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._leave()
+        self._disconnect()
 
 
 class AsgiSocket:
@@ -351,7 +352,7 @@ class AsgiSocket:
         self._client = Client(self)
 
     async def serve(self, coordinator: WsSubscriptionCoordinator) -> None:
-        """Until the connection ends."""
+        """Serve the client until the connection ends."""
         coordinator.connected(self._client)
         loop, begin = asyncio.get_running_loop(), coordinator.bulkheads.begin
         tasks = [
@@ -365,7 +366,7 @@ class AsgiSocket:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._ending.is_set():
-                # The writer closes after what waits; a client that takes nothing any more is cut off.
+                # The writer closes after the backlog; a client that does not read is cut off.
                 await asyncio.wait(tasks[:1], timeout=CLOSE_TIMEOUT_S)
         finally:
             coordinator.disconnected(self._client)
@@ -401,7 +402,7 @@ class AsgiSocket:
             await handle(coordinator, self._client, rate, message["bytes"] if text is None else text)
 
     async def _write(self) -> None:
-        # A client may go away at any time; the reader, or the next write, then ends the connection.
+        # The client may disconnect at any time; the reader, or the next write, then ends the connection.
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             while True:
                 await self._due.wait()
