@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from klinesync.market.error_codes import FrontDoorCode, send_refusal
+from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market.refusals import send_refusal
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
 MAX_BODY_BYTES = 8 << 20

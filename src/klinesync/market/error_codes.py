@@ -3,14 +3,9 @@ page of errors is tested against both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import msgspec
-from starlette.types import Scope, Send
-
 from klinesync.core.errors import KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
-from klinesync.core.printable import printable
 from klinesync.market_data.event_streams import RateLimited
 from klinesync.market_data.factor_services import LedgerOutOfSync
 
@@ -44,26 +39,3 @@ HTTP_STATUSES: tuple[tuple[type[KlinesyncError], int], ...] = (
 def http_status(error: type[KlinesyncError]) -> int | None:
     """The HTTP status of an error class; None when the error is a defect of the service."""
     return next((status for kind, status in HTTP_STATUSES if issubclass(error, kind)), None)
-
-
-async def send_refusal(
-    scope: Scope,
-    send: Send,
-    status: int,
-    code: FrontDoorCode,
-    detail: str,
-    headers: Sequence[tuple[bytes, bytes]] = (),
-) -> None:
-    """Answer a request or a handshake with an error.
-
-    scope, send: of the ASGI request.
-    status: HTTP status.
-    code: for programs.
-    detail: a sentence for people; control characters are escaped.
-    headers: in addition to type and length of the body; none by default.
-    """
-    body = msgspec.json.encode({"detail": printable(detail), "code": code})
-    kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
-    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": f"{kind}.start", "status": status, "headers": head})
-    await send({"type": f"{kind}.body", "body": body})

@@ -9,8 +9,8 @@ from fastapi.params import Depends
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from klinesync.market.error_codes import send_refusal
 from klinesync.market.guard import Guard, RequestHead
+from klinesync.market.refusals import send_refusal
 from klinesync.runtime.log_events import Log
 
 log = Log(__name__)

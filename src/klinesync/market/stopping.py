@@ -6,7 +6,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from klinesync.market.error_codes import send_refusal
+from klinesync.market.refusals import send_refusal
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
 # The stop takes at most 5 s, whatever clients do. Before the store is closed, in seconds: the wait for sockets to

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, WebSocket
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from klinesync.market.error_codes import send_refusal
 from klinesync.market.http_routes import market_data_of
+from klinesync.market.refusals import send_refusal
 from klinesync.market.ws_transport import serve_socket
 
 SOCKET_PATH = "/ws/market"
