@@ -111,7 +111,8 @@ class _Clock:
 
     def formed(self, past_end_ms: int) -> None:
         """A candle was still forming when the clock was `past_end_ms` after its end; negative before the end."""
-        self._past_end_ms = sorted((*self._past_end_ms, past_end_ms))[-2:]
+        if past_end_ms > self.ahead_ms:
+            self._past_end_ms = sorted((*self._past_end_ms, past_end_ms))[-2:]
 
     def move(self, stamp: Stamp) -> None:
         """Add a believed stamp. A stamp before the newest changes nothing; an equal one shows that the clock stands
