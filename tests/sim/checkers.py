@@ -28,7 +28,6 @@ from klinesync.storage.sqlite_tables import SqliteTables
 from sim.clients import SimulatedClient, View
 from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.network import Network
-from sim.scenario import DERIVED
 from sim.service import Service
 
 # A seed that fails says why with the first of what it found, not with all that follows from it.
@@ -230,13 +229,12 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
     for series in exchange.listings:
         base = witness.candles(series)
         first, end = base[0].time, base[-1].time + MINUTE_S
-        parts, part_s = base, MINUTE_S
+        rolled = {"1m": base}
         unknown = [gap for gap in witness.gaps(series) if not _confirmed(gap)]
-        for code in DERIVED:
+        for code, parent in exchange.scenario.chain:
             frame = Timeframe.parse(code)
-            assert frame.step_s % part_s == 0
-            parts = _rolled(parts, frame.step_s)
-            part_s = frame.step_s
+            assert frame.step_s % Timeframe.parse(parent).step_s == 0
+            parts = rolled[code] = _rolled(rolled[parent], frame.step_s)
             derived = series.with_timeframe(frame)
             stored = {candle.time: candle for candle in witness.candles(derived)}
             open_times = range(frame.floor(first), frame.floor(end), frame.step_s)

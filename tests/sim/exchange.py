@@ -9,17 +9,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from math import fsum
 from random import Random
 
 import msgspec
 
 from klinesync.core.candle import Candle
+from klinesync.core.derived import fold
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.audit import AUDIT_AGE_S
 from klinesync.sim.clock import ExchangeClock
-from sim.scenario import EPOCH_S, Scenario
+from sim.scenario import EPOCH_S, FOLDED, Scenario
 from sim.virtual_loop import VirtualLoop
 
 BASE = Timeframe.parse("1m")
@@ -275,16 +277,29 @@ class SimulatedExchange:
         return f"[{','.join(rows)}]".encode()
 
     def has_told(self, series: SeriesId, candle: Candle) -> bool:
-        """Whether REST ever answered exactly this closed candle of a longer timeframe."""
-        listing = self.listings[series.with_timeframe(BASE)]
-        return candle in listing.native.get((series.timeframe.code, candle.time), ())
+        """Whether REST ever answered exactly this closed candle of a longer timeframe, or candles that are folded into
+        this."""
+        listing, frame = self.listings[series.with_timeframe(BASE)], series.timeframe
+        if frame.code not in FOLDED:
+            return candle in listing.native.get((frame.code, candle.time), ())
+        part = Timeframe.parse(FOLDED[frame.code])
+        opens = range(candle.time, frame.next(candle.time), part.step_s)
+        told = [versions for time in opens if (versions := listing.native.get((part.code, time)))]
+        return bool(told) and any(fold(frame, parts) == [candle] for parts in product(*told))
 
     def native(self, series: SeriesId, first: int, end: int) -> list[Candle]:
         """The exchange's own candles of a longer timeframe that open in `[first, end)`, and have ended: as they are
-        now."""
+        now. Of a timeframe that the exchange lacks, those whose first part there is."""
         listing, frame = self.listings[series.with_timeframe(BASE)], series.timeframe
         begins = listing.begins(self.now_ms() / 1000)
-        candles = []
+        candles: list[Candle] = []
+        if frame.code in FOLDED:
+            part = series.with_timeframe(Timeframe.parse(FOLDED[frame.code]))
+            for time in range(first, min(end, self.end_s - frame.seconds + 1), frame.seconds):
+                parts = self.native(part, time, frame.next(time))
+                if parts and parts[0].time == time >= begins:
+                    candles += fold(frame, parts)
+            return candles
         for time in range(first, min(end, self.end_s - frame.seconds + 1), frame.seconds):
             minutes = range(max(time, begins), frame.next(time), MINUTE_S)
             parts = [listing.final[minute] for minute in minutes if minute in listing.final]

@@ -26,6 +26,8 @@ SELDOM = 0.25
 
 # The derived timeframes that the service keeps.
 DERIVED = ("5m", "15m", "1h")
+# Timeframes that the exchange lacks, and of which of its candles theirs are folded; some seeds derive one of them.
+FOLDED = {"10m": "5m", "20m": "5m", "45m": "15m"}
 
 _SYMBOLS = (
     ("spot", "BTC/USDT"),
@@ -122,9 +124,22 @@ class Scenario:
     # The exchange's own candles before the first one of a derived series, and the base candles that are fetched for it.
     native_candles: int
     derived_base_candles: int
+    # The derived timeframe that the exchange lacks; None: there is none.
+    own_timeframe: str | None
     # The longest advance of factors inside a write transaction, in candles.
     advance_max_candles: int
     faults: Faults
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """The derived timeframes."""
+        return DERIVED if self.own_timeframe is None else (*DERIVED, self.own_timeframe)
+
+    @property
+    def chain(self) -> tuple[tuple[str, str], ...]:
+        """Each derived timeframe, and the one that its candles are made of."""
+        links = tuple(zip(DERIVED, ("1m", *DERIVED), strict=False))
+        return links if self.own_timeframe is None else (*links, (self.own_timeframe, FOLDED[self.own_timeframe]))
 
     @property
     def audit_candles(self) -> int:
@@ -149,6 +164,7 @@ def draw_scenario(seed: int) -> Scenario:
     ledgers = Random(f"ledgers {seed}")
     clocks = Random(f"clocks {seed}")
     parts = Random(f"parts {seed}")
+    timeframes = Random(f"timeframes {seed}")
     symbols = sorted(rng.sample(_SYMBOLS, rng.randint(1, 4)))
 
     def maybe(low: float, high: float, chance: float = 0.4) -> float:
@@ -206,6 +222,10 @@ def draw_scenario(seed: int) -> Scenario:
     catch_up_max_candles = rng.choice((10, 50, 2000))
     series = tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols)
     derived = [one.with_timeframe(Timeframe.parse(code)) for one in series for code in DERIVED]
+    own_timeframe = timeframes.choice((None, None, *FOLDED))
+    own: list[SeriesId] = []
+    if own_timeframe is not None and timeframes.random() < 0.7:
+        own = [timeframes.choice(series).with_timeframe(Timeframe.parse(own_timeframe))]
     speed = rng.choice((1.0, 1.0, 7.0, 60.0, 300.0))
     return Scenario(
         seed=seed,
@@ -216,7 +236,7 @@ def draw_scenario(seed: int) -> Scenario:
         settle_minutes=max(6, ceil(SETTLING_S * min(speed, SETTLING_SPEED) / 60)),
         history_minutes=rng.choice((5, 30, 200)),
         series=series,
-        watched=(*series, *rng.sample(derived, rng.randint(0, 2))),
+        watched=(*series, *rng.sample(derived, rng.randint(0, 2)), *own),
         first_history_candles=rng.choice((1, 5, 60, 150)),
         # Where weight is scarce a first history in pages of two rows would take hours.
         # And fewer than four rows would not get on where later rows alone prove.
@@ -228,12 +248,15 @@ def draw_scenario(seed: int) -> Scenario:
         slow_clients=rng.choice((0, 1, 2)),
         flapping_clients=rng.choice((0, 1, 2)),
         # A catch-up of everything fits, as it does with the real limits; not much more does.
-        outbox_max_messages=min(10_000, (catch_up_max_candles + 2) * (len(symbols) + 2) + rng.choice((10, 50, 10_000))),
+        outbox_max_messages=min(
+            10_000, (catch_up_max_candles + 2) * (len(symbols) + 2 + len(own)) + rng.choice((10, 50, 10_000))
+        ),
         catch_up_max_candles=catch_up_max_candles,
         writer_from_outside=rng.random() < 0.3,
         audit_interval_s=edge.choice((0.0, 5.0, 30.0)),
         native_candles=ledgers.choice((0, 3, 20)),
         derived_base_candles=ledgers.choice((1, 2000)),
+        own_timeframe=own_timeframe,
         advance_max_candles=ledgers.choice((5, 50, 2000)),
         faults=faults,
     )

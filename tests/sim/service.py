@@ -26,7 +26,7 @@ from klinesync.storage.candles import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.network import CALM, Network, Session
 from sim.plugins import INDICATORS
-from sim.scenario import DERIVED, EPOCH_S, Scenario
+from sim.scenario import EPOCH_S, Scenario
 from sim.virtual_loop import Process, VirtualClock, VirtualLoop
 
 R = TypeVar("R")
@@ -183,7 +183,7 @@ def flags_of(scenario: Scenario, path: Path) -> RuntimeFlags:
     return RuntimeFlags(
         database_url=f"sqlite:///{path}",
         whitelist=",".join(map(str, scenario.series)),
-        derived_timeframes=",".join(DERIVED),
+        derived_timeframes=",".join(scenario.derived),
         derived_native_candles=scenario.native_candles,
         derived_backfill_base_candles=scenario.derived_base_candles,
         indicators=INDICATORS,

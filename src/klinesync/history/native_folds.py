@@ -69,10 +69,13 @@ class NativeFold:
         return cls(target, part, Span(max(wanted.start, target.shift(wanted.end, -most)), wanted.end))
 
     @property
-    def start(self) -> int:
-        """The first open time to ask for: one part ahead of the span where candles are folded, so that a gap with which
-        the span begins has both neighbours."""
-        return self.span.start if self.part == self.target else max(0, self.part.shift(self.span.start, -1))
+    def asked(self) -> Span:
+        """The open times to ask for: where candles are folded with one part before the span and one behind it, so that
+        a gap with which the span begins or ends has both neighbours."""
+        start, end = self.span
+        if self.part == self.target:
+            return self.span
+        return Span(max(0, self.part.shift(start, -1)), self.part.next(end))
 
     async def pages(self, pages: Pages) -> Pages:
         """The pages of `target` that follow from all `pages` of `part`; the same pages where nothing is folded.

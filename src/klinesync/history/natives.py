@@ -50,7 +50,7 @@ class NativeReader:
                 return Outcome((again,), f"{series.exchange} has no candles that give those of {series}")
             fold = NativeFold.newest(series.timeframe, source.timeframe, wanted)
             with on_board(self.ports.watch, series, fold.span, NATIVE_REASON) as progress:
-                pages = fold.pages(self.ports.history(source, fold.start, errand, fold.span.end))
+                pages = fold.pages(self.ports.history(source, fold.asked.start, errand, fold.asked.end))
                 await read_pages(pages, into(self.ports.pipeline, series, NATIVE), progress, newest_first=True)
         except UpstreamError as error:
             self.ports.warn("history.native_failed", series, "its native candles cannot be read", error=error)
