@@ -133,7 +133,7 @@ async def test_what_differs_by_a_rounding_is_written_and_told_to_nobody(
     rounded = candle(1)._replace(volume=1.0 + 1e-12)
     async with make(tmp_path / "store.sqlite") as database:
         await write(database, BTC, candles(1, 2, 3))
-        origin = Origin("derived", 1, tolerance=1e-9)
+        origin = Origin("derived", 1, computed=True)
         rows = [rounded, candle(2, close=1.5), candle(4)]
         written = await database.write(lambda store: store.write(BTC, rows, origin))
         assert (written.candles, written.told) == (tuple(rows), tuple(rows[1:]))
@@ -349,7 +349,7 @@ async def test_what_an_older_version_kept_as_rows_is_read_and_packed_when_the_he
         await write(database, BTC, candles(1))
     rows = candles(*range(1, 700), *range(800, 1500))
     connection = apsw.Connection(str(path))
-    connection.executemany("INSERT OR IGNORE INTO candle VALUES (1, ?, ?, ?, ?, ?, ?)", rows)
+    connection.executemany(f"INSERT OR IGNORE INTO candle VALUES (1{', ?' * len(rows[0])})", rows)
     connection.close()
 
     async with make(path) as database:
@@ -398,7 +398,7 @@ async def test_a_full_disk_is_told_until_a_write_or_a_probe_succeeds(
         assert database.write_error is None
         await limit(database, 1)
         with pytest.raises(StoreError):
-            await write(database, BTC, candles(*range(2, 5000)))
+            await write(database, BTC, [candle(minute, close=1 / minute) for minute in range(2, 9000)])
         await limit(database, 1 << 30)
         await write(database, BTC, candles(2))
         assert database.write_error is None

@@ -138,7 +138,7 @@ def old_store(path: Path) -> None:
         connection.execute(script.read_text())
     connection.execute(f"PRAGMA user_version = {WITHOUT_EVENTS}; PRAGMA application_id = {APPLICATION_ID}")
     connection.execute("INSERT INTO series (series_id) VALUES (?)", (str(BTC),))
-    connection.execute("INSERT INTO candle VALUES (1, ?, ?, ?, ?, ?, ?)", CANDLE)
+    connection.execute("INSERT INTO candle VALUES (1, ?, ?, ?, ?, ?, ?)", CANDLE.ohlcv)
     connection.close()
 
 

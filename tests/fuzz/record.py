@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 
 from fuzz import CORPUS
-from klinesync.core.candle import Candle
+from support.candles import ohlcv
 from support.history_files import write_archive, write_freqtrade
 
 SERIES = "binance:spot:BTC/USDT:1m"
@@ -129,7 +129,7 @@ def record_answers(service: str) -> None:
 def record_files() -> None:
     """Files of each kind, with a few candles."""
     rows = json.loads((CORPUS / "rest_klines_spot" / "recorded").read_bytes())
-    candles = [Candle(row[0] // 1000, *map(float, row[1:6])) for row in rows]
+    candles = [ohlcv(row[0] // 1000, map(float, row[1:6])) for row in rows]
     for ending in ("feather", "parquet", "json"):
         path = write_freqtrade(Path("corpus.tmp") / f"BTC_USDT-1m.{ending}", candles)
         keep(f"file_{ending}", path.read_bytes())

@@ -66,7 +66,7 @@ from klinesync.runtime.flags import RuntimeFlags, read_configuration, whitelist
 from klinesync.runtime.http_client import WebSocket
 from klinesync.runtime.proxies import Proxies
 from klinesync.storage import lock
-from klinesync.storage.chunks import unpack
+from klinesync.storage.chunks import checked, unpack
 from klinesync.ws import protocol
 from klinesync.ws.protocol import BadMessage, WsMessageParser
 from sim.http import Answer
@@ -505,7 +505,10 @@ def _stored(payload: bytes) -> None:
     lock._who(payload)
     stored_listings(_Shelf(payload), "binance", "spot")  # type: ignore[arg-type]
     with _declared(ValueError):
-        unpack(payload)
+        unpack(payload, 0)
+    # Bytes that are what was written, as far as their checksum tells.
+    with _declared(ValueError):
+        unpack(checked(payload, 0), 0)
 
 
 # Short texts: names, times, headers, parameters of requests.

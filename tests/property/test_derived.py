@@ -65,7 +65,9 @@ def base_candles(draw: st.DrawFn, *, most: int = 100) -> list[Candle]:
 
 def bits(candles: Iterable[Candle]) -> list[tuple[object, ...]]:
     """Values to compare, zeros of unlike sign being unlike."""
-    return [(candle.time, *(value.hex() for value in candle[1:])) for candle in candles]
+    return [
+        (candle.time, *(value if value is None else float(value).hex() for value in candle[1:])) for candle in candles
+    ]
 
 
 # --- a second way to say the same: recursion over one bucket, slowly

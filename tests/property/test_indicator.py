@@ -24,6 +24,7 @@ from klinesync.factor.indicator_admission import why_refused
 from klinesync.factor.indicator_handle import MAX_RUNNING, Handle
 from klinesync.factor.indicator_names import indicator_of, parse_indicators
 from klinesync.factor.indicator_talib import function_names, look_up
+from support.candles import ohlcv
 from support.thorough import examples
 
 MINUTE = Timeframe.parse("1m")
@@ -327,4 +328,4 @@ def recorded(folder: Path, symbol: str) -> list[Candle]:
         gzip.decompress((folder / "gaps" / f"{symbol}-1m.json.gz").read_bytes()),
         type=list[tuple[int, float, float, float, float, float]],
     )
-    return [Candle(time // 1000, *values) for time, *values in rows]
+    return [ohlcv(time // 1000, values) for time, *values in rows]

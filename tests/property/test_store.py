@@ -63,8 +63,27 @@ Model = dict[SeriesId, Content]
 Step = Callable[[CandleStore, Model], None]
 
 
-def candle(minute: int, value: int) -> Candle:
-    return Candle(minute * 60, 1.0, 9.0, 0.5, 1.0 + value, 2.0)
+Flow = tuple[float | None, int | None, float | None, float | None]
+# Order flow that a source tells wholly, in part, or not at all.
+FLOWS: tuple[Flow, ...] = ((None,) * 4, (None,) * 4, (8.0, 3, 1.0, 4.0), (8.0, None, 1.0, None), (9.0, 3, None, 5.0))
+
+
+def candle(minute: int, value: int, flow: Flow = FLOWS[0]) -> Candle:
+    return Candle(minute * 60, 1.0, 9.0, 0.5, 1.0 + value, 2.0, *flow)
+
+
+def stored_over(was: Candle | None, now: Candle) -> Candle:
+    """What is stored when `now` is written where `was` is: a source that lacks order flow contradicts none."""
+    if was is None or was[:6] != now[:6]:
+        return now
+    return now._replace(**{name: getattr(was, name) for name in now._fields if getattr(now, name) is None})
+
+
+def revises(was: Candle | None, now: Candle) -> bool:
+    """Whether `now` has a value that differs from one in `was`."""
+    return was is not None and any(
+        None not in (one, other) and one != other for one, other in zip(was, now, strict=True)
+    )
 
 
 def drawing(version: int, time: int) -> Instruction:
@@ -77,14 +96,23 @@ def drawing(version: int, time: int) -> Instruction:
 def writes(draw: st.DrawFn) -> Step:
     series = draw(st.sampled_from(SERIES))
     start, count, value = draw(st.integers(0, MINUTES)), draw(st.sampled_from((1, 1, 3, 300))), draw(st.integers(0, 2))
+    flow = draw(st.sampled_from(FLOWS))
 
     def step(store: CandleStore, model: Model) -> None:
-        batch = [candle(minute, value) for minute in range(start, start + count)]
+        batch = [candle(minute, value, flow) for minute in range(start, start + count)]
         applied = store.write(series, batch, Origin("test", 0))
         content = model.setdefault(series, Content())
-        content.revised += [was for one in batch if (was := content.candles.get(one.time)) is not None and was != one]
-        assert list(applied.candles) == [one for one in batch if content.candles.get(one.time) != one]
-        content.candles |= {one.time: one for one in batch}
+        before = dict(content.candles)
+        head = max(before, default=-1)
+        content.candles |= {one.time: stored_over(before.get(one.time), one) for one in batch}
+        changed = [content.candles[one.time] for one in batch if content.candles[one.time] != before.get(one.time)]
+        revised = [one for one in changed if revises(before.get(one.time), one)]
+        content.revised += [before[one.time] for one in revised]
+        assert list(applied.candles) == changed
+        late = {one.time for one in changed if one.time not in before and one.time < head}
+        assert applied.revised == late.union(one.time for one in revised)
+        enriched = {one.time for one in changed if one.time in before} - applied.revised
+        assert applied.rounded == applied.enriched == enriched
 
     return step
 

@@ -4,12 +4,11 @@ when all is well."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isclose
 from pathlib import Path
 
 import apsw
 
-from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.candle import MAX_TIME, ROUNDING, Candle, agree
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -20,7 +19,6 @@ from klinesync.ingest.feed import MAX_HOLD_S
 from klinesync.ingest.liveness import STALE
 from klinesync.ingest.supervisor import TICK_S
 from klinesync.overlay.instruction import Instruction
-from klinesync.pipelines.derived_step import SAME
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.memory import Memory
 from klinesync.storage.records import Ledger
@@ -167,7 +165,7 @@ def _picture(witness: Witness, view: View, most: int) -> list[str]:
 
 def _added_otherwise(one: Candle, other: Candle) -> bool:
     """Whether two candles are the same but for the rounding of their volumes: one was the exchange's own."""
-    return one._replace(volume=0.0) == other._replace(volume=0.0) and isclose(one.volume, other.volume, rel_tol=SAME)
+    return agree(one, other, ROUNDING)
 
 
 def check_heads(witness: Witness, exchange: SimulatedExchange, clients: Iterable[SimulatedClient]) -> list[str]:

@@ -497,7 +497,7 @@ class SimulatedExchange:
 
 def kline_frame(listing: Listing, candle: Candle, *, closed: bool, event_ms: int) -> str:
     """A push, as it goes over a combined connection."""
-    time, open_, high, low, close, volume = candle
+    time, open_, high, low, close, volume = candle.ohlcv
     return (
         f'{{"stream":"{listing.stream}","data":{{"e":"kline","E":{event_ms},"s":"{listing.name}","k":{{'
         f'"t":{time * 1000},"T":{time * 1000 + 59_999},"s":"{listing.name}","i":"1m","f":1,"L":2,'
@@ -513,6 +513,6 @@ def exchange_roll_up(time: int, parts: list[Candle]) -> Candle:
 
 
 def _row(candle: Candle, seconds: int = MINUTE_S) -> str:
-    time, open_, high, low, close, volume = candle
+    time, open_, high, low, close, volume = candle.ohlcv
     end_ms = (time + seconds) * 1000 - 1
     return f'[{time * 1000},"{open_}","{high}","{low}","{close}","{volume}",{end_ms},"0",2,"0","0","0"]'

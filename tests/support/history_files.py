@@ -45,7 +45,7 @@ def write_archive(
     """A zip as the exchange's archive has it, with its checksum beside it."""
     rows = "".join(
         f"{time * unit},{open_!r},{high!r},{low!r},{close!r},{volume!r},{(time + 60) * unit - 1},1.0,5,0.5,0.5,0\n"
-        for time, open_, high, low, close, volume in candles
+        for time, open_, high, low, close, volume, *_ in candles
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -60,7 +60,7 @@ def write_freqtrade(path: Path, candles: Sequence[Candle], unit: str = "ms") -> 
     """A freqtrade file; its format is that of the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".json", ".gz"):
-        text = json.dumps([[candle.time * 1000, *candle[1:]] for candle in candles]).encode()
+        text = json.dumps([[candle.time * 1000, *candle.ohlcv[1:]] for candle in candles]).encode()
         path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
         return path
     date = pa.array([candle.time for candle in candles], pa.timestamp("s", "UTC")).cast(pa.timestamp(unit, "UTC"))

@@ -12,6 +12,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import frames as binance_frames
 from klinesync.exchanges.binance.frames import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
 from klinesync.exchanges.exchange import KlineEvent
+from support.candles import ohlcv
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 STREAM = "btcusdt@kline_1m"
@@ -140,8 +141,8 @@ def test_every_recorded_frame_is_understood(real_data: Path) -> None:
             parsed = parse_frame(text, {STREAM: Stream(kline["s"], series)})
             assert isinstance(parsed, KlineEvent)
             assert parsed.closed is kline["x"]
-            assert parsed.candle == Candle(
-                kline["t"] // 1000, *(float(kline[name]) for name in ("o", "h", "l", "c", "v"))
+            assert parsed.candle == ohlcv(
+                kline["t"] // 1000, (float(kline[name]) for name in ("o", "h", "l", "c", "v"))
             )
             count += 1
     assert count > 50

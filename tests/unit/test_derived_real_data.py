@@ -17,6 +17,7 @@ from klinesync.core.derived import complete, fold, touched
 from klinesync.core.gaps import Gap, GapState, arrived, begin_healing, confirm_empty, missing_candles, unproven
 from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe
+from support.candles import ohlcv
 from support.derived_candles import derive, roll_up
 
 MINUTE = Timeframe.parse("1m")
@@ -41,7 +42,7 @@ def from_json(path: Path) -> list[Candle]:
     rows = msgspec.json.decode(
         gzip.decompress(path.read_bytes()), type=list[tuple[int, float, float, float, float, float]]
     )
-    return [Candle(time // 1000, *values) for time, *values in rows]
+    return [ohlcv(time // 1000, values) for time, *values in rows]
 
 
 # --- Binance's own bars

@@ -23,6 +23,7 @@ from klinesync.history.files.names import ArchiveFile, archive_name, months
 from klinesync.history.files.readers import BadFile, batches, verify_checksum
 from klinesync.history.files.sources import ExchangeArchive
 from klinesync.sim.server import SimConfig, SimServer
+from support.candles import ohlcv
 from support.history_files import all_of, minutes, write_archive
 from support.upstream import plain, plain_id
 
@@ -197,7 +198,7 @@ async def test_recorded_archives_are_read_row_by_row(real_data: Path) -> None:
             with zipfile.ZipFile(path) as zipped:
                 text = zipped.read(zipped.namelist()[0]).decode()
             rows = [row for row in csv.reader(io.StringIO(text)) if row[0].isdigit()]
-            expected += [Candle(int(row[0]) // 1000, *map(float, row[1:6])) for row in rows]
+            expected += [ohlcv(int(row[0]) // 1000, map(float, row[1:6])) for row in rows]
         assert len(expected) == count
         assert await all_of(archive, series) == expected
 
@@ -294,7 +295,7 @@ async def test_the_simulated_exchanges_archive_has_its_rest_rows(name: str) -> N
             "symbol": symbol, "interval": str(series.timeframe), "limit": "1000", "startTime": str(found[0].time * 1000)
         }  # fmt: skip
         async with http.get(f"{exchange.http_url}/{prefix}/klines", params=params) as answer:
-            rows = [Candle(row[0] // 1000, *map(float, row[1:6])) for row in await answer.json()]
+            rows = [ohlcv(row[0] // 1000, map(float, row[1:6])) for row in await answer.json()]
         assert found[:1000] == rows[: len(found)]
         for path, status in (
             (day_file(series, 39).path, 200),

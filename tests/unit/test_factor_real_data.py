@@ -12,6 +12,7 @@ import pyarrow.feather as pa_feather
 import pytest
 
 from klinesync.core.candle import Candle
+from support.candles import ohlcv
 from support.structure_oracle import (
     confirmed_pens,
     extending_and_candidate,
@@ -38,7 +39,7 @@ def quiet_with_an_outage(folder: Path) -> list[Candle]:
         gzip.decompress((folder / "gaps" / "BRD_BTC-1m.json.gz").read_bytes()),
         type=list[tuple[int, float, float, float, float, float]],
     )
-    candles = [Candle(time // 1000, *values) for time, *values in rows]
+    candles = [ohlcv(time // 1000, values) for time, *values in rows]
     first = next(i for i, (one, other) in enumerate(pairwise(candles)) if other.time - one.time > 3_600)
     return candles[first - COUNT // 2 : first + COUNT // 2]
 

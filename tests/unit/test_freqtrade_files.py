@@ -19,6 +19,7 @@ from klinesync.history.files import sources
 from klinesync.history.files.names import freqtrade_path, freqtrade_series
 from klinesync.history.files.readers import BadFile, batches
 from klinesync.history.files.sources import FreqtradeFiles
+from support.candles import ohlcv
 from support.history_files import EVER, all_of, minute, minutes, write_freqtrade
 
 START = 1_747_699_200
@@ -85,7 +86,7 @@ def test_a_row_of_json_that_is_no_candle_costs_itself_alone(tmp_path: Path) -> N
     good = [START * 1000, 1.0, 2.0, 0.5, 1.5, 3.0]
     path.write_text(json.dumps([good, [START * 1000 + 60_000, None, 2.0, 0.5, 1.5, 3.0], [1, 2], ["x", *good[1:]]]))
     rows, broken = read(path)
-    assert rows[0] == Candle(START, *good[1:])
+    assert rows[0] == ohlcv(START, good[1:])
     assert rows[1].open != rows[1].open
     assert rows[2].time == -1
     assert broken == ["a row has 2 values instead of 6: '[1, 2]'"]
@@ -207,5 +208,5 @@ async def test_recorded_files_are_read_row_by_row(real_data: Path) -> None:
     assert spot == list(map(Candle, *columns))
     rows = json.loads(gzip.decompress((real_data / "gaps" / "BTC_USDT-1m.json.gz").read_bytes()))
     holes = await all_of(FreqtradeFiles(real_data / "gaps"), SPOT)
-    assert holes == [Candle(row[0] // 1000, *map(float, row[1:])) for row in rows]
+    assert holes == [ohlcv(row[0] // 1000, map(float, row[1:])) for row in rows]
     assert len(await all_of(FreqtradeFiles(real_data / "futures_um"), FUTURES)) == 43_199

@@ -196,7 +196,7 @@ def test_line_ends_of_every_kind_are_ends(end: str, tmp_path: Path) -> None:
 
 
 def table(time: object, **columns: object) -> pa.Table:
-    values = {name: pa.array([value]) for name, value in zip(NAMES, CANDLE[1:], strict=True)} | columns
+    values = {name: pa.array([value]) for name, value in zip(NAMES, CANDLE.ohlcv[1:], strict=True)} | columns
     return pa.table({"date": time, **values})
 
 
@@ -325,7 +325,7 @@ def test_a_bad_cell_costs_its_row(
     write: Callable[[Path, Sequence[Cells]], Path], bad: Cells, why: str, tmp_path: Path
 ) -> None:
     last = CANDLE._replace(time=START + 120)
-    rows, told = judged(write(tmp_path, [list(CANDLE), bad, list(last)]))
+    rows, told = judged(write(tmp_path, [list(CANDLE.ohlcv), bad, list(last.ohlcv)]))
     assert rows == [CANDLE, last]
     assert len(told) == 1
     assert told[0].startswith("row 2: ")

@@ -27,6 +27,7 @@ from klinesync.client.board import (
 from klinesync.client.updates import CaughtUp, ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
 from klinesync.client.watch import as_json, line
 from klinesync.core.candle import MAX_VALUE, Candle
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -331,7 +332,7 @@ def test_what_a_message_says_does_not_move_the_cursor() -> None:
     assert text == "stream.stale: a\\x1b[2J\\nb"
     assert line(disconnected("\x1b[2J")) == "not connected: \\x1b[2J"
     board = taken(disconnected("\x1b[31m\nred"))
-    assert not [letter for text in shown(board) for letter in text if not letter.isprintable()]
+    assert not [letter for text in shown(board) for letter in text if printable(letter) != letter]
 
 
 def test_narrow_terminals_keep_time_and_close_and_drop_high_and_low_together() -> None:
@@ -388,7 +389,7 @@ def test_whatever_happens_the_board_fits_the_terminal(
     lines = board.lines(width, height, NOW, ascii_only=ascii_only)
     assert len(lines) <= height
     assert max((text.cell_len for text in lines), default=0) <= width
-    assert not [letter for text in lines for letter in text.plain if not letter.isprintable()]
+    assert not [letter for text in lines for letter in text.plain if printable(letter) != letter]
 
 
 def test_strategies_do_not_import_what_draws() -> None:

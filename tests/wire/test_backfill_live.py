@@ -287,7 +287,7 @@ async def test_freqtrades_files_then_the_archive_then_rest_fill_what_is_asked_fo
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange:
         files.mkdir()
         held = truth(exchange, BTC, range(first, first + 3000 * 60, 60))
-        rows = [[1000 * row.time, *row[1:]] for row in held]
+        rows = [[1000 * row.time, *row.ohlcv[1:]] for row in held]
         (files / "BTC_USDT-1m.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
         (files / "ETH_USDT-1m.feather").write_bytes(b"no feather")
         flags = {

@@ -31,9 +31,9 @@ from klinesync.client import (
     tables,
 )
 from klinesync.client import service as client_service
-from klinesync.core.candle import Candle
 from klinesync.core.errors import BadSeriesId, Rejected
 from klinesync.sim.server import SimConfig, SimServer
+from support.candles import ohlcv
 from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
@@ -177,7 +177,7 @@ async def closed(updates: AsyncIterator[Update], count: int) -> list[ClosedCandl
 async def check(client: AsyncKlinesync, found: list[ClosedCandle], rows: list[dict[str, float]]) -> None:
     """Each candle once, each with the slice of that very candle."""
     assert [update.candle for update in found] == [
-        Candle(int(row["candle_time"]), *list(row.values())[1:]) for row in rows
+        ohlcv(int(row["candle_time"]), list(row.values())[1:]) for row in rows
     ]
     for update in found:
         assert update.slices is not None

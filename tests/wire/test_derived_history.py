@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from klinesync.core.backoff import Backoff
-from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.candle import MAX_TIME, ROUNDING, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
@@ -21,7 +21,6 @@ from klinesync.history import pending
 from klinesync.market_data import exchange_time
 from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
-from klinesync.pipelines.derived_step import SAME
 from klinesync.runtime.flags import load_flags
 from klinesync.sim import generator, server
 from klinesync.sim.exchange import Grid
@@ -85,7 +84,7 @@ def theirs(exchange: SimServer, series: SeriesId, first: int, end: int) -> list[
 def alike(some: Sequence[Candle], others: Sequence[Candle]) -> bool:
     """Whether they are the same but for how volumes were rounded."""
     return len(some) == len(others) and all(
-        one[:5] == other[:5] and isclose(one.volume, other.volume, rel_tol=SAME)
+        one[:5] == other[:5] and isclose(one.volume, other.volume, rel_tol=ROUNDING)
         for one, other in zip(some, others, strict=True)
     )
 

@@ -23,6 +23,7 @@ from klinesync.history.files import exporting
 from klinesync.history.files.merging import Merged, merged, rows_of
 from klinesync.history.files.rows import columns, joined
 from klinesync.history.files.sources import FreqtradeFiles
+from support.candles import ohlcv
 from support.history_files import all_of, minutes, write_freqtrade
 
 START = 1_714_521_600  # a midnight
@@ -102,7 +103,7 @@ def test_freqtrades_file_is_merged_with(kind: str, tmp_path: Path, run: Run) -> 
 )
 def test_a_merge_is_the_union_with_the_stores_values(file: dict[int, int], store: dict[int, int], size: int) -> None:
     def candles(values: dict[int, int]) -> list[Candle]:
-        return [Candle(60 * at, *[float(values[at])] * 5) for at in sorted(values)]
+        return [ohlcv(60 * at, [float(values[at])] * 5) for at in sorted(values)]
 
     old, new = candles(file), candles(store)
     pages = [columns(new[at : at + size]) for at in range(0, len(new), size)]

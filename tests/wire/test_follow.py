@@ -86,7 +86,7 @@ async def test_the_store_equals_what_was_recorded_bit_for_bit_with_no_hole(real_
                     *(table[name] for name in ("date", "open", "high", "low", "close", "volume")), strict=True
                 )
             }
-            assert [list(candle[1:]) for candle in candles] == [recorded[candle.time] for candle in candles]
+            assert [list(candle.ohlcv[1:]) for candle in candles] == [recorded[candle.time] for candle in candles]
 
 
 @pytest.mark.parametrize("series", [BTC, FUTURES_ETH], ids=str)

@@ -27,6 +27,7 @@ from klinesync.history.files.planning import MAX_PASSED_OVER, Imported, ImportFi
 from klinesync.history.files.readers import BadFile, verify_checksum
 from klinesync.history.files.sources import FreqtradeFiles
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.candles import ohlcv
 from support.history_files import all_of, keep_listings, minutes, write_archive, write_freqtrade
 from support.processes import environment, running
 
@@ -151,7 +152,7 @@ def test_names_of_files_and_texts_in_them_forge_no_lines_and_reach_no_terminal(a
     write_freqtrade(folder / "\x1b]0;x\x07[red]_USDT-1m.json", minutes(START, 2))
     (folder / "\nklinesync: all is well\u202e.csv").write_text("\x1b[31m,open,high,low,close,volume\n1,1,1,1,1,1\n")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff\x9b.csv")).write_text("")
-    write_freqtrade(folder / "BTC_USDT-1m.json", [minutes(START, 1)[0], Candle(START + 60, *[float("nan")] * 5)])
+    write_freqtrade(folder / "BTC_USDT-1m.json", [minutes(START, 1)[0], ohlcv(START + 60, [float("nan")] * 5)])
     paths = [folder, *sorted(folder.glob("*.csv"))]
     done = subprocess.run(
         [sys.executable, "-m", "klinesync", "import", *paths, f"--database-url=sqlite:///{tmp_path}/store.sqlite",

@@ -21,6 +21,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from klinesync.storage.sqlite import SqliteDatabase
+from support.candles import ohlcv
 from support.derived_candles import derive
 from support.running_service import Service, running_service
 
@@ -67,7 +68,7 @@ class Exchange(SimServer):
 def recorded(folder: Path, series: SeriesId) -> list[Candle]:
     raw = gzip.decompress((folder / "gaps" / f"{series.symbol.replace('/', '_')}-1m.json.gz").read_bytes())
     rows = msgspec.json.decode(raw, type=list[tuple[int, float, float, float, float, float]])
-    return [Candle(time // 1000, *values) for time, *values in rows]
+    return [ohlcv(time // 1000, values) for time, *values in rows]
 
 
 @asynccontextmanager

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from klinesync.core.backoff import Backoff
-from klinesync.core.candle import Candle
+from klinesync.core.candle import ROUNDING, Candle
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.history import pending
 from klinesync.market_data import exchange_time
 from klinesync.market_data.verify import verify
-from klinesync.pipelines.derived_step import SAME
 from klinesync.sim.exchange import Grid
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.candles import ohlcv
 from support.derived_candles import roll_up
 from support.history_files import write_freqtrade
 from support.processes import in_process, klinesync
@@ -56,7 +56,7 @@ def theirs(exchange: SimServer, series: SeriesId, first: int, end: int) -> list[
 def alike(some: Sequence[Candle], others: Sequence[Candle]) -> bool:
     """Whether they are the same but for how volumes were rounded."""
     return len(some) == len(others) and all(
-        one[:5] == other[:5] and isclose(one.volume, other.volume, rel_tol=SAME)
+        one[:5] == other[:5] and isclose(one.volume, other.volume, rel_tol=ROUNDING)
         for one, other in zip(some, others, strict=True)
     )
 
@@ -251,7 +251,7 @@ def test_commands_take_a_series_of_such_a_timeframe(tmp_path: Path) -> None:
     status, _, told = in_process("export", str(series), "--format=csv", f"--output={tmp_path}/out.csv", flags[0])
     assert status == 0, told
     rows = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()[1:]]
-    assert [Candle(int(row[0]), *map(float, row[1:6])) for row in rows] == expected
+    assert [ohlcv(int(row[0]), map(float, row[1:6])) for row in rows] == expected
     status, _, told = in_process(
         "export", str(series), "--format=feather", f"--output={tmp_path}", "--freqtrade", flags[0]
     )

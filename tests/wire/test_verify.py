@@ -26,10 +26,11 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.submissions import Empty
 from klinesync.sim.server import SimConfig, SimServer
-from klinesync.storage.chunks import unpack
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import MAX_FILE_PROBLEMS
+from support.candles import ohlcv
 from support.running_service import running_service
+from support.stored_chunks import stored_candles
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 START = 1_700_006_400  # a whole hour
@@ -159,6 +160,10 @@ def test_a_file_that_is_too_damaged_to_be_audited_is_told_all_the_same(
     assert "Traceback" not in errors
 
 
+# Order flow that a row does not have.
+UNTOLD = ", NULL" * 4
+
+
 def damage(store: Path, *statements: str) -> None:
     """Every candle is made a row first, so that a statement finds it."""
     connection = apsw.Connection(str(store))
@@ -166,8 +171,8 @@ def damage(store: Path, *statements: str) -> None:
     for chunk_id, packed in connection.execute("SELECT chunk_id, candles FROM candle_chunk").fetchall():
         assert isinstance(chunk_id, int)
         assert isinstance(packed, bytes)
-        rows = [(chunk_id >> 32, *candle) for candle in unpack(packed)]
-        connection.executemany("INSERT INTO candle VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        rows = [(chunk_id >> 32, *candle) for candle in stored_candles(connection, chunk_id, packed)]
+        connection.executemany(f"INSERT INTO candle VALUES ({', '.join('?' * len(rows[0]))})", rows)
     connection.execute("DELETE FROM candle_chunk")
     for statement in statements:
         connection.execute(statement)
@@ -204,9 +209,9 @@ def test_a_sound_store_passes_with_its_gaps_told_by_state(store: Path, verified:
     [
         (f"UPDATE candle SET high = low - 1 WHERE series_no = {numbered('1m')} AND time = {at(3)}", "bad_candle"),
         (f"UPDATE candle SET volume = 9e999 WHERE series_no = {numbered('5m')} AND time = {at(5)}", "bad_candle"),
-        (f"INSERT INTO candle VALUES ({numbered('1m')}, {at(3) + 7}, 1, 1, 1, 1, 1)", "bad_candle"),
-        (f"INSERT INTO candle VALUES ({numbered('1m')}, -60, 1, 1, 1, 1, 1)", "bad_candle"),
-        (f"INSERT INTO candle VALUES ({numbered('1m')}, 1 << 60, 1, 1, 1, 1, 1)", "bad_candle"),
+        (f"INSERT INTO candle VALUES ({numbered('1m')}, {at(3) + 7}, 1, 1, 1, 1, 1{UNTOLD})", "bad_candle"),
+        (f"INSERT INTO candle VALUES ({numbered('1m')}, -60, 1, 1, 1, 1, 1{UNTOLD})", "bad_candle"),
+        (f"INSERT INTO candle VALUES ({numbered('1m')}, 1 << 60, 1, 1, 1, 1, 1{UNTOLD})", "bad_candle"),
         (f"DELETE FROM candle WHERE series_no = {numbered('1m')} AND time = {at(3)}", "hole_not_in_ledger"),
         (f"DELETE FROM gap WHERE series_no = {numbered('1m')} AND start_time = {HOLE.start}", "hole_not_in_ledger"),
         (f"UPDATE gap SET end_time = {HOLE.end + 60} WHERE start_time = {HOLE.start}", "gap_not_a_hole"),
@@ -220,8 +225,8 @@ def test_a_sound_store_passes_with_its_gaps_told_by_state(store: Path, verified:
         (f"UPDATE candle SET close = close + 1e-9 WHERE series_no = {numbered('1h')}", "derived_wrong"),
         (f"UPDATE candle SET close = close + 0.01 WHERE series_no = {numbered('1m')} AND time = {at(4)}",
          "derived_wrong"),
-        (f"INSERT INTO candle VALUES ({numbered('5m')}, {at(600)}, 1, 1, 1, 1, 1)", "derived_unexpected"),
-        (f"INSERT INTO candle VALUES ({numbered('5m')}, {at(200)}, 1, 1, 1, 1, 1)", "derived_unexpected"),
+        (f"INSERT INTO candle VALUES ({numbered('5m')}, {at(600)}, 1, 1, 1, 1, 1{UNTOLD})", "derived_unexpected"),
+        (f"INSERT INTO candle VALUES ({numbered('5m')}, {at(200)}, 1, 1, 1, 1, 1{UNTOLD})", "derived_unexpected"),
         (f"DELETE FROM candle WHERE series_no = {numbered('15m')} AND time = {at(30)}", "derived_missing"),
         (f"DELETE FROM candle WHERE series_no = {numbered('1h')}", "derived_missing"),
     ],
@@ -354,7 +359,7 @@ async def test_a_recorded_outage_that_is_confirmed_empty_passes(
         gzip.decompress((real_data / "gaps" / f"{symbol}-1m.json.gz").read_bytes()),
         type=list[tuple[int, float, float, float, float, float]],
     )
-    candles = [Candle(time_ms // 1000, *values) for time_ms, *values in rows]
+    candles = [ohlcv(time_ms // 1000, values) for time_ms, *values in rows]
     holes = [Span(one.time + 60, two.time) for one, two in pairwise(candles) if two.time != one.time + 60]
     series = SeriesId.parse(f"binance:spot:{symbol.replace('_', '/')}:1m")
     store = tmp_path / "store.sqlite"

@@ -207,7 +207,7 @@ async def service_client(url: str, token: str | None) -> AsyncIterator[ServiceCl
 
 
 def _as_json(candle: Candle) -> Mapping[str, float]:
-    time_s, open_, high, low, close, volume = candle
+    time_s, open_, high, low, close, volume = candle.ohlcv
     return {"candle_time": time_s, "open": open_, "high": high, "low": low, "close": close, "volume": volume}
 
 

@@ -163,7 +163,11 @@ def _audit_json(audit: SeriesAudit) -> dict[str, object]:
 
 def _values(candle: Candle) -> dict[str, float | None]:
     """Prices and volume; None for values that are not finite, which JSON cannot represent."""
-    return {name: value if isfinite(value) else None for name, value in candle._asdict().items() if name != "time"}
+    return {
+        name: value if value is not None and isfinite(value) else None
+        for name, value in candle._asdict().items()
+        if name != "time"
+    }
 
 
 def iso(time_s: int) -> str:

@@ -200,7 +200,7 @@ class Board:
             self.forming = None
 
     def _measure(self, candle: Candle) -> None:
-        self._price_places = max(self._price_places, *(places(price) for price in candle[1:5]))
+        self._price_places = max(self._price_places, *(places(price) for price in candle.ohlcv[1:5]))
         self._volume_places = max(self._volume_places, places(candle.volume))
 
     def lines(self, width: int, height: int, now_s: float, *, ascii_only: bool = False) -> list[Text]:
@@ -306,7 +306,7 @@ class Board:
         return f"  {missing} {'candle' if missing == 1 else 'candles'} missing" + (f" ({state})" if state else "")
 
     def _columns(self, candles: Sequence[Candle]) -> list[Column]:
-        prices = [[self._price(candle[at]) for candle in candles] for at in (1, 2, 3, 4)]
+        prices = [[self._price(candle.ohlcv[at]) for candle in candles] for at in (1, 2, 3, 4)]
         volumes = [f"{candle.volume:.{self._volume_places}f}" for candle in candles]
         colours = ["green" if candle.close >= candle.open else "red" for candle in candles]
         times = [moment(candle.time, self.series) for candle in candles]

@@ -33,6 +33,7 @@ from klinesync.client.updates import (
     System,
     Update,
 )
+from klinesync.core.candle import Candle
 from klinesync.core.decoding import Undecodable, decode_json
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
@@ -77,7 +78,7 @@ def line(update: Update) -> str | None:
     """An update as a line of a log; None for forming candles and for a new connection."""
     match update:
         case ClosedCandle(candle, revised):
-            values = " ".join(number(value) for value in candle[1:])
+            values = " ".join(number(value) for value in candle.ohlcv[1:])
             return f"{clock(candle.time)} {'revised' if revised else 'closed'} {values}"
         case Gap(expected, actual):
             return f"{clock(expected)} gap until {clock(actual)}"
@@ -89,13 +90,17 @@ def line(update: Update) -> str | None:
             return None
 
 
+def _prices(candle: Candle) -> dict[str, float]:
+    return dict(zip(Candle._fields, candle.ohlcv, strict=False))
+
+
 def as_json(update: Update) -> str:
     """An update as a JSON object in one line."""
     match update:
         case ClosedCandle(candle, revised):
-            body: object = {"type": "closed", "revised": revised, **candle._asdict()}
+            body: object = {"type": "closed", "revised": revised, **_prices(candle)}
         case FormingCandle(candle):
-            body = {"type": "forming", **candle._asdict()}
+            body = {"type": "forming", **_prices(candle)}
         case Gap(expected, actual, state):
             body = {"type": "gap", "expected": expected, "actual": actual, "state": state}
         case System(event, message, data):

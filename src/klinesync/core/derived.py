@@ -100,14 +100,22 @@ def links_to(targets: tuple[Timeframe, ...], base: Timeframe) -> tuple[Timeframe
 def fold(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
     """One link: ascending candles of `target`'s parent timeframe, one pass, into ascending candles of `target`.
 
-    Open of the first, highest high, lowest low, close of the last, volumes added from left to right (by `+`: the
-    built-in `sum` rounds otherwise from Python 3.12 on). Buckets at both ends hold what `parts` hold of them.
+    Open of the first, highest high, lowest low, close of the last; volumes and trades added from left to right (by `+`:
+    the built-in `sum` rounds otherwise from Python 3.12 on), None where a part has None. Buckets at both ends hold what
+    `parts` hold of them.
     """
     folded: list[Candle] = []
     floor, next_ = target.floor, target.next
     bucket, end = 0, -1  # times are not negative: the first part begins a bucket
     open_ = high = low = close = volume = 0.0
-    for time, part_open, part_high, part_low, part_close, part_volume in parts:
+    quote: float | None = None
+    trades: int | None = None
+    taker: float | None = None
+    taker_quote: float | None = None
+    for part in parts:
+        time, _, part_high, part_low, part_close, part_volume, part_quote, part_trades, part_taker, part_taker_quote = (
+            part
+        )
         if time < end:
             if part_high > high:
                 high = part_high
@@ -115,14 +123,18 @@ def fold(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
                 low = part_low
             close = part_close
             volume += part_volume
+            quote = None if quote is None or part_quote is None else quote + part_quote
+            trades = None if trades is None or part_trades is None else trades + part_trades
+            taker = None if taker is None or part_taker is None else taker + part_taker
+            taker_quote = None if taker_quote is None or part_taker_quote is None else taker_quote + part_taker_quote
             continue
         if end >= 0:
-            folded.append(Candle(bucket, open_, high, low, close, volume))
+            folded.append(Candle(bucket, open_, high, low, close, volume, quote, trades, taker, taker_quote))
         bucket = floor(time)
         end = next_(bucket)
-        open_, high, low, close, volume = part_open, part_high, part_low, part_close, part_volume
+        _, open_, high, low, close, volume, quote, trades, taker, taker_quote = part
     if end >= 0:
-        folded.append(Candle(bucket, open_, high, low, close, volume))
+        folded.append(Candle(bucket, open_, high, low, close, volume, quote, trades, taker, taker_quote))
     return folded
 
 
@@ -272,13 +284,24 @@ class _Link:
 
 def _merge(time: int, folded: Candle, part: Candle) -> Candle:
     """One step of the fold, as in `fold`, of the bucket at `time`."""
-    _, open_, high, low, _, volume = folded
-    _, _, part_high, part_low, close, part_volume = part
+    _, open_, high, low, _, volume, quote, trades, taker, taker_quote = folded
+    _, _, part_high, part_low, close, part_volume, part_quote, part_trades, part_taker, part_taker_quote = part
     if part_high > high:
         high = part_high
     if part_low < low:
         low = part_low
-    return Candle(time, open_, high, low, close, volume + part_volume)
+    return Candle(
+        time,
+        open_,
+        high,
+        low,
+        close,
+        volume + part_volume,
+        None if quote is None or part_quote is None else quote + part_quote,
+        None if trades is None or part_trades is None else trades + part_trades,
+        None if taker is None or part_taker is None else taker + part_taker,
+        None if taker_quote is None or part_taker_quote is None else taker_quote + part_taker_quote,
+    )
 
 
 _end = attrgetter("end")

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import OHLCV, Candle
 
 Price = Literal["open", "high", "low", "close", "volume"]
 Floats = NDArray[np.float64]
@@ -18,7 +18,8 @@ Times = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """Candles of one series as arrays of one length, strictly ascending in `time` (UTC seconds of the open)."""
+    """Prices and volumes of one series as arrays of one length, strictly ascending in `time` (UTC seconds of the
+    open)."""
 
     time: Times
     open: Floats
@@ -29,12 +30,12 @@ class Columns:
 
     @classmethod
     def of(cls, candles: Sequence[Candle]) -> Columns:
-        """The candles as columns, their values unchanged."""
+        """The candles as columns, without order flow; their values are unchanged."""
         if not candles:
             nothing = np.empty(0)
             return cls(np.empty(0, np.int64), nothing, nothing, nothing, nothing, nothing)
         time, *values = zip(*candles, strict=True)
-        return cls(np.array(time, np.int64), *(np.array(column, np.float64) for column in values))
+        return cls(np.array(time, np.int64), *(np.array(column, np.float64) for column in values[: OHLCV - 1]))
 
     def __len__(self) -> int:
         return len(self.time)

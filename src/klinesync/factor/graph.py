@@ -55,6 +55,8 @@ class FactorGraph:
         self.names = tuple(factor.name for factor in self._factors)
         # The indicators that the factors depend on.
         self.outside = self._given.intersection(name for factor in self._factors for name in factor.depends_on)
+        # Whether any of the factors depends on the candles' order flow.
+        self.reads_flow = any(factor.reads_flow for factor in self._factors)
         self._nodes = _nodes(self._factors)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoders = {factor.name: msgspec.msgpack.Decoder(factor.type_of_state()) for factor in self._factors}

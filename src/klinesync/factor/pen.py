@@ -132,7 +132,7 @@ class PenFactor(Factor[PenState]):
         leg = state.leg
         next_leg = state.next_leg
         if next_leg is not None:
-            time, _, high, low, _, _ = candle
+            time, _, high, low, *_ = candle
             next_leg = next_leg.extended(time, high, low)
             if leg is not None:
                 leg = leg.extended(time, high, low)

@@ -104,7 +104,7 @@ class PivotFactor(Factor[PivotState]):
         return PivotState()
 
     def advance(self, state: PivotState, candle: Candle, upstream: Upstream) -> tuple[PivotState, Sequence[Event]]:
-        time, _, high, low, _, _ = candle
+        time, _, high, low, *_ = candle
         major, minor, at = self._major, self._minor, state.count
         gone = at - 2 * major - 1  # the number of the candle that leaves the window
 

@@ -59,6 +59,8 @@ class AnyFactor(ABC):
     parameters: Mapping[str, int | float | str] = MappingProxyType({})
     # Names of the factors and indicators whose results `advance` sees.
     depends_on: tuple[str, ...] = ()
+    # Whether results depend on the candles' order flow, which may be filled in later.
+    reads_flow: bool = False
     # The name for people.
     label: str
     features: Sequence[Feature] = ()

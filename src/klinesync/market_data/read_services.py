@@ -19,7 +19,6 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.history.missing import full_page_start
 from klinesync.market_data.coverage import Coverage
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.chunks import as_candles
 from klinesync.storage.database import Database
 from klinesync.ws.messages import CandleOut
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
@@ -276,7 +275,7 @@ class CandleReader:
             head = store.head(series)
             if since is None:
                 return CatchUp([], store.first(series), 0, store.commit(), [], head)
-            rows = store.newest_rows(series, CATCH_UP_MAX_CANDLES, as_candles, after=since)
+            rows = store.newest(series, CATCH_UP_MAX_CANDLES, after=since, strict=False)
             newer = store.count_after(series, since, CATCH_UP_MAX_CANDLES + 1)
             gaps = store.gaps(series, Span(rows[0].time, rows[-1].time)) if rows else []
             return CatchUp(rows, store.first(series), newer, store.commit(), gaps, head)

@@ -21,7 +21,6 @@ from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.log_events import Log
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.chunks import as_candles
 from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import Database
 
@@ -91,7 +90,7 @@ def trim(store: CandleStore, ledger: LedgerStep, old: Old, most: int) -> bool:
     Returns whether old candles remain.
     """
     series = old.series
-    oldest = store.oldest_rows(series, most + 1, as_candles, since=-1)  # damaged candles go with their neighbours
+    oldest = store.oldest(series, most + 1, since=-1, strict=False)  # damaged candles go with their neighbours
     more = len(oldest) > most and oldest[most].time < old.cut
     _trim(store, ledger, series, oldest[most].time if more else old.cut)
     first = store.first(series)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from klinesync.core.errors import UnknownSeries
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.history.files.sources import FreqtradeFiles
 from klinesync.market_data.retention import cut_of
 from klinesync.pipelines.derived_step import DerivedStep
+
+
+class Listed(Protocol):
+    """The exchanges, and the series that they list."""
+
+    def covers(self, series: SeriesId) -> bool:
+        """Whether the series' exchange can be asked."""
+        ...
+
+    async def known(self, series: SeriesId) -> bool:
+        """True for a series that its exchange lists. Raises `UnknownSeries` for any other, `UpstreamError`."""
+        ...
 
 
 class SeriesScope:
@@ -22,7 +35,7 @@ class SeriesScope:
 
     def __init__(
         self,
-        exchanges: ExchangeRegistry,
+        exchanges: Listed,
         files: FreqtradeFiles | None,
         derived: DerivedStep,
         *,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isclose
 
-from klinesync.core.candle import MAX_TIME, Candle, check_candle
+from klinesync.core.candle import MAX_TIME, ROUNDING, Candle, check_candle
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, StoreError, UnknownSeries
@@ -23,9 +23,8 @@ from klinesync.core.spans import Span, clipped, missing_spans, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.market_data.findings import Difference, SeriesAudit
 from klinesync.market_data.verify_ledger import LedgerVerifier
-from klinesync.pipelines.derived_step import SAME, DerivedStep
+from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.chunks import as_candles
 from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import Reading
 from klinesync.storage.records import DerivationOrigin
@@ -172,7 +171,7 @@ def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[Serie
 
 
 def _page(store: CandleStore, series: SeriesId, since: int) -> _Window | None:
-    candles = store.oldest_rows(series, WINDOW_CANDLES, as_candles, since=since)
+    candles = store.oldest(series, WINDOW_CANDLES, since=since, strict=False)
     if not candles:
         return None
     ledger = store.gaps(series, Span(since, candles[-1].time))
@@ -258,7 +257,7 @@ def _audit_native(audit: SeriesAudit, native: Candle, parts: Sequence[Candle]) -
     audit.native += 1
     for part in parts:
         bounds = ((part.high, native.high), (native.low, part.low), (part.volume, native.volume))
-        if any(value > bound and not isclose(value, bound, rel_tol=SAME) for value, bound in bounds):
+        if any(value > bound and not isclose(value, bound, rel_tol=ROUNDING) for value, bound in bounds):
             what = f"it is the exchange's own, and does not hold the base candle of {date_text(part.time)}"
             audit.note(Difference("derived_unexpected", native.time, what, stored=native))
             return

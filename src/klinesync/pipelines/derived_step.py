@@ -26,9 +26,6 @@ SOURCE = "derived"
 # By series, the candles that this transaction wrote, when they are one run without a hole.
 Fresh = MutableMapping[SeriesId, Sequence[Candle]]
 NATIVE = "native"
-# Largest relative difference of two values that counts as a rounding: the exchange adds volumes in another order than
-# we do. A candle that differs by roundings alone is not published again.
-SAME = 1e-9
 
 
 class DerivedStep:
@@ -92,9 +89,9 @@ class DerivedStep:
             return []
         if applied.candles and stored == Span(applied.candles[0].time, self.base.next(applied.candles[-1].time)):
             self._adopt(store, series)
-        if len(applied.candles) == 1 and not applied.revised and not emptied:
+        if len(applied.candles) == 1 and not (applied.revised or applied.rounded or emptied):
             return self._close_buckets(store, series, stored, applied.candles[0].time, at)
-        revised_times = [candle.time for candle in applied.candles if candle.time in applied.revised]
+        revised_times = [candle.time for candle in applied.candles if candle.time in applied.revised | applied.rounded]
         targets = self.targets
         if revised_times or emptied:
             timeframes = {derived.timeframe for derived in store.derived_of(series)}
@@ -235,7 +232,7 @@ class DerivedStep:
         candles = complete(target, fold(target, parts), unproven)
         derived = series.with_timeframe(target)
         stored = store.span(derived)
-        applied = write_closed(store, derived, candles, Origin(SOURCE, at, series, SAME))
+        applied = write_closed(store, derived, candles, Origin(SOURCE, at, series, computed=True))
         start = window.start if stored is None else min(window.start, stored.end)
         self._settle_gaps(store, series, target, Span(start, window.end), at)
         return [applied] if applied.candles else []

@@ -14,18 +14,17 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from math import isclose
 
 from msgspec.structs import replace
 
 from klinesync.core import gaps
-from klinesync.core.candle import Applied, Candle, check_candle
+from klinesync.core.candle import ROUNDING, Applied, Candle, agree, check_candle
 from klinesync.core.errors import DerivedSeries, StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, hull
 from klinesync.core.timeframe import Timeframe
 from klinesync.pipelines.derived_settings import Settled, settle
-from klinesync.pipelines.derived_step import NATIVE, SAME, DerivedStep, write_closed
+from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
 from klinesync.pipelines.ledger_step import LedgerStep, Progress
 from klinesync.pipelines.submissions import Empty, QueueLimits, Submission, Submissions, fail
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
@@ -478,13 +477,9 @@ def _questioned(store: CandleStore, series: SeriesId, candles: Sequence[Candle])
     for candle in candles:
         if candle.time <= head:
             stored = store.newest(series, 1, before=candle.time + 1, after=candle.time - 1)
-            if stored and not _same(stored[0], candle):
+            if stored and not agree(stored[0], candle, ROUNDING):
                 questioned.append(candle)
     return tuple(questioned)
-
-
-def _same(stored: Candle, candle: Candle) -> bool:
-    return stored == candle or all(isclose(*values, rel_tol=SAME) for values in zip(stored, candle, strict=True))
 
 
 def _with_gaps(store: CandleStore, applied: Applied) -> Applied:

@@ -188,14 +188,17 @@ class LedgerStep:
         """
         fresh: dict[SeriesId, dict[int, Candle]] = {}
         for applied in changes:
-            if applied.candles:
-                fresh.setdefault(applied.series, {}).update((candle.time, candle) for candle in applied.candles)
+            candles = applied.candles
+            if applied.enriched and not self.factors.reads_flow:
+                candles = tuple(candle for candle in candles if candle.time not in applied.enriched)
+            if candles:
+                fresh.setdefault(applied.series, {}).update((candle.time, candle) for candle in candles)
         for series, by_time in fresh.items():
             # Not `revised`: it leaves out roundings, and factors depend on every bit.
-            candles = [by_time[time] for time in sorted(by_time)]
-            changed_from = candles[0].time
+            ascending = [by_time[time] for time in sorted(by_time)]
+            changed_from = ascending[0].time
             if not self.idle:
-                self._follow(store, series, candles, now_s)
+                self._follow(store, series, ascending, now_s)
                 continue
             ledger = store.ledger.get(series)
             if ledger is not None and _reaches(ledger, changed_from):

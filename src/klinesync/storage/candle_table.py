@@ -7,8 +7,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import chain
 from operator import itemgetter
+from types import NoneType
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import OHLCV, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
@@ -18,7 +19,8 @@ from klinesync.storage.damage import Damage, OddValue, StoreDamaged
 from klinesync.storage.memory import Edges, Facts, Memory, edges_of, integer
 from klinesync.storage.tables import Tables, Values
 
-_NUMBERS = frozenset({int, float})
+# Types of values; only those of the order flow may be missing.
+_NUMBERS = frozenset({int, float, NoneType})
 _time_of = itemgetter(0)
 
 
@@ -36,16 +38,24 @@ class CandleTable:
         self.chunks = ChunkTable(tables, memory)
 
     def newest(
-        self, series: SeriesId, number: int, limit: int, window: Span, make: Maker[T], *, strict: bool
+        self,
+        series: SeriesId,
+        number: int,
+        limit: int,
+        window: Span,
+        make: Maker[T],
+        *,
+        strict: bool,
+        full: bool = True,
     ) -> list[T]:
-        """The newest `limit` candles that open in `window`, ascending. `strict`: see `ChunkTable.read`."""
-        rows = self.rows(number, window, make, limit, newest=True)
+        """The newest `limit` candles that open in `window`, ascending. `strict`, `full`: see `ChunkTable.read`."""
+        rows = self.rows(number, window, make, limit, newest=True, full=full)
         rows.reverse()
         if len(rows) >= limit:
             return rows
         parts = [rows]
         left = limit - len(rows)
-        for some in self.chunks.read(series, number, window, make, newest=True, strict=strict, most=left):
+        for some in self.chunks.read(series, number, window, make, newest=True, strict=strict, most=left, full=full):
             parts.append(some[-left:])
             left -= len(parts[-1])
             if not left:
@@ -53,15 +63,23 @@ class CandleTable:
         return [row for part in reversed(parts) for row in part]
 
     def oldest(
-        self, series: SeriesId, number: int, limit: int, window: Span, make: Maker[T], *, strict: bool
+        self,
+        series: SeriesId,
+        number: int,
+        limit: int,
+        window: Span,
+        make: Maker[T],
+        *,
+        strict: bool,
+        full: bool = True,
     ) -> list[T]:
         """The oldest `limit` candles that open in `window`, ascending."""
         found: list[T] = []
-        for some in self.chunks.read(series, number, window, make, strict=strict, most=limit):
+        for some in self.chunks.read(series, number, window, make, strict=strict, most=limit, full=full):
             found += some
             if len(found) >= limit:
                 return found[:limit]
-        return found + self.rows(number, window, make, limit - len(found))
+        return found + self.rows(number, window, make, limit - len(found), full=full)
 
     def between(self, series: SeriesId, facts: Facts, window: Span) -> list[Candle]:
         """The candles that open in `window`, ascending."""
@@ -92,13 +110,17 @@ class CandleTable:
             raise OddValue("the row of the series is gone")
         return edges_of(row)
 
-    def rows(self, number: int, window: Span, make: Maker[T], limit: int = -1, *, newest: bool = False) -> list[T]:
-        """The oldest (or newest, newest first) `limit` candles among the rows that open in `window`."""
+    def rows(
+        self, number: int, window: Span, make: Maker[T], limit: int = -1, *, newest: bool = False, full: bool = True
+    ) -> list[T]:
+        """The oldest (or newest, newest first) `limit` candles among the rows that open in `window`; `full`: with all
+        their fields, or the first six."""
         self._save_rows()
         rows = self._tables.candles(number, *window, limit, newest=newest)
-        if not _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
+        found = set(map(type, chain.from_iterable(rows)))
+        if not _NUMBERS.issuperset(found) or (NoneType in found and any(None in row[:OHLCV] for row in rows)):
             raise OddValue("a candle has a value that is no number")
-        return make(rows)
+        return make(rows if full else [row[:OHLCV] for row in rows])
 
     def place(self, series: SeriesId, facts: Facts, candles: Sequence[Candle], head: int) -> int:
         """Put ascending candles where they belong: those in the chunk of the new `head` are rows, all others are
@@ -119,7 +141,7 @@ class CandleTable:
             if chunk == newest:
                 self._unsaved += [(number, *candle) for candle in few]
             else:
-                self.chunks.put(number, chunk, _merged(self.chunks.one(series, number, chunk), few))
+                self.chunks.put(series, number, chunk, _merged(self.chunks.one(series, number, chunk), few))
         return newest
 
     def trim(self, series: SeriesId, number: int, before: int) -> None:
@@ -130,7 +152,7 @@ class CandleTable:
         # A damaged chunk stays as it is: nobody knows which candles are in it.
         candles = self.chunks.one(series, number, chunk, strict=False)
         if candles and candles[0].time < before:
-            self.chunks.put(number, chunk, [candle for candle in candles if candle.time >= before])
+            self.chunks.put(series, number, chunk, [candle for candle in candles if candle.time >= before])
         self._tables.delete_candles(number, before)
 
     def save(self) -> None:

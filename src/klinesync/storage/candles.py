@@ -90,36 +90,54 @@ class CandleStore:
 
     @_names_series
     def newest(
-        self, series: SeriesId, limit: int, *, before: int | None = None, after: int | None = None
+        self,
+        series: SeriesId,
+        limit: int,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        strict: bool = True,
     ) -> list[Candle]:
-        """The newest `limit` candles between `after` and `before` (both exclusive), ascending."""
+        """The newest `limit` candles between `after` and `before` (both exclusive), ascending. Damaged candles raise
+        `StoreDamaged`; when not `strict`, they are left out, and noted as damage."""
         number = self._number(series)
         window = _between(after, before)
-        return [] if number is None else self._candles.newest(series, number, limit, window, as_candles, strict=True)
+        return [] if number is None else self._candles.newest(series, number, limit, window, as_candles, strict=strict)
 
     @_names_series
     def newest_rows(
-        self, series: SeriesId, limit: int, make: Maker[T], *, before: int | None = None, after: int | None = None
+        self,
+        series: SeriesId,
+        limit: int,
+        make: Maker[T],
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        full: bool = False,
     ) -> list[T]:
-        """The results of `make` for the rows of these candles: for pages, which need no `Candle` objects. Damaged
-        candles are left out, and noted as damage; other methods raise `StoreDamaged`."""
+        """The results of `make` for the rows of these candles: for pages, which need no `Candle` objects. A row has the
+        first six fields of a candle; when `full`, all of them. Damaged candles are left out, and noted as damage."""
         number = self._number(series)
         window = _between(after, before)
-        return [] if number is None else self._candles.newest(series, number, limit, window, make, strict=False)
+        if number is None:
+            return []
+        return self._candles.newest(series, number, limit, window, make, strict=False, full=full)
 
     @_names_series
-    def oldest(self, series: SeriesId, limit: int, *, since: int) -> list[Candle]:
+    def oldest(self, series: SeriesId, limit: int, *, since: int, strict: bool = True) -> list[Candle]:
         """The oldest `limit` candles after `since` (exclusive), ascending."""
         number = self._number(series)
         window = _between(since, None)
-        return [] if number is None else self._candles.oldest(series, number, limit, window, as_candles, strict=True)
+        return [] if number is None else self._candles.oldest(series, number, limit, window, as_candles, strict=strict)
 
     @_names_series
-    def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int) -> list[T]:
+    def oldest_rows(self, series: SeriesId, limit: int, make: Maker[T], *, since: int, full: bool = False) -> list[T]:
         """The results of `make` for the rows of these candles; otherwise as `newest_rows`."""
         number = self._number(series)
         window = _between(since, None)
-        return [] if number is None else self._candles.oldest(series, number, limit, window, make, strict=False)
+        if number is None:
+            return []
+        return self._candles.oldest(series, number, limit, window, make, strict=False, full=full)
 
     @_names_series
     def count_after(self, series: SeriesId, since: int, most: int) -> int:
@@ -252,16 +270,24 @@ class CandleStore:
         head = None if edges is None else edges.newest
         revised: frozenset[int] = frozenset()
         rounded: frozenset[int] = frozenset()
+        enriched: frozenset[int] = frozenset()
         if head is not None and ascending[0].time <= head:
             # By runs: a batch may hold candles that lie years apart.
             times = [candle.time for candle in ascending]
             spans = runs(series.timeframe, times)
             stored = {row.time: row for span in spans for row in self._candles.between(series, facts, span)}
+            ascending = [
+                candle if was is None else origin.replacing(was, candle)
+                for candle in ascending
+                if (was := stored.get(candle.time)) != candle
+            ]
             ascending = [candle for candle in ascending if stored.get(candle.time) != candle]
             revising = [one for one in ascending if origin.revises(stored.get(one.time), one)]
             late = (one.time for one in ascending if one.time <= head and one.time not in stored)
             revised = frozenset(one.time for one in revising).union(late)
-            rounded = frozenset(one.time for one in ascending if one.time <= head) - revised
+            unrevised = [one for one in ascending if one.time <= head and one.time not in revised]
+            rounded = frozenset(one.time for one in unrevised)
+            enriched = frozenset(one.time for one in unrevised if one.ohlcv == stored[one.time].ohlcv)
             self._unsaved_revisions += [(facts.number, *stored[one.time], origin.at, origin.source) for one in revising]
             if revising:
                 corrected = Corrected(revising[0].time, revising[-1].time, len(revising), origin.source)
@@ -277,7 +303,7 @@ class CandleStore:
             self._memory.put(
                 series, Facts(facts.number, Edges(first, last), row_chunk, tail, facts.has_gaps, facts.ledger)
             )
-        return Applied(series, tuple(ascending), revised, commit=self.commit(), rounded=rounded)
+        return Applied(series, tuple(ascending), revised, commit=self.commit(), rounded=rounded, enriched=enriched)
 
     @_names_series
     def trim(self, series: SeriesId, before: int) -> None:
@@ -399,4 +425,5 @@ def _as_gap(row: Row) -> Gap:
 
 
 def _as_revision(row: Row) -> Revision:
-    return Revision(Candle(*row[:6]), *row[6:])  # type: ignore[arg-type]  # the table is STRICT
+    fields = len(Candle._fields)
+    return Revision(Candle(*row[:fields]), *row[fields:])  # type: ignore[arg-type]  # the table is STRICT

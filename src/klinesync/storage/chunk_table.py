@@ -8,7 +8,6 @@ from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, joined
 from klinesync.storage.chunks import (
-    CANDLE_BYTES,
     CHUNK_CANDLES,
     Grid,
     Maker,
@@ -16,7 +15,9 @@ from klinesync.storage.chunks import (
     as_candles,
     chunk_of,
     chunk_start,
+    count_of,
     pack,
+    seed_of,
     unpack_between,
 )
 from klinesync.storage.damage import Damage, Kept, StoreDamaged
@@ -47,10 +48,12 @@ class ChunkTable:
         newest: bool = False,
         strict: bool = True,
         most: int = MAX_TIME,
+        full: bool = True,
     ) -> Iterator[list[T]]:
         """The packed candles that open in `window`, chunk by chunk; the newest chunk first where that is asked. Each
-        list is ascending, and none is empty. About `most` candles will be wanted. A damaged chunk is noted; it raises
-        `StoreDamaged`, or is passed over when not `strict`."""
+        list is ascending, and none is empty. About `most` candles will be wanted, with all their fields or, when not
+        `full`, with the first six. A damaged chunk is noted; it raises `StoreDamaged`, or is passed over when not
+        `strict`."""
         first = chunk_of(number, series.timeframe, max(window.start, 0))
         last = chunk_of(number, series.timeframe, min(max(window.end - 1, 0), MAX_TIME))
         at_once = min(CHUNKS_AT_ONCE, most // CHUNK_CANDLES + 1)
@@ -61,7 +64,8 @@ class ChunkTable:
             rows: list[T] = []
             if isinstance(packed, bytes):  # else another program wrote it
                 try:
-                    rows = unpack_between(packed, *window, make, self._grid(series, number, chunk))
+                    grid = self._grid(series, number, chunk)
+                    rows = unpack_between(packed, *window, make, seed_of(series, grid.start), grid, full=full)
                 except ValueError as error:
                     why = str(error)
             if why is not None:
@@ -80,13 +84,20 @@ class ChunkTable:
     def count(self, number: int, first: int, most: int) -> int:
         """How many candles lie in the chunks from `first` on, counted up to `most` or a little further."""
         self.save()
-        found = self._tables.bytes_of_chunks(number, first, most)
-        return 0 if found is None else integer(found) // CANDLE_BYTES
+        candles = 0
+        while candles < most:
+            at_once = min(CHUNKS_AT_ONCE, most // CHUNK_CANDLES + 1)
+            headers = self._tables.headers_of_chunks(number, first, at_once)
+            candles += sum(_count(header, length) for _, header, length in headers)
+            if len(headers) < at_once:
+                break
+            first = integer(headers[-1][0]) + 1
+        return candles
 
-    def put(self, number: int, chunk: int, candles: Sequence[Candle]) -> None:
+    def put(self, series: SeriesId, number: int, chunk: int, candles: Sequence[Candle]) -> None:
         """Store a chunk in place of what is there; without candles there is none."""
         if candles:
-            self._unsaved[number, chunk] = pack(candles)
+            self._unsaved[number, chunk] = pack(candles, seed_of(series, self.span(series, number, chunk).start))
         else:
             self._unsaved.pop((number, chunk), None)
             self._tables.delete_chunks(number, chunk, chunk + 1)
@@ -167,3 +178,11 @@ class ChunkTable:
     def _grid(self, series: SeriesId, number: int, chunk: int) -> Grid:
         span = self.span(series, number, chunk)
         return Grid(span.start, span.end, series.timeframe.step_s)
+
+
+def _count(header: object, length: object) -> int:
+    """The number of candles of a chunk; 0 of one that is damaged."""
+    try:
+        return count_of(header, integer(length)) if isinstance(header, bytes) else 0
+    except ValueError:
+        return 0

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from math import isclose
 from typing import NamedTuple
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import ROUNDING, Candle, agree, replacing
 from klinesync.core.gaps import GapChange
 from klinesync.core.series_id import SeriesId
 
@@ -16,20 +15,23 @@ from klinesync.core.series_id import SeriesId
 class Origin:
     """Where candles come from: the source (`stream`, `rest`, `http`, `derived` …), and when (UTC seconds).
 
-    `base`: the series that derived candles were computed from; None for ingested candles. Candles that differ from the
-    stored ones by at most `tolerance` (relative) are written, and are no revision."""
+    base: the series that derived candles are derived from; None for ingested candles.
+    computed: the candles were computed from it: they replace the stored ones as they are, and a difference of a
+        rounding is no revision.
+    """
 
     source: str
     at: int
     base: SeriesId | None = None
-    tolerance: float = 0.0
+    computed: bool = False
+
+    def replacing(self, was: Candle, now: Candle) -> Candle:
+        """The candle to store when `now` arrives for the open time of the stored `was`."""
+        return now if self.computed else replacing(was, now)
 
     def revises(self, was: Candle | None, now: Candle) -> bool:
         """Whether replacing the stored `was` (None: nothing was stored) by `now` counts as a revision."""
-        if was is None or was == now:
-            return False
-        pairs = zip(was[1:], now[1:], strict=True)
-        return not self.tolerance or not all(isclose(*pair, rel_tol=self.tolerance) for pair in pairs)
+        return was is not None and not agree(was, now, ROUNDING if self.computed else 0.0)
 
 
 class DerivationOrigin(IntEnum):

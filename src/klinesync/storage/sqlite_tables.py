@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import apsw
 
+from klinesync.core.candle import Candle
+from klinesync.storage.chunks import HEADER_BYTES
 from klinesync.storage.disk import UNREADABLE
 from klinesync.storage.tables import Row, TransactionLost, Values
 
@@ -14,11 +16,10 @@ from klinesync.storage.tables import Row, TransactionLost, Values
 ROWS_OF_A_STATEMENT = 100
 # After these SQLite may have rolled back all of the transaction.
 _REFUSED_BY_DISK = (apsw.FullError, apsw.IOError, apsw.NoMemError, apsw.CantOpenError, apsw.ReadOnlyError)
-_ROW = "(?, ?, ?, ?, ?, ?, ?)"
-_PUT = (
-    "INSERT INTO candle VALUES {} ON CONFLICT DO UPDATE SET open = excluded.open, high = excluded.high,"
-    " low = excluded.low, close = excluded.close, volume = excluded.volume"
-)
+_FIELDS = ", ".join(Candle._fields)
+_ROW = f"({', '.join('?' * (len(Candle._fields) + 1))})"
+_REPLACED = ", ".join(f"{name} = excluded.{name}" for name in Candle._fields[1:])
+_PUT = f"INSERT INTO candle (series_no, {_FIELDS}) VALUES {{}} ON CONFLICT DO UPDATE SET {_REPLACED}"  # noqa: S608
 _PUT_ONE, _PUT_MANY = _PUT.format(_ROW), _PUT.format(", ".join([_ROW] * ROWS_OF_A_STATEMENT))
 # The edges of a series: of its rows, which are the newest candles, and of its first chunk. Each is a look at one end.
 _EDGES = """
@@ -33,7 +34,7 @@ _FACTS = (
 )
 _EDGES_OF = f"SELECT {_EDGES} FROM series WHERE series_no = ?"  # noqa: S608  # our words
 _CANDLES = (
-    "SELECT time, open, high, low, close, volume FROM candle"
+    f"SELECT {_FIELDS} FROM candle"  # noqa: S608  # our words
     " WHERE series_no = ? AND time >= ? AND time < ? ORDER BY time {} LIMIT ?"
 )
 _OLDEST, _NEWEST = _CANDLES.format("ASC"), _CANDLES.format("DESC")
@@ -131,13 +132,13 @@ class SqliteTables:
         found = self._run(_LAST_CHUNK if newest else _FIRST_CHUNK, (base + first, base + last)).get
         return None if found is None else found - base
 
-    def bytes_of_chunks(self, number: int, first: int, most: int) -> object:
-        # The length of a blob is known without reading it.
+    def headers_of_chunks(self, number: int, first: int, limit: int) -> Sequence[Row]:
+        base = number << 32
         return self._run(
-            "SELECT sum(bytes) FROM (SELECT length(candles) AS bytes FROM candle_chunk"
-            " WHERE chunk_id >= ? AND chunk_id < ? ORDER BY chunk_id LIMIT ?)",
-            ((number << 32) + first, (number + 1) << 32, most),
-        ).get
+            "SELECT chunk_id - ?, substr(candles, 1, ?), length(candles) FROM candle_chunk"
+            " WHERE chunk_id >= ? AND chunk_id < ? ORDER BY chunk_id LIMIT ?",
+            (base, HEADER_BYTES, base + first, (number + 1) << 32, limit),
+        ).fetchall()
 
     def put_chunks(self, rows: Sequence[tuple[int, int, bytes]]) -> None:
         self._run_many(
@@ -151,15 +152,15 @@ class SqliteTables:
 
     def revisions(self, number: int | None) -> Sequence[Row]:
         return self._run(
-            "SELECT time, open, high, low, close, volume, revised_at, source FROM candle_revision"
+            f"SELECT {_FIELDS}, revised_at, source FROM candle_revision"  # noqa: S608  # our words
             " WHERE series_no = ? ORDER BY revision_no",
             (number,),
         ).fetchall()
 
     def add_revisions(self, rows: Sequence[Values]) -> None:
         self._run_many(
-            "INSERT INTO candle_revision (series_no, time, open, high, low, close, volume, revised_at, source)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO candle_revision (series_no, {_FIELDS}, revised_at, source)"  # noqa: S608  # our words
+            f" VALUES ({', '.join('?' * (len(Candle._fields) + 3))})",
             rows,
         )
 

@@ -79,11 +79,10 @@ class Tables(Protocol):
         """Store how a stored series came about."""
         ...
 
-    # --- candles: rows of (number, time, open, high, low, close, volume), and packed chunks of (chunk, bytes)
+    # --- candles: rows of (number, a candle's fields), and packed chunks of (chunk, bytes)
 
     def candles(self, number: int, start: int, end: int, limit: int, *, newest: bool) -> Sequence[Row]:
-        """(time, open, high, low, close, volume): the oldest `limit` in the span, or the newest, newest first.
-        -1: no limit."""
+        """(a candle's fields): the oldest `limit` in the span, or the newest, newest first. -1: no limit."""
         ...
 
     def count_candles(self, number: int, after: int, most: int) -> object:
@@ -111,8 +110,8 @@ class Tables(Protocol):
         """The first (or last) stored chunk of `first` … `last`, without a look at its bytes; None: there is none."""
         ...
 
-    def bytes_of_chunks(self, number: int, first: int, most: int) -> object:
-        """The bytes of the first `most` chunks from `first` on, together, without reading them; None without any."""
+    def headers_of_chunks(self, number: int, first: int, limit: int) -> Sequence[Row]:
+        """(chunk, its first `HEADER_BYTES`, its length in bytes): the first `limit` chunks from `first` on."""
         ...
 
     def put_chunks(self, rows: Sequence[tuple[int, int, bytes]]) -> None:
@@ -124,11 +123,11 @@ class Tables(Protocol):
         ...
 
     def revisions(self, number: int | None) -> Sequence[Row]:
-        """(the candle's six values, revised at, source), in the order in which they were stored."""
+        """(a candle's fields, revised at, source), in the order in which they were stored."""
         ...
 
     def add_revisions(self, rows: Sequence[Values]) -> None:
-        """Store (number, the candle's six values, revised at, source)."""
+        """Store (number, a candle's fields, revised at, source)."""
         ...
 
     def delete_revisions(self, number: int, before: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from typing import get_args
 
 import msgspec
@@ -160,7 +159,7 @@ def _frame(message: ServerMessage) -> bytes:
 
 def candles_out(candles: Iterable[Candle]) -> list[CandleOut]:
     """The candles in the form of the wire."""
-    return list(starmap(CandleOut, candles))
+    return [CandleOut(*candle.ohlcv) for candle in candles]
 
 
 def pong() -> bytes:
@@ -180,7 +179,7 @@ def caught_up(series: SeriesId, head_time: int | None) -> bytes:
 
 def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> bytes:
     """One closed candle; `revised`: it corrects a sent candle, or fills a hole behind one."""
-    return _frame(CandleClosed(str(series), CandleOut(*candle), revised))
+    return _frame(CandleClosed(str(series), CandleOut(*candle.ohlcv), revised))
 
 
 def candles_batch(series: SeriesId, candles: Sequence[Candle], *, revised: bool = False) -> bytes:
@@ -190,7 +189,7 @@ def candles_batch(series: SeriesId, candles: Sequence[Candle], *, revised: bool 
 
 def candle_forming(series: SeriesId, candle: Candle) -> bytes:
     """The candle in progress."""
-    return _frame(CandleForming(str(series), CandleOut(*candle)))
+    return _frame(CandleForming(str(series), CandleOut(*candle.ohlcv)))
 
 
 def gap(series: SeriesId, jump: Jump, *, reason: GapReason = "missing", state: GapState = GapState.UNKNOWN) -> bytes:

@@ -113,4 +113,4 @@ def poorer(path: Path, columns: Iterable[str], times: Ints | None) -> str | None
 
 
 def _values(candle: Candle) -> str:
-    return " ".join(f"{value!r}" for value in candle[1:])
+    return " ".join(f"{value!r}" for value in candle.ohlcv[1:])

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from klinesync.core.candle import MAX_TIME, MAX_VALUE, Candle, check_candle, check_not_future
+from klinesync.core.candle import MAX_TIME, MAX_VALUE, NO_FLOW, Candle, check_candle, check_not_future
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle
 from klinesync.core.spans import Span
@@ -65,7 +65,7 @@ class Columns:
     def candles(self) -> list[Candle]:
         """All rows as candles, without validation."""
         lists = (column.tolist() for column in self.values())
-        return list(map(_candle, zip(*lists, strict=True)))
+        return list(map(_candle, zip(*lists, *[[None] * len(self)] * len(NO_FLOW), strict=True)))
 
 
 def seconds(raw: Ints) -> Ints:
@@ -291,6 +291,6 @@ def joined(parts: Sequence[Columns]) -> Columns:
 
 def columns(candles: Sequence[Candle]) -> Columns:
     """Candles as columns."""
-    values = np.array([candle[1:] for candle in candles], np.float64).reshape(len(candles), 5)
+    values = np.array([candle.ohlcv[1:] for candle in candles], np.float64).reshape(len(candles), 5)
     time = np.array([candle.time for candle in candles], np.int64)
     return Columns(time, values[:, 0], values[:, 1], values[:, 2], values[:, 3], values[:, 4])

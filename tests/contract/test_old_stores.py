@@ -1,0 +1,92 @@
+"""A store that an earlier release has made: what is in it stays as it was, and goes on.
+
+`stores/version-7.sqlite.gz`: two series of minutes with their 5m and 1h candles, a hole, a correction, factors and
+drawings, and chunks of format 0.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import apsw
+import pytest
+
+from klinesync.core.candle import MAX_TIME, NO_FLOW, Candle
+from klinesync.core.series_id import SeriesId
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.chunks import format_of
+from klinesync.storage.records import Origin
+from klinesync.storage.sqlite_file import SqliteFile
+
+STORES = Path(__file__).parent.parent / "stores"
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A copy of the store of version 7."""
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(gzip.decompress((STORES / "version-7.sqlite.gz").read_bytes()))
+    return path
+
+
+def rows_of_version_7(path: Path) -> dict[str, list[tuple[float, ...]]]:
+    """By series, the six values of each candle, ascending: read without our code."""
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    names = dict(connection.execute("SELECT series_no, series_id FROM series"))
+    candles: dict[str, list[tuple[float, ...]]] = {name: [] for name in names.values()}
+    for chunk_id, packed in connection.execute("SELECT chunk_id, candles FROM candle_chunk"):
+        count = len(packed) // 48
+        columns = struct.unpack(f"<{count}q{5 * count}d", packed)
+        candles[names[chunk_id >> 32]] += zip(
+            *(columns[at : at + count] for at in range(0, 6 * count, count)), strict=True
+        )
+    for number, *values in connection.execute("SELECT series_no, time, open, high, low, close, volume FROM candle"):
+        candles[names[number]].append(tuple(values))
+    connection.close()
+    return {name: sorted(rows) for name, rows in candles.items()}
+
+
+def content(store: CandleStore) -> dict[str, list[Candle]]:
+    return {str(series): store.between(series, 0, MAX_TIME) for series in store.series()}
+
+
+def test_a_store_of_version_7_has_the_same_candles_without_order_flow(old: Path) -> None:
+    before = rows_of_version_7(old)
+    assert sum(map(len, before.values())) > 2000
+    file = SqliteFile(old)
+    file.open()
+    after = file.write(content)
+    assert {name: [row.ohlcv for row in rows] for name, rows in after.items()} == before
+    assert {row.flow for rows in after.values() for row in rows} == {NO_FLOW}
+    old_revisions = file.write(lambda store: store.revisions(BTC))
+    assert [one.was.flow for one in old_revisions] == [NO_FLOW]
+    assert file.write(lambda store: store.ledger.get(BTC)) is not None
+    assert file.write(lambda store: len(store.ledger.events(BTC, 0, MAX_TIME))) > 0
+    file.close()
+
+
+def test_candles_of_an_old_chunk_are_corrected_and_enriched_in_the_new_format(old: Path) -> None:
+    file = SqliteFile(old)
+    file.open()
+    rows = file.write(lambda store: store.between(BTC, 0, MAX_TIME))
+    whole = [row._replace(quote_volume=2.5, trades=7, taker_buy_volume=0.0, taker_buy_quote_volume=1.0) for row in rows]
+    applied = file.write(lambda store: store.write(BTC, whole, Origin("test", 0)))
+    assert applied.enriched == applied.rounded == {row.time for row in rows}
+    assert not applied.revised
+    assert not applied.told
+    file.close()
+    file = SqliteFile(old)
+    file.open()
+    assert file.write(lambda store: store.between(BTC, 0, MAX_TIME)) == whole
+    file.close()
+    connection = apsw.Connection(str(old), flags=apsw.SQLITE_OPEN_READONLY)
+    formats = {
+        chunk_id >> 32: format_of(packed)
+        for chunk_id, packed in connection.execute("SELECT chunk_id, candles FROM candle_chunk ORDER BY chunk_id")
+    }
+    assert formats[1] != 0
+    assert 0 in formats.values()  # those of other series are read as they are
+    connection.close()
