@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import aiohttp
 import msgspec
@@ -20,11 +20,12 @@ from klinesync.core.errors import Rejected, Transient, UnknownSeries
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.history.files.importing import PartlyRefused, PartlyStored
 from klinesync.history.missing import BACKFILL
-from klinesync.history.requested import BackfillProgress
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.http_client import location
+
+if TYPE_CHECKING:
+    from klinesync.history.requested import BackfillProgress
 
 T = TypeVar("T")
 
@@ -80,6 +81,8 @@ class ServiceClient:
 
     async def put(self, series: SeriesId, candles: Sequence[Candle]) -> None:
         """Store closed candles of a series, ascending. Raises `PartlyRefused`, `PartlyStored`."""
+        from klinesync.history.files.importing import PartlyRefused, PartlyStored
+
         for start in range(0, len(candles), POST_CANDLES):
             rows = [_as_json(candle) for candle in candles[start : start + POST_CANDLES]]
             body = {"series_id": str(series), "candles": rows}
@@ -120,6 +123,8 @@ class ServiceClient:
 
         Returns the final progress. Raises `Rejected`.
         """
+        from klinesync.history.requested import BackfillProgress
+
         began_s = SYSTEM_CLOCK.monotonic_s()
         begun = await self._begin(series, start, end)
         span = Span(begun.from_, begun.to)
