@@ -17,9 +17,9 @@ from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import StreamStatus
 from klinesync.exchanges.exchange import Errand, HistoryPage
-from klinesync.history import pending
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
+from klinesync.history.pending import USUAL_RETRIES
 from klinesync.history.pieces import Fetch
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
@@ -225,11 +225,11 @@ async def test_a_hole_that_was_asked_for_in_vain_again_and_again_is_red(tmp_path
         await made.write(*range(7), *range(10, 20))
         queue = made.backfill._queue
         made.backfill.submit(Need(BTC, Span(START + 420, START + 600), Reason.GAP, "a test"))
-        for turn in range(pending.STALLED_AFTER):
+        for turn in range(USUAL_RETRIES.stalled_after):
             assert await made.judged() == ("yellow", "gap_healing"), turn
             work = queue.take(1e9)
             assert isinstance(work, Fetch)
-            queue.settle(work, [pending.after_fruitless(need, 0.0, random.Random(1)) for need in work.needs], 0.0)
+            queue.settle(work, [USUAL_RETRIES.after_fruitless(need, 0.0, random.Random(1)) for need in work.needs], 0.0)
         assert await made.judged() == ("red", "interior_gap")
 
 

@@ -18,7 +18,7 @@ from klinesync.history import memory as memory_module
 from klinesync.history import queue as history_queue
 from klinesync.history.memory import SourceMemory
 from klinesync.history.missing import Need, Reason
-from klinesync.history.pending import RETRY, STALLED_AFTER, WANTED_S, Pending, after_fruitless, after_no_answer
+from klinesync.history.pending import USUAL_RETRIES, Pending
 from klinesync.history.pieces import Fetch
 from klinesync.history.queue import MAX_AT_ONCE, MAX_URGENT_AT_ONCE, HistoryQueue, Look
 
@@ -26,7 +26,7 @@ SERIES = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(
 LENGTH = 40
 REASONS = st.sampled_from(list(Reason))
 URGENCIES = st.sampled_from([Urgency.READ, Urgency.DEEP])
-EARLIEST = 1.0 - RETRY.jitter
+EARLIEST = 1.0 - USUAL_RETRIES.backoff.jitter
 
 
 def minutes(span: Span) -> set[int]:
@@ -123,11 +123,11 @@ class Policy(RuleBasedStateMachine):
                 case "candles":
                     again = None
                 case "nothing":
-                    again = after_fruitless(pending, self.now_s, self.rng)
+                    again = USUAL_RETRIES.after_fruitless(pending, self.now_s, self.rng)
                 case "failure":
-                    again = after_no_answer(pending, self.now_s, self.rng, 0.0)
+                    again = USUAL_RETRIES.after_no_answer(pending, self.now_s, self.rng, 0.0)
                 case "retry after":
-                    again = after_no_answer(pending, self.now_s, self.rng, 500.0)
+                    again = USUAL_RETRIES.after_no_answer(pending, self.now_s, self.rng, 500.0)
                 case _:  # a part came; the rest is due at once
                     rest = Span(pending.span.start, pending.span.end - 60)
                     again = pending.due_now(rest, self.now_s) if rest.start < rest.end else None
@@ -140,7 +140,8 @@ class Policy(RuleBasedStateMachine):
             least_s = (
                 500.0
                 if how == "retry after"
-                else EARLIEST * RETRY.delay_s(min(pending.fruitless_attempts, STALLED_AFTER))
+                else EARLIEST
+                * USUAL_RETRIES.backoff.delay_s(min(pending.fruitless_attempts, USUAL_RETRIES.stalled_after))
             )
             assert again.due_s >= self.now_s + least_s
             model.not_before_s |= dict.fromkeys(minutes(pending.span), self.now_s + least_s)
@@ -189,7 +190,7 @@ class Policy(RuleBasedStateMachine):
         """All is answered: nothing is left."""
         for work in self.out:
             self.queue.settle(work, [], self.now_s)
-        self.now_s += RETRY.most_s
+        self.now_s += USUAL_RETRIES.backoff.most_s
         while (last := self.queue.take(self.now_s)) is not None:
             self.queue.settle(last, [], self.now_s)
         assert not self.queue._lines
@@ -213,19 +214,21 @@ def test_a_tail_that_nobody_reads_any_more_is_given_up_and_not_before() -> None:
     while (work := queue.take(now_s)) is not None:
         assert isinstance(work, Fetch)
         tries.append(now_s)
-        left = [after_no_answer(pending, now_s, rng, 0.0) for pending in work.needs]
+        left = [USUAL_RETRIES.after_no_answer(pending, now_s, rng, 0.0) for pending in work.needs]
         queue.settle(work, left, now_s, "no answer")
         if (statuses := queue.needs_of(SERIES[0])) == ():
             break
         assert statuses[0].next_try_s == left[0].due_s
         now_s = left[0].due_s
-    assert tries[-1] <= 1000.0 + WANTED_S < left[0].due_s
+    assert tries[-1] <= 1000.0 + USUAL_RETRIES.wanted_s < left[0].due_s
     assert queue.submit(tail, left[0].due_s - 0.1)
     assert queue.take(left[0].due_s - 0.1) is None, "the policy holds for a new reader too"
     assert queue.submit(tail, left[0].due_s)
     assert queue.take(left[0].due_s) is not None
     waits = [after - before for before, after in pairwise(tries)]
-    assert max(waits) <= RETRY.delay_s(STALLED_AFTER), "it is asked for soon after the exchange's return"
+    assert max(waits) <= USUAL_RETRIES.backoff.delay_s(USUAL_RETRIES.stalled_after), (
+        "it is asked for soon after the exchange's return"
+    )
 
 
 def test_a_read_within_the_moment_after_an_answer_asks_for_nothing_and_scrolling_back_does() -> None:
@@ -236,19 +239,19 @@ def test_a_read_within_the_moment_after_an_answer_asks_for_nothing_and_scrolling
         work = queue.take(now_s)
         assert isinstance(work, Fetch)
         queue.settle(work, [], now_s, "10 candles came")
-        assert queue.submit(need, now_s + RETRY.initial_s - 0.1)
-        assert queue.take(now_s + RETRY.initial_s - 0.1) is None
+        assert queue.submit(need, now_s + USUAL_RETRIES.backoff.initial_s - 0.1)
+        assert queue.take(now_s + USUAL_RETRIES.backoff.initial_s - 0.1) is None
         earlier = Need(SERIES[0], Span(5940, 12_000), reason, "read", Urgency.READ)
         assert queue.submit(earlier, now_s)
         work = queue.take(now_s)
         assert isinstance(work, Fetch)
         queue.settle(work, [], now_s, "1 candle came")
-        now_s += RETRY.initial_s
+        now_s += USUAL_RETRIES.backoff.initial_s
         assert queue.submit(need, now_s)
         work = queue.take(now_s)
         assert isinstance(work, Fetch)
         queue.settle(work, [], now_s)
-        now_s += RETRY.initial_s
+        now_s += USUAL_RETRIES.backoff.initial_s
 
 
 def test_a_gap_is_asked_for_as_soon_as_it_is_declared_again() -> None:

@@ -18,7 +18,7 @@ from klinesync.exchanges.exchange import Urgency
 from klinesync.history import pieces
 from klinesync.history import queue as history_queue
 from klinesync.history.missing import Need, Reason
-from klinesync.history.pending import RETRY, STALLED_AFTER, Pending, after_fruitless
+from klinesync.history.pending import USUAL_RETRIES, Pending
 from klinesync.history.pieces import (
     Answer,
     Fetch,
@@ -97,7 +97,7 @@ class World:
         """What the service does, with sets for a store and an exchange."""
         now = remaining(fetch, self.span(), self.ledger)
         if not now.needs:
-            return behind_head(fetch, self.span(), now_s, rng)
+            return behind_head(fetch, self.span(), now_s, rng, USUAL_RETRIES)
         piece = piece_of(MINUTE, now)
         self.reads.append(piece)
         reached, first, rows = piece.span.start, None, 0
@@ -109,7 +109,9 @@ class World:
                 break
         else:
             reached = piece.span.end
-        return still_missing(fetch, now, piece, Answer(reached, first, self.span(), self.ledger), now_s, rng)
+        return still_missing(
+            fetch, now, piece, Answer(reached, first, self.span(), self.ledger), now_s, rng, USUAL_RETRIES
+        )
 
     def heal(self, queue: HistoryQueue, now_s: float = 0.0, most: int = 1000) -> None:
         """All that is due now."""
@@ -210,16 +212,16 @@ def test_an_exchange_that_hides_rows_is_asked_again_later_and_not_now(
     world.heal(queue)
     assert queue.take(0.0) is None
     due_s = queue.next_due_s()
-    assert due_s is None or due_s >= RETRY.initial_s * 0.75
+    assert due_s is None or due_s >= USUAL_RETRIES.backoff.initial_s * 0.75
     # What is asked for in vain waits; once the exchange shows all, all is settled.
     world.mute = set()
-    world.heal(queue, now_s=10 * RETRY.most_s)
+    world.heal(queue, now_s=10 * USUAL_RETRIES.backoff.most_s)
     for row in world.ledger:
         if row.state is GapState.UNKNOWN:
             queue.submit(
                 gap(BTC, row.span, "a test"), 0.0
             )  # a hidden row between shown ones was taken for empty: not these
-    world.heal(queue, now_s=20 * RETRY.most_s)
+    world.heal(queue, now_s=20 * USUAL_RETRIES.backoff.most_s)
     assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
 
 
@@ -313,21 +315,21 @@ def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_un
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
     assert work.urgency is Urgency.DEEP
-    queue.settle(work, [after_fruitless(need, 0.0, rng) for need in work.needs], 0.0)
+    queue.settle(work, [USUAL_RETRIES.after_fruitless(need, 0.0, rng) for need in work.needs], 0.0)
     queue.submit(gap(BTC, span(15, 18), "read", Urgency.READ), 0.0)
     queue.submit(gap(BTC, span(15, 18), "a gap"), 0.0)
     assert queue.take(0.0) is None
     assert queue.waits_urgently(BTC)
     due_s = queue.next_due_s()
     assert due_s is not None
-    assert RETRY.initial_s * 0.75 <= due_s <= RETRY.initial_s
+    assert USUAL_RETRIES.backoff.initial_s * 0.75 <= due_s <= USUAL_RETRIES.backoff.initial_s
     work = queue.take(due_s)
     assert isinstance(work, Fetch)
     assert work.urgency is Urgency.READ
     assert [(one.span, one.need.asked_by, one.fruitless_attempts) for one in work.needs] == [(span(10, 20), "read", 1)]
-    queue.settle(work, [after_fruitless(need, due_s, rng) for need in work.needs], 0.0)
+    queue.settle(work, [USUAL_RETRIES.after_fruitless(need, due_s, rng) for need in work.needs], 0.0)
     assert not queue.waits_urgently(BTC)
-    assert needs_of(queue, due_s + RETRY.most_s) == [span(10, 20)]
+    assert needs_of(queue, due_s + USUAL_RETRIES.backoff.most_s) == [span(10, 20)]
 
 
 @given(
@@ -420,11 +422,14 @@ def test_what_was_asked_for_in_vain_waits_twice_as_long_each_time_up_to_a_limit(
     rng = random.Random(1)
     need, waits = Pending(gap(BTC, span(0, 1), "a test")), []
     for _ in range(20):
-        need = after_fruitless(need, 100.0, rng)
+        need = USUAL_RETRIES.after_fruitless(need, 100.0, rng)
         waits.append(need.due_s - 100.0)
-    most = [RETRY.delay_s(turn) for turn in range(20)]
+    most = [USUAL_RETRIES.backoff.delay_s(turn) for turn in range(20)]
     assert all(0.75 * limit <= wait <= limit for wait, limit in zip(waits, most, strict=True))
-    assert after_fruitless(Pending(gap(BTC, span(0, 1), "a test")), 100.0, rng, at_least_s=500.0).due_s == 600.0
+    assert (
+        USUAL_RETRIES.after_fruitless(Pending(gap(BTC, span(0, 1), "a test")), 100.0, rng, at_least_s=500.0).due_s
+        == 600.0
+    )
 
 
 def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> None:
@@ -434,7 +439,11 @@ def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> Non
     for _ in range(2):
         work = queue.take(0.0)
         assert isinstance(work, Fetch)
-        queue.settle(work, [after_fruitless(replace(need, fruitless_attempts=5), 0.0, rng) for need in work.needs], 0.0)
+        queue.settle(
+            work,
+            [USUAL_RETRIES.after_fruitless(replace(need, fruitless_attempts=5), 0.0, rng) for need in work.needs],
+            0.0,
+        )
     assert queue.take(1.0) is None
     queue.retry_now(BTC)
     queue.retry_now(SeriesId.parse("binance:spot:NONE/USDT:1m"))
@@ -448,12 +457,12 @@ def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() 
     queue = HistoryQueue()
     queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     rng, now_s = random.Random(1), 0.0
-    for turn in range(STALLED_AFTER + 2):
-        assert queue.working_on(BTC) == ([span(10, 20)] if turn < STALLED_AFTER else [])
+    for turn in range(USUAL_RETRIES.stalled_after + 2):
+        assert queue.working_on(BTC) == ([span(10, 20)] if turn < USUAL_RETRIES.stalled_after else [])
         work = queue.take(now_s)
         assert isinstance(work, Fetch)
-        assert queue.working_on(BTC) == ([span(10, 20)] if turn < STALLED_AFTER else [])
-        queue.settle(work, [after_fruitless(need, now_s, rng) for need in work.needs], 0.0)
+        assert queue.working_on(BTC) == ([span(10, 20)] if turn < USUAL_RETRIES.stalled_after else [])
+        queue.settle(work, [USUAL_RETRIES.after_fruitless(need, now_s, rng) for need in work.needs], 0.0)
         now_s = queue.next_due_s() or 0.0
 
 
@@ -503,7 +512,7 @@ def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
     world.write([25])
     world.heal(queue, now_s=5.0)
     assert not world.requests
-    world.heal(queue, now_s=RETRY.initial_s)
+    world.heal(queue, now_s=USUAL_RETRIES.backoff.initial_s)
     assert world.stored == {*range(10, 21), 25} | world.stored
     assert set(range(10, 20)) <= world.stored
 
@@ -521,7 +530,7 @@ def test_a_hole_that_retention_has_reached_is_forgotten_and_what_it_trimmed_is_n
     world.ledger = gaps.fill(world.ledger, [span(0, 70)]).applied_to(world.ledger)
     world.mute = set()
     world.requests = 0
-    world.heal(queue, now_s=RETRY.most_s)
+    world.heal(queue, now_s=USUAL_RETRIES.backoff.most_s)
     assert world.requests == 0
     assert min(world.stored) == 70
     assert queue.working_on(BTC) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -15,6 +16,7 @@ from fastapi import WebSocket
 from klinesync.core.errors import StoreError
 from klinesync.exchanges.binance.entry import BinanceEntry
 from klinesync.exchanges.binance.requests import MarketRoutes
+from klinesync.history.pending import USUAL_RETRIES
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings
@@ -31,6 +33,9 @@ from sim.virtual_loop import Process, VirtualClock, VirtualLoop
 
 R = TypeVar("R")
 SOCKETS_END_S = 10.0
+# The longest pause of the service between two tries of the same.
+MOST_WAIT_S = 30.0
+RETRIES = replace(USUAL_RETRIES, backoff=replace(USUAL_RETRIES.backoff, most_s=MOST_WAIT_S))
 
 
 class Disk:
@@ -130,7 +135,10 @@ class Service:
         runtime = build_market_runtime(
             flags_of(self._scenario, self.path),
             Surroundings(
-                VirtualClock(self._loop, EPOCH_S), Random(f"service {self._scenario.seed} {self._number}"), bulkheads
+                VirtualClock(self._loop, EPOCH_S),
+                Random(f"service {self._scenario.seed} {self._number}"),
+                bulkheads,
+                RETRIES,
             ),
             database=store,
             entries=[self._entry()],

@@ -28,7 +28,6 @@ from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.binance import weight
 from klinesync.exchanges.binance.streams import HEALTHY_S
-from klinesync.history import pending
 from klinesync.ingest import followed, liveness
 from klinesync.ingest.liveness import STALE
 from klinesync.pipelines import ledger_step
@@ -42,7 +41,7 @@ from sim.ledgers import LedgerWatch, check_ledgers
 from sim.network import ExchangeSocket, Network
 from sim.plugins import Trouble, factors_with, overlays_with
 from sim.scenario import SETTLING_SPEED, Scenario, draw_scenario
-from sim.service import Disk, Service
+from sim.service import MOST_WAIT_S, Disk, Service
 from sim.virtual_loop import PROCESS, Deadlock, Process, Runaway, VirtualLoop
 from support.defects import throw_into
 from support.memory_folder import memory_folder
@@ -50,8 +49,6 @@ from support.memory_folder import memory_folder
 # The time that the service gets, after the last fault and the last candle, to bring everything to its end.
 SETTLE_S = 300.0
 TAIL_LINES = 150
-# The longest pause of the service between two tries of the same.
-MOST_WAIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -620,7 +617,6 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         # (More often, and a connection would never be there long enough to bring anything.)
         "ingest.liveness.RESUBSCRIBE": replace(liveness.RESUBSCRIBE, most_s=1.5 * HEALTHY_S),
         "ingest.followed.FRUITLESS": replace(followed.FRUITLESS, most_s=MOST_WAIT_S),
-        "history.pending.RETRY": replace(pending.RETRY, most_s=MOST_WAIT_S),
         # Few candles have many checkpoints, and indicators begin anew often.
         "pipelines.factor_states.CHECKPOINT_CANDLES": 8,
         "pipelines.factor_states.KEPT_CHECKPOINTS": 3,

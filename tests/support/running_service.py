@@ -12,10 +12,13 @@ from pathlib import Path
 
 import aiohttp
 
+from klinesync.core.backoff import Backoff
 from klinesync.exchanges.registry import ExchangeEntry
+from klinesync.history.pending import RetryPolicy
 from klinesync.market.app import bind, create_app, create_server
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.market.surroundings import Surroundings
 from klinesync.runtime.flags import load_flags
 from klinesync.sim.server import SimServer
 
@@ -39,12 +42,22 @@ class Service:
             return response.status, await response.json()
 
 
+def retrying(initial_s: float, most_s: float = 300.0) -> Surroundings:
+    """Surroundings in which history that could not be read is requested again after `initial_s`, doubled each time."""
+    return Surroundings(retries=RetryPolicy(Backoff(initial_s, most_s)))
+
+
 @asynccontextmanager
 async def running_service(
-    store: Path, exchange: SimServer | None = None, other: ExchangeEntry | None = None, /, **flags: str
+    store: Path,
+    exchange: SimServer | None = None,
+    other: ExchangeEntry | None = None,
+    around: Surroundings | None = None,
+    /,
+    **flags: str,
 ) -> AsyncIterator[Service]:
     """A service on `store`, following `exchange`; without one nothing is followed and the exchange cannot be asked.
-    `other`: an entry of the registry beside those of the flags."""
+    `other`: an entry of the registry beside those of the flags. `around`: its clock, jitter and retries."""
     nowhere = "127.0.0.1:9"
     rest_url = f"http://{nowhere}" if exchange is None else exchange.http_url
     ws_url = f"ws://{nowhere}" if exchange is None else exchange.ws_url
@@ -57,7 +70,7 @@ async def running_service(
         "enable_whitelist_ingest": "off" if exchange is None else "on",
     } | flags
     async with (
-        build_market_runtime(load_flags(given), entries=[] if other is None else [other]) as runtime,
+        build_market_runtime(load_flags(given), around, entries=[] if other is None else [other]) as runtime,
         aiohttp.ClientSession() as http,
     ):
         listener = bind("127.0.0.1", 0)

@@ -17,10 +17,10 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
-from klinesync.history import pending
 from klinesync.history import queue as history_queue
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Reason
+from klinesync.history.pending import USUAL_RETRIES, RetryPolicy
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
 from klinesync.history.tails import TailLimits, Tails
@@ -87,10 +87,16 @@ class Exchange(FakeExchange):
         return "it is gone" if series in self.gone else None
 
 
+# A need is requested again at once, first.
+AT_ONCE = RetryPolicy(Backoff(0.0, 300.0))
+
+
 class World:
     """A store, what writes to it, and the coverage beside it."""
 
-    def __init__(self, database: InThreadSqliteDatabase, exchange: Exchange) -> None:
+    def __init__(
+        self, database: InThreadSqliteDatabase, exchange: Exchange, retries: RetryPolicy = USUAL_RETRIES
+    ) -> None:
         self.database = database
         self.exchange = exchange
         self.exchange_s: float | None = NOW_S
@@ -111,6 +117,7 @@ class World:
             database=database,
             watch=self.board.watch(),
             rng=random.Random(1),
+            retries=retries,
             now_s=lambda series: NOW_S,
         )
         tails = Tails(
@@ -155,12 +162,14 @@ class World:
 
 
 @asynccontextmanager
-async def world_on(path: Path, fail: Callable[[], None] | None = None) -> AsyncIterator[World]:
+async def world_on(
+    path: Path, fail: Callable[[], None] | None = None, retries: RetryPolicy = USUAL_RETRIES
+) -> AsyncIterator[World]:
     async def pause() -> None:
         await asyncio.sleep(0)
 
     async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
-        world = World(database, Exchange())
+        world = World(database, Exchange(), retries)
         parts = (world.pipeline, world.history)
         tasks = [asyncio.create_task(part.run()) for part in parts]
         try:
@@ -228,8 +237,7 @@ async def test_where_the_time_is_not_known_the_exchange_is_asked_for_it_once_a_c
 async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
-    async with world_on(tmp_path) as world:
+    async with world_on(tmp_path, retries=AT_ONCE) as world:
         world.exchange.trouble = [UpstreamError("banned", 418, retry_after_s=3600.0)]
         await world.read(BTC)
         await world.ended(BTC, "failed")
@@ -245,8 +253,7 @@ async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
 async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_the_list_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
-    async with world_on(tmp_path) as world:
+    async with world_on(tmp_path, retries=AT_ONCE) as world:
         world.exchange.gone.add(BTC)
         await world.write(BTC, range(900, 905))
         await world.read(BTC)
@@ -264,8 +271,7 @@ async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_t
 async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_reach_is_healed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
-    async with world_on(tmp_path) as world:
+    async with world_on(tmp_path, retries=AT_ONCE) as world:
         await world.write(BTC, range(900, 905))
         answer = world.exchange.history
         prefix: list[int] = []
@@ -290,14 +296,13 @@ async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_rea
 async def test_a_store_that_cannot_be_written_is_tried_by_a_later_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
     full = True
 
     def fail() -> None:
         if full:
             raise apsw.FullError("database or disk is full")
 
-    async with world_on(tmp_path, fail) as world:
+    async with world_on(tmp_path, fail, AT_ONCE) as world:
         await world.read(BTC)
         await world.ended(BTC, "failed")
         full = False

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import apsw
 import pytest
@@ -19,11 +20,11 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.exchanges.exchange import Errand, HistoryPage, Reach, Urgency
-from klinesync.history import memory, pending, pieces, service
+from klinesync.history import memory, pieces, service
 from klinesync.history import queue as history_queue
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
-from klinesync.history.pending import Pending
+from klinesync.history.pending import Pending, RetryPolicy
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.reading import Shelf
 from klinesync.history.requested import BackfillProgress
@@ -32,6 +33,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.submissions import Empty
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -94,6 +96,9 @@ class Exchange:
             self.at_once -= 1
 
 
+QUICK = RetryPolicy(Backoff(0.05, 6 * 3600.0, jitter=0.25))
+
+
 class World:
     """A store, what writes to it, and the healing beside it. `fail`: writes do."""
 
@@ -103,8 +108,10 @@ class World:
         exchange: Exchange,
         shelves: Sequence[Shelf] = (),
         oldest: int | None = None,
+        retries: RetryPolicy = QUICK,
     ) -> None:
         self.database = database
+        self.ahead_s = 0.0  # seconds by which the clock has jumped
         self.exchange = exchange
         self.board = BackfillBoard(lambda: 1_700_000_000.0)
         nothing = DerivedStep(BTC.timeframe, [])
@@ -119,6 +126,8 @@ class World:
                 shelves=shelves,
                 reach=lambda _: None if oldest is None else Reach(60 * oldest, "it keeps the newest few"),
                 rng=random.Random(1),
+                retries=retries,
+                monotonic=lambda: SYSTEM_CLOCK.monotonic_s() + self.ahead_s,
             )
         )
 
@@ -150,12 +159,13 @@ async def world_on(
     fail: Callable[[], None] | None = None,
     shelves: Sequence[Shelf] = (),
     oldest: int | None = None,
+    retries: RetryPolicy = QUICK,
 ) -> AsyncIterator[World]:
     async def pause() -> None:
         await asyncio.sleep(0)
 
     async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
-        world = World(database, exchange, shelves, oldest)
+        world = World(database, exchange, shelves, oldest, retries)
         tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.healing.run())]
         try:
             yield world
@@ -171,7 +181,6 @@ async def world_on(
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_CANDLES", 25)
     monkeypatch.setattr(pieces, "PAGE_CANDLES", PAGE)
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
     monkeypatch.setattr(service, "STORE_RETRY_S", 0.02)
 
 
@@ -212,22 +221,24 @@ async def test_an_answer_that_lacks_a_neighbour_proves_nothing_and_the_hole_is_a
         assert await world.minutes(BTC) == list(range(20))
 
 
-async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits: list[float] = []
-    after_fruitless = pending.after_fruitless
+class Noted(RetryPolicy):
+    """Notes how long the exchange asked to be left alone, and waits a thousandth of it."""
 
-    def noted(
-        one: Pending, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, out_of_reach: bool = False
+    waits: ClassVar[list[float]] = []
+
+    def after_fruitless(
+        self, pending: Pending, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, out_of_reach: bool = False
     ) -> Pending:
-        waits.append(at_least_s)
-        return after_fruitless(one, now_s, rng, at_least_s / 1000, out_of_reach=out_of_reach)
+        self.waits.append(at_least_s)
+        return RetryPolicy.after_fruitless(self, pending, now_s, rng, at_least_s / 1000, out_of_reach=out_of_reach)
 
-    monkeypatch.setattr(pending, "after_fruitless", noted)
+
+async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(tmp_path: Path) -> None:
+    Noted.waits.clear()
+    waits = Noted.waits
     exchange = Exchange(range(100))
     exchange.trouble = [UpstreamError("banned", 418, retry_after_s=90.0), UpstreamError("no answer")]
-    async with world_on(tmp_path, exchange) as world:
+    async with world_on(tmp_path, exchange, retries=Noted(QUICK.backoff)) as world:
         await world.write(BTC, [0, 99])
         world.healing.request_declared(BTC)
         await world.until(lambda: bool(waits))
@@ -694,7 +705,7 @@ async def test_what_the_exchange_hides_again_and_again_is_reported_as_missing_an
         assert over.trouble is not None
         assert "neither brings 5 candles" in over.trouble
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN]
-        assert len(exchange.asked) == pending.STALLED_AFTER
+        assert len(exchange.asked) == QUICK.stalled_after
         assert world.board.report(BTC, 120).state == "failed"
 
 
@@ -914,7 +925,7 @@ async def test_a_backfill_takes_what_an_exchange_keeps_and_says_what_it_does_not
 
 @pytest.mark.parametrize("refuses", [False, True], ids=["newer rows alone", "a wrong question"])
 async def test_a_hole_that_an_unknown_depth_has_left_behind_is_lost_after_a_while_and_not_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: bool
+    tmp_path: Path, refuses: bool
 ) -> None:
     exchange = Exchange(range(60, 100))
 
@@ -925,9 +936,9 @@ async def test_a_hole_that_an_unknown_depth_has_left_behind_is_lost_after_a_whil
     async with world_on(tmp_path, Asked(exchange, reached)) as world:
         await world.write(BTC, [*range(10), *range(60, 100)])
         world.healing.request_declared(BTC)
-        await world.until(lambda: len(exchange.asked) >= pending.STALLED_AFTER + 1)
+        await world.until(lambda: len(exchange.asked) >= QUICK.stalled_after + 1)
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN], "it may be trouble"
-        monkeypatch.setattr(pending, "LOST_AFTER_S", 0.0)
+        world.ahead_s = QUICK.lost_after_s
         async with asyncio.timeout(TIMEOUT_S):
             while [gap.state for gap in await world.ledger(BTC)] != [GapState.LOST]:
                 await asyncio.sleep(0.001)

@@ -18,9 +18,10 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, Errand, HistoryPage, Urgency
-from klinesync.history import native_folds, natives, pending
+from klinesync.history import native_folds, natives
 from klinesync.history.board import BackfillBoard
 from klinesync.history.missing import Need, Reason
+from klinesync.history.pending import RetryPolicy
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
@@ -63,6 +64,7 @@ class World:
                 database=database,
                 watch=BackfillBoard(lambda: 1_700_000_000.0).watch(),
                 rng=random.Random(1),
+                retries=RetryPolicy(Backoff(0.0, 0.0)),
                 native_source=self.native_source,
             )
         )
@@ -113,11 +115,6 @@ async def world_on(path: Path, source: SeriesId | None = FIVES) -> AsyncIterator
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 0.0))
 
 
 async def test_a_candle_that_is_not_shown_yet_is_asked_for_again_and_the_others_are_not(tmp_path: Path) -> None:

@@ -14,21 +14,20 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import rest_gate
 from klinesync.exchanges.exchange import Urgency
-from klinesync.history import pending
+from klinesync.market.surroundings import Surroundings
 from klinesync.market_data.verify import verify
 from klinesync.sim.faults import Disconnect, Outage, RateLimit, RefuseConnect, RestError
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.processes import SERIES, running, serve_arguments
-from support.running_service import Service, running_service
+from support.running_service import Service, retrying, running_service
 from support.upstream import complete, stored, truth, until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -65,7 +64,9 @@ class Exchange(SimServer):
 
 
 @asynccontextmanager
-async def following(store: Path, exchange: SimServer, **flags: str) -> AsyncIterator[Service]:
+async def following(
+    store: Path, exchange: SimServer, around: Surroundings | None = None, /, **flags: str
+) -> AsyncIterator[Service]:
     given = {
         "whitelist": str(BTC),
         "startup_kline_sync_target_candles": "100",
@@ -75,7 +76,7 @@ async def following(store: Path, exchange: SimServer, **flags: str) -> AsyncIter
         "derived_backfill_base_candles": "100",
         "enable_market_auto_tail_backfill": "off",
     }
-    async with running_service(store, exchange, **given | flags) as service:
+    async with running_service(store, exchange, None, around, **given | flags) as service:
         yield service
 
 
@@ -236,9 +237,11 @@ async def test_a_ban_in_the_middle_of_deep_history_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.DEEP, 0.1)
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.5, 6 * 3600.0, jitter=0.25))
     store, first = tmp_path / "store.sqlite", NEWEST - 9_000 * 60
-    async with Exchange(SimConfig(symbols=2, start=START)) as exchange, following(store, exchange) as service:
+    async with (
+        Exchange(SimConfig(symbols=2, start=START)) as exchange,
+        following(store, exchange, retrying(0.5)) as service,
+    ):
         await complete(service, exchange, BTC)
         exchange.faults.add(RateLimit(after=4, count=1, retry_after_s=1, ban_s=2.0))
         await ask(service, first)
@@ -309,17 +312,15 @@ async def test_freqtrades_files_then_the_archive_then_rest_fill_what_is_asked_fo
     audit(store)
 
 
-async def test_a_long_gap_at_the_start_comes_from_files_but_for_its_newest_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(3600.0, 6 * 3600.0, jitter=0.25))  # nothing has to be asked for again
+async def test_a_long_gap_at_the_start_comes_from_files_but_for_its_newest_part(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     first = (NEWEST // 86_400 - 20) * 86_400
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange:
         async with running_service(store) as service:
             rows = truth(exchange, BTC, range(first, first + 100 * 60, 60))
             await service.runtime.market_data.ingest_candles_closed(BTC, rows)
-        async with following(store, exchange, archive_url=exchange.http_url) as service:
+        # Nothing has to be requested again.
+        async with following(store, exchange, retrying(3600.0, 3600.0), archive_url=exchange.http_url) as service:
             async with asyncio.timeout(PATIENCE_S):
                 while service.runtime.startup.waiting(BTC) or sum((await health(service))["gaps"].values()):  # type: ignore[attr-defined]
                     await asyncio.sleep(0.05)

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.candle import MAX_TIME, ROUNDING, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Errand, History, HistoryPage
-from klinesync.history import pending
 from klinesync.market_data import exchange_time
 from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
@@ -28,7 +26,7 @@ from klinesync.sim.faults import RestError
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.derived_candles import roll_up
-from support.running_service import Service, running_service
+from support.running_service import Service, retrying, running_service
 from support.upstream import truth, until
 
 BASE = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -43,7 +41,6 @@ PATIENCE_S = 40.0
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
     monkeypatch.setattr(exchange_time, "CLOCK_AGE_S", 0.2)
 
 
@@ -52,7 +49,7 @@ async def reading(
     store: Path, exchange: SimServer | None, *, whitelist_ingest: str = "off", **flags: str
 ) -> AsyncIterator[Service]:
     given = {"enable_whitelist_ingest": whitelist_ingest, "audit_interval_s": "0"} | flags
-    async with running_service(store, exchange, **given) as service:
+    async with running_service(store, exchange, None, retrying(0.2), **given) as service:
         yield service
 
 

@@ -8,18 +8,15 @@ import signal
 from pathlib import Path
 
 import aiohttp
-import pytest
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.history import pending
 from klinesync.sim.faults import RestSlow
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.history_files import minutes, write_freqtrade
 from support.processes import SERIES, klinesync, running, serve_arguments
-from support.running_service import running_service
+from support.running_service import retrying, running_service
 from support.upstream import truth
 
 FIVES = SeriesId.parse("binance:spot:BTC/USDT:5m")
@@ -99,10 +96,9 @@ async def test_who_does_not_want_to_wait_any_longer_leaves_the_service_at_it(tmp
 
 
 async def test_what_a_service_cannot_get_is_told_with_what_is_in_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 6 * 3600.0, jitter=0.25))
-    async with running_service(tmp_path / "store.sqlite") as service:  # no exchange answers
+    async with running_service(tmp_path / "store.sqlite", None, None, retrying(0.05)) as service:  # no exchange answers
         await service.runtime.market_data.ingest_candles_closed(SERIES, minutes(NEWEST, 2))
         ask = ("backfill", SERIES, f"--from={NEWEST - 600}", "--url", service.url)
         status, out, err = await command(*ask, f"--to={NEWEST}")

@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.ccxt import installed as ccxt_installed
-from klinesync.history import pending
 from klinesync.sim.server import SimConfig, SimServer
 from support.history_files import minutes, write_freqtrade
-from support.running_service import Service, running_service
+from support.running_service import Service, retrying, running_service
 from support.upstream import truth, until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -28,11 +26,6 @@ START = 1_700_000_130
 PATIENCE_S = 30.0
 OFFLINE = {"market_history_source": "freqtrade", "audit_interval_s": "0"}
 Json = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 300.0))
 
 
 def last_minutes(count: int, ago: int = 0) -> list[Candle]:
@@ -74,7 +67,9 @@ async def health(service: Service, series: SeriesId) -> Json:
 async def test_a_read_brings_what_the_files_have_however_old_they_are(tmp_path: Path, ago: int) -> None:
     candles = last_minutes(3000, ago)
     folder = files_with(tmp_path / "data", candles)
-    async with running_service(tmp_path / "store.sqlite", freqtrade_data_dir=str(folder), **OFFLINE) as service:
+    async with running_service(
+        tmp_path / "store.sqlite", None, None, retrying(0.05), freqtrade_data_dir=str(folder), **OFFLINE
+    ) as service:
         await until_page(service, BTC, candles[-500:])
         await until_page(service, BTC, candles[500:2500], before=candles[2500].time, limit=2000)
         assert (await page(service, BTC_5M, limit=5))[-1].time >= candles[-1].time - 600
@@ -86,7 +81,7 @@ async def test_the_start_and_a_subscription_bring_what_the_files_have(tmp_path: 
     folder = files_with(tmp_path / "data", candles)
     files_with(folder, candles, "binance/ETH_USDT-1m.feather")
     flags = OFFLINE | {"freqtrade_data_dir": str(folder), "whitelist": str(BTC), "enable_whitelist_ingest": "on"}
-    async with running_service(tmp_path / "store.sqlite", **flags) as service:
+    async with running_service(tmp_path / "store.sqlite", None, None, retrying(0.05), **flags) as service:
         runtime = service.runtime
 
         async def stored(series: SeriesId) -> int:
@@ -118,7 +113,9 @@ async def test_the_start_and_a_subscription_bring_what_the_files_have(tmp_path: 
 async def test_what_no_file_has_is_unreachable_and_not_in_the_making(tmp_path: Path) -> None:
     folder = files_with(tmp_path / "data", last_minutes(100))
     flags = OFFLINE | {"freqtrade_data_dir": str(folder), "whitelist": "binance:futures:BTC/USDT:1m"}
-    async with running_service(tmp_path / "store.sqlite", **flags, enable_whitelist_ingest="on") as service:
+    async with running_service(
+        tmp_path / "store.sqlite", None, None, retrying(0.05), **flags, enable_whitelist_ingest="on"
+    ) as service:
         series = SeriesId.parse("binance:futures:BTC/USDT:1m")
         async with asyncio.timeout(PATIENCE_S):
             while (answer := await health(service, series))["status_reason"] != "exchange_unreachable":
@@ -137,7 +134,9 @@ async def test_of_an_exchange_that_cannot_be_asked_at_all_files_are_read(
     monkeypatch.setattr(ccxt_installed, "find_spec", lambda _: None)
     candles = last_minutes(50)
     folder = files_with(tmp_path / "data", candles, "kraken/BTC_USD-1m.feather")
-    async with running_service(tmp_path / "store.sqlite", freqtrade_data_dir=str(folder), **OFFLINE) as service:
+    async with running_service(
+        tmp_path / "store.sqlite", None, None, retrying(0.05), freqtrade_data_dir=str(folder), **OFFLINE
+    ) as service:
         await until_page(service, KRAKEN, candles)
         status, _ = await service.get("/api/market/candles", series_id="kraken:spot:ETH/USD:1m")
         assert status == 404
@@ -146,7 +145,9 @@ async def test_of_an_exchange_that_cannot_be_asked_at_all_files_are_read(
 async def test_a_file_that_grows_is_read_on(tmp_path: Path) -> None:
     candles = last_minutes(600)
     folder = files_with(tmp_path / "data", candles[:300])
-    async with running_service(tmp_path / "store.sqlite", freqtrade_data_dir=str(folder), **OFFLINE) as service:
+    async with running_service(
+        tmp_path / "store.sqlite", None, None, retrying(0.05), freqtrade_data_dir=str(folder), **OFFLINE
+    ) as service:
         await until_page(service, BTC, candles[:300])
         files_with(folder, candles)
         await until_page(service, BTC, candles[100:])
@@ -167,7 +168,9 @@ async def test_once_the_exchange_is_there_its_candles_follow_those_of_the_files(
         for kind, scheme in (("rest", "http"), ("ws", "ws"))
     }
     flags = OFFLINE | address | {"freqtrade_data_dir": str(folder), "whitelist": str(BTC)}
-    async with running_service(tmp_path / "store.sqlite", **flags, enable_whitelist_ingest="on") as service:
+    async with running_service(
+        tmp_path / "store.sqlite", None, None, retrying(0.05), **flags, enable_whitelist_ingest="on"
+    ) as service:
         await until_page(service, BTC, candles)
         async with SimServer(SimConfig(symbols=2, start=START, port=port)) as exchange:
             right = candles + truth(exchange, BTC, range(candles[-1].time + 60, newest, 60))

@@ -19,14 +19,15 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import rest_gate
 from klinesync.exchanges.exchange import Urgency
-from klinesync.history import pending
+from klinesync.history.pending import RetryPolicy
+from klinesync.market.surroundings import Surroundings
 from klinesync.market_data import exchange_time
 from klinesync.runtime.clock import SystemClock
 from klinesync.sim import server
 from klinesync.sim.faults import Fault, RateLimit
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
-from support.running_service import Service, running_service
+from support.running_service import Service, retrying, running_service
 from support.upstream import complete, truth, until
 
 SPOT = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -115,22 +116,33 @@ class Reading:
 
 @asynccontextmanager
 async def covered(
-    store: Path, exchange: SimServer | None, *, max_candles: int = 2000, **flags: str
+    store: Path,
+    exchange: SimServer | None,
+    *,
+    max_candles: int = 2000,
+    around: Surroundings | None = None,
+    **flags: str,
 ) -> AsyncIterator[Service]:
     """A service whose reads are covered; it follows what is subscribed, and nothing else."""
     given = {"enable_whitelist_ingest": "off", "audit_interval_s": "0"} | flags
     given["market_auto_tail_backfill_max_candles"] = str(max_candles)
-    async with running_service(store, exchange, **given) as service:
+    async with running_service(store, exchange, None, around, **given) as service:
         yield service
 
 
 @asynccontextmanager
 async def reading(
-    tmp_path: Path, *, max_candles: int = 2000, speed: float = 1.0, start: int = START, **flags: str
+    tmp_path: Path,
+    *,
+    max_candles: int = 2000,
+    speed: float = 1.0,
+    start: int = START,
+    around: Surroundings | None = None,
+    **flags: str,
 ) -> AsyncIterator[Reading]:
     async with (
         Exchange(SimConfig(symbols=3, start=start, speed=speed)) as exchange,
-        covered(tmp_path / "store.sqlite", exchange, max_candles=max_candles, **flags) as service,
+        covered(tmp_path / "store.sqlite", exchange, max_candles=max_candles, around=around, **flags) as service,
     ):
         yield Reading(service, exchange)
 
@@ -139,8 +151,7 @@ async def reading(
 async def test_the_tail_of_a_series_that_nobody_follows_is_there_for_the_next_read(
     series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
-    async with reading(tmp_path) as world:
+    async with reading(tmp_path, around=retrying(0.2)) as world:
         assert await world.page(series) == [], "it does not wait"
         first = NEWEST + 60 - 2000 * 60
         candles = await world.until_page(lambda page: page[-1:] == world.truth(series, NEWEST, NEWEST + 60), series)
@@ -161,8 +172,7 @@ async def test_the_tail_of_a_series_that_nobody_follows_is_there_for_the_next_re
 
 
 async def test_what_is_up_to_date_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
-    async with reading(tmp_path, max_candles=50) as world:
+    async with reading(tmp_path, around=retrying(0.0), max_candles=50) as world:
         await world.until_page(lambda page: len(page) == 50, SPOT, limit=50)
         asked = len(world.exchange.asked)
         for _ in range(20):
@@ -215,10 +225,9 @@ async def test_a_head_that_is_further_back_than_one_read_may_fetch_leaves_a_hole
 async def test_who_scrolls_back_comes_to_the_listing_and_then_the_exchange_is_left_alone(
     series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
     monkeypatch.setattr(server, "LISTED_DAYS", 3)
     listing = (START // 86_400 - 3) * 86_400
-    async with reading(tmp_path, max_candles=1500) as world:
+    async with reading(tmp_path, around=retrying(0.2), max_candles=1500) as world:
         page = await world.until_page(lambda page: page[-1:] == world.truth(series, NEWEST, NEWEST + 60), series)
         candles = page
         while page:
@@ -278,7 +287,7 @@ async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch
         history = world.service.runtime.backfill
         monkeypatch.setattr(history, "_ports", replace(history._ports, monotonic=Later().monotonic_s))
         # A clock that jumped is believed after several answers; each attempt takes one.
-        monkeypatch.setattr(pending, "RETRY", Backoff(0.2, 300.0))
+        monkeypatch.setattr(history._queue, "_retries", RetryPolicy(Backoff(0.2, 300.0)))
         await world.until_page(lambda page: page[-1].time == NEWEST + 600, SPOT, limit=100)
         assert len(world.exchange.asked) == asked + 1
 
@@ -286,9 +295,8 @@ async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch
 async def test_a_ban_in_the_middle_leaves_what_came_before_and_the_rest_comes_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 300.0))
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.READ, 0.1)
-    async with reading(tmp_path, max_candles=2500) as world:
+    async with reading(tmp_path, around=retrying(0.05), max_candles=2500) as world:
         # Its symbols, its time and the first page; then 429, and the one who comes back is banned.
         fault: Fault = RateLimit(after=3, count=1, retry_after_s=1, ban_s=6.0)
         world.exchange.faults.add(fault)
@@ -333,8 +341,7 @@ async def test_while_the_exchange_is_away_what_is_stored_is_served_at_once(
 async def test_what_the_exchange_does_not_list_and_other_exchanges_are_not_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.0, 300.0))
-    async with reading(tmp_path) as world:
+    async with reading(tmp_path, around=retrying(0.0)) as world:
         gone = SeriesId.parse("binance:spot:GONE/USDT:1m")
         other = SeriesId.parse("kraken:spot:BTC/USD:1m")
         minute = [Candle(NEWEST - 600, 1.0, 2.0, 0.5, 1.5, 1.0)]

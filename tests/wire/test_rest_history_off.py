@@ -11,13 +11,12 @@ from aiohttp import web
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
-from klinesync.history import pending
 from klinesync.ingest import audit, followed
 from klinesync.sim.faults import Disconnect, DropClosed
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from support.history_files import write_freqtrade
-from support.running_service import Service, running_service
+from support.running_service import Service, retrying, running_service
 from support.upstream import passed, plain, stored, truth, until
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -36,7 +35,6 @@ OFF = {
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pending, "RETRY", Backoff(0.05, 3600.0))
     monkeypatch.setattr(followed, "FRUITLESS", Backoff(0.2, 300.0))
     monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
     monkeypatch.setattr(audit, "AUDIT_AGE_S", 0)
@@ -75,7 +73,7 @@ async def test_nothing_that_closed_before_a_series_was_followed_is_read_over_res
         async with running_service(store, None) as service:
             await with_a_past(service, exchange)
         began_s = exchange.now_ms() // 60_000 * 60
-        async with running_service(store, exchange, **OFF) as service:
+        async with running_service(store, exchange, None, retrying(0.05, 3600.0), **OFF) as service:
             startup = service.runtime.startup
             await until(lambda: startup.progress().done == 2, "the start does not wait for what nobody reads")
             for series in (SPOT, FUTURES, HOURS, UNFOLLOWED):
@@ -114,7 +112,9 @@ async def test_files_fill_what_rest_may_not(tmp_path: Path) -> None:
             await with_a_past(service, exchange)
         files = {"market_history_source": "freqtrade", "freqtrade_data_dir": str(tmp_path / "data")}
         began_s = exchange.now_ms() // 60_000 * 60
-        async with running_service(store, exchange, **OFF | files | {"whitelist": str(SPOT)}) as service:
+        async with running_service(
+            store, exchange, None, retrying(0.05, 3600.0), **OFF | files | {"whitelist": str(SPOT)}
+        ) as service:
             right = truth(exchange, SPOT, range(NEWEST - 86_400, NEWEST, 60))
             async with asyncio.timeout(60):
                 while [one for one in await stored(service, SPOT) if one.time < NEWEST] != right:

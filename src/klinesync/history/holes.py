@@ -12,9 +12,8 @@ from klinesync.core.errors import WRONG_REQUEST, NotListed, Rejected, UpstreamEr
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
-from klinesync.history import pending as policy
 from klinesync.history import pieces
-from klinesync.history.pending import Pending, after_fruitless, after_no_answer, after_no_source
+from klinesync.history.pending import Pending, within_reach
 from klinesync.history.pieces import Answer, Fetch, Outcome, Piece, Remaining
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import HistoryQueue
@@ -78,7 +77,7 @@ class HoleReader:
         if not self.ports.asks(series):
             progress.trouble = NOT_ASKED
             stored, _ = await self.ports.stored(series)
-            stalled = [after_no_source(pending, self.ports.monotonic(), self.ports.rng) for pending in missing.needs]
+            stalled = [self.ports.after_no_source(pending) for pending in missing.needs]
             return [*stalled, *self._behind_head(fetch, stored), *waiting]
         reachable = await self._without_lost(series, fetch.needs)
         if reachable != list(fetch.needs):
@@ -102,7 +101,7 @@ class HoleReader:
             self.ports.warn("history.not_listed", series, "its gaps are left as they are", error=error)
             # Retried, because the symbol may be listed again, or the list may have been wrong.
             unrequested = [pending for pending in missing.needs if not pending.requested]
-            return [after_fruitless(pending, self.ports.monotonic(), self.ports.rng) for pending in unrequested]
+            return [self.ports.after_fruitless(pending) for pending in unrequested]
         except UpstreamError as error:
             progress.trouble = str(error)
             self.ports.warn("history.gap_failed", series, "its gaps cannot be read", error=error)
@@ -113,19 +112,21 @@ class HoleReader:
         answer = Answer(asked.reached, None if asked.came is None else asked.came.start, stored, ledger)
         if (nothing := pieces.nothing_before_first(piece, answer)) is not None:
             self.queue.memory.remember_nothing(series, nothing, self.ports.monotonic())
-        waiting = pieces.still_missing(fetch, missing, piece, answer, self.ports.monotonic(), self.ports.rng)
+        waiting = pieces.still_missing(
+            fetch, missing, piece, answer, self.ports.monotonic(), self.ports.rng, self.ports.retries
+        )
         waiting = await self._without_lost(series, waiting)
         progress.trouble = self._unproven(series, waiting)
         return waiting
 
     def _after_error(self, asked: Sequence[Pending], error: UpstreamError, *, fruitful: bool) -> list[Pending]:
         """The needs after a failed request. `fruitful`: candles came before the failure."""
-        delay_s, now_s, rng = error.retry_after_s or 0.0, self.ports.monotonic(), self.ports.rng
+        delay_s = error.retry_after_s or 0.0
         needs = [replace(pending, fruitless_attempts=0) if fruitful else pending for pending in asked]
         if error.status == WRONG_REQUEST:
             # Exchanges may answer 400 to a request for candles that are older than their history.
-            return [after_fruitless(pending, now_s, rng, delay_s, out_of_reach=not fruitful) for pending in needs]
-        return [after_no_answer(pending, now_s, rng, delay_s) for pending in needs]
+            return [self.ports.after_fruitless(pending, delay_s, out_of_reach=not fruitful) for pending in needs]
+        return [self.ports.after_no_answer(pending, delay_s) for pending in needs]
 
     async def _read_files(self, fetch: Fetch, missing: Remaining, errand: Errand, progress: Progress) -> bool:
         """Read the missing needs from the files. Returns False when the reading ended early because urgent work of the
@@ -180,7 +181,7 @@ class HoleReader:
 
     def _behind_head(self, fetch: Fetch, stored: Span | None) -> list[Pending]:
         """The part of the fetch behind the stored head, to wait for live candles."""
-        return pieces.behind_head(fetch, stored, self.ports.monotonic(), self.ports.rng)
+        return pieces.behind_head(fetch, stored, self.ports.monotonic(), self.ports.rng, self.ports.retries)
 
     async def _write(self, series: SeriesId, source: str, pending: Pending, page: HistoryPage) -> None:
         await self.ports.pipeline.submit(series, page.candles, source, Empty(page.empty, page.proof))
@@ -190,12 +191,12 @@ class HoleReader:
         """The needs within reach of the exchange's history. The other needs end; their part between stored candles is
         declared lost. Raises `StoreError`."""
         now_s, reach = self.ports.monotonic(), self.ports.reach(series)
-        kept = [pending for pending in needs if not policy.is_lost(pending, now_s)]
+        kept = [pending for pending in needs if not self.ports.retries.is_lost(pending, now_s)]
         lost = [(pending.span, NOT_REACHED) for pending in needs if pending not in kept]
         if reach is not None:
             lost += [(pending.span, reach.sentence) for pending in kept if pending.span.start < reach.oldest]
             lost = [(Span(span.start, max(span.start, min(span.end, reach.oldest))), why) for span, why in lost]
-            kept = policy.within_reach(kept, reach.oldest)
+            kept = within_reach(kept, reach.oldest)
         if not lost:
             return kept
         stored, ledger = await self.ports.stored(series)

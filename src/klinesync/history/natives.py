@@ -10,7 +10,7 @@ from klinesync.exchanges.exchange import Errand
 from klinesync.history.memory import NOTHING_BEFORE_TTL_S, SourceMemory
 from klinesync.history.missing import Reason
 from klinesync.history.native_folds import NativeFold
-from klinesync.history.pending import Pending, after_fruitless, after_no_answer
+from klinesync.history.pending import Pending
 from klinesync.history.pieces import Outcome
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.reading import Progress, candles_came, into, on_board, read_pages
@@ -46,7 +46,7 @@ class NativeReader:
         try:
             source = await self.ports.native_source(series)
             if source is None:
-                again = after_fruitless(pending, self.ports.monotonic(), self.ports.rng)
+                again = self.ports.after_fruitless(pending)
                 return Outcome((again,), f"{series.exchange} has no candles that give those of {series}")
             fold = NativeFold.newest(series.timeframe, source.timeframe, wanted)
             with on_board(self.ports.watch, series, fold.span, NATIVE_REASON) as progress:
@@ -54,7 +54,7 @@ class NativeReader:
                 await read_pages(pages, into(self.ports.pipeline, series, NATIVE), progress, newest_first=True)
         except UpstreamError as error:
             self.ports.warn("history.native_failed", series, "its native candles cannot be read", error=error)
-            again = after_no_answer(pending, self.ports.monotonic(), self.ports.rng, error.retry_after_s or 0.0)
+            again = self.ports.after_no_answer(pending, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), 0 if progress is None else progress.candles)
         brought, now_s, read = progress.came, self.ports.monotonic(), fold.span
         begins, oldest = fold.begins(brought), stored is None or wanted.start < stored.start
@@ -66,7 +66,7 @@ class NativeReader:
         end = read.start if brought is None else brought.end
         if end >= read.end:
             return Outcome(older, candles_came(progress.candles), progress.candles)
-        again = after_fruitless(pending.with_span(Span(end, read.end)), now_s, self.ports.rng)
+        again = self.ports.after_fruitless(pending.with_span(Span(end, read.end)))
         if again.fruitless_attempts < MAX_FRUITLESS:
             return Outcome((again, *older), candles_came(progress.candles), progress.candles)
         if brought is None and oldest and not older:

@@ -12,16 +12,6 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Urgency
 from klinesync.history.missing import Need, Reason
 
-# Retry delays of a need whose request failed or brought nothing.
-RETRY = Backoff(initial_s=15.0, most_s=6 * 3600.0, jitter=0.25)
-# Consecutive fruitless attempts after which a need counts as stalled: still retried, but no longer reported as healing.
-STALLED_AFTER = 3
-# Seconds after the last read of a series for which its tail and native candles are still retried.
-WANTED_S = 900.0
-# Seconds for which every answer must have shown that the exchange's history does not reach back to a gap, before the
-# gap is declared lost: an exchange in trouble may answer with its newest rows alone for some minutes.
-LOST_AFTER_S = 3600.0
-
 
 @dataclass(frozen=True, slots=True)
 class Pending:
@@ -96,45 +86,69 @@ class Pending:
         )
 
 
-def after_fruitless(
-    pending: Pending, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, out_of_reach: bool = False
-) -> Pending:
-    """The need after a fruitless attempt, due after the next delay of `RETRY`.
+# Retry delays of history.
+HISTORY_BACKOFF = Backoff(initial_s=15.0, most_s=6 * 3600.0, jitter=0.25)
 
-    pending: the need that was asked for.
-    now_s: monotonic seconds.
-    rng: jitter of the delay.
-    at_least_s: shortest delay in seconds, as the exchange asked for; 0 by default.
-    out_of_reach: the answer shows that the exchange's history does not reach back to the need.
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When history that could not be read is requested again.
+
+    backoff: retry delays of a need whose request failed or brought nothing.
+    stalled_after: consecutive fruitless attempts after which a need counts as stalled: still retried, but no longer
+        reported as healing.
+    wanted_s: seconds after the last read of a series for which its tail and native candles are still retried.
+    lost_after_s: seconds for which every answer must have shown that the exchange's history does not reach back to a
+        gap, before the gap is declared lost: an exchange in trouble may answer with its newest rows alone for some
+        minutes.
     """
-    since_s = None
-    if out_of_reach:
-        since_s = now_s if pending.out_of_reach_since_s is None else pending.out_of_reach_since_s
-    due_s = now_s + max(at_least_s, RETRY.delay_s(pending.fruitless_attempts, rng))
-    count = pending.fruitless_attempts + 1
-    if pending.reason is Reason.TAIL:  # the next candle may come at any time
-        count = min(count, STALLED_AFTER)
-    return replace(pending, fruitless_attempts=count, due_s=due_s, out_of_reach_since_s=since_s)
+
+    backoff: Backoff = HISTORY_BACKOFF
+    stalled_after: int = 3
+    wanted_s: float = 900.0
+    lost_after_s: float = 3600.0
+
+    def after_fruitless(
+        self, pending: Pending, now_s: float, rng: random.Random, at_least_s: float = 0.0, *, out_of_reach: bool = False
+    ) -> Pending:
+        """The need after a fruitless attempt, due after the next delay of `backoff`.
+
+        pending: the need that was asked for.
+        now_s: monotonic seconds.
+        rng: jitter of the delay.
+        at_least_s: shortest delay in seconds, as the exchange asked for; 0 by default.
+        out_of_reach: the answer shows that the exchange's history does not reach back to the need.
+        """
+        since_s = None
+        if out_of_reach:
+            since_s = now_s if pending.out_of_reach_since_s is None else pending.out_of_reach_since_s
+        due_s = now_s + max(at_least_s, self.backoff.delay_s(pending.fruitless_attempts, rng))
+        count = pending.fruitless_attempts + 1
+        if pending.reason is Reason.TAIL:  # the next candle may come at any time
+            count = min(count, self.stalled_after)
+        return replace(pending, fruitless_attempts=count, due_s=due_s, out_of_reach_since_s=since_s)
+
+    def after_no_answer(self, pending: Pending, now_s: float, rng: random.Random, at_least_s: float) -> Pending:
+        """The need while the exchange does not answer: its delay stays below that of a stalled need, so that the need
+        is retried soon after the exchange's return. Parameters as for `after_fruitless`."""
+        retry = self.after_fruitless(pending, now_s, rng, at_least_s)
+        return replace(retry, fruitless_attempts=min(retry.fruitless_attempts, self.stalled_after), files_checked=False)
+
+    def after_no_source(self, pending: Pending, now_s: float, rng: random.Random) -> Pending:
+        """The need when the files have nothing and the exchange may not be asked: stalled, and the files are searched
+        again after the next delay. Parameters as for `after_fruitless`."""
+        retry = self.after_fruitless(pending, now_s, rng)
+        return replace(retry, fruitless_attempts=max(retry.fruitless_attempts, self.stalled_after), files_checked=False)
+
+    def is_lost(self, pending: Pending, now_s: float) -> bool:
+        """Whether the exchange has shown for `lost_after_s` that its history does not reach back to the need."""
+        since_s = pending.out_of_reach_since_s
+        if since_s is None or pending.fruitless_attempts < self.stalled_after:
+            return False
+        return now_s - since_s >= self.lost_after_s
 
 
-def after_no_answer(pending: Pending, now_s: float, rng: random.Random, at_least_s: float) -> Pending:
-    """The need while the exchange does not answer: its delay stays below that of a stalled need, so that the need is
-    retried soon after the exchange's return. Parameters as for `after_fruitless`."""
-    retry = after_fruitless(pending, now_s, rng, at_least_s)
-    return replace(retry, fruitless_attempts=min(retry.fruitless_attempts, STALLED_AFTER), files_checked=False)
-
-
-def after_no_source(pending: Pending, now_s: float, rng: random.Random) -> Pending:
-    """The need when the files have nothing and the exchange may not be asked: stalled, and the files are searched again
-    after the next delay. Parameters as for `after_fruitless`."""
-    retry = after_fruitless(pending, now_s, rng)
-    return replace(retry, fruitless_attempts=max(retry.fruitless_attempts, STALLED_AFTER), files_checked=False)
-
-
-def is_lost(pending: Pending, now_s: float) -> bool:
-    """Whether the exchange has shown for `LOST_AFTER_S` that its history does not reach back to the need."""
-    since_s = pending.out_of_reach_since_s
-    return since_s is not None and pending.fruitless_attempts >= STALLED_AFTER and now_s - since_s >= LOST_AFTER_S
+USUAL_RETRIES = RetryPolicy()
 
 
 def within_reach(pending: Iterable[Pending], oldest: int) -> list[Pending]:

@@ -19,9 +19,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, hull, joined
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Urgency
-from klinesync.history import pending as policy
 from klinesync.history.missing import Reason
-from klinesync.history.pending import Pending, after_fruitless
+from klinesync.history.pending import Pending, RetryPolicy
 
 # Candles of one piece of a long need (a few pages); then another series has its turn.
 PIECE_CANDLES = 5000
@@ -199,7 +198,13 @@ def piece_of(timeframe: Timeframe, missing: Remaining) -> Piece:
 
 
 def still_missing(
-    fetch: Fetch, asked: Remaining, piece: Piece, answer: Answer, now_s: float, rng: random.Random
+    fetch: Fetch,
+    asked: Remaining,
+    piece: Piece,
+    answer: Answer,
+    now_s: float,
+    rng: random.Random,
+    retries: RetryPolicy,
 ) -> list[Pending]:
     """The needs that wait again after a piece was read.
 
@@ -209,8 +214,9 @@ def still_missing(
     answer: what came.
     now_s: monotonic seconds.
     rng: jitter of the retry delays.
+    retries: when the needs are requested again.
     """
-    waiting = behind_head(fetch, answer.stored, now_s, rng)
+    waiting = behind_head(fetch, answer.stored, now_s, rng, retries)
     for need in asked.needs:
         for span in gaps.unsettled(answer.ledger, answer.stored, need.span):
             if not need.requested and _is_behind_head(span, answer.stored):
@@ -221,7 +227,7 @@ def still_missing(
                 # The beginning of the piece is empty; the end of the older part may be empty too.
                 waiting.append(need.due_now(span, now_s, oldest_page_first=True))
             else:
-                waiting += _after_request(need, span, piece, answer, now_s, rng)
+                waiting += _after_request(need, span, piece, answer, now_s, rng, retries)
     return waiting
 
 
@@ -233,18 +239,22 @@ def nothing_before_first(piece: Piece, answer: Answer) -> Span | None:
     return Span(piece.span.start, answer.first)
 
 
-def behind_head(fetch: Fetch, stored: Span | None, now_s: float, rng: random.Random) -> list[Pending]:
+def behind_head(
+    fetch: Fetch, stored: Span | None, now_s: float, rng: random.Random, retries: RetryPolicy
+) -> list[Pending]:
     """The part of `fetch` behind the stored head: no gap yet, and live candles may fill it.
 
     fetch: the needs; those of an explicit backfill are left out.
     stored: the stored span; None when nothing is stored.
     now_s: monotonic seconds.
     rng: jitter of the retry delays.
+    retries: when the needs are requested again.
     """
     begin = 0 if stored is None else stored.end
     return [
         replace(
-            need.with_span(Span(max(need.span.start, begin), need.span.end)), due_s=now_s + policy.RETRY.delay_s(0, rng)
+            need.with_span(Span(max(need.span.start, begin), need.span.end)),
+            due_s=now_s + retries.backoff.delay_s(0, rng),
         )
         for need in fetch.needs
         if need.span.end > begin and not need.requested
@@ -256,7 +266,13 @@ def _is_behind_head(span: Span, stored: Span | None) -> bool:
 
 
 def _after_request(
-    need: Pending, span: Span, piece: Piece, answer: Answer, now_s: float, rng: random.Random
+    need: Pending,
+    span: Span,
+    piece: Piece,
+    answer: Answer,
+    now_s: float,
+    rng: random.Random,
+    retries: RetryPolicy,
 ) -> Iterator[Pending]:
     """The part of a missing `span` that waits again after at least a part of the span was requested."""
     if span.end > answer.reached:
@@ -271,7 +287,7 @@ def _after_request(
         return  # the span was requested, and the first row opens later: the series begins there
     # The request began with the stored candle before the gap: an answer without it does not reach back to the gap.
     out_of_reach = not piece.cut and (answer.first is None or answer.first > piece.around.start)
-    yield after_fruitless(need.with_span(span), now_s, rng, out_of_reach=out_of_reach)
+    yield retries.after_fruitless(need.with_span(span), now_s, rng, out_of_reach=out_of_reach)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import History, HistoryWatch, Reach
+from klinesync.history.pending import USUAL_RETRIES, Pending, RetryPolicy
 from klinesync.history.reading import Shelf
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads
@@ -38,6 +39,7 @@ class HistoryPorts:
     database: has stored spans and gaps.
     watch: follows the progress of each reading.
     rng: jitter of the retry delays.
+    retries: when history that could not be read is requested again.
     deep_watch: follows the progress of explicit backfills; None: `watch` does.
     shelves: history files, searched in this order before the exchange is asked.
     covers: whether a series has any source.
@@ -57,6 +59,7 @@ class HistoryPorts:
     database: Database
     watch: HistoryWatch
     rng: random.Random
+    retries: RetryPolicy = USUAL_RETRIES
     deep_watch: HistoryWatch | None = None
     shelves: Sequence[Shelf] = ()
     covers: Callable[[SeriesId], bool] = lambda _: True
@@ -72,6 +75,19 @@ class HistoryPorts:
     async def stored(self, series: SeriesId) -> tuple[Span | None, list[Gap]]:
         """The stored span (None when nothing is stored), and all rows of the gap ledger. Raises `StoreError`."""
         return await self.database.read(lambda store: (store.span(series), store.gaps(series)))
+
+    def after_fruitless(self, pending: Pending, at_least_s: float = 0.0, *, out_of_reach: bool = False) -> Pending:
+        """`RetryPolicy.after_fruitless`, now."""
+        now_s = self.monotonic()
+        return self.retries.after_fruitless(pending, now_s, self.rng, at_least_s, out_of_reach=out_of_reach)
+
+    def after_no_answer(self, pending: Pending, at_least_s: float) -> Pending:
+        """`RetryPolicy.after_no_answer`, now."""
+        return self.retries.after_no_answer(pending, self.monotonic(), self.rng, at_least_s)
+
+    def after_no_source(self, pending: Pending) -> Pending:
+        """`RetryPolicy.after_no_source`, now."""
+        return self.retries.after_no_source(pending, self.monotonic(), self.rng)
 
     def warn(self, event: LogEvent, series: SeriesId, sentence: str, *values: object, **fields: object) -> None:
         """Log a warning, as `Log.warning`, at most once in `LOG_EVERY_S` for a series and an event."""

@@ -17,10 +17,9 @@ from klinesync.core.candle import MAX_TIME
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, joined, without
 from klinesync.exchanges.exchange import Urgency
-from klinesync.history import pending as policy
 from klinesync.history.memory import SourceMemory
 from klinesync.history.missing import Need, Reason
-from klinesync.history.pending import Pending
+from klinesync.history.pending import USUAL_RETRIES, Pending, RetryPolicy
 from klinesync.history.pieces import Fetch, one_request
 
 # Most queued needs of a series, and of all series. A gap beyond stays declared in the store, and is looked up later.
@@ -114,9 +113,10 @@ class _Line:
 
 
 class HistoryQueue:
-    """The needs of all series."""
+    """The needs of all series, requested again as `retries` has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, retries: RetryPolicy = USUAL_RETRIES) -> None:
+        self._retries = retries
         self.memory = SourceMemory()
         self._lines: OrderedDict[SeriesId, _Line] = OrderedDict()
         # Series with urgent work that waits: an index, so that `take` need not search all series.
@@ -132,7 +132,7 @@ class HistoryQueue:
         """Queue the part of a need that is not queued yet, and raise the queued part to the urgency of this need. A
         span that was answered a moment ago is dropped. Returns False when the queue had no room for all of it."""
         line = self._lines.setdefault(need.series, _Line())
-        wanted_until_s = now_s + policy.WANTED_S if need.reason in _READ_ALONE else float("inf")
+        wanted_until_s = now_s + self._retries.wanted_s if need.reason in _READ_ALONE else float("inf")
         if need.reason is not Reason.GAP or need.urgency < Urgency.DEEP:
             self._replace_needs(need.series, [_merged(pending, need, wanted_until_s) for pending in line.needs])
         queued = [pending.span for pending in (*line.needs, *line.in_flight) if _same_kind(pending, need)]
@@ -268,7 +268,9 @@ class HistoryQueue:
         """The spans that are in flight or wait, ascending; without stalled needs."""
         if self.is_looking(series):
             return [_ALL_TIMES]
-        return joined(need.span for need in self._needs(series) if need.fruitless_attempts < policy.STALLED_AFTER)
+        return joined(
+            need.span for need in self._needs(series) if need.fruitless_attempts < self._retries.stalled_after
+        )
 
     def _needs(self, series: SeriesId) -> tuple[Pending, ...]:
         """The needs of the series, waiting and in flight."""
@@ -339,7 +341,7 @@ class HistoryQueue:
             self._urgent.pop(series, None)
 
     def _remember_answer(self, series: SeriesId, reason: Reason | None, span: Span, now_s: float) -> None:
-        self.memory.remember_answer(series, reason, span, now_s + policy.RETRY.initial_s, now_s)
+        self.memory.remember_answer(series, reason, span, now_s + self._retries.backoff.initial_s, now_s)
 
     def _forget_if_idle(self, series: SeriesId) -> None:
         line = self._lines[series]

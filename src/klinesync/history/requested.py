@@ -18,7 +18,6 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped, hull, without
 from klinesync.exchanges.exchange import HistoryWatch
-from klinesync.history import pending as policy
 from klinesync.history.missing import BACKFILL, Need, Reason
 from klinesync.history.pending import Pending
 from klinesync.history.pieces import Fetch
@@ -219,7 +218,7 @@ class RequestedBackfills:
             unsettled = gaps.unsettled(ledger, stored, request.span)
             request.missing, request.unavailable = self._available(series, request.span, unsettled, stored, ledger)
             needs = [need for part in request.missing for need in self._queue.needs_in(series, part)]
-            stalled = all(need.fruitless_attempts >= policy.STALLED_AFTER for need in needs)
+            stalled = all(need.fruitless_attempts >= self._ports.retries.stalled_after for need in needs)
             if self._queue.is_looking(series) or not stalled:
                 request.report(series, backfills, request.span.start)
                 continue

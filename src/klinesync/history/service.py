@@ -15,7 +15,7 @@ from klinesync.history import queue
 from klinesync.history.holes import HoleReader
 from klinesync.history.missing import Need, Reason, declared_gaps
 from klinesync.history.natives import NativeReader
-from klinesync.history.pending import Pending, after_fruitless
+from klinesync.history.pending import Pending
 from klinesync.history.pieces import Fetch, Outcome
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.queue import Find, HistoryQueue, Look, NeedStatus
@@ -44,7 +44,7 @@ class HistoryService:
         self._ports = ports
         self._tails = tails
         self.heals = heals
-        self._queue = HistoryQueue()
+        self._queue = HistoryQueue(ports.retries)
         self._errands: dict[SeriesId, Errand] = {}  # of the readings in flight
         self._changed = asyncio.Event()
         self._requested = RequestedBackfills(ports, self._queue, self.submit)
@@ -192,7 +192,7 @@ class HistoryService:
         """The needs of a piece of work that a defect ended, to be retried with backoff."""
         if isinstance(work, Look):
             return ()
-        return [after_fruitless(pending, self._ports.monotonic(), self._ports.rng) for pending in work.needs]
+        return [self._ports.after_fruitless(pending) for pending in work.needs]
 
     async def _try(self, work: Look | Fetch) -> Outcome:
         """Carry out a piece of work; a `StoreError` is retried after a pause."""

@@ -11,7 +11,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand
 from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.history.missing import missing_tail
-from klinesync.history.pending import Pending, after_fruitless, after_no_answer
+from klinesync.history.pending import Pending
 from klinesync.history.pieces import Outcome
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.reading import FILES, REST, TailFiles, candles_came, into, on_board, read_pages
@@ -73,7 +73,7 @@ class Tails:
             return await self._read(attempt)
         except UpstreamError as error:
             self.ports.warn("history.tail_failed", pending.series, "its tail cannot be read", error=error)
-            again = after_no_answer(pending, self.ports.monotonic(), self.ports.rng, error.retry_after_s or 0.0)
+            again = self.ports.after_no_answer(pending, error.retry_after_s or 0.0)
             return Outcome((again,), str(error), attempt.candles)
 
     async def _read(self, attempt: _Attempt) -> Outcome:
@@ -84,7 +84,7 @@ class Tails:
         if self.ports.asks(series):
             try:
                 if not await self.source.knows(series):
-                    again = after_fruitless(attempt.pending, self.ports.monotonic(), self.ports.rng, UNLISTED_S)
+                    again = self.ports.after_fruitless(attempt.pending, UNLISTED_S)
                     return Outcome((again,), NOT_LISTED)
                 exchange_s = self.exchange_s(series)
                 if exchange_s is None:
@@ -112,7 +112,7 @@ class Tails:
             return Outcome((), candles_came(attempt.candles), attempt.candles)
         if trouble is not None:
             raise trouble
-        return Outcome((after_fruitless(attempt.pending, self.ports.monotonic(), self.ports.rng),), candles_came(0))
+        return Outcome((self.ports.after_fruitless(attempt.pending),), candles_came(0))
 
     async def _ask(self, series: SeriesId, stored: Span | None, span: Span, attempt: _Attempt) -> None:
         """Read a tail from the exchange, page by page. Raises `UpstreamError`, `StoreError`."""

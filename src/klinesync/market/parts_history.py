@@ -64,6 +64,7 @@ def build_history(
         database=writing.database,
         watch=board.watch(),
         rng=around.rng,
+        retries=around.retries,
         deep_watch=board.watch(),
         shelves=history_shelves(settings, files, exchange.registry.symbol_id),
         covers=scope.covers,
