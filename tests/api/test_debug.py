@@ -62,7 +62,7 @@ async def measured(service: Service) -> dict[tuple[str, ...], float]:
         ("POST", "/api/market/ingest/candle_forming"),
     ],
 )
-async def test_without_the_debug_api_there_is_nothing(tmp_path: Path, method: str, path: str) -> None:
+async def test_without_the_debug_api_its_routes_are_404(tmp_path: Path, method: str, path: str) -> None:
     async with running_service(tmp_path / "store.sqlite") as service:
         body = {"series_id": BTC, "candle": candle(0)}
         async with service.http.request(method, service.url + path, json=body) as response:
@@ -70,7 +70,7 @@ async def test_without_the_debug_api_there_is_nothing(tmp_path: Path, method: st
             assert (await response.json())["code"] == "not_found"
 
 
-async def test_ingest_state_tells_what_is_ingested_by_what_and_what_waits(tmp_path: Path) -> None:
+async def test_ingest_state_has_jobs_connections_and_backlogs(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(speed=60, symbols=2)) as exchange,
         running_service(tmp_path / "store.sqlite", exchange, whitelist=BTC, enable_debug_api="on") as service,
@@ -113,7 +113,7 @@ async def test_ingest_state_tells_what_is_ingested_by_what_and_what_waits(tmp_pa
         assert set(rest["binance:spot"]["waiting"]) <= {"repair", "read", "sweep", "fill", "deep"}
 
 
-async def test_series_health_counts_what_is_stored_and_what_is_missing(service: Service) -> None:
+async def test_series_health_counts_stored_and_missing_candles(service: Service) -> None:
     await ingest(service, 0, 1, 4, 5, 6, 7, 11, 12)
     status, health = await service.get("/api/market/debug/series_health", series_id=BTC)
     assert status == 200
@@ -202,7 +202,7 @@ async def test_a_bad_forming_candle_is_refused(
     assert (status, answer["code"]) == (422, code)
 
 
-async def test_metrics_tell_what_happened(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_count_events(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "STORE_FACTS_TTL_S", 0.0)
     before = await measured(service)
     assert before["klinesync_series_stored",] == 0
@@ -227,7 +227,7 @@ async def test_metrics_tell_what_happened(service: Service, monkeypatch: pytest.
     assert revised["klinesync_gap_candles", "unknown"] == 1
 
 
-async def test_what_is_read_from_the_store_serves_several_scrapes(service: Service) -> None:
+async def test_values_from_the_store_are_cached_for_several_scrapes(service: Service) -> None:
     await ingest(service, 0)
     first = await measured(service)
     await ingest(service, 0, series_id=BTC.replace("BTC", "ETH"))

@@ -72,7 +72,7 @@ def known_at(slices: Any, time: int) -> dict[str, list[Any]]:
     return found
 
 
-async def test_a_slice_of_the_past_knows_nothing_that_came_later(service: Service) -> None:
+async def test_a_slice_of_the_past_has_no_look_ahead(service: Service) -> None:
     await ingest(service, ROWS[:400])
     then = await get(service, "/api/factor/slices", window_candles=300)
     await ingest(service, ROWS[400:])
@@ -115,7 +115,7 @@ def applied(delta: Any, catalogue: dict[str, Any], points: dict[str, list[Any]])
     return {name: catalogue[name] for name in delta["active_ids"]}
 
 
-async def test_a_reader_who_follows_by_deltas_shows_what_one_shows_who_asks_once(service: Service) -> None:
+async def test_a_reader_of_deltas_shows_the_same_as_one_that_reads_once(service: Service) -> None:
     catalogue: dict[str, Any] = {}
     points: dict[str, list[Any]] = {}
     cursor: dict[str, int] = {}
@@ -141,7 +141,7 @@ async def test_a_reader_who_follows_by_deltas_shows_what_one_shows_who_asks_once
     }
 
 
-async def test_a_correction_raises_the_epoch_and_everything_is_told_again(service: Service) -> None:
+async def test_a_correction_raises_the_epoch_and_everything_is_sent_again(service: Service) -> None:
     await ingest(service, ROWS[:300])
     before = await get(service, "/api/draw/delta")
     record = (await get(service, "/api/delta/poll"))["next_cursor"]["id"]
@@ -175,7 +175,7 @@ async def test_a_frame_is_of_one_candle(service: Service) -> None:
     assert earlier["draw_state"]["to_candle_time"] == earlier["factor_slices"]["at_time"] == FIRST + 60 * 150
 
 
-async def test_a_ledger_that_lags_is_told_and_catches_up(tmp_path: Path) -> None:
+async def test_a_lagging_ledger_is_reported_and_catches_up(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS, ledger_advance_max_candles="100") as service:
         answer = await ingest(service, ROWS)
         assert answer["ledger"] == "lagging"
@@ -192,7 +192,7 @@ async def test_a_ledger_that_lags_is_told_and_catches_up(tmp_path: Path) -> None
         assert await get(service, "/api/draw/delta", window_candles=COUNT) == whole
 
 
-async def test_after_a_restart_all_is_as_it_was(tmp_path: Path) -> None:
+async def test_a_restart_changes_no_answer(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS) as service:
         await ingest(service, ROWS[:500])
         before = await get(service, "/api/frame/live")
@@ -208,7 +208,7 @@ async def test_after_a_restart_all_is_as_it_was(tmp_path: Path) -> None:
         assert answer["factor_slices"]["snapshots"]["pivot"]["history"]["major"][0]["window"] == 9
 
 
-async def test_health_tells_how_far_factors_are(service: Service) -> None:
+async def test_health_has_the_heads_of_factors_and_overlays(service: Service) -> None:
     await ingest(service, ROWS[:50])
     time = ROWS[49]["candle_time"]
     health = await get(service, "/api/factor/health")
@@ -232,7 +232,7 @@ async def test_health_tells_how_far_factors_are(service: Service) -> None:
     }
 
 
-async def test_before_the_first_candle_there_is_nothing_and_that_is_said(service: Service) -> None:
+async def test_a_series_without_candles_has_empty_answers(service: Service) -> None:
     await ingest(service, ROWS[:50])
     slices = await get(service, "/api/factor/slices", at_time=FIRST - 1)
     assert (slices["at_time"], slices["candle_id"], slices["snapshots"]) == (None, None, {})
@@ -273,7 +273,7 @@ async def test_slices_of_many_candles_are_those_of_each_one(service: Service) ->
     assert (await get(service, "/api/factor/slices_after", since=int(ROWS[-1]["candle_time"])))["slices"] == []
 
 
-async def test_slices_of_many_candles_end_where_factors_have_come_to(tmp_path: Path) -> None:
+async def test_slices_of_many_candles_end_at_the_head_of_factors(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS, ledger_advance_max_candles="100") as service:
         await ingest(service, ROWS)
         seen: list[float] = []

@@ -176,7 +176,7 @@ async def test_without_a_time_of_the_exchange_the_wall_clock_counts(tmp_path: Pa
         assert (answer["now_time"], answer["missing_candles"]) == (START + 1505, 5)
 
 
-async def test_a_reading_and_its_end_are_told(tmp_path: Path) -> None:
+async def test_a_read_of_history_and_its_end_are_shown(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         assert await made.judged() == ("red", "missing_head")
         await made.write(*range(10))
@@ -194,7 +194,7 @@ async def test_a_reading_and_its_end_are_told(tmp_path: Path) -> None:
         assert await made.judged() == ("red", "lagging_no_recent_backfill")
 
 
-async def test_a_hole_is_red_until_somebody_is_at_work_on_it_and_green_when_it_is_shown_to_be_empty(
+async def test_a_gap_is_red_until_it_is_requested_and_green_when_it_is_confirmed_empty(
     tmp_path: Path,
 ) -> None:
     async with world(tmp_path) as made:
@@ -220,7 +220,7 @@ async def test_a_hole_is_red_until_somebody_is_at_work_on_it_and_green_when_it_i
         await asyncio.wait([work])
 
 
-async def test_a_hole_that_was_asked_for_in_vain_again_and_again_is_red(tmp_path: Path) -> None:
+async def test_a_gap_after_several_fruitless_attempts_is_red(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         await made.write(*range(7), *range(10, 20))
         queue = made.backfill._queue

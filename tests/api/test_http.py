@@ -37,7 +37,7 @@ async def ingest(service: Service, *minutes: int) -> None:
     assert status == 200, answer
 
 
-async def test_what_is_ingested_is_read_back(service: Service) -> None:
+async def test_ingested_candles_are_read_back(service: Service) -> None:
     status, answer = await service.post(
         "/api/market/ingest/candle_closed", {"series_id": BTC, "candle": candle(0) | {"trades": 5}}
     )
@@ -182,12 +182,12 @@ async def test_an_unknown_path_is_404_json(service: Service) -> None:
     assert (status, answer["code"]) == (405, "method_not_allowed")
 
 
-async def test_the_service_says_that_it_lives_and_is_ready(service: Service) -> None:
+async def test_healthz_and_readyz_answer_200(service: Service) -> None:
     assert await service.get("/healthz") == (200, {"status": "ok"})
     assert await service.get("/readyz") == (200, {"status": "ready"})
 
 
-async def test_the_whitelist_is_told(service: Service) -> None:
+async def test_the_whitelist_is_listed(service: Service) -> None:
     status, answer = await service.get("/api/market/whitelist")
     assert status == 200
     assert "binance:futures:BTC/USDT:1m" in str(answer["series_ids"])
@@ -200,7 +200,7 @@ async def test_without_the_exchange_an_empty_series_is_served_empty(service: Ser
     assert (status, answer["candles"], answer["server_head_time"]) == (200, [], None)
 
 
-async def test_an_exchange_that_nobody_follows_is_unknown(service: Service) -> None:
+async def test_an_exchange_that_cannot_be_followed_is_unknown(service: Service) -> None:
     status, answer = await service.get("/api/market/candles", series_id="nowhere:spot:BTC/USDT:1m")
     assert (status, answer["code"]) == (404, "unknown_series")
 

@@ -170,7 +170,7 @@ async def test_the_answer_has_the_contracts_shape(service: Service, exchange: Ex
     assert exchange.asked == 2
 
 
-async def test_force_asks_anew_and_is_429_when_it_is_too_much(service: Service, exchange: Exchange) -> None:
+async def test_force_asks_again_and_is_429_beyond_the_limit(service: Service, exchange: Exchange) -> None:
     for _ in range(FORCED_MOST):
         status, answer = await service.get(PATH, force="true")
         assert (status, answer["cached"]) == (200, False)
@@ -218,7 +218,7 @@ async def test_a_malformed_request_is_422(
 @pytest.mark.parametrize(
     "params", [{"interval_s": "0.1"}, {"interval_s": "nan"}, {"interval_s": 31}, {"max_events": -1}]
 )
-async def test_a_stream_of_nonsense_is_422(service: Service, params: dict[str, str | int]) -> None:
+async def test_malformed_parameters_of_a_stream_are_422(service: Service, params: dict[str, str | int]) -> None:
     status, answer = await service.get(PATH + "/stream", **params)
     assert (status, answer["code"]) == (422, "bad_request")
     assert next(iter(params)) in str(answer["detail"])
@@ -242,7 +242,7 @@ async def test_the_stream_sends_answers_when_items_change_and_ends_after_so_many
         assert await events.next() is None
 
 
-async def test_trouble_is_an_event_of_the_stream_which_goes_on(
+async def test_an_error_is_an_event_of_the_stream_which_goes_on(
     service: Service, exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(top_markets, "FAILED_PAUSE_S", 0.0)

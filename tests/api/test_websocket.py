@@ -87,7 +87,7 @@ async def test_catch_up_then_live(service: Service) -> None:
         assert await socket.next() == closed(3)
 
 
-async def test_without_candles_the_seam_says_so_too(service: Service) -> None:
+async def test_caught_up_comes_without_candles_too(service: Service) -> None:
     await ingest(service, candle(0), series_id="binance:spot:ETH/USDT:1m")
     async with connected(service) as socket:
         await socket.send(type="subscribe", series_id=BTC, since=0, ack=True)
@@ -111,7 +111,7 @@ async def test_a_since_in_the_future_counts_as_the_head(service: Service) -> Non
         assert live == closed(3)
 
 
-async def test_older_history_is_told_of_and_several_corrections_are_one_batch(service: Service) -> None:
+async def test_older_history_is_announced_and_several_corrections_are_one_batch(service: Service) -> None:
     await ingest(service, *map(candle, range(10, 15)))
     async with connected(service) as socket:
         await socket.send(type="subscribe", series_id=BTC, since=0, supports_batch=True)
@@ -141,7 +141,7 @@ async def test_what_narrows_a_subscription(service: Service) -> None:
             assert str(error["message"]).startswith("invalid what")
 
 
-async def test_a_batch_goes_to_those_who_can_take_it(service: Service) -> None:
+async def test_a_batch_is_sent_to_clients_that_support_batches(service: Service) -> None:
     await ingest(service, candle(0), candle(1))
     async with connected(service) as one, connected(service) as other:
         await one.send(type="subscribe", series_id=BTC, since=0, supports_batch=True)
@@ -162,7 +162,7 @@ async def test_without_since_there_is_no_catch_up(service: Service) -> None:
         assert await socket.next() == closed(1)
 
 
-async def test_a_jump_is_declared_before_the_candle_behind_it(service: Service) -> None:
+async def test_a_jump_is_declared_before_the_next_candle(service: Service) -> None:
     await ingest(service, candle(0), candle(3))
     gap = {"type": "gap", "series_id": BTC, "reason": "missing", "state": "unknown"}
     async with connected(service) as socket:
@@ -231,7 +231,7 @@ async def test_a_series_of_an_unknown_exchange_is_refused_and_leaves_nothing_att
         assert await socket.settle() == []
 
 
-async def test_a_system_message_reaches_all_who_watch_the_series_in_order_and_nobody_else(service: Service) -> None:
+async def test_a_system_message_reaches_all_subscribers_of_the_series_in_order_and_no_others(service: Service) -> None:
     hub = service.runtime.hub
     told = protocol.system(SeriesId.parse(BTC), "stream.stale", "no frames for 15 s", {"since": START})
     message = {

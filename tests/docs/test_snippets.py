@@ -158,7 +158,7 @@ async def test_the_programs_of_the_page_on_strategies_run(tmp_path: Path) -> Non
 async def test_the_way_back_to_a_backup_is_the_one_that_is_described(tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/look-after-a-store.md").read_text()
     copying, restoring = blocks(ROOT / "docs/how-to/look-after-a-store.md", "sh")[:2]
-    assert "**Go back to a copy.**" in page
+    assert "**Restore a copy.**" in page
     folder, backups = tmp_path / "var", tmp_path / "backups"
     folder.mkdir()
     backups.mkdir()

@@ -121,7 +121,7 @@ def test_the_bits_do_not_depend_on_which_links_are_stored(
 
 
 @given(base_candles(), st.lists(DERIVED_OF_MINUTES, unique=True))
-def test_many_targets_at_once_are_what_each_is_alone(candles: list[Candle], targets: list[Timeframe]) -> None:
+def test_many_targets_at_once_equal_each_target_alone(candles: list[Candle], targets: list[Timeframe]) -> None:
     together = roll_up(candles, MINUTE, targets)
     assert list(together) == targets
     for target in targets:
@@ -349,7 +349,7 @@ def test_a_bucket_wholly_confirmed_empty_has_no_candle_and_is_complete(target: T
 
 
 @pytest.mark.parametrize("target", DERIVED, ids=str)
-def test_a_bucket_of_which_nothing_is_known_lacks_each_of_its_minutes(target: Timeframe) -> None:
+def test_a_bucket_without_any_candle_is_missing_all_minutes(target: Timeframe) -> None:
     at = target.floor(TURN)
     assert derive(target, MINUTE, at, []) == Bucket(at, MINUTE.count(at, target.next(at)), None)
 
@@ -414,7 +414,7 @@ def test_each_forming_candle_is_the_closed_fold_as_if_the_minute_ended_now(
 
 
 @given(base_candles(most=80), base_candles(most=20), st.sets(DERIVED_OF_MINUTES, min_size=1), st.data())
-def test_after_a_resume_the_same_is_shown_as_without_whatever_was_there_before(
+def test_a_resume_gives_the_same_forming_candles_as_no_interruption(
     candles: list[Candle], others: list[Candle], targets: set[Timeframe], data: st.DataObject
 ) -> None:
     through = FormingBuckets(SERIES, tuple(targets))

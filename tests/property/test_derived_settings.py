@@ -150,7 +150,7 @@ def test_the_way_to_another_base_and_back_leaves_nothing_wrong(tmp_path: Path) -
     assert stored(path, "15m")[:6] == first[1]
 
 
-async def test_a_series_that_the_store_has_as_derived_takes_no_posted_candles_while_it_is_off(tmp_path: Path) -> None:
+async def test_a_stored_derived_series_refuses_posted_candles_while_it_is_off(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     await run(path, "1m", ("5m",), [("rest", "1m", 0, 20, 0)])
     step = DerivedStep(Timeframe.parse("1m"), [])
@@ -172,7 +172,7 @@ async def test_a_series_that_the_store_has_as_derived_takes_no_posted_candles_wh
     assert stored(path, "5m")[4] == before[4]
 
 
-async def test_nothing_is_computed_from_a_timeframe_that_is_still_to_be_computed_anew(tmp_path: Path) -> None:
+async def test_nothing_is_computed_from_a_timeframe_that_is_still_to_be_recomputed(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     await run(path, "5m", ("30m",), [("rest", "5m", 0, 24, 0)])
     await run(path, "5m", (), [("http", "15m", 0, 8, 3)])
@@ -190,7 +190,7 @@ async def test_nothing_is_computed_from_a_timeframe_that_is_still_to_be_computed
     assert audits(path) == {}
 
 
-async def test_a_redo_that_was_broken_off_goes_on_at_the_next_start(tmp_path: Path) -> None:
+async def test_an_interrupted_recomputation_continues_at_the_next_start(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     await run(path, "1m", (), [("rest", "1m", 0, 20, 0), ("http", "5m", 0, 4, 3)])
     async with InThreadSqliteDatabase(path, pause=no_pause) as database:

@@ -116,7 +116,7 @@ async def no_pause() -> None:
 
 
 @given(STEPS)
-async def test_what_is_stored_is_a_function_of_the_final_base_candles(steps: list[Step]) -> None:
+async def test_stored_candles_are_a_function_of_the_final_base_candles(steps: list[Step]) -> None:
     with TemporaryDirectory() as folder:
         async with InThreadSqliteDatabase(Path(folder) / "store.sqlite", pause=no_pause) as database:
             world = World(database)
@@ -177,7 +177,7 @@ async def test_wholly_empty_buckets_are_confirmed_gaps_of_the_derived_series(tmp
         await database.read(look)
 
 
-async def test_buckets_of_which_a_part_is_lost_are_lost_until_all_of_it_is_there(tmp_path: Path) -> None:
+async def test_partly_lost_buckets_are_lost_until_all_base_candles_are_stored(tmp_path: Path) -> None:
     five = SERIES.with_timeframe(Timeframe.parse("5m"))
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         world = World(database)
@@ -193,7 +193,7 @@ async def test_buckets_of_which_a_part_is_lost_are_lost_until_all_of_it_is_there
         assert await database.read(lost) == []
 
 
-async def test_a_correction_leaves_a_revision_in_the_base_and_in_what_is_derived(tmp_path: Path) -> None:
+async def test_a_correction_stores_a_revision_in_the_base_and_in_derived_series(tmp_path: Path) -> None:
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         world = World(database)
         await world.submit([candle(minute, 0) for minute in range(60)])

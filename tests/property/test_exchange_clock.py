@@ -144,7 +144,7 @@ def test_one_absurd_answer_of_rest_moves_nothing(absurd_ms: int, first: bool) ->
 
 
 @pytest.mark.parametrize("absurd_ms", ABSURD_MS)
-def test_one_absurd_frame_moves_nothing_and_is_not_believed_if_it_lies_ahead(absurd_ms: int) -> None:
+def test_one_absurd_frame_moves_nothing_and_is_not_believed_when_ahead(absurd_ms: int) -> None:
     model = ModelExchange()
     model.run(10.0)
     believed = model.clock.heard(absurd_ms, model.now_s)
@@ -156,7 +156,7 @@ def test_one_absurd_frame_moves_nothing_and_is_not_believed_if_it_lies_ahead(abs
 
 
 @pytest.mark.parametrize("jump_ms", [HOUR_MS, -HOUR_MS, 86_400_000, 30_000, -30_000])
-def test_an_exchange_that_jumped_is_followed_once_both_clocks_say_so(jump_ms: int) -> None:
+def test_a_jump_of_the_exchanges_time_is_believed_when_both_clocks_agree(jump_ms: int) -> None:
     model = ModelExchange()
     model.run(10.0)
     model.true_ms += jump_ms
@@ -169,7 +169,7 @@ def test_an_exchange_that_jumped_is_followed_once_both_clocks_say_so(jump_ms: in
 
 
 @pytest.mark.parametrize("jump_ms", [HOUR_MS, -HOUR_MS])
-def test_a_clock_that_was_wrong_is_set_back_by_four_answers_that_run_on(jump_ms: int) -> None:
+def test_a_wrong_clock_is_set_by_four_consistent_answers(jump_ms: int) -> None:
     model = ModelExchange(off_ms={"rest": jump_ms, "frames": 0.0})
     model.run(5.0, frames=False)
     assert model.error_ms() >= HOUR_MS - 1000, "where there is one clock it is that one"
@@ -184,7 +184,7 @@ def test_a_clock_that_was_wrong_is_set_back_by_four_answers_that_run_on(jump_ms:
 
 @settings(max_examples=examples(25), deadline=None)
 @given(st.sampled_from(["rest", "frames"]), st.floats(3_000, 59_000), st.booleans())
-def test_clocks_that_lie_apart_prove_nothing_and_agree_again(name: str, off_ms: float, from_the_start: bool) -> None:
+def test_differing_clocks_prove_nothing_until_they_agree_again(name: str, off_ms: float, from_the_start: bool) -> None:
     model = ModelExchange()
     if not from_the_start:
         model.run(10.0)
@@ -207,7 +207,7 @@ def test_clocks_that_lie_apart_prove_nothing_and_agree_again(name: str, off_ms: 
 
 @settings(max_examples=examples(25), deadline=None)
 @given(st.sampled_from(["rest", "frames"]), st.floats(0.02, 1.0))
-def test_a_clock_that_drifts_ahead_never_proves_what_is_not_over(name: str, drift: float) -> None:
+def test_a_clock_that_drifts_ahead_never_proves_an_open_candle(name: str, drift: float) -> None:
     model = ModelExchange()
     model.run(5.0)
     model.drift[name] = drift
@@ -223,7 +223,7 @@ def test_a_clock_that_drifts_ahead_never_proves_what_is_not_over(name: str, drif
     assert model.error_ms() <= model.near_ms
 
 
-def test_frames_that_have_stopped_are_no_clock_any_more() -> None:
+def test_frames_that_have_stopped_no_longer_count_as_a_clock() -> None:
     model = ModelExchange()
     model.run(10.0)
     model.run(FRESH_FRAME_S + 10.0, frames=False)
@@ -233,7 +233,7 @@ def test_frames_that_have_stopped_are_no_clock_any_more() -> None:
 
 
 @pytest.mark.parametrize("silent_s", [1.0, FRESH_FRAME_S + 1.0, 60.0])
-def test_the_least_time_is_not_that_of_frames_that_went_ahead_and_stopped(silent_s: float) -> None:
+def test_the_least_time_ignores_frames_that_were_ahead_and_stopped(silent_s: float) -> None:
     model = ModelExchange()
     model.run(10.0)
     model.off_ms["frames"] = 15_000.0
@@ -247,7 +247,7 @@ def test_the_least_time_is_not_that_of_frames_that_went_ahead_and_stopped(silent
 
 @pytest.mark.parametrize("answers", [1, 2, 10])
 @pytest.mark.parametrize("speed", [0.5, 1.0, 7.0, 60.0, 300.0])
-def test_no_close_looks_early_while_rest_that_answered_before_is_away(speed: float, answers: int) -> None:
+def test_no_close_looks_early_while_rest_stops_answering(speed: float, answers: int) -> None:
     model = ModelExchange(speed=speed)
     model.frame()
     for _ in range(answers):
@@ -287,14 +287,14 @@ def test_forming_candles_never_make_a_close_in_time_look_early(speed: float, off
             assert not model.clock.is_ahead(open_ms + 60_000, model.now_s) or off_s < 0
 
 
-def test_in_the_calm_rest_is_asked_for_its_time_at_the_start_alone() -> None:
+def test_without_faults_rest_is_asked_for_its_time_only_at_the_start() -> None:
     model = ModelExchange()
     model.answer()
     model.run(3600.0)
     assert model.clock.answer_age_s(model.now_s) > 3590.0
 
 
-def test_a_frame_that_is_sent_over_and_over_proves_nothing() -> None:
+def test_a_repeated_frame_proves_nothing() -> None:
     model = ModelExchange()
     model.run(10.0)
     for _ in range(100):

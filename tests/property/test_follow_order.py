@@ -43,7 +43,7 @@ messages = st.one_of(
 
 
 @given(st.none() | st.integers(0, 3000), st.lists(st.lists(messages, max_size=20), max_size=4))
-def test_closed_candles_increase_from_since_on_whatever_the_service_sends(
+def test_closed_candles_are_strictly_increasing_after_since_for_any_messages(
     since: int | None, connections: Sequence[Sequence[FollowMessage]]
 ) -> None:
     progress = Progress(BTC, since)
@@ -136,21 +136,21 @@ def closed(series: SeriesId, time: int) -> ClosedCandle:
     return ClosedCandle(Candle(time, 1, 2, 0.5, 1.5, 1), series=series)
 
 
-def test_once_history_has_come_live_waits_for_nobody() -> None:
+def test_after_the_catch_up_live_candles_wait_for_no_series() -> None:
     merge = Merge(SERIES[:2])
     assert len(put(merge, *(CaughtUp(60, series=series) for series in SERIES[:2]))) == 2
     assert put(merge, closed(SERIES[0], 600)) == [closed(SERIES[0], 600)]
     assert put(merge, closed(SERIES[1], 120)) == [closed(SERIES[1], 120)]
 
 
-def test_a_series_that_is_not_connected_is_not_waited_for() -> None:
+def test_other_series_do_not_wait_for_a_disconnected_one() -> None:
     merge = Merge(SERIES[:2])
     assert put(merge, closed(SERIES[0], 60)) == []
     gone = Disconnected("gone", series=SERIES[1])
     assert put(merge, gone) == [gone, closed(SERIES[0], 60)]
 
 
-def test_a_series_whose_history_does_not_come_is_waited_for_a_bounded_time() -> None:
+def test_other_series_wait_a_bounded_time_for_a_slow_history() -> None:
     merge = Merge(SERIES[:2])
     assert merge.patience_s is None
     assert put(merge, closed(SERIES[0], 60)) == []
@@ -163,7 +163,7 @@ def test_a_series_whose_history_does_not_come_is_waited_for_a_bounded_time() -> 
     assert put(merge, seam, closed(SERIES[1], 60)) == [seam, closed(SERIES[1], 60)]
 
 
-def test_what_has_no_time_does_not_wait() -> None:
+def test_updates_without_a_time_are_not_held() -> None:
     merge = Merge(SERIES[:2])
     told = System("factor.lagging", "", {}, series=SERIES[0])
     assert put(merge, told, closed(SERIES[0], 60)) == [told]

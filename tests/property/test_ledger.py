@@ -209,7 +209,7 @@ async def test_the_ledger_is_a_function_of_the_stored_candles(
     assert found == await expected([model[time] for time in sorted(model)], make_step())
 
 
-async def test_other_parameters_are_computed_anew_and_readers_can_tell(tmp_path: Path) -> None:
+async def test_a_ledger_of_other_parameters_is_recomputed_and_readers_are_told(tmp_path: Path) -> None:
     rows = walk(1)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         step = make_step()
@@ -229,7 +229,7 @@ async def test_other_parameters_are_computed_anew_and_readers_can_tell(tmp_path:
     assert found == await expected(rows, make_step(Fragile()))
 
 
-async def test_a_factor_that_fails_costs_no_candle_and_is_suspended_when_it_goes_on(tmp_path: Path) -> None:
+async def test_a_failing_factor_costs_no_candle_and_is_suspended_after_repeated_failures(tmp_path: Path) -> None:
     rows = walk(2)
     fragile = Fragile()
     step = make_step(fragile)
@@ -277,7 +277,7 @@ async def test_a_factor_that_fails_costs_no_candle_and_is_suspended_when_it_goes
     assert whole == await expected(rows[:80], make_step(Fragile()))
 
 
-async def test_a_factor_that_never_returns_is_made_to_and_suspended(tmp_path: Path) -> None:
+async def test_a_factor_that_never_returns_is_interrupted_and_suspended(tmp_path: Path) -> None:
     rows = walk(3)
     fragile = Fragile()
     step = make_step(fragile, watchdog=Watchdog(limit_s=0.05))
@@ -291,7 +291,7 @@ async def test_a_factor_that_never_returns_is_made_to_and_suspended(tmp_path: Pa
         assert ledger.factor_head == rows[1].time
 
 
-async def test_a_candle_behind_an_advance_that_was_put_off_waits_for_it(tmp_path: Path) -> None:
+async def test_a_candle_after_a_postponed_advance_waits_for_the_advance(tmp_path: Path) -> None:
     rows = walk(6)
     step = make_step(max_candles=5)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
@@ -302,7 +302,7 @@ async def test_a_candle_behind_an_advance_that_was_put_off_waits_for_it(tmp_path
     assert found == await expected(rows[:15], make_step())
 
 
-async def test_candles_behind_the_head_are_redone_though_nobody_is_told_that_they_changed(tmp_path: Path) -> None:
+async def test_ledgers_are_redone_for_roundings_that_are_not_published(tmp_path: Path) -> None:
     """A derived candle of the exchange's own gives way to the roll-up: its volume was rounded otherwise."""
     rows = walk(7)
     step = make_step()
@@ -319,7 +319,7 @@ async def test_candles_behind_the_head_are_redone_though_nobody_is_told_that_the
     assert found == await expected(rows, make_step())
 
 
-async def test_a_lag_is_over_when_it_is_over_in_the_store(tmp_path: Path) -> None:
+async def test_a_lag_ends_when_the_store_shows_the_ledger_at_the_head(tmp_path: Path) -> None:
     rows = walk(8)
     step = make_step(max_candles=5)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
@@ -338,7 +338,7 @@ async def test_a_lag_is_over_when_it_is_over_in_the_store(tmp_path: Path) -> Non
     assert found == await expected(rows[:8], make_step())
 
 
-async def test_a_series_that_was_never_stored_is_not_behind(tmp_path: Path) -> None:
+async def test_a_series_that_was_never_stored_does_not_lag(tmp_path: Path) -> None:
     step = make_step(max_candles=5)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
 
@@ -384,7 +384,7 @@ async def pipeline_of(database: InThreadSqliteDatabase, step: LedgerStep) -> Asy
     assert task.cancelled()
 
 
-async def test_what_nobody_foresaw_takes_back_what_is_not_true_any_more_and_is_made_good(
+async def test_after_a_defect_the_ledger_is_rewound_and_recomputed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_step, "RETRY", Backoff(0.01, 60.0))
@@ -415,7 +415,7 @@ async def test_what_nobody_foresaw_takes_back_what_is_not_true_any_more_and_is_m
     assert found == await expected(rows, make_step())
 
 
-async def test_who_cannot_look_for_lags_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_look_for_lags_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest_pipeline, "CATCH_UP_RETRY_S", 0.01)
     rows = walk(11)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
@@ -430,7 +430,7 @@ async def test_who_cannot_look_for_lags_looks_again(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("meanwhile", [ledger_step.no_ledger, lambda: make_step(Fragile())], ids=["none", "others"])
 @pytest.mark.parametrize("earlier", [0, 3, 120])
-async def test_who_has_other_factors_or_none_takes_back_what_his_candles_contradict(
+async def test_a_service_with_other_factors_or_none_rewinds_contradicted_ledgers(
     tmp_path: Path, earlier: int, meanwhile: Callable[[], LedgerStep]
 ) -> None:
     """He may be gone before he has computed anything anew; then a ledger is ours again that he has never had."""
@@ -448,7 +448,7 @@ async def test_who_has_other_factors_or_none_takes_back_what_his_candles_contrad
     assert found == await expected(rows, make_step())
 
 
-async def test_the_watchdog_leaves_alone_what_is_in_time_and_what_comes_after() -> None:
+async def test_the_watchdog_interrupts_neither_code_in_time_nor_later_code() -> None:
     watchdog = Watchdog(limit_s=0.02)
     made: list[int] = []
     count: Callable[[], None] = lambda: made.append(sum(range(1000)))  # noqa: E731
@@ -461,7 +461,7 @@ async def test_the_watchdog_leaves_alone_what_is_in_time_and_what_comes_after() 
 
 
 @pytest.mark.parametrize("cut", [1, 30, 64, 120, 159])
-async def test_what_is_left_after_a_trim_is_gone_on_from_as_before(tmp_path: Path, cut: int) -> None:
+async def test_after_a_trim_the_remaining_candles_are_computed_as_before(tmp_path: Path, cut: int) -> None:
     def structure() -> LedgerStep:
         # Without indicators: with the candles that they look back on, their values change at the edge.
         factors = FactorGraph(load_factors(FactorSettings(pivot_window_major=3, pivot_window_minor=1)))
@@ -501,7 +501,7 @@ async def test_what_is_left_after_a_trim_is_gone_on_from_as_before(tmp_path: Pat
         await database.read(look)
 
 
-async def test_what_one_transaction_writes_in_any_order_and_twice_is_advanced_over_in_the_order_of_time(
+async def test_candles_of_one_transaction_are_advanced_over_in_the_order_of_time(
     tmp_path: Path,
 ) -> None:
     rows = walk(6)
@@ -515,7 +515,7 @@ async def test_what_one_transaction_writes_in_any_order_and_twice_is_advanced_ov
     assert found == await expected(rows[:60], make_step())
 
 
-async def test_overlays_that_lagged_when_the_service_ended_are_found_at_its_start(tmp_path: Path) -> None:
+async def test_lagging_overlays_are_found_at_the_next_start(tmp_path: Path) -> None:
     rows = walk(7)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         step = make_step()
@@ -546,7 +546,7 @@ async def test_overlays_that_lagged_when_the_service_ended_are_found_at_its_star
 
 
 @pytest.mark.parametrize("ends", ["returns", "raises"])
-async def test_a_plugin_that_swallows_what_the_watchdog_raises_holds_nobody_and_nothing_strikes_later(
+async def test_a_plugin_that_swallows_the_timeout_is_interrupted_again_and_later_code_is_not(
     ends: str,
 ) -> None:
     watchdog = Watchdog(limit_s=0.05)

@@ -148,7 +148,7 @@ windows = st.integers(1, 15)
 
 
 @given(st.data(), candles, windows)
-def test_a_reader_who_asks_now_and_then_shows_what_a_new_one_shows(
+def test_a_reader_of_deltas_shows_the_same_as_a_new_reader(
     data: st.DataObject, first: list[tuple[float, list[list[Mapping[str, Json]]]]], window: int
 ) -> None:
     ledger = Ledger()
@@ -181,7 +181,7 @@ def test_an_answer_applied_twice_changes_nothing(
 
 
 @given(candles, windows, st.data())
-def test_an_answer_about_the_past_is_the_one_of_then(
+def test_an_answer_about_the_past_equals_the_answer_at_that_time(
     all_: list[tuple[float, list[list[Mapping[str, Json]]]]], window: int, data: st.DataObject
 ) -> None:
     at = data.draw(st.integers(0, len(all_) - 1))
@@ -194,7 +194,7 @@ def test_an_answer_about_the_past_is_the_one_of_then(
 
 
 @given(candles, windows)
-def test_nothing_is_told_twice_to_a_reader_who_knows_it(
+def test_a_reader_does_not_get_known_drawings_again(
     all_: list[tuple[float, list[list[Mapping[str, Json]]]]], window: int
 ) -> None:
     ledger = Ledger()
@@ -217,7 +217,7 @@ def test_nothing_is_told_twice_to_a_reader_who_knows_it(
 
 
 @given(candles, st.data())
-def test_drawings_and_their_numbers_do_not_depend_on_how_events_are_cut(
+def test_drawings_and_their_numbers_do_not_depend_on_the_batches_of_events(
     all_: list[tuple[float, list[list[Mapping[str, Json]]]]], data: st.DataObject
 ) -> None:
     events: list[tuple[str, Event]] = [

@@ -83,7 +83,9 @@ def definitions(delta: DrawDelta) -> dict[str, Definition]:
 
 
 @given(walks, st.data())
-def test_a_look_at_the_past_shows_what_was_shown_then(walk: list[tuple[int, int, int]], data: st.DataObject) -> None:
+def test_a_read_of_the_past_shows_the_drawings_of_that_time(
+    walk: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
     candles = candles_of(walk)
     at = data.draw(st.integers(0, len(candles) - 1))
     window = data.draw(st.integers(1, len(candles)))

@@ -124,7 +124,7 @@ def commit(store: Store, entries: list[tuple[int, float]]) -> Announcement | Non
     since=st.integers(0, 30),
     batches=st.booleans(),
 )
-def test_a_client_with_since_ends_up_with_what_is_stored(
+def test_a_client_with_since_ends_with_the_stored_candles(
     before: list[list[tuple[int, float]]],
     held_before_read: list[list[tuple[int, float]]],
     held_after_read: list[list[tuple[int, float]]],
@@ -168,7 +168,7 @@ def test_a_client_with_since_ends_up_with_what_is_stored(
 
 
 @given(before=COMMITS, held=COMMITS, live=COMMITS)
-def test_a_client_without_since_sees_only_what_is_newer_than_its_subscription(
+def test_a_client_without_since_gets_only_candles_after_its_subscription(
     before: list[list[tuple[int, float]]], held: list[list[tuple[int, float]]], live: list[list[tuple[int, float]]]
 ) -> None:
     store = Store()
@@ -190,7 +190,7 @@ def test_a_client_without_since_sees_only_what_is_newer_than_its_subscription(
     assert viewer.last == (newest if newest > head else viewer.last)
 
 
-def test_a_long_catch_up_is_cut_to_the_newest_and_says_so() -> None:
+def test_a_long_catch_up_is_truncated_to_the_newest_candles_with_a_gap() -> None:
     store = Store()
     store.commit([candle(minute) for minute in range(1, CATCH_UP_MAX_CANDLES + 11)])
     subscription = Subscription(SERIES, 0, supports_batch=True)
@@ -202,7 +202,7 @@ def test_a_long_catch_up_is_cut_to_the_newest_and_says_so() -> None:
     ]
 
 
-def test_what_was_held_from_before_a_truncated_catch_up_is_truncated_too() -> None:
+def test_held_candles_before_a_truncated_catch_up_are_truncated_too() -> None:
     store = Store()
     subscription = Subscription(SERIES, 0, supports_batch=False)
     for start in range(1, CATCH_UP_MAX_CANDLES + 500, 500):
@@ -215,7 +215,7 @@ def test_what_was_held_from_before_a_truncated_catch_up_is_truncated_too() -> No
     assert [message["type"] for message in messages].count("gap") == 1
 
 
-def test_everybody_who_is_up_to_date_gets_the_very_same_text() -> None:
+def test_all_up_to_date_subscribers_get_the_same_bytes() -> None:
     store = Store()
     store.commit([candle(1)])
     texts = []
@@ -230,7 +230,7 @@ def test_everybody_who_is_up_to_date_gets_the_very_same_text() -> None:
 
 
 @pytest.mark.parametrize("batches", [True, False])
-def test_history_that_arrives_behind_the_first_candle_is_told_of_and_not_sent(batches: bool) -> None:
+def test_older_history_is_announced_and_not_sent(batches: bool) -> None:
     store = Store()
     store.commit([candle(minute) for minute in range(1000, 1010)])
     subscription = Subscription(SERIES, 1004 * 60, supports_batch=batches)
@@ -272,7 +272,7 @@ def test_several_corrections_at_once_are_one_batch_and_the_same_bytes_for_all() 
 @pytest.mark.parametrize(
     "what", [{"closed"}, {"forming"}, {"corrections"}, {"closed", "forming"}, {"forming", "corrections"}]
 )
-def test_a_narrowed_subscription_gets_the_kinds_that_it_asked_for_and_no_others(what: set[str]) -> None:
+def test_a_subscription_gets_only_the_selected_kinds(what: set[str]) -> None:
     store = Store()
     store.commit([candle(1), candle(2), candle(4)])
     subscription = Subscription(SERIES, 0, supports_batch=False, what=frozenset(what))
@@ -292,7 +292,7 @@ def test_a_narrowed_subscription_gets_the_kinds_that_it_asked_for_and_no_others(
     assert not subscription.wants_forming(candle(7)), "older than what is closed"
 
 
-def test_forming_is_wanted_while_it_is_newer_than_what_is_closed() -> None:
+def test_forming_candles_are_sent_while_newer_than_the_closed_ones() -> None:
     subscription = Subscription(SERIES, 60, supports_batch=False)
     subscription.caught_up([candle(2)], 60, 1, 1)
     assert not subscription.wants_forming(candle(2))

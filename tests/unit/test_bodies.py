@@ -54,7 +54,7 @@ def test_a_body_that_was_quick_at_first_is_too_slow_later() -> None:
     assert TOO_SLOW in ends
 
 
-def test_when_the_budget_is_full_the_slowest_body_ends_and_new_ones_are_refused() -> None:
+def test_in_a_full_budget_the_slowest_body_and_new_ones_are_refused() -> None:
     budget = BodyBudget(max_bytes=1000)
     slow, quick = begun(budget, 0.0), begun(budget, 8.0)
     assert budget.take(slow, 500, 9.0) is None
@@ -68,7 +68,7 @@ def test_when_the_budget_is_full_the_slowest_body_ends_and_new_ones_are_refused(
     assert budget.take(again, 200, 10.0) is None
 
 
-def test_a_new_body_never_ends_those_that_began_a_moment_ago() -> None:
+def test_a_new_body_does_not_end_bodies_that_began_recently() -> None:
     budget = BodyBudget(max_bytes=1000)
     bodies = [begun(budget, 0.0) for _ in range(2)]
     assert [budget.take(body, 500, 0.1) for body in bodies] == [None, None]
@@ -76,7 +76,7 @@ def test_a_new_body_never_ends_those_that_began_a_moment_ago() -> None:
     assert [body.ended for body in bodies] == [None, None]
 
 
-def test_bytes_beyond_the_budget_end_the_slowest_of_those_that_still_arrive() -> None:
+def test_bytes_beyond_the_budget_end_the_slowest_arriving_body() -> None:
     budget = BodyBudget(max_bytes=1000)
     whole, slow, quick = begun(budget, 0.0), begun(budget, 0.0), begun(budget, 5.0)
     budget.take(whole, 300, 1.0)
@@ -90,7 +90,7 @@ def test_a_declared_length_beyond_the_limit_is_refused_before_a_byte_is_read() -
     assert BodyBudget().begin(MAX_BODY_BYTES + 1, 0.0) == TOO_LARGE
 
 
-def test_at_the_stop_what_arrives_ends_and_what_is_whole_is_answered() -> None:
+def test_at_the_stop_arriving_bodies_are_refused_and_complete_ones_answered() -> None:
     budget = BodyBudget()
     whole, arriving = begun(budget, 0.0), begun(budget, 0.0)
     whole.arriving = False

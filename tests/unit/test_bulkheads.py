@@ -41,7 +41,7 @@ async def test_a_defect_ends_its_own_task_and_no_other(caplog: pytest.LogCapture
     assert "Unexpected: for once" in caplog.text, "with its trace"
 
 
-async def test_a_part_that_runs_all_the_time_begins_again_and_is_mended_before() -> None:
+async def test_a_long_lived_part_is_mended_and_restarted() -> None:
     parts, steps = Bulkheads(), list[str]()
 
     async def work() -> None:
@@ -55,7 +55,7 @@ async def test_a_part_that_runs_all_the_time_begins_again_and_is_mended_before()
     assert parts.counts[Part.BACKFILL] == 2
 
 
-async def test_a_mend_that_breaks_ends_nothing() -> None:
+async def test_a_defect_in_a_mend_ends_nothing() -> None:
     parts = Bulkheads()
 
     def mend() -> None:
@@ -80,7 +80,7 @@ async def test_cancellation_is_no_defect() -> None:
     assert not parts.counts
 
 
-async def test_a_part_that_waited_for_something_cancelled_begins_again() -> None:
+async def test_a_part_whose_awaited_task_was_cancelled_is_restarted() -> None:
     parts, rounds = Bulkheads(), list[int]()
 
     async def work() -> None:
@@ -108,7 +108,7 @@ async def test_one_trace_a_kind_and_minute_is_logged(caplog: pytest.LogCaptureFi
     assert parts.counts[Part.CLIENT] == 101
 
 
-async def test_it_is_known_how_long_ago_a_part_had_a_defect() -> None:
+async def test_the_age_of_the_last_defect_of_a_part_is_known() -> None:
     parts = Bulkheads()
     with parts.contained(Part.CLIENT, "message"):
         raise Unexpected
@@ -117,7 +117,7 @@ async def test_it_is_known_how_long_ago_a_part_had_a_defect() -> None:
     assert 100.0 <= parts.ago_s(later_s)[Part.CLIENT] < 160.0
 
 
-def test_a_part_that_is_freed_without_an_event_loop_begins_no_more() -> None:
+def test_a_part_that_is_freed_without_an_event_loop_is_not_restarted() -> None:
     runs = 0
 
     async def ends_badly() -> None:

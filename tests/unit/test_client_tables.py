@@ -29,6 +29,6 @@ def test_a_page_is_an_array_of_its_candles() -> None:
         ({"volume": -1.0}, "volume -1.0 is negative"),
     ],
 )
-def test_a_page_with_a_candle_that_none_can_be_is_refused(changes: dict[str, float], why: str) -> None:
+def test_a_page_with_an_impossible_candle_is_refused(changes: dict[str, float], why: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=why):
         decoded(SOUND, SOUND | changes)

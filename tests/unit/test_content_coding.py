@@ -38,7 +38,7 @@ codings = st.sampled_from(PREFERRED)
         ("br" * 5000, None),
     ],
 )
-def test_the_coding_is_the_best_that_the_client_takes(header: str, coding: Coding | None) -> None:
+def test_the_coding_is_the_best_that_the_client_accepts(header: str, coding: Coding | None) -> None:
     assert negotiate(header) == coding
 
 
@@ -46,17 +46,17 @@ def test_the_coding_is_the_best_that_the_client_takes(header: str, coding: Codin
     st.text(max_size=60)
     | st.lists(st.sampled_from(["gzip", "br", "zstd", "*", "q=0", ";", ",", "q=1.5", " "])).map("".join)
 )
-def test_no_header_breaks_anything(header: str) -> None:
+def test_any_header_is_parsed_without_an_exception(header: str) -> None:
     assert negotiate(header) in (*PREFERRED, None)
 
 
 @given(st.binary(max_size=3000), codings, st.booleans())
-def test_what_is_compressed_is_what_it_was(body: bytes, coding: Coding, kept: bool) -> None:
+def test_decompression_restores_the_body(body: bytes, coding: Coding, kept: bool) -> None:
     assert decompress(compress(body, coding, kept=kept), coding) == body
 
 
 @given(st.lists(st.tuples(codings, st.binary(min_size=1, max_size=40)), max_size=60))
-def test_kept_bodies_are_bounded_and_true(asked: list[tuple[Coding, bytes]]) -> None:
+def test_cached_bodies_are_bounded_and_correct(asked: list[tuple[Coding, bytes]]) -> None:
     bodies = CompressedBodies(max_bytes=200)
     for coding, body in asked:
         found = bodies.get(coding, body)
@@ -65,7 +65,7 @@ def test_kept_bodies_are_bounded_and_true(asked: list[tuple[Coding, bytes]]) -> 
         assert 0 <= bodies.size <= 200
 
 
-def test_a_body_is_kept_when_it_is_sent_again_and_memory_of_what_was_sent_is_bounded() -> None:
+def test_a_body_is_cached_when_it_is_sent_again_and_hashes_are_bounded() -> None:
     bodies = CompressedBodies()
     assert [bodies.again(b"page"), bodies.again(b"page")] == [False, True]
     for number in range(MAX_SEEN + 1):
@@ -103,7 +103,7 @@ BODY = b"candle" * MIN_BYTES
 
 @pytest.mark.parametrize("coding", PREFERRED)
 @pytest.mark.parametrize("parts", [[BODY], [BODY[:100], BODY[100:], b""], [BODY * 20]])
-def test_an_answer_is_compressed_whole(coding: Coding, parts: list[bytes]) -> None:
+def test_an_answer_is_compressed_as_a_whole(coding: Coding, parts: list[bytes]) -> None:
     whole = b"".join(parts)
     given_headers = {"content-type": "application/json", "content-length": str(len(whole)), "etag": '"a"'}
     headers, bodies = answer(coding, given_headers, parts)
@@ -133,21 +133,21 @@ def test_an_answer_is_compressed_whole(coding: Coding, parts: list[bytes]) -> No
         ({"content-length": ""}, 200, "GET"),
     ],
 )
-def test_other_answers_are_sent_as_they_are_part_by_part(changes: dict[str, str], status: int, method: str) -> None:
+def test_other_answers_are_sent_unchanged_in_parts(changes: dict[str, str], status: int, method: str) -> None:
     given_headers = {"content-type": "application/json", "content-length": str(len(BODY))} | changes
     headers, bodies = answer("gzip", given_headers, [BODY[:7], BODY[7:]], status, method)
     assert headers | {"vary": ""} == given_headers | {"vary": ""}
     assert bodies == [BODY[:7], BODY[7:]]
 
 
-def test_an_answer_says_that_it_varies_also_to_those_who_take_no_coding() -> None:
+def test_answers_have_vary_also_for_clients_without_codings() -> None:
     headers, bodies = answer("identity", {"content-type": "application/json", "content-length": str(len(BODY))}, [BODY])
     assert headers["vary"] == "Accept-Encoding"
     assert "content-encoding" not in headers
     assert bodies == [BODY]
 
 
-def test_what_compression_makes_larger_is_sent_as_it_is() -> None:
+def test_a_body_that_compression_makes_larger_is_sent_unchanged() -> None:
     noise = b"".join(sha256(bytes([number])).digest() for number in range(64))
     headers, bodies = answer("gzip", {"content-type": "text/plain", "content-length": str(len(noise))}, [noise])
     assert "content-encoding" not in headers

@@ -20,7 +20,7 @@ def status(start: int, *, next_try_s: float | None, attempts: int = 0) -> NeedSt
     return NeedStatus(need, next_try_s is None, attempts, next_try_s, "no answer" if attempts else None)
 
 
-def test_needs_are_told_in_the_order_in_which_they_are_asked_for_by_the_exchanges_time() -> None:
+def test_needs_are_listed_in_the_order_of_their_requests_by_the_exchanges_time() -> None:
     statuses = [status(60, next_try_s=130.5, attempts=2), status(120, next_try_s=0.0), status(180, next_try_s=None)]
     told = need_facts(statuses, now_s=100.0, now_time=NOW)
     assert [(need.start_time, need.next_try_at_ms) for need in told] == [
@@ -33,7 +33,7 @@ def test_needs_are_told_in_the_order_in_which_they_are_asked_for_by_the_exchange
     assert (last.urgency, last.attempts, last.last_answer) == ("fill", 2, "no answer")
 
 
-def test_needs_of_the_queue_are_told() -> None:
+def test_needs_of_the_queue_are_listed() -> None:
     queue = HistoryQueue()
     queue.submit(Need(BTC, Span(0, 600), Reason.OLDER, "read", Urgency.READ), 50.0)
     [need] = need_facts(queue.needs_of(BTC), 50.0, NOW)
@@ -41,7 +41,7 @@ def test_needs_of_the_queue_are_told() -> None:
     assert need.next_try_at_ms == NOW * 1000
 
 
-def test_what_is_unknown_and_soon_read_is_healing_on_the_grid_of_the_series() -> None:
+def test_an_unknown_gap_that_is_requested_is_healing_on_the_grid_of_the_series() -> None:
     ledger = [
         Gap(0, 3600, GapState.UNKNOWN),
         Gap(3600, 7200, GapState.HEALING),

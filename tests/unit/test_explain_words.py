@@ -44,7 +44,7 @@ def fine() -> Explained:
     )
 
 
-def test_a_series_that_is_fine() -> None:
+def test_an_up_to_date_series() -> None:
     assert lines(fine()) == [
         "binance:spot:BTC/USDT:1m at 2025-11-30 08:10:20 UTC",
         "GREEN: Nothing is missing.",
@@ -54,7 +54,7 @@ def test_a_series_that_is_fine() -> None:
     ]
 
 
-def test_a_series_with_a_hole_that_is_being_asked_for() -> None:
+def test_a_series_with_a_requested_gap() -> None:
     answer = fine()
     answer.status, answer.status_reason = "yellow", "gap_healing"
     answer.needs = [
@@ -106,7 +106,7 @@ def test_a_series_with_a_hole_that_is_being_asked_for() -> None:
     ]
 
 
-def test_a_series_of_an_exchange_that_refuses() -> None:
+def test_a_series_of_an_exchange_that_refuses_the_service() -> None:
     answer = fine()
     answer.status, answer.status_reason, answer.detail = "red", "exchange_refuses", "http://x/time answered 451."
     answer.head_time = at(3)
@@ -133,7 +133,7 @@ def test_a_series_that_is_delisted() -> None:
     ]
 
 
-def test_a_derived_series_that_nobody_follows() -> None:
+def test_a_derived_series_that_is_not_followed() -> None:
     answer = fine()
     answer.series_id = "binance:spot:BTC/USDT:1h"
     answer.status, answer.status_reason = "red", "missing_head"
@@ -149,7 +149,7 @@ def test_a_derived_series_that_nobody_follows() -> None:
     ]
 
 
-def test_only_the_newest_of_many_are_printed_and_the_rest_is_counted() -> None:
+def test_only_the_newest_lines_are_printed_and_further_ones_are_counted() -> None:
     answer = fine()
     answer.needs = [Need(BTC, at(n), at(n + 1), "gap", "declared gap", "deep", 0, 0, None) for n in range(50)]
     answer.need_count = 700
@@ -167,7 +167,7 @@ def test_only_the_newest_of_many_are_printed_and_the_rest_is_counted() -> None:
     assert text[-2].endswith(": 199")
 
 
-def test_states_and_reasons_of_a_newer_service_are_printed_as_they_are() -> None:
+def test_unknown_states_and_reasons_of_a_newer_service_are_printed() -> None:
     answer = fine()
     answer.status_reason, answer.stream.state = "something_new", "paused"
     answer.gaps, answer.gap_count = [Hole(at(0), at(1), "odd", None, None)], 1

@@ -34,7 +34,7 @@ TOKEN = "s3cret-s3cret-s3cret"
         ("KLINESYNC_ENV_PATH", "/usr/bin"),
     ],
 )
-def test_what_an_orchestrator_injects_is_left_out_with_one_log_line(
+def test_variables_of_an_orchestrator_are_ignored_with_one_log_line(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -45,13 +45,15 @@ def test_what_an_orchestrator_injects_is_left_out_with_one_log_line(
 
 
 @pytest.mark.parametrize("variable", ["KLINESYNC_PROT", "KLINESYNC_API_TOKN", "KLINESYNC_PORTAL", "KLINESYNC_SERVICES"])
-def test_a_name_that_only_resembles_an_orchestrators_is_no_flag(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_only_resembles_an_orchestrators_is_an_unknown_flag(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(variable, "8000")
     with pytest.raises(BadFlag, match=f"flag {variable}: there is no such flag"):
         load_flags()
 
 
-def test_a_mistyped_name_is_answered_with_the_one_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistyped_name_gets_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KLINESYNC_PROT", "8000")
     with pytest.raises(BadFlag, match="did you mean KLINESYNC_PORT"):
         load_flags()
@@ -69,7 +71,7 @@ def test_the_environment_beats_env_file_beats_toml(monkeypatch: pytest.MonkeyPat
     assert (found.flags.port, found.source("port")) == (8003, "environment")
 
 
-def test_a_value_of_an_env_file_counts_as_it_is_written() -> None:
+def test_a_value_of_an_env_file_is_taken_literally() -> None:
     Path(".env").write_text(f'KLINESYNC_API_TOKEN="${{HOME}}$X{TOKEN}"\n')
     assert load_flags().api_token == f"${{HOME}}$X{TOKEN}"
 
@@ -102,12 +104,14 @@ def test_text_that_is_not_utf_8_stops_the_start_and_a_folder_of_that_name_does_n
         load_flags()
 
 
-def test_lines_of_others_in_an_env_file_are_theirs() -> None:
+def test_lines_of_other_programs_in_an_env_file_are_ignored() -> None:
     Path(".env").write_text("WHAT IS THIS\nKLINESYNC_PORT=8004\n")
     assert load_flags().port == 8004
 
 
-def test_a_wrong_values_sentence_names_flag_value_source_and_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sentence_about_a_wrong_value_has_flag_value_source_and_allowed_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def sentence(**command_line: str) -> str:
         with pytest.raises(BadFlag) as refused:
             load_flags(command_line)
@@ -130,14 +134,14 @@ def test_a_wrong_values_sentence_names_flag_value_source_and_what_is_allowed(mon
     assert sentence(enable_debug_api="maybe").endswith("allowed: on or off")
 
 
-def test_what_every_flag_takes_can_be_said() -> None:
+def test_every_flag_describes_its_allowed_values() -> None:
     for name, field in RuntimeFlags.model_fields.items():
         assert allowed(field), name
         assert "=" not in allowed(field), name
 
 
 @given(st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1, max_size=15))
-def test_a_secret_is_in_no_sentence_and_no_row(token: str) -> None:
+def test_a_secret_appears_in_no_sentence_and_no_row(token: str) -> None:
     token = f"~{token}~"[:15]
     with pytest.raises(BadFlag) as refused:
         load_flags({"api_token": token})
@@ -168,7 +172,7 @@ def test_the_password_of_an_address_is_masked(text: str, shown: str) -> None:
     assert masked(text) == shown
 
 
-def test_the_password_of_a_refused_address_is_not_told() -> None:
+def test_the_password_of_a_refused_address_is_not_shown() -> None:
     for name, value in (("database_url", "postgresql://me:hunter2@db/x"), ("broker_url", "nats://me:hunter2@bus")):
         with pytest.raises(BadFlag) as refused:
             load_flags({name: value})
@@ -232,14 +236,14 @@ def test_every_flag_is_in_one_group() -> None:
     assert sorted(grouped) == sorted(RuntimeFlags.model_fields)
 
 
-def test_what_is_wrong_takes_the_default_and_all_of_it_is_told() -> None:
+def test_wrong_values_become_defaults_and_all_problems_are_reported() -> None:
     Path("klinesync.toml").write_text('port = "x"\nrole = "serve"\nprot = 1\n')
     found = read_configuration({"retention_days": "-1"})
     assert (found.flags.port, found.flags.retention_days) == (8000, 0)
     assert sorted(problem.name for problem in found.problems) == ["port", "prot", "retention_days", "role"]
 
 
-def test_a_default_that_stands_for_a_refused_value_is_told_as_a_default() -> None:
+def test_a_default_in_place_of_a_refused_value_has_the_source_default() -> None:
     Path("klinesync.toml").write_text('port = "x"\nrole = "serve"\nhost = "::1"\n')
     sources = {row.name: (row.value, row.source) for row in read_configuration({"retention_days": "-1"}).rows()}
     assert sources["port"] == ("8000", "default")

@@ -36,7 +36,7 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
     assert source_of("port", {"port": "8003"}) == ("8003", "command line")
 
 
-def test_an_unknown_name_stops_the_start_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unknown_name_stops_the_start_in_every_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(BadFlag, match="flag prot: there is no such flag"):
         load_flags({"prot": "1"})
     (tmp_path / "klinesync.toml").write_text("prot = 1\n")
@@ -80,7 +80,7 @@ def test_a_malformed_value_stops_the_start_with_its_name(name: str, value: str) 
         ("database_url", "postgresql://127.0.0.1/x", "PostgreSQL"),
     ],
 )
-def test_a_value_whose_part_is_not_built_stops_the_start_with_a_sentence(name: str, value: str, part: str) -> None:
+def test_a_value_for_a_part_that_is_not_built_stops_the_start_with_a_sentence(name: str, value: str, part: str) -> None:
     with pytest.raises(BadFlag, match=part):
         load_flags({name: value})
 
@@ -99,7 +99,7 @@ def test_a_value_whose_part_is_not_built_stops_the_start_with_a_sentence(name: s
         ("derived_base_timeframe", "5m,15m", "timeframe '5m,15m' is not known"),
     ],
 )
-def test_a_timeframe_that_cannot_be_is_refused_with_the_reason(name: str, value: str, why: str) -> None:
+def test_an_impossible_timeframe_is_refused_with_the_reason(name: str, value: str, why: str) -> None:
     with pytest.raises(BadFlag, match=f"^flag {name}: .*{why}"):
         load_flags({name: value})
 
@@ -126,7 +126,7 @@ def test_a_timeframe_that_the_base_does_not_divide_stops_the_start_with_the_reas
         derived_step(*derived_timeframes(flags))
 
 
-def test_switching_off_what_is_not_built_is_fine() -> None:
+def test_switching_off_a_part_that_is_not_built_is_accepted() -> None:
     flags = load_flags({"enable_derived_timeframes": "off", "derived_timeframes": "", "indicators": ""})
     assert not flags.enable_derived_timeframes
     assert flags.indicators == ()
@@ -159,7 +159,7 @@ def test_the_whitelist_is_a_list_or_a_file_and_each_series_once(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("body", ["", "[]", '{"series": []}', '{"series_ids": ["x"]}', '{"series_ids": 1}'])
-def test_a_whitelist_file_that_is_none_stops_the_start(tmp_path: Path, body: str) -> None:
+def test_a_malformed_whitelist_file_stops_the_start(tmp_path: Path, body: str) -> None:
     path = tmp_path / "list.json"
     path.write_text(body)
     with pytest.raises(BadFlag, match="whitelist_path"):

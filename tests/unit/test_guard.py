@@ -62,14 +62,14 @@ def test_a_request_names_its_host_once() -> None:
     assert two.status == 400
 
 
-def test_the_address_that_is_listened_on_and_the_names_of_allowed_origins_are_ours() -> None:
+def test_the_listening_address_and_names_of_allowed_origins_are_ours() -> None:
     guard = Guard.of("192.168.1.5", ["https://Charts.Example"], TOKEN)
     assert refused(guard, "192.168.1.5:8000") is None
     assert refused(guard, "charts.example") is None
     assert refused(guard, "192.168.1.6:8000") == 403
 
 
-def test_listening_everywhere_the_address_that_a_connection_came_to_is_ours_and_no_other() -> None:
+def test_on_a_wildcard_only_the_local_address_of_the_connection_is_ours() -> None:
     guard = Guard.of("0.0.0.0", [], TOKEN)
     assert refused(guard, "192.168.1.5:8000", address="192.168.1.5") is None
     assert refused(guard, "192.168.1.6:8000", address="192.168.1.5") == 403
@@ -78,7 +78,7 @@ def test_listening_everywhere_the_address_that_a_connection_came_to_is_ours_and_
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:5173", "garbage", "file://", ""])
-def test_a_foreign_origin_neither_writes_nor_opens_a_socket_and_may_read_in_vain(origin: str) -> None:
+def test_a_foreign_origin_may_neither_write_nor_open_a_socket(origin: str) -> None:
     assert refused(Guard(), origin=origin, method="POST") == 403
     assert refused(Guard(), origin=origin, method="DELETE") == 403
     assert refused(Guard(), origin=origin, kind="websocket") == 403
@@ -110,7 +110,7 @@ def test_an_allowed_origin_may_do_everything_and_only_with_its_scheme_and_port()
     assert refused(guard, origin="https://charts.example:8443", kind="websocket") == 403
 
 
-def test_two_origins_are_none() -> None:
+def test_two_origins_are_refused() -> None:
     head = RequestHead("websocket", "GET", "/", None, [b"localhost"], [b"http://localhost", b"http://localhost"])
     refusal = Guard().refuses(head)
     assert refusal is not None
@@ -120,7 +120,7 @@ def test_two_origins_are_none() -> None:
 @pytest.mark.parametrize(
     "path", ["/api/market/ingest/candle_closed", "/api/market/debug/ingest_state", "/metrics", "/api/market/ingest"]
 )
-def test_what_writes_or_tells_of_the_inside_needs_the_token_when_there_is_one(path: str) -> None:
+def test_writes_debug_and_metrics_require_the_token_when_one_is_set(path: str) -> None:
     guard = Guard(token=TOKEN)
     assert refused(guard, path=path, method="POST") == 401
     for wrong in (f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer", "Bearer \xff", ""):
@@ -131,12 +131,12 @@ def test_what_writes_or_tells_of_the_inside_needs_the_token_when_there_is_one(pa
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/api/market/candles", "/ws/market", "/metricsx"])
-def test_nothing_else_needs_the_token(path: str) -> None:
+def test_other_paths_require_no_token(path: str) -> None:
     assert not guarded(path)
     assert refused(Guard(token=TOKEN), path=path) is None
 
 
-def test_a_token_that_is_sent_twice_is_none() -> None:
+def test_a_token_that_is_sent_twice_is_refused() -> None:
     head = RequestHead("http", "GET", "/metrics", None, [b"localhost"], [], [b"Bearer " + TOKEN.encode()] * 2)
     refusal = Guard(token=TOKEN).refuses(head)
     assert refusal is not None
@@ -148,7 +148,7 @@ def test_a_token_may_be_any_text() -> None:
     assert not bears(b"Bearer schl", "schlüssel")
 
 
-def test_beyond_loopback_a_token_is_needed() -> None:
+def test_beyond_loopback_a_token_is_required() -> None:
     for host in ("0.0.0.0", "192.168.1.5", "::", "charts.example"):
         with pytest.raises(BadFlag, match="api_token: is required"):
             Guard.of(host, [], None)
@@ -160,7 +160,7 @@ def test_beyond_loopback_a_token_is_needed() -> None:
 @pytest.mark.parametrize(
     "text", ["*", "charts.example", "ftp://charts.example", "https://", "https://x/path", "https://a@x", "https://x:y"]
 )
-def test_an_allowed_origin_that_is_none_stops_the_start(text: str) -> None:
+def test_a_malformed_allowed_origin_stops_the_start(text: str) -> None:
     with pytest.raises(BadFlag, match="allowed_origins"):
         Guard.of("127.0.0.1", [text], None)
 

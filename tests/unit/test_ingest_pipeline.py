@@ -91,7 +91,7 @@ async def counting(path: Path, limits: QueueLimits | None = None) -> AsyncIterat
         await pipeline.drain()
 
 
-async def test_what_is_offered_is_stored_before_it_is_published_in_order(tmp_path: Path) -> None:
+async def test_offered_candles_are_stored_before_they_are_published_in_order(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
         futures = [offered(pipeline, BTC, candle(minute)) for minute in range(1, 40)]
@@ -101,7 +101,7 @@ async def test_what_is_offered_is_stored_before_it_is_published_in_order(tmp_pat
         assert [one.time // 60 for one in stored] == list(range(1, 40))
 
 
-async def test_what_arrives_while_the_writer_is_busy_commits_together(tmp_path: Path) -> None:
+async def test_candles_that_arrive_while_the_writer_is_busy_commit_together(tmp_path: Path) -> None:
     async with counting(tmp_path) as pipeline:
         task = asyncio.create_task(pipeline.run())
         first = offered(pipeline, BTC, candle(1))
@@ -120,7 +120,7 @@ async def test_one_series_has_its_share_of_a_batch_and_keeps_its_order(tmp_path:
     assert [future.result().candles for future in futures[:7]] == [(candle(minute),) for minute in range(1, 8)]
 
 
-async def test_bulk_waits_for_live_and_takes_no_more_of_a_transaction_than_live_may_wait(tmp_path: Path) -> None:
+async def test_bulk_waits_for_live_and_fills_a_transaction_up_to_the_longest_wait(tmp_path: Path) -> None:
     async with counting(tmp_path, QueueLimits(flush_s=0.0)) as pipeline:
         bulk = [asyncio.create_task(pipeline.submit(ETH, [candle(minute)], "test")) for minute in (1, 2)]
         while pipeline.bulk_candles < 2:
@@ -139,7 +139,7 @@ async def test_bulk_waits_for_live_and_takes_no_more_of_a_transaction_than_live_
     assert pipeline.transactions == [[BTC, ETH, ETH]]
 
 
-async def test_a_bad_candle_is_refused_with_all_that_came_with_it(tmp_path: Path) -> None:
+async def test_a_bad_candle_is_refused_with_its_whole_submission(tmp_path: Path) -> None:
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
         with pytest.raises(BadCandle, match="negative"):
@@ -158,7 +158,7 @@ async def test_a_live_close_from_before_the_first_candle_is_not_written_but_hist
         assert await database.read(lambda store: store.first(BTC)) == 180
 
 
-async def test_a_derived_series_is_not_written_from_outside(tmp_path: Path) -> None:
+async def test_posted_candles_of_a_derived_series_are_refused(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:
         five = Timeframe.parse("5m")
         pipeline = IngestPipeline(database, DerivedStep(BTC.timeframe, [five]), no_ledger(), Published(), lambda: 0.0)
@@ -175,7 +175,7 @@ async def test_repeats_are_not_published(tmp_path: Path) -> None:
     assert published.times(BTC) == [1, 2, 3]
 
 
-async def test_a_failed_commit_publishes_nothing_and_lets_nothing_of_its_live_series_in_behind_it(
+async def test_a_failed_commit_publishes_nothing_and_blocks_later_candles_of_its_live_series(
     tmp_path: Path,
 ) -> None:
     published = Published()
@@ -211,7 +211,7 @@ class OnAFullDisk(LedgerStep):
             raise apsw.FullError("database or disk is full")
 
 
-async def test_a_disk_that_is_full_when_factors_are_written_is_no_fault_of_theirs_and_stores_nothing(
+async def test_a_full_disk_while_factors_are_written_is_no_fault_of_a_plugin_and_stores_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     published = Published()
@@ -232,7 +232,7 @@ async def test_a_disk_that_is_full_when_factors_are_written_is_no_fault_of_their
     assert not any(record.exc_info for record in caplog.records)
 
 
-async def test_a_series_whose_candles_find_no_room_falls_behind_until_there_is(tmp_path: Path) -> None:
+async def test_a_series_without_room_in_the_queue_is_broken_until_there_is_room(tmp_path: Path) -> None:
     async with counting(tmp_path, QueueLimits(live=4)) as pipeline:
         for minute in (1, 2, 3, 4):
             offered(pipeline, BTC, candle(minute))
@@ -286,7 +286,7 @@ async def test_a_frame_changes_no_stored_candle_and_says_which_it_questions(tmp_
     assert published.times(BTC) == [1, 2, 1, 3, 2]
 
 
-async def test_a_caller_that_is_gone_does_not_end_the_writer_when_its_batch_is_written_one_by_one(
+async def test_a_cancelled_caller_does_not_end_the_writer_when_its_batch_is_written_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Damage in a batch of several has each submission tried alone; what lies behind a lost candle is not written."""

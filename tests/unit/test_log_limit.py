@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from klinesync.runtime.log_limit import MAX_KEYS, LogLimit
 
 
-def test_the_first_line_is_let_through_and_the_next_ones_are_counted_until_the_time_is_over() -> None:
+def test_the_first_line_passes_and_later_ones_are_counted_until_the_interval_ends() -> None:
     limit = LogLimit(10.0)
     assert limit.allow("quarantined", 100.0) == 0
     assert [limit.allow("quarantined", 100.0 + second) for second in (0, 1, 9.9)] == [None, None, None]
@@ -32,7 +32,7 @@ def test_keys_beyond_the_limit_share_one_line() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, MAX_KEYS + 20), st.floats(0, 3)), max_size=200))
-def test_no_key_speaks_twice_in_its_time_and_every_line_is_told_or_counted(
+def test_a_key_has_one_line_per_interval_and_suppressed_lines_are_counted(
     calls: list[tuple[int, float]],
 ) -> None:
     limit, now_s = LogLimit(5.0), 0.0

@@ -59,7 +59,7 @@ def test_a_line_has_time_level_logger_and_message(stream: io.StringIO) -> None:
     assert line == {"level": "warning", "logger": "klinesync.test_logs", "message": "3 of many"}
 
 
-def test_what_is_given_as_extra_is_there_and_covers_nothing(stream: io.StringIO) -> None:
+def test_extra_fields_are_written_and_hide_no_other_field(stream: io.StringIO) -> None:
     set_up_logs("json", "info", stream)
     log.info("filled", extra={"start_time": 60, "end": float("nan"), "level": "none", "of": BTC})
     (line,) = lines(stream)
@@ -92,9 +92,7 @@ FORGED = "busy\n2026-11-29 12:00:00,000 ERROR   klinesync: sold\r\x1b]0;title\x0
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_text_from_outside_makes_one_line_and_sends_nothing_to_a_terminal(
-    stream: io.StringIO, log_format: LogFormat
-) -> None:
+def test_foreign_text_is_one_line_without_control_characters(stream: io.StringIO, log_format: LogFormat) -> None:
     set_up_logs(log_format, "info", stream)
     with unrecorded():
         log.info("the exchange says %s", FORGED, extra={"file": FORGED, "size": 10**400})
@@ -148,7 +146,7 @@ def test_the_web_servers_lines_and_warnings_go_the_same_way(stream: io.StringIO)
     assert [line["logger"] for line in lines(stream)] == ["uvicorn.error"]
 
 
-def test_the_level_holds_and_a_second_set_up_takes_the_place_of_the_first(stream: io.StringIO) -> None:
+def test_the_level_is_applied_and_a_second_set_up_replaces_the_first(stream: io.StringIO) -> None:
     set_up_logs("json", "warning", stream)
     log.info("not this")
     again = io.StringIO()
@@ -158,7 +156,7 @@ def test_the_level_holds_and_a_second_set_up_takes_the_place_of_the_first(stream
     assert again.getvalue().endswith("DEBUG   klinesync.test_logs: binance:spot:BTC/USDT:1m: this\n")
 
 
-def test_one_cause_of_upstream_trouble_is_logged_once_whatever_it_fails() -> None:
+def test_one_cause_of_upstream_errors_is_logged_once_for_all_series_and_requests() -> None:
     now_s = 0.0
     once = OncePerCause(lambda: now_s)
 
@@ -178,7 +176,7 @@ def test_one_cause_of_upstream_trouble_is_logged_once_whatever_it_fails() -> Non
     assert told == "SOL: 100 % of SOL failed: h cannot be found (and 1 more for that reason)"
 
 
-def test_trouble_with_the_store_is_told_once_a_minute_however_many_series_meet_it() -> None:
+def test_one_store_error_is_logged_once_a_minute_for_all_series() -> None:
     now_s = 0.0
     once = OncePerCause(lambda: now_s)
 
@@ -195,7 +193,7 @@ def test_trouble_with_the_store_is_told_once_a_minute_however_many_series_meet_i
     assert line("ETH", cut) == "ETH: the store cannot be read: the log was cut (and 500 more for that reason)"
 
 
-def test_what_clients_make_the_server_say_is_logged_once_a_minute_with_a_count() -> None:
+def test_lines_that_clients_cause_are_logged_once_a_minute_with_a_count() -> None:
     now_s = 0.0
     kinds = OncePerKind(lambda: now_s)
     server = logging.getLogger("uvicorn.error")
@@ -230,7 +228,7 @@ def test_our_own_lines_are_all_written() -> None:
 ours = Log("klinesync.test_logs")
 
 
-def test_a_line_of_ours_has_an_event_a_sentence_and_fields_in_both_formats(stream: io.StringIO) -> None:
+def test_a_line_has_an_event_a_sentence_and_fields_in_both_formats(stream: io.StringIO) -> None:
     set_up_logs("json", "info", stream)
     console = io.StringIO()
 
@@ -262,7 +260,7 @@ def test_a_field_without_a_value_is_left_out_and_an_error_ends_the_sentence(stre
     assert (second["suppressed"], second["error"]) == (3, "disk full")
 
 
-def test_the_trace_of_an_exception_is_there_when_the_line_asks_for_it(stream: io.StringIO) -> None:
+def test_the_trace_of_an_exception_is_written_on_request(stream: io.StringIO) -> None:
     set_up_logs("json", "debug", stream)
     try:
         raise RuntimeError("broken")
@@ -281,7 +279,7 @@ def test_a_cause_among_the_fields_is_logged_once_too(stream: io.StringIO) -> Non
     assert [line["series"] for line in lines(stream)] == ["A"]
 
 
-def test_what_a_level_hides_is_not_even_made_into_text() -> None:
+def test_a_line_below_the_level_is_not_formatted() -> None:
     class Unprintable:
         def __str__(self) -> str:
             raise AssertionError("made into text")

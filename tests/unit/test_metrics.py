@@ -31,7 +31,7 @@ def test_a_duration_counts_in_every_bucket_that_it_fits_into() -> None:
     assert len(buckets) == len(DURATION_BOUNDS_S) + 1
 
 
-def test_the_page_has_what_was_read_and_what_is_known_of_the_process() -> None:
+def test_the_page_has_the_readings_and_the_metrics_of_the_process() -> None:
     durations = Durations()
     durations.observe(0.3)
 
@@ -67,14 +67,14 @@ def test_the_page_has_what_was_read_and_what_is_known_of_the_process() -> None:
     assert "klinesync_gaps" not in families, "what is not known is not told"
 
 
-def test_nothing_is_read_before_somebody_asks() -> None:
+def test_values_are_read_at_the_scrape() -> None:
     def read() -> list[Reading]:
         raise AssertionError("it was read")
 
     MetricsPage(read)
 
 
-def test_what_is_not_in_the_table_is_a_defect() -> None:
+def test_a_metric_that_is_not_in_the_table_is_a_defect() -> None:
     with pytest.raises(KeyError):
         MetricsPage(lambda: [Reading("klinesync_unheard_of", 1)]).text()
     with pytest.raises(AssertionError):

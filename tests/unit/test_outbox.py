@@ -59,7 +59,7 @@ def publish(hub: CandleHub, minutes: range) -> None:
         hub.publish(Applied(BTC, (candle,), frozenset(), commit=minute))
 
 
-async def test_a_slow_client_is_warned_once_when_half_is_full_ahead_of_what_waits_then_closed_with_1013(
+async def test_a_slow_client_is_warned_once_at_half_of_the_limit_then_closed_with_1013(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hub_module, "OUTBOX_MAX_MESSAGES", 10)
@@ -85,7 +85,7 @@ async def test_a_slow_client_is_warned_once_when_half_is_full_ahead_of_what_wait
     assert wire.closed == 1013
 
 
-async def test_a_catch_up_waits_for_room_and_a_client_that_takes_nothing_is_closed_with_1013(
+async def test_a_catch_up_waits_for_room_and_a_client_that_reads_nothing_is_closed_with_1013(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wire = Wire()
@@ -107,7 +107,7 @@ async def test_a_catch_up_waits_for_room_and_a_client_that_takes_nothing_is_clos
     assert [outbox.ended, wire.closed] == [1013, 1013]
 
 
-async def test_who_waits_for_room_is_let_go_when_the_client_is_gone() -> None:
+async def test_a_wait_for_room_ends_when_the_client_disconnects() -> None:
     outbox = Outbox(Wire())
     outbox.pause()
     outbox.put([text_frame(b"{}")] * (hub_module.ROOM_MESSAGES + 1))
@@ -117,7 +117,7 @@ async def test_who_waits_for_room_is_let_go_when_the_client_is_gone() -> None:
     await waiting
 
 
-def test_a_catch_up_alone_is_no_slowness() -> None:
+def test_a_catch_up_does_not_make_a_client_slow() -> None:
     from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
     most = hub_module.ROOM_MESSAGES + 2 * CATCH_UP_MAX_CANDLES  # a gap before each candle

@@ -46,7 +46,7 @@ def patched(delta: DrawDelta) -> list[tuple[str, int]]:
 EVERYTHING = [("toy.mark:300", 2), ("toy.mark:480", 3), ("toy.head", 3)]
 
 
-def test_without_a_cursor_all_of_the_window_is_told() -> None:
+def test_without_a_cursor_the_whole_window_is_returned() -> None:
     delta = asked()
     assert patched(delta) == EVERYTHING
     assert delta.active_ids == ["toy.mark:300", "toy.mark:480", "toy.head"]
@@ -86,7 +86,7 @@ def test_the_answer_is_the_wires_object() -> None:
     }
 
 
-def test_a_reader_at_the_head_learns_nothing_but_what_is_shown() -> None:
+def test_a_reader_at_the_head_gets_the_active_ids_only() -> None:
     delta = asked(Cursor(3, 600), 4)
     assert patched(delta) == []
     assert delta.series_points == {"ema_21": [], "rsi_14": []}
@@ -99,15 +99,15 @@ def test_a_cursor_of_another_epoch_gets_everything_again(epoch: int) -> None:
 
 
 @pytest.mark.parametrize("cursor", [Cursor(4, 600), Cursor(3, 660)])
-def test_a_cursor_ahead_of_what_is_stored_gets_everything_again(cursor: Cursor) -> None:
+def test_a_cursor_ahead_of_the_stored_drawings_gets_everything_again(cursor: Cursor) -> None:
     assert patched(asked(cursor)) == EVERYTHING
 
 
-def test_a_cursor_without_an_epoch_is_taken_at_its_word() -> None:
+def test_a_cursor_without_an_epoch_is_accepted() -> None:
     assert patched(asked(Cursor(2, 540))) == EVERYTHING[1:]
 
 
-def test_of_two_versions_the_newer_one_alone_is_told_and_shown() -> None:
+def test_only_the_newer_of_two_versions_is_returned_and_active() -> None:
     old, new = stored(1, 300, 360, "toy.mark:x"), stored(2, 120, 420, "toy.mark:x")
     assert active([old, new], [], 180, 600) == []
     assert active([old, new], [], 60, 600) == ["toy.mark:x"]
@@ -129,7 +129,7 @@ def test_a_series_without_candles_has_nothing_to_show() -> None:
     }
 
 
-def test_points_leave_out_warm_up_and_what_is_known() -> None:
+def test_points_leave_out_the_warm_up_and_known_points() -> None:
     outputs = {"ema_2": [math.nan, 1.0, 2.0], "macd_1.macd": [math.nan] * 3}
     assert points_of([0, 60, 120], outputs) == {"ema_2": [Point(60, 1.0), Point(120, 2.0)], "macd_1.macd": []}
     assert points_of([0, 60, 120], outputs, after=60) == {"ema_2": [Point(120, 2.0)], "macd_1.macd": []}

@@ -152,7 +152,7 @@ def test_a_pen_that_ends_before_the_window_is_left_out_and_one_that_reaches_into
     assert rendered(View(SERIES, minute(6), minute(9), events={"pen": pens})) == {}
 
 
-def test_what_a_pen_may_become_is_dashed() -> None:
+def test_the_extending_pen_and_the_candidate_are_dashed() -> None:
     head: dict[str, Json] = {"extending": pen(3, 6, 5.0, 2.0), "candidate": pen(6, 8, 2.0, 3.0)}
     drawn = rendered(View(SERIES, 0, minute(9), heads={"pen": head}))
     assert {name: points(definition) for name, definition in drawn.items()} == {
@@ -244,7 +244,7 @@ def test_heads_with_nothing_in_them_draw_nothing() -> None:
     assert rendered(View(SERIES, 0, minute(9), heads=heads)) == {}
 
 
-def test_an_event_of_another_shape_is_a_fault_and_says_what_is_missing() -> None:
+def test_a_malformed_event_is_a_fault_with_the_missing_field() -> None:
     with pytest.raises(
         OverlayFault,
         match=r"overlay pivot failed at the candle at 1970-01-01 00:01 UTC: ValidationError: .*`pivot_time`",

@@ -114,7 +114,7 @@ def test_the_fingerprint_tells_versions_apart() -> None:
     assert OverlayGraph([Toy()], ["pen"]).fingerprint != OverlayGraph([Toy(version=2)], ["pen"]).fingerprint
 
 
-def test_events_are_shown_to_those_who_read_their_factor_and_in_order() -> None:
+def test_events_are_drawn_in_order_by_overlays_that_depend_on_their_factor() -> None:
     seen: list[tuple[str, object]] = []
 
     def noting(name: str) -> Callable[[Event], Sequence[Drawing]]:
@@ -180,7 +180,7 @@ def line(*values: float, time: int = 600) -> Polyline:
         (drawing(SOUND, ""), "length >= 1"),
     ],
 )
-def test_a_drawing_that_the_wire_does_not_have_is_a_fault(bad: Drawing, why: str) -> None:
+def test_a_malformed_drawing_is_a_fault(bad: Drawing, why: str) -> None:
     fault = fault_of(lambda _: [bad])
     assert re.search(why, fault), fault
 
@@ -189,7 +189,7 @@ def test_a_name_drawn_twice_at_once_is_a_fault() -> None:
     assert "toy.mark:600 is drawn twice at once" in fault_of(lambda _: [drawing(), drawing()])
 
 
-def test_an_event_that_draws_without_end_is_a_fault() -> None:
+def test_too_many_drawings_of_an_event_are_a_fault() -> None:
     many = [drawing(name=f"toy.mark:{at}") for at in range(MAX_DRAWINGS_OF_AN_EVENT + 1)]
     with pytest.raises(OverlayFault, match="65 drawings at once; the most are 64"):
         OverlayGraph([Toy(draws=lambda _: many)], ["pen"]).draw([("pen", EVENT)])
@@ -207,7 +207,7 @@ def test_a_rendered_drawing_knows_nothing_later_than_the_window() -> None:
         OverlayGraph([Toy(renders=lambda _: [drawing(time=660)])], ["pen"]).render(VIEW)
 
 
-def test_what_comes_back_is_nobody_elses() -> None:
+def test_returned_drawings_are_copies() -> None:
     points = [Point(0, 1.0), Point(600, 2.0)]
     held = Polyline("toy.line", points, "red")  # type: ignore[arg-type]
     (drawn,) = OverlayGraph([Toy(draws=lambda _: [drawing(held, "toy.line")])], ["pen"]).draw([("pen", EVENT)])

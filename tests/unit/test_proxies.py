@@ -35,7 +35,7 @@ def test_loopback_goes_through_no_proxy(host: str) -> None:
         assert proxies.proxy_for(f"{scheme}://{host}:8443/x") is None
 
 
-def test_the_spelling_in_lower_case_counts_first_and_an_empty_value_is_none() -> None:
+def test_the_variable_in_lower_case_wins_and_an_empty_one_is_ignored() -> None:
     both = PROXY | {"https_proxy": "http://other.example:1"}
     assert Proxies(both).proxy_for("https://a.example") == Proxy("http://other.example:1")
     assert Proxies({"HTTPS_PROXY": " "}).proxy_for("https://a.example") is None
@@ -64,14 +64,14 @@ def test_no_proxy_names_hosts_domains_ports_and_networks(
     assert [proxies.proxy_for(f"https://{host}/") for host in proxied] == [TUNNEL] * len(proxied)
 
 
-def test_credentials_are_apart_from_the_address() -> None:
+def test_credentials_are_not_in_the_address() -> None:
     proxy = Proxies({"HTTPS_PROXY": "http://me:p%40ss@proxy.example:3128/"}).proxy_for("https://a.example")
     assert proxy == Proxy("http://proxy.example:3128", ("me", "p@ss"))
     assert proxy.with_login == "http://me:p%40ss@proxy.example:3128"
 
 
 @pytest.mark.parametrize("value", ["socks5://proxy.example:1080", "http://", "http://proxy.example:port"])
-def test_a_proxy_of_another_kind_stops_the_start_and_names_the_flag(value: str) -> None:
+def test_an_unsupported_proxy_stops_the_start_with_the_name_of_the_flag(value: str) -> None:
     with pytest.raises(BadFlag, match=FLAG) as refused:
         Proxies({"HTTPS_PROXY": value})
     assert "HTTPS_PROXY" in str(refused.value)

@@ -28,7 +28,7 @@ class Told:
         return Subscriber(name, take, lambda series: self.events.append((f"recover {name}", series)))
 
 
-async def test_subscribers_are_told_of_a_commit_in_the_order_in_which_they_are_bound() -> None:
+async def test_subscribers_get_a_commit_in_the_order_of_binding() -> None:
     told, publisher = Told(), Publisher(Bulkheads())
     publisher.bind(tuple(map(told.subscriber, "cab")))
     publisher.publish(APPLIED)
@@ -36,7 +36,7 @@ async def test_subscribers_are_told_of_a_commit_in_the_order_in_which_they_are_b
     assert told.events == [("c", APPLIED), ("a", APPLIED), ("b", APPLIED)]
 
 
-async def test_a_subscriber_that_breaks_recovers_its_series_and_keeps_nothing_from_the_next() -> None:
+async def test_a_defect_of_a_subscriber_recovers_its_series_and_spares_the_next_subscriber() -> None:
     told, bulkheads = Told(), Bulkheads()
     publisher = Publisher(bulkheads)
     publisher.bind((told.subscriber("a", breaks=True), Subscriber("b", told.subscriber("b", breaks=True).take)))

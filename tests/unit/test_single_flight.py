@@ -25,7 +25,7 @@ async def started(tasks: list[asyncio.Task[str]]) -> None:
     assert not any(task.done() for task in tasks)
 
 
-async def test_those_who_ask_meanwhile_share_one_fetch_and_the_next_one_fetches_again() -> None:
+async def test_concurrent_callers_share_one_fetch_and_a_later_one_fetches_again() -> None:
     flight, fetch = SingleFlight[str](), Fetch()
     tasks = [asyncio.create_task(flight.get(fetch)) for _ in range(3)]
     await started(tasks)
@@ -36,7 +36,7 @@ async def test_those_who_ask_meanwhile_share_one_fetch_and_the_next_one_fetches_
     assert fetch.count == 2
 
 
-async def test_an_error_is_everybodys() -> None:
+async def test_all_callers_get_the_error() -> None:
     flight, fetch = SingleFlight[str](), Fetch()
     tasks = [asyncio.create_task(flight.get(fetch)) for _ in range(3)]
     await started(tasks)
@@ -47,7 +47,7 @@ async def test_an_error_is_everybodys() -> None:
     assert fetch.count == 1
 
 
-async def test_when_the_one_that_fetches_is_cancelled_another_one_does_and_the_rest_wait_for_it() -> None:
+async def test_when_the_fetching_caller_is_cancelled_another_one_fetches() -> None:
     flight, fetch = SingleFlight[str](), Fetch()
     tasks = [asyncio.create_task(flight.get(fetch)) for _ in range(3)]
     await started(tasks)

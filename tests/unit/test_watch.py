@@ -149,7 +149,7 @@ def test_a_notice_ends_when_its_cause_does() -> None:
     ],
     ids=lambda event: event.event,
 )
-def test_what_is_over_when_it_is_told_is_shown_for_a_moment(event: System) -> None:
+def test_an_event_without_an_end_is_shown_for_notice_s(event: System) -> None:
     board = taken(connected(START, "live"), CLOSED, event)
     assert notice(event) in shown(board, now_s=NOW + NOTICE_S - 1)
     assert notice(event) not in shown(board, now_s=NOW + NOTICE_S)
@@ -163,7 +163,7 @@ def test_a_rebuild_is_shown_until_it_is_done() -> None:
     assert not [text for text in shown(board, now_s=NOW + 3700) if "factor" in text]
 
 
-def test_health_ends_a_notice_whose_end_was_not_heard() -> None:
+def test_health_ends_a_notice_whose_end_was_missed() -> None:
     progress = system("backfill.progress", "40 %", {"state": "running"})
     board = taken(connected(START, "live"), CLOSED, STALE, progress)
     board.judge(Health("yellow", "backfill_running", "stale", backfill="running", backfill_pct=40.0), NOW)
@@ -214,14 +214,14 @@ def test_the_age_of_the_data_grows_until_live_data_come() -> None:
     assert shown(board, now_s=NOW + 7300)[0] == f"{SERIES}  live, data 0 s old"
 
 
-def test_the_first_frame_corrects_what_was_acknowledged() -> None:
+def test_the_first_frame_makes_a_subscribed_stream_live() -> None:
     board = taken(connected(START, "subscribed"), CLOSED, caught_up(START))
     assert shown(board)[0] == f"{SERIES}  subscribed, no frame yet"
     board.take(forming(candle(1)), NOW)
     assert shown(board)[0] == f"{SERIES}  live, data 0 s old"
 
 
-def test_before_live_data_come_the_service_says_how_old_the_data_are() -> None:
+def test_before_live_data_the_age_comes_from_health() -> None:
     board = taken(connected(START, "reconnecting"), CLOSED)
     board.judge(Health("red", "lagging_no_recent_backfill", "reconnecting", "refused", 300.0, 330.0), NOW)
     assert shown(board)[:3] == [
@@ -231,7 +231,7 @@ def test_before_live_data_come_the_service_says_how_old_the_data_are() -> None:
     ]
 
 
-def test_a_service_that_does_not_say_is_no_live_data() -> None:
+def test_without_an_answer_about_health_the_state_is_unknown() -> None:
     board = taken(connected(START, "live"), CLOSED)
     board.judge(Unanswered("no answer in time"), NOW)
     assert shown(board)[:2] == [
@@ -260,7 +260,7 @@ def test_health_has_its_colour_and_its_reason(status: str) -> None:
     assert shown(board)[1] == "● green: up to date"
 
 
-def test_a_service_that_does_not_judge_leaves_no_trace_of_it() -> None:
+def test_a_service_without_health_has_no_health_line() -> None:
     board = taken(connected(START, "live"), CLOSED, closed(candle(1)))
     board.judge(None, NOW)
     assert shown(board)[0] == f"{SERIES}  live"
@@ -290,7 +290,7 @@ def test_durations_are_short(seconds: float, text: str) -> None:
         (5.0, "5"),
     ],
 )
-def test_numbers_are_shown_as_they_were_quoted(value: float, text: str) -> None:
+def test_numbers_are_shown_as_quoted(value: float, text: str) -> None:
     assert number(value) == text
 
 
@@ -327,7 +327,7 @@ def test_json_lines_are_ascii_whatever_a_message_says() -> None:
     assert json.loads(told)["data"] == {"of": "日本", "count": 10**40}
 
 
-def test_what_a_message_says_does_not_move_the_cursor() -> None:
+def test_control_characters_of_a_message_are_escaped() -> None:
     text = line(system("stream.stale", "a\x1b[2J\nb", {}))
     assert text == "stream.stale: a\\x1b[2J\\nb"
     assert line(disconnected("\x1b[2J")) == "not connected: \\x1b[2J"
@@ -381,7 +381,7 @@ healths = st.one_of(
 
 
 @given(st.lists(updates, max_size=60), healths, st.integers(1, 200), st.integers(1, 60), st.booleans())
-def test_whatever_happens_the_board_fits_the_terminal(
+def test_the_board_fits_the_terminal_after_any_updates(
     happened: list[Update], health: Health | Unanswered | None, width: int, height: int, ascii_only: bool
 ) -> None:
     board = taken(*happened)
@@ -392,6 +392,6 @@ def test_whatever_happens_the_board_fits_the_terminal(
     assert not [letter for text in lines for letter in text.plain if printable(letter) != letter]
 
 
-def test_strategies_do_not_import_what_draws() -> None:
+def test_the_client_for_strategies_does_not_import_the_board() -> None:
     code = "import sys, klinesync.client.follow; print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -45,12 +45,12 @@ def compute(seconds: float) -> None:
         pass
 
 
-def test_what_computes_too_long_is_made_to_raise() -> None:
+def test_code_that_computes_too_long_is_made_to_raise() -> None:
     with pytest.raises(TookTooLong), Watchdog(limit_s=0.1):
         compute(20.0)
 
 
-def test_a_thread_that_gets_no_processor_for_a_while_has_not_taken_too_long() -> None:
+def test_a_thread_without_cpu_time_has_not_timed_out() -> None:
     """As on a busy machine: the limit passes several times, and the thread has computed for less."""
     with Watchdog(limit_s=0.2):
         for _ in range(8):
@@ -58,7 +58,7 @@ def test_a_thread_that_gets_no_processor_for_a_while_has_not_taken_too_long() ->
             time.sleep(0.08)
 
 
-def test_a_process_that_stood_still_has_not_taken_too_long(tmp_path: Path) -> None:
+def test_a_stopped_process_has_not_timed_out(tmp_path: Path) -> None:
     script = tmp_path / "paused.py"
     script.write_text(
         "import time\n"

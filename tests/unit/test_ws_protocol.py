@@ -22,7 +22,7 @@ def message(**fields: object) -> str:
     return json.dumps(fields)
 
 
-def test_messages_of_clients_are_understood() -> None:
+def test_messages_of_clients_are_parsed() -> None:
     assert parse(message(type="subscribe", series_id=NAME)) == Subscribe(SERIES, None, supports_batch=False, ack=False)
     full = message(type="subscribe", series_id=NAME, since=0, supports_batch=True, ack=True, later="ignored")
     assert parse(full) == Subscribe(SERIES, 0, supports_batch=True, ack=True)
@@ -62,7 +62,7 @@ def test_a_bad_message_gets_the_protocols_sentence(text: str | bytes, sentence: 
     assert caught.value.code == "bad_request"
 
 
-def test_a_series_id_that_names_none_is_told_why() -> None:
+def test_a_malformed_series_id_is_refused_with_the_reason() -> None:
     with pytest.raises(BadMessage, match="four parts") as caught:
         parse(message(type="subscribe", series_id="BTCUSDT"))
     assert caught.value.series_id == "BTCUSDT"

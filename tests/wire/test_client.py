@@ -92,7 +92,7 @@ def times(rows: list[dict[str, float]]) -> list[float]:
     return [row["candle_time"] for row in rows]
 
 
-async def test_candles_are_arrays_page_by_page_where_there_are_many(service: Service) -> None:
+async def test_candles_are_arrays_and_long_histories_are_paged(service: Service) -> None:
     await ingest(service, ROWS)
     async with AsyncKlinesync(service.url) as client:
         candles = await client.candles(BTC, limit=3)
@@ -153,7 +153,7 @@ async def test_frames_and_drawings_are_read_and_followed_with_a_cursor(service: 
         assert more.points["ema_21"]["time"].tolist() == times(ROWS[300:305])
 
 
-async def test_what_cannot_be_answered_is_told_in_a_sentence(service: Service) -> None:
+async def test_a_request_without_an_answer_raises_a_sentence(service: Service) -> None:
     async with AsyncKlinesync(service.url) as client:
         with pytest.raises(ServiceError, match="series_id") as refused:
             await client.candles("nonsense")
@@ -189,7 +189,7 @@ async def check(client: AsyncKlinesync, found: list[ClosedCandle], rows: list[di
         assert update.slices.head("pen") == slices.head("pen")
 
 
-async def test_candles_come_with_what_factors_knew_when_they_closed(tmp_path: Path) -> None:
+async def test_candles_come_with_the_slices_of_their_close(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with running_service(store, **FLAGS) as service:
         url = service.url
@@ -241,7 +241,7 @@ async def test_lagging_factors_delay_the_candle_and_an_update_reports_it(
     assert all(one.slices is not None for one in found)
 
 
-async def test_without_an_event_loop_it_is_the_same(service: Service) -> None:
+async def test_the_blocking_client_gives_the_same_answers(service: Service) -> None:
     await ingest(service, ROWS[:300])
 
     def strategy() -> tuple[Any, ...]:
@@ -308,14 +308,14 @@ async def test_the_examples_trade(example: str, expected: set[bytes], tmp_path: 
             await process.communicate()
 
 
-def test_where_pandas_is_not_installed_a_sentence_says_what_to_do() -> None:
+def test_without_pandas_a_sentence_says_what_to_install() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "pandas", None)
         with pytest.raises(tables.NoPandas, match=r"klinesync\[pandas\]"):
             tables.to_pandas(np.empty(0, tables.CANDLE))
 
 
-async def test_without_with_the_first_call_opens_what_is_needed_and_the_end_of_the_program_closes_it(
+async def test_the_first_call_opens_connections_and_the_end_of_the_program_closes_them(
     service: Service,
 ) -> None:
     await ingest(service, ROWS[:300])
@@ -338,7 +338,7 @@ print(type(next(updates)).__name__)
     assert (printed.decode(), errors.decode(), process.returncode) == ("3 4\nConnected\n", "", 0)
 
 
-async def test_a_closed_client_says_so(service: Service) -> None:
+async def test_a_closed_client_raises_closed(service: Service) -> None:
     def program() -> None:
         client = Klinesync(service.url)
         client.close()
@@ -437,7 +437,7 @@ async def test_one_series_that_is_refused_is_an_error_that_names_it(service: Ser
             await anext(client.follow([f"binance:spot:A{at}/USDT:1m" for at in range(1001)]))
 
 
-async def test_an_unknown_factor_lists_those_that_there_are_and_everything_is_shown_in_one_line(
+async def test_an_unknown_factor_lists_the_known_ones_and_reprs_are_one_line(
     service: Service,
 ) -> None:
     await ingest(service, ROWS[:300])

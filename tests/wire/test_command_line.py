@@ -47,7 +47,7 @@ def options(*flags: str) -> set[str]:
 # --- help
 
 
-def test_help_of_serve_says_what_it_is_for_then_an_example_then_flags_in_groups_with_defaults() -> None:
+def test_help_of_serve_has_purpose_example_and_flags_in_groups_with_defaults() -> None:
     code, out, errors = in_process("serve", "--help")
     assert (code, errors) == (0, "")
     parts = ["usage: klinesync serve", "Run the service", "example:", "klinesync serve --port"]
@@ -125,7 +125,7 @@ def test_a_wrong_value_of_the_environment_is_a_failure_and_no_wrong_use() -> Non
 # --- the flags command
 
 
-def test_flags_runs_whatever_is_wrong_and_names_it_and_shows_no_secret(tmp_path: Path) -> None:
+def test_flags_works_with_a_wrong_configuration_and_shows_no_secret(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("KLINESYNC_PORT=x\nKLINESYNC_API_TOKEN=s3cret-s3cret-s3cret\n")
     (tmp_path / "klinesync.toml").write_text('indicators = "NOPE(3)"\nprot = 1\n')
     env = {"KLINESYNC_SERVICE_HOST": "10.0.0.1", "KLINESYNC_DATABASE_URL": "postgresql://me:s3cret@db/x"}
@@ -219,7 +219,7 @@ def test_a_flag_of_a_file_sends_nothing_to_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["flags", "flags --json", "--help", "serve --help", "completion bash", "verify"])
-def test_a_reader_that_has_seen_enough_ends_nothing_and_is_not_told(command: str, tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_ends_no_command(command: str, tmp_path: Path) -> None:
     store = f"--database-url=sqlite:///{tmp_path}/store.sqlite" if command == "verify" else ""
     if store:
         assert in_process("import", "none.csv", store)[0] == 1
@@ -246,13 +246,13 @@ def test_output_that_cannot_be_written_is_one_sentence_and_status_1(
 
 
 @pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "<&- 2>&-"])
-def test_a_failure_has_its_status_where_there_is_nowhere_to_say_it(where: str, tmp_path: Path) -> None:
+def test_a_failure_has_its_status_without_stderr(where: str, tmp_path: Path) -> None:
     assert shell(f"KLINESYNC backup x --database-url=sqlite:///{tmp_path}/none {where}", tmp_path)[0] == 1
     assert shell(f"KLINESYNC fly {where}", tmp_path)[0] == 2
 
 
 @pytest.mark.parametrize("where", [">&- 2>&- <&-", ">&-", "2>&-", ">/dev/full 2>/dev/full", "> >(true) 2> >(true)"])
-async def test_a_service_serves_and_stops_cleanly_whatever_becomes_of_its_output(where: str, tmp_path: Path) -> None:
+async def test_a_service_serves_and_stops_cleanly_without_output(where: str, tmp_path: Path) -> None:
     port = free_port()
     flags = f"--port {port} --database-url sqlite:///{tmp_path}/s.sqlite --enable-whitelist-ingest off --log-level info"
     line = f"exec {PROGRAM} serve {flags} {where}"

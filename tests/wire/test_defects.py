@@ -52,7 +52,7 @@ def names(service: Service) -> Counter[str]:
     return Counter(task.get_name() for task in service.runtime.bulkheads.tasks if not task.done())
 
 
-async def test_every_task_of_a_running_service_may_break_and_the_service_is_whole_again(
+async def test_every_task_of_a_running_service_may_have_a_defect_and_the_service_recovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.1, 30.0))  # there are some forty of them
@@ -150,7 +150,7 @@ async def break_the_writer(store: Path) -> None:
         await asyncio.Event().wait()  # until the service ends by itself
 
 
-async def test_the_writer_alone_ends_the_service(tmp_path: Path) -> None:
+async def test_only_a_defect_of_the_writer_ends_the_service(tmp_path: Path) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         async with asyncio.timeout(2 * WHOLE_AGAIN_S):
             await break_the_writer(tmp_path / "s")

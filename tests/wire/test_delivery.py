@@ -160,7 +160,7 @@ async def follower(service: Service) -> AsyncIterator[Follower]:
         yield Follower(opened)
 
 
-async def test_a_client_that_never_reads_is_bounded_and_cut_off_and_costs_the_others_nothing(
+async def test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hub, "OUTBOX_MAX_MESSAGES", 500)
@@ -190,7 +190,7 @@ async def test_a_client_that_never_reads_is_bounded_and_cut_off_and_costs_the_ot
         assert healthy.closed == [START + 60 * number for number in range(1, minute)]
 
 
-async def test_a_slow_client_that_reads_at_last_sees_its_close_and_resumes_with_since(
+async def test_a_slow_client_gets_its_close_and_resumes_with_since(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "OUTBOX_MAX_MESSAGES", 3000)
@@ -227,7 +227,7 @@ async def test_a_slow_client_that_reads_at_last_sees_its_close_and_resumes_with_
         assert seen + again.closed == healthy.closed + [START + 60 * (count + number) for number in range(3)]
 
 
-async def test_forming_waits_conflated_and_closed_waits_whole(service: Service) -> None:
+async def test_in_the_backlog_forming_is_conflated_and_closed_is_complete(service: Service) -> None:
     async with raw_client(service, window=4096, limit=1024) as slow:
         slow.say(type="subscribe", series_id=NAME, ack=True)
         assert b'"subscribed"' in (await slow.next())[1]
@@ -303,7 +303,7 @@ async def test_many_clients_connect_and_vanish_in_every_state_and_nothing_is_lef
     assert len(disconnected) >= 120
 
 
-async def test_a_connection_that_is_reset_is_given_back(service: Service) -> None:
+async def test_a_reset_connection_is_released(service: Service) -> None:
     async with raw_client(service) as client:
         client.say(type="subscribe", series_id=NAME, ack=True)
         await client.next()
@@ -311,7 +311,7 @@ async def test_a_connection_that_is_reset_is_given_back(service: Service) -> Non
     await until(lambda: held(service) == 0, "it is given back")
 
 
-async def test_who_ends_its_side_and_reads_nothing_is_given_back_and_cut_off(
+async def test_a_client_that_ends_its_side_and_does_not_read_is_released_and_cut_off(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ws_transport, "CLOSE_TIMEOUT_S", 0.2)
@@ -360,7 +360,9 @@ def quick_pings(protocol: type[ws_transport.MarketSocket]):  # type: ignore[no-u
     return quick
 
 
-async def test_who_speaks_too_often_is_told_and_may_go_on(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_beyond_the_message_rate_gets_rate_limited_and_stays(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rate, "RATE_BURST", 5)
     monkeypatch.setattr(rate, "RATE_PER_S", 20.0)
     async with raw_client(service) as eager:
@@ -376,7 +378,9 @@ async def test_who_speaks_too_often_is_told_and_may_go_on(service: Service, monk
                 _, answer = await eager.next()
 
 
-async def test_who_goes_on_and_on_is_closed_with_1008(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_keeps_exceeding_the_rate_is_closed_with_1008(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rate, "RATE_BURST", 5)
     monkeypatch.setattr(rate, "RATE_PER_S", 0.001)
     async with raw_client(service) as eager:
@@ -385,7 +389,7 @@ async def test_who_goes_on_and_on_is_closed_with_1008(service: Service, monkeypa
         assert await eager.closed_with() == 1008
 
 
-async def test_more_clients_than_may_be_are_refused_in_the_handshake(
+async def test_clients_beyond_the_limit_are_refused_in_the_handshake(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ws_transport, "MAX_CLIENTS", 2)
@@ -414,7 +418,7 @@ async def test_more_clients_than_may_be_are_refused_in_the_handshake(
         ),
     ],
 )
-async def test_what_is_no_websocket_ends_that_connection_and_no_other(service: Service, sent: bytes, code: int) -> None:
+async def test_a_protocol_error_ends_that_connection_and_no_other(service: Service, sent: bytes, code: int) -> None:
     async with follower(service) as other, raw_client(service) as bad:
         bad.writer.write(sent)
         assert await bad.closed_with() == code
@@ -431,7 +435,7 @@ async def test_fragments_binary_and_pings_are_understood(service: Service) -> No
         assert await client.next() == (TEXT, b'{"type":"pong"}')
 
 
-async def test_who_pings_and_does_not_read_makes_nothing_pile_up(service: Service) -> None:
+async def test_pings_of_a_client_that_does_not_read_do_not_accumulate_pongs(service: Service) -> None:
     async with raw_client(service, window=4096, limit=1024) as flood:
         [transport] = [one.outbox._wire for one in service.runtime.hub._clients]
         assert isinstance(transport, ws_transport.MarketSocket)
@@ -489,11 +493,11 @@ async def test_an_idle_client_has_no_task(service: Service) -> None:
 @pytest.mark.parametrize(
     "scenario",
     [
-        test_forming_waits_conflated_and_closed_waits_whole,
+        test_in_the_backlog_forming_is_conflated_and_closed_is_complete,
         test_many_clients_connect_and_vanish_in_every_state_and_nothing_is_left,
-        test_who_pings_and_does_not_read_makes_nothing_pile_up,
+        test_pings_of_a_client_that_does_not_read_do_not_accumulate_pongs,
         test_an_idle_client_has_no_task,
-        test_a_connection_that_is_reset_is_given_back,
+        test_a_reset_connection_is_released,
     ],
 )
 def test_the_same_on_the_loop_of_the_service(scenario: Callable[[Service], Awaitable[None]], tmp_path: Path) -> None:
@@ -509,8 +513,6 @@ def test_a_client_that_never_reads_on_the_loop_of_the_service(
 ) -> None:
     async def on_uvloop() -> None:
         async with serving(tmp_path) as service:
-            await test_a_client_that_never_reads_is_bounded_and_cut_off_and_costs_the_others_nothing(
-                service, monkeypatch, caplog
-            )
+            await test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(service, monkeypatch, caplog)
 
     uvloop.run(on_uvloop())

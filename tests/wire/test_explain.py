@@ -63,7 +63,7 @@ async def command(*arguments: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), errors.decode()
 
 
-async def test_a_series_that_is_fine_says_what_is_stored_and_who_read_it(tmp_path: Path) -> None:
+async def test_an_up_to_date_series_shows_stored_candles_and_who_read_them(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(symbols=2, start=START, speed=10)) as exchange,
         running_service(tmp_path / "store.sqlite", exchange, whitelist=str(BTC)) as service,
@@ -92,7 +92,7 @@ async def test_a_series_that_is_fine_says_what_is_stored_and_who_read_it(tmp_pat
         assert (code, json.loads(out)["base_series_id"]) == (0, str(BTC))
 
 
-async def test_nobody_is_asked_and_what_nobody_knows_is_unknown(tmp_path: Path) -> None:
+async def test_no_exchange_is_asked_and_an_unknown_series_is_404(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with (
         SimServer(SimConfig(symbols=2, start=START)) as exchange,
@@ -122,7 +122,7 @@ async def test_nobody_is_asked_and_what_nobody_knows_is_unknown(tmp_path: Path) 
     assert "does not answer" in errors
 
 
-async def test_a_hole_that_the_exchange_does_not_have_is_told_with_its_proof(tmp_path: Path) -> None:
+async def test_a_confirmed_empty_gap_is_shown_with_its_proof(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(symbols=2, start=START, speed=60)) as exchange,
         running_service(tmp_path / "store.sqlite", exchange, whitelist=str(BTC)) as service,
@@ -138,7 +138,7 @@ async def test_a_hole_that_the_exchange_does_not_have_is_told_with_its_proof(tmp
         assert ": confirmed empty: " in out
 
 
-async def test_corrections_and_a_hole_that_nobody_fills_are_told(tmp_path: Path) -> None:
+async def test_corrections_and_a_gap_that_is_not_filled_are_shown(tmp_path: Path) -> None:
     rows = [Candle(START - 600 + 60 * minute, 1.0, 2.0, 0.5, 1.5, 1.0) for minute in (0, 1, 5)]
     async with running_service(tmp_path / "store.sqlite") as service:
         await service.runtime.market_data.ingest_candles_closed(BTC, rows)
@@ -152,7 +152,7 @@ async def test_corrections_and_a_hole_that_nobody_fills_are_told(tmp_path: Path)
         assert "the candle of 2025-11-30 07:51 UTC: http has corrected it" in out
 
 
-async def test_an_exchange_that_refuses_from_the_start_is_why_nothing_is_there(tmp_path: Path) -> None:
+async def test_an_exchange_that_refuses_from_the_start_is_the_reason_for_missing_candles(tmp_path: Path) -> None:
     """Needs say who waits for what, how often the exchange was asked, when it is asked again, and what it said."""
     store = tmp_path / "store.sqlite"
     rows = [Candle(START - 7200 + 60 * minute, 1.0, 2.0, 0.5, 1.5, 1.0) for minute in (0, 1, 5)]

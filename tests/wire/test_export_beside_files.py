@@ -64,7 +64,7 @@ def rows(path: Path) -> list[Candle]:
 
 
 @pytest.mark.parametrize("kind", ["feather", "parquet"])
-def test_freqtrades_file_is_merged_with(kind: str, tmp_path: Path, run: Run) -> None:
+def test_freqtrades_file_is_merged(kind: str, tmp_path: Path, run: Run) -> None:
     folder = tmp_path / "freqtrade"
     before, behind = minutes(START - 600, 10), minutes(START + 1800, 5)
     wrong = STORED[7]._replace(close=STORED[7].low)
@@ -117,7 +117,7 @@ def test_a_merge_is_the_union_with_the_stores_values(file: dict[int, int], store
     assert len(how.examples) == min(how.different, 5)
 
 
-def test_a_file_of_freqtrades_that_cannot_be_merged_with_is_left_as_it_is(tmp_path: Path, run: Run) -> None:
+def test_a_file_of_freqtrade_that_cannot_be_merged_is_unchanged(tmp_path: Path, run: Run) -> None:
     path = tmp_path / "freqtrade" / "BTC_USDT-1m.feather"
     path.parent.mkdir()
     path.write_bytes(b"ARROW1 cut")
@@ -136,9 +136,7 @@ def test_a_file_of_freqtrades_that_cannot_be_merged_with_is_left_as_it_is(tmp_pa
     assert "it has the columns mine, which this export does not have; --overwrite replaces it" in done.err
 
 
-def test_a_file_that_changes_meanwhile_is_left_as_it_is(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_meanwhile_is_unchanged(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_freqtrade(tmp_path / "freqtrade" / "BTC_USDT-1m.feather", STORED[:3])
     longer = minutes(START - 6000, 100)
 
@@ -160,7 +158,7 @@ def test_a_file_that_changes_meanwhile_is_left_as_it_is(
 
 @pytest.mark.parametrize("kind", ["parquet", "feather", "csv"])
 @pytest.mark.parametrize("name", ["out", "out.table"])
-def test_a_file_that_has_more_candles_is_left_as_it_is_unless_it_is_to_be_replaced(
+def test_a_file_with_more_candles_is_unchanged_without_overwrite(
     kind: str, name: str, tmp_path: Path, run: Run
 ) -> None:
     path = tmp_path / name
@@ -175,7 +173,7 @@ def test_a_file_that_has_more_candles_is_left_as_it_is_unless_it_is_to_be_replac
     assert run("--format", kind, "--output", path).status == 0, "more is no loss"
 
 
-def test_what_is_no_file_of_candles_is_left_as_it_is(tmp_path: Path, run: Run) -> None:
+def test_a_file_without_candles_is_unchanged(tmp_path: Path, run: Run) -> None:
     path = tmp_path / "notes.csv"
     path.write_text("my notes\n")
     done = run("--format=csv", "--output", path)
@@ -204,7 +202,9 @@ def test_a_link_stays_a_link(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--freqtrade",), ("--freqtrade", "--overwrite"), (), ("--overwrite",)])
-def test_an_empty_span_is_a_failure_and_leaves_the_file(arguments: tuple[str, ...], tmp_path: Path, run: Run) -> None:
+def test_an_empty_span_is_a_failure_and_the_file_is_unchanged(
+    arguments: tuple[str, ...], tmp_path: Path, run: Run
+) -> None:
     folder = tmp_path / "freqtrade"
     path = write_freqtrade(folder / "BTC_USDT-1m.feather", STORED)
     before = path.read_bytes()
@@ -220,7 +220,7 @@ def test_an_empty_span_is_a_failure_and_leaves_the_file(arguments: tuple[str, ..
     "name", ["store.sqlite", "link.sqlite", "hard.sqlite", "store.sqlite-wal", "store.sqlite.lock"]
 )
 @pytest.mark.parametrize("command", ["export", "backup"])
-def test_nothing_takes_the_place_of_the_stores_own_files(
+def test_the_stores_own_files_are_never_replaced(
     name: str, command: str, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "store.sqlite"
@@ -238,7 +238,7 @@ def test_nothing_takes_the_place_of_the_stores_own_files(
     assert not (tmp_path / "store.sqlite-wal").exists()
 
 
-def test_a_working_folder_that_was_removed_is_told_in_words(
+def test_a_removed_working_folder_is_one_sentence(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = tmp_path / "gone"

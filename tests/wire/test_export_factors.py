@@ -89,7 +89,7 @@ def row_of(slices: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("window", [20_000, 64])
-async def test_each_row_is_what_a_slice_answers_at_its_candle(
+async def test_each_row_equals_the_slice_of_its_candle(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(exporting, "WINDOW_CANDLES", window)
@@ -111,7 +111,7 @@ async def test_each_row_is_what_a_slice_answers_at_its_candle(
     assert all(row["candle_time"] > row["pivot_major_time"] for row in rows if row["pivot_major_time"] is not None)
 
 
-async def test_a_part_has_the_rows_that_the_whole_has(service: Service, tmp_path: Path) -> None:
+async def test_a_part_of_an_export_has_the_same_rows(service: Service, tmp_path: Path) -> None:
     await ingest(service, ROWS)
     assert exported(tmp_path, kind="feather") == 0
     whole = pyarrow.feather.read_table(tmp_path / "out").to_pylist()
@@ -123,7 +123,7 @@ async def test_a_part_has_the_rows_that_the_whole_has(service: Service, tmp_path
     assert pyarrow.csv.read_csv(tmp_path / "out").to_pylist() == part
 
 
-async def test_a_ledger_that_lags_or_is_another_ones_is_refused_in_a_sentence(
+async def test_a_lagging_or_foreign_ledger_is_refused_with_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS) as service:

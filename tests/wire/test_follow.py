@@ -90,7 +90,7 @@ async def test_the_store_equals_what_was_recorded_bit_for_bit_with_no_hole(real_
 
 
 @pytest.mark.parametrize("series", [BTC, FUTURES_ETH], ids=str)
-async def test_what_a_client_follows_is_the_truth_and_what_forms_is_never_stored(
+async def test_followed_candles_equal_the_exchanges_and_forming_ones_are_never_stored(
     series: SeriesId, tmp_path: Path
 ) -> None:
     async with (
@@ -170,7 +170,7 @@ async def test_a_restart_of_the_service_fills_what_was_missed(tmp_path: Path) ->
             assert candles == truth(exchange, BTC, [candle.time for candle in candles])
 
 
-async def test_a_follower_that_was_away_for_long_pages_what_one_catch_up_does_not_hold(tmp_path: Path) -> None:
+async def test_a_follower_after_a_long_absence_pages_the_candles_before_the_catch_up(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite") as service:
         start = 1_700_000_040
         candles = [Candle(start + 60 * at, 1.0, 2.0, 0.5, 1.5, float(at)) for at in range(7500)]
@@ -183,7 +183,7 @@ async def test_a_follower_that_was_away_for_long_pages_what_one_catch_up_does_no
     assert seen[1:] == [closed(candle) for candle in candles[1:]]
 
 
-async def test_holes_in_what_is_paged_are_told(tmp_path: Path) -> None:
+async def test_holes_of_pages_are_declared(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite") as service:
         start = 1_700_000_040
         candles = [Candle(start + 60 * at, 1.0, 2.0, 0.5, 1.5, float(at)) for at in range(8000) if at not in (7, 8)]
@@ -195,7 +195,7 @@ async def test_holes_in_what_is_paged_are_told(tmp_path: Path) -> None:
     assert seen[at - 1 : at + 2 : 2] == [closed(candles[6]), closed(candles[7])]
 
 
-async def test_a_follower_is_told_what_happens_to_its_series(tmp_path: Path) -> None:
+async def test_a_follower_gets_the_events_of_its_series(tmp_path: Path) -> None:
     async with (
         running_service(tmp_path / "store.sqlite") as service,
         aclosing(follow(service.url, BTC, 0)) as updates,

@@ -153,7 +153,7 @@ async def test_every_message_of_the_protocol_has_its_update() -> None:
         ]
 
 
-async def test_what_a_later_protocol_adds_is_passed_over() -> None:
+async def test_unknown_types_and_fields_are_ignored() -> None:
     later = [
         {"type": "candle_preview", "candle": 7, "candles": "none", "data": [], "code": None, "state": {"deep": []}},
         ACK | {"data": [1, 2], "candle": 3},
@@ -178,7 +178,7 @@ async def test_what_a_later_protocol_adds_is_passed_over() -> None:
         "{", "[]", "7", '{"no":"type"}', '{"type":5}', '{"type":"candle_closed"}', '{"type":"candles_batch"}',
     ],
 )  # fmt: skip
-async def test_what_is_none_of_the_protocol_is_an_error_with_a_sentence(message: str) -> None:
+async def test_a_message_that_breaks_the_protocol_is_an_error_with_a_sentence(message: str) -> None:
     async with saying(Say([ACK, message])) as service:
         with pytest.raises(ServiceError, match="breaks the protocol") as raised:
             await heard(service.url, 2)
@@ -203,7 +203,7 @@ async def test_a_refusal_is_raised_with_its_code_and_a_sentence(code: str, messa
     assert raised.value.code == code
 
 
-async def test_a_refusal_that_may_pass_is_waited_out_by_who_asks_for_it() -> None:
+async def test_a_temporary_refusal_is_retried_on_request() -> None:
     full = Say([{"type": "error", "code": "capacity", "message": "ondemand_ingest_capacity"}])
     async with saying(full, Say(status=429), full, Say([ACK, CLOSED])) as service:
         seen = await heard(service.url, 5, wait_out_refusals=True)
@@ -212,7 +212,7 @@ async def test_a_refusal_that_may_pass_is_waited_out_by_who_asks_for_it() -> Non
     assert "too many requests" in str(seen[1])
 
 
-async def test_a_refusal_for_good_is_not_waited_out() -> None:
+async def test_a_permanent_refusal_is_not_retried() -> None:
     async with saying(Say([{"type": "error", "code": "unknown_series", "message": "there is none"}])) as service:
         with pytest.raises(ServiceError, match="there is none"):
             await heard(service.url, 1, wait_out_refusals=True)
@@ -234,7 +234,7 @@ async def test_a_connection_that_is_refused_is_an_error(status: int, code: str, 
     assert raised.value.code == code
 
 
-async def test_a_service_that_takes_no_connections_at_present_is_tried_again() -> None:
+async def test_a_service_that_accepts_no_connections_is_retried() -> None:
     async with saying(Say(status=503), Say([ACK])) as service:
         refused, answer = await heard(service.url, 2)
     assert isinstance(refused, Disconnected)
@@ -252,14 +252,14 @@ async def test_the_end_of_a_connection_has_its_reason(close: int, reason: str) -
     assert reason in str(ended)
 
 
-async def test_it_resumes_behind_the_newest_closed_candle_and_not_behind_a_correction() -> None:
+async def test_a_follower_resumes_after_the_newest_closed_candle_and_not_after_a_correction() -> None:
     earlier = CLOSED | {"candle": OUT | {"candle_time": START - 600}, "revised": True}
     async with saying(Say([ACK, CLOSED, earlier]), Say([ACK]), Say([ACK])) as service:
         await heard(service.url, 11, since=60)
     assert [one["since"] for one in service.subscriptions] == [60, START, START]
 
 
-async def test_who_follows_live_only_resumes_behind_the_head_at_which_live_began() -> None:
+async def test_a_live_only_follower_resumes_after_the_head_at_which_live_began() -> None:
     async with saying(Say([ACK]), Say([ACK, CLOSED])) as service:
         await heard(service.url, 5, since=None)
     assert [one["since"] for one in service.subscriptions] == [None, START]
@@ -274,7 +274,7 @@ def times(seen: Sequence[Update]) -> list[tuple[int, bool]]:
     return [((update.candle.time - START) // 60, update.revised) for update in seen if isinstance(update, ClosedCandle)]
 
 
-async def test_nothing_from_before_since_is_delivered_whatever_the_service_sends() -> None:
+async def test_candles_before_since_are_never_delivered() -> None:
     # An older service pushed older history as single revised candles.
     older = [{"type": "candle_closed", "candle": at(-minutes), "revised": True} for minutes in range(1, 100)]
     messages = [ACK, *older, CLOSED, CLOSED | {"revised": True}, {"type": "candle_closed", "candle": at(-1)}, CLOSED]
@@ -299,7 +299,7 @@ async def test_several_corrections_at_once_are_each_a_revised_candle() -> None:
     assert times(seen) == [(0, False), (1, False), (0, True), (1, True)]
 
 
-async def test_what_is_wanted_is_asked_for_and_an_older_service_that_sends_more_changes_nothing() -> None:
+async def test_the_selected_kinds_are_requested_and_others_of_an_older_service_are_ignored() -> None:
     forming_ = {"type": "candle_forming", "candle": at(1)}
     async with saying(Say([ACK, forming_, CLOSED, forming_, CLOSED | {"revised": True}]), Say([ACK])) as service:
         seen = await heard(service.url, 5, what=["closed"])
@@ -310,14 +310,14 @@ async def test_what_is_wanted_is_asked_for_and_an_older_service_that_sends_more_
     assert "what" not in service.subscriptions[0]
 
 
-async def test_a_forming_candle_that_is_not_newer_than_the_newest_closed_one_is_passed_over() -> None:
+async def test_a_forming_candle_that_is_not_newer_than_the_newest_closed_one_is_ignored() -> None:
     stale = {"type": "candle_forming", "candle": OUT}
     async with saying(Say([ACK, CLOSED, stale])) as service:
         assert isinstance((await heard(service.url, 4))[3], Disconnected)
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["the service says so", "an older service does not"])
-async def test_the_seam_of_history_and_live_is_told_once_a_connection(announced: bool) -> None:
+async def test_caught_up_comes_once_a_connection(announced: bool) -> None:
     seam = [{"type": "caught_up", "series_id": str(BTC), "head_time": START}] if announced else []
     live = {"type": "candle_closed", "candle": at(1)}
     async with saying(Say([ACK, CLOSED, *seam, live]), Say([ACK | {"head_time": START + 60}, *seam])) as service:
@@ -342,7 +342,7 @@ async def test_a_since_in_the_future_counts_as_the_head() -> None:
     assert [one["since"] for one in service.subscriptions] == [START + 86_400, START, START + 60]
 
 
-async def test_a_store_that_was_set_back_brings_nothing_twice() -> None:
+async def test_a_restored_store_delivers_no_candle_twice() -> None:
     old = ACK | {"head_time": START}
     again = [{"type": "candle_closed", "candle": at(minutes)} for minutes in range(4)]
     hole = {"type": "gap", "expected_next_time": START - 120, "actual_time": START}
@@ -372,7 +372,7 @@ PAGE = {
 
 
 @pytest.mark.parametrize("code", ["busy", "shutting_down"])
-async def test_a_page_that_a_busy_service_refuses_is_asked_for_again(code: str) -> None:
+async def test_a_page_that_a_busy_service_refuses_is_requested_again(code: str) -> None:
     async with saying(Say([ACK, TRUNCATED, CLOSED])) as service:
         refusal = (503, {"detail": "not now", "code": code}, {"Retry-After": "0"})
         service.pages += [refusal, refusal, (200, PAGE, {})]
@@ -382,7 +382,7 @@ async def test_a_page_that_a_busy_service_refuses_is_asked_for_again(code: str) 
     assert len(service.asked) == 3
 
 
-async def test_pages_that_are_refused_for_long_end_the_connection_and_for_good_are_an_error() -> None:
+async def test_a_long_refusal_of_pages_ends_the_connection_and_a_permanent_one_is_an_error() -> None:
     refusal = (503, {"detail": "not now", "code": "busy"}, {"Retry-After": "0"})
     async with saying(Say([ACK, TRUNCATED, CLOSED]), Say([ACK])) as service:
         service.pages += [refusal] * (busy.MAX_REPEATS + 1)
@@ -412,12 +412,12 @@ async def test_a_refused_handshake_is_tried_again_after_the_time_that_the_servic
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "", "ftp://host", "http://", "http://host:port"])
-async def test_an_address_that_is_none_is_refused_with_a_sentence(url: str) -> None:
+async def test_a_malformed_address_is_refused_with_a_sentence(url: str) -> None:
     with pytest.raises(BadUrl, match="no address of a service"):
         await heard(url, 1)
 
 
-async def test_what_cannot_be_reached_is_told_in_words() -> None:
+async def test_an_unreachable_service_has_a_reason_in_words() -> None:
     assert [str(one) for one in await heard("http://127.0.0.1:9", 1)] == [
         str(disconnected("the service at http://127.0.0.1:9 cannot be reached: connection refused; is it running?"))
     ]

@@ -77,7 +77,7 @@ async def test_a_service_that_others_could_reach_does_not_start_without_a_token(
         assert (await service.get("/readyz"))[0] == 200
 
 
-async def test_as_many_clients_may_come_as_the_system_lets_a_process_open_files(tmp_path: Path) -> None:
+async def test_connections_are_limited_by_the_systems_limit_of_open_files(tmp_path: Path) -> None:
     """Systems begin a process with 1,024 files or fewer, and let it ask for more."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
@@ -102,7 +102,7 @@ async def test_as_many_clients_may_come_as_the_system_lets_a_process_open_files(
         (256, 128),
     ],
 )
-def test_clients_leave_files_to_the_store(monkeypatch: pytest.MonkeyPatch, files: int, clients: int) -> None:
+def test_files_are_reserved_for_the_store(monkeypatch: pytest.MonkeyPatch, files: int, clients: int) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (files, files))
     assert http_limits.most_connections() == clients
 
@@ -129,7 +129,7 @@ async def test_a_foreign_page_writes_nothing_and_opens_no_socket(service: Servic
     assert await handshake(service, Origin=service.url) == 101
 
 
-async def test_what_a_foreign_page_reads_its_browser_keeps_from_it(service: Service) -> None:
+async def test_a_foreign_page_gets_no_cors_headers(service: Service) -> None:
     async with service.http.get(
         service.url + "/api/market/whitelist", headers={"Origin": "http://evil.example"}
     ) as response:
@@ -137,7 +137,7 @@ async def test_what_a_foreign_page_reads_its_browser_keeps_from_it(service: Serv
         assert "Access-Control-Allow-Origin" not in response.headers
 
 
-async def test_a_page_elsewhere_makes_the_service_do_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_of_foreign_pages_have_no_effect(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image, a script or a `no-cors` fetch has no Origin: the browser's mark of its site is all that there is."""
 
     def reached(series_id: str) -> None:
@@ -174,7 +174,7 @@ async def test_an_allowed_origin_is_admitted_whatever_its_site(with_token: Servi
         assert response.status == 200
 
 
-async def test_an_allowed_origin_reads_and_writes_and_is_told_why_not(with_token: Service) -> None:
+async def test_an_allowed_origin_reads_and_writes_and_can_read_refusals(with_token: Service) -> None:
     origin = {"Origin": "https://charts.example"}
     url = with_token.url + "/api/market/ingest/candle_closed"
     async with with_token.http.options(
@@ -192,7 +192,7 @@ async def test_an_allowed_origin_reads_and_writes_and_is_told_why_not(with_token
     assert await handshake(with_token, **origin) == 101
 
 
-async def test_ingest_needs_the_token_and_says_how(with_token: Service) -> None:
+async def test_ingest_requires_the_token_and_says_how_to_send_it(with_token: Service) -> None:
     url = with_token.url + "/api/market/ingest/candle_closed"
     body = {"series_id": BTC, "candle": CANDLE}
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
@@ -208,7 +208,7 @@ async def test_ingest_needs_the_token_and_says_how(with_token: Service) -> None:
     assert (await with_token.get("/readyz"))[0] == 200
 
 
-async def test_metrics_and_the_debug_api_need_the_token(with_token: Service) -> None:
+async def test_metrics_and_the_debug_api_require_the_token(with_token: Service) -> None:
     for path in ("/metrics", "/api/market/debug/ingest_state", "/api/market/debug/series_health"):
         async with with_token.http.get(with_token.url + path) as response:
             assert (response.status, (await response.json())["code"]) == (401, "unauthorized"), path
@@ -244,7 +244,7 @@ async def test_a_request_without_a_host_is_refused(service: Service) -> None:
     assert (status, answer["code"]) == (400, "bad_request")
 
 
-async def test_what_is_no_http_is_refused_in_our_shape(service: Service) -> None:
+async def test_a_malformed_request_gets_our_json_error(service: Service) -> None:
     for request in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
         status, answer = await raw(service, request)
         assert (status, answer["code"]) == (400, "bad_request")
@@ -258,7 +258,7 @@ async def test_what_is_no_http_is_refused_in_our_shape(service: Service) -> None
         b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\nnonsense\r\n",
     ],
 )
-async def test_a_body_in_no_known_encoding_is_refused_in_our_shape(
+async def test_a_body_in_an_unknown_encoding_gets_our_json_error(
     service: Service, body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = b"POST /api/market/ingest/candle_closed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -267,21 +267,21 @@ async def test_a_body_in_no_known_encoding_is_refused_in_our_shape(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_a_path_with_a_slash_behind_is_another_one(service: Service) -> None:
+async def test_a_path_with_a_trailing_slash_is_404(service: Service) -> None:
     for path in ("/api/market/candles/", "/api/market/ingest/candle_closed/", "/api/", "/healthz/"):
         async with service.http.get(service.url + path, allow_redirects=False) as response:
             assert (response.status, (await response.json())["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("part", ["bytes=99999999-", "bytes=5-1", "x=1", "bytes=" + "0-1," * 1000, "bytes=0-3"])
-async def test_the_page_is_sent_whole_whatever_part_is_asked_for(service: Service, part: str) -> None:
+async def test_range_requests_get_the_whole_page(service: Service, part: str) -> None:
     async with service.http.get(service.url) as response:
         whole = response.status, await response.read()
     async with service.http.get(service.url, headers={"Range": part}) as response:
         assert (response.status, await response.read()) == whole
 
 
-async def test_clients_that_leave_are_no_errors(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+async def test_disconnects_of_clients_are_no_errors(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     post = b"POST /api/market/ingest/candle_closed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     stream = b"GET /api/market/status/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
     upgrade = (
@@ -322,7 +322,7 @@ KEY = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         (b"GET /assets/x" + UPGRADE + KEY + b"\r\n", 404, "not_found"),
     ],
 )
-async def test_a_handshake_that_is_refused_is_answered_in_our_shape(
+async def test_a_refused_handshake_gets_our_json_error(
     service: Service, request_: bytes, status: int, code: str
 ) -> None:
     answered, answer = await raw(service, request_)
@@ -352,7 +352,7 @@ async def test_a_handshake_behind_an_unanswered_request_is_refused_and_keeps_no_
         assert response.status == 200
 
 
-async def test_a_client_that_leaves_before_its_answer_is_no_defect(tmp_path: Path) -> None:
+async def test_a_disconnect_before_the_answer_is_no_defect(tmp_path: Path) -> None:
     log = tmp_path / "log"
     async with running(*serve_arguments("http://127.0.0.1:9", tmp_path / "store.sqlite"), log=log) as service:
         url = await service.address("serves")
@@ -435,7 +435,7 @@ async def test_bodies_and_pipelined_requests_do_not_count_as_heads(service: Serv
     assert answer.count(b"HTTP/1.1 200 OK") == 1002
 
 
-async def test_who_does_not_finish_a_request_is_cut_off(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unfinished_request_is_cut_off(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.05)
     for begin in (b"", b"GET / HTTP/1.1\r\nHost:", b"\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET"):
         port = int(service.url.rpartition(":")[2])
@@ -474,7 +474,7 @@ async def test_connections_are_bounded_and_one_that_ends_makes_room(
                     await asyncio.sleep(0.01)
 
 
-async def test_a_defect_of_ours_tells_nothing_of_the_inside(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_answer_to_a_defect_has_no_internals(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(series_id: str) -> None:
         raise RuntimeError("a secret of the inside")
 

@@ -40,7 +40,7 @@ async def exchange_now(http: aiohttp.ClientSession, address: str) -> int:
         return int((await response.json())["now_ms"]) // 1000
 
 
-async def test_a_service_is_asked_for_history_and_waited_for(tmp_path: Path) -> None:
+async def test_a_backfill_through_a_service_waits_for_its_end(tmp_path: Path) -> None:
     store, log = tmp_path / "store.sqlite", tmp_path / "log"
     flags = ("--startup-kline-sync-target-candles=100", f"--api-token={TOKEN}")
     async with running("sim", "--symbols=2", log=log) as exchange:
@@ -69,7 +69,7 @@ async def test_a_service_is_asked_for_history_and_waited_for(tmp_path: Path) -> 
             assert (status, json.loads(out)["candles"], err) == (0, 0, "")
 
 
-async def test_who_does_not_want_to_wait_any_longer_leaves_the_service_at_it(tmp_path: Path) -> None:
+async def test_an_interrupted_wait_leaves_the_service_at_work(tmp_path: Path) -> None:
     store, log, told = tmp_path / "store.sqlite", tmp_path / "log", tmp_path / "told"
     async with (
         SimServer(SimConfig(symbols=2, start=START)) as exchange,
@@ -95,7 +95,7 @@ async def test_who_does_not_want_to_wait_any_longer_leaves_the_service_at_it(tmp
     assert candles == truth(exchange, SERIES, range(first, candles[-1].time + 60, 60))
 
 
-async def test_what_a_service_cannot_get_is_told_with_what_is_in_the_way(
+async def test_candles_that_a_service_cannot_read_are_reported_with_the_reason(
     tmp_path: Path,
 ) -> None:
     async with running_service(tmp_path / "store.sqlite", None, None, retrying(0.05)) as service:  # no exchange answers
@@ -113,7 +113,7 @@ async def test_what_a_service_cannot_get_is_told_with_what_is_in_the_way(
     assert (status, f"the service at {service.url} does not answer" in err) == (1, True), err
 
 
-async def test_a_service_judges_by_its_exchanges_time_what_of_a_file_has_closed(tmp_path: Path) -> None:
+async def test_a_service_judges_closed_candles_of_a_file_by_its_exchanges_time(tmp_path: Path) -> None:
     """It is 2023 there, and the file knows more."""
     store = tmp_path / "store.sqlite"
     path = write_freqtrade(tmp_path / "ETH_USDT-1m.feather", minutes(NEWEST - 299 * 60, 400))
@@ -135,7 +135,7 @@ async def test_a_service_judges_by_its_exchanges_time_what_of_a_file_has_closed(
         assert len(reader.read(lambda look: look.between(series, 0, 2_000_000_000))) == file["candles"]
 
 
-async def test_what_a_service_refuses_in_the_middle_of_a_file_says_how_much_is_in(tmp_path: Path) -> None:
+async def test_a_refusal_in_the_middle_of_a_file_reports_the_stored_candles(tmp_path: Path) -> None:
     """A service that does not say what time it is."""
     store = tmp_path / "store.sqlite"
     candles = minutes(NEWEST - 11_899 * 60, 12_000)

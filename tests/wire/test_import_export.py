@@ -88,7 +88,7 @@ def revised(store: Path, series: SeriesId = SERIES) -> int:
 # --- what goes in
 
 
-def test_a_freqtrade_file_gives_exactly_its_rows_and_what_is_derived_from_them(
+def test_a_freqtrade_file_gives_exactly_its_rows_and_their_derived_candles(
     tmp_path: Path, store: Path, run: Run
 ) -> None:
     candles = minutes(START, 3 * 1440)
@@ -166,7 +166,7 @@ def test_a_symbol_that_neither_list_nor_exchange_names_is_never_split(tmp_path: 
     assert f"klinesync import {path} --series binance:spot:BASE/QUOTE:1m (" in done.err
 
 
-async def test_symbols_of_archives_are_asked_of_the_exchange_once_and_kept(tmp_path: Path, store: Path) -> None:
+async def test_symbols_of_archives_are_requested_once_and_stored(tmp_path: Path, store: Path) -> None:
     async with SimServer(SimConfig(symbols=2, contracts=True, start=START + 40 * DAY_S)) as exchange:
         quarterly = next(name for name in exchange.exchange.futures if "_" in name)
         dated = SeriesId.parse(f"binance:futures:BTC/USDT:USDT-{quarterly.rpartition('_')[2]}:1m")
@@ -213,7 +213,7 @@ def test_csv_is_read_by_its_column_names(
     assert (done.status, stored(store)) == (0, candles), done
 
 
-def test_bad_rows_are_left_out_counted_and_told(tmp_path: Path, store: Path, run: Run) -> None:
+def test_bad_rows_are_left_out_counted_and_shown(tmp_path: Path, store: Path, run: Run) -> None:
     good = minutes(START, 10)
     lines = ["candle_time,open,high,low,close,volume"]
     lines += [",".join(map(repr, candle)) for candle in good]
@@ -236,7 +236,7 @@ def test_bad_rows_are_left_out_counted_and_told(tmp_path: Path, store: Path, run
     assert stored(store, FUTURES) == []
 
 
-def test_what_has_not_closed_yet_by_the_clock_is_left_out(
+def test_candles_that_have_not_closed_are_left_out(
     tmp_path: Path, store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candles = minutes(START, 10)
@@ -250,7 +250,7 @@ def test_what_has_not_closed_yet_by_the_clock_is_left_out(
 
 
 @pytest.mark.usefixtures("lists")
-def test_a_file_that_fails_its_checksum_is_refused_whole_and_the_others_are_not(
+def test_a_file_that_fails_its_checksum_is_refused_as_a_whole_and_others_are_not(
     tmp_path: Path, store: Path, run: Run
 ) -> None:
     wrong = write_archive(tmp_path / DAY, minutes(START, 1440))
@@ -266,7 +266,7 @@ def test_a_file_that_fails_its_checksum_is_refused_whole_and_the_others_are_not(
 @pytest.mark.usefixtures("lists")
 @pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
 @pytest.mark.parametrize("name", [DAY, "BTC_USDT-1m.feather", "BTC_USDT-1m.json", "BTC_USDT-1m.json.gz"])
-def test_a_truncated_file_is_refused_whole(name: str, kept: float, tmp_path: Path, store: Path, run: Run) -> None:
+def test_a_truncated_file_is_refused_as_a_whole(name: str, kept: float, tmp_path: Path, store: Path, run: Run) -> None:
     write = write_archive if name == DAY else write_freqtrade
     path = write(tmp_path / name, minutes(START, 20_000))
     if name == DAY:
@@ -280,14 +280,14 @@ def test_a_truncated_file_is_refused_whole(name: str, kept: float, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("lists")
-def test_a_zip_without_a_checksum_is_taken_and_said_to_be_so(tmp_path: Path, store: Path, run: Run) -> None:
+def test_a_zip_without_a_checksum_is_accepted_with_a_note(tmp_path: Path, store: Path, run: Run) -> None:
     path = write_archive(tmp_path / DAY, minutes(START, 1440), checksum=False)
     done = run("import", path)
     assert (done.status, len(stored(store))) == (0, 1440)
     assert "no .CHECKSUM file lies beside it" in done.out
 
 
-def test_a_file_that_is_not_what_it_seems_is_refused_whole(tmp_path: Path, store: Path, run: Run) -> None:
+def test_a_file_of_another_format_is_refused_as_a_whole(tmp_path: Path, store: Path, run: Run) -> None:
     path = write_freqtrade(
         tmp_path / "BTC_USDT-1m.feather", [Candle(START, 1.0, 1.0, 1.0, 1.0, 1.0 + at) for at in range(9)]
     )
@@ -343,9 +343,7 @@ def test_a_derived_series_is_refused_and_passed_over_in_a_folder(tmp_path: Path,
         (os.mkfifo, "it is a named pipe; only regular files are read"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_refused(
-    make: Callable[[Path], object], why: str, tmp_path: Path, run: Run
-) -> None:
+def test_a_missing_path_is_refused(make: Callable[[Path], object], why: str, tmp_path: Path, run: Run) -> None:
     make(tmp_path / "what")
     done = run("import", tmp_path / "what")
     assert done.status == 1
@@ -364,7 +362,7 @@ def test_a_csv_that_is_no_table_of_candles_is_refused(text: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", ["parquet", "feather", "csv"])
-def test_what_is_exported_and_imported_again_is_the_same(
+def test_an_export_imports_again_unchanged(
     kind: str, tmp_path: Path, store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("klinesync.history.files.exporting.WINDOW_CANDLES", 700)
@@ -417,7 +415,7 @@ def test_a_part_of_a_derived_series_is_exported(tmp_path: Path, run: Run) -> Non
         ((SERIES, "--format=csv", "--output=x.csv", "--from=7200", "--to=3600"), 2, "is not before --to"),
     ],
 )
-def test_an_export_that_cannot_be_says_why(
+def test_an_impossible_export_is_refused_with_the_reason(
     arguments: tuple[object, ...], status: int, why: str, tmp_path: Path, run: Run
 ) -> None:
     assert run("import", write_freqtrade(tmp_path / "BTC_USDT-1m.json", minutes(START, 10))).status == 0
@@ -429,7 +427,7 @@ def test_an_export_that_cannot_be_says_why(
 # --- beside a running service
 
 
-async def test_a_locked_store_is_not_imported_into_save_through_its_service(tmp_path: Path, store: Path) -> None:
+async def test_a_locked_store_is_imported_into_only_through_its_service(tmp_path: Path, store: Path) -> None:
     candles = minutes(START, 12_000)
     path = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles)
     url = f"--database-url=sqlite:///{store}"
@@ -450,7 +448,7 @@ async def test_a_locked_store_is_not_imported_into_save_through_its_service(tmp_
         assert (status, "12000 candles" in out) == (0, True)
 
 
-async def test_what_the_service_refuses_is_refused(tmp_path: Path, store: Path) -> None:
+async def test_a_refusal_of_the_service_refuses_the_file(tmp_path: Path, store: Path) -> None:
     path = write_freqtrade(tmp_path / "BTC_USDT-4h.feather", [Candle(START, 1.0, 1.0, 1.0, 1.0, 1.0)])
     async with running_service(store) as service:
         status, _, err = await asyncio.to_thread(
@@ -460,7 +458,7 @@ async def test_what_the_service_refuses_is_refused(tmp_path: Path, store: Path) 
     assert "is derived from 1m" in err
 
 
-async def test_a_service_that_is_not_there_or_wants_a_token_ends_the_import(tmp_path: Path, store: Path) -> None:
+async def test_an_unreachable_service_or_a_missing_token_ends_the_import(tmp_path: Path, store: Path) -> None:
     path = str(write_freqtrade(tmp_path / "BTC_USDT-1m.feather", minutes(START, 10)))
     token = "0123456789abcdef"
     async with running_service(store, api_token=token) as service:
@@ -476,7 +474,7 @@ async def test_a_service_that_is_not_there_or_wants_a_token_ends_the_import(tmp_
 # --- broken off
 
 
-async def test_an_import_that_is_interrupted_leaves_whole_batches_and_goes_on_when_run_again(
+async def test_an_interrupted_import_leaves_complete_batches_and_continues_when_run_again(
     tmp_path: Path, store: Path
 ) -> None:
     candles = minutes(START, 200_000)
@@ -516,7 +514,7 @@ def endpoints(exchange: SimServer) -> list[str]:
     return [f"--binance-{market}-rest-url={exchange.http_url}" for market in ("spot", "futures")]
 
 
-async def test_a_backfill_brings_what_is_missing_and_a_second_one_nothing(tmp_path: Path, store: Path) -> None:
+async def test_a_backfill_reads_missing_candles_and_a_second_one_none(tmp_path: Path, store: Path) -> None:
     now = START + 40 * DAY_S + 17
     span = (f"--from={START + 36 * DAY_S}", f"--to={START + 38 * DAY_S}", "--json", f"--database-url=sqlite:///{store}")
     async with SimServer(SimConfig(symbols=2, start=now)) as exchange:
@@ -539,7 +537,7 @@ async def test_a_backfill_brings_what_is_missing_and_a_second_one_nothing(tmp_pa
         assert stored(other) == archive
 
 
-async def test_a_backfill_that_begins_before_a_listing_is_done_when_all_that_there_is_is_stored(
+async def test_a_backfill_that_begins_before_a_listing_succeeds_when_all_existing_candles_are_stored(
     tmp_path: Path, store: Path
 ) -> None:
     first_s = 1_748_736_000
@@ -564,7 +562,7 @@ def days(first: int, end: int) -> Span:
     return Span(START + first * DAY_S, START + end * DAY_S)
 
 
-async def test_rows_that_are_read_here_go_through_a_service(store: Path) -> None:
+async def test_rows_that_the_command_reads_go_through_a_service(store: Path) -> None:
     now = START + 40 * DAY_S + 17
     async with SimServer(SimConfig(symbols=2, start=now)) as exchange, running_service(store) as service:
         span = (f"--from={START + 39 * DAY_S}", f"--to={START + 39 * DAY_S + 7200 * 60}")
@@ -578,7 +576,7 @@ async def test_rows_that_are_read_here_go_through_a_service(store: Path) -> None
 
 
 @pytest.mark.usefixtures("lists")
-def test_recorded_files_come_in_exactly(real_data: Path, store: Path, run: Run) -> None:
+def test_recorded_files_are_imported_exactly(real_data: Path, store: Path, run: Run) -> None:
     paths = [real_data / "spot" / "BTC_USDT-1m.feather", real_data / "archive"]
     done = run("import", *paths, "--json")
     assert done.status == 0

@@ -73,7 +73,7 @@ def listen(path: Path) -> None:
     ("make", "what"),
     [(os.mkfifo, "a named pipe"), (listen, "a socket"), (lambda path: path.symlink_to("/dev/zero"), "a device")],
 )
-def test_what_is_no_regular_file_is_refused_at_once(
+def test_files_that_are_not_regular_are_refused_at_once(
     make: Callable[[Path], object], what: str, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -130,7 +130,7 @@ def test_files_that_are_passed_over_in_a_folder_are_named_with_the_reason(
     }
 
 
-def test_of_many_files_that_are_passed_over_the_rest_is_counted(
+def test_of_many_passed_over_files_further_ones_are_counted(
     tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_freqtrade(tmp_path / "data" / "BTC_USDT-1m.feather", minutes(START, 3))
@@ -169,7 +169,7 @@ def test_names_of_files_and_texts_in_them_forge_no_lines_and_reach_no_terminal(a
 # --- broken off midway
 
 
-async def test_an_import_that_fails_midway_says_how_many_candles_are_in(
+async def test_an_import_that_fails_midway_reports_the_stored_candles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importing, "BATCH_CANDLES", 10)
@@ -195,7 +195,7 @@ async def test_an_import_that_fails_midway_says_how_many_candles_are_in(
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="the size of files can be limited on POSIX alone")
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_full_disk_ends_an_import_with_what_is_stored(as_json: bool, tmp_path: Path, store: Path) -> None:
+def test_a_full_disk_ends_an_import_and_keeps_stored_candles(as_json: bool, tmp_path: Path, store: Path) -> None:
     one = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", minutes(START, 150_000))
     other = write_freqtrade(tmp_path / "ETH_USDT-1m.feather", minutes(START, 10))
 

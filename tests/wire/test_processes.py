@@ -56,7 +56,7 @@ async def test_after_kill_9_no_candle_that_a_client_saw_is_missing_and_the_hole_
             assert sorted(candles) == list(range(min(candles), max(candles) + 60, 60))
 
 
-async def test_sigterm_ends_serve_cleanly_with_clients_told(tmp_path: Path) -> None:
+async def test_sigterm_ends_serve_cleanly_and_closes_clients_with_1001(tmp_path: Path) -> None:
     log = tmp_path / "log"
     async with running("sim", "--speed=60", "--symbols=2", log=log) as exchange:
         address = await exchange.address("exchange")
@@ -143,7 +143,7 @@ def test_wrong_use_and_failure_have_their_status_and_one_sentence(arguments: lis
     assert "Unclosed" not in errors
 
 
-async def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     async with running("sim", "--symbols=2", log=tmp_path / "log") as exchange:
         port = (await exchange.address("exchange")).rpartition(":")[2]
         for arguments in (["sim", "--port", port], ["serve", "--port", port]):

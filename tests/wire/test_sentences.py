@@ -30,7 +30,7 @@ def test_a_count_agrees_with_its_noun() -> None:
     assert counted(2, "series", "series") == "2 series"
 
 
-def test_one_file_with_one_candle_is_told_in_the_singular(
+def test_one_file_with_one_candle_is_in_the_singular(
     tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "one.csv").write_text(f"{HEAD}1700000040,1,2,0.5,1.5,10\n")
@@ -42,7 +42,7 @@ def test_one_file_with_one_candle_is_told_in_the_singular(
     assert f"{BTC}: 1 candle from 2023-11-14T22:14:00Z" in out
 
 
-def test_one_refusal_is_told_once(tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_refusal_is_printed_once(tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_text(f"{HEAD}1700000040,1,2,0.5,1.5\n")
     status, out, err = said(capsys, "import", bad, "--series", BTC, store)
@@ -62,7 +62,7 @@ def test_a_refused_candles_time_is_a_date(tmp_path: Path, store: str, capsys: py
     assert "1 bad row left out" in out
 
 
-def test_a_span_that_ends_before_it_begins_is_wrong_use_told_in_dates(
+def test_a_span_that_ends_before_it_begins_is_wrong_use_with_dates(
     tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     span = ("--from", "20261129", "--to", "2026-11-28T12:00")
@@ -91,7 +91,9 @@ def test_an_export_into_a_pipe_names_the_pipe_as_it_was_given(
 
 
 @pytest.mark.parametrize("command", ["import", "backfill", "watch"])
-def test_an_address_without_a_scheme_is_told_how_to_write_it(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_without_a_scheme_is_refused_with_the_correct_form(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     span = ["--from=0"] if command == "backfill" else []
     status, _, err = said(capsys, command, BTC, *span, "--url", "127.0.0.1:8000")
     assert status == 2
@@ -100,7 +102,7 @@ def test_an_address_without_a_scheme_is_told_how_to_write_it(command: str, capsy
 
 
 @pytest.mark.parametrize("text", ["1700000040000", "yesterday"])
-def test_a_time_that_is_none_says_what_to_write_in_every_command(
+def test_a_malformed_time_is_refused_with_the_correct_form_by_every_command(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export = ("export", BTC, "--format=csv", "--output", tmp_path / "x.csv")
@@ -109,7 +111,7 @@ def test_a_time_that_is_none_says_what_to_write_in_every_command(
         assert (status, "; write " in err) == (2, True), err
 
 
-def test_a_service_that_is_not_there_is_told_with_address_and_reason(
+def test_an_unreachable_service_is_reported_with_address_and_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "one.csv"

@@ -52,7 +52,7 @@ def test_the_parts_of_a_stop_leave_half_of_its_time_to_the_store() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-async def test_a_signal_ends_the_service_whatever_clients_do(tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_signal_ends_the_service_despite_hostile_clients(tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
     async with running(*serve_arguments(NOBODY, tmp_path / "store.sqlite"), log=log) as service:
         url = await service.address("serves")
@@ -114,7 +114,7 @@ async def test_a_signal_in_the_first_moments_is_quiet(tmp_path: Path, number: si
     assert b"Traceback" not in out
 
 
-async def test_a_read_that_waits_is_refused_and_new_ones_are_too(
+async def test_pending_and_new_reads_are_refused_at_the_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = asyncio.Event()

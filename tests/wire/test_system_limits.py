@@ -93,7 +93,7 @@ def no_file() -> None:
         (no_file, "/a\\nplace: Permission denied; --verbose shows the place"),
     ],
 )
-def test_what_the_system_refuses_is_one_sentence(
+def test_a_refusal_of_the_system_is_one_sentence(
     breaks: Callable[[], None], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("klinesync.cli.verify.load_flags", lambda given: breaks())

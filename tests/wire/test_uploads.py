@@ -125,7 +125,7 @@ async def test_a_drip_is_ended_although_bytes_come(service: Service, monkeypatch
     writer.close()
 
 
-async def test_a_full_budget_sends_new_bodies_away_and_ends_the_slowest(
+async def test_a_full_budget_refuses_new_bodies_and_ends_the_slowest(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bodies, "PATIENCE_S", 0.0)
@@ -145,7 +145,7 @@ async def test_a_full_budget_sends_new_bodies_away_and_ends_the_slowest(
     writer.close()
 
 
-async def test_the_bytes_of_a_body_are_given_back_with_its_answer(service: Service) -> None:
+async def test_the_bytes_of_a_body_are_released_with_its_answer(service: Service) -> None:
     candle = {"candle_time": 1_700_000_040, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 10.0}
     status, _ = await service.post(PATH.decode(), {"series_id": BTC, "candles": [candle]})
     assert (status, service.runtime.front.bodies.size) == (200, 0)

@@ -112,7 +112,7 @@ def spoil_page(store: Path, what: str, at: int, spoilt: bytes) -> None:
     store.write_bytes(bytes(raw))
 
 
-def test_the_file_of_a_sound_store_is_sound(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_of_an_undamaged_store_passes(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files_of(store)
     arguments = ["verify", f"--database-url=sqlite:///{store}", *FLAGS]
     main(arguments)
@@ -123,7 +123,7 @@ def test_the_file_of_a_sound_store_is_sound(store: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("what", ["candle_revision_of", "probe_index"])
-def test_damage_of_the_file_that_no_candle_shows_is_told_and_nothing_is_written(
+def test_damage_of_the_file_outside_of_candles_is_reported_and_nothing_is_written(
     store: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connection = apsw.Connection(str(store))
@@ -149,9 +149,7 @@ def test_damage_of_the_file_that_no_candle_shows_is_told_and_nothing_is_written(
     assert files_of(store) == before
 
 
-def test_a_file_that_is_too_damaged_to_be_audited_is_told_all_the_same(
-    store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_too_damaged_for_an_audit_is_reported(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil_page(store, "series", 0, b"\xff")
     assert main(["verify", f"--database-url=sqlite:///{store}", *FLAGS]) == 1
     out, errors = capsys.readouterr()
@@ -187,7 +185,7 @@ def at(number: int) -> int:
     return START + number * 60
 
 
-def test_a_sound_store_passes_with_its_gaps_told_by_state(store: Path, verified: Callable[..., Verified]) -> None:
+def test_an_undamaged_store_passes_with_its_gaps_by_state(store: Path, verified: Callable[..., Verified]) -> None:
     before = {path.name: path.read_bytes() for path in store.parent.iterdir() if path.suffix == ".sqlite"}
     result = verified(store)
     assert (result.status, result.kinds(), result.errors) == (0, {}, "")
@@ -257,7 +255,7 @@ def test_a_difference_is_shown_with_both_candles(
     assert "… and 8 more" in out
 
 
-def test_native_candles_are_counted_for_machines_and_for_people(
+def test_native_candles_are_counted_in_json_and_text(
     store: Path, verified: Callable[..., Verified], capsys: pytest.CaptureFixture[str]
 ) -> None:
     hours = SERIES.with_timeframe(Timeframe.parse("1h"))
@@ -308,7 +306,7 @@ def test_a_target_that_was_never_stored_is_missing_and_one_that_is_no_target_is_
     assert result.kinds() == {"1h": {"derived_wrong": 1}}
 
 
-def test_a_series_that_is_not_stored_and_a_store_that_is_none_are_told_in_a_sentence(
+def test_a_series_that_is_not_stored_and_a_missing_store_are_one_sentence(
     store: Path, tmp_path: Path, verified: Callable[..., Verified]
 ) -> None:
     status, _, errors = verified(store, "binance:spot:ETH/USDT:1m")
@@ -330,7 +328,7 @@ def test_a_series_that_is_not_stored_and_a_store_that_is_none_are_told_in_a_sent
     assert not (tmp_path / "none.sqlite").exists()
 
 
-async def test_it_works_beside_a_running_service(tmp_path: Path, verified: Callable[..., Verified]) -> None:
+async def test_verify_works_beside_a_running_service(tmp_path: Path, verified: Callable[..., Verified]) -> None:
     store = tmp_path / "store.sqlite"
     async with (
         SimServer(SimConfig(speed=600, symbols=2)) as exchange,

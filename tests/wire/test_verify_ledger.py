@@ -211,7 +211,7 @@ def test_each_kind_of_damage_is_found(
     assert results[0].kinds() == results[1].kinds()
 
 
-def test_an_event_that_is_wrong_is_shown_with_what_it_should_be(store: Path, verified: Callable[..., Verified]) -> None:
+def test_a_wrong_event_is_shown_with_the_expected_one(store: Path, verified: Callable[..., Verified]) -> None:
     damage(store, f"UPDATE factor_event SET event = json_set(event, '$.direction', 'up') WHERE {EVENT}")
     result = verified(store)
     assert result.kinds() == {str(SERIES): {"factor_event_wrong": 1}}
@@ -220,7 +220,7 @@ def test_an_event_that_is_wrong_is_shown_with_what_it_should_be(store: Path, ver
     assert "and the candles give" in difference["what"]
 
 
-def test_what_cannot_be_read_is_named_by_its_time_and_hides_no_other_damage(
+def test_unreadable_rows_are_named_by_time_and_hide_no_other_damage(
     store: Path, verified: Callable[..., Verified]
 ) -> None:
     connection = apsw.Connection(str(store))
@@ -252,7 +252,7 @@ def test_a_candle_that_changed_under_its_ledger_is_found(store: Path, verified: 
     assert set(kinds[str(DERIVED)]) == {"derived_wrong"}
 
 
-def test_a_ledger_that_was_computed_by_others_or_not_yet_is_told_and_no_difference(
+def test_a_ledger_of_other_factors_or_not_yet_computed_is_reported_and_no_difference(
     store: Path, tmp_path: Path, verified: Callable[..., Verified], capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = verified(store, factor_pivot_window_major="9")
@@ -265,7 +265,7 @@ def test_a_ledger_that_was_computed_by_others_or_not_yet_is_told_and_no_differen
     assert "factors and overlays: not computed yet" in capsys.readouterr().out
 
 
-def test_a_ledger_that_lags_is_compared_as_far_as_it_is(store: Path, verified: Callable[..., Verified]) -> None:
+def test_a_lagging_ledger_is_compared_up_to_its_head(store: Path, verified: Callable[..., Verified]) -> None:
     later = [candle._replace(time=candle.time + 60 * MINUTES) for candle in walk(400)]
     asyncio.run(write(store, later, ledger=no_ledger()))
     result = verified(store)
@@ -277,7 +277,7 @@ def test_a_ledger_that_lags_is_compared_as_far_as_it_is(store: Path, verified: C
 
 
 @pytest.mark.parametrize("window", [10_000, 900])
-def test_what_a_trim_has_left_is_compared_from_its_checkpoint_on(
+def test_after_a_trim_the_ledger_is_compared_from_its_checkpoint_on(
     store: Path, verified: Callable[..., Verified], monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(verify_ledger, "WINDOW_CANDLES", window)
@@ -351,7 +351,7 @@ def test_a_factor_that_reads_indicators_is_compared_where_they_have_enough_to_lo
 
 
 @pytest.mark.parametrize(("times", "status"), [(1, "up_to_date"), (100, "changing")])
-def test_a_ledger_that_is_rewound_meanwhile_is_begun_with_again(
+def test_the_comparison_of_a_ledger_that_is_rewound_meanwhile_restarts(
     store: Path, monkeypatch: pytest.MonkeyPatch, times: int, status: str
 ) -> None:
     monkeypatch.setattr(verify_ledger, "WINDOW_CANDLES", 1000)

@@ -108,7 +108,7 @@ async def terminal(*arguments: str, width: int = 100, height: int = 24, **env: s
         os.close(slave)
 
 
-async def test_a_terminal_gets_a_board_that_follows_its_size_and_is_given_back_clean(tmp_path: Path) -> None:
+async def test_a_terminal_gets_a_board_that_fits_its_size_and_is_restored(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(speed=60, symbols=2)) as exchange,
         running_service(tmp_path / "store.sqlite", exchange, whitelist=str(SERIES)) as service,
@@ -138,7 +138,7 @@ async def test_a_terminal_gets_a_board_that_follows_its_size_and_is_given_back_c
         assert b"Traceback" not in screen.written
 
 
-async def test_a_new_size_is_enough_to_draw_anew_and_sigterm_gives_the_terminal_back_too(tmp_path: Path) -> None:
+async def test_a_resize_redraws_and_sigterm_restores_the_terminal_too(tmp_path: Path) -> None:
     async with (
         running_service(tmp_path / "store.sqlite", enable_ondemand_ingest="off") as service,
         terminal("watch", str(SERIES), "--url", service.url) as screen,
@@ -153,7 +153,7 @@ async def test_a_new_size_is_enough_to_draw_anew_and_sigterm_gives_the_terminal_
         assert await screen.ended() == 0
 
 
-async def test_a_service_that_goes_away_is_named_and_what_was_missed_comes_when_it_is_back(tmp_path: Path) -> None:
+async def test_a_lost_service_is_reported_and_missed_candles_come_after_its_return(tmp_path: Path) -> None:
     log, store = tmp_path / "log", tmp_path / "store.sqlite"
     async with running("sim", "--speed=60", "--symbols=2", log=log) as exchange:
         arguments = serve_arguments(await exchange.address("exchange"), store)
@@ -190,7 +190,7 @@ async def test_an_exchange_that_is_dead_is_not_shown_as_live_though_the_service_
         assert await screen.ended() == 0
 
 
-async def test_a_service_without_health_is_shown_without_a_colour_and_without_a_complaint(tmp_path: Path) -> None:
+async def test_a_service_without_health_is_shown_without_a_colour(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(speed=60, symbols=2)) as exchange,
         running_service(
@@ -206,7 +206,7 @@ async def test_a_service_without_health_is_shown_without_a_colour_and_without_a_
         assert await screen.ended() == 0
 
 
-async def test_a_service_that_is_full_says_so_and_is_waited_for(tmp_path: Path) -> None:
+async def test_a_service_without_capacity_is_reported_and_retried(tmp_path: Path) -> None:
     flags = {"whitelist": "", "ondemand_max_jobs": "1", "ondemand_idle_ttl_s": "0.1"}
     other = {"type": "subscribe", "series_id": "binance:spot:ETH/USDT:1m", "ack": True}
     async with (
@@ -237,7 +237,7 @@ async def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
 # --- no terminal
 
 
-async def test_lines_go_on_until_an_interrupt_and_that_is_success(tmp_path: Path) -> None:
+async def test_lines_end_with_an_interrupt_and_exit_status_0(tmp_path: Path) -> None:
     log = tmp_path / "log"
     async with running_service(tmp_path / "store.sqlite") as service:
         await service.runtime.market_data.ingest_candles_closed(SERIES, [Candle(START, 1.0, 2.0, 0.5, 1.5, 1.0)])
@@ -250,7 +250,7 @@ async def test_lines_go_on_until_an_interrupt_and_that_is_success(tmp_path: Path
     assert log.read_text() == ""
 
 
-async def test_who_reads_the_lines_may_stop_at_any_time(tmp_path: Path) -> None:
+async def test_the_reader_of_the_lines_may_stop_at_any_time(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite") as service:
         candles = [Candle(START + 60 * at, 1.0, 2.0, 0.5, 1.5, 1.0) for at in range(15)]
         await service.runtime.market_data.ingest_candles_closed(SERIES, candles)
@@ -268,7 +268,7 @@ async def test_who_reads_the_lines_may_stop_at_any_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("symbol", ["NOSUCH/USDT", "BTC/NOSUCH"])
-async def test_a_series_that_nobody_knows_is_one_sentence(symbol: str, tmp_path: Path) -> None:
+async def test_an_unknown_series_is_one_sentence(symbol: str, tmp_path: Path) -> None:
     series = SeriesId.parse(f"binance:spot:{symbol}:1m")
     async with (
         SimServer(SimConfig(symbols=2)) as exchange,
@@ -280,7 +280,7 @@ async def test_a_series_that_nobody_knows_is_one_sentence(symbol: str, tmp_path:
     assert errors.count("\n") == 1
 
 
-async def test_an_address_where_something_else_answers_is_one_sentence(tmp_path: Path) -> None:
+async def test_another_program_at_the_address_is_one_sentence(tmp_path: Path) -> None:
     async with SimServer(SimConfig(symbols=2)) as exchange:
         for url, status in ((exchange.http_url, 1), ("nowhere", 2), ("http://", 2)):
             code, out, errors = await asyncio.to_thread(klinesync, "watch", str(SERIES), "--url", url, cwd=tmp_path)
