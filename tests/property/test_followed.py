@@ -177,10 +177,10 @@ class World:
             empty = [Span(a.time + 60, b.time) for a, b in pairwise(part) if b.time > a.time + 60]
             page = HistoryPage(part, empty)
             self.carry_out(followed.shown(page, self.moment))
-            self.carry_out(followed.page(page))
+            self.carry_out(followed.feed.history(page))
             if followed.is_recovering:
                 return
-            self.carry_out(followed.page_written())
+            self.carry_out(followed.feed.page_written())
         self.fetch = None
         self.carry_out(followed.history_ended(self.now_s))
 
@@ -246,8 +246,8 @@ def followed_at_rest(head: int = FIRST_S) -> Followed:
     followed = Followed(BTC, head - 60, SETTINGS, 0.0, None)
     followed.attached(Moment(0.0, head * 1000))
     followed.history_begins()
-    followed.page(HistoryPage([candle_at(head)], []))
-    followed.page_written()
+    followed.feed.history(HistoryPage([candle_at(head)], []))
+    followed.feed.page_written()
     assert followed.history_ended(0.0)[-1] == CaughtUp()
     followed.event(KlineEvent(BTC, candle_at(head + 60), False, head * 1000), 0.0, 0.0)
     assert followed.is_idle

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from random import Random, SystemRandom
+from random import SystemRandom
 from typing import Any
 
 import pytest
@@ -33,9 +33,11 @@ from klinesync.history.natives import NativeReader
 from klinesync.history.pieces import Outcome
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.feed import Command, IngestFeed, Show
+from klinesync.ingest.followed import FollowSettings
 from klinesync.ingest.job import Job
 from klinesync.ingest.liveness import StreamWatch
 from klinesync.ingest.market_watch import MarketWatch
+from klinesync.ingest.ports import IngestPorts
 from klinesync.ingest.questioner import Questioner
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market_data.read_services import CandleReader, CatchUp
@@ -641,8 +643,8 @@ def test_a_break_is_caught(broken: Break, monkeypatch: pytest.MonkeyPatch) -> No
 def test_chance_that_does_not_come_from_the_seed_changes_the_transcript(monkeypatch: pytest.MonkeyPatch) -> None:
     made = IngestSupervisor.__init__
 
-    def unseeded(self: IngestSupervisor, exchange: Exchange, *, rng: Random, **parts: Any) -> None:
-        made(self, exchange, rng=SystemRandom(), **parts)
+    def unseeded(self: IngestSupervisor, exchange: Exchange, ports: IngestPorts, settings: FollowSettings) -> None:
+        made(self, exchange, replace(ports, rng=SystemRandom()), settings)
 
     before = [known_outcome(draw_scenario(seed)).transcript for seed in range(3)]
     monkeypatch.setattr(IngestSupervisor, "__init__", unseeded)

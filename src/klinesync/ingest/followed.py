@@ -132,7 +132,8 @@ __all__ = [
 
 
 class Followed:
-    """One followed series, from its subscription on.
+    """One followed series, from its subscription on. Events that concern the feed alone go to `feed` (pages, `due`),
+    those that concern the stream alone to `watch`.
 
     series: a base series.
     head: the stored head; None when nothing is stored.
@@ -202,14 +203,6 @@ class Followed:
         self.watch.stands_in(moment.now_ms, reason)
         return self._changed()
 
-    def failing(self, reason: str) -> None:
-        """The stream cannot be subscribed, for `reason`."""
-        self.watch.failing(reason)
-
-    def quiet(self, span: Span) -> None:
-        """REST has proved `span`, behind the newest closed candle, empty."""
-        self.watch.quiet = span
-
     def unreachable(self, moment: Moment, detail: str) -> list[Command]:
         """The market of the series is unreachable."""
         self.watch.unreachable(moment.now_ms, detail)
@@ -238,10 +231,6 @@ class Followed:
         return commands
 
     # Time.
-
-    def due(self, now_s: float) -> list[Command]:
-        """The time of a `ShowLater` has come."""
-        return [*self.feed.due(now_s)]
 
     def tick(self, moment: Moment, margin_s: float) -> list[Command]:
         """Time has passed. `margin_s`: finality margin of REST rows, in seconds of the exchange."""
@@ -293,18 +282,6 @@ class Followed:
     def history_begins(self) -> None:
         """The reading of a `Fetch` begins."""
         self._head_before_fetch = self.feed.head
-
-    def page(self, page: HistoryPage) -> list[Command]:
-        """A page of closed history has come, from files or the exchange. Returns what to write."""
-        return [*self.feed.history(page)]
-
-    def page_written(self) -> list[Command]:
-        """The released candles of the page are stored."""
-        return [*self.feed.page_written()]
-
-    def answers_again(self) -> None:
-        """The exchange answers again: reset the backoff of failed readings."""
-        self.feed.answers_again()
 
     def shown(self, page: HistoryPage, moment: Moment) -> list[Command]:
         """A page of REST has come: its newest candles are expected of the stream."""

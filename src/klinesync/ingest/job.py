@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from functools import partial
 
 from klinesync.core.candle import Applied, Candle, Forming
@@ -19,7 +17,6 @@ from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import StreamStatus
 from klinesync.exchanges.exchange import Connection, Errand, Urgency
 from klinesync.history.missing import Need, Reason
-from klinesync.history.series_events import SeriesEvents
 from klinesync.ingest.followed import (
     CaughtUp,
     Command,
@@ -39,55 +36,17 @@ from klinesync.ingest.followed import (
 )
 from klinesync.ingest.liveness import STALE
 from klinesync.ingest.market_watch import MarketWatch
+from klinesync.ingest.ports import IngestPorts
 from klinesync.ingest.tail_reader import TailReader
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.runtime.bulkheads import Bulkheads, Part, Work
-from klinesync.runtime.clock import Monotonic
+from klinesync.runtime.bulkheads import Part, Work
 from klinesync.runtime.log_events import Log
-from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
 # Pause after a failed write, before the stored head is read again, in seconds.
 STORE_RETRY_S = 1.0
-# Shortest time between two log lines about failed readings of a market, in seconds.
-FAILED_LOG_EVERY_S = 5.0
 # States of a single stream that are logged when they begin or end; the connection logs its own.
 _LOGGED_STATES = (*STALE, StreamState.DELISTED)
-
-
-@dataclass(frozen=True, slots=True)
-class JobPorts:
-    """The ports that the jobs of an exchange share.
-
-    pipeline: writes candles.
-    tails: reads history.
-    stored: the stored span of a series; None when nothing is stored.
-    show: publishes forming candles.
-    notice: publishes each change of a stream's state.
-    heal: queues the need of a gap or an older span, if gaps are healed.
-    heal_declared: queues the declared gaps of a symbol that is listed again, if gaps are healed.
-    suspect: has the exchange's lists of symbols polled soon.
-    events: notes events of the series.
-    rng: jitter.
-    bulkheads: contains defects.
-    log_limit: rate limit of log lines about failed readings.
-    monotonic: monotonic seconds.
-    """
-
-    pipeline: IngestPipeline
-    tails: TailReader
-    stored: Callable[[SeriesId], Awaitable[Span | None]]
-    show: Callable[[Forming], None]
-    notice: Callable[[SeriesId, StreamStatus], None]
-    heal: Callable[[Need], None]
-    heal_declared: Callable[[SeriesId], None]
-    suspect: Callable[[], None]
-    events: SeriesEvents
-    rng: random.Random
-    bulkheads: Bulkheads
-    log_limit: LogLimit
-    monotonic: Monotonic
 
 
 class Job:
@@ -96,7 +55,9 @@ class Job:
 
     followed: decides.
     connection: has the stream.
-    ports: shared with other jobs.
+    ports: of ingest.
+    tails: reads history.
+    suspect: has the exchange's lists of symbols polled soon.
     group: the tasks of the series run in it.
     market: of the series.
     contained: a block that contains a defect: the series is restarted, and no other series is affected.
@@ -108,8 +69,10 @@ class Job:
         self,
         followed: Followed,
         connection: Connection,
-        ports: JobPorts,
+        ports: IngestPorts,
         *,
+        tails: TailReader,
+        suspect: Callable[[], None],
         group: asyncio.TaskGroup,
         market: MarketWatch,
         contained: Callable[[SeriesId], AbstractContextManager[None]],
@@ -121,6 +84,9 @@ class Job:
         self.connection = connection
         self.caught_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ports = ports
+        self._tails = tails
+        self._suspect = suspect
+        self._monotonic = ports.clock.monotonic_s
         self._group = group
         self._market = market
         self._contained = contained
@@ -140,7 +106,7 @@ class Job:
         self.halt()
         if self._history is not None:
             self._history.cancel()
-            self._ports.tails.ended(self.series)
+            self._tails.ended(self.series)
         if self._later is not None:
             self._later.cancel()
         self.caught_up.cancel()
@@ -181,7 +147,7 @@ class Job:
                 case RequestDeclared():
                     self._ports.heal_declared(self.series)
                 case Suspect():
-                    self._ports.suspect()
+                    self._suspect()
                 case CaughtUp():
                     if not self.caught_up.done():
                         self.caught_up.set_result(None)
@@ -193,7 +159,7 @@ class Job:
     def _due(self) -> None:
         self._later = None
         with self._contained(self.series):
-            self.carry_out(self.followed.due(self._ports.monotonic()))
+            self.carry_out(self.followed.feed.due(self._monotonic()))
 
     def _publish(self, before: StreamState, status: StreamStatus) -> None:
         if status.state in _LOGGED_STATES or before in _LOGGED_STATES:
@@ -236,7 +202,7 @@ class Job:
         self._ports.events.unwritten(self.series)
         if self._history is not None:
             self._history.cancel()
-            self._ports.tails.ended(self.series, "the store cannot be written")
+            self._tails.ended(self.series, "the store cannot be written")
         self._history = self._begin_history(self._read_again)
 
     async def _read_again(self) -> None:
@@ -262,7 +228,7 @@ class Job:
         return self._ports.bulkheads.begin(self._group, work, part=Part.HISTORY, name=name, mend=mend)
 
     def _history_broke(self) -> None:
-        self._ports.tails.ended(self.series, "a defect, see the log")
+        self._tails.ended(self.series, "a defect, see the log")
         if not self._ended:
             self._restart(self.series)
 
@@ -275,20 +241,20 @@ class Job:
                     await self._market.answers_again.wait()
         followed.history_begins()
         try:
-            await self._ports.tails.read(followed, fetch, errand, self.carry_out)
+            await self._tails.read(followed, fetch, errand, self.carry_out)
         except UpstreamError as error:
-            self._ports.tails.ended(series, str(error))
-            if (more := self._ports.log_limit.allow(series.market, self._ports.monotonic())) is not None:
+            self._tails.ended(series, str(error))
+            if (more := self._tails.log_limit.allow(series.market, self._monotonic())) is not None:
                 log.warning(
                     "series.history_failed", "history cannot be read", series=series, suppressed=more, error=error
                 )
-            self.carry_out(followed.history_failed(error.status, self._ports.monotonic()))
+            self.carry_out(followed.history_failed(error.status, self._monotonic()))
         except StoreError as error:
-            self._ports.tails.ended(series, str(error))
+            self._tails.ended(series, str(error))
             self._begin_again()
         else:
-            self._ports.tails.ended(series)
-            self.carry_out(followed.history_ended(self._ports.monotonic()))
+            self._tails.ended(series)
+            self.carry_out(followed.history_ended(self._monotonic()))
 
 
 def head_of(series: SeriesId, stored: Span | None) -> int | None:

@@ -7,33 +7,28 @@ concern, each in a line.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from klinesync.core.candle import Candle, Forming
+from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError, Transient
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import MarketContact, StreamStatus
-from klinesync.exchanges.exchange import ConnectionStatus, Exchange, HistoryWatch, KlineEvent, Listing, StreamCallbacks
-from klinesync.history.missing import Need
-from klinesync.history.reading import TailFiles
-from klinesync.history.series_events import SeriesEvents
+from klinesync.exchanges.exchange import ConnectionStatus, Exchange, KlineEvent, Listing, StreamCallbacks
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.connections import Connections
 from klinesync.ingest.followed import Followed, FollowSettings, Moment, all_stale
-from klinesync.ingest.job import FAILED_LOG_EVERY_S, STORE_RETRY_S, Job, JobPorts, head_of
+from klinesync.ingest.job import STORE_RETRY_S, Job, head_of
 from klinesync.ingest.jobs import JobCommand, JobTable, Kind, NoCapacity, Start, Stop
 from klinesync.ingest.listing_watch import ListingWatch
 from klinesync.ingest.market_watch import MarketWatch
+from klinesync.ingest.ports import IngestPorts
 from klinesync.ingest.tail_reader import TailReader
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.runtime.bulkheads import Bulkheads, Part
-from klinesync.runtime.clock import Clock
+from klinesync.runtime.bulkheads import Part
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
@@ -63,42 +58,15 @@ class IngestSupervisor:
     """Follows series of one exchange. `run` is its task.
 
     exchange: the exchange.
-    pipeline, stored, show, notice, heal, heal_declared, events, rng: see `JobPorts`.
-    base_of: the base of a derived series; another series itself.
-    watch: makes a watch of readings of history.
+    ports: of ingest.
     settings: how series are followed.
-    clock: of this machine.
-    bulkheads: contains defects; a new one by default.
-    files: read before a first history is requested from the exchange; None (the default): there are no files.
     """
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        *,
-        pipeline: IngestPipeline,
-        stored: Callable[[SeriesId], Awaitable[Span | None]],
-        show: Callable[[Forming], None],
-        base_of: Callable[[SeriesId], SeriesId],
-        notice: Callable[[SeriesId, StreamStatus], None],
-        heal: Callable[[Need], None],
-        heal_declared: Callable[[SeriesId], None],
-        watch: Callable[[], HistoryWatch],
-        events: SeriesEvents,
-        settings: FollowSettings,
-        rng: random.Random,
-        clock: Clock,
-        bulkheads: Bulkheads | None = None,
-        files: TailFiles | None = None,
-    ) -> None:
+    def __init__(self, exchange: Exchange, ports: IngestPorts, settings: FollowSettings) -> None:
         self._exchange = exchange
-        self._monotonic = clock.monotonic_s
-        self._bulkheads = bulkheads or Bulkheads()
-        self._pipeline = pipeline
-        self._stored = stored
-        self._base_of = base_of
+        self._ports = ports
+        self._monotonic = ports.clock.monotonic_s
         self._settings = settings = replace(settings, one_list_decides=exchange.one_list_decides)
-        self._events = events
         self.audit: Audit | None = None
         self._table = JobTable(settings.ondemand_idle_ttl_s, settings.ondemand_max_jobs, exchange)
         self._jobs: dict[SeriesId, Job] = {}
@@ -110,45 +78,22 @@ class IngestSupervisor:
             stands_in=self._stands_in,
             quiet=self._quiet,
         )
-        self._connections = Connections(exchange, exchange.clocks, callbacks, self._bulkheads)
+        self._connections = Connections(exchange, exchange.clocks, callbacks, ports.bulkheads)
         self._markets = {
             market: MarketWatch(
                 market,
                 exchange=exchange,
                 clock=market_clock,
-                pipeline=pipeline,
+                pipeline=ports.pipeline,
                 believe=self._believed,
                 final_margin_s=settings.rest_final_margin_s,
-                our_clock=clock,
-                bulkheads=self._bulkheads,
+                our_clock=ports.clock,
+                bulkheads=ports.bulkheads,
             )
             for market, market_clock in exchange.clocks.items()
         }
-        self._listings = ListingWatch(exchange, exchange.clocks, self._followed_of, self._judge, clock.monotonic_s)
-        self._tails = TailReader(
-            exchange=exchange,
-            markets=self._markets,
-            pipeline=pipeline,
-            watch=watch(),
-            settings=settings,
-            files=files,
-            clock=clock,
-        )
-        self._ports = JobPorts(
-            pipeline=pipeline,
-            tails=self._tails,
-            stored=stored,
-            show=show,
-            notice=notice,
-            heal=heal,
-            heal_declared=heal_declared,
-            suspect=self._listings.suspect,
-            events=events,
-            rng=rng,
-            bulkheads=self._bulkheads,
-            log_limit=LogLimit(FAILED_LOG_EVERY_S),
-            monotonic=clock.monotonic_s,
-        )
+        self._listings = ListingWatch(exchange, exchange.clocks, self._followed_of, self._judge, self._monotonic)
+        self._tails = TailReader(exchange, self._markets, ports, settings)
         self._full_log_limit = LogLimit(FULL_LOG_EVERY_S)
         self._group: asyncio.TaskGroup | None = None
         self._ending = False  # queued writes are carried out, and no new work begins
@@ -158,7 +103,7 @@ class IngestSupervisor:
 
     def status(self, series: SeriesId) -> StreamStatus:
         """The status of the stream of the series, or of its base."""
-        base = self._base_of(series)
+        base = self._ports.base_of(series)
         job = self._jobs.get(base)
         if job is None:
             return StreamStatus(StreamState.RECONNECTING if base in self._table else StreamState.OFF)
@@ -232,7 +177,7 @@ class IngestSupervisor:
 
     async def run(self) -> None:
         """Follow series until cancelled. After a defect `run` may be called again: every series is restarted."""
-        begin = self._bulkheads.begin
+        begin = self._ports.bulkheads.begin
         self._ending = False
         for series in list(self._jobs):
             self._unfollow(series)
@@ -264,7 +209,7 @@ class IngestSupervisor:
             series=lambda: (series for series, job in self._jobs.items() if job.followed.is_idle),
             stored=self._audited,
             not_streamed_since=self._not_streamed_since,
-            submit=self._pipeline.submit,
+            submit=self._ports.pipeline.submit,
             now_ms=lambda series: self._markets[series.market].now_ms(),
             interval_s=self._settings.audit_interval_s,
             monotonic=self._monotonic,
@@ -272,7 +217,7 @@ class IngestSupervisor:
 
     async def _audited(self, series: SeriesId) -> Span | None:
         """The stored span that the audit may request. Raises `StoreError`."""
-        stored = await self._stored(series)
+        stored = await self._ports.stored(series)
         return None if stored is None else self._tails.askable(series, stored)
 
     def _not_streamed_since(self, series: SeriesId, candles: Sequence[Candle], since_ms: int) -> Sequence[Candle]:
@@ -289,7 +234,7 @@ class IngestSupervisor:
                 for job in jobs:
                     with self._contained(job.series):
                         job.carry_out(job.followed.tick(moment, margin_s))
-                with self._bulkheads.contained(Part.STREAMS, name):
+                with self._ports.bulkheads.contained(Part.STREAMS, name):
                     self._check_market(market, jobs, moment)
                 if jobs:
                     market.keep_time(moment.now_s)
@@ -299,10 +244,10 @@ class IngestSupervisor:
         followed = any(not job.followed.is_delisted for job in jobs)
         change = market.look(moment.now_s, len(jobs), followed=followed)
         if jobs and change.event is not None:
-            self._events.market(jobs[0].series, *change.event)
+            self._ports.events.market(jobs[0].series, *change.event)
         for job in jobs:
             if change.answers_again:
-                job.followed.answers_again()
+                job.followed.feed.answers_again()
             if change.unreachable is None:
                 continue
             if change.unreachable:
@@ -320,7 +265,7 @@ class IngestSupervisor:
 
     def acquire(self, series: SeriesId) -> None:
         """Follow a series, or its base, at least until `release`. Raises `NoCapacity`, without a change."""
-        base = self._base_of(series)
+        base = self._ports.base_of(series)
         try:
             commands = self._table.acquire(base)
         except NoCapacity as error:
@@ -332,7 +277,7 @@ class IngestSupervisor:
 
     def release(self, series: SeriesId) -> None:
         """Give back the reference of `acquire`. The series is followed for `ondemand_idle_ttl_s` longer."""
-        self._table.release(self._base_of(series), self._monotonic())
+        self._table.release(self._ports.base_of(series), self._monotonic())
 
     async def caught_up(self, series: SeriesId) -> None:
         """Wait until the history of a followed series has been read up to now, or its symbol is delisted. Raises
@@ -349,11 +294,11 @@ class IngestSupervisor:
                 case Start(series):
                     if self._group is not None:  # else `run` will start the series
                         work = partial(self._follow_with_retries, series)
-                        self._bulkheads.begin(
+                        self._ports.bulkheads.begin(
                             self._group, work, part=Part.SERIES, name=f"follow {series}", restart=True
                         )
                 case Stop(series):
-                    self._events.unfollowed(series)
+                    self._ports.events.unfollowed(series)
                     self._unfollow(series)
                     self._tails.forget(series)
 
@@ -369,7 +314,7 @@ class IngestSupervisor:
 
     async def _follow(self, series: SeriesId) -> None:
         """Subscribe; history is read once the stream is attached. Raises `StoreError`."""
-        stored = await self._stored(series)
+        stored = await self._ports.stored(series)
         if series in self._jobs or series not in self._table:
             return
         since_ms = self._markets[series.market].utc_ms()
@@ -379,13 +324,15 @@ class IngestSupervisor:
             Followed(series, head_of(series, stored), self._settings, self._monotonic(), since_ms),
             connection,
             self._ports,
+            tails=self._tails,
+            suspect=self._listings.suspect,
             group=self._group,
             market=self._markets[series.market],
             contained=self._contained,
             restart=self._restart,
             resubscribe=self._resubscribe,
         )
-        self._events.followed(series, head_of(series, stored))
+        self._ports.events.followed(series, head_of(series, stored))
         connection.want(series)
 
     def _unfollow(self, series: SeriesId) -> None:
@@ -405,7 +352,7 @@ class IngestSupervisor:
 
     def _contained(self, series: SeriesId) -> AbstractContextManager[None]:
         """A block that contains a defect: the series is restarted, and no other series is affected."""
-        return self._bulkheads.contained(Part.SERIES, str(series), partial(self._restart, series))
+        return self._ports.bulkheads.contained(Part.SERIES, str(series), partial(self._restart, series))
 
     # Events of streams and lists.
 
@@ -442,10 +389,10 @@ class IngestSupervisor:
     def _failing(self, failing: Iterable[SeriesId], reason: str) -> None:
         failing = list(failing)
         if failing:
-            self._events.failing(failing[0], reason)
+            self._ports.events.failing(failing[0], reason)
         for series in failing:
             if (job := self._jobs.get(series)) is not None:
-                job.followed.failing(reason)
+                job.followed.watch.failing(reason)
 
     def _stands_in(self, series: SeriesId, reason: str | None) -> None:
         if (job := self._jobs.get(series)) is not None:
@@ -453,7 +400,7 @@ class IngestSupervisor:
 
     def _quiet(self, series: SeriesId, span: Span) -> None:
         if (job := self._jobs.get(series)) is not None:
-            job.followed.quiet(span)
+            job.followed.watch.quiet = span
 
     def _followed_of(self, market: str) -> list[Followed]:
         return [job.followed for series, job in self._jobs.items() if series.market == market]

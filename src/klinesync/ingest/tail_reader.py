@@ -11,14 +11,16 @@ from functools import partial
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, HistoryWatch
+from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage
 from klinesync.history.reading import FILES, REST, Progress, TailFiles, on_board, read_pages
 from klinesync.ingest.followed import Command, Fetch, Followed, FollowSettings, Moment, Persist
 from klinesync.ingest.market_watch import MarketWatch
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.ingest.ports import IngestPorts
 from klinesync.pipelines.submissions import Empty
-from klinesync.runtime.clock import Clock
+from klinesync.runtime.log_limit import LogLimit
 
+# Shortest time between two log lines about failed readings of a market, in seconds.
+FAILED_LOG_EVERY_S = 5.0
 # Most first histories that are read concurrently: their pages wait in memory until they are written.
 SWEEPS_AT_ONCE = 16
 
@@ -50,31 +52,19 @@ class TailReader:
 
     exchange: the exchange.
     markets: its markets, which have its clocks.
-    pipeline: writes candles.
-    watch: follows the progress of each reading.
+    ports: of ingest.
     settings: how much is read.
-    files: read before a first history is requested from the exchange; None: there are no files.
-    clock: of this machine, for files while the exchange cannot be asked.
     """
 
     def __init__(
-        self,
-        *,
-        exchange: Exchange,
-        markets: Mapping[str, MarketWatch],
-        pipeline: IngestPipeline,
-        watch: HistoryWatch,
-        settings: FollowSettings,
-        files: TailFiles | None,
-        clock: Clock,
+        self, exchange: Exchange, markets: Mapping[str, MarketWatch], ports: IngestPorts, settings: FollowSettings
     ) -> None:
         self._exchange = exchange
         self._markets = markets
-        self._pipeline = pipeline
-        self._watch = watch
+        self._ports = ports
+        self._watch = ports.watch()
         self._settings = settings
-        self._files = files
-        self._clock = clock
+        self.log_limit = LogLimit(FAILED_LOG_EVERY_S)
         self._sweeps = asyncio.Semaphore(SWEEPS_AT_ONCE)
         self._live_from: dict[SeriesId, int] = {}  # the live edge of each series
 
@@ -95,8 +85,8 @@ class TailReader:
             return
         async with self._sweeps:
             reading = _Reading(followed, carry_out, self._settings.first_history_candles)
-            if self._files is not None:
-                await self._read_files(reading, self._files)
+            if self._ports.files is not None:
+                await self._read_files(reading, self._ports.files)
             await self._read_tail(reading, feed.head or 0, errand)
 
     def ended(self, series: SeriesId, error: str | None = None) -> None:
@@ -137,7 +127,7 @@ class TailReader:
         upto: int | None = None
         with suppress(UpstreamError):  # `_read_tail` asks again
             upto = frame.floor(await self._markets[series.market].known_ms() // 1000)
-        end = await files.end(series, int(self._clock.wall_s()) if upto is None else upto)
+        end = await files.end(series, int(self._ports.clock.wall_s()) if upto is None else upto)
         if end is None:
             return
         start = max(0, frame.shift(end if upto is None else upto, -reading.most))
@@ -165,7 +155,7 @@ class TailReader:
     async def _take_page(self, reading: _Reading, page: HistoryPage) -> None:
         followed = reading.followed
         now_ms = self._markets[followed.series.market].now_ms()
-        reading.carry_out(followed.shown(page, Moment(self._clock.monotonic_s(), now_ms)))
+        reading.carry_out(followed.shown(page, Moment(self._ports.clock.monotonic_s(), now_ms)))
         await self._write(reading, REST, page)
         if page.candles:
             reach = _reach(reading, await self._markets[followed.series.market].known_ms())
@@ -175,12 +165,12 @@ class TailReader:
     async def _write(self, reading: _Reading, source: str, page: HistoryPage) -> None:
         """Write the part of a page that the feed releases. Raises `StoreError`."""
         followed = reading.followed
-        for command in followed.page(page):
+        for command in followed.feed.history(page):
             if isinstance(command, Persist):
                 empty = Empty(command.empty, command.proof)
-                await self._pipeline.submit(followed.series, command.candles, source, empty)
+                await self._ports.pipeline.submit(followed.series, command.candles, source, empty)
                 reading.carry_out(followed.written(command))
-        reading.carry_out(followed.page_written())
+        reading.carry_out(followed.feed.page_written())
 
 
 def _reach(reading: _Reading, now_ms: int) -> int:

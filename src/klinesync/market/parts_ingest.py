@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from klinesync.core.series_id import SeriesId
+from klinesync.ingest.ports import IngestPorts
 from klinesync.ingest.supervisor import IngestSupervisor
 from klinesync.market.parts_exchanges import ExchangeParts
 from klinesync.market.parts_history import HistoryParts
@@ -40,8 +41,7 @@ def build_ingest(
     writing, exchange, history: the parts below.
     followed: base series to follow from the start.
     """
-    supervise = partial(
-        IngestSupervisor,
+    ports = IngestPorts(
         pipeline=writing.pipeline,
         stored=history.reader.stored,
         show=writing.forming.show,
@@ -51,14 +51,13 @@ def build_ingest(
         heal_declared=history.backfill.retry_declared,
         watch=history.board.watch,
         events=writing.events,
-        settings=settings.follow,
         rng=around.rng,
         clock=around.clock,
         bulkheads=around.bulkheads,
         files=history.files,
     )
     supervisors = exchange.supervisors
-    supervisors.bind(supervise)
+    supervisors.bind(partial(IngestSupervisor, ports=ports, settings=settings.follow))
     startup = StartupSync(
         series=followed,
         follow=supervisors.follow,

@@ -14,7 +14,6 @@ import msgspec
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
-from klinesync.factor.columns import Columns
 from klinesync.factor.graph import FactorGraph, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.plugin import Event, FactorFault, ForeignStates, Json
@@ -23,7 +22,7 @@ from klinesync.overlay import delta
 from klinesync.overlay.delta import Cursor, DrawDelta
 from klinesync.overlay.instruction import Drawing, Point
 from klinesync.overlay.plugin import OverlayFault, View
-from klinesync.pipelines.factor_states import values_at
+from klinesync.pipelines.factor_states import outputs_at, values_at
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.log_events import Log
 from klinesync.storage.candles import CandleStore
@@ -326,15 +325,10 @@ class FactorReader:
 
     def _points(self, store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> dict[str, list[Point]]:
         """The values of indicators at consecutive stored candles."""
-        if not (self._indicators and candles):
-            return {}
-        warm_up = max(indicator.warm_up for indicator in self._indicators)
-        columns = Columns.of([*store.newest(series, warm_up, before=candles[0].time), *candles])
         times = [candle.time for candle in candles]
         points: dict[str, list[Point]] = {}
-        for indicator in self._indicators:
-            values = indicator.compute(series.timeframe, columns, len(columns) - len(candles))
-            points |= delta.points_of(times, {key: array.tolist() for key, array in values.items()})
+        for outputs in outputs_at(store, series, self._indicators, candles).values():
+            points |= delta.points_of(times, {key: array.tolist() for key, array in outputs.items()})
         return points
 
     def _no_slices(self, series: SeriesId) -> dict[str, Json]:

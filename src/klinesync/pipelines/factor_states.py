@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.factor.columns import Columns
+from klinesync.factor.columns import Columns, Floats
 from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.indicator_handle import Handle
@@ -162,20 +162,33 @@ class FactorStates:
         return list(rows)
 
 
+def outputs_at(
+    store: CandleStore, series: SeriesId, indicators: Sequence[Indicator], candles: Sequence[Candle]
+) -> dict[str, dict[str, Floats]]:
+    """The outputs of indicators at stored candles, by the indicator's name and the output's key.
+
+    store: has the candles before.
+    series: whose candles.
+    indicators: to compute.
+    candles: consecutive and stored.
+    """
+    if not (indicators and candles):
+        return {}
+    before = store.newest(series, max(indicator.warm_up for indicator in indicators), before=candles[0].time)
+    columns = Columns.of([*before, *candles])
+    return {indicator.name: indicator.compute(series.timeframe, columns, len(before)) for indicator in indicators}
+
+
 def values_at(
     store: CandleStore, series: SeriesId, indicators: Sequence[Indicator], candles: Sequence[Candle]
 ) -> list[Upstream] | None:
-    """The values of the indicators at each of these stored candles, which follow each other; None without
-    indicators."""
+    """The same values, a mapping for each candle; None without indicators. Parameters as for `outputs_at`."""
     if not indicators:
         return None
-    before = store.newest(series, max(indicator.warm_up for indicator in indicators), before=candles[0].time)
-    columns = Columns.of([*before, *candles])
     rows: list[dict[str, Seen]] = [{} for _ in candles]
-    for indicator in indicators:
-        values = indicator.compute(series.timeframe, columns, len(before))
-        for row, numbers in zip(rows, zip(*(output.tolist() for output in values.values()), strict=True), strict=True):
-            row[indicator.name] = Seen(dict(zip(values, numbers, strict=True)))
+    for name, outputs in outputs_at(store, series, indicators, candles).items():
+        for row, numbers in zip(rows, zip(*(output.tolist() for output in outputs.values()), strict=True), strict=True):
+            row[name] = Seen(dict(zip(outputs, numbers, strict=True)))
     return list(rows)
 
 

@@ -11,7 +11,7 @@ import apsw
 
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.printable import is_text
-from klinesync.storage.disk import disk_trouble
+from klinesync.storage.disk import disk_trouble, sync
 from klinesync.storage.own_files import refuse_own_file
 from klinesync.storage.sqlite_reader import SqliteReader
 
@@ -41,13 +41,13 @@ def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], Non
         try:
             with store.snapshot() as source:
                 _copy(source, part, progress)
-            _sync(part)
+            sync(part)
             if os.path.lexists(target):
                 raise Rejected(f"{target} was made by somebody else meanwhile; nothing was written to it")
             part.rename(target)
         finally:
             part.unlink(missing_ok=True)
-        _sync(target.parent)
+        sync(target.parent)
     except (apsw.Error, OSError) as error:
         why = disk_trouble(error, target)
         raise StoreError(f"the store {store.path} cannot be copied to {target}: {why}") from error
@@ -71,11 +71,3 @@ def _copy(source: apsw.Connection, part: Path, progress: Callable[[int, int], No
         raise
     finally:
         copy.close()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

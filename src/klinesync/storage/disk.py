@@ -1,4 +1,4 @@
-"""Sentences about errors of a disk: full, read-only, failing; which path; what to do."""
+"""Disks: syncing files, and sentences about errors (full, read-only, failing): which path, and what to do."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 # Suffixes of the files beside a store.
 _BESIDE = (".lock", "-wal", "-shm", "-journal")
+
+
+def sync(path: Path) -> None:
+    """Write a file, or the entries of a folder, to the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def disk_trouble(error: apsw.Error | OSError | ValueError, path: Path, system_errno: int = 0) -> str:

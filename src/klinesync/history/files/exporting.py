@@ -34,7 +34,7 @@ from klinesync.history.files.names import freqtrade_path
 from klinesync.history.files.readers import BadFile
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Reading
-from klinesync.storage.disk import disk_trouble
+from klinesync.storage.disk import disk_trouble, sync
 
 if TYPE_CHECKING:
     Array: TypeAlias = pa.Array[pa.Scalar[pa.DataType]]
@@ -155,9 +155,9 @@ def export(
                 )
             if before is not None:
                 part.chmod(path.stat().st_mode & 0o7777)
-            _sync(part)
+            sync(part)
             part.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
@@ -194,14 +194,6 @@ def _check_not_poorer(path: Path, schema: pa.Schema, times: rows.Ints | None) ->
     why = poorer(path, schema.names, times)
     if why is not None:
         raise ExportFailed(f"{path} is left as it is: {why}; --overwrite replaces it")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _iso(time_s: int) -> str:

@@ -15,14 +15,14 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.factor.anchor import AnchorState
-from klinesync.factor.columns import Columns, Floats
+from klinesync.factor.columns import Floats
 from klinesync.factor.graph import Said, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.pen import PenState
 from klinesync.factor.pivot import PivotState
 from klinesync.factor.plugin import FactorFault, ForeignStates
 from klinesync.factor.zhongshu import ZhongshuState
-from klinesync.pipelines.factor_states import values_at
+from klinesync.pipelines.factor_states import outputs_at, values_at
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.candles import CandleStore
 
@@ -97,18 +97,10 @@ class FactorColumns:
         `FactorsLag`."""
         if not candles:
             return dict.fromkeys(self.kinds, ())
-        return {**self._indicator_values(store, candles), **self._structure_values(store, candles)}
-
-    def _indicator_values(self, store: CandleStore, candles: Sequence[Candle]) -> dict[str, Values]:
-        if not self._indicators:
-            return {}
-        warm_up = max(indicator.warm_up for indicator in self._indicators)
-        before = store.newest(self._series, warm_up, before=candles[0].time)
-        columns = Columns.of([*before, *candles])
         values: dict[str, Values] = {}
-        for indicator in self._indicators:
-            values.update(indicator.compute(self._series.timeframe, columns, len(before)))
-        return values
+        for outputs in outputs_at(store, self._series, self._indicators, candles).values():
+            values.update(outputs)
+        return values | self._structure_values(store, candles)
 
     def _structure_values(self, store: CandleStore, candles: Sequence[Candle]) -> dict[str, Values]:
         if not self._structure:

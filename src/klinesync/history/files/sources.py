@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -118,14 +119,13 @@ class FreqtradeFiles:
         path = await self._path(series)
         if path is None:
             return
-        reading = _Reading(path, series, span, self._unordered)
-        try:
-            async with aclosing(reading.pages()) as pages:
-                async for page in pages:
-                    yield HistoryPage(page, [])
-        except BadFile as error:
-            _warn(self._logged, error.path, str(error))
-        reading.log_bad_rows(self._logged)
+        reading = _Reading(path, series, span, self._unordered, self._logged)
+        async with aclosing(reading.pages(self._refuse)) as pages:
+            async for page in pages:
+                yield page
+
+    def _refuse(self, error: BadFile) -> None:
+        _warn(self._logged, error.path, str(error))
 
     async def _path(self, series: SeriesId) -> Path | None:
         """The file of the series; None when there is none, or when its folder cannot be read, which is logged."""
@@ -191,14 +191,10 @@ class ExchangeArchive:
         ):
             async for file, path in found:
                 wanted = span.clipped(file.span)
-                reading = _Reading(path, series, wanted, self._unordered)
-                try:
-                    async with aclosing(reading.pages()) as pages:
-                        async for page in pages:
-                            yield HistoryPage(page, [])
-                except BadFile as error:
-                    self._quarantine(file, error)
-                reading.log_bad_rows(self._logged)
+                reading = _Reading(path, series, wanted, self._unordered, self._logged)
+                async with aclosing(reading.pages(partial(self._quarantine, file))) as pages:
+                    async for page in pages:
+                        yield page
 
     async def _files(
         self, shelf: _Shelf, series: SeriesId, symbol_id: str, span: Span
@@ -396,13 +392,15 @@ class _Reading:
     series: of its candles.
     span: open times that are read.
     unordered: files that have to be sorted.
+    logged: rate limit of warnings about bad rows.
     """
 
-    def __init__(self, path: Path, series: SeriesId, span: Span, unordered: _UnorderedFiles) -> None:
+    def __init__(self, path: Path, series: SeriesId, span: Span, unordered: _UnorderedFiles, logged: LogLimit) -> None:
         self._path = path
         self._span = span
         self._series = series
         self._unordered = unordered
+        self._logged = logged
         self._judge = rows.Judge(series.timeframe, MAX_TIME)
 
     def _candles(self) -> Generator[list[Candle], None, None]:
@@ -432,23 +430,19 @@ class _Reading:
                 why = f"its rows are not in the order of time, and more than {MAX_SORTED_ROWS} are wanted; import it"
                 raise BadFile(self._path, why) from None
 
-    async def pages(self) -> AsyncGenerator[list[Candle], None]:
-        """The candles, read in a thread. Raises `BadFile`."""
+    async def pages(self, refuse: Callable[[BadFile], None]) -> Pages:
+        """The candles, read in a thread. `refuse`: called with the error of a file that cannot be read further."""
         candles = self._candles()
         try:
             while (page := await next_in_thread(candles, f"reading {self._path.name}")) is not None:
-                yield page
+                yield HistoryPage(page, [])
+        except BadFile as error:
+            refuse(error)
         finally:
             candles.close()
-
-    def log_bad_rows(self, logged: LogLimit) -> None:
-        """Log the number of bad rows, and the first."""
-        if self._judge.bad:
-            _warn(
-                logged,
-                self._path,
-                f"{self._path}: {self._judge.bad} bad rows of {self._series} are left out; {self._judge.examples[0]}",
-            )
+        if (bad := self._judge.bad) > 0:
+            text = f"{self._path}: {bad} bad rows of {self._series} are left out; {self._judge.examples[0]}"
+            _warn(self._logged, self._path, text)
 
 
 def _warn(logged: LogLimit, what: Path | str, sentence: str) -> None:
