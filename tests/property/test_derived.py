@@ -45,6 +45,11 @@ VALUES = st.sampled_from(
         for open_, close, other, volume in product(PRICES, PRICES, PRICES, VOLUMES)
     ]
 )
+# Mostly whole; the taker-buy parts are those of no trade, which fit every volume.
+FLOWS = st.sampled_from(
+    [(0.1, 2**50, -0.0, 0.0), (None, None, None, None), (0.5, None, 0.0, None)]
+    + [(quote, 3, 0.0, 0.0) for quote in VOLUMES for _ in range(3)]
+)
 STEPS = st.sampled_from((1, 1, 1, 1, 1, 1, 1, 1, 2, 7, 50, 700, 4000))
 
 
@@ -57,8 +62,8 @@ def base_candles(draw: st.DrawFn, *, most: int = 100) -> list[Candle]:
     """Ascending minutes around the turn, with holes of all sizes, up to days."""
     time = TURN - 60 * draw(st.integers(0, 40))
     candles: list[Candle] = []
-    for values, step in draw(st.lists(st.tuples(VALUES, STEPS), min_size=1, max_size=most)):
-        candles.append(Candle(time, *values))
+    for values, flow, step in draw(st.lists(st.tuples(VALUES, FLOWS, STEPS), min_size=1, max_size=most)):
+        candles.append(Candle(time, *values, *flow))
         time += 60 * step
     return candles
 
@@ -85,12 +90,20 @@ def by_definition(target: Timeframe, base: Timeframe, open_time: int, stored: di
         parts.append(part)
     if not parts:
         return None
-    volume = parts[0].volume
-    for part in parts[1:]:
-        volume = volume + part.volume
-    return Candle(
-        open_time, parts[0].open, max(p.high for p in parts), min(p.low for p in parts), parts[-1].close, volume
-    )
+    high, low = max(part.high for part in parts), min(part.low for part in parts)
+    sums = [summed([getattr(part, name) for part in parts]) for name in SUMMED]
+    return Candle(open_time, parts[0].open, high, low, parts[-1].close, *sums)  # type: ignore[arg-type]
+
+
+SUMMED = ("volume", "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
+
+
+def summed(values: list[float | None]) -> float | None:
+    """The sum from left to right; None where a part has none."""
+    total = values[0]
+    for value in values[1:]:
+        total = None if total is None or value is None else total + value
+    return total
 
 
 @given(base_candles(), DERIVED_OF_MINUTES)

@@ -22,6 +22,7 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.submissions import Empty, Submission
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
+from support.candles import FLOWS, stored_over
 from support.derived_candles import derive
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -32,7 +33,9 @@ START = 1_700_006_400  # whole buckets of every target begin there
 
 def candle(minute: int, version: int) -> Candle:
     base = 1.0 + (minute * 7919 % 101) / 10 + version
-    return Candle(START + minute * 60, base, base + 0.3, base - 0.7, base + 0.1, 0.1 * (minute % 13) + version)
+    flow = FLOWS[(minute // 20 + version) % len(FLOWS)]
+    volume = 0.1 * (minute % 13) + version + 4.0  # more than a taker's part
+    return Candle(START + minute * 60, base, base + 0.3, base - 0.7, base + 0.1, volume, *flow)
 
 
 Step = tuple[str, list[tuple[int, int]], list[Timeframe]]
@@ -78,8 +81,10 @@ class World:
         else:
             minutes = {at for at, _ in spans}
         rows = [candle(minute, self.version if minute % 5 == 0 else 0) for minute in sorted(minutes)]
+        if self.version % 3 == 0:  # the same prices and volumes, with more or less of order flow
+            rows = [Candle(*row.ohlcv, *FLOWS[self.version % 5]) for row in rows]
         await self.submit(rows)
-        self.base.update((row.time, row) for row in rows)
+        self.base.update((row.time, stored_over(self.base.get(row.time), row)) for row in rows)
         self.confirmed -= {row.time for row in rows}
 
     async def confirm(self, spans: list[Span]) -> None:
@@ -240,3 +245,39 @@ async def test_a_link_that_is_not_stored_is_folded_from_its_nearest_stored_ances
 
         await database.write(apply)
         assert read == [(SERIES, 15), (SERIES.with_timeframe(Timeframe.parse("15m")), 6)]
+
+
+FLOW = (8.0, 3, 0.0, 4.0)
+FIVE = SERIES.with_timeframe(Timeframe.parse("5m"))
+HOUR = SERIES.with_timeframe(Timeframe.parse("1h"))
+
+
+async def newest(world: World, series: SeriesId) -> Candle:
+    return (await world.database.read(lambda store: store.newest(series, 1)))[0]
+
+
+async def test_order_flow_that_is_filled_in_minute_by_minute_is_summed_once_it_is_whole(tmp_path: Path) -> None:
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        world = World(database)
+        bare = [Candle(START + 60 * at, 1.0, 2.0, 0.5, 1.0, 1.0) for at in range(62)]
+        await world.submit(bare)
+        hour = await newest(world, HOUR)
+        for at, row in enumerate(bare[:60]):
+            assert (await newest(world, HOUR)) == hour, at
+            await world.submit([Candle(*row.ohlcv, *FLOW)])
+        assert (await newest(world, HOUR)) == Candle(*hour.ohlcv, 480.0, 180, 0.0, 240.0)
+        assert (await newest(world, FIVE)).flow == (40.0, 15, 0.0, 20.0)
+        assert await database.read(lambda store: store.revisions(HOUR) + store.revisions(SERIES)) == []
+
+
+async def test_order_flow_that_a_corrected_minute_lacks_is_taken_from_its_buckets(tmp_path: Path) -> None:
+    """The correction does not show in the bucket's prices, and is no revision there."""
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        world = World(database)
+        rows = [Candle(START + 60 * at, 1.0, 2.0, 0.5, 1.0, 1.0, *FLOW) for at in range(60)]
+        await world.submit(rows)
+        hour = await newest(world, HOUR)
+        await world.submit([Candle(*rows[30].ohlcv)._replace(close=1.5)])
+        assert (await newest(world, HOUR)) == Candle(*hour.ohlcv)
+        assert await database.read(lambda store: store.revisions(HOUR)) == []
+        assert len(await database.read(lambda store: store.revisions(SERIES))) == 1

@@ -24,6 +24,7 @@ from klinesync.storage.memory import Memory
 from klinesync.storage.records import Ledger, Origin
 from klinesync.storage.sqlite_file import SqliteFile
 from klinesync.storage.sqlite_tables import SqliteTables
+from support.candles import FLOWS, Flow, stored_over
 from support.thorough import examples
 
 SERIES = [SeriesId.parse(f"binance:spot:{name}/USDT:1m") for name in ("BTC", "ETH")]
@@ -63,20 +64,8 @@ Model = dict[SeriesId, Content]
 Step = Callable[[CandleStore, Model], None]
 
 
-Flow = tuple[float | None, int | None, float | None, float | None]
-# Order flow that a source tells wholly, in part, or not at all.
-FLOWS: tuple[Flow, ...] = ((None,) * 4, (None,) * 4, (8.0, 3, 1.0, 4.0), (8.0, None, 1.0, None), (9.0, 3, None, 5.0))
-
-
 def candle(minute: int, value: int, flow: Flow = FLOWS[0]) -> Candle:
     return Candle(minute * 60, 1.0, 9.0, 0.5, 1.0 + value, 2.0, *flow)
-
-
-def stored_over(was: Candle | None, now: Candle) -> Candle:
-    """What is stored when `now` is written where `was` is: a source that lacks order flow contradicts none."""
-    if was is None or was[:6] != now[:6]:
-        return now
-    return now._replace(**{name: getattr(was, name) for name in now._fields if getattr(now, name) is None})
 
 
 def revises(was: Candle | None, now: Candle) -> bool:

@@ -4,8 +4,19 @@ from collections.abc import Iterable
 
 from klinesync.core.candle import Candle
 
+Flow = tuple[float | None, int | None, float | None, float | None]
+# Order flow that a source tells wholly, in part, or not at all.
+FLOWS: tuple[Flow, ...] = ((None,) * 4, (None,) * 4, (8.0, 3, 1.0, 4.0), (8.0, None, 1.0, None), (9.0, 3, None, 5.0))
+
 
 def ohlcv(time: int, values: Iterable[float]) -> Candle:
     """The candle with these prices and this volume, without order flow."""
     open_, high, low, close, volume = values
     return Candle(time, open_, high, low, close, volume)
+
+
+def stored_over(was: Candle | None, now: Candle) -> Candle:
+    """What is stored when `now` is written where `was` is: a source that lacks order flow contradicts none."""
+    if was is None or was[:6] != now[:6]:
+        return now
+    return now._replace(**{name: getattr(was, name) for name in now._fields if getattr(now, name) is None})
