@@ -25,6 +25,10 @@ export interface CandleBody {
   readonly low: number;
   readonly close: number;
   readonly volume: number;
+  readonly quote_volume?: number | null;
+  readonly trades?: number | null;
+  readonly taker_buy_volume?: number | null;
+  readonly taker_buy_quote_volume?: number | null;
 }
 
 export interface CandleClosed {

@@ -87,6 +87,8 @@ def _type(schema: Json) -> str:
         values = schema["enum"]
         assert isinstance(values, list)
         return " or ".join(f"`{value}`" for value in values)
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if schema.get("type") == "array":
         most = f", at most {schema['maxItems']:,}" if "maxItems" in schema else ""
         return f"list of {_type(_object(schema['items']))}{most}"

@@ -49,6 +49,7 @@ def test_a_sound_candle_gets_in() -> None:
         ({"open": -1.0, "low": -1.0}, "open is -1.0; a price is greater than 0"),
         ({"close": 0.0, "low": 0.0}, "low is 0.0; a price is greater than 0"),
         ({"volume": 1e101}, "volume 1e.101 is larger"),
+        ({"trades": 10**400}, "trades is larger than 9007199254740991"),
     ],
 )
 def test_a_bad_candle_is_refused_with_the_value_and_the_reason(changes: dict[str, float], reason: str) -> None:

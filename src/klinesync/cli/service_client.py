@@ -211,9 +211,12 @@ async def service_client(url: str, token: str | None) -> AsyncIterator[ServiceCl
         yield ServiceClient(url, session)
 
 
+_NAMES = ("candle_time", *Candle._fields[1:])
+
+
 def _as_json(candle: Candle) -> Mapping[str, float]:
-    time_s, open_, high, low, close, volume = candle.ohlcv
-    return {"candle_time": time_s, "open": open_, "high": high, "low": low, "close": close, "volume": volume}
+    """The fields of a candle that its source tells."""
+    return {name: value for name, value in zip(_NAMES, candle, strict=True) if value is not None}
 
 
 def _decoded(text: str, kind: type[T]) -> T:

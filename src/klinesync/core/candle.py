@@ -185,7 +185,7 @@ def check_not_future(candle: Candle, timeframe: Timeframe, now: int) -> Candle:
 def _bad_value(candle: Candle) -> str | None:
     """The first value that is invalid, and why; None when all values are valid."""
     for name, value in zip(candle._fields[1:], candle[1:], strict=True):
-        if value is not None and not isfinite(value):
+        if isinstance(value, float) and not isfinite(value):
             return f"{name} is {value}, not a finite number"
     for name in ("open", "high", "low", "close"):
         value = getattr(candle, name)
@@ -203,12 +203,12 @@ def _bad_value(candle: Candle) -> str | None:
             return f"high {candle.high} is below {name} {value}"
         if value < candle.low:
             return f"low {candle.low} is above {name} {value}"
+    if candle.trades is not None and candle.trades > MAX_TRADES:
+        return f"trades is larger than {MAX_TRADES}"  # without its digits, which may be hundreds
     for name in ("high", "volume", *_FLOW_FIELDS):
         value = getattr(candle, name)
         if value is not None and value > MAX_VALUE:
             return f"{name} {value} is larger than {MAX_VALUE:g}"
-    if candle.trades is not None and candle.trades > MAX_TRADES:
-        return f"trades {candle.trades} is larger than {MAX_TRADES}"
     for name, of in (("taker_buy_volume", "volume"), ("taker_buy_quote_volume", "quote_volume")):
         part, whole = getattr(candle, name), getattr(candle, of)
         if part is not None and whole is not None and part > whole * _TAKER_MOST:

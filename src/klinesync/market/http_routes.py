@@ -52,12 +52,15 @@ async def get_candles(
     since: Time = None,
     before: Time = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_CANDLES)] = DEFAULT_PAGE_CANDLES,
+    fields: Literal["full"] | None = None,
 ) -> Response:
     """Closed candles, ascending: the oldest `limit` after `since`, or the newest `limit` (before `before`).
 
-    `since` and `before` are open times in UTC seconds, exclusive, and exclude each other.
+    `since` and `before` are open times in UTC seconds, exclusive, and exclude each other. With `fields=full` each
+    candle also has its order flow, null where the source does not tell.
     """
-    body = await market_data_of(request).reader.page(SeriesId.parse(series_id), since, before, limit)
+    reader, series = market_data_of(request).reader, SeriesId.parse(series_id)
+    body = await reader.page(series, since, before, limit, full=fields == "full")
     return Response(body, media_type="application/json")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.candle import MAX_TIME, MAX_TRADES, Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import MAX_SERIES_ID_CHARS
 from klinesync.exchanges.exchange import ConnectionStatus
@@ -31,8 +31,13 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Price = Annotated[float, Field(strict=True, allow_inf_nan=False, json_schema_extra={"exclusiveMinimum": 0})]
 
 
+# `check_candle` refuses negative order flow, with a sentence; the OpenAPI document says so too.
+Volume = Annotated[float, Field(strict=True, allow_inf_nan=False, json_schema_extra={"minimum": 0})]
+Count = Annotated[int, Field(strict=True, json_schema_extra={"minimum": 0, "maximum": MAX_TRADES})]
+
+
 class CandleBody(BaseModel):
-    """One candle; other fields are ignored."""
+    """One candle; other fields are ignored. The last four are its order flow, null where the source does not tell."""
 
     candle_time: Annotated[int, Field(strict=True, description="open time, UTC seconds")]
     open: Price
@@ -40,6 +45,10 @@ class CandleBody(BaseModel):
     low: Price
     close: Price
     volume: Number
+    quote_volume: Volume | None = None
+    trades: Count | None = None
+    taker_buy_volume: Volume | None = None
+    taker_buy_quote_volume: Volume | None = None
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -56,7 +65,18 @@ class CandleBody(BaseModel):
 
     def candle(self) -> Candle:
         """As a `Candle`, not yet checked."""
-        return Candle(self.candle_time, self.open, self.high, self.low, self.close, self.volume)
+        return Candle(
+            self.candle_time,
+            self.open,
+            self.high,
+            self.low,
+            self.close,
+            self.volume,
+            self.quote_volume,
+            self.trades,
+            self.taker_buy_volume,
+            self.taker_buy_quote_volume,
+        )
 
 
 class CandleClosedBody(BaseModel):

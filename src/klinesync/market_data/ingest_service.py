@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from klinesync.core.candle import Applied, Candle, check_candle, check_not_future
+from klinesync.core.candle import Applied, Candle, agree, check_candle, check_not_future, replacing
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.exchange_time import ExchangeTime
@@ -21,12 +21,16 @@ class MarketIngestService:
 
     async def ingest_candles_closed(self, series: SeriesId, candles: Sequence[Candle]) -> Applied:
         """Store candles of one series, all or none; returns after the commit. Raises `BadCandle` for the first bad
-        candle, and for two candles with the same time and other values, `StoreError` when nothing was stored."""
+        candle, and for two candles with the same time that contradict each other, `StoreError` when nothing was
+        stored."""
         now = int(self._time.now_s(series))
         by_time: dict[int, Candle] = {}
         for candle in candles:
             check_candle(candle, series.timeframe)
             check_not_future(candle, series.timeframe, now)
-            if by_time.setdefault(candle.time, candle) != candle:
-                raise BadCandle(candle.time, "it is given twice, with different values")
-        return await self._pipeline.submit(series, candles, "http")
+            given = by_time.setdefault(candle.time, candle)
+            if given != candle:
+                if not agree(given, candle):
+                    raise BadCandle(candle.time, "it is given twice, with different values")
+                by_time[candle.time] = replacing(given, candle)
+        return await self._pipeline.submit(series, list(by_time.values()), "http")

@@ -20,7 +20,7 @@ from klinesync.history.missing import full_page_start
 from klinesync.market_data.coverage import Coverage
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Database
-from klinesync.ws.messages import CandleOut
+from klinesync.ws.messages import CandleOut, FullCandleOut
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
 _encode = msgspec.json.Encoder().encode
@@ -28,6 +28,10 @@ _encode = msgspec.json.Encoder().encode
 
 def _out(rows: Iterable[Sequence[object]]) -> list[CandleOut]:
     return list(starmap(CandleOut, rows))
+
+
+def _full_out(rows: Iterable[Sequence[object]]) -> list[CandleOut]:
+    return list(starmap(FullCandleOut, rows))
 
 
 # Size of the cache of encoded pages, in bytes: some hundred pages of 2,000 candles.
@@ -94,13 +98,15 @@ class Page(NamedTuple):
 
 
 class PageKey(NamedTuple):
-    """The key of a page in the cache. `base`: the base of a derived series, or the series itself."""
+    """The key of a page in the cache. `base`: the base of a derived series, or the series itself. `full`: its candles
+    have their order flow."""
 
     series: SeriesId
     base: SeriesId
     since: int | None
     before: int | None
     limit: int
+    full: bool = False
 
 
 class PageCache:
@@ -218,13 +224,16 @@ class CandleReader:
         """Drop all cached pages, because a commit may have been missed."""
         self._pages.clear()
 
-    async def page(self, series: SeriesId, since: int | None, before: int | None, limit: int) -> bytes:
+    async def page(
+        self, series: SeriesId, since: int | None, before: int | None, limit: int, *, full: bool = False
+    ) -> bytes:
         """A page of stored candles, encoded. Candles that it lacks may be requested, for a later read.
 
         series: whose candles.
         since: the oldest candles after this open time; None: the newest candles.
         before: the newest candles before this open time; None: up to the head.
         limit: most candles.
+        full: whether candles have their order flow; False by default.
 
         Raises `Rejected` when both times are given, `UnknownSeries` when nothing is stored and the exchange does not
         list the series, `StoreError`.
@@ -234,11 +243,13 @@ class CandleReader:
         coverage = self._coverage
         base = None if coverage is None else coverage.base_of(series)
 
+        make = _full_out if full else _out
+
         def look(store: CandleStore) -> Page:
             if since is not None:
-                candles = store.oldest_rows(series, limit, _out, since=since)
+                candles = store.oldest_rows(series, limit, make, since=since, full=full)
             else:
-                candles = store.newest_rows(series, limit, _out, before=before)
+                candles = store.newest_rows(series, limit, make, before=before, full=full)
             head = store.head(series)
             stored = None if base is None else store.span(base)
             start = None
@@ -254,7 +265,7 @@ class CandleReader:
             body = _encode(CandlesOut(str(series), head, candles, gaps))
             return Page(body, store.commit(), head, stored, start, settled, undeclared)
 
-        key = PageKey(series, base or series, since, before, limit)
+        key = PageKey(series, base or series, since, before, limit, full)
         page = self._pages.get(key)
         if page is None:
             page = await self._database.read(look)

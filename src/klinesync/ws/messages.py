@@ -54,6 +54,15 @@ class CandleOut(msgspec.Struct, gc=False):
     volume: float
 
 
+class FullCandleOut(CandleOut, gc=False):
+    """A candle with its order flow, for clients that ask for `fields=full`; null where the source does not tell."""
+
+    quote_volume: float | None
+    trades: int | None
+    taker_buy_volume: float | None
+    taker_buy_quote_volume: float | None
+
+
 class CandlesBatch(msgspec.Struct, gc=False, omit_defaults=True, tag_field="type", tag="candles_batch"):
     """Several closed candles, ascending; `revised`: each corrects a sent candle, or fills a hole behind one."""
 
