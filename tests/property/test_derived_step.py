@@ -217,13 +217,19 @@ async def test_a_correction_stores_a_revision_in_the_base_and_in_derived_series(
         await database.read(look)
 
 
-async def test_a_link_that_is_not_stored_is_folded_from_its_nearest_stored_ancestor(tmp_path: Path) -> None:
-    """90m is folded from 30m: without it of 15m candles, and not of ninety minutes."""
+@pytest.mark.parametrize("outage_buckets", [0, 1, 2])
+async def test_a_link_that_is_not_stored_is_folded_from_its_nearest_stored_ancestor(
+    outage_buckets: int, tmp_path: Path
+) -> None:
+    """90m is folded from 30m: without it of 15m candles, and not of ninety minutes, also when the exchange was out."""
     ninety, start = Timeframe.parse("90m"), START
+    outage = Span(START + 900, START + 900 * (1 + outage_buckets))
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         step = DerivedStep(MINUTE, [Timeframe.parse("15m"), ninety])
         pipeline = IngestPipeline(database, step, no_ledger(), lambda _: None, lambda: 1_800_000_000.0)
-        rows = [candle(minute, 0) for minute in range(90)]
+        rows = [row for minute in range(90) if not outage.holds((row := candle(minute, 0)).time)]
+        parts = rows[:-15], rows[-15:-1], rows[-1:]
+        empty = Empty([outage] if outage_buckets else [], "a test says so")
         read: list[tuple[SeriesId, int]] = []
 
         def apply(store: CandleStore) -> None:
@@ -234,17 +240,17 @@ async def test_a_link_that_is_not_stored_is_folded_from_its_nearest_stored_ances
                 read.append((series, len(found)))
                 return found
 
-            for part in (rows[:75], rows[75:89], rows[89:]):
+            for part in parts:
                 read.clear()
-                submission = Submission(SERIES, part, "test", None, live=False, written=None)  # type: ignore[arg-type]
+                submission = Submission(SERIES, part, "test", empty, live=False, written=None)  # type: ignore[arg-type]
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(store, "between", noting)
                     pipeline.apply(store, [submission])
             (stored,) = store.newest(SERIES.with_timeframe(ninety), 10)
-            assert stored == derive(ninety, MINUTE, start, rows).candle
+            assert stored == derive(ninety, MINUTE, start, rows, empty.spans).candle
 
         await database.write(apply)
-        assert read == [(SERIES, 15), (SERIES.with_timeframe(Timeframe.parse("15m")), 6)]
+        assert read == [(SERIES, 15), (SERIES.with_timeframe(Timeframe.parse("15m")), 6 - outage_buckets)]
 
 
 FLOW = (8.0, 3, 0.0, 4.0)

@@ -16,7 +16,7 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.derived import complete, divides, fold, parent_of
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import MAX_REMEMBERED, SeriesId
-from klinesync.core.spans import Span, clipped, common, hull, joined, narrowed, runs, widened, without
+from klinesync.core.spans import Span, clipped, common, hull, joined, missing_spans, narrowed, runs, widened, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import DoAgain, StoreDamaged
@@ -240,8 +240,8 @@ class DerivedStep:
     def closed(self, store: CandleStore, series: SeriesId, timeframe: Timeframe, window: Span) -> list[Candle]:
         """The candles of the base, or of a link of the chain, in `window`; folded where some are missing.
 
-        The stored candles of a link are used when none is missing. A link that is no target, was switched on later, or
-        has holes is folded from its parent, and so on down to the base, with the same bits.
+        The stored candles of a link are used. Those that are missing, all of a link that is no target, are folded from
+        its parent, and so on down to the base, with the same bits.
         """
         return self._parts(store, series, timeframe, window, store.gaps(series, window))
 
@@ -256,15 +256,20 @@ class DerivedStep:
     ) -> list[Candle]:
         if timeframe == self.base:
             return _between(store, series, window, fresh)
+        link, parent = series.with_timeframe(timeframe), parent_of(timeframe, self.base)
+        if timeframe not in self.targets or link in self.redoing or clipped(store.damaged(link), window):
+            return fold(timeframe, self._parts(store, series, parent, window, ledger, fresh))
+        stored = _between(store, link, window, fresh)
         # A native candle of a bucket that is wholly empty in the base is no part of longer buckets.
-        link = series.with_timeframe(timeframe)
-        kept = timeframe in self.targets and link not in self.redoing and not clipped(store.damaged(link), window)
-        if kept and not _wholly_empty(ledger, timeframe):
-            stored = _between(store, link, window, fresh)
-            if len(stored) == timeframe.count(*window):
-                return stored
-        parent = parent_of(timeframe, self.base)
-        return fold(timeframe, self._parts(store, series, parent, window, ledger, fresh))
+        empty = _wholly_empty(ledger, timeframe)
+        if empty:
+            stored = [part for part in stored if not any(span.holds(part.time) for span in empty)]
+        if len(stored) == timeframe.count(*window):
+            return stored
+        missing = without(missing_spans(timeframe, *window, [part.time for part in stored]), empty)
+        for span in missing:
+            stored = [*stored, *fold(timeframe, self._parts(store, series, parent, span, ledger, fresh))]
+        return sorted(stored)
 
     def _fold(self, base: Sequence[Candle], target: Timeframe) -> list[Candle]:
         parent = parent_of(target, self.base)
