@@ -222,7 +222,7 @@ async def test_a_timeframe_that_is_neither_base_nor_derived_is_an_ordinary_serie
         status, _ = await service.post(
             "/api/market/ingest/candle_closed",
             {"series_id": str(threes), "candle": dict(zip(("candle_time", "open", "high", "low", "close", "volume"),
-                                                          closed[0], strict=True))},
+                                                          closed[0].ohlcv, strict=True))},
         )  # fmt: skip
         assert status == 200, "it is derived from nothing"
 

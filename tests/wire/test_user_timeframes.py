@@ -213,7 +213,7 @@ async def test_a_stored_series_of_a_timeframe_that_nobody_has_any_more_is_served
             status, answer = await service.post(
                 "/api/market/ingest/candle_closed",
                 {"series_id": str(series), "candle": dict(zip(
-                    ("candle_time", "open", "high", "low", "close", "volume"), before[-1], strict=True
+                    ("candle_time", "open", "high", "low", "close", "volume"), before[-1].ohlcv, strict=True
                 ))},
             )  # fmt: skip
             assert (status, answer["code"]) == (422, "derived_series")
