@@ -105,7 +105,7 @@ async def _backfill_store(
                 history=registry.history,
                 pipeline=pipeline,
                 database=database,
-                watch=_NobodyWatches(),
+                watch=_NoHealthWatch(),
                 rng=random.Random(),  # noqa: S311  # jitter, not a secret
                 shelves=shelves,
                 covers=lambda other: other.exchange == series.exchange,
@@ -139,7 +139,7 @@ def _progress_of(say: Say) -> Callable[[BackfillProgress], None]:
     )
 
 
-class _NobodyWatches:
+class _NoHealthWatch:
     """A `HistoryWatch` for a command, which shows no health of series."""
 
     def began(self, series: SeriesId, span: Span, reason: str) -> None:

@@ -78,7 +78,7 @@ async def open_store(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_exit(database)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        pipeline = IngestPipeline(database, derived, no_ledger(), _nobody_follows, SYSTEM_CLOCK.wall_s)
+        pipeline = IngestPipeline(database, derived, no_ledger(), _no_subscribers, SYSTEM_CLOCK.wall_s)
         running = group.create_task(pipeline.run(), name="pipeline")
         stack.callback(running.cancel)
         yield database, pipeline
@@ -88,7 +88,7 @@ async def _submit(pipeline: IngestPipeline, series: SeriesId, candles: Sequence[
     return len((await pipeline.submit(series, candles, SOURCE)).candles)
 
 
-def _nobody_follows(_applied: Applied) -> None:
+def _no_subscribers(_applied: Applied) -> None:
     return
 
 

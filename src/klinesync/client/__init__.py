@@ -1,4 +1,4 @@
-"""What programs that follow a running service import. Imports the vocabulary alone."""
+"""The client of a running service for other programs: reads and follows series. Imports `core` alone."""
 
 from klinesync.client.asking import BadUrl, ServiceError
 from klinesync.client.blocking import Klinesync

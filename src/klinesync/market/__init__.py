@@ -1,1 +1,1 @@
-"""The front door: HTTP and WebSocket, protocol in and out, and the composition of the running parts."""
+"""HTTP and WebSocket: protocol in and out, and the composition of the running parts."""

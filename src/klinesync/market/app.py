@@ -108,11 +108,11 @@ def create_app(runtime: MarketRuntime) -> FastAPI:
 
 @cache
 def _routes(*, debug: bool, token: bool) -> Sequence[BaseRoute]:
-    """All routes of the service, made once a process: FastAPI works out the parameters of all when a path is looked for
-    first, which takes some 50 ms.
+    """All routes of the service, created once per process, because FastAPI analyses their parameters at the first
+    request, which takes about 50 ms.
 
-    debug: with those that tell of the inside.
-    token: whether those that write or tell of the inside want one.
+    debug: whether the debug API is on.
+    token: whether writes, debug and metrics require the token.
     """
     every = APIRouter(responses=REFUSED)
     for router in (

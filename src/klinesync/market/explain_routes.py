@@ -1,4 +1,4 @@
-"""HTTP: why is this candle (not) here?"""
+"""HTTP: why is this candle not here?"""
 
 from __future__ import annotations
 
@@ -14,6 +14,5 @@ router = APIRouter(prefix="/api/market", tags=["health"])
 
 @router.get("/explain", responses=SERIES_UNREADABLE)
 async def get_explain(request: Request, series_id: SeriesIdQuery) -> ExplainAnswer:
-    """What is missing of a series, who asked for it, when it is asked for again, and what happened lately. The exchange
-    is not asked."""
+    """The missing candles of a series, their requests, and the recent events. The exchange is not asked."""
     return ExplainAnswer.of(await market_data_of(request).explain.explain(SeriesId.parse(series_id)))

@@ -55,13 +55,9 @@ def active(stored: Iterable[Instruction], rendered: Iterable[Drawing], start_tim
 
     An id of which the newest version does not touch the window is not shown, whatever an older version did.
     """
-    ids = [
-        instruction.instruction_id
-        for instruction in _newest(stored)
-        if within(instruction.definition, start_time, at_time)
-    ]
-    shown = (drawing.instruction_id for drawing in rendered if within(drawing.definition, start_time, at_time))
-    return list(dict.fromkeys(chain(ids, shown)))
+    drawings: Iterable[Instruction | Drawing] = chain(_newest(stored), rendered)
+    ids = (drawing.instruction_id for drawing in drawings if within(drawing.definition, start_time, at_time))
+    return list(dict.fromkeys(ids))
 
 
 def _newest(stored: Iterable[Instruction]) -> list[Instruction]:
@@ -116,13 +112,9 @@ def compose(
     since = resumed(cursor or Cursor(), cursor_epoch, newest, epoch)
     ids = active(stored, rendered, start_time, at_time)
     shown = set(ids)
-    patch = [
-        instruction
-        for instruction in _newest(stored)
-        if instruction.version_id > since.version_id and instruction.instruction_id in shown
-    ]
+    patch = [instruction for instruction in _newest(stored) if instruction.version_id > since.version_id]
     if at_time > since.point_time:
-        patch += [Instruction.numbered(version_id, drawing) for drawing in rendered if drawing.instruction_id in shown]
+        patch += [Instruction.numbered(version_id, drawing) for drawing in rendered]
     return DrawDelta(
         schema_version=SCHEMA_VERSION,
         series_id=str(series),
@@ -130,7 +122,7 @@ def compose(
         to_candle_id=series.candle_id(at_time),
         to_candle_time=at_time,
         active_ids=ids,
-        instruction_catalog_patch=patch,
+        instruction_catalog_patch=[instruction for instruction in patch if instruction.instruction_id in shown],
         series_points={
             name: [point for point in values if point.time > since.point_time] for name, values in points.items()
         },

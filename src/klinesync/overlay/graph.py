@@ -110,39 +110,48 @@ class OverlayGraph:
         """The drawings of this read, which are not stored. Raises `OverlayFault`."""
         drawings: list[Drawing] = []
         for overlay in self._overlays.values():
-            rendered = _checked_drawings(overlay, view.at_time, MAX_DRAWINGS_OF_A_VIEW, partial(overlay.render, view))
-            for drawing in rendered:
-                if drawing.visible_time > view.at_time:
-                    visible = date_text(drawing.visible_time)
-                    problem = f"{drawing.instruction_id} has visible_time {visible}, after the window's end"
-                    raise OverlayFault(overlay.name, view.at_time, problem)
-            drawings += rendered
+            drawings += _checked_drawings(
+                overlay, view.at_time, MAX_DRAWINGS_OF_A_VIEW, partial(overlay.render, view), stored=False
+            )
         return drawings
 
 
 def _drawn(overlay: Overlay, factor: str, event: Event) -> list[Drawing]:
     time = event["visible_time"]
     assert isinstance(time, int), "the factor graph has checked events"
-    drawings = _checked_drawings(overlay, time, MAX_DRAWINGS_OF_AN_EVENT, partial(overlay.draw, factor, event))
-    for drawing in drawings:
-        if drawing.visible_time != time:
-            visible = date_text(drawing.visible_time)
-            problem = f"{drawing.instruction_id} has visible_time {visible}, its event {date_text(time)}"
-            raise OverlayFault(overlay.name, time, problem)
-    return drawings
+    return _checked_drawings(overlay, time, MAX_DRAWINGS_OF_AN_EVENT, partial(overlay.draw, factor, event), stored=True)
 
 
-def _checked_drawings(overlay: Overlay, time: int, most: int, make: Callable[[], Sequence[Drawing]]) -> list[Drawing]:
-    """The checked drawings of an overlay. A plugin may raise any exception, which becomes an `OverlayFault`."""
+def _checked_drawings(
+    overlay: Overlay, time: int, most: int, make: Callable[[], Sequence[Drawing]], *, stored: bool
+) -> list[Drawing]:
+    """The checked drawings of an overlay. A plugin may raise any exception, which becomes an `OverlayFault`.
+
+    overlay: that makes the drawings.
+    time: open time of the event's candle, or of the last candle of the window.
+    most: limit of the number of drawings.
+    make: calls the overlay.
+    stored: whether the drawings are of an event, and are stored; otherwise they are rendered.
+    """
     try:
         drawings = list(make())
         if len(drawings) > most:
             raise BadDrawing(f"{len(drawings)} drawings at once; the most are {most}")
         drawings = checked(drawings)
         _check_names(overlay, drawings)
+        for drawing in drawings:
+            _check_visible_time(drawing, time, stored=stored)
     except Exception as error:
         raise OverlayFault(overlay.name, time, error) from error
     return drawings
+
+
+def _check_visible_time(drawing: Drawing, time: int, *, stored: bool) -> None:
+    """A stored drawing becomes visible with its event, a rendered one within the window."""
+    if drawing.visible_time > time or (stored and drawing.visible_time != time):
+        problem = f"its event {date_text(time)}" if stored else "after the window's end"
+        visible = date_text(drawing.visible_time)
+        raise BadDrawing(f"{drawing.instruction_id} has visible_time {visible}, {problem}")
 
 
 def _check_names(overlay: Overlay, drawings: Sequence[Drawing]) -> None:

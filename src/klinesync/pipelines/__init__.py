@@ -1,1 +1,1 @@
-"""The write path: the only writer, and what it computes within its transactions."""
+"""The write path: the only writer of candles, with derived candles and ledgers in its transactions."""

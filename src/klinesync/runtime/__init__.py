@@ -1,1 +1,1 @@
-"""What every room runs on: configuration, clocks, logs, metrics, HTTP, and bulkheads for tasks."""
+"""Foundations of all rooms: configuration, clocks, logs, metrics, HTTP, and bulkheads for tasks."""

@@ -24,7 +24,7 @@ log = Log(__name__)
 
 # Backoff before a part is restarted after a defect.
 RESTART = Backoff(initial_s=0.5, most_s=30.0)
-# Seconds without a defect after which the backoff of a part begins anew.
+# Seconds without a defect after which the backoff of a part is reset.
 HEALTHY_S = 60.0
 # Seconds between two logged traces of one kind of defect.
 LOG_EVERY_S = 60.0
@@ -99,7 +99,7 @@ class Bulkheads:
         """Begin a task; a defect in it does not reach the carrier.
 
         carrier: the task group that owns the task, or the event loop.
-        work: makes the coroutine, anew at each restart.
+        work: makes the coroutine, at each restart again.
         part: the part of which defects are counted.
         name: of the task.
         restart: whether the work is restarted after a defect, until it ends or is cancelled; False by default.
