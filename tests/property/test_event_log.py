@@ -149,7 +149,7 @@ def test_small_batches_bring_the_same_as_a_large_one(noted: list[tuple[str, int]
     assert small.rows == large.rows
 
 
-def test_what_happens_in_turns_is_counted_and_pushes_nothing_out() -> None:
+def test_alternating_events_are_counted_and_evict_nothing() -> None:
     log = EventLog()
     log.note("a", "gap.declared", "three candles", 0)
     for turn in range(1000):
@@ -163,7 +163,7 @@ def test_what_happens_in_turns_is_counted_and_pushes_nothing_out() -> None:
     ]
 
 
-def test_what_happens_again_much_later_is_another_event() -> None:
+def test_a_much_later_repetition_is_another_event() -> None:
     log = EventLog()
     for at_ms in (0, REPEAT_WITHIN_MS, 2 * REPEAT_WITHIN_MS + 1):
         log.note("a", "stream.stale", "", at_ms)
@@ -174,7 +174,7 @@ def test_what_happens_again_much_later_is_another_event() -> None:
     assert log.events(["a"])[-1].times == 1, "too much happened in between"
 
 
-def test_the_limits_hold_as_they_are_named() -> None:
+def test_the_log_keeps_its_limits() -> None:
     log = EventLog()
     for number in range(MAX_EVENTS_A_SERIES + 50):
         log.note("much", "gap.declared", str(number), number)
@@ -189,7 +189,7 @@ def test_the_limits_hold_as_they_are_named() -> None:
     assert len(log) == MAX_EVENTS
 
 
-def test_text_of_others_forges_no_line() -> None:
+def test_foreign_text_cannot_forge_a_line() -> None:
     log = EventLog()
     log.note("a", "stream.delisted", "status\nok \x1b[31m", 0)
     assert log.events(["a"])[0].detail == "status\\nok \\x1b[31m"

@@ -218,9 +218,7 @@ class World:
 
 @settings(deadline=None, max_examples=examples(60))
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.6]), st.integers(0, 40))
-def test_whatever_happens_what_is_stored_in_the_end_is_what_the_exchange_has(
-    seed: int, quiet: float, troubles: int
-) -> None:
+def test_the_store_finally_equals_the_exchange_after_any_events(seed: int, quiet: float, troubles: int) -> None:
     world = World(random.Random(seed), quiet)
     if world.rng.random() < 0.7:
         world.connect()
@@ -258,7 +256,7 @@ def candle_at(time: int) -> Candle:
     return Candle(time, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
-def test_history_waits_for_the_stream_only_so_long() -> None:
+def test_history_waits_a_limited_time_for_the_stream() -> None:
     followed = Followed(BTC, None, SETTINGS, 100.0, None)
     assert followed.tick(Moment(100.0 + ATTACH_WAIT_S - 0.5, None), MARGIN_S) == []
     (fetch,) = followed.tick(Moment(100.0 + ATTACH_WAIT_S, None), MARGIN_S)
@@ -266,7 +264,7 @@ def test_history_waits_for_the_stream_only_so_long() -> None:
     assert followed.tick(Moment(110.0, None), MARGIN_S) == [], "it is asked for once"
 
 
-def test_rest_is_asked_for_a_candle_that_is_overdue_at_two_ticks() -> None:
+def test_a_candle_that_is_overdue_at_two_ticks_is_requested_from_rest() -> None:
     followed = followed_at_rest()
     due_ms = (FIRST_S + 120 + 3) * 1000  # two closes after the head's open time, the margin, and the stream's second
     assert followed.tick(Moment(1.0, due_ms - 1), MARGIN_S) == []
@@ -276,7 +274,7 @@ def test_rest_is_asked_for_a_candle_that_is_overdue_at_two_ticks() -> None:
     assert fetch.start == FIRST_S
 
 
-def test_rest_that_has_nothing_new_is_asked_less_and_less_often_and_then_the_lists_are() -> None:
+def test_fruitless_requests_back_off_and_then_the_lists_are_polled() -> None:
     followed, now_s = followed_at_rest(), 1000.0
     late_ms = (FIRST_S + 3600) * 1000
     for fruitless in range(6):
@@ -290,7 +288,7 @@ def test_rest_that_has_nothing_new_is_asked_less_and_less_often_and_then_the_lis
         now_s = before_s
 
 
-def test_a_wrong_request_asks_the_lists_and_rest_not_again_for_a_minute() -> None:
+def test_a_wrong_request_polls_the_lists_and_pauses_rest_for_a_minute() -> None:
     followed = Followed(BTC, None, SETTINGS, 0.0, None)
     followed.attached(Moment(0.0, None))
     assert followed.history_failed(400, 10.0) == [Suspect()]
@@ -307,7 +305,7 @@ def test_a_second_write_that_fails_does_not_recover_twice() -> None:
     assert isinstance(fetch, Fetch)
 
 
-def test_a_first_history_that_live_did_not_wait_for_is_requested() -> None:
+def test_a_first_history_is_requested_later_when_held_candles_were_released() -> None:
     followed = Followed(BTC, None, SETTINGS, 0.0, None)
     followed.attached(Moment(0.0, FIRST_S * 1000))
     followed.event(KlineEvent(BTC, candle_at(FIRST_S), True, (FIRST_S + 60) * 1000), 1.0, 1.0)
@@ -320,7 +318,7 @@ def test_a_first_history_that_live_did_not_wait_for_is_requested() -> None:
 
 
 @pytest.mark.parametrize("one_list_decides", [True, False])
-def test_a_symbol_that_was_never_listed_is_gone_by_one_whole_list_or_by_two(*, one_list_decides: bool) -> None:
+def test_a_symbol_that_was_never_listed_is_delisted_by_one_complete_list_or_by_two(*, one_list_decides: bool) -> None:
     followed = Followed(BTC, None, replace(SETTINGS, one_list_decides=one_list_decides), 0.0, None)
     first = followed.judge(None, Moment(0.0, None), second=False)
     assert followed.is_delisted == one_list_decides == (CaughtUp() in first)
@@ -330,7 +328,7 @@ def test_a_symbol_that_was_never_listed_is_gone_by_one_whole_list_or_by_two(*, o
     assert followed.list_due_s(1000.0) is None
 
 
-def test_a_symbol_that_a_list_had_is_gone_by_two_lists_only() -> None:
+def test_a_symbol_that_was_listed_is_delisted_only_by_two_lists() -> None:
     followed = followed_at_rest()
     assert followed.judge(TRADING, Moment(0.0, None), second=False) == []
     assert followed.judge(None, Moment(1.0, None), second=False) == []
@@ -347,7 +345,7 @@ def test_a_symbol_that_a_list_had_is_gone_by_two_lists_only() -> None:
     )
 
 
-def test_a_symbol_that_is_traded_again_is_read_from_its_head_on_and_its_holes_are_asked_for() -> None:
+def test_a_relisted_symbol_is_read_from_its_head_on_and_its_gaps_are_requested() -> None:
     followed = followed_at_rest()
     followed.judge(None, Moment(1.0, None), second=True)
     (suspect,) = followed.event(KlineEvent(BTC, candle_at(FIRST_S + 60), False, FIRST_S * 1000), 2.0, 2.0)[:1]

@@ -62,7 +62,7 @@ def judged(after_s: int, changes: dict[str, object]) -> Health:
     return assess(replace(facts(after_s), **changes), GRACE_S)  # type: ignore[arg-type]
 
 
-def test_where_rest_has_shown_that_there_are_no_candles_none_is_missing() -> None:
+def test_candles_that_rest_has_proved_empty_are_not_missing() -> None:
     assert health(400).status_reason == "lagging_no_recent_backfill"
     quiet = health(400, stream=replace(LIVE, quiet=minutes(CANDLES, CANDLES + 7)))
     assert (quiet.status, quiet.missing_candles) == ("green", 0)
@@ -71,7 +71,7 @@ def test_where_rest_has_shown_that_there_are_no_candles_none_is_missing() -> Non
 
 
 @pytest.mark.parametrize("reason", ["exchange_refuses", "exchange_unreachable"])
-def test_what_is_missing_while_the_exchange_gives_nothing_is_told_with_what_it_said(
+def test_missing_candles_are_explained_by_the_exchanges_trouble(
     reason: Literal["exchange_refuses", "exchange_unreachable"],
 ) -> None:
     trouble = ExchangeTrouble(reason, "it answered 451: restricted location")
@@ -142,7 +142,7 @@ def test_a_candle_is_expected_a_moment_after_its_close(after_s: int, reason: str
         ({"gaps": [gap(100, 110, GapState.CONFIRMED_EMPTY)]}, "green", "up_to_date"),
     ],
 )
-def test_a_series_that_is_behind(changes: dict[str, object], status: str, reason: str) -> None:
+def test_the_reason_of_a_series_that_lags(changes: dict[str, object], status: str, reason: str) -> None:
     found = judged(605, changes)
     assert (found.status, found.status_reason) == (status, reason)
 
@@ -159,7 +159,7 @@ def test_a_series_that_is_behind(changes: dict[str, object], status: str, reason
         ({"working_on": [minutes(0, 10)]}, "yellow", "backfill_running"),
     ],
 )
-def test_a_series_of_which_nothing_is_stored(changes: dict[str, object], status: str, reason: str) -> None:
+def test_the_reason_of_a_series_without_candles(changes: dict[str, object], status: str, reason: str) -> None:
     found = judged(30, {"stored": None} | changes)
     assert (found.status, found.status_reason) == (status, reason)
     assert (found.head_time, found.lag_seconds, found.missing_seconds, found.missing_candles) == (None,) * 4
@@ -185,7 +185,9 @@ def test_a_series_of_which_nothing_is_stored(changes: dict[str, object], status:
         ),
     ],
 )
-def test_a_hole_behind_the_head(changes: dict[str, object], reason: str, counts: tuple[int, int, int, int]) -> None:
+def test_the_reason_of_a_gap_before_the_head(
+    changes: dict[str, object], reason: str, counts: tuple[int, int, int, int]
+) -> None:
     found = judged(30, changes)
     assert (found.status_reason, found.gaps) == (reason, MissingCandles(*counts))
 
@@ -201,11 +203,11 @@ def test_a_hole_behind_the_head(changes: dict[str, object], reason: str, counts:
         (-1, {"gaps": [gap(10, 20)], "working_on": [minutes(10, 20)]}, "head_ahead_of_closed_window"),
     ],
 )
-def test_of_several_troubles_the_worst_is_named(after_s: int, changes: dict[str, object], reason: str) -> None:
+def test_of_several_reasons_the_worst_is_shown(after_s: int, changes: dict[str, object], reason: str) -> None:
     assert judged(after_s, changes).status_reason == reason
 
 
-def test_a_delisted_series_expects_nothing_and_says_so() -> None:
+def test_a_delisted_series_expects_no_candles() -> None:
     found = health(
         10_000_000, stream=StreamStatus(StreamState.DELISTED, START, detail="BTCUSDT is not traded any more")
     )
@@ -303,7 +305,7 @@ def test_the_status_follows_from_the_reason_and_the_numbers_agree(known: Facts) 
 
 
 @given(any_facts())
-def test_more_work_is_never_worse(known: Facts) -> None:
+def test_reading_more_spans_is_never_worse(known: Facts) -> None:
     before = RANK[assess(known, GRACE_S).status]
     everything = [Span(0, known.now_time + 10 * 365 * 86_400)]
     for better in (
@@ -331,7 +333,7 @@ def test_knowing_more_of_a_hole_is_never_worse(known: Facts, which: int) -> None
 
 
 @given(any_facts(), st.integers(0, 10**7))
-def test_time_alone_heals_nothing_save_a_head_that_is_ahead(known: Facts, later_s: int) -> None:
+def test_time_alone_heals_only_a_head_that_is_ahead(known: Facts, later_s: int) -> None:
     before = assess(known, GRACE_S)
     after = assess(replace(known, now_time=known.now_time + later_s), GRACE_S)
     assert RANK[after.status] >= RANK[before.status] or before.status_reason == "head_ahead_of_closed_window"

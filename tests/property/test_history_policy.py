@@ -206,7 +206,7 @@ TestPolicy = Policy.TestCase
 TestPolicy.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
-def test_a_tail_that_nobody_reads_any_more_is_given_up_and_not_before() -> None:
+def test_a_tail_is_dropped_only_when_its_series_is_not_read_any_more() -> None:
     queue, rng, now_s = HistoryQueue(), random.Random(1), 1000.0
     tail = Need(SERIES[0], Span(0, 60), Reason.TAIL, "read", Urgency.READ)
     assert queue.submit(tail, now_s)
@@ -231,7 +231,7 @@ def test_a_tail_that_nobody_reads_any_more_is_given_up_and_not_before() -> None:
     )
 
 
-def test_a_read_within_the_moment_after_an_answer_asks_for_nothing_and_scrolling_back_does() -> None:
+def test_a_read_right_after_an_answer_requests_nothing_unless_it_scrolls_back() -> None:
     queue, now_s = HistoryQueue(), 1000.0
     for reason in (Reason.TAIL, Reason.NATIVE, Reason.OLDER):
         need = Need(SERIES[0], Span(6000, 12_000), reason, "read", Urgency.READ)
@@ -254,7 +254,7 @@ def test_a_read_within_the_moment_after_an_answer_asks_for_nothing_and_scrolling
         now_s += USUAL_RETRIES.backoff.initial_s
 
 
-def test_a_gap_is_asked_for_as_soon_as_it_is_declared_again() -> None:
+def test_a_gap_is_requested_as_soon_as_it_is_declared_again() -> None:
     queue = HistoryQueue()
     for _ in range(2):
         assert queue.submit(Need(SERIES[0], Span(0, 60), Reason.GAP, "gap"), 0.0)
@@ -263,7 +263,7 @@ def test_a_gap_is_asked_for_as_soon_as_it_is_declared_again() -> None:
         queue.settle(work, [], 0.0)
 
 
-def test_a_tail_that_waits_grows_with_each_read_and_is_read_once() -> None:
+def test_a_waiting_tail_grows_with_each_read_and_is_requested_once() -> None:
     queue = HistoryQueue()
     for minute in range(1, 4):
         assert queue.submit(Need(SERIES[0], Span(0, 60 * minute), Reason.TAIL, "read", Urgency.READ), 0.0)
@@ -275,7 +275,7 @@ def test_a_tail_that_waits_grows_with_each_read_and_is_read_once() -> None:
     assert queue.take(0.0) is None
 
 
-def test_deep_readings_leave_room_for_those_that_users_wait_for() -> None:
+def test_deep_readings_leave_room_for_urgent_ones() -> None:
     queue = HistoryQueue()
     for series in SERIES[: MAX_AT_ONCE + 1]:
         queue.submit(Need(series, Span(0, 60), Reason.GAP, "gap"), 0.0)
@@ -290,7 +290,7 @@ def test_deep_readings_leave_room_for_those_that_users_wait_for() -> None:
     assert work.series == last
 
 
-def test_memory_keeps_the_longer_word_and_forgets_after_it() -> None:
+def test_memory_keeps_the_later_expiry() -> None:
     memory = SourceMemory()
     memory.remember_answer(SERIES[0], Reason.NATIVE, Span(0, 600), 100.0, 0.0)
     memory.remember_answer(SERIES[0], Reason.NATIVE, Span(60, 600), 50.0, 1.0)
@@ -302,7 +302,7 @@ def test_memory_keeps_the_longer_word_and_forgets_after_it() -> None:
     assert memory.was_answered(SERIES[0], Reason.NATIVE, Span(60, 300), 149.0)
 
 
-def test_only_so_many_looks_wait_and_only_so_much_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_lookups_and_memory_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_queue, "MAX_LOOKS", 2)
     queue = HistoryQueue()
     assert [queue.look(Look(series, Urgency.READ)) for series in SERIES[:3]] == [True, True, False]

@@ -134,7 +134,7 @@ def with_holes(holes: list[tuple[int, int]]) -> set[int]:
 
 
 @given(outages=HOLES, lost=HOLES, confirmed=st.booleans(), asked=HOLES, first=st.integers(0, LENGTH // 2))
-def test_all_that_is_asked_for_is_filled_or_shown_to_be_empty_and_asked_for_once(
+def test_every_need_is_filled_or_proven_empty_with_one_request_for_each_candle(
     outages: list[tuple[int, int]],
     lost: list[tuple[int, int]],
     confirmed: bool,
@@ -183,7 +183,7 @@ def test_all_that_is_asked_for_is_filled_or_shown_to_be_empty_and_asked_for_once
         ([(11, 54), (10, 62)], [(11, 54)], [(1, 89)]),  # the newest part begins with nothing
     ],
 )
-def test_a_hole_of_several_states_comes_to_an_end(
+def test_a_gap_of_several_states_is_settled(
     outages: list[tuple[int, int]], confirmed: list[tuple[int, int]], lost: list[tuple[int, int]]
 ) -> None:
     exchange = with_holes(outages)
@@ -198,7 +198,7 @@ def test_a_hole_of_several_states_comes_to_an_end(
 
 
 @given(outages=HOLES, lost=HOLES, mute=MINUTES, asked=HOLES)
-def test_an_exchange_that_hides_rows_is_asked_again_later_and_not_now(
+def test_withheld_rows_are_requested_again_with_backoff(
     outages: list[tuple[int, int]], lost: list[tuple[int, int]], mute: set[int], asked: list[tuple[int, int]]
 ) -> None:
     """Even the neighbours of a hole may be missing from its answers."""
@@ -231,7 +231,7 @@ def needs_of(queue: HistoryQueue, now_s: float = 0.0) -> list[Span]:
     return [need.span for need in work.needs]
 
 
-def test_a_long_empty_hole_costs_one_request() -> None:
+def test_a_long_empty_gap_costs_one_request() -> None:
     world = World({0, *range(150, 200)}, {0, *range(150, 200)})
     queue = HistoryQueue()
     queue.submit(gap(BTC, span(1, 150), "a test"), 0.0)
@@ -240,7 +240,7 @@ def test_a_long_empty_hole_costs_one_request() -> None:
     assert [gap.state for gap in world.ledger] == [GapState.CONFIRMED_EMPTY]
 
 
-def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> None:
+def test_a_long_gap_is_filled_newest_part_first_after_its_oldest_page() -> None:
     world = World(set(range(200)), {0, 199})
     queue = HistoryQueue()
     queue.submit(gap(BTC, span(1, 199), "a test"), 0.0)
@@ -253,7 +253,7 @@ def test_a_long_hole_is_filled_from_its_newest_part_after_its_first_page() -> No
     assert all(MINUTE.count(*piece.span) <= PIECE for piece in others)
 
 
-def test_history_before_the_first_candle_grows_backwards_without_a_hole_and_ends_where_the_exchange_begins() -> None:
+def test_older_history_grows_backwards_without_a_gap_to_the_exchanges_first_candle() -> None:
     world = World(set(range(70, 200)), set(range(190, 200)))
     queue = HistoryQueue()
     queue.submit(gap(BTC, span(0, 190), "first history"), 0.0)
@@ -282,7 +282,7 @@ def test_two_series_take_turns() -> None:
     assert taken == [(BTC, span(100, 105)), (ETH, span(100, 105)), (BTC, span(0, 5)), (ETH, span(0, 5))]
 
 
-def test_a_series_is_read_once_at_a_time_and_what_is_asked_for_meanwhile_joins() -> None:
+def test_a_series_has_one_fetch_in_flight_and_further_needs_wait_or_join() -> None:
     queue = HistoryQueue()
     queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     work = queue.take(0.0)
@@ -293,7 +293,7 @@ def test_a_series_is_read_once_at_a_time_and_what_is_asked_for_meanwhile_joins()
     assert needs_of(queue) == [span(20, 25)]
 
 
-def test_what_is_urgent_comes_before_other_series_and_before_newer_needs_of_its_own() -> None:
+def test_urgent_needs_precede_other_series_and_newer_needs() -> None:
     queue = HistoryQueue()
     queue.submit(gap(ETH, span(100, 105), "a gap"), 0.0)
     queue.submit(gap(BTC, span(100, 105), "a gap"), 0.0)
@@ -309,7 +309,7 @@ def test_what_is_urgent_comes_before_other_series_and_before_newer_needs_of_its_
     assert needs_of(queue) == [span(100, 105)]
 
 
-def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_until_it_was_asked_for() -> None:
+def test_an_urgent_need_raises_a_waiting_need_until_its_next_attempt_and_keeps_its_backoff() -> None:
     queue, rng = HistoryQueue(), random.Random(1)
     queue.submit(gap(BTC, span(10, 20), "a gap"), 0.0)
     work = queue.take(0.0)
@@ -344,7 +344,7 @@ def test_an_urgent_request_raises_what_waits_and_not_before_its_time_and_only_un
     ),
     settles=st.lists(st.booleans(), max_size=8),
 )
-def test_nothing_that_is_urgent_and_due_is_passed_over_and_nothing_is_lost(
+def test_no_urgent_due_need_is_skipped_and_none_is_lost(
     asked: list[tuple[SeriesId, int, int, Urgency]], settles: list[bool]
 ) -> None:
     queue = HistoryQueue()
@@ -393,7 +393,7 @@ def test_nothing_that_is_urgent_and_due_is_passed_over_and_nothing_is_lost(
     assert queue.next_due_s() is None
 
 
-def test_a_first_row_that_is_the_first_stored_candle_shows_that_there_is_nothing_right_before() -> None:
+def test_a_first_row_at_the_first_stored_candle_proves_the_span_before_empty() -> None:
     piece = Piece(span(10, 50), span(9, 51))
 
     def shown(first: int | None, stored: Span | None) -> Span | None:
@@ -407,7 +407,7 @@ def test_a_first_row_that_is_the_first_stored_candle_shows_that_there_is_nothing
     assert shown(50, None) is None
 
 
-def test_short_needs_on_one_page_are_read_together() -> None:
+def test_short_needs_of_one_page_share_a_request() -> None:
     queue = HistoryQueue()
     for first in (0, 4, 8, 40):
         queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
@@ -418,7 +418,7 @@ def test_short_needs_on_one_page_are_read_together() -> None:
     assert needs_of(queue) == [span(first, first + 1) for first in (8, 12, 16, 20, 24, 28, 32)]
 
 
-def test_what_was_asked_for_in_vain_waits_twice_as_long_each_time_up_to_a_limit() -> None:
+def test_fruitless_needs_back_off_up_to_a_limit() -> None:
     rng = random.Random(1)
     need, waits = Pending(gap(BTC, span(0, 1), "a test")), []
     for _ in range(20):
@@ -453,7 +453,7 @@ def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> Non
     assert queue.take(1.0) is None
 
 
-def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() -> None:
+def test_stalled_needs_are_not_reported_as_being_read() -> None:
     queue = HistoryQueue()
     queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     rng, now_s = random.Random(1), 0.0
@@ -466,7 +466,7 @@ def test_nobody_is_said_to_work_on_what_was_asked_for_in_vain_again_and_again() 
         now_s = queue.next_due_s() or 0.0
 
 
-def test_the_queue_is_bounded_and_looks_again_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_limited_and_looks_gaps_up_again_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_queue, "MAX_NEEDS_OF_SERIES", 4)
     queue = HistoryQueue()
     for first in range(0, 400, 100):
@@ -491,7 +491,7 @@ def test_the_queue_is_bounded_and_looks_again_when_there_is_room(monkeypatch: py
     assert not queue.submit(gap(ETH, span(0, 1), "a test"), 0.0)
 
 
-def test_while_the_store_is_to_be_looked_at_somebody_is_at_work_on_all_of_it() -> None:
+def test_while_a_lookup_waits_the_whole_series_counts_as_being_read() -> None:
     queue = HistoryQueue()
     assert queue.working_on(BTC) == []
     queue.look(Look(BTC))
@@ -504,7 +504,7 @@ def test_while_the_store_is_to_be_looked_at_somebody_is_at_work_on_all_of_it() -
     assert queue.working_on(BTC) == []
 
 
-def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
+def test_a_need_after_the_head_waits_for_a_stored_candle() -> None:
     world = World(set(range(200)), set())
     queue = HistoryQueue()
     queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
@@ -517,7 +517,7 @@ def test_a_need_behind_no_stored_candle_waits_for_one() -> None:
     assert set(range(10, 20)) <= world.stored
 
 
-def test_a_hole_that_retention_has_reached_is_forgotten_and_what_it_trimmed_is_not_read_again() -> None:
+def test_needs_of_trimmed_candles_are_dropped() -> None:
     world = World(set(range(200)), {*range(20), *range(40, 60), *range(70, 200)}, mute={19, 40, 59, 70})
     queue = HistoryQueue()
     for row in world.ledger:

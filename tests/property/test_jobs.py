@@ -139,7 +139,7 @@ TestJobs = JobsMachine.TestCase
 TestUnlimitedJobs = UnlimitedJobsMachine.TestCase
 
 
-def test_a_reference_that_nobody_holds_cannot_be_given_back() -> None:
+def test_a_reference_cannot_be_released_twice() -> None:
     table = JobTable(TTL_S, 0)
     table.acquire(SERIES[0])
     table.release(SERIES[0], 0.0)
@@ -147,7 +147,7 @@ def test_a_reference_that_nobody_holds_cannot_be_given_back() -> None:
         table.release(SERIES[0], 0.0)
 
 
-def test_with_a_ttl_of_zero_a_job_ends_with_the_next_look() -> None:
+def test_with_a_ttl_of_zero_a_job_ends_at_the_next_expiry() -> None:
     table = JobTable(0.0, 0)
     table.acquire(SERIES[0])
     table.release(SERIES[0], 5.0)
@@ -168,9 +168,7 @@ class FewFit:
 
 
 @given(st.integers(1, 12), st.integers(0, 6), st.integers(0, 6))
-def test_no_more_are_ingested_on_demand_than_the_exchange_has_room_for_and_the_whitelist_counts(
-    fit: int, pinned: int, idle: int
-) -> None:
+def test_on_demand_jobs_and_the_whitelist_together_keep_the_exchanges_limit(fit: int, pinned: int, idle: int) -> None:
     names = [SeriesId.parse(f"simex:spot:S{number}/USDT:1m") for number in range(40)]
     table = JobTable(TTL_S, 0, FewFit(fit))
     for series in names[:pinned]:
@@ -192,7 +190,7 @@ def test_no_more_are_ingested_on_demand_than_the_exchange_has_room_for_and_the_w
         assert table.acquire(names[0]) == [], "what runs needs no room"
 
 
-def test_an_exchange_of_which_nothing_is_known_has_room() -> None:
+def test_an_exchange_without_known_limits_has_room() -> None:
     table = JobTable(TTL_S, 0, FewFit(0))
     for number in range(100):
         table.acquire(SeriesId.parse(f"simex:spot:S{number}/USDT:1m"))

@@ -63,7 +63,7 @@ def candles(first: int, count: int) -> list[Candle]:
     return [Candle(first + 60 * number, 1.0, 1.0, 1.0, 1.0, 0.0) for number in range(count)]
 
 
-def test_a_full_page_lacks_nothing_and_one_that_is_not_begins_earlier() -> None:
+def test_only_a_page_that_is_not_full_needs_older_candles() -> None:
     first = NOW - 30
     stored = span(first, 10)
     assert full_page_start(MINUTE, 10, first, None, 10, stored) is None
@@ -113,9 +113,7 @@ def test_older_history_ends_with_the_first_candle_and_is_no_more_than_allowed(
 
 
 @given(most=st.integers(1, 3000), limit=st.integers(1, 1500), depth=st.integers(0, 4000))
-def test_who_scrolls_back_comes_to_the_listing_and_then_nothing_is_asked_any_more(
-    most: int, limit: int, depth: int
-) -> None:
+def test_scrolling_back_ends_at_the_listing_without_further_requests(most: int, limit: int, depth: int) -> None:
     """The exchange has `depth` candles before the first stored one; each answer is remembered as the service does."""
     listing = 1_600_000_020
     stored = span(listing + 60 * depth, 10)
@@ -137,7 +135,7 @@ def test_who_scrolls_back_comes_to_the_listing_and_then_nothing_is_asked_any_mor
     assert requests <= depth // least + 2
 
 
-def test_a_series_whose_candles_are_all_trimmed_soon_has_no_older_ones_fetched() -> None:
+def test_no_older_history_is_requested_that_retention_would_trim() -> None:
     stored = span(NOW - 30, 10)
     assert missing_older(MINUTE, MINUTE, stored, 0, 2000, kept_from=stored.start) is None
     assert missing_older(MINUTE, MINUTE, stored, 0, 2000, kept_from=stored.start - 90) == Span(

@@ -182,7 +182,7 @@ SERIES = st.sampled_from(
     natives=st.sampled_from([0, 1, 500]),
     kept=st.integers(0, 100_000),
 )
-def test_what_is_lacking_lies_before_what_the_base_gives_and_is_bounded(
+def test_missing_native_candles_lie_before_the_base_and_are_limited(
     series: SeriesId,
     first: int,
     count: int,
@@ -226,7 +226,7 @@ def test_what_is_lacking_lies_before_what_the_base_gives_and_is_bounded(
         assert not (stored.start < end and start < stored.end), "nothing is read twice"
 
 
-def test_a_bucket_that_is_still_open_where_the_base_begins_is_looked_after_when_it_closes() -> None:
+def test_an_open_bucket_at_the_beginning_of_the_base_is_looked_up_when_it_closes() -> None:
     base = Span(T0 + 7200, T0 + 7200 + 100 * 60)
     found = missing_of_derived(
         BASE.with_timeframe(DAY), MINUTE, base, None, [], None, base.end + 1.0, native_candles=500

@@ -195,7 +195,7 @@ async def test_a_tail_is_read_from_the_stored_head_with_the_urgency_of_a_user(tm
         assert (report.reason, report.start_missing_candles, report.error) == ("read", 20, None)
 
 
-async def test_what_somebody_follows_or_is_up_to_date_or_of_another_exchange_is_left_alone(tmp_path: Path) -> None:
+async def test_nothing_is_requested_for_followed_current_or_foreign_series(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
         world.followed.add(BTC)
         await world.write(ETH, range(980, 1000))
@@ -209,7 +209,7 @@ async def test_what_somebody_follows_or_is_up_to_date_or_of_another_exchange_is_
         assert world.exchange.looked_up == 1
 
 
-async def test_a_series_that_is_followed_while_its_tail_waits_is_left_to_the_one_who_follows(tmp_path: Path) -> None:
+async def test_a_waiting_tail_is_dropped_when_its_series_is_followed(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
         await world.read(BTC)
         world.followed.add(BTC)
@@ -219,7 +219,7 @@ async def test_a_series_that_is_followed_while_its_tail_waits_is_left_to_the_one
         assert world.exchange.asked == [(ETH, 950)]
 
 
-async def test_where_the_time_is_not_known_the_exchange_is_asked_for_it_once_a_cool_down(tmp_path: Path) -> None:
+async def test_an_unknown_exchange_time_is_requested_once_in_a_cooldown(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
         world.exchange_s = None
         await world.write(BTC, range(980, 1000))
@@ -234,7 +234,7 @@ async def test_where_the_time_is_not_known_the_exchange_is_asked_for_it_once_a_c
         assert world.exchange.asked == [(ETH, 950)]
 
 
-async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
+async def test_retry_after_of_the_exchange_delays_the_retry_of_a_tail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world_on(tmp_path, retries=AT_ONCE) as world:
@@ -250,7 +250,7 @@ async def test_the_exchange_says_for_how_long_a_tail_is_left_alone(
         assert world.exchange.looked_up == 2
 
 
-async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_the_list_now_and_then(
+async def test_a_stored_series_of_an_unlisted_symbol_polls_the_list_seldom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world_on(tmp_path, retries=AT_ONCE) as world:
@@ -268,7 +268,7 @@ async def test_a_symbol_that_is_stored_and_not_listed_any_more_costs_a_look_at_t
         assert BTC not in [series for series, _ in world.exchange.asked]
 
 
-async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_reach_is_healed(
+async def test_an_interrupted_tail_leaves_a_prefix_and_the_part_beyond_the_limit_is_healed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world_on(tmp_path, retries=AT_ONCE) as world:
@@ -293,7 +293,7 @@ async def test_a_tail_that_is_broken_off_leaves_a_prefix_and_what_was_out_of_rea
         assert prefix == [*range(900, 905), *range(950, 960)]
 
 
-async def test_a_store_that_cannot_be_written_is_tried_by_a_later_read(
+async def test_after_a_failed_write_a_later_read_requests_the_tail_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = True
@@ -311,7 +311,7 @@ async def test_a_store_that_cannot_be_written_is_tried_by_a_later_read(
         assert await world.minutes(BTC) == list(range(950, 1000))
 
 
-async def test_only_so_many_tails_wait_and_one_that_found_no_room_comes_with_a_later_read(
+async def test_waiting_tails_are_limited_and_a_later_read_requests_a_refused_tail_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history_queue, "MAX_NEEDS", 3)
@@ -332,7 +332,7 @@ async def test_only_so_many_tails_wait_and_one_that_found_no_room_comes_with_a_l
         await world.ended(names[-1], "succeeded")
 
 
-async def test_older_history_is_not_asked_for_while_the_tail_may_bring_what_the_newest_page_lacks(
+async def test_older_history_is_not_requested_while_the_tail_may_fill_the_newest_page(
     tmp_path: Path,
 ) -> None:
     async with world_on(tmp_path) as world:
@@ -351,7 +351,7 @@ async def test_older_history_is_not_asked_for_while_the_tail_may_bring_what_the_
         assert (await world.minutes(BTC))[0] == 920
 
 
-async def test_older_history_of_a_series_whose_tail_brings_nothing_is_fetched_all_the_same(tmp_path: Path) -> None:
+async def test_older_history_is_requested_when_the_tail_brings_nothing(tmp_path: Path) -> None:
     """Nothing was traded for a while, say."""
     async with world_on(tmp_path) as world:
         world.exchange.minutes = set(range(980))
@@ -365,7 +365,7 @@ async def test_older_history_of_a_series_whose_tail_brings_nothing_is_fetched_al
         assert (tail.need.reason, tail.last_answer) == (Reason.TAIL, "no candle came")
 
 
-async def test_what_retention_would_trim_is_not_fetched(tmp_path: Path) -> None:
+async def test_candles_that_retention_would_trim_are_not_requested(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
         world.kept_from = 60 * 990
         await world.read(BTC)

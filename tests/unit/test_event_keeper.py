@@ -78,7 +78,7 @@ def run(loop: VirtualLoop, work: Coroutine[object, object, None]) -> None:
     loop.run_until_complete(loop.start(Process("service"), work, "work"))
 
 
-def test_events_are_written_together_once_a_minute_and_nothing_where_nothing_happened(
+def test_events_are_written_together_once_a_minute_and_only_if_there_are_new_ones(
     loop: VirtualLoop, tmp_path: Path
 ) -> None:
     async def work() -> None:
@@ -99,7 +99,7 @@ def test_events_are_written_together_once_a_minute_and_nothing_where_nothing_hap
     assert len(stored(loop, tmp_path / "store.sqlite")) == 50
 
 
-def test_a_killed_process_loses_at_most_a_minute_of_events_and_a_stopped_one_none(
+def test_a_killed_process_loses_at_most_a_minute_of_events_and_a_stopped_process_none(
     loop: VirtualLoop, tmp_path: Path
 ) -> None:
     path, process = tmp_path / "store.sqlite", Process("killed")
@@ -125,7 +125,7 @@ def test_a_killed_process_loses_at_most_a_minute_of_events_and_a_stopped_one_non
     assert [event.detail for event in stored(loop, path)] == [str(number) for number in range(127)]
 
 
-def test_a_store_that_fails_is_told_once_and_has_the_events_once_it_works(
+def test_a_failing_store_is_logged_once_and_gets_the_events_when_it_works_again(
     loop: VirtualLoop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work() -> None:
@@ -155,7 +155,7 @@ def test_a_store_that_fails_is_told_once_and_has_the_events_once_it_works(
     ["event = CAST(x'ff' AS TEXT)", "event_no = 9223372036854775807", "event_no = 0"],
     ids=["no text", "too great a number", "no number"],
 )
-def test_events_that_cannot_be_read_are_replaced_by_those_that_happen(
+def test_unreadable_events_are_replaced_by_new_events(
     damage: str, loop: VirtualLoop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "store.sqlite"
@@ -182,7 +182,7 @@ def test_events_that_cannot_be_read_are_replaced_by_those_that_happen(
     assert [event.detail for event in stored(loop, path)] == ["new"]
 
 
-def test_candles_that_wait_for_the_writer_go_first_for_a_bounded_time(loop: VirtualLoop, tmp_path: Path) -> None:
+def test_events_wait_a_limited_time_for_candles_that_wait_for_the_writer(loop: VirtualLoop, tmp_path: Path) -> None:
     async def work() -> None:
         service = Run(tmp_path / "store.sqlite")
         async with service.database:

@@ -59,9 +59,7 @@ def read(path: Path) -> list[Candle]:
          "binance:spot:ETH/BTC:1M", 31 * DAY_S),
     ],
 )  # fmt: skip
-def test_a_path_says_which_symbol_of_the_exchange_and_which_time_a_file_holds(
-    path: str, symbol: str, series: str, span: int
-) -> None:
+def test_the_symbol_and_the_time_of_a_file_follow_from_its_path(path: str, symbol: str, series: str, span: int) -> None:
     name = archive_name(PurePath(path))
     assert name is not None
     assert len(name.markets) == 1
@@ -86,7 +84,7 @@ def test_a_zip_outside_an_archives_folders_is_of_spot_else_of_futures() -> None:
         "data/spot/daily/trades/BTCUSDT/BTCUSDT-trades-2024-02-29.zip",
     ],
 )
-def test_what_is_no_candle_file_of_ours_is_none(path: str) -> None:
+def test_other_files_are_no_archive_files(path: str) -> None:
     assert archive_name(PurePath(path)) is None
 
 
@@ -102,14 +100,14 @@ def test_the_months_of_a_span_are_those_that_it_touches() -> None:
 
 @pytest.mark.parametrize("unit", [1000, 1_000_000], ids=["ms", "us"])
 @pytest.mark.parametrize("header", [False, True], ids=["bare", "header"])
-def test_header_and_unit_are_found_out(unit: int, header: bool, tmp_path: Path) -> None:
+def test_header_and_unit_of_time_are_detected(unit: int, header: bool, tmp_path: Path) -> None:
     candles = minutes(START, 1440)
     path = write_archive(tmp_path / "BTCUSDT-1m-2024-05-01.zip", candles, unit=unit, header=header)
     assert verify_checksum(path)
     assert read(path) == candles
 
 
-def test_a_zip_that_is_not_what_its_checksum_says_is_refused(tmp_path: Path) -> None:
+def test_a_zip_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "BTCUSDT-1m-2024-05-01.zip", minutes(START, 1440))
     whole = path.read_bytes()
     for damaged in (whole[:-7], whole[:500] + b"x" + whole[501:], b""):
@@ -140,7 +138,7 @@ def test_a_zip_with_two_files_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
-async def test_months_come_before_days_and_only_where_they_are(tmp_path: Path) -> None:
+async def test_monthly_files_are_preferred_where_they_exist(tmp_path: Path) -> None:
     days = [candle for day in (31, 32, 33) for candle in write_day(tmp_path, day)]
     may = minutes(START, 31 * 1440)
     (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
@@ -152,7 +150,7 @@ async def test_months_come_before_days_and_only_where_they_are(tmp_path: Path) -
     assert archive.quarantined == {}
 
 
-async def test_little_of_a_month_comes_from_its_days(tmp_path: Path) -> None:
+async def test_a_short_part_of_a_month_is_read_from_daily_files(tmp_path: Path) -> None:
     (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
     write_archive(tmp_path / month.path, [candle._replace(volume=7.0) for candle in minutes(START, 31 * 1440)])
     candles = write_day(tmp_path, 4)
@@ -161,13 +159,13 @@ async def test_little_of_a_month_comes_from_its_days(tmp_path: Path) -> None:
     )
 
 
-async def test_missing_days_are_passed_over(tmp_path: Path) -> None:
+async def test_missing_daily_files_are_skipped(tmp_path: Path) -> None:
     first, third = write_day(tmp_path, 5), write_day(tmp_path, 7)
     assert await all_of(ExchangeArchive(tmp_path, plain_id), SPOT) == first + third
     assert await all_of(ExchangeArchive(tmp_path / "nowhere", plain_id), SPOT) == []
 
 
-async def test_a_bad_file_is_left_alone_with_a_sentence_and_its_days_stand_in(
+async def test_a_bad_file_is_quarantined_and_its_daily_files_are_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
@@ -185,7 +183,7 @@ async def test_a_bad_file_is_left_alone_with_a_sentence_and_its_days_stand_in(
     assert await all_of(archive, SPOT, Span(START, START + 31 * DAY_S)) == candles, "it is left alone for hours"
 
 
-async def test_only_the_exchange_whose_archive_it_is_gets_anything(tmp_path: Path) -> None:
+async def test_an_archive_serves_its_own_exchange_alone(tmp_path: Path) -> None:
     write_day(tmp_path, 0)
     assert await all_of(ExchangeArchive(tmp_path, plain_id), SeriesId.parse("okx:spot:BTC/USDT:1m")) == []
 
@@ -234,7 +232,7 @@ class Served:
         await self._runner.cleanup()
 
 
-async def test_over_http_it_is_the_same_as_from_the_folder(tmp_path: Path) -> None:
+async def test_an_archive_over_http_gives_the_same_as_a_folder(tmp_path: Path) -> None:
     (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
     write_archive(tmp_path / month.path, minutes(START, 31 * 1440), unit=1_000_000)
     write_day(tmp_path, 31)
@@ -251,13 +249,13 @@ async def test_over_http_it_is_the_same_as_from_the_folder(tmp_path: Path) -> No
         assert list(archive.quarantined) == [day_file(SPOT, 34).path]
 
 
-async def test_years_without_files_cost_few_requests_a_month(tmp_path: Path) -> None:
+async def test_months_without_files_cost_few_requests(tmp_path: Path) -> None:
     async with Served(tmp_path) as served:
         assert await all_of(ExchangeArchive(served.url, plain_id), SPOT, Span(START, START + 360 * DAY_S)) == []
         assert len(served.asked) <= 4 * 13
 
 
-async def test_a_server_that_cannot_serve_is_an_upstream_error(tmp_path: Path) -> None:
+async def test_a_failing_server_raises_an_upstream_error(tmp_path: Path) -> None:
     async with Served(tmp_path) as served:
         served.answer = web.Response(status=503, headers={"Retry-After": "7"})
         with pytest.raises(UpstreamError, match="the archive answered 503") as failure:
@@ -268,7 +266,7 @@ async def test_a_server_that_cannot_serve_is_an_upstream_error(tmp_path: Path) -
         await all_of(ExchangeArchive(url, plain_id), SPOT, Span(START, START + DAY_S))
 
 
-async def test_a_file_that_has_no_end_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_ZIP_BYTES", 1000)
     write_day(tmp_path, 0)
     async with Served(tmp_path) as served:

@@ -49,13 +49,13 @@ def live_feed(head: int) -> IngestFeed:
     return feed
 
 
-def test_an_attached_feed_asks_from_its_head_on() -> None:
+def test_an_attached_feed_requests_history_from_its_head_on() -> None:
     assert feed_after(7).attached() == [Fetch(7 * 60, urgency=Urgency.SWEEP)]
     assert feed_after(None).attached() == [Fetch(None, urgency=Urgency.SWEEP)]
     assert live_feed(7).attached() == [Fetch(7 * 60, urgency=Urgency.REPAIR)]
 
 
-def test_live_is_held_until_history_has_ended() -> None:
+def test_live_candles_are_held_until_history_has_ended() -> None:
     feed = feed_after(1)
     feed.attached()
     assert close(feed, 5) == []
@@ -66,7 +66,7 @@ def test_live_is_held_until_history_has_ended() -> None:
     assert close(feed, 7) == [Persist(candles(7))]
 
 
-def test_the_same_frame_again_is_dropped() -> None:
+def test_a_duplicate_frame_is_dropped() -> None:
     feed = live_feed(5)
     assert close(feed, 6) == [Persist(candles(6))]
     assert close(feed, 6) == []
@@ -87,7 +87,7 @@ def test_a_late_close_and_a_revision_are_written_and_an_older_frame_does_not_rev
     assert close(feed, 6, event_ms=1500) == []
 
 
-def test_while_stalled_nothing_is_let_through_and_what_came_late_is_written_afterwards() -> None:
+def test_a_stalled_feed_releases_nothing_and_writes_late_candles_afterwards() -> None:
     feed = live_feed(5)
     close(feed, 6)
     feed.stalled()
@@ -99,7 +99,7 @@ def test_while_stalled_nothing_is_let_through_and_what_came_late_is_written_afte
     assert feed.history_ended() == [Persist(candles(7))]
 
 
-def test_what_was_late_before_a_failed_write_may_be_live_after_it() -> None:
+def test_a_candle_that_was_late_before_a_failed_write_may_be_live_after_it() -> None:
     feed = live_feed(5)
     close(feed, 6)
     close(feed, 7)
@@ -126,7 +126,7 @@ def test_a_late_close_does_not_overtake_a_page_of_history_that_waits_for_its_com
     assert feed.history_ended() == [Persist(candles(7))]
 
 
-def test_between_pages_live_waits_no_longer_than_it_may_and_late_closes_not_at_all() -> None:
+def test_between_pages_live_candles_wait_a_limited_time_and_late_closes_not_at_all() -> None:
     feed = feed_after(5)
     feed.attached()
     feed.history(page(5, 6, 7))
@@ -138,7 +138,7 @@ def test_between_pages_live_waits_no_longer_than_it_may_and_late_closes_not_at_a
     assert feed.tick(MAX_HOLD_S) == [Persist(candles(20), (Jump(8 * 60, 20 * 60),))]
 
 
-def test_what_the_stream_told_of_a_page_that_could_not_be_written_is_held_afterwards() -> None:
+def test_streamed_candles_of_an_unwritten_page_are_held_until_the_restart() -> None:
     feed = live_feed(5)
     close(feed, 7)
     feed.history(page(5, 6, 7))
@@ -148,7 +148,7 @@ def test_what_the_stream_told_of_a_page_that_could_not_be_written_is_held_afterw
     assert feed.tick(MAX_HOLD_S) == [Persist(candles(7), (Jump(6 * 60, 7 * 60),))]
 
 
-def test_a_page_that_is_written_while_the_store_fails_lets_nothing_through() -> None:
+def test_a_page_that_is_written_while_the_feed_is_stalled_releases_nothing() -> None:
     feed = feed_after(5)
     feed.attached()
     feed.history(page(5, 6, 7))
@@ -157,7 +157,7 @@ def test_a_page_that_is_written_while_the_store_fails_lets_nothing_through() -> 
     assert feed.page_written() == []
 
 
-def test_of_two_holes_each_is_fetched_for_itself() -> None:
+def test_each_of_two_gaps_is_requested_separately() -> None:
     feed = live_feed(5)
     close(feed, 7)
     close(feed, 9)
@@ -169,7 +169,7 @@ def test_of_two_holes_each_is_fetched_for_itself() -> None:
     assert feed.history_ended() == [Persist(candles(9), (Jump(8 * 60, 9 * 60),))]
 
 
-def test_a_hole_is_fetched_before_the_close_behind_it_is_stored() -> None:
+def test_a_gap_is_requested_before_the_closed_candle_after_it_is_written() -> None:
     feed = live_feed(5)
     assert close(feed, 8) == [Fetch(5 * 60)]
     assert close(feed, 9) == []
@@ -177,7 +177,7 @@ def test_a_hole_is_fetched_before_the_close_behind_it_is_stored() -> None:
     assert feed.history_ended() == [Persist(candles(9))]
 
 
-def test_a_hole_that_history_neither_fills_nor_shows_is_asked_again_with_growing_delay_and_then_passed() -> None:
+def test_a_gap_without_a_proof_is_requested_again_with_backoff_and_then_skipped() -> None:
     feed = live_feed(5)
     assert close(feed, 7) == [Fetch(5 * 60)]
     delays = []
@@ -190,7 +190,7 @@ def test_a_hole_that_history_neither_fills_nor_shows_is_asked_again_with_growing
     assert feed.history_ended() == [Persist(candles(7), (Jump(6 * 60, 7 * 60),))]
 
 
-def test_a_hole_between_rows_of_history_is_the_exchanges_and_passes_at_once() -> None:
+def test_a_gap_between_rows_of_one_answer_is_proven_empty_and_skipped_at_once() -> None:
     feed = live_feed(5)
     close(feed, 9)
     hole = Span(7 * 60, 8 * 60)
@@ -200,7 +200,7 @@ def test_a_hole_between_rows_of_history_is_the_exchanges_and_passes_at_once() ->
     assert feed.history_ended() == [Persist(candles(9))]
 
 
-def test_failing_history_is_asked_for_again_without_end() -> None:
+def test_failed_history_is_retried_without_limit() -> None:
     feed = live_feed(5)
     close(feed, 9)
     delays = []
@@ -212,7 +212,7 @@ def test_failing_history_is_asked_for_again_without_end() -> None:
     assert delays[-1] == FETCH_BACKOFF.most_s
 
 
-def test_while_history_fails_live_that_follows_the_head_passes_and_live_behind_a_hole_waits() -> None:
+def test_while_history_fails_live_candles_at_the_head_are_released_and_those_after_a_gap_wait() -> None:
     feed = feed_after(5)
     feed.attached()
     close(feed, 6)
@@ -223,7 +223,7 @@ def test_while_history_fails_live_that_follows_the_head_passes_and_live_behind_a
     assert close(feed, 9) == []
 
 
-def test_while_a_first_history_fails_nothing_passes_before_it() -> None:
+def test_while_a_first_history_fails_no_live_candle_is_released() -> None:
     feed = feed_after(None)
     feed.attached()
     close(feed, 8)
@@ -231,7 +231,7 @@ def test_while_a_first_history_fails_nothing_passes_before_it() -> None:
     assert isinstance(again, Fetch)
 
 
-def test_live_waits_a_bounded_time_for_history_then_the_hole_is_declared() -> None:
+def test_live_candles_wait_a_limited_time_for_history_then_the_gap_is_declared() -> None:
     feed = live_feed(5)
     close(feed, 8)
     close(feed, 11)
@@ -246,7 +246,7 @@ def test_live_waits_a_bounded_time_for_history_then_the_hole_is_declared() -> No
     assert close(feed, 12) == [Persist(candles(12))], "it goes on"
 
 
-def test_the_wait_begins_anew_with_every_hole() -> None:
+def test_the_time_limit_of_held_candles_starts_again_with_each_gap() -> None:
     feed = live_feed(5)
     close(feed, 7)
     feed.tick(0.0)
@@ -257,7 +257,7 @@ def test_the_wait_begins_anew_with_every_hole() -> None:
     assert feed.tick(2 * MAX_HOLD_S) == []
 
 
-def test_what_is_overdue_is_asked_for_while_live_passes() -> None:
+def test_an_overdue_candle_is_requested_while_live_candles_are_released() -> None:
     feed = live_feed(5)
     assert feed.overdue(Urgency.FILL) == [Fetch(5 * 60, urgency=Urgency.FILL)]
     assert feed.overdue(Urgency.FILL) == []
@@ -266,7 +266,7 @@ def test_what_is_overdue_is_asked_for_while_live_passes() -> None:
     assert feed.history_ended() == []
 
 
-def test_live_does_not_overtake_a_page_that_brought_what_was_overdue() -> None:
+def test_live_candles_do_not_overtake_a_page_with_an_overdue_candle() -> None:
     feed = live_feed(5)
     feed.overdue(Urgency.FILL)
     assert feed.history(page(5, 6)) == [Persist(candles(6))]
@@ -274,7 +274,7 @@ def test_live_does_not_overtake_a_page_that_brought_what_was_overdue() -> None:
     assert feed.history_ended() == [Persist(candles(7))]
 
 
-def test_a_hole_before_live_makes_what_is_fetched_at_leisure_urgent() -> None:
+def test_a_gap_before_live_candles_raises_the_urgency_of_the_fetch_in_flight() -> None:
     feed = live_feed(5)
     feed.overdue(Urgency.FILL)
     assert close(feed, 7) == [Hurry(Urgency.REPAIR)]
@@ -290,7 +290,7 @@ def test_late_closes_are_written_while_history_only_waits_to_be_read() -> None:
     assert close(feed, 4) == [Persist(candles(4))]
 
 
-def test_nothing_is_asked_of_a_symbol_that_nobody_trades_until_it_is_attached() -> None:
+def test_nothing_is_requested_for_a_delisted_symbol_until_it_is_attached() -> None:
     feed = live_feed(5)
     feed.overdue(Urgency.FILL)
     feed.abandoned()
@@ -298,14 +298,14 @@ def test_nothing_is_asked_of_a_symbol_that_nobody_trades_until_it_is_attached() 
     assert feed.attached() == [Fetch(5 * 60)]
 
 
-def test_what_the_stream_has_told_since_is_left_out_of_an_audit() -> None:
+def test_candles_that_the_stream_has_sent_since_are_left_out_of_an_audit() -> None:
     feed = live_feed(5)
     close(feed, 6, event_ms=1000)
     close(feed, 7, event_ms=2000)
     assert feed.not_streamed_since(candles(5, 6, 7), 1500) == list(candles(5, 6))
 
 
-def test_a_reconnect_asks_again_and_one_reading_is_under_way_at_most() -> None:
+def test_a_reconnect_requests_history_again_with_at_most_one_fetch_in_flight() -> None:
     feed = live_feed(5)
     assert feed.attached() == [Fetch(5 * 60)]
     assert feed.attached() == []
@@ -323,7 +323,7 @@ def test_after_a_failed_write_the_feed_begins_again_from_the_stored_head() -> No
     assert feed.history_ended() == [Persist(candles(7))]
 
 
-def test_forming_keeps_its_interval_and_the_latest_is_shown_when_it_is_due() -> None:
+def test_forming_candles_are_throttled_and_the_latest_is_shown_when_due() -> None:
     feed = live_feed(5)
     assert feed.forming(candle(6, 1.1), now_s=10.0) == [Show(candle(6, 1.1))]
     assert feed.forming(candle(6, 1.2), now_s=10.1) == [ShowLater(10.25)]
@@ -332,7 +332,7 @@ def test_forming_keeps_its_interval_and_the_latest_is_shown_when_it_is_due() -> 
     assert feed.forming(candle(6, 1.4), now_s=10.6) == [Show(candle(6, 1.4))]
 
 
-def test_forming_that_a_close_overtook_is_not_shown() -> None:
+def test_a_forming_candle_is_dropped_after_its_close() -> None:
     feed = live_feed(5)
     feed.forming(candle(6, 1.1), now_s=10.0)
     feed.forming(candle(6, 1.2), now_s=10.1)
@@ -342,7 +342,7 @@ def test_forming_that_a_close_overtook_is_not_shown() -> None:
     assert feed.forming(candle(7), now_s=11.0) == [Show(candle(7))]
 
 
-def test_a_newer_forming_candle_waits_on_when_the_one_before_it_closes_late() -> None:
+def test_a_newer_forming_candle_keeps_waiting_when_the_candle_before_closes_late() -> None:
     feed = live_feed(5)
     feed.forming(candle(6), now_s=10.0)
     feed.forming(candle(7), now_s=10.1)

@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[list[Candle], list[str]]:
         ("BTC_USDT-1m.h5", None),
     ],
 )
-def test_a_name_says_which_series_a_file_holds(name: str, series: str | None) -> None:
+def test_the_series_of_a_file_follows_from_its_name(name: str, series: str | None) -> None:
     found = freqtrade_series(name, "binance")
     assert (None if found is None else str(found)) == series
     if found is not None:
@@ -73,7 +73,7 @@ def test_dates_of_any_precision_are_read(unit: str, tmp_path: Path) -> None:
     assert read(write_freqtrade(tmp_path / f"BTC_USDT-1m{ending}", candles, unit))[0] == candles
 
 
-def test_json_is_read_in_pieces_wherever_these_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_read_in_blocks_with_any_boundaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     candles = minutes(START, 40)
     path = write_freqtrade(tmp_path / "BTC_USDT-1m.json", candles)
     for size in (7, 64, 100, 1000):
@@ -81,7 +81,7 @@ def test_json_is_read_in_pieces_wherever_these_are_cut(tmp_path: Path, monkeypat
         assert read(path) == (candles, [])
 
 
-def test_a_row_of_json_that_is_no_candle_costs_itself_alone(tmp_path: Path) -> None:
+def test_an_invalid_row_of_json_is_lost_alone(tmp_path: Path) -> None:
     path = tmp_path / "BTC_USDT-1m.json"
     good = [START * 1000, 1.0, 2.0, 0.5, 1.5, 3.0]
     path.write_text(json.dumps([good, [START * 1000 + 60_000, None, 2.0, 0.5, 1.5, 3.0], [1, 2], ["x", *good[1:]]]))
@@ -110,7 +110,7 @@ def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-async def test_the_folder_brings_the_span_and_nothing_else(ending: str, tmp_path: Path) -> None:
+async def test_only_candles_of_the_span_are_read(ending: str, tmp_path: Path) -> None:
     spot, futures = minutes(START, 5000), minutes(START + 600, 20)
     for series, candles in ((SPOT, spot), (FUTURES, futures)):
         write_freqtrade(tmp_path / freqtrade_path(series, ending), candles)
@@ -121,14 +121,14 @@ async def test_the_folder_brings_the_span_and_nothing_else(ending: str, tmp_path
     assert await all_of(files, SPOT, Span(START - 600, START)) == []
 
 
-async def test_a_hole_in_the_file_stays_a_hole(tmp_path: Path) -> None:
+async def test_candles_that_a_file_lacks_stay_missing(tmp_path: Path) -> None:
     candles = [*minutes(START, 3), *minutes(START + 600, 3)]
     write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles)
     assert await all_of(FreqtradeFiles(tmp_path), SPOT) == candles
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-async def test_rows_in_another_order_are_brought_in_the_order_of_time(ending: str, tmp_path: Path) -> None:
+async def test_rows_out_of_order_are_sorted(ending: str, tmp_path: Path) -> None:
     candles = minutes(START, 500)
     write_freqtrade(tmp_path / f"BTC_USDT-1m{ending}", candles[::-1])
     files = FreqtradeFiles(tmp_path)
@@ -136,7 +136,7 @@ async def test_rows_in_another_order_are_brought_in_the_order_of_time(ending: st
     assert await all_of(files, SPOT, Span(START + 600, START + 1200)) == candles[10:20]
 
 
-async def test_older_rows_in_the_middle_of_a_long_file_come_with_the_next_reading(
+async def test_older_rows_in_the_middle_of_a_long_file_are_read_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("klinesync.history.files.readers.BATCH_ROWS", 100)
@@ -161,7 +161,7 @@ async def test_each_exchange_has_its_folder(tmp_path: Path) -> None:
     assert await all_of(files, SeriesId.parse("okx:spot:BTC/USDT:1m")) == []
 
 
-async def test_bad_rows_are_left_out_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_bad_rows_are_left_out_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     candles = minutes(START, 6)
     bad = [*candles[:2], candles[2]._replace(high=0.0), candles[3]._replace(time=START + 181), *candles[4:]]
     write_freqtrade(tmp_path / "BTC_USDT-1m.feather", bad)
@@ -173,16 +173,14 @@ async def test_bad_rows_are_left_out_and_told_once(tmp_path: Path, caplog: pytes
     assert "2 bad rows of binance:spot:BTC/USDT:1m are left out; row 3: candle at" in line
 
 
-async def test_a_file_that_cannot_be_read_brings_nothing_and_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_unreadable_file_is_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "BTC_USDT-1m.json.gz").write_bytes(gzip.compress(b"[[1,2"))
     with caplog.at_level(logging.WARNING):
         assert await all_of(FreqtradeFiles(tmp_path), SPOT) == []
     assert "is refused: it cannot be read" in caplog.text
 
 
-async def test_a_folder_that_cannot_be_looked_into_has_no_files_and_no_end_and_is_told(
+async def test_an_unreadable_folder_has_no_files_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = FreqtradeFiles(tmp_path / ("x" * 300))  # the system refuses the name, as it does folders of others
@@ -193,7 +191,7 @@ async def test_a_folder_that_cannot_be_looked_into_has_no_files_and_no_end_and_i
     assert "cannot be read" in caplog.text
 
 
-async def test_a_reader_that_goes_away_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_reader_leaves_no_thread_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "PAGE_CANDLES", 10)
     write_freqtrade(tmp_path / "BTC_USDT-1m.json", minutes(START, 100))
     async with aclosing(FreqtradeFiles(tmp_path).pages(SPOT, EVER)) as pages:

@@ -42,7 +42,7 @@ def wall() -> Wall:
     return Wall()
 
 
-def test_of_a_series_that_nobody_read_it_knows_nothing(wall: Wall) -> None:
+def test_a_series_without_a_reading_has_an_idle_report(wall: Wall) -> None:
     board = BackfillBoard(wall)
     tail = board.watch()
     tail.advanced(BTC, 600, 5)
@@ -50,7 +50,7 @@ def test_of_a_series_that_nobody_read_it_knows_nothing(wall: Wall) -> None:
     assert board.report(BTC, 120) == BackfillReport()
 
 
-def test_a_reading_runs_comes_nearer_and_ends(wall: Wall) -> None:
+def test_a_reading_reports_its_progress_to_its_end(wall: Wall) -> None:
     board = BackfillBoard(wall)
     tail = board.watch()
     tail.began(BTC, Span(600, 6600), "tail")
@@ -76,7 +76,7 @@ def test_a_reading_runs_comes_nearer_and_ends(wall: Wall) -> None:
     assert board.report(ETH, 120).state == "idle"
 
 
-def test_a_reading_that_fails_says_why_and_what_is_missing_still(wall: Wall) -> None:
+def test_a_failed_reading_reports_its_error_and_the_missing_candles(wall: Wall) -> None:
     board = BackfillBoard(wall)
     tail = board.watch()
     tail.began(BTC, Span(0, 600), "tail")
@@ -87,7 +87,7 @@ def test_a_reading_that_fails_says_why_and_what_is_missing_still(wall: Wall) -> 
     assert (report.progress_pct, report.current_missing_candles) == (50.0, 5)
 
 
-def test_progress_never_goes_back_nor_beyond_the_end(wall: Wall) -> None:
+def test_progress_never_goes_back_or_beyond_the_end(wall: Wall) -> None:
     board = BackfillBoard(wall)
     tail = board.watch()
     tail.began(BTC, Span(600, 1200), "tail")
@@ -128,7 +128,7 @@ def test_two_readers_of_one_series_do_not_disturb_each_other(wall: Wall) -> None
     assert board.report(BTC, 120).reason == "declared gap", "of those that are over the one that began last"
 
 
-def test_the_oldest_of_many_finished_readings_are_forgotten_and_those_that_run_are_not(
+def test_the_oldest_finished_readings_are_evicted_and_running_ones_are_not(
     wall: Wall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board_module, "MAX_FINISHED", 3)
@@ -143,7 +143,7 @@ def test_the_oldest_of_many_finished_readings_are_forgotten_and_those_that_run_a
     assert board.report(BTC, 120).state == "running"
 
 
-def test_a_short_reading_is_told_to_nobody_and_one_that_takes_long_now_and_then_and_at_its_end(wall: Wall) -> None:
+def test_only_a_long_reading_is_published_repeatedly_and_at_its_end(wall: Wall) -> None:
     told = Told()
     board = BackfillBoard(wall, told)
     tail = board.watch()
@@ -177,7 +177,7 @@ def test_a_short_reading_is_told_to_nobody_and_one_that_takes_long_now_and_then_
     assert told.said[-1][1] == "history cannot be read: the exchange does not answer"
 
 
-def test_one_of_many_candles_is_told_of_from_its_beginning_on_however_quick_it_is(wall: Wall) -> None:
+def test_a_reading_of_many_candles_is_published_from_its_beginning(wall: Wall) -> None:
     told = Told()
     board = BackfillBoard(wall, told)
     deep = board.watch()
@@ -191,7 +191,7 @@ def test_one_of_many_candles_is_told_of_from_its_beginning_on_however_quick_it_i
     ]
 
 
-def test_health_has_the_rate_and_what_is_left(wall: Wall) -> None:
+def test_health_has_the_rate_and_the_remaining_time(wall: Wall) -> None:
     board = BackfillBoard(wall)
     deep = board.watch()
     deep.began(BTC, Span(0, 60_000), "backfill")

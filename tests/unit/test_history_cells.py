@@ -65,7 +65,7 @@ def csv(folder: Path, text: str) -> Path:
         "unix,open,high,low,close,volume,volume usdt\n1747699200, 1 , 2, 1, 2, 1,9\n",
     ],
 )
-def test_what_people_have_is_read(text: str, tmp_path: Path) -> None:
+def test_files_of_common_programs_are_read(text: str, tmp_path: Path) -> None:
     assert judged(csv(tmp_path, text)) == ([CANDLE], [])
 
 
@@ -78,7 +78,7 @@ def test_what_people_have_is_read(text: str, tmp_path: Path) -> None:
         "1747699200000000", "1747699200000000000", "1747699200.0", "1747699200000.000", "1.7476992E+12",
     ],
 )  # fmt: skip
-def test_a_date_is_read_in_each_of_its_forms_alone_and_beside_others(text: str) -> None:
+def test_every_form_of_a_date_is_read_alone_and_mixed_with_others(text: str) -> None:
     assert time_of_cell(text) == START
     texts = pa.array([text, "2025-05-20", "1747699260", "oops"], pa.string())
     ones = [pa.array([1.0] * 4)] * 5
@@ -95,12 +95,12 @@ def test_a_date_is_read_in_each_of_its_forms_alone_and_beside_others(text: str) 
         "9" * 40,
     ],
 )  # fmt: skip
-def test_what_is_no_date_of_these_is_not_guessed(text: str) -> None:
+def test_other_forms_of_dates_are_refused(text: str) -> None:
     assert time_of_cell(text) == NO_TIME
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(2100, 12, 31)))
-def test_numbers_that_are_dates_are_their_moments(moment: datetime) -> None:
+def test_numbers_that_are_dates_are_read_as_dates(moment: datetime) -> None:
     moment = moment.replace(microsecond=0)
     expected = [
         moment.replace(hour=0, minute=0, second=0),
@@ -129,7 +129,7 @@ def test_numbers_that_are_dates_are_their_moments(moment: datetime) -> None:
         ("\n", "its first line is empty"),
     ],
 )
-def test_a_table_that_cannot_be_read_is_refused_with_what_was_found_and_what_is_read(
+def test_an_unreadable_table_is_refused_with_its_columns_and_the_expected_ones(
     text: str, why: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BadFile) as refused:
@@ -137,7 +137,7 @@ def test_a_table_that_cannot_be_read_is_refused_with_what_was_found_and_what_is_
     assert why in str(refused.value)
 
 
-def test_utf_16_and_control_characters_are_told_and_printable(tmp_path: Path) -> None:
+def test_utf_16_and_control_characters_are_reported_in_printable_form(tmp_path: Path) -> None:
     path = csv(tmp_path, "")
     path.write_bytes("date,open,high,low,close,volume\n".encode("utf-16"))
     with pytest.raises(BadFile, match="it is UTF-16 text; save it as UTF-8"):
@@ -156,9 +156,7 @@ HEAD = "candle_time,open,high,low,close,volume\n1747699200,1,2,1,2,10.5\n"
 
 @pytest.mark.parametrize("separator", [",", ";"])
 @pytest.mark.parametrize("end", ["1747699260,1,2,1,2,11.", "1747699260,1,2,1,2,11.5"])
-def test_a_csv_without_its_last_line_end_is_refused_unless_it_is_to_be_taken(
-    end: str, separator: str, tmp_path: Path
-) -> None:
+def test_a_csv_without_its_last_line_end_is_refused_unless_allowed(end: str, separator: str, tmp_path: Path) -> None:
     path = csv(tmp_path, (HEAD + end).replace(",", separator))
     with pytest.raises(BadFile, match="its last line has no line end, so that its last number may be cut off: '17476"):
         judged(path)
@@ -175,9 +173,7 @@ def test_a_csv_that_ends_in_the_middle_of_a_row_is_refused_always(end: str, tmp_
 
 
 @given(cut=st.integers(1, len(HEAD) - 1))
-def test_a_csv_that_is_cut_anywhere_never_brings_another_number(
-    cut: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_truncated_csv_never_yields_another_number(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = csv(tmp_path_factory.mktemp("cut"), HEAD[:cut])
     try:
         rows, _ = judged(path)
@@ -269,7 +265,7 @@ def test_a_column_of_another_kind_is_refused_with_its_type(
     assert why in str(refused.value)
 
 
-def test_numbers_of_any_size_cost_their_rows_at_most() -> None:
+def test_numbers_of_any_size_lose_at_most_their_rows() -> None:
     times = pa.array([2**64 - 1, 2**63, 1747699200000], pa.uint64())
     big = pa.array([1, 1, 2**63 + 1], pa.uint64())
     ones = pa.array([1.0, 1.0, 1.0])
@@ -321,7 +317,7 @@ def as_parquet(folder: Path, rows: Sequence[Cells]) -> Path:
 
 @pytest.mark.parametrize("write", [as_csv, as_json, as_feather, as_parquet])
 @pytest.mark.parametrize(("bad", "why"), BAD)
-def test_a_bad_cell_costs_its_row(
+def test_a_bad_cell_loses_its_row_alone(
     write: Callable[[Path, Sequence[Cells]], Path], bad: Cells, why: str, tmp_path: Path
 ) -> None:
     last = CANDLE._replace(time=START + 120)
@@ -332,7 +328,7 @@ def test_a_bad_cell_costs_its_row(
     assert why in told[0].replace('"', "")
 
 
-def test_json_of_other_programs_costs_its_bad_rows_alone(tmp_path: Path) -> None:
+def test_bad_rows_of_json_are_lost_alone(tmp_path: Path) -> None:
     path = tmp_path / "some.json"
     good = f"[{START}000.0, 1, 2, 1, 2, 1, {START + 60}, 3]"
     bad = [
@@ -369,7 +365,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", "日".encode()[:2]])
-def test_a_row_of_another_length_is_told_whatever_bytes_are_in_it(bad: bytes, tmp_path: Path) -> None:
+def test_a_row_with_a_wrong_number_of_cells_is_reported_for_any_bytes(bad: bytes, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     rows = [b"%d,1,2,0.5,1,10,x\n" % (1_700_000_040 + 60 * at) for at in range(3)]
     path.write_bytes(b"date,open,high,low,close,volume,note\n" + rows[0] + b"1,2," + bad + b"\n" + b"".join(rows[1:]))
@@ -378,7 +374,7 @@ def test_a_row_of_another_length_is_told_whatever_bytes_are_in_it(bad: bytes, tm
     assert told == ["line 3 has 3 columns instead of 7"]
 
 
-def test_bytes_that_are_no_utf_8_cost_nothing_where_nobody_reads_them(tmp_path: Path) -> None:
+def test_invalid_utf_8_in_unread_columns_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     note = "日本".encode() + b"\xff" + "é".encode() * 400_000  # characters that end in another block
     rows = [b"%d,1,2,0.5,1,10," % (1_700_000_040 + 60 * at) + note + b"\n" for at in range(3)]

@@ -75,9 +75,7 @@ def in_order(rows: Sequence[Candle], timeframe: Timeframe) -> bool:
 
 
 @given(st.lists(st.lists(candles, max_size=8), max_size=4), timeframes)
-def test_what_passes_is_what_passes_the_rules_of_every_candle_whatever_the_order(
-    batches: list[list[Candle]], timeframe: Timeframe
-) -> None:
+def test_good_rows_are_valid_candles_in_any_order(batches: list[list[Candle]], timeframe: Timeframe) -> None:
     judge = Judge(timeframe, NOW)
     passed = judge.in_order(map(columns, batches), 100).candles()
     rows = [row for batch in batches for row in batch]
@@ -89,7 +87,7 @@ def test_what_passes_is_what_passes_the_rules_of_every_candle_whatever_the_order
 
 
 @given(st.lists(st.lists(candles, max_size=8), max_size=4), timeframes)
-def test_rows_in_order_pass_batch_by_batch_and_others_are_noticed(
+def test_ascending_rows_pass_batch_by_batch_and_other_orders_are_detected(
     batches: list[list[Candle]], timeframe: Timeframe
 ) -> None:
     judge = Judge(timeframe, NOW)
@@ -105,7 +103,7 @@ def test_rows_in_order_pass_batch_by_batch_and_others_are_noticed(
     assert (judge.rows, judge.good, judge.bad) == (len(rows), len(expected), bad)
 
 
-def test_only_so_many_rows_are_sorted_in_memory() -> None:
+def test_rows_sorted_in_memory_are_limited() -> None:
     rows = columns([SOUND._replace(time=60 * at) for at in (3, 2, 1)])
     assert len(Judge(MINUTE, NOW).in_order([rows], 3)) == 3
     assert Judge(MINUTE, NOW).in_order([rows], 1, Span(60, 120)).time.tolist() == [60]
@@ -113,7 +111,7 @@ def test_only_so_many_rows_are_sorted_in_memory() -> None:
         Judge(MINUTE, NOW).in_order([rows], 2)
 
 
-def test_a_bad_row_is_told_with_its_place_in_the_file() -> None:
+def test_a_bad_row_is_described_with_its_number_in_the_file() -> None:
     rows = [Candle(60 * at, 1.0, 2.0, 0.5, 1.5, 1.0) for at in range(6)]
     rows[1] = rows[1]._replace(volume=-1.0)
     rows[4] = rows[4]._replace(time=0, close=2.0)
@@ -125,7 +123,7 @@ def test_a_bad_row_is_told_with_its_place_in_the_file() -> None:
     ]
 
 
-def test_a_row_that_says_the_same_again_is_no_bad_row_and_one_that_says_otherwise_is() -> None:
+def test_a_duplicate_row_is_ignored_and_a_contradicting_row_is_bad() -> None:
     row = Candle(0, 1.0, 2.0, 0.5, 1.5, 1.0)
     judge = Judge(MINUTE, NOW)
     passed = judge.sound(columns([row, row, row._replace(volume=2.0)])).candles()
@@ -136,11 +134,11 @@ def test_a_row_that_says_the_same_again_is_no_bad_row_and_one_that_says_otherwis
 
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
-def test_the_unit_of_a_time_is_told_by_its_size(unit: int) -> None:
+def test_the_unit_of_a_time_follows_from_its_size(unit: int) -> None:
     assert seconds(np.array([1_577_836_800, 1_763_856_000]) * unit).tolist() == [1_577_836_800, 1_763_856_000]
 
 
-def test_a_time_between_two_seconds_is_none() -> None:
+def test_a_time_with_a_fraction_of_a_second_is_invalid() -> None:
     assert seconds(np.array([1_577_836_800_001, 1_577_836_800_000_999])).tolist() == [-1, -1]
 
 

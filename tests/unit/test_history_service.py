@@ -184,7 +184,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "STORE_RETRY_S", 0.02)
 
 
-async def test_declared_gaps_are_filled_or_confirmed_and_a_restart_does_not_ask_for_them_again(tmp_path: Path) -> None:
+async def test_declared_gaps_are_filled_or_confirmed_empty_and_not_requested_again_after_a_restart(
+    tmp_path: Path,
+) -> None:
     exchange = Exchange([*range(20), *range(60, 100)])  # an outage from 20 to 60
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, [*range(5), *range(8, 12), *range(90, 100)])
@@ -203,7 +205,7 @@ async def test_declared_gaps_are_filled_or_confirmed_and_a_restart_does_not_ask_
     assert exchange.asked == []
 
 
-async def test_an_answer_that_lacks_a_neighbour_proves_nothing_and_the_hole_is_asked_for_again(tmp_path: Path) -> None:
+async def test_an_answer_without_the_stored_neighbour_proves_nothing_and_the_gap_is_retried(tmp_path: Path) -> None:
     exchange = Exchange([*range(10), 15, *range(16, 20)])
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, [*range(10), *range(15, 20)])
@@ -233,7 +235,7 @@ class Noted(RetryPolicy):
         return RetryPolicy.after_fruitless(self, pending, now_s, rng, at_least_s / 1000, out_of_reach=out_of_reach)
 
 
-async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(tmp_path: Path) -> None:
+async def test_retry_after_of_the_exchange_is_the_shortest_retry_delay(tmp_path: Path) -> None:
     Noted.waits.clear()
     waits = Noted.waits
     exchange = Exchange(range(100))
@@ -249,7 +251,7 @@ async def test_upstream_trouble_is_waited_out_as_long_as_the_exchange_says(tmp_p
     assert waits == [90.0, 0.0]
 
 
-async def test_a_store_that_cannot_be_written_is_waited_for(tmp_path: Path) -> None:
+async def test_a_failed_write_is_retried_until_the_store_works(tmp_path: Path) -> None:
     exchange = Exchange(range(40))
     full = False
 
@@ -270,9 +272,7 @@ async def test_a_store_that_cannot_be_written_is_waited_for(tmp_path: Path) -> N
         assert await world.minutes(BTC) == list(range(40))
 
 
-async def test_gaps_that_cannot_be_looked_up_are_looked_up_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_lookup_of_gaps_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exchange = Exchange(range(40))
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, [0, 39])
@@ -291,7 +291,7 @@ async def test_gaps_that_cannot_be_looked_up_are_looked_up_again(
         assert await world.minutes(BTC) == list(range(40))
 
 
-async def test_two_thousand_requests_for_one_hole_are_one_reading(tmp_path: Path) -> None:
+async def test_two_thousand_needs_of_one_gap_share_a_reading(tmp_path: Path) -> None:
     exchange = Exchange(range(12))
     exchange.open.clear()
     async with world_on(tmp_path, exchange) as world:
@@ -306,7 +306,7 @@ async def test_two_thousand_requests_for_one_hole_are_one_reading(tmp_path: Path
     assert exchange.asked == [(BTC, 0, 12)]
 
 
-async def test_only_so_many_series_are_read_at_once_and_one_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
+async def test_concurrent_readings_are_limited_and_a_series_that_hangs_delays_no_other(tmp_path: Path) -> None:
     others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(10)]
     exchange = Exchange(range(12))
 
@@ -335,7 +335,7 @@ async def test_only_so_many_series_are_read_at_once_and_one_that_hangs_holds_up_
     assert world.board.report(BTC, 0).error == "the reading was broken off"
 
 
-async def test_progress_is_told_and_ends(tmp_path: Path) -> None:
+async def test_progress_is_reported_until_the_end(tmp_path: Path) -> None:
     exchange = Exchange(range(40))
     exchange.open.clear()
     async with world_on(tmp_path, exchange) as world:
@@ -351,7 +351,7 @@ async def test_progress_is_told_and_ends(tmp_path: Path) -> None:
         assert await world.minutes(BTC) == [*range(16), 39]
 
 
-async def test_a_long_hole_is_read_a_piece_at_a_time_the_newest_first_after_its_oldest_page(tmp_path: Path) -> None:
+async def test_a_long_gap_is_read_piece_by_piece_its_oldest_page_first_then_newest_first(tmp_path: Path) -> None:
     exchange = Exchange(range(100))
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, [0, 99])
@@ -373,7 +373,7 @@ async def test_history_before_the_first_candle_is_read_on_request(tmp_path: Path
         assert await world.ledger(BTC) == []
 
 
-async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_places_taken(tmp_path: Path) -> None:
+async def test_a_users_read_does_not_wait_for_healing_that_takes_all_places(tmp_path: Path) -> None:
     others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(history_queue.MAX_AT_ONCE + 3)]
     exchange = Exchange(range(40))
     hanging: list[Errand] = []
@@ -406,7 +406,7 @@ async def test_what_a_user_waits_for_is_read_while_the_healing_has_all_its_place
         assert sorted(errand.urgency for errand in hanging)[:2] == [Urgency.READ, Urgency.DEEP]
 
 
-async def test_a_deep_reading_gives_way_after_its_page_to_a_read_of_the_same_series(tmp_path: Path) -> None:
+async def test_a_deep_reading_yields_after_a_page_to_a_users_read_of_the_same_series(tmp_path: Path) -> None:
     exchange = Exchange(range(200))
     async with world_on(tmp_path, exchange) as world:
         answer = exchange.history
@@ -429,7 +429,7 @@ async def test_a_deep_reading_gives_way_after_its_page_to_a_read_of_the_same_ser
         assert await world.minutes(BTC) == list(range(90, 125))
 
 
-async def test_a_need_is_told_with_its_attempts_its_last_answer_and_its_next_try(tmp_path: Path) -> None:
+async def test_the_status_of_a_need_has_its_attempts_last_answer_and_next_try(tmp_path: Path) -> None:
     exchange = Exchange([*range(5), *range(15, 20)])
     exchange.trouble = [UpstreamError("banned", 418, retry_after_s=0.2)]
     async with world_on(tmp_path, exchange) as world:
@@ -450,7 +450,7 @@ async def test_a_need_is_told_with_its_attempts_its_last_answer_and_its_next_try
         assert world.healing.needs_of(BTC) == ()
 
 
-async def test_that_there_is_nothing_before_the_first_candle_is_remembered_for_a_while(
+async def test_a_proof_that_nothing_is_before_the_first_candle_counts_until_it_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchange = Exchange(range(7, 100))
@@ -468,9 +468,7 @@ async def test_that_there_is_nothing_before_the_first_candle_is_remembered_for_a
         assert world.healing.nothing_before(BTC) is None
 
 
-async def test_the_beginnings_of_only_so_many_series_are_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_remembered_beginnings_of_series_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MAX_REMEMBERED", 1)
     exchange = Exchange(range(7, 100))
     async with world_on(tmp_path, exchange) as world:
@@ -482,7 +480,7 @@ async def test_the_beginnings_of_only_so_many_series_are_remembered(
         assert world.healing.nothing_before(ETH) == span(2, 7)
 
 
-async def test_older_history_of_several_pages_joins_what_is_stored_at_every_moment(tmp_path: Path) -> None:
+async def test_older_history_of_several_pages_never_leaves_a_gap_before_the_stored_candles(tmp_path: Path) -> None:
     exchange = Exchange(range(100))
     seen: list[list[int]] = []
     async with world_on(tmp_path, exchange) as world:
@@ -502,7 +500,7 @@ async def test_older_history_of_several_pages_joins_what_is_stored_at_every_mome
     assert all(minutes == list(range(minutes[0], 70)) for minutes in seen)
 
 
-async def test_older_history_that_is_broken_off_leaves_no_hole(tmp_path: Path) -> None:
+async def test_an_interrupted_reading_of_older_history_leaves_no_gap(tmp_path: Path) -> None:
     exchange = Exchange(range(100))
     answer = exchange.history
     broken: list[int] = []
@@ -530,7 +528,7 @@ async def test_older_history_that_is_broken_off_leaves_no_hole(tmp_path: Path) -
 # --- explicit backfills
 
 
-async def test_what_is_asked_for_at_length_comes_oldest_part_first_and_its_rest_is_declared_as_being_healed(
+async def test_an_explicit_backfill_reads_the_oldest_part_first_and_its_rest_is_declared_as_healing(
     tmp_path: Path,
 ) -> None:
     exchange = Exchange(range(100))
@@ -559,7 +557,7 @@ async def test_what_is_asked_for_at_length_comes_oldest_part_first_and_its_rest_
     assert exchange.urgencies == {Urgency.DEEP}
 
 
-async def test_a_backfill_that_was_broken_off_goes_on_after_a_restart_where_it_was(tmp_path: Path) -> None:
+async def test_an_interrupted_backfill_is_resumed_after_a_restart(tmp_path: Path) -> None:
     exchange = Exchange(range(200))
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, range(190, 195))
@@ -582,7 +580,7 @@ async def test_a_backfill_that_was_broken_off_goes_on_after_a_restart_where_it_w
 
 
 @pytest.mark.parametrize("minutes", [range(0), range(20), range(180, 200)], ids=["nothing", "older", "newer"])
-async def test_a_backfill_goes_on_after_a_restart_whatever_was_stored_when_it_was_broken_off(
+async def test_a_backfill_is_resumed_after_a_restart_at_any_point_of_interruption(
     minutes: range, tmp_path: Path
 ) -> None:
     """Behind the stored head there is no hole yet, and before the first candle none until the first page is written."""
@@ -615,7 +613,7 @@ async def test_a_backfill_goes_on_after_a_restart_whatever_was_stored_when_it_wa
     assert exchange.asked == []
 
 
-async def test_what_the_exchange_does_not_have_is_not_asked_for_again_after_a_restart(tmp_path: Path) -> None:
+async def test_candles_that_the_exchange_does_not_have_are_not_requested_again_after_a_restart(tmp_path: Path) -> None:
     exchange = Exchange(range(7, 80))
     async with world_on(tmp_path, exchange) as world:
         over = await world.healing.backfill(BTC, span(0, 100))
@@ -627,7 +625,7 @@ async def test_what_the_exchange_does_not_have_is_not_asked_for_again_after_a_re
     assert exchange.asked == []
 
 
-async def test_a_hole_that_was_being_backfilled_when_the_service_ended_is_taken_up_and_a_declared_one_is_not(
+async def test_a_restart_resumes_the_gap_of_a_backfill_and_leaves_declared_gaps(
     tmp_path: Path,
 ) -> None:
     exchange = Exchange(range(200))
@@ -673,7 +671,7 @@ async def test_holes_and_outages_are_backfilled_from_the_oldest_on(tmp_path: Pat
         assert starts == sorted(starts)
 
 
-async def test_overlapping_backfills_are_read_once_and_each_is_told_of_its_own(tmp_path: Path) -> None:
+async def test_overlapping_backfills_share_their_requests_and_each_reports_its_own_progress(tmp_path: Path) -> None:
     exchange = Exchange(range(100))
     exchange.open.clear()
     async with world_on(tmp_path, exchange) as world:
@@ -693,7 +691,7 @@ async def test_overlapping_backfills_are_read_once_and_each_is_told_of_its_own(t
     assert len(rows) <= 90, "the whole of it about once"
 
 
-async def test_what_the_exchange_hides_again_and_again_is_reported_as_missing_and_is_not_being_healed_any_more(
+async def test_candles_that_the_exchange_repeatedly_withholds_end_a_backfill_as_missing(
     tmp_path: Path,
 ) -> None:
     exchange = Exchange({*range(10), *range(15, 30)})
@@ -709,7 +707,7 @@ async def test_what_the_exchange_hides_again_and_again_is_reported_as_missing_an
         assert world.board.report(BTC, 120).state == "failed"
 
 
-async def test_a_ban_in_the_middle_of_a_backfill_is_waited_out(tmp_path: Path) -> None:
+async def test_a_backfill_waits_for_the_end_of_a_ban(tmp_path: Path) -> None:
     exchange = Exchange(range(100))
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, range(90, 95))
@@ -726,7 +724,7 @@ async def test_a_ban_in_the_middle_of_a_backfill_is_waited_out(tmp_path: Path) -
         assert await world.minutes(BTC) == list(range(95))
 
 
-async def test_live_candles_that_arrive_meanwhile_are_written_and_nothing_is_lost(tmp_path: Path) -> None:
+async def test_live_candles_during_a_backfill_are_written(tmp_path: Path) -> None:
     exchange = Exchange(range(100))
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, range(90, 95))
@@ -788,7 +786,7 @@ class Files:
                 raise self.trouble
 
 
-async def test_files_then_the_archive_then_the_exchange_are_each_asked_only_for_what_is_missing_still(
+async def test_files_the_archive_and_the_exchange_are_each_asked_for_the_remaining_candles_alone(
     tmp_path: Path,
 ) -> None:
     exchange = Exchange(range(300))
@@ -806,7 +804,7 @@ async def test_files_then_the_archive_then_the_exchange_are_each_asked_only_for_
         assert dict(world.pipeline.written) == {"http": 10, "freqtrade": 30, "archive": 130, "rest": 90}
 
 
-async def test_a_gap_takes_only_so_many_candles_from_freqtrades_files_and_once(tmp_path: Path) -> None:
+async def test_a_gap_reads_a_limited_number_of_candles_from_freqtrades_files_once(tmp_path: Path) -> None:
     exchange = Exchange(range(100))
     files = Files([*range(40, 60), 61])
     async with world_on(tmp_path, exchange, shelves=[Shelf("freqtrade", files, gap_most=15)]) as world:
@@ -823,7 +821,7 @@ async def test_a_gap_takes_only_so_many_candles_from_freqtrades_files_and_once(t
         assert no_files.asked == []
 
 
-async def test_files_never_prove_that_there_is_nothing(tmp_path: Path) -> None:
+async def test_files_never_prove_a_span_empty(tmp_path: Path) -> None:
     exchange = Exchange(range(50))
     files = Files([9, 10, 12, 19, 20])  # it has both neighbours of every hole
     async with world_on(tmp_path, exchange, shelves=[Shelf("freqtrade", files)]) as world:
@@ -841,7 +839,7 @@ async def test_files_never_prove_that_there_is_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", [UpstreamError("the archive is away"), BadCandle(0, "a test says so")], ids=str)
-async def test_files_that_cannot_be_used_leave_the_rest_to_the_exchange(tmp_path: Path, trouble: Exception) -> None:
+async def test_after_unusable_files_the_exchange_is_asked(tmp_path: Path, trouble: Exception) -> None:
     exchange = Exchange(range(100))
     async with world_on(tmp_path, exchange, shelves=[Shelf("archive", Files(range(100), trouble))]) as world:
         await world.write(BTC, range(90, 95))
@@ -851,7 +849,7 @@ async def test_files_that_cannot_be_used_leave_the_rest_to_the_exchange(tmp_path
         assert world.pipeline.written["archive"] == PAGE
 
 
-async def test_older_history_from_files_joins_what_is_stored_at_every_moment(tmp_path: Path) -> None:
+async def test_older_history_from_files_never_leaves_a_gap_before_the_stored_candles(tmp_path: Path) -> None:
     exchange = Exchange(range(100))
     async with world_on(tmp_path, exchange, shelves=[Shelf("freqtrade", Files(range(30, 100)))]) as world:
         await world.write(BTC, range(60, 70))
@@ -871,7 +869,7 @@ async def test_older_history_from_files_joins_what_is_stored_at_every_moment(tmp
     assert exchange.asked == []
 
 
-async def test_what_a_user_waits_for_interrupts_the_files(tmp_path: Path) -> None:
+async def test_a_users_read_interrupts_the_reading_of_files(tmp_path: Path) -> None:
     exchange = Exchange(range(1000))
     archive = Files(range(500))
     async with world_on(tmp_path, exchange, shelves=[Shelf("archive", archive, least_candles=100)]) as world:
@@ -893,7 +891,7 @@ async def test_what_a_user_waits_for_interrupts_the_files(tmp_path: Path) -> Non
 # What an exchange will never give.
 
 
-async def test_what_lies_behind_an_exchanges_depth_is_lost_at_once_and_never_asked_for(tmp_path: Path) -> None:
+async def test_candles_older_than_the_exchanges_history_are_lost_at_once_and_never_requested(tmp_path: Path) -> None:
     exchange = Exchange(range(50, 100))
     async with world_on(tmp_path, exchange, oldest=50) as world:
         await world.write(BTC, [*range(10), *range(90, 100)])
@@ -911,7 +909,7 @@ async def test_what_lies_behind_an_exchanges_depth_is_lost_at_once_and_never_ask
     assert exchange.asked == []
 
 
-async def test_a_backfill_takes_what_an_exchange_keeps_and_says_what_it_does_not(tmp_path: Path) -> None:
+async def test_a_backfill_reads_the_history_that_an_exchange_keeps_and_reports_the_lost_part(tmp_path: Path) -> None:
     exchange = Exchange(range(50, 100))
     async with world_on(tmp_path, exchange, oldest=50) as world:
         over = await world.healing.backfill(BTC, span(0, 100))
@@ -924,9 +922,7 @@ async def test_a_backfill_takes_what_an_exchange_keeps_and_says_what_it_does_not
 
 
 @pytest.mark.parametrize("refuses", [False, True], ids=["newer rows alone", "a wrong question"])
-async def test_a_hole_that_an_unknown_depth_has_left_behind_is_lost_after_a_while_and_not_before(
-    tmp_path: Path, refuses: bool
-) -> None:
+async def test_a_gap_older_than_every_answer_is_lost_after_the_time_limit(tmp_path: Path, refuses: bool) -> None:
     exchange = Exchange(range(60, 100))
 
     def reached(start: int) -> None:

@@ -41,7 +41,7 @@ class Lists:
         return self._now[market]
 
 
-async def test_a_symbol_of_the_kept_list_asks_nobody() -> None:
+async def test_a_symbol_of_the_stored_list_needs_no_request() -> None:
     lists = Lists({"futures": [PERPETUAL, DATED]}, {})
     files, others = await plan(zips("um/BTCUSDT_250328-1m-2025-01.zip", "um/BTCUSDT-1m-2025-01.zip"), lists.names.name)
     assert [str(file.series) for file in files] == [
@@ -50,7 +50,7 @@ async def test_a_symbol_of_the_kept_list_asks_nobody() -> None:
     assert (others, lists.asked) == ([], [])
 
 
-async def test_a_symbol_that_the_kept_list_lacks_is_asked_for_once_a_market_whatever_comes() -> None:
+async def test_a_symbol_missing_in_the_stored_list_costs_one_request_a_market() -> None:
     lists = Lists({"futures": [PERPETUAL]}, {"futures": [PERPETUAL, DATED]})
     found = zips("um/BTCUSDT_250328-1m-2025-01.zip", "um/NOUSDT-1m-2025-01.zip", "spot/AUSDT-1m-2025-01.zip",
                  "spot/BUSDT-1m-2025-01.zip")  # fmt: skip
@@ -70,7 +70,7 @@ async def test_a_bare_zip_is_of_futures_only_where_spot_is_known_to_lack_its_sym
     assert len(files) == series
 
 
-async def test_of_many_symbols_that_no_list_has_the_rest_is_counted() -> None:
+async def test_unlisted_symbols_beyond_the_limit_are_counted() -> None:
     paths = [
         f"spot/{number}/{number}USDT-1m-2025-0{month}.zip" for number in range(MAX_UNNAMED + 7) for month in (1, 2)
     ]

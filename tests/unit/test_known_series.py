@@ -54,7 +54,7 @@ async def waited_s(known: KnownSeries, series: SeriesId) -> float:
     return loop.time() - began_s
 
 
-def test_a_market_that_never_answers_is_waited_for_once_and_disturbs_no_other_market() -> None:
+def test_a_market_that_never_answers_costs_one_timeout_and_does_not_affect_other_markets() -> None:
     async def work() -> None:
         exchange = Exchange()
         exchange.answers["futures"].set()
@@ -73,7 +73,7 @@ def test_a_market_that_never_answers_is_waited_for_once_and_disturbs_no_other_ma
     run(work())
 
 
-def test_many_wait_for_one_answer_and_one_that_leaves_takes_it_from_nobody() -> None:
+def test_readers_share_an_answer_also_when_a_reader_is_cancelled() -> None:
     async def work() -> None:
         exchange = Exchange()
         known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time)
@@ -88,7 +88,7 @@ def test_many_wait_for_one_answer_and_one_that_leaves_takes_it_from_nobody() -> 
     run(work())
 
 
-def test_questions_that_are_pending_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_REQUESTS == 1000
     monkeypatch.setattr(known_series, "MAX_REQUESTS", 1)
 
@@ -105,7 +105,7 @@ def test_questions_that_are_pending_are_bounded(monkeypatch: pytest.MonkeyPatch)
     run(work())
 
 
-def test_a_defect_in_a_question_is_counted_and_leaves_nobody_waiting() -> None:
+def test_a_defect_in_a_request_is_counted_and_ends_the_wait_of_its_readers() -> None:
     async def knows(series: SeriesId) -> bool:
         raise ZeroDivisionError
 

@@ -56,14 +56,14 @@ def test_a_traded_candle_that_rest_shows_and_the_stream_does_not_bring_makes_it_
     assert not watch.check(ms(1, STALE_S), 201.0), "it is told once"
 
 
-def test_what_may_still_be_on_its_way_is_waited_for() -> None:
+def test_a_frame_that_may_be_in_flight_is_waited_for() -> None:
     watch = attached()
     watch.shown([candle(1)], ms(1, 100), 100.0)
     assert not watch.check(ms(1, 100), 100.0 + IN_FLIGHT_S / 2)
     assert watch.check(ms(1, 100), 100.0 + IN_FLIGHT_S)
 
 
-def test_the_close_that_comes_late_but_in_time_settles_it() -> None:
+def test_a_late_close_within_the_limit_keeps_the_stream_live() -> None:
     watch = attached()
     watch.shown([candle(1)], ms(1, 3), 100.0)
     watch.frame(candle(1), ms(1, 5), closed=True)
@@ -71,21 +71,21 @@ def test_the_close_that_comes_late_but_in_time_settles_it() -> None:
     assert watch.state == "live"
 
 
-def test_forming_candles_alone_do_not_pay_for_a_close() -> None:
+def test_forming_candles_do_not_replace_an_owed_close() -> None:
     watch = attached()
     watch.shown([candle(1)], ms(1, 3), 100.0)
     watch.frame(candle(2), ms(1, 5), closed=False)
     assert watch.check(ms(1, 60), 200.0)
 
 
-def test_untraded_minutes_are_not_owed() -> None:
+def test_minutes_without_trades_are_not_owed() -> None:
     watch = attached()
     watch.shown([candle(1, 0.0), candle(2, 0.0)], ms(2, 3), 100.0)
     assert not watch.check(ms(2, 3600), 4000.0)
     assert watch.state == "subscribed"
 
 
-def test_what_closed_before_the_stream_was_attached_is_not_owed() -> None:
+def test_candles_that_closed_before_the_stream_was_attached_are_not_owed() -> None:
     watch = attached(5)
     watch.shown([candle(1), candle(3)], ms(4, 3), 100.0)
     assert not watch.check(ms(4, 3600), 4000.0)
@@ -108,7 +108,7 @@ def test_a_stream_owes_what_closes_once_the_time_is_known_though_rest_shows_it_l
     assert watch.check(ms(3, 60), 300.0)
 
 
-def test_rest_stands_in_and_a_close_in_time_makes_it_live_again() -> None:
+def test_rest_replaces_a_stale_stream_until_a_close_in_time_makes_it_live() -> None:
     watch = stale_one()
     watch.shown([candle(2)], ms(2, 3), 200.0)
     assert watch.state == "rest_fallback"
@@ -138,7 +138,7 @@ def test_a_lost_connection_is_named_until_it_is_subscribed_again() -> None:
     assert watch.state == "subscribed"
 
 
-def test_a_frame_that_waited_while_its_connection_was_lost_makes_nothing_live() -> None:
+def test_a_frame_from_before_a_lost_connection_does_not_make_a_stream_live() -> None:
     watch = attached()
     watch.lost(ms(2))
     watch.frame(candle(1), ms(2), closed=True, connected=False)
@@ -150,7 +150,7 @@ def test_a_frame_that_waited_while_its_connection_was_lost_makes_nothing_live() 
     assert stale.state == "stale"
 
 
-def test_a_stream_whose_source_polls_rest_in_its_place_is_no_live_one_until_it_brings_frames_again() -> None:
+def test_a_stream_whose_client_polls_rest_is_not_live_until_frames_come_again() -> None:
     watch = attached()
     watch.frame(candle(1), ms(0, 5), closed=False)
     watch.stands_in(ms(1), "the handshake is refused")
@@ -168,7 +168,7 @@ def test_a_stream_whose_source_polls_rest_in_its_place_is_no_live_one_until_it_b
     assert (watch.state, watch.status.detail) == ("live", None)
 
 
-def test_a_stream_that_rest_stood_in_for_is_lost_when_rest_fails_too() -> None:
+def test_a_polled_stream_is_reconnecting_when_rest_fails_too() -> None:
     watch = attached()
     watch.stands_in(ms(1), "the handshake is refused")
     watch.quiet = Span(120, 180)
@@ -179,7 +179,7 @@ def test_a_stream_that_rest_stood_in_for_is_lost_when_rest_fails_too() -> None:
     assert watch.state == "live"
 
 
-def test_a_candle_ends_the_quiet_that_was_shown() -> None:
+def test_a_candle_ends_a_proven_empty_span() -> None:
     watch = attached()
     watch.quiet = Span(120, 300)
     watch.frame(candle(1), ms(1, 3), closed=True)
@@ -188,7 +188,7 @@ def test_a_candle_ends_the_quiet_that_was_shown() -> None:
     assert watch.status.quiet is None
 
 
-def test_a_stream_is_being_connected_since_it_was_asked_for() -> None:
+def test_a_stream_is_reconnecting_since_it_was_requested() -> None:
     status = StreamWatch(MINUTE, STALE_S, 90_000).status
     assert (status.state, status.since) == ("reconnecting", 90)
 
@@ -206,7 +206,7 @@ def test_a_symbol_that_is_not_traded_owes_nothing() -> None:
     assert watch.status.detail == "it is traded again"
 
 
-def test_a_stale_stream_is_retried_ever_more_seldom() -> None:
+def test_a_stale_stream_is_subscribed_again_with_backoff() -> None:
     watch = stale_one()
     now_s, waits = 120.0, []
     for _ in range(12):
@@ -219,7 +219,7 @@ def test_a_stale_stream_is_retried_ever_more_seldom() -> None:
     assert waits[-1] == RESUBSCRIBE.most_s
 
 
-def test_a_stream_that_was_made_anew_with_its_connection_has_had_its_try() -> None:
+def test_a_renewed_connection_counts_as_a_retry_of_each_of_its_streams() -> None:
     watch = stale_one()
     watch.retried(120.0)
     assert not watch.retry(120.0 + RESUBSCRIBE.initial_s)
@@ -256,7 +256,7 @@ def test_a_stream_that_brings_every_close_in_time_is_never_stale(steps: list[tup
         assert not watch.check(ms(minute, 40), minute * 60.0 + 40)
 
 
-def test_why_a_stream_is_not_subscribed_is_told_until_it_is() -> None:
+def test_the_reason_of_a_failed_subscription_is_shown_until_it_succeeds() -> None:
     watch = StreamWatch(MINUTE, STALE_S)
     watch.failing("SUBSCRIBE was answered with 2 Invalid\nrequest")
     assert (watch.status.state, watch.status.detail) == (
@@ -273,14 +273,14 @@ def test_why_a_stream_is_not_subscribed_is_told_until_it_is() -> None:
     assert (watch.state, watch.detail) == ("live", None), "a frame overtakes the acknowledgement"
 
 
-def test_what_is_wrong_with_a_stale_stream_is_not_overwritten() -> None:
+def test_the_detail_of_a_stale_stream_is_not_overwritten() -> None:
     watch = stale_one()
     watch.failing("connection refused")
     assert watch.detail is not None
     assert watch.detail.startswith("REST shows")
 
 
-def test_a_sentence_about_a_stream_has_a_bounded_length() -> None:
+def test_the_detail_of_a_stream_has_a_length_limit() -> None:
     watch = StreamWatch(MINUTE, STALE_S)
     watch.failing("x" * 100_000)
     assert watch.detail == "x" * MAX_DETAIL_CHARS

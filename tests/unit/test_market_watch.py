@@ -65,7 +65,7 @@ async def test_an_old_stamp_is_not_taken_for_the_time() -> None:
     assert (exchange.asked, known_ms < T0_MS + 60_000) == (2, True), "the estimate is better than nothing"
 
 
-async def test_a_time_that_was_just_told_is_not_asked_for() -> None:
+async def test_a_recent_time_is_not_requested_again() -> None:
     exchange = Exchange(ExchangeClock())
     watch = watch_of(exchange)
     exchange.clock.learn(T0_MS, asyncio.get_running_loop().time())
@@ -73,14 +73,14 @@ async def test_a_time_that_was_just_told_is_not_asked_for() -> None:
     assert exchange.asked == 0
 
 
-async def test_where_nothing_is_known_and_the_exchange_does_not_say_there_is_no_time() -> None:
+async def test_without_a_stamp_and_an_answer_the_time_is_unknown() -> None:
     exchange = Exchange(ExchangeClock())
     exchange.trouble = UpstreamError("it is away")
     with pytest.raises(UpstreamError, match="it is away"):
         await watch_of(exchange).fresh_ms()
 
 
-async def test_a_market_that_answers_after_a_while_of_trouble_wakes_who_waits_once() -> None:
+async def test_a_market_that_answers_again_ends_waiting_backoffs_once() -> None:
     exchange = Exchange(ExchangeClock())
     watch = watch_of(exchange)
     waited_for = watch.answers_again
@@ -99,7 +99,7 @@ async def test_a_market_that_answers_after_a_while_of_trouble_wakes_who_waits_on
     assert watch.look(106.5, 1, followed=True) == MarketChange(None, answers_again=False)
 
 
-async def test_a_refusal_is_another_trouble_than_silence_with_a_sentence_of_its_own() -> None:
+async def test_a_refusal_and_silence_are_different_events() -> None:
     exchange = Exchange(ExchangeClock())
     watch = watch_of(exchange)
     exchange.newest = RestContact(failure="no route", status=0)

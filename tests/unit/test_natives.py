@@ -117,7 +117,7 @@ async def world_on(path: Path, source: SeriesId | None = FIVES) -> AsyncIterator
             await asyncio.wait(tasks)
 
 
-async def test_a_candle_that_is_not_shown_yet_is_asked_for_again_and_the_others_are_not(tmp_path: Path) -> None:
+async def test_a_native_candle_that_is_not_shown_yet_is_retried_alone(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
         world.shown, world.shown_later = set(range(90, 99)), {99}
         world.history.submit(wanted(90))
@@ -127,7 +127,7 @@ async def test_a_candle_that_is_not_shown_yet_is_asked_for_again_and_the_others_
         assert await world.stored() == list(range(90, 100))
 
 
-async def test_what_the_exchange_never_shows_is_given_up_and_further_back_is_asked_for(tmp_path: Path) -> None:
+async def test_native_candles_that_are_never_shown_are_given_up_and_older_ones_requested(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
         world.history.submit(wanted(90))
         await world.until(lambda: not world.history.needs_of(FIVES))
@@ -140,7 +140,7 @@ async def test_what_the_exchange_never_shows_is_given_up_and_further_back_is_ask
         assert [status.need for status in world.history.needs_of(FIVES)] == [wanted(80)]
 
 
-async def test_a_hole_behind_shown_candles_is_given_up_alone_and_older_ones_are_not_taken_for_missing(
+async def test_a_gap_after_native_candles_is_given_up_without_marking_older_ones_as_missing(
     tmp_path: Path,
 ) -> None:
     async with world_on(tmp_path) as world:
@@ -153,7 +153,7 @@ async def test_a_hole_behind_shown_candles_is_given_up_alone_and_older_ones_are_
         assert world.history.needs_of(FIVES) == ()
 
 
-async def test_an_exchange_that_gives_no_answer_is_asked_again_however_often(tmp_path: Path) -> None:
+async def test_an_exchange_that_does_not_answer_is_retried_without_limit(tmp_path: Path) -> None:
     async with world_on(tmp_path) as world:
         world.trouble = [UpstreamError("no answer") for _ in range(3 * natives.MAX_FRUITLESS)]
         world.shown = set(range(90, 100))

@@ -53,7 +53,7 @@ def test_a_page_that_was_read_before_a_change_and_arrives_after_it_is_not_served
     assert pages.get(key()) is None
 
 
-def test_the_pages_that_nobody_asked_for_the_longest_make_room() -> None:
+def test_the_least_recently_used_pages_are_evicted() -> None:
     pages = PageCache(max_bytes=100)
     for limit in (1, 2, 3):
         pages.put(key(limit=limit), page(5, size=30))
@@ -65,7 +65,7 @@ def test_the_pages_that_nobody_asked_for_the_longest_make_room() -> None:
     assert pages.size <= 100
 
 
-def test_when_it_is_forgotten_which_series_changed_no_page_from_before_is_served(
+def test_no_page_is_served_that_is_older_than_an_evicted_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(read_services, "MAX_CHANGED_SERIES", 1)
@@ -76,7 +76,7 @@ def test_when_it_is_forgotten_which_series_changed_no_page_from_before_is_served
     assert pages.get(key()) is None
 
 
-async def test_what_is_read_is_what_is_stored_however_reads_and_writes_meet(tmp_path: Path) -> None:
+async def test_reads_return_stored_candles_for_any_interleaving_of_reads_and_writes(tmp_path: Path) -> None:
     async def knows(_: SeriesId) -> bool:
         return True
 

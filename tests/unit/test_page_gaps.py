@@ -39,7 +39,9 @@ def holes(pages: list[Any]) -> list[tuple[int, int, str]]:
     empty=st.sets(st.integers(1, 40), max_size=10),
     limit=st.integers(1, 8),
 )
-async def test_pages_tell_each_hole_once(tmp_path_factory: Any, minutes: set[int], empty: set[int], limit: int) -> None:
+async def test_each_gap_is_in_exactly_one_page(
+    tmp_path_factory: Any, minutes: set[int], empty: set[int], limit: int
+) -> None:
     path: Path = tmp_path_factory.mktemp("store") / "store.sqlite"
 
     def write(store: CandleStore) -> None:
@@ -76,7 +78,7 @@ async def test_a_hole_that_is_confirmed_empty_without_a_candle_shows_as_such_in_
         assert holes([await page(reader, 500)]) == [(180, 300, "confirmed_empty")]
 
 
-async def test_what_is_stored_ends_behind_the_newest_candle(tmp_path: Path) -> None:
+async def test_the_stored_span_ends_after_the_newest_candle(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:
         reader = CandleReader(database, knows)
         assert await reader.stored(BTC) is None

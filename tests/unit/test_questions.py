@@ -13,7 +13,7 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
 
 
-def test_a_candle_is_asked_about_at_once_and_again_after_10_and_120_s_while_rest_has_the_stored_values() -> None:
+def test_a_candle_is_requested_at_once_and_after_10_and_120_s_while_rest_has_the_stored_values() -> None:
     questions = Questions()
     questions.ask(BTC, [600], 1000.0)
     asked_at = []
@@ -27,7 +27,7 @@ def test_a_candle_is_asked_about_at_once_and_again_after_10_and_120_s_while_rest
     assert asked_at == [1000.0, *(1000.0 + after_s for after_s in AGAIN_AFTER_S)] == [1000.0, 1010.0, 1120.0]
 
 
-def test_a_candle_of_which_rest_has_other_values_is_settled() -> None:
+def test_other_values_from_rest_settle_a_question() -> None:
     questions = Questions()
     questions.ask(BTC, [600, 720], 1000.0)
     request = questions.next(1000.0)
@@ -37,7 +37,7 @@ def test_a_candle_of_which_rest_has_other_values_is_settled() -> None:
     assert questions.settled == 1
 
 
-def test_a_frame_that_says_it_over_and_over_makes_no_more_requests() -> None:
+def test_a_repeated_frame_adds_no_requests() -> None:
     questions = Questions()
     requests = 0
     for second in range(120):
@@ -48,7 +48,7 @@ def test_a_frame_that_says_it_over_and_over_makes_no_more_requests() -> None:
     assert requests == 2
 
 
-def test_a_request_that_fails_is_repeated_and_given_up_in_the_end() -> None:
+def test_a_failed_request_is_retried_and_finally_given_up() -> None:
     questions = Questions()
     questions.ask(BTC, [600], 0.0)
     now_s, requests = 0.0, 0
@@ -76,7 +76,7 @@ def test_every_question_is_in_a_request_of_its_series_and_requests_are_bounded(
     assert covered == set(asked)
 
 
-def test_what_is_pending_is_bounded_and_forgotten_with_its_series() -> None:
+def test_pending_questions_are_limited_and_dropped_with_their_series() -> None:
     questions = Questions()
     questions.ask(BTC, range(0, 60 * (MAX_QUESTIONS + 50), 60), 0.0)
     assert len(questions) == MAX_QUESTIONS

@@ -65,7 +65,7 @@ class Board:
 
 
 @given(st.lists(st.integers(0, 200), unique=True).map(sorted), st.integers(1, 30), st.integers(1, 9), st.booleans())
-def test_every_page_is_written_once_and_an_end_comes_with_the_page_that_has_enough(
+def test_every_page_is_written_once_and_the_reading_ends_with_the_page_that_is_enough(
     minutes: list[int], size: int, most: int, newest_first: bool
 ) -> None:
     pages = [page(minutes[at : at + size]) for at in range(0, len(minutes), size)]
@@ -89,7 +89,7 @@ def test_every_page_is_written_once_and_an_end_comes_with_the_page_that_has_enou
     assert progress.reached == (candles[-1] + 60 if candles else 0)
 
 
-async def test_a_reading_is_on_the_board_from_its_beginning_to_its_end() -> None:
+async def test_health_shows_a_reading_from_its_beginning_to_its_end() -> None:
     board, reader = Board(), Reader([page([1, 2]), page([2], Span(180, 600)), page([10])])
     with on_board(board, BTC, Span(60, 900), "a test") as progress:
         await read_pages(reader.read(), reader.write, progress)
@@ -108,7 +108,7 @@ async def test_a_part_of_a_reading_counts_in_the_whole() -> None:
 
 
 @pytest.mark.parametrize("trouble", [UpstreamError("it is away"), StoreError("the disk is full")])
-async def test_what_was_in_the_way_is_told_and_the_pages_are_closed(trouble: Exception) -> None:
+async def test_an_error_is_reported_and_the_pages_are_closed(trouble: Exception) -> None:
     board, reader = Board(), Reader([page([1])], trouble)
     with pytest.raises(type(trouble)), on_board(board, BTC, Span(0, 900), "a test") as progress:
         await read_pages(reader.read(), reader.write, progress)
@@ -126,7 +126,7 @@ async def test_a_write_that_fails_closes_the_pages_at_once() -> None:
     assert reader.closed
 
 
-async def test_a_reading_that_is_cancelled_was_broken_off_and_one_that_names_its_trouble_keeps_it() -> None:
+async def test_a_cancelled_reading_is_reported_as_broken_off_unless_it_has_set_its_trouble() -> None:
     board = Board()
     with pytest.raises(asyncio.CancelledError), on_board(board, BTC, Span(0, 60), "a test"):
         raise asyncio.CancelledError
@@ -135,7 +135,7 @@ async def test_a_reading_that_is_cancelled_was_broken_off_and_one_that_names_its
     assert [board.told[1], board.told[3]] == [BROKEN_OFF, "one candle is hidden"]
 
 
-def test_progress_never_goes_back_and_is_told_only_where_it_moved() -> None:
+def test_progress_never_goes_back_and_is_reported_only_when_it_advances() -> None:
     told: list[tuple[int, int]] = []
     progress = Progress(BTC, 600, lambda reached, candles: told.append((reached, candles)))
     for one in (page([9]), page([]), page([], Span(300, 540)), page([11])):

@@ -87,9 +87,7 @@ def small_transactions(most: int) -> Iterator[None]:
 
 
 @given(st.integers(0, 10**9), st.integers(1, 4000), st.sets(TIMEFRAMES))
-def test_only_what_is_older_is_cut_and_no_bucket_that_is_not_wholly_older_is_touched(
-    head: int, days: int, derived: set[Timeframe]
-) -> None:
+def test_only_older_candles_and_wholly_older_buckets_are_trimmed(head: int, days: int, derived: set[Timeframe]) -> None:
     horizon = head - days * DAY_S
     if horizon < 0:
         return
@@ -102,7 +100,7 @@ def test_only_what_is_older_is_cut_and_no_bucket_that_is_not_wholly_older_is_tou
     assert horizon - cut < longest + 2 * DAY_S
 
 
-async def test_what_stays_is_whole_and_nothing_is_published(tmp_path: Path) -> None:
+async def test_remaining_derived_candles_have_their_base_and_nothing_is_published(tmp_path: Path) -> None:
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         world = World(database)
         head = 24 * 300
@@ -138,7 +136,7 @@ async def test_what_stays_is_whole_and_nothing_is_published(tmp_path: Path) -> N
         assert (await database.read(lambda store: store.first(SERIES))) == first
 
 
-async def test_a_hole_at_the_cut_goes_with_what_was_before_it(tmp_path: Path) -> None:
+async def test_a_gap_at_the_cut_is_trimmed_with_the_candles_before(tmp_path: Path) -> None:
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         world = World(database)
         head = 24 * 40
@@ -153,7 +151,7 @@ async def test_a_hole_at_the_cut_goes_with_what_was_before_it(tmp_path: Path) ->
 
 @settings(max_examples=examples(15))
 @given(st.integers(1, 60), st.integers(150, 24 * 70), st.lists(st.tuples(st.integers(0, 1600), st.integers(1, 200))))
-async def test_whatever_the_holes_and_wherever_it_stops_what_stays_is_whole(
+async def test_remaining_derived_candles_have_their_base_after_an_interruption_at_any_point(
     days: int, most: int, holes: list[tuple[int, int]]
 ) -> None:
     missing = {hour for start, count in holes for hour in range(start, start + count)}
@@ -185,7 +183,7 @@ async def test_a_transaction_is_bounded(tmp_path: Path) -> None:
         assert all(0 < before - after <= 100 for before, after in pairwise(counts))
 
 
-async def test_each_series_is_as_old_as_its_own_head(tmp_path: Path) -> None:
+async def test_age_is_counted_from_the_head_of_each_series(tmp_path: Path) -> None:
     other = SeriesId.parse("binance:futures:BTC/USDT:1m")
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         rows = [Candle(START + day * DAY_S, 1, 1, 1, 1, 1) for day in range(10)]
@@ -196,7 +194,7 @@ async def test_each_series_is_as_old_as_its_own_head(tmp_path: Path) -> None:
         assert await database.read(lambda store: store.newest(SERIES, 99)) == rows[:4]
 
 
-async def test_damaged_candles_are_trimmed_and_what_cannot_be_holds_up_no_other_series(tmp_path: Path) -> None:
+async def test_damaged_candles_are_trimmed_and_a_failure_does_not_delay_other_series(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     first, second = SERIES, SeriesId.parse("binance:spot:ETH/USDT:1h")
     rows = [candle(hour) for hour in range(24 * 100)]
@@ -218,7 +216,7 @@ async def test_damaged_candles_are_trimmed_and_what_cannot_be_holds_up_no_other_
                 assert left == rows[-len(left) :]
 
 
-async def test_a_series_that_cannot_be_trimmed_holds_up_no_other(
+async def test_a_series_that_cannot_be_trimmed_does_not_delay_other_series(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = SERIES, SeriesId.parse("binance:spot:ETH/USDT:1h")

@@ -88,13 +88,13 @@ def test_a_hole_is_declared_filled_in_part_confirmed_empty_and_lost() -> None:
     assert (name, sentence.endswith(": lost: the files are gone")) == ("gap.lost", True)
 
 
-def test_a_hole_that_is_declared_and_settled_in_one_transaction_was_settled() -> None:
+def test_a_gap_that_is_declared_and_settled_in_one_transaction_makes_one_event() -> None:
     declared = gaps.note([], [Span(at(5), at(6))])
     empty = gaps.confirm_empty(declared.applied_to([]), [Span(at(5), at(6))], "no trades", at(9))
     assert net(declared, empty) == [("gap.confirmed_empty", "a single candle is confirmed empty: no trades")]
 
 
-def test_thousands_of_holes_at_once_are_counted() -> None:
+def test_thousands_of_gaps_in_one_transaction_are_counted() -> None:
     holes = [Span(at(2 * number), at(2 * number + 1)) for number in range(5000)]
     told = net(gaps.note([], holes))
     assert len(told) == MAX_GAP_EVENTS + 1
@@ -141,7 +141,7 @@ def test_the_events_of_a_transaction_are_the_difference_that_it_makes(
         assert sum(counts) == len(times), (name, sentences)
 
 
-def test_a_series_that_is_computed_has_no_gaps_and_corrections_of_its_own() -> None:
+def test_a_derived_series_has_no_events_of_gaps_and_corrections() -> None:
     world = World()
     declared = gaps.note([], [Span(at(0), at(60))])
     world.events.committed([(BTC, declared), (HOUR, declared), (HOUR, Corrected(at(0), at(0), 1, "derived"))])
@@ -164,7 +164,7 @@ def test_corrections_name_their_source() -> None:
 # --- readings
 
 
-def test_a_tail_of_some_candles_is_routine_and_no_event() -> None:
+def test_a_short_tail_is_routine_and_makes_no_event() -> None:
     span = Span(at(0), at(5))
     assert reading_event(MINUTE, span, "tail", ROUTINE_CANDLES - 1, None) is None
     assert reading_event(MINUTE, span, "read", 1, None) is None
@@ -174,7 +174,7 @@ def test_a_tail_of_some_candles_is_routine_and_no_event() -> None:
         assert event.event == "history.read"
 
 
-def test_a_question_without_an_answer_is_told_once_while_it_is_repeated() -> None:
+def test_repeated_failed_requests_are_one_event() -> None:
     world = World()
     for minute in range(5):
         world.wall_s += 60
@@ -193,7 +193,7 @@ def test_a_question_without_an_answer_is_told_once_while_it_is_repeated() -> Non
 # --- streams
 
 
-def test_what_a_connection_goes_through_is_an_event_of_the_market() -> None:
+def test_events_of_a_connection_are_events_of_its_market() -> None:
     world = World()
     off, subscribed, live = StreamState.RECONNECTING, StreamState.SUBSCRIBED, StreamState.LIVE
     for number in range(1000):
@@ -261,7 +261,7 @@ def test_a_series_that_is_followed_says_what_is_stored(head: int | None, stored:
     assert not world.events.knows(HOUR)
 
 
-async def test_a_defect_in_what_notes_events_reaches_nobody_who_tells_of_them() -> None:
+async def test_a_defect_in_noting_an_event_does_not_reach_the_caller() -> None:
     def broken(_: SeriesId) -> bool:
         raise RuntimeError("a defect")
 

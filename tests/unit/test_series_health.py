@@ -13,12 +13,12 @@ def empty(start: int, end: int) -> Gap:
     return Gap(start, end, EMPTY, "shown", 0)
 
 
-def test_neighbouring_rows_are_one_hole_with_the_worst_state() -> None:
+def test_adjacent_gaps_are_joined_with_the_worst_state() -> None:
     ledger = [empty(60, 120), Gap(120, 180, UNKNOWN), empty(180, 240), empty(600, 660)]
     assert holes(M1, ledger, []) == [Hole(0, 240, 240, 3, UNKNOWN), Hole(540, 660, 120, 1, EMPTY)]
 
 
-def test_what_somebody_is_at_work_on_is_healing_and_only_when_all_of_it_is() -> None:
+def test_a_gap_is_healing_only_if_all_of_it_is_being_read() -> None:
     ledger = [Gap(60, 180, UNKNOWN), Gap(600, 720, UNKNOWN), empty(900, 960)]
     states = [hole.state for hole in holes(M1, ledger, [Span(0, 180), Span(600, 660), Span(840, 1200)])]
     assert states == [HEALING, UNKNOWN, EMPTY]

@@ -59,7 +59,7 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def test_all_are_followed_at_once_and_counted_as_they_come_up_to_date() -> None:
+async def test_all_series_are_followed_concurrently_and_counted_when_up_to_date() -> None:
     ingest = Ingest()
     sync = ingest.sync()
     assert sync.progress() == SweepProgress(5, 0, 0)
@@ -78,7 +78,7 @@ async def test_all_are_followed_at_once_and_counted_as_they_come_up_to_date() ->
     assert sorted(map(str, ingest.declared)) == sorted(map(str, ALL))
 
 
-async def test_one_that_fails_is_tried_again_and_one_that_hangs_holds_up_no_other(
+async def test_a_failed_series_is_retried_and_a_series_that_hangs_delays_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(startup_sync, "RETRY", Backoff(0.001, 60.0))
@@ -98,7 +98,7 @@ async def test_one_that_fails_is_tried_again_and_one_that_hangs_holds_up_no_othe
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("start-up")]
 
 
-async def test_a_series_that_is_refused_is_left_out_and_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refused_series_is_left_out_and_not_retried(caplog: pytest.LogCaptureFixture) -> None:
     ingest = Ingest()
     ingest.trouble[ALL[2]] = [UnknownSeries(str(ALL[2]), "the exchange lists no such symbol")]
     sync = ingest.sync()
@@ -111,7 +111,7 @@ async def test_a_series_that_is_refused_is_left_out_and_not_tried_again(caplog: 
     assert "is left out" in caplog.text
 
 
-async def test_a_mistake_of_the_program_is_told_and_the_series_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_defect_is_logged_and_the_series_is_retried(caplog: pytest.LogCaptureFixture) -> None:
     ingest = Ingest()
     ingest.trouble[ALL[2]] = [KeyError("a mistake")]
     sync = ingest.sync()
@@ -124,7 +124,7 @@ async def test_a_mistake_of_the_program_is_told_and_the_series_is_tried_again(ca
     assert "KeyError: 'a mistake'" in caplog.text
 
 
-async def test_progress_is_logged_now_and_then_and_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+async def test_progress_is_logged_periodically_and_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     ingest = Ingest()
     sync = ingest.sync()

@@ -54,7 +54,7 @@ def test_all_is_well() -> None:
     assert answer.store.ok
 
 
-def test_a_quiet_market_is_no_dead_one() -> None:
+def test_a_quiet_market_is_not_reported_as_unreachable() -> None:
     quiet = market(streams=(stream("subscribed"),), silent_s=None)
     answer = status(facts(quiet))
     assert (answer.status, answer.exchanges[0].state) == ("green", "live")
@@ -79,7 +79,9 @@ def test_a_quiet_market_is_no_dead_one() -> None:
         ({"streams": ()}, "idle", "idle"),
     ],
 )
-def test_what_is_the_matter_with_an_exchange(changes: dict[str, object], reason: StatusReason, state: str) -> None:
+def test_each_trouble_of_an_exchange_has_its_reason(
+    changes: dict[str, object], reason: StatusReason, state: str
+) -> None:
     answer = status(facts(market(**changes)))
     assert answer.status_reason == reason
     assert answer.status == STATUS[reason]
@@ -91,7 +93,7 @@ def test_what_is_the_matter_with_an_exchange(changes: dict[str, object], reason:
         assert exchange.since == NOW - 100, "since the first stream that failed"
 
 
-def test_until_when_an_exchange_is_left_alone_is_told_also_where_its_weight_is_not_counted() -> None:
+def test_the_end_of_a_ban_is_shown_even_if_weight_is_not_counted() -> None:
     contact = MarketContact("spot", (stream("reconnecting"),), unreachable=True, failure="429", left_alone_s=239.2)
     answer = status(facts(MarketFacts("okx", contact)))
     assert answer.exchanges[0].rest.banned_until == NOW + 240
@@ -100,13 +102,13 @@ def test_until_when_an_exchange_is_left_alone_is_told_also_where_its_weight_is_n
     )
 
 
-def test_why_rest_stands_in_for_a_stream_is_told() -> None:
+def test_the_reason_of_a_rest_fallback_is_shown() -> None:
     refused = replace(stream("rest_fallback"), detail="the handshake is refused")
     answer = status(facts(market(streams=(stream("live"), refused))))
     assert answer.detail == "binance spot: REST stands in for 1 of 2 streams: the handshake is refused"
 
 
-def test_what_is_the_matter_with_other_parts() -> None:
+def test_each_trouble_of_other_parts_has_its_reason() -> None:
     good = MarketFacts("binance", GOOD)
     one = status(facts(good, store=StoreFacts("the store cannot be written: disk full", None, 7)))
     assert (one.status, one.status_reason) == ("red", "store_unavailable")
@@ -135,7 +137,7 @@ def test_an_idle_service_is_green_and_says_why() -> None:
     assert status(facts(idle, series=[], ingest=False)).status_reason == "ingest_off"
 
 
-def test_a_dead_exchange_of_which_nothing_is_followed_is_idle() -> None:
+def test_an_unreachable_exchange_without_followed_series_is_idle() -> None:
     dead = MarketFacts("binance", MarketContact("futures", refused="451", unreachable=True))
     answer = status(facts(MarketFacts("binance", GOOD), dead))
     assert answer.status == "green"

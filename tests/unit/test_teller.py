@@ -56,7 +56,7 @@ def progress(*, left: bool, head: int = 600) -> Progress:
     return Progress(BTC, "other settings", 3, head, 6000, left=left)
 
 
-async def test_a_rebuild_is_running_now_and_then_and_done_at_its_end() -> None:
+async def test_messages_of_a_rebuild_are_throttled_and_its_end_is_sent() -> None:
     clock, hub = ManualClock(100.0), CandleHub()
     teller = Teller(hub, DerivedStep(Timeframe.parse("1m"), [Timeframe.parse("5m")]), clock)
     wire = watching(hub, BTC)
@@ -71,7 +71,7 @@ async def test_a_rebuild_is_running_now_and_then_and_done_at_its_end() -> None:
     assert [one["event"] for one in wire.taken()] == ["factor.rebuild"] * 2
 
 
-async def test_the_state_of_a_stream_is_told_to_who_watches_what_is_derived_too() -> None:
+async def test_the_state_of_a_stream_is_sent_to_subscribers_of_derived_series_too() -> None:
     hub = CandleHub()
     teller = Teller(hub, DerivedStep(Timeframe.parse("1m"), [Timeframe.parse("5m")]), ManualClock())
     base, derived = watching(hub, BTC), watching(hub, FIVE)

@@ -93,7 +93,7 @@ def test_only_what_a_series_id_can_name_is_ranked(name: str) -> None:
     assert [item.symbol for items in found.values() for item in items] == ["B/USDT"]
 
 
-async def test_an_answer_serves_everybody_for_a_while() -> None:
+async def test_an_answer_is_cached_until_it_expires() -> None:
     exchange = Exchange()
     exchange.silent.clear()
     tasks = [asyncio.create_task(exchange.top.top(QUERY)) for _ in range(5)]
@@ -117,7 +117,7 @@ async def test_an_answer_serves_everybody_for_a_while() -> None:
     assert exchange.asked == 3
 
 
-async def test_force_asks_anew_and_is_rationed() -> None:
+async def test_force_requests_a_new_answer_and_is_rate_limited() -> None:
     exchange = Exchange()
     for count in range(FORCED_MOST):
         answer = await exchange.top.top(QUERY, force=True)
@@ -132,7 +132,7 @@ async def test_force_asks_anew_and_is_rationed() -> None:
     assert not (await exchange.top.top(QUERY, force=True)).cached
 
 
-async def test_when_the_exchange_cannot_be_asked_the_last_answer_is_served_and_says_so() -> None:
+async def test_a_stale_answer_is_served_while_the_exchange_cannot_be_asked() -> None:
     exchange = Exchange()
     exchange.error = UpstreamError("it is down", 503)
     with pytest.raises(UpstreamError, match="it is down"):
@@ -153,7 +153,7 @@ async def test_when_the_exchange_cannot_be_asked_the_last_answer_is_served_and_s
         await exchange.top.top(QUERY)
 
 
-async def test_nobody_waits_long_for_an_exchange_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_to_an_exchange_that_does_not_answer_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top_markets, "ASK_TIMEOUT_S", 0.01)
     exchange = Exchange()
     exchange.silent.clear()
@@ -172,7 +172,7 @@ async def test_an_unknown_exchange_or_market_is_refused(query: TopQuery) -> None
     assert exchange.asked == 0
 
 
-async def test_a_follower_is_told_what_changes_and_when_trouble_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_sends_changes_and_the_beginning_of_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top_markets, "KEEP_ALIVE_S", 0.02)
     exchange = Exchange()
     real = TopMarkets(registry_of(exchange), clock=SYSTEM_CLOCK)
@@ -209,13 +209,13 @@ async def test_a_follower_is_told_what_changes_and_when_trouble_begins(monkeypat
         assert [event async for event in following if event is not None] == []
 
 
-async def test_a_follower_that_wants_so_many_answers_gets_them_and_the_end() -> None:
+async def test_a_stream_ends_after_the_requested_number_of_answers() -> None:
     exchange = Exchange()
     (only,) = [event async for event in exchange.top.follow(QUERY, 1.0, max_events=1)]
     assert only == replace(await exchange.top.top(QUERY), cached=False)
 
 
-async def test_the_end_comes_at_once_also_to_those_who_wait_for_the_exchange_or_between_two_looks() -> None:
+async def test_streams_end_at_once_also_while_they_wait() -> None:
     exchange = Exchange()
     resting = exchange.top.follow(QUERY, 3600.0)
     await anext(resting)

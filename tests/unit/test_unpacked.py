@@ -52,7 +52,7 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_table_whose_pieces_unpack_into_too_much_is_refused_before_one_is_unpacked(
+def test_a_table_with_too_large_pieces_is_refused_before_unpacking(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unpacked, "MAX_UNPACKED_BYTES", 1_000_000)
