@@ -176,7 +176,7 @@ async def test_without_a_time_of_the_exchange_the_wall_clock_counts(tmp_path: Pa
         assert (answer["now_time"], answer["missing_candles"]) == (START + 1505, 5)
 
 
-async def test_a_read_of_history_and_its_end_are_shown(tmp_path: Path) -> None:
+async def test_a_reading_of_history_and_its_end_are_shown(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         assert await made.judged() == ("red", "missing_head")
         await made.write(*range(10))
@@ -256,7 +256,7 @@ async def test_the_sweep_promises_no_healing_where_gaps_are_not_healed(tmp_path:
         assert (await made.get())["gaps"] == {"unknown": 4, "healing": 0, "confirmed_empty": 0, "lost": 0}
 
 
-async def test_a_series_that_waits_in_the_sweep_is_not_alarming(tmp_path: Path) -> None:
+async def test_a_series_that_waits_in_the_sweep_is_yellow(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         await made.write(0, 5)
 

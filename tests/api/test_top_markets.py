@@ -255,7 +255,7 @@ async def test_an_error_is_an_event_of_the_stream_which_goes_on(
         assert after[0] == "top_markets"
 
 
-async def test_streams_are_bounded_and_a_client_that_leaves_makes_room(
+async def test_open_streams_are_limited_and_a_client_that_leaves_frees_its_place(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.runtime.market_data.top_markets.streams, "most", 1)

@@ -137,7 +137,7 @@ def test_a_candle_that_was_posted_while_derived_timeframes_were_off_is_computed_
     assert whole[1].open == candles("1m", 5, 1, 0)[0].open
 
 
-def test_the_way_to_another_base_and_back_leaves_nothing_wrong(tmp_path: Path) -> None:
+def test_changing_the_base_and_back_leaves_no_difference(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     minutes = ("rest", "1m", 0, 90, 0)
     asyncio.run(run(path, "1m", ("5m", "15m"), [minutes]))

@@ -96,7 +96,7 @@ STEPS = st.lists(
 )
 @example(seed=3, steps=[("write", 0, 1), ("trim", 1, 1)], max_candles=2000, window=10_000)
 @example(seed=3, steps=[("write", 50, 60), ("trim", 70, 1), ("write", 0, 60)], max_candles=40, window=10_000)
-async def test_nothing_is_found_whatever_a_ledger_went_through(
+async def test_verify_finds_no_difference_after_any_history_of_a_ledger(
     seed: int, steps: list[tuple[str, int, int]], max_candles: int, window: int
 ) -> None:
     truth = walk(seed)
@@ -148,7 +148,7 @@ async def test_nothing_is_found_whatever_a_ledger_went_through(
     position=st.integers(0, 1000),
     how=st.sampled_from(["delete", "double", "move", "change"]),
 )
-async def test_any_row_that_is_damaged_is_found(seed: int, table: str, position: int, how: str) -> None:
+async def test_verify_finds_any_damaged_row(seed: int, table: str, position: int, how: str) -> None:
     time = "time" if table == "checkpoint" else "visible_time"
     number = {"factor_event": "event_no", "drawing": "version_id", "checkpoint": "kept"}[table]
     value = {"factor_event": "event", "drawing": "instruction", "checkpoint": "states"}[table]

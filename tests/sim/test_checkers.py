@@ -640,7 +640,7 @@ def test_a_break_is_caught(broken: Break, monkeypatch: pytest.MonkeyPatch) -> No
         assert known_outcome(scenario).wrong == (), "it is the break that is noticed"
 
 
-def test_chance_that_does_not_come_from_the_seed_changes_the_transcript(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_randomness_outside_the_seed_changes_the_transcript(monkeypatch: pytest.MonkeyPatch) -> None:
     made = IngestSupervisor.__init__
 
     def unseeded(self: IngestSupervisor, exchange: Exchange, ports: IngestPorts, settings: FollowSettings) -> None:

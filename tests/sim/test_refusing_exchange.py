@@ -156,7 +156,7 @@ async def caught_up(service: MarketRuntime) -> float:
 
 
 @pytest.mark.parametrize("status", [451, 403, 401])
-def test_a_market_that_refuses_all_is_asked_once_in_thirty_seconds_and_is_told_of_with_what_it_said(
+def test_a_market_that_refuses_all_is_asked_once_in_thirty_seconds_and_its_answer_is_shown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     async def live(service: MarketRuntime, exchange: Exchange) -> None:
@@ -186,7 +186,7 @@ def test_a_market_that_refuses_all_is_asked_once_in_thirty_seconds_and_is_told_o
     run(tmp_path, caplog, live)
 
 
-def test_a_refusal_that_comes_later_is_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_after_the_start_is_treated_alike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def live(service: MarketRuntime, exchange: Exchange) -> None:
         assert service.market_data.health is not None
         await caught_up(service)
@@ -202,9 +202,7 @@ def test_a_refusal_that_comes_later_is_no_other(tmp_path: Path, caplog: pytest.L
     run(tmp_path, caplog, live)
 
 
-def test_handshakes_that_are_refused_alone_leave_rest_to_bring_the_candles(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_with_refused_handshakes_candles_come_from_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def live(service: MarketRuntime, exchange: Exchange) -> None:
         exchange.streams = 403
         await caught_up(service)

@@ -155,7 +155,7 @@ def test_a_client_that_comes_back_within_the_idle_time_keeps_the_job(tell: Calla
 
 
 @pytest.mark.parametrize("series", [BTC, ETH], ids=["whitelist", "on demand"])
-def test_a_client_that_was_away_for_two_hours_gets_exactly_what_it_missed(
+def test_a_client_that_was_away_for_two_hours_gets_exactly_the_missed_candles(
     series: SeriesId, tell: Callable[[Story], None]
 ) -> None:
     async def story(runtime: MarketRuntime, exchange: SimulatedExchange) -> None:

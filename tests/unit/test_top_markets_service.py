@@ -235,7 +235,7 @@ async def test_streams_end_at_once_also_while_they_wait() -> None:
         await exchange.top.top(TopQuery("binance", "futures", "USDT", 1), force=True)
 
 
-async def test_streams_are_bounded_and_give_their_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_streams_are_limited_and_release_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top_markets, "MAX_STREAMS", 2)
     top = Exchange().top
     with top.streams.place():

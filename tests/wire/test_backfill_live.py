@@ -113,7 +113,7 @@ def audit(store: Path) -> None:
     assert found == {}
 
 
-async def test_deep_history_comes_oldest_first_while_live_goes_on_and_is_told_of(tmp_path: Path) -> None:
+async def test_deep_history_is_read_oldest_part_first_beside_live_candles_with_progress(tmp_path: Path) -> None:
     store, first = tmp_path / "store.sqlite", NEWEST - 15_000 * 60
     async with (
         Exchange(SimConfig(symbols=2, start=START, speed=120)) as exchange,
@@ -169,7 +169,7 @@ async def test_deep_history_comes_oldest_first_while_live_goes_on_and_is_told_of
     audit(store)
 
 
-async def test_after_kill_9_a_backfill_goes_on_where_it_was(tmp_path: Path) -> None:
+async def test_a_backfill_is_resumed_after_kill_9(tmp_path: Path) -> None:
     store, log = tmp_path / "store.sqlite", tmp_path / "log"
     flags = ["--startup-kline-sync-target-candles=100", "--audit-interval-s=0", "--derived-timeframes=5m"]
     flags += ["--enable-market-auto-tail-backfill=off"]
@@ -233,9 +233,7 @@ async def test_after_kill_9_a_backfill_goes_on_where_it_was(tmp_path: Path) -> N
     audit(store)
 
 
-async def test_a_ban_in_the_middle_of_deep_history_is_waited_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deep_history_waits_for_the_end_of_a_ban(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.DEEP, 0.1)
     store, first = tmp_path / "store.sqlite", NEWEST - 9_000 * 60
     async with (
@@ -251,7 +249,7 @@ async def test_a_ban_in_the_middle_of_deep_history_is_waited_out(
     audit(store)
 
 
-async def test_an_outage_in_deep_history_is_confirmed_and_never_asked_for_again(tmp_path: Path) -> None:
+async def test_an_outage_in_deep_history_is_confirmed_empty_and_never_requested_again(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     begin = START - 8000 * 60
     async with Exchange(SimConfig(symbols=2, start=begin)) as exchange:
@@ -284,7 +282,7 @@ async def complete_tail(service: Service, exchange: SimServer) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_freqtrades_files_then_the_archive_then_rest_fill_what_is_asked_for(tmp_path: Path) -> None:
+async def test_a_backfill_reads_freqtrades_files_then_the_archive_then_rest(tmp_path: Path) -> None:
     store, files = tmp_path / "store.sqlite", tmp_path / "freqtrade"
     first = (NEWEST // 86_400 - 40) * 86_400
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange:
@@ -312,7 +310,7 @@ async def test_freqtrades_files_then_the_archive_then_rest_fill_what_is_asked_fo
     audit(store)
 
 
-async def test_a_long_gap_at_the_start_comes_from_files_but_for_its_newest_part(tmp_path: Path) -> None:
+async def test_a_long_gap_at_the_start_is_read_from_files_except_for_its_newest_part(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     first = (NEWEST // 86_400 - 20) * 86_400
     async with Exchange(SimConfig(symbols=2, start=START)) as exchange:
@@ -334,7 +332,7 @@ async def test_a_long_gap_at_the_start_comes_from_files_but_for_its_newest_part(
     audit(store)
 
 
-async def test_a_series_that_comes_back_after_days_has_its_newest_part_at_once_and_the_rest_later(
+async def test_after_days_offline_a_series_gets_its_newest_candles_first(
     tmp_path: Path,
 ) -> None:
     store = tmp_path / "store.sqlite"

@@ -66,7 +66,7 @@ def pause(client: aiohttp.ClientWebSocketResponse) -> asyncio.Transport:
     return transport
 
 
-async def test_nothing_else_that_a_client_says_waits_for_its_catch_ups(service: Service) -> None:
+async def test_other_messages_of_a_client_do_not_wait_for_its_catch_ups(service: Service) -> None:
     session, client, _ = await connect(service)
     async with session:
         transport = pause(client)
@@ -123,7 +123,7 @@ async def test_catch_ups_alone_never_close_a_client_and_one_page_waits_at_a_time
 MANY = [SeriesId.parse(f"binance:spot:MANY{number}/USDT:1m") for number in range(1000)]
 
 
-async def test_a_thousand_series_of_one_connection_end_without_a_close_and_in_the_room_of_a_page(
+async def test_a_thousand_catch_ups_of_one_connection_hold_one_page_and_do_not_close_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 40
@@ -154,7 +154,7 @@ async def test_a_thousand_series_of_one_connection_end_without_a_close_and_in_th
     assert got == {"subscribed": len(MANY), "caught_up": len(MANY), "candle_closed": len(MANY) * each}
 
 
-async def test_a_subscription_that_starts_over_while_it_waits_comes_once_from_its_newest_since(
+async def test_a_waiting_catch_up_that_is_subscribed_again_is_sent_once_from_its_newest_since(
     service: Service,
 ) -> None:
     session, client, _ = await connect(service)
@@ -179,7 +179,7 @@ async def test_a_subscription_that_starts_over_while_it_waits_comes_once_from_it
     assert messages[1]["candle"]["candle_time"] == last
 
 
-async def test_a_client_that_leaves_with_catch_ups_to_come_is_given_back(service: Service) -> None:
+async def test_a_client_that_leaves_with_waiting_catch_ups_releases_its_references(service: Service) -> None:
     session, client, _ = await connect(service)
     async with session:
         transport = pause(client)

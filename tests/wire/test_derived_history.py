@@ -111,7 +111,7 @@ def audited(store: Path, *series: SeriesId) -> dict[SeriesId, SeriesAudit]:
         return {audit.series: audit for audit in verify(reader, MINUTE, TARGETS, series)}
 
 
-async def test_a_chart_of_days_is_not_empty_and_begins_with_the_exchanges_own_candles(tmp_path: Path) -> None:
+async def test_a_daily_series_begins_with_native_candles(tmp_path: Path) -> None:
     store, days = tmp_path / "store.sqlite", BASE.with_timeframe(DAY)
     async with SimServer(SimConfig(symbols=3, start=START)) as exchange, reading(store, exchange) as service:
         candles = await until_page(service, days, LISTED)
@@ -134,7 +134,7 @@ async def test_a_chart_of_days_is_not_empty_and_begins_with_the_exchanges_own_ca
     assert found[BASE].native == 0
 
 
-async def test_base_history_that_arrives_later_takes_their_place_and_is_no_revision(tmp_path: Path) -> None:
+async def test_later_base_history_replaces_native_candles_without_a_revision(tmp_path: Path) -> None:
     store, hours = tmp_path / "store.sqlite", BASE.with_timeframe(HOUR)
     async with SimServer(SimConfig(symbols=3, start=START)) as exchange, reading(store, exchange) as service:
         before = await until_page(service, hours, 500)
@@ -156,7 +156,7 @@ async def test_base_history_that_arrives_later_takes_their_place_and_is_no_revis
     assert found[hours].native == found[hours].count - len(rolled)
 
 
-async def test_a_subscription_to_an_empty_derived_series_brings_its_base_and_what_lies_before_it(
+async def test_a_subscription_of_an_empty_derived_series_reads_its_base_and_native_candles(
     tmp_path: Path,
 ) -> None:
     store, days = tmp_path / "store.sqlite", BASE.with_timeframe(DAY)
@@ -227,7 +227,7 @@ async def test_a_timeframe_that_is_neither_base_nor_derived_is_an_ordinary_serie
         assert status == 200, "it is derived from nothing"
 
 
-async def test_native_candles_that_cannot_be_read_are_asked_for_again(tmp_path: Path) -> None:
+async def test_failed_native_candles_are_retried(tmp_path: Path) -> None:
     days = BASE.with_timeframe(DAY)
     async with (
         SimServer(SimConfig(symbols=3, start=START)) as exchange,
@@ -241,7 +241,7 @@ async def test_native_candles_that_cannot_be_read_are_asked_for_again(tmp_path: 
         assert len(await until_page(service, days, LISTED)) == LISTED
 
 
-async def test_no_more_native_candles_are_asked_for_than_the_exchange_has(
+async def test_native_candles_before_the_exchanges_first_are_not_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "LISTED_DAYS", 30)
@@ -269,7 +269,7 @@ async def test_no_more_native_candles_are_asked_for_than_the_exchange_has(
         assert asked == []
 
 
-async def test_a_native_candle_that_the_exchange_does_not_show_yet_is_asked_for_again(
+async def test_a_native_candle_that_is_not_shown_yet_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That nothing comes for a bucket that has just ended does not say that the exchange's candles begin behind it."""
@@ -294,7 +294,7 @@ async def test_a_native_candle_that_the_exchange_does_not_show_yet_is_asked_for_
                 candles = await page(service, hours, limit=100)
 
 
-async def test_a_native_candle_that_no_clock_proves_is_asked_for_again_though_nobody_reads(
+async def test_a_native_candle_without_a_proof_of_its_close_is_retried_without_a_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end is long past."""
@@ -320,7 +320,7 @@ async def test_a_native_candle_that_no_clock_proves_is_asked_for_again_though_no
         assert alike(candles, theirs(exchange, hours, candles[0].time, candles[-1].time + 1))
 
 
-async def test_a_hole_in_the_base_keeps_its_native_candle_until_it_is_filled(tmp_path: Path) -> None:
+async def test_a_gap_in_the_base_keeps_its_native_candle_until_filled(tmp_path: Path) -> None:
     """An explicit backfill declares a hole before what is stored; the chart of hours stays whole meanwhile."""
     store, hours = tmp_path / "store.sqlite", BASE.with_timeframe(HOUR)
     async with (

@@ -129,7 +129,7 @@ def every_minute(closed: list[int]) -> bool:
     return closed == list(range(closed[0], closed[-1] + 60, 60))
 
 
-async def test_streams_that_are_acknowledged_and_silent_are_found_named_and_stood_in_for_by_rest(
+async def test_acknowledged_streams_without_frames_are_stale_and_replaced_by_rest(
     tmp_path: Path,
 ) -> None:
     async with following(tmp_path, *ALL) as (exchange, service), listening(service, SPOT) as client:
@@ -149,7 +149,7 @@ async def test_streams_that_are_acknowledged_and_silent_are_found_named_and_stoo
         assert not client.gaps()
 
 
-async def test_one_silent_stream_of_three_hundred_is_found_and_the_others_are_left_alone(
+async def test_one_silent_stream_of_three_hundred_is_subscribed_again_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(liveness, "RESUBSCRIBE", Backoff(1.0, 900.0))
@@ -171,7 +171,7 @@ async def test_one_silent_stream_of_three_hundred_is_found_and_the_others_are_le
             assert others == {"live"}, "subscribing one anew costs the others nothing"
 
 
-async def test_a_connection_on_which_all_is_silent_is_made_anew(
+async def test_a_connection_whose_streams_are_all_silent_is_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(liveness, "RESUBSCRIBE", Backoff(0.5, 900.0))
@@ -201,7 +201,7 @@ async def test_a_cut_over_the_minutes_end_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["with a subscriber", "without"])
-async def test_three_minutes_without_the_exchange_are_made_up_for(tmp_path: Path, watched: bool) -> None:
+async def test_candles_of_three_minutes_without_the_exchange_are_read_later(tmp_path: Path, watched: bool) -> None:
     async with following(tmp_path, *ALL, speed=60) as (exchange, service):
         client = Listener(service, SPOT) if watched else None
         if client is not None:
@@ -219,7 +219,7 @@ async def test_three_minutes_without_the_exchange_are_made_up_for(tmp_path: Path
             await client.end()
 
 
-async def test_when_streams_cannot_be_had_at_all_rest_brings_what_closes(tmp_path: Path) -> None:
+async def test_without_any_stream_closed_candles_come_from_rest(tmp_path: Path) -> None:
     async with SimServer(SimConfig(speed=60, symbols=2, faults=(RefuseConnect(),))) as exchange:
         names = ",".join(map(str, ALL))
         async with running_service(
@@ -287,7 +287,7 @@ async def test_a_final_frame_two_seconds_late_is_waited_for_though_rest_has_the_
         assert not [one for one in client.updates if isinstance(one, ClosedCandle) and one.revised]
 
 
-async def test_final_frames_that_are_lost_come_from_rest(tmp_path: Path) -> None:
+async def test_candles_of_lost_final_frames_come_from_rest(tmp_path: Path) -> None:
     async with following(tmp_path, SPOT, FUTURES, speed=60) as (exchange, service), listening(service, SPOT) as client:
         exchange.faults.add(DropClosed(every=2))
         await passed(exchange, 300)
@@ -313,7 +313,7 @@ async def test_rows_that_rest_shows_too_early_are_corrected_by_the_audit(
         await complete(service, exchange, SPOT)
 
 
-async def test_a_ban_in_the_middle_of_a_start_of_five_hundred_series_is_sat_out_and_the_streams_go_on(
+async def test_a_ban_during_the_start_of_five_hundred_series_delays_history_and_no_stream(
     tmp_path: Path,
 ) -> None:
     async with SimServer(SimConfig(speed=20, symbols=500)) as exchange:
@@ -333,7 +333,7 @@ async def test_a_ban_in_the_middle_of_a_start_of_five_hundred_series_is_sat_out_
             await until(lambda: service.runtime.startup.progress().done == 500, "all are up to date")
 
 
-async def test_duplicates_swaps_and_frames_that_are_none_change_nothing(tmp_path: Path) -> None:
+async def test_duplicate_swapped_and_invalid_frames_change_nothing(tmp_path: Path) -> None:
     async with following(tmp_path, *ALL, speed=40) as (exchange, service), listening(service, SPOT) as client:
         for fault in (Duplicate(every=3), Reorder(every=5), Malformed(every=2)):
             exchange.faults.add(fault)
@@ -385,7 +385,7 @@ async def test_the_hosts_time_zone_does_not_matter(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("skew_s", [90.0, -90.0])
-async def test_an_exchange_whose_clock_is_not_ours_is_followed_by_its_own(skew_s: float, tmp_path: Path) -> None:
+async def test_an_exchange_is_followed_by_its_own_clock(skew_s: float, tmp_path: Path) -> None:
     async with SimServer(SimConfig(speed=60, symbols=2, faults=(ClockSkew(skew_s=skew_s),))) as exchange:
         names = ",".join(map(str, ALL))
         async with running_service(
@@ -399,7 +399,7 @@ async def test_an_exchange_whose_clock_is_not_ours_is_followed_by_its_own(skew_s
             assert abs(int(str(health["now_time"])) - exchange.now_ms() // 1000) <= 60
 
 
-async def test_an_outage_of_the_exchange_is_a_confirmed_hole(tmp_path: Path) -> None:
+async def test_an_outage_of_the_exchange_is_confirmed_empty(tmp_path: Path) -> None:
     async with following(tmp_path, *ALL) as (exchange, service), listening(service, FUTURES) as client:
         exchange.faults.add(Outage(minutes=5))
         await passed(exchange, 540)
@@ -410,9 +410,7 @@ async def test_an_outage_of_the_exchange_is_a_confirmed_hole(tmp_path: Path) -> 
         assert gap.state == "confirmed_empty"
 
 
-async def test_a_revision_that_the_exchange_does_not_tell_is_found_by_the_audit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_revision_is_found_by_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
     async with (
         following(tmp_path, SPOT, FUTURES, audit_interval_s="0.1") as (exchange, service),
@@ -451,7 +449,7 @@ def klines_asked(exchange: SimServer, monkeypatch: pytest.MonkeyPatch) -> list[s
 
 @pytest.mark.parametrize("gone", [False, True], ids=["halted", "not listed any more"])
 @pytest.mark.parametrize("series", [SPOT_ETH, FUTURES_ETH], ids=["spot", "futures"])
-async def test_a_symbol_that_is_delisted_while_followed_is_named_left_alone_and_taken_up_again(
+async def test_a_delisted_symbol_is_reported_paused_and_followed_again_when_listed(
     series: SeriesId, gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(tmp_path, *ALL) as (exchange, service), listening(service, series) as client:
@@ -482,7 +480,7 @@ async def test_a_symbol_that_is_delisted_while_followed_is_named_left_alone_and_
         assert client.events() == ["stream.delisted", "stream.subscribed", "stream.live"]
 
 
-async def test_holes_of_a_delisted_symbol_are_filled_once_it_is_traded_again(
+async def test_gaps_of_a_delisted_symbol_are_filled_once_it_is_traded_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with following(tmp_path, SPOT_ETH) as (exchange, service):
@@ -528,7 +526,7 @@ async def test_a_symbol_that_is_not_listed_yet_is_followed_from_its_first_candle
                 assert whole[series][0].time == listings["ETHUSDT"].tape.first_s
 
 
-async def test_an_exchange_that_takes_connections_and_never_answers_holds_up_no_client(
+async def test_an_exchange_that_accepts_connections_and_never_answers_delays_no_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known_series, "PATIENCE_S", 0.2)

@@ -119,7 +119,7 @@ async def stored(database: SqliteDatabase, series: SeriesId) -> tuple[list[Candl
 
 
 @pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
-async def test_a_declared_hole_is_filled_and_an_outage_in_it_confirmed_and_never_asked_for_again(
+async def test_a_declared_gap_is_filled_and_its_outage_confirmed_empty_and_never_requested_again(
     series: SeriesId, tmp_path: Path
 ) -> None:
     store = tmp_path / "store.sqlite"
@@ -149,7 +149,7 @@ async def test_a_declared_hole_is_filled_and_an_outage_in_it_confirmed_and_never
         assert exchange.asked == 0
 
 
-async def test_a_hole_across_the_ends_of_intervals_is_filled_and_the_candles_on_both_sides_of_it_follow(
+async def test_a_filled_gap_updates_the_derived_candles_on_both_sides(
     tmp_path: Path,
 ) -> None:
     """Across midnight, with which five minutes, an hour and a day end; and five minutes up to the end of an hour."""
@@ -181,7 +181,7 @@ async def test_a_hole_across_the_ends_of_intervals_is_filled_and_the_candles_on_
 
 
 @pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
-async def test_a_hole_that_is_all_outage_costs_one_request(series: SeriesId, tmp_path: Path) -> None:
+async def test_a_gap_that_is_all_outage_costs_one_request(series: SeriesId, tmp_path: Path) -> None:
     async with exchange_with_outage() as exchange:
         truth = exchange.truth(series, OUTAGE.start - 6000, OUTAGE.end + 6000)
         async with healing(tmp_path / "store.sqlite", exchange) as (service, pipeline, database):
@@ -194,7 +194,7 @@ async def test_a_hole_that_is_all_outage_costs_one_request(series: SeriesId, tmp
     assert exchange.asked == 1
 
 
-async def test_history_before_the_first_stored_candle_comes_on_request(tmp_path: Path) -> None:
+async def test_history_before_the_first_stored_candle_is_read_on_request(tmp_path: Path) -> None:
     async with exchange_with_outage() as exchange, healing(tmp_path / "store.sqlite", exchange) as parts:
         service, pipeline, database = parts
         await pipeline.submit(SPOT, exchange.truth(SPOT, NOW - 6000, NOW - 600), "file")

@@ -48,7 +48,7 @@ async def store_with_hole(store: Path, exchange: SimServer) -> None:
         await service.runtime.market_data.ingest_candles_closed(BTC, truth(exchange, times))
 
 
-async def test_a_service_comes_up_to_date_and_heals_the_hole_that_its_store_declares(tmp_path: Path) -> None:
+async def test_a_service_becomes_current_and_heals_declared_gaps(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with SimServer(SimConfig(symbols=3, start=START + 20)) as exchange:
         await store_with_hole(store, exchange)
@@ -70,7 +70,7 @@ async def test_a_service_comes_up_to_date_and_heals_the_hole_that_its_store_decl
             assert (status, answer["code"]) == (404, "unknown_series")
 
 
-async def test_without_healing_the_hole_stays_and_is_red(tmp_path: Path) -> None:
+async def test_without_healing_a_gap_stays_and_is_red(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with SimServer(SimConfig(symbols=2, start=START + 20)) as exchange:
         await store_with_hole(store, exchange)

@@ -64,7 +64,7 @@ async def health(service: Service, series: SeriesId) -> Json:
 
 
 @pytest.mark.parametrize("ago", [0, 60 * 24 * 400])
-async def test_a_read_brings_what_the_files_have_however_old_they_are(tmp_path: Path, ago: int) -> None:
+async def test_a_read_gets_candles_of_files_of_any_age(tmp_path: Path, ago: int) -> None:
     candles = last_minutes(3000, ago)
     folder = files_with(tmp_path / "data", candles)
     async with running_service(
@@ -75,7 +75,7 @@ async def test_a_read_brings_what_the_files_have_however_old_they_are(tmp_path: 
         assert (await page(service, BTC_5M, limit=5))[-1].time >= candles[-1].time - 600
 
 
-async def test_the_start_and_a_subscription_bring_what_the_files_have(tmp_path: Path) -> None:
+async def test_the_start_and_a_subscription_read_files(tmp_path: Path) -> None:
     """A series of the whitelist is read at once; another one when somebody subscribes to it, who is sent it."""
     candles = last_minutes(2500, 30)
     folder = files_with(tmp_path / "data", candles)
@@ -110,7 +110,7 @@ async def test_the_start_and_a_subscription_bring_what_the_files_have(tmp_path: 
         assert (status, told["status_reason"]) == (200, "exchange_unreachable")
 
 
-async def test_what_no_file_has_is_unreachable_and_not_in_the_making(tmp_path: Path) -> None:
+async def test_without_a_file_the_exchange_is_reported_as_unreachable(tmp_path: Path) -> None:
     folder = files_with(tmp_path / "data", last_minutes(100))
     flags = OFFLINE | {"freqtrade_data_dir": str(folder), "whitelist": "binance:futures:BTC/USDT:1m"}
     async with running_service(
@@ -128,9 +128,7 @@ async def test_what_no_file_has_is_unreachable_and_not_in_the_making(tmp_path: P
             await asyncio.sleep(0.01)
 
 
-async def test_of_an_exchange_that_cannot_be_asked_at_all_files_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_files_of_an_unavailable_exchange_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ccxt_installed, "find_spec", lambda _: None)
     candles = last_minutes(50)
     folder = files_with(tmp_path / "data", candles, "kraken/BTC_USD-1m.feather")
@@ -142,7 +140,7 @@ async def test_of_an_exchange_that_cannot_be_asked_at_all_files_are_read(
         assert status == 404
 
 
-async def test_a_file_that_grows_is_read_on(tmp_path: Path) -> None:
+async def test_new_candles_of_a_growing_file_are_read(tmp_path: Path) -> None:
     candles = last_minutes(600)
     folder = files_with(tmp_path / "data", candles[:300])
     async with running_service(
@@ -153,7 +151,7 @@ async def test_a_file_that_grows_is_read_on(tmp_path: Path) -> None:
         await until_page(service, BTC, candles[100:])
 
 
-async def test_once_the_exchange_is_there_its_candles_follow_those_of_the_files(tmp_path: Path) -> None:
+async def test_candles_of_the_exchange_follow_those_of_the_files_once_it_answers(tmp_path: Path) -> None:
     """Its time counts from then on: it is 2023 there."""
     reserved = socket.create_server(("127.0.0.1", 0))
     port = reserved.getsockname()[1]

@@ -61,7 +61,7 @@ async def heard(socket: aiohttp.ClientWebSocketResponse, kind: str) -> dict[str,
             return message
 
 
-async def test_the_first_subscriber_starts_it_the_last_leaves_and_it_stops_after_its_idle_time(tmp_path: Path) -> None:
+async def test_a_job_starts_with_the_first_subscriber_and_stops_after_its_idle_time(tmp_path: Path) -> None:
     async with serving(tmp_path) as (exchange, service):
         async with (
             service.http.ws_connect(service.url + "/ws/market") as one,
@@ -87,7 +87,7 @@ def streams(exchange: SimServer) -> int:
     return sum(len(one.listener.session.names) for one in exchange._connections.values() if not one.closing)
 
 
-async def test_a_derived_series_is_ingested_by_way_of_its_base(tmp_path: Path) -> None:
+async def test_a_subscription_of_a_derived_series_starts_its_base(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, startup_kline_sync_target_candles="30") as (_, service),
         service.http.ws_connect(service.url + "/ws/market") as socket,
@@ -100,7 +100,7 @@ async def test_a_derived_series_is_ingested_by_way_of_its_base(tmp_path: Path) -
         assert jobs(service)[str(ETH)] == 2
 
 
-async def test_someone_who_comes_back_in_time_finds_it_running(tmp_path: Path) -> None:
+async def test_a_subscriber_within_the_idle_time_keeps_the_job_running(tmp_path: Path) -> None:
     async with serving(tmp_path, ondemand_idle_ttl_s="30") as (_, service):
         async with service.http.ws_connect(service.url + "/ws/market") as socket:
             await ask(socket, ETH)
@@ -113,7 +113,7 @@ async def test_someone_who_comes_back_in_time_finds_it_running(tmp_path: Path) -
             assert (await heard(socket, "subscribed"))["stream"] == "live"
 
 
-async def test_at_capacity_the_longest_idle_job_makes_room_else_it_is_refused(tmp_path: Path) -> None:
+async def test_at_capacity_the_longest_idle_job_is_stopped_or_the_subscription_refused(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, ondemand_max_jobs="1", ondemand_idle_ttl_s="300") as (_, service),
         service.http.ws_connect(service.url + "/ws/market") as socket,
@@ -133,7 +133,7 @@ async def test_at_capacity_the_longest_idle_job_makes_room_else_it_is_refused(tm
 
 
 @pytest.mark.parametrize("name", ["binance:spot:NO/SUCH:1m", "binance:margin:BTC/USDT:1m", "kraken:spot:BTC/USD:1m"])
-async def test_what_no_exchange_lists_is_refused_by_name_and_starts_nothing(name: str, tmp_path: Path) -> None:
+async def test_an_unlisted_series_is_refused_and_starts_nothing(name: str, tmp_path: Path) -> None:
     async with (
         serving(tmp_path, ondemand_max_jobs="1") as (_, service),
         service.http.ws_connect(service.url + "/ws/market") as socket,

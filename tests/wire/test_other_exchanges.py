@@ -68,7 +68,7 @@ def jobs(service: Service) -> set[str]:
     return {job.series_id for job in service.runtime.supervisors.jobs_state()}
 
 
-async def test_a_subscription_has_it_followed_and_it_stops_after_its_idle_time(tmp_path: Path) -> None:
+async def test_a_subscription_starts_a_job_that_stops_after_its_idle_time(tmp_path: Path) -> None:
     async with serving(tmp_path) as (exchange, service, made):
         assert made == [], "nothing is begun before somebody asks"
         for series in (BTC, FUTURES):
@@ -102,7 +102,7 @@ async def test_a_whitelisted_series_is_followed_from_the_start_and_derived(tmp_p
         assert stream["state"] == "live"
 
 
-async def test_an_outage_of_the_exchange_is_declared_and_shown_to_be_empty(tmp_path: Path) -> None:
+async def test_an_outage_of_the_exchange_is_declared_and_confirmed_empty(tmp_path: Path) -> None:
     async with serving(tmp_path, whitelist=str(BTC), enable_whitelist_ingest="on") as (exchange, service, _):
         await complete(service, exchange, BTC)
         exchange.faults.add(Outage(minutes=3, symbols=("BTCUSDT",), market="spot"))
@@ -120,7 +120,7 @@ async def test_an_outage_of_the_exchange_is_declared_and_shown_to_be_empty(tmp_p
         assert gaps == {"unknown": 0, "healing": 0, "confirmed_empty": 3, "lost": 0}
 
 
-async def test_a_list_without_the_symbol_says_little_and_a_second_one_a_while_later_that_it_is_gone(
+async def test_only_a_second_list_without_the_symbol_proves_it_delisted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(followed, "SUSPECT_LISTINGS_AGE_S", 1.0)
@@ -150,7 +150,7 @@ async def test_a_list_without_the_symbol_says_little_and_a_second_one_a_while_la
         await until(lambda: state() != "delisted", "it is traded again")
 
 
-async def test_a_read_fetches_the_tail_though_nobody_follows(tmp_path: Path) -> None:
+async def test_a_read_requests_the_tail_of_a_series_that_is_not_followed(tmp_path: Path) -> None:
     async with serving(tmp_path, market_auto_tail_backfill_max_candles="50") as (exchange, service, _):
         async with asyncio.timeout(WAIT_S):
             while len(candles := await stored(service, BTC)) < 49:
@@ -167,7 +167,7 @@ async def test_a_read_fetches_the_tail_though_nobody_follows(tmp_path: Path) -> 
         ("nope:spot:BTC/USDT:1m", "ccxt"),
     ],
 )
-async def test_what_cannot_be_had_is_unknown_with_a_sentence(tmp_path: Path, series_id: str, sentence: str) -> None:
+async def test_an_unavailable_series_is_unknown_with_a_sentence(tmp_path: Path, series_id: str, sentence: str) -> None:
     async with serving(tmp_path) as (_, service, _):
         status, answer = await service.get("/api/market/candles", series_id=series_id)
         assert (status, answer["code"]) == (404, "unknown_series")
@@ -180,7 +180,7 @@ async def test_what_cannot_be_had_is_unknown_with_a_sentence(tmp_path: Path, ser
         assert not jobs(service)
 
 
-async def test_what_only_comes_from_outside_is_served_under_a_name_that_no_exchange_has(tmp_path: Path) -> None:
+async def test_posted_candles_are_served_under_a_name_that_no_exchange_has(tmp_path: Path) -> None:
     series = "mine:spot:BTC/USDT:1m"
     candle = {"candle_time": 1_700_000_040, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 10.0}
     async with serving(tmp_path) as (_, service, _):
@@ -195,7 +195,7 @@ async def test_what_only_comes_from_outside_is_served_under_a_name_that_no_excha
         assert not jobs(service)
 
 
-async def test_what_the_venue_has_no_room_for_is_refused_with_how_many_series_fit(
+async def test_a_series_beyond_the_venues_limit_is_refused_with_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pointed, "rate_limit_ms", 24_000.0)
@@ -215,7 +215,7 @@ def too_many() -> str:
     return ",".join(f"hyperliquid:futures:S{number}/USDC:1m" for number in range(20))
 
 
-async def test_a_whitelist_that_its_venue_has_no_room_for_stops_the_start_with_how_many_series_fit(
+async def test_a_whitelist_beyond_the_venues_limit_ends_the_start_with_the_limit(
     tmp_path: Path,
 ) -> None:
     flags = {"database_url": f"sqlite:///{tmp_path}/store.sqlite", "whitelist": too_many()}
@@ -231,13 +231,13 @@ class Every(CcxtEntry):
         return None
 
 
-async def test_a_whitelist_with_an_exchange_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
+async def test_a_whitelist_with_an_unavailable_exchange_ends_the_start(tmp_path: Path) -> None:
     flags = {"database_url": f"sqlite:///{tmp_path}/store.sqlite", "whitelist": str(BTC)}
     with pytest.raises(BadFlag, match=r"simex:spot:BTC/USDT:1m: .*ccxt"):
         build_market_runtime(load_flags(flags))
 
 
-async def test_with_history_over_rest_off_a_series_is_followed_from_the_candle_in_progress_on(tmp_path: Path) -> None:
+async def test_with_history_over_rest_off_a_series_is_followed_from_the_forming_candle_on(tmp_path: Path) -> None:
     flags = {"whitelist": str(BTC), "enable_whitelist_ingest": "on", "enable_ccxt_backfill": "off"}
     async with serving(tmp_path, **flags) as (exchange, service, _):
         began = exchange.now_ms() // 60_000 * 60

@@ -148,7 +148,7 @@ async def reading(
 
 
 @pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
-async def test_the_tail_of_a_series_that_nobody_follows_is_there_for_the_next_read(
+async def test_the_tail_of_a_series_that_is_not_followed_is_stored_for_the_next_read(
     series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with reading(tmp_path, around=retrying(0.2)) as world:
@@ -171,7 +171,7 @@ async def test_the_tail_of_a_series_that_nobody_follows_is_there_for_the_next_re
         assert world.service.runtime.supervisors.jobs_state() == [], "nothing is followed for it"
 
 
-async def test_what_is_up_to_date_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_requested_for_a_current_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with reading(tmp_path, around=retrying(0.0), max_candles=50) as world:
         await world.until_page(lambda page: len(page) == 50, SPOT, limit=50)
         asked = len(world.exchange.asked)
@@ -181,7 +181,7 @@ async def test_what_is_up_to_date_is_not_asked_for(tmp_path: Path, monkeypatch: 
         assert len(world.exchange.asked) == asked
 
 
-async def test_two_thousand_users_who_ask_for_the_same_tail_make_one_request(tmp_path: Path) -> None:
+async def test_two_thousand_reads_of_one_tail_make_one_request(tmp_path: Path) -> None:
     async with reading(tmp_path, max_candles=500) as world:
         exchange, service = world.exchange, world.service
         exchange.open.clear()
@@ -204,7 +204,7 @@ async def test_two_thousand_users_who_ask_for_the_same_tail_make_one_request(tmp
         assert exchange.asked == [("spot", NEWEST + 60 - 500 * 60)]
 
 
-async def test_a_head_that_is_further_back_than_one_read_may_fetch_leaves_a_hole_that_is_healed(tmp_path: Path) -> None:
+async def test_a_tail_beyond_the_limit_of_a_read_leaves_a_gap_that_is_healed(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with Exchange(SimConfig(symbols=3, start=START)) as exchange:
         old = truth(exchange, SPOT, range(NEWEST - 6000 * 60, NEWEST - 5000 * 60, 60))
@@ -222,7 +222,7 @@ async def test_a_head_that_is_further_back_than_one_read_may_fetch_leaves_a_hole
 
 
 @pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
-async def test_who_scrolls_back_comes_to_the_listing_and_then_the_exchange_is_left_alone(
+async def test_scrolling_back_ends_at_the_listing_and_requests_nothing_then(
     series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "LISTED_DAYS", 3)
@@ -250,7 +250,7 @@ async def test_who_scrolls_back_comes_to_the_listing_and_then_the_exchange_is_le
         assert len(world.exchange.asked) == asked
 
 
-async def test_a_derived_series_is_covered_by_way_of_its_base(tmp_path: Path) -> None:
+async def test_a_read_of_a_derived_series_requests_its_base(tmp_path: Path) -> None:
     async with reading(tmp_path, max_candles=700, derived_native_candles="0") as world:
         assert await world.page(SPOT_1H, limit=30) == []
 
@@ -276,7 +276,7 @@ class Later(SystemClock):
         return super().monotonic_s() + 15.0
 
 
-async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_attempt_is_followed_by_a_cooldown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with reading(tmp_path, max_candles=100) as world:
         await world.until_page(lambda page: len(page) == 100, SPOT, limit=100)
         await world.exchange.advance(600)
@@ -292,7 +292,7 @@ async def test_an_attempt_is_followed_by_a_cool_down(tmp_path: Path, monkeypatch
         assert len(world.exchange.asked) == asked + 1
 
 
-async def test_a_ban_in_the_middle_leaves_what_came_before_and_the_rest_comes_after_it(
+async def test_a_ban_during_a_read_keeps_the_candles_before_and_delays_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.READ, 0.1)
@@ -321,7 +321,7 @@ async def test_a_ban_in_the_middle_leaves_what_came_before_and_the_rest_comes_af
         assert len(starts) <= 5
 
 
-async def test_while_the_exchange_is_away_what_is_stored_is_served_at_once(
+async def test_stored_candles_are_served_at_once_while_the_exchange_is_unreachable(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = tmp_path / "store.sqlite"
@@ -338,7 +338,7 @@ async def test_while_the_exchange_is_away_what_is_stored_is_served_at_once(
         assert await world.page(SPOT, limit=1000) == candles
 
 
-async def test_what_the_exchange_does_not_list_and_other_exchanges_are_not_asked_for(
+async def test_unlisted_symbols_and_unknown_exchanges_cost_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with reading(tmp_path, around=retrying(0.0)) as world:
@@ -375,7 +375,7 @@ class Follower:
 
 
 @pytest.mark.parametrize("head_start", [0, 1, 3], ids=["with the follow", "soon after it", "later"])
-async def test_a_read_and_a_follow_that_start_at_the_same_moment_give_no_double_and_no_hole(
+async def test_a_read_and_a_follow_at_the_same_time_leave_no_duplicate_and_no_gap(
     head_start: int, tmp_path: Path
 ) -> None:
     async with reading(tmp_path, speed=60, max_candles=2000, startup_kline_sync_target_candles="2000") as world:

@@ -112,7 +112,7 @@ def times(messages: list[dict[str, object]]) -> list[int]:
     return [one["candle"]["candle_time"] for one in messages if one["type"] == "candle_closed"]  # type: ignore[index]
 
 
-async def test_the_outage_is_followed_confirmed_declared_once_and_never_fetched_again(
+async def test_the_outage_is_confirmed_empty_declared_once_and_never_requested_again(
     real_data: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store.sqlite"

@@ -65,7 +65,7 @@ async def with_a_past(service: Service, exchange: SimServer, *, holes: bool = Tr
         await service.runtime.market_data.ingest_candles_closed(series, truth(exchange, series, past))
 
 
-async def test_nothing_that_closed_before_a_series_was_followed_is_read_over_rest_whoever_wants_it(
+async def test_candles_from_before_the_live_edge_are_never_read_over_rest(
     tmp_path: Path,
 ) -> None:
     store = tmp_path / "store.sqlite"
@@ -102,7 +102,7 @@ async def test_nothing_that_closed_before_a_series_was_followed_is_read_over_res
             assert (answer["status"], answer["status_reason"]) == ("red", "interior_gap")
 
 
-async def test_files_fill_what_rest_may_not(tmp_path: Path) -> None:
+async def test_files_fill_history_that_rest_must_not(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with Exchange(SimConfig(symbols=2, start=START, speed=10.0)) as exchange:
         for series in (SPOT, UNFOLLOWED):

@@ -28,7 +28,7 @@ async def edges(service: Service) -> tuple[int, int] | None:
     return int(candles[0]["candle_time"]), head
 
 
-async def test_a_service_trims_to_its_days_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_trims_old_candles_while_it_ingests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "PERIOD_S", 0.05)
     store = tmp_path / "store.sqlite"
     flags = {"startup_kline_sync_target_candles": "6000", "retention_days": "1", "whitelist": str(SERIES)}

@@ -216,7 +216,7 @@ async def test_without_ingest_the_status_is_green_and_says_so(tmp_path: Path) ->
         assert (await status(service))["status_reason"] == "idle"
 
 
-async def test_a_series_on_demand_goes_from_reconnecting_to_live_before_its_watchers_eyes(tmp_path: Path) -> None:
+async def test_the_status_stream_shows_an_on_demand_series_go_live(tmp_path: Path) -> None:
     async with (
         SimServer(SimConfig(symbols=2)) as exchange,
         running_service(tmp_path / "store.sqlite", exchange, **FEW) as service,

@@ -175,7 +175,7 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
 FIELDS = ("candle_time", "open", "high", "low", "close", "volume")
 
 
-async def test_damage_is_told_though_nobody_reads(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_damage_is_reported_without_a_reader(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
     spoil(store, CUT)
     async with service_on(store) as service:
@@ -197,7 +197,7 @@ async def test_health_is_well_again_once_the_chunk_can_be_read_again(store: Path
         await wait_for_health_without_damage(service)
 
 
-async def test_a_notice_of_damage_ends_with_the_damaged_candles_though_nobody_reads_them(
+async def test_a_notice_of_damage_ends_with_the_damage_without_a_reader(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
@@ -210,7 +210,9 @@ async def test_a_notice_of_damage_ends_with_the_damaged_candles_though_nobody_re
         await wait_for_health_without_damage(service)
 
 
-async def test_damage_that_has_no_room_on_the_board_is_no_hole(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_damage_beyond_the_limit_of_notices_is_not_taken_for_a_gap(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(damage, "MAX_DAMAGED_PARTS", 0)
     spoil(store, CUT)
     async with SqliteDatabase(store) as database:
@@ -218,7 +220,7 @@ async def test_damage_that_has_no_room_on_the_board_is_no_hole(store: Path, monk
         assert found == store_scrub.Slice(START + (COUNT - 1) * 60, [])
 
 
-async def test_damage_that_was_mended_while_a_reader_looked_at_an_older_state_is_no_hole(store: Path) -> None:
+async def test_damage_that_is_mended_during_an_older_read_is_not_taken_for_a_gap(store: Path) -> None:
     first, last = spoil(store, CUT)
     async with SqliteDatabase(store) as database:
 
@@ -253,7 +255,7 @@ def break_table(store: Path, table: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["ledger", "factor_event", "drawing", "checkpoint"])
-async def test_a_ledger_that_cannot_be_read_is_red_is_logged_once_and_costs_no_candle(
+async def test_an_unreadable_ledger_is_red_is_logged_once_and_loses_no_candle(
     store: Path, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with service_on(store) as service, asyncio.timeout(60):
@@ -372,7 +374,7 @@ def without_types(store: Path, statement: str) -> None:
         "UPDATE series SET origin = 77",
     ],
 )
-async def test_values_that_no_statement_of_ours_has_written_are_damage(
+async def test_values_of_foreign_types_are_damage(
     store: Path, statement: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_types(store, statement)
@@ -399,7 +401,7 @@ async def test_values_that_no_statement_of_ours_has_written_are_damage(
     assert "Traceback" not in capsys.readouterr().err
 
 
-async def test_sound_candles_say_nothing_of_a_damaged_ledger(store: Path) -> None:
+async def test_readable_candles_do_not_clear_the_notice_of_a_damaged_ledger(store: Path) -> None:
     async with SqliteDatabase(store) as database:
         at = START + 60
         of_ledger = Damage(BTC, Span(at, at + 1), "nonsense", Kept.EVENTS)
@@ -411,7 +413,7 @@ async def test_sound_candles_say_nothing_of_a_damaged_ledger(store: Path) -> Non
         assert database.damage.parts() == []
 
 
-async def test_a_chunk_that_is_gone_without_a_trace_is_declared_by_the_page_and_then_by_the_ledger(
+async def test_a_lost_chunk_is_declared_by_the_page_and_then_by_the_gap_ledger(
     store: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, last = spoil(store, "DELETE FROM candle_chunk WHERE chunk_id = :id")
@@ -455,7 +457,7 @@ def cut_page(store: Path, which: int = 2) -> tuple[int, int]:
     return first, last
 
 
-async def test_a_page_that_cannot_be_read_costs_no_base_candle_that_completes_a_bucket_of_it(
+async def test_a_damaged_page_of_a_derived_series_loses_no_base_candle(
     store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, last = cut_page(store, 7)
@@ -480,7 +482,7 @@ async def test_a_page_that_cannot_be_read_costs_no_base_candle_that_completes_a_
     assert not any(record.exc_info for record in caplog.records)
 
 
-async def test_a_page_of_the_file_that_sqlite_cannot_read_costs_its_own_candles_alone(
+async def test_a_page_of_the_file_that_sqlite_cannot_read_loses_its_own_candles_alone(
     store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, last = cut_page(store)
@@ -492,7 +494,7 @@ async def test_a_page_of_the_file_that_sqlite_cannot_read_costs_its_own_candles_
     assert "Traceback" not in caplog.text
 
 
-async def test_a_batch_of_several_series_is_stored_but_for_the_damaged_one(store: Path) -> None:
+async def test_a_batch_of_several_series_is_stored_except_for_the_damaged_series(store: Path) -> None:
     first, _ = spoil(store, CUT)
     async with service_on(store) as service:
         pipeline = service.runtime._pipeline

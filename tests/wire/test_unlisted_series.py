@@ -19,7 +19,7 @@ from support.running_service import Service, running_service
 from support.upstream import complete, passed, stored, until
 
 
-async def test_backfill_of_what_the_exchange_does_not_list_ends_at_once_and_stores_nothing(tmp_path: Path) -> None:
+async def test_a_backfill_of_an_unlisted_symbol_ends_at_once_and_stores_nothing(tmp_path: Path) -> None:
     async with SimServer(SimConfig(symbols=2, contracts=True, odd_symbols=True)) as exchange:
         start = exchange.now_ms() // 60_000 * 60 - 3600
         quarterly = next(name for name in exchange.exchange.futures if "_" in name)
