@@ -1,4 +1,4 @@
-"""Compression over real sockets: JSON and the page's files, in the coding that the client takes."""
+"""Compression over real sockets: JSON and the page's files, in the coding that the client accepts."""
 
 from collections.abc import AsyncIterator
 from importlib import resources

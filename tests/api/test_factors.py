@@ -1,4 +1,4 @@
-"""Factors and drawings over HTTP: of one candle, without a look ahead, and told apart from what lags."""
+"""Factors and drawings over HTTP: of one candle, without look-ahead, and refused while they lag."""
 
 import math
 import random

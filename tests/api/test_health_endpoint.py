@@ -39,7 +39,7 @@ def candle(minute: int) -> Candle:
 
 
 class World:
-    """A service whose exchange is what a test says: its time, its streams, its history, what it lists."""
+    """A service with an exchange that a test controls: time, streams, history, listings."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -63,7 +63,7 @@ class World:
         self.startup: StartupSync | None = None
 
     def serve(self) -> None:
-        """Health as it is configured now."""
+        """A service with the current flags of health."""
         runtime = self.service.runtime
         runtime.market_data.health = HealthService(
             database=runtime._database,

@@ -92,7 +92,7 @@ def test_every_answer_is_documented(document: BaseSchema, token: str | None, sub
 
 
 def hold_against_the_document(operation: Operation, token: str | None, answered: set[int]) -> None:
-    """Send what is drawn for one operation, in and out of its documented form."""
+    """Send generated requests of one operation, valid and invalid ones."""
     # What a request that the document allows may still be refused for, in a sentence, is more than it can say.
     excluded: list[CheckFunction] = [positive_data_acceptance]
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}

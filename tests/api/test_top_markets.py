@@ -29,7 +29,7 @@ PATH = "/api/market/top_markets"
 
 
 class Exchange(FakeExchange):
-    """What the exchange tells."""
+    """The exchange's answers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ class Socket:
         return message
 
     async def settle(self) -> list[dict[str, object]]:
-        """All messages up to now: a ping is answered behind them."""
+        """All messages so far; a pong comes after them."""
         await self.send(type="ping")
         messages = []
         while (message := await self.next()) != {"type": "pong"}:

@@ -1,4 +1,4 @@
-"""/ws/market: whatever is sent, each answer is one of the protocol's, the connection stays, and nothing is left."""
+"""/ws/market: for any message each answer is valid, the connection stays, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ PROTOCOL: Mapping[str, tuple[Mapping[str, Callable[[object], bool]], Mapping[str
 
 
 def check_answer(text: str) -> str:
-    """The type of an answer that is one of the protocol's."""
+    """The type of a valid answer."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON: {text[:200]}")
@@ -133,7 +133,7 @@ def is_ping(message: str | bytes) -> bool:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Service]]:
-    """A service that follows a simulated exchange, and the loop that it runs on while somebody waits for something."""
+    """A service that follows a simulated exchange, and its event loop."""
 
     async def start(stack: AsyncExitStack, store: Path) -> Service:
         exchange = await stack.enter_async_context(SimServer(SimConfig(speed=60, symbols=2)))
@@ -159,7 +159,7 @@ def test_every_answer_is_the_protocols_and_the_connection_stays(
 
 
 async def talk(service: Service, sent: Sequence[str | bytes]) -> None:
-    """Send all of it, then a ping; the answer to that comes behind all others."""
+    """Send all messages, then a ping, whose answer comes last."""
     async with service.http.ws_connect(service.url + "/ws/market", max_msg_size=0) as socket:
         for message in (*sent, '{"type":"ping"}'):
             if isinstance(message, str):

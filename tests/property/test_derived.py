@@ -1,4 +1,4 @@
-"""Derived candles: the bits are a function of the base candles alone, whichever way they are folded."""
+"""Derived candles: the bits are a function of the base candles alone, however they are folded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def bits(candles: Iterable[Candle]) -> list[tuple[object, ...]]:
 
 
 def by_definition(target: Timeframe, base: Timeframe, open_time: int, stored: dict[int, Candle]) -> Candle | None:
-    """The fold of the bucket of `target` at `open_time`, straight from the definition."""
+    """The fold of the bucket of `target` at `open_time`, directly by the definition."""
     if target == base:
         return stored.get(open_time)
     parent = parent_of(target, base)
@@ -151,7 +151,8 @@ def test_a_long_run_folds_into_what_each_bucket_folds_into_alone(candles: list[C
 
 
 def test_volumes_are_added_along_the_chain_and_not_straight_from_the_minutes() -> None:
-    """One big minute among small ones: the straight sum loses them all, the chain keeps those that it adds up first."""
+    """One large minute among small ones: the direct sum loses all small ones, the chain keeps those that it adds
+    first."""
     candles = [Candle(TURN + 60 * at, 1.0, 1.0, 1.0, 1.0, 2.0**53 if at == 0 else 1.0) for at in range(15)]
     assert roll_up(candles, MINUTE, (frame("5m"),))[frame("5m")][0].volume == 2.0**53
     assert roll_up(candles, MINUTE, (frame("15m"),))[frame("15m")][0].volume == 2.0**53 + 8
@@ -232,7 +233,7 @@ def test_a_base_whose_candles_open_at_other_times_is_named_as_the_reason() -> No
 
 @pytest.mark.parametrize("base", KNOWN, ids=str)
 def test_timeframes_of_no_exchange_are_leaves(base: Timeframe) -> None:
-    """So the bits of a timeframe do not depend on which others there are."""
+    """Therefore the bits of a timeframe do not depend on the other timeframes."""
     for target in ADMITTED:
         if divides(base, target):
             parents = [base, *chain_to(target, base)[:-1]]
@@ -276,7 +277,7 @@ def test_a_month_is_made_of_whole_days_only() -> None:
 
 
 def test_of_equal_prices_the_first_one_counts() -> None:
-    """It matters for the sign of a zero alone, but then in the stored bits."""
+    """This affects only the sign of a zero, but also in the stored bits."""
     nothing = Candle(TURN, 0.0, 0.0, -0.0, 0.0, 0.0)
     mirrored = Candle(TURN + 60, -0.0, -0.0, 0.0, -0.0, -0.0)
     expected = bits([Candle(TURN, 0.0, 0.0, -0.0, -0.0, 0.0)])
@@ -402,7 +403,7 @@ def test_touched_buckets_are_ascending_and_hold_exactly_the_times(times: list[in
 
 
 def closed_so_far(target: Timeframe, base: Timeframe, candles: Sequence[Candle], forming: Candle) -> tuple[object, ...]:
-    """What the closed fold would make of the bucket if `forming` were closed as it is."""
+    """The closed fold of the bucket with `forming` taken as closed."""
     return bits([roll_up([*candles, forming], base, (target,))[target][-1]])[0]
 
 
@@ -410,7 +411,7 @@ def closed_so_far(target: Timeframe, base: Timeframe, candles: Sequence[Candle],
 def test_each_forming_candle_is_the_closed_fold_as_if_the_minute_ended_now(
     candles: list[Candle], targets: set[Timeframe], data: st.DataObject
 ) -> None:
-    """Hence the last forming values of a bucket are those of its closed candle, bit for bit."""
+    """Therefore the last forming values of a bucket equal its closed candle, bit for bit."""
     buckets = FormingBuckets(SERIES, tuple(targets))
     for at, candle in enumerate(candles):
         early = Candle(candle.time, *data.draw(VALUES))
@@ -448,7 +449,7 @@ def test_a_resume_gives_the_same_forming_candles_as_no_interruption(
 
 
 class MinutesStored:
-    """A store that holds minutes and no link; it notes what it was asked for."""
+    """A store of minutes without links, which notes its reads."""
 
     def __init__(self, candles: Sequence[Candle]) -> None:
         self.candles = candles

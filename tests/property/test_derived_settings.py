@@ -41,7 +41,7 @@ def series_of(code: str) -> SeriesId:
 
 
 def candles(code: str, first: int, count: int, salt: int) -> list[Candle]:
-    """Of any values; `salt` makes them others than the same ones before."""
+    """Candles of any values, which differ by `salt`."""
     step = Timeframe.parse(code).seconds
     made = []
     for number in range(first, first + count):
@@ -51,7 +51,7 @@ def candles(code: str, first: int, count: int, salt: int) -> list[Candle]:
 
 
 async def run(path: Path, base: str, targets: Sequence[str], writes: Sequence[tuple[str, str, int, int, int]]) -> None:
-    """One run with these flags: settle, write, and stop as soon as all is computed anew."""
+    """One run with these flags: settle, write, and stop when all series are recomputed."""
     step = DerivedStep(Timeframe.parse(base), [Timeframe.parse(code) for code in targets])
     async with InThreadSqliteDatabase(path, pause=no_pause) as database:
         pipeline = IngestPipeline(database, step, no_ledger(), lambda _: None, lambda: 1_800_000_000.0)
@@ -74,7 +74,7 @@ async def run(path: Path, base: str, targets: Sequence[str], writes: Sequence[tu
 
 
 def audits(path: Path) -> dict[str, SeriesAudit]:
-    """What `verify` finds, as the command calls it."""
+    """The findings of `verify`, called as by the command."""
     with SqliteReader(path) as store:
         known = store.read(lambda look: look.derived_settings())
         assert known is not None

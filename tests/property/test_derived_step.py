@@ -88,7 +88,7 @@ class World:
         self.confirmed -= {row.time for row in rows}
 
     async def confirm(self, spans: list[Span]) -> None:
-        """Only what is a hole can be confirmed."""
+        """Only gaps can be confirmed."""
         if not self.base:
             return
         await self.submit([], Empty(spans[:1], "a test says so"))
@@ -148,7 +148,7 @@ async def test_stored_candles_are_a_function_of_the_final_base_candles(steps: li
 
 
 def check_ledger(store: CandleStore, world: World) -> None:
-    """Every missing minute is in the ledger, in its state, and nothing else is."""
+    """Every missing minute is in the ledger, with its state, and no other time is."""
     ledger: dict[int, GapState] = {}
     for gap in store.gaps(SERIES):
         assert (gap.proof is not None) == (gap.state is GapState.CONFIRMED_EMPTY)

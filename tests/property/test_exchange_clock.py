@@ -1,4 +1,4 @@
-"""ExchangeClock against a model exchange: two clocks that drift, jump, lie, stand still and run at any speed."""
+"""ExchangeClock against a model exchange: two clocks that drift, jump, are wrong, stand still and run at any speed."""
 
 from __future__ import annotations
 

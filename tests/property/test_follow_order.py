@@ -1,4 +1,4 @@
-"""What a follower gets: of one series, whatever the service sends; of several, whatever the order of arrival."""
+"""The updates of a follower: of one series for any messages, of several for any order of arrival."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_closed_candles_are_strictly_increasing_after_since_for_any_messages(
 
 
 class Arrivals:
-    """Each series' own updates: connected, history, the seam, and a live candle."""
+    """The updates of each series: connected, history, caught up, and a live candle."""
 
     def __init__(self, histories: Sequence[Sequence[int]], live_from: int) -> None:
         self.live_from = live_from

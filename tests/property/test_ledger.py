@@ -66,7 +66,7 @@ class AboveAverage(Factor[int]):
 
 
 class Fragile(Factor[int]):
-    """Fails as long as it is told to."""
+    """A factor that fails while `failing`, and never returns while `hanging`."""
 
     name = "fragile"
     label = "Fragile"
@@ -87,7 +87,7 @@ class Fragile(Factor[int]):
 
 def make_step(*more: AnyFactor, max_candles: int = 2000, watchdog: Watchdog | None = None) -> LedgerStep:
     built_in = load_factors(FactorSettings(pivot_window_major=3, pivot_window_minor=1))
-    factors = FactorGraph([*built_in, AboveAverage(), *more], [one.name for one in INDICATORS])
+    factors = FactorGraph([*built_in, AboveAverage(), *more], [indicator.name for indicator in INDICATORS])
     overlays = OverlayGraph(load_overlays(), factors.names)
     if watchdog is None:
         return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles)
@@ -95,7 +95,7 @@ def make_step(*more: AnyFactor, max_candles: int = 2000, watchdog: Watchdog | No
 
 
 def walk(seed: int, minutes: int = MINUTES) -> list[Candle]:
-    """Coarse steps, so that there are plateaus and ties."""
+    """A random walk in coarse steps, with plateaus and ties."""
     rng, price, candles = random.Random(seed), 50, []
     for minute in range(minutes):
         close = max(1, price + rng.choice((-3, -2, -1, 0, 1, 2, 3)))
@@ -118,7 +118,7 @@ def change_together(store: CandleStore, step: LedgerStep, submissions: Sequence[
 
 
 async def catch_up(database: InThreadSqliteDatabase, step: LedgerStep, now_s: float = 0.0) -> int:
-    """Pieces until nothing is left; how many."""
+    """Advance in pieces until the ledger is at the head; returns their number."""
     pieces = 0
     while (series := step.due(now_s)) is not None:
         await database.write(lambda store, series=series: step.catch_up(store, series, now_s))  # type: ignore[misc]
@@ -128,13 +128,13 @@ async def catch_up(database: InThreadSqliteDatabase, step: LedgerStep, now_s: fl
 
 
 def ledger_of(store: CandleStore, step: LedgerStep) -> dict[str, Any]:
-    """All that has to be the same."""
+    """All parts of a ledger that must be equal."""
     ledger = store.ledger.get(BTC)
     head = store.head(BTC)
     assert ledger is not None
     assert (ledger.factor_head, ledger.overlay_head) == (head, head)
     drawings = store.ledger.drawings(BTC, 0, 1 << 40)
-    assert [one.version_id for one in drawings] == list(range(1, ledger.version_id + 1))
+    assert [drawing.version_id for drawing in drawings] == list(range(1, ledger.version_id + 1))
     times = [candle.time for candle in store.newest(BTC, 1_000_000)]
     return {
         "fingerprint": ledger.fingerprint,
@@ -146,7 +146,7 @@ def ledger_of(store: CandleStore, step: LedgerStep) -> dict[str, Any]:
 
 
 async def expected(rows: Sequence[Candle], step: LedgerStep) -> dict[str, Any]:
-    """One by one, in order."""
+    """The ledger of candles that are written one by one, in order."""
     with TemporaryDirectory() as folder:
         async with InThreadSqliteDatabase(Path(folder) / "store.sqlite", pause=no_pause) as database:
             for row in rows:
@@ -303,7 +303,7 @@ async def test_a_candle_after_a_postponed_advance_waits_for_the_advance(tmp_path
 
 
 async def test_ledgers_are_redone_for_roundings_that_are_not_published(tmp_path: Path) -> None:
-    """A derived candle of the exchange's own gives way to the roll-up: its volume was rounded otherwise."""
+    """The roll-up replaces a native candle whose volume was rounded differently."""
     rows = walk(7)
     step = make_step()
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
@@ -366,7 +366,7 @@ class ReadsOnceInVain(InThreadSqliteDatabase):
 
 @asynccontextmanager
 async def pipeline_of(database: InThreadSqliteDatabase, step: LedgerStep) -> AsyncIterator[_Pipeline]:
-    """A running pipeline, and what is set when a ledger is up to date again."""
+    """A running pipeline, and an event that is set when a ledger is up to date again."""
     up_to_date = asyncio.Event()
 
     def tell(progress: Progress) -> None:
@@ -433,7 +433,7 @@ async def test_a_failed_look_for_lags_is_retried(tmp_path: Path, monkeypatch: py
 async def test_a_service_with_other_factors_or_none_rewinds_contradicted_ledgers(
     tmp_path: Path, earlier: int, meanwhile: Callable[[], LedgerStep]
 ) -> None:
-    """He may be gone before he has computed anything anew; then a ledger is ours again that he has never had."""
+    """That service may end before it recomputes; then the ledger is ours again without ever having been its own."""
     rows = walk(4)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         step = make_step()

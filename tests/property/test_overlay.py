@@ -1,4 +1,4 @@
-"""Readers of draw deltas against the whole: whoever asks now and then holds what somebody holds who asks once."""
+"""Readers of draw deltas: a reader of deltas has the same drawings as a new reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP_S = 60
 
 
 class Toy:
-    """Draws what its events say, under few names, so that names meet; and two things of the window."""
+    """Draws its events under few ids, so that ids repeat; and two drawings of the window."""
 
     name = "toy"
     version = 1
@@ -44,7 +44,7 @@ class Toy:
                 points = (Point(time, value), Point(visible_time, value + 1))
                 shape = Polyline("toy.line", points, "red")
             drawings.append(Drawing(f"{shape.feature}:{name}", visible_time, shape))
-        return list({one.instruction_id: one for one in drawings}.values())
+        return list({drawing.instruction_id: drawing for drawing in drawings}.values())
 
     def render(self, view: View) -> Sequence[Drawing]:
         drawings = []
@@ -108,7 +108,7 @@ class Ledger:
 
 @dataclass
 class Reader:
-    """A page: applies deltas as the wire says."""
+    """A reader that applies deltas as the reference describes."""
 
     window: int
     epoch: int | None = None

@@ -1,4 +1,4 @@
-"""The drawings of the structure chain, from candles to what is told: the same for whoever looks, whenever."""
+"""The drawings of the structure chain, from candles to answers: the same for every reader at any time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def candles_of(walk: Sequence[tuple[int, int, int]]) -> list[Candle]:
 
 
 def told(candles: Sequence[Candle], window: int, at: int | None = None) -> DrawDelta:
-    """What a reader without a cursor gets of the candle number `at`, all candles being stored."""
+    """The answer for a reader without a cursor at candle number `at`, with all candles stored."""
     shown = list(candles if at is None else candles[: at + 1])
     states, said = FACTORS.advance_many(FACTORS.seed(), candles)
     stored = [Instruction.numbered(number, one) for number, one in enumerate(OVERLAYS.draw(said), 1)]

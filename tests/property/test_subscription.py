@@ -25,7 +25,7 @@ def candle(minute: int, version: float = 0) -> Candle:
 
 @dataclass
 class Store:
-    """The model of the store: what a commit changes, and what a catch-up reads."""
+    """The model of the store: commits, and reads of a catch-up."""
 
     rows: dict[int, Candle] = field(default_factory=dict)
     commits: int = 0
@@ -50,7 +50,7 @@ class Store:
 
 @dataclass
 class Viewer:
-    """A client: checks the stream, and keeps the picture that it paints."""
+    """A client: checks its stream, and keeps the candles that it has."""
 
     last: int | None
     first: int | None = None
@@ -266,7 +266,7 @@ def test_several_corrections_at_once_are_one_batch_and_the_same_bytes_for_all() 
     message = json.loads(payload_of(batch))
     assert (message["type"], message["revised"]) == ("candles_batch", True)
     assert [item["candle_time"] for item in message["candles"]] == [120, 300, 360]
-    assert [json.loads(payload_of(one))["candle"]["candle_time"] for one in singles] == [120, 300, 360]
+    assert [json.loads(payload_of(single))["candle"]["candle_time"] for single in singles] == [120, 300, 360]
 
 
 @pytest.mark.parametrize(
@@ -283,11 +283,16 @@ def test_a_subscription_gets_only_the_selected_kinds(what: set[str]) -> None:
         frames += subscription.announce(announcement)
     messages = [json.loads(payload_of(frame)) for frame in frames]
     closed = [
-        one["candle"]["candle_time"] for one in messages if one["type"] == "candle_closed" if "revised" not in one
+        message["candle"]["candle_time"]
+        for message in messages
+        if message["type"] == "candle_closed"
+        if "revised" not in message
     ]
     assert closed == ([60, 120, 240, 300, 420] if "closed" in what else [])
-    assert [one["actual_time"] for one in messages if one["type"] == "gap"] == ([240, 420] if "closed" in what else [])
-    assert sum("revised" in one for one in messages) == ("corrections" in what)
+    assert [message["actual_time"] for message in messages if message["type"] == "gap"] == (
+        [240, 420] if "closed" in what else []
+    )
+    assert sum("revised" in message for message in messages) == ("corrections" in what)
     assert subscription.wants_forming(candle(8)) == ("forming" in what)
     assert not subscription.wants_forming(candle(7)), "older than what is closed"
 

@@ -6,7 +6,7 @@ import asyncio
 
 
 class Unexpected(Exception):
-    """Nobody catches this one by name."""
+    """An exception that no code catches by name."""
 
 
 def throw_into(task: asyncio.Task[None]) -> bool:

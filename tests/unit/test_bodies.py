@@ -1,4 +1,4 @@
-"""Bodies in flight: the budget and the least speed, as values."""
+"""Bodies in flight: the budget and the minimum speed, as values."""
 
 from __future__ import annotations
 

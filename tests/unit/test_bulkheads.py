@@ -1,4 +1,4 @@
-"""Bulkheads: what a defect ends, what begins again, what is counted and told."""
+"""Bulkheads: which task a defect ends, which part is restarted, and what is counted and logged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from klinesync.runtime.bulkheads import Bulkheads, Part
 
 
 class Unexpected(Exception):
-    """Nobody catches this one by name."""
+    """An exception that no code catches by name."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What the Python client makes of answers."""
+"""Answers of a service as arrays of the Python client."""
 
 from __future__ import annotations
 

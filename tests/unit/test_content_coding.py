@@ -1,4 +1,4 @@
-"""Content codings: which one a client takes, and that what is sent is what was meant."""
+"""Content codings: the negotiated coding, and that decompression restores the body."""
 
 import asyncio
 from hashlib import sha256
@@ -76,7 +76,7 @@ def test_a_body_is_cached_when_it_is_sent_again_and_hashes_are_bounded() -> None
 def answer(
     accept: str, headers: dict[str, str], parts: list[bytes], status: int = 200, method: str = "GET"
 ) -> tuple[dict[str, str], list[bytes]]:
-    """What a client gets of an application that sends this, part by part."""
+    """The messages that a client gets when an application sends `parts`."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]

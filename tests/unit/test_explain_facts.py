@@ -1,4 +1,4 @@
-"""Needs and gaps as `explain` tells them; by values."""
+"""Needs and gaps of `explain`, as values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the values of flags come from, what is refused with which sentence, and what is never shown."""
+"""The sources of flags, the sentences of refused values, and masked secrets."""
 
 from __future__ import annotations
 

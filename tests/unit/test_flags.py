@@ -1,4 +1,4 @@
-"""Configuration: precedence, strictness, sentences."""
+"""Configuration: precedence, strictness, error sentences."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Who may come in: hosts, origins, the token."""
+"""Access by host, origin and token."""
 
 import pytest
 

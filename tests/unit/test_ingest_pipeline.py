@@ -32,7 +32,7 @@ def candle(minute: int) -> Candle:
 
 
 class Published:
-    """What was published, and what the store held at that moment."""
+    """The publications, each with the stored candles at that moment."""
 
     def __init__(self) -> None:
         self.applied: list[Applied] = []
@@ -65,7 +65,7 @@ async def running(path: Path, published: Published) -> AsyncIterator[tuple[Inges
 
 
 def offered(pipeline: IngestPipeline, series: SeriesId, *candles: Candle) -> asyncio.Future[Applied]:
-    """Live candles that find room."""
+    """Live candles for which there is room."""
     written = pipeline.offer(series, candles)
     assert written is not None
     return written
@@ -109,7 +109,7 @@ async def test_candles_that_arrive_while_the_writer_is_busy_commit_together(tmp_
         await asyncio.gather(first, *(offered(pipeline, BTC, candle(minute)) for minute in range(2, 30)))
         task.cancel()
         await asyncio.wait([task])
-        assert [len(one) for one in pipeline.transactions] == [1, 28]
+        assert [len(transaction) for transaction in pipeline.transactions] == [1, 28]
 
 
 async def test_one_series_has_its_share_of_a_batch_and_keeps_its_order(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ async def test_a_failed_commit_publishes_nothing_and_blocks_later_candles_of_its
 
 
 class OnAFullDisk(LedgerStep):
-    """A step whose writes find no room on the disk, as long as `full`."""
+    """A ledger step whose writes meet a full disk while `full`."""
 
     full = True
 
@@ -266,7 +266,7 @@ async def test_a_full_queue_makes_bulk_writers_wait_and_lets_them_go_on(tmp_path
         await asyncio.gather(*tasks)
         task.cancel()
         await asyncio.wait([task])
-    assert [len(one) for one in pipeline.transactions] == [3, 1]
+    assert [len(transaction) for transaction in pipeline.transactions] == [3, 1]
 
 
 async def test_a_frame_changes_no_stored_candle_and_says_which_it_questions(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ async def test_a_frame_changes_no_stored_candle_and_says_which_it_questions(tmp_
 async def test_a_cancelled_caller_does_not_end_the_writer_when_its_batch_is_written_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damage in a batch of several has each submission tried alone; what lies behind a lost candle is not written."""
+    """After damage in a batch each submission is written alone; candles after a lost candle are not written."""
     async with counting(tmp_path) as pipeline:
         lost = offered(pipeline, BTC, candle(1))
         behind = offered(pipeline, BTC, candle(2))

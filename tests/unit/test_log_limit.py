@@ -1,4 +1,4 @@
-"""LogLimit: how often one may say the same."""
+"""LogLimit: the rate limit of equal log lines."""
 
 from hypothesis import given
 from hypothesis import strategies as st

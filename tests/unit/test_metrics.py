@@ -1,4 +1,4 @@
-"""The table of metrics, histograms, and the page that is rendered of them."""
+"""The table of metrics, histograms, and the rendered page."""
 
 import re
 

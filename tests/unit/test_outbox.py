@@ -1,4 +1,4 @@
-"""Outbox: what waits for a slow client, and what the client is told of it."""
+"""Outbox: the backlog of a slow client, and its warning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
 
 class Wire:
-    """A wire that keeps what is written. It takes nothing while the outbox is paused."""
+    """A wire that keeps written frames. It accepts none while the outbox is paused."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -68,7 +68,7 @@ async def test_a_slow_client_is_warned_once_at_half_of_the_limit_then_closed_wit
     client.outbox.pause()
     publish(hub, range(1, 6))
     client.outbox.resume()
-    assert all(one["type"] == "candle_closed" for one in wire.messages()), "half is not full"
+    assert all(message["type"] == "candle_closed" for message in wire.messages()), "half is not full"
     wire.frames.clear()
     client.outbox.pause()
     publish(hub, range(6, 15))
@@ -77,7 +77,7 @@ async def test_a_slow_client_is_warned_once_at_half_of_the_limit_then_closed_wit
     assert (warning["type"], warning["event"], warning["series_id"]) == ("system", "slow", str(BTC))
     assert isinstance(warning["data"], dict)
     assert warning["data"]["max_messages"] == 10
-    assert [one["type"] for one in candles] == ["candle_closed"] * 9
+    assert [candle["type"] for candle in candles] == ["candle_closed"] * 9
     wire.frames.clear()
     client.outbox.pause()
     publish(hub, range(15, 30))
@@ -125,7 +125,7 @@ def test_a_catch_up_does_not_make_a_client_slow() -> None:
 
 
 class LateReader:
-    """The store is ahead of what is published: two of its candles come while the catch-up is read, two come later."""
+    """The store is ahead of the publications: two of its candles are published during the catch-up, two later."""
 
     def __init__(self, hub: CandleHub) -> None:
         self._hub = hub
@@ -147,11 +147,14 @@ async def test_caught_up_names_the_newest_candle_that_was_sent_where_the_store_i
     coordinator.connected(client)
     await coordinator.handle(client, json.dumps({"type": "subscribe", "series_id": str(BTC), "ack": True}))
     publish(hub, range(3, 5))
-    told = [
-        (one["type"], one["head_time"] if one["type"] != "candle_closed" else one["candle"]["candle_time"])  # type: ignore[index]
-        for one in wire.messages()
+    received = [
+        (
+            message["type"],
+            message["head_time"] if message["type"] != "candle_closed" else message["candle"]["candle_time"],  # type: ignore[index]
+        )
+        for message in wire.messages()
     ]
-    assert told == [
+    assert received == [
         ("subscribed", 240),
         ("candle_closed", 60),
         ("candle_closed", 120),

@@ -1,4 +1,4 @@
-"""The draw delta: what is told to whom."""
+"""The draw delta: the drawings of an answer by the reader's cursor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the built-in overlays draw, as the wire has it."""
+"""The drawings of the built-in overlays, in the form of the wire."""
 
 from __future__ import annotations
 
@@ -166,11 +166,11 @@ def test_the_extending_pen_and_the_candidate_are_dashed() -> None:
 def test_a_dead_zone_is_two_stored_ascending_edges_that_say_from_where_it_was_entered(direction: int) -> None:
     event = {**zone(2, 8, 4.0, 3.0), "death_time": 600, "visible_time": 600, "_entry_direction": direction}
     edges = on_the_wire("zhongshu", event)
-    assert [(one["instruction_id"], one["visible_time"]) for one in edges] == [
+    assert [(edge["instruction_id"], edge["visible_time"]) for edge in edges] == [
         ("zhongshu.dead:120:top", 600),
         ("zhongshu.dead:120:bottom", 600),
     ]
-    top, bottom = (msgspec.convert(one["definition"], dict[str, object]) for one in edges)
+    top, bottom = (msgspec.convert(edge["definition"], dict[str, object]) for edge in edges)
     assert points(top) == [(2, 4.0), (8, 4.0)]
     assert points(bottom) == [(2, 3.0), (8, 3.0)]
     assert top["entryDirection"] == bottom["entryDirection"] == direction

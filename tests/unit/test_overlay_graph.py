@@ -1,4 +1,4 @@
-"""Overlays are registered, asked and checked."""
+"""Registration of overlays, and the checks of their drawings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SOUND = Marker("toy.mark", 600, "aboveBar", "#123456", "circle")
 
 
 class Toy:
-    """An overlay whose answers are given."""
+    """An overlay with given drawings."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ def test_a_suspended_overlay_or_factor_is_left_out_with_all_that_reads_it() -> N
 
 
 def fault_of(draws: Callable[[Event], Sequence[Drawing]]) -> str:
-    """The sentence of the fault, which is the same through both doors."""
+    """The sentence of the fault, which is the same for `draw` and `render`."""
     with pytest.raises(OverlayFault) as drawn:
         OverlayGraph([Toy(draws=draws)], ["pen"]).draw([("pen", EVENT)])
     with pytest.raises(OverlayFault) as rendered:

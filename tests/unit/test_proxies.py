@@ -1,4 +1,4 @@
-"""Which proxy a request goes through, by the environment."""
+"""The proxy of each request, by the environment."""
 
 from __future__ import annotations
 

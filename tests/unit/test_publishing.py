@@ -1,4 +1,4 @@
-"""Who is told of a commit, in which order, and what a defect of one subscriber does to the others: nothing."""
+"""The order in which subscribers get a commit, and that a defect of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ APPLIED = Applied(BTC, (Candle(60, 1.0, 2.0, 0.5, 1.5, 3.0),), frozenset(), comm
 
 
 class Told:
-    """Keeps what subscribers are told."""
+    """Keeps the calls of subscribers."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, object]] = []

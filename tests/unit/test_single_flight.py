@@ -1,4 +1,4 @@
-"""SingleFlight: one fetch for all who ask meanwhile."""
+"""SingleFlight: concurrent callers share one fetch."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from klinesync.runtime.single_flight import SingleFlight
 
 
 class Fetch:
-    """Counts how often it is asked, and answers when told."""
+    """Counts its calls, and returns on request."""
 
     def __init__(self) -> None:
         self.count = 0

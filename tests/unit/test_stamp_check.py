@@ -1,4 +1,4 @@
-"""StampCheck: frames that the exchange's clock does not explain wait until REST has said what time it is."""
+"""StampCheck: frames that the exchange's clock does not explain wait for REST's time."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ FAR_MS = 600_000
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits before REST is asked again."""
+    """No wait before REST is asked again."""
     monkeypatch.setattr(stamp_check, "ASK_EVERY_S", 0.0)
 
 
@@ -29,7 +29,7 @@ def event(after_ms: int, series: SeriesId = BTC) -> KlineEvent:
 
 
 class Market:
-    """An exchange that tells its time, or cannot; and what was believed."""
+    """An exchange that answers with its time or fails, and the believed frames."""
 
     def __init__(self, now_ms: int | None, known_ms: int | None = NOW_MS) -> None:
         self.now_ms = now_ms

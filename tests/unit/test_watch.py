@@ -1,4 +1,4 @@
-"""What `klinesync watch` shows of each update: the board on a terminal, lines elsewhere, JSON on request."""
+"""The output of `klinesync watch` for each update: a board on a terminal, lines elsewhere, JSON on request."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Watchdog: what takes too long is made to raise, and nothing is left of a watchdog that is not used."""
+"""Watchdog: code that takes too long is made to raise, and an unused watchdog has no thread."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_code_that_computes_too_long_is_made_to_raise() -> None:
 
 
 def test_a_thread_without_cpu_time_has_not_timed_out() -> None:
-    """As on a busy machine: the limit passes several times, and the thread has computed for less."""
+    """As on a busy machine: several times the limit passes while the thread uses less CPU time than the limit."""
     with Watchdog(limit_s=0.2):
         for _ in range(8):
             compute(0.01)

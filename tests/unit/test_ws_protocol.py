@@ -1,4 +1,4 @@
-"""The messages of /ws/market, to the letter."""
+"""The exact messages of /ws/market."""
 
 import json
 

@@ -118,7 +118,7 @@ async def test_slices_are_what_the_service_answers_with_indicators_as_columns(se
         for name in ("ema_21", "macd_12_26_9.macdsignal"):
             points = snapshots[name.partition(".")[0]]["history"][name]
             assert slices.snapshots[name.partition(".")[0]].points[name].tolist() == [
-                tuple(one.values()) for one in points
+                tuple(point.values()) for point in points
             ]
             assert slices.value(name) == points[-1]["value"]
         assert slices.events("pivot", "major") == snapshots["pivot"]["history"]["major"]
@@ -455,7 +455,7 @@ async def test_an_unknown_factor_lists_the_known_ones_and_reprs_are_one_line(
             (await client.slices(BTC, 0)).value("ema_21")
         frame = await client.frame(BTC)
         shown = [repr(one) for one in (client, Klinesync(service.url), slices, frame, frame.drawings)]
-        shown += [repr(one) for one in slices.snapshots.values()]
+        shown += [repr(snapshot) for snapshot in slices.snapshots.values()]
         async with aclosing(client.follow(BTC, FIRST, factors=True)) as updates:
             shown += [repr((await closed(updates, 1))[0]), repr(slices.series)]
         assert not [text for text in shown if "\n" in text or len(text) > 600 or " at 0x" in text]

@@ -169,7 +169,7 @@ async def test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(
     async with raw_client(service, window=4096, limit=1024) as slow, follower(service) as healthy:
         slow.say(type="subscribe", series_id=NAME, since=START, ack=True)
         assert b'"subscribed"' in (await slow.next())[1]
-        [stuck] = [one.outbox for one in service.runtime.hub._clients if one.subscriptions]
+        [stuck] = [client.outbox for client in service.runtime.hub._clients if client.subscriptions]
         await healthy.subscribe(START)
         minute, most = 1, 0
         while stuck.ended is None:
@@ -197,7 +197,7 @@ async def test_a_slow_client_gets_its_close_and_resumes_with_since(
     async with raw_client(service, window=4096, limit=1024) as slow, follower(service) as healthy:
         slow.say(type="subscribe", series_id=NAME, ack=True)
         assert b'"subscribed"' in (await slow.next())[1]
-        [stuck] = [one.outbox for one in service.runtime.hub._clients if one.subscriptions]
+        [stuck] = [client.outbox for client in service.runtime.hub._clients if client.subscriptions]
         await healthy.subscribe(None)
         count = 0
         while stuck.ended is None:
@@ -437,7 +437,7 @@ async def test_fragments_binary_and_pings_are_understood(service: Service) -> No
 
 async def test_pings_of_a_client_that_does_not_read_do_not_accumulate_pongs(service: Service) -> None:
     async with raw_client(service, window=4096, limit=1024) as flood:
-        [transport] = [one.outbox._wire for one in service.runtime.hub._clients]
+        [transport] = [client.outbox._wire for client in service.runtime.hub._clients]
         assert isinstance(transport, ws_transport.MarketSocket)
         pings = frame(PING, b"x" * 125) * 500
         for _ in range(300):

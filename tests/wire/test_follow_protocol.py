@@ -256,13 +256,13 @@ async def test_a_follower_resumes_after_the_newest_closed_candle_and_not_after_a
     earlier = CLOSED | {"candle": OUT | {"candle_time": START - 600}, "revised": True}
     async with saying(Say([ACK, CLOSED, earlier]), Say([ACK]), Say([ACK])) as service:
         await heard(service.url, 11, since=60)
-    assert [one["since"] for one in service.subscriptions] == [60, START, START]
+    assert [subscription["since"] for subscription in service.subscriptions] == [60, START, START]
 
 
 async def test_a_live_only_follower_resumes_after_the_head_at_which_live_began() -> None:
     async with saying(Say([ACK]), Say([ACK, CLOSED])) as service:
         await heard(service.url, 5, since=None)
-    assert [one["since"] for one in service.subscriptions] == [None, START]
+    assert [subscription["since"] for subscription in service.subscriptions] == [None, START]
 
 
 def at(minutes: int, **fields: object) -> dict[str, object]:
@@ -303,7 +303,7 @@ async def test_the_selected_kinds_are_requested_and_others_of_an_older_service_a
     forming_ = {"type": "candle_forming", "candle": at(1)}
     async with saying(Say([ACK, forming_, CLOSED, forming_, CLOSED | {"revised": True}]), Say([ACK])) as service:
         seen = await heard(service.url, 5, what=["closed"])
-    assert [one.get("what") for one in service.subscriptions] == [["closed"], ["closed"]]
+    assert [subscription.get("what") for subscription in service.subscriptions] == [["closed"], ["closed"]]
     assert seen[1:4] == [closed(CANDLE), caught_up(START), disconnected("the service shuts down")]
     async with saying(Say([ACK])) as service:
         await heard(service.url, 1)
@@ -339,7 +339,7 @@ async def test_a_since_in_the_future_counts_as_the_head() -> None:
     async with saying(first, Say([ACK])) as service:
         seen = await heard(service.url, 5, since=START + 86_400)
     assert seen[:3] == [connected(START, "live"), caught_up(START), closed(CANDLE._replace(time=START + 60))]
-    assert [one["since"] for one in service.subscriptions] == [START + 86_400, START, START + 60]
+    assert [subscription["since"] for subscription in service.subscriptions] == [START + 86_400, START, START + 60]
 
 
 async def test_a_restored_store_delivers_no_candle_twice() -> None:

@@ -207,7 +207,7 @@ def test_each_kind_of_damage_is_found(
         assert result.status == 1
         assert set(result.kinds()) == {str(SERIES)}
         assert found in result.kinds()[str(SERIES)]
-        assert all(one["what"] for one in result.series[str(SERIES)]["first_differences"])
+        assert all(difference["what"] for difference in result.series[str(SERIES)]["first_differences"])
     assert results[0].kinds() == results[1].kinds()
 
 
