@@ -7,8 +7,7 @@ import contextlib
 import io
 import os
 import re
-import subprocess
-import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,8 @@ from unittest.mock import patch
 
 from klinesync.cli import main
 from klinesync.core.series_id import SeriesId
+from support import preloaded
+from support.preloaded import Preloaded
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
@@ -27,16 +28,11 @@ def environment(**extra: str) -> dict[str, str]:
 
 def klinesync(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
     """A command that ends by itself: exit status, stdout, stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "klinesync", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(**(env or {})),
-        cwd=cwd,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        status = preloaded.run(arguments, environment(**(env or {})), cwd or Path.cwd(), out, errors, 60)
+        out.seek(0)
+        errors.seek(0)
+        return status, out.read(), errors.read()
 
 
 def in_process(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
@@ -55,7 +51,7 @@ def in_process(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[i
 class Running:
     """A command that runs until it is told to stop, and the addresses that it printed."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: Preloaded | asyncio.subprocess.Process) -> None:
         self.process = process
         self.printed = ""
 
@@ -74,22 +70,11 @@ class Running:
 @asynccontextmanager
 async def running(*arguments: str, log: Path, env: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
     with log.open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "klinesync",
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            env=environment(**(env or {})),
-        )
+        process = await preloaded.start(arguments, environment(**(env or {})), errors.fileno())
     try:
         yield Running(process)
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        await process.end()
 
 
 def serve_arguments(exchange: str, store: Path) -> list[str]:

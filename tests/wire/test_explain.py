@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
-from support.processes import environment
+from support.processes import klinesync
 from support.running_service import Service, running_service
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -55,12 +54,7 @@ async def fault(exchange: SimServer, service: Service, **fields: object) -> str:
 
 async def command(*arguments: str) -> tuple[int, str, str]:
     """The command as people use it, beside this process's event loop."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "klinesync", "explain", *arguments,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment(),
-    )  # fmt: skip
-    out, errors = await process.communicate()
-    return process.returncode or 0, out.decode(), errors.decode()
+    return await asyncio.to_thread(klinesync, "explain", *arguments)
 
 
 async def test_an_up_to_date_series_shows_stored_candles_and_who_read_them(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 
 from klinesync.cli import main
 from klinesync.history.files import exporting
+from support.processes import klinesync
 from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
@@ -134,9 +133,8 @@ async def test_a_lagging_or_foreign_ledger_is_refused_with_a_sentence(
     lines = [",".join(map(str, row.values())) for row in ROWS[:120]]
     (tmp_path / "more.csv").write_text("\n".join([",".join(ROWS[0]), *lines]) + "\n")
     store = f"--database-url=sqlite:///{tmp_path / 'store.sqlite'}"
-    command = [sys.executable, "-m", "klinesync", "import", store, f"--series={BTC}", str(tmp_path / "more.csv")]
-    assert (await asyncio.to_thread(subprocess.run, command, check=False)).returncode == 0
-    capsys.readouterr()
+    command = ("import", store, f"--series={BTC}", str(tmp_path / "more.csv"))
+    assert (await asyncio.to_thread(klinesync, *command))[0] == 0
     assert exported(tmp_path) == 1
     assert "its factors lag behind its candles" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -105,7 +105,7 @@ async def test_a_signal_in_the_first_moments_is_quiet(tmp_path: Path, number: si
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment(),
     )  # fmt: skip
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), 30)
+        out, _ = await asyncio.wait_for(process.communicate(), 120)
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -390,7 +390,10 @@ class SimServer:
         socket = web.WebSocketResponse(
             autoping=False, compress=False, timeout=CLOSE_S, max_msg_size=MAX_MESSAGE_BYTES, writer_limit=1 << 30
         )
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionResetError:
+            return socket  # the client has left before its handshake was answered
         transport = request.transport
         if transport is None:
             return socket
