@@ -61,7 +61,7 @@ def candle(minute: int) -> Candle:
 async def store(service: Service, first: int, count: int) -> None:
     """Closed candles of consecutive minutes, in one batch."""
     names = ("candle_time", "open", "high", "low", "close", "volume")
-    candles = [dict(zip(names, candle(minute), strict=True)) for minute in range(first, first + count)]
+    candles = [dict(zip(names, candle(minute).ohlcv, strict=True)) for minute in range(first, first + count)]
     status, _ = await service.post("/api/market/ingest/candles_closed", {"series_id": NAME, "candles": candles})
     assert status == 200
 

@@ -194,7 +194,7 @@ async def test_a_derived_series_on_the_whitelist_has_its_base_followed(tmp_path:
 
 
 def body(series: SeriesId, candle: Candle) -> dict[str, object]:
-    values = dict(zip(("candle_time", "open", "high", "low", "close", "volume"), candle, strict=True))
+    values = dict(zip(("candle_time", "open", "high", "low", "close", "volume"), candle.ohlcv, strict=True))
     return {"series_id": str(series), "candle": values}
 
 

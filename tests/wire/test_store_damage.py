@@ -139,7 +139,7 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
 
         # The head goes on, and so does the other series.
         for series in (BTC, ETH):
-            body = {"series_id": str(series), "candle": dict(zip(FIELDS, candle(COUNT), strict=True))}
+            body = {"series_id": str(series), "candle": dict(zip(FIELDS, candle(COUNT).ohlcv, strict=True))}
             status, answer = await service.post("/api/market/ingest/candle_closed", body)
             assert status == 200, answer
             status, answer = await service.get("/api/market/candles", series_id=str(series), limit=1)
@@ -148,7 +148,7 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
         assert answer["status_reason"] != "store_damaged"
 
         # What comes into the damaged part is refused, alone.
-        body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, Candle(first, 3, 4, 2, 3, 1), strict=True))}
+        body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, Candle(first, 3, 4, 2, 3, 1).ohlcv, strict=True))}
         status, answer = await service.post("/api/market/ingest/candle_closed", body)
         assert status == 500
 
@@ -269,10 +269,10 @@ async def test_an_unreadable_ledger_is_red_is_logged_once_and_loses_no_candle(
     async with service_on(store) as service:
         for number in range(COUNT, COUNT + 70):  # beyond a checkpoint
             for series in (BTC, ETH):
-                body = {"series_id": str(series), "candle": dict(zip(FIELDS, candle(number), strict=True))}
+                body = {"series_id": str(series), "candle": dict(zip(FIELDS, candle(number).ohlcv, strict=True))}
                 status, answer = await service.post("/api/market/ingest/candle_closed", body)
                 assert status == 200, answer
-        body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, candle(COUNT, 0.5), strict=True))}
+        body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, candle(COUNT, 0.5).ohlcv, strict=True))}
         status, answer = await service.post("/api/market/ingest/candle_closed", body)
         assert status == 200, answer
         for series in (BTC, ETH):
@@ -313,7 +313,7 @@ async def test_whatever_table_is_damaged_the_status_is_red_the_log_is_short_and_
         acknowledged = []
         for number, more in ((COUNT, 0.0), (COUNT + 1, 0.0), (COUNT - 300, 0.5)):
             row = candle(number, more)
-            body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, row, strict=True))}
+            body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, row.ohlcv, strict=True))}
             status, answer = await service.post("/api/market/ingest/candle_closed", body)
             if status == 200:
                 acknowledged.append(row)
@@ -464,7 +464,7 @@ async def test_a_damaged_page_of_a_derived_series_loses_no_base_candle(
     assert START + 86400 < first < last < START + 2 * 86400
     day, hour = (BTC.with_timeframe(Timeframe.parse(code)) for code in ("1d", "1h"))
     async with running_service(store, derived_timeframes="1h,1d", enable_ondemand_ingest="off") as service:
-        rows = [dict(zip(FIELDS, candle(number), strict=True)) for number in range(COUNT, 2 * 1440)]
+        rows = [dict(zip(FIELDS, candle(number).ohlcv, strict=True)) for number in range(COUNT, 2 * 1440)]
         body = {"series_id": str(BTC), "candles": rows}
         status, answer = await service.post("/api/market/ingest/candles_closed", body)
         assert status == 200, answer
