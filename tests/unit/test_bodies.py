@@ -10,7 +10,6 @@ from klinesync.market.bodies import (
     MAX_BODY_BYTES,
     MIN_BYTES_PER_S,
     PATIENCE_S,
-    SHUTTING_DOWN,
     SPEED_WINDOW_S,
     STALL_TIMEOUT_S,
     TOO_LARGE,
@@ -18,6 +17,7 @@ from klinesync.market.bodies import (
     Body,
     BodyBudget,
 )
+from klinesync.market.error_codes import SHUTTING_DOWN
 
 
 def begun(budget: BodyBudget, now_s: float, declared: int = 0) -> Body:

@@ -119,7 +119,7 @@ async def test_pending_and_new_reads_are_refused_at_the_stop(
 ) -> None:
     asked = asyncio.Event()
 
-    async def wait_for_ever(*_: object) -> None:
+    async def wait_for_ever(*_: object, **__: object) -> None:
         asked.set()
         await asyncio.Event().wait()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market.error_codes import SHUTTING_DOWN, Refusal
 from klinesync.market.refusals import send_refusal
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
@@ -32,31 +32,20 @@ RETRY_AFTER_S = 2
 BODILESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-@dataclass(frozen=True, slots=True)
-class BodyRefusal:
-    """The answer to a request whose body is refused."""
-
-    status: int
-    code: FrontDoorCode
-    detail: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-
-TOO_LARGE = BodyRefusal(413, "too_large", f"the body is longer than {MAX_BODY_BYTES} bytes")
-BUSY = BodyRefusal(
+TOO_LARGE = Refusal(413, "too_large", f"the body is longer than {MAX_BODY_BYTES} bytes")
+BUSY = Refusal(
     503,
     "busy",
     "too many bytes of bodies are in flight; send the request again after Retry-After",
     ((b"retry-after", b"%d" % RETRY_AFTER_S),),
 )
-TOO_SLOW = BodyRefusal(
+TOO_SLOW = Refusal(
     408,
     "too_slow",
     f"the body stalled for {STALL_TIMEOUT_S:g} s, or brought less than {MIN_BYTES_PER_S} bytes a second "
     f"over {SPEED_WINDOW_S:g} s",
     ((b"connection", b"close"),),
 )
-SHUTTING_DOWN = BodyRefusal(503, "shutting_down", "the service stops", ((b"connection", b"close"),))
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +66,7 @@ class Body:
     size: int = 0
     window_bytes: int = 0
     arriving: bool = True
-    ended: BodyRefusal | None = None
+    ended: Refusal | None = None
     wait: asyncio.Timeout | None = field(default=None, repr=False)
 
     @classmethod
@@ -126,7 +115,7 @@ class BodyBudget:
         self._closed = False
         self.size = 0
 
-    def begin(self, declared: int, now_s: float) -> Body | BodyRefusal:
+    def begin(self, declared: int, now_s: float) -> Body | Refusal:
         """Admit a new body. Without room in the budget it is refused, and the slowest body that is older than
         `PATIENCE_S` too, to make room for later ones.
 
@@ -148,7 +137,7 @@ class BodyBudget:
         self._bodies.add(body)
         return body
 
-    def take(self, body: Body, size: int, now_s: float) -> BodyRefusal | None:
+    def take(self, body: Body, size: int, now_s: float) -> Refusal | None:
         """Count arrived bytes; when the budget is exceeded, refuse the slowest arriving bodies. Returns the refusal of
         this body, or None."""
         if body.ended is not None:
@@ -181,7 +170,7 @@ class BodyBudget:
         ]
         return min(candidates, key=lambda body: body.speed(now_s), default=None)
 
-    def _end(self, body: Body, reason: BodyRefusal) -> None:
+    def _end(self, body: Body, reason: Refusal) -> None:
         """Refuse a body, and wake its reader, which drops the pieces."""
         body.ended = reason
         self.release(body)
@@ -202,19 +191,19 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         body = self._budget.begin(_declared(scope), self._budget.monotonic())
-        if isinstance(body, BodyRefusal):
-            await send_refusal(scope, send, body.status, body.code, body.detail, body.headers)
+        if isinstance(body, Refusal):
+            await send_refusal(scope, send, body)
             return
         try:
             result = await self._read(body, receive)
-            if isinstance(result, BodyRefusal):
-                await send_refusal(scope, send, result.status, result.code, result.detail, result.headers)
+            if isinstance(result, Refusal):
+                await send_refusal(scope, send, result)
             elif result is not None:
                 await self._app(scope, _replayed(result, receive), send)
         finally:
             self._budget.release(body)
 
-    async def _read(self, body: Body, receive: Receive) -> Message | BodyRefusal | None:
+    async def _read(self, body: Body, receive: Receive) -> Message | Refusal | None:
         """The complete body as one message; a refusal; or None when the client has disconnected."""
         pieces: list[bytes] = []
         monotonic = self._budget.monotonic

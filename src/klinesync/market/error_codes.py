@@ -3,6 +3,7 @@ page of errors is tested against both."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from klinesync.core.errors import KlinesyncError, Rejected, StoreError, UnknownSeries, UpstreamError
@@ -24,6 +25,25 @@ FrontDoorCode = Literal[
     "too_slow",
     "unauthorized",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer to a refused request or handshake.
+
+    status: of HTTP.
+    code: for programs.
+    detail: a sentence for people.
+    headers: in addition to type and length of the body; none by default.
+    """
+
+    status: int
+    code: FrontDoorCode
+    detail: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+SHUTTING_DOWN = Refusal(503, "shutting_down", "the service stops", ((b"connection", b"close"),))
 
 # The HTTP status of an error class and its subclasses; the first entry that fits counts.
 HTTP_STATUSES: tuple[tuple[type[KlinesyncError], int], ...] = (

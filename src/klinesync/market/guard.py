@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from klinesync.core.errors import BadFlag
-from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market.error_codes import Refusal
 
 # Paths that require the token when one is set: writes, debug and metrics. Never /healthz or /readyz.
 GUARDED_PATHS = ("/api/market/ingest/", "/api/market/debug/", "/metrics")
@@ -59,15 +59,6 @@ class Origin:
         """The origin as browsers write it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}" + ("" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The answer to a refused request."""
-
-    status: Literal[400, 401, 403]
-    code: FrontDoorCode
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +140,8 @@ class Guard:
         if self.token is not None and guarded(head.path) and head.method != "OPTIONS":
             given = head.authorizations[0] if len(head.authorizations) == 1 else b""
             if not bears(given, self.token):
-                return Refusal(401, "unauthorized", "the service's api_token is required: Authorization: Bearer …")
+                sentence = "the service's api_token is required: Authorization: Bearer …"
+                return Refusal(401, "unauthorized", sentence, ((b"www-authenticate", b"Bearer"),))
         return None
 
     def foreign_origin(self, head: RequestHead) -> str | None:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 from starlette.types import Scope, Send
 
 from klinesync.core.printable import printable
-from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market.error_codes import Refusal
 
 
-async def send_refusal(
-    scope: Scope,
-    send: Send,
-    status: int,
-    code: FrontDoorCode,
-    detail: str,
-    headers: Sequence[tuple[bytes, bytes]] = (),
-) -> None:
-    """Answer a request or a handshake with an error.
+async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
+    """Answer a request or a handshake with an error. Control characters of the sentence are escaped.
 
     scope, send: of the ASGI request.
-    status: HTTP status.
-    code: for programs.
-    detail: a sentence for people; control characters are escaped.
-    headers: in addition to type and length of the body; none by default.
+    refusal: the answer.
     """
-    body = msgspec.json.encode({"detail": printable(detail), "code": code})
+    body = msgspec.json.encode({"detail": printable(refusal.detail), "code": refusal.code})
     kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
-    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": f"{kind}.start", "status": status, "headers": head})
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *refusal.headers]
+    await send({"type": f"{kind}.start", "status": refusal.status, "headers": headers})
     await send({"type": f"{kind}.body", "body": body})

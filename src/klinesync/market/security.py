@@ -44,8 +44,7 @@ class GuardedApp:
         if refusal is None:
             await self._app(scope, receive, send)
         else:
-            headers = [(b"www-authenticate", b"Bearer")] if refusal.status == 401 else []
-            await send_refusal(scope, send, refusal.status, refusal.code, refusal.detail, headers)
+            await send_refusal(scope, send, refusal)
 
     def _log_origin(self, origin: str) -> None:
         """Log a refused origin once, with the flag that admits it. At most `MAX_ORIGINS_LOGGED` are logged."""

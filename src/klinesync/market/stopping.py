@@ -6,6 +6,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from klinesync.market.error_codes import SHUTTING_DOWN
 from klinesync.market.refusals import send_refusal
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
@@ -54,7 +55,7 @@ class Requests:
             if not end.expired():
                 raise
             if not begun:
-                await refuse(scope, send)
+                await send_refusal(scope, send, SHUTTING_DOWN)
             else:  # a begun answer cannot be replaced: wait until the connection is cut off
                 while not (await receive())["type"].endswith(".disconnect"):
                     pass
@@ -73,11 +74,6 @@ class RequestGate:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
         elif self._requests.stopping:
-            await refuse(scope, send)
+            await send_refusal(scope, send, SHUTTING_DOWN)
         else:
             await self._requests.run(self._app, scope, receive, send)
-
-
-async def refuse(scope: Scope, send: Send) -> None:
-    """Answer a request or handshake with 503 `shutting_down`."""
-    await send_refusal(scope, send, 503, "shutting_down", "the service stops", [(b"connection", b"close")])

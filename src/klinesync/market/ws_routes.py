@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, WebSocket
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from klinesync.market.error_codes import Refusal
 from klinesync.market.http_routes import market_data_of
 from klinesync.market.refusals import send_refusal
 from klinesync.market.ws_transport import serve_socket
@@ -31,4 +32,4 @@ class SocketPaths:
             await self._app(scope, receive, send)
             return
         detail = f"there is no WebSocket at {scope['path']}; it is at {SOCKET_PATH}"
-        await send_refusal(scope, send, 404, "not_found", detail)
+        await send_refusal(scope, send, Refusal(404, "not_found", detail))

@@ -64,17 +64,8 @@ class Outbox:
     """
 
     __slots__ = (
-        "_bytes",
-        "_forming",
-        "_messages",
-        "_paused",
-        "_room",
-        "_warned",
-        "_wire",
-        "_write",
-        "_writes",
-        "ended",
-    )
+        "_bytes", "_forming", "_messages", "_paused", "_room", "_warned", "_wire", "_write", "_writes", "ended",
+    )  # fmt: skip
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
