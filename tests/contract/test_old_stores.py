@@ -15,9 +15,12 @@ import pytest
 
 from klinesync.core.candle import MAX_TIME, NO_FLOW, Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.market_data import store_scrub
+from klinesync.market_data.store_scrub import StoreScrub
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.chunks import format_of
+from klinesync.storage.chunks import FORMAT, format_of
 from klinesync.storage.records import Origin
+from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_file import SqliteFile
 
 STORES = Path(__file__).parent.parent / "stores"
@@ -47,6 +50,15 @@ def rows_of_version_7(path: Path) -> dict[str, list[tuple[float, ...]]]:
         candles[names[number]].append(tuple(values))
     connection.close()
     return {name: sorted(rows) for name, rows in candles.items()}
+
+
+def formats_of(connection: apsw.Connection) -> dict[object, int]:
+    """By chunk, its format."""
+    formats: dict[object, int] = {}
+    for chunk, packed in connection.execute("SELECT chunk_id, candles FROM candle_chunk ORDER BY chunk_id"):
+        assert isinstance(packed, bytes)
+        formats[chunk] = format_of(packed)
+    return formats
 
 
 def content(store: CandleStore) -> dict[str, list[Candle]]:
@@ -83,10 +95,41 @@ def test_candles_of_an_old_chunk_are_corrected_and_enriched_in_the_new_format(ol
     assert file.write(lambda store: store.between(BTC, 0, MAX_TIME)) == whole
     file.close()
     connection = apsw.Connection(str(old), flags=apsw.SQLITE_OPEN_READONLY)
-    formats = {
-        chunk_id >> 32: format_of(packed)
-        for chunk_id, packed in connection.execute("SELECT chunk_id, candles FROM candle_chunk ORDER BY chunk_id")
-    }
+    formats = {int(str(chunk)) >> 32: number for chunk, number in formats_of(connection).items()}
     assert formats[1] != 0
     assert 0 in formats.values()  # those of other series are read as they are
+    connection.close()
+
+
+async def test_chunks_of_an_earlier_format_are_packed_anew_beside_the_service(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few at a time; a start in between goes on with the series that remain, and the candles stay as they were."""
+    before = rows_of_version_7(old)
+    monkeypatch.setattr(store_scrub, "REPACKED_CHUNKS", 2)
+    async with SqliteDatabase(old) as database:
+        remaining = await database.read(lambda store: store.repacking())
+        assert len(remaining) == 6
+        await StoreScrub(database)._repack(remaining[0])
+        assert await database.read(lambda store: store.repacking()) == remaining[1:]
+    async with SqliteDatabase(old) as database:
+        await StoreScrub(database)._repack_all()
+        assert await database.read(lambda store: store.repacking()) == []
+        after = await database.read(content)
+    assert {name: [row.ohlcv for row in rows] for name, rows in after.items()} == before
+    connection = apsw.Connection(str(old), flags=apsw.SQLITE_OPEN_READONLY)
+    assert set(formats_of(connection).values()) == {FORMAT}
+    connection.close()
+
+
+async def test_a_damaged_chunk_of_an_earlier_format_stays_and_the_others_are_packed_anew(old: Path) -> None:
+    connection = apsw.Connection(str(old))
+    first = connection.execute("SELECT min(chunk_id) FROM candle_chunk").get
+    connection.execute("UPDATE candle_chunk SET candles = substr(candles, 1, 100) WHERE chunk_id = ?", (first,))
+    connection.close()
+    async with SqliteDatabase(old) as database:
+        await StoreScrub(database)._repack_all()
+        assert [damage.series for damage in database.damage.parts()] == [BTC]
+    connection = apsw.Connection(str(old), flags=apsw.SQLITE_OPEN_READONLY)
+    assert [chunk for chunk, number in formats_of(connection).items() if number == 0] == [first]
     connection.close()

@@ -305,6 +305,28 @@ class CandleStore:
             )
         return Applied(series, tuple(ascending), revised, commit=self.commit(), rounded=rounded, enriched=enriched)
 
+    def repacking(self) -> list[SeriesId]:
+        """The series with chunks of an earlier format that `repack` has not come to yet."""
+        return [series_of(name) for (name,) in self.tables.repacking()]
+
+    @_names_series
+    def repack(self, series: SeriesId, first: int, most: int) -> int | None:
+        """Pack chunks of an earlier format anew; the candles stay as they are. Only within `Database.write`.
+
+        series: one of `repacking`.
+        first: the number of the chunk to begin with; 0 at first.
+        most: most chunks to look at.
+
+        Returns the chunk to go on from; None: the series is done.
+        """
+        number = self._number(series)
+        if number is None:
+            return None
+        going_on = self._candles.chunks.repack(series, number, first, most)
+        if going_on is None:
+            self.tables.end_repacking(number)
+        return going_on
+
     @_names_series
     def trim(self, series: SeriesId, before: int) -> None:
         """Delete the candles that open before `before`, and their revisions; the gap ledger is the caller's. Only

@@ -94,6 +94,17 @@ class ChunkTable:
             first = integer(headers[-1][0]) + 1
         return candles
 
+    def repack(self, series: SeriesId, number: int, first: int, most: int) -> int | None:
+        """Pack those of an earlier format anew among the first `most` chunks from `first` on. Damaged ones stay as they
+        are, and are noted. Returns the chunk to go on from; None: these were the last ones."""
+        headers = self._tables.headers_of_chunks(number, first, most)
+        for chunk, header, _ in headers:
+            if _is_of_format_0(header):
+                candles = self.one(series, number, integer(chunk), strict=False)
+                if candles:
+                    self.put(series, number, integer(chunk), candles)
+        return integer(headers[-1][0]) + 1 if len(headers) == most else None
+
     def put(self, series: SeriesId, number: int, chunk: int, candles: Sequence[Candle]) -> None:
         """Store a chunk in place of what is there; without candles there is none."""
         if candles:
@@ -178,6 +189,10 @@ class ChunkTable:
     def _grid(self, series: SeriesId, number: int, chunk: int) -> Grid:
         span = self.span(series, number, chunk)
         return Grid(span.start, span.end, series.timeframe.step_s)
+
+
+def _is_of_format_0(header: object) -> bool:
+    return isinstance(header, bytes) and header[7:8] == b"\0"
 
 
 def _count(header: object, length: object) -> int:

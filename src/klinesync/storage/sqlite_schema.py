@@ -30,6 +30,7 @@ OUR_TABLES = frozenset(
         "probe",
         "listing",
         "series_event",
+        "repacking",
     }
 )
 _FIRST_TABLES = frozenset({"series", "candle", "candle_revision", "gap", "commit_count"})

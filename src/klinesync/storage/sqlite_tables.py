@@ -140,6 +140,12 @@ class SqliteTables:
             (base, HEADER_BYTES, base + first, (number + 1) << 32, limit),
         ).fetchall()
 
+    def repacking(self) -> Sequence[Row]:
+        return self._run("SELECT series_id FROM repacking JOIN series USING (series_no) ORDER BY series_no").fetchall()
+
+    def end_repacking(self, number: int) -> None:
+        self._run("DELETE FROM repacking WHERE series_no = ?", (number,))
+
     def put_chunks(self, rows: Sequence[tuple[int, int, bytes]]) -> None:
         self._run_many(
             "INSERT OR REPLACE INTO candle_chunk VALUES (?, ?)",

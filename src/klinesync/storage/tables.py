@@ -114,6 +114,14 @@ class Tables(Protocol):
         """(chunk, its first `HEADER_BYTES`, its length in bytes): the first `limit` chunks from `first` on."""
         ...
 
+    def repacking(self) -> Sequence[Row]:
+        """(name,) of every series with chunks of an earlier format that are not packed anew yet."""
+        ...
+
+    def end_repacking(self, number: int) -> None:
+        """The chunks of a series are packed anew."""
+        ...
+
     def put_chunks(self, rows: Sequence[tuple[int, int, bytes]]) -> None:
         """Store (number, chunk, bytes), in place of what is there."""
         ...
