@@ -274,6 +274,7 @@ export interface SubscribeRequest {
   readonly supports_batch?: boolean | null;
   readonly ack?: boolean | null;
   readonly what?: readonly ("closed" | "corrections" | "forming")[] | null;
+  readonly fields?: "full" | null;
 }
 
 export interface Subscribed {

@@ -1,9 +1,11 @@
-"""Candles with their order flow (`fields=full`), over real sockets: posted, read, refused."""
+"""Candles with their order flow (`fields=full`), over real sockets: posted, read, subscribed to, refused."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from support.running_service import Service, running_service
@@ -142,3 +144,158 @@ async def test_taker_parts_may_exceed_their_wholes_by_a_rounding(service: Servic
     candle = full(0, taker_buy_volume=10.0 * (1 + 5e-10))
     await ingest(service, candle)
     assert await page(service, fields="full") == [candle]
+
+
+class Socket:
+    """A client of the WebSocket: sends JSON, receives JSON."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+
+    async def subscribe(self, series_id: str = BTC, **message: object) -> None:
+        await self._socket.send_json({"type": "subscribe", "series_id": series_id} | message)
+
+    async def settle(self) -> list[dict[str, object]]:
+        """All messages up to now: a ping is answered behind them."""
+        await self._socket.send_json({"type": "ping"})
+        messages = []
+        while (message := await self._socket.receive_json(timeout=10)) != {"type": "pong"}:
+            messages.append(message)
+        return messages
+
+    async def candles(self) -> list[object]:
+        """The candles of all messages up to now, as (type, revised, candles)."""
+        return [
+            (message["type"], message.get("revised", False), message.get("candles", [message.get("candle")]))
+            for message in await self.settle()
+        ]
+
+
+@asynccontextmanager
+async def sockets(service: Service, count: int) -> AsyncIterator[list[Socket]]:
+    async with AsyncExitStack() as stack:
+        yield [
+            Socket(await stack.enter_async_context(service.http.ws_connect(service.url + "/ws/market")))
+            for _ in range(count)
+        ]
+
+
+@pytest.mark.parametrize("batches", [False, True])
+async def test_each_subscriber_gets_its_fields_in_catch_up_live_and_corrections(
+    service: Service, batches: bool
+) -> None:
+    await ingest(service, full(0), short(1))
+    async with sockets(service, 4) as clients:
+        for number, client in enumerate(clients):
+            fields = {"fields": "full"} if number % 2 else {}
+            await client.subscribe(since=START - 60, supports_batch=batches, **fields)
+
+        async def told(revised: bool, *candles: dict[str, object]) -> None:
+            """Each client is sent these candles, and nothing else."""
+            for number, client in enumerate(clients):
+                shown = [{name: one.get(name) for name in (full(0) if number % 2 else short(0))} for one in candles]
+                if batches and len(shown) > 1:
+                    expected: list[object] = [("candles_batch", revised, shown)]
+                else:
+                    expected = [("candle_closed", revised, [one]) for one in shown]
+                assert await client.candles() == expected
+
+        await told(False, full(0), short(1))
+        await ingest(service, full(2))
+        await told(False, full(2))
+        await ingest(service, full(3), full(4, trades=None))
+        await told(False, full(3), full(4, trades=None))
+        await ingest(service, full(2, close=1.0), full(3, close=1.0))
+        await told(True, full(2, close=1.0), full(3, close=1.0))
+        await ingest(service, full(1), full(4))  # an enrichment
+        await told(False)
+        await ingest(service, full(5))
+        await told(False, full(5))
+
+
+async def test_a_correction_of_the_order_flow_alone_is_sent_to_clients_that_have_it(service: Service) -> None:
+    await ingest(service, full(0), full(1))
+    async with sockets(service, 2) as (without, having):
+        await without.subscribe(since=START)
+        await having.subscribe(since=START, fields="full")
+        await without.settle()
+        await having.settle()
+        await ingest(service, full(0, trades=4), full(1, trades=4), full(2))
+        assert await without.candles() == [("candle_closed", False, [short(2)])]
+        assert await having.candles() == [
+            ("candle_closed", True, [full(0, trades=4)]),
+            ("candle_closed", True, [full(1, trades=4)]),
+            ("candle_closed", False, [full(2)]),
+        ]
+
+
+async def test_one_client_has_series_with_and_without_order_flow(service: Service) -> None:
+    await ingest(service, *(full(minute) for minute in range(6)))
+    sums = {"quote_volume": 75.0, "trades": 15, "taker_buy_volume": 20.0, "taker_buy_quote_volume": 30.0}
+    five = short(0, volume=50.0)
+    async with sockets(service, 1) as (client,):
+        await client.subscribe(since=START + 240)
+        await client.subscribe(FIVE, since=START - 300, fields="full")
+        assert await client.candles() == [
+            ("candle_closed", False, [short(5)]),
+            ("candle_closed", False, [five | sums]),
+        ]
+        await client.subscribe(since=START + 240, fields="full")  # a second subscription replaces the first
+        await client.subscribe(FIVE, since=START - 300, fields=None)
+        assert await client.candles() == [("candle_closed", False, [full(5)]), ("candle_closed", False, [five])]
+        await ingest(service, full(6))
+        assert await client.candles() == [("candle_closed", False, [full(6)])]
+
+
+async def test_forming_candles_have_their_order_flow_and_so_have_derived_ones(service: Service) -> None:
+    await ingest(service, full(0), full(1))
+    async with sockets(service, 2) as (without, having):
+        for series_id in (BTC, FIVE):
+            await without.subscribe(series_id, what=["forming"])
+            await having.subscribe(series_id, what=["forming"], fields="full")
+        await without.settle()
+        await having.settle()
+
+        async def form(candle: dict[str, object]) -> list[dict[object, object]]:
+            """Post a forming candle until each client was sent one of each series, for the buckets of the derived
+            series are read after the first. Returns their newest ones."""
+            newest: list[dict[object, object]] = [{}, {}]
+            while not all(len(shown) == 2 for shown in newest):
+                body = {"series_id": BTC, "candle": candle}
+                status, answer = await service.post("/api/market/ingest/candle_forming", body)
+                assert status == 200, answer
+                for client, shown in zip((without, having), newest, strict=True):
+                    shown |= {message["series_id"]: message["candle"] for message in await client.settle()}
+            return newest
+
+        sums = {"quote_volume": 45.0, "trades": 13, "taker_buy_volume": 12.0, "taker_buy_quote_volume": 18.0}
+        five = short(0, volume=30.0)
+        assert await form(full(2, trades=7)) == [
+            {BTC: short(2), FIVE: five},
+            {BTC: full(2, trades=7), FIVE: five | sums},
+        ]
+        assert await form(short(2)) == [
+            {BTC: short(2), FIVE: five},
+            {BTC: short(2) | NO_FLOW, FIVE: five | NO_FLOW},
+        ]
+
+
+async def test_order_flow_is_there_after_a_restart(tmp_path: Path) -> None:
+    store = tmp_path / "store.sqlite"
+    async with running_service(store) as service:
+        await ingest(service, *(full(minute) for minute in range(300)), short(300))
+    async with running_service(store) as service:
+        expected = [*(full(minute) for minute in range(300)), short(300) | NO_FLOW]
+        assert await page(service, fields="full") == expected
+        async with sockets(service, 1) as (client,):
+            await client.subscribe(since=0, supports_batch=True, fields="full")
+            assert await client.candles() == [("candles_batch", False, expected)]
+
+
+@pytest.mark.parametrize("fields", ["", "short", "FULL", 1, True, ["full"]])
+async def test_a_subscription_to_other_fields_is_refused(service: Service, fields: object) -> None:
+    await ingest(service, full(0))
+    async with sockets(service, 1) as (client,):
+        await client.subscribe(since=0, fields=fields)
+        refusal = {"type": "error", "code": "bad_request", "message": "invalid fields", "series_id": BTC}
+        assert await client.settle() == [refusal]

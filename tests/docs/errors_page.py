@@ -68,7 +68,7 @@ HTTP: dict[tuple[int, str], str] = {
 # By code: when `/ws/market` answers a message with an `error`. The connection stays.
 WEBSOCKET: dict[str, str] = {
     "bad_request": "the message is not JSON, has no or an unknown `type`, or a bad field: `unknown message type: X`, "
-    "`missing series_id`, `invalid since`, `invalid supports_batch`",
+    "`missing series_id`, `invalid since`, `invalid supports_batch`, `invalid fields`",
     "capacity": "message `ondemand_ingest_capacity`: as many series on demand as `ondemand_max_jobs` or the venue "
     "allows; where the venue is the reason, `detail` says how many fit",
     "rate_limited": "too many messages; the message was not read",

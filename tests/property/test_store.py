@@ -102,6 +102,7 @@ def writes(draw: st.DrawFn) -> Step:
         assert applied.revised == late.union(one.time for one in revised)
         enriched = {one.time for one in changed if one.time in before} - applied.revised
         assert applied.rounded == applied.enriched == enriched
+        assert applied.flow_revised == {one.time for one in revised if one[:6] == before[one.time][:6]}
 
     return step
 

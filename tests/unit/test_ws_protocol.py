@@ -15,6 +15,8 @@ NAME = "binance:spot:BTC/USDT:1m"
 SERIES = SeriesId.parse(NAME)
 CANDLE = Candle(1700000040, 1.0, 2.0, 0.5, 1.5, 10.0)
 CANDLE_JSON = {"candle_time": 1700000040, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 10.0}
+WITH_FLOW = Candle(*CANDLE.ohlcv, 15.0, 3, 4.0, None)
+FLOW_JSON = {"quote_volume": 15.0, "trades": 3, "taker_buy_volume": 4.0, "taker_buy_quote_volume": None}
 parse = WsMessageParser().parse
 
 
@@ -26,6 +28,9 @@ def test_messages_of_clients_are_parsed() -> None:
     assert parse(message(type="subscribe", series_id=NAME)) == Subscribe(SERIES, None, supports_batch=False, ack=False)
     full = message(type="subscribe", series_id=NAME, since=0, supports_batch=True, ack=True, later="ignored")
     assert parse(full) == Subscribe(SERIES, 0, supports_batch=True, ack=True)
+    for fields, wanted in (("full", True), (None, False)):
+        flow = message(type="subscribe", series_id=NAME, fields=fields)
+        assert parse(flow) == Subscribe(SERIES, None, supports_batch=False, ack=False, full=wanted)
     assert parse(message(type="unsubscribe", series_id=NAME)) == Unsubscribe(SERIES)
     assert parse(b'{"type":"ping"}') == Ping()
 
@@ -53,6 +58,10 @@ def test_messages_of_clients_are_parsed() -> None:
         (message(type="subscribe", series_id=NAME, since=10**18), "invalid since"),
         (message(type="subscribe", series_id=NAME, supports_batch=1), "invalid supports_batch"),
         (message(type="subscribe", series_id=NAME, ack="yes"), "invalid ack"),
+        (message(type="subscribe", series_id=NAME, fields="short"), "invalid fields"),
+        (message(type="subscribe", series_id=NAME, fields=""), "invalid fields"),
+        (message(type="subscribe", series_id=NAME, fields=["full"]), "invalid fields"),
+        (message(type="subscribe", series_id=NAME, fields=True), "invalid fields"),
     ],
 )
 def test_a_bad_message_gets_the_protocols_sentence(text: str | bytes, sentence: str) -> None:
@@ -91,6 +100,22 @@ def test_a_malformed_series_id_is_refused_with_the_reason() -> None:
         (
             protocol.candle_forming(SERIES, CANDLE),
             {"type": "candle_forming", "series_id": NAME, "candle": CANDLE_JSON},
+        ),
+        (
+            protocol.candle_closed(SERIES, WITH_FLOW),
+            {"type": "candle_closed", "series_id": NAME, "candle": CANDLE_JSON},
+        ),
+        (
+            protocol.candle_closed(SERIES, WITH_FLOW, full=True),
+            {"type": "candle_closed", "series_id": NAME, "candle": CANDLE_JSON | FLOW_JSON},
+        ),
+        (
+            protocol.candles_batch(SERIES, [CANDLE], full=True),
+            {"type": "candles_batch", "series_id": NAME, "candles": [CANDLE_JSON | dict.fromkeys(FLOW_JSON)]},
+        ),
+        (
+            protocol.candle_forming(SERIES, WITH_FLOW, full=True),
+            {"type": "candle_forming", "series_id": NAME, "candle": CANDLE_JSON | FLOW_JSON},
         ),
         (
             protocol.gap(SERIES, Jump(1700000100, 1700000220)),

@@ -83,6 +83,8 @@ class Applied(Struct, frozen=True):
     rounded: candles that differ from the stored ones by a rounding only, or in their order flow only because a value
         was filled in (or, of a derived candle, left open): followers already have these.
     enriched: those of them that differ in their order flow only.
+    flow_revised: the revised candles that differ in their order flow only: followers without order flow already have
+        these.
     gaps: the rows of the gap ledger before and between the candles.
     commit: number of the transaction.
     questioned: candles of frames that were not written, because other values are stored.
@@ -95,11 +97,12 @@ class Applied(Struct, frozen=True):
     commit: int = 0
     rounded: frozenset[int] = frozenset()
     enriched: frozenset[int] = frozenset()
+    flow_revised: frozenset[int] = frozenset()
     questioned: tuple[Candle, ...] = ()
 
     @property
     def told(self) -> tuple[Candle, ...]:
-        """The candles that are published to followers."""
+        """The candles that are published to followers with order flow; the others get no `flow_revised` ones."""
         if not self.rounded:
             return self.candles
         return tuple(candle for candle in self.candles if candle.time not in self.rounded)

@@ -222,7 +222,9 @@ class WsSubscriptionCoordinator:
             since = head if head is None else min(since, head)
             if not stands():
                 return
-        subscription = Subscription(series, since, supports_batch=message.supports_batch, what=message.what)
+        subscription = Subscription(
+            series, since, supports_batch=message.supports_batch, what=message.what, full=message.full
+        )
         self._hub.attach(client, subscription)
         try:
             catch_up = await self._reader.catch_up(series, since)

@@ -271,6 +271,7 @@ class CandleStore:
         revised: frozenset[int] = frozenset()
         rounded: frozenset[int] = frozenset()
         enriched: frozenset[int] = frozenset()
+        flow_revised: frozenset[int] = frozenset()
         if head is not None and ascending[0].time <= head:
             # By runs: a batch may hold candles that lie years apart.
             times = [candle.time for candle in ascending]
@@ -288,6 +289,7 @@ class CandleStore:
             unrevised = [one for one in ascending if one.time <= head and one.time not in revised]
             rounded = frozenset(one.time for one in unrevised)
             enriched = frozenset(one.time for one in unrevised if one.ohlcv == stored[one.time].ohlcv)
+            flow_revised = frozenset(one.time for one in revising if not origin.revises_ohlcv(stored[one.time], one))
             self._unsaved_revisions += [(facts.number, *stored[one.time], origin.at, origin.source) for one in revising]
             if revising:
                 corrected = Corrected(revising[0].time, revising[-1].time, len(revising), origin.source)
@@ -303,7 +305,15 @@ class CandleStore:
             self._memory.put(
                 series, Facts(facts.number, Edges(first, last), row_chunk, tail, facts.has_gaps, facts.ledger)
             )
-        return Applied(series, tuple(ascending), revised, commit=self.commit(), rounded=rounded, enriched=enriched)
+        return Applied(
+            series,
+            tuple(ascending),
+            revised,
+            commit=self.commit(),
+            rounded=rounded,
+            enriched=enriched,
+            flow_revised=flow_revised,
+        )
 
     def repacking(self) -> list[SeriesId]:
         """The series with chunks of an earlier format that `repack` has not come to yet."""

@@ -33,6 +33,10 @@ class Origin:
         """Whether replacing the stored `was` (None: nothing was stored) by `now` counts as a revision."""
         return was is not None and not agree(was, now, ROUNDING if self.computed else 0.0)
 
+    def revises_ohlcv(self, was: Candle, now: Candle) -> bool:
+        """Whether replacing the stored `was` by `now` counts as a revision for followers without order flow."""
+        return self.revises(Candle(*was.ohlcv), Candle(*now.ohlcv))
+
 
 class DerivationOrigin(IntEnum):
     """The origin of the candles of a derived series."""

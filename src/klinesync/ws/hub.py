@@ -324,9 +324,12 @@ class CandleHub:
         watchers = self._watchers.get(applied.series)
         if not watchers or not applied.told:
             return
-        announcement = Announcement(applied)
+        announcements: dict[bool, Announcement] = {}  # by whether candles have their order flow
         for client, subscription in watchers.items():
             try:
+                announcement = announcements.get(subscription.full)
+                if announcement is None:
+                    announcement = announcements[subscription.full] = Announcement(applied, full=subscription.full)
                 messages = subscription.announce(announcement)
                 if messages:
                     self._messages += len(messages)
@@ -345,11 +348,15 @@ class CandleHub:
         watchers = self._watchers.get(forming.series)
         if not watchers:
             return
-        messages = [protocol.candle_forming(forming.series, forming.candle)]
+        encoded: dict[bool, list[bytes]] = {}  # by whether the candle has its order flow
         self._messages += len(watchers)
         for client, subscription in watchers.items():
             try:
                 if subscription.wants_forming(forming.candle):
+                    messages = encoded.get(subscription.full)
+                    if messages is None:
+                        frame = protocol.candle_forming(forming.series, forming.candle, full=subscription.full)
+                        messages = encoded[subscription.full] = [frame]
                     client.outbox.put_forming(forming.series, forming.candle.time, messages)
             except Exception as error:  # noqa: BLE001  # as in `publish`
                 self._close_after_defect(client, error)

@@ -17,6 +17,8 @@ from klinesync.core.stream_state import StreamState
 GapReason = Literal["missing", "truncated"]
 # The kinds of candles that a subscription may select.
 What = Literal["closed", "forming", "corrections"]
+# The fields of candles that a subscription may select: with order flow.
+Fields = Literal["full"]
 # The events of `system` messages. Clients ignore unknown events, because later versions may add some.
 SystemEventName = Literal[
     "backfill.progress",
@@ -147,6 +149,7 @@ class SubscribeRequest(msgspec.Struct, gc=False, tag_field="type", tag="subscrib
     supports_batch: bool | None = None
     ack: bool | None = None
     what: list[What] | None = None
+    fields: Fields | None = None
 
 
 class UnsubscribeRequest(msgspec.Struct, gc=False, tag_field="type", tag="unsubscribe"):

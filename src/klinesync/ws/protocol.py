@@ -26,6 +26,7 @@ from klinesync.ws.messages import (
     CandlesBatch,
     CaughtUp,
     ErrorMessage,
+    FullCandleOut,
     GapMessage,
     GapReason,
     Pong,
@@ -52,6 +53,7 @@ class Subscribe:
     supports_batch: whether several closed candles may come as one `candles_batch`.
     ack: whether the first answer is `subscribed`, and `caught_up` ends the catch-up.
     what: the kinds of candles to send; all by default.
+    full: whether candles have their order flow; False by default.
     """
 
     series: SeriesId
@@ -59,6 +61,7 @@ class Subscribe:
     supports_batch: bool
     ack: bool
     what: frozenset[str] = WHAT
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ class WsMessageParser:
             self._flag(message, "supports_batch", series),
             self._flag(message, "ack", series),
             self._what(message, series),
+            self._full(message, series),
         )
 
     def _what(self, message: dict[str, object], series: SeriesId) -> frozenset[str]:
@@ -132,6 +136,12 @@ class WsMessageParser:
         ):
             raise BadMessage(f"invalid what: a list of one or more of {', '.join(sorted(WHAT))}", str(series))
         return frozenset(value)
+
+    def _full(self, message: dict[str, object], series: SeriesId) -> bool:
+        value = message.get("fields")
+        if value is not None and value != "full":
+            raise BadMessage("invalid fields", str(series))
+        return value is not None
 
     def _series(self, message: dict[str, object]) -> SeriesId:
         text = message.get("series_id")
@@ -157,9 +167,15 @@ def _frame(message: ServerMessage) -> bytes:
     return text_frame(_encode(message))
 
 
-def candles_out(candles: Iterable[Candle]) -> list[CandleOut]:
-    """The candles in the form of the wire."""
+def candles_out(candles: Iterable[Candle], *, full: bool = False) -> list[CandleOut]:
+    """The candles in the form of the wire; `full`: with their order flow."""
+    if full:
+        return [FullCandleOut(*candle) for candle in candles]
     return [CandleOut(*candle.ohlcv) for candle in candles]
+
+
+def _candle_out(candle: Candle, full: bool) -> CandleOut:
+    return FullCandleOut(*candle) if full else CandleOut(*candle.ohlcv)
 
 
 def pong() -> bytes:
@@ -177,19 +193,31 @@ def caught_up(series: SeriesId, head_time: int | None) -> bytes:
     return _frame(CaughtUp(str(series), head_time))
 
 
-def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False) -> bytes:
-    """One closed candle; `revised`: it corrects a sent candle, or fills a hole behind one."""
-    return _frame(CandleClosed(str(series), CandleOut(*candle.ohlcv), revised))
+def candle_closed(series: SeriesId, candle: Candle, *, revised: bool = False, full: bool = False) -> bytes:
+    """One closed candle.
+
+    series: the series.
+    candle: the candle.
+    revised: whether it corrects a sent candle, or fills a hole behind one; False by default.
+    full: whether it has its order flow; False by default.
+    """
+    return _frame(CandleClosed(str(series), _candle_out(candle, full), revised))
 
 
-def candles_batch(series: SeriesId, candles: Sequence[Candle], *, revised: bool = False) -> bytes:
-    """Several closed candles, ascending; `revised`: each corrects a sent candle, or fills a hole behind one."""
-    return _frame(CandlesBatch(str(series), candles_out(candles), revised))
+def candles_batch(series: SeriesId, candles: Sequence[Candle], *, revised: bool = False, full: bool = False) -> bytes:
+    """Several closed candles.
+
+    series: the series.
+    candles: ascending.
+    revised: whether each corrects a sent candle, or fills a hole behind one; False by default.
+    full: whether they have their order flow; False by default.
+    """
+    return _frame(CandlesBatch(str(series), candles_out(candles, full=full), revised))
 
 
-def candle_forming(series: SeriesId, candle: Candle) -> bytes:
-    """The candle in progress."""
-    return _frame(CandleForming(str(series), CandleOut(*candle.ohlcv)))
+def candle_forming(series: SeriesId, candle: Candle, *, full: bool = False) -> bytes:
+    """The candle in progress; `full`: with its order flow."""
+    return _frame(CandleForming(str(series), _candle_out(candle, full)))
 
 
 def gap(series: SeriesId, jump: Jump, *, reason: GapReason = "missing", state: GapState = GapState.UNKNOWN) -> bytes:

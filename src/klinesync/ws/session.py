@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from klinesync.core.candle import Applied, Candle
+from klinesync.core.candle import Applied, Candle, agree
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, without
@@ -17,27 +17,37 @@ CATCH_UP_MAX_CANDLES = 2000
 
 
 class Announcement:
-    """The closed candles of one series in one commit, at least one, to be published. Messages are encoded when first
-    needed, and shared by all subscribers."""
+    """The closed candles of one series in one commit, to be published. Messages are encoded when first needed, and
+    shared by all subscribers of one kind.
+
+    applied: the commit, with at least one candle that is told.
+    full: the kind of its subscribers: whether candles have their order flow; False by default.
+    """
 
     __slots__ = (
-        "_all", "_batch", "_closed", "_extended", "_revised_batch", "before", "candles", "commit", "gaps", "newest",
-        "revised", "series",
+        "_all", "_batch", "_closed", "_extended", "_full", "_revised_batch", "before", "candles", "commit", "gaps",
+        "newest", "revised", "series",
     )  # fmt: skip
 
-    def __init__(self, applied: Applied) -> None:
+    def __init__(self, applied: Applied, *, full: bool = False) -> None:
+        self._full = full
         self.series = applied.series
         self.candles = candles = applied.told
         self.revised = applied.revised
         self.gaps = applied.gaps
         self.commit = applied.commit
         self.newest = candles[-1].time
+        if applied.flow_revised and not full:
+            self.candles = candles = tuple(one for one in candles if one.time not in applied.flow_revised)
+            self.revised = applied.revised - applied.flow_revised
         frame = self.series.timeframe
         # Subscribers whose newest candle opens at this time receive the whole batch, and nothing else. None: the
         # messages are decided for each subscriber.
         self.before: int | None = None
-        if not applied.revised and all(
-            frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1)
+        if (
+            candles
+            and not self.revised
+            and all(frame.next(candles[at].time) == candles[at + 1].time for at in range(len(candles) - 1))
         ):
             self.before = frame.shift(candles[0].time, -1)
         self._closed: dict[int, bytes] = {}
@@ -51,7 +61,7 @@ class Announcement:
         frame = self._closed.get(candle.time)
         if frame is None:
             frame = self._closed[candle.time] = protocol.candle_closed(
-                self.series, candle, revised=candle.time in self.revised
+                self.series, candle, revised=candle.time in self.revised, full=self._full
             )
         return frame
 
@@ -61,9 +71,9 @@ class Announcement:
         if not batch or len(candles) < 2:
             return [self.closed(candle) for candle in candles]
         if len(candles) < len(self.revised):
-            return [protocol.candles_batch(self.series, candles, revised=True)]
+            return [protocol.candles_batch(self.series, candles, revised=True, full=self._full)]
         if self._revised_batch is None:
-            self._revised_batch = [protocol.candles_batch(self.series, candles, revised=True)]
+            self._revised_batch = [protocol.candles_batch(self.series, candles, revised=True, full=self._full)]
         return self._revised_batch
 
     def extended(self, first_time: int) -> bytes:
@@ -78,7 +88,7 @@ class Announcement:
         is shared."""
         if batch and len(self.candles) > 1:
             if self._batch is None:
-                self._batch = [protocol.candles_batch(self.series, self.candles)]
+                self._batch = [protocol.candles_batch(self.series, self.candles, full=self._full)]
             return self._batch
         if self._all is None:
             self._all = [self.closed(candle) for candle in self.candles]
@@ -104,15 +114,22 @@ class Subscription:
     since: the newest closed open time that the client has; None: live only.
     supports_batch: whether several closed candles may come as one message.
     what: the kinds of candles to send, of `protocol.WHAT`; all by default.
+    full: whether candles have their order flow; False by default.
     """
 
     __slots__ = (
         "_closed", "_commit", "_corrections", "_extended_to", "_first", "_forming", "_held_gaps", "_newest",
-        "_revised", "_since", "_splice", "series", "supports_batch",
+        "_revised", "_since", "_splice", "full", "series", "supports_batch",
     )  # fmt: skip
 
     def __init__(
-        self, series: SeriesId, since: int | None, *, supports_batch: bool, what: frozenset[str] = protocol.WHAT
+        self,
+        series: SeriesId,
+        since: int | None,
+        *,
+        supports_batch: bool,
+        what: frozenset[str] = protocol.WHAT,
+        full: bool = False,
     ) -> None:
         self._closed = "closed" in what
         self._forming = "forming" in what
@@ -122,6 +139,7 @@ class Subscription:
         self._newest: int | None = None
         self.series = series
         self.supports_batch = supports_batch
+        self.full = full
         self._since = since
         self._splice: Splice[Candle] = Splice(series.timeframe, after=since)
         self._splice.hold()
@@ -178,13 +196,15 @@ class Subscription:
         corrected = [
             candle
             for time, (candle, number) in sorted(revised.items())
-            if not self._is_older(time) and self._has(time, number) and shown.get(time) != candle
+            if not self._is_older(time) and self._has(time, number) and not self._is_same(shown.get(time), candle)
         ]
         if not self._corrections:
             return messages
         if self.supports_batch and len(corrected) > 1:
-            return [*messages, protocol.candles_batch(self.series, corrected, revised=True)]
-        return messages + [protocol.candle_closed(self.series, candle, revised=True) for candle in corrected]
+            return [*messages, protocol.candles_batch(self.series, corrected, revised=True, full=self.full)]
+        return messages + [
+            protocol.candle_closed(self.series, candle, revised=True, full=self.full) for candle in corrected
+        ]
 
     @property
     def holding(self) -> bool:
@@ -192,7 +212,7 @@ class Subscription:
         return self._splice.holding
 
     def announce(self, announcement: Announcement) -> list[bytes]:
-        """The messages of newly committed candles for this client."""
+        """The messages of newly committed candles for this client; `announcement` is that of its kind."""
         splice = self._splice
         if splice.last is not None and splice.last == announcement.before and not splice.holding:
             # The usual case: the whole batch follows the client's newest candle, and all clients get the same bytes.
@@ -217,6 +237,10 @@ class Subscription:
                 corrected.append(candle)
         revisions = announcement.revisions(corrected, batch=self.supports_batch) if self._corrections else []
         return [*extended, *revisions, *self._messages(through, announcement.gaps)]
+
+    def _is_same(self, shown: Candle | None, candle: Candle) -> bool:
+        """Whether the client has all values of a candle already, having been sent `shown`."""
+        return shown is not None and (agree(shown, candle) if self.full else shown.ohlcv == candle.ohlcv)
 
     def _is_older(self, time: int) -> bool:
         """Whether a candle opens before the first candle that was stored when the subscription attached."""
@@ -251,9 +275,11 @@ class Subscription:
             return []
         if self.supports_batch and len(candles) > 1:
             jumps = [self._gap(item, gaps) for item in through if isinstance(item, Jump)]
-            return [*jumps, protocol.candles_batch(self.series, candles)]
+            return [*jumps, protocol.candles_batch(self.series, candles, full=self.full)]
         return [
-            protocol.candle_closed(self.series, item) if isinstance(item, Candle) else self._gap(item, gaps)
+            protocol.candle_closed(self.series, item, full=self.full)
+            if isinstance(item, Candle)
+            else self._gap(item, gaps)
             for item in through
         ]
 
