@@ -60,7 +60,7 @@ class World:
             self.events.stream(series, before, StreamStatus(state, detail="why"))
 
 
-# --- gaps
+# --- gaps and corrections
 
 
 def net(*changes: GapChange) -> list[tuple[str, str]]:

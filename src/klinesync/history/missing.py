@@ -12,11 +12,11 @@ from klinesync.core.spans import Span, clipped, hull, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Urgency
 
-# Older history is asked for in spans of at least a page, so that the next reads which scroll back are served.
+# Fewest candles of a request for older history (a page), so that further reads which scroll back find them stored.
 LEAST_OLDER_CANDLES = 1000
-# Most native candles that one read has fetched.
+# Most native candles that a read requests.
 MAX_NATIVE = 5000
-# Who asks, as health and `explain` name it.
+# Values of `Need.asked_by`, as health and `explain` show them.
 READ = "read"
 DERIVED = "derived"
 DECLARED = "declared gap"
@@ -70,7 +70,7 @@ def missing_tail(frame: Timeframe, stored: Span | None, now_s: float, most: int,
     frame: the timeframe of the series.
     stored: the stored span; None when nothing is stored.
     now_s: the exchange's time, UTC seconds.
-    most: only the newest so many candles.
+    most: most candles, the newest.
     kept_from: no candle that opens before, UTC seconds; 0: retention is off.
     """
     end = frame.floor(int(now_s))

@@ -18,9 +18,9 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, HistoryPage
 from klinesync.history.reading import Pages
 
-# Most parts that one reading folds; they wait in memory. An older part of a longer need is a reading of its own.
+# Most parts that a reading folds in memory. The older part of a longer need is a further reading.
 MAX_PARTS = 20_000
-# Most folded candles of one page, so that none is a long transaction.
+# Most folded candles of a page, so that its transaction is short.
 PAGE_CANDLES = 1000
 
 
@@ -36,8 +36,8 @@ class NativeSources:
     base: Timeframe
 
     async def source(self, series: SeriesId) -> SeriesId | None:
-        """The series itself where the exchange has it, else that of the longest timeframe that divides it; None when
-        the exchange has none. Raises `UpstreamError`."""
+        """The series itself if the exchange has it, else the series of the longest timeframe that divides it; None when
+        the exchange has neither. Raises `UpstreamError`."""
         for part in native_parts(series.timeframe, self.base):
             source = series.with_timeframe(part)
             if await self.knows(source):
@@ -70,15 +70,15 @@ class NativeFold:
 
     @property
     def asked(self) -> Span:
-        """The open times to ask for: where candles are folded with one part before the span and one behind it, so that
-        a gap with which the span begins or ends has both neighbours."""
+        """The open times to request. A fold requests a part before the span and a part after it too, so that a gap at
+        either end of the span has both neighbours."""
         start, end = self.span
         if self.part == self.target:
             return self.span
         return Span(max(0, self.part.shift(start, -1)), self.part.next(end))
 
     async def pages(self, pages: Pages) -> Pages:
-        """The pages of `target` that follow from all `pages` of `part`; the same pages where nothing is folded.
+        """The pages of `target` that are folded from all `pages` of `part`; the same pages when both are the same.
         Raises what `pages` raises."""
         parts: list[HistoryPage] = []
         async with aclosing(pages):
@@ -94,14 +94,15 @@ class NativeFold:
                 yield page
 
     def begins(self, brought: Span | None) -> int | None:
-        """Where the candles of the exchange begin, when the answers show that; None when these may begin earlier.
+        """The open time of the exchange's first candle, as the answers prove; None when the exchange may have earlier
+        ones.
 
-        brought: the folded candles that came, from the first one to behind the newest; None: no candle came.
+        brought: the span of the folded candles; None: no candle came.
         """
         if self.first_part is None or self.first_part <= self.span.start:
             return None
         bucket = self.target.floor(self.first_part)
-        # Nothing shows that the beginning of the first bucket is empty: its candle may be missing.
+        # The beginning of the first bucket is not proven empty: the candle of the bucket may be missing.
         return bucket if brought is not None and brought.start <= bucket else self.target.next(bucket)
 
 
@@ -110,12 +111,12 @@ def folded_pages(target: Timeframe, part: Timeframe, span: Span, pages: Sequence
 
     target, part: timeframes; `part` divides `target`.
     span: the open times of the candles that are wanted, on the grid of `target`.
-    pages: the answers, ascending. A row that two pages share counts once, one outside the span not at all.
+    pages: the answers, ascending. A row of two pages counts once; rows outside the span are ignored.
     """
     rows: dict[int, Candle] = {
         candle.time: candle for page in pages for candle in page.candles if span.holds(candle.time)
     }
-    empty = clipped(joined(found for page in pages for found in page.empty), span)
+    empty = clipped(joined(part for page in pages for part in page.empty), span)
     unproven = without(missing_spans(part, *span, list(rows)), empty)
     folded = list(rows.values())
     for link in chain_to(target, part):
@@ -123,7 +124,7 @@ def folded_pages(target: Timeframe, part: Timeframe, span: Span, pages: Sequence
     candles = complete(target, folded, unproven)
     gaps = narrowed(target, empty)
     if not candles:
-        return []  # without a candle behind it a gap is none between stored candles
+        return []  # without a candle after it, an empty span is no gap between stored candles
     proofs = dict.fromkeys(page.proof for page in pages if page.empty) or {BOTH_NEIGHBOURS: None}
     proof = f"of its {part} candles: {'; '.join(proofs)}"
     cuts = [span.start, *(candle.time for candle in candles[PAGE_CANDLES::PAGE_CANDLES]), span.end]

@@ -46,16 +46,16 @@ class NativeReader:
         try:
             source = await self.ports.native_source(series)
             if source is None:
-                again = self.ports.after_fruitless(pending)
-                return Outcome((again,), f"{series.exchange} has no candles that give those of {series}")
+                retry = self.ports.after_fruitless(pending)
+                return Outcome((retry,), f"{series.exchange} has no candles that give those of {series}")
             fold = NativeFold.newest(series.timeframe, source.timeframe, wanted)
             with on_board(self.ports.watch, series, fold.span, NATIVE_REASON) as progress:
                 pages = fold.pages(self.ports.history(source, fold.asked.start, errand, fold.asked.end))
                 await read_pages(pages, into(self.ports.pipeline, series, NATIVE), progress, newest_first=True)
         except UpstreamError as error:
             self.ports.warn("history.native_failed", series, "its native candles cannot be read", error=error)
-            again = self.ports.after_no_answer(pending, error.retry_after_s or 0.0)
-            return Outcome((again,), str(error), 0 if progress is None else progress.candles)
+            retry = self.ports.after_no_answer(pending, error.retry_after_s or 0.0)
+            return Outcome((retry,), str(error), 0 if progress is None else progress.candles)
         brought, now_s, read = progress.came, self.ports.monotonic(), fold.span
         begins, oldest = fold.begins(brought), stored is None or wanted.start < stored.start
         if begins is not None and oldest:
@@ -66,10 +66,10 @@ class NativeReader:
         end = read.start if brought is None else brought.end
         if end >= read.end:
             return Outcome(older, candles_came(progress.candles), progress.candles)
-        again = self.ports.after_fruitless(pending.with_span(Span(end, read.end)))
-        if again.fruitless_attempts < MAX_FRUITLESS:
-            return Outcome((again, *older), candles_came(progress.candles), progress.candles)
+        retry = self.ports.after_fruitless(pending.with_span(Span(end, read.end)))
+        if retry.fruitless_attempts < MAX_FRUITLESS:
+            return Outcome((retry, *older), candles_came(progress.candles), progress.candles)
         if brought is None and oldest and not older:
             self.memory.remember_nothing(series, wanted, now_s)
-        self.memory.remember_answer(series, Reason.NATIVE, again.span, now_s + NOTHING_BEFORE_TTL_S, now_s)
+        self.memory.remember_answer(series, Reason.NATIVE, retry.span, now_s + NOTHING_BEFORE_TTL_S, now_s)
         return Outcome(older, NOTHING_SHOWN, progress.candles)

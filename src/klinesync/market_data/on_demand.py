@@ -32,7 +32,7 @@ class OnDemand:
     only come from outside) is served from the store.
 
     exchanges: follow series.
-    scope: says which series can be had.
+    scope: the sources of series.
     derived: names the base of a derived series.
     derived_history: reads the first history of a derived series.
     coverage: reads the files of a series whose exchange cannot be asked; None: reads fetch nothing.

@@ -106,27 +106,27 @@ def survey(file: ImportFile, now: int, options: ReadOptions, stopped: Callable[[
                 raise Stopped
             yield batch
 
-    found = Survey(rows.Judge(file.series.timeframe, now), path.suffix != ".zip" or verify_checksum(path, stopped))
+    result = Survey(rows.Judge(file.series.timeframe, now), path.suffix != ".zip" or verify_checksum(path, stopped))
     try:
-        for batch in read(found.judge):
-            sound = found.judge.sound(batch)
-            if found.held is not None:
-                found.held.append(sound)
-            if found.judge.good > HELD_ROWS:
-                found.held = None
+        for batch in read(result.judge):
+            sound = result.judge.sound(batch)
+            if result.held is not None:
+                result.held.append(sound)
+            if result.judge.good > HELD_ROWS:
+                result.held = None
     except rows.OutOfOrder:
-        found.judge = rows.Judge(file.series.timeframe, now)
+        result.judge = rows.Judge(file.series.timeframe, now)
         try:
-            found.held = [found.judge.in_order(read(found.judge), MAX_SORTED_ROWS)]
+            result.held = [result.judge.in_order(read(result.judge), MAX_SORTED_ROWS)]
         except rows.TooManyRows:
             why = f"its rows are not in the order of time, and more than the {MAX_SORTED_ROWS} that are sorted here"
             raise BadFile(path, why) from None
-    judge = found.judge
+    judge = result.judge
     if not judge.rows:
         raise BadFile(path, "it holds no rows")
     if judge.bad and (options.strict or judge.bad > judge.rows * MAX_BAD_SHARE):
         raise BadFile(path, f"{judge.bad} of its {judge.rows} rows are bad; {judge.examples[0]}")
-    return found
+    return result
 
 
 async def stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
@@ -161,19 +161,19 @@ async def import_files(
     reading: asyncio.Task[Survey] | None = None
     try:
         for number, file in enumerate(files):
-            found = reading or _survey_task(file, now, options)
-            one = Imported(file.path, file.series)
-            done.append(one)
+            surveying = reading or _survey_task(file, now, options)
+            result = Imported(file.path, file.series)
+            done.append(result)
             try:
-                await asyncio.wait([found])
+                await asyncio.wait([surveying])
                 reading = _survey_task(files[number + 1], now, options) if number + 1 < len(files) else None
-                await _import_file(file, one, found, put, options, progress)
+                await _import_file(file, result, surveying, put, options, progress)
             except asyncio.CancelledError:
-                one.failed = "interrupted"
-                found.cancel()
+                result.failed = "interrupted"
+                surveying.cancel()
                 raise
             except KlinesyncError as error:
-                one.failed = str(error)
+                result.failed = str(error)
                 raise
     finally:
         if reading is not None:
@@ -198,14 +198,14 @@ async def _import_file(
     progress: Callable[[ImportFile, int, int], None],
 ) -> None:
     try:
-        found = await reading
+        surveyed = await reading
     except BadFile as error:
         done.refused = str(error)
         return
-    judge = found.judge
+    judge = surveyed.judge
     done.rows, done.quarantined, done.examples = judge.rows, judge.bad, judge.examples
     done.first, done.last = judge.first, judge.last
-    if not found.checked:
+    if not surveyed.checked:
         done.note = f"no {CHECKSUM} file lies beside it; only the zip's own CRC was checked"
     waiting: deque[tuple[asyncio.Task[int | None], int]] = deque()
 
@@ -217,7 +217,7 @@ async def _import_file(
         done.new = None if new is None or done.new is None else done.new + new
         progress(file, done.stored, judge.good)
 
-    pages = _sound_pages(file, judge.now, options, found.held)
+    pages = _sound_pages(file, judge.now, options, surveyed.held)
     try:
         while (page := await next_in_thread(pages, "reading a file")) is not None:
             if len(waiting) >= MAX_AHEAD:

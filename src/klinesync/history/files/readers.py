@@ -152,10 +152,10 @@ def check_sha256(path: Path, checksum: bytes, stopped: Callable[[], bool] = lamb
                 digest.update(block)
     except OSError as error:
         raise BadFile(path, f"it cannot be read: {error.strerror}") from error
-    found, expected = digest.hexdigest(), wanted[1].decode().lower()
-    if found != expected:
+    actual, expected = digest.hexdigest(), wanted[1].decode().lower()
+    if actual != expected:
         raise BadFile(
-            path, f"its SHA-256 is {found[:12]}…, and its checksum file says {expected[:12]}…; fetch it again"
+            path, f"its SHA-256 is {actual[:12]}…, and its checksum file says {expected[:12]}…; fetch it again"
         )
 
 

@@ -230,8 +230,8 @@ class Judge:
             return batch
         # For each row, the index of the row with the same time that is kept.
         kept = np.maximum.accumulate(np.where(rises, np.arange(len(time)), 0))
-        again = np.logical_and.reduce([column == column[kept] for column in batch.values()])
-        wrong = np.flatnonzero(~again)
+        same = np.logical_and.reduce([column == column[kept] for column in batch.values()])
+        wrong = np.flatnonzero(~same)
         self.bad += len(wrong)
         for row in wrong[:MAX_EXAMPLES].tolist():
             self._add_example(

@@ -187,9 +187,9 @@ class ExchangeArchive:
         files = self._files
         async with (
             _shelf(self._location, self._proxies) as shelf,
-            aclosing(files(shelf, series, symbol_id, span)) as found,
+            aclosing(files(shelf, series, symbol_id, span)) as archive_files,
         ):
-            async for file, path in found:
+            async for file, path in archive_files:
                 wanted = span.clipped(file.span)
                 reading = _Reading(path, series, wanted, self._unordered, self._logged)
                 async with aclosing(reading.pages(partial(self._quarantine, file))) as pages:
