@@ -1,4 +1,4 @@
-"""The log of events: bounded, in order, repeats counted; and a store that takes its batches has what it has."""
+"""EventLog: limits, order and repetitions; and a store that applies its batches equals the log."""
 
 from __future__ import annotations
 

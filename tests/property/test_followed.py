@@ -1,5 +1,5 @@
-"""Followed against a model exchange: whatever the stream, REST, the lists and the store do, the stored candles
-are those of the exchange in the end. And its single decisions, by values."""
+"""Followed against a model exchange: after any events of the stream, REST, the lists and the store, the stored candles
+finally equal those of the exchange. And single decisions by values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health: each status and reason by values, and what must hold whatever is known."""
+"""Health: each status and reason by values, and properties for any facts."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_spans_of_the_base_are_widened_to_the_buckets_that_hold_them() -> None:
     assert widened(BTC.timeframe, [Span(60, 120), Span(180, 240)]) == [Span(60, 120), Span(180, 240)]
 
 
-# --- whatever is known
+# --- properties for any facts
 
 LENGTH = 60
 FRAMES = TIMEFRAMES
@@ -314,7 +314,7 @@ def test_reading_more_spans_is_never_worse(known: Facts) -> None:
         replace(known, backfill=RUNNING),
     ):
         assert RANK[assess(better, GRACE_S).status] <= before or before == 0
-    # Of green nothing is left to do; a reading that runs does not spoil it.
+    # A running reading does not change green.
     if before == 0 and known.stream.state != "delisted":
         assert assess(replace(known, backfill=RUNNING, working_on=everything), GRACE_S).status == "green"
 

@@ -1,4 +1,4 @@
-"""HistoryQueue against a model: needs of every reason, sources that answer, fail or stay silent, and a clock."""
+"""HistoryQueue against a model: needs of every reason, sources that answer, fail or do not answer, and a clock."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def kind(reason: Reason) -> Reason:
 
 @dataclass
 class Wanted:
-    """The model's part of one series and kind: minutes that are wanted, with the time before which each may not be
-    asked for again."""
+    """The model of the needs of a series and a kind: the needed minutes, each with the earliest time of its next
+    request."""
 
     not_before_s: dict[int, float] = field(default_factory=dict)
     asked_s: float = 0.0
@@ -58,7 +58,7 @@ class Policy(RuleBasedStateMachine):
         self.out: list[Look | Fetch] = []
         self.wanted: dict[tuple[SeriesId, Reason], Wanted] = {}
 
-    # Who needs candles.
+    # Requests.
 
     @rule(
         series=st.sampled_from(SERIES),
@@ -87,7 +87,7 @@ class Policy(RuleBasedStateMachine):
             if one == series:
                 wanted.not_before_s.clear()
 
-    # Who reads.
+    # Workers.
 
     @rule()
     def take(self) -> None:
@@ -164,7 +164,7 @@ class Policy(RuleBasedStateMachine):
     def wait(self, passes_s: float) -> None:
         self.now_s += passes_s
 
-    # What always holds.
+    # Invariants.
 
     @invariant()
     def the_limits_hold(self) -> None:

@@ -1,4 +1,4 @@
-"""HistoryQueue and what decides with it, against an exchange and a store that are sets of minutes."""
+"""HistoryQueue and the pieces of history, against an exchange and a store that are sets of minutes."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_every_need_is_filled_or_proven_empty_with_one_request_for_each_candle(
     exchange = with_holes(outages)
     world = World(exchange, {minute for minute in exchange & with_holes(lost) if minute >= first})
     if confirmed:
-        # Some of the outages are known already, in rows of the ledger beside those that are not.
+        # Some outages are in the gap ledger already.
         for start, count in outages[::2]:
             world.write([], [span(start, start + count)])
     queue = HistoryQueue()
@@ -155,7 +155,7 @@ def test_every_need_is_filled_or_proven_empty_with_one_request_for_each_candle(
             assert queue.submit(gap(BTC, row.span, "a test"), 0.0)
     before = world.span()
     world.heal(queue)
-    # What lies beyond the stored head waits, the rest is settled; nothing stored was lost on the way.
+    # Needs after the head wait, the others are settled, and no stored candle was lost.
     wanted = {minute for start, count in asked for minute in range(start, start + count)}
     if before is None:
         assert not world.requests
@@ -166,7 +166,7 @@ def test_every_need_is_filled_or_proven_empty_with_one_request_for_each_candle(
     empty = {minute for gap in world.ledger for minute in range(gap.start // 60, gap.end // 60)}
     assert empty == set(range(min(world.stored), max(world.stored))) - world.stored
     assert not empty & exchange
-    # Again: nothing is left to ask.
+    # No request remains.
     requests = world.requests
     for start, count in asked:
         if 60 * (start + count) <= before.end and start >= min(world.stored):
@@ -213,7 +213,7 @@ def test_withheld_rows_are_requested_again_with_backoff(
     assert queue.take(0.0) is None
     due_s = queue.next_due_s()
     assert due_s is None or due_s >= USUAL_RETRIES.backoff.initial_s * 0.75
-    # What is asked for in vain waits; once the exchange shows all, all is settled.
+    # Fruitless needs wait; once the exchange has all candles, all needs are settled.
     world.mute = set()
     world.heal(queue, now_s=10 * USUAL_RETRIES.backoff.most_s)
     for row in world.ledger:
@@ -525,7 +525,7 @@ def test_needs_of_trimmed_candles_are_dropped() -> None:
     world.mute |= set(range(20, 70))
     world.heal(queue)  # in vain: the holes' neighbours are hidden
     assert [gap.state for gap in world.ledger] == [GapState.UNKNOWN] * 2
-    # All before minute 70 is trimmed, both holes with it.
+    # Everything before minute 70 is trimmed, with both gaps.
     world.stored = set(range(70, 200))
     world.ledger = gaps.fill(world.ledger, [span(0, 70)]).applied_to(world.ledger)
     world.mute = set()

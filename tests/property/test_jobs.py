@@ -1,4 +1,4 @@
-"""JobTable against a model: what is ingested follows from who was pinned, who refers to what, and since when."""
+"""JobTable against a model of pinned series, references and idle times."""
 
 from __future__ import annotations
 

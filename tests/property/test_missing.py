@@ -1,4 +1,4 @@
-"""What is missing behind the stored head and before the first stored candle, by values."""
+"""Missing candles behind the stored head and before the first stored candle, by values."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_only_a_page_that_is_not_full_needs_older_candles() -> None:
         "the candle at first - 60 opens before"
     )
     assert full_page_start(MINUTE, 0, None, first - 60, 10, stored) == first - 660
-    # Of an hour of which a few minutes are stored.
+    # An hour of which a few minutes are stored.
     hour = Timeframe.parse("1h")
     assert full_page_start(hour, 0, None, None, 2, stored) == hour.floor(stored.end) - 7200
     assert full_page_start(hour, 0, None, MAX_TIME, 2, stored) == hour.floor(stored.end) - 7200

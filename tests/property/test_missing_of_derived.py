@@ -1,4 +1,4 @@
-"""What a derived series lacks, and how its native candles give way to computed ones, by values and on a real store."""
+"""Missing candles of derived series, and native candles that computed ones replace, by values and on a real store."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_an_open_bucket_at_the_beginning_of_the_base_is_looked_up_when_it_closes
     native = Span(T0 - 499 * 86_400, T0)
     assert found.native == native
     assert found.again_at == T0 + 86_400
-    # Then it is fetched, and also later, when what the base gives lies behind it already, or a while after a restart.
+    # The bucket is requested then, and also later: after the base has newer buckets, or after a restart.
     day = Span(T0, T0 + 86_400)
     for days, stored, holes in ((1, native, []), (2, native, []), (3, Span(native.start, T0 + 3 * 86_400), [day])):
         base = Span(base.start, T0 + days * 86_400 + 300)

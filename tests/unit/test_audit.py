@@ -1,4 +1,4 @@
-"""Which candles one look of the audit compares with the exchange's."""
+"""Audit: the candles that are compared with those of the exchange."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ def candle(minute: int) -> Candle:
 
 
 class Exchange(FakeExchange):
-    """Lists all but `gone` and has the minutes up to now; notes what it is asked for. `trouble` is raised before the
-    next pages; while `open` is not set its answers wait."""
+    """An exchange that lists all symbols except `gone`, and has the minutes up to now; it records its requests.
+    `trouble`: errors of the next requests; answers wait until `open` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Exchange(FakeExchange):
         return "it is gone" if series in self.gone else None
 
 
-# A need is requested again at once, first.
+# The first retry follows at once.
 AT_ONCE = RetryPolicy(Backoff(0.0, 300.0))
 
 

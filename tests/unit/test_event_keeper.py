@@ -1,5 +1,5 @@
-"""EventKeeper, in virtual time: events are written together, now and then; a store that fails costs events alone, and
-is told once."""
+"""EventKeeper in virtual time: events are written together periodically; a failing store loses events alone, and is
+logged once."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_unreadable_events_are_replaced_by_new_events(
         async with service.database:
             service.note("old")
             await service.keeper.save()
-        # A value of another program, which our own reader does not take.
+        # A value of another program that the reader refuses.
         connection = apsw.Connection(str(path))
         connection.execute(f"UPDATE series_event SET {damage}")
         connection.close()
@@ -242,7 +242,7 @@ def test_a_thousand_series_that_flap_are_a_bounded_number_of_writes(loop: Virtua
             keeping.cancel()
             await asyncio.wait([keeping])
         assert service.keeper.writes <= MINUTES
-        # At most: the ring of the market, and three events each of so many series.
+        # At most the events of the market, and three events of each of `CROWD_LEAST` series.
         assert service.keeper.written <= MINUTES * (MAX_EVENTS_A_SERIES + 3 * CROWD_LEAST)
         assert service.keeper.written < STREAMS * MINUTES / 10
         assert len(service.log) < STREAMS

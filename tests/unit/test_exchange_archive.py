@@ -143,7 +143,7 @@ async def test_monthly_files_are_preferred_where_they_exist(tmp_path: Path) -> N
     may = minutes(START, 31 * 1440)
     (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
     write_archive(tmp_path / month.path, may)
-    # That this file is wrong shows that it is not read: the month has it all.
+    # The daily file is wrong on purpose: it must not be read, because the month has everything.
     write_archive(tmp_path / day_file(SPOT, 0).path, [candle._replace(volume=7.0) for candle in may[:1440]])
     archive = ExchangeArchive(tmp_path, plain_id)
     assert await all_of(archive, SPOT) == may + days

@@ -1,4 +1,4 @@
-"""IngestFeed: commands out for what comes in."""
+"""IngestFeed: events in, commands out."""
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId

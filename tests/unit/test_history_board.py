@@ -1,4 +1,4 @@
-"""BackfillBoard: what is said of the reading of history, by values."""
+"""BackfillBoard: reports and messages about readings of history, by values."""
 
 from __future__ import annotations
 

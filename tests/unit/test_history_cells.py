@@ -1,4 +1,4 @@
-"""Names, dates, separators and types that people have in files; and what is said of those that cannot be read."""
+"""Names, dates, separators and types of files of other programs; and sentences about unreadable ones."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_numbers_of_any_size_lose_at_most_their_rows() -> None:
     assert found.high[2] == float(2**63)
 
 
-# --- a bad cell costs its row, in every format alike
+# --- a bad cell loses its row, in every format
 
 Cells = Sequence[object]
 BAD: tuple[tuple[Cells, str], ...] = (

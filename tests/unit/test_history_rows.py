@@ -1,4 +1,4 @@
-"""Rows of files become candles by the same rules as every candle, batch by batch, however they are cut."""
+"""Rows of files are validated by the rules of all candles, batch by batch, with any boundaries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ times = st.one_of(
     st.sampled_from([NOW // 60 * 60 - 60, NOW // 60 * 60, 1_698_796_800, 253_402_300_800, 253_402_300_740, 2**62]),
 )
 SOUND = Candle(0, 1.0, 2.0, 0.5, 1.5, 1.0)
-# Sound but for its time, or but for one value, or nonsense.
+# Valid except for the time, or for one value, or completely invalid.
 candles = st.one_of(
     times.map(lambda time: SOUND._replace(time=time)),
     st.builds(

@@ -55,8 +55,8 @@ def older(series: SeriesId, where: Span, asked_by: str, urgency: Urgency = Urgen
 
 
 class Exchange:
-    """Has the minutes that it is given, and notes what it is asked for. `trouble` is raised before the next pages;
-    while `closed` is set its answers wait."""
+    """An exchange with the given minutes, which records its requests. `trouble`: errors of the next requests; answers
+    wait while `closed` is set."""
 
     def __init__(self, minutes: Iterable[int]) -> None:
         self.minutes = set(minutes)
@@ -401,7 +401,7 @@ async def test_a_users_read_does_not_wait_for_healing_that_takes_all_places(tmp_
             while (await world.minutes(BTC))[0] != 10:
                 await asyncio.sleep(0.001)
         assert exchange.urgencies == {Urgency.READ}
-        # One that is under way is joined, and goes on as what somebody waits for.
+        # A reading in flight is joined, and gets the urgency of the user.
         world.healing.submit(older(others[0], span(25, 30), "read", Urgency.READ))
         assert sorted(errand.urgency for errand in hanging)[:2] == [Urgency.READ, Urgency.DEEP]
 
@@ -550,7 +550,7 @@ async def test_an_explicit_backfill_reads_the_oldest_part_first_and_its_rest_is_
     assert over.candles >= 85
     missing = [one.missing for one in seen]
     assert missing == sorted(missing, reverse=True)
-    # From the first one on to the stored one behind it; each piece joins the one before.
+    # From the first candle to the stored candle after it; each piece joins the piece before.
     starts = [start for _, start, _ in exchange.asked]
     assert starts == sorted(starts)
     assert exchange.asked[0] == (BTC, 5, 91)
@@ -888,7 +888,7 @@ async def test_a_users_read_interrupts_the_reading_of_files(tmp_path: Path) -> N
         assert archive.asked[1][0] >= 5 * PAGE
 
 
-# What an exchange will never give.
+# --- history that the exchange does not have
 
 
 async def test_candles_older_than_the_exchanges_history_are_lost_at_once_and_never_requested(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an import is about to do with zips whose names say the exchange's name of a symbol alone."""
+"""The plan of an import of zips, whose names have only the exchange's name of a symbol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a series is listed, asked of exchanges that answer late or never. Time is virtual."""
+"""KnownSeries with exchanges that answer late or never, in virtual time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StreamWatch: what a stream owes, and what becomes of one that does not bring it."""
+"""StreamWatch: the candles that a stream owes, and the states of a stream that does not bring them."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -237,8 +237,7 @@ def test_a_renewed_connection_counts_as_a_retry_of_each_of_its_streams() -> None
     )
 )
 def test_a_stream_that_brings_every_close_in_time_is_never_stale(steps: list[tuple[str, int]]) -> None:
-    """Whatever REST shows, and however often the connection is lost: each minute's close is brought 2 s after it, while
-    attached."""
+    """For any rows of REST and any lost connections: while attached, the stream brings each close after 2 s."""
     watch = attached()
     there = True
     for minute, (step, after_s) in enumerate(steps):

@@ -1,4 +1,4 @@
-"""MarketWatch: when the exchange is asked for its time, and what is said when a market answers again."""
+"""MarketWatch: when the exchange is asked for its time, and the changes of a market's state."""
 
 from __future__ import annotations
 

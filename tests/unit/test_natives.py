@@ -41,7 +41,8 @@ def wanted(first: int, end: int = 100) -> Need:
 
 
 class World:
-    """`shown`: the buckets that the exchange has, of which each request gets one page; `trouble` is raised first.
+    """A store and an exchange. `shown`: the buckets that the exchange has, one page for each request; `trouble`: the
+    error of the next request.
 
     source: the series that the exchange has in place of `FIVES`; None: it has none.
     """

@@ -1,4 +1,4 @@
-"""Pages are kept as they were sent for as long as they are what the store would give, and no more than fit."""
+"""PageCache: pages are served until their series changes, and evicted beyond the size limit."""
 
 import asyncio
 from pathlib import Path

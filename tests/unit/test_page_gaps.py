@@ -1,4 +1,4 @@
-"""The holes of a page: paged forward or back, each hole is told, once, and nothing else is."""
+"""The gaps of pages: paged forward or back, each gap is in exactly one page."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Questions: what REST is asked about stored candles of which frames told other values, and when again."""
+"""Questions: when stored candles with other values in a frame are requested from REST, and how often."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one loop over pages of history: what is written when, how far it is said to be, and how it ends."""
+"""The loop over pages of history: the order of writes, the reported progress, and the end of a reading."""
 
 from __future__ import annotations
 

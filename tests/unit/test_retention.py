@@ -1,4 +1,4 @@
-"""Old candles go, oldest first and in small transactions, and what stays is whole."""
+"""Retention: old candles are trimmed oldest first, in small transactions, and whole buckets remain."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_remaining_derived_candles_have_their_base_and_nothing_is_publishe
         assert world.published == published
         after = await database.read(_everything)
         cut = cut_of(at(head), DAYS, TARGETS)
-        # Of the days that are kept and of the month, the week and the three days that they begin in, all is there.
+        # All candles remain of the kept days, and of the month, the week and the three days in which they begin.
         first = min(row.time for row in before[SERIES][0] if row.time >= cut)
         for series, (candles, ledger, revisions) in before.items():
             assert after[series][0] == [row for row in candles if row.time >= first], series
@@ -127,11 +127,11 @@ async def test_remaining_derived_candles_have_their_base_and_nothing_is_publishe
         assert any(len(candles) < len(before[series][0]) for series, (candles, _, _) in after.items())
         assert after[SERIES][2] == [at(head - 1)]
 
-        # A correction of the oldest candle that is left, and a bucket that ends, flow down as ever.
+        # A correction of the oldest remaining candle and the end of a bucket still update derived candles.
         await world.write([candle((first - START) // 3600, 1.75)])
         await world.write([candle(hour) for hour in range(head + 1, head + 24 * 40)])
         world.sound()
-        # Nothing is left to do, and a restart brings nothing back.
+        # Nothing remains to be trimmed, and a restart brings nothing back.
         await world.pipeline.refresh_series(SERIES)
         assert (await database.read(lambda store: store.first(SERIES))) == first
 

@@ -1,4 +1,4 @@
-"""What happens to series, as the log of events tells it: names, sentences, dates, and whose event it is."""
+"""Events of series: names, sentences, dates, and the scope that each is noted for."""
 
 from __future__ import annotations
 

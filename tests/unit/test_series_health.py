@@ -1,4 +1,4 @@
-"""Holes and buckets, from a gap ledger."""
+"""Gaps and buckets of SeriesHealth, from a gap ledger."""
 
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.spans import Span

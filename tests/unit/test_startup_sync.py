@@ -1,4 +1,4 @@
-"""The sweep at the start: all series at once, none holding up another, progress that is told."""
+"""The start-up sweep: all series concurrently, retries, and logged progress."""
 
 from __future__ import annotations
 

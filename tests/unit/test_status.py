@@ -1,4 +1,4 @@
-"""The colour of the whole service, from values."""
+"""The status of the whole service, from values."""
 
 from dataclasses import replace
 

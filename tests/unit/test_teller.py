@@ -1,4 +1,4 @@
-"""What is told to those who watch a series when its factors are computed anew: a notice that begins and ends."""
+"""Teller: system messages of a rebuild and of a stream, and who gets them."""
 
 from __future__ import annotations
 

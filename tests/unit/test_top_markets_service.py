@@ -1,4 +1,4 @@
-"""TopMarkets: what is ranked, kept, shared, refused and followed."""
+"""TopMarkets: ranking, cache, shared requests, refusals and streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a table gets is known before it is unpacked, whatever a file claims."""
+"""The size of a table is known before it is unpacked, for any metadata."""
 
 from __future__ import annotations
 
