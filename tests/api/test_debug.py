@@ -173,7 +173,7 @@ async def test_a_forming_candle_is_shown_and_not_stored(service: Service) -> Non
         assert (status, answer) == (200, {"ok": True, "series_id": BTC, "candle_time": START})
         message = await socket.receive_json(timeout=10)
         assert message == {"type": "candle_forming", "series_id": BTC, "candle": shown}
-        # What is derived of it follows once its bucket was read.
+        # Forming candles of derived series follow once their bucket was read.
         message = {"series_id": BTC}
         async with asyncio.timeout(60):
             while message["series_id"] == BTC:
@@ -254,7 +254,7 @@ async def test_a_service_that_follows_an_exchange_measures_everything(tmp_path: 
     assert found["klinesync_pipeline_candles_written_total", "derived"] > 0
     assert found["klinesync_series_lag_seconds",] >= 0
     assert found["klinesync_series_behind",] in (0, 1)
-    # Only what has not happened is not told.
+    # Only metrics of events that did not happen are missing.
     named = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name, *_ in found}
     assert {metric.name for metric in METRICS} - named <= {
         "klinesync_rest_errors_total",

@@ -20,7 +20,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from sim.virtual_loop import VirtualLoop
 
-# What the network takes for a client that does not read, in messages.
+# Messages that the network buffers for a client that does not read.
 WINDOW = 8
 UNKNOWN = SeriesId.parse("binance:spot:NO/SUCH:1m")
 
@@ -66,7 +66,7 @@ class Link:
             _wake(self._client_waits)
 
     def lose(self) -> None:
-        """The service is gone. What it had sent still arrives."""
+        """The service has ended. Messages that it had sent still arrive."""
         if self.code is None:
             self.code = 1006
             _wake(self._client_waits)
@@ -114,7 +114,7 @@ def _wake(waiting: asyncio.Future[None] | None) -> None:
 
 @dataclass(slots=True)
 class View:
-    """What one subscription has shown to its client.
+    """The candles that a subscription has shown to its client.
 
     `last` is the newest closed open time that the client has, by its own word (`since`) at first. `shown` are the
     closed candles that it got, the latest values. `passed` are the spans that it was told to read elsewhere.
@@ -187,11 +187,11 @@ class SimulatedClient:
                 self._wanted[one] = (rng.choice((None, 0, 0)), rng.random() < 0.5)
 
     def last(self, series: SeriesId) -> int | None:
-        """The newest closed open time that it was shown; None when it has no subscription."""
+        """The newest closed open time that the client was shown; None without a subscription."""
         view = self.views.get(series)
         return None if view is None else view.last
 
-    # What it does.
+    # Actions.
 
     async def run(self) -> None:
         """Connect, subscribe, take what comes, and connect again when the connection has ended."""
@@ -224,7 +224,7 @@ class SimulatedClient:
         await self._nap
 
     def settle(self) -> None:
-        """No more habits: follow everything that is wanted, at once and as fast as it comes."""
+        """From now on follow all wanted series, at once and as fast as possible."""
         self.habits = Habits()
         _wake(self._nap)
         for series in self.series:
@@ -280,7 +280,7 @@ class SimulatedClient:
             }
         )
 
-    # What it sees.
+    # Checks of messages.
 
     def _see(self, message: dict[str, Any]) -> None:
         kind = message["type"]
@@ -360,7 +360,7 @@ class SimulatedClient:
             )
 
     def _see_system(self, view: View, message: dict[str, Any]) -> None:
-        """Told, and nothing more."""
+        """Nothing to check."""
 
     def _closed(self, view: View, out: CandleOut) -> None:
         candle = candle_of(out)

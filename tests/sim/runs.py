@@ -10,5 +10,5 @@ from sim.world import Outcome, run_scenario
 
 @cache
 def known_outcome(scenario: Scenario) -> Outcome:
-    """What came of that scenario, perhaps in an earlier test. Not for a service with a break in it."""
+    """The outcome of a scenario, perhaps from an earlier test. Not for a service with a deliberate break."""
     return run_scenario(scenario)

@@ -21,7 +21,7 @@ EPOCH_S = 1_700_006_400
 SETTLING_S = 90.0
 SETTLING_SPEED = 10.0
 
-# How many of the seeds have a fault of the exchange's edge.
+# Share of seeds with a fault of the exchange's edge.
 SELDOM = 0.25
 
 # The derived timeframes that the service keeps.
@@ -41,7 +41,7 @@ _SYMBOLS = (
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """How often what goes wrong, each a probability or a rate; 0 when the seed does without it."""
+    """Probabilities and rates of faults; 0: the seed does not have the fault."""
 
     # Of a frame from the exchange.
     lose_closed: float = 0.0
@@ -143,7 +143,7 @@ class Scenario:
 
     @property
     def audit_candles(self) -> int:
-        """How far one look of the audit reaches back: a few pages."""
+        """Candles of an audit: a few pages."""
         return min(AUDIT_CANDLES, 8 * self.rest_page)
 
     def __str__(self) -> str:
@@ -158,7 +158,7 @@ class Scenario:
 
 
 def draw_scenario(seed: int) -> Scenario:
-    """The scenario of that seed, the same for ever."""
+    """The scenario of a seed, always the same."""
     rng = Random(f"scenario {seed}")
     edge = Random(f"edge {seed}")
     ledgers = Random(f"ledgers {seed}")

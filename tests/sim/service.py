@@ -39,7 +39,7 @@ RETRIES = replace(USUAL_RETRIES, backoff=replace(USUAL_RETRIES.backoff, most_s=M
 
 
 class Disk:
-    """What the store's disk does: pauses, and spells in which it is full."""
+    """The disk of the store: pauses, and times in which it is full."""
 
     def __init__(self, scenario: Scenario, loop: VirtualLoop) -> None:
         self.faults = scenario.faults
@@ -48,7 +48,7 @@ class Disk:
         self._rng = Random(f"disk {scenario.seed}")
         self._full_until_s = 0.0
         self.failed_commits = 0
-        # When it last made the service wait, or fail.
+        # Time of its last pause or failure.
         self.troubled_at_s = float("-inf")
 
     def calm(self) -> None:
@@ -121,7 +121,7 @@ class Service:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether it was asked to stop."""
         return self._stop.done()
 
     @property
@@ -165,7 +165,7 @@ class Service:
         return self._loop.start(self.process, market_socket(websocket), name)
 
     def do(self, work: Coroutine[object, object, R], name: str) -> asyncio.Task[R]:
-        """What an HTTP request makes the service do."""
+        """Handle an HTTP request."""
         return self._loop.start(self.process, work, name)
 
     def kill(self) -> None:

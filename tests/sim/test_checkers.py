@@ -1,4 +1,4 @@
-"""The checkers see what they are there for: each deliberate break of the service is caught within a few seeds."""
+"""The checkers work: each deliberate break of the service is caught within a few seeds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from sim.runs import known_outcome
 from sim.scenario import Scenario, draw_scenario
 from sim.world import run_scenario, run_seed
 
-# A break that so many seeds do not show is not watched for.
+# Most seeds that are tried to show a break.
 FEW_SEEDS = 40
 
 
@@ -331,7 +331,7 @@ def never_confirm_a_hole(patch: pytest.MonkeyPatch) -> None:
 
 
 def let_nobody_repair(patch: pytest.MonkeyPatch) -> None:
-    """What is broken stays broken: neither the healing nor the audit comes by."""
+    """Without healing and audit, so that a break is not repaired."""
     flags_of = service.flags_of
 
     def bare(*what: Any) -> RuntimeFlags:
@@ -367,7 +367,7 @@ def break_on_an_event(patch: pytest.MonkeyPatch) -> None:
 
 def tell_nobody_of_the_stop(patch: pytest.MonkeyPatch) -> None:
     async def silent(self: CandleHub, timeout_s: float) -> None:
-        """Nobody is told."""
+        """Do nothing."""
 
     patch.setattr(CandleHub, "end", silent)
 
@@ -403,7 +403,7 @@ def hold_live_between_pages(patch: pytest.MonkeyPatch) -> None:
 
 def end_the_old_connection_first(patch: pytest.MonkeyPatch) -> None:
     async def hasty(self: BinanceConnection, link: Link, successor: Link) -> None:
-        """Nothing is waited for: the first ends at once."""
+        """Wait for nothing."""
 
     patch.setattr(BinanceConnection, "_overlap", hasty)
     patch.setattr(BinanceConnection, "_lose", lambda *_: None)
@@ -500,7 +500,7 @@ def fetch_no_own_candles(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NativeReader, "read", _read_nothing)
 
 
-# A user's service at its own pace.
+# The service at the speed of a real exchange.
 AT_PACE = {"speed": 1.0}
 NO_AUDIT = {"audit_interval_s": 0.0}
 

@@ -1,4 +1,4 @@
-"""Troubles that last for days: what grows with every try in vain stays within its bounds, and the service lives on."""
+"""Troubles that last for days: backoffs keep their limits after many failures, and the service goes on."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from sim.spot_service import run_beside
 from sim.virtual_loop import VirtualLoop
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
-# More than a thousand tries, one or two minutes apart: enough for a power of two that no float holds.
+# More than a thousand retries, one or two minutes apart: enough for a power of two beyond all floats.
 LONG_S = 1.4 * 86_400.0
 
 
 class IdleExchange:
-    """An exchange whose streams cannot be connected, and that has nothing to tell but the time and a symbol."""
+    """An exchange without streams and candles, which has only its time and a symbol."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
@@ -47,7 +47,7 @@ class IdleExchange:
         raise aiohttp.ClientConnectionError("Cannot connect to host")
 
     async def close(self) -> None:
-        """Nothing is kept."""
+        """Store nothing."""
 
     async def ws_connect(self, url: str, **_: object) -> WebSocket:
         self.connects += 1

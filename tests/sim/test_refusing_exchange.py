@@ -34,7 +34,7 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
 MSG = b'{"code":0,"msg":"Service unavailable from a restricted location \\u001b[31m <b>"}'
 HTML = b"<html><body>Sign in to this network</body></html>"
-# What is asked in the beginning, before the backoff has reached its limit, in seconds.
+# Seconds from the start until the backoff has reached its limit.
 RAMP_S = 90.0
 REST, STREAMS = "rest", "streams"
 What = Literal["rest", "streams"]
@@ -102,7 +102,7 @@ class Exchange:
         return Answer(200, b"[]")
 
     async def close(self) -> None:
-        """Nothing is kept."""
+        """Store nothing."""
 
     async def ws_connect(self, url: str, **_: object) -> WebSocket:
         self.asked.append((self._loop.time(), access.HANDSHAKE))
@@ -114,7 +114,7 @@ class Exchange:
         raise unconnected(ConnectionRefusedError(111, "Connection refused"))
 
     def pauses_s(self, after_s: float, *, handshakes: bool = True) -> list[float]:
-        """The seconds between two requests, from that moment on."""
+        """The seconds between consecutive requests from that time on."""
         times = [at for at, name in self.asked if at >= after_s and (handshakes or name != access.HANDSHAKE)]
         return [later - before for before, later in pairwise(times)]
 
@@ -135,7 +135,7 @@ def run(
 
 
 async def elapse(seconds: float, meanwhile: Callable[[], Coroutine[None, None, object]] | None = None) -> None:
-    """Let time pass; somebody reads meanwhile, every second."""
+    """Let time pass with a read every second."""
     loop = asyncio.get_running_loop()
     end_s = loop.time() + seconds
     while loop.time() < end_s:
@@ -145,7 +145,7 @@ async def elapse(seconds: float, meanwhile: Callable[[], Coroutine[None, None, o
 
 
 async def caught_up(service: MarketRuntime) -> float:
-    """In how many seconds both series are up to date."""
+    """The seconds until both series are up to date."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     assert service.market_data.health is not None

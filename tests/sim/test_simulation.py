@@ -54,7 +54,7 @@ def test_scenarios_have_every_fault_and_differ() -> None:
 
 
 def test_every_kind_of_fault_happens_in_the_simulation() -> None:
-    """A simulation that is too kind proves nothing."""
+    """Without faults the simulation would prove nothing."""
     facts: dict[str, int] = {}
     for seed in range(12):
         for name, count in known_outcome(draw_scenario(seed)).facts.items():

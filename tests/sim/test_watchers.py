@@ -1,4 +1,4 @@
-"""Who watches and for how long, under virtual time and without faults: jobs on demand, and a client that was away."""
+"""Subscriptions under virtual time without faults: on-demand jobs, and a client that was offline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOUR_S = 3600.0
 
 
 class Notebook:
-    """A client's wire: notes every message."""
+    """A client's connection, which records every message."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, object]] = []
@@ -42,7 +42,7 @@ class Notebook:
         """Nothing is to be closed."""
 
     def closed(self) -> list[Candle]:
-        """All closed candles, in the order in which they came."""
+        """All closed candles in the order of their messages."""
         found: list[Candle] = []
         for message in self.messages:
             assert message["type"] != "gap", message
@@ -54,7 +54,7 @@ class Notebook:
 
 
 class Watcher:
-    """A client, and what it says."""
+    """A client and its messages."""
 
     def __init__(self, runtime: MarketRuntime) -> None:
         self._runtime = runtime
@@ -75,7 +75,7 @@ Story = Callable[[MarketRuntime, SimulatedExchange], Awaitable[None]]
 
 @pytest.fixture
 def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
-    """Runs a story with a service whose whitelist is BTC alone, on an exchange without faults."""
+    """Runs a test with a service whose whitelist is BTC alone, on an exchange without faults."""
     flags_of = services.flags_of
 
     def flags(scenario: Scenario, path: Path) -> object:

@@ -53,7 +53,7 @@ TAIL_LINES = 150
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a seed: `wrong` are sentences, none when all promises held."""
+    """The outcome of a seed. `wrong`: sentences; none when all promises held."""
 
     scenario: Scenario
     wrong: tuple[str, ...]
@@ -116,7 +116,7 @@ class World:
         self.clients = [self._client(number, habits) for number, habits in enumerate(self._habits())]
 
     def run(self) -> Outcome:
-        """The whole run. Raises nothing that the service does wrong: that is in the outcome."""
+        """Run the scenario. Faults of the service are in the outcome, not raised."""
         self.loop.set_exception_handler(self._unhandled)
         self._main = self.loop.create_task(self._live(), name="world")
         try:
@@ -200,7 +200,7 @@ class World:
         await self._stop_in_order()
 
     def _break_a_part(self) -> None:
-        """Perhaps a task of the service gets an exception that nobody expected; nobody else may have one."""
+        """Perhaps raise a defect in a task of the service; other tasks must not have one."""
         service = self._services[-1]
         runtime = service.runtime
         if runtime is None or not service.process.alive:
@@ -248,7 +248,7 @@ class World:
             client.settle()
 
     async def _settle(self) -> None:
-        """Wait until everything has arrived, a bounded time; then everything must be right."""
+        """Wait a limited time until all candles have arrived; then all promises must hold."""
         until_s = self.loop.time() + SETTLE_S
         pause_s = 1.0
         while (unsettled := self._unsettled()) and self.loop.time() < until_s:
@@ -274,7 +274,7 @@ class World:
         )
 
     async def _stop_in_order(self) -> None:
-        """The last service stops as it should: every client is told, and what is stored stays."""
+        """The last service stops in order: every client is told, and stored candles remain."""
         self._ending = True
         self._check_defects(self._services[-1])
         codes = [len(client.ended_codes) for client in self.clients]

@@ -38,7 +38,7 @@ PATIENCE_S = 60.0
 
 
 class Exchange(SimServer):
-    """The simulated exchange, which notes from when on it is asked for minutes; some answers wait until `open`."""
+    """The simulated exchange, which records the start of each request for minutes; some answers wait until `open`."""
 
     def __init__(self, config: SimConfig) -> None:
         super().__init__(config)
@@ -55,7 +55,7 @@ class Exchange(SimServer):
         return rest
 
     async def advance(self, seconds: int) -> None:
-        """Let so many seconds pass at once."""
+        """Let the given seconds pass at once."""
         async with (
             aiohttp.ClientSession() as http,
             http.post(self.http_url + "/sim/clock", json={"advance_s": seconds}) as response,
@@ -94,7 +94,7 @@ async def health(service: Service) -> dict[str, object]:
 
 
 async def until_stored(service: Service, first: int) -> list[Candle]:
-    """All candles, once they begin there and have no hole."""
+    """All candles, once they begin at that time and have no gap."""
     candles: list[Candle] = []
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -160,7 +160,7 @@ async def test_deep_history_is_read_oldest_part_first_beside_live_candles_with_p
         facts = progress[0]["data"]
         assert isinstance(facts, dict)
         assert (facts["state"], facts["reason"], facts["progress_pct"]) == ("running", "backfill", 0.0)
-        # Health tells of the newest reading, which may be one of live by now.
+        # Health shows the newest reading, which may be a live tail by now.
         facts = progress[-1]["data"]
         assert isinstance(facts, dict)
         assert (facts["state"], facts["reason"]) == ("succeeded", "backfill")
@@ -341,7 +341,7 @@ async def test_after_days_offline_a_series_gets_its_newest_candles_first(
         following(store, exchange, market_auto_tail_backfill_max_candles="300") as service,
     ):
         before = (await complete(service, exchange, BTC))[BTC]
-        # Away, as a stream is that cannot be had, while the exchange goes on.
+        # The stream cannot be subscribed while the exchange goes on.
         faults = [exchange.faults.add(fault) for fault in (RefuseConnect(reset=True), RestError(status=503))]
         exchange.faults.add(Disconnect())
         await until(lambda: service.runtime.supervisors.status(BTC).state == "reconnecting", "it is away")

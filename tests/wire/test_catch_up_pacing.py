@@ -1,4 +1,4 @@
-"""Catch-ups of many series on one connection: paced by the client's reading, and nothing else waits for them."""
+"""Catch-ups of many series on one connection: paced by the client's reading, without delaying other messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def store(service: Service, name: str, first: int, count: int) -> None:
 
 
 async def connect(service: Service) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse, socket.socket]:
-    """A client whose kernel takes in little for it."""
+    """A client with a small receive buffer."""
     opened: list[socket.socket] = []
 
     def small(address: tuple[object, ...]) -> socket.socket:
@@ -57,7 +57,7 @@ async def connect(service: Service) -> tuple[aiohttp.ClientSession, aiohttp.Clie
 
 
 def pause(client: aiohttp.ClientWebSocketResponse) -> asyncio.Transport:
-    """Take nothing from the socket from now on."""
+    """Stop reading from the socket."""
     connection = client._response.connection  # there is no public way to it
     assert connection is not None
     transport = connection.transport
@@ -75,7 +75,7 @@ async def test_other_messages_of_a_client_do_not_wait_for_its_catch_ups(service:
         await client.send_json({"type": "unsubscribe", "series_id": NAMES[-1]})
         await client.send_json({"type": "subscribe", "series_id": LIVE})
         await client.send_json({"type": "ping"})
-        # The client takes nothing, and yet what comes behind the catch-ups is done.
+        # The client reads nothing, and yet messages after the catch-ups are handled.
         await until(lambda: service.runtime.hub.watched(SeriesId.parse(LIVE)), "the live series is subscribed")
         [outbox] = [one.outbox for one in service.runtime.hub._clients]
         assert not service.runtime.hub.watched(SeriesId.parse(NAMES[-2])), "its catch-up is not read yet"

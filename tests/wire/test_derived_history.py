@@ -1,4 +1,4 @@
-"""The first history of derived series, over real sockets: base candles, and the exchange's own before them."""
+"""The first history of derived series, over real sockets: base candles, and native candles before them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def reading(
 
 
 class Late:
-    """Native history whose last candle is not shown yet when it is asked for the first two times."""
+    """Native history whose last candle is not shown in the first two answers."""
 
     def __init__(self, history: History) -> None:
         self._history = history
@@ -71,7 +71,7 @@ class Late:
 
 
 def theirs(exchange: SimServer, series: SeriesId, first: int, end: int) -> list[Candle]:
-    """The exchange's own candles of that timeframe which open in `[first, end)`."""
+    """Native candles of that timeframe that open in `[first, end)`."""
     listing = exchange.exchange.spot[series.symbol.replace("/", "")]
     end = series.timeframe.next(series.timeframe.floor(end - 1))
     rows = listing.candles(Grid(series.timeframe), first, end, end * 1000).rows()
@@ -79,7 +79,7 @@ def theirs(exchange: SimServer, series: SeriesId, first: int, end: int) -> list[
 
 
 def alike(some: Sequence[Candle], others: Sequence[Candle]) -> bool:
-    """Whether they are the same but for how volumes were rounded."""
+    """Whether they are equal except for the rounding of volumes."""
     return len(some) == len(others) and all(
         one[:5] == other[:5] and isclose(one.volume, other.volume, rel_tol=ROUNDING)
         for one, other in zip(some, others, strict=True)
@@ -95,7 +95,7 @@ async def page(service: Service, series: SeriesId, **params: int) -> list[Candle
 
 
 async def until_page(service: Service, series: SeriesId, count: int, **params: int) -> list[Candle]:
-    """The page, once it has so many candles; it is asked for again and again."""
+    """The page, once it has the given number of candles; polled."""
     candles: list[Candle] = []
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -122,7 +122,7 @@ async def test_a_daily_series_begins_with_native_candles(tmp_path: Path) -> None
         )
         status, health = await service.get("/api/market/health", series_id=str(days))
         assert (status, health["status"]) == (200, "green"), health
-        # And so with a page of hours that reaches behind the base.
+        # The same for a page of hours from before the base.
         hours = await until_page(service, BASE.with_timeframe(HOUR), 200, limit=200)
         assert alike(hours, theirs(exchange, BASE.with_timeframe(HOUR), hours[0].time, hours[-1].time + 1))
         older = await until_page(service, BASE.with_timeframe(HOUR), 900, before=hours[0].time, limit=900)
@@ -272,7 +272,7 @@ async def test_native_candles_before_the_exchanges_first_are_not_requested(
 async def test_a_native_candle_that_is_not_shown_yet_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That nothing comes for a bucket that has just ended does not say that the exchange's candles begin behind it."""
+    """A missing candle of a bucket that has just ended does not prove that native candles begin later."""
     hours = BASE.with_timeframe(HOUR)
     async with (
         SimServer(SimConfig(symbols=3, start=START)) as exchange,
@@ -297,7 +297,7 @@ async def test_a_native_candle_that_is_not_shown_yet_is_retried(
 async def test_a_native_candle_without_a_proof_of_its_close_is_retried_without_a_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its end is long past."""
+    """The bucket ended long ago."""
     hours = BASE.with_timeframe(HOUR)
     flags = {
         "whitelist_ingest": "on",
@@ -321,7 +321,7 @@ async def test_a_native_candle_without_a_proof_of_its_close_is_retried_without_a
 
 
 async def test_a_gap_in_the_base_keeps_its_native_candle_until_filled(tmp_path: Path) -> None:
-    """An explicit backfill declares a hole before what is stored; the chart of hours stays whole meanwhile."""
+    """An explicit backfill declares a gap before the stored candles; the hourly series stays complete."""
     store, hours = tmp_path / "store.sqlite", BASE.with_timeframe(HOUR)
     async with (
         SimServer(SimConfig(symbols=3, start=START)) as exchange,

@@ -26,18 +26,18 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE = BTC.timeframe
 FIVE, HOUR = Timeframe.parse("5m"), Timeframe.parse("1h")
 BTC_FIVE, BTC_HOUR = BTC.with_timeframe(FIVE), BTC.with_timeframe(HOUR)
-# Of the candles that the service computes: how the exchange's own come before them is tests/wire/test_derived_history.
+# Computed candles; native candles before them are tested in tests/wire/test_derived_history.
 ROLLED = {"derived_native_candles": "0"}
 
 
 def minutes(exchange: SimServer, start: int, end: int) -> list[Candle]:
-    """What the exchange traded in `[start, end)`, as it will be when it is over."""
+    """The traded candles in `[start, end)` with their final values."""
     rows = (exchange.exchange.spot["BTCUSDT"].minute(time) for time in range(start, end, 60))
     return [Candle(row.time, row.open, row.high, row.low, row.close, row.volume) for row in rows if row is not None]
 
 
 def truth(exchange: SimServer, timeframe: Timeframe, start: int, end: int) -> list[Candle]:
-    """The candles of `timeframe` that open in `[start, end)`; the exchange folds them too, in an order of its own."""
+    """The candles of `timeframe` that open in `[start, end)`; the exchange folds them in another order."""
     base = minutes(exchange, start, end)
     if timeframe == MINUTE:
         return base
@@ -74,7 +74,7 @@ def closed(updates: Sequence[Update]) -> list[Candle]:
 
 
 def check_stream(exchange: SimServer, timeframe: Timeframe, seen: Sequence[Update]) -> None:
-    """Closed candles are the truth, each once, in order, none missing; what formed in between led up to them."""
+    """Closed candles are correct, each once, in order, none missing; forming candles led up to them."""
     candles = closed(seen)
     end = timeframe.next(candles[-1].time)
     assert candles == truth(exchange, timeframe, candles[0].time, end)
@@ -102,7 +102,7 @@ def check_grew(earlier: Candle, later: Candle) -> None:
 
 
 async def stored(store: Path, series: SeriesId) -> list[Candle]:
-    """All candles of a store that nobody writes to any more."""
+    """All candles of a closed store."""
     async with SqliteDatabase(store) as database:
         return await database.read(lambda rows: rows.between(series, 0, MAX_TIME))
 
@@ -139,7 +139,7 @@ async def test_a_restart_in_mid_bucket_leaves_no_trace_in_a_derived_stream(tmp_p
                 while closed(await until_closed(updates, 1))[0].time % 300 != 60:
                     pass
         async with aiohttp.ClientSession() as http:
-            # Away for half an hour and a bit: both restarts fall into the middle of a bucket.
+            # Offline for more than half an hour: both restarts fall into the middle of a bucket.
             await (await http.post(exchange.http_url + "/sim/clock", json={"advance_s": 1830})).read()
         async with (
             running_service(
@@ -190,7 +190,7 @@ async def test_a_derived_series_on_the_whitelist_has_its_base_followed(tmp_path:
         assert len(page["candles"]) == 10
 
 
-# --- writes from outside
+# --- posted candles
 
 
 def body(series: SeriesId, candle: Candle) -> dict[str, object]:
@@ -228,7 +228,7 @@ async def test_a_correction_reaches_followers_of_the_base_and_of_what_is_derived
             watched = {BTC: was.time, BTC_FIVE: noon + 300, BTC_HOUR: noon}
             async with service.http.ws_connect(service.url + "/ws/market") as socket:
                 for series in watched:
-                    # From before the candle that will change: who begins behind it has nothing to be corrected.
+                    # `since` before the candle that will change: a later `since` gets no correction.
                     await socket.send_json(
                         {"type": "subscribe", "series_id": str(series), "since": noon - 3600, "supports_batch": True}
                     )
@@ -247,7 +247,7 @@ async def test_a_correction_reaches_followers_of_the_base_and_of_what_is_derived
                     if message.get("revised"):
                         assert message["series_id"] not in revised, "each correction is told once"
                         revised[message["series_id"]] = message["candle"]
-                # The same again changes nothing, and is told to nobody: the next correction is what comes next.
+                # The same candle again changes nothing and is not published: the next message is the next correction.
                 assert (await post(service, BTC, corrected))[0] == 200
                 assert (await post(service, BTC, was))[0] == 200
                 while not message.get("revised") or message["candle"] == revised[message["series_id"]]:

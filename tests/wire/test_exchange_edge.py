@@ -1,4 +1,4 @@
-"""The exchange fails in every way that it is known to, over real sockets: in the end the store is what it traded."""
+"""The exchange has every known fault, over real sockets: the store finally equals the traded candles."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ALL = (SPOT, SPOT_ETH, FUTURES, FUTURES_ETH)
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exchange runs fast here: what waits on our clock waits less."""
+    """The exchange runs fast in these tests: delays by the monotonic clock are shorter."""
     monkeypatch.setattr(market_watch, "CLOCK_AGE_S", 0.5)
     monkeypatch.setattr(followed, "ATTACH_WAIT_S", 1.0)
     monkeypatch.setattr(liveness, "IN_FLIGHT_S", 0.5)
@@ -70,7 +70,7 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 async def following(
     tmp_path: Path, *followed: SeriesId, speed: float = 60.0, symbols: int = 2, **flags: str
 ) -> AsyncIterator[tuple[SimServer, Service]]:
-    """The service has followed those series for a while: all is caught up, and every stream is live."""
+    """A service that follows these series: caught up, with live streams."""
     given = {"startup_kline_sync_target_candles": "20", "audit_interval_s": "0"} | flags
     async with (
         SimServer(SimConfig(speed=speed, symbols=symbols)) as exchange,
@@ -87,7 +87,7 @@ def state(service: Service, series: SeriesId) -> str:
 
 
 class Listener:
-    """A client that notes all it gets of one series."""
+    """A client that records all messages of a series."""
 
     def __init__(self, service: Service, series: SeriesId) -> None:
         self.updates: list[Update] = []
@@ -103,7 +103,7 @@ class Listener:
         return [one.candle.time for one in self.updates if isinstance(one, ClosedCandle) and not one.revised]
 
     def events(self) -> list[str]:
-        """What was told of its stream; reads may have set off a backfill besides."""
+        """The messages about its stream; reads may have caused backfills."""
         told = [one.event for one in self.updates if isinstance(one, System)]
         return [event for event in told if event.startswith("stream.")]
 
@@ -184,7 +184,7 @@ async def test_a_connection_whose_streams_are_all_silent_is_renewed(
 
 
 async def test_a_cut_over_the_minutes_end_loses_nothing(tmp_path: Path) -> None:
-    """From :59.8 to :01.2 of the exchange's minute nothing is heard: the final frame of that minute never comes."""
+    """From :59.8 to :01.2 of the exchange's minute no frame comes: the final frame of that minute is lost."""
     async with following(tmp_path, *ALL, speed=10) as (exchange, service), listening(service, SPOT) as client:
         for _ in range(2):
             await until(lambda: exchange.now_ms() % 60_000 >= 59_800, "the end of a minute")
@@ -299,7 +299,7 @@ async def test_candles_of_lost_final_frames_come_from_rest(tmp_path: Path) -> No
 async def test_rows_that_rest_shows_too_early_are_corrected_by_the_audit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """REST lags by more than the margin, and the stream loses its final frames: what is stored then is not final."""
+    """REST lags by more than the margin, and final frames are lost: stored candles are not final then."""
     monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
     async with following(tmp_path, SPOT, speed=30, audit_interval_s="0.1") as (exchange, service):
         faults = [exchange.faults.add(RestStale(delay_s=45.0)), exchange.faults.add(DropClosed())]
@@ -354,7 +354,7 @@ async def test_a_stall_in_mid_candle_promotes_nothing_when_our_clock_passes_the_
         exchange._clock.pause(True, time.monotonic())
         await complete(service, exchange, SPOT)
         open_ = exchange.now_ms() // 60_000 * 60
-        # Our clock alone would make it several of the exchange's minutes at this speed.
+        # By this machine's clock several minutes of the exchange would have passed.
         clock = service.runtime.registry.clocks["binance", "spot"]
         loop = asyncio.get_running_loop()
         asked = exchange._api.weight_used(exchange.now_ms())
@@ -422,7 +422,7 @@ async def test_a_silent_revision_is_found_by_the_audit(tmp_path: Path, monkeypat
             return [one.candle for one in client.updates if isinstance(one, ClosedCandle) and one.revised]
 
         for attempt in range(10):
-            # The newest candle is revised. Where the service had not got it yet, it never had other values.
+            # The newest candle is revised. A service that did not have the candle yet never saw other values.
             exchange.faults.add(Revise(market="futures"))
             with suppress(AssertionError):
                 await until(lambda: revised() != [], f"told, attempt {attempt}", patience_s=6.0)
@@ -434,7 +434,7 @@ async def test_a_silent_revision_is_found_by_the_audit(tmp_path: Path, monkeypat
 
 
 def klines_asked(exchange: SimServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The symbols of which klines are asked from now on."""
+    """The symbols of requests for klines from now on."""
     asked: list[str] = []
     answer = exchange._api.answer
 
@@ -472,7 +472,7 @@ async def test_a_delisted_symbol_is_reported_paused_and_followed_again_when_list
         await passed(exchange, 120)
         await until(lambda: len(client.gaps()) == 1, "the client is told of the span between")
         assert client.gaps()[0].state == "confirmed_empty"
-        # Futures are listed anew: what was before is not served any more, and we still have it.
+        # A relisted future has no earlier history at the exchange; the store keeps it.
         after = [candle for candle in await stored(service, series) if candle not in before]
         assert after == truth(exchange, series, range(after[0].time, after[-1].time + 60, 60))
         assert after[-1].time >= exchange.now_ms() // 1000 - 180

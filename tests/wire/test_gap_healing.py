@@ -43,7 +43,7 @@ TIMEOUT_S = 20.0
 
 
 class Exchange(SimServer):
-    """The simulated exchange; counts the klines that it is asked for."""
+    """The simulated exchange, which counts requests for klines."""
 
     asked = 0
 
@@ -57,7 +57,7 @@ class Exchange(SimServer):
         return rest
 
     def truth(self, series: SeriesId, first: int, end: int) -> list[Candle]:
-        """What was traded."""
+        """The traded candles."""
         listings = self.exchange.spot if series.market == "spot" else self.exchange.futures
         rows = (listings["BTCUSDT"].minute(time) for time in range(first, end, 60))
         return [Candle(row.time, row.open, row.high, row.low, row.close, row.volume) for row in rows if row]
@@ -65,7 +65,7 @@ class Exchange(SimServer):
 
 @asynccontextmanager
 async def exchange_with_outage() -> AsyncIterator[Exchange]:
-    """Its now is well behind an hour and a half that never were."""
+    """The exchange's time is well after an outage of an hour and a half."""
     async with Exchange(SimConfig(symbols=2, start=OUTAGE.start - 30)) as exchange, aiohttp.ClientSession() as http:
         exchange.faults.add(Outage(minutes=90))
         body = {"advance_s": NOW - OUTAGE.start}
@@ -127,7 +127,7 @@ async def test_a_declared_gap_is_filled_and_its_outage_confirmed_empty_and_never
         truth = exchange.truth(series, START, NOW - 600)
         assert [candle.time for candle in truth if OUTAGE.start <= candle.time < OUTAGE.end] == []
         async with healing(store, exchange) as (service, pipeline, database):
-            # Short holes, and one of more than a page with the outage in it.
+            # Short gaps, and a gap of more than a page that includes the outage.
             lost = {*range(10, 13), *range(700, 701), *range(2800, 4500)}
             kept = [candle for candle in truth if (candle.time - START) // 60 not in lost]
             await pipeline.submit(series, kept, "file")
@@ -152,7 +152,7 @@ async def test_a_declared_gap_is_filled_and_its_outage_confirmed_empty_and_never
 async def test_a_filled_gap_updates_the_derived_candles_on_both_sides(
     tmp_path: Path,
 ) -> None:
-    """Across midnight, with which five minutes, an hour and a day end; and five minutes up to the end of an hour."""
+    """Gaps across midnight, the end of a bucket of 5m, 1h and 1d; and of five minutes up to the end of an hour."""
     targets = tuple(map(Timeframe.parse, ("5m", "1h", "1d")))
     midnight = START // 86_400 * 86_400 + 86_400
     first = midnight - 86_400

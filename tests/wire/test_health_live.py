@@ -25,7 +25,7 @@ def truth(exchange: SimServer, times: Iterable[int]) -> list[Candle]:
 
 
 async def until(service: Service, series_id: str, true: Callable[[Answer], bool]) -> list[Answer]:
-    """The answers up to the one for which it is true."""
+    """The answers up to the first that satisfies the condition."""
     seen: list[Answer] = []
     async with asyncio.timeout(TIMEOUT_S):
         while True:
@@ -42,7 +42,7 @@ def is_green(answer: Answer) -> bool:
 
 
 async def store_with_hole(store: Path, exchange: SimServer) -> None:
-    """Some hours are stored, up to an hour before the exchange's now, with a hole of ten minutes."""
+    """Store some hours up to an hour before the exchange's time, with a gap of ten minutes."""
     times = [time for time in range(START - 4 * 3600, START - 3600, 60) if not 3000 < START - 3600 - time <= 3600]
     async with running_service(store) as service:
         await service.runtime.market_data.ingest_candles_closed(BTC, truth(exchange, times))

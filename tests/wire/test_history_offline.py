@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 def last_minutes(count: int, ago: int = 0) -> list[Candle]:
-    """Candles up to so many minutes ago, by this machine's clock."""
+    """Candles up to the given minutes before now, by this machine's clock."""
     end = int(time.time()) // 60 * 60 - ago * 60
     return minutes(end - count * 60, count)
 
@@ -76,7 +76,7 @@ async def test_a_read_gets_candles_of_files_of_any_age(tmp_path: Path, ago: int)
 
 
 async def test_the_start_and_a_subscription_read_files(tmp_path: Path) -> None:
-    """A series of the whitelist is read at once; another one when somebody subscribes to it, who is sent it."""
+    """A whitelisted series is read at once; another series when a client subscribes, who gets its candles."""
     candles = last_minutes(2500, 30)
     folder = files_with(tmp_path / "data", candles)
     files_with(folder, candles, "binance/ETH_USDT-1m.feather")
@@ -152,7 +152,7 @@ async def test_new_candles_of_a_growing_file_are_read(tmp_path: Path) -> None:
 
 
 async def test_candles_of_the_exchange_follow_those_of_the_files_once_it_answers(tmp_path: Path) -> None:
-    """Its time counts from then on: it is 2023 there."""
+    """The exchange's time counts from then on: 2023."""
     reserved = socket.create_server(("127.0.0.1", 0))
     port = reserved.getsockname()[1]
     reserved.close()

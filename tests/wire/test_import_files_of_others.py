@@ -200,7 +200,7 @@ def test_a_full_disk_ends_an_import_and_keeps_stored_candles(as_json: bool, tmp_
     other = write_freqtrade(tmp_path / "ETH_USDT-1m.feather", minutes(START, 10))
 
     def full() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Series on demand, over real sockets: the first subscriber starts one, the last leaves, and a while later it stops."""
+"""On-demand series over real sockets: a job starts with the first subscriber, and stops after its idle time."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_a_job_starts_with_the_first_subscriber_and_stops_after_its_idle_t
             await complete(service, exchange, ETH)
             await ask(one, ETH, "unsubscribe")
             await until(lambda: jobs(service)[str(ETH)] == 1, "one reference is left")
-            # The other one just goes away.
+            # The other client disconnects.
         await until(lambda: jobs(service).get(str(ETH)) == 0, "nobody watches")
         assert ETH in service.runtime.supervisors.followed(), "in case somebody comes back"
         await until(lambda: jobs(service) == {str(BTC): 0}, "it has stopped, and the whitelist goes on")

@@ -45,7 +45,7 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def serving(tmp_path: Path, **flags: str) -> AsyncIterator[tuple[SimServer, Service, list[Pointed]]]:
-    """A service that follows nothing of Binance, and an exchange `simex` beside it."""
+    """A service without series of Binance, and an exchange `simex`."""
     made: list[Pointed] = []
     given = {"startup_kline_sync_target_candles": "20", "ondemand_idle_ttl_s": "0.3", "audit_interval_s": "0"} | flags
     async with SimServer(SimConfig(speed=60, symbols=3)) as exchange:

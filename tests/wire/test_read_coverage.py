@@ -1,4 +1,4 @@
-"""Reads have fetched what they lack: the service and the simulated exchange, over real sockets."""
+"""Reads request the candles that they lack: the service and the simulated exchange, over real sockets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PATIENCE_S = 30.0
 
 
 class Exchange(SimServer):
-    """The simulated exchange; notes from when on klines are asked for, by market, and answers them while `open`."""
+    """The simulated exchange, which records the start of requests for klines by market; answers wait until `open`."""
 
     def __init__(self, config: SimConfig) -> None:
         super().__init__(config)
@@ -69,13 +69,13 @@ class Exchange(SimServer):
 
 @pytest.fixture(autouse=True)
 def _clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exchange whose clock is advanced at a jump tells nobody: it is asked anew soon."""
+    """The exchange does not report a jump of its clock: its time is requested again soon."""
     monkeypatch.setattr(exchange_time, "CLOCK_AGE_S", 0.2)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A service whose reads are covered, and its exchange."""
+    """A service with coverage of reads, and its exchange."""
 
     service: Service
     exchange: Exchange
@@ -88,7 +88,7 @@ class Reading:
         return [Candle(*row.values()) for row in rows]
 
     async def until_page(self, holds: Callable[[list[Candle]], bool], series: SeriesId, **params: int) -> list[Candle]:
-        """The page, once it is right; it is asked for again and again."""
+        """The page, once it is right; polled."""
         candles: list[Candle] = []
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -100,7 +100,7 @@ class Reading:
         return candles
 
     async def settled(self, series: SeriesId) -> None:
-        """Nothing of it is read, or waits to be."""
+        """Wait until nothing of the series is in flight or waits."""
         backfill = self.service.runtime.backfill
         assert backfill is not None
         await until(lambda: not backfill.working_on(series), "nobody is at work")
@@ -123,7 +123,7 @@ async def covered(
     around: Surroundings | None = None,
     **flags: str,
 ) -> AsyncIterator[Service]:
-    """A service whose reads are covered; it follows what is subscribed, and nothing else."""
+    """A service with coverage of reads, which follows subscribed series alone."""
     given = {"enable_whitelist_ingest": "off", "audit_interval_s": "0"} | flags
     given["market_auto_tail_backfill_max_candles"] = str(max_candles)
     async with running_service(store, exchange, None, around, **given) as service:
@@ -161,7 +161,7 @@ async def test_the_tail_of_a_series_that_is_not_followed_is_stored_for_the_next_
         backfill = health["backfill"]
         assert isinstance(backfill, dict)
         assert (backfill["reason"], backfill["start_missing_candles"]) == ("read", 2000)
-        # Later there is more; who asks then has it fetched from the stored head on.
+        # A later read requests new candles from the stored head on.
         world.exchange.asked.clear()
         await world.exchange.advance(7200)
         await world.until_page(lambda page: page[-1].time == NEWEST + 7200, series)
@@ -193,7 +193,7 @@ async def test_two_thousand_reads_of_one_tail_make_one_request(tmp_path: Path) -
                 async with users.get(url, params={"series_id": str(series), "limit": 5}) as response:
                     return len((await response.json())["candles"])
 
-            # All of them are answered while the exchange is being asked.
+            # All reads are answered while the request is in flight.
             pages = await asyncio.gather(*(read((SPOT, SPOT_5M)[number % 2]) for number in range(2000)))
             assert set(pages) == {0}
             await until(lambda: bool(exchange.asked), "the exchange is asked")
@@ -239,7 +239,7 @@ async def test_scrolling_back_ends_at_the_listing_and_requests_nothing_then(
         assert len(candles) > 5000
         await world.settled(series)
         asked = len(world.exchange.asked)
-        # A read that saw the store a moment before a page was written asks for a candle or so more.
+        # A read from right before the write of a page may request a few candles more.
         assert asked <= 26, "a page or two for each request"
         for _ in range(10):
             assert await world.page(series, before=listing) == []
@@ -270,7 +270,7 @@ async def test_a_read_of_a_derived_series_requests_its_base(tmp_path: Path) -> N
 
 
 class Later(SystemClock):
-    """Our clock, once the first delay of a retry is over."""
+    """The monotonic clock after the first retry delay."""
 
     def monotonic_s(self) -> float:
         return super().monotonic_s() + 15.0
@@ -297,7 +297,7 @@ async def test_a_ban_during_a_read_keeps_the_candles_before_and_delays_the_rest(
 ) -> None:
     monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.READ, 0.1)
     async with reading(tmp_path, around=retrying(0.05), max_candles=2500) as world:
-        # Its symbols, its time and the first page; then 429, and the one who comes back is banned.
+        # Symbols, time and the first page are answered; then 429, and a further request is banned.
         fault: Fault = RateLimit(after=3, count=1, retry_after_s=1, ban_s=6.0)
         world.exchange.faults.add(fault)
         first = NEWEST + 60 - 2500 * 60
@@ -311,11 +311,11 @@ async def test_a_ban_during_a_read_keeps_the_candles_before_and_delays_the_rest(
             return page == right
 
         await world.until_page(over, SPOT, since=0, limit=5000)
-        # One page, or two where somebody else had asked for the symbols or the time.
+        # One page, or two if the symbols or the time were known already.
         assert len(seen[0]) == 0
         assert 999 < len(seen[1]) < len(right), "what came before is served meanwhile"
         assert all(page == right[: len(page)] for page in seen), "and no page has a hole"
-        # Who reads all the time, with next to no cool-down, does not ask before the ban is over.
+        # Continuous reads with a short cooldown cause no request before the ban ends.
         starts = [time for _, time in world.exchange.asked]
         assert sorted(set(starts)) == [first, second, second + 999 * 60]
         assert len(starts) <= 5
@@ -351,7 +351,7 @@ async def test_unlisted_symbols_and_unknown_exchanges_cost_no_request(
                 assert await world.page(series) == minute
         status, _ = await world.service.get("/api/market/candles", series_id="binance:spot:NO/SUCH:1m")
         assert status == 404
-        # What is asked for afterwards comes, and nothing else was.
+        # Later requests are answered, and there were no others.
         await world.until_page(lambda page: page != [], SPOT)
         assert {time for _, time in world.exchange.asked} >= {NEWEST + 60 - 2000 * 60}
         assert not any(time > NEWEST - 700 and time <= NEWEST - 600 for _, time in world.exchange.asked)
@@ -359,7 +359,7 @@ async def test_unlisted_symbols_and_unknown_exchanges_cost_no_request(
 
 @dataclass(slots=True)
 class Follower:
-    """What a WebSocket client was told of a series."""
+    """The messages of a series to a WebSocket client."""
 
     closed: list[Candle] = field(default_factory=list)
     gaps: int = 0

@@ -42,7 +42,7 @@ HISTORY = 10_000  # reaches back beyond the earlier outage, also when the start 
 
 
 class Exchange(SimServer):
-    """The simulated exchange, which notes the klines that it is asked for: symbol, and recorded start time."""
+    """The simulated exchange, which records requests for klines: symbol, and recorded start time."""
 
     def __init__(self, config: SimConfig) -> None:
         super().__init__(config)
@@ -60,7 +60,7 @@ class Exchange(SimServer):
         return rest
 
     def asked_across(self, series: SeriesId, hole: Span) -> int:
-        """How many requests had the hole in their answer: they began before it, with not a thousand rows in between."""
+        """The number of requests whose answer covers the gap: begun before, with less than a thousand rows between."""
         name = series.symbol.replace("/", "")
         return sum(symbol == name and hole.start - 60_000 < start < hole.end for symbol, start in self.asked)
 
@@ -76,7 +76,7 @@ async def following(exchange: Exchange, store: Path) -> AsyncIterator[Service]:
     flags = {
         "whitelist": f"{BTC},{BRD}",
         "startup_kline_sync_target_candles": str(HISTORY),
-        # The rolling audit looks at the newest minutes again, holes among them or not; it is not what is counted here.
+        # Requests of the audit, which reads the newest minutes again, are not counted.
         "audit_interval_s": "0",
     }
     async with running_service(store, exchange, **flags) as service:
@@ -128,7 +128,7 @@ async def test_the_outage_is_confirmed_empty_declared_once_and_never_requested_a
             )
             for series in (BTC, BRD):
                 assert exchange.asked_across(series, OUTAGE), "the hole was shown by REST"
-            # It is confirmed. From here on nobody asks for it again, and who comes late is told of it too, once.
+            # Confirmed empty: never requested again, and declared once to late subscribers too.
             exchange.asked.clear()
             late = await listen(service, BTC, since, later)
         for messages in (live, live_brd, late):
@@ -149,7 +149,7 @@ async def test_the_outage_is_confirmed_empty_declared_once_and_never_requested_a
 async def check_store(
     database: SqliteDatabase, minutes: list[Candle], series: SeriesId, holes: list[Span], shift_s: int
 ) -> None:
-    """The store of `series` equals the recording, its ledger knows the `holes`, and its derived candles follow."""
+    """The store of `series` equals the recording, its gap ledger has the `holes`, and derived candles follow."""
     stored = await database.read(lambda store: store.between(series, 0, MAX_TIME))
     first, last = stored[0].time - shift_s, stored[-1].time - shift_s
     inside = [minute for minute in minutes if first <= minute.time <= last]
@@ -164,7 +164,7 @@ async def check_store(
     for target in TARGETS:
         expected, wholly_empty = expectations(target, stored, empty)
         derived = series.with_timeframe(target)
-        # Before the first whole bucket may stand the exchange's own candle of the bucket that the base begins in.
+        # The bucket in which the base begins may have a native candle.
         every = await database.read(lambda store, of=derived: store.between(of, 0, MAX_TIME))  # type: ignore[misc]
         assert [candle for candle in every if candle.time >= expected[0].time] == expected
         gaps: list[Gap] = await database.read(lambda store, of=derived: store.gaps(of))  # type: ignore[misc]
@@ -173,7 +173,7 @@ async def check_store(
 
 
 def expectations(target: Timeframe, stored: list[Candle], empty: list[Span]) -> tuple[list[Candle], list[Span]]:
-    """The closed candles of `target`, judged bucket by bucket, and the spans of its wholly empty buckets."""
+    """The closed candles of `target`, bucket by bucket, and the spans of its wholly empty buckets."""
     candles: list[Candle] = []
     wholly_empty: list[int] = []
     position = 0

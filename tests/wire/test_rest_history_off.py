@@ -1,4 +1,4 @@
-"""`enable_ccxt_backfill=off`: no history over REST, whoever wants it; files are read, and the live edge is repaired."""
+"""`enable_ccxt_backfill=off`: no history over REST in any case; files are read, and the live edge is repaired."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Exchange(SimServer):
-    """Notes the first open time that each request for klines asks for, by market and symbol."""
+    """Records the first open time of each request for klines, by market and symbol."""
 
     def __init__(self, config: SimConfig) -> None:
         super().__init__(config)
@@ -59,7 +59,7 @@ class Exchange(SimServer):
 
 
 async def with_a_past(service: Service, exchange: SimServer, *, holes: bool = True) -> None:
-    """Store candles of yesterday, with a hole among them."""
+    """Store candles of yesterday with a gap."""
     past = [time for time in range(NEWEST - 86_400, NEWEST - 80_000, 60) if not holes or time % 3600 > 600]
     for series in (SPOT, FUTURES):
         await service.runtime.market_data.ingest_candles_closed(series, truth(exchange, series, past))

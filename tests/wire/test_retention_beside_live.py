@@ -1,4 +1,4 @@
-"""`retention_days` in a running service: live goes on while old candles go, and the store stays sound."""
+"""`retention_days` in a running service: old candles are trimmed beside live ones, and `verify` passes."""
 
 from __future__ import annotations
 

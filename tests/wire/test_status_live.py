@@ -33,7 +33,7 @@ async def status(service: Service) -> Json:
 
 
 async def until(service: Service, true: Callable[[Json], bool]) -> list[Json]:
-    """The answers up to the one for which it is true."""
+    """The answers up to the first that satisfies the condition."""
     seen: list[Json] = []
     try:
         async with asyncio.timeout(TIMEOUT_S):
@@ -56,7 +56,7 @@ def is_live(answer: Json) -> bool:
 
 @asynccontextmanager
 async def events(service: Service) -> AsyncIterator[list[Json]]:
-    """What the stream of events has told so far."""
+    """The events of the status stream so far."""
     told: list[Json] = []
 
     async def read(response: aiohttp.ClientResponse) -> None:
@@ -100,7 +100,7 @@ async def test_an_exchange_that_dies_is_red_within_seconds_and_green_again_once_
         assert dead["since"] is not None
         assert dead["last_frame_at"] is not None
         assert dead["detail"]
-        # What is not followed is nobody's trouble.
+        # A market without followed series has no trouble.
         assert [one["state"] for one in seen[-1]["exchanges"] if one["market"] == "futures"] == ["idle"]
         assert all(one["status"] != "green" for one in seen if not spot(one)["streams"]["live"])
         async with asyncio.timeout(TIMEOUT_S):
@@ -129,7 +129,7 @@ async def test_an_exchange_that_dies_is_red_within_seconds_and_green_again_once_
 async def test_all_streams_are_live_within_ten_seconds_of_the_exchanges_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long each connection's own backoff has become."""
+    """For any backoff of each connection."""
     longest_s = binance_ws.RECONNECT.most_s
     monkeypatch.setattr(binance_ws, "RECONNECT", Backoff(longest_s, longest_s, jitter=0.5))
     async with AsyncExitStack() as stack:

@@ -58,7 +58,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def spoil(store: Path, statement: str, which: int = 2) -> tuple[int, int]:
-    """Do it to a chunk of BTC: its rowid is `:id` in the statement. Returns its first and last open time."""
+    """Execute a statement on a chunk of BTC, whose rowid is `:id`. Returns its first and last open time."""
     connection = apsw.Connection(str(store))
     number = connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(BTC),)).get
     assert isinstance(number, int)
@@ -137,7 +137,7 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
         assert whole["store"]["ok"] is False  # type: ignore[index]
         assert str(BTC) in whole["store"]["detail"]  # type: ignore[index]
 
-        # The head goes on, and so does the other series.
+        # The head advances, and so does that of the other series.
         for series in (BTC, ETH):
             body = {"series_id": str(series), "candle": dict(zip(FIELDS, candle(COUNT).ohlcv, strict=True))}
             status, answer = await service.post("/api/market/ingest/candle_closed", body)
@@ -147,7 +147,7 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
         status, answer = await service.get("/api/market/health", series_id=str(ETH))
         assert answer["status_reason"] != "store_damaged"
 
-        # What comes into the damaged part is refused, alone.
+        # Only candles of the damaged part are refused.
         body = {"series_id": str(BTC), "candle": dict(zip(FIELDS, Candle(first, 3, 4, 2, 3, 1).ohlcv, strict=True))}
         status, answer = await service.post("/api/market/ingest/candle_closed", body)
         assert status == 500
@@ -190,7 +190,7 @@ async def test_health_is_well_again_once_the_chunk_can_be_read_again(store: Path
     async with service_on(store) as service:
         await page(service)
         await wait_for_health(service, "store_damaged")
-        # In a transaction of its own: the writer may be in one, which rolls back what it cannot read.
+        # In a transaction of its own, because the writer may roll back its present one.
         await service.runtime._database.write(lambda store: put_back(store, before))
         found = await page(service)
         assert found["gaps"] == []
@@ -243,7 +243,7 @@ async def test_damage_that_is_mended_during_an_older_read_is_not_taken_for_a_gap
 
 
 def break_table(store: Path, table: str) -> None:
-    """Make the first page of a table one that SQLite cannot read."""
+    """Make the first page of a table unreadable for SQLite."""
     connection = apsw.Connection(str(store))
     root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).get
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -339,7 +339,7 @@ async def test_whatever_table_is_damaged_the_status_is_red_the_log_is_short_and_
 
 
 def without_names(store: Path) -> list[Candle]:
-    """The stored candles, without a look at the index of the series' names."""
+    """The stored candles, read without the index of the series' names."""
     connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
     memory = Memory(writes=True)
     memory.learn(SqliteTables(connection))
@@ -349,7 +349,7 @@ def without_names(store: Path) -> list[Candle]:
 
 
 def without_types(store: Path, statement: str) -> None:
-    """Carry out a statement as if no table had types, which damaged bytes have not either."""
+    """Execute a statement without the type checks of tables, like damaged bytes."""
     connection = apsw.Connection(str(store))
     connection.execute("PRAGMA writable_schema = ON")
     schema = connection.execute("SELECT rowid, sql FROM sqlite_schema").fetchall()
@@ -423,7 +423,7 @@ async def test_a_lost_chunk_is_declared_by_the_page_and_then_by_the_gap_ledger(
     async with service_on(store) as service:
         gap = {"start_time": first, "end_time": last + 60, "state": "unknown"}
         assert (await page(service))["gaps"] == [gap]
-        # A hole at the edge of a page belongs to the page.
+        # A gap at the edge of a page belongs to the page.
         assert (await page(service, since=first - 60))["gaps"] == [gap]
         assert (await page(service, since=first + 600))["gaps"] == [gap | {"start_time": first + 660}]
         assert (await page(service, before=last + 60))["gaps"] == [gap]

@@ -1,4 +1,4 @@
-"""A series that the exchange does not list is nobody else's: refused at once, or served as it was imported."""
+"""A series that the exchange does not list: refused at once, or served as imported."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ async def test_a_backfill_of_an_unlisted_symbol_ends_at_once_and_stores_nothing(
         assert (status, "coin-margined" in told) == (1, True), told
 
 
-# Names whose joined texts are symbols of the exchange (`BTCUSDT`), and which it does not list.
+# Unlisted names whose joined texts are symbols of the exchange (`BTCUSDT`).
 UNLISTED = [SeriesId.parse("binance:futures:BTC/USDT:USDT-200101:1m"), SeriesId.parse("binance:spot:BT/CUSDT:1m")]
 LISTED = SeriesId.parse("binance:spot:ETH/USDT:1m")
 HOLE = range(100, 105)
 
 
 class Ended(NamedTuple):
-    """What a series looks like to who asks the service."""
+    """The answers of the service about a series."""
 
     candles: list[Candle]
     state: object
